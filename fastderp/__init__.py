@@ -1,0 +1,1 @@
+"""fastderp: a DERP relay and client library (wire-compatible with tailscale derper)."""
