@@ -1,0 +1,190 @@
+# The functions of libcrypto and libssl that this package calls, as pointers found at run time (openssl.pyx).
+# With the .pyx the only file that names OpenSSL's interface: no headers, no link-time dependency.
+# Numbers are those of OpenSSL's public headers; they are part of its ABI from 1.1.1 on.
+
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
+
+
+# Opaque: OpenSSL never shows what is inside.
+cdef extern from *:
+    """
+    typedef struct fastderp_evp_cipher EVP_CIPHER;
+    typedef struct fastderp_evp_cipher_ctx EVP_CIPHER_CTX;
+    typedef struct fastderp_evp_md EVP_MD;
+    typedef struct fastderp_evp_pkey EVP_PKEY;
+    typedef struct fastderp_x509 X509;
+    typedef struct fastderp_x509_store X509_STORE;
+    typedef struct fastderp_x509_param X509_VERIFY_PARAM;
+    typedef struct fastderp_asn1_time ASN1_TIME;
+    typedef struct fastderp_stack OPENSSL_STACK;
+    typedef struct fastderp_bio BIO;
+    typedef struct fastderp_bio_method BIO_METHOD;
+    typedef struct fastderp_ssl SSL;
+    typedef struct fastderp_ssl_ctx SSL_CTX;
+    typedef struct fastderp_ssl_method SSL_METHOD;
+    typedef struct fastderp_ssl_cipher SSL_CIPHER;
+    """
+    ctypedef struct EVP_CIPHER
+    ctypedef struct EVP_CIPHER_CTX
+    ctypedef struct EVP_MD
+    ctypedef struct EVP_PKEY
+    ctypedef struct X509
+    ctypedef struct X509_STORE
+    ctypedef struct X509_VERIFY_PARAM
+    ctypedef struct ASN1_TIME
+    ctypedef struct OPENSSL_STACK
+    ctypedef struct BIO
+    ctypedef struct BIO_METHOD
+    ctypedef struct SSL
+    ctypedef struct SSL_CTX
+    ctypedef struct SSL_METHOD
+    ctypedef struct SSL_CIPHER
+
+
+cdef enum:
+    EVP_CTRL_AEAD_GET_TAG = 0x10
+    EVP_CTRL_AEAD_SET_TAG = 0x11
+
+    SSL_ERROR_SSL = 1
+    SSL_ERROR_WANT_READ = 2
+    SSL_ERROR_WANT_WRITE = 3
+    SSL_ERROR_ZERO_RETURN = 6
+
+    SSL_CTRL_EXTRA_CHAIN_CERT = 14
+    SSL_CTRL_MODE = 33
+    SSL_CTRL_SET_SESS_CACHE_MODE = 44
+    SSL_CTRL_SET_TLSEXT_SERVERNAME_CB = 53
+    SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG = 54
+    SSL_CTRL_SET_TLSEXT_HOSTNAME = 55
+    SSL_CTRL_SET_MIN_PROTO_VERSION = 123
+    SSL_CTRL_SET_MAX_PROTO_VERSION = 124
+
+    SSL_MODE_NO_AUTO_CHAIN = 8
+    SSL_MODE_RELEASE_BUFFERS = 16
+    SSL_SESS_CACHE_OFF = 0
+    SSL_VERIFY_NONE = 0
+    SSL_VERIFY_PEER = 1
+    TLS1_2_VERSION = 0x0303
+    TLS1_3_VERSION = 0x0304
+
+    SSL_OP_NO_TICKET = 1 << 14
+    SSL_OP_NO_COMPRESSION = 1 << 17
+    SSL_OP_PRIORITIZE_CHACHA = 1 << 21
+    SSL_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
+    SSL_OP_NO_RENEGOTIATION = 1 << 30
+
+    SSL_TLSEXT_ERR_OK = 0
+    SSL_TLSEXT_ERR_ALERT_FATAL = 2
+    SSL_AD_UNRECOGNIZED_NAME = 112
+
+    BIO_CTRL_PENDING = 10
+    X509_V_OK = 0
+
+
+ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
+ctypedef int (*ServerNameCallback)(SSL*, int*, void*) noexcept nogil
+ctypedef int (*AlpnCallback)(SSL*, const uint8_t**, uint8_t*, const uint8_t*, unsigned int, void*) noexcept nogil
+
+
+cdef struct Crypto:
+    unsigned long (*OpenSSL_version_num)() noexcept nogil
+    const char* (*OpenSSL_version)(int) noexcept nogil
+    void (*OPENSSL_cleanse)(void*, size_t) noexcept nogil
+
+    EVP_CIPHER* (*EVP_CIPHER_fetch)(void*, const char*, const char*) noexcept nogil  # NULL before OpenSSL 3
+    const EVP_CIPHER* (*EVP_aes_128_gcm)() noexcept nogil
+    const EVP_CIPHER* (*EVP_aes_256_gcm)() noexcept nogil
+    const EVP_CIPHER* (*EVP_chacha20_poly1305)() noexcept nogil
+    EVP_CIPHER_CTX* (*EVP_CIPHER_CTX_new)() noexcept nogil
+    void (*EVP_CIPHER_CTX_free)(EVP_CIPHER_CTX*) noexcept nogil
+    int (*EVP_CIPHER_CTX_ctrl)(EVP_CIPHER_CTX*, int, int, void*) noexcept nogil
+    int (*EVP_CipherInit_ex)(
+        EVP_CIPHER_CTX*, const EVP_CIPHER*, void*, const uint8_t*, const uint8_t*, int
+    ) noexcept nogil
+    int (*EVP_CipherUpdate)(EVP_CIPHER_CTX*, uint8_t*, int*, const uint8_t*, int) noexcept nogil
+    int (*EVP_CipherFinal_ex)(EVP_CIPHER_CTX*, uint8_t*, int*) noexcept nogil
+
+    const EVP_MD* (*EVP_sha256)() noexcept nogil
+    const EVP_MD* (*EVP_sha384)() noexcept nogil
+    uint8_t* (*HMAC)(
+        const EVP_MD*, const void*, int, const uint8_t*, size_t, uint8_t*, unsigned int*
+    ) noexcept nogil
+
+    unsigned long (*ERR_get_error)() noexcept nogil
+    void (*ERR_clear_error)() noexcept nogil
+    const char* (*ERR_reason_error_string)(unsigned long) noexcept nogil
+
+    const BIO_METHOD* (*BIO_s_mem)() noexcept nogil
+    BIO* (*BIO_new)(const BIO_METHOD*) noexcept nogil
+    BIO* (*BIO_new_mem_buf)(const void*, int) noexcept nogil
+    int (*BIO_free)(BIO*) noexcept nogil
+    int (*BIO_read)(BIO*, void*, int) noexcept nogil
+    int (*BIO_write)(BIO*, const void*, int) noexcept nogil
+    long (*BIO_ctrl)(BIO*, int, long, void*) noexcept nogil
+
+    X509* (*d2i_X509)(X509**, const uint8_t**, long) noexcept nogil
+    int (*i2d_X509)(const X509*, uint8_t**) noexcept nogil
+    void (*X509_free)(X509*) noexcept nogil
+    const ASN1_TIME* (*X509_get0_notBefore)(const X509*) noexcept nogil
+    const ASN1_TIME* (*X509_get0_notAfter)(const X509*) noexcept nogil
+    int (*X509_cmp_current_time)(const ASN1_TIME*) noexcept nogil
+    int (*X509_STORE_add_cert)(X509_STORE*, X509*) noexcept nogil
+    int (*X509_VERIFY_PARAM_set1_ip_asc)(X509_VERIFY_PARAM*, const char*) noexcept nogil
+    int (*X509_VERIFY_PARAM_set1_host)(X509_VERIFY_PARAM*, const char*, size_t) noexcept nogil
+    const char* (*X509_verify_cert_error_string)(long) noexcept nogil
+    EVP_PKEY* (*d2i_AutoPrivateKey)(EVP_PKEY**, const uint8_t**, long) noexcept nogil
+    EVP_PKEY* (*PEM_read_bio_PrivateKey)(BIO*, EVP_PKEY**, void*, void*) noexcept nogil
+    void (*EVP_PKEY_free)(EVP_PKEY*) noexcept nogil
+    int (*OPENSSL_sk_num)(const OPENSSL_STACK*) noexcept nogil
+    void* (*OPENSSL_sk_value)(const OPENSSL_STACK*, int) noexcept nogil
+
+
+cdef struct Ssl:
+    const SSL_METHOD* (*TLS_server_method)() noexcept nogil
+    const SSL_METHOD* (*TLS_client_method)() noexcept nogil
+    SSL_CTX* (*SSL_CTX_new)(const SSL_METHOD*) noexcept nogil
+    void (*SSL_CTX_free)(SSL_CTX*) noexcept nogil
+    long (*SSL_CTX_ctrl)(SSL_CTX*, int, long, void*) noexcept nogil
+    long (*SSL_CTX_callback_ctrl)(SSL_CTX*, int, ServerNameCallback) noexcept nogil
+    uint64_t (*SSL_CTX_set_options)(SSL_CTX*, uint64_t) noexcept nogil
+    int (*SSL_CTX_set_num_tickets)(SSL_CTX*, size_t) noexcept nogil
+    int (*SSL_CTX_set_cipher_list)(SSL_CTX*, const char*) noexcept nogil
+    int (*SSL_CTX_set_ciphersuites)(SSL_CTX*, const char*) noexcept nogil
+    void (*SSL_CTX_set_keylog_callback)(SSL_CTX*, KeylogCallback) noexcept nogil
+    void (*SSL_CTX_set_alpn_select_cb)(SSL_CTX*, AlpnCallback, void*) noexcept nogil
+    int (*SSL_CTX_use_certificate)(SSL_CTX*, X509*) noexcept nogil
+    int (*SSL_CTX_use_PrivateKey)(SSL_CTX*, EVP_PKEY*) noexcept nogil
+    int (*SSL_CTX_check_private_key)(const SSL_CTX*) noexcept nogil
+    void (*SSL_CTX_set_verify)(SSL_CTX*, int, void*) noexcept nogil
+    int (*SSL_CTX_set_default_verify_paths)(SSL_CTX*) noexcept nogil
+    int (*SSL_CTX_load_verify_locations)(SSL_CTX*, const char*, const char*) noexcept nogil
+    X509_STORE* (*SSL_CTX_get_cert_store)(const SSL_CTX*) noexcept nogil
+
+    SSL* (*SSL_new)(SSL_CTX*) noexcept nogil
+    void (*SSL_free)(SSL*) noexcept nogil
+    void (*SSL_set_bio)(SSL*, BIO*, BIO*) noexcept nogil
+    void (*SSL_set_accept_state)(SSL*) noexcept nogil
+    void (*SSL_set_connect_state)(SSL*) noexcept nogil
+    long (*SSL_ctrl)(SSL*, int, long, void*) noexcept nogil
+    int (*SSL_set_ex_data)(SSL*, int, void*) noexcept nogil
+    void* (*SSL_get_ex_data)(const SSL*, int) noexcept nogil
+    int (*SSL_do_handshake)(SSL*) noexcept nogil
+    int (*SSL_read)(SSL*, void*, int) noexcept nogil
+    int (*SSL_write)(SSL*, const void*, int) noexcept nogil
+    int (*SSL_shutdown)(SSL*) noexcept nogil
+    int (*SSL_has_pending)(const SSL*) noexcept nogil
+    int (*SSL_get_error)(const SSL*, int) noexcept nogil
+    int (*SSL_version)(const SSL*) noexcept nogil
+    const SSL_CIPHER* (*SSL_get_current_cipher)(const SSL*) noexcept nogil
+    const char* (*SSL_CIPHER_get_name)(const SSL_CIPHER*) noexcept nogil
+    uint16_t (*SSL_CIPHER_get_protocol_id)(const SSL_CIPHER*) noexcept nogil
+    const char* (*SSL_get_servername)(const SSL*, int) noexcept nogil
+    void (*SSL_get0_alpn_selected)(const SSL*, const uint8_t**, unsigned int*) noexcept nogil
+    OPENSSL_STACK* (*SSL_get_peer_cert_chain)(const SSL*) noexcept nogil
+    long (*SSL_get_verify_result)(const SSL*) noexcept nogil
+    X509_VERIFY_PARAM* (*SSL_get0_param)(SSL*) noexcept nogil
+
+
+# Filled when the module is imported and constant from then on.
+cdef Crypto crypto
+cdef Ssl ssl
