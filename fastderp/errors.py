@@ -1,0 +1,72 @@
+"""Exceptions of the library and the exit codes of the commands.
+
+Everything the package raises on purpose is a DerpError, except ValueError for a
+malformed argument (a key text, a packet that is too large). Imports nothing of ours.
+"""
+
+from typing import ClassVar, Final
+
+# Exit codes of every command. 2 is what argparse uses; the others are those of sysexits.h.
+EX_OK: Final = 0
+EX_FAILURE: Final = 1  # it ran, and the answer is no (a probe that failed)
+EX_USAGE: Final = 2  # wrong flags or arguments
+EX_UNAVAILABLE: Final = 69  # a peer, a service or a library that is needed is not there
+EX_SOFTWARE: Final = 70  # an error of ours
+EX_OSERR: Final = 71  # the system refused: port in use, no descriptors, no memory
+EX_NOPERM: Final = 77  # not allowed to read, write or bind
+EX_CONFIG: Final = 78  # a configuration, key or certificate file that cannot be used
+
+
+class DerpError(Exception):
+    """Base of every error of this package.
+
+    `exit_code` is what a command returns when the error ends it.
+    """
+
+    exit_code: ClassVar[int] = EX_SOFTWARE
+
+
+class ConfigError(DerpError):
+    """A file or a setting that cannot be used; the text names it and says what to do."""
+
+    exit_code = EX_CONFIG
+
+
+class KeyFileError(ConfigError):
+    """A key file that cannot be read, written or understood. Never quotes its contents."""
+
+
+class BoxError(DerpError):
+    """A NaCl box that does not open, or a public key no box can be made for."""
+
+
+class ProtocolError(DerpError):
+    """The other side broke a rule of the wire that ends the connection."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class LoginError(ProtocolError):
+    """A login that was refused; `reason` is one of `login.REASONS`, fit for a counter label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class ConnectionClosed(DerpError):
+    """The connection is over: closed by either side, timed out or failed."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class DialError(DerpError):
+    """No connection to the relay could be made: name, TCP, proxy, TLS or HTTP."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class PingTimeout(DerpError):
+    """The relay did not answer a ping in time."""
+
+    exit_code = EX_UNAVAILABLE

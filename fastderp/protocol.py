@@ -1,0 +1,338 @@
+"""The DERP wire: frame types, limits, client addresses and messages (PROTOCOL sections 1 and 2).
+
+Pure functions and values for any thread. Imports nothing of ours and nothing slow.
+Integers on the wire are unsigned and big-endian.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
+
+PROTOCOL_VERSION: Final = 2
+MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
+KEEPALIVE_S: Final = 60.0
+
+KEY_SIZE: Final = 32
+NONCE_SIZE: Final = 24
+HEADER_SIZE: Final = 5
+PING_SIZE: Final = 8
+
+# Data of one packet, without the keys in its frame.
+MAX_PACKET_SIZE: Final = 65536
+MAX_SEND_PACKET_SIZE: Final = KEY_SIZE + MAX_PACKET_SIZE
+MAX_FORWARD_PACKET_SIZE: Final = 2 * KEY_SIZE + MAX_PACKET_SIZE
+MIN_SERVER_KEY_SIZE: Final = len(MAGIC) + KEY_SIZE
+MAX_SERVER_KEY_SIZE: Final = 1024
+MIN_CLIENT_INFO_SIZE: Final = KEY_SIZE + NONCE_SIZE
+MAX_CLIENT_INFO_SIZE: Final = 256 << 10
+MIN_SERVER_INFO_SIZE: Final = NONCE_SIZE
+MAX_SERVER_INFO_SIZE: Final = NONCE_SIZE + (1 << 20)
+# A relay closes on a longer ping.
+MAX_PING_SIZE: Final = 1000
+# A client closes on a longer frame of any type.
+MAX_CLIENT_FRAME_SIZE: Final = 1 << 20
+
+HEADER: Final = struct.Struct(">BI")
+_PORT_FLAGS: Final = struct.Struct(">HB")
+_RESTARTING: Final = struct.Struct(">II")
+
+_PEER_GONE_REASON_END: Final = KEY_SIZE + 1
+_PEER_PRESENT_PORT_END: Final = KEY_SIZE + 16 + 2
+
+
+class FrameType(IntEnum):
+    """First byte of a frame. Each is followed by the payload's length (4 bytes) and this payload:"""
+
+    SERVER_KEY = 0x01  # relay → client: magic 8 ‖ server key 32 ‖ future bytes
+    CLIENT_INFO = 0x02  # client → relay: client key 32 ‖ nonce 24 ‖ box(JSON)
+    SERVER_INFO = 0x03  # relay → client: nonce 24 ‖ box(JSON)
+    SEND_PACKET = 0x04  # client → relay: destination key 32 ‖ data 0..65536
+    RECV_PACKET = 0x05  # relay → client: source key 32 ‖ data 0..65536
+    KEEP_ALIVE = 0x06  # relay → client: empty
+    NOTE_PREFERRED = 0x07  # client → relay: 1 byte, non-zero = this relay is my home
+    PEER_GONE = 0x08  # relay → client: peer key 32 ‖ reason 1
+    PEER_PRESENT = 0x09  # relay → watcher: peer key 32 ‖ IPv6 or 4-in-6 address 16 ‖ port 2 ‖ flags 1
+    FORWARD_PACKET = 0x0A  # mesh peer → relay: source key 32 ‖ destination key 32 ‖ data 0..65536
+    WATCH_CONNS = 0x10  # mesh peer → relay: empty
+    CLOSE_PEER = 0x11  # mesh peer → relay: peer key 32
+    PING = 0x12  # both ways: 8 opaque bytes ‖ future bytes
+    PONG = 0x13  # both ways: the ping's 8 bytes
+    HEALTH = 0x14  # relay → client: UTF-8 problem text; empty = healthy again
+    RESTARTING = 0x15  # relay → client: reconnect in, ms 4 ‖ keep trying for, ms 4
+
+
+class PeerGoneReason(IntEnum):
+    """Why a peer cannot be reached. Values that are not listed come as plain integers."""
+
+    DISCONNECTED = 0x00  # it left the region
+    NOT_HERE = 0x01  # the relay has no route to it
+    MESH_LINK_BROKEN = 0xF0  # made up by a watcher whose own link broke; never travels
+
+
+class PeerPresentFlags(IntFlag):
+    """What a watcher is told about a client. 0 = the relay is too old to say."""
+
+    REGULAR = 1  # none of the others
+    MESH_PEER = 2
+    PROBER = 4
+    NOT_IDEAL = 8  # connected to another node of its region than it would like
+
+
+class NodePublic:
+    """A client's or a relay's public key: its address. Immutable, hashable, ordered by bytes.
+
+    `raw` is the 32 bytes of the wire. Two keys are equal when their bytes are.
+    """
+
+    __slots__ = ("raw",)
+
+    raw: bytes
+
+    def __init__(self, raw: bytes) -> None:
+        """Take the 32 bytes of the wire. ValueError for any other length."""
+        if len(raw) != KEY_SIZE:
+            raise ValueError(f"a public key has {KEY_SIZE} bytes, not {len(raw)}")
+        object.__setattr__(self, "raw", bytes(raw))
+
+    @classmethod
+    def from_text(cls, text: str) -> NodePublic:
+        """Parse `nodekey:` and 64 hex digits. ValueError says what is wrong, never quotes the text."""
+        return cls(parse_key_text(text, "nodekey:"))
+
+    @classmethod
+    def from_hex(cls, text: str) -> NodePublic:
+        """Parse 64 hex digits without a prefix, the form of the Derp-Public-Key header."""
+        return cls(parse_key_text(text, ""))
+
+    @property
+    def text(self) -> str:
+        """The typed form: `nodekey:` and 64 lower-case hex digits."""
+        return "nodekey:" + self.raw.hex()
+
+    @property
+    def hex(self) -> str:
+        """The untyped form: 64 lower-case hex digits."""
+        return self.raw.hex()
+
+    @property
+    def short(self) -> str:
+        """The form for logs: five base64 characters in brackets; empty for the zero key."""
+        return "" if self.is_zero else f"[{base64.b64encode(self.raw[:6]).decode()[:5]}]"
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this is the all-zero key, which nobody can own."""
+        return not any(self.raw)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a key cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a key cannot be changed")
+
+    def __reduce__(self) -> tuple[type[NodePublic], tuple[bytes]]:
+        return NodePublic, (self.raw,)
+
+    def __eq__(self, other: object) -> bool:
+        return self.raw == other.raw if isinstance(other, NodePublic) else NotImplemented
+
+    def __lt__(self, other: NodePublic) -> bool:
+        return self.raw < other.raw if isinstance(other, NodePublic) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __bytes__(self) -> bytes:
+        return self.raw
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"NodePublic.from_text({self.text!r})"
+
+
+def parse_key_text(text: str, prefix: str) -> bytes:
+    """Return the 32 bytes of `prefix` followed by 64 hex digits of either case.
+
+    Raises ValueError saying what is wrong; the text may be a secret, so it is never quoted.
+    """
+    if not text.startswith(prefix):
+        raise ValueError(f"a key of this kind starts with {prefix!r}")
+    digits = text[len(prefix) :]
+    if len(digits) != 2 * KEY_SIZE:
+        raise ValueError(f"a key has {2 * KEY_SIZE} hex digits, not {len(digits)}")
+    try:
+        return binascii.unhexlify(digits)
+    except ValueError:
+        # The original error goes no further: it could show the digits.
+        raise ValueError("a key has hex digits only") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What the relay says about itself, the first message on a connection (PROTOCOL 3.2).
+
+    The token bucket is the rate in bytes per second, framing included, at which a client
+    should send, and the burst in bytes above it. 0 = the relay does not say.
+    """
+
+    version: int = PROTOCOL_VERSION
+    token_bucket_bytes_per_second: int = 0
+    token_bucket_bytes_burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPacket:
+    """A packet of 0 to MAX_PACKET_SIZE bytes that the client `source` sent."""
+
+    source: NodePublic
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """A peer that sent packets here, or that packets were sent to, is not reachable (any more)."""
+
+    key: NodePublic
+    reason: PeerGoneReason | int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPresent:
+    """A client is connected to the relay; only watchers are told.
+
+    `ip` is None and `port` 0 where the relay did not know the address or is too old to say.
+    """
+
+    key: NodePublic
+    ip: IPv4Address | IPv6Address | None = None
+    port: int = 0
+    flags: PeerPresentFlags = PeerPresentFlags(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A request to answer with a Pong of the same 8 bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a Ping of the same 8 bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """Nothing but a sign of life, about once a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A problem the relay sees with this connection; an empty text means it is over."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRestarting:
+    """Advice before a restart: reconnect after `reconnect_in_s`, go on trying for `try_for_s`."""
+
+    reconnect_in_s: float
+    try_for_s: float
+
+
+Message: TypeAlias = (
+    ServerInfo
+    | ReceivedPacket
+    | PeerGone
+    | PeerPresent
+    | Ping
+    | Pong
+    | KeepAlive
+    | Health
+    | ServerRestarting
+)
+
+
+def frame(frame_type: int, *parts: bytes) -> bytes:
+    """Return one whole frame whose payload is `parts` joined."""
+    payload = b"".join(parts)
+    return HEADER.pack(frame_type, len(payload)) + payload
+
+
+def peer_gone_payload(key: bytes, reason: int) -> bytes:
+    """Return the 33 bytes of a PeerGone for the 32-byte `key`."""
+    return key + bytes((reason,))
+
+
+def peer_present_payload(key: bytes, ip: bytes, port: int, flags: int) -> bytes:
+    """Return the 51 bytes of a PeerPresent.
+
+    `ip` is 16 bytes, IPv4 as ::ffff:a.b.c.d; 16 zero bytes and port 0 for an unknown address.
+    """
+    return key + ip + _PORT_FLAGS.pack(port, flags)
+
+
+def restarting_payload(reconnect_in_s: float, try_for_s: float) -> bytes:
+    """Return the 8 bytes of a Restarting frame; both times in seconds, kept to the millisecond."""
+    return _RESTARTING.pack(round(reconnect_in_s * 1000), round(try_for_s * 1000))
+
+
+def parse_message(frame_type: int, payload: bytes) -> Message | None:
+    """Return what a frame from the relay says, or None for a frame to skip (PROTOCOL 4).
+
+    To be skipped are types this version does not know, those of the handshake, those only
+    clients send, and frames too short for their type. Longer ones than needed are fine:
+    later versions append fields. ServerInfo is sealed, so `login.open_server_info` reads it.
+    """
+    match frame_type:
+        case FrameType.RECV_PACKET if len(payload) >= KEY_SIZE:
+            return ReceivedPacket(NodePublic(payload[:KEY_SIZE]), payload[KEY_SIZE:])
+        case FrameType.KEEP_ALIVE:
+            return KeepAlive()
+        case FrameType.PEER_GONE if len(payload) >= KEY_SIZE:
+            return _parse_peer_gone(payload)
+        case FrameType.PEER_PRESENT if len(payload) >= KEY_SIZE:
+            return _parse_peer_present(payload)
+        case FrameType.PING if len(payload) >= PING_SIZE:
+            return Ping(payload[:PING_SIZE])
+        case FrameType.PONG if len(payload) >= PING_SIZE:
+            return Pong(payload[:PING_SIZE])
+        case FrameType.HEALTH:
+            return Health(payload.decode("utf-8", "replace"))
+        case FrameType.RESTARTING if len(payload) >= _RESTARTING.size:
+            reconnect_in_ms, try_for_ms = _RESTARTING.unpack_from(payload)
+            return ServerRestarting(reconnect_in_ms / 1000, try_for_ms / 1000)
+    return None
+
+
+def _parse_peer_gone(payload: bytes) -> PeerGone:
+    has_reason = len(payload) >= _PEER_GONE_REASON_END
+    code = payload[KEY_SIZE] if has_reason else PeerGoneReason.DISCONNECTED
+    try:
+        reason: PeerGoneReason | int = PeerGoneReason(code)
+    except ValueError:
+        reason = code
+    return PeerGone(NodePublic(payload[:KEY_SIZE]), reason)
+
+
+def _parse_peer_present(payload: bytes) -> PeerPresent:
+    """Read the 32, 50, 51 or more bytes that relays of different ages send."""
+    key = NodePublic(payload[:KEY_SIZE])
+    if len(payload) < _PEER_PRESENT_PORT_END:
+        return PeerPresent(key)
+    address = IPv6Address(payload[KEY_SIZE : KEY_SIZE + 16])
+    port = int.from_bytes(payload[KEY_SIZE + 16 : _PEER_PRESENT_PORT_END], "big")
+    flags = payload[_PEER_PRESENT_PORT_END] if len(payload) > _PEER_PRESENT_PORT_END else 0
+    ip = None if address.is_unspecified else address.ipv4_mapped or address
+    return PeerPresent(key, ip, port, PeerPresentFlags(flags))
