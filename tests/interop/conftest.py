@@ -1,0 +1,39 @@
+"""Fixtures of the interop tests: Go programs built once, relays started where a test wants them."""
+
+import os
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import pytest
+
+from .gokit import GoError, GoPrograms, build
+from .relays import Relay, running
+
+
+class StartRelay(Protocol):
+    """Starts one relay of a kind; a context manager."""
+
+    def __call__(self, *flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
+        """Run it with derper's `flags` until the block ends."""
+
+
+@pytest.fixture(scope="session")
+def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
+    """Build the Go programs; without Go the tests are skipped, except where CI demands them."""
+    into = request.config.cache.mkdir("interop-go")
+    try:
+        return build(into)
+    except GoError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def start_derper(go_programs: GoPrograms, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+    """Return how to start tailscale's derper."""
+
+    def start(*flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
+        return running(go_programs.derper, tmp_path_factory.mktemp("derper"), *flags, tls=tls)
+
+    return start

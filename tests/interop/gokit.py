@@ -1,0 +1,169 @@
+"""The Go side of the interop tests: builds the programs and drives derpkit.
+
+derpkit is one DERP client of tailscale's own library; GoClient speaks its JSON lines.
+Everything here runs on the test's asyncio loop.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+MODULE = Path(__file__).parent / "go"
+# derphttp's WebSocket dialler is compiled in by this tag and used when the environment asks for it.
+BUILD_TAGS = "ts_debug_websockets"
+EVENT_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 5.0
+# A line carries at most a 4 KiB packet in hexadecimal.
+LINE_LIMIT_BYTES = 64 * 1024
+
+Event = dict[str, Any]
+
+
+class GoError(Exception):
+    """A Go program could not be built, or a Go client reported a failure."""
+
+
+@dataclass(frozen=True)
+class GoPrograms:
+    """Paths of the programs built from the module beside this file."""
+
+    derpkit: Path
+    derper: Path
+    derpprobe: Path
+
+
+def build(into: Path) -> GoPrograms:
+    """Build derpkit and, of the same module, tailscale's derper and derpprobe.
+
+    Raises GoError with the compiler's words when Go or its module cache is not up to it.
+    """
+    wanted = {"derpkit": ".", "derper": "tailscale.com/cmd/derper", "derpprobe": "tailscale.com/cmd/derpprobe"}
+    for name, package in wanted.items():
+        command = ["go", "build", "-trimpath", "-tags", BUILD_TAGS, "-o", str(into / name), package]
+        try:
+            subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise GoError("Go is not installed") from None
+        except subprocess.CalledProcessError as error:
+            raise GoError(f"{' '.join(command)}: {error.stderr.strip()}") from None
+    return GoPrograms(**{name: into / name for name in wanted})
+
+
+def plain_environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment without proxies, which region dials would obey."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return kept | extra
+
+
+class GoClient:
+    """One derpkit process.
+
+    `await GoClient.start(...)` returns once the relay's ServerInfo is in, so the relay
+    routes packets to it. Events are kept until asked for, in order within their name.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.ready: Event = {}
+        self._process = process
+        self._events: defaultdict[str, deque[Event]] = defaultdict(deque)
+        self._ended = ""  # why no event can come any more
+        self._changed = asyncio.Condition()
+        self._reader = asyncio.create_task(self._read_events())
+
+    @classmethod
+    async def start(cls, derpkit: Path, *flags: str, environment: dict[str, str] | None = None) -> Self:
+        """Run derpkit with `flags` and wait for its login; raises GoError when it fails."""
+        process = await asyncio.create_subprocess_exec(
+            derpkit,
+            *flags,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment or plain_environment(),
+            limit=LINE_LIMIT_BYTES,
+        )
+        client = cls(process)
+        try:
+            client.ready = await client.next("ready")
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def key(self) -> str:
+        """The client's public key, `nodekey:` and 64 hexadecimal digits."""
+        return str(self.ready["key"])
+
+    async def next(self, name: str, timeout_s: float = EVENT_TIMEOUT_S) -> Event:
+        """Return the oldest event called `name` not yet returned, waiting for it when there is none.
+
+        Raises GoError after timeout_s, and at once when the process has ended or a command has failed.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._events[name] or self._events["error"] or self._ended)
+        except TimeoutError:
+            raise GoError(f"no {name!r} event within {timeout_s} s") from None
+        if self._events[name]:
+            return self._events[name].popleft()
+        if self._events["error"]:
+            error = self._events["error"].popleft()
+            raise GoError(f"{error['do']}: {error['error']}")
+        raise GoError(f"no {name!r} event: {self._ended}")
+
+    def pending(self, name: str) -> int:
+        """Return how many events called `name` have arrived and were not asked for."""
+        return len(self._events[name])
+
+    def begin(self, command: str, **fields: Any) -> None:
+        """Start a command without waiting for its end."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": command, **fields}).encode() + b"\n")
+
+    async def finish(self, timeout_s: float = EVENT_TIMEOUT_S) -> Event:
+        """Return the `done` event of the oldest command begun and not yet finished."""
+        return await self.next("done", timeout_s)
+
+    async def do(self, command: str, timeout_s: float = EVENT_TIMEOUT_S, **fields: Any) -> Event:
+        """Run one command to its end and return its `done` event; raises GoError when it fails."""
+        self.begin(command, **fields)
+        return await self.finish(timeout_s)
+
+    async def close(self) -> None:
+        """End the process, politely first, and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reader
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _read_events(self) -> None:
+        assert self._process.stdout is not None
+        last_words = "derpkit exited"
+        async for line in self._process.stdout:
+            event = json.loads(line)
+            if event["event"] in ("failed", "broken"):
+                last_words = event["error"]
+            async with self._changed:
+                self._events[event["event"]].append(event)
+                self._changed.notify_all()
+        async with self._changed:
+            self._ended = last_words
+            self._changed.notify_all()
