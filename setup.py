@@ -18,6 +18,8 @@ PACKET_PATH = {"boundscheck": False, "wraparound": False, "initializedcheck": Fa
 
 # module -> directives beyond EVERYWHERE
 EXTENSIONS = {
+    "fastderp.dataplane.record": PACKET_PATH,
+    "fastderp.tls.openssl": {},
 }
 
 CHECKED = os.environ.get("FASTDERP_CHECKED", "")

@@ -109,6 +109,9 @@ cdef class RecordLayer:
     cdef Records c
     cdef bytes _pending
     cdef bint _eof
+    cdef bytes _alert(self, uint8_t level, uint8_t description)
+    cdef int _alive(self) except -1
+    cdef int _check(self, RecordStatus status) except -1
 
     # Move the keys into `into`; this object is dead afterwards. Raises TlsError when it already is.
     cdef int take(self, Records* into) except -1

@@ -1,0 +1,18 @@
+"""What goes wrong in TLS: one exception with a short cause that listeners count and answer by."""
+
+from typing import ClassVar
+
+from fastderp.errors import EX_UNAVAILABLE, DerpError
+
+
+class TlsError(DerpError):
+    """A handshake or a record that ends the connection, or a certificate that cannot be used.
+
+    `cause` is a short word fit for a counter label: one of `handshake.CAUSES` or `record.CAUSES`.
+    """
+
+    exit_code: ClassVar[int] = EX_UNAVAILABLE
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
