@@ -70,3 +70,19 @@ class PingTimeout(DerpError):
     """The relay did not answer a ping in time."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class UsageError(DerpError):
+    """Flags or arguments that make no sense; the text names the flag and says what to do."""
+
+    exit_code = EX_USAGE
+
+
+class CertificateError(ConfigError):
+    """A certificate or its key that cannot be used; the text names the file. Never quotes its contents."""
+
+
+class ListenError(DerpError):
+    """An address that cannot be listened on: in use, not allowed, not this machine's."""
+
+    exit_code = EX_OSERR

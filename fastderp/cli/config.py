@@ -1,0 +1,205 @@
+"""What `fastderp-relay` is told: derper's flags, checked and turned into one `RelayConfig` (PROTOCOL §12).
+
+Reads flags and environment only; files are opened and sockets bound by whoever uses the result.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
+from fastderp.errors import UsageError
+
+SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
+DEV_ADDRESS = ":3340"
+CERT_MODES = ("manual", "letsencrypt", "gcp")
+MAX_WORKERS = 256
+
+LISTEN, KEYS, CERTS, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Serve", "Sockets and threads", "Other"
+LATER = "Not supported yet"
+
+
+def flag_table(environment: Mapping[str, str]) -> list[Flag]:
+    """Return every flag of the command, in the order `-help` shows them."""
+    return [
+        Flag("a", str, ":443", "address to serve on; HTTPS when the port is 443 or -certmode is manual, else HTTP",
+             "[HOST]:PORT", LISTEN),
+        Flag("http-port", integer, "80", "port of the plain HTTP helper beside HTTPS; -1 for none", "PORT", LISTEN),
+        Flag("stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN),
+        Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN),
+        Flag("dev", boolean, "false", "try it out: plain HTTP on :3340 with a key that is forgotten at exit", "", LISTEN),
+        Flag("c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS),
+        Flag("certmode", str, "letsencrypt", "where certificates come from; only manual so far", "manual", CERTS),
+        Flag("certdir", str, default_cert_dir(environment),
+             "directory of HOSTNAME.crt and HOSTNAME.key; for an address both are made when absent", "DIR", CERTS),
+        Flag("hostname", str, "derp.tailscale.com", "name or address the certificate is for", "NAME", CERTS),
+        Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
+        Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
+        Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
+        Flag("tcp-write-timeout", duration, "2s", "drop a client that takes no data for this long; 0 never",
+             "TIME", LIMITS),
+        Flag("tcp-user-timeout", duration, "15s", "drop a connection whose data stays unacknowledged this long",
+             "TIME", LIMITS),
+        Flag("tcp-keepalive-time", duration, "10m", "probe a connection silent for this long", "TIME", LIMITS),
+        Flag("version", boolean, "false", "print the version", "", OTHER),
+        Flag("help", boolean, "false", "print this", "", OTHER),
+        Flag("h", boolean, "false", "", "", ""),
+        *_known_from_derper(environment),
+    ]
+
+
+def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
+    home = environment.get("HOME", "/root")
+    later: list[tuple[str, Callable[[str], Any], str]] = [
+        ("acme-eab-kid", str, ""),
+        ("acme-eab-key", str, ""),
+        ("acme-email", str, ""),
+        ("acme-ip-certs", boolean, "false"),
+        ("mesh-psk-file", str, ""),
+        ("mesh-with", str, ""),
+        ("secrets-url", str, ""),
+        ("secrets-path-prefix", str, "prod/derp"),
+        ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
+        ("bootstrap-dns-names", str, ""),
+        ("unpublished-bootstrap-dns-names", str, ""),
+        ("verify-clients", boolean, "false"),
+        ("verify-client-url", str, ""),
+        ("verify-client-url-fail-open", boolean, "true"),
+        ("socket", str, ""),
+        ("accept-connection-limit", number, "+Inf"),
+        ("accept-connection-burst", integer, str(2**63 - 1)),
+        ("rate-config", str, ""),
+        ("ace", boolean, "false"),
+    ]
+    return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """Everything a relay needs to start, checked. Times in seconds."""
+
+    host: str  # "" for every address
+    port: int
+    tls: bool
+    http_port: int | None
+    stun_port: int | None
+    key_file: Path | None  # None: a key in memory
+    cert_dir: Path
+    hostname: str
+    home: str
+    derp: bool
+    workers: int  # 0: one per core
+    write_timeout_s: float  # 0: none
+    user_timeout_s: float
+    keepalive_s: float
+    dev: bool
+    address_overridden: bool  # -dev took the place of an explicit -a
+
+
+def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -> RelayConfig:
+    """Turn the values of the flags into a configuration.
+
+    given names the flags that were on the command line. Raises UsageError when a value, or their combination, makes
+    no sense.
+    """
+    dev = values["dev"]
+    host, port = parse_address(DEV_ADDRESS if dev else values["a"])
+    if values["certmode"] not in CERT_MODES:
+        raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use manual')
+    tls = port == 443 or (values["certmode"] == "manual" and not dev)
+    if tls and values["certmode"] != "manual":
+        raise UsageError(
+            f"-certmode {values['certmode']} is not supported yet: use -certmode manual with your own certificate "
+            "files, or with an IP address as -hostname to have one made; or serve plain HTTP with -a :3340"
+        )
+    return RelayConfig(
+        host=host,
+        port=port,
+        tls=tls,
+        http_port=_port("http-port", values["http-port"]) if tls and values["http-port"] != -1 else None,
+        stun_port=_port("stun-port", values["stun-port"]) if values["stun"] else None,
+        key_file=None if dev else _key_file(values["c"], is_root),
+        cert_dir=Path(values["certdir"]),
+        hostname=values["hostname"],
+        home=_home(values["home"]),
+        derp=values["derp"],
+        workers=_workers(values["workers"]),
+        write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
+        user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
+        keepalive_s=_not_negative("tcp-keepalive-time", values["tcp-keepalive-time"]),
+        dev=dev,
+        address_overridden=dev and "a" in given,
+    )
+
+
+def read_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """Parse the command line by the relay's table of flags. Raises UsageError."""
+    return parse(flag_table(environment), arguments)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
+        raise UsageError(f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443')
+    if host.startswith("["):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f'invalid address "{printable(text)}" for -a: put the IPv6 address in brackets, as [2001:db8::1]:443')
+    return host, _port_or_service(port, text)
+
+
+def _port_or_service(port: str, address: str) -> int:
+    if port.isascii() and port.isdigit():
+        if int(port) < 65536:
+            return int(port)
+    else:
+        try:
+            return socket.getservbyname(port, "tcp")
+        except (OSError, UnicodeError):
+            pass
+    raise UsageError(f'invalid address "{printable(address)}" for -a: unknown port "{printable(port)}"')
+
+
+def _port(flag: str, value: int) -> int:
+    if not 0 <= value < 65536:
+        raise UsageError(f"-{flag} {value} is not a port")
+    return value
+
+
+def _key_file(text: str, is_root: bool) -> Path:
+    if text:
+        return Path(text)
+    if is_root:
+        return Path(SYSTEM_KEY_FILE)
+    raise UsageError("-c FILE is missing: where the relay keeps its key (made when absent); or try -dev")
+
+
+def _home(text: str) -> str:
+    is_url = text.startswith(("http://", "https://")) and text.isascii() and text.isprintable() and " " not in text
+    if text in ("", "blank") or is_url:
+        return text
+    raise UsageError(f'unknown -home value "{printable(text)}": leave it empty, or use blank or a URL')
+
+
+def _workers(value: int) -> int:
+    if not 0 <= value <= MAX_WORKERS:
+        raise UsageError(f"-workers {value}: want 0 (one per core) to {MAX_WORKERS}")
+    return value
+
+
+def _not_negative(flag: str, seconds: float) -> float:
+    if seconds < 0:
+        raise UsageError(f"-{flag} cannot be negative")
+    return seconds
+
+
+def default_cert_dir(environment: Mapping[str, str]) -> str:
+    """Return derper's default for -certdir: below the user's cache directory."""
+    cache = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
+    return os.path.join(cache, "tailscale", "derper-certs")

@@ -1,0 +1,141 @@
+"""Command-line flags as Go programs take them: one dash or two, `-flag value` or `-flag=value` (PROTOCOL §12).
+
+A table of `Flag` rows goes in, a dictionary of values comes out. Mistakes are one line that names the flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastderp.errors import UsageError
+
+_TRUE = {"1", "t", "T", "true", "TRUE", "True"}
+_FALSE = {"0", "f", "F", "false", "FALSE", "False"}
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_FLAG = re.compile(r"--?([^-=][^=]*)(?:=(.*))?", re.DOTALL)
+
+
+def boolean(text: str) -> bool:
+    """Read a Go boolean: 1, t, true and their opposites. Raises ValueError."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError("want true or false")
+
+
+def integer(text: str) -> int:
+    """Read an integer, decimal or 0x…. Raises ValueError."""
+    try:
+        return int(text if text.isascii() else "", 0)
+    except ValueError:
+        raise ValueError("want a whole number") from None
+
+
+def number(text: str) -> float:
+    """Read a decimal number; +Inf is one. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("want a number") from None
+
+
+def duration(text: str) -> float:
+    """Read a Go duration (`10m`, `1h30m`, `500ms`, `0`) as seconds. Raises ValueError."""
+    sign, digits = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if digits == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(digits)
+    if not parts or "".join(count + unit for count, unit in parts) != digits:
+        raise ValueError("want a duration such as 500ms, 2s, 10m or 1h30m")
+    return sign * sum(float(count) * _UNIT_S[unit] for count, unit in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: its name, how its text is read, and what it is when absent.
+
+    default is text, as the user would write it. supported=False keeps a flag that is known from derper but not
+    implemented: accepted at its default, refused otherwise.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    default: str
+    help: str
+    metavar: str = ""
+    group: str = ""
+    supported: bool = True
+
+    @property
+    def is_boolean(self) -> bool:
+        """Whether the flag may stand alone; then a value needs `=`."""
+        return self.read is boolean
+
+    def value(self, text: str) -> Any:
+        """Read the flag's text. Raises UsageError when it cannot be read, or asks for what does not exist yet."""
+        try:
+            value = self.read(text)
+        except ValueError as error:
+            raise UsageError(f'invalid value "{printable(text)}" for -{self.name}: {error}') from None
+        if not self.supported and value != self.read(self.default):
+            raise UsageError(f"-{self.name} is not supported yet; leave it out")
+        return value
+
+
+def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """Read command-line arguments by a table of flags.
+
+    Returns the value of every flag, and the names of those that were given. A flag given twice keeps its last value.
+    Raises UsageError for anything the table does not explain.
+    """
+    table = {flag.name: flag for flag in flags}
+    values = {name: flag.read(flag.default) for name, flag in table.items()}
+    given: set[str] = set()
+    remaining = list(arguments)
+    previous: Flag | None = None
+    while remaining:
+        argument = remaining.pop(0)
+        if argument == "--" and not remaining:
+            break
+        flag, text = _recognise(table, argument, previous)
+        if text is None:
+            if flag.is_boolean:
+                text = "true"
+            elif remaining:
+                text = remaining.pop(0)
+            else:
+                raise UsageError(f"-{flag.name} needs a value: -{flag.name} {flag.metavar or 'VALUE'}")
+        values[flag.name] = flag.value(text)
+        given.add(flag.name)
+        previous = flag
+    return values, given
+
+
+def _recognise(table: dict[str, Flag], argument: str, previous: Flag | None) -> tuple[Flag, str | None]:
+    match = _FLAG.fullmatch(argument)
+    if match is None:
+        if previous is not None and previous.is_boolean and argument in _TRUE | _FALSE:
+            raise UsageError(f"-{previous.name} takes its value with an equals sign: -{previous.name}={argument}")
+        raise UsageError(f'unexpected argument "{printable(argument)}"')
+    name, text = match.groups()
+    if name not in table:
+        raise UsageError(f"unknown flag -{printable(name)}{_suggestion(name, table)}")
+    return table[name], text
+
+
+def _suggestion(name: str, table: dict[str, Flag]) -> str:
+    supported = [flag.name for flag in table.values() if flag.supported]
+    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), supported, n=1)
+    return f"; did you mean -{nearest[0]}?" if nearest else "; -help lists them all"
+
+
+def printable(text: str) -> str:
+    """Escape what could confuse a terminal or a log in a user's text, and keep it short."""
+    escaped = text.encode("unicode_escape").decode()
+    return escaped if len(escaped) <= 80 else escaped[:77] + "..."

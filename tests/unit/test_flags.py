@@ -1,0 +1,232 @@
+"""The command line: Go's flag syntax, derper's flags, and one clear line for each mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastderp.cli import config, flags
+from fastderp.errors import EX_USAGE, UsageError
+
+ENVIRONMENT = {"HOME": "/home/ann"}
+
+TABLE = [
+    flags.Flag("a", str, ":443", "", "ADDRESS"),
+    flags.Flag("stun", flags.boolean, "true", ""),
+    flags.Flag("stun-port", flags.integer, "3478", "", "PORT"),
+    flags.Flag("limit", flags.number, "+Inf", ""),
+    flags.Flag("timeout", flags.duration, "2s", ""),
+    flags.Flag("mesh-with", str, "", "", supported=False),
+    flags.Flag("ace", flags.boolean, "false", "", supported=False),
+]
+
+
+def values(*arguments: str) -> dict[str, Any]:
+    return flags.parse(TABLE, arguments)[0]
+
+
+def relay(*arguments: str, is_root: bool = False) -> config.RelayConfig:
+    parsed, given = config.read_flags(arguments, ENVIRONMENT)
+    return config.relay_config(parsed, given, is_root=is_root)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-stun-port", "1"), ("--stun-port", "1"), ("-stun-port=1",), ("--stun-port=1",), ("-stun-port=0x1",)],
+)
+def test_one_or_two_dashes_and_a_space_or_an_equals_sign(arguments: tuple[str, ...]) -> None:
+    assert values(*arguments)["stun-port"] == 1
+
+
+def test_absent_flags_have_their_defaults() -> None:
+    assert values() == {
+        "a": ":443", "stun": True, "stun-port": 3478, "limit": float("inf"), "timeout": 2.0, "mesh-with": "", "ace": False,
+    }  # fmt: skip
+
+
+def test_a_lone_boolean_is_true_and_takes_no_value_from_behind() -> None:
+    assert values("-stun=false", "-stun", "-a", ":1") == values("-a", ":1")
+
+
+def test_the_last_of_a_repeated_flag_wins() -> None:
+    assert values("-a", ":1", "--a=:2")["a"] == ":2"
+
+
+def test_a_value_may_be_empty_contain_equals_or_look_like_a_flag() -> None:
+    assert values("-a=")["a"] == ""
+    assert values("-a=x=y")["a"] == "x=y"
+    assert values("-a", "-stun") == values() | {"a": "-stun"}
+
+
+def test_given_flags_are_told_from_defaults() -> None:
+    assert flags.parse(TABLE, ["-a", ":443"])[1] == {"a"}
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
+def test_true_has_gos_spellings(text: str) -> None:
+    assert values(f"-stun={text}")["stun"] is True
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
+def test_false_has_gos_spellings(text: str) -> None:
+    assert values(f"-stun={text}")["stun"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0), ("2s", 2.0), ("500ms", 0.5), ("10m", 600.0), ("1h30m", 5400.0), ("1.5h", 5400.0), (".5s", 0.5),
+        ("1.s", 1.0), ("+3s", 3.0), ("-3s", -3.0), ("250us", 250e-6), ("250µs", 250e-6), ("7ns", 7e-9), ("1m0s", 60.0),
+    ],
+)  # fmt: skip
+def test_durations_are_gos(text: str, seconds: float) -> None:
+    assert flags.duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "2 s", "s", "1d", "--1s", "1s2", "1e3s", ".s", "1s,", "٣s"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="want a duration such as"):
+        flags.duration(text)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 59), st.integers(0, 59))
+def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int) -> None:
+    assert flags.duration(f"{hours}h{minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-stunport", "1"], "unknown flag -stunport; did you mean -stun-port?"),
+        (["--STUN_PORT=1"], "unknown flag -STUN_PORT; did you mean -stun-port?"),
+        (["-xyzzy"], "unknown flag -xyzzy; -help lists them all"),
+        (["-\x1b[31m"], "unknown flag -\\x1b[31m; -help lists them all"),
+        (["-stun-port", "abc"], 'invalid value "abc" for -stun-port: want a whole number'),
+        (["-limit", "abc"], 'invalid value "abc" for -limit: want a number'),
+        (["-stun=maybe"], 'invalid value "maybe" for -stun: want true or false'),
+        (["-timeout", "5"], 'invalid value "5" for -timeout: want a duration such as 500ms, 2s, 10m or 1h30m'),
+        (["-a"], "-a needs a value: -a ADDRESS"),
+        (["-stun", "false"], "-stun takes its value with an equals sign: -stun=false"),
+        (["serve"], 'unexpected argument "serve"'),
+        (["---stun"], 'unexpected argument "---stun"'),
+        (["-=1"], 'unexpected argument "-=1"'),
+        (["-"], 'unexpected argument "-"'),
+        (["--", "x"], 'unexpected argument "--"'),
+        (["-mesh-with", "a.example"], "-mesh-with is not supported yet; leave it out"),
+        (["-ace"], "-ace is not supported yet; leave it out"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        flags.parse(TABLE, arguments)
+    assert str(caught.value) == message
+    assert caught.value.exit_code == EX_USAGE
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from(["-a", "-stun", "--stun-port", "=", "-timeout=1s"]), max_size=6))
+def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str]) -> None:
+    try:
+        flags.parse(TABLE, arguments)
+    except UsageError as error:
+        assert str(error).isprintable()
+
+
+def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
+    relay("-c", "k", "-a", ":80", "-mesh-with=", "-verify-clients=false", "-verify-client-url-fail-open", "-rate-config", "",
+          "-accept-connection-limit", "+Inf", "-accept-connection-burst", "9223372036854775807", "-acme-ip-certs=false")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-verify-clients",), ("-verify-client-url", "http://x"), ("-ace",),
+        ("-verify-client-url-fail-open=false",), ("-socket", "/s"), ("-accept-connection-limit", "10"), ("-rate-config", "/r"),
+        ("-accept-connection-burst", "10"), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
+        ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
+        ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
+    ],
+)  # fmt: skip
+def test_a_flag_of_derper_that_does_not_exist_yet_is_never_ignored(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=f"^{arguments[0].partition('=')[0]} is not supported yet"):
+        relay("-dev", *arguments)
+
+
+def test_dev_means_plain_http_on_3340_with_a_key_in_memory() -> None:
+    dev = relay("-dev")
+    assert (dev.host, dev.port, dev.tls, dev.http_port, dev.key_file) == ("", 3340, False, None, None)
+    assert not dev.address_overridden
+    assert relay("-dev", "-a", ":443").port == 3340
+    assert relay("-dev", "-a", ":443").address_overridden
+
+
+def test_a_real_relay_has_derpers_defaults() -> None:
+    real = relay("-certmode", "manual", "-hostname", "derp.example.com", is_root=True)
+    assert real == config.RelayConfig(
+        host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
+        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", derp=True, workers=0,
+        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, dev=False, address_overridden=False,
+    )  # fmt: skip
+
+
+def test_another_port_without_manual_certificates_serves_plain_http() -> None:
+    plain = relay("-a", "127.0.0.1:8080", "-c", "k", "-hostname", "ignored")
+    assert not plain.tls
+    assert plain.http_port is None
+    assert relay("-a", "127.0.0.1:8080", "-c", "k", "-certmode=manual").tls
+
+
+def test_helpers_can_be_switched_off() -> None:
+    quiet = relay("-c", "k", "-certmode=manual", "-http-port", "-1", "-stun=false")
+    assert (quiet.http_port, quiet.stun_port) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (":443", ("", 443)), ("192.0.2.1:80", ("192.0.2.1", 80)), ("[::1]:3340", ("::1", 3340)), ("[::]:0", ("::", 0)),
+        ("relay.example:https", ("relay.example", 443)), (":http", ("", 80)),
+    ],
+)  # fmt: skip
+def test_addresses_have_an_optional_host_and_a_port_or_service(text: str, address: tuple[str, int]) -> None:
+    assert config.parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "missing port"), ("127.0.0.1", "missing port"), ("[::1]", "missing port"), ("::1", "missing port"),
+        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", 'unknown port ""'),
+        (":no-such-service", "unknown port"), (":-1", "unknown port"), (":٣", "unknown port"), (":\udcff", "unknown port"),
+    ],
+)  # fmt: skip
+def test_other_addresses_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "-certmode letsencrypt is not supported yet: use -certmode manual"),
+        (["-certmode", "gcp"], "-certmode gcp is not supported yet"),
+        (["-certmode", "magic"], 'unknown -certmode "magic"'),
+        (["-a", ":80"], "-c FILE is missing"),
+        (["-dev", "-stun-port", "65536"], "-stun-port 65536 is not a port"),
+        (["-c", "k", "-certmode=manual", "-http-port", "-2"], "-http-port -2 is not a port"),
+        (["-dev", "-home", "ftp://x"], 'unknown -home value "ftp://x"'),
+        (["-dev", "-home", "http://x\r\nSet-Cookie: y"], "unknown -home value"),
+        (["-dev", "-workers", "-1"], "-workers -1: want 0"),
+        (["-dev", "-tcp-write-timeout", "-1s"], "-tcp-write-timeout cannot be negative"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        relay(*arguments)
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_the_certificate_directory_follows_the_users_cache() -> None:
+    assert config.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == "/c/tailscale/derper-certs"
