@@ -3,3 +3,5 @@
 The public names are imported when they are first used, so that a program pays only for
 the half it needs.
 """
+
+__version__ = "0.1.0"

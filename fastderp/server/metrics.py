@@ -1,0 +1,257 @@
+"""What the relay counts, as Prometheus text and as JSON (PROTOCOL §14).
+
+Values are collected when somebody asks; nothing here runs per packet. The text is written here and not by
+prometheus-client: that library adds `_total` to the names of counters, and derper's dashboards read them without.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fastderp
+
+Number = int | float
+Labelled = Mapping[Any, Number]  # by label values: a tuple of str, or one str where there is one label
+Value = Number | Labelled
+Kind = Literal["counter", "gauge", "untyped"]
+
+DROP_REASONS = (
+    "dup_client",
+    "gone_disconnected",
+    "queue_head",
+    "queue_tail",
+    "unknown_dest",
+    "unknown_dest_on_fwd",
+    "write_error",
+)
+PACKET_KINDS = ("disco", "other")
+_DROPS = tuple((reason, kind) for reason in DROP_REASONS for kind in PACKET_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table: the name on `/debug/varz`, what kind it is, and when it moves.
+
+    labels names the labels of a labelled metric, preset the label values that are shown even while they are zero.
+    group and prefix say where `/debug/vars` has it: `{group: {prefix + name without group}}`.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    preset: tuple[tuple[str, ...], ...] = ()
+    group: str = ""
+    prefix: str = ""
+
+    @property
+    def raw_name(self) -> str:
+        """The name inside its group on `/debug/vars`."""
+        return self.prefix + (self.name.removeprefix(self.group + "_") if self.group else self.name)
+
+
+def _derp(name: str, kind: Kind, text: str, prefix: str = "", **labels: Any) -> Metric:
+    return Metric(f"derp_{name}", kind, text, group="derp", prefix=prefix, **labels)
+
+
+METRICS: tuple[Metric, ...] = (
+    _derp("accepts", "counter", "connections handed to the relay, before the login"),
+    _derp("average_queue_duration_ms", "untyped", "moving average of the time packets wait to be written"),
+    _derp("bytes_received", "counter", "bytes of packet data received from clients"),
+    _derp("bytes_sent", "counter", "bytes of packet data written to clients"),
+    _derp("packets_received_kind", "counter", "packets received from clients, by kind", "counter_",
+          labels=("kind",), preset=(("disco",), ("other",))),
+    _derp("total_dup_client_conns", "counter", "logins that met another connection with the same key", "counter_"),
+    _derp("clients_local", "gauge", "keys connected to this relay", "gauge_"),
+    _derp("clients_remote", "gauge", "keys reachable through the mesh only", "gauge_"),
+    _derp("clients_total", "gauge", "keys connected here or reachable through the mesh", "gauge_"),
+    _derp("current_connections", "gauge", "connections logged in", "gauge_"),
+    _derp("current_dup_client_conns", "gauge", "connections that share their key with another", "gauge_"),
+    _derp("current_dup_client_keys", "gauge", "keys with more than one connection", "gauge_"),
+    _derp("current_file_descriptors", "gauge", "descriptors this process has open", "gauge_"),
+    _derp("current_home_connections", "gauge", "connections whose client calls this relay its home", "gauge_"),
+    _derp("current_notideal_connections", "gauge", "connections meant for another node of the region", "gauge_"),
+    _derp("memstats_sys0", "gauge", "resident memory when the relay had started, bytes", "gauge_"),
+    _derp("watchers", "gauge", "connections that watch who comes and goes", "gauge_"),
+    _derp("got_ping", "counter", "pings received"),
+    _derp("home_moves_in", "counter", "clients that made this relay their home"),
+    _derp("home_moves_out", "counter", "clients that gave this relay up as their home"),
+    _derp("multiforwarder_created", "counter", "keys that became reachable through more than one mesh peer"),
+    _derp("multiforwarder_deleted", "counter", "keys that stopped being reachable through more than one mesh peer"),
+    _derp("packet_forwarder_delete_other_value", "counter", "withdrawals of a mesh route that had been replaced"),
+    _derp("packets_forwarded_in", "counter", "packets received from mesh peers"),
+    _derp("packets_forwarded_out", "counter", "packets handed to mesh peers"),
+    _derp("packets_received", "counter", "packets received from clients"),
+    _derp("packets_sent", "counter", "packets written to clients"),
+    _derp("peer_gone_disconnected_frames", "counter", "notices that a peer has left, written"),
+    _derp("peer_gone_not_here_frames", "counter", "notices that a peer is not here, written"),
+    _derp("sclient_write_timeouts", "counter", "connections closed because they took no data in time"),
+    _derp("sent_pong", "counter", "pongs written"),
+    _derp("unknown_frames", "counter", "frames of a type this relay does not know"),
+    _derp("tcp_rtt", "counter", "round-trip times of connections as the kernel sees them, sampled", "counter_",
+          labels=("le",)),
+    Metric("derp_bytes_dropped", "counter", "bytes of packet data dropped, by reason and kind",
+           ("reason", "kind"), _DROPS),
+    Metric("derp_packets_dropped", "counter", "packets dropped, by reason and kind", ("reason", "kind"), _DROPS),
+    Metric("derp_websocket_accepts", "counter", "connections over WebSocket"),
+    Metric("derper_tls_active_version", "gauge", "requests in progress, by TLS version", ("version",), prefix="gauge_"),
+    Metric("derper_tls_request_version", "untyped", "requests, by TLS version", ("version",)),
+    Metric("fastderp_closed", "counter", "connections closed before they were logged in, by reason", ("reason",)),
+    Metric("fastderp_session_closed", "counter", "logged-in connections closed, by reason", ("reason",)),
+    Metric("fastderp_reads", "counter", "receive calls of the data plane that brought bytes"),
+    Metric("fastderp_writes", "counter", "send calls of the data plane"),
+    Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate expires, seconds since 1970"),
+    Metric("process_cpu_seconds_total", "counter", "CPU time used, seconds"),
+    Metric("process_max_fds", "gauge", "descriptors this process may open"),
+    Metric("process_open_fds", "gauge", "descriptors this process has open"),
+    Metric("process_resident_memory_bytes", "gauge", "resident memory"),
+    Metric("process_start_time_seconds", "gauge", "when the process started, seconds since 1970"),
+    Metric("process_start_unix_time", "untyped", "when the process started, whole seconds since 1970"),
+    Metric("process_threads", "gauge", "threads of this process"),
+    Metric("process_virtual_memory_bytes", "gauge", "virtual memory"),
+    Metric("stun_addrfamily", "counter", "valid STUN requests, by address family", ("family",),
+           (("ipv4",), ("ipv6",)), "stun", "counter_"),
+    Metric("stun_requests", "counter", "datagrams on the STUN port, by what became of them", ("disposition",),
+           (("not_stun",), ("read_error",), ("success",), ("write_error",)), "stun", "counter_"),
+    Metric("tls_listener_accepted_connections", "counter", "connections accepted on the TLS port"),
+    Metric("tls_listener_rejected_connections", "counter", "connections refused on the TLS port by the limiter"),
+    Metric("uptime_sec", "counter", "whole seconds since the start", prefix="counter_"),
+    Metric("version", "untyped", "what is running", ("version", "binary")),
+)  # fmt: skip
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def varz(values: Mapping[str, Value]) -> str:
+    """Write values, keyed by the names of the table, as Prometheus text 0.0.4.
+
+    Metrics without a value are left out, unless they have preset labels. A name that is not in the table is shown
+    untyped rather than lost.
+    """
+    lines: list[str] = []
+    for name in sorted({metric.name for metric in METRICS if metric.preset} | values.keys()):
+        metric = _BY_NAME.get(name) or Metric(name, "untyped", "")
+        if metric.kind != "untyped":
+            lines.append(f"# TYPE {name} {metric.kind}")
+        if metric.help:
+            lines.append(f"# HELP {name} {metric.help}")
+        lines += (f"{name}{labels} {_number(value)}" for labels, value in _samples(metric, values.get(name, {})))
+    return "\n".join(lines) + "\n"
+
+
+def expvar(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Arrange values, keyed by the names of the table, as `/debug/vars` has them: the relay's own under "derp"."""
+    tree: dict[str, Any] = {}
+    for name in sorted({metric.name for metric in METRICS if metric.preset} | values.keys()):
+        metric = _BY_NAME.get(name) or Metric(name, "untyped", "")
+        place = tree.setdefault(metric.group, {}) if metric.group else tree
+        place[metric.raw_name] = _plain(metric, values.get(name, {}))
+    return tree
+
+
+def vars_json(values: Mapping[str, Value]) -> str:
+    """Write values as the JSON of `/debug/vars`."""
+    return json.dumps(expvar(values), indent="\t", allow_nan=False) + "\n"
+
+
+def drops(counted: Mapping[tuple[str, str], tuple[int, int]]) -> dict[str, Value]:
+    """Split `{(reason, kind): (packets, bytes)}` into the two metrics that show it."""
+    return {
+        "derp_packets_dropped": {key: packets for key, (packets, _) in counted.items()},
+        "derp_bytes_dropped": {key: n_bytes for key, (_, n_bytes) in counted.items()},
+    }
+
+
+class Process:
+    """Memory, time and descriptors of this process, and what is running; make one when the relay has started."""
+
+    def __init__(self, binary: str = "fastderp-relay") -> None:
+        self.binary = binary
+        self.started_unix = time.time()
+        self._started = time.monotonic()
+        self._resident_at_start = _statm()[1]
+
+    @property
+    def uptime_s(self) -> int:
+        """Whole seconds since the start."""
+        return int(time.monotonic() - self._started)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return the process's metrics under the names of the table."""
+        virtual_bytes, resident_bytes = _statm()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        n_descriptors = _entries("/proc/self/fd")
+        return {
+            "derp_current_file_descriptors": n_descriptors,
+            "derp_memstats_sys0": self._resident_at_start,
+            "process_cpu_seconds_total": round(usage.ru_utime + usage.ru_stime, 3),
+            "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            "process_open_fds": n_descriptors,
+            "process_resident_memory_bytes": resident_bytes,
+            "process_start_time_seconds": round(self.started_unix, 3),
+            "process_start_unix_time": int(self.started_unix),
+            "process_threads": _entries("/proc/self/task"),
+            "process_virtual_memory_bytes": virtual_bytes,
+            "uptime_sec": self.uptime_s,
+            "version": {(fastderp.__version__, self.binary): 1},
+        }
+
+
+def _statm() -> tuple[int, int]:
+    """Return virtual and resident memory in bytes; zeros where there is no /proc."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            virtual, resident = file.read().split()[:2]
+    except OSError:
+        return 0, 0
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return int(virtual) * page_bytes, int(resident) * page_bytes
+
+
+def _entries(directory: str) -> int:
+    try:
+        return len(os.listdir(directory))
+    except OSError:
+        return 0
+
+
+def _samples(metric: Metric, value: Value) -> Iterable[tuple[str, Number]]:
+    """Yield (label text, number) of one metric, sorted by labels."""
+    if not isinstance(value, Mapping):
+        yield "", value
+        return
+    rows: dict[tuple[str, ...], Number] = dict.fromkeys(metric.preset, 0)
+    rows.update((key if isinstance(key, tuple) else (key,), number) for key, number in value.items())
+    for key, number in sorted(rows.items()):
+        names = metric.labels if len(metric.labels) == len(key) else tuple(f"label{i}" for i in range(len(key)))
+        pairs = ",".join(f'{name}="{_escaped(text)}"' for name, text in zip(names, key, strict=True))
+        yield f"{{{pairs}}}", number
+
+
+def _plain(metric: Metric, value: Value) -> Any:
+    if not isinstance(value, Mapping):
+        return value if math.isfinite(value) else str(value)
+    if metric.name == "version":
+        return fastderp.__version__
+    if len(metric.labels) > 1:
+        return "MultiLabelMap"
+    counts: dict[str, Number] = dict.fromkeys((key for (key,) in metric.preset), 0)
+    counts.update((key if isinstance(key, str) else key[0], number) for key, number in value.items())
+    return dict(sorted(counts.items()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: Number) -> str:
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return "NaN" if math.isnan(value) else str(value)
