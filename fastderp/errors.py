@@ -36,6 +36,10 @@ class KeyFileError(ConfigError):
     """A key file that cannot be read, written or understood. Never quotes its contents."""
 
 
+class DerpMapError(ConfigError):
+    """A DERP map that cannot be understood; the text names the member."""
+
+
 class BoxError(DerpError):
     """A NaCl box that does not open, or a public key no box can be made for."""
 
@@ -55,9 +59,13 @@ class LoginError(ProtocolError):
 
 
 class ConnectionClosed(DerpError):
-    """The connection is over: closed by either side, timed out or failed."""
+    """The connection is over. By itself: closed in order, by either side, between two frames."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class ConnectionLost(ConnectionClosed):
+    """The connection broke: reset, cut inside a frame, silent for too long or not taking data."""
 
 
 class DialError(DerpError):

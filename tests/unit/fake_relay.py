@@ -1,0 +1,72 @@
+"""The relay's end of a connection, driven frame by frame by a test.
+
+Made of the package's own protocol functions over a socket pair: enough to say anything to a
+client, right or wrong.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastderp import login
+from fastderp.client import Client
+from fastderp.keys import NodePrivate
+from fastderp.protocol import HEADER, ServerInfo, frame
+
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def stream_pairs() -> tuple[Pair, Pair]:
+    """Return the two ends of one connection."""
+    near, far = socket.socketpair()
+    return await asyncio.open_connection(sock=near), await asyncio.open_connection(sock=far)
+
+
+class RelayEnd:
+    """One accepted connection; after `login` the client's key and words are known."""
+
+    def __init__(self, streams: Pair, key: NodePrivate) -> None:
+        self.reader, self.writer = streams
+        self.key = key
+        self.login: login.ClientLogin | None = None
+
+    def send(self, frame_type: int, *parts: bytes) -> None:
+        self.writer.write(frame(frame_type, *parts))
+
+    async def next_frame(self) -> tuple[int, bytes]:
+        frame_type, length = HEADER.unpack(await self.reader.readexactly(HEADER.size))
+        return frame_type, await self.reader.readexactly(length)
+
+    async def accept_login(self, info: ServerInfo | None = ServerInfo()) -> login.ClientLogin:
+        """Send ServerKey, read ClientInfo and answer it unless `info` is None."""
+        self.writer.write(login.server_key_frame(self.key.public()))
+        frame_type, payload = await self.next_frame()
+        login.check_client_info_header(frame_type, len(payload))
+        self.login = login.open_client_info(self.key, payload)
+        if info is not None:
+            self.writer.write(self.login.server_info_frame(info))
+        return self.login
+
+    async def close(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+@asynccontextmanager
+async def logged_in(
+    info: ServerInfo = ServerInfo(), **options: Any
+) -> AsyncIterator[tuple[Client, RelayEnd]]:
+    """Yield a client that has received ServerInfo, and the relay's end."""
+    near, far = await stream_pairs()
+    relay = RelayEnd(far, NodePrivate.generate())
+    client, _ = await asyncio.gather(
+        Client.handshake(near, NodePrivate.generate(), **options), relay.accept_login(info)
+    )
+    try:
+        assert await client.recv() == info
+        yield client, relay
+    finally:
+        client.abort()
+        relay.writer.transport.abort()
