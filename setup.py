@@ -19,6 +19,7 @@ PACKET_PATH = {"boundscheck": False, "wraparound": False, "initializedcheck": Fa
 # module -> directives beyond EVERYWHERE
 EXTENSIONS = {
     "fastderp.dataplane.record": PACKET_PATH,
+    "fastderp.tls.handshake": {},
     "fastderp.tls.openssl": {},
 }
 

@@ -1,0 +1,138 @@
+"""TLS handshakes by OpenSSL through memory buffers, for either side of a connection (PROTOCOL §10)."""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Final
+
+from fastderp.dataplane.record import RecordLayer
+
+CAUSES: Final[tuple[str, ...]]
+"""Every `TlsError.cause` that this module raises. `plain_http` asks for the answer of PROTOCOL §9.5."""
+
+INPUT_MAX_BYTES: Final[int]
+"""Bytes that may wait for a handshake's next step."""
+
+class Context:
+    """What many connections share; make a ServerContext or a ClientContext. Never changes, any thread."""
+
+    @property
+    def is_server(self) -> bool:
+        """Which side it is for."""
+
+class ServerContext(Context):
+    """A certificate and the rules of a listener: TLS 1.2 or 1.3, no tickets, compression, renegotiation, early data."""
+
+    def __init__(
+        self,
+        chain: Sequence[bytes],
+        key: bytes,
+        *,
+        alpn: Iterable[str] = ("http/1.1",),
+        required_sni: str | None = None,
+        max_version: str = "TLSv1.3",
+        suites: Iterable[str] | None = None,
+    ) -> None:
+        """Prepare to answer handshakes.
+
+        `chain` holds certificates in DER, the leaf first; it is presented exactly as given. `key` is the leaf's
+        private key in PEM or DER. A client that offers ALPN must offer one of `alpn`. With `required_sni` a client
+        that names no server or another one is refused. `suites` are TLS 1.3 suites in order of preference.
+        Raises TlsError (cause `certificate`) for a chain or a key that cannot be used.
+        """
+
+class ClientContext(Context):
+    """What a client trusts."""
+
+    def __init__(
+        self,
+        *,
+        verify: bool = True,
+        system_roots: bool = True,
+        cafile: str | PathLike[str] | None = None,
+        roots: Iterable[bytes] = (),
+        pin: bytes | None = None,
+        max_version: str = "TLSv1.3",
+        suites: Iterable[str] | None = None,
+    ) -> None:
+        """Prepare to dial.
+
+        With `verify` the server's chain must lead to the system's roots, those of `cafile` (PEM) or `roots` (DER),
+        and its certificate must be for the name. `pin` is the SHA-256 of the only leaf accepted while it is valid; its
+        issuer and name do not matter then. Raises TlsError (cause `certificate`) for roots that cannot be read.
+        """
+
+    @property
+    def verify(self) -> bool:
+        """Whether chain and name are checked."""
+
+    @property
+    def pin(self) -> bytes | None:
+        """SHA-256 of the only acceptable leaf."""
+
+class Handshake:
+    """One connection's handshake: feed it, step it, send what it says, until `done`.
+
+    `step` may run in a helper thread while the owner feeds and takes output; all else is for the owner alone.
+    """
+
+    def __init__(self, context: Context, server_name: str | None = None, *, cert_name: str | None = None) -> None:
+        """Begin; a client says `server_name` (not when it is an address) and checks the certificate against
+        `cert_name`, or the server name without one. Raises ValueError when there is no name to verify."""
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Hand over bytes of the peer, of any length. Raises TlsError (`flood`) beyond INPUT_MAX_BYTES."""
+
+    def step(self) -> bool:
+        """Go as far as the input reaches, without the GIL; return whether the handshake is done.
+
+        Raises TlsError with a cause of CAUSES; `take_output` then still has the alert for the peer.
+        """
+
+    def take_output(self) -> bytes:
+        """Return what is to be sent to the peer now, also after a failed step."""
+
+    def records(self) -> RecordLayer:
+        """Move a finished TLS 1.3 connection into a RecordLayer and free OpenSSL's object.
+
+        Input that was not consumed is already pending there. Output that was not taken is still to be sent first.
+        """
+
+    def read(self, n: int = 65536) -> bytes:
+        """Return up to `n` decrypted bytes, b"" when there are none now (or ever: see `eof`). TLS 1.2."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt into the output. TLS 1.2."""
+
+    def close_notify(self) -> None:
+        """Put the alert that ends our direction into the output. TLS 1.2."""
+
+    @property
+    def done(self) -> bool:
+        """Whether both sides have finished."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether `read` met the peer's close_notify."""
+
+    @property
+    def version(self) -> str | None:
+        """`TLSv1.2` or `TLSv1.3` once done."""
+
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the suite once done."""
+
+    @property
+    def server_name(self) -> str | None:
+        """The name the client asked for, if any, once done."""
+
+    @property
+    def alpn(self) -> str | None:
+        """The agreed protocol, if any, once done."""
+
+    @property
+    def peer_chain(self) -> list[bytes]:
+        """The server's certificates in DER as it sent them, for a client once done."""
+
+def is_address(name: str) -> bool:
+    """Whether `name` is an IPv4 or IPv6 address, which is never sent as a server name."""

@@ -1,0 +1,600 @@
+"""TLS handshakes by OpenSSL through memory buffers, for either side of a connection.
+
+Control plane. A Handshake belongs to the task that made it; `step` runs without the GIL and may be sent to a helper
+thread, `feed` and `take_output` may be called meanwhile. A finished TLS 1.3 handshake turns into a RecordLayer
+and its OpenSSL object is freed; TLS 1.2 goes on through OpenSSL.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t
+from libc.string cimport memcmp, memcpy, memset, strchr, strlen, strncmp
+from posix.strings cimport strcasecmp
+
+from fastderp.dataplane.record cimport RecordLayer, record_layer_new, record_secret_size
+from fastderp.tls.openssl cimport (
+    ASN1_TIME, BIO, BIO_CTRL_PENDING, EVP_PKEY, OPENSSL_STACK, SSL, SSL_AD_UNRECOGNIZED_NAME, SSL_CTRL_EXTRA_CHAIN_CERT,
+    SSL_CTRL_MODE, SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
+    SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX,
+    SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_NO_AUTO_CHAIN,
+    SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION,
+    SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
+    SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION, X509, X509_V_OK, X509_VERIFY_PARAM, crypto, ssl,
+)
+
+import hashlib
+import ipaddress
+from _thread import allocate_lock
+
+from fastderp.tls.errors import TlsError
+
+VERSIONS = {"TLSv1.2": TLS1_2_VERSION, "TLSv1.3": TLS1_3_VERSION}
+# AES first where the client has it in hardware; clients without say so by preferring ChaCha20.
+SUITES_13 = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+CIPHERS_12 = "ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20"
+# Far more than the largest ClientHello or certificate chain OpenSSL takes; what waits beyond it is a flood.
+INPUT_MAX_BYTES = 512 * 1024
+
+CAUSES = (
+    "plain_http", "not_tls", "version", "no_shared", "server_name", "certificate", "alert", "protocol", "flood", "closed",
+)
+
+# OpenSSL's reason numbers (sslerr.h, the same from 1.1.1 on); 1000 + description is an alert from the peer.
+_REASONS = {
+    155: "plain_http", 156: "plain_http",                                  # HTTPS_PROXY_REQUEST, HTTP_REQUEST
+    252: "version", 258: "version", 266: "version", 396: "version",        # UNKNOWN_, UNSUPPORTED_PROTOCOL, VERSION_*
+    1070: "version",                                                       # the peer's protocol_version alert
+    101: "no_shared", 118: "no_shared", 193: "no_shared", 235: "no_shared",  # key share, signature, cipher, ALPN
+    134: "certificate",                                                    # CERTIFICATE_VERIFY_FAILED
+}
+_HTTP_HEADS = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO", b"CONNE", b"DELET", b"PATCH")
+
+
+cdef struct Watch:
+    # What OpenSSL's callbacks leave for the Handshake they are called for.
+    uint8_t client_secret[48]
+    uint8_t server_secret[48]
+    size_t n_client
+    size_t n_server
+    bint name_refused
+
+
+cdef struct Policy:
+    # What OpenSSL's callbacks read; constant once the context is made.
+    char server_name[256]
+    uint8_t alpn[256]
+    size_t n_alpn
+
+
+cdef size_t hex_decode(const char* text, uint8_t* out, size_t cap) noexcept nogil:
+    """Bytes decoded, 0 when `text` is not that or longer than `cap` bytes."""
+    cdef size_t i, n = strlen(text)
+    cdef int high, low
+    if n % 2 or n // 2 > cap:
+        return 0
+    for i in range(n // 2):
+        high = hex_digit(text[2 * i])
+        low = hex_digit(text[2 * i + 1])
+        if high < 0 or low < 0:
+            return 0
+        out[i] = <uint8_t> (high << 4 | low)
+    return n // 2
+
+
+cdef int hex_digit(char c) noexcept nogil:
+    if c'0' <= c <= c'9':
+        return c - c'0'
+    if c'a' <= c <= c'f':
+        return c - c'a' + 10
+    if c'A' <= c <= c'F':
+        return c - c'A' + 10
+    return -1
+
+
+cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
+    """Keep the two application traffic secrets of `LABEL client-random secret` lines."""
+    cdef Watch* watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
+    cdef const char* secret = strchr(line, c' ')
+    if secret is not NULL:
+        secret = strchr(secret + 1, c' ')
+    if watch is NULL or secret is NULL:
+        return
+    if strncmp(line, "CLIENT_TRAFFIC_SECRET_0 ", 24) == 0:
+        watch.n_client = hex_decode(secret + 1, watch.client_secret, 48)
+    elif strncmp(line, "SERVER_TRAFFIC_SECRET_0 ", 24) == 0:
+        watch.n_server = hex_decode(secret + 1, watch.server_secret, 48)
+
+
+cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
+    """Refuse a ClientHello that names another server, or none (PROTOCOL §10, manual certificates)."""
+    cdef const char* wanted = (<Policy*> arg).server_name
+    cdef const char* name = ssl.SSL_get_servername(connection, 0)
+    cdef Watch* watch
+    if wanted[0] == 0 or (name is not NULL and strcasecmp(name, wanted) == 0):
+        return SSL_TLSEXT_ERR_OK
+    watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
+    if watch is not NULL:
+        watch.name_refused = True
+    alert[0] = SSL_AD_UNRECOGNIZED_NAME
+    return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+cdef int on_alpn(
+    SSL* connection, const uint8_t** out, uint8_t* n_out, const uint8_t* offered, unsigned int n_offered, void* arg
+) noexcept nogil:
+    """Take the first of our protocols that the client offers; both lists are length-prefixed names."""
+    cdef Policy* policy = <Policy*> arg
+    cdef size_t ours = 0
+    cdef unsigned int theirs
+    while ours < policy.n_alpn:
+        theirs = 0
+        while theirs < n_offered and theirs + offered[theirs] < n_offered:
+            if (
+                offered[theirs] == policy.alpn[ours]
+                and memcmp(&offered[theirs + 1], &policy.alpn[ours + 1], offered[theirs]) == 0
+            ):
+                out[0] = &offered[theirs + 1]
+                n_out[0] = offered[theirs]
+                return SSL_TLSEXT_ERR_OK
+            theirs += 1 + offered[theirs]
+        ours += 1 + policy.alpn[ours]
+    return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+cdef str reason_text(unsigned long code):
+    cdef const char* text = crypto.ERR_reason_error_string(code) if code else NULL
+    return text.decode() if text is not NULL else "unknown reason"
+
+
+cdef str first_reason():
+    """The oldest error of this thread's OpenSSL queue, which is emptied."""
+    cdef unsigned long code = crypto.ERR_get_error()
+    crypto.ERR_clear_error()
+    return reason_text(code)
+
+
+cdef X509* certificate_from_der(bytes der) except NULL:
+    cdef const uint8_t* start = der
+    cdef X509* certificate = crypto.d2i_X509(NULL, &start, len(der))
+    if certificate is NULL:
+        raise TlsError("certificate", f"not a certificate in DER: {first_reason()}")
+    return certificate
+
+
+cdef bytes certificate_to_der(X509* certificate):
+    cdef int n = crypto.i2d_X509(certificate, NULL)
+    cdef bytes der = bytes(n)
+    cdef uint8_t* target = <uint8_t*> <char*> der  # ours alone until returned
+    crypto.i2d_X509(certificate, &target)
+    return der
+
+
+cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
+    """Read a private key in PEM or DER. An encrypted one is refused instead of asking on the terminal."""
+    cdef const uint8_t* start = data
+    cdef EVP_PKEY* key
+    cdef BIO* bio
+    if b"-----BEGIN" in data:
+        bio = crypto.BIO_new_mem_buf(start, <int> len(data))
+        if bio is NULL:
+            raise MemoryError
+        key = crypto.PEM_read_bio_PrivateKey(bio, NULL, NULL, <void*> <char*> "")
+        crypto.BIO_free(bio)
+    else:
+        key = crypto.d2i_AutoPrivateKey(NULL, &start, len(data))
+    if key is NULL:
+        raise TlsError("certificate", f"not a usable private key (PEM or DER, not encrypted): {first_reason()}")
+    return key
+
+
+cdef class Context:
+    """What the contexts of both sides share: versions, suites and where the traffic secrets go."""
+
+    cdef SSL_CTX* ctx
+    cdef readonly bint is_server
+
+    def __dealloc__(self):
+        if self.ctx is not NULL:
+            ssl.SSL_CTX_free(self.ctx)
+
+    cdef int _open(self, bint is_server, str max_version, suites) except -1:
+        if self.ctx is not NULL:
+            raise RuntimeError("a context is initialised once")
+        if max_version not in VERSIONS:
+            raise ValueError(f"max_version is one of {', '.join(VERSIONS)}, not {max_version!r}")
+        self.is_server = is_server
+        crypto.ERR_clear_error()
+        self.ctx = ssl.SSL_CTX_new(ssl.TLS_server_method() if is_server else ssl.TLS_client_method())
+        if self.ctx is NULL:
+            raise MemoryError
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_2_VERSION, NULL)
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MAX_PROTO_VERSION, VERSIONS[max_version], NULL)
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL)
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_MODE, SSL_MODE_NO_AUTO_CHAIN | SSL_MODE_RELEASE_BUFFERS, NULL)
+        ssl.SSL_CTX_set_options(
+            self.ctx, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION
+            | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
+        # Without tickets both sequence numbers are zero when the handshake ends.
+        ssl.SSL_CTX_set_num_tickets(self.ctx, 0)
+        ssl.SSL_CTX_set_keylog_callback(self.ctx, on_keylog)
+        if not ssl.SSL_CTX_set_cipher_list(self.ctx, CIPHERS_12.encode()):
+            raise TlsError("no_shared", f"this OpenSSL has none of {CIPHERS_12}")
+        names = SUITES_13 if suites is None else ":".join(suites)
+        if not ssl.SSL_CTX_set_ciphersuites(self.ctx, names.encode()):
+            raise ValueError(f"not TLS 1.3 suites of this OpenSSL: {names}")
+        return 0
+
+
+cdef class ServerContext(Context):
+    """See handshake.pyi."""
+
+    cdef Policy policy
+
+    def __init__(self, chain, bytes key not None, *, alpn=("http/1.1",), required_sni=None,
+                 str max_version="TLSv1.3", suites=None):
+        self._open(True, max_version, suites)
+        self._set_chain(list(chain), key)
+        self._set_policy(tuple(alpn), required_sni)
+        if self.policy.n_alpn:
+            ssl.SSL_CTX_set_alpn_select_cb(self.ctx, on_alpn, &self.policy)
+        ssl.SSL_CTX_callback_ctrl(self.ctx, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, on_server_name)
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, 0, &self.policy)
+
+    cdef int _set_policy(self, tuple alpn, required_sni) except -1:
+        cdef bytes name = required_sni.encode("idna") if required_sni else b""
+        cdef bytes protocols = b"".join([bytes([len(p)]) + p.encode("ascii") for p in alpn])
+        if len(name) >= <Py_ssize_t> sizeof(self.policy.server_name):
+            raise ValueError("a server name has at most 255 characters")
+        if len(protocols) > <Py_ssize_t> sizeof(self.policy.alpn):
+            raise ValueError("too many ALPN protocols")
+        memcpy(self.policy.server_name, <const char*> name, len(name))
+        memcpy(self.policy.alpn, <const char*> protocols, len(protocols))
+        self.policy.n_alpn = len(protocols)
+        return 0
+
+    cdef int _set_chain(self, list chain, bytes key_bytes) except -1:
+        cdef X509* certificate
+        cdef EVP_PKEY* key
+        cdef int ok
+        if not chain:
+            raise TlsError("certificate", "an empty certificate chain")
+        certificate = certificate_from_der(chain[0])
+        ok = ssl.SSL_CTX_use_certificate(self.ctx, certificate)
+        crypto.X509_free(certificate)
+        if not ok:
+            raise TlsError("certificate", f"OpenSSL refuses the certificate: {first_reason()}")
+        key = key_from_bytes(key_bytes)
+        ok = ssl.SSL_CTX_use_PrivateKey(self.ctx, key) and ssl.SSL_CTX_check_private_key(self.ctx)
+        crypto.EVP_PKEY_free(key)
+        if not ok:
+            raise TlsError("certificate", f"the private key does not fit the certificate: {first_reason()}")
+        for der in chain[1:]:
+            certificate = certificate_from_der(der)
+            if not ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_EXTRA_CHAIN_CERT, 0, certificate):
+                crypto.X509_free(certificate)
+                raise TlsError("certificate", f"OpenSSL refuses a certificate of the chain: {first_reason()}")
+        return 0
+
+
+cdef class ClientContext(Context):
+    """See handshake.pyi."""
+
+    cdef readonly bint verify
+    cdef readonly bytes pin
+
+    def __init__(self, *, bint verify=True, bint system_roots=True, cafile=None, roots=(), pin=None,
+                 str max_version="TLSv1.3", suites=None):
+        self._open(False, max_version, suites)
+        self.verify = verify and pin is None
+        self.pin = pin
+        if pin is not None and len(pin) != 32:
+            raise ValueError("a pin is the 32 bytes of a SHA-256")
+        ssl.SSL_CTX_set_verify(self.ctx, SSL_VERIFY_PEER if self.verify else SSL_VERIFY_NONE, NULL)
+        if self.verify:
+            self._add_roots(system_roots, cafile, roots)
+
+    cdef int _add_roots(self, bint system_roots, cafile, roots) except -1:
+        cdef X509* certificate
+        cdef int ok
+        if system_roots:
+            ssl.SSL_CTX_set_default_verify_paths(self.ctx)
+        if cafile is not None and not ssl.SSL_CTX_load_verify_locations(self.ctx, str(cafile).encode(), NULL):
+            raise TlsError("certificate", f"no usable certificates in {cafile}: {first_reason()}")
+        for der in roots:
+            certificate = certificate_from_der(der)
+            ok = crypto.X509_STORE_add_cert(ssl.SSL_CTX_get_cert_store(self.ctx), certificate)
+            crypto.X509_free(certificate)
+            if not ok:
+                raise TlsError("certificate", f"OpenSSL refuses a root certificate: {first_reason()}")
+        return 0
+
+
+cdef class Handshake:
+    """See handshake.pyi."""
+
+    cdef Context context
+    cdef SSL* connection      # freed when done with it: records(), an error, the end of this object
+    cdef BIO* source          # owned by connection
+    cdef BIO* sink            # owned by connection
+    cdef Watch watch
+    cdef object lock          # guards input and output
+    cdef bytearray input      # fed, not yet given to OpenSSL
+    cdef bytearray output
+    cdef bytes head           # first bytes of the peer, to tell HTTP from noise
+    cdef bint stepping
+    cdef readonly bint done
+    cdef readonly bint eof
+    cdef readonly str version
+    cdef readonly str cipher
+    cdef readonly str server_name
+    cdef readonly str alpn
+    cdef readonly list peer_chain
+
+    def __init__(self, Context context not None, server_name=None, *, cert_name=None):
+        if self.connection is not NULL:
+            raise RuntimeError("a handshake is made once")
+        self.context = context
+        self.lock = allocate_lock()
+        self.input = bytearray()
+        self.output = bytearray()
+        self.head = b""
+        self.peer_chain = []
+        self._open()
+        if context.is_server:
+            ssl.SSL_set_accept_state(self.connection)
+        else:
+            ssl.SSL_set_connect_state(self.connection)
+            self._name_server(server_name, cert_name or server_name)
+
+    def __dealloc__(self):
+        self._free()
+
+    cdef int _open(self) except -1:
+        crypto.ERR_clear_error()
+        self.connection = ssl.SSL_new(self.context.ctx)
+        self.source = crypto.BIO_new(crypto.BIO_s_mem())
+        self.sink = crypto.BIO_new(crypto.BIO_s_mem())
+        if self.connection is NULL or self.source is NULL or self.sink is NULL:
+            crypto.BIO_free(self.source)
+            crypto.BIO_free(self.sink)
+            raise MemoryError
+        ssl.SSL_set_bio(self.connection, self.source, self.sink)
+        ssl.SSL_set_ex_data(self.connection, 0, &self.watch)
+        return 0
+
+    cdef int _name_server(self, server_name, cert_name) except -1:
+        """Say and check the server's name; an address is checked but never sent (RFC 6066 §3)."""
+        cdef X509_VERIFY_PARAM* param = ssl.SSL_get0_param(self.connection)
+        cdef bytes name
+        cdef int ok = 1
+        if server_name and not is_address(server_name):
+            name = server_name.encode("idna")
+            ok = ssl.SSL_ctrl(self.connection, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, <char*> name)
+        if ok and (<ClientContext> self.context).verify:
+            if not cert_name:
+                raise ValueError("a server name is needed to verify its certificate")
+            if is_address(cert_name):
+                ok = crypto.X509_VERIFY_PARAM_set1_ip_asc(param, cert_name.encode())
+            else:
+                name = cert_name.encode("idna")
+                ok = crypto.X509_VERIFY_PARAM_set1_host(param, name, len(name))
+        if not ok:
+            raise ValueError(f"not a server name: {server_name!r}")
+        return 0
+
+    cdef void _free(self) noexcept:
+        if self.connection is not NULL:
+            ssl.SSL_free(self.connection)
+            self.connection = NULL
+        crypto.OPENSSL_cleanse(&self.watch, sizeof(Watch))
+
+    def feed(self, data not None):
+        with self.lock:
+            if len(self.input) + len(data) > INPUT_MAX_BYTES:
+                raise TlsError("flood", f"more than {INPUT_MAX_BYTES} bytes wait for the handshake")
+            if len(self.head) < 5:
+                self.head += bytes(data[:5 - len(self.head)])
+            self.input += data
+
+    def take_output(self):
+        with self.lock:
+            output = bytes(self.output)
+            self.output.clear()
+        return output
+
+    def step(self):
+        cdef int result, error
+        cdef unsigned long code
+        if self.done:
+            return True
+        self._alive()
+        if self.stepping:
+            raise RuntimeError("one step at a time")
+        self.stepping = True
+        try:
+            while True:
+                fed = self._push_input()
+                with nogil:
+                    crypto.ERR_clear_error()
+                    result = ssl.SSL_do_handshake(self.connection)
+                    error = ssl.SSL_get_error(self.connection, result)
+                    code = crypto.ERR_get_error()
+                self._pull_output()
+                if result == 1:
+                    self._finish()
+                    return True
+                if error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
+                    raise self._failure(code)
+                if not self.input:
+                    return False
+        except TlsError:
+            self._free()
+            raise
+        finally:
+            self.stepping = False
+
+    cdef bint _push_input(self) except *:
+        cdef bytes data
+        with self.lock:
+            data = bytes(self.input)
+            self.input.clear()
+        if data and crypto.BIO_write(self.source, <const char*> data, <int> len(data)) != len(data):
+            raise MemoryError
+        return bool(data)
+
+    cdef int _pull_output(self) except -1:
+        cdef bytes data = bio_take(self.sink)
+        if data:
+            with self.lock:
+                self.output += data
+        return 0
+
+    cdef object _failure(self, unsigned long code):
+        """The exception for OpenSSL's error `code`."""
+        cdef int reason = code & 0xFFF  # OpenSSL 1.1.1 keeps 12 bits, and no reason of libssl is larger
+        cdef long verified
+        text = reason_text(code)
+        if self.watch.name_refused:
+            return TlsError("server_name", "the client asked for another server name, or for none")
+        if self.context.is_server and self.head.startswith(_HTTP_HEADS):
+            return TlsError("plain_http", "plain HTTP on a TLS port")
+        if self.head and self.head[0] != 22:
+            return TlsError("not_tls", f"the peer does not speak TLS: {text}")
+        cause = _REASONS.get(reason, "alert" if reason > 1000 else "protocol")
+        if cause == "certificate":
+            verified = ssl.SSL_get_verify_result(self.connection)
+            text = f"{text}: {crypto.X509_verify_cert_error_string(verified).decode()}"
+        return TlsError(cause, f"TLS handshake failed: {text}")
+
+    cdef int _finish(self) except -1:
+        """Read what the handshake agreed on."""
+        cdef const uint8_t* alpn = NULL
+        cdef unsigned int n_alpn = 0
+        cdef const char* name = ssl.SSL_get_servername(self.connection, 0)
+        self.version = "TLSv1.3" if ssl.SSL_version(self.connection) == TLS1_3_VERSION else "TLSv1.2"
+        self.cipher = ssl.SSL_CIPHER_get_name(ssl.SSL_get_current_cipher(self.connection)).decode()
+        self.server_name = name.decode("ascii", "replace") if name is not NULL else None
+        ssl.SSL_get0_alpn_selected(self.connection, &alpn, &n_alpn)
+        self.alpn = (<const char*> alpn)[:n_alpn].decode("ascii", "replace") if n_alpn else None
+        if not self.context.is_server:
+            self.peer_chain = chain_to_der(ssl.SSL_get_peer_cert_chain(self.connection))
+            if (<ClientContext> self.context).pin is not None:
+                self._check_pin((<ClientContext> self.context).pin)
+        self.done = True
+        return 0
+
+    cdef int _check_pin(self, bytes pin) except -1:
+        """Accept the one pinned certificate while it is valid, whoever signed it."""
+        cdef OPENSSL_STACK* chain = ssl.SSL_get_peer_cert_chain(self.connection)
+        cdef X509* leaf
+        if not self.peer_chain or hashlib.sha256(self.peer_chain[0]).digest() != pin:
+            raise TlsError("certificate", "the server's certificate is not the pinned one")
+        leaf = <X509*> crypto.OPENSSL_sk_value(chain, 0)
+        if (
+            crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
+            or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
+        ):
+            raise TlsError("certificate", "the server's certificate is pinned, but not valid today")
+        return 0
+
+    cdef int _alive(self) except -1:
+        if self.connection is NULL:
+            raise TlsError("closed", "this handshake has ended")
+        return 0
+
+    cdef int _usable(self) except -1:
+        self._alive()
+        if not self.done:
+            raise RuntimeError("the handshake is not done")
+        return 0
+
+    def records(self):
+        cdef const Watch* w = &self.watch
+        cdef bint server = self.context.is_server
+        cdef uint16_t suite
+        self._usable()
+        if self.version != "TLSv1.3":
+            raise RuntimeError(f"{self.version} goes on through read and write")
+        suite = ssl.SSL_CIPHER_get_protocol_id(ssl.SSL_get_current_cipher(self.connection))
+        size = record_secret_size(suite)
+        if size == 0 or w.n_client != size or w.n_server != size or ssl.SSL_has_pending(self.connection):
+            raise TlsError("protocol", "OpenSSL did not give the traffic secrets")
+        try:
+            with self.lock:
+                unread = bio_take(self.source) + self.input
+                self.input.clear()
+            if server:
+                return record_layer_new(suite, False, w.client_secret, w.server_secret, unread)
+            return record_layer_new(suite, True, w.server_secret, w.client_secret, unread)
+        finally:
+            self._free()
+
+    def read(self, int n=65536):
+        cdef bytes data
+        cdef int result, error
+        cdef unsigned long code
+        cdef char* target
+        self._usable()
+        self._push_input()
+        data = bytes(max(n, 2))  # never Python's shared one-byte objects
+        target = <char*> data  # ours alone until returned
+        with nogil:
+            crypto.ERR_clear_error()
+            result = ssl.SSL_read(self.connection, target, n)
+            error = ssl.SSL_get_error(self.connection, result)
+            code = crypto.ERR_get_error()
+        self._pull_output()
+        if result > 0:
+            return data[:result]
+        if error == SSL_ERROR_ZERO_RETURN:
+            self.eof = True
+        elif error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
+            raise TlsError("alert" if code & 0xFFF > 1000 else "protocol", f"TLS failed: {reason_text(code)}")
+        return b""
+
+    def write(self, data not None):
+        cdef const uint8_t[::1] view = data
+        cdef int result, n = <int> min(view.shape[0], 1 << 30)
+        cdef const uint8_t* start
+        self._usable()
+        if n == 0:
+            return
+        start = &view[0]
+        with nogil:
+            crypto.ERR_clear_error()
+            result = ssl.SSL_write(self.connection, start, n)
+        self._pull_output()
+        if result != n:
+            raise TlsError("protocol", f"TLS failed: {first_reason()}")
+
+    def close_notify(self):
+        self._usable()
+        crypto.ERR_clear_error()
+        ssl.SSL_shutdown(self.connection)
+        self._pull_output()
+
+
+cdef bytes bio_take(BIO* bio):
+    """Everything a memory buffer holds."""
+    cdef long n = crypto.BIO_ctrl(bio, BIO_CTRL_PENDING, 0, NULL)
+    cdef bytes data
+    if n <= 0:
+        return b""
+    data = bytes(max(n, 2))  # never Python's shared one-byte objects
+    return data[:max(0, crypto.BIO_read(bio, <char*> data, <int> n))]
+
+
+cdef list chain_to_der(OPENSSL_STACK* chain):
+    cdef int i
+    if chain is NULL:
+        return []
+    return [
+        certificate_to_der(<X509*> crypto.OPENSSL_sk_value(chain, i)) for i in range(crypto.OPENSSL_sk_num(chain))
+    ]
+
+
+def is_address(str name not None):
+    """Whether `name` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
