@@ -21,6 +21,9 @@ EXTENSIONS = {
     "fastderp.dataplane.record": PACKET_PATH,
     "fastderp.tls.handshake": {},
     "fastderp.tls.openssl": {},
+    "fastderp.loadgen.engine": PACKET_PATH,
+    "fastderp.loadgen.histogram": PACKET_PATH,
+    "fastderp.loadgen.payload": PACKET_PATH,
 }
 
 CHECKED = os.environ.get("FASTDERP_CHECKED", "")

@@ -1,0 +1,216 @@
+"""`fastderp-bench`: put load on a DERP relay and say what it did."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from fastderp.errors import EX_FAILURE, EX_OK, EX_OSERR, EX_UNAVAILABLE, EX_USAGE, DerpError
+from fastderp.loadgen.connect import Target
+from fastderp.loadgen.result import Result, environment
+from fastderp.loadgen.run import Timing, run
+from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes
+
+EX_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code (EX_* of fastderp.errors; 130 after an interrupt)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        _print_scenarios()
+        return EX_OK
+    if options.url is None:
+        parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
+    try:
+        target = Target.parse(
+            options.url, insecure=options.insecure, check_box=not options.no_box_check
+        )
+        scenario = _scenario(options)
+        _prepare_process(options.cpu, scenario)
+        result = _run_with_bar(target, scenario, options)
+        if options.json:
+            _write_json(options.json, result, arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
+    except DerpError as error:
+        return _fail(str(error), error.exit_code)
+    except ProcessLookupError as error:
+        return _fail(f"--pid: {error}", EX_UNAVAILABLE)
+    except OSError as error:
+        return _fail(str(error), EX_OSERR)
+    if options.json != "-":
+        _print_result(result, scenario)
+    return _verdict(result)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastderp-bench",
+        description="Put load on a DERP relay (any: derper, fastderp, …) and measure it.",
+        epilog="Flags override what the scenario says. Exit code 1: packets were damaged or "
+        "connections lost.",
+    )
+    add = parser.add_argument
+    add("url", nargs="?", help="the relay: http://host:port or https://host:port")
+    add("--list", action="store_true", help="list the named scenarios and exit")
+    add("--scenario", default="pairs-10", metavar="NAME", help="named scenario (%(default)s)")
+    add("--shape", choices=[shape.value for shape in Shape], help="who sends to whom")
+    add("--pairs", type=int, metavar="N", help="pairs; senders, receivers or clients by shape")
+    add("--size", metavar="SIZES", help="payload bytes, or a mix such as 100:3,1400:1")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--window", type=int, metavar="N", help="packets in flight per flow")
+    pace.add_argument("--rate", type=float, metavar="PPS",
+                      help="packets per second of all senders together, by schedule")
+    pace.add_argument("--never-wait", action="store_true", help="senders write whenever they can")
+    add("--idle", type=int, metavar="N", help="clients that are logged in and silent besides")
+    add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
+    add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
+    add("--insecure", action="store_true", help="https: do not verify the certificate")
+    add("--joined-records", action="store_const", const=True,
+        help="https: fill TLS records with packets; real clients send one record per packet")
+    add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")
+    add("--verify", action="store_true", help="compare every payload byte on arrival")
+    add("--seed", type=int, default=0, help="fixes packet sizes and contents (%(default)s)")
+    add("--pid", type=int, help="the relay's process, to read its CPU time and memory")
+    add("--cpu", type=int, metavar="N", help="run the load on this core only")
+    add("--json", metavar="FILE", help="write the result there; - for standard output")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    """Return the named scenario with the flags' changes. ValueError for an unknown name."""
+    try:
+        base = SCENARIOS[options.scenario]
+    except KeyError:
+        raise ValueError(f"--scenario {options.scenario}: no such scenario; see --list") from None
+    changes: dict[str, object] = {}
+    if options.shape is not None:
+        changes["shape"] = Shape(options.shape)
+    if options.pairs is not None:
+        changes["n"] = options.pairs
+    if options.size is not None:
+        changes["sizes"] = parse_sizes(options.size)
+    if options.window is not None:
+        changes |= {"window": options.window, "rate": 0.0}
+    if options.rate is not None:
+        changes |= {"window": 0, "rate": options.rate}
+    if options.never_wait:
+        changes |= {"window": 0, "rate": 0.0}
+    if options.idle is not None:
+        changes["idle"] = options.idle
+    if options.joined_records is not None:
+        changes["joined_records"] = options.joined_records
+    if not changes:
+        return base
+    return replace(base, name=f"{base.name} (changed)", **changes)  # type: ignore[arg-type]
+
+
+def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
+    """Pin this process and allow it enough descriptors."""
+    if cpu is not None:
+        try:
+            os.sched_setaffinity(0, {cpu})
+        except OSError:
+            raise ValueError(f"--cpu {cpu}: there is no such core to run on") from None
+    needed = scenario.n_clients + scenario.idle + 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(f"{needed} descriptors needed, {hard} allowed: raise `ulimit -n`")
+    if needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _run_with_bar(target: Target, scenario: Scenario, options: argparse.Namespace) -> Result:
+    bar = Progress(
+        TextColumn("{task.description:>10}"), BarColumn(),
+        console=Console(stderr=True), transient=True, auto_refresh=False,
+        disable=options.quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("logging in", total=1.0)
+
+        def on_progress(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+            if what == "running":  # a few times a second; logins come by the thousand
+                bar.refresh()
+
+        return run(
+            target, scenario, Timing(options.warmup, options.duration),
+            pid=options.pid, verify=options.verify, seed=options.seed, on_progress=on_progress,
+        )
+
+
+def _write_json(path: str, result: Result, arguments: Sequence[str] | None) -> None:
+    command = ["fastderp-bench", *(sys.argv[1:] if arguments is None else arguments)]
+    text = json.dumps({"environment": environment(command), "result": result.to_json()}, indent=1)
+    if path == "-":
+        print(text)
+    else:
+        Path(path).write_text(text + "\n")
+
+
+def _print_scenarios() -> None:
+    table = Table("scenario", "load", box=None)
+    for scenario in SCENARIOS.values():
+        table.add_row(scenario.name, scenario.summary)
+    Console().print(table)
+
+
+def _print_result(result: Result, scenario: Scenario) -> None:
+    table = Table(title=f"{scenario.name} · {result.url}", show_header=False, box=None)
+    table.add_column(justify="right")
+    table.add_column()
+    for name, value in _rows(result):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    latency, relay = result.latency, result.relay
+    rows = [
+        ("delivered", f"{result.packets_per_s:,.0f} packets/s, {result.mbit_per_s:,.0f} Mbit/s"),
+        ("lost", f"{result.loss:.3%} ({result.lost:,} of {result.sent:,})"),
+        ("latency", f"p50 {latency.p50_us:,.0f} µs   p99 {latency.p99_us:,.0f} µs   "
+                    f"p99.9 {latency.p999_us:,.0f} µs   max {latency.max_us:,.0f} µs"),
+        ("fairness", f"{result.fairness:.3f} (Jain's index between flows)"),
+        ("logins", f"{result.logins_per_s:,.0f} per second"),
+    ]
+    if result.cipher:
+        rows.append(("cipher", result.cipher))
+    if relay:
+        per_packet = relay.cpu_us_per_packet
+        rows += [
+            ("relay CPU", f"{per_packet:.3f} µs per delivered packet, {relay.cpu_share:.0%} of a core"
+             if per_packet is not None else "nothing was delivered"),
+            ("per login", f"{relay.cpu_us_per_login:.0f} µs CPU"),
+            ("relay memory", f"{relay.rss_before_kib:,} KiB before, {relay.rss_connected_kib:,} "
+                             f"connected, {relay.rss_after_kib:,} after"),
+        ]
+    if result.corrupt or result.unexpected or result.connections_lost:
+        rows.append(("WRONG", f"{result.corrupt} damaged, {result.unexpected} unexpected, "
+                              f"{result.connections_lost} connections lost"))
+    return rows
+
+
+def _verdict(result: Result) -> int:
+    return EX_FAILURE if result.corrupt or result.connections_lost else EX_OK
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"fastderp-bench: {text}", file=sys.stderr)
+    return code

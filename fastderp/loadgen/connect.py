@@ -1,0 +1,216 @@
+"""Log clients in to a relay and hand their bare sockets to the load engine.
+
+Runs on asyncio before the load starts; nothing here is on the measured path. Unlike
+`fastderp.client` it stops right behind ServerInfo and gives the descriptor away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from fastderp.errors import DialError, ProtocolError
+from fastderp.keys import NodePrivate
+from fastderp.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
+from fastderp.protocol import HEADER, HEADER_SIZE, MAX_CLIENT_FRAME_SIZE, FrameType
+
+LOGIN_LIMIT_S = 30.0
+LOGINS_AT_ONCE = 64
+HEAD_LIMIT_BYTES = 16384
+# More than this unsent in a sender's kernel would be queueing of the load, not of the relay.
+NOT_SENT_LIMIT_BYTES = 32768
+TCP_NOTSENT_LOWAT = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A relay by URL. Without `check_box` the relay's ServerInfo may be anything (the bench's floor)."""
+
+    host: str
+    port: int
+    tls: bool = False
+    path: str = "/derp"
+    insecure: bool = False
+    check_box: bool = True
+
+    @classmethod
+    def parse(cls, url: str, *, insecure: bool = False, check_box: bool = True) -> Target:
+        """Read `http://host[:port][/path]` or `https://…`; the path is /derp unless given.
+
+        Raises ValueError saying what is wrong with the URL.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f"{url}: a relay's URL begins with http:// or https://")
+        if not parts.hostname:
+            raise ValueError(f"{url}: no host in the URL")
+        tls = parts.scheme == "https"
+        path = parts.path if parts.path not in ("", "/") else "/derp"
+        port = parts.port or (443 if tls else 80)
+        return cls(parts.hostname, port, tls, path, insecure, check_box)
+
+    @property
+    def authority(self) -> str:
+        """host:port as the Host header wants it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL in full."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
+
+
+@dataclass(slots=True)
+class Joined:
+    """A logged-in connection. `unread` is plaintext that was read behind ServerInfo."""
+
+    sock: socket.socket
+    key: bytes
+    unread: bytes = b""
+    cipher: str = ""
+
+    def detach(self) -> int:
+        """Give the socket's descriptor away."""
+        return self.sock.detach()
+
+    def close(self) -> None:
+        """Close the connection, unless its descriptor was given away."""
+        self.sock.close()
+
+
+@dataclass(slots=True)
+class _Link:
+    """A connected socket and what was read from it but not used."""
+
+    sock: socket.socket
+    unread: bytearray = field(default_factory=bytearray)
+
+    async def fill(self) -> None:
+        """Read more. ConnectionError at the end of the stream."""
+        data = await asyncio.get_running_loop().sock_recv(self.sock, 16384)
+        if not data:
+            raise ConnectionError("the relay closed the connection")
+        self.unread += data
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def take(self, n: int) -> bytes:
+        """Return the next `n` bytes."""
+        while len(self.unread) < n:
+            await self.fill()
+        data = bytes(self.unread[:n])
+        del self.unread[:n]
+        return data
+
+    async def take_through(self, mark: bytes, limit: int) -> bytes:
+        """Return everything up to and including `mark`."""
+        while (end := self.unread.find(mark)) < 0:
+            if len(self.unread) > limit:
+                raise ProtocolError(f"no end of the HTTP answer within {limit} bytes")
+            await self.fill()
+        return await self.take(end + len(mark))
+
+    async def take_frame(self) -> tuple[int, bytes]:
+        """Return the next frame's type and payload."""
+        frame_type, length = HEADER.unpack(await self.take(HEADER_SIZE))
+        if length > MAX_CLIENT_FRAME_SIZE:
+            raise ProtocolError(f"a frame of {length} bytes")
+        return frame_type, await self.take(length)
+
+
+async def join(target: Target, address: tuple[str, int]) -> Joined:
+    """Log one new client in to `target` at `address` (PROTOCOL §3, §9.3).
+
+    Raises DialError, naming the relay and the cause, when that fails in any way.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    try:
+        async with asyncio.timeout(LOGIN_LIMIT_S):
+            return await _join(target, address, sock)
+    except (OSError, ProtocolError) as error:
+        sock.close()
+        cause = "the login took too long" if isinstance(error, TimeoutError) else error
+        raise DialError(f"{target.url}: {cause}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _join(target: Target, address: tuple[str, int], sock: socket.socket) -> Joined:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LIMIT_BYTES)
+    await asyncio.get_running_loop().sock_connect(sock, address)
+    link = _Link(sock)
+    await _upgrade(link, target)
+    key = await _login(link, target)
+    return Joined(sock, key, bytes(link.unread))
+
+
+async def _upgrade(link: _Link, target: Target) -> None:
+    request = (
+        f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n"
+        "Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
+    )
+    await link.write(request.encode())
+    head = await link.take_through(b"\r\n\r\n", HEAD_LIMIT_BYTES)
+    status = head.split(b"\r\n", 1)[0].decode("latin-1")
+    if status.split(" ")[1:2] != ["101"]:
+        raise ProtocolError(f"it did not upgrade to DERP but answered {status!r}")
+
+
+async def _login(link: _Link, target: Target) -> bytes:
+    """Exchange the boxes; return the new client's public key."""
+    server = parse_server_key(*await link.take_frame())
+    private = NodePrivate.generate()
+    box = private.box(server)
+    await link.write(client_info_frame(private.public(), box, ClientInfo(can_ack_pings=True)))
+    frame_type, payload = await link.take_frame()
+    if frame_type != FrameType.SERVER_INFO:
+        raise ProtocolError(f"frame {frame_type:#04x} where ServerInfo was expected")
+    if target.check_box:
+        open_server_info(box, payload)
+    return private.public().raw
+
+
+async def join_many(
+    target: Target, n: int, on_joined: Callable[[int], None] = lambda n_joined: None
+) -> Sequence[Joined]:
+    """Log `n` new clients in, at most LOGINS_AT_ONCE at a time.
+
+    `on_joined` hears how many there are so far. Raises DialError when any of them fails; the
+    others are closed then.
+    """
+    address = await _resolve(target)
+    joined: list[Joined] = []
+    waiting = iter(range(n))
+
+    async def join_some() -> None:
+        for _ in waiting:
+            joined.append(await join(target, address))
+            on_joined(len(joined))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(n, LOGINS_AT_ONCE)):
+                group.create_task(join_some())
+    except BaseExceptionGroup as failures:
+        for connection in joined:
+            connection.close()
+        raise failures.exceptions[0] from None
+    return joined
+
+
+async def _resolve(target: Target) -> tuple[str, int]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise DialError(f"{target.url}: {error.strerror}") from error
+    host, port = found[0][4][:2]
+    return str(host), int(port)

@@ -1,0 +1,82 @@
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypedDict
+
+class LoggedIn(Protocol):
+    """A connection that the engine takes over."""
+
+    @property
+    def key(self) -> bytes:
+        """The client's public key, 32 bytes."""
+    @property
+    def unread(self) -> bytes:
+        """Plaintext that was read behind ServerInfo."""
+    def detach(self) -> int:
+        """Give up the connected socket and return its descriptor."""
+
+class Totals(TypedDict):
+    """What one measurement counted."""
+
+    seconds: float
+    sent: int
+    sent_bytes: int
+    delivered: int
+    delivered_bytes: int
+    lost: int
+    corrupt: int
+    unexpected: int
+    connections_lost: int
+    latency_max_ns: int
+
+def process_cpu_ns(pid: int) -> int:
+    """Return the CPU time, in nanoseconds, that process `pid` has used so far, all its threads together.
+
+    Raises ProcessLookupError when there is no such process.
+    """
+
+class Engine:
+    """A load over logged-in connections, whose sockets it takes over.
+
+    `flows` are (source, target) indexes into `connections`. `sizes` are (bytes, weight) pairs from
+    which packet sizes are drawn, 32 to 65,536 bytes each. With `window` each flow keeps that many
+    packets under way; with `rate` all flows together send that many per second by a fixed schedule,
+    and latency counts from the scheduled time; with neither, senders never wait. `verify` compares
+    every payload byte. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
+    many packets as fit; otherwise each packet has its own, as real clients send. Raises ValueError
+    for arguments out of range and OSError when the kernel has no more descriptors.
+    """
+
+    def __init__(
+        self,
+        connections: Iterable[LoggedIn],
+        flows: Iterable[tuple[int, int]],
+        *,
+        sizes: Sequence[tuple[int, float]],
+        window: int = 0,
+        rate: float = 0.0,
+        verify: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+    def warm_up(self, seconds: float) -> None:
+        """Run the load without measuring."""
+    def measure(self, seconds: float) -> None:
+        """Run the load and measure; forgets any earlier measurement."""
+    def drain(self, limit_s: float) -> None:
+        """Send nothing more and wait, at most `limit_s` seconds, for what is under way."""
+    def stop(self) -> None:
+        """End the running and every later phase within 0.1 s; may be called from any thread."""
+    def close(self) -> None:
+        """Close every connection."""
+    def percentile_ns(self, percent: float) -> int:
+        """Return the latency in nanoseconds that `percent` of the measured packets did not exceed."""
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(packets delivered so far in this measurement, connections lost); readable while a phase runs."""
+    def totals(self) -> Totals:
+        """Return the measurement's counters.
+
+        `delivered` counts arrivals during the measurement; `lost` are packets sent during it that had
+        not arrived by the end of the drain; `corrupt` failed the content check; `unexpected` came
+        again, out of order, or after having been given up.
+        """
+    def delivered_by_flow(self) -> list[int]:
+        """Return the packets delivered during the measurement, one number per flow."""

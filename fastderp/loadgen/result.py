@@ -1,0 +1,88 @@
+"""What one run of a load found, and where it was measured. Plain values; any thread."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Microseconds from sending (or the scheduled time of it) to arrival."""
+
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class RelayUse:
+    """What the relay's process used. Memory in KiB, resident, at three moments."""
+
+    cpu_us_per_packet: float | None  # None when nothing was delivered
+    cpu_share: float  # of one core, while measuring
+    cpu_us_per_login: float
+    rss_before_kib: int
+    rss_connected_kib: int
+    rss_after_kib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One measured run. `loss` is the share of sent packets that never arrived, 0 to 1."""
+
+    url: str
+    scenario: dict[str, Any]
+    cipher: str  # "" over plain TCP
+    seconds: float
+    sent: int
+    delivered: int
+    lost: int
+    corrupt: int
+    unexpected: int
+    connections_lost: int
+    packets_per_s: float
+    mbit_per_s: float
+    loss: float
+    fairness: float
+    latency: Latency
+    logins_per_s: float
+    relay: RelayUse | None  # None unless the relay's process id was given
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nested plain values."""
+        return asdict(self)
+
+
+def fairness(shares: Sequence[float]) -> float:
+    """Return Jain's index of the shares: 1 when all are equal, 1/n when one has everything."""
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Say where and with what a result was made; every kept result carries this."""
+    return {
+        "command": list(command),
+        "fastderp": version("fastderp"),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

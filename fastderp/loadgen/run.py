@@ -1,0 +1,164 @@
+"""One run of one scenario against one relay: log in, warm up, measure, drain.
+
+The caller's thread waits and reports progress; the engine has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from fastderp.loadgen.connect import Joined, Target, join_many
+from fastderp.loadgen.engine import Engine
+from fastderp.loadgen.process import Process
+from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
+from fastderp.loadgen.scenario import Scenario
+
+DRAIN_LIMIT_S = 1.0
+PROGRESS_EVERY_S = 0.25
+
+Progress = Callable[[str, float], None]
+"""Hears what is going on and how far it is, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long to run, in seconds."""
+
+    warm_up_s: float = 0.5
+    measure_s: float = 3.0
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What the engine's thread leaves behind."""
+
+    cpu_s: float = 0.0
+    error: BaseException | None = None
+
+
+def run(
+    target: Target,
+    scenario: Scenario,
+    timing: Timing = Timing(),
+    *,
+    pid: int | None = None,
+    verify: bool = False,
+    seed: int = 0,
+    on_progress: Progress = lambda what, share: None,
+) -> Result:
+    """Run `scenario` against `target` and return what it showed.
+
+    `pid` is the relay's process, for its CPU time and memory; `verify` compares every payload
+    byte. Raises DialError when clients cannot log in, ProcessLookupError when there is no such
+    process, ValueError for sizes that cannot be sent. KeyboardInterrupt ends a run cleanly.
+    """
+    relay = Process(pid) if pid is not None else None
+    rss_before = relay.rss_kib() if relay else 0
+    n_clients = scenario.n_clients + scenario.idle
+    cpu_before = relay.cpu_s() if relay else 0.0
+    started = time.monotonic()
+    joined = asyncio.run(
+        join_many(target, n_clients, lambda n: on_progress("logging in", n / n_clients))
+    )
+    login_s = time.monotonic() - started
+    login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
+    rss_connected = relay.rss_kib() if relay else 0
+
+    cipher = joined[0].cipher
+    engine = _engine(joined, scenario, verify, seed)
+    try:
+        measured = _drive(engine, timing, relay, on_progress)
+        totals = engine.totals()
+        use = None
+        if relay:
+            use = RelayUse(
+                cpu_us_per_packet=_ratio(measured.cpu_s * 1e6, totals["delivered"]),
+                cpu_share=measured.cpu_s / totals["seconds"],
+                cpu_us_per_login=login_cpu_s * 1e6 / n_clients,
+                rss_before_kib=rss_before,
+                rss_connected_kib=rss_connected,
+                rss_after_kib=relay.rss_kib(),
+            )
+        return Result(
+            url=target.url,
+            scenario=asdict(scenario),
+            cipher=cipher,
+            seconds=totals["seconds"],
+            sent=totals["sent"],
+            delivered=totals["delivered"],
+            lost=totals["lost"],
+            corrupt=totals["corrupt"],
+            unexpected=totals["unexpected"],
+            connections_lost=totals["connections_lost"],
+            packets_per_s=totals["delivered"] / totals["seconds"],
+            mbit_per_s=totals["delivered_bytes"] * 8e-6 / totals["seconds"],
+            loss=_ratio(totals["lost"], totals["sent"]) or 0.0,
+            fairness=fairness(engine.delivered_by_flow()),
+            latency=_latency(engine, totals["latency_max_ns"]),
+            logins_per_s=n_clients / login_s,
+            relay=use,
+        )
+    finally:
+        engine.close()
+
+
+def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: int) -> Engine:
+    try:
+        return Engine(
+            joined,
+            scenario.flows(),
+            sizes=scenario.sizes,
+            window=scenario.window,
+            rate=scenario.rate,
+            verify=verify,
+            seed=seed,
+        )
+    except BaseException:
+        for connection in joined:
+            connection.close()
+        raise
+
+
+def _drive(
+    engine: Engine, timing: Timing, relay: Process | None, on_progress: Progress
+) -> _Measured:
+    """Run the phases in a thread; report progress and heed an interrupt in this one."""
+    measured = _Measured()
+
+    def phases() -> None:
+        try:
+            engine.warm_up(timing.warm_up_s)
+            cpu_before = relay.cpu_s() if relay else 0.0
+            engine.measure(timing.measure_s)
+            measured.cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
+            engine.drain(DRAIN_LIMIT_S)
+        except BaseException as error:
+            measured.error = error
+
+    thread = threading.Thread(target=phases, name="load")
+    started = time.monotonic()
+    whole_s = timing.warm_up_s + timing.measure_s
+    thread.start()
+    try:
+        while thread.is_alive():
+            on_progress("running", min(1.0, (time.monotonic() - started) / whole_s))
+            thread.join(PROGRESS_EVERY_S)
+    finally:
+        engine.stop()
+        thread.join()
+    if measured.error:
+        raise measured.error
+    return measured
+
+
+def _latency(engine: Engine, max_ns: int) -> Latency:
+    p50, p99, p999 = (engine.percentile_ns(percent) / 1e3 for percent in (50.0, 99.0, 99.9))
+    return Latency(p50, p99, p999, max_ns / 1e3)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

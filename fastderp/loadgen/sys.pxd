@@ -1,0 +1,67 @@
+# The system calls of the load generator.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    ctypedef int clockid_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int CLOCK_MONOTONIC
+    int clock_gettime(clockid_t clock, timespec* now)
+
+cdef extern from "<sys/types.h>" nogil:
+    ctypedef int pid_t
+
+cdef extern from "<time.h>" nogil:
+    int clock_getcpuclockid(pid_t pid, clockid_t* clock)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int TFD_NONBLOCK
+    int TFD_CLOEXEC
+    int TFD_TIMER_ABSTIME
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec* new, itimerspec* old)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_MOD
+    int EPOLL_CTL_DEL
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int limit, int timeout_ms)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    ssize_t recv(int fd, void* buffer, size_t size, int flags)
+    ssize_t send(int fd, const void* data, size_t size, int flags)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void* buffer, size_t size)
+
+cdef extern from *:
+    """
+    #define flag_set(flag) __atomic_store_n((flag), 1, __ATOMIC_RELAXED)
+    #define flag_is_set(flag) __atomic_load_n((flag), __ATOMIC_RELAXED)
+    """
+    void flag_set(int* flag) noexcept nogil
+    int flag_is_set(int* flag) noexcept nogil
+
+
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec

@@ -1,0 +1,97 @@
+"""The smallest relay: already logged-in clients over socket pairs, one thread, no HTTP, no boxes.
+
+For tests of what sits on the clients' side. `change` sees every RecvPacket frame on its way and
+returns what to deliver instead; b"" loses the packet.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fastderp.loadgen.connect import Joined
+from fastderp.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame
+
+Change = Callable[[bytes], bytes]
+
+
+@dataclass
+class _Member:
+    sock: socket.socket
+    key: bytes
+    unread: bytearray = field(default_factory=bytearray)
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        while len(self.unread) >= HEADER_SIZE:
+            frame_type, length = HEADER.unpack(self.unread[:HEADER_SIZE])
+            end = HEADER_SIZE + length
+            if len(self.unread) < end:
+                return
+            payload = bytes(self.unread[HEADER_SIZE:end])
+            del self.unread[:end]
+            yield frame_type, payload
+
+
+class SmallRelay:
+    """`clients` are the ends for a load to take; `members` the relay's own, in the same order."""
+
+    def __init__(self, n: int, change: Change) -> None:
+        pairs = [socket.socketpair() for _ in range(n)]
+        keys = [bytes([index + 1]) * KEY_SIZE for index in range(n)]
+        for ours, theirs in pairs:
+            theirs.setblocking(False)
+            ours.settimeout(5)
+        self.clients = [Joined(theirs, key) for (_, theirs), key in zip(pairs, keys, strict=True)]
+        self.members = [_Member(ours, key) for (ours, _), key in zip(pairs, keys, strict=True)]
+        self._change = change
+        self._by_key = {member.key: member for member in self.members}
+        self._selector = selectors.DefaultSelector()
+        for member in self.members:
+            self._selector.register(member.sock, selectors.EVENT_READ, member)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._selector.close()
+        for member in self.members:
+            member.sock.close()
+
+    def _serve(self) -> None:
+        while not self._over.is_set():
+            for ready, _ in self._selector.select(0.02):
+                self._read(ready.data)
+
+    def _read(self, member: _Member) -> None:
+        try:
+            data = member.sock.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(member.sock)
+            return
+        member.unread += data
+        for frame_type, payload in member.frames():
+            assert frame_type == FrameType.SEND_PACKET
+            to = self._by_key[payload[:KEY_SIZE]]
+            out = self._change(frame(FrameType.RECV_PACKET, member.key, payload[KEY_SIZE:]))
+            try:
+                to.sock.sendall(out)
+            except OSError:
+                pass
+
+
+@contextmanager
+def small_relay(n: int, change: Change = lambda packet: packet) -> Iterator[SmallRelay]:
+    """Run a SmallRelay for `n` clients."""
+    relay = SmallRelay(n, change)
+    try:
+        yield relay
+    finally:
+        relay.close()
