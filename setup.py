@@ -18,7 +18,16 @@ PACKET_PATH = {"boundscheck": False, "wraparound": False, "initializedcheck": Fa
 
 # module -> directives beyond EVERYWHERE
 EXTENSIONS = {
+    "fastderp.dataplane.arena": PACKET_PATH,
+    "fastderp.dataplane.events": PACKET_PATH,
+    "fastderp.dataplane.frame": PACKET_PATH,
+    "fastderp.dataplane.plane": {},
+    "fastderp.dataplane.queue": PACKET_PATH,
     "fastderp.dataplane.record": PACKET_PATH,
+    "fastderp.dataplane.routes": PACKET_PATH,
+    "fastderp.dataplane.session": PACKET_PATH,
+    "fastderp.dataplane.wheel": PACKET_PATH,
+    "fastderp.dataplane.worker": PACKET_PATH,
     "fastderp.tls.handshake": {},
     "fastderp.tls.openssl": {},
     "fastderp.loadgen.engine": PACKET_PATH,

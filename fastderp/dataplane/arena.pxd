@@ -1,0 +1,27 @@
+# Slots of one size at stable addresses, reached by index from any thread without a lock. Memory grows with the peak
+# number of live items and is given back when the arena ends. Whoever owns an arena names the lock for alloc and free.
+
+from libc.stdint cimport uint8_t, uint32_t
+
+cdef enum:
+    ARENA_CHUNK = 1024           # items per chunk
+    ARENA_CHUNKS = 4096          # so at most 4 Mi items
+
+cdef struct Arena:
+    size_t item_size             # every item begins with a uint32_t that is the arena's while the item is free
+    uint32_t n_touched           # items ever handed out
+    uint32_t n_live
+    uint32_t free_head           # index + 1 of the item freed last, 0 = none
+    uint8_t* chunks[ARENA_CHUNKS]
+
+cdef enum:
+    ARENA_FULL = 0xFFFFFFFF
+
+cdef void arena_init(Arena* a, size_t item_size) noexcept nogil
+cdef void arena_destroy(Arena* a) noexcept nogil
+cdef uint32_t arena_alloc(Arena* a) noexcept nogil
+cdef void arena_free(Arena* a, uint32_t index) noexcept nogil
+
+
+cdef inline void* arena_at(Arena* a, uint32_t index) noexcept nogil:
+    return a.chunks[index // ARENA_CHUNK] + (index % ARENA_CHUNK) * a.item_size

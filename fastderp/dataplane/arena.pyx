@@ -1,0 +1,47 @@
+from libc.string cimport memset
+
+from fastderp.dataplane.sys cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+
+
+cdef void arena_init(Arena* a, size_t item_size) noexcept nogil:
+    memset(a, 0, sizeof(Arena))
+    a.item_size = (item_size + 63) & ~<size_t>63    # whole cache lines: neighbours belong to different threads
+
+
+cdef void arena_destroy(Arena* a) noexcept nogil:
+    cdef int i
+    for i in range(ARENA_CHUNKS):
+        if a.chunks[i] is NULL:
+            break
+        munmap(a.chunks[i], a.item_size * ARENA_CHUNK)
+        a.chunks[i] = NULL
+
+
+cdef uint32_t arena_alloc(Arena* a) noexcept nogil:
+    """Return the index of a free item (zeroed the first time it is handed out), or ARENA_FULL."""
+    cdef uint32_t index
+    cdef void* chunk
+    if a.free_head != 0:
+        index = a.free_head - 1
+        a.free_head = (<uint32_t*>arena_at(a, index))[0]
+        a.n_live += 1
+        return index
+    index = a.n_touched
+    if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
+        return ARENA_FULL
+    if index % ARENA_CHUNK == 0 and a.chunks[index // ARENA_CHUNK] is NULL:
+        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if chunk == MAP_FAILED:
+            return ARENA_FULL
+        a.chunks[index // ARENA_CHUNK] = <uint8_t*>chunk
+    a.n_touched += 1
+    a.n_live += 1
+    return index
+
+
+cdef void arena_free(Arena* a, uint32_t index) noexcept nogil:
+    (<uint32_t*>arena_at(a, index))[0] = a.free_head
+    a.free_head = index + 1
+    a.n_live -= 1

@@ -1,0 +1,45 @@
+# Counters of one thread, on cache lines of their own; added up only when somebody reads them (PROTOCOL §14).
+# Written by that thread alone, with counter_add.
+
+from libc.stdint cimport uint64_t
+
+cdef enum DropReason:
+    DROP_UNKNOWN_DEST
+    DROP_UNKNOWN_DEST_ON_FWD
+    DROP_GONE_DISCONNECTED
+    DROP_QUEUE_HEAD
+    DROP_QUEUE_TAIL
+    DROP_WRITE_ERROR
+    DROP_DUP_CLIENT
+    N_DROP_REASONS
+
+cdef enum:                       # packet kinds
+    KIND_DISCO
+    KIND_OTHER
+    N_KINDS
+
+cdef struct Counters:
+    uint64_t accepts
+    uint64_t closed
+    uint64_t packets_received[N_KINDS]
+    uint64_t bytes_received
+    uint64_t packets_sent
+    uint64_t bytes_sent
+    uint64_t packets_dropped[N_DROP_REASONS][N_KINDS]
+    uint64_t bytes_dropped[N_DROP_REASONS][N_KINDS]
+    uint64_t packets_forwarded_in
+    uint64_t packets_forwarded_out
+    uint64_t peer_gone_disconnected_frames
+    uint64_t peer_gone_not_here_frames
+    uint64_t got_ping
+    uint64_t sent_pong
+    uint64_t unknown_frames
+    uint64_t home_moves_in
+    uint64_t home_moves_out
+    uint64_t home_connections    # a gauge: may be negative in one thread, the sum is not
+    uint64_t notideal_connections
+    uint64_t total_dup_client_conns
+    uint64_t sclient_write_timeouts
+    uint64_t reads               # recv calls that brought bytes
+    uint64_t writes              # send calls
+    uint64_t pad[8]

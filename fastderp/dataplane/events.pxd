@@ -1,0 +1,44 @@
+# What the data plane tells the control plane: frames it does not serve itself, and sessions that closed.
+# Filled by the workers, drained by Python's event loop when the eventfd says so. One lock, held for a list append.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastderp.dataplane.sys cimport pthread_mutex_t
+
+cdef enum EventKind:
+    EVENT_FRAME
+    EVENT_CLOSED
+
+cdef struct Totals:              # of one session, from its login to its end
+    uint64_t rx_packets
+    uint64_t rx_bytes
+    uint64_t tx_packets
+    uint64_t tx_bytes
+    uint64_t dropped             # packets for this session that were thrown away
+
+cdef struct Event:               # owned by the queue, then by whoever popped it
+    Event* next
+    uint64_t handle
+    uint8_t kind
+    uint8_t reason               # CloseReason of EVENT_CLOSED
+    uint8_t detail               # RecordStatus behind CLOSE_TLS
+    uint8_t key[32]
+    uint8_t addr[16]
+    uint16_t port
+    uint64_t lived_ns
+    Totals totals
+    uint32_t n_frame             # of EVENT_FRAME
+    uint8_t frame[1]
+
+cdef struct EventQueue:
+    pthread_mutex_t lock
+    Event* head
+    Event* tail
+    int fd                       # eventfd, readable while the queue is not empty
+    uint64_t lost                # atomic; events that no memory could be had for
+
+cdef bint events_init(EventQueue* q) noexcept nogil
+cdef void events_destroy(EventQueue* q) noexcept nogil
+cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame, uint32_t n_frame) noexcept nogil
+cdef void events_push(EventQueue* q, Event* event) noexcept nogil
+cdef Event* events_take_all(EventQueue* q) noexcept nogil

@@ -1,0 +1,69 @@
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from fastderp.dataplane.sys cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, close, eventfd, eventfd_drain, eventfd_wake, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
+
+cdef bint events_init(EventQueue* q) noexcept nogil:
+    """Return False when no eventfd could be had."""
+    memset(q, 0, sizeof(EventQueue))
+    q.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if q.fd < 0:
+        return False
+    pthread_mutex_init(&q.lock, NULL)
+    return True
+
+
+cdef void events_destroy(EventQueue* q) noexcept nogil:
+    cdef Event* event = q.head
+    cdef Event* following
+    while event is not NULL:
+        following = event.next
+        free(event)
+        event = following
+    close(q.fd)
+    pthread_mutex_destroy(&q.lock)
+
+
+cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame, uint32_t n_frame) noexcept nogil:
+    """Return an event to fill in and push; NULL, counted, when there is no memory."""
+    cdef Event* event = <Event*>malloc(sizeof(Event) + n_frame)
+    if event is NULL:
+        atomic_add_u64(&q.lost, 1)
+        return NULL
+    memset(event, 0, sizeof(Event))
+    event.kind = kind
+    event.handle = handle
+    event.n_frame = n_frame
+    if n_frame:
+        memcpy(event.frame, frame, n_frame)
+    return event
+
+
+cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
+    cdef bint was_empty
+    pthread_mutex_lock(&q.lock)
+    was_empty = q.head is NULL
+    if was_empty:
+        q.head = event
+    else:
+        q.tail.next = event
+    q.tail = event
+    pthread_mutex_unlock(&q.lock)
+    if was_empty:
+        eventfd_wake(q.fd)
+
+
+cdef Event* events_take_all(EventQueue* q) noexcept nogil:
+    """Return the chain of all events, oldest first; the caller frees each."""
+    cdef Event* head
+    eventfd_drain(q.fd)
+    pthread_mutex_lock(&q.lock)
+    head = q.head
+    q.head = NULL
+    q.tail = NULL
+    pthread_mutex_unlock(&q.lock)
+    return head

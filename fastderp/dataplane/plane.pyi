@@ -1,0 +1,79 @@
+from typing import NamedTuple
+
+from fastderp.dataplane.record import RecordLayer
+from fastderp.errors import DerpError
+
+DEFAULT_BACKLOG_CAP_BYTES: int
+MAX_UNREAD_BYTES: int
+CLOSE_REASONS: tuple[str, ...]
+DROP_REASONS: tuple[str, ...]
+PACKET_KINDS: tuple[str, ...]
+
+class PlaneError(DerpError): ...
+
+class Totals(NamedTuple):
+    seconds: float
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    dropped: int
+
+class FrameEvent(NamedTuple):
+    handle: int
+    type: int
+    payload: bytes
+
+class ClosedEvent(NamedTuple):
+    handle: int
+    key: bytes
+    reason: str
+    detail: str
+    addr: bytes
+    port: int
+    totals: Totals
+
+class SessionInfo(NamedTuple):
+    handle: int
+    key: bytes
+    addr: bytes
+    port: int
+    mesh: bool
+    prober: bool
+    not_ideal: bool
+    preferred: bool
+    tls: bool
+    worker: int
+    backlog_bytes: int
+    totals: Totals
+
+class Plane:
+    n_workers: int
+    def __init__(
+        self, *, workers: int = 0, write_timeout_s: float = 2.0, backlog_cap_bytes: int = ...
+    ) -> None: ...
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+    def promote(
+        self,
+        fd: int,
+        key: bytes,
+        *,
+        first: bytes = b"",
+        unread: bytes = b"",
+        records: RecordLayer | None = None,
+        mesh: bool = False,
+        prober: bool = False,
+        not_ideal: bool = False,
+        addr: bytes = ...,
+        port: int = 0,
+    ) -> int: ...
+    def send(self, handle: int, frames: bytes) -> bool: ...
+    def close_session(self, handle: int) -> bool: ...
+    def close_key(self, key: bytes) -> int: ...
+    def handles(self, key: bytes) -> list[int]: ...
+    def is_connected(self, key: bytes) -> bool: ...
+    def events(self) -> list[FrameEvent | ClosedEvent]: ...
+    def sessions(self) -> list[SessionInfo]: ...
+    def counters(self) -> dict[str, int | dict[str, int] | dict[tuple[str, str], int]]: ...

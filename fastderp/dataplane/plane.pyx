@@ -1,0 +1,453 @@
+# The data plane as Python sees it: start the workers, hand connections over, hear what became of them.
+# Called by the control plane; one lock makes its own acts on sessions one at a time. Never on the packet path.
+
+import os
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
+from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
+from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
+from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE
+from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
+from fastderp.dataplane.routes cimport RouteTable, routes_destroy, routes_init, routes_members
+from fastderp.dataplane.session cimport (
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, CloseReason, Core, Peer, Session,
+    Turn, session_at, session_discard, session_end, session_fail, session_open, session_output_frame, session_publish,
+    session_queue_first, stash_put, turn_free, turn_init,
+)
+from fastderp.dataplane.sys cimport (
+    IPPROTO_TCP, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt,
+)
+from fastderp.dataplane.wheel cimport Wheel, wheel_destroy
+from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_start, worker_stop
+
+from fastderp.errors import DerpError
+
+DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
+MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
+
+# Unsent bytes the kernel may hold for one peer: more would only be stale packets.
+cdef int NOTSENT_LOWAT = 131072
+cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
+
+# Of CloseReason, in its order; shown in logs and as metric labels.
+CLOSE_REASONS = (
+    "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
+    "control_overflow", "no_memory", "server", "close_peer", "shutdown",
+)
+assert len(CLOSE_REASONS) == N_CLOSE_REASONS
+# Of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
+DROP_REASONS = (
+    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail", "write_error", "dup_client",
+)
+PACKET_KINDS = ("disco", "other")
+
+
+class PlaneError(DerpError):
+    """The data plane could not do what was asked: no memory, no descriptors, or closed."""
+
+
+class Totals(NamedTuple):
+    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes of packets."""
+
+    seconds: float
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    dropped: int
+
+
+class FrameEvent(NamedTuple):
+    """A frame for the control plane, as it came from the session `handle`."""
+
+    handle: int
+    type: int
+    payload: bytes
+
+
+class ClosedEvent(NamedTuple):
+    """The end of a session. `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it."""
+
+    handle: int
+    key: bytes
+    reason: str
+    detail: str
+    addr: bytes
+    port: int
+    totals: Totals
+
+
+class SessionInfo(NamedTuple):
+    """A connected session, for debug pages and tests."""
+
+    handle: int
+    key: bytes
+    addr: bytes
+    port: int
+    mesh: bool
+    prober: bool
+    not_ideal: bool
+    preferred: bool
+    tls: bool
+    worker: int
+    backlog_bytes: int
+    totals: Totals
+
+
+cdef class Plane:
+    """Relay frames between logged-in connections, in worker threads that never need the GIL.
+
+    workers: number of threads; 0 means one per core this process may run on.
+    write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
+        0 means never. Mesh peers always get 30 s.
+    backlog_cap_bytes: what all backlogs together may hold.
+
+    Raises PlaneError when memory or descriptors are out.
+    """
+
+    cdef Core core
+    cdef Worker** workers
+    cdef Turn control            # guarded by control_lock, as control_counters
+    cdef Counters control_counters
+    cdef pthread_mutex_t control_lock
+    cdef int n_running
+    cdef int next_worker
+    cdef bint closed
+
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
+                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
+        cdef int i
+        cdef int n = workers or len(os.sched_getaffinity(0))
+        if not 1 <= n <= 256:
+            raise ValueError(f"workers must be between 1 and 256, not {n}")
+        if write_timeout_s < 0:
+            raise ValueError(f"write_timeout_s must not be negative, and is {write_timeout_s}")
+        arena_init(&self.core.sessions, sizeof(Session))
+        pthread_mutex_init(&self.core.sessions_lock, NULL)
+        pthread_mutex_init(&self.control_lock, NULL)
+        self.core.events.fd = -1
+        self.core.budget.cap_bytes = backlog_cap_bytes
+        self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
+        self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
+        self.core.n_workers = n
+        self.core.epolls = <int*>calloc(n, sizeof(int))
+        self.core.wheels = <Wheel*>calloc(n, sizeof(Wheel))
+        self.workers = <Worker**>calloc(n, sizeof(Worker*))
+        if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
+            raise MemoryError
+        if not routes_init(&self.core.routes, n) or not turn_init(&self.control, &self.core, &self.control_counters):
+            raise MemoryError
+        if not events_init(&self.core.events):
+            raise PlaneError("no descriptor left for the event queue")
+        for i in range(n):
+            self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
+            if self.workers[i] is NULL:
+                raise MemoryError
+            if not worker_init(self.workers[i], &self.core, i):
+                raise PlaneError("no memory or descriptors left for the worker threads")
+
+    def __dealloc__(self):
+        cdef int i
+        self.close()
+        for i in range(self.core.n_workers):
+            if self.workers is not NULL and self.workers[i] is not NULL:
+                worker_free(self.workers[i])
+                wheel_destroy(&self.core.wheels[i])
+                free(self.workers[i])
+        if self.core.routes.buckets is not NULL:
+            routes_destroy(&self.core.routes)
+        if self.core.events.fd >= 0:
+            events_destroy(&self.core.events)
+        turn_free(&self.control)
+        arena_destroy(&self.core.sessions)
+        pthread_mutex_destroy(&self.core.sessions_lock)
+        pthread_mutex_destroy(&self.control_lock)
+        free(self.workers)
+        free(self.core.wheels)
+        free(self.core.epolls)
+
+    def start(self):
+        """Start the worker threads. Raises PlaneError when the system refuses one."""
+        while self.n_running < self.core.n_workers:
+            if not worker_start(self.workers[self.n_running]):
+                raise PlaneError(f"could not start worker thread {self.n_running}")
+            self.n_running += 1
+
+    def close(self):
+        """End the workers, then every session. Their events can still be read."""
+        cdef uint32_t slot
+        cdef Session* s
+        if self.closed:
+            return
+        self.closed = True
+        with nogil:
+            while self.n_running:
+                self.n_running -= 1
+                worker_stop(self.workers[self.n_running])
+        self.control.now_ns = clock_ns()
+        for slot in range(self.core.sessions.n_touched):
+            s = <Session*>arena_at(&self.core.sessions, slot)
+            if s.handle != 0:
+                s.close_reason = CLOSE_SHUTDOWN
+                session_end(&self.control, s)
+
+    def fileno(self):
+        """Return a descriptor that is readable while events() has something to say."""
+        return self.core.events.fd
+
+    @property
+    def n_workers(self):
+        """Number of worker threads."""
+        return self.core.n_workers
+
+    # ---- sessions
+
+    def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", RecordLayer records=None,
+                bint mesh=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
+        """Take a logged-in connection over and return its handle.
+
+        fd: a connected stream socket; the plane's from now on, also after an error.
+        key: the peer's public key, 32 bytes.
+        first: frames (plaintext) that are written before anything else; ServerInfo.
+        unread: bytes the peer sent behind its login; ciphertext when records is given. At most MAX_UNREAD_BYTES.
+        records: the connection's TLS 1.3 keys, moved out of the object.
+        addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
+
+        Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
+        """
+        cdef Records* keys = NULL
+        cdef Session* s = NULL
+        cdef Peer peer
+        cdef uint64_t handle = 0
+        cdef bint published = False
+        try:
+            if len(key) != KEY_SIZE or len(addr) != 16 or len(unread) > UNREAD_MAX or not 0 <= port <= 65535:
+                raise ValueError("promote: key, addr, unread or port of a wrong size")
+            if self.closed:
+                raise PlaneError("the data plane is closed")
+            os.set_blocking(fd, False)
+            socket_tune(fd)
+            if records is not None:
+                keys = <Records*>calloc(1, sizeof(Records))
+                if keys is NULL:
+                    raise MemoryError
+                records.take(keys)
+            memcpy(peer.key, <const uint8_t*>key, KEY_SIZE)
+            memcpy(peer.addr, <const uint8_t*>addr, 16)
+            peer.port = <uint16_t>port
+            peer.mesh = mesh
+            peer.prober = prober
+            peer.not_ideal = not_ideal
+            pthread_mutex_lock(&self.control_lock)
+            self.control.now_ns = clock_ns()
+            s = session_open(&self.control, self.worker_pick(), fd, &peer, keys)
+            if s is not NULL:
+                handle = s.handle
+                published = (
+                    stash_put(&s.record if keys is not NULL else &s.frame, unread, len(unread))
+                    and (not first or session_queue_first(&self.control, s, first, len(first)))
+                    and session_publish(&self.control, s)
+                )
+                if not published:
+                    session_discard(&self.control, s)
+            pthread_mutex_unlock(&self.control_lock)
+            if not published:
+                raise PlaneError("no memory left for another connection")
+            return handle
+        finally:
+            if not published:
+                os.close(fd)
+                if keys is not NULL:
+                    record_wipe(keys)
+                    free(keys)
+
+    cdef int worker_pick(self) noexcept:
+        cdef int worker = self.next_worker
+        self.next_worker = (worker + 1) % self.core.n_workers
+        return worker
+
+    def send(self, uint64_t handle, bytes frames not None):
+        """Send whole frames of the relay itself. False when the session is gone."""
+        cdef bint sent
+        if not self.is_known(handle):
+            return False
+        pthread_mutex_lock(&self.control_lock)
+        self.control.now_ns = clock_ns()
+        sent = session_output_frame(&self.control, handle, <uint8_t*>frames, len(frames))
+        pthread_mutex_unlock(&self.control_lock)
+        return sent
+
+    def close_session(self, uint64_t handle):
+        """Have a session closed; its ClosedEvent follows. False when it is gone already."""
+        return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
+
+    def close_key(self, bytes key not None):
+        """Close every session of a key on behalf of a mesh peer (PROTOCOL §5, ClosePeer). Return how many there were."""
+        return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
+
+    def handles(self, bytes key not None):
+        """Return the handles of the sessions that share a key, the latest to speak last."""
+        cdef uint64_t few[8]
+        cdef uint64_t* many
+        cdef uint32_t n
+        if len(key) != KEY_SIZE:
+            raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
+        n = routes_members(&self.core.routes, key, few, 8)
+        if n <= 8:
+            return [few[i] for i in range(n)]
+        many = <uint64_t*>calloc(n, sizeof(uint64_t))
+        if many is NULL:
+            raise MemoryError
+        try:
+            n = min(n, routes_members(&self.core.routes, key, many, n))
+            return [many[i] for i in range(n)]
+        finally:
+            free(many)
+
+    def is_connected(self, bytes key not None):
+        """Return whether a session with this key is connected here."""
+        return bool(self.handles(key))
+
+    cdef bint is_known(self, uint64_t handle):
+        # Whether the handle names a slot that ever was; session_at relies on it.
+        return 0 < handle and <uint32_t>handle < self.core.sessions.n_touched
+
+    cdef bint fail(self, uint64_t handle, CloseReason reason):
+        return session_fail(&self.control, session_at(&self.core, handle), handle, reason, 0)
+
+    # ---- news and numbers
+
+    def events(self):
+        """Return what happened since the last call, oldest first: FrameEvent and ClosedEvent objects."""
+        cdef Event* event = events_take_all(&self.core.events)
+        cdef Event* following
+        news = []
+        while event is not NULL:
+            following = event.next
+            news.append(event_object(event))
+            free(event)
+            event = following
+        return news
+
+    def sessions(self):
+        """Return a SessionInfo for every connected session."""
+        cdef uint32_t slot
+        cdef Session* s
+        cdef int lane
+        infos = []
+        for slot in range(self.core.sessions.n_touched):
+            s = <Session*>arena_at(&self.core.sessions, slot)
+            if atomic_load_u64(&s.handle) == 0:
+                continue
+            pthread_mutex_lock(&s.output_lock)
+            try:
+                if s.state != SESSION_FREE:
+                    infos.append(SessionInfo(
+                        s.handle, s.peer.key[:KEY_SIZE], s.peer.addr[:16], s.peer.port, s.peer.mesh, s.peer.prober, s.peer.not_ideal,
+                        bool(atomic_load_u8(&s.preferred)), s.records is not NULL, s.worker,
+                        0 if s.backlog is NULL else sum([s.backlog.lanes[lane].bytes for lane in range(4)]),
+                        Totals((clock_ns() - s.opened_ns) / 1e9, atomic_peek_u64(&s.rx_packets),
+                               atomic_peek_u64(&s.rx_bytes), s.tx_packets, s.tx_bytes, s.dropped),
+                    ))
+            finally:
+                pthread_mutex_unlock(&s.output_lock)
+        return infos
+
+    def counters(self):
+        """Return all counters, summed over the threads, by the names of PROTOCOL §14 without `derp_`.
+
+        `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts by (reason, kind).
+        """
+        cdef Counters total
+        cdef RouteTable* routes = &self.core.routes
+        cdef uint64_t n_keys
+        cdef uint32_t n_duplicate_keys
+        cdef uint32_t n_duplicate_members
+        cdef int i
+        pthread_mutex_lock(&routes.lock)
+        n_keys = routes.buckets.n_live
+        n_duplicate_keys = routes.n_duplicate_keys
+        n_duplicate_members = routes.n_duplicate_members
+        pthread_mutex_unlock(&routes.lock)
+        memset(&total, 0, sizeof(total))
+        counters_sum(&total, &self.control_counters)
+        for i in range(self.core.n_workers):
+            counters_sum(&total, &self.workers[i].counters)
+        return counters_dict(&total) | {
+            "clients_local": n_keys,
+            "current_dup_client_keys": n_duplicate_keys,
+            "current_dup_client_conns": n_duplicate_members,
+            "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
+            "events_lost": atomic_peek_u64(&self.core.events.lost),
+        }
+
+
+cdef void socket_tune(int fd) noexcept:
+    # Fails harmlessly on a socketpair.
+    cdef int one = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
+
+
+cdef object event_object(Event* event):
+    if event.kind == EVENT_FRAME:
+        return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
+    return ClosedEvent(
+        event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
+        record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
+        event.addr[:16], event.port,
+        Totals(event.lived_ns / 1e9, event.totals.rx_packets, event.totals.rx_bytes, event.totals.tx_packets,
+               event.totals.tx_bytes, event.totals.dropped),
+    )
+
+
+cdef void counters_sum(Counters* total, const Counters* part) noexcept:
+    cdef uint64_t* into = <uint64_t*>total
+    cdef const uint64_t* words = <const uint64_t*>part
+    cdef size_t i
+    for i in range(sizeof(Counters) // sizeof(uint64_t)):
+        into[i] += atomic_peek_u64(&words[i])
+
+
+cdef dict counters_dict(const Counters* c):
+    cdef int reason
+    cdef int kind
+    packets_dropped = {}
+    bytes_dropped = {}
+    for reason in range(N_DROP_REASONS):
+        for kind in range(N_KINDS):
+            label = (DROP_REASONS[reason], PACKET_KINDS[kind])
+            packets_dropped[label] = c.packets_dropped[reason][kind]
+            bytes_dropped[label] = c.bytes_dropped[reason][kind]
+    return {
+        "accepts": c.accepts,
+        "current_connections": c.accepts - c.closed,
+        "current_home_connections": c.home_connections,
+        "current_notideal_connections": c.notideal_connections,
+        "total_dup_client_conns": c.total_dup_client_conns,
+        "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
+        "packets_received_kind": {PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)},
+        "bytes_received": c.bytes_received,
+        "packets_sent": c.packets_sent,
+        "bytes_sent": c.bytes_sent,
+        "packets_dropped": packets_dropped,
+        "bytes_dropped": bytes_dropped,
+        "packets_forwarded_in": c.packets_forwarded_in,
+        "packets_forwarded_out": c.packets_forwarded_out,
+        "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
+        "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
+        "got_ping": c.got_ping,
+        "sent_pong": c.sent_pong,
+        "unknown_frames": c.unknown_frames,
+        "home_moves_in": c.home_moves_in,
+        "home_moves_out": c.home_moves_out,
+        "sclient_write_timeouts": c.sclient_write_timeouts,
+        "reads": c.reads,
+        "writes": c.writes,
+    }

@@ -1,0 +1,56 @@
+# The backlog of one session: frames its socket did not take, waiting (PROTOCOL §6.5).
+# Exists only while there is something in it. Every field is guarded by the session's output lock, except the
+# process-wide byte count. Frames are copied in whole; a frame of which the wire has seen a part is never dropped.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastderp.dataplane.sys cimport iovec
+
+cdef enum:
+    LANE_BYTES = 262144          # a lane may hold this much …
+    LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
+    CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
+
+cdef enum:                       # lanes, in the order they are written
+    LANE_WIRE = 0                # what must go next: the rest of a frame, or of sealed records
+    LANE_CONTROL = 1             # frames of the relay itself; never dropped
+    LANE_DISCO = 2
+    LANE_DATA = 3
+    N_LANES = 4
+
+cdef struct Node:                # one frame, allocated with its bytes behind it; owned by the lane it is in
+    Node* next
+    uint64_t queued_ns
+    uint32_t n
+    uint32_t offset              # bytes the wire has taken already
+    uint8_t lane
+    uint8_t data[1]
+
+cdef struct Fifo:
+    Node* head
+    Node* tail
+    uint32_t n
+    uint32_t bytes
+
+cdef struct Backlog:
+    Fifo lanes[N_LANES]
+
+cdef struct BacklogBudget:       # shared by all sessions of a plane
+    uint64_t cap_bytes
+    uint64_t bytes               # atomic
+
+# Called for each frame thrown away.
+ctypedef void (*drop_fn)(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil
+
+cdef Backlog* backlog_new() noexcept nogil
+cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
+cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
+                       uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil
+cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noexcept nogil
+cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil
+cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil
+
+
+cdef inline bint backlog_empty(Backlog* b) noexcept nogil:
+    return (b.lanes[LANE_WIRE].head is NULL and b.lanes[LANE_CONTROL].head is NULL
+            and b.lanes[LANE_DISCO].head is NULL and b.lanes[LANE_DATA].head is NULL)

@@ -1,0 +1,78 @@
+# The routing table: which session gets the packets for a key (PROTOCOL §6.1–§6.4, §6.7, §7.5).
+#
+# Reading takes no lock and never waits. A bucket is one 64-bit word (half of the key's hash, index of the route), so a
+# reader sees it whole or not at all; a grown table replaces the old one by one pointer store. What readers may still
+# hold (old tables, removed routes) is freed when every reader has passed a quiescent point.
+# Writing takes `lock`, the first in the lock order: table, then session output, then a worker's wheel.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastderp.dataplane.arena cimport Arena
+from fastderp.dataplane.sys cimport pthread_mutex_t
+
+cdef enum:
+    ROUTES_READERS = 256         # worker threads
+
+cdef struct HandleSet:           # open addressing, 0 = empty; guarded by the table's lock
+    uint64_t* slots
+    uint32_t n
+    uint32_t capacity            # power of two, or 0
+
+cdef struct Route:
+    uint32_t next_free           # the arena's
+    uint32_t index
+    uint8_t key[32]              # fixed while a reader can see the route
+    uint64_t hash
+    uint64_t stamp               # never used twice: names this stay of the key in the region
+    uint64_t active              # atomic: handle of the session that is sent data, 0 = none
+    uint64_t* members            # sessions with this key, the latest to speak last; guarded by the lock
+    uint32_t n_members
+    uint32_t members_capacity
+    HandleSet told               # receivers to tell when the key leaves (§6.7); guarded by the lock
+
+cdef struct Buckets:
+    uint64_t mask
+    uint64_t n_used              # live and deleted ones
+    uint64_t n_live
+    Buckets* next_retired
+    uint64_t retired_epoch
+    uint64_t words[1]
+
+cdef struct Reader:              # written by its worker only, read by whoever retires; a cache line each
+    uint64_t epoch               # atomic; READER_AWAY while it holds nothing
+    uint64_t pad[7]
+
+cdef struct RouteTable:
+    pthread_mutex_t lock
+    uint64_t secret[2]
+    Buckets* buckets             # atomic pointer
+    Arena routes
+    uint64_t next_stamp
+    uint64_t epoch               # atomic
+    Buckets* retired             # guarded by the lock
+    uint32_t* limbo              # removed routes with their epochs; guarded by the lock
+    uint64_t* limbo_epoch
+    uint32_t n_limbo
+    uint32_t limbo_capacity
+    uint32_t n_duplicate_keys    # guarded by the lock
+    uint32_t n_duplicate_members
+    uint32_t n_readers
+    Reader readers[ROUTES_READERS]
+
+ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
+
+cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil
+cdef void routes_destroy(RouteTable* t) noexcept nogil
+cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil
+cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil
+
+# For readers between enter and leave.
+cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil
+
+# For anybody; they take the lock.
+cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil
+cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil
+cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
+cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive, void* context) noexcept nogil
+cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil
+cdef void handle_set_free(HandleSet* s) noexcept nogil

@@ -1,0 +1,427 @@
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init
+from fastderp.dataplane.sys cimport (
+    atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_ptr,
+    atomic_store_u64, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
+cdef enum:
+    FIRST_BUCKETS = 1024
+    DELETED = 0xFFFFFFFF         # in place of an index; index + 1 is stored, so 0 is an empty bucket
+
+cdef uint64_t READER_AWAY = 0xFFFFFFFFFFFFFFFF
+
+
+# ---- hashing: SipHash-1-3 of the key with the table's secret, since clients choose their keys
+
+cdef inline uint64_t rotl(uint64_t x, int b) noexcept nogil:
+    return (x << b) | (x >> (64 - b))
+
+
+cdef inline void sip_round(uint64_t* v) noexcept nogil:
+    v[0] += v[1]; v[1] = rotl(v[1], 13) ^ v[0]; v[0] = rotl(v[0], 32)
+    v[2] += v[3]; v[3] = rotl(v[3], 16) ^ v[2]
+    v[0] += v[3]; v[3] = rotl(v[3], 21) ^ v[0]
+    v[2] += v[1]; v[1] = rotl(v[1], 17) ^ v[2]; v[2] = rotl(v[2], 32)
+
+
+cdef uint64_t key_hash(const RouteTable* t, const uint8_t* key) noexcept nogil:
+    cdef uint64_t v[4]
+    cdef uint64_t word
+    cdef int i
+    v[0] = t.secret[0] ^ 0x736F6D6570736575u
+    v[1] = t.secret[1] ^ 0x646F72616E646F6Du
+    v[2] = t.secret[0] ^ 0x6C7967656E657261u
+    v[3] = t.secret[1] ^ 0x7465646279746573u
+    for i in range(4):
+        memcpy(&word, key + 8 * i, 8)
+        v[3] ^= word
+        sip_round(v)
+        v[0] ^= word
+    word = <uint64_t>32 << 56
+    v[3] ^= word
+    sip_round(v)
+    v[0] ^= word
+    v[2] ^= 0xFF
+    sip_round(v)
+    sip_round(v)
+    sip_round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+cdef inline uint64_t bucket_word(uint64_t hash, uint32_t index) noexcept nogil:
+    return (hash & 0xFFFFFFFF00000000u) | (<uint64_t>index + 1)
+
+
+cdef inline Route* route_at(RouteTable* t, uint32_t index) noexcept nogil:
+    return <Route*>arena_at(&t.routes, index)
+
+
+# ---- life of the table
+
+cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
+    cdef Buckets* b = <Buckets*>calloc(1, sizeof(Buckets) + (size - 1) * sizeof(uint64_t))
+    if b is not NULL:
+        b.mask = size - 1
+    return b
+
+
+cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil:
+    """Return False when there is no memory for the first buckets."""
+    cdef uint32_t i
+    memset(t, 0, sizeof(RouteTable))
+    t.buckets = buckets_new(FIRST_BUCKETS)
+    if t.buckets is NULL:
+        return False
+    pthread_mutex_init(&t.lock, NULL)
+    getrandom(t.secret, sizeof(t.secret), 0)
+    arena_init(&t.routes, sizeof(Route))
+    t.next_stamp = 1
+    t.epoch = 1
+    t.n_readers = n_readers
+    for i in range(ROUTES_READERS):
+        t.readers[i].epoch = READER_AWAY
+    return True
+
+
+cdef void routes_destroy(RouteTable* t) noexcept nogil:
+    """Free everything. No reader is inside and no session registered."""
+    cdef Buckets* b
+    while t.retired is not NULL:
+        b = t.retired
+        t.retired = b.next_retired
+        free(b)
+    free(t.buckets)
+    free(t.limbo)
+    free(t.limbo_epoch)
+    arena_destroy(&t.routes)
+    pthread_mutex_destroy(&t.lock)
+
+
+# ---- readers
+
+cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil:
+    atomic_store_u64(&t.readers[reader].epoch, atomic_load_u64(&t.epoch))
+    atomic_fence()               # the epoch is visible before anything of the table is read
+
+
+cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil:
+    atomic_store_u64(&t.readers[reader].epoch, READER_AWAY)
+
+
+cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil:
+    """Return the key's route, or NULL. Good until the reader leaves."""
+    cdef Buckets* b = <Buckets*>atomic_load_ptr(<void**>&t.buckets)
+    cdef uint64_t hash = key_hash(t, key)
+    cdef uint64_t i = hash & b.mask
+    cdef uint64_t word
+    cdef Route* route
+    while True:
+        word = atomic_load_u64(&b.words[i])
+        if word == 0:
+            return NULL
+        if (word ^ hash) >> 32 == 0 and <uint32_t>word != DELETED:
+            route = route_at(t, <uint32_t>word - 1)
+            if memcmp(route.key, key, 32) == 0:
+                return route
+        i = (i + 1) & b.mask
+
+
+# ---- reclaiming, under the lock
+
+cdef uint64_t oldest_reader(RouteTable* t) noexcept nogil:
+    cdef uint64_t oldest = READER_AWAY
+    cdef uint64_t epoch
+    cdef uint32_t i
+    atomic_fence()
+    for i in range(t.n_readers):
+        epoch = atomic_load_u64(&t.readers[i].epoch)
+        if epoch < oldest:
+            oldest = epoch
+    return oldest
+
+
+cdef uint64_t epoch_advance(RouteTable* t) noexcept nogil:
+    # What is retired now was last visible to readers that entered in the epoch returned or before.
+    cdef uint64_t epoch = atomic_peek_u64(&t.epoch)
+    atomic_store_u64(&t.epoch, epoch + 1)
+    return epoch
+
+
+cdef void reclaim(RouteTable* t) noexcept nogil:
+    cdef uint64_t oldest
+    cdef uint32_t i
+    cdef uint32_t kept = 0
+    cdef Buckets* b
+    cdef Buckets** link
+    if t.n_limbo == 0 and t.retired is NULL:
+        return
+    oldest = oldest_reader(t)
+    for i in range(t.n_limbo):
+        if t.limbo_epoch[i] < oldest:
+            arena_free(&t.routes, t.limbo[i])
+        else:
+            t.limbo[kept] = t.limbo[i]
+            t.limbo_epoch[kept] = t.limbo_epoch[i]
+            kept += 1
+    t.n_limbo = kept
+    link = &t.retired
+    while link[0] is not NULL:
+        b = link[0]
+        if b.retired_epoch < oldest:
+            link[0] = b.next_retired
+            free(b)
+        else:
+            link = &b.next_retired
+
+
+cdef bint limbo_reserve(RouteTable* t) noexcept nogil:
+    # One place in limbo for every route alive, so that removing a route never needs memory.
+    cdef uint32_t capacity = t.limbo_capacity
+    cdef void* grown
+    if t.routes.n_live < capacity:
+        return True
+    capacity = capacity * 2 if capacity else FIRST_BUCKETS
+    grown = realloc(t.limbo, capacity * sizeof(uint32_t))
+    if grown is NULL:
+        return False
+    t.limbo = <uint32_t*>grown
+    grown = realloc(t.limbo_epoch, capacity * sizeof(uint64_t))
+    if grown is NULL:
+        return False
+    t.limbo_epoch = <uint64_t*>grown
+    t.limbo_capacity = capacity
+    return True
+
+
+# ---- buckets, under the lock
+
+cdef void bucket_insert(Buckets* b, uint64_t hash, uint32_t index) noexcept nogil:
+    cdef uint64_t i = hash & b.mask
+    cdef uint32_t at
+    while True:
+        at = <uint32_t>atomic_peek_u64(&b.words[i])
+        if at == 0 or at == DELETED:
+            if at == 0:
+                b.n_used += 1
+            b.n_live += 1
+            atomic_store_u64(&b.words[i], bucket_word(hash, index))
+            return
+        i = (i + 1) & b.mask
+
+
+cdef void bucket_delete(Buckets* b, uint64_t hash, uint32_t index) noexcept nogil:
+    cdef uint64_t i = hash & b.mask
+    cdef uint64_t word = bucket_word(hash, index)
+    while atomic_peek_u64(&b.words[i]) != word:
+        i = (i + 1) & b.mask
+    b.n_live -= 1
+    if atomic_peek_u64(&b.words[(i + 1) & b.mask]) == 0:
+        b.n_used -= 1            # nobody probes past this bucket
+        atomic_store_u64(&b.words[i], 0)
+    else:
+        atomic_store_u64(&b.words[i], DELETED)
+
+
+cdef bint buckets_reserve(RouteTable* t) noexcept nogil:
+    # Keep at least a quarter of the buckets empty, so a probe ends soon.
+    cdef Buckets* old = t.buckets
+    cdef Buckets* fresh
+    cdef uint64_t size = old.mask + 1
+    cdef uint64_t i
+    cdef uint64_t word
+    cdef Route* route
+    if (old.n_used + 1) * 4 <= size * 3:
+        return True
+    if (old.n_live + 1) * 2 > size:
+        size *= 2
+    fresh = buckets_new(size)
+    if fresh is NULL:
+        return old.n_used + 1 < old.mask     # slower, but right as long as one bucket stays empty
+    for i in range(old.mask + 1):
+        word = atomic_peek_u64(&old.words[i])
+        if word != 0 and <uint32_t>word != DELETED:
+            route = route_at(t, <uint32_t>word - 1)
+            bucket_insert(fresh, route.hash, route.index)
+    atomic_store_ptr(<void**>&t.buckets, fresh)
+    old.retired_epoch = epoch_advance(t)
+    old.next_retired = t.retired
+    t.retired = old
+    return True
+
+
+# ---- routes, under the lock
+
+cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
+    cdef uint32_t index
+    cdef Route* route
+    reclaim(t)
+    if not buckets_reserve(t) or not limbo_reserve(t):
+        return NULL
+    index = arena_alloc(&t.routes)
+    if index == ARENA_FULL:
+        return NULL
+    route = route_at(t, index)
+    memset(route, 0, sizeof(Route))
+    route.index = index
+    memcpy(route.key, key, 32)
+    route.hash = key_hash(t, key)
+    route.stamp = t.next_stamp
+    t.next_stamp += 1
+    bucket_insert(t.buckets, route.hash, index)
+    return route
+
+
+cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
+    bucket_delete(t.buckets, route.hash, route.index)
+    free(route.members)
+    route.members = NULL
+    handle_set_free(&route.told)
+    t.limbo[t.n_limbo] = route.index
+    t.limbo_epoch[t.n_limbo] = epoch_advance(t)
+    t.n_limbo += 1
+    reclaim(t)
+
+
+cdef bint member_append(Route* route, uint64_t handle) noexcept nogil:
+    cdef uint32_t capacity = route.members_capacity
+    cdef uint64_t* grown
+    if route.n_members == capacity:
+        capacity = capacity * 2 if capacity else 1
+        grown = <uint64_t*>realloc(route.members, capacity * sizeof(uint64_t))
+        if grown is NULL:
+            return False
+        route.members = grown
+        route.members_capacity = capacity
+    route.members[route.n_members] = handle
+    route.n_members += 1
+    return True
+
+
+cdef bint member_remove(Route* route, uint64_t handle) noexcept nogil:
+    cdef uint32_t i
+    for i in range(route.n_members):
+        if route.members[i] == handle:
+            route.n_members -= 1
+            memmove(&route.members[i], &route.members[i + 1], (route.n_members - i) * sizeof(uint64_t))
+            return True
+    return False
+
+
+cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil:
+    """Make a new session the active one of its key (§6.2); NULL when memory is out."""
+    cdef Route* route
+    pthread_mutex_lock(&t.lock)
+    route = routes_find(t, key)
+    if route is NULL:
+        route = route_new(t, key)
+    if route is not NULL:
+        if member_append(route, handle):
+            n_members[0] = route.n_members
+            if route.n_members == 2:
+                t.n_duplicate_keys += 1
+                t.n_duplicate_members += 1
+            if route.n_members >= 2:
+                t.n_duplicate_members += 1
+            atomic_store_u64(&route.active, handle)
+        else:
+            if route.n_members == 0:
+                route_remove(t, route)
+            route = NULL
+    pthread_mutex_unlock(&t.lock)
+    return route
+
+
+cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil:
+    """Take a session out. True when its key left the region with it; then *told is the caller's to tell and free."""
+    cdef bint gone = False
+    pthread_mutex_lock(&t.lock)
+    if member_remove(route, handle):
+        if route.n_members >= 1:
+            t.n_duplicate_members -= 1
+            if route.n_members == 1:
+                t.n_duplicate_members -= 1
+                t.n_duplicate_keys -= 1
+            # The latest speaker that is still here takes over (§6.3).
+            if atomic_peek_u64(&route.active) == handle:
+                atomic_store_u64(&route.active, route.members[route.n_members - 1])
+        else:
+            atomic_store_u64(&route.active, 0)
+            told[0] = route.told
+            memset(&route.told, 0, sizeof(HandleSet))
+            route_remove(t, route)
+            gone = True
+    pthread_mutex_unlock(&t.lock)
+    return gone
+
+
+cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
+    """Make the member that just spoke the active one (§6.3, last writer is active)."""
+    if atomic_load_u64(&route.active) == handle:
+        return
+    pthread_mutex_lock(&t.lock)
+    if member_remove(route, handle):
+        route.members[route.n_members] = handle
+        route.n_members += 1
+        atomic_store_u64(&route.active, handle)
+    pthread_mutex_unlock(&t.lock)
+
+
+cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil:
+    """Copy up to capacity handles of the key's sessions; return how many there are."""
+    cdef Route* route
+    cdef uint32_t n = 0
+    pthread_mutex_lock(&t.lock)
+    route = routes_find(t, key)
+    if route is not NULL:
+        n = route.n_members
+        memcpy(handles, route.members, min(n, capacity) * sizeof(uint64_t))
+    pthread_mutex_unlock(&t.lock)
+    return n
+
+
+# ---- who is to be told of a departure (§6.7)
+
+cdef void handle_set_free(HandleSet* s) noexcept nogil:
+    free(s.slots)
+    memset(s, 0, sizeof(HandleSet))
+
+
+cdef void handle_set_put(HandleSet* s, uint64_t handle) noexcept nogil:
+    cdef uint32_t i = <uint32_t>((handle * 0x9E3779B97F4A7C15u) >> 32) & (s.capacity - 1)
+    while s.slots[i] != 0:
+        if s.slots[i] == handle:
+            return
+        i = (i + 1) & (s.capacity - 1)
+    s.slots[i] = handle
+    s.n += 1
+
+
+cdef bint handle_set_grow(HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
+    # Receivers that have left are dropped here, so the set is bounded by those connected.
+    cdef HandleSet fresh
+    cdef uint32_t i
+    fresh.n = 0
+    fresh.capacity = 4
+    while fresh.capacity < 2 * (s.n + 1):
+        fresh.capacity *= 2
+    fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
+    if fresh.slots is NULL:
+        return False
+    for i in range(s.capacity):
+        if s.slots[i] != 0 and alive(context, s.slots[i]):
+            handle_set_put(&fresh, s.slots[i])
+    free(s.slots)
+    s[0] = fresh
+    return True
+
+
+cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive, void* context) noexcept nogil:
+    """Remember that receiver got data from route's key. Without memory it is not told later, nothing worse."""
+    cdef HandleSet* s = &route.told
+    pthread_mutex_lock(&t.lock)
+    if 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(s, alive, context):
+        handle_set_put(s, receiver)
+    pthread_mutex_unlock(&t.lock)

@@ -1,0 +1,149 @@
+# One logged-in connection: its slot, its output side, its end. (Its input side is the worker's.)
+#
+# A session is born in the control thread (`session_open`), served by one worker, and ended by that worker alone
+# (`session_end`). Everybody names it by handle: slot and generation, so a late reference is harmless.
+#
+#   FREE ──open──► OPEN ──session_fail, by anyone under the output lock──► CLOSING ──session_end, by its worker──► FREE
+#
+# Locks, in this order: route table, then one session's output lock (never two), then a wheel or the events queue.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastderp.dataplane.arena cimport Arena, arena_at
+from fastderp.dataplane.counters cimport Counters, DropReason
+from fastderp.dataplane.events cimport EventQueue, Totals
+from fastderp.dataplane.queue cimport Backlog, BacklogBudget
+from fastderp.dataplane.record cimport Records
+from fastderp.dataplane.routes cimport Route, RouteTable
+from fastderp.dataplane.sys cimport atomic_load_u64, iovec, pthread_mutex_t
+from fastderp.dataplane.wheel cimport Timer, Wheel
+
+cdef enum:
+    SEAL_CHUNK = 65536           # plaintext sealed between two writes: what a full socket leaves over stays small
+    OUTPUT_IOVS = 1024           # UIO_MAXIOV: what one sendmsg takes
+
+cdef enum SessionState:
+    SESSION_FREE = 0
+    SESSION_OPEN
+    SESSION_CLOSING
+
+cdef enum CloseReason:
+    CLOSE_EOF                    # the peer closed
+    CLOSE_RESET                  # reading failed
+    CLOSE_BAD_SIZE               # a frame of a size its type may not have
+    CLOSE_NOT_PERMITTED          # a mesh frame from an ordinary client
+    CLOSE_TLS                    # a record that RFC 8446 forbids
+    CLOSE_WRITE_TIMEOUT
+    CLOSE_WRITE_ERROR
+    CLOSE_CONTROL_OVERFLOW       # control frames piled up
+    CLOSE_NO_MEMORY
+    CLOSE_SERVER                 # the control plane asked for it
+    CLOSE_CLOSE_PEER             # a mesh peer asked for it
+    CLOSE_SHUTDOWN
+    N_CLOSE_REASONS
+
+cdef struct Stash:               # bytes of an incomplete frame or record; allocated while there are any
+    uint8_t* data
+    uint32_t n
+    uint32_t capacity
+
+cdef struct Peer:                # what the login told
+    uint8_t key[32]
+    uint8_t addr[16]             # IPv6 or IPv4-in-IPv6
+    uint16_t port
+    bint mesh
+    bint prober
+    bint not_ideal
+
+cdef struct Session:
+    uint32_t next_free           # the arena's
+    uint32_t slot
+    uint64_t handle              # atomic; 0 while FREE
+    uint32_t generation          # of the last life; guarded by core.sessions_lock
+    # Fixed while the session lives.
+    int fd
+    uint16_t worker
+    Peer peer
+    uint64_t opened_ns
+    uint64_t keep_alive_ns       # its own period: 60 s + [0, 5) s
+    Route* route
+    Records* records             # NULL on a plain socket; rx side: worker, tx side: output lock
+    # Its worker only.
+    Stash frame                  # plaintext of an incomplete frame
+    Stash record                 # ciphertext of an incomplete record
+    uint64_t skip_bytes          # of a frame that is being discarded
+    uint64_t rx_packets          # atomic, this worker the only writer; as rx_bytes
+    uint64_t rx_bytes
+    uint64_t next_keep_alive_ns
+    uint64_t not_here_ns         # when the answer limiter last gained a token
+    uint8_t not_here_tokens
+    uint8_t preferred            # atomic, this worker the only writer
+    bint is_fresh                # the worker has not looked at it yet: there may be unread bytes in the stashes
+    bint is_ending
+    # The output side: guarded by output_lock.
+    pthread_mutex_t output_lock
+    uint8_t state                # atomic, written under the lock
+    uint8_t close_reason
+    uint8_t close_detail
+    bint wants_out               # EPOLLOUT is armed
+    Backlog* backlog             # NULL while empty
+    uint64_t write_deadline_ns   # meaningful while there is a backlog
+    uint64_t tx_packets
+    uint64_t tx_bytes
+    uint64_t dropped
+    Timer timer                  # guarded by its worker's wheel
+
+cdef struct Core:                # what all threads of one plane share
+    Arena sessions               # alloc and free under sessions_lock
+    pthread_mutex_t sessions_lock
+    RouteTable routes
+    BacklogBudget budget
+    EventQueue events
+    uint64_t write_timeout_ns    # 0 = none
+    uint64_t mesh_write_timeout_ns
+    int n_workers
+    int* epolls                  # by worker
+    Wheel* wheels
+
+cdef struct Turn:                # what one thread needs to act on sessions; never shared
+    Core* core
+    Counters* counters
+    uint64_t now_ns
+    uint8_t* sealed              # scratch for one chunk of records
+    size_t sealed_capacity
+
+cdef struct Batch:               # whole frames for one session, with what is counted when they are written
+    iovec* iov
+    int n_iov
+    size_t n_bytes
+    uint32_t n_packets
+    size_t n_data                # payload bytes of the packets
+
+cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil
+cdef void turn_free(Turn* t) noexcept nogil
+
+# Birth, in the control thread: open, queue_first, publish; discard after a failure.
+cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil
+cdef bint session_queue_first(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil
+cdef bint session_publish(Turn* t, Session* s) noexcept nogil
+cdef void session_discard(Turn* t, Session* s) noexcept nogil
+
+# Output, by any thread.
+cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
+cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
+cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
+cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
+
+# By the session's own worker.
+cdef void session_writable(Turn* t, Session* s) noexcept nogil
+cdef void session_due(Turn* t, Session* s) noexcept nogil
+cdef void session_end(Turn* t, Session* s) noexcept nogil
+
+cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil
+cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil
+cdef void stash_free(Stash* stash) noexcept nogil
+
+
+cdef inline Session* session_at(Core* core, uint64_t handle) noexcept nogil:
+    # Of a handle that was valid once; whether it still is, its `handle` says.
+    return <Session*>arena_at(&core.sessions, <uint32_t>handle)

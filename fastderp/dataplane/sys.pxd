@@ -1,0 +1,143 @@
+# The system calls, clocks, threads and atomics of the data plane: the only file that names them.
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.types cimport off_t
+from posix.uio cimport iovec
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    enum:
+        EAGAIN, EINTR, ENOMEM, ENOBUFS, EPIPE, ECONNRESET
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void* buf, size_t n)
+    ssize_t write(int fd, const void* buf, size_t n)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* ts)
+    enum:
+        CLOCK_MONOTONIC
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* addr, size_t n, int prot, int flags, int fd, off_t offset)
+    int munmap(void* addr, size_t n)
+    void* MAP_FAILED
+    enum:
+        PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+    ssize_t recv(int fd, void* buf, size_t n, int flags)
+    ssize_t send(int fd, const void* buf, size_t n, int flags)
+    ssize_t sendmsg(int fd, const msghdr* msg, int flags)
+    int setsockopt(int fd, int level, int name, const void* value, unsigned int n)
+    int shutdown(int fd, int how)
+    enum:
+        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum:
+        TCP_NODELAY, TCP_NOTSENT_LOWAT
+
+cdef extern from "<sys/epoll.h>" nogil:
+    union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
+    enum:
+        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+        EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int initial, int flags)
+    enum:
+        EFD_CLOEXEC, EFD_NONBLOCK
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void* buf, size_t n, unsigned int flags)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_attr_t:
+        pass
+    ctypedef unsigned long pthread_t
+    int pthread_mutex_init(pthread_mutex_t* m, const void* attr)
+    int pthread_mutex_lock(pthread_mutex_t* m)
+    int pthread_mutex_unlock(pthread_mutex_t* m)
+    int pthread_mutex_destroy(pthread_mutex_t* m)
+    int pthread_create(pthread_t* t, const pthread_attr_t* attr, void* (*run)(void*) noexcept nogil, void* arg)
+    int pthread_join(pthread_t t, void** result)
+    int pthread_attr_init(pthread_attr_t* attr)
+    int pthread_attr_setstacksize(pthread_attr_t* attr, size_t n)
+    int pthread_attr_destroy(pthread_attr_t* attr)
+
+# Atomics. Plain loads and stores of a shared word appear nowhere else, so every data race is one of these.
+cdef extern from *:
+    """
+    #define atomic_load_u64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define atomic_store_u64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define atomic_swap_u64(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+    #define atomic_add_u64(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+    #define atomic_sub_u64(p, v) __atomic_sub_fetch((p), (v), __ATOMIC_RELAXED)
+    #define atomic_peek_u64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define atomic_poke_u64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define atomic_load_u8(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define atomic_store_u8(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define atomic_load_ptr(p) ((void*)__atomic_load_n((p), __ATOMIC_ACQUIRE))
+    #define atomic_store_ptr(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define atomic_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    """
+    uint64_t atomic_load_u64(const uint64_t* p) noexcept nogil
+    void atomic_store_u64(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t atomic_swap_u64(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t atomic_add_u64(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t atomic_sub_u64(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t atomic_peek_u64(const uint64_t* p) noexcept nogil
+    void atomic_poke_u64(uint64_t* p, uint64_t v) noexcept nogil
+    uint8_t atomic_load_u8(const uint8_t* p) noexcept nogil
+    void atomic_store_u8(uint8_t* p, uint8_t v) noexcept nogil
+    void* atomic_load_ptr(void** p) noexcept nogil
+    void atomic_store_ptr(void** p, void* v) noexcept nogil
+    void atomic_fence() noexcept nogil
+
+
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec ts
+    clock_gettime(CLOCK_MONOTONIC, &ts)
+    return <uint64_t>ts.tv_sec * 1000000000u + <uint64_t>ts.tv_nsec
+
+
+cdef inline void counter_add(uint64_t* counter, uint64_t n) noexcept nogil:
+    # One writer per counter: a relaxed load and store, which costs what a plain add costs.
+    atomic_poke_u64(counter, atomic_peek_u64(counter) + n)
+
+
+cdef inline void eventfd_wake(int fd) noexcept nogil:
+    cdef uint64_t one = 1
+    write(fd, &one, 8)
+
+
+cdef inline void eventfd_drain(int fd) noexcept nogil:
+    cdef uint64_t n
+    read(fd, &n, 8)

@@ -1,0 +1,34 @@
+# A worker's timers: a wheel of 8 ms ticks reaching 68 s ahead; later ones wait in its last bucket and go round again.
+# Any thread may arm; only the worker takes what is due. `lock` is the last in the lock order.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastderp.dataplane.sys cimport pthread_mutex_t
+
+cdef enum:
+    WHEEL_TICK_BITS = 23         # 8.4 ms
+    WHEEL_BUCKETS = 8192
+    WHEEL_WORDS = 128            # WHEEL_BUCKETS / 64
+
+cdef struct Timer:               # lives in a session; guarded by the wheel's lock
+    Timer* next
+    Timer* prev
+    uint64_t due_ns              # 0 = not armed
+    uint64_t handle              # of the session it lives in
+    uint32_t bucket
+
+cdef struct Wheel:
+    pthread_mutex_t lock
+    Timer* buckets[WHEEL_BUCKETS]
+    uint64_t occupied[WHEEL_WORDS]
+    uint64_t tick                # the next tick to be looked at
+    uint64_t asleep_until_ns     # 0 while the worker is awake
+    int wake_fd
+
+cdef void wheel_init(Wheel* w, int wake_fd, uint64_t now_ns) noexcept nogil
+cdef void wheel_destroy(Wheel* w) noexcept nogil
+cdef void wheel_arm(Wheel* w, Timer* timer, uint64_t due_ns) noexcept nogil
+cdef void wheel_disarm(Wheel* w, Timer* timer) noexcept nogil
+cdef uint64_t wheel_pop(Wheel* w, uint64_t now_ns) noexcept nogil
+cdef int wheel_sleep(Wheel* w, uint64_t now_ns) noexcept nogil
+cdef void wheel_awake(Wheel* w) noexcept nogil

@@ -1,0 +1,68 @@
+# A worker: one thread, one epoll set, the input side of its sessions. The life of a packet is in worker.pyx.
+# Everything here belongs to the worker's thread, except `stop`, and `counters`, which anybody may read.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastderp.dataplane.counters cimport Counters
+from fastderp.dataplane.frame cimport KEY_SIZE
+from fastderp.dataplane.session cimport Core, Session, Turn
+from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
+
+cdef enum:
+    READ_MAX = 65536             # bytes a session may bring in one turn: the others wait no longer than that takes
+    UNREAD_MAX = 294912          # bytes a promoted connection may bring along; more than an incomplete frame or record
+    GATHER_MAX = 393216          # plaintext of one turn before it is sent on; holds a fresh session's first read
+    RUN_MAX = 65536              # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
+    MAX_RUNS = 4096
+    MAX_TARGETS = 1024
+    TARGET_BUCKETS = 4096        # power of two, larger than MAX_TARGETS
+    MAX_EVENTS = 512
+    TOLD_CACHE = 4096            # power of two
+
+cdef struct Run:                 # whole frames for one target that lie behind each other in the gather buffer
+    uint8_t* data
+    uint32_t n
+    int next                     # of the same target; -1 = last
+
+cdef struct Target:              # a session that this turn's frames go to
+    uint64_t handle
+    Session* session
+    int first_run
+    int last_run
+    int n_runs
+    uint32_t n_packets
+    size_t n_data
+    uint32_t bucket
+
+cdef struct Told:                # a (sender, receiver) pair that the routing table knows already
+    uint64_t stamp
+    uint64_t receiver
+
+cdef struct Worker:
+    Turn turn
+    int index
+    int epoll
+    int wake_fd
+    pthread_t thread
+    uint8_t stop                 # atomic
+    uint8_t* gather              # GATHER_MAX bytes
+    size_t n_gathered
+    uint8_t* cipher              # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
+    int n_runs
+    int n_targets
+    int n_ending
+    uint8_t last_dst[KEY_SIZE]   # destination of the previous packet of this read …
+    int last_target              # … and its target; NO_TARGET when it has no route
+    Run runs[MAX_RUNS]
+    Target targets[MAX_TARGETS]
+    uint16_t buckets[TARGET_BUCKETS]     # target + 1
+    Told told[TOLD_CACHE]
+    Session* ending[MAX_EVENTS]
+    epoll_event events[MAX_EVENTS]
+    iovec iov[MAX_RUNS]
+    Counters counters
+
+cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil
+cdef bint worker_start(Worker* w) noexcept nogil
+cdef void worker_stop(Worker* w) noexcept nogil
+cdef void worker_free(Worker* w) noexcept nogil

@@ -1,0 +1,456 @@
+# The life of a packet, top to bottom: session_read → frames_walk → packet_relay → target_append → targets_flush.
+#
+# A turn reads every session that is ready into one gather buffer, rewrites its frames in place, and notes for each
+# destination where its frames lie; then every destination is written once. Sessions that ended are taken apart last,
+# so that what they sent before goes out before the news that they left.
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memmove
+
+from fastderp.dataplane.counters cimport (
+    DROP_UNKNOWN_DEST, DROP_UNKNOWN_DEST_ON_FWD, KIND_DISCO, KIND_OTHER,
+)
+from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
+from fastderp.dataplane.frame cimport (
+    FRAME_BAD_SIZE, FRAME_CLOSE_PEER, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_NOT_PERMITTED,
+    FRAME_PARTIAL, FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET,
+    FRAME_SKIP, FRAME_WATCH_CONNS, GONE_NOT_HERE, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, FrameStatus,
+    frame_carries_disco, frame_next, frame_put_header,
+)
+from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
+from fastderp.dataplane.routes cimport (
+    Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
+)
+from fastderp.dataplane.session cimport (
+    CLOSE_BAD_SIZE, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, OUTPUT_IOVS, SESSION_CLOSING,
+    SESSION_OPEN, Batch, CloseReason, frames_drop, session_at, session_due, session_end, session_is_alive, session_output,
+    session_writable, stash_put, turn_free, turn_init,
+)
+from fastderp.dataplane.sys cimport (
+    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
+    MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8, clock_ns, close, counter_add, epoll_create1,
+    epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pthread_attr_destroy, pthread_attr_init,
+    pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
+    recv,
+)
+from fastderp.dataplane.wheel cimport wheel_awake, wheel_destroy, wheel_init, wheel_pop, wheel_sleep
+
+cdef enum:
+    NO_TARGET = -1
+    NOT_HERE_BURST = 3           # answers to disco packets for unknown keys (§6.4)
+    STACK_BYTES = 262144
+
+cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
+cdef uint64_t SECOND_NS = 1000000000
+cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home count as moves (§6.6)
+
+
+# ---- reading
+
+cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
+    # The session ends with this turn; a reason given earlier, by whoever failed it, stays.
+    if s.is_ending:
+        return
+    s.is_ending = True
+    w.ending[w.n_ending] = s
+    w.n_ending += 1
+    pthread_mutex_lock(&s.output_lock)
+    if s.state == SESSION_OPEN:
+        s.close_reason = reason
+        s.close_detail = detail
+    pthread_mutex_unlock(&s.output_lock)
+
+
+cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
+    # Bytes read; 0 when there are none now or ever again (then the session is ending).
+    cdef ssize_t got = recv(s.fd, into, READ_MAX, MSG_DONTWAIT)
+    if got > 0:
+        counter_add(&w.counters.reads, 1)
+        return got
+    if got == 0:
+        read_ended(w, s, CLOSE_EOF, 0)
+    elif errno != EAGAIN and errno != EINTR:
+        read_ended(w, s, CLOSE_RESET, 0)
+    return 0
+
+
+cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
+    # One read of ciphertext, and all its complete records opened behind each other.
+    cdef size_t n = s.record.n
+    cdef size_t consumed = 0
+    cdef size_t produced = 0
+    cdef RecordStatus status
+    if n:
+        memcpy(w.cipher, s.record.data, n)
+    n += <size_t>socket_read(w, s, w.cipher + n)
+    status = record_open(s.records, w.cipher, n, into, n, &consumed, &produced)
+    if status == RECORD_CLOSE_NOTIFY:
+        read_ended(w, s, CLOSE_EOF, 0)
+    elif status != RECORD_OK:
+        read_ended(w, s, CLOSE_TLS, status)
+    elif not stash_put(&s.record, w.cipher + consumed, n - consumed):
+        read_ended(w, s, CLOSE_NO_MEMORY, 0)
+    return produced
+
+
+cdef void session_read(Worker* w, Session* s) noexcept nogil:
+    """Bring one session's bytes into the gather buffer, behind its incomplete frame, and relay what is complete."""
+    cdef uint8_t* start
+    cdef size_t n = s.frame.n
+    cdef size_t walked
+    if w.n_gathered + n + s.record.n + READ_MAX > GATHER_MAX:
+        targets_flush(w)
+        w.n_gathered = 0
+    start = w.gather + w.n_gathered
+    if n:
+        memcpy(start, s.frame.data, n)
+    if s.records is NULL:
+        n += <size_t>socket_read(w, s, start + n)
+    else:
+        n += read_sealed(w, s, start + n)
+    walked = frames_walk(w, s, start, n)
+    if not stash_put(&s.frame, start + walked, n - walked):
+        read_ended(w, s, CLOSE_NO_MEMORY, 0)
+    w.n_gathered += walked
+
+
+# ---- walking frames
+
+cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcept nogil:
+    """Act on every complete frame of start[:n]; return how many bytes are dealt with."""
+    cdef uint8_t* p = start
+    cdef uint8_t* end = start + n
+    cdef size_t total = 0
+    cdef size_t skip
+    cdef bint spoke = False
+    cdef FrameStatus status
+    w.last_target = NO_TARGET
+    memcpy(w.last_dst, s.peer.key, KEY_SIZE)
+    w.last_dst[0] ^= 0xFF        # no destination yet
+    while True:
+        if s.skip_bytes:
+            skip = min(s.skip_bytes, <uint64_t>(end - p))
+            s.skip_bytes -= skip
+            p += skip
+        if p == end:
+            break
+        status = frame_next(p, <size_t>(end - p), s.peer.mesh, &total)
+        if not spoke and end - p >= FRAME_HEADER:
+            spoke = True
+            routes_note_speaker(&w.turn.core.routes, s.route, s.handle)
+        if status == FRAME_READY:
+            frame_act(w, s, p, total)
+            p += total
+        elif status == FRAME_SKIP:
+            counter_add(&w.counters.unknown_frames, 1)
+            s.skip_bytes = total
+        elif status == FRAME_PARTIAL:
+            break
+        else:
+            read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED, p[0])
+            return n
+    return <size_t>(p - start)
+
+
+cdef void frame_act(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
+    if p[0] == FRAME_SEND_PACKET:
+        packet_relay(w, s, p, total)
+    elif p[0] == FRAME_FORWARD_PACKET:
+        forward_relay(w, s, p, total)
+    elif p[0] == FRAME_PING:
+        ping_answer(w, s, p)
+    elif p[0] == FRAME_NOTE_PREFERRED:
+        preferred_note(w, s, p[FRAME_HEADER] != 0)
+    else:
+        frame_report(w, s, p, total)
+
+
+cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
+    """Turn a SendPacket into the RecvPacket it is, in place, and note whom it goes to (§6.4)."""
+    cdef size_t n_data = total - PACKET_OVERHEAD
+    cdef int kind = KIND_DISCO if frame_carries_disco(p, total) else KIND_OTHER
+    counter_add(&s.rx_packets, 1)
+    counter_add(&s.rx_bytes, n_data)
+    counter_add(&w.counters.packets_received[kind], 1)
+    counter_add(&w.counters.bytes_received, n_data)
+    if memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
+        memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
+        w.last_target = destination_find(w, s.route, s.handle, w.last_dst)
+    p[0] = FRAME_RECV_PACKET
+    if w.last_target == NO_TARGET:
+        frames_drop(&w.turn, DROP_UNKNOWN_DEST, p, total)
+        if kind == KIND_DISCO:
+            not_here_answer(w, s, p)
+        return
+    memcpy(p + FRAME_HEADER, s.peer.key, KEY_SIZE)
+    target_append(w, &w.last_target, p, total, 1, n_data)
+
+
+cdef void forward_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
+    """Turn a mesh peer's ForwardPacket into a RecvPacket 32 bytes further on (§7.4). Local destinations only."""
+    cdef uint8_t* q = p + KEY_SIZE
+    cdef size_t n_data = total - PACKET_OVERHEAD - KEY_SIZE
+    cdef int target
+    cdef Route* source = routes_find(&w.turn.core.routes, p + FRAME_HEADER)
+    counter_add(&w.counters.packets_forwarded_in, 1)
+    target = destination_find(w, source, 0, q + FRAME_HEADER)
+    memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
+    frame_put_header(q, FRAME_RECV_PACKET, <uint32_t>(KEY_SIZE + n_data))
+    if target == NO_TARGET:
+        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD, q, total - KEY_SIZE)
+        if frame_carries_disco(q, total - KEY_SIZE):
+            not_here_answer(w, s, q)
+        return
+    memmove(q + FRAME_HEADER, p + FRAME_HEADER, KEY_SIZE)
+    target_append(w, &target, q, total - KEY_SIZE, 1, n_data)
+
+
+cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst) noexcept nogil:
+    # The target for a key, or NO_TARGET. The receiver is noted as one to be told when the source leaves.
+    cdef Route* route = routes_find(&w.turn.core.routes, dst)
+    cdef uint64_t receiver
+    if route is NULL:
+        return NO_TARGET
+    receiver = atomic_load_u64(&route.active)
+    if receiver == 0:
+        return NO_TARGET
+    if source is not NULL and receiver != sender:
+        told_note(w, source, receiver)
+    return target_get(w, receiver)
+
+
+cdef void told_note(Worker* w, Route* source, uint64_t receiver) noexcept nogil:
+    cdef Told* told = &w.told[((source.stamp * 0x9E3779B97F4A7C15u) ^ (receiver * 0xC2B2AE3D27D4EB4Fu)) >> 52]
+    if told.stamp != source.stamp or told.receiver != receiver:
+        routes_note_told(&w.turn.core.routes, source, receiver, session_is_alive, w.turn.core)
+        told.stamp = source.stamp
+        told.receiver = receiver
+
+
+cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
+    # PeerGone(NotHere) for w.last_dst, written over the packet it answers; 3 at once, then 1 per second.
+    cdef uint64_t gained = (w.turn.now_ns - s.not_here_ns) // SECOND_NS
+    cdef int target
+    if gained:
+        s.not_here_tokens = <uint8_t>min(<uint64_t>NOT_HERE_BURST, s.not_here_tokens + gained)
+        s.not_here_ns += gained * SECOND_NS
+    if s.not_here_tokens == 0:
+        return
+    s.not_here_tokens -= 1
+    frame_put_header(p, FRAME_PEER_GONE, KEY_SIZE + 1)
+    memcpy(p + FRAME_HEADER, w.last_dst, KEY_SIZE)
+    p[FRAME_HEADER + KEY_SIZE] = GONE_NOT_HERE
+    counter_add(&w.counters.peer_gone_not_here_frames, 1)
+    target = target_get(w, s.handle)
+    target_append(w, &target, p, PEER_GONE_SIZE, 0, 0)
+
+
+cdef void ping_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
+    # The pong is the ping with another type, cut to its first 8 bytes.
+    cdef int target = target_get(w, s.handle)
+    counter_add(&w.counters.got_ping, 1)
+    counter_add(&w.counters.sent_pong, 1)
+    frame_put_header(p, FRAME_PONG, PING_DATA)
+    target_append(w, &target, p, FRAME_HEADER + PING_DATA, 0, 0)
+
+
+cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
+    cdef bint settled = w.turn.now_ns - s.opened_ns > HOME_SETTLED_NS
+    if s.preferred == preferred:
+        return
+    atomic_store_u8(&s.preferred, preferred)
+    counter_add(&w.counters.home_connections, 1 if preferred else <uint64_t>-1)
+    if settled:
+        counter_add(&w.counters.home_moves_in if preferred else &w.counters.home_moves_out, 1)
+
+
+cdef void frame_report(Worker* w, Session* s, const uint8_t* p, size_t total) noexcept nogil:
+    cdef Event* event = event_new(&w.turn.core.events, EVENT_FRAME, s.handle, p, <uint32_t>total)
+    if event is not NULL:
+        events_push(&w.turn.core.events, event)
+
+
+# ---- targets
+
+cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
+    """Return the target for a session, new or already there."""
+    cdef uint32_t bucket = <uint32_t>handle & (TARGET_BUCKETS - 1)
+    cdef Target* target
+    while w.buckets[bucket] != 0:
+        if w.targets[w.buckets[bucket] - 1].handle == handle:
+            return w.buckets[bucket] - 1
+        bucket = (bucket + 1) & (TARGET_BUCKETS - 1)
+    if w.n_targets == MAX_TARGETS:
+        targets_flush(w)
+        bucket = <uint32_t>handle & (TARGET_BUCKETS - 1)
+    target = &w.targets[w.n_targets]
+    w.n_targets += 1
+    target.handle = handle
+    target.session = session_at(w.turn.core, handle)
+    target.first_run = target.last_run = -1
+    target.n_runs = 0
+    target.n_packets = 0
+    target.n_data = 0
+    target.bucket = bucket
+    w.buckets[bucket] = <uint16_t>w.n_targets
+    return w.n_targets - 1
+
+
+cdef void target_append(Worker* w, int* index, uint8_t* frame, size_t n, uint32_t n_packets, size_t n_data) noexcept nogil:
+    """Note a whole frame for a target. *index changes when everything had to be flushed to make room."""
+    cdef Target* target = &w.targets[index[0]]
+    cdef uint64_t handle
+    cdef Run* run
+    if target.last_run >= 0:
+        run = &w.runs[target.last_run]
+        if run.data + run.n == frame and run.n < RUN_MAX:
+            run.n += <uint32_t>n
+            target.n_packets += n_packets
+            target.n_data += n_data
+            return
+    if w.n_runs == MAX_RUNS:
+        handle = target.handle
+        targets_flush(w)
+        index[0] = target_get(w, handle)
+        target = &w.targets[index[0]]
+    run = &w.runs[w.n_runs]
+    run.data = frame
+    run.n = <uint32_t>n
+    run.next = -1
+    if target.last_run >= 0:
+        w.runs[target.last_run].next = w.n_runs
+    else:
+        target.first_run = w.n_runs
+    target.last_run = w.n_runs
+    target.n_runs += 1
+    target.n_packets += n_packets
+    target.n_data += n_data
+    w.n_runs += 1
+
+
+cdef void target_send(Worker* w, Target* target) noexcept nogil:
+    cdef Batch batch
+    cdef int run = target.first_run
+    batch.iov = w.iov
+    batch.n_iov = 0
+    batch.n_bytes = 0
+    batch.n_packets = target.n_packets
+    batch.n_data = target.n_data
+    while run >= 0:
+        w.iov[batch.n_iov].iov_base = w.runs[run].data
+        w.iov[batch.n_iov].iov_len = w.runs[run].n
+        batch.n_bytes += w.runs[run].n
+        batch.n_iov += 1
+        run = w.runs[run].next
+    session_output(&w.turn, target.session, target.handle, &batch)
+
+
+cdef void targets_flush(Worker* w) noexcept nogil:
+    """Write every target once. What was gathered is not needed any more."""
+    cdef int i
+    for i in range(w.n_targets):
+        if w.targets[i].n_runs:
+            target_send(w, &w.targets[i])
+        w.buckets[w.targets[i].bucket] = 0
+    w.n_targets = 0
+    w.n_runs = 0
+
+
+# ---- the thread
+
+cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
+    if atomic_load_u8(&s.state) == SESSION_CLOSING:
+        read_ended(w, s, CLOSE_EOF, 0)
+        return
+    if events & EPOLLOUT:
+        session_writable(&w.turn, s)
+    if events & (EPOLLIN | EPOLLHUP | EPOLLERR) or s.is_fresh:
+        s.is_fresh = False
+        session_read(w, s)
+
+
+cdef void timers_run(Worker* w) noexcept nogil:
+    cdef uint64_t handle
+    while True:
+        handle = wheel_pop(&w.turn.core.wheels[w.index], w.turn.now_ns)
+        if handle == 0:
+            return
+        session_due(&w.turn, session_at(w.turn.core, handle))
+
+
+cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
+    cdef int i
+    cdef uint64_t handle
+    cdef Session* s
+    w.turn.now_ns = clock_ns()
+    for i in range(n_events):
+        handle = w.events[i].data.u64
+        if handle == WAKE:
+            eventfd_drain(w.wake_fd)
+            continue
+        s = session_at(w.turn.core, handle)
+        session_event(w, s, w.events[i].events)
+    targets_flush(w)
+    w.n_gathered = 0
+    timers_run(w)
+    for i in range(w.n_ending):
+        session_end(&w.turn, w.ending[i])
+    w.n_ending = 0
+
+
+cdef void* worker_run(void* arg) noexcept nogil:
+    cdef Worker* w = <Worker*>arg
+    cdef Core* core = w.turn.core
+    cdef int n_events
+    while not atomic_load_u8(&w.stop):
+        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(&core.wheels[w.index], w.turn.now_ns))
+        wheel_awake(&core.wheels[w.index])
+        routes_reader_enter(&core.routes, w.index)
+        worker_turn(w, max(n_events, 0))
+        routes_reader_leave(&core.routes, w.index)
+    return NULL
+
+
+cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
+    """Prepare a zeroed worker. False when descriptors or memory are out; then worker_free takes what there is."""
+    cdef epoll_event event
+    w.index = index
+    w.epoll = epoll_create1(EPOLL_CLOEXEC)
+    w.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    w.gather = <uint8_t*>malloc(GATHER_MAX)
+    w.cipher = <uint8_t*>malloc(UNREAD_MAX + READ_MAX)
+    if not turn_init(&w.turn, core, &w.counters) or w.gather is NULL or w.cipher is NULL:
+        return False
+    if w.epoll < 0 or w.wake_fd < 0:
+        return False
+    w.turn.now_ns = clock_ns()
+    core.epolls[index] = w.epoll
+    wheel_init(&core.wheels[index], w.wake_fd, w.turn.now_ns)
+    event.events = EPOLLIN
+    event.data.u64 = WAKE
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.wake_fd, &event) == 0
+
+
+cdef bint worker_start(Worker* w) noexcept nogil:
+    cdef pthread_attr_t attributes
+    cdef bint started
+    pthread_attr_init(&attributes)
+    pthread_attr_setstacksize(&attributes, STACK_BYTES)
+    started = pthread_create(&w.thread, &attributes, worker_run, w) == 0
+    pthread_attr_destroy(&attributes)
+    return started
+
+
+cdef void worker_stop(Worker* w) noexcept nogil:
+    """Have the thread leave its loop and wait for it."""
+    atomic_store_u8(&w.stop, 1)
+    eventfd_wake(w.wake_fd)
+    pthread_join(w.thread, NULL)
+
+
+cdef void worker_free(Worker* w) noexcept nogil:
+    close(w.epoll)
+    close(w.wake_fd)
+    free(w.gather)
+    free(w.cipher)
+    turn_free(&w.turn)
