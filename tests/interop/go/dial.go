@@ -114,7 +114,8 @@ func newLink(o *options) (*link, error) {
 		if regionErr != nil {
 			return nil, regionErr
 		}
-		l.Client = derphttp.NewRegionClient(l.privateKey, logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
+		getRegion := func() *tailcfg.DERPRegion { return region }
+		l.Client = derphttp.NewRegionClient(l.privateKey, logf, netmon.NewStatic(), getRegion)
 		l.TLSConfig = conf
 	default:
 		l.Client, err = derphttp.NewClient(l.privateKey, o.url, logf, netmon.NewStatic())

@@ -170,7 +170,7 @@ func (x *exchange) run(send func(key.NodePublic, []byte) error) (result, error) 
 		case err := <-x.failed:
 			return result{}, err
 		case <-stalled.C:
-			return result{}, fmt.Errorf("nothing moved for %v after %d of %d packets were sent", stallTimeout, sent, len(x.out.sizes))
+			return result{}, fmt.Errorf("nothing moved for %v after %d packets were sent", stallTimeout, sent)
 		}
 	}
 	return result{sent, bytesSent, x.bytesIn, time.Since(begin).Seconds()}, nil

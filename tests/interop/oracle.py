@@ -1,0 +1,391 @@
+"""Plays scripted conversations to relays and compares what comes back.
+
+A transcript has one line per frame, with names for keys and contents for boxes, so that two
+relays that behave alike give equal transcripts. It parses the wire by itself: nothing of
+fastderp's client or server is trusted here beyond keys, boxes and constants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastderp.errors import BoxError
+from fastderp.keys import NodePrivate, NodePublic
+from fastderp.protocol import KEY_SIZE, MAGIC, FrameType, frame
+
+from .conversation import UPGRADE, Conversation, Leave, Login, Send, Step, describe
+
+# What arrives within this time belongs to the step before it. A difference that is only a late
+# frame goes away when the conversation is played again with more patience.
+SETTLE_S = (0.03, 0.2, 1.0)
+ANSWER_TIMEOUT_S = 2.0
+PING_AGAIN_S = 0.25  # a relay may drop a ping while it owes another pong
+AT_ONCE = 32  # conversations played at once to one relay: enough to hide the waiting
+SHOWN_BYTES = 64
+
+BARRIER = b"barr"  # begins the pings that are the player's, not the script's
+DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
+DISCO_MIN_SIZE = 62
+LOOPBACK = bytes(10) + b"\xff\xff" + bytes((127, 0, 0, 1))
+
+Script = Callable[[Conversation], object]
+Transcript = tuple[str, ...]
+
+
+class Lane(enum.IntEnum):
+    """Relays keep the order of frames within a lane, not between lanes (PROTOCOL 6.6)."""
+
+    LOGIN = 0
+    DATA = 1
+    DISCO = 2
+    PRESENCE = 3
+    ANSWER = 4
+    END = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One frame, or the end of a connection, as the transcript shows it."""
+
+    lane: Lane
+    text: str
+
+    @property
+    def order(self) -> tuple[Lane, str]:
+        """Sort key: a watcher is told of several keys in any order, all else keeps its own."""
+        return self.lane, self.text if self.lane is Lane.PRESENCE else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A relay on loopback, and its public key."""
+
+    port: int
+    key: NodePublic
+
+
+@dataclass(slots=True)
+class Acquaintances:
+    """Whose key is whose within one conversation, and from which ports they came."""
+
+    names: Mapping[bytes, str]
+    ports: defaultdict[bytes, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def name(self, key: bytes) -> str | None:
+        """Return who has this key, None for somebody of another conversation."""
+        return "nobody" if key == bytes(KEY_SIZE) else self.names.get(key)
+
+    def address(self, key: bytes, tail: bytes) -> str:
+        """Return the address and flags of a PeerPresent, checked against where that peer is."""
+        ip, port, flags = tail[:16], int.from_bytes(tail[16:18]), tail[18:]
+        if ip == LOOPBACK and port in self.ports[key]:
+            return f"at its address, flags {flags.hex()}"
+        return f"with {tail.hex()}"
+
+
+class Connection:
+    """One actor's connection. A task of its own takes down whatever arrives."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, private: NodePrivate, known: Acquaintances
+    ) -> None:
+        self.ended = False
+        self.mute = False  # pings stay unanswered: the relay waits for the rest of a frame
+        self.server_key: NodePublic | None = None
+        self.logged_in = False
+        self.last_arrival_s = 0.0
+        self._reader = reader
+        self._writer = writer
+        self._private = private
+        self._known = known
+        self._lines: list[Line] = []
+        self._n_pings = 0
+        self._pongs: set[bytes] = set()
+        self._changed = asyncio.Condition()
+        self._task = asyncio.create_task(self._take_down())
+
+    @classmethod
+    async def open(cls, relay: Endpoint, private: NodePrivate, known: Acquaintances) -> Connection:
+        """Connect to the relay as whoever has this key."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        known.ports[private.public().raw].add(writer.get_extra_info("sockname")[1])
+        return cls(reader, writer, private, known)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes; a relay that has hung up is no error here, the end shows in the transcript."""
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def wait_for(self, condition: Callable[[], object], timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
+        """Wait until the condition holds or the connection has ended; False after timeout_s."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: condition() or self.ended)
+        except TimeoutError:
+            return False
+        return True
+
+    async def barrier(self) -> None:
+        """Return when the relay has dealt with everything sent so far."""
+        tokens: set[bytes] = set()
+        for _ in range(round(ANSWER_TIMEOUT_S / PING_AGAIN_S)):
+            self._n_pings += 1
+            token = BARRIER + self._n_pings.to_bytes(4)
+            tokens.add(token)
+            await self.write(frame(FrameType.PING, token))
+            if await self.wait_for(lambda: tokens & self._pongs, PING_AGAIN_S):
+                return
+        self.mute = True
+        self._lines.append(Line(Lane.END, "does not answer"))
+
+    def take_lines(self) -> list[str]:
+        """Return what arrived since the last call, in an order that does not depend on chance."""
+        lines = sorted(self._lines, key=lambda line: line.order)
+        self._lines.clear()
+        return [line.text for line in lines]
+
+    async def close(self) -> None:
+        """Close without reading on."""
+        self._task.cancel()
+        self._writer.close()
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await self._task
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def _take_down(self) -> None:
+        try:
+            await self._read_frames()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await self._arrived(Line(Lane.END, "is closed"), ended=True)
+
+    async def _read_frames(self) -> None:
+        start = await self._reader.readexactly(5)
+        if start == b"HTTP/":
+            head = start + await self._reader.readuntil(b"\r\n\r\n")
+            await self._arrived(http_line(head))
+            if b" 101 " not in head:
+                # The body and what becomes of the connection are HTTP's matter.
+                await self._arrived(ended=True)
+                return
+            start = await self._reader.readexactly(5)
+        while True:
+            frame_type, size = start[0], int.from_bytes(start[1:])
+            await self._frame_arrived(frame_type, await self._reader.readexactly(size))
+            start = await self._reader.readexactly(5)
+
+    async def _frame_arrived(self, frame_type: int, payload: bytes) -> None:
+        if frame_type == FrameType.SERVER_KEY and payload.startswith(MAGIC) and len(payload) == len(MAGIC) + KEY_SIZE:
+            self.server_key = NodePublic(payload[len(MAGIC) :])
+        if frame_type == FrameType.PONG and payload.startswith(BARRIER):
+            self._pongs.add(payload)
+            await self._arrived()
+            return
+        line = self._line_of(frame_type, payload)
+        self.logged_in = self.logged_in or frame_type == FrameType.SERVER_INFO
+        if line is not None:
+            await self._arrived(line)
+
+    async def _arrived(self, line: Line | None = None, *, ended: bool = False) -> None:
+        if line is not None:
+            self._lines.append(line)
+        self.last_arrival_s = asyncio.get_running_loop().time()
+        async with self._changed:
+            self.ended = ended
+            self._changed.notify_all()
+
+    def _line_of(self, frame_type: int, payload: bytes) -> Line | None:
+        """Return the frame's line, None when it is about somebody of another conversation."""
+        match frame_type:
+            case FrameType.SERVER_KEY:
+                return Line(Lane.LOGIN, f"ServerKey with {len(payload) - KEY_SIZE} bytes before the key")
+            case FrameType.SERVER_INFO:
+                return Line(Lane.LOGIN, f"ServerInfo {self._open(payload)}")
+            case FrameType.RECV_PACKET:
+                return self._packet_line(payload)
+            case FrameType.PEER_GONE | FrameType.PEER_PRESENT:
+                return self._presence_line(FrameType(frame_type), payload)
+            case FrameType.PONG:
+                return Line(Lane.ANSWER, f"Pong {payload.hex()}")
+        return Line(Lane.ANSWER, f"frame of type {frame_type:#04x} {shown(payload)}")
+
+    def _open(self, payload: bytes) -> str:
+        assert self.server_key is not None
+        try:
+            return self._private.open_from(self.server_key, payload).decode()
+        except BoxError:
+            return f"of {len(payload)} bytes that does not open"
+
+    def _packet_line(self, payload: bytes) -> Line:
+        data = payload[KEY_SIZE:]
+        source = self._known.name(payload[:KEY_SIZE])
+        is_disco = data.startswith(DISCO_MAGIC) and len(data) >= DISCO_MIN_SIZE
+        if source is None:
+            return Line(Lane.DATA, f"RecvPacket without a known source {shown(payload)}")
+        return Line(Lane.DISCO if is_disco else Lane.DATA, f"RecvPacket from {source} {shown(data)}")
+
+    def _presence_line(self, frame_type: FrameType, payload: bytes) -> Line | None:
+        key, tail = payload[:KEY_SIZE], payload[KEY_SIZE:]
+        who = self._known.name(key)
+        if who is None:
+            return None
+        if frame_type == FrameType.PEER_GONE:
+            return Line(Lane.PRESENCE, f"PeerGone {who}, reason {tail.hex()}")
+        return Line(Lane.PRESENCE, f"PeerPresent {who} {self._known.address(key, tail)}")
+
+
+def http_line(head: bytes) -> Line:
+    """Return the answer to an upgrade: an accepted one in full, otherwise its status."""
+    lines = head.decode("latin-1").split("\r\n")[:-2]
+    if " 101 " not in lines[0]:
+        return Line(Lane.LOGIN, f"HTTP status {lines[0].split()[1]}")
+    fields = [line if not line.startswith("Derp-Public-Key: ") else "Derp-Public-Key" for line in lines]
+    return Line(Lane.LOGIN, " | ".join(fields))
+
+
+def shown(data: bytes) -> str:
+    """Return bytes as hexadecimal while that is short, else their number and digest."""
+    if len(data) <= SHOWN_BYTES:
+        return f"[{data.hex()}]"
+    return f"[{len(data)} bytes {hashlib.sha256(data).hexdigest()[:16]}]"
+
+
+class Stage:
+    """One conversation being played to one relay."""
+
+    def __init__(self, relay: Endpoint, conversation: Conversation, settle_s: float) -> None:
+        self._relay = relay
+        self._silent = conversation.silent
+        self._settle_s = settle_s
+        self._known = Acquaintances(conversation.names)
+        self._connections: dict[str, Connection] = {}
+
+    async def play(self, step: Step) -> list[str]:
+        """Play one step and return the lines that it brought, actor by actor."""
+        match step:
+            case Login():
+                await self._login(step)
+            case Send():
+                await self._connections[step.actor].write(step.data)
+            case Leave():
+                await self._connections.pop(step.actor).close()
+        await self._settle(step.actor)
+        return [f"{actor} <- {text}" for actor, c in self._connections.items() for text in c.take_lines()]
+
+    async def close(self) -> None:
+        """Close every connection that is left."""
+        for connection in self._connections.values():
+            await connection.close()
+
+    async def _login(self, step: Login) -> None:
+        connection = await Connection.open(self._relay, step.key, self._known)
+        self._connections[step.actor] = connection
+        first = step.first
+        if first is None:
+            box = step.key.seal_to(self._relay.key, step.info)
+            first = frame(FrameType.CLIENT_INFO, step.key.public().raw, box)
+        if step.at_once:
+            await connection.write(step.head + first + step.then)
+        else:
+            await connection.write(step.head)
+            await connection.wait_for(lambda: connection.server_key)
+            await connection.write(first + step.then)
+        await connection.wait_for(lambda: connection.logged_in)
+
+    async def _settle(self, acted: str) -> None:
+        """Wait until every actor's frames are dealt with and nothing has arrived for a while.
+
+        Whoever acted is asked first: a ping makes its sender the active one of its key, and must not
+        overtake a packet to that key.
+        """
+        connections = sorted(self._connections.items(), key=lambda entry: entry[0] != acted)
+        for actor, connection in connections:
+            if not (connection.ended or connection.mute or actor in self._silent):
+                await connection.barrier()
+        loop = asyncio.get_running_loop()
+        settled_s = loop.time() + self._settle_s
+        while loop.time() < settled_s:
+            await asyncio.sleep(settled_s - loop.time())
+            latest = max((connection.last_arrival_s for _, connection in connections), default=0.0)
+            settled_s = latest + self._settle_s
+
+
+async def greet(port: int) -> Endpoint:
+    """Return the relay on this port with its key."""
+    private = NodePrivate.generate()
+    connection = await Connection.open(Endpoint(port, private.public()), private, Acquaintances({}))
+    await connection.write(UPGRADE)
+    await connection.wait_for(lambda: connection.server_key)
+    await connection.close()
+    if connection.server_key is None:
+        raise ConnectionError(f"no relay on port {port}")
+    return Endpoint(port, connection.server_key)
+
+
+def written(name: str, script: Script, attempt: int = 0) -> Conversation:
+    """Return the conversation that a script writes."""
+    conversation = Conversation(name, attempt)
+    script(conversation)
+    return conversation
+
+
+async def play(relay: Endpoint, conversation: Conversation, settle_s: float = SETTLE_S[0]) -> Transcript:
+    """Play a conversation and return what the relay said, `step actor <- frame` by line."""
+    stage = Stage(relay, conversation, settle_s)
+    transcript: list[str] = []
+    try:
+        for number, step in enumerate(conversation.steps):
+            transcript += [f"{number} {line}" for line in await stage.play(step)]
+    finally:
+        await stage.close()
+    return tuple(transcript)
+
+
+async def play_all(
+    relay: Endpoint, scripts: Mapping[str, Script], attempt: int = 0, settle_s: float = SETTLE_S[0]
+) -> dict[str, Transcript]:
+    """Play many conversations, some at once, and return their transcripts by name."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> Transcript:
+        async with turn:
+            return await play(relay, written(name, scripts[name], attempt), settle_s)
+
+    transcripts = await asyncio.gather(*map(one, scripts))
+    return dict(zip(scripts, transcripts, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A conversation that two relays answer differently."""
+
+    conversation: Conversation
+    reference: Transcript
+    other: Transcript
+
+    def __str__(self) -> str:
+        lines = [self.conversation.name]
+        lines += [f"    {number} {describe(step)}" for number, step in enumerate(self.conversation.steps)]
+        lines += [f"  - {line}" for line in self.reference if line not in self.other]
+        lines += [f"  + {line}" for line in self.other if line not in self.reference]
+        return "\n".join(lines)
+
+
+async def differences(reference: Endpoint, other: Endpoint, scripts: Mapping[str, Script]) -> list[Difference]:
+    """Play every script to both relays and return those whose transcripts differ however patiently played."""
+    left = dict(scripts)
+    found: list[Difference] = []
+    for attempt, settle_s in enumerate(SETTLE_S):
+        expected, got = await asyncio.gather(
+            play_all(reference, left, attempt, settle_s), play_all(other, left, attempt, settle_s)
+        )
+        left = {name: script for name, script in left.items() if expected[name] != got[name]}
+        found = [Difference(written(name, left[name], attempt), expected[name], got[name]) for name in left]
+    return found
