@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
     try:
         target = Target.parse(
-            options.url, insecure=options.insecure, check_box=not options.no_box_check
+            options.url, insecure=options.insecure, cafile=options.cafile, suite=options.suite,
+            check_box=not options.no_box_check,
         )
         scenario = _scenario(options)
         _prepare_process(options.cpu, scenario)
@@ -80,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
     add("--insecure", action="store_true", help="https: do not verify the certificate")
+    add("--cafile", metavar="FILE", help="https: more certificates to trust (PEM)")
+    add("--suite", metavar="NAME", help="https: the only TLS 1.3 suite to offer")
     add("--joined-records", action="store_const", const=True,
         help="https: fill TLS records with packets; real clients send one record per packet")
     add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")

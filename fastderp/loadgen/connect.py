@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import DialError, ProtocolError
 from fastderp.keys import NodePrivate
 from fastderp.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
 from fastderp.protocol import HEADER, HEADER_SIZE, MAX_CLIENT_FRAME_SIZE, FrameType
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import ClientContext, Handshake
 
 LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
@@ -27,30 +30,44 @@ TCP_NOTSENT_LOWAT = 25
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A relay by URL. Without `check_box` the relay's ServerInfo may be anything (the bench's floor)."""
+    """A relay by URL. `tls` is what to trust over https, None over http.
+
+    Without `check_box` the relay's ServerInfo may be anything (the bench's floor).
+    """
 
     host: str
     port: int
-    tls: bool = False
     path: str = "/derp"
-    insecure: bool = False
+    tls: ClientContext | None = None
     check_box: bool = True
 
     @classmethod
-    def parse(cls, url: str, *, insecure: bool = False, check_box: bool = True) -> Target:
+    def parse(
+        cls,
+        url: str,
+        *,
+        insecure: bool = False,
+        cafile: str | None = None,
+        suite: str | None = None,
+        check_box: bool = True,
+    ) -> Target:
         """Read `http://host[:port][/path]` or `https://…`; the path is /derp unless given.
 
-        Raises ValueError saying what is wrong with the URL.
+        `insecure` accepts any certificate, `cafile` names more roots (PEM), `suite` is the only
+        TLS 1.3 suite to offer. Raises ValueError saying what is wrong with the URL, TlsError for
+        roots that cannot be read.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{url}: a relay's URL begins with http:// or https://")
         if not parts.hostname:
             raise ValueError(f"{url}: no host in the URL")
-        tls = parts.scheme == "https"
         path = parts.path if parts.path not in ("", "/") else "/derp"
-        port = parts.port or (443 if tls else 80)
-        return cls(parts.hostname, port, tls, path, insecure, check_box)
+        if parts.scheme == "http":
+            return cls(parts.hostname, parts.port or 80, path, None, check_box)
+        suites = None if suite is None else [suite]
+        trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
+        return cls(parts.hostname, parts.port or 443, path, trust, check_box)
 
     @property
     def authority(self) -> str:
@@ -71,7 +88,7 @@ class Joined:
     sock: socket.socket
     key: bytes
     unread: bytes = b""
-    cipher: str = ""
+    records: RecordLayer | None = None
 
     def detach(self) -> int:
         """Give the socket's descriptor away."""
@@ -84,20 +101,41 @@ class Joined:
 
 @dataclass(slots=True)
 class _Link:
-    """A connected socket and what was read from it but not used."""
+    """A connected socket, its TLS records if any, and plaintext that was read but not used."""
 
     sock: socket.socket
+    records: RecordLayer | None = None
     unread: bytearray = field(default_factory=bytearray)
 
-    async def fill(self) -> None:
-        """Read more. ConnectionError at the end of the stream."""
+    async def receive(self) -> bytes:
+        """Return what the socket has. ConnectionError at the end of the stream."""
         data = await asyncio.get_running_loop().sock_recv(self.sock, 16384)
         if not data:
             raise ConnectionError("the relay closed the connection")
-        self.unread += data
+        return data
+
+    async def transmit(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def shake_hands(self, trust: ClientContext, host: str) -> None:
+        """Begin TLS 1.3, the only one whose keys can be given to the load."""
+        handshake = Handshake(trust, host)
+        while not handshake.step():
+            await self.transmit(handshake.take_output())
+            handshake.feed(await self.receive())
+        await self.transmit(handshake.take_output())
+        if handshake.version != "TLSv1.3":
+            raise ProtocolError(f"a load needs TLS 1.3; this is {handshake.version}")
+        self.records = handshake.records()
+        self.unread += self.records.open()
+
+    async def fill(self) -> None:
+        """Read more plaintext."""
+        data = await self.receive()
+        self.unread += self.records.open(data) if self.records else data
 
     async def write(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+        await self.transmit(self.records.seal(data) if self.records else data)
 
     async def take(self, n: int) -> bytes:
         """Return the next `n` bytes."""
@@ -132,7 +170,7 @@ async def join(target: Target, address: tuple[str, int]) -> Joined:
     try:
         async with asyncio.timeout(LOGIN_LIMIT_S):
             return await _join(target, address, sock)
-    except (OSError, ProtocolError) as error:
+    except (OSError, ProtocolError, TlsError) as error:
         sock.close()
         cause = "the login took too long" if isinstance(error, TimeoutError) else error
         raise DialError(f"{target.url}: {cause}") from error
@@ -147,9 +185,11 @@ async def _join(target: Target, address: tuple[str, int], sock: socket.socket) -
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LIMIT_BYTES)
     await asyncio.get_running_loop().sock_connect(sock, address)
     link = _Link(sock)
+    if target.tls:
+        await link.shake_hands(target.tls, target.host)
     await _upgrade(link, target)
     key = await _login(link, target)
-    return Joined(sock, key, bytes(link.unread))
+    return Joined(sock, key, bytes(link.unread), link.records)
 
 
 async def _upgrade(link: _Link, target: Target) -> None:

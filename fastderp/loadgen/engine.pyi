@@ -1,6 +1,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypedDict
 
+from fastderp.dataplane.record import RecordLayer
+
 class LoggedIn(Protocol):
     """A connection that the engine takes over."""
 
@@ -10,6 +12,9 @@ class LoggedIn(Protocol):
     @property
     def unread(self) -> bytes:
         """Plaintext that was read behind ServerInfo."""
+    @property
+    def records(self) -> RecordLayer | None:
+        """The connection's TLS 1.3 keys, which the engine takes; None over plain TCP."""
     def detach(self) -> int:
         """Give up the connected socket and return its descriptor."""
 
@@ -42,7 +47,8 @@ class Engine:
     and latency counts from the scheduled time; with neither, senders never wait. `verify` compares
     every payload byte. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
     many packets as fit; otherwise each packet has its own, as real clients send. Raises ValueError
-    for arguments out of range and OSError when the kernel has no more descriptors.
+    for arguments out of range, TlsError for keys that were moved away, OSError when the kernel has
+    no more descriptors.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Engine:
         sizes: Sequence[tuple[int, float]],
         window: int = 0,
         rate: float = 0.0,
+        joined_records: bool = False,
         verify: bool = False,
         seed: int = 0,
     ) -> None: ...

@@ -13,7 +13,11 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy
+from posix.uio cimport iovec
 
+from fastderp.dataplane.record cimport (
+    RECORD_OK, RECORD_WIRE_MAX, RecordLayer, RecordStatus, Records, record_contexts_release,
+    record_open, record_seal, record_wipe)
 from fastderp.loadgen.histogram cimport (
     Histogram, histogram_clear, histogram_percentile, histogram_record)
 from fastderp.loadgen.payload cimport (
@@ -32,6 +36,8 @@ cdef enum:
     RECV_PACKET = 0x05
     BATCH = 65536                   # a connection writes about this much per turn, then the next one may
     INPUT = 262144                  # one read; more would not fit the caches
+    INPUT_MAX = INPUT + RECORD_WIRE_MAX
+    OUTPUT_MAX = BATCH + FRAME_MAX
     N_SIZES = 4096                  # length of the drawn sequence of packet sizes
     N_EVENTS = 256
     TIMER = 0xFFFFFFFF              # epoll's name for the timer; connections are named by their index
@@ -75,9 +81,12 @@ cdef struct Connection:
     Flow* first_ready               # flows with credit, in the order they may send
     Flow* last_ready
     Connection* next_dirty          # valid while is_dirty
+    Records records                 # only with is_tls
     Bytes input                     # an incomplete frame
+    Bytes wire_input                # with is_tls: an incomplete record
     Bytes output                    # what the socket did not take; not empty = EPOLLOUT is asked for
     size_t n_output_written
+    bint is_tls
     bint is_dirty                   # has flows to send and is in the engine's list
     bint is_dead
 
@@ -87,6 +96,7 @@ cdef struct State:
     Load load
     Phase phase
     bint verify
+    bint joined_records
     int stopped                     # set by any thread, through flag_set
     Connection* connections
     uint32_t n_connections
@@ -103,8 +113,11 @@ cdef struct State:
     uint64_t seed
     uint8_t* pattern
     uint32_t* sizes                 # N_SIZES of them
-    uint8_t* input                  # INPUT + FRAME_MAX bytes: what was left over, then what was read
-    uint8_t* output                 # BATCH + FRAME_MAX bytes: the packets of one write
+    # Work space: what was left over, then what was read; and the packets of one write.
+    uint8_t* input                  # FRAME_MAX + INPUT_MAX bytes of frames
+    uint8_t* wire_input             # INPUT_MAX bytes of records
+    uint8_t* output                 # OUTPUT_MAX bytes of frames
+    uint8_t* wire_output            # twice as many: even records of the smallest frames fit
     # The measurement.
     uint64_t n_sent
     uint64_t n_sent_bytes
@@ -288,23 +301,47 @@ cdef size_t packet_write(State* s, Flow* flow, uint64_t now_ns, uint8_t* frame) 
     return FRAME_HEAD + length
 
 
+cdef bint seal(State* s, Connection* c, uint8_t* frames, size_t n, size_t* n_wire) noexcept nogil:
+    """Append `frames` to the wire output as one record, or as few as their size allows."""
+    cdef iovec part
+    cdef size_t produced = 0
+    part.iov_base = frames
+    part.iov_len = n
+    cdef RecordStatus status = record_seal(
+        &c.records, &part, 1, s.wire_output + n_wire[0], 2 * OUTPUT_MAX - n_wire[0], &produced)
+    n_wire[0] += produced
+    return status == RECORD_OK
+
+
 cdef void connection_send(State* s, Connection* c) noexcept nogil:
     """Send what the connection's flows may send, in turns, up to one batch."""
-    cdef size_t n = 0
+    cdef size_t n = 0, n_wire = 0, size
     cdef uint64_t now_ns = clock_ns()
     cdef Flow* flow
+    cdef bint good = True
     if c.is_dead or c.output.n:         # EPOLLOUT comes back to it
         return
     while c.first_ready != NULL and n < BATCH:
         flow = ready_pop(c)
         if s.connections[flow.target].is_dead:
             continue
-        n += packet_write(s, flow, now_ns, s.output + n)
+        size = packet_write(s, flow, now_ns, s.output + n)
+        if c.is_tls and not s.joined_records:
+            good = good and seal(s, c, s.output + n, size, &n_wire)
+        n += size
         if s.load != LOAD_FLOOD:
             flow.credit -= 1
         if flow.credit:
             ready_push(c, flow)
-    if n:
+    if n == 0:
+        return
+    if c.is_tls and s.joined_records:
+        good = seal(s, c, s.output, n, &n_wire)
+    if not good:
+        connection_die(s, c)
+    elif c.is_tls:
+        connection_write(s, c, s.wire_output, n_wire)
+    else:
         connection_write(s, c, s.output, n)
     if c.first_ready != NULL and c.output.n == 0 and not c.is_dead:
         dirty_push(s, c)
@@ -376,20 +413,47 @@ cdef size_t frames_walk(State* s, Connection* c, const uint8_t* data, size_t n) 
     return at
 
 
-cdef void connection_readable(State* s, Connection* c) noexcept nogil:
-    """Read once, take the complete frames, keep the rest."""
-    cdef size_t n = c.input.n, used
+cdef ssize_t socket_read(Connection* c, const Bytes* before, uint8_t* into) noexcept nogil:
+    """Put `before` and up to INPUT fresh bytes into `into`; return the sum, 0 for nothing yet, -1 at the end."""
     cdef ssize_t got
-    if n:
-        memcpy(s.input, c.input.data, n)
-    got = recv(c.fd, s.input + n, INPUT, MSG_DONTWAIT)
-    if got <= 0:
-        if got == 0 or (errno != EAGAIN and errno != EINTR):
-            connection_die(s, c)
-        return
-    n += <size_t>got
-    used = frames_walk(s, c, s.input, n)
-    if not c.is_dead and not bytes_set(&c.input, s.input + used, n - used):
+    if before.n:
+        memcpy(into, before.data, before.n)
+    got = recv(c.fd, into + before.n, INPUT, MSG_DONTWAIT)
+    if got < 0 and (errno == EAGAIN or errno == EINTR):
+        return 0
+    return <ssize_t>before.n + got if got > 0 else -1
+
+
+cdef bint frames_read(State* s, Connection* c, size_t n) noexcept nogil:
+    """Take the complete frames among `n` bytes of input and keep the rest; False without memory."""
+    cdef size_t used = frames_walk(s, c, s.input, n)
+    return c.is_dead or bytes_set(&c.input, s.input + used, n - used)
+
+
+cdef bint plain_read(State* s, Connection* c) noexcept nogil:
+    """Read once; False when the connection is over."""
+    cdef ssize_t n = socket_read(c, &c.input, s.input)
+    return n == 0 or (n > 0 and frames_read(s, c, <size_t>n))
+
+
+cdef bint tls_read(State* s, Connection* c) noexcept nogil:
+    """Read once and open the complete records; False when the connection is over."""
+    cdef ssize_t n = socket_read(c, &c.wire_input, s.wire_input)
+    cdef size_t consumed = 0, produced = 0
+    cdef RecordStatus status
+    if n <= 0:
+        return n == 0
+    if c.input.n:
+        memcpy(s.input, c.input.data, c.input.n)
+    status = record_open(&c.records, s.wire_input, <size_t>n, s.input + c.input.n, INPUT_MAX,
+                         &consumed, &produced)
+    return (frames_read(s, c, c.input.n + produced)
+            and bytes_set(&c.wire_input, s.wire_input + consumed, <size_t>n - consumed)
+            and status == RECORD_OK)
+
+
+cdef void connection_readable(State* s, Connection* c) noexcept nogil:
+    if not (tls_read(s, c) if c.is_tls else plain_read(s, c)):
         connection_die(s, c)
 
 
@@ -505,7 +569,7 @@ cdef class Engine:
     cdef object pattern                 # keeps the memory that state.pattern points to
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
-                  bint verify=False, int seed=0):
+                  bint joined_records=False, bint verify=False, int seed=0):
         cdef State* s = &self.state
         s.epoll = s.timer = -1
         if window and rate:
@@ -513,6 +577,7 @@ cdef class Engine:
         s.load = LOAD_WINDOW if window else LOAD_RATE if rate else LOAD_FLOOD
         s.window = window
         s.verify = verify
+        s.joined_records = joined_records
         if rate:
             s.gap_ns = 1e9 / rate
         self.draw(sizes, random.Random(seed))
@@ -542,14 +607,16 @@ cdef class Engine:
         self.pattern = rng.randbytes(PATTERN_SIZE)
         s.pattern = <uint8_t*>PyBytes_AS_STRING(self.pattern)
         s.sizes = <uint32_t*>self.memory(N_SIZES, sizeof(uint32_t))
-        s.input = <uint8_t*>self.memory(INPUT + FRAME_MAX, 1)
-        s.output = <uint8_t*>self.memory(BATCH + FRAME_MAX, 1)
+        s.input = <uint8_t*>self.memory(FRAME_MAX + INPUT_MAX, 1)
+        s.wire_input = <uint8_t*>self.memory(INPUT_MAX, 1)
+        s.output = <uint8_t*>self.memory(OUTPUT_MAX, 1)
+        s.wire_output = <uint8_t*>self.memory(2 * OUTPUT_MAX, 1)
         drawn = rng.choices([size for size, _ in sizes], [weight for _, weight in sizes], k=N_SIZES)
         for i, size in enumerate(drawn):
             s.sizes[i] = size
 
     cdef take(self, list connections):
-        """Take the connections' sockets over."""
+        """Take the connections' sockets and keys over."""
         cdef State* s = &self.state
         cdef Connection* c
         s.connections = <Connection*>self.memory(len(connections), sizeof(Connection))
@@ -558,12 +625,22 @@ cdef class Engine:
                 raise ValueError(f"a key has 32 bytes, not {len(joined.key)}")
             c = &s.connections[s.n_connections]
             memcpy(c.key, PyBytes_AS_STRING(joined.key), KEY_SIZE)
-            if len(joined.unread) >= FRAME_MAX:
-                raise ValueError("more than a frame was read behind the login")
-            if not bytes_set(&c.input, <const uint8_t*>PyBytes_AS_STRING(joined.unread), len(joined.unread)):
-                raise MemoryError()
+            self.take_unread(&c.input, joined.unread, FRAME_MAX)
+            if joined.records is not None:
+                self.take_unread(&c.wire_input, joined.records.pending, RECORD_WIRE_MAX)
+                (<RecordLayer?>joined.records).take(&c.records)
+                # Expanded again when used: a crowd of idle clients holds bare keys.
+                record_contexts_release(&c.records, True, True)
+                c.is_tls = True
             c.fd = joined.detach()
             s.n_connections += 1
+
+    cdef take_unread(self, Bytes* into, bytes unread, size_t limit):
+        """Begin with bytes that were read during the login: less than a whole frame or record."""
+        if <size_t>len(unread) >= limit:
+            raise ValueError("more was read behind the login than a load can begin with")
+        if not bytes_set(into, <const uint8_t*>PyBytes_AS_STRING(unread), len(unread)):
+            raise MemoryError()
 
     cdef lay(self, list flows):
         cdef State* s = &self.state
@@ -670,7 +747,10 @@ cdef class Engine:
         for i in range(s.n_connections):
             if s.epoll >= 0:
                 close(s.connections[i].fd)
+            if s.connections[i].is_tls:
+                record_wipe(&s.connections[i].records)
             free(s.connections[i].input.data)
+            free(s.connections[i].wire_input.data)
             free(s.connections[i].output.data)
         if s.epoll >= 0:
             close(s.epoll)
@@ -680,4 +760,6 @@ cdef class Engine:
         free(s.flows)
         free(s.sizes)
         free(s.input)
+        free(s.wire_input)
         free(s.output)
+        free(s.wire_output)

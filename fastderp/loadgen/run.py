@@ -68,7 +68,7 @@ def run(
     login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
     rss_connected = relay.rss_kib() if relay else 0
 
-    cipher = joined[0].cipher
+    cipher = joined[0].records.suite if joined[0].records else ""
     engine = _engine(joined, scenario, verify, seed)
     try:
         measured = _drive(engine, timing, relay, on_progress)
@@ -114,6 +114,7 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
             sizes=scenario.sizes,
             window=scenario.window,
             rate=scenario.rate,
+            joined_records=scenario.joined_records,
             verify=verify,
             seed=seed,
         )

@@ -1,11 +1,12 @@
 """The smallest relay: already logged-in clients over socket pairs, one thread, no HTTP, no boxes.
 
 For tests of what sits on the clients' side. `change` sees every RecvPacket frame on its way and
-returns what to deliver instead; b"" loses the packet.
+returns what to deliver instead; b"" loses the packet. With `tls` all travels in TLS 1.3 records.
 """
 
 from __future__ import annotations
 
+import secrets
 import selectors
 import socket
 import threading
@@ -13,17 +14,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fastderp.dataplane.record import RecordLayer
 from fastderp.loadgen.connect import Joined
 from fastderp.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame
 
 Change = Callable[[bytes], bytes]
+SUITE = "TLS_AES_128_GCM_SHA256"
+
+
+def _records() -> tuple[RecordLayer, RecordLayer]:
+    """Return both ends of one connection's record layer: the relay's, the client's."""
+    up, down = secrets.token_bytes(32), secrets.token_bytes(32)
+    return RecordLayer(SUITE, up, down), RecordLayer(SUITE, down, up, client=True)
 
 
 @dataclass
 class _Member:
     sock: socket.socket
     key: bytes
+    records: RecordLayer | None = None
     unread: bytearray = field(default_factory=bytearray)
+    n_wire_bytes: int = 0
+    n_frame_bytes: int = 0
+    n_frames: int = 0
+
+    def received(self, data: bytes) -> None:
+        self.n_wire_bytes += len(data)
+        plain = self.records.open(data) if self.records else data
+        self.n_frame_bytes += len(plain)
+        self.unread += plain
+
+    def deliver(self, data: bytes) -> None:
+        """Send to the client; nothing happens when it is gone."""
+        try:
+            self.sock.sendall(self.records.seal(data) if self.records else data)
+        except OSError:
+            pass
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         while len(self.unread) >= HEADER_SIZE:
@@ -33,20 +59,25 @@ class _Member:
                 return
             payload = bytes(self.unread[HEADER_SIZE:end])
             del self.unread[:end]
+            self.n_frames += 1
             yield frame_type, payload
 
 
 class SmallRelay:
     """`clients` are the ends for a load to take; `members` the relay's own, in the same order."""
 
-    def __init__(self, n: int, change: Change) -> None:
+    def __init__(self, n: int, change: Change, tls: bool) -> None:
         pairs = [socket.socketpair() for _ in range(n)]
         keys = [bytes([index + 1]) * KEY_SIZE for index in range(n)]
         for ours, theirs in pairs:
             theirs.setblocking(False)
             ours.settimeout(5)
-        self.clients = [Joined(theirs, key) for (_, theirs), key in zip(pairs, keys, strict=True)]
-        self.members = [_Member(ours, key) for (ours, _), key in zip(pairs, keys, strict=True)]
+        self.clients: list[Joined] = []
+        self.members: list[_Member] = []
+        for (ours, theirs), key in zip(pairs, keys, strict=True):
+            relay_end, client_end = _records() if tls else (None, None)
+            self.members.append(_Member(ours, key, relay_end))
+            self.clients.append(Joined(theirs, key, records=client_end))
         self._change = change
         self._by_key = {member.key: member for member in self.members}
         self._selector = selectors.DefaultSelector()
@@ -76,21 +107,19 @@ class SmallRelay:
         if not data:
             self._selector.unregister(member.sock)
             return
-        member.unread += data
+        member.received(data)
         for frame_type, payload in member.frames():
             assert frame_type == FrameType.SEND_PACKET
             to = self._by_key[payload[:KEY_SIZE]]
-            out = self._change(frame(FrameType.RECV_PACKET, member.key, payload[KEY_SIZE:]))
-            try:
-                to.sock.sendall(out)
-            except OSError:
-                pass
+            to.deliver(self._change(frame(FrameType.RECV_PACKET, member.key, payload[KEY_SIZE:])))
 
 
 @contextmanager
-def small_relay(n: int, change: Change = lambda packet: packet) -> Iterator[SmallRelay]:
+def small_relay(
+    n: int, change: Change = lambda packet: packet, *, tls: bool = False
+) -> Iterator[SmallRelay]:
     """Run a SmallRelay for `n` clients."""
-    relay = SmallRelay(n, change)
+    relay = SmallRelay(n, change, tls)
     try:
         yield relay
     finally:

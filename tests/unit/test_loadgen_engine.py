@@ -14,6 +14,7 @@ from fastderp.loadgen.engine import Engine, process_cpu_ns
 from fastderp.loadgen.process import Process
 from fastderp.loadgen.result import fairness
 from fastderp.protocol import FrameType, frame
+from fastderp.tls.errors import TlsError
 from tests.kit.small_relay import Change, SmallRelay, small_relay
 
 PAIR = [(0, 1)]
@@ -47,8 +48,11 @@ def damage(at: int) -> Change:
 @pytest.mark.parametrize(
     "pace", [{"window": 4}, {"rate": 2000.0}, {}], ids=["window", "rate", "never wait"]
 )
-def test_everything_arrives_through_a_relay_that_keeps_everything(pace: dict[str, float]) -> None:
-    with small_relay(2) as relay, load(relay, verify=True, **pace) as engine:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_everything_arrives_through_a_relay_that_keeps_everything(
+    pace: dict[str, Any], tls: bool
+) -> None:
+    with small_relay(2, tls=tls) as relay, load(relay, verify=True, **pace) as engine:
         engine.measure(0.2)
         engine.drain(5)
         totals = engine.totals()
@@ -58,9 +62,13 @@ def test_everything_arrives_through_a_relay_that_keeps_everything(pace: dict[str
     assert 0 < engine.percentile_ns(50) <= engine.percentile_ns(99.9) <= totals["latency_max_ns"]
 
 
-def test_mixed_sizes_up_to_the_largest_packet_arrive_unchanged() -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("joined", [False, True], ids=["one record each", "joined records"])
+def test_mixed_sizes_up_to_the_largest_packet_arrive_unchanged(tls: bool, joined: bool) -> None:
     sizes = [(32, 1.0), (1400, 1.0), (65536, 1.0)]
-    with small_relay(2) as relay, load(relay, sizes=sizes, window=8, verify=True) as engine:
+    with small_relay(2, tls=tls) as relay, load(
+        relay, sizes=sizes, window=8, verify=True, joined_records=joined
+    ) as engine:
         engine.measure(0.2)
         engine.drain(5)
         totals = engine.totals()
@@ -179,6 +187,57 @@ def test_latency_of_a_schedule_counts_the_time_the_relay_stood_still() -> None:
         engine.drain(5)
         # 300 of 1,000 packets were due while it stood still; a load that waits would have seen one.
         assert engine.percentile_ns(80) > 20e6
+
+
+def test_every_packet_has_its_own_record_unless_they_are_joined() -> None:
+    overhead = {}
+    for joined in (False, True):
+        with (
+            small_relay(2, tls=True) as relay,
+            load(relay, joined_records=joined) as engine,
+        ):
+            engine.measure(0.05)
+            engine.drain(5)
+            sender = relay.members[0]
+            overhead[joined] = (sender.n_wire_bytes - sender.n_frame_bytes) / sender.n_frames
+    assert overhead[False] == 22
+    assert overhead[True] < 11
+
+
+def test_a_relay_that_changes_its_keys_is_followed_and_answered() -> None:
+    with small_relay(2, tls=True) as relay:
+
+        def ask(packet: bytes) -> bytes:
+            for member in relay.members:
+                assert member.records
+                member.records.ask_key_update()
+            return packet
+
+        relay._change = every(200, ask)
+        with load(relay, window=4) as engine:
+            engine.measure(0.2)
+            engine.drain(5)
+            totals = engine.totals()
+    assert totals["sent"] > 100
+    assert totals["lost"] == totals["connections_lost"] == 0
+
+
+def test_a_record_that_does_not_open_ends_that_connection() -> None:
+    with small_relay(2, tls=True) as relay, load(relay, window=1) as engine:
+        engine.warm_up(0.05)
+        relay.members[1].sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        engine.measure(0.1)
+        assert engine.totals()["connections_lost"] == 1
+
+
+def test_keys_can_be_taken_only_once() -> None:
+    with small_relay(2, tls=True) as relay:
+        records = relay.clients[0].records
+        with load(relay, window=1):
+            pass
+        ours, spare = socket.socketpair()
+        with ours, spare, pytest.raises(TlsError):
+            Engine([Joined(spare, b"k" * 32, records=records)], [], sizes=SIZES)
 
 
 def test_stop_ends_a_run_from_another_thread() -> None:
