@@ -21,6 +21,7 @@ EXTENSIONS = {
     "fastderp.dataplane.arena": PACKET_PATH,
     "fastderp.dataplane.events": PACKET_PATH,
     "fastderp.dataplane.frame": PACKET_PATH,
+    "fastderp.dataplane.output": PACKET_PATH,
     "fastderp.dataplane.plane": {},
     "fastderp.dataplane.queue": PACKET_PATH,
     "fastderp.dataplane.record": PACKET_PATH,

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint64_t
 
-cdef enum DropReason:
+cdef enum DropReason:             # also the first index of packets_dropped
     DROP_UNKNOWN_DEST
     DROP_UNKNOWN_DEST_ON_FWD
     DROP_GONE_DISCONNECTED

@@ -12,12 +12,12 @@ from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE
+from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
 from fastderp.dataplane.routes cimport RouteTable, routes_destroy, routes_init, routes_members
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, CloseReason, Core, Peer, Session,
-    Turn, session_at, session_discard, session_end, session_fail, session_open, session_output_frame, session_publish,
-    session_queue_first, stash_put, turn_free, turn_init,
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, CloseReason, Core, Peer,
+    Session, Turn, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, pthread_mutex_destroy,
@@ -420,7 +420,7 @@ cdef dict counters_dict(const Counters* c):
     cdef int kind
     packets_dropped = {}
     bytes_dropped = {}
-    for reason in range(N_DROP_REASONS):
+    for reason in range(<int>N_DROP_REASONS):
         for kind in range(N_KINDS):
             label = (DROP_REASONS[reason], PACKET_KINDS[kind])
             packets_dropped[label] = c.packets_dropped[reason][kind]

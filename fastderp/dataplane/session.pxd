@@ -119,29 +119,18 @@ cdef struct Batch:               # whole frames for one session, with what is co
     uint32_t n_packets
     size_t n_data                # payload bytes of the packets
 
-cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil
-cdef void turn_free(Turn* t) noexcept nogil
-
 # Birth, in the control thread: open, queue_first, publish; discard after a failure.
 cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil
 cdef bint session_queue_first(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil
 cdef bint session_publish(Turn* t, Session* s) noexcept nogil
 cdef void session_discard(Turn* t, Session* s) noexcept nogil
 
-# Output, by any thread.
-cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
-cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
-cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
-cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
-
-# By the session's own worker.
-cdef void session_writable(Turn* t, Session* s) noexcept nogil
+# Life and death, by the session's own worker.
 cdef void session_due(Turn* t, Session* s) noexcept nogil
 cdef void session_end(Turn* t, Session* s) noexcept nogil
 
-cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil
+cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil
-cdef void stash_free(Stash* stash) noexcept nogil
 
 
 cdef inline Session* session_at(Core* core, uint64_t handle) noexcept nogil:

@@ -17,14 +17,14 @@ from fastderp.dataplane.frame cimport (
     FRAME_SKIP, FRAME_WATCH_CONNS, GONE_NOT_HERE, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, FrameStatus,
     frame_carries_disco, frame_next, frame_put_header,
 )
+from fastderp.dataplane.output cimport frames_drop, session_output, session_writable, turn_free, turn_init
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
     Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_BAD_SIZE, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, OUTPUT_IOVS, SESSION_CLOSING,
-    SESSION_OPEN, Batch, CloseReason, frames_drop, session_at, session_due, session_end, session_is_alive, session_output,
-    session_writable, stash_put, turn_free, turn_init,
+    CLOSE_BAD_SIZE, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, SESSION_CLOSING,
+    SESSION_OPEN, Batch, CloseReason, session_at, session_due, session_end, session_is_alive, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,

@@ -1,0 +1,27 @@
+# The output side of a session: who may write to it, and what happens when its socket is full.
+# Any thread writes, under the session's output lock. Nothing here blocks on a slow peer.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastderp.dataplane.counters cimport Counters, DropReason
+from fastderp.dataplane.queue cimport Backlog
+from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, Turn
+from fastderp.dataplane.sys cimport iovec
+
+cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil
+cdef void turn_free(Turn* t) noexcept nogil
+
+# By any thread.
+cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
+cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
+cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
+cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil
+
+# By the session's own worker.
+cdef void session_writable(Turn* t, Session* s) noexcept nogil
+
+# Under the output lock, for session.pyx.
+cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil
+cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil
+cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil
+cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil

@@ -1,0 +1,444 @@
+# Writing to a session: straight to its socket, or behind what already waits. Everything marked "locked" is called
+# under the session's output lock, which is where frames from many senders' threads meet.
+
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastderp.dataplane.counters cimport (
+    DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
+)
+from fastderp.dataplane.frame cimport (
+    FRAME_PONG, FRAME_RECV_PACKET, PACKET_OVERHEAD, frame_carries_disco, frame_size,
+)
+from fastderp.dataplane.queue cimport (
+    LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, Node, backlog_empty, backlog_free, backlog_new, backlog_peek,
+    backlog_pop, backlog_push, backlog_take,
+)
+from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_seal, record_sealed_size
+from fastderp.dataplane.session cimport (
+    CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_TLS, CLOSE_WRITE_ERROR, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING,
+    SESSION_OPEN, session_at,
+)
+from fastderp.dataplane.sys cimport (
+    EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64,
+    atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pthread_mutex_lock, pthread_mutex_unlock,
+    send, sendmsg, shutdown,
+)
+from fastderp.dataplane.wheel cimport wheel_arm
+
+cdef enum:
+    FLUSH_IOVS = 64              # frames of a backlog per write
+
+
+# ---- the thread's own scratch
+
+cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil:
+    """Return False when there is no memory for the scratch buffer."""
+    memset(t, 0, sizeof(Turn))
+    t.core = core
+    t.counters = counters
+    # A chunk ends with the frame run that crosses SEAL_CHUNK, which is at most one receive buffer long.
+    t.sealed_capacity = record_sealed_size(4 * SEAL_CHUNK)
+    t.sealed = <uint8_t*>malloc(t.sealed_capacity)
+    return t.sealed is not NULL
+
+
+cdef void turn_free(Turn* t) noexcept nogil:
+    free(t.sealed)
+
+
+# ---- accounting
+
+cdef inline void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
+    cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
+    counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
+    counter_add(&t.counters.bytes_dropped[<int>reason][kind], n - PACKET_OVERHEAD)
+
+
+cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil:
+    """Count the packets among whole frames that will not be delivered."""
+    cdef size_t size
+    while n:
+        size = frame_size(frames)
+        if frames[0] == FRAME_RECV_PACKET:
+            packet_drop(t, reason, frames, size)
+        frames += size
+        n -= size
+
+
+cdef struct Dropper:             # context of the two functions below
+    Turn* turn
+    Session* session
+
+
+cdef void drop_displaced(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
+    cdef Dropper* d = <Dropper*>context
+    d.session.dropped += 1
+    packet_drop(d.turn, DROP_QUEUE_HEAD, frame, n)
+
+
+cdef void drop_gone(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
+    cdef Dropper* d = <Dropper*>context
+    if lane >= LANE_DISCO:
+        d.session.dropped += 1
+        packet_drop(d.turn, DROP_GONE_DISCONNECTED, frame, n)
+
+
+cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n_data) noexcept nogil:
+    s.tx_packets += n_packets
+    s.tx_bytes += n_data
+    counter_add(&t.counters.packets_sent, n_packets)
+    counter_add(&t.counters.bytes_sent, n_data)
+
+
+# ---- locked
+
+cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
+    # The worker that owns the session hears of it through its socket.
+    if s.state == SESSION_OPEN:
+        atomic_store_u8(&s.state, SESSION_CLOSING)
+        s.close_reason = reason
+        s.close_detail = detail
+        shutdown(s.fd, SHUT_RDWR)
+
+
+cdef void poll_set(Turn* t, Session* s, bint wants_out) noexcept nogil:
+    cdef epoll_event event
+    if s.wants_out == wants_out:
+        return
+    s.wants_out = wants_out
+    event.events = EPOLLIN | EPOLLOUT if wants_out else EPOLLIN
+    event.data.u64 = s.handle
+    epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_MOD, s.fd, &event)
+
+
+cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil:
+    cdef uint64_t timeout_ns = t.core.mesh_write_timeout_ns if s.peer.mesh else t.core.write_timeout_ns
+    if timeout_ns == 0:
+        return
+    s.write_deadline_ns = t.now_ns + timeout_ns
+    wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
+
+
+cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept nogil:
+    # Bytes taken; 0 when the socket is full; -1 when it is broken.
+    cdef msghdr msg
+    cdef ssize_t taken
+    counter_add(&t.counters.writes, 1)
+    if n_iov == 1:
+        taken = send(s.fd, iov.iov_base, iov.iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+    else:
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = iov
+        msg.msg_iovlen = <size_t>n_iov
+        taken = sendmsg(s.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if taken < 0 and (errno == EAGAIN or errno == EINTR):
+        return 0
+    return taken
+
+
+cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
+    # The session's backlog, made when there is none yet; NULL without memory.
+    if s.backlog is NULL:
+        s.backlog = backlog_new()
+        if s.backlog is not NULL:
+            poll_set(t, s, True)
+            deadline_restart_locked(t, s)
+    return s.backlog
+
+
+cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil:
+    """Start the backlog of a session that nobody knows yet. False without memory."""
+    s.backlog = backlog_new()
+    return s.backlog is not NULL and backlog_push(
+        s.backlog, &t.core.budget, LANE_CONTROL, frames, <uint32_t>n, 0, t.now_ns, drop_displaced, NULL)
+
+
+cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
+    """Throw away what waits for a session that is gone (§6.5)."""
+    cdef Dropper dropper
+    dropper.turn = t
+    dropper.session = s
+    if s.backlog is not NULL:
+        backlog_free(s.backlog, &t.core.budget, drop_gone, &dropper)
+        s.backlog = NULL
+
+
+cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_t offset) noexcept nogil:
+    cdef uint8_t lane = LANE_CONTROL
+    cdef Backlog* backlog = s.backlog
+    cdef Dropper dropper
+    dropper.turn = t
+    dropper.session = s
+    if frame[0] == FRAME_RECV_PACKET:
+        lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
+    elif frame[0] == FRAME_PONG and backlog.lanes[LANE_CONTROL].n:
+        return                   # at most one pong waits (§5): a flood of pings has no effect here
+    if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
+                    drop_displaced, &dropper):
+        return
+    if lane == LANE_CONTROL or offset:
+        fail_locked(s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
+    else:
+        s.dropped += 1
+        packet_drop(t, DROP_QUEUE_TAIL, frame, n)
+
+
+cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+    # Queue what is left of a batch of which the socket took some bytes.
+    cdef int i
+    cdef uint8_t* p
+    cdef uint8_t* end
+    cdef size_t size
+    if backlog_get(t, s) is NULL:
+        fail_locked(s, CLOSE_NO_MEMORY, 0)
+        return
+    for i in range(batch.n_iov):
+        p = <uint8_t*>batch.iov[i].iov_base
+        end = p + batch.iov[i].iov_len
+        if taken >= batch.iov[i].iov_len:
+            taken -= batch.iov[i].iov_len
+            continue
+        while p < end:
+            size = frame_size(p)
+            if taken >= size:
+                taken -= size
+            else:
+                frame_queue(t, s, p, size, taken)
+                taken = 0
+            p += size
+
+
+cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+    # Count the packets that the socket took whole.
+    cdef int i
+    cdef uint8_t* p
+    cdef uint8_t* end
+    cdef size_t size
+    cdef uint32_t n_packets = 0
+    cdef size_t n_data = 0
+    if taken >= batch.n_bytes:
+        count_written(t, s, batch.n_packets, batch.n_data)
+        return
+    for i in range(batch.n_iov):
+        p = <uint8_t*>batch.iov[i].iov_base
+        end = p + batch.iov[i].iov_len
+        while p < end:
+            size = frame_size(p)
+            if taken < size:
+                count_written(t, s, n_packets, n_data)
+                return
+            taken -= size
+            if p[0] == FRAME_RECV_PACKET:
+                n_packets += 1
+                n_data += size - PACKET_OVERHEAD
+            p += size
+
+
+cdef void write_failed(Turn* t, Session* s, Batch* batch) noexcept nogil:
+    cdef int i
+    fail_locked(s, CLOSE_WRITE_ERROR, 0)
+    for i in range(batch.n_iov):
+        frames_drop(t, DROP_WRITE_ERROR, <uint8_t*>batch.iov[i].iov_base, batch.iov[i].iov_len)
+
+
+cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
+    cdef size_t done = 0
+    cdef ssize_t taken
+    cdef int first = 0
+    cdef int n
+    while first < batch.n_iov:
+        n = min(batch.n_iov - first, OUTPUT_IOVS)
+        taken = socket_write(t, s, &batch.iov[first], n)
+        if taken < 0:
+            write_failed(t, s, batch)
+            return
+        done += <size_t>taken
+        if <size_t>taken < iov_bytes(&batch.iov[first], n):
+            break
+        first += n
+    count_taken(t, s, batch, done)
+    if done < batch.n_bytes:
+        frames_queue(t, s, batch, done)
+
+
+cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
+    cdef size_t total = 0
+    cdef int i
+    for i in range(n):
+        total += iov[i].iov_len
+    return total
+
+
+cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
+    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left over.
+    cdef iovec wire
+    cdef ssize_t taken
+    wire.iov_base = t.sealed
+    wire.iov_len = n
+    taken = socket_write(t, s, &wire, 1)
+    if taken < 0:
+        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        return False
+    if <size_t>taken == n:
+        return True
+    if backlog_get(t, s) is NULL or not backlog_push(
+            s.backlog, &t.core.budget, LANE_WIRE, t.sealed + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
+            drop_displaced, NULL):
+        fail_locked(s, CLOSE_NO_MEMORY, 0)
+    return False
+
+
+cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
+    # Chunk by chunk, so that no more is sealed than the socket takes, give or take one chunk.
+    cdef int first = 0
+    cdef int n
+    cdef size_t chunk_bytes
+    cdef size_t done_bytes = 0
+    cdef size_t produced
+    cdef RecordStatus status
+    while first < batch.n_iov and s.state == SESSION_OPEN:
+        n = 0
+        chunk_bytes = 0
+        while first + n < batch.n_iov and chunk_bytes < SEAL_CHUNK:
+            chunk_bytes += batch.iov[first + n].iov_len
+            n += 1
+        status = record_seal(s.records, &batch.iov[first], n, t.sealed, t.sealed_capacity, &produced)
+        if status != RECORD_OK:
+            fail_locked(s, CLOSE_TLS, status)
+            break
+        first += n
+        done_bytes += chunk_bytes
+        if not sealed_write(t, s, produced):
+            break
+    count_taken(t, s, batch, done_bytes)
+    if done_bytes < batch.n_bytes:
+        if s.state == SESSION_OPEN:
+            frames_queue(t, s, batch, done_bytes)
+
+
+cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
+    # One write of what waits. True when the socket took all that was offered.
+    cdef iovec iov[FLUSH_IOVS]
+    cdef int n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    cdef ssize_t taken = socket_write(t, s, iov, n_iov)
+    cdef Node* node
+    cdef int i
+    if taken < 0:
+        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        return False
+    if taken > 0:
+        deadline_restart_locked(t, s)
+    for i in range(n_iov):
+        if <size_t>taken < iov[i].iov_len:
+            if taken:
+                backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
+            return False
+        taken -= <ssize_t>iov[i].iov_len
+        node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
+    return True
+
+
+cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
+    if node.lane >= LANE_DISCO:
+        count_written(t, s, 1, node.n - PACKET_OVERHEAD)
+    free(node)
+
+
+cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
+    cdef iovec iov[FLUSH_IOVS]
+    cdef int n_iov
+    cdef int i
+    cdef size_t produced
+    cdef RecordStatus status
+    if s.backlog.lanes[LANE_WIRE].head is not NULL:
+        return flush_wire(t, s)
+    n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    status = record_seal(s.records, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
+    if status != RECORD_OK:
+        fail_locked(s, CLOSE_TLS, status)
+        return False
+    for i in range(n_iov):
+        node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
+    deadline_restart_locked(t, s)
+    return sealed_write(t, s, produced)
+
+
+cdef bint flush_wire(Turn* t, Session* s) noexcept nogil:
+    # The rest of sealed records goes out as it is.
+    cdef Node* node = s.backlog.lanes[LANE_WIRE].head
+    cdef iovec wire
+    cdef ssize_t taken
+    wire.iov_base = node.data + node.offset
+    wire.iov_len = node.n - node.offset
+    taken = socket_write(t, s, &wire, 1)
+    if taken < 0:
+        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        return False
+    if taken > 0:
+        deadline_restart_locked(t, s)
+    if <size_t>taken < wire.iov_len:
+        backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
+        return False
+    free(backlog_pop(s.backlog, &t.core.budget))
+    return True
+
+
+# ---- output, by any thread
+
+cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
+    """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks."""
+    cdef int i
+    pthread_mutex_lock(&s.output_lock)
+    if atomic_load_u64(&s.handle) != handle or s.state != SESSION_OPEN:
+        for i in range(batch.n_iov):
+            frames_drop(t, DROP_GONE_DISCONNECTED, <uint8_t*>batch.iov[i].iov_base, batch.iov[i].iov_len)
+    elif s.backlog is not NULL:
+        frames_queue(t, s, batch, 0)
+    elif s.records is NULL:
+        output_plain(t, s, batch)
+    else:
+        output_sealed(t, s, batch)
+    pthread_mutex_unlock(&s.output_lock)
+
+
+cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil:
+    """Send frames of the relay itself. False when the session is gone."""
+    cdef Session* s = session_at(t.core, handle)
+    cdef Batch batch
+    cdef iovec iov
+    if atomic_load_u64(&s.handle) != handle:
+        return False
+    iov.iov_base = frame
+    iov.iov_len = n
+    batch.iov = &iov
+    batch.n_iov = 1
+    batch.n_bytes = n
+    batch.n_packets = 0
+    batch.n_data = 0
+    session_output(t, s, handle, &batch)
+    return True
+
+
+cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil:
+    """Have a session closed by its worker. False when it is gone or closing already."""
+    cdef bint was_open
+    pthread_mutex_lock(&s.output_lock)
+    was_open = atomic_load_u64(&s.handle) == handle and s.state == SESSION_OPEN
+    if was_open:
+        fail_locked(s, reason, detail)
+    pthread_mutex_unlock(&s.output_lock)
+    return was_open
+
+
+cdef void session_writable(Turn* t, Session* s) noexcept nogil:
+    """Write what waits, now that the socket has room."""
+    pthread_mutex_lock(&s.output_lock)
+    while s.state == SESSION_OPEN and s.backlog is not NULL and not backlog_empty(s.backlog):
+        if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
+            break
+    if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
+        free(s.backlog)
+        s.backlog = NULL
+        poll_set(t, s, False)
+    pthread_mutex_unlock(&s.output_lock)
