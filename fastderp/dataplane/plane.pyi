@@ -62,6 +62,7 @@ class Plane:
         *,
         first: bytes = b"",
         unread: bytes = b"",
+        opened: bytes = b"",
         records: RecordLayer | None = None,
         mesh: bool = False,
         prober: bool = False,

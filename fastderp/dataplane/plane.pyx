@@ -208,14 +208,15 @@ cdef class Plane:
 
     # ---- sessions
 
-    def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", RecordLayer records=None,
-                bint mesh=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
+    def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
+                RecordLayer records=None, bint mesh=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
         key: the peer's public key, 32 bytes.
         first: frames (plaintext) that are written before anything else; ServerInfo.
         unread: bytes the peer sent behind its login; ciphertext when records is given. At most MAX_UNREAD_BYTES.
+        opened: plain bytes that records have already opened behind the login; they come before unread.
         records: the connection's TLS 1.3 keys, moved out of the object.
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
 
@@ -227,7 +228,7 @@ cdef class Plane:
         cdef uint64_t handle = 0
         cdef bint published = False
         try:
-            if len(key) != KEY_SIZE or len(addr) != 16 or len(unread) > UNREAD_MAX or not 0 <= port <= 65535:
+            if len(key) != KEY_SIZE or len(addr) != 16 or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535:
                 raise ValueError("promote: key, addr, unread or port of a wrong size")
             if self.closed:
                 raise PlaneError("the data plane is closed")
@@ -251,6 +252,7 @@ cdef class Plane:
                 handle = s.handle
                 published = (
                     stash_put(&s.record if keys is not NULL else &s.frame, unread, len(unread))
+                    and (not opened or stash_put(&s.frame, opened, len(opened)))
                     and (not first or session_queue_first(&self.control, s, first, len(first)))
                     and session_publish(&self.control, s)
                 )
