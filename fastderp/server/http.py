@@ -114,11 +114,6 @@ class HeadParser:
         self._keep_alive = False
         self.rest = b""
 
-    @property
-    def started(self) -> bool:
-        """Whether any byte of a request has arrived."""
-        return self._n_bytes > 0
-
     def feed(self, data: bytes) -> Request | None:
         """Take the next bytes; return the request once its head is complete, with what follows in `rest`.
 
@@ -337,9 +332,13 @@ class Site:
 
 @dataclass(slots=True)
 class Routes:
-    """A table of exact paths, prefixes (the longest wins) and one answer for everything else."""
+    """A table of exact paths, prefixes (the longest wins) and one answer for everything else.
+
+    `derp` says whether `/derp` may be upgraded here.
+    """
 
     fallback: Handler
+    derp: bool = False
     exact: dict[str, Handler] = field(default_factory=dict)
     prefixes: dict[str, Handler] = field(default_factory=dict)
 
@@ -358,6 +357,7 @@ def relay_routes(site: Site) -> Routes:
     """Build the table of the main listener (PROTOCOL §9.2); add the debug pages under the prefix "/debug/"."""
     return Routes(
         fallback=lambda request: home(site, request),
+        derp=site.derp,
         exact={
             "/derp": upgrade_required if site.derp else lambda request: text_error(404, "derp server disabled"),
             "/derp/probe": probe,

@@ -1,0 +1,400 @@
+"""One accepted connection from its first byte to the hand-over: TLS, HTTP, login, admission. PROTOCOL §3, §9, §10.
+
+Lives on the loop thread, within one time budget and bounded memory; nothing of it remains once the data plane has the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from fastderp.dataplane.record import RecordLayer
+from fastderp.errors import LoginError
+from fastderp.login import ClientLogin, check_client_info_header, open_client_info
+from fastderp.protocol import HEADER, HEADER_SIZE
+from fastderp.server import http
+from fastderp.server.bridge import bridge
+from fastderp.server.channel import Channel, Clear, Tls12
+from fastderp.server.http import BadRequest, HeadParser, Request, Upgrade
+from fastderp.server.stream import Stream
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import Handshake
+
+if TYPE_CHECKING:
+    from fastderp.server.listener import Listener
+
+log = logging.getLogger("fastderp")
+
+# How long the peer of a refused connection has to read the answer, and how much more it may say meanwhile.
+LINGER_S = 0.5
+LINGER_BYTES = 256 * 1024
+# A real ClientInfo is a tenth of this. Larger ones are legal, but come out of the memory shared by all.
+SMALL_LOGIN_BYTES = 1024
+
+
+class State(Enum):
+    """Where a connection is.
+
+    ┌─► TLS ─┐
+    accept ──┴─► HTTP ─► LOGIN ─┬─► ADMISSION ─┬─► PROMOTED
+               │  ▲ │         └──────────────┘
+               └──┘ └─► LINGER ─► CLOSED            (CLOSED also from anywhere before PROMOTED)
+    """
+
+    TLS = "tls"
+    HTTP = "http"
+    LOGIN = "login"
+    ADMISSION = "admission"
+    PROMOTED = "promoted"
+    LINGER = "linger"
+    CLOSED = "closed"
+
+
+_LEGAL_MOVES = {
+    State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
+    State.HTTP: {State.LOGIN, State.LINGER, State.CLOSED},
+    State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
+    State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
+    State.LINGER: {State.CLOSED},
+    State.PROMOTED: set(),
+    State.CLOSED: set(),
+}
+
+
+class Connection:
+    """Reads and answers until the client is logged in or has to go."""
+
+    __slots__ = (
+        "_listener",
+        "_relay",
+        "_loop",
+        "_stream",
+        "_channel",
+        "_handshake",
+        "_tls_version",
+        "_head",
+        "_unread",
+        "_greeting",
+        "_upgrade",
+        "_reserved_bytes",
+        "_n_lingered",
+        "_timer",
+        "_idle",
+        "_admission",
+        "state",
+        "remote",
+    )
+
+    def __init__(self, listener: Listener, sock: socket.socket, remote: tuple[str, int]) -> None:
+        """Take over an accepted socket; its time starts now."""
+        self._listener = listener
+        self._relay = listener.relay
+        self._loop = listener.loop
+        self.remote = remote
+        self._stream = Stream(listener.loop, sock, self._on_bytes, self._on_end, self._on_drained)
+        self._channel: Channel = Clear()
+        self._handshake: Handshake | None = None
+        self._tls_version = ""
+        self._head: HeadParser | None = None
+        self._unread: bytes | bytearray = b""
+        self._greeting = b""
+        self._upgrade: Upgrade | None = None
+        self._reserved_bytes = 0
+        self._n_lingered = 0
+        self._idle = False
+        self._admission: asyncio.Task[None] | None = None
+        self.state = State.TLS if listener.tls is not None else State.HTTP
+        self._timer = self._loop.call_later(listener.login_budget_s, self._on_time)
+        self._stream.resume()
+
+    def close(self, reason: str, detail: str = "") -> None:
+        """End the connection at once, counting why; a no-op when it is over or handed over."""
+        if self.state in (State.CLOSED, State.PROMOTED):
+            return
+        if self.state is not State.LINGER:
+            self._relay.note_refused(self.state.value, reason, self.remote, detail)
+        self._move(State.CLOSED)
+        self._release()
+        self._stream.close()
+
+    def _move(self, state: State) -> None:
+        """Change state; a move the diagram does not have is a bug of ours."""
+        if state not in _LEGAL_MOVES[self.state]:
+            raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
+        self.state = state
+
+    def _release(self) -> None:
+        """Give back the timer, the memory and the place among those not yet logged in."""
+        self._timer.cancel()
+        self._listener.unreserve(self._reserved_bytes)
+        self._reserved_bytes = 0
+        self._unread = b""
+        self._handshake = None
+        if self._admission is not None:
+            self._admission.cancel()
+        self._listener.forget(self)
+
+    def _set_budget(self, budget_s: float) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(budget_s, self._on_time)
+
+    # What the stream and the clock say
+
+    def _on_bytes(self, data: bytes) -> None:
+        try:
+            if self.state is State.TLS:
+                self._read_handshake(data)
+            else:
+                self._take(self._channel.open(data))
+        except TlsError as error:
+            self._refuse_tls(error)
+        except Exception:
+            log.exception("%s: an error of ours", self.remote[0])
+            self.close("internal")
+
+    def _on_end(self, error: OSError | None) -> None:
+        if self.state is State.LINGER:
+            self.close("end")
+        elif error is not None:
+            self.close("reset", error.strerror or "")
+        elif self.state is State.HTTP and not self._stream.flushed:
+            # A client that has said all it wants still gets the rest of its answer.
+            self._linger()
+        else:
+            self.close("end", self._what_was_cut_off())
+
+    def _what_was_cut_off(self) -> str:
+        """Say what the client left unfinished, "" when it had not begun."""
+        if self.state is State.LOGIN:
+            return "the client left before its login was complete"
+        if self.state is State.HTTP and self._head is not None:
+            return "the client left in the middle of a request"
+        return ""
+
+    def _on_drained(self) -> None:
+        if self.state is State.LINGER:
+            self._stream.end_output()
+            return
+        self._stream.resume()
+        self._advance()
+
+    def _on_time(self) -> None:
+        self.close("idle" if self._idle else "timeout", "not logged in in time")
+
+    # TLS
+
+    def _read_handshake(self, data: bytes) -> None:
+        handshake = self._handshake
+        if handshake is None:
+            assert self._listener.tls is not None
+            handshake = self._handshake = Handshake(self._listener.tls)
+        handshake.feed(data)
+        done = handshake.step()
+        self._stream.send(handshake.take_output())
+        if done:
+            self._finish_handshake(handshake)
+
+    def _finish_handshake(self, handshake: Handshake) -> None:
+        self._handshake = None
+        self._tls_version = handshake.version or ""
+        if handshake.version == "TLSv1.3":
+            self._channel = handshake.records()
+        else:
+            self._channel = Tls12(handshake)
+        self._move(State.HTTP)
+        self._take(self._channel.open(b""))
+
+    def _refuse_tls(self, error: TlsError) -> None:
+        """Send the alert, or tell a browser that came without TLS, and close."""
+        if self.state is State.LINGER:
+            self.close("end")
+        elif error.cause == "plain_http":
+            self._refuse(error.cause, str(error), http.PLAIN_HTTP_ON_TLS_PORT)
+        elif self._handshake is not None:
+            self._refuse(error.cause, str(error), self._handshake.take_output())
+        else:
+            self._refuse(error.cause, str(error), b"")
+
+    # Plain bytes
+
+    def _take(self, data: bytes) -> None:
+        """Add plain bytes and act on what is complete."""
+        if self.state is State.LINGER:
+            self._n_lingered += len(data)
+            if self._n_lingered > LINGER_BYTES:
+                self.close("end")
+            return
+        if self._unread:
+            self._unread += data
+        else:
+            self._unread = data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Go on as long as there is input and the peer takes what it is told."""
+        while self._unread and self._stream.flushed:
+            if self.state is State.HTTP:
+                self._read_request()
+            elif self.state is not State.LOGIN or not self._read_login():
+                break
+        if not self._stream.flushed:
+            self._stream.pause()
+
+    # HTTP
+
+    def _read_request(self) -> None:
+        if self._idle:
+            self._idle = False
+            self._set_budget(self._listener.login_budget_s)
+        head = self._head = self._head or HeadParser()
+        data, self._unread = bytes(self._unread), b""
+        try:
+            request = head.feed(data)
+        except BadRequest as error:
+            self._refuse(str(error.status), error.reason, self._channel.seal(error.response()))
+            return
+        if request is None:
+            return
+        self._unread = head.rest
+        self._head = None
+        self._answer(request)
+
+    def _answer(self, request: Request) -> None:
+        request.remote = self.remote
+        request.secure = bool(self._tls_version)
+        if request.secure:
+            self._relay.note_request(self._tls_version.removeprefix("TLSv"))
+        if request.path == "/derp" and self._listener.routes.derp:
+            upgrade = http.derp_upgrade(request)
+            if upgrade is not None:
+                self._start_login(upgrade)
+                return
+        close = not request.keep_alive or request.has_body or request.method == "CONNECT"
+        response = self._listener.routes.respond(request)
+        self._stream.send(self._channel.seal(response.encode(request, close)))
+        if close:
+            self._linger()
+        else:
+            self._idle = True
+            self._set_budget(self._listener.idle_s)
+
+    # Login
+
+    def _start_login(self, upgrade: Upgrade) -> None:
+        """Begin the DERP conversation. The greeting waits a moment: a pipelined login lets it share a write with ServerInfo."""
+        self._relay.note_accept()
+        self._move(State.LOGIN)
+        self._upgrade = upgrade
+        self._greeting = self._relay.greeting(upgrade.fast_start)
+        # From here on pieces are added, possibly many.
+        self._unread = bytearray(self._unread)
+        if not self._unread:
+            self._send_greeting()
+
+    def _send_greeting(self) -> None:
+        if self._greeting:
+            self._stream.send(self._channel.seal(self._greeting))
+            self._greeting = b""
+
+    def _read_login(self) -> bool:
+        """Read ClientInfo; return whether there is something left to do."""
+        try:
+            login = self._client_info()
+        except LoginError as error:
+            self._send_greeting()
+            self._refuse(error.reason, str(error), b"")
+            return False
+        if login is None:
+            self._send_greeting()
+            return False
+        self._admit(login)
+        return False
+
+    def _client_info(self) -> ClientLogin | None:
+        """Return the login once its frame is complete."""
+        unread = self._unread
+        if len(unread) < HEADER_SIZE:
+            return None
+        frame_type, length = HEADER.unpack_from(unread)
+        check_client_info_header(frame_type, length)
+        if length > SMALL_LOGIN_BYTES and not self._reserved_bytes:
+            if not self._listener.reserve(length):
+                raise LoginError("memory", f"no memory left for a ClientInfo of {length} bytes")
+            self._reserved_bytes = length
+        end = HEADER_SIZE + length
+        if len(unread) < end:
+            return None
+        login = open_client_info(self._relay.private_key, bytes(unread[HEADER_SIZE:end]))
+        self._unread = bytes(unread[end:])
+        return login
+
+    def _admit(self, login: ClientLogin) -> None:
+        mesh = self._relay.is_mesh_peer(login.info)
+        if self._relay.verify is None or mesh:
+            self._promote(login, mesh)
+            return
+        self._move(State.ADMISSION)
+        self._stream.pause()
+        self._admission = self._loop.create_task(self._ask_admission(login))
+
+    async def _ask_admission(self, login: ClientLogin) -> None:
+        """Ask whether this client may use the relay; an error means no."""
+        assert self._relay.verify is not None
+        try:
+            allowed = await self._relay.verify(login.public, login.info, self.remote[0])
+            detail = f"{login.public.short} is not allowed"
+        except Exception as error:
+            allowed, detail = False, f"{login.public.short} could not be verified: {error}"
+        self._admission = None
+        if self.state is not State.ADMISSION:
+            return
+        if allowed:
+            self._promote(login, mesh=False)
+        else:
+            self._send_greeting()
+            self._refuse("denied", detail, b"")
+
+    # The end of it
+
+    def _promote(self, login: ClientLogin, mesh: bool) -> None:
+        """Hand the connection to the data plane: descriptor, keys, what to say first and what was read too far."""
+        assert self._upgrade is not None
+        first = self._greeting + login.server_info_frame()
+        opened, channel, stream = bytes(self._unread), self._channel, self._stream
+        self._move(State.PROMOTED)
+        self._release()
+        records = channel if isinstance(channel, RecordLayer) else None
+        if records is None and not isinstance(channel, Clear):
+            descriptor = bridge(self._loop, stream, channel, self._relay.bridges)
+        else:
+            descriptor = stream.detach()
+        self._relay.promote(
+            descriptor,
+            login,
+            self.remote,
+            first=first,
+            opened=opened,
+            records=records,
+            mesh=mesh,
+            not_ideal=self._upgrade.not_ideal,
+        )
+
+    def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
+        """Count and log why the peer has to go, tell it, and close."""
+        self._relay.note_refused(self.state.value, reason, self.remote, detail)
+        self._stream.send(answer)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Let the answer arrive before closing: closing on unread input would reset the connection under it."""
+        if self.state is not State.TLS:
+            self._stream.send(self._channel.close_notify())
+        self._move(State.LINGER)
+        self._unread = b""
+        self._set_budget(LINGER_S)
+        self._stream.resume()
+        if self._stream.flushed:
+            self._stream.end_output()

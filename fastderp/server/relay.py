@@ -1,0 +1,356 @@
+"""The relay: listeners and logins in front, the data plane behind. What `fastderp-relay` runs and a program can embed. DESIGN §2, §7.
+
+Loop thread only, except that the data plane's workers do their work without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from typing import Any
+
+from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
+from fastderp.dataplane.record import RecordLayer
+from fastderp.errors import LoginError
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
+from fastderp.protocol import HEADER, HEADER_SIZE
+from fastderp.server import certs, http
+from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
+from fastderp.server.http import Routes, Site
+from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
+from fastderp.server.logs import Summariser
+from fastderp.server.metrics import Value, expvar
+from fastderp.tls.handshake import ServerContext
+
+log = logging.getLogger("fastderp")
+
+Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
+"""Asked for every client but mesh peers, with its key, what it says of itself and its IP: may it use the relay?"""
+
+# Ends of a connection that are everyday life on the internet: counted, and logged only when debugging.
+_QUIET = frozenset({"end", "reset", "idle", "shutdown"})
+
+# Counters of the data plane that derper has no name for.
+_PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost"})
+
+
+class Server:
+    """A DERP relay.
+
+    Listen on any number of addresses, or hand it connections with `accept`; `async with` starts and closes it.
+
+    Args:
+        private_key: the relay's identity; None makes a new one.
+        write_timeout: how long in seconds a client may refuse to take a frame; 0 for ever.
+        mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights.
+        verify: asked about every other client before it is let in.
+        workers: threads of the data plane; 0 for one per core.
+        login_timeout: seconds from accept to login.
+    """
+
+    def __init__(
+        self,
+        private_key: NodePrivate | None = None,
+        *,
+        write_timeout: float = 2.0,
+        mesh_key: MeshKey | None = None,
+        verify: Verify | None = None,
+        workers: int = 0,
+        login_timeout: float = LOGIN_BUDGET_S,
+    ) -> None:
+        self.private_key = private_key or NodePrivate.generate()
+        self.public_key = self.private_key.public()
+        self.mesh_key = mesh_key or MeshKey()
+        self.verify = verify
+        self.login_timeout = login_timeout
+        self.bridges: set[Bridge] = set()
+        self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
+        self._listeners: list[Listener] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = asyncio.Event()
+        self._server_key = server_key_frame(self.public_key)
+        self._switching = http.switching_protocols(self.public_key.hex) + self._server_key
+        self._n_accepts = 0
+        self._n_shortages = 0
+        self._refused: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._summary = Summariser(log)
+
+    # Life
+
+    def start(self) -> None:
+        """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._plane.start()
+            self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
+
+    def listen(
+        self,
+        host: str = "",
+        port: int = 3340,
+        *,
+        tls: ServerContext | None = None,
+        routes: Routes | None = None,
+        keepalive_idle_s: float = 600.0,
+        user_timeout_s: float = 15.0,
+        idle_s: float = IDLE_S,
+    ) -> Listener:
+        """Accept connections on an address from now on.
+
+        Args:
+            host: "" for every address, IPv4 and IPv6.
+            port: TCP port, 0 for a free one.
+            tls: certificates; None for plain HTTP.
+            routes: who answers which path; None for the relay's own (`http.relay_routes`).
+            keepalive_idle_s, user_timeout_s: TCP settings of the clients' sockets.
+            idle_s: how long an HTTP connection may wait with its next request.
+
+        Raises OSError that names the address when it cannot be had.
+        """
+        self.start()
+        sockets = listen_sockets(host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s)
+        listener = Listener(
+            self,
+            sockets,
+            routes or http.relay_routes(Site()),
+            tls,
+            login_budget_s=self.login_timeout,
+            idle_s=idle_s,
+        )
+        self._listeners.append(listener)
+        return listener
+
+    async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | None = None) -> None:
+        """Listen on an address and serve until `close` is called elsewhere or this task is cancelled."""
+        self.listen(host, port, tls=tls)
+        try:
+            await self._closed.wait()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close every listener and connection and end the data plane's threads. Safe to repeat."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        for listener in self._listeners:
+            listener.close()
+        if self._loop is not None:
+            self._loop.remove_reader(self._plane.fileno())
+        self._plane.close()
+        self._on_plane_events()
+        for bridge in list(self.bridges):
+            bridge.close()
+
+    async def __aenter__(self) -> Server:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # One connection from elsewhere
+
+    async def accept(self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)) -> None:
+        """Serve one DERP conversation over a pair of streams, after whatever HTTP there was, until it ends.
+
+        Args:
+            reader, writer: asyncio streams or objects with the same methods; closed at the end.
+            remote: (ip, port) to tell watchers and logs.
+
+        Raises LoginError when the client breaks the rules of the login, TimeoutError when it takes too long,
+        asyncio.IncompleteReadError when it leaves before.
+        """
+        self.start()
+        self.note_accept()
+        try:
+            async with asyncio.timeout(self.login_timeout):
+                writer.write(self._server_key)
+                await writer.drain()
+                login = await self._read_login(reader)
+                mesh = self.is_mesh_peer(login.info)
+                if self.verify is not None and not mesh and not await self.verify(login.public, login.info, remote[0]):
+                    raise LoginError("denied", f"{login.public.short} is not allowed")
+        except BaseException as error:
+            self.note_refused("login", error.reason if isinstance(error, LoginError) else "end", remote, str(error))
+            writer.close()
+            raise
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.promote(theirs.detach(), login, remote, first=login.server_info_frame(), mesh=mesh)
+        await pump_streams(reader, writer, ours)
+
+    async def _read_login(self, reader: Reader) -> ClientLogin:
+        frame_type, length = HEADER.unpack(await reader.readexactly(HEADER_SIZE))
+        check_client_info_header(frame_type, length)
+        return open_client_info(self.private_key, await reader.readexactly(length))
+
+    # For connections on their way in
+
+    def greeting(self, fast_start: bool) -> bytes:
+        """Return what a client is told first: the 101 response unless it asked for a fast start, and the relay's key."""
+        return self._server_key if fast_start else self._switching
+
+    def is_mesh_peer(self, info: ClientInfo) -> bool:
+        """Whether a client has shown the mesh key."""
+        return bool(self.mesh_key) and info.mesh_key == self.mesh_key
+
+    def promote(
+        self,
+        descriptor: int,
+        login: ClientLogin,
+        remote: tuple[str, int],
+        *,
+        first: bytes,
+        opened: bytes = b"",
+        records: RecordLayer | None = None,
+        mesh: bool = False,
+        not_ideal: bool = False,
+    ) -> None:
+        """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
+
+        Args:
+            first: frames to write before any other.
+            opened: plain bytes read behind the login.
+            records: the keys of a TLS 1.3 connection; what they have pending goes along.
+        """
+        try:
+            self._plane.promote(
+                descriptor,
+                login.public.raw,
+                first=first,
+                unread=records.pending if records is not None else opened,
+                opened=opened if records is not None else b"",
+                records=records,
+                mesh=mesh,
+                prober=login.info.is_prober,
+                not_ideal=not_ideal,
+                addr=_address_bytes(remote[0]),
+                port=remote[1],
+            )
+        except PlaneError as error:
+            self.note_refused("promote", "memory", remote, str(error))
+
+    def note_accept(self) -> None:
+        """Count a connection that begins a login."""
+        self._n_accepts += 1
+
+    def note_refused(self, stage: str, reason: str, remote: tuple[str, int], detail: str) -> None:
+        """Count and log a connection that ended before its login was complete."""
+        self._refused[f"{stage}_{reason}"] += 1
+        if reason in _QUIET and not detail:
+            log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
+        else:
+            self._summary.say((stage, reason), "%s: refused at %s: %s", format_address(remote), stage, detail or reason)
+
+    def note_request(self, tls_version: str) -> None:
+        """Count an HTTP request over TLS by version, "1.2" or "1.3"."""
+        self._requests[tls_version] += 1
+
+    def note_shortage(self, error: OSError) -> None:
+        """Count and log that accepting had to pause."""
+        self._n_shortages += 1
+        self._summary.say("shortage", "cannot accept connections for the moment: %s", os.strerror(error.errno or 0))
+
+    # Looking in
+
+    @cached_property
+    def meta_cert(self) -> bytes:
+        """The certificate (DER) to append to a chain: it tells TLS 1.3 clients our key before the first frame. PROTOCOL §10."""
+        return certs.meta_cert(self.public_key.hex)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Where it listens."""
+        return list(self._listeners)
+
+    @property
+    def has_mesh_key(self) -> bool:
+        """Whether a mesh key is set."""
+        return bool(self.mesh_key)
+
+    def is_client_connected(self, key: NodePublic) -> bool:
+        """Whether a client with this key is logged in here."""
+        return self._plane.is_connected(key.raw)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
+        plane = self._plane.counters()
+        return {
+            **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
+            "derp_accepts": self._n_accepts,
+            "derp_clients_remote": 0,
+            "derp_clients_total": plane["clients_local"],
+            "derper_tls_request_version": dict(self._requests),
+            "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
+            "fastderp_closed": dict(self._refused),
+            "fastderp_session_closed": dict(self._ended),
+            "fastderp_accept_shortages": self._n_shortages,
+            "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
+        }
+
+    def expvar(self) -> dict[str, Any]:
+        """Return the relay's own metrics as the "derp" object of `/debug/vars` has them."""
+        tree: dict[str, Any] = expvar(self.metrics())["derp"]
+        return tree
+
+    def consistency_check(self) -> list[str]:
+        """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
+        sessions = self._plane.sessions()
+        problems = [
+            f"session of {NodePublic(key).short} has no route"
+            for key in {session.key for session in sessions}
+            if not self._plane.is_connected(key)
+        ]
+        n_counted = self._plane.counters()["current_connections"]
+        if n_counted != len(sessions):
+            problems.append(f"{n_counted} connections counted, {len(sessions)} found")
+        return problems
+
+    # What the data plane reports
+
+    def _on_plane_events(self) -> None:
+        for event in self._plane.events():
+            if isinstance(event, ClosedEvent):
+                self._ended[event.reason] += 1
+                self._log_closed(event)
+
+    def _log_closed(self, event: ClosedEvent) -> None:
+        totals = event.totals
+        log.info(
+            "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d",
+            NodePublic(event.key).short,
+            format_address((_address_text(event.addr), event.port)),
+            totals.seconds,
+            f"{event.reason} ({event.detail})" if event.detail else event.reason,
+            totals.rx_packets,
+            totals.rx_bytes,
+            totals.tx_packets,
+            totals.tx_bytes,
+            totals.dropped,
+        )
+
+
+def _address_bytes(ip: str) -> bytes:
+    """Return 16 bytes, IPv4 as ::ffff:a.b.c.d; zeros when it is no address."""
+    try:
+        if ":" in ip:
+            return socket.inet_pton(socket.AF_INET6, ip)
+        return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, ip)
+    except OSError:
+        return bytes(16)
+
+
+def _address_text(addr: bytes) -> str:
+    address = ipaddress.IPv6Address(addr)
+    return str(address.ipv4_mapped or address)

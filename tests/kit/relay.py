@@ -1,0 +1,179 @@
+"""A relay under test: `fastderp.server.Server` on an event loop in a thread of its own.
+
+Tests stay plain blocking code, and the relay's loop can be blocked or asked without them noticing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from fastderp.keys import NodePublic
+from fastderp.server.certs import manual_certificate, meta_cert
+from fastderp.server.http import Routes
+from fastderp.server.listener import Listener
+from fastderp.server.relay import Server
+from fastderp.tls.handshake import ServerContext
+from tests.kit.peer import Peer
+
+T = TypeVar("T")
+
+PATIENCE_S = 10.0
+
+TRANSPORTS = ("plain", "TLS 1.2", "TLS 1.3")
+LOOPS = ("uvloop", "asyncio")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a relay runs and how clients reach it."""
+
+    transport: str = "plain"
+    loop: str = "uvloop"
+
+    def __str__(self) -> str:
+        return f"{self.transport} on {self.loop}"
+
+
+EVERY_SETUP = [Setup(transport, loop) for transport in TRANSPORTS for loop in LOOPS]
+
+
+class Relay:
+    """A running relay with one listener on loopback, both families."""
+
+    def __init__(self, setup: Setup, server: Server, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        self.setup = setup
+        self.server = server
+        self.listener = listener
+        self.port = listener.port
+        self._loop = loop
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on the relay's loop; return what it returns."""
+
+        async def caller() -> T:
+            return function(*args)
+
+        return self.run(caller())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the relay's loop; return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
+
+    def block_loop(self, seconds: float) -> threading.Event:
+        """Keep the loop's thread busy; return an event that is set when it is free again."""
+        done = threading.Event()
+
+        def busy() -> None:
+            time.sleep(seconds)
+            done.set()
+
+        self._loop.call_soon_threadsafe(busy)
+        return done
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the relay's metrics by name."""
+        return self.call(self.server.metrics)
+
+    def refused(self) -> dict[str, int]:
+        """Return how many connections ended before their login, by stage and reason."""
+        return dict(self.metrics()["fastderp_closed"])
+
+    def connect(self, host: str = "127.0.0.1", timeout_s: float = PATIENCE_S) -> Peer:
+        """Connect, with TLS if the relay speaks it; no HTTP yet."""
+        return Peer.connect(host, self.port, self._client_context(), timeout_s)
+
+    def connect_tcp(self, host: str = "127.0.0.1") -> Peer:
+        """Connect without TLS whatever the relay speaks."""
+        return Peer.connect(host, self.port, None, PATIENCE_S)
+
+    def login(self, **info: Any) -> Peer:
+        """Connect and log in; arguments are those of `Peer.login`."""
+        peer = self.connect()
+        peer.login(self.server.public_key, **info)
+        return peer
+
+    def wait_connected(self, key: NodePublic, connected: bool = True) -> None:
+        """Wait until the relay sees a client come or go."""
+        eventually(lambda: self.server.is_client_connected(key) is connected)
+
+    def _client_context(self) -> ssl.SSLContext | None:
+        if self.setup.transport == "plain":
+            return None
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if self.setup.transport == "TLS 1.2":
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        else:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+
+@contextlib.contextmanager
+def running(
+    setup: Setup,
+    certificates: Path,
+    *,
+    routes: Routes | None = None,
+    idle_s: float = 30.0,
+    **server: Any,
+) -> Iterator[Relay]:
+    """Run a relay while the block lasts; further arguments go to `Server`."""
+    started = threading.Event()
+    outcome: list[Relay | BaseException] = []
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            relay = Server(**{"workers": 2, **server})
+            listener = relay.listen("", 0, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s)
+        except BaseException as error:
+            outcome.append(error)
+            started.set()
+            raise
+        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
+        outcome.append(Relay(setup, relay, listener, loop))
+        started.set()
+        await stop.wait()
+        await relay.close()
+
+    stops: list[Callable[[], Any]] = []
+    runner = uvloop.run if setup.loop == "uvloop" else asyncio.run
+    thread = threading.Thread(target=lambda: runner(serve()), name="relay under test")
+    thread.start()
+    started.wait(PATIENCE_S)
+    [first] = outcome
+    if isinstance(first, BaseException):
+        raise first
+    try:
+        yield first
+    finally:
+        stops[0]()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the relay did not close"
+
+
+def _tls(setup: Setup, server: Server, directory: Path) -> ServerContext | None:
+    if setup.transport == "plain":
+        return None
+    certificate = manual_certificate(directory, "127.0.0.1")
+    return ServerContext([*certificate.chain, meta_cert(server.public_key.hex)], certificate.key)
+
+
+def eventually(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+    """Wait for what another thread is about to do; fail when it does not."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)

@@ -1,0 +1,317 @@
+"""Logging in, and every way to do it wrong. PROTOCOL §3."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.login import ClientInfo
+from tests.kit.peer import (
+    CLIENT_INFO,
+    FAST_START,
+    PING,
+    PONG,
+    SERVER_INFO,
+    SERVER_KEY,
+    Peer,
+    client_info,
+    frame,
+    upgrade_request,
+)
+from tests.kit.relay import Relay, Setup, eventually
+
+StartRelay = Callable[..., Relay]
+
+LOW_ORDER_KEY = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
+
+
+def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
+    with relay.login() as peer:
+        assert relay.server.is_client_connected(peer.public)
+        assert relay.metrics()["derp_current_connections"] == 1
+    relay.wait_connected(peer.public, False)
+    assert relay.metrics()["derp_current_connections"] == 0
+
+
+def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Relay) -> None:
+    relay_key = relay.server.public_key
+    with relay.connect() as peer:
+        login = client_info(peer.key, relay_key)
+        peer.send(upgrade_request(FAST_START) + login + frame(PING, b"\0" * 7 + b"1") + frame(PING, b"\0" * 7 + b"2")[:9])
+        assert peer.read_frame()[0] == SERVER_KEY
+        peer.read_server_info(relay_key)
+        assert peer.read_frame() == (PONG, b"\0" * 7 + b"1")
+        peer.send(b"\0\0\0" + b"2")
+        assert peer.read_frame() == (PONG, b"\0" * 7 + b"2")
+
+
+def test_frames_right_behind_the_login_are_served_after_server_info(relay: Relay) -> None:
+    relay_key = relay.server.public_key
+    with relay.login() as receiver, relay.connect() as peer:
+        peer.upgrade(relay_key)
+        packets = b"".join(frame(4, receiver.public.raw + b"%d" % i) for i in range(100))
+        peer.send(client_info(peer.key, relay_key) + packets)
+        peer.read_server_info(relay_key)
+        assert [receiver.read_packet() for _ in range(100)] == [(peer.public, b"%d" % i) for i in range(100)]
+
+
+def test_a_login_may_arrive_byte_by_byte(relay: Relay) -> None:
+    relay_key = relay.server.public_key
+    with relay.connect() as peer:
+        for byte in upgrade_request(FAST_START) + client_info(peer.key, relay_key):
+            peer.send(bytes([byte]))
+        assert peer.read_frame()[0] == SERVER_KEY
+        peer.read_server_info(relay_key)
+
+
+def test_the_largest_login_is_accepted(relay: Relay) -> None:
+    with relay.connect() as peer:
+        json = b'{"version":2}'.ljust(256 * 1024 - 32 - 24 - 16)
+        peer.login(relay.server.public_key, json=json)
+
+
+@pytest.mark.parametrize("json", [b"{}", b"null", b' {"VERSION":2,"future":[1]} ', b'{"meshKey":"' + b"0" * 64 + b'"}'])
+def test_what_clients_of_any_age_say_is_accepted(start_relay: StartRelay, json: bytes) -> None:
+    relay = start_relay()
+    with relay.connect() as peer:
+        peer.login(relay.server.public_key, json=json)
+
+
+def _bad_logins(key: NodePrivate, relay: NodePublic) -> dict[str, tuple[bytes, str]]:
+    """Return what a client sends after the upgrade, and the reason it is refused for."""
+    good = client_info(key, relay)
+    sealed = key.seal_to(relay, b"{}")
+    flipped = bytearray(good)
+    flipped[-1] ^= 1
+    return {
+        "another frame type": (frame(PING, b"x" * 60), "frame_type"),
+        "one byte too short": (struct.pack(">BI", CLIENT_INFO, 55), "frame_size"),
+        "one byte too long": (struct.pack(">BI", CLIENT_INFO, 262145), "frame_size"),
+        "4 GiB long": (struct.pack(">BI", CLIENT_INFO, 0xFFFFFFFF), "frame_size"),
+        "box for another relay": (client_info(key, NodePrivate.generate().public()), "box"),
+        "flipped bit": (bytes(flipped), "box"),
+        "no box at all": (frame(CLIENT_INFO, key.public().raw + bytes(24)), "box"),
+        "key of all zeros": (frame(CLIENT_INFO, bytes(32) + sealed), "client_key"),
+        "key of low order": (frame(CLIENT_INFO, LOW_ORDER_KEY + sealed), "client_key"),
+        "broken JSON": (client_info(key, relay, b"{"), "json"),
+        "JSON array": (client_info(key, relay, b"[]"), "json"),
+        "empty JSON": (client_info(key, relay, b""), "json"),
+        "version of a wrong type": (client_info(key, relay, b'{"version":"2"}'), "json"),
+        "empty mesh key": (client_info(key, relay, b'{"meshKey":""}'), "mesh_key"),
+        "short mesh key": (client_info(key, relay, b'{"meshKey":"00"}'), "mesh_key"),
+    }
+
+
+@pytest.mark.parametrize("what", _bad_logins(NodePrivate.generate(), NodePrivate.generate().public()))
+def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
+    start_relay: StartRelay, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    with relay.login() as bystander, relay.connect() as peer:
+        sent, reason = _bad_logins(peer.key, relay.server.public_key)[what]
+        peer.upgrade(relay.server.public_key)
+        peer.send(sent)
+        assert peer.is_closed()
+        assert bystander.sync() == []
+        assert not relay.server.is_client_connected(peer.public)
+        assert relay.refused() == {f"login_{reason}": 1}
+        [line] = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+        assert line.startswith("127.0.0.1:") and "refused at login: " in line
+        assert peer.key.to_bytes().hex() not in caplog.text
+
+
+@pytest.mark.parametrize("n_sent", [0, 3, 5, 60])
+def test_a_truncated_login_is_counted_and_logged(
+    start_relay: StartRelay, n_sent: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    with relay.connect() as peer:
+        peer.upgrade(relay.server.public_key)
+        peer.send(client_info(peer.key, relay.server.public_key)[:n_sent])
+    eventually(lambda: relay.refused() == {"login_end": 1})
+    assert "the client left before its login was complete" in caplog.text
+
+
+def test_the_same_complaint_is_logged_once_and_counted_every_time(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    for _ in range(20):
+        with relay.connect() as peer:
+            peer.send(upgrade_request() + frame(PING, b"x" * 8))
+            peer.read_to_end()
+    assert relay.refused() == {"login_frame_type": 20}
+    assert caplog.text.count("first frame has type") == 1
+
+
+@pytest.mark.parametrize("setup", [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")], ids=str)
+def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(start_relay: StartRelay, setup: Setup) -> None:
+    relay = start_relay(setup, login_timeout=0.5)
+    with relay.connect_tcp() as silent, relay.connect_tcp() as slow, relay.connect() as waiting:
+        waiting.upgrade(relay.server.public_key)
+        stop = threading.Event()
+
+        def trickle() -> None:
+            for byte in (b"GET / HTTP/1.1\r\n" if setup.transport == "plain" else b"\x16\x03\x01\x01\x00") * 100:
+                if stop.wait(0.05):
+                    return
+                try:
+                    slow.send(bytes([byte]))
+                except OSError:
+                    return
+
+        trickler = threading.Thread(target=trickle)
+        trickler.start()
+        assert silent.is_closed() and waiting.is_closed()
+        slow.read_to_end()
+        stop.set()
+        trickler.join()
+    n_timeouts = sum(count for reason, count in relay.refused().items() if reason.endswith("timeout"))
+    assert n_timeouts == 3
+    with relay.login() as peer:
+        assert peer.sync() == []
+
+
+def test_good_clients_get_in_while_hundreds_hold_their_connections_silent(start_relay: StartRelay) -> None:
+    relay = start_relay(login_timeout=5.0)
+    held = [relay.connect_tcp() for _ in range(300)]
+    with relay.login() as peer:
+        assert peer.sync() == []
+    assert relay.metrics()["fastderp_connections_not_logged_in"] == 300
+    for silent in held:
+        silent.close()
+    eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
+
+
+def test_oversized_logins_share_a_bounded_memory(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.listener.RESERVE_LIMIT_BYTES", 500_000)
+    relay = start_relay()
+    header = struct.pack(">BI", CLIENT_INFO, 250_000)
+    with relay.connect() as first, relay.connect() as second, relay.connect() as third:
+        for peer in (first, second):
+            peer.upgrade(relay.server.public_key)
+            peer.send(header)
+        eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 500_000)
+        third.upgrade(relay.server.public_key)
+        third.send(header)
+        assert third.is_closed()
+        assert relay.refused() == {"login_memory": 1}
+        with relay.login() as small:
+            assert small.sync() == []
+    eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 0)
+
+
+def test_when_too_many_are_not_logged_in_the_oldest_goes(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.listener.PENDING_LIMIT", 3)
+    relay = start_relay()
+    held = [relay.connect_tcp() for _ in range(3)]
+    eventually(lambda: relay.listener.n_pending == 3)
+    with relay.login() as peer:
+        assert peer.sync() == []
+    assert held[0].is_closed()
+    assert relay.refused()["http_crowded"] == 1
+    for silent in held:
+        silent.close()
+
+
+# Admission
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_whom_the_verifier_refuses_is_closed_and_others_get_in(
+    start_relay: StartRelay, loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    asked: list[tuple[NodePublic, str]] = []
+    allowed: set[NodePublic] = set()
+
+    async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
+        asked.append((key, ip))
+        return key in allowed
+
+    relay = start_relay(Setup("plain", loop), verify=verify)
+    friend = NodePrivate.generate()
+    allowed.add(friend.public())
+    with relay.login(key=friend) as peer, relay.connect() as stranger:
+        stranger.upgrade(relay.server.public_key)
+        stranger.send(client_info(stranger.key, relay.server.public_key))
+        assert stranger.is_closed()
+        assert peer.sync() == []
+    assert asked == [(friend.public(), "127.0.0.1"), (stranger.public, "127.0.0.1")]
+    assert relay.refused()["admission_denied"] == 1
+    assert f"{stranger.public.short} is not allowed" in caplog.text
+
+
+def test_a_verifier_that_fails_lets_nobody_in(start_relay: StartRelay) -> None:
+    async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
+        raise ConnectionError("no such service")
+
+    relay = start_relay(verify=verify)
+    with relay.connect() as peer:
+        peer.upgrade(relay.server.public_key)
+        peer.send(client_info(peer.key, relay.server.public_key))
+        assert peer.is_closed()
+    assert relay.refused() == {"admission_denied": 1}
+
+
+def test_the_mesh_key_passes_the_verifier_by(start_relay: StartRelay) -> None:
+    async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
+        return False
+
+    secret = MeshKey.generate()
+    relay = start_relay(verify=verify, mesh_key=secret)
+    with relay.connect() as peer:
+        peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % secret.to_text().encode())
+        assert peer.sync() == []
+    with relay.connect() as peer:
+        peer.upgrade(relay.server.public_key)
+        peer.send(client_info(peer.key, relay.server.public_key, b'{"meshKey":"%s"}' % (b"ab" * 32)))
+        assert peer.is_closed()
+
+
+def test_server_info_is_the_first_frame_however_busy_the_peers_are(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    stop = threading.Event()
+    key = NodePrivate.generate()
+    with relay.login() as sender, relay.login(key=key):
+
+        def shoot() -> None:
+            while not stop.is_set():
+                sender.send_packet(key.public(), b"early")
+
+        shooter = threading.Thread(target=shoot)
+        shooter.start()
+        try:
+            for _ in range(50):
+                with relay.connect() as again:
+                    again.upgrade(relay.server.public_key)
+                    again.send(client_info(key, relay.server.public_key))
+                    assert again.read_frame()[0] == SERVER_INFO
+        finally:
+            stop.set()
+            shooter.join()
+
+
+def test_a_peer_is_dropped_from_python_once_it_is_logged_in(start_relay: StartRelay) -> None:
+    import gc
+
+    from fastderp.server.connection import Connection
+    from fastderp.server.stream import Stream
+
+    relay = start_relay(Setup("TLS 1.3", "uvloop"))
+    peers: list[Peer] = [relay.login() for _ in range(5)]
+    for peer in peers:
+        peer.sync()
+    gc.collect()
+    alive = [thing for thing in gc.get_objects() if isinstance(thing, (Connection, Stream))]
+    assert alive == []
+    for peer in peers:
+        peer.close()
