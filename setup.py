@@ -5,12 +5,9 @@ checks on, and with `address` (plus undefined behaviour) or `thread` the sanitiz
 """
 
 import os
-import shutil
-import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-from setuptools.command.build_py import build_py
 
 EVERYWHERE = {"language_level": 3, "freethreading_compatible": True}
 # The packet path: every index is proved by the code beside it, and the checked build tests that.
@@ -37,32 +34,32 @@ EXTENSIONS = {
 }
 
 CHECKED = os.environ.get("FASTDERP_CHECKED", "")
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+# The two variants never share an object file.
+BUILD_BASE = os.path.join("build", "checked" if CHECKED else "release")
+
 compile_args = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread"]
 if CHECKED:
-    compile_args = [*compile_args, "-O1", "-g", "-fno-omit-frame-pointer"]
-    if CHECKED == "address":
-        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    elif CHECKED == "thread":
-        sanitize = ["-fsanitize=thread"]
-    else:
-        sanitize = []
-    compile_args += sanitize
-    link_args += sanitize
+    sanitizer = SANITIZERS.get(CHECKED, [])
+    compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", *sanitizer]
+    link_args += sanitizer
 
 
-def extensions():
-    for module, directives in EXTENSIONS.items():
-        path = module.replace(".", "/") + ".pyx"
-        ext = Extension(module, [path], extra_compile_args=compile_args, extra_link_args=link_args)
-        relaxed = {} if CHECKED else directives
-        [ext] = cythonize(
-            [ext],
-            compiler_directives=EVERYWHERE | relaxed,
-            build_dir=os.path.join("build", "cython-checked" if CHECKED else "cython"),
-            force=bool(CHECKED),
-        )
-        yield ext
+def extension(module, directives):
+    source = module.replace(".", "/") + ".pyx"
+    [built] = cythonize(
+        [Extension(module, [source], extra_compile_args=compile_args, extra_link_args=link_args)],
+        compiler_directives=EVERYWHERE | ({} if CHECKED else directives),
+        build_dir=os.path.join(BUILD_BASE, "cython"),
+    )
+    return built
 
 
-setup(ext_modules=list(extensions()))
+setup(
+    ext_modules=[extension(module, directives) for module, directives in EXTENSIONS.items()],
+    options={"build": {"build_base": BUILD_BASE}},
+)
