@@ -1,0 +1,378 @@
+"""Handshakes through memory buffers: what is agreed, what is refused, and what a listener learns of it."""
+
+import hashlib
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from tests.kit.certificates import Certificate, self_signed
+from tests.kit.openssl_peer import OpenSSLPeer, PeerError
+
+from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import CAUSES, INPUT_MAX_BYTES, ClientContext, Handshake, ServerContext, is_address
+
+RELAY = self_signed("relay.test", "127.0.0.1", "::1")
+OTHER = self_signed("other.test")
+
+
+def server(certificate: Certificate = RELAY, **options: Any) -> Handshake:
+    return Handshake(ServerContext([certificate.der], certificate.key_der, **options))
+
+
+def client(name: str | None = "relay.test", **options: Any) -> Handshake:
+    trust: dict[str, Any] = {"roots": [RELAY.der], "system_roots": False} | options
+    return Handshake(ClientContext(**trust), name)
+
+
+class PythonClient:
+    """A client made of Python's own ssl module."""
+
+    def __init__(self, protocols: list[str]) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(protocols)
+        self.source, self.sink = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.source, self.sink, server_hostname="relay.test")
+
+    def run(self, ours: Handshake) -> None:
+        """Shake hands to the end."""
+        finished = False
+        while not (finished and ours.done):
+            try:
+                self.tls.do_handshake()
+                finished = True
+            except ssl.SSLWantReadError:
+                pass
+            ours.feed(self.sink.read())
+            ours.step()
+            self.source.write(ours.take_output())
+
+
+def run(one: Handshake, other: Handshake) -> None:
+    """Shake hands to the end."""
+    for _ in range(10):
+        if one.step() & other.step():
+            return
+        other.feed(one.take_output())
+        one.feed(other.take_output())
+    raise AssertionError("no end after ten rounds")
+
+
+def failure(one: Handshake, other: Handshake) -> TlsError:
+    with pytest.raises(TlsError) as error:
+        run(one, other)
+    assert error.value.cause in CAUSES
+    return error.value
+
+
+def talk(one: RecordLayer, other: RecordLayer) -> None:
+    assert other.open(one.seal(b"question")) == b"question"
+    assert one.open(other.seal(b"answer")) == b"answer"
+
+
+@pytest.mark.parametrize(
+    "suite", ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
+)
+def test_a_finished_handshake_turns_into_record_layers_of_the_agreed_suite(suite: str) -> None:
+    ours, theirs = server(), client(suites=[suite])
+    run(theirs, ours)
+    assert (ours.version, ours.cipher) == (theirs.version, theirs.cipher) == ("TLSv1.3", suite)
+    one, other = ours.records(), theirs.records()
+    assert one.suite == other.suite == suite
+    talk(one, other)
+
+
+def test_clients_with_fast_aes_get_the_cheapest_suite() -> None:
+    ours, theirs = server(), client(suites=["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"])
+    run(theirs, ours)
+    assert ours.cipher == "TLS_AES_128_GCM_SHA256"
+
+
+def test_clients_that_prefer_chacha_get_it() -> None:
+    ours, theirs = server(), client(suites=["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"])
+    run(theirs, ours)
+    assert ours.cipher == "TLS_CHACHA20_POLY1305_SHA256"
+
+
+def test_handshakes_work_when_every_byte_comes_alone() -> None:
+    ours, theirs = server(), client()
+    for _ in range(5):
+        for one, other in ((theirs, ours), (ours, theirs)):
+            one.step()
+            for byte in one.take_output():
+                other.feed(bytes([byte]))
+                other.step()
+    assert ours.done
+    assert theirs.done
+    talk(ours.records(), theirs.records())
+
+
+def test_the_chain_is_presented_exactly_as_given() -> None:
+    ours = Handshake(ServerContext([RELAY.der, OTHER.der, RELAY.der], RELAY.key_pem))
+    theirs = client()
+    run(theirs, ours)
+    assert theirs.peer_chain == [RELAY.der, OTHER.der, RELAY.der]
+    assert ours.peer_chain == []
+
+
+def test_the_chain_is_the_same_under_tls_12() -> None:
+    ours = Handshake(ServerContext([RELAY.der, OTHER.der], RELAY.key_pem))
+    theirs = client(max_version="TLSv1.2")
+    run(theirs, ours)
+    assert theirs.peer_chain == [RELAY.der, OTHER.der]
+
+
+def test_server_name_and_protocol_are_known_when_done() -> None:
+    ours, theirs = server(), PythonClient(["h2", "http/1.1"])
+    theirs.run(ours)
+    assert (ours.server_name, ours.alpn) == ("relay.test", "http/1.1")
+    assert theirs.tls.selected_alpn_protocol() == "http/1.1"
+
+
+def test_a_client_that_speaks_none_of_our_protocols_is_refused() -> None:
+    with pytest.raises(TlsError) as error:
+        PythonClient(["h2"]).run(server())
+    assert error.value.cause == "no_shared"
+
+
+def test_tls_12_clients_get_no_tickets() -> None:
+    theirs = PythonClient(["http/1.1"])
+    theirs.run(server(max_version="TLSv1.2"))
+    assert theirs.tls.session is None or not theirs.tls.session.has_ticket
+
+
+@pytest.mark.parametrize("name", ["relay.test", "RELAY.test"])
+def test_the_required_server_name_is_served_in_any_case(name: str) -> None:
+    run(client(name), server(required_sni="relay.test"))
+
+
+@pytest.mark.parametrize("name", [None, "other.test", "127.0.0.1"])
+def test_another_server_name_or_none_is_refused_with_an_alert(name: str | None) -> None:
+    ours, theirs = server(required_sni="relay.test"), client(name, verify=False)
+    theirs.step()
+    ours.feed(theirs.take_output())
+    with pytest.raises(TlsError) as error:
+        ours.step()
+    assert error.value.cause == "server_name"
+    assert ours.take_output()[-2:] == bytes([2, 112])  # fatal unrecognized_name
+
+
+def test_an_address_is_checked_but_never_sent_as_server_name() -> None:
+    for address in ("127.0.0.1", "::1"):
+        ours = server()
+        run(client(address), ours)
+        assert ours.server_name is None
+
+
+def test_untrusted_wrongly_named_and_expired_certificates_are_refused_by_name() -> None:
+    assert "self-signed" in str(failure(client(roots=[OTHER.der]), server())).replace(" ", "-")
+    assert "hostname mismatch" in str(failure(client("wrong.test"), server())).lower()
+    assert "ip address mismatch" in str(failure(client("127.0.0.2"), server())).lower()
+    old = self_signed("relay.test", days=(-9, -2))
+    error = failure(client(roots=[old.der]), server(old))
+    assert "expired" in str(error)
+    assert error.cause == "certificate"
+
+
+def test_a_server_learns_of_the_alert_of_a_client_that_does_not_trust_it() -> None:
+    ours, theirs = server(), client(roots=[OTHER.der])
+    failure(theirs, ours)
+    ours.feed(theirs.take_output())
+    with pytest.raises(TlsError) as error:
+        ours.step()
+    assert error.value.cause == "alert"
+
+
+def test_the_certificate_name_may_differ_from_the_server_name() -> None:
+    theirs = Handshake(ClientContext(roots=[RELAY.der], system_roots=False), "front.test", cert_name="relay.test")
+    ours = server()
+    run(theirs, ours)
+    assert ours.server_name == "front.test"
+
+
+def test_a_pinned_certificate_is_accepted_whatever_its_name_and_issuer() -> None:
+    pin = hashlib.sha256(OTHER.der).digest()
+    run(client(pin=pin), server(OTHER))
+    assert "pinned" in str(failure(client(pin=pin), server(RELAY)))
+
+
+@pytest.mark.parametrize("days", [(-9, -2), (2, 9)])
+def test_a_pinned_certificate_out_of_its_time_is_refused(days: tuple[int, int]) -> None:
+    old = self_signed("relay.test", days=days)
+    assert "not valid today" in str(failure(client(pin=hashlib.sha256(old.der).digest()), server(old)))
+
+
+def test_roots_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "roots.pem"
+    file.write_text(ssl.DER_cert_to_PEM_cert(RELAY.der))
+    run(client(roots=[], cafile=file), server())
+    with pytest.raises(TlsError, match=r"missing\.pem"):
+        client(cafile=tmp_path / "missing.pem")
+
+
+def test_verifying_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="name"):
+        client(None)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_tls_12_goes_on_through_openssl(side: str) -> None:
+    ours = server(max_version="TLSv1.2" if side == "server" else "TLSv1.3")
+    theirs = client(max_version="TLSv1.2" if side == "client" else "TLSv1.3")
+    run(theirs, ours)
+    assert ours.version == theirs.version == "TLSv1.2"
+    with pytest.raises(RuntimeError):
+        ours.records()
+    data = bytes(range(256)) * 500
+    theirs.write(data)
+    ours.feed(theirs.take_output())
+    got = b""
+    while chunk := ours.read():
+        got += chunk
+    assert got == data
+    assert not ours.eof
+    theirs.close_notify()
+    ours.feed(theirs.take_output())
+    assert ours.read() == b""
+    assert ours.eof
+
+
+def test_changed_tls_12_records_are_refused() -> None:
+    ours, theirs = server(), client(max_version="TLSv1.2")
+    run(theirs, ours)
+    theirs.write(b"secret")
+    wire = bytearray(theirs.take_output())
+    wire[-1] ^= 1
+    ours.feed(wire)
+    with pytest.raises(TlsError):
+        ours.read()
+
+
+def test_tls_12_clients_cannot_renegotiate() -> None:
+    ours = server()
+    with OpenSSLPeer(version=0x0303) as peer:
+        while not (peer.step() & ours.step()):
+            ours.feed(peer.take_output())
+            ours.step()
+            peer.feed(ours.take_output())
+        peer.renegotiate()
+        ours.feed(peer.take_output())
+        assert ours.read() == b""
+        with pytest.raises(PeerError):
+            peer.read(ours.take_output())
+
+
+@pytest.mark.parametrize("version", [0x0301, 0x0302])
+def test_older_versions_are_refused_with_a_protocol_version_alert(version: int) -> None:
+    body = version.to_bytes(2) + bytes(32) + bytes.fromhex("00 0004 c013 002f 0100")  # no session, two suites
+    hello = bytes([1]) + len(body).to_bytes(3) + body
+    ours = server()
+    ours.feed(bytes([22, 3, 1]) + len(hello).to_bytes(2) + hello)
+    with pytest.raises(TlsError) as error:
+        ours.step()
+    assert error.value.cause == "version"
+    assert ours.take_output()[-2:] == bytes([2, 70])  # fatal protocol_version
+
+
+@pytest.mark.parametrize("method", ["GET /", "HEAD /", "POST /", "PUT /", "OPTIONS /", "DELETE /", "PATCH /", "CONNECT x"])
+def test_plain_http_on_a_tls_port_is_recognised(method: str) -> None:
+    ours = server()
+    ours.feed(f"{method} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with pytest.raises(TlsError) as error:
+        ours.step()
+    assert error.value.cause == "plain_http"
+
+
+@pytest.mark.parametrize("noise", [bytes(20), b"SSH-2.0-OpenSSH_9.9\r\n", b"\xff" * 40])
+def test_noise_is_told_from_tls(noise: bytes) -> None:
+    ours = server()
+    ours.feed(noise)
+    with pytest.raises(TlsError) as error:
+        ours.step()
+    assert error.value.cause == "not_tls"
+
+
+def test_a_failed_handshake_stays_failed() -> None:
+    ours = server()
+    ours.feed(bytes(20))
+    with pytest.raises(TlsError):
+        ours.step()
+    for call in (ours.step, ours.records, ours.read, ours.close_notify):
+        with pytest.raises(TlsError) as error:
+            call()
+        assert error.value.cause == "closed"
+
+
+def test_a_client_that_sends_without_end_is_cut_off() -> None:
+    ours = server()
+    ours.feed(bytes(INPUT_MAX_BYTES))
+    with pytest.raises(TlsError) as error:
+        ours.feed(b"x")
+    assert error.value.cause == "flood"
+
+
+def test_keys_are_taken_once_and_not_before_the_end() -> None:
+    ours, theirs = server(), client()
+    with pytest.raises(RuntimeError):
+        ours.records()
+    run(theirs, ours)
+    ours.records()
+    with pytest.raises(TlsError):
+        ours.records()
+
+
+def test_steps_run_in_other_threads_while_the_owner_feeds() -> None:
+    pairs = [(server(), client()) for _ in range(8)]
+
+    def shake(ours: Handshake, theirs: Handshake) -> None:
+        run(theirs, ours)
+
+    threads = [threading.Thread(target=shake, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ours, theirs in pairs:
+        talk(ours.records(), theirs.records())
+
+
+def test_one_context_serves_many_handshakes_and_may_be_dropped_meanwhile() -> None:
+    context = ServerContext([RELAY.der], RELAY.key_der, required_sni="relay.test")
+    waiting = [Handshake(context) for _ in range(3)]
+    del context
+    for ours in waiting:
+        run(client(), ours)
+
+
+def test_unusable_certificates_and_keys_are_refused_with_the_reason() -> None:
+    key = serialization.load_der_private_key(RELAY.key_der, None)
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+    )
+    cases: list[tuple[list[bytes], bytes, str]] = [
+        ([], RELAY.key_der, "empty"),
+        ([b"junk"], RELAY.key_der, "DER"),
+        ([RELAY.der, b"junk"], RELAY.key_der, "DER"),
+        ([RELAY.der], b"junk", "private key"),
+        ([RELAY.der], b"-----BEGIN PRIVATE KEY-----\njunk", "private key"),
+        ([RELAY.der], encrypted, "not encrypted"),
+        ([RELAY.der], OTHER.key_der, "does not fit"),
+    ]
+    for chain, private, reason in cases:
+        with pytest.raises(TlsError, match=reason) as error:
+            ServerContext(chain, private)
+        assert error.value.cause == "certificate"
+
+
+@pytest.mark.parametrize("options", [{"max_version": "TLSv1.1"}, {"suites": ["TLS_NULL"]}, {"required_sni": "a" * 300}])
+def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        server(**options)
+
+
+def test_addresses_are_told_from_names() -> None:
+    assert [is_address(name) for name in ("1.2.3.4", "::1", "relay.test", "1.2.3", "")] == [True, True, False, False, False]
