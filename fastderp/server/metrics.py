@@ -103,9 +103,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("derp_websocket_accepts", "counter", "connections over WebSocket"),
     Metric("derper_tls_active_version", "gauge", "requests in progress, by TLS version", ("version",), prefix="gauge_"),
     Metric("derper_tls_request_version", "untyped", "requests, by TLS version", ("version",)),
-    Metric("fastderp_closed", "counter", "connections closed before they were logged in, by reason", ("reason",)),
-    Metric("fastderp_session_closed", "counter", "logged-in connections closed, by reason", ("reason",)),
+    Metric("fastderp_accept_shortages", "counter", "pauses in accepting for want of descriptors or memory"),
+    Metric("fastderp_backlog_bytes", "gauge", "bytes that wait to be written to slow clients"),
+    Metric("fastderp_closed", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
+    Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
+    Metric("fastderp_events_lost", "counter", "reports of the data plane that found no memory"),
     Metric("fastderp_reads", "counter", "receive calls of the data plane that brought bytes"),
+    Metric("fastderp_session_closed", "counter", "logged-in connections that ended, by reason", ("reason",)),
     Metric("fastderp_writes", "counter", "send calls of the data plane"),
     Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate expires, seconds since 1970"),
     Metric("process_cpu_seconds_total", "counter", "CPU time used, seconds"),
@@ -159,14 +163,6 @@ def expvar(values: Mapping[str, Value]) -> dict[str, Any]:
 def vars_json(values: Mapping[str, Value]) -> str:
     """Write values as the JSON of `/debug/vars`."""
     return json.dumps(expvar(values), indent="\t", allow_nan=False) + "\n"
-
-
-def drops(counted: Mapping[tuple[str, str], tuple[int, int]]) -> dict[str, Value]:
-    """Split `{(reason, kind): (packets, bytes)}` into the two metrics that show it."""
-    return {
-        "derp_packets_dropped": {key: packets for key, (packets, _) in counted.items()},
-        "derp_bytes_dropped": {key: n_bytes for key, (_, n_bytes) in counted.items()},
-    }
 
 
 class Process:

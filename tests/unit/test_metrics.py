@@ -37,10 +37,10 @@ def test_every_way_to_drop_a_packet_is_there_before_the_first_drop() -> None:
     assert 'derp_packets_dropped{reason="queue_head",kind="disco"}' in dropped
 
 
-def test_drops_are_counted_in_packets_and_bytes() -> None:
-    shown = samples(metrics.drops({("queue_tail", "other"): (2, 2800)}))
+def test_drops_are_shown_by_reason_and_kind() -> None:
+    shown = samples({"derp_packets_dropped": {("queue_tail", "other"): 2}})
     assert shown['derp_packets_dropped{reason="queue_tail",kind="other"}'] == "2"
-    assert shown['derp_bytes_dropped{reason="queue_tail",kind="other"}'] == "2800"
+    assert shown['derp_packets_dropped{reason="queue_tail",kind="disco"}'] == "0"
 
 
 def test_untyped_metrics_have_no_type_line() -> None:

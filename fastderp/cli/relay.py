@@ -1,0 +1,78 @@
+"""The command `fastderp-relay`: flags in, a running relay, one clear line when it cannot run (PROTOCOL §12).
+
+What the flags mean is in `fastderp.cli.config`, what is started in `fastderp.cli.startup`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import sys
+from collections.abc import Sequence
+
+import fastderp
+from fastderp.cli.config import flag_table, read_flags, relay_config
+from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
+
+log = logging.getLogger("fastderp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; `-help` lists the codes."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except DerpError as error:
+        return _refuse(error, error.exit_code)
+    except ImportError as error:  # no OpenSSL to be found, a dependency not installed
+        return _refuse(error, EX_UNAVAILABLE)
+    except KeyboardInterrupt:  # before the loop has taken over the signals
+        return EX_OK
+
+
+def _refuse(error: Exception, exit_code: int) -> int:
+    print(f"fastderp-relay: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    values, given = read_flags(arguments, os.environ)
+    if values["help"] or values["h"]:
+        from fastderp.cli.usage import print_usage
+
+        print_usage(flag_table(os.environ), sys.stdout)
+        return EX_OK
+    if values["version"]:
+        print(f"fastderp-relay {fastderp.__version__}")
+        return EX_OK
+    config = relay_config(values, given, is_root=os.geteuid() == 0)
+    _log_to_stderr()
+    _raise_descriptor_limit()
+    import uvloop
+
+    from fastderp.cli.startup import serve
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config))
+    return EX_OK
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a closed stderr must not stop the relay
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system lets us: each client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

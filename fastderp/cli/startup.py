@@ -1,0 +1,145 @@
+"""What `fastderp-relay` starts, and in which order; `serve` is all of it.
+
+Only wiring: the parts are in `fastderp.server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+
+import fastderp
+from fastderp.cli.config import RelayConfig
+from fastderp.errors import CertificateError, ListenError
+from fastderp.keys import NodePrivate, load_or_create_server_key
+from fastderp.server.certs import Certificate, manual_certificate
+from fastderp.server.debug import DebugAccess, DebugPages
+from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
+from fastderp.server.listener import Listener
+from fastderp.server.metrics import Value
+from fastderp.server.relay import Server
+from fastderp.server.stun import StunServer, bind_stun
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import ServerContext
+
+log = logging.getLogger("fastderp")
+
+
+async def serve(config: RelayConfig) -> None:
+    """Start everything, say so, and run until SIGTERM or SIGINT asks for the end.
+
+    Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
+    """
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack:
+        await _start(config, stack)
+        await stopping.wait()
+        log.info("stopping")
+
+
+async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack) -> None:
+    """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all."""
+    access = DebugAccess.from_environment(os.environ)
+    key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
+    certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
+    stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
+    if stun is not None:
+        stack.callback(stun.close)
+    server = await stack.enter_async_context(
+        Server(key, write_timeout=config.write_timeout_s, workers=config.workers)
+    )
+    site = Site(
+        hostname=config.hostname if config.tls else "",
+        derp=config.derp,
+        home=config.home,
+        debug_allowed=access.allows,
+    )
+    routes = relay_routes(site)
+    debug = DebugPages(
+        values=lambda: _metrics(server, stun, certificate),
+        check=lambda: "\n".join(server.consistency_check()),
+        access=access,
+        hostname=config.hostname,
+        has_mesh_key=server.has_mesh_key,
+        dev=config.dev,
+    )
+    routes.prefixes["/debug/"] = debug.respond
+    tls = _tls_context(certificate, server.meta_cert) if certificate else None
+    listener = _listen(server, config, config.port, routes, tls)
+    plain = None
+    if config.http_port is not None:
+        plain = _listen(server, config, config.http_port, http_port_routes(site, routes))
+    if stun is not None:
+        stun.start()
+    _announce(config, server, listener, plain, stun, certificate)
+
+
+def _tls_context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
+    chain = [*certificate.chain, meta_cert]
+    try:
+        return ServerContext(chain, certificate.key, required_sni=certificate.required_sni)
+    except TlsError as error:
+        raise CertificateError(f"certificate for {certificate.hostname}: OpenSSL does not accept it: {error}") from error
+
+
+def _listen(
+    server: Server, config: RelayConfig, port: int, routes: Routes, tls: ServerContext | None = None
+) -> Listener:
+    try:
+        return server.listen(
+            config.host,
+            port,
+            tls=tls,
+            routes=routes,
+            keepalive_idle_s=config.keepalive_s,
+            user_timeout_s=config.user_timeout_s,
+        )
+    except OSError as error:
+        hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
+        raise ListenError(f"{error.strerror}{hint}") from error
+
+
+def _metrics(server: Server, stun: StunServer | None, certificate: Certificate | None) -> dict[str, Value]:
+    values = server.metrics()
+    if stun is not None:
+        values |= stun.counters.metrics()
+    if certificate is not None:
+        values["fastderp_certificate_expiry_unix_time"] = int(certificate.not_after.timestamp())
+    return values
+
+
+def _announce(
+    config: RelayConfig,
+    server: Server,
+    listener: Listener,
+    plain: Listener | None,
+    stun: StunServer | None,
+    certificate: Certificate | None,
+) -> None:
+    """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
+    served = [f"fastderp-relay {fastderp.__version__} serves {'https' if config.tls else 'http'} on " + _places(listener)]
+    if plain is not None:
+        served.append(f"plain HTTP on {_places(plain)}")
+    served.append(f"STUN on UDP {stun.addresses[0][1]}" if stun is not None else "no STUN")
+    kept = f"kept in {config.key_file}" if config.key_file else "forgotten at exit"
+    log.info("%s", "; ".join(served))
+    log.info("public key %s, %s", server.public_key.text, kept)
+    if config.address_overridden:
+        log.warning("-dev serves on this port whatever -a says")
+    if not config.derp:
+        log.warning("-derp=false: packets are not relayed")
+    if certificate is not None and certificate.required_sni is None:
+        log.info("the node for your DERP map, pinned to this certificate:")
+        stun_port = stun.addresses[0][1] if stun is not None else None
+        log.info("  %s", certificate.derp_node(port=listener.port, stun_port=stun_port))
+    log.info("ready")
+
+
+def _places(listener: Listener) -> str:
+    return ", ".join(listener.addresses)

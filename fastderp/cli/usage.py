@@ -1,0 +1,82 @@
+"""What `fastderp-relay -help` prints: the flags by group, examples, exit codes.
+
+Imported only for -help: drawing it costs more than starting the relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fastderp.cli.flags import Flag
+
+EXAMPLES = (
+    ("fastderp-relay -dev", "try it: plain HTTP on :3340, the key is forgotten at exit"),
+    (
+        "fastderp-relay -c relay.key -certmode manual -certdir certs -hostname 203.0.113.7",
+        "HTTPS on :443 with a certificate made for this address; prints the node for your DERP map",
+    ),
+)
+
+EXIT_CODES = (
+    (0, "ended by SIGTERM or SIGINT"),
+    (2, "wrong flags"),
+    (69, "a library is missing, such as OpenSSL"),
+    (71, "cannot listen on an address: in use, not allowed, not this machine's"),
+    (78, "a key, a certificate or a setting that cannot be used"),
+)
+
+
+def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
+    """Print the help for a table of flags; in colour when the file is a terminal."""
+    console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
+    console.print(Text.assemble(("fastderp-relay", "bold"), " relays the packets of tailscale nodes that cannot reach each other."))
+    console.print("Flags are derper's: one dash or two, -flag value or -flag=value.")
+    for group, members in groupby((flag for flag in flags if flag.group), key=lambda flag: flag.group):
+        _heading(console, group)
+        known = list(members)
+        if all(flag.supported for flag in known):
+            _pairs(console, [(_spelling(flag), _explanation(flag)) for flag in known])
+        else:
+            names = ", ".join("-" + flag.name for flag in known)
+            console.print(Padding(f"derper has them too; refused unless they are at their default: {names}", (0, 2)))
+    _heading(console, "Examples")
+    for command, meaning in EXAMPLES:
+        console.print(Padding(Text(command, "bold"), (0, 2), expand=False))
+        console.print(Padding(Text(meaning, "dim"), (0, 6), expand=False))
+    _heading(console, "Exit codes")
+    _pairs(console, [(Text(str(code), "bold"), Text(meaning)) for code, meaning in EXIT_CODES])
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, "bold cyan"))
+
+
+def _pairs(console: Console, rows: Sequence[tuple[Text, Text]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=24)
+    table.add_column()
+    for left, right in rows:
+        table.add_row(left, right)
+    console.print(Padding(table, (0, 2), expand=False))
+
+
+def _spelling(flag: Flag) -> Text:
+    value = "" if flag.is_boolean else " " + flag.metavar
+    return Text.assemble((f"-{flag.name}", "bold"), (value, "italic"))
+
+
+def _explanation(flag: Flag) -> Text:
+    text = Text(flag.help)
+    if flag.is_boolean and flag.default == "true":
+        text.append(f" (on; -{flag.name}=false for off)", "dim")
+    elif flag.default not in ("", "false"):
+        text.append(f" (default {flag.default})", "dim")
+    return text

@@ -1,0 +1,84 @@
+"""The installed `fastderp-relay`, started as its users do; killed by its id when the test is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("fastderp-relay")
+START_TIMEOUT_S = 20.0
+
+
+@dataclass
+class RunningRelay:
+    """A relay that serves; `lines` is what it has said on the way there."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def said(self) -> str:
+        """Everything it has said so far, without the time in front of each line."""
+        return "".join(line[20:] for line in self.lines)
+
+    def find(self, pattern: str) -> str:
+        """Return the first group of a pattern in what it said."""
+        match = re.search(pattern, self.said)
+        assert match, f"{pattern!r} is not in:\n{self.said}"
+        return match[1]
+
+    @property
+    def port(self) -> int:
+        """The first TCP port it serves."""
+        return int(self.find(r"serves https? on \S+?:(\d+)[,;]"))
+
+    @property
+    def stun_port(self) -> int:
+        """Its UDP port of STUN."""
+        return int(self.find(r"STUN on UDP (\d+)"))
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; return the exit code and what it said until then."""
+        self.process.send_signal(number)
+        _, rest = self.process.communicate(timeout=20)
+        self.lines += rest.splitlines(keepends=True)
+        return self.process.returncode, self.said
+
+
+def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run the command with flags it cannot run with; return its exit code and what it said."""
+    done = subprocess.run(
+        [COMMAND, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20, env=_environment(env)
+    )
+    return done.returncode, done.stdout
+
+
+@contextlib.contextmanager
+def relay(*flags: str, env: dict[str, str] | None = None) -> Iterator[RunningRelay]:
+    """Run the command until the block ends; it serves when the block begins."""
+    process = subprocess.Popen([COMMAND, *flags], stderr=subprocess.PIPE, text=True, env=_environment(env))
+    running = RunningRelay(process)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            running.lines.append(line)
+            if "ready" in line:
+                break
+        else:
+            raise AssertionError(f"{COMMAND} ended with {process.wait()}:\n{''.join(running.lines)}")
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _environment(extra: dict[str, str] | None) -> dict[str, str]:
+    return {**os.environ, **(extra or {})}

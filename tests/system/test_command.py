@@ -1,0 +1,246 @@
+"""`fastderp-relay` from outside: how it starts, what it serves, how it ends, and what it says when it cannot."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fastderp.keys import NodePrivate
+from tests.kit.command import COMMAND, refused, relay
+
+QUIET = ("-stun=false", "-http-port=-1")
+# PROTOCOL §20
+STUN_REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+
+
+def get(url: str, context: ssl.SSLContext | None = None) -> str:
+    with urllib.request.urlopen(url, timeout=10, context=context) as response:
+        text: str = response.read().decode()
+        return text
+
+
+def test_a_first_start_makes_a_key_and_says_where_it_serves(tmp_path: Path) -> None:
+    key = tmp_path / "deep" / "relay.key"
+    with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET) as running:
+        public = running.find(r"public key (nodekey:[0-9a-f]{64}), kept in ")
+        assert str(key) in running.said
+        assert "DERP" in get(f"http://127.0.0.1:{running.port}/")
+    private = json.loads(key.read_text())["PrivateKey"]
+    assert NodePrivate.from_text(private).public().text == public
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert private.partition(":")[2] not in running.said
+
+
+def test_a_second_start_keeps_the_key(tmp_path: Path) -> None:
+    publics = set()
+    for _ in range(2):
+        with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+            publics.add(running.find(r"public key (\S+),"))
+    assert len(publics) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with relay("--a=127.0.0.1:0", f"--c={tmp_path / 'relay.key'}", *QUIET) as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as client:
+            client.sendall(b"GET /derp HTTP/1.1\r\nHost: x\r\n")
+            code, said = running.stop(number)
+    assert code == 0
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "stopping"
+
+
+def test_every_address_is_served_in_both_families(tmp_path: Path) -> None:
+    with relay("-a", ":0", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        assert get(f"http://127.0.0.1:{running.port}/derp/probe") == ""
+        if socket.has_ipv6 and "[::]" in running.said:
+            assert get(f"http://[::1]:{running.port}/derp/probe") == ""
+
+
+def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(tmp_path / "relay.key")) as running:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.sendto(STUN_REQUEST, ("127.0.0.1", running.stun_port))
+            answer = client.recv(100)
+        assert answer[:20] == bytes.fromhex("0101000c2112a442") + STUN_REQUEST[8:20]
+        varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+        assert 'stun_requests{disposition="success"} 1\n' in varz
+        assert 'stun_addrfamily{family="ipv4"} 1\n' in varz
+
+
+def test_the_counters_are_there_under_derpers_names(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+        tree = json.loads(get(f"http://127.0.0.1:{running.port}/debug/vars"))
+        assert "tables are consistent" in get(f"http://127.0.0.1:{running.port}/debug/check")
+    untyped = [name for name in re.findall(r"^(\w+)", varz, re.M) if f"# HELP {name} " not in varz]
+    assert not untyped, "not in the table of metrics"
+    for name in ("derp_accepts", "derp_current_connections", "derp_packets_received", "derp_bytes_sent", "derp_got_ping"):
+        assert re.search(rf"^{name} 0$", varz, re.M), name
+    assert varz.count("\nderp_packets_dropped{") == 14
+    assert tree["derp"]["gauge_current_connections"] == 0
+
+
+def test_an_address_gets_a_certificate_and_prints_its_node(tmp_path: Path) -> None:
+    flags = ("-certmode", "manual", "-certdir", str(tmp_path / "certs"), "-hostname", "127.0.0.1", "-c", str(tmp_path / "relay.key"))
+    with relay("-a", "127.0.0.1:0", "-stun=false", "-http-port", "0", *flags) as running:
+        node = json.loads(running.find(r"(\{.*\})"))
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "certs" / "127.0.0.1.crt"))
+        assert "DERP" in get(f"https://127.0.0.1:{running.port}/", trusting)
+        leaf = ssl.PEM_cert_to_DER_cert((tmp_path / "certs" / "127.0.0.1.crt").read_text())
+        assert "fastderp_certificate_expiry_unix_time" in get(f"https://127.0.0.1:{running.port}/debug/varz", trusting)
+    assert node == {
+        "Name": "custom", "RegionID": 900, "HostName": "127.0.0.1", "DERPPort": running.port, "STUNPort": -1,
+        "CertName": "sha256-raw:" + hashlib.sha256(leaf).hexdigest(),
+    }  # fmt: skip
+
+
+def test_the_plain_port_beside_https_answers_captive_portal_checks_only(tmp_path: Path) -> None:
+    flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1", "-c", str(tmp_path / "relay.key"))
+    with relay("-a", "127.0.0.1:0", "-stun=false", "-http-port", "0", *flags) as running:
+        plain = int(running.find(r"plain HTTP on \S+:(\d+)"))
+        assert get(f"http://127.0.0.1:{plain}/generate_204") == ""
+        with socket.create_connection(("127.0.0.1", plain), timeout=10) as client:
+            client.sendall(b"GET /derp HTTP/1.1\r\nHost: relay.example\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 302 ")
+
+
+def test_a_decommissioned_relay_refuses_to_relay_and_says_so(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-derp=false", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        assert get(f"http://127.0.0.1:{running.port}/generate_204") == ""
+        request = urllib.request.Request(f"http://127.0.0.1:{running.port}/derp", headers={"Upgrade": "DERP"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert caught.value.code == 404
+        assert "not relayed" in running.said
+
+
+def test_the_version_is_printed() -> None:
+    assert re.fullmatch(r"fastderp-relay \d+\.\d+\.\d+\n", refused("--version")[1])
+
+
+@pytest.mark.parametrize("flag", ["-h", "-help", "--help"])
+def test_help_lists_every_flag_and_every_exit_code(flag: str) -> None:
+    code, text = refused(flag)
+    assert code == 0
+    for word in ("-a [HOST]:PORT", "-certmode", "-workers", "-tcp-write-timeout", "-mesh-with", "Exit codes", "78"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str, str] | None = None) -> None:
+    """Expect the command to refuse: that exit code, one line, that message, no traceback."""
+    code, text = refused(*flags, env=env)
+    assert re.search(message, text), text
+    assert code == exit_code, text
+    assert text.count("\n") == 1, text
+    assert text.startswith("fastderp-relay: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-stunport", "1"), "unknown flag -stunport; did you mean -stun-port"),
+        (("-workers", "many"), 'invalid value "many" for -workers'),
+        (("-stun", "false"), "-stun=false"),
+        (("-a", "127.0.0.1", "-c", "k"), 'invalid address "127.0.0.1" for -a: missing port'),
+        (("-mesh-with", "a.example"), "-mesh-with is not supported yet"),
+        (("-a", ":443", "-c", "k"), "-certmode letsencrypt is not supported yet: use -certmode manual"),
+        (("-dev", "-home", "gopher://x"), "unknown -home value"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_code_2(flags: tuple[str, ...], message: str) -> None:
+    one_line(flags, 2, message)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "{", '{"PrivateKey":"privkey:00"}', '{"PrivateKey":7}', "[1]", "\x00", '{"PrivateKey":"privkey:' + "g" * 64 + '"}'],
+)
+def test_a_malformed_key_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+    key = tmp_path / "relay.key"
+    key.write_text(content)
+    one_line(("-a", "127.0.0.1:0", "-c", str(key), *QUIET), 78, re.escape(str(key)))
+    assert key.read_text() == content
+
+
+def test_a_key_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path), *QUIET), 78, re.escape(str(tmp_path)))
+
+
+def test_a_key_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "file" / "relay.key"), *QUIET), 78, "relay.key|file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file and binds every port")
+def test_an_unreadable_key_and_a_privileged_port_are_refused(tmp_path: Path) -> None:
+    key = tmp_path / "relay.key"
+    key.write_text("{}")
+    key.chmod(0)
+    one_line(("-a", "127.0.0.1:0", "-c", str(key), *QUIET), 78, "Permission denied")
+    one_line(("-a", "127.0.0.1:1", "-c", str(tmp_path / "other.key"), *QUIET), 71, "Permission denied")
+
+
+def test_missing_certificates_are_refused(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
+    one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")
+    one_line((*flags, "-hostname", "relay.example", "-certdir="), 78, "missing required -certdir")
+
+
+def test_a_malformed_certificate_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "127.0.0.1.crt").write_text("junk")
+    (tmp_path / "127.0.0.1.key").write_text("junk")
+    flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1")
+    one_line((*flags, "-c", str(tmp_path / "k"), *QUIET), 78, r"127\.0\.0\.1\.crt is not a PEM")
+
+
+def test_a_tcp_port_in_use_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one_line(("-a", f"127.0.0.1:{port}", "-c", str(tmp_path / "k"), *QUIET), 71, rf"127\.0\.0\.1:{port}.*[Aa]ddress already in use")
+
+
+def test_a_stun_port_in_use_is_refused_before_anything_is_served(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        flags = ("-a", "127.0.0.1:0", "-stun-port", str(port), "-c", str(tmp_path / "k"))
+        one_line(flags, 71, rf"STUN: cannot listen on UDP 127\.0\.0\.1:{port}: Address already in use")
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    one_line(("-a", "192.0.2.1:0", "-c", str(tmp_path / "k"), *QUIET), 71, "192.0.2.1.*Cannot assign requested address")
+
+
+def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    one_line(("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *QUIET), 71, "no-such-host.invalid")
+
+
+def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
+    one_line(flags, 78, "TS_DEBUG_TRUSTED_CIDRS", {"TS_DEBUG_TRUSTED_CIDRS": "everyone"})
+
+
+def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> None:
+    script = f'ulimit -S -n 64; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false'
+    process = subprocess.Popen(["bash", "-c", script], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        process.stderr.readline()
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+    finally:
+        process.kill()
+        process.communicate()
+    soft, hard = re.findall(r"^Max open files\s+(\d+)\s+(\d+)", limits, re.M)[0]
+    assert soft == hard
