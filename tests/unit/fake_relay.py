@@ -6,6 +6,7 @@ client, right or wrong.
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -70,3 +71,63 @@ async def logged_in(
     finally:
         client.abort()
         relay.writer.transport.abort()
+
+
+class FakeServer:
+    """A relay's HTTP port. Each request is answered with 101 and waits in `accepted`.
+
+    A fast start gets no answer, as it should. `refuse` is sent instead of a 101 when set.
+    """
+
+    def __init__(self) -> None:
+        self.key = NodePrivate.generate()
+        self.accepted: asyncio.Queue[tuple[bytes, RelayEnd]] = asyncio.Queue()
+        self.refuse = b""
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @property
+    def port(self) -> int:
+        assert self._server
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
+
+    async def next_login(self, info: ServerInfo | None = ServerInfo()) -> tuple[bytes, RelayEnd]:
+        """Return the next request's head and the connection, logged in."""
+        head, relay = await self.accepted.get()
+        await relay.accept_login(info)
+        return head, relay
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return
+        if self.refuse:
+            writer.write(self.refuse)
+            writer.close()
+            return
+        if b"\r\nDerp-Fast-Start: 1\r\n" not in head:
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\n\r\n")
+        self.accepted.put_nowait((head, RelayEnd((reader, writer), self.key)))
+
+    def stop(self) -> None:
+        assert self._server
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def fake_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeServer]:
+    """Yield a FakeServer listening on 127.0.0.1."""
+    server = FakeServer()
+    await server.start(tls)
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,438 @@
+"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL section 13).
+
+Any number of tasks use it; one of them receives at a time. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import string
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
+
+from fastderp.client.client import PING_TIMEOUT_S, Client
+from fastderp.client.derpmap import DerpNode, DerpRegion
+from fastderp.client.dial import bracketed, dial_node, dial_region
+from fastderp.client.stream import Stream
+from fastderp.client.tls import TlsStream
+from fastderp.client.upgrade import server_key_in, upgrade
+from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.protocol import Message
+from fastderp.tls.handshake import ClientContext
+
+# From the name look-up to the login.
+CONNECT_TIMEOUT_S = 10.0
+# What a node in a region uses where TLS is switched off for tests.
+PLAIN_REGION_PORT = 3340
+
+RegionGetter = Callable[[], DerpRegion | None]
+
+_T = TypeVar("_T")
+_PIN_PREFIX = "sha256-raw:"
+_PRINTABLE = re.compile("[!-~]*")
+
+
+class ClientOptions(TypedDict, total=False):
+    """What both constructors of HTTPClient take besides where to connect."""
+
+    can_ack_pings: bool
+    """Promise to answer every Ping with `send_pong`."""
+    is_prober: bool
+    """Tell the relay that this client only measures."""
+    mesh_key: MeshKey | None
+    """The region's secret, which gives mesh privileges."""
+    app_name: str
+    """Name of the program, for the relay's statistics."""
+    cafile: str | os.PathLike[str] | None
+    """PEM file of roots trusted besides the system's."""
+    insecure: bool
+    """Accept any certificate. For tests."""
+    prefer_ipv6: bool
+    """Give IPv6 a head start of 200 ms."""
+
+
+class _Opened(NamedTuple):
+    """A TCP connection to a node and what HTTP says on it."""
+
+    stream: Stream
+    node: DerpNode
+    https: bool
+    host: str
+    path: str
+    ideal_node: str
+
+
+class _UrlTarget:
+    """A relay by URL."""
+
+    def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # Not quoted: there may be a password in it.
+            raise ValueError("a relay's URL names no user")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"a relay's URL is http:// or https:// and a host, not {url!r}")
+        if not _PRINTABLE.fullmatch(url):
+            raise ValueError(f"the URL has characters that need escaping: {url!r}")
+        self.url = url
+        self._https = parts.scheme == "https"
+        self._port = parts.port or (443 if self._https else 80)
+        self._host_header = parts.netloc
+        self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
+        self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
+        self._dialled = DerpNode("", 0, dial_host) if dial_host else self._node
+
+    def __str__(self) -> str:
+        return self.url
+
+    async def open(self, client: HTTPClient) -> _Opened:
+        stream = await dial_node(
+            self._dialled, self._port, prefer_ipv6=client._prefer_ipv6, timeout_s=CONNECT_TIMEOUT_S
+        )
+        return _Opened(stream, self._node, self._https, self._host_header, self._path, "")
+
+
+class _RegionTarget:
+    """The best node of a region that is looked up on every connect."""
+
+    def __init__(self, getter: RegionGetter, use_tls: bool | None) -> None:
+        if use_tls is None:
+            setting = os.environ.get("TS_DEBUG_USE_DERP_HTTP", "")
+            use_tls = setting.strip().lower() not in ("1", "t", "true")
+        self._getter = getter
+        self._https = use_tls
+
+    def __str__(self) -> str:
+        return "a DERP region"
+
+    async def open(self, client: HTTPClient) -> _Opened:
+        region = self._getter()
+        if region is None:
+            raise DialError("there is no such DERP region")
+        node, stream = await dial_region(
+            region,
+            default_port=443 if self._https else PLAIN_REGION_PORT,
+            prefer_ipv6=client._prefer_ipv6,
+            https=self._https,
+            secure_proxy=client._secure_proxy,
+        )
+        first = region.nodes[0]
+        ideal = first.name if first is not node else ""
+        return _Opened(stream, node, self._https, bracketed(node.host_name), "/derp", ideal)
+
+
+class HTTPClient:
+    """A client of a relay or a region that connects when it is first used.
+
+        async with HTTPClient("https://derp.example.com/derp", key) as client:
+            await client.send(peer, b"hello")
+            message = await client.recv()
+
+    `send`, `recv`, `forward_packet`, `close_peer` and `connect` connect when there is no
+    connection; the others never do. A failure closes the connection and is raised; that call is
+    not repeated, the next one connects again. Each connection has a generation number, 1 for the
+    first. `close` is final.
+
+    Errors are those of Client, and DialError when no connection can be made within 10 s.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        private_key: NodePrivate,
+        *,
+        cert_name: str = "",
+        dial_host: str = "",
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        """Prepare to use the relay at `url`; see ClientOptions for `options`.
+
+        The URL is http or https with any path; without one it is /derp. `cert_name` is as in a
+        DerpNode. TCP goes to `dial_host`, where given, instead of the URL's host. Raises ValueError.
+        """
+        self._setup(_UrlTarget(url, cert_name, dial_host), private_key, options)
+
+    @classmethod
+    def for_region(
+        cls,
+        region_getter: RegionGetter,
+        private_key: NodePrivate,
+        *,
+        use_tls: bool | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> Self:
+        """Prepare to use the first node that answers in the region that `region_getter` returns.
+
+        The getter is asked on every connect; None makes that fail. Proxies named by HTTPS_PROXY and NO_PROXY
+        are used. `use_tls` False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
+        """
+        client = cls.__new__(cls)
+        client._setup(_RegionTarget(region_getter, use_tls), private_key, options)
+        return client
+
+    def _setup(
+        self, target: _UrlTarget | _RegionTarget, private_key: NodePrivate, options: ClientOptions
+    ) -> None:
+        self._target = target
+        self._private_key = private_key
+        self._options = options
+        self._prefer_ipv6 = options.get("prefer_ipv6", False)
+        self._contexts: dict[tuple[bool, bytes | None], ClientContext] = {}
+        self._client: Client | None = None
+        self._dialling: asyncio.Task[tuple[Client, int]] | None = None
+        self._server_public_key: NodePublic | None = None
+        self._generation = 0
+        self._preferred = False
+        self._watching = False
+        self._closed = False
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key this client is reached under."""
+        return self._private_key.public()
+
+    @property
+    def server_public_key(self) -> NodePublic | None:
+        """The key of the relay of the present or latest connection; None before the first."""
+        return self._server_public_key
+
+    @property
+    def local_addr(self) -> tuple[str, int]:
+        """Our address and port. ConnectionClosed when there is no connection."""
+        return self._connected().local_addr
+
+    @property
+    def generation(self) -> int:
+        """How many connections there have been, the present one included."""
+        return self._generation
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._client is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    async def connect(self) -> None:
+        """Connect unless there is a connection. DialError says what failed."""
+        await self._ready()
+
+    async def send(self, destination: NodePublic, data: bytes) -> None:
+        """Send a packet of at most 65536 bytes to `destination`, see `Client.send`."""
+        await self._do(lambda client: client.send(destination, data))
+
+    async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
+        """Send a packet in the name of `source`, see `Client.forward_packet`."""
+        await self._do(lambda client: client.forward_packet(source, destination, data))
+
+    async def close_peer(self, target: NodePublic) -> None:
+        """Ask the relay to close the connections of `target`, see `Client.close_peer`."""
+        await self._do(lambda client: client.close_peer(target))
+
+    async def watch_connection_changes(self) -> None:
+        """Ask for a PeerPresent of every client, on this connection and all that follow."""
+        if self._watching:
+            await self.connect()
+            return
+        self._watching = True
+        if self._client is None:
+            await self.connect()
+        else:
+            await self._do(lambda client: client.watch_connection_changes())
+
+    async def note_preferred(self, preferred: bool) -> None:
+        """Say whether the relay is this client's home, on this connection and all that follow."""
+        changed, self._preferred = preferred != self._preferred, preferred
+        if changed and self._client is not None:
+            await self._do(lambda client: client.note_preferred(preferred))
+
+    async def recv(self) -> Message:
+        """Wait for the next message; the first of each connection is ServerInfo."""
+        return (await self.recv_with_generation())[0]
+
+    async def recv_with_generation(self) -> tuple[Message, int]:
+        """Wait for the next message; return it with the generation of the connection it came on."""
+        client, generation = await self._ready()
+        return await self._guard(client, client.recv()), generation
+
+    def __aiter__(self) -> Self:
+        """Iterate over messages until `close`; failures raise, and iterating again reconnects."""
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.recv()
+        except ConnectionClosed:
+            if self._closed:
+                raise StopAsyncIteration from None
+            raise
+
+    async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
+        """Ping the relay and return the seconds until its pong came, see `Client.ping`."""
+        client = self._connected()
+        return await self._guard(client, client.ping(timeout_s))
+
+    async def send_ping(self, data: bytes) -> None:
+        """Send a Ping of 8 bytes. ConnectionClosed when there is no connection."""
+        client = self._connected()
+        await self._guard(client, client.send_ping(data))
+
+    async def send_pong(self, data: bytes) -> None:
+        """Answer a Ping with its 8 bytes. ConnectionClosed when there is no connection."""
+        client = self._connected()
+        await self._guard(client, client.send_pong(data))
+
+    async def close(self) -> None:
+        """Close for good; everything that waits is told with ConnectionClosed."""
+        self._closed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._client else "not connected"
+        return f"<HTTPClient {self.public_key.short} of {self._target}, {state}>"
+
+    async def _do(self, request: Callable[[Client], Awaitable[_T]]) -> _T:
+        client, _ = await self._ready()
+        return await self._guard(client, request(client))
+
+    async def _guard(self, client: Client, request: Awaitable[_T]) -> _T:
+        """Forget a connection on which a request failed, so that the next call makes a new one."""
+        try:
+            return await request
+        except (ConnectionClosed, ProtocolError):
+            if self._client is client:
+                self._client = None
+            client.abort()
+            raise
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise ConnectionClosed("the client is closed" if self._closed else "not connected")
+        return self._client
+
+    async def _ready(self) -> tuple[Client, int]:
+        """Return the connection and its generation, made first when there is none.
+
+        Tasks that come meanwhile share one attempt, and it goes on when one of them gives up.
+        """
+        if self._closed:
+            raise ConnectionClosed("the client is closed")
+        if self._dialling is None:
+            if self._client is not None:
+                return self._client, self._generation
+            self._dialling = asyncio.create_task(self._dial())
+            self._dialling.add_done_callback(self._dialled)
+        try:
+            return await asyncio.shield(self._dialling)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise ConnectionClosed("the client is closed") from None
+            raise
+
+    def _dialled(self, task: asyncio.Task[tuple[Client, int]]) -> None:
+        self._dialling = None
+        if not task.cancelled():
+            # Seen here, in case everybody who waited for it has given up.
+            task.exception()
+
+    async def _dial(self) -> tuple[Client, int]:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                client = await self._login()
+                self._client = client
+                self._generation += 1
+                self._server_public_key = client.server_public_key
+                # The relay's answer to the login is not waited for.
+                await self._guard(client, self._say_again(client))
+                return client, self._generation
+        except TimeoutError:
+            raise DialError(f"no connection to {self._target} in {CONNECT_TIMEOUT_S:g} s") from None
+
+    async def _say_again(self, client: Client) -> None:
+        """Tell a new connection what the relay was told before."""
+        if self._preferred:
+            await client.note_preferred(True)
+        if self._watching:
+            await client.watch_connection_changes()
+
+    async def _login(self) -> Client:
+        opened = await self._target.open(self)
+        stream = opened.stream
+        try:
+            server_key: NodePublic | None = None
+            if opened.https:
+                stream, server_key = await self._secure(stream, opened.node)
+            await upgrade(
+                stream,
+                host=opened.host,
+                path=opened.path,
+                ideal_node=opened.ideal_node,
+                fast_start=server_key is not None,
+            )
+            return await Client.handshake(
+                stream,
+                self._private_key,
+                can_ack_pings=self._options.get("can_ack_pings", False),
+                is_prober=self._options.get("is_prober", False),
+                mesh_key=self._options.get("mesh_key"),
+                server_public_key=server_key,
+                app_name=self._options.get("app_name", ""),
+            )
+        except (ConnectionClosed, ProtocolError, BoxError) as error:
+            stream.abort()
+            raise DialError(f"{self._target}: {error}") from error
+        except BaseException:
+            stream.abort()
+            raise
+
+    async def _secure(self, stream: Stream, node: DerpNode) -> tuple[Stream, NodePublic | None]:
+        """Shake hands with the node; return the inside and the relay's key if the metacert told it."""
+        verify = not (self._options.get("insecure", False) or node.insecure_for_tests)
+        pin, cert_name = None, node.cert_name or None
+        if node.cert_name.startswith(_PIN_PREFIX):
+            pin, cert_name = _pin(node.cert_name), None
+        context = self._context(verify, pin)
+        inside = await TlsStream.connect(stream, context, node.host_name, cert_name=cert_name)
+        key = server_key_in(inside.peer_chain) if inside.version == "TLSv1.3" else None
+        return Stream.of(inside), key
+
+    async def _secure_proxy(self, stream: Stream, host: str) -> Stream:
+        return Stream.of(await TlsStream.connect(stream, self._context(True, None), host))
+
+    def _context(self, verify: bool, pin: bytes | None) -> ClientContext:
+        """Return the context for these rules; reading the system's roots takes a while, so it is kept."""
+        context = self._contexts.get((verify, pin))
+        if context is None:
+            context = ClientContext(verify=verify, cafile=self._options.get("cafile"), pin=pin)
+            self._contexts[verify, pin] = context
+        return context
+
+
+def _pin(cert_name: str) -> bytes:
+    digits = cert_name.removeprefix(_PIN_PREFIX)
+    if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
+        raise DialError(f"a certificate pin is {_PIN_PREFIX} and 64 hex digits")
+    return bytes.fromhex(digits)

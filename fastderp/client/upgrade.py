@@ -1,0 +1,87 @@
+"""The HTTP request that turns a connection into DERP, and the certificate that saves it a round trip.
+
+PROTOCOL 9.3, 10 (metacert) and 13, from the client's side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+
+from fastderp.client.stream import Stream
+from fastderp.errors import DialError
+from fastderp.keys import NodePublic
+
+_MAX_HEAD_SIZE = 64 << 10
+_BODY_SHOWN_SIZE = 200
+_BODY_TIMEOUT_S = 0.5
+_USER_AGENT = "fastderp"
+
+# DER of a certificate as far as its serial number: an X.509 v3 one of 8 bits. X.509 libraries
+# complain about the next: a common name (2.5.4.3) of 71 characters is longer than allowed.
+_METACERT_SERIAL = re.compile(
+    rb"\x30\x82..\x30(?:\x82..|\x81.)\xa0\x03\x02\x01\x02\x02(?:\x01(.)|\x02\x00(.))", re.DOTALL
+)
+_METACERT_NAME = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13]\x47derpkey([0-9a-fA-F]{64})")
+
+
+async def upgrade(
+    stream: Stream, *, host: str, path: str, ideal_node: str = "", fast_start: bool = False
+) -> None:
+    """Ask for DERP and, unless `fast_start`, wait for the relay's 101.
+
+    `host` goes into the Host header, `ideal_node` is the node we would rather be connected to.
+    A fast start is answered with DERP at once. DialError for any other answer than 101.
+    """
+    headers = {
+        "Host": host,
+        "User-Agent": _USER_AGENT,
+        "Connection": "Upgrade",
+        "Upgrade": "DERP",
+    }
+    if ideal_node:
+        headers["Ideal-Node"] = ideal_node
+    if fast_start:
+        headers["Derp-Fast-Start"] = "1"
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    stream.write("\r\n".join([*lines, "", ""]).encode())
+    await stream.drain()
+    if not fast_start:
+        await _expect_101(stream)
+
+
+async def _expect_101(stream: Stream) -> None:
+    head = await stream.read_head(_MAX_HEAD_SIZE)
+    status_line = head.partition(b"\r\n")[0].decode("latin-1")
+    version, _, status = status_line.partition(" ")
+    if not version.startswith("HTTP/1."):
+        raise DialError(f"not an HTTP answer: {status_line[:100]!r}")
+    if status.split(" ")[0] != "101":
+        raise DialError(f"the relay answered {status[:100]!r}{await _body(stream)}")
+
+
+async def _body(stream: Stream) -> str:
+    """Return the beginning of an error's text, if any comes soon."""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            body = await stream.read(_BODY_SHOWN_SIZE)
+    except TimeoutError:
+        body = b""
+    # Shown as a literal: it comes from a stranger and may end up in a log.
+    return f": {body.decode('utf-8', 'replace').strip()!r}" if body else ""
+
+
+def server_key_in(chain: Iterable[bytes]) -> NodePublic | None:
+    """Return the relay's key from the metacert among its certificates (DER), if there is one.
+
+    Only a TLS 1.3 handshake keeps the certificates secret and so makes this worth trusting.
+    """
+    for der in chain:
+        serial = _METACERT_SERIAL.match(der)
+        name = _METACERT_NAME.search(der)
+        if serial and name and any(serial[1] or serial[2]):
+            key = NodePublic.from_hex(name[1].decode())
+            if not key.is_zero:
+                return key
+    return None

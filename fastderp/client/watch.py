@@ -1,0 +1,92 @@
+"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL 7.3).
+
+Used by mesh links and monitoring. Runs as a task in the client's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from fastderp.client.http_client import HTTPClient
+from fastderp.errors import DerpError
+from fastderp.keys import NodePublic
+from fastderp.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
+
+RETRY_S = 5.0
+
+_log = logging.getLogger("fastderp.client")
+
+
+async def run_watch_connection_loop(
+    client: HTTPClient,
+    *,
+    on_present: Callable[[PeerPresent], None],
+    on_gone: Callable[[PeerGone], None],
+    on_error: Callable[[DerpError], None] | None = None,
+    ignore_server_key: NodePublic | None = None,
+    retry_s: float = RETRY_S,
+) -> None:
+    """Report every client that comes to and leaves the relay, until `client` is closed.
+
+    `client` has the region's mesh key and no other receiver. When its connection breaks, `on_error`
+    gets the reason, `on_gone` every key reported so far (with MESH_LINK_BROKEN), and after `retry_s`
+    seconds the next connection begins with all clients anew. The same key may be reported
+    present more than once.
+
+    Returns at once when the relay's key is `ignore_server_key`: a relay that watches itself.
+    """
+    presence = _Presence(on_present, on_gone)
+    try:
+        while not client.is_closed:
+            try:
+                if await _watch(client, presence, ignore_server_key):
+                    return
+            except DerpError as error:
+                presence.withdraw()
+                if client.is_closed:
+                    return
+                _log.info("watching %r: %s", client, error)
+                if on_error is not None:
+                    on_error(error)
+                await asyncio.sleep(retry_s)
+    finally:
+        presence.withdraw()
+
+
+async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> bool:
+    """Follow one connection after the other until one fails; True when the relay is to be ignored."""
+    await client.watch_connection_changes()
+    generation = None
+    while True:
+        message, came_with = await client.recv_with_generation()
+        if came_with != generation:
+            # The first message of a connection, which somebody who shares the client may have made.
+            generation = came_with
+            presence.withdraw()
+            if ignore is not None and client.server_public_key == ignore:
+                _log.info("watching %r: it is ourselves", client)
+                return True
+        presence.note(message)
+
+
+class _Presence:
+    """The keys that were reported present and not yet gone."""
+
+    def __init__(self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None]) -> None:
+        self._on_present = on_present
+        self._on_gone = on_gone
+        self._keys: set[NodePublic] = set()
+
+    def note(self, message: Message) -> None:
+        if isinstance(message, PeerPresent):
+            self._keys.add(message.key)
+            self._on_present(message)
+        elif isinstance(message, PeerGone):
+            self._keys.discard(message.key)
+            self._on_gone(message)
+
+    def withdraw(self) -> None:
+        while self._keys:
+            self._on_gone(PeerGone(self._keys.pop(), PeerGoneReason.MESH_LINK_BROKEN))
