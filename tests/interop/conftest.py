@@ -1,7 +1,10 @@
 """Fixtures of the interop tests: Go programs built once, relays started where a test wants them."""
 
 import os
+import shutil
+import sys
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -35,5 +38,24 @@ def start_derper(go_programs: GoPrograms, tmp_path_factory: pytest.TempPathFacto
 
     def start(*flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
         return running(go_programs.derper, tmp_path_factory.mktemp("derper"), *flags, tls=tls)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def fastderp_relay() -> Path:
+    """Return the installed command: the one of this Python, else the first on the path."""
+    beside = Path(sys.executable).with_name("fastderp-relay")
+    found = beside if beside.exists() else shutil.which("fastderp-relay")
+    assert found, "fastderp-relay is not installed"
+    return Path(found)
+
+
+@pytest.fixture
+def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+    """Return how to start fastderp-relay; its flags are derper's."""
+
+    def start(*flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
+        return running(fastderp_relay, tmp_path_factory.mktemp("fastderp"), *flags, tls=tls)
 
     return start

@@ -14,6 +14,9 @@ import (
 const (
 	blockSize    = 2 * derp.MaxPacketSize
 	stallTimeout = 10 * time.Second
+
+	// Three packets of four are no larger than this, as in the traffic of a VPN.
+	commonSize = 1500
 )
 
 // plan is every packet one side sends, known to both from the seed and the
@@ -40,13 +43,21 @@ func newPlan(seed uint64, sender key.NodePublic, n, maxSize int) *plan {
 	stream.Read(words)
 	for i := range n {
 		word := words[8*i:]
-		p.sizes[i] = int(binary.LittleEndian.Uint32(word) % uint32(maxSize+1))
+		p.sizes[i] = drawnSize(binary.LittleEndian.Uint32(word), maxSize)
 		p.offsets[i] = int(binary.LittleEndian.Uint32(word[4:]) % derp.MaxPacketSize)
 	}
 	if n >= 2 {
 		p.sizes[0], p.sizes[1] = 0, maxSize
 	}
 	return p
+}
+
+func drawnSize(word uint32, maxSize int) int {
+	limit := min(maxSize, commonSize)
+	if word%4 == 0 {
+		limit = maxSize
+	}
+	return int((word >> 2) % uint32(limit+1))
 }
 
 func (p *plan) packet(i int) []byte {
