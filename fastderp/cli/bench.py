@@ -39,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_box=not options.no_box_check,
         )
         scenario = _scenario(options)
+        timing = Timing(options.warmup, options.duration)
         _prepare_process(options.cpu, scenario)
-        result = _run_with_bar(target, scenario, options)
+        result = _run_with_bar(target, scenario, timing, options)
         if options.json:
             _write_json(options.json, result, arguments)
     except ValueError as error:
@@ -138,7 +139,9 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _run_with_bar(target: Target, scenario: Scenario, options: argparse.Namespace) -> Result:
+def _run_with_bar(
+    target: Target, scenario: Scenario, timing: Timing, options: argparse.Namespace
+) -> Result:
     bar = Progress(
         TextColumn("{task.description:>10}"), BarColumn(),
         console=Console(stderr=True), transient=True, auto_refresh=False,
@@ -153,7 +156,7 @@ def _run_with_bar(target: Target, scenario: Scenario, options: argparse.Namespac
                 bar.refresh()
 
         return run(
-            target, scenario, Timing(options.warmup, options.duration),
+            target, scenario, timing,
             pid=options.pid, verify=options.verify, seed=options.seed, on_progress=on_progress,
         )
 

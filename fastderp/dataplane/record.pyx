@@ -17,10 +17,11 @@ cdef extern from *:
     """
     #define fastderp_add(counter, n) __atomic_add_fetch(counter, n, __ATOMIC_RELAXED)
     #define fastderp_or(bits, more) __atomic_fetch_or(bits, more, __ATOMIC_RELEASE)
-    #define fastderp_load(bits) __atomic_load_n(bits, __ATOMIC_RELAXED)
+    #define fastderp_load(value) __atomic_load_n(value, __ATOMIC_RELAXED)
     #define fastderp_take(bits) __atomic_exchange_n(bits, 0, __ATOMIC_ACQUIRE)
     """
     int fastderp_add(int*, int) noexcept nogil
+    int fastderp_count "fastderp_load"(int*) noexcept nogil
     uint32_t fastderp_or(uint32_t*, uint32_t) noexcept nogil
     uint32_t fastderp_load(uint32_t*) noexcept nogil
     uint32_t fastderp_take(uint32_t*) noexcept nogil
@@ -147,7 +148,7 @@ cdef void context_free(RecordKeys* keys) noexcept nogil:
 
 cdef void context_settle(RecordKeys* keys) noexcept nogil:
     """After a batch: keep the context only while the process has room for it."""
-    if fastderp_add(&n_contexts, 0) > CONTEXTS_MAX:
+    if fastderp_count(&n_contexts) > CONTEXTS_MAX:
         context_free(keys)
 
 
@@ -176,6 +177,7 @@ cdef bint aead_open(RecordKeys* keys, const uint8_t* record, uint8_t* inner, int
         keys.sequence += 1
         return True
     memset(inner, 0, n_inner)  # unauthenticated plaintext goes nowhere
+    crypto.ERR_clear_error()   # the queue is the thread's: others must not find our failure in it
     return False
 
 

@@ -7,6 +7,7 @@ Runs on asyncio before the load starts; nothing here is on the measured path. Un
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -172,11 +173,18 @@ async def join(target: Target, address: tuple[str, int]) -> Joined:
             return await _join(target, address, sock)
     except (OSError, ProtocolError, TlsError) as error:
         sock.close()
-        cause = "the login took too long" if isinstance(error, TimeoutError) else error
-        raise DialError(f"{target.url}: {cause}") from error
+        raise DialError(f"{target.url}: {_cause(error)}") from error
     except BaseException:
         sock.close()
         raise
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no login within {LOGIN_LIMIT_S:.0f} s"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # asyncio's own text shows the address as a tuple
+    return str(error)
 
 
 async def _join(target: Target, address: tuple[str, int], sock: socket.socket) -> Joined:

@@ -534,10 +534,10 @@ cdef void events_take(State* s, int timeout_ms) noexcept nogil:
 
 
 cdef void state_run(State* s, uint64_t until_ns) noexcept nogil:
-    """Turn until the time is over, the drain is complete, or somebody says stop."""
+    """Turn until the time is over, the drain is complete, nobody is left, or somebody says stop."""
     cdef uint64_t now_ns = clock_ns()
     while now_ns < until_ns and not flag_is_set(&s.stopped):
-        if s.phase == DRAIN and s.n_under_way == 0:
+        if s.n_dead == s.n_connections or (s.phase == DRAIN and s.n_under_way == 0):
             return
         if s.load == LOAD_RATE and s.phase != DRAIN:
             schedule_grant(s, now_ns)
@@ -681,7 +681,7 @@ cdef class Engine:
                 measure_start(s)
             state_run(s, until_ns)
         if phase == MEASURE:
-            s.measure_ns = clock_ns() - start_ns
+            s.measure_ns = max(<uint64_t>1, clock_ns() - start_ns)
 
     def warm_up(self, double seconds):
         """Run the load without measuring."""

@@ -39,6 +39,7 @@ class Result:
 
     url: str
     scenario: dict[str, Any]
+    n_clients: int  # idle ones included
     cipher: str  # "" over plain TCP
     seconds: float
     sent: int

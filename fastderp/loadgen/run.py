@@ -31,6 +31,10 @@ class Timing:
     warm_up_s: float = 0.5
     measure_s: float = 3.0
 
+    def __post_init__(self) -> None:
+        if self.warm_up_s < 0 or not 0 < self.measure_s < float("inf"):
+            raise ValueError(f"cannot warm up {self.warm_up_s} s and measure {self.measure_s} s")
+
 
 @dataclass(slots=True)
 class _Measured:
@@ -86,6 +90,7 @@ def run(
         return Result(
             url=target.url,
             scenario=asdict(scenario),
+            n_clients=n_clients,
             cipher=cipher,
             seconds=totals["seconds"],
             sent=totals["sent"],

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from fastderp.protocol import MAX_PACKET_SIZE
+
+MIN_SIZE: Final = 32
+"""A packet's number, time and check take this much."""
+
 Flow = tuple[int, int]
 """(source, target), both indexes of clients."""
 
@@ -42,7 +47,14 @@ class Scenario:
         if self.n < (2 if self.shape is Shape.ALL_TO_ALL else 1) or self.idle < 0:
             raise ValueError(f"{self.name}: too few clients")
         if self.window < 0 or self.rate < 0 or (self.window and self.rate):
-            raise ValueError(f"{self.name}: a load has either a window or a rate")
+            raise ValueError(f"{self.name}: a load has either a window or a rate, not below 0")
+        for size, weight in self.sizes:
+            if not MIN_SIZE <= size <= MAX_PACKET_SIZE:
+                raise ValueError(
+                    f"packets of {size} bytes: they must have {MIN_SIZE} to {MAX_PACKET_SIZE}"
+                )
+            if weight <= 0:
+                raise ValueError(f"the weight of size {size} must be positive, not {weight}")
 
     @property
     def n_clients(self) -> int:

@@ -80,7 +80,10 @@ class Handshake:
         `cert_name`, or the server name without one. Raises ValueError when there is no name to verify."""
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Hand over bytes of the peer, of any length. Raises TlsError (`flood`) beyond INPUT_MAX_BYTES."""
+        """Hand over bytes of the peer, of any length.
+
+        Raises TlsError: `flood` beyond INPUT_MAX_BYTES, `closed` after a failure or `records`.
+        """
 
     def step(self) -> bool:
         """Go as far as the input reaches, without the GIL; return whether the handshake is done.

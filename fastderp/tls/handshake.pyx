@@ -296,6 +296,7 @@ cdef class ClientContext(Context):
         cdef int ok
         if system_roots:
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
+            crypto.ERR_clear_error()  # a system without roots is no error: others may be given
         if cafile is not None and not ssl.SSL_CTX_load_verify_locations(self.ctx, str(cafile).encode(), NULL):
             raise TlsError("certificate", f"no usable certificates in {cafile}: {first_reason()}")
         for der in roots:
@@ -387,6 +388,7 @@ cdef class Handshake:
         crypto.OPENSSL_cleanse(&self.watch, sizeof(Watch))
 
     def feed(self, data not None):
+        self._alive()
         with self.lock:
             if len(self.input) + len(data) > INPUT_MAX_BYTES:
                 raise TlsError("flood", f"more than {INPUT_MAX_BYTES} bytes wait for the handshake")
@@ -417,6 +419,7 @@ cdef class Handshake:
                     result = ssl.SSL_do_handshake(self.connection)
                     error = ssl.SSL_get_error(self.connection, result)
                     code = crypto.ERR_get_error()
+                    crypto.ERR_clear_error()
                 self._pull_output()
                 if result == 1:
                     self._finish()
@@ -486,12 +489,14 @@ cdef class Handshake:
         cdef OPENSSL_STACK* chain = ssl.SSL_get_peer_cert_chain(self.connection)
         cdef X509* leaf
         if not self.peer_chain or hashlib.sha256(self.peer_chain[0]).digest() != pin:
+            self.output.clear()  # do not finish a handshake that is refused
             raise TlsError("certificate", "the server's certificate is not the pinned one")
         leaf = <X509*> crypto.OPENSSL_sk_value(chain, 0)
         if (
             crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
             or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
         ):
+            self.output.clear()
             raise TlsError("certificate", "the server's certificate is pinned, but not valid today")
         return 0
 
@@ -541,6 +546,7 @@ cdef class Handshake:
             result = ssl.SSL_read(self.connection, target, n)
             error = ssl.SSL_get_error(self.connection, result)
             code = crypto.ERR_get_error()
+            crypto.ERR_clear_error()
         self._pull_output()
         if result > 0:
             return data[:result]

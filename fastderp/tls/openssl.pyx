@@ -29,7 +29,7 @@ cdef int need(void* library, const char* name, void* slot) except -1:
     return 0
 
 
-cdef int bind_crypto(void* library) except -1:
+cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     need(library, b"OpenSSL_version_num", &crypto.OpenSSL_version_num)
     need(library, b"OpenSSL_version", &crypto.OpenSSL_version)
     need(library, b"OPENSSL_cleanse", &crypto.OPENSSL_cleanse)
@@ -74,7 +74,7 @@ cdef int bind_crypto(void* library) except -1:
     return 0
 
 
-cdef int bind_ssl(void* library) except -1:
+cdef int bind_ssl(void* library, Ssl* ssl) except -1:
     need(library, b"TLS_server_method", &ssl.TLS_server_method)
     need(library, b"TLS_client_method", &ssl.TLS_client_method)
     need(library, b"SSL_CTX_new", &ssl.SSL_CTX_new)
@@ -132,31 +132,39 @@ def _candidates() -> list[str]:
     return [*found, *SYSTEM_LIBRARIES]
 
 
-cdef int load(str candidate) except -1:
+cdef str load(str candidate):
+    """Take libcrypto and libssl from there, all or nothing; return the version text."""
     cdef bytes path = candidate.encode()
     cdef const char* name = path
     cdef void* library = dlopen(name if path else NULL, RTLD_NOW | RTLD_LOCAL)
+    cdef Crypto found_crypto
+    cdef Ssl found_ssl
+    global crypto, ssl
     if library is NULL:
         raise ImportError("cannot be opened")
-    bind_crypto(library)
-    bind_ssl(library)
-    version = crypto.OpenSSL_version(0).decode()
-    if not version.startswith("OpenSSL ") or crypto.OpenSSL_version_num() < MINIMUM:
+    bind_crypto(library, &found_crypto)
+    bind_ssl(library, &found_ssl)
+    version = found_crypto.OpenSSL_version(0).decode()
+    if not version.startswith("OpenSSL ") or found_crypto.OpenSSL_version_num() < MINIMUM:
         raise ImportError(f"is {version}")
-    return 0
+    crypto = found_crypto
+    ssl = found_ssl
+    return version
 
 
-def _load_first() -> str:
-    """Load the first candidate that has everything and return its OpenSSL's version text."""
+def load_first(candidates: list[str]) -> str:
+    """Fill the tables from the first candidate that has everything and return its OpenSSL's version text.
+
+    A candidate is the path or name of a library that is or brings libssl; "" is the program itself.
+    Raises ImportError that says what to install and what was wrong with each.
+    """
     refusals = []
-    for candidate in _candidates():
+    for candidate in candidates:
         try:
-            load(candidate)
+            return load(candidate)
         except ImportError as error:
             refusals.append(f"{candidate or 'the Python program'}: {error}")
-        else:
-            return crypto.OpenSSL_version(0).decode()
-    raise ImportError(f"{INSTALL}. Tried " + "; ".join(refusals))
+    raise ImportError(f"{INSTALL}. Tried {'; '.join(refusals)}")
 
 
-VERSION = _load_first()
+VERSION = load_first(_candidates())

@@ -19,6 +19,11 @@ _WANT_READ, _ZERO_RETURN = 2, 6
 _CTRL_MAX_SEND_FRAGMENT, _CTRL_MIN_VERSION, _CTRL_MAX_VERSION, _CTRL_PENDING = 52, 123, 124, 10
 
 
+def openssl_errors() -> int:
+    """Number of the oldest error in this thread's OpenSSL queue, 0 for none."""
+    return int(_lib.ERR_peek_error())
+
+
 class PeerError(Exception):
     """OpenSSL refused what it was fed."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from tests.kit.certificates import Certificate, self_signed
-from tests.kit.openssl_peer import OpenSSLPeer, PeerError
+from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 
 from fastderp.dataplane.record import RecordLayer
 from fastderp.tls.errors import TlsError
@@ -301,10 +301,20 @@ def test_a_failed_handshake_stays_failed() -> None:
     ours.feed(bytes(20))
     with pytest.raises(TlsError):
         ours.step()
-    for call in (ours.step, ours.records, ours.read, ours.close_notify):
+    for call in (ours.step, ours.records, ours.read, ours.close_notify, lambda: ours.feed(b"more")):
         with pytest.raises(TlsError) as error:
             call()
         assert error.value.cause == "closed"
+
+
+def test_failures_leave_nothing_behind_for_other_users_of_openssl() -> None:
+    failure(client(roots=[OTHER.der]), server())
+    failure(client(pin=bytes(32)), server())
+    ours, theirs = server(), client()
+    run(theirs, ours)
+    with pytest.raises(TlsError):
+        ours.records().open(bytes([23, 3, 3, 0, 20]) + bytes(20))
+    assert openssl_errors() == 0
 
 
 def test_a_client_that_sends_without_end_is_cut_off() -> None:

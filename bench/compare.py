@@ -1,0 +1,216 @@
+"""`python -m bench.compare`: the same load on every relay, in turn within one run.
+
+Relay on one core, load on another; every measurement has a fresh relay process; the order turns
+from round to round. What counts are the ratios to derper of the same round: absolute times are
+those of this machine at this moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.relays import HERE, Relay, RelayError, derper, fastderp, floor, other, running
+from fastderp.loadgen.result import environment
+from fastderp.loadgen.scenario import SCENARIOS
+
+RESULTS = HERE / "results"
+BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
+# One suite for all: what each relay would choose by itself differs in cost.
+SUITE = "TLS_AES_128_GCM_SHA256"
+BASE = "derper"
+TABLE_WIDTH = 110
+DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
+
+Measurement = dict[str, Any]
+"""A `Result` of fastderp.loadgen as plain values."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison runs. Scenarios are names, with tls/ in front over TLS."""
+
+    relays: Sequence[Relay]
+    scenarios: Sequence[str]
+    rounds: int
+    duration_s: float
+    relay_core: int
+    load_core: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a comparison, print its table, keep its JSON; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        plan = Plan(
+            relays=_relays(options),
+            scenarios=_scenarios(options.scenario),
+            rounds=options.rounds,
+            duration_s=options.duration,
+            relay_core=options.relay_core,
+            load_core=options.load_core,
+        )
+        measured = compare(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    except RelayError as error:
+        print(f"bench.compare: {error}", file=sys.stderr)
+        return 1
+    command = ["python", "-m", "bench.compare", *(sys.argv[1:] if arguments is None else arguments)]
+    path = _keep(plan, measured, command, options.output)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    for name, by_relay in measured.items():
+        console.print(_table(name, by_relay))
+    print(f"{' '.join(command)}\n{path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    add = parser.add_argument
+    add("scenario", nargs="*", default=list(DEFAULT_SCENARIOS),
+        help=f"names of `fastderp-bench --list`, with tls/ in front over TLS; or all "
+             f"(default: {' '.join(DEFAULT_SCENARIOS)})")
+    add("--relays", default="derper,floor,fastderp", help="which of them (%(default)s)")
+    add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
+    add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
+    add("--relay", action="append", default=[], metavar="NAME=COMMAND",
+        help="another relay, for example Hyper-DERP; {port} is replaced")
+    add("--workers", type=int, default=1, help="fastderp's worker threads (%(default)s)")
+    add("--rounds", type=int, default=5, help="%(default)s")
+    add("--duration", type=float, default=3.0, metavar="S", help="per measurement (%(default)s)")
+    add("--relay-core", type=int, default=0, metavar="N", help="%(default)s")
+    add("--load-core", type=int, default=1, metavar="N", help="%(default)s")
+    add("--output", metavar="FILE", help="JSON; by default a new file in bench/results")
+    return parser
+
+
+def _relays(options: argparse.Namespace) -> list[Relay]:
+    known: dict[str, Callable[[], Relay]] = {
+        "derper": lambda: derper(options.derper, options.gomaxprocs),
+        "floor": floor,
+        "fastderp": lambda: fastderp(options.workers),
+    }
+    names = [name for name in options.relays.split(",") if name]
+    for name in names:
+        if name not in known:
+            raise RelayError(f"--relays {name}: there are {', '.join(known)}")
+    return [known[name]() for name in names] + [other(text) for text in options.relay]
+
+
+def _scenarios(names: Sequence[str]) -> list[str]:
+    if list(names) == ["all"]:
+        return [prefix + name for prefix in ("", "tls/") for name in SCENARIOS]
+    for name in names:
+        if name.removeprefix("tls/") not in SCENARIOS:
+            raise RelayError(f"{name}: no such scenario; see fastderp-bench --list")
+    return list(names)
+
+
+def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[Measurement]]]:
+    """Run every round; return the measurements by scenario and relay, one per round."""
+    measured: dict[str, dict[str, list[Measurement]]] = {name: {} for name in plan.scenarios}
+    for number in range(plan.rounds):
+        for name in plan.scenarios:
+            able = [relay for relay in plan.relays if relay.tls_command or "tls/" not in name]
+            turn = number % len(able)
+            for relay in able[turn:] + able[:turn]:
+                result = _measure(plan, relay, name)
+                measured[name].setdefault(relay.name, []).append(result)
+                say(f"round {number + 1}/{plan.rounds}  {name:<16} {relay.name:<10} "
+                    f"{_cost(result):8.3f} µs/packet")
+    return measured
+
+
+def _measure(plan: Plan, relay: Relay, name: str) -> Measurement:
+    """Measure one scenario on a fresh process of one relay."""
+    tls = name.startswith("tls/")
+    with running(relay, core=plan.relay_core, tls=tls) as target:
+        command = [
+            BENCH, target.url, "--scenario", name.removeprefix("tls/"), "--pid", str(target.pid),
+            "--cpu", str(plan.load_core), "--duration", str(plan.duration_s), "--json", "-",
+            *(["--insecure", "--suite", SUITE] if tls else []), *relay.bench_flags,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RelayError(f"{relay.name}, {name}: {done.stderr.strip() or done.stdout.strip()}")
+    result: Measurement = json.loads(done.stdout)["result"]
+    return result
+
+
+def _cost(result: Measurement) -> float:
+    """CPU microseconds of the relay per delivered packet; endless when nothing was delivered."""
+    cost = result["relay"]["cpu_us_per_packet"]
+    return float("inf") if cost is None else float(cost)
+
+
+def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
+    """Medians over the rounds; behind a ratio the range of the rounds' own ratios."""
+    table = Table(title=name, title_justify="left", box=None)
+    for column in ("relay", "CPU µs/packet", "derper costs", "packets/s", "p50 µs", "p99 µs",
+                   "loss", "µs/login", "KiB/client"):
+        table.add_column(column, justify="left" if column == "relay" else "right")
+    base = by_relay.get(BASE)
+    for relay, results in by_relay.items():
+        table.add_row(
+            relay,
+            _median(results, _cost, ".2f"),
+            _ratios(base, results),
+            _median(results, lambda r: r["packets_per_s"], ",.0f"),
+            _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
+            _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
+            _median(results, lambda r: 100 * r["loss"], ".2f") + " %",
+            _median(results, lambda r: r["relay"]["cpu_us_per_login"], ",.0f"),
+            _median(results, _kib_per_client, ".1f"),
+        )
+    return table
+
+
+def _median(results: Sequence[Measurement], value: Callable[[Measurement], float], form: str) -> str:
+    return format(statistics.median(value(result) for result in results), form)
+
+
+def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) -> str:
+    """How many times more the base costs, round by round."""
+    if base is None:
+        return ""
+    ratios = [_cost(b) / _cost(r) for b, r in zip(base, results, strict=True)]
+    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def _kib_per_client(result: Measurement) -> float:
+    relay = result["relay"]
+    grown_kib: int = relay["rss_connected_kib"] - relay["rss_before_kib"]
+    return grown_kib / int(result["n_clients"])
+
+
+def _keep(
+    plan: Plan,
+    measured: dict[str, dict[str, list[Measurement]]],
+    command: Sequence[str],
+    output: str | None,
+) -> Path:
+    """Write everything that was measured; return the file."""
+    path = Path(output) if output else RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "environment": environment(command),
+        "relays": {relay.name: relay.version for relay in plan.relays},
+        "measured": measured,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The relays that are compared: how to get each, and how to run one pinned to a core."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+DERPER_VERSION = "1.98.9"
+START_LIMIT_S = 15.0
+
+
+class RelayError(Exception):
+    """A relay that cannot be built, found or started; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Relay:
+    """How to start one relay. `command` gets {port} and, as a place to keep things, {directory}.
+
+    An empty `tls_command` means that it does not speak TLS. `bench_flags` go to the load.
+    """
+
+    name: str
+    version: str
+    command: Sequence[str]
+    tls_command: Sequence[str] = ()
+    bench_flags: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started relay."""
+
+    url: str
+    pid: int
+
+
+DERPER_FLAGS = ("-c", "{directory}/key", "-a", "127.0.0.1:{port}", "-stun=false", "-http-port=-1")
+TLS_FLAGS = ("-certmode=manual", "-hostname=127.0.0.1", "-certdir={directory}")
+
+
+def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
+    """Return tailscale's derper: the binary at `path`, or one built with Go into bench/build."""
+    binary = path or str(_build_derper())
+    version = _output([binary, "-version"]).split()[0]
+    environment = {"GOMAXPROCS": str(gomaxprocs)} if gomaxprocs else {}
+    return Relay(
+        "derper", version, [binary, *DERPER_FLAGS], [binary, *DERPER_FLAGS, *TLS_FLAGS],
+        environment=environment,
+    )
+
+
+def fastderp(workers: int = 1) -> Relay:
+    """Return the fastderp-relay that is installed beside the running Python."""
+    binary = str(Path(sys.executable).with_name("fastderp-relay"))
+    if not Path(binary).exists():
+        raise RelayError(f"{binary} is not there: pip install -e . first")
+    version = _output([binary, "-version"]).split()[-1]
+    command = [binary, *DERPER_FLAGS, f"--workers={workers}"]
+    return Relay("fastderp", version, command, [*command, *TLS_FLAGS])
+
+
+def floor() -> Relay:
+    """Return the floor, built from its C source when that is newer."""
+    binary = build_floor(BUILD)
+    return Relay("floor", "0", [str(binary), "{port}"], bench_flags=["--no-box-check"])
+
+
+def other(text: str) -> Relay:
+    """Return the relay of `NAME=COMMAND LINE with {port}`, plain TCP, for example Hyper-DERP."""
+    name, _, command = text.partition("=")
+    if not name or "{port}" not in command:
+        raise RelayError(f"{text!r} is not NAME=COMMAND with {{port}} in it")
+    return Relay(name, "", command.split())
+
+
+def build_floor(directory: Path) -> Path:
+    """Compile the floor into `directory` unless that was done already; return the program."""
+    source, binary = HERE / "floor" / "floor.c", directory / "floor"
+    if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
+        return binary
+    directory.mkdir(parents=True, exist_ok=True)
+    _output([os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source)])
+    return binary
+
+
+def _build_derper() -> Path:
+    binary = BUILD / f"derper-{DERPER_VERSION}"
+    if binary.exists():
+        return binary
+    go = shutil.which("go")
+    if go is None:
+        raise RelayError("no Go to build derper with; give --derper PATH")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    print(f"building derper v{DERPER_VERSION} …", file=sys.stderr)
+    _output(
+        [go, "install", f"tailscale.com/cmd/derper@v{DERPER_VERSION}"],
+        os.environ | {"GOBIN": str(BUILD), "GOMAXPROCS": "1"},
+    )
+    (BUILD / "derper").rename(binary)
+    return binary
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise RelayError(f"{command[0]}: not found") from None
+    except subprocess.CalledProcessError as error:
+        raise RelayError(f"{' '.join(command)}: {error.stderr.strip()}") from None
+    return done.stdout
+
+
+@contextmanager
+def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iterator[Running]:
+    """Run a fresh process of `relay` on 127.0.0.1, only on `core`, until the block ends.
+
+    The core is chosen before the program starts, so a Go relay sees a machine with one core.
+    Raises RelayError, with the end of its log, when it does not come up.
+    """
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        words = relay.tls_command if tls else relay.command
+        command = [word.format(port=port, directory=directory) for word in words]
+        log = Path(directory, "log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=os.environ | relay.environment,
+                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            )
+        try:
+            _await_port(relay, process, port, log)
+            yield Running(f"{'https' if tls else 'http'}://127.0.0.1:{port}", process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_port(relay: Relay, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    give_up = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    raise RelayError(f"{relay.name} did not start: {' '.join(relay.command)}\n{end}")

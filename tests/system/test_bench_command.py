@@ -1,0 +1,147 @@
+"""`fastderp-bench` from outside, against the bench's own floor relay and against nobody."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.relays import Relay, Running, build_floor, running
+from fastderp.loadgen.process import Process
+
+COMMAND = str(Path(sys.executable).with_name("fastderp-bench"))
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the floor relay")
+    program = build_floor(tmp_path_factory.mktemp("floor"))
+    with running(Relay("floor", "", [str(program), "{port}"])) as target:
+        yield target
+
+
+QUICK = ("--no-box-check", "--duration", "0.2", "--warmup", "0.1", "--quiet")
+
+
+def test_a_run_says_what_was_delivered_and_what_it_cost(relay: Running) -> None:
+    done = bench(relay.url, *QUICK, "--pid", str(relay.pid), "--verify")
+    assert done.returncode == 0, done.stderr
+    for words in ("packets/s", "lost", "p99.9", "per delivered packet", "relay memory"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_flows"),
+    [
+        (["--pairs", "3", "--window", "4"], 3),
+        (["--shape", "fan-in", "--pairs", "5", "--size", "100:1,900:1"], 5),
+        (["--shape", "fan-out", "--pairs", "5", "--rate", "5000"], 5),
+        (["--shape", "all-to-all", "--pairs", "4", "--window", "1", "--idle", "20"], 12),
+    ],
+    ids=["pairs", "fan-in", "fan-out", "all-to-all"],
+)
+def test_json_has_the_whole_result(relay: Running, flags: list[str], n_flows: int) -> None:
+    done = bench(relay.url, *QUICK, *flags, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    result = document["result"]
+    assert document["environment"]["command"][0] == "fastderp-bench"
+    assert result["sent"] > n_flows
+    assert result["lost"] == result["corrupt"] == result["connections_lost"] == 0
+    assert result["latency"]["p50_us"] <= result["latency"]["p99_us"] <= result["latency"]["max_us"]
+
+
+def test_json_goes_to_a_file_and_the_table_to_the_terminal(relay: Running, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    done = bench(relay.url, *QUICK, "--json", str(file))
+    assert json.loads(file.read_text())["result"]["delivered"] > 0
+    assert "packets/s" in done.stdout
+
+
+def test_the_scenarios_are_listed() -> None:
+    done = bench("--list")
+    assert done.returncode == 0
+    assert "pairs-10" in done.stdout
+    assert "never-wait" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "which relay"),
+        (["relay.example"], "http://"),
+        (["http://127.0.0.1:1", "--scenario", "nope"], "no such scenario"),
+        (["http://127.0.0.1:1", "--size", "20"], "32 to 65536"),
+        (["http://127.0.0.1:1", "--size", "big"], "'big'"),
+        (["http://127.0.0.1:1", "--pairs", "0"], "too few clients"),
+        (["http://127.0.0.1:1", "--cpu", "4000"], "no such core"),
+        (["http://127.0.0.1:1", "--rate", "-5"], "rate"),
+        (["http://127.0.0.1:1", "--duration", "0"], "measure 0.0 s"),
+        (["https://127.0.0.1:1", "--suite", "TLS_NO_SUCH"], "TLS_NO_SUCH"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line_and_exit_code_2(arguments: list[str], words: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_no_relay_is_exit_code_69_and_names_the_relay() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        done = bench(url)
+    assert done.returncode == 69
+    assert url in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_no_relay_is_named_with_its_answer(relay: Running) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        load = subprocess.Popen([COMMAND, url, "--pairs", "1"], stderr=subprocess.PIPE, text=True)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+            _, errors = load.communicate(timeout=30)
+    assert load.returncode == 69
+    assert "404 Not Found" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_pid_of_nobody_is_refused(relay: Running) -> None:
+    done = bench(relay.url, *QUICK, "--pid", "4194303")
+    assert done.returncode == 69
+    assert "no process 4194303" in done.stderr
+
+
+def test_a_relay_that_dies_is_exit_code_1(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the floor relay")
+    program = build_floor(tmp_path)
+    with running(Relay("floor", "", [str(program), "{port}"])) as target:
+        load = subprocess.Popen(
+            [COMMAND, target.url, "--no-box-check", "--duration", "20", "--json", "-"],
+            stdout=subprocess.PIPE, text=True,
+        )
+        _wait_for_traffic(target.pid)
+    output, _ = load.communicate(timeout=30)
+    assert load.returncode == 1
+    assert json.loads(output)["result"]["connections_lost"] == 20
+
+
+def _wait_for_traffic(pid: int) -> None:
+    process = Process(pid)
+    while process.cpu_s() < 0.2:
+        pass
