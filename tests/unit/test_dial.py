@@ -1,0 +1,245 @@
+"""From a node to a connection: families, races, proxies (PROTOCOL section 13)."""
+
+import asyncio
+import base64
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from tests.unit.fake_relay import fake_server, stream_pairs
+
+from fastderp.client import DerpNode, DerpRegion, HTTPClient, dial
+from fastderp.client.stream import Stream
+from fastderp.errors import DialError
+from fastderp.keys import NodePrivate
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+class Network:
+    """Stands in for TCP: what was dialled, and when; `refused` families fail, `silent` ones hang."""
+
+    def __init__(self) -> None:
+        self.dialled: list[tuple[str, int, socket.AddressFamily]] = []
+        self.refused: set[socket.AddressFamily] = set()
+        self.silent: set[socket.AddressFamily] = set()
+        self.streams: list[Stream] = []
+
+    async def connect(self, host: str, port: int, family: socket.AddressFamily) -> Stream:
+        self.dialled.append((host, port, family))
+        if family in self.refused:
+            raise DialError(f"{host}: refused")
+        if family in self.silent:
+            await asyncio.Event().wait()
+        near, (_reader, far_writer) = await stream_pairs()
+        self.streams.append(Stream(*near))
+        far_writer.close()
+        return self.streams[-1]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    network = Network()
+    monkeypatch.setattr(dial, "_connect", network.connect)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("host_name", "ipv4", "ipv6", "dialled"),
+    [
+        ("a.example", "", "", {("a.example", V4), ("a.example", V6)}),
+        ("a.example", "192.0.2.1", "2001:db8::1", {("192.0.2.1", V4), ("2001:db8::1", V6)}),
+        ("a.example", "192.0.2.1", "none", {("192.0.2.1", V4)}),
+        ("a.example", "none", "", {("a.example", V6)}),
+        ("a.example", "2001:db8::1", "", {("a.example", V6)}),
+        ("192.0.2.9", "", "", {("192.0.2.9", V4)}),
+        ("2001:db8::9", "", "", {("2001:db8::9", V6)}),
+        ("192.0.2.9", "", "2001:db8::1", {("192.0.2.9", V4), ("2001:db8::1", V6)}),
+    ],
+)
+async def test_each_family_is_dialled_as_the_node_says(
+    network: Network, host_name: str, ipv4: str, ipv6: str, dialled: set[tuple[str, int]]
+) -> None:
+    network.refused = {V4, V6}
+    node = DerpNode("1a", 1, host_name, ipv4=ipv4, ipv6=ipv6)
+    with pytest.raises(DialError, match="refused"):
+        await dial.dial_node(node, 443)
+    assert {(host, family) for host, _, family in network.dialled} == dialled
+    assert {port for _, port, _ in network.dialled} == {443}
+
+
+async def test_node_with_both_families_disabled_is_an_error(network: Network) -> None:
+    with pytest.raises(DialError, match="both disabled"):
+        await dial.dial_node(DerpNode("1a", 1, "a.example", ipv4="none", ipv6="none"), 443)
+    assert network.dialled == []
+
+
+async def test_one_family_failing_or_hanging_does_not_matter(network: Network) -> None:
+    node = DerpNode("1a", 1, "a.example")
+    network.refused, network.silent = {V6}, set()
+    assert await dial.dial_node(node, 443) in network.streams
+    network.refused, network.silent = set(), {V4}
+    assert await dial.dial_node(node, 443) in network.streams
+
+
+async def test_the_slower_of_two_connections_is_closed(network: Network) -> None:
+    winner = await dial.dial_node(DerpNode("1a", 1, "a.example"), 443)
+    for stream in network.streams:
+        if stream is not winner:
+            assert await stream.read(1) == b""
+    winner.abort()
+
+
+async def test_preferred_ipv6_has_a_head_start(network: Network) -> None:
+    await dial.dial_node(DerpNode("1a", 1, "a.example"), 443, prefer_ipv6=True)
+    assert [family for _, _, family in network.dialled] == [V6]
+
+
+async def test_ipv4_follows_when_preferred_ipv6_is_silent(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "IPV4_DELAY_S", 0.01)
+    network.silent = {V6}
+    await dial.dial_node(DerpNode("1a", 1, "a.example"), 443, prefer_ipv6=True)
+    assert [family for _, _, family in network.dialled] == [V6, V4]
+
+
+async def test_lone_ipv4_does_not_wait_for_a_preferred_ipv6(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "IPV4_DELAY_S", 60)
+    await dial.dial_node(DerpNode("1a", 1, "192.0.2.1"), 443, prefer_ipv6=True)
+
+
+async def test_silent_node_is_given_up_and_the_next_is_tried(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network.silent = {V4}
+    silent = DerpNode("1a", 1, "192.0.2.1")
+    with pytest.raises(DialError, match=r"192\.0\.2\.1 port 443: no answer within 0\.01 s"):
+        await dial.dial_node(silent, 443, timeout_s=0.01)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".example"])
+async def test_unknown_names_are_dial_errors(host: str) -> None:
+    with pytest.raises(DialError, match=host[:10]):
+        await dial.dial_node(DerpNode("1a", 1, host), 443)
+
+
+class Proxy:
+    """An HTTP proxy that tunnels to `target` whatever it is asked for."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.answer = b"HTTP/1.1 200 OK\r\n\r\n"
+        self.heads: list[bytes] = []
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(self.answer)
+        if b" 200 " in self.answer:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+        writer.close()
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+    except ConnectionError:
+        pass
+    writer.close()
+
+
+@asynccontextmanager
+async def proxy_to(target: int) -> AsyncIterator[Proxy]:
+    proxy = Proxy(target)
+    listener = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = listener.sockets[0].getsockname()[1]
+    yield proxy
+    listener.close()
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def region_client(host_name: str, port: int) -> HTTPClient:
+    region = DerpRegion(1, nodes=(DerpNode("1a", 1, host_name, derp_port=port),))
+    return HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_regions_are_reached_through_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_server() as server, proxy_to(server.port) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:p%40ss@127.0.0.1:{proxy.port}")
+        async with region_client("derp.example", 8443) as client:
+            connecting = asyncio.create_task(client.connect())
+            head, _ = await server.next_login()
+            await connecting
+            assert b"\r\nHost: derp.example\r\n" in head
+        user = base64.b64encode(b"me:p@ss")
+        assert proxy.heads == [
+            b"CONNECT derp.example:8443 HTTP/1.1\r\n"
+            b"Host: derp.example:8443\r\n"
+            b"Proxy-Authorization: Basic " + user + b"\r\n\r\n"
+        ]
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxy_to(0) as proxy:
+        proxy.answer = b"HTTP/1.1 403 Forbidden\x1b[2J\r\n\r\n"
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
+        async with region_client("2001:db8::1", 443) as client:
+            with pytest.raises(DialError, match=r"proxy 127.0.0.1 refused a tunnel: .*403 Forbidden\\x1b"):
+                await client.connect()
+        assert proxy.heads == [
+            b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n"
+        ]
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("no_proxy", ["", "example"])
+async def test_loopback_and_exempt_hosts_go_without_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, network: Network, no_proxy: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    network.refused = {V4, V6, socket.AF_UNSPEC}
+    host = "derp.example" if no_proxy else "127.0.0.1"
+    async with region_client(host, 443) as client:
+        client._target._https = True
+        with pytest.raises(DialError):
+            await client.connect()
+    assert {host for host, _, _ in network.dialled} == {host}
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://", "http://127.0.0.1:99999"])
+async def test_unusable_proxies_are_dial_errors(url: str) -> None:
+    async def never(stream: Stream, host: str) -> Stream:
+        raise AssertionError
+
+    with pytest.raises(DialError, match="proxy"):
+        await dial.dial_through_proxy(urlsplit(url), "derp.example", 443, never)
+
+
+async def test_urls_are_dialled_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    async with fake_server() as server:
+        url = f"http://localhost.invalid:{server.port}/derp"
+        client = HTTPClient(url, NodePrivate.generate(), dial_host="127.0.0.1")
+        connecting = asyncio.create_task(client.connect())
+        head, _ = await server.next_login()
+        await connecting
+        assert f"\r\nHost: localhost.invalid:{server.port}\r\n".encode() in head
+        await client.close()

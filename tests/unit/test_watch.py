@@ -1,0 +1,162 @@
+"""The watch loop: presence kept up to date over broken connections (PROTOCOL 7.3)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
+
+from fastderp.client import HTTPClient, run_watch_connection_loop
+from fastderp.errors import ConnectionClosed, DerpError, DialError
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.protocol import (
+    FrameType,
+    PeerGone,
+    PeerGoneReason,
+    PeerPresent,
+    peer_gone_payload,
+    peer_present_payload,
+)
+
+ONE, TWO = NodePublic(b"\x11" * 32), NodePublic(b"\x22" * 32)
+BROKEN = PeerGoneReason.MESH_LINK_BROKEN
+
+
+class Watch:
+    """A running loop and what it reported, in order."""
+
+    def __init__(self, server: FakeServer, **options: Any) -> None:
+        self.reports: asyncio.Queue[PeerPresent | PeerGone | DerpError] = asyncio.Queue()
+        self.server = server
+        self.client = HTTPClient(
+            f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), mesh_key=MeshKey.generate()
+        )
+        self.loop = asyncio.create_task(
+            run_watch_connection_loop(
+                self.client,
+                on_present=self.reports.put_nowait,
+                on_gone=self.reports.put_nowait,
+                on_error=self.reports.put_nowait,
+                retry_s=0,
+                **options,
+            )
+        )
+
+    async def next_link(self) -> RelayEnd:
+        """Return the relay's end of the next connection, which must begin by watching."""
+        _, relay = await self.server.next_login()
+        assert await relay.next_frame() == (FrameType.WATCH_CONNS, b"")
+        return relay
+
+    async def report(self) -> Any:
+        async with asyncio.timeout(10):
+            return await self.reports.get()
+
+
+@asynccontextmanager
+async def watching(**options: Any) -> AsyncIterator[Watch]:
+    async with fake_server() as server:
+        watch = Watch(server, **options)
+        try:
+            yield watch
+        finally:
+            await watch.client.close()
+            await asyncio.wait_for(watch.loop, 10)
+
+
+def present(relay: RelayEnd, key: NodePublic) -> None:
+    relay.send(FrameType.PEER_PRESENT, peer_present_payload(key.raw, bytes(16), 0, 1))
+
+
+def gone(relay: RelayEnd, key: NodePublic) -> None:
+    relay.send(FrameType.PEER_GONE, peer_gone_payload(key.raw, PeerGoneReason.DISCONNECTED))
+
+
+async def test_arrivals_and_departures_are_reported_in_order() -> None:
+    async with watching() as watch:
+        relay = await watch.next_link()
+        present(relay, ONE)
+        present(relay, TWO)
+        relay.send(FrameType.KEEP_ALIVE)
+        gone(relay, ONE)
+        gone(relay, ONE)
+        assert [(await watch.report()).key for _ in range(2)] == [ONE, TWO]
+        assert await watch.report() == PeerGone(ONE, PeerGoneReason.DISCONNECTED)
+        assert await watch.report() == PeerGone(ONE, PeerGoneReason.DISCONNECTED)
+
+
+async def test_broken_link_withdraws_what_it_reported_and_starts_anew() -> None:
+    async with watching() as watch:
+        for _link in range(3):
+            relay = await watch.next_link()
+            present(relay, ONE)
+            present(relay, TWO)
+            gone(relay, TWO)
+            assert (await watch.report()).key == ONE
+            assert (await watch.report()).key == TWO
+            assert await watch.report() == PeerGone(TWO, PeerGoneReason.DISCONNECTED)
+            relay.writer.transport.abort()
+            assert await watch.report() == PeerGone(ONE, BROKEN)
+            assert isinstance(await watch.report(), ConnectionClosed)
+
+
+async def test_failed_connects_are_reported_and_repeated() -> None:
+    async with watching() as watch:
+        watch.server.refuse = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+        assert isinstance(await watch.report(), DialError)
+        assert isinstance(await watch.report(), DialError)
+        watch.server.refuse = b""
+        present(await watch.next_link(), ONE)
+        while not isinstance(report := await watch.report(), PeerPresent):
+            assert isinstance(report, DialError)
+        assert report.key == ONE
+
+
+async def test_connection_made_by_another_user_of_the_client_starts_anew() -> None:
+    async with watching() as watch:
+        relay = await watch.next_link()
+        present(relay, ONE)
+        assert (await watch.report()).key == ONE
+        relay.writer.transport.abort()
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await watch.client.forward_packet(ONE, TWO, bytes(1000))
+        relay = await watch.next_link()
+        present(relay, TWO)
+        reports = [await watch.report(), await watch.report(), await watch.report()]
+        assert reports[0] == PeerGone(ONE, BROKEN)
+        assert isinstance(reports[1], ConnectionClosed)
+        assert reports[2].key == TWO
+
+
+async def test_relay_that_watches_itself_stops_for_good() -> None:
+    async with fake_server() as server:
+        watch = Watch(server, ignore_server_key=server.key.public())
+        await watch.next_link()
+        await asyncio.wait_for(watch.loop, 10)
+        assert watch.reports.empty()
+        await watch.client.close()
+
+
+async def test_closing_the_client_ends_the_loop_and_withdraws_everything() -> None:
+    async with watching() as watch:
+        relay = await watch.next_link()
+        present(relay, ONE)
+        assert (await watch.report()).key == ONE
+        await watch.client.close()
+        assert await watch.report() == PeerGone(ONE, BROKEN)
+        await asyncio.wait_for(watch.loop, 10)
+        assert watch.reports.empty()
+
+
+async def test_cancelling_the_loop_withdraws_everything() -> None:
+    async with fake_server() as server:
+        watch = Watch(server)
+        relay = await watch.next_link()
+        present(relay, ONE)
+        assert (await watch.report()).key == ONE
+        watch.loop.cancel()
+        assert await watch.report() == PeerGone(ONE, BROKEN)
+        await watch.client.close()
