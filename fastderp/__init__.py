@@ -4,4 +4,135 @@ The public names are imported when they are first used, so that a program pays o
 the half it needs.
 """
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastderp.client import (
+        Client,
+        DerpMap,
+        DerpNode,
+        DerpRegion,
+        HTTPClient,
+        run_watch_connection_loop,
+    )
+    from fastderp.errors import (
+        ConnectionClosed,
+        ConnectionLost,
+        DerpError,
+        DialError,
+        LoginError,
+        PingTimeout,
+        ProtocolError,
+    )
+    from fastderp.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
+    from fastderp.protocol import (
+        MAX_PACKET_SIZE,
+        PROTOCOL_VERSION,
+        Health,
+        KeepAlive,
+        PeerGone,
+        PeerGoneReason,
+        PeerPresent,
+        PeerPresentFlags,
+        Ping,
+        Pong,
+        ReceivedPacket,
+        ServerInfo,
+        ServerRestarting,
+    )
+    from fastderp.server.relay import Server
+
+    __version__: str
+
+_NAMES_OF = {
+    "fastderp.client": (
+        "Client",
+        "DerpMap",
+        "DerpNode",
+        "DerpRegion",
+        "HTTPClient",
+        "run_watch_connection_loop",
+    ),
+    "fastderp.errors": (
+        "ConnectionClosed",
+        "ConnectionLost",
+        "DerpError",
+        "DialError",
+        "LoginError",
+        "PingTimeout",
+        "ProtocolError",
+    ),
+    "fastderp.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
+    "fastderp.protocol": (
+        "MAX_PACKET_SIZE",
+        "PROTOCOL_VERSION",
+        "Health",
+        "KeepAlive",
+        "PeerGone",
+        "PeerGoneReason",
+        "PeerPresent",
+        "PeerPresentFlags",
+        "Ping",
+        "Pong",
+        "ReceivedPacket",
+        "ServerInfo",
+        "ServerRestarting",
+    ),
+    "fastderp.server.relay": ("Server",),
+}
+_HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+
+__all__ = [
+    "MAX_PACKET_SIZE",
+    "PROTOCOL_VERSION",
+    "Client",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "DerpError",
+    "DerpMap",
+    "DerpNode",
+    "DerpRegion",
+    "DialError",
+    "HTTPClient",
+    "Health",
+    "KeepAlive",
+    "LoginError",
+    "MeshKey",
+    "NodePrivate",
+    "NodePublic",
+    "PeerGone",
+    "PeerGoneReason",
+    "PeerPresent",
+    "PeerPresentFlags",
+    "Ping",
+    "PingTimeout",
+    "Pong",
+    "ProtocolError",
+    "ReceivedPacket",
+    "Server",
+    "ServerInfo",
+    "ServerRestarting",
+    "load_or_create_server_key",
+    "run_watch_connection_loop",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from where it lives and keep it here."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("fastderp")
+    elif home := _HOME_OF.get(name):
+        from importlib import import_module
+
+        value = getattr(import_module(home), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Show the public names to interactive users, imported or not."""
+    return sorted({*globals(), *__all__, "__version__"})

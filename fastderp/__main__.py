@@ -1,0 +1,104 @@
+"""`python -m fastderp`: what is installed here, and where a newcomer goes from it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastderp.errors import EX_OK, EX_UNAVAILABLE
+
+_USE = """\
+Run a relay on port 3340 with a key in memory, ready for a client:
+    fastderp-relay --dev
+
+Put it under load and measure it (any DERP relay will do):
+    fastderp-bench http://127.0.0.1:3340/derp
+
+Talk through it from Python:
+    import asyncio
+    from fastderp import HTTPClient, NodePrivate
+
+    async def main():
+        alice, bob = NodePrivate.generate(), NodePrivate.generate()
+        url = "http://127.0.0.1:3340/derp"
+        async with HTTPClient(url, alice) as a, HTTPClient(url, bob) as b:
+            await b.connect()
+            await a.send(bob.public(), b"hello")
+            async for message in b:
+                print(message)
+
+    asyncio.run(main())
+
+Every flag: fastderp-relay --help        Every name: python -c 'help("fastderp")'
+"""
+
+
+def main() -> int:
+    """Print what is installed and how to use it; EX_UNAVAILABLE when something needed is missing."""
+    print(f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale networks\n")
+    problems = []
+    for name, find in _PARTS:
+        try:
+            print(f"  {name:<10} {find()}")
+        except Exception as error:  # whatever is wrong with a part, the others are shown
+            print(f"  {name:<10} missing: {error}")
+            problems.append(name)
+    print(f"\n{_USE}", end="")
+    if problems:
+        print(f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install --force-reinstall fastderp")
+        return EX_UNAVAILABLE
+    return EX_OK
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "(not installed, run from its source)"
+
+
+def _uvloop() -> str:
+    import uvloop
+
+    return _installed(uvloop.__name__)
+
+
+def _openssl() -> str:
+    import ssl
+
+    # Loading it finds libssl and libcrypto, normally those of Python's own ssl module.
+    import fastderp.tls.handshake
+
+    return ssl.OPENSSL_VERSION
+
+
+def _data_plane() -> str:
+    from fastderp.dataplane import plane
+
+    return f"compiled, {plane.__file__}"
+
+
+def _command() -> str:
+    name = "fastderp-relay"
+    if found := shutil.which(name):
+        return found
+    beside = Path(sys.executable).with_name(name)
+    if beside.exists():
+        return f"{beside} (its directory is not on the PATH)"
+    raise LookupError(f"{name} is neither on the PATH nor beside {sys.executable}")
+
+
+_PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("Python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ("uvloop", _uvloop),
+    ("TLS", _openssl),
+    ("data plane", _data_plane),
+    ("command", _command),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
