@@ -1,6 +1,7 @@
 """The TLS 1.3 record layer: beside a second implementation, and everything it has to refuse."""
 
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -285,6 +286,28 @@ def test_key_updates_with_enough_data_between_them_are_never_a_storm() -> None:
     for _ in range(100):
         wire = update() + b"".join(pair.peer.seal(b"x") for _ in range(64))
         assert pair.layer.open(wire) == b"x" * 64
+
+
+def test_one_thread_may_read_while_another_writes() -> None:
+    pair = Pair()
+    update = barren_records(pair)["update"]
+    wires = [update() + b"".join(pair.peer.seal(bytes(200)) for _ in range(64)) for _ in range(100)]
+    sealed: list[bytes] = []
+    reading = threading.Event()
+
+    def write() -> None:
+        reading.wait()
+        sealed.extend(pair.layer.seal(bytes(1000)) for _ in range(2000))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reading.set()
+    read = sum(len(pair.layer.open(wire)) for wire in wires)
+    writer.join()
+    records = pair.reader.open(b"".join(sealed) + pair.layer.seal(b""))
+    assert read == 100 * 64 * 200
+    assert [content for kind, content in records if kind == DATA] == [bytes(1000)] * 2000
+    assert 1 <= sum(kind == HANDSHAKE for kind, _ in records) <= 100
 
 
 def test_we_change_our_key_long_before_the_cipher_wears_out(pair: Pair) -> None:
