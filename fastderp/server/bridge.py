@@ -62,6 +62,8 @@ class Bridge:
             return
         if not self._inside.send(plain):
             self._outside.pause()
+        elif self._channel.eof:
+            self.close()
 
     def _from_plane(self, data: bytes) -> None:
         try:
@@ -73,7 +75,10 @@ class Bridge:
             self._inside.pause()
 
     def _plane_drained(self) -> None:
-        self._outside.resume()
+        if self._channel.eof:
+            self.close()
+        else:
+            self._outside.resume()
 
     def _client_drained(self) -> None:
         if self._farewell is not None:
@@ -82,7 +87,7 @@ class Bridge:
             self._inside.resume()
 
     def _client_ended(self, error: OSError | None) -> None:
-        """Close: frames that were cut off by the end are worth nothing, whole ones the plane has already taken or will not."""
+        # Nothing is lost: reading goes on only when the plane's end has taken everything.
         self.close()
 
     def _plane_ended(self, error: OSError | None) -> None:

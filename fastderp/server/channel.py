@@ -13,6 +13,10 @@ from fastderp.tls.handshake import Handshake
 class Channel(Protocol):
     """Turns wire bytes into plain bytes and back. Methods raise TlsError when the peer breaks the rules."""
 
+    @property
+    def eof(self) -> bool:
+        """Whether the peer has announced the end of its input."""
+
     def open(self, wire: bytes) -> bytes:
         """Take bytes from the wire; return the plain bytes complete so far."""
 
@@ -25,6 +29,11 @@ class Channel(Protocol):
 
 class Clear:
     """No TLS: wire bytes are plain bytes."""
+
+    @property
+    def eof(self) -> bool:
+        """Never: the end of the TCP stream says it."""
+        return False
 
     def open(self, wire: bytes) -> bytes:
         """Return `wire`."""
@@ -45,6 +54,11 @@ class Tls12:
     def __init__(self, handshake: Handshake) -> None:
         """Take over a finished handshake."""
         self._ssl = handshake
+
+    @property
+    def eof(self) -> bool:
+        """Whether the peer has sent its close_notify."""
+        return self._ssl.eof
 
     def open(self, wire: bytes) -> bytes:
         """Decrypt; a renegotiation attempt is a TlsError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http
 from fastderp.server.bridge import bridge
 from fastderp.server.channel import Channel, Clear, Tls12
-from fastderp.server.http import BadRequest, HeadParser, Request, Upgrade
+from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -144,16 +145,36 @@ class Connection:
     # What the stream and the clock say
 
     def _on_bytes(self, data: bytes) -> None:
+        self._guard(self._receive, data)
+
+    def _on_drained(self) -> None:
+        self._guard(self._go_on)
+
+    def _guard(self, act: Callable[..., None], *args: bytes) -> None:
+        """Act; whatever goes wrong ends this connection and nothing else."""
         try:
-            if self.state is State.TLS:
-                self._read_handshake(data)
-            else:
-                self._take(self._channel.open(data))
+            act(*args)
         except TlsError as error:
             self._refuse_tls(error)
         except Exception:
             log.exception("%s: an error of ours", self.remote[0])
             self.close("internal")
+
+    def _receive(self, data: bytes) -> None:
+        if self.state is State.TLS:
+            self._read_handshake(data)
+        else:
+            self._take(self._channel.open(data))
+        if self._channel.eof and self.state in (State.HTTP, State.LOGIN):
+            self._on_end(None)
+
+    def _go_on(self) -> None:
+        """Continue after the peer has taken what it was told."""
+        if self.state is State.LINGER:
+            self._stream.end_output()
+        else:
+            self._stream.resume()
+            self._advance()
 
     def _on_end(self, error: OSError | None) -> None:
         if self.state is State.LINGER:
@@ -173,13 +194,6 @@ class Connection:
         if self.state is State.HTTP and self._head is not None:
             return "the client left in the middle of a request"
         return ""
-
-    def _on_drained(self) -> None:
-        if self.state is State.LINGER:
-            self._stream.end_output()
-            return
-        self._stream.resume()
-        self._advance()
 
     def _on_time(self) -> None:
         self.close("idle" if self._idle else "timeout", "not logged in in time")
@@ -273,13 +287,20 @@ class Connection:
                 self._start_login(upgrade)
                 return
         close = not request.keep_alive or request.has_body or request.method == "CONNECT"
-        response = self._listener.routes.respond(request)
+        response = self._page(request)
         self._stream.send(self._channel.seal(response.encode(request, close)))
         if close:
             self._linger()
         else:
             self._idle = True
             self._set_budget(self._listener.idle_s)
+
+    def _page(self, request: Request) -> Response:
+        try:
+            return self._listener.routes.respond(request)
+        except Exception:
+            log.exception("no answer to %s %s", request.method, ascii(request.target))
+            return http.text_error(500, "internal server error")
 
     # Login
 

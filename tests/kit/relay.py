@@ -69,17 +69,6 @@ class Relay:
         """Run a coroutine on the relay's loop; return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
-    def block_loop(self, seconds: float) -> threading.Event:
-        """Keep the loop's thread busy; return an event that is set when it is free again."""
-        done = threading.Event()
-
-        def busy() -> None:
-            time.sleep(seconds)
-            done.set()
-
-        self._loop.call_soon_threadsafe(busy)
-        return done
-
     def metrics(self) -> dict[str, Any]:
         """Return the relay's metrics by name."""
         return self.call(self.server.metrics)
@@ -90,7 +79,7 @@ class Relay:
 
     def connect(self, host: str = "127.0.0.1", timeout_s: float = PATIENCE_S) -> Peer:
         """Connect, with TLS if the relay speaks it; no HTTP yet."""
-        return Peer.connect(host, self.port, self._client_context(), timeout_s)
+        return Peer.connect(host, self.port, client_context(self.setup), timeout_s)
 
     def connect_tcp(self, host: str = "127.0.0.1") -> Peer:
         """Connect without TLS whatever the relay speaks."""
@@ -105,18 +94,6 @@ class Relay:
     def wait_connected(self, key: NodePublic, connected: bool = True) -> None:
         """Wait until the relay sees a client come or go."""
         eventually(lambda: self.server.is_client_connected(key) is connected)
-
-    def _client_context(self) -> ssl.SSLContext | None:
-        if self.setup.transport == "plain":
-            return None
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        if self.setup.transport == "TLS 1.2":
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
-        else:
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-        return context
 
 
 @contextlib.contextmanager
@@ -162,6 +139,20 @@ def running(
         stops[0]()
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the relay did not close"
+
+
+def client_context(setup: Setup) -> ssl.SSLContext | None:
+    """Make what a client needs to reach such a relay: TLS of that version only, any certificate."""
+    if setup.transport == "plain":
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if setup.transport == "TLS 1.2":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
 
 
 def _tls(setup: Setup, server: Server, directory: Path) -> ServerContext | None:

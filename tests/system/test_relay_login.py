@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import struct
 import threading
@@ -11,6 +12,8 @@ import pytest
 
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo
+from fastderp.server.connection import Connection
+from fastderp.server.stream import Stream
 from tests.kit.peer import (
     CLIENT_INFO,
     FAST_START,
@@ -301,11 +304,6 @@ def test_server_info_is_the_first_frame_however_busy_the_peers_are(start_relay: 
 
 
 def test_a_peer_is_dropped_from_python_once_it_is_logged_in(start_relay: StartRelay) -> None:
-    import gc
-
-    from fastderp.server.connection import Connection
-    from fastderp.server.stream import Stream
-
     relay = start_relay(Setup("TLS 1.3", "uvloop"))
     peers: list[Peer] = [relay.login() for _ in range(5)]
     for peer in peers:

@@ -1,0 +1,386 @@
+"""What logged-in clients say to each other and to the relay. PROTOCOL §5, §6.3–§6.7."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fastderp.keys import NodePrivate
+from tests.kit.peer import (
+    CLOSE_PEER,
+    DISCO,
+    FORWARD,
+    GONE,
+    KEEP_ALIVE,
+    PING,
+    PONG,
+    PREFERRED,
+    RECV,
+    SEND,
+    WATCH,
+    Peer,
+    frame,
+)
+from tests.kit.relay import Relay, Setup, eventually
+
+StartRelay = Callable[..., Relay]
+
+MAX_PACKET = 65536
+DISCO_PACKET = DISCO + bytes(32 + 24)
+
+
+# Delivery
+
+
+def test_packets_reach_the_addressed_peer_only_and_name_their_sender(relay: Relay) -> None:
+    with relay.login() as a, relay.login() as b, relay.login() as c:
+        a.send_packet(b.public, b"to b")
+        b.send_packet(c.public, b"to c")
+        assert b.read_packet() == (a.public, b"to b")
+        assert c.read_packet() == (b.public, b"to c")
+        assert a.sync() == b.sync() == c.sync() == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 1400, 16384, 65535, MAX_PACKET])
+def test_packets_of_every_legal_size_arrive_whole(relay: Relay, size: int) -> None:
+    data = os.urandom(size)
+    with relay.login() as a, relay.login() as b:
+        a.send_packet(b.public, data)
+        assert b.read_packet() == (a.public, data)
+
+
+def test_packets_arrive_in_order_however_they_are_cut(relay: Relay) -> None:
+    packets = [os.urandom(size % 1500) for size in range(0, 30_000, 301)]
+    with relay.login() as a, relay.login() as b:
+        stream = b"".join(frame(SEND, b.public.raw + data) for data in packets)
+        sender = threading.Thread(target=lambda: [a.send(stream[i : i + 977]) for i in range(0, len(stream), 977)])
+        sender.start()
+        assert [b.read_packet() for _ in packets] == [(a.public, data) for data in packets]
+        sender.join()
+
+
+def test_a_client_may_send_to_itself(relay: Relay) -> None:
+    with relay.login() as peer:
+        peer.send_packet(peer.public, b"note to self")
+        assert peer.read_packet() == (peer.public, b"note to self")
+
+
+def test_what_was_received_and_sent_is_counted(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    with relay.login() as a, relay.login() as b:
+        a.send_packet(b.public, b"x" * 100)
+        a.send_packet(b.public, DISCO_PACKET)
+        a.send_packet(NodePrivate.generate().public(), b"x" * 10)
+        a.sync()
+        b.sync()
+        metrics = relay.metrics()
+    assert metrics["derp_packets_received"] == 3
+    assert metrics["derp_packets_received_kind"] == {"disco": 1, "other": 2}
+    assert metrics["derp_bytes_received"] == 172
+    assert (metrics["derp_packets_sent"], metrics["derp_bytes_sent"]) == (2, 162)
+    assert metrics["derp_packets_dropped"][("unknown_dest", "other")] == 1
+    assert metrics["derp_bytes_dropped"][("unknown_dest", "other")] == 10
+
+
+_TALKERS = """
+import sys, time
+from fastderp.keys import NodePublic
+from tests.kit.peer import Peer
+from tests.kit.relay import Setup, client_context
+setup, port, relay = Setup(sys.argv[1]), int(sys.argv[2]), NodePublic.from_text(sys.argv[3])
+a, b = (Peer.connect("127.0.0.1", port, client_context(setup), 10) for _ in range(2))
+a.login(relay)
+b.login(relay)
+print("ready", flush=True)
+input()
+slowest_s, n_packets, began = 0.0, 0, time.monotonic()
+while (start := time.monotonic()) < began + 1.5:
+    a.send_packet(b.public, b"still there?")
+    assert b.read_packet() == (a.public, b"still there?")
+    slowest_s = max(slowest_s, time.monotonic() - start)
+    n_packets += 1
+print(n_packets, slowest_s)
+"""
+
+
+@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3")], ids=str)
+def test_packets_keep_flowing_while_python_is_blocked(start_relay: StartRelay, setup: Setup) -> None:
+    relay = start_relay(setup)
+    arguments = [setup.transport, str(relay.port), relay.server.public_key.text]
+    with subprocess.Popen(
+        [sys.executable, "-c", _TALKERS, *arguments],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as talkers:
+        assert talkers.stdin is not None and talkers.stdout is not None
+        assert talkers.stdout.readline() == "ready\n"
+        talkers.stdin.write("go\n")
+        talkers.stdin.flush()
+        # A PyDLL call keeps the GIL: nothing written in Python runs in this process for 2 s.
+        relay.call(ctypes.PyDLL(None).usleep, 2_000_000)
+        n_packets, slowest_s = talkers.stdout.readline().split()
+    assert int(n_packets) > 1000
+    assert float(slowest_s) < 1.0
+
+
+# Frames that are refused or ignored
+
+_KEY = bytes(range(32))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(frame(SEND, bytes(31)), id="SendPacket without a whole key"),
+        pytest.param(frame(SEND, bytes(32 + MAX_PACKET + 1)), id="SendPacket one byte too long"),
+        pytest.param(struct.pack(">BI", SEND, 0xFFFFFFFF) + _KEY, id="SendPacket of 4 GiB"),
+        pytest.param(frame(PREFERRED), id="NotePreferred without a value"),
+        pytest.param(frame(PREFERRED, b"\0\0"), id="NotePreferred with two"),
+        pytest.param(frame(PING, bytes(7)), id="Ping too short"),
+        pytest.param(frame(PING, bytes(1001)), id="Ping too long"),
+        pytest.param(frame(FORWARD, bytes(64)), id="ForwardPacket from an ordinary client"),
+        pytest.param(frame(WATCH), id="WatchConns from an ordinary client"),
+        pytest.param(frame(WATCH, b"x"), id="WatchConns with a payload"),
+        pytest.param(frame(CLOSE_PEER, bytes(32)), id="ClosePeer from an ordinary client"),
+        pytest.param(frame(CLOSE_PEER, bytes(31)), id="ClosePeer too short"),
+    ],
+)
+def test_a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged(
+    start_relay: StartRelay, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    with relay.login() as bystander, relay.login() as peer:
+        peer.send(sent)
+        assert peer.is_closed()
+        assert bystander.sync() == []
+        relay.wait_connected(peer.public, False)
+        eventually(lambda: sum(relay.metrics()["fastderp_session_closed"].values()) == 1)
+        [reason] = relay.metrics()["fastderp_session_closed"]
+    assert reason in ("bad_frame_size", "frame_not_permitted")
+    assert any(peer.public.short in line and reason in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("frame_type", [0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x42, 0xFF])
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+def test_frames_a_relay_does_not_know_are_skipped(start_relay: StartRelay, frame_type: int, size: int) -> None:
+    relay = start_relay()
+    with relay.login() as peer:
+        peer.send(frame(frame_type, bytes(size)))
+        assert peer.sync() == []
+
+
+def test_an_unknown_frame_of_4_gib_is_drained_without_being_kept(relay: Relay) -> None:
+    with relay.login() as peer:
+        before = psutil.Process().memory_info().rss
+        peer.send(struct.pack(">BI", 0x77, 0xFFFFFFFF))
+        for _ in range(32):
+            peer.send(bytes(1 << 20))
+        assert relay.server.is_client_connected(peer.public)
+        assert psutil.Process().memory_info().rss - before < 16 << 20
+
+
+def test_a_frame_cut_off_by_the_end_of_the_connection_is_delivered_to_nobody(relay: Relay) -> None:
+    with relay.login() as a, relay.login() as b:
+        a.send(frame(SEND, b.public.raw + b"x" * 1000)[:-1])
+        a.close()
+        relay.wait_connected(a.public, False)
+        assert b.sync() == []
+
+
+# Ping, preferred, keep-alive
+
+
+@pytest.mark.parametrize("size", [8, 9, 1000])
+def test_a_ping_is_answered_with_its_first_8_bytes(relay: Relay, size: int) -> None:
+    with relay.login() as peer:
+        peer.send_frame(PING, bytes(range(8)) + bytes(size - 8))
+        assert peer.read_frame() == (PONG, bytes(range(8)))
+
+
+@pytest.mark.parametrize("yes", [1, 2, 255])
+def test_homes_are_counted_as_clients_declare_and_leave_them(start_relay: StartRelay, yes: int) -> None:
+    relay = start_relay()
+
+    def homes() -> int:
+        return int(relay.metrics()["derp_current_home_connections"])
+
+    with relay.login() as peer:
+        for value, expected in ((yes, 1), (yes, 1), (0, 0), (0, 0), (yes, 1)):
+            peer.send_frame(PREFERRED, bytes([value]))
+            peer.sync()
+            assert homes() == expected
+        assert relay.metrics()["derp_home_moves_in"] == 0
+    eventually(lambda: homes() == 0)
+
+
+def test_clients_away_from_their_first_node_are_counted(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    with relay.login(headers=["Ideal-Node: 1a"]):
+        assert relay.metrics()["derp_current_notideal_connections"] == 1
+    eventually(lambda: relay.metrics()["derp_current_notideal_connections"] == 0)
+
+
+# Departures
+
+
+def test_who_received_packets_is_told_when_the_sender_leaves_and_nobody_else(relay: Relay) -> None:
+    with relay.login() as sender, relay.login() as receiver, relay.login() as stranger, relay.login() as correspondent:
+        sender.send_packet(receiver.public, b"hello")
+        assert receiver.read_packet() == (sender.public, b"hello")
+        correspondent.send_packet(sender.public, b"hi")
+        assert sender.read_packet() == (correspondent.public, b"hi")
+        sender.close()
+        assert receiver.read_frame() == (GONE, sender.public.raw + b"\0")
+        assert receiver.sync() == stranger.sync() == correspondent.sync() == []
+
+
+def test_a_second_departure_is_told_again(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login() as receiver:
+        for _ in range(3):
+            with relay.login(key=key) as sender:
+                sender.send_packet(receiver.public, b"hello again")
+                assert receiver.read_packet() == (key.public(), b"hello again")
+            assert receiver.read_frame() == (GONE, key.public().raw + b"\0")
+
+
+def test_disco_to_an_absent_peer_is_answered_not_here_three_times_at_once(relay: Relay) -> None:
+    absent = NodePrivate.generate().public()
+    with relay.login() as peer:
+        for _ in range(6):
+            peer.send_packet(absent, DISCO_PACKET)
+        assert peer.sync() == [(GONE, absent.raw + b"\x01")] * 3
+
+
+def test_another_not_here_is_due_a_second_later(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    absent = NodePrivate.generate().public()
+    with relay.login() as peer:
+        answers = 0
+        began = time.monotonic()
+        while answers < 4:
+            peer.send_packet(absent, DISCO_PACKET)
+            answers += len(peer.sync())
+            assert time.monotonic() - began < 3
+        assert 0.9 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("data", [DISCO_PACKET[:-1], b"x" * 100, DISCO[:-1] + b"x" + bytes(60), b""])
+def test_other_packets_to_an_absent_peer_are_not_answered(start_relay: StartRelay, data: bytes) -> None:
+    relay = start_relay()
+    with relay.login() as peer:
+        peer.send_packet(NodePrivate.generate().public(), data)
+        assert peer.sync() == []
+
+
+# Several connections with one key
+
+
+def test_second_login_with_the_same_key_takes_over(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
+        sender.send_packet(key.public(), b"for the newest")
+        assert second.read_packet() == (sender.public, b"for the newest")
+        assert second.sync() == []
+        metrics = relay.metrics()
+        assert metrics["derp_current_dup_client_keys"] == 1
+        assert metrics["derp_current_dup_client_conns"] == 2
+        assert metrics["derp_clients_local"] == 2
+        assert first.sock.fileno() >= 0
+
+
+@pytest.mark.parametrize("sent", [frame(PING, b"x" * 8), frame(PONG, b"x" * 8), frame(0x99, b"?"), frame(PREFERRED, b"\1")])
+def test_whoever_spoke_last_gets_the_packets(relay: Relay, sent: bytes) -> None:
+    key = NodePrivate.generate()
+    with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
+        for speaker in (first, second, first):
+            speaker.send(sent)
+            speaker.sync()
+            sender.send_packet(key.public(), b"?")
+            assert speaker.read_packet() == (sender.public, b"?")
+
+
+def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
+        with relay.login(key=key) as third:
+            second.sync()
+            first.sync()
+            third.sync()
+            third.send_packet(sender.public, b"I was here")
+            assert sender.read_packet() == (key.public(), b"I was here")
+        eventually(lambda: relay.metrics()["derp_current_dup_client_conns"] == 2)
+        sender.send_packet(key.public(), b"who is left?")
+        assert first.read_packet() == (sender.public, b"who is left?")
+        first.close()
+        eventually(lambda: relay.metrics()["derp_current_dup_client_conns"] == 0)
+        sender.send_packet(key.public(), b"and now?")
+        assert second.read_packet() == (sender.public, b"and now?")
+        assert sender.sync() == []
+        assert relay.metrics()["derp_current_dup_client_keys"] == 0
+
+
+# Slow readers
+
+
+def _read_packets_until(peer: Peer, last: bytes) -> list[bytes]:
+    """Read packets until one carries `last`; return what came before, skipping keep-alives."""
+    packets = []
+    while True:
+        frame_type, payload = peer.read_frame()
+        if frame_type == KEEP_ALIVE:
+            continue
+        assert frame_type == RECV
+        if payload[32:] == last:
+            return packets
+        packets.append(payload[32:])
+
+
+def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only(relay: Relay) -> None:
+    with relay.login() as sender, relay.login() as frozen, relay.login() as reader:
+        chunk = b"".join(frame(SEND, frozen.public.raw + bytes([i]) * 10_000) for i in range(100))
+        for _ in range(10):
+            sender.send(chunk)
+        sender.send_packet(reader.public, b"unhindered")
+        assert reader.read_packet() == (sender.public, b"unhindered")
+        sender.sync()
+        sender.send_packet(frozen.public, b"last")
+        packets = _read_packets_until(frozen, b"last")
+        assert all(len(set(data)) == 1 and len(data) == 10_000 for data in packets)
+
+
+@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
+def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
+    start_relay: StartRelay, setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay(setup, write_timeout=0.3)
+    with relay.login() as sender, relay.login() as frozen:
+        stop = threading.Event()
+
+        def flood() -> None:
+            while not stop.is_set():
+                sender.send_packet(frozen.public, bytes(60_000))
+
+        flooder = threading.Thread(target=flood)
+        flooder.start()
+        relay.wait_connected(frozen.public, False)
+        stop.set()
+        flooder.join()
+        sender.sync()
+    assert relay.metrics()["derp_sclient_write_timeouts"] == 1
+    assert any("write_timeout" in line and frozen.public.short in line for line in caplog.messages)
