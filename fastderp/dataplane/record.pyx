@@ -136,7 +136,10 @@ cdef bint keys_expand(RecordKeys* keys, Suite* suite, bint sealing) noexcept nog
     if keys.context is NULL:
         return False
     fastderp_add(&n_contexts, 1)
-    return crypto.EVP_CipherInit_ex(keys.context, suite.cipher, NULL, keys.key, keys.iv, sealing) == 1
+    if crypto.EVP_CipherInit_ex(keys.context, suite.cipher, NULL, keys.key, keys.iv, sealing) == 1:
+        return True
+    context_free(keys)
+    return False
 
 
 cdef void context_free(RecordKeys* keys) noexcept nogil:
