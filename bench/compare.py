@@ -21,7 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import Watch
 from bench.relays import HERE, Relay, RelayError, derper, fastderp, floor, other, running
+from fastderp.loadgen.process import Process
 from fastderp.loadgen.result import environment
 from fastderp.loadgen.scenario import SCENARIOS
 
@@ -31,10 +33,14 @@ BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
 SUITE = "TLS_AES_128_GCM_SHA256"
 BASE = "derper"
 TABLE_WIDTH = 110
+CROWD = 1000
 DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
 
+# Above this share of foreign work a measurement says more about the machine than about the relay.
+QUIET = 0.05
+
 Measurement = dict[str, Any]
-"""A `Result` of fastderp.loadgen as plain values."""
+"""A `Result` of fastderp.loadgen as plain values, and the share of foreign work meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             relay_core=options.relay_core,
             load_core=options.load_core,
         )
+        _check(plan)
         measured = compare(plan, lambda text: print(text, file=sys.stderr, flush=True))
     except RelayError as error:
         print(f"bench.compare: {error}", file=sys.stderr)
@@ -72,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, by_relay in measured.items():
         console.print(_table(name, by_relay))
     print(f"{' '.join(command)}\n{path}")
+    _warn_of_noise(measured)
     return 0
 
 
@@ -117,12 +125,20 @@ def _scenarios(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _check(plan: Plan) -> None:
+    if not plan.relays:
+        raise RelayError("no relay to measure: see --relays and --relay")
+    for name in plan.scenarios:
+        if not any(_can(relay, name) for relay in plan.relays):
+            raise RelayError(f"{name}: none of the relays speaks TLS here")
+
+
 def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[Measurement]]]:
     """Run every round; return the measurements by scenario and relay, one per round."""
     measured: dict[str, dict[str, list[Measurement]]] = {name: {} for name in plan.scenarios}
     for number in range(plan.rounds):
         for name in plan.scenarios:
-            able = [relay for relay in plan.relays if relay.tls_command or "tls/" not in name]
+            able = [relay for relay in plan.relays if _can(relay, name)]
             turn = number % len(able)
             for relay in able[turn:] + able[:turn]:
                 result = _measure(plan, relay, name)
@@ -130,6 +146,10 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[
                 say(f"round {number + 1}/{plan.rounds}  {name:<16} {relay.name:<10} "
                     f"{_cost(result):8.3f} µs/packet")
     return measured
+
+
+def _can(relay: Relay, name: str) -> bool:
+    return bool(relay.tls_command) or not name.startswith("tls/")
 
 
 def _measure(plan: Plan, relay: Relay, name: str) -> Measurement:
@@ -141,11 +161,13 @@ def _measure(plan: Plan, relay: Relay, name: str) -> Measurement:
             "--cpu", str(plan.load_core), "--duration", str(plan.duration_s), "--json", "-",
             *(["--insecure", "--suite", SUITE] if tls else []), *relay.bench_flags,
         ]
+        watch = Watch((plan.relay_core, plan.load_core), Process(target.pid))
         done = subprocess.run(command, capture_output=True, text=True)
+        foreign_share = watch.foreign_share()
     if done.returncode != 0:
         raise RelayError(f"{relay.name}, {name}: {done.stderr.strip() or done.stdout.strip()}")
     result: Measurement = json.loads(done.stdout)["result"]
-    return result
+    return result | {"foreign_share": foreign_share}
 
 
 def _cost(result: Measurement) -> float:
@@ -171,7 +193,7 @@ def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
             _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
             _median(results, lambda r: 100 * r["loss"], ".2f") + " %",
             _median(results, lambda r: r["relay"]["cpu_us_per_login"], ",.0f"),
-            _median(results, _kib_per_client, ".1f"),
+            _median(results, _kib_per_client, ".1f") if _is_crowd(results) else "",
         )
     return table
 
@@ -188,10 +210,26 @@ def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) 
     return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
+def _is_crowd(results: Sequence[Measurement]) -> bool:
+    """Whether there were enough clients to tell their memory from the relay's own."""
+    return all(result["n_clients"] >= CROWD for result in results)
+
+
 def _kib_per_client(result: Measurement) -> float:
     relay = result["relay"]
     grown_kib: int = relay["rss_connected_kib"] - relay["rss_before_kib"]
     return grown_kib / int(result["n_clients"])
+
+
+def _warn_of_noise(measured: dict[str, dict[str, list[Measurement]]]) -> None:
+    shares = [
+        result["foreign_share"]
+        for by_relay in measured.values() for results in by_relay.values() for result in results
+    ]
+    noisy = sum(share > QUIET for share in shares)
+    if noisy:
+        print(f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+              f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
 
 
 def _keep(

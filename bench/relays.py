@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -136,10 +137,7 @@ def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iter
         command = [word.format(port=port, directory=directory) for word in words]
         log = Path(directory, "log")
         with log.open("w") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=os.environ | relay.environment,
-                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-            )
+            process = _start(relay, command, output, core)
         try:
             _await_port(relay, process, port, log)
             yield Running(f"{'https' if tls else 'http'}://127.0.0.1:{port}", process.pid)
@@ -150,6 +148,18 @@ def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iter
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _start(
+    relay: Relay, command: Sequence[str], output: IO[str], core: int | None
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | relay.environment,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RelayError(f"{relay.name} did not start: {command[0]}: {error}") from error
 
 
 def _free_port() -> int:

@@ -83,7 +83,7 @@ class Engine:
 
         `delivered` counts arrivals during the measurement; `lost` are packets sent during it that had
         not arrived by the end of the drain; `corrupt` failed the content check; `unexpected` came
-        again, out of order, or after having been given up.
+        again, out of order, or after its flow had been silent so long that it was given up.
         """
     def delivered_by_flow(self) -> list[int]:
         """Return the packets delivered during the measurement, one number per flow."""

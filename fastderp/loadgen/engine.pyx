@@ -544,7 +544,7 @@ cdef void state_run(State* s, uint64_t until_ns) noexcept nogil:
         send_turn(s)
         events_take(s, wait_ms(s, now_ns, until_ns))
         now_ns = clock_ns()
-        if now_ns >= s.next_check_ns:
+        if s.load == LOAD_WINDOW and now_ns >= s.next_check_ns:
             stalls_check(s)
             s.next_check_ns = now_ns + STALL_NS
 
