@@ -192,7 +192,8 @@ class HeadParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) >= HEADERS_LIMIT:
             raise BadRequest(431, f"more than {HEADERS_LIMIT} headers")
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        # The parser strips the space before a value, not the space behind it.
+        self._headers.append((name.decode("latin-1").lower(), value.rstrip(b" \t").decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         self._complete = True

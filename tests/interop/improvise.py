@@ -22,8 +22,9 @@ class Improviser:
     of the not-here limiter, and a key that leaves the relay twice (see DEVIATIONS).
     """
 
-    def __init__(self, c: Conversation, seed: str) -> None:
+    def __init__(self, c: Conversation, seed: str, mesh_share: float) -> None:
         self._c = c
+        self._mesh_share = mesh_share
         self._random = random.Random(seed)
         self._present: dict[str, str] = {}  # actor → key
         self._mesh: set[str] = set()
@@ -42,7 +43,7 @@ class Improviser:
         keys = [key for key in KEYS if key not in self._spent]
         if not keys or len(self._present) == 6:
             return
-        key, is_mesh = self._random.choice(keys), self._random.random() < 0.3
+        key, is_mesh = self._random.choice(keys), self._random.random() < self._mesh_share
         self._n_logins += 1
         actor = f"{key}.{self._n_logins}"
         self._c.login(actor, MESH if is_mesh else ORDINARY, key=key)
@@ -121,11 +122,13 @@ class Improviser:
         return frame(drained, self._random.randbytes(self._random.randint(0, 300)))
 
 
-def improvised(seed: str) -> Script:
+def improvised(seed: str, mesh_share: float) -> Script:
     """Return a script that always writes the same random conversation for a seed."""
-    return lambda c: Improviser(c, seed).improvise(12)
+    return lambda c: Improviser(c, seed, mesh_share).improvise(12)
 
 
-def improvisations(n: int, first_seed: int = 0) -> dict[str, Script]:
-    """Return n random conversations, the same ones for the same seeds."""
-    return {f"improvisation {seed}": improvised(str(seed)) for seed in range(first_seed, first_seed + n)}
+def improvisations(n: int, first_seed: int = 0, mesh_share: float = 0.3) -> dict[str, Script]:
+    """Return n random conversations; `mesh_share` of the logins are with the mesh key."""
+    return {
+        f"improvisation {seed}": improvised(str(seed), mesh_share) for seed in range(first_seed, first_seed + n)
+    }

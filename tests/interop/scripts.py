@@ -184,6 +184,9 @@ HEADS = {
     "with Connection: close": request("GET /derp HTTP/1.1", "Host: relay", "Connection: close", "Upgrade: DERP"),
     "by POST": request("POST /derp HTTP/1.1", "Host: relay", "Connection: Upgrade", "Upgrade: DERP"),
     "by POST without a body": request("POST /derp HTTP/1.1", "Host: relay", "Content-Length: 0", "Upgrade: DERP"),
+    "by POST with a body": request("POST /derp HTTP/1.1", "Host: relay", "Content-Length: 5", "Upgrade: DERP"),
+    "by POST in chunks": request("POST /derp HTTP/1.1", "Host: relay", "Transfer-Encoding: chunked", "Upgrade: DERP"),
+    "expecting 100": request("POST /derp HTTP/1.1", "Host: relay", "Expect: 100-continue", "Upgrade: DERP"),
     "by HTTP/1.0": request("GET /derp HTTP/1.0", "Upgrade: DERP"),
     "with a query": request("GET /derp?region=1 HTTP/1.1", "Host: relay", "Upgrade: DERP"),
     "by absolute URL": request("GET http://relay/derp HTTP/1.1", "Host: relay", "Upgrade: DERP"),
@@ -234,6 +237,7 @@ def upgrades() -> dict[str, Script]:
     """Return every way to ask for the upgrade."""
     table = {f"upgrade {how}": upgrade_by(head) for how, head in HEADS.items()}
     table["request, login and packets in one segment"] = at_once(UPGRADE)
+    table["POST, login and packets in one segment"] = at_once(HEADS["by POST with a body"])
     table["fast start, login and packets in one segment"] = at_once(HEADS["fast start 1"])
     return table
 

@@ -51,6 +51,10 @@ def test_bytes_behind_the_head_are_kept_exactly() -> None:
     assert rest == login
 
 
+def test_space_around_a_header_value_is_not_part_of_it() -> None:
+    assert get("/derp", "Upgrade: \t DERP \t ").header("upgrade") == "DERP"
+
+
 @pytest.mark.parametrize("body_header", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
 def test_a_body_announced_with_an_upgrade_is_part_of_the_stream(body_header: bytes) -> None:
     request, rest = parse(b"POST /derp HTTP/1.1\r\n" + HOST + b"Upgrade: DERP\r\n" + body_header + b"\r\nabcde")
