@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     )
     from fastderp.server.relay import Server
 
-    __version__: str
+# Read by the build as well, without importing anything.
+__version__ = "0.1.0"
 
 _NAMES_OF = {
     "fastderp.client": (
@@ -119,16 +120,12 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name from where it lives and keep it here."""
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: object = version("fastderp")
-    elif home := _HOME_OF.get(name):
-        from importlib import import_module
-
-        value = getattr(import_module(home), name)
-    else:
+    home = _HOME_OF.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value
 

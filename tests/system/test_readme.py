@@ -1,0 +1,53 @@
+"""What the README shows is what happens: its program runs, its flags exist, its exit codes are the real ones."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import fastderp.errors
+from fastderp.cli.config import read_flags, relay_config
+from fastderp.client import DerpMap
+from tests.kit.command import relay
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_the_program_prints_what_was_sent(tmp_path: Path) -> None:
+    [program] = blocks("python")
+    with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k")) as running:
+        program = program.replace("127.0.0.1:3340", f"127.0.0.1:{running.port}")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.stderr == ""
+    assert re.fullmatch(r"\[\S{5}\] b'hello'\n", done.stdout)
+
+
+def test_the_commands_are_ones_the_relay_takes() -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    relays = [command.partition("fastderp-relay ")[2] for command in commands if "fastderp-relay " in command]
+    assert len(relays) == 2
+    for arguments in relays:
+        values, given = read_flags(shlex.split(arguments), {})
+        relay_config(values, given, is_root=True)
+
+
+def test_the_two_commands_come_first() -> None:
+    assert blocks("sh")[:2] == ["pip install . && fastderp-relay --dev\n", "pip install -e '.[test]' && pytest\n"]
+
+
+def test_the_derp_map_is_one() -> None:
+    [text] = blocks("json")
+    derp_map = DerpMap.from_json(json.dumps(json.loads(text)["derpMap"]))
+    assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    known = {value for name, value in vars(fastderp.errors).items() if name.startswith("EX_")}
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    assert shown and shown <= known
