@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -24,6 +25,8 @@ NODE_TIMEOUT_S = 1.5
 IPV4_DELAY_S = 0.2
 
 _MAX_PROXY_HEAD_SIZE = 64 << 10
+# Host names come from a DERP map and must not end the request line.
+_HOST = re.compile("[!-~]+")
 
 # Shakes hands with an HTTPS proxy of this host name.
 SecureProxy = Callable[[Stream, str], Awaitable[Stream]]
@@ -62,9 +65,9 @@ async def dial_region(
 
 
 async def dial_node(
-    node: DerpNode, port: int, *, prefer_ipv6: bool = False, timeout_s: float = NODE_TIMEOUT_S
+    node: DerpNode, port: int, *, prefer_ipv6: bool = False, timeout_s: float | None = NODE_TIMEOUT_S
 ) -> Stream:
-    """Connect to the node over whichever address family answers first, within `timeout_s`.
+    """Connect to the node over whichever address family answers first, within `timeout_s` if given.
 
     Raises DialError saying what was wrong with each.
     """
@@ -93,6 +96,8 @@ async def dial_through_proxy(
 ) -> Stream:
     """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`. DialError when it refuses."""
     called = f"proxy {proxy.hostname}"
+    if not _HOST.fullmatch(host):
+        raise DialError(f"{called}: not a host to ask for: {host!r}")
     if proxy.scheme not in ("http", "https") or proxy.hostname is None:
         raise DialError(f"{called}: only http:// and https:// proxies are supported")
     try:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import string
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import urlsplit
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
-from fastderp.client.derpmap import DerpNode, DerpRegion
-from fastderp.client.dial import bracketed, dial_node, dial_region
+from fastderp.client.derpmap import DerpNode
 from fastderp.client.stream import Stream
+from fastderp.client.target import RegionGetter, RegionTarget, UrlTarget
 from fastderp.client.tls import TlsStream
 from fastderp.client.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
@@ -27,14 +25,8 @@ from fastderp.tls.handshake import ClientContext
 
 # From the name look-up to the login.
 CONNECT_TIMEOUT_S = 10.0
-# What a node in a region uses where TLS is switched off for tests.
-PLAIN_REGION_PORT = 3340
-
-RegionGetter = Callable[[], DerpRegion | None]
-
 _T = TypeVar("_T")
 _PIN_PREFIX = "sha256-raw:"
-_PRINTABLE = re.compile("[!-~]*")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -54,76 +46,6 @@ class ClientOptions(TypedDict, total=False):
     """Accept any certificate. For tests."""
     prefer_ipv6: bool
     """Give IPv6 a head start of 200 ms."""
-
-
-class _Opened(NamedTuple):
-    """A TCP connection to a node and what HTTP says on it."""
-
-    stream: Stream
-    node: DerpNode
-    https: bool
-    host: str
-    path: str
-    ideal_node: str
-
-
-class _UrlTarget:
-    """A relay by URL."""
-
-    def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
-            # Not quoted: there may be a password in it.
-            raise ValueError("a relay's URL names no user")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"a relay's URL is http:// or https:// and a host, not {url!r}")
-        if not _PRINTABLE.fullmatch(url):
-            raise ValueError(f"the URL has characters that need escaping: {url!r}")
-        self.url = url
-        self._https = parts.scheme == "https"
-        self._port = parts.port or (443 if self._https else 80)
-        self._host_header = parts.netloc
-        self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
-        self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
-        self._dialled = DerpNode("", 0, dial_host) if dial_host else self._node
-
-    def __str__(self) -> str:
-        return self.url
-
-    async def open(self, client: HTTPClient) -> _Opened:
-        stream = await dial_node(
-            self._dialled, self._port, prefer_ipv6=client._prefer_ipv6, timeout_s=CONNECT_TIMEOUT_S
-        )
-        return _Opened(stream, self._node, self._https, self._host_header, self._path, "")
-
-
-class _RegionTarget:
-    """The best node of a region that is looked up on every connect."""
-
-    def __init__(self, getter: RegionGetter, use_tls: bool | None) -> None:
-        if use_tls is None:
-            setting = os.environ.get("TS_DEBUG_USE_DERP_HTTP", "")
-            use_tls = setting.strip().lower() not in ("1", "t", "true")
-        self._getter = getter
-        self._https = use_tls
-
-    def __str__(self) -> str:
-        return "a DERP region"
-
-    async def open(self, client: HTTPClient) -> _Opened:
-        region = self._getter()
-        if region is None:
-            raise DialError("there is no such DERP region")
-        node, stream = await dial_region(
-            region,
-            default_port=443 if self._https else PLAIN_REGION_PORT,
-            prefer_ipv6=client._prefer_ipv6,
-            https=self._https,
-            secure_proxy=client._secure_proxy,
-        )
-        first = region.nodes[0]
-        ideal = first.name if first is not node else ""
-        return _Opened(stream, node, self._https, bracketed(node.host_name), "/derp", ideal)
 
 
 class HTTPClient:
@@ -155,7 +77,7 @@ class HTTPClient:
         The URL is http or https with any path; without one it is /derp. `cert_name` is as in a
         DerpNode. TCP goes to `dial_host`, where given, instead of the URL's host. Raises ValueError.
         """
-        self._setup(_UrlTarget(url, cert_name, dial_host), private_key, options)
+        self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
     @classmethod
     def for_region(
@@ -172,16 +94,15 @@ class HTTPClient:
         are used. `use_tls` False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
         """
         client = cls.__new__(cls)
-        client._setup(_RegionTarget(region_getter, use_tls), private_key, options)
+        client._setup(RegionTarget(region_getter, use_tls), private_key, options)
         return client
 
     def _setup(
-        self, target: _UrlTarget | _RegionTarget, private_key: NodePrivate, options: ClientOptions
+        self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: ClientOptions
     ) -> None:
         self._target = target
         self._private_key = private_key
         self._options = options
-        self._prefer_ipv6 = options.get("prefer_ipv6", False)
         self._contexts: dict[tuple[bool, bytes | None], ClientContext] = {}
         self._client: Client | None = None
         self._dialling: asyncio.Task[tuple[Client, int]] | None = None
@@ -379,7 +300,9 @@ class HTTPClient:
             await client.watch_connection_changes()
 
     async def _login(self) -> Client:
-        opened = await self._target.open(self)
+        opened = await self._target.open(
+            prefer_ipv6=self._options.get("prefer_ipv6", False), secure_proxy=self._secure_proxy
+        )
         stream = opened.stream
         try:
             server_key: NodePublic | None = None

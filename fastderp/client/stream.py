@@ -46,7 +46,7 @@ AnyStream: TypeAlias = "Stream | ReaderWriter | tuple[Reader, Writer]"
 class Stream:
     """A connection with a buffer in front of its reader. Is itself a Reader and a Writer."""
 
-    __slots__ = ("_at", "_buffer", "_reader", "_writer")
+    __slots__ = ("_at", "_buffer", "_over", "_reader", "_writer")
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
@@ -54,6 +54,7 @@ class Stream:
         # What was read and not yet taken is _buffer[_at:].
         self._buffer = bytearray()
         self._at = 0
+        self._over = False
 
     @classmethod
     def of(cls, stream: AnyStream) -> Stream:
@@ -133,12 +134,17 @@ class Stream:
 
     async def wait_closed(self) -> None:
         """Wait for the end of `close`, for a short time only; then abort."""
+        if self._over:
+            # An asyncio writer that was not waited for to the end cannot be waited for again.
+            return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except OSError:
             # The peer broke it first, or (TimeoutError) never reads: closed either way.
             self.abort()
+        finally:
+            self._over = True
 
     def get_extra_info(self, name: str, /) -> Any:
         """Return what the writer knows under `name`."""

@@ -17,6 +17,7 @@ _MAX_HEAD_SIZE = 64 << 10
 _BODY_SHOWN_SIZE = 200
 _BODY_TIMEOUT_S = 0.5
 _USER_AGENT = "fastderp"
+_HEADER_VALUE = re.compile("[!-~]*")
 
 # DER of a certificate as far as its serial number: an X.509 v3 one of 8 bits. X.509 libraries
 # complain about the next: a common name (2.5.4.3) of 71 characters is longer than allowed.
@@ -32,7 +33,8 @@ async def upgrade(
     """Ask for DERP and, unless `fast_start`, wait for the relay's 101.
 
     `host` goes into the Host header, `ideal_node` is the node we would rather be connected to.
-    A fast start is answered with DERP at once. DialError for any other answer than 101.
+    A fast start is answered with DERP at once. DialError for any other answer than 101, and for
+    names that could not be said in a header: they come from a DERP map.
     """
     headers = {
         "Host": host,
@@ -44,6 +46,9 @@ async def upgrade(
         headers["Ideal-Node"] = ideal_node
     if fast_start:
         headers["Derp-Fast-Start"] = "1"
+    for name, value in headers.items():
+        if not _HEADER_VALUE.fullmatch(value):
+            raise DialError(f"not fit for the {name} header: {value!r}")
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     stream.write("\r\n".join([*lines, "", ""]).encode())
     await stream.drain()

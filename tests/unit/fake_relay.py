@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastderp import login
@@ -19,10 +19,24 @@ from fastderp.protocol import HEADER, ServerInfo, frame
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def stream_pairs() -> tuple[Pair, Pair]:
-    """Return the two ends of one connection."""
-    near, far = socket.socketpair()
-    return await asyncio.open_connection(sock=near), await asyncio.open_connection(sock=far)
+@asynccontextmanager
+async def stream_pairs() -> AsyncIterator[tuple[Pair, Pair]]:
+    """Yield the two ends of one connection; both are closed afterwards."""
+    ends = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
+    try:
+        yield ends[0], ends[1]
+    finally:
+        await abort(*(writer for _reader, writer in ends))
+
+
+async def abort(*writers: asyncio.StreamWriter) -> None:
+    """Close at once, and wait until it has happened."""
+    for writer in writers:
+        writer.transport.abort()
+        # CancelledError: somebody has waited before, but not to the end.
+        with suppress(OSError, asyncio.CancelledError):
+            await writer.wait_closed()
+    await asyncio.sleep(0)
 
 
 class RelayEnd:
@@ -60,17 +74,13 @@ async def logged_in(
     info: ServerInfo = ServerInfo(), **options: Any
 ) -> AsyncIterator[tuple[Client, RelayEnd]]:
     """Yield a client that has received ServerInfo, and the relay's end."""
-    near, far = await stream_pairs()
-    relay = RelayEnd(far, NodePrivate.generate())
-    client, _ = await asyncio.gather(
-        Client.handshake(near, NodePrivate.generate(), **options), relay.accept_login(info)
-    )
-    try:
+    async with stream_pairs() as (near, far):
+        relay = RelayEnd(far, NodePrivate.generate())
+        client, _ = await asyncio.gather(
+            Client.handshake(near, NodePrivate.generate(), **options), relay.accept_login(info)
+        )
         assert await client.recv() == info
         yield client, relay
-    finally:
-        client.abort()
-        relay.writer.transport.abort()
 
 
 class FakeServer:
@@ -115,11 +125,10 @@ class FakeServer:
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\n\r\n")
         self.accepted.put_nowait((head, RelayEnd((reader, writer), self.key)))
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         assert self._server
         self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
+        await abort(*self._writers)
 
 
 @asynccontextmanager
@@ -130,4 +139,4 @@ async def fake_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeSe
     try:
         yield server
     finally:
-        server.stop()
+        await server.stop()

@@ -4,7 +4,7 @@ import asyncio
 from unittest.mock import patch
 
 import pytest
-from tests.unit.fake_relay import RelayEnd, logged_in, stream_pairs
+from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, stream_pairs
 
 from fastderp import login
 from fastderp.client import Client, client as client_module, stream as stream_module
@@ -28,29 +28,29 @@ OTHER = NodePublic(b"\x22" * 32)
 
 
 async def test_login_tells_the_relay_who_the_client_is() -> None:
-    near, far = await stream_pairs()
-    relay, key = RelayEnd(far, NodePrivate.generate()), NodePrivate.generate()
-    mesh_key = MeshKey.generate()
-    client, seen = await asyncio.gather(
-        Client.handshake(
-            near, key, can_ack_pings=True, is_prober=True, mesh_key=mesh_key, app_name="test"
-        ),
-        relay.accept_login(ServerInfo()),
-    )
-    async with client:
-        assert seen.public == key.public() == client.public_key
-        assert seen.info == login.ClientInfo(2, True, True, mesh_key, "test")
-        assert client.server_public_key == relay.key.public()
-        assert await client.recv() == ServerInfo()
+    async with stream_pairs() as (near, far):
+        relay, key = RelayEnd(far, NodePrivate.generate()), NodePrivate.generate()
+        mesh_key = MeshKey.generate()
+        client, seen = await asyncio.gather(
+            Client.handshake(
+                near, key, can_ack_pings=True, is_prober=True, mesh_key=mesh_key, app_name="test"
+            ),
+            relay.accept_login(ServerInfo()),
+        )
+        async with client:
+            assert seen.public == key.public() == client.public_key
+            assert seen.info == login.ClientInfo(2, True, True, mesh_key, "test")
+            assert client.server_public_key == relay.key.public()
+            assert await client.recv() == ServerInfo()
 
 
 async def test_known_server_key_saves_a_round_trip_and_its_frame_is_skipped() -> None:
-    near, far = await stream_pairs()
-    relay, key = RelayEnd(far, NodePrivate.generate()), NodePrivate.generate()
-    client = await Client.handshake(near, key, server_public_key=relay.key.public())
-    await relay.accept_login()
-    assert await client.recv() == ServerInfo()
-    await client.close()
+    async with stream_pairs() as (near, far):
+        relay, key = RelayEnd(far, NodePrivate.generate()), NodePrivate.generate()
+        client = await Client.handshake(near, key, server_public_key=relay.key.public())
+        await relay.accept_login()
+        assert await client.recv() == ServerInfo()
+        await client.close()
 
 
 @pytest.mark.parametrize(
@@ -66,25 +66,25 @@ async def test_known_server_key_saves_a_round_trip_and_its_frame_is_skipped() ->
     ids=["http", "keep-alive", "short", "zero key", "low order", "huge"],
 )
 async def test_handshake_with_something_else_fails_and_closes(first: bytes) -> None:
-    near, (reader, writer) = await stream_pairs()
-    writer.write(first)
-    with pytest.raises(Exception, match="key|frame|Server") as caught:
-        await Client.handshake(near, NodePrivate.generate())
-    assert type(caught.value).__module__ == "fastderp.errors"
-    assert await reader.read() == b""
-    writer.close()
+    async with stream_pairs() as (near, (reader, writer)):
+        writer.write(first)
+        with pytest.raises(Exception, match="key|frame|Server") as caught:
+            await Client.handshake(near, NodePrivate.generate())
+        assert type(caught.value).__module__ == "fastderp.errors"
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_refused_login_is_told_from_an_orderly_end() -> None:
-    near, far = await stream_pairs()
-    relay = RelayEnd(far, NodePrivate.generate())
-    client, _ = await asyncio.gather(
-        Client.handshake(near, NodePrivate.generate()), relay.accept_login(None)
-    )
-    await relay.close()
-    with pytest.raises(ConnectionLost, match="instead of accepting the login"):
-        async for _message in client:
-            pass
+    async with stream_pairs() as (near, far):
+        relay = RelayEnd(far, NodePrivate.generate())
+        client, _ = await asyncio.gather(
+            Client.handshake(near, NodePrivate.generate()), relay.accept_login(None)
+        )
+        await relay.close()
+        with pytest.raises(ConnectionLost, match="instead of accepting the login"):
+            async for _message in client:
+                pass
 
 
 async def test_packets_arrive_with_their_source() -> None:
@@ -323,46 +323,42 @@ async def test_closing_does_not_wait_for_a_relay_that_never_reads() -> None:
         await asyncio.sleep(0.01)
         with patch.object(stream_module, "CLOSE_TIMEOUT_S", 0.01):
             await client.close()
+            await client.close()
         with pytest.raises(ConnectionClosed):
             await flooding
 
 
 async def test_local_address_is_known_until_the_connection_is_over() -> None:
-    accepted: asyncio.Queue[RelayEnd] = asyncio.Queue()
-    key = NodePrivate.generate()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        accepted.put_nowait(RelayEnd((reader, writer), key))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    streams = await asyncio.open_connection(*server.sockets[0].getsockname())
-    client, _ = await asyncio.gather(
-        Client.handshake(streams, NodePrivate.generate()), (await accepted.get()).accept_login()
-    )
-    assert client.local_addr == streams[1].get_extra_info("sockname")
-    await client.close()
-    with pytest.raises(ConnectionClosed):
-        _ = client.local_addr
-    server.close()
+    async with fake_server() as server:
+        near = await asyncio.open_connection("127.0.0.1", server.port)
+        near[1].write(b"GET /derp HTTP/1.1\r\n\r\n")
+        await near[0].readuntil(b"\r\n\r\n")
+        client, _ = await asyncio.gather(
+            Client.handshake(near, NodePrivate.generate()), server.next_login()
+        )
+        assert client.local_addr == near[1].get_extra_info("sockname")
+        await client.close()
+        with pytest.raises(ConnectionClosed):
+            _ = client.local_addr
 
 
 async def test_one_object_with_both_sets_of_methods_is_a_stream_too() -> None:
-    (reader, writer), far = await stream_pairs()
+    async with stream_pairs() as ((reader, writer), far):
 
-    class Both:
-        read = reader.read
-        write = writer.write
-        drain = writer.drain
-        close = writer.close
-        wait_closed = writer.wait_closed
-        get_extra_info = writer.get_extra_info
+        class Both:
+            read = reader.read
+            write = writer.write
+            drain = writer.drain
+            close = writer.close
+            wait_closed = writer.wait_closed
+            get_extra_info = writer.get_extra_info
 
-    relay = RelayEnd(far, NodePrivate.generate())
-    client, _ = await asyncio.gather(
-        Client.handshake(Both(), NodePrivate.generate()), relay.accept_login()
-    )
-    async with client:
-        assert await client.recv() == ServerInfo()
+        relay = RelayEnd(far, NodePrivate.generate())
+        client, _ = await asyncio.gather(
+            Client.handshake(Both(), NodePrivate.generate()), relay.accept_login()
+        )
+        async with client:
+            assert await client.recv() == ServerInfo()
 
 
 async def test_repr_shows_short_keys_and_the_state() -> None:

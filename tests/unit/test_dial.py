@@ -4,7 +4,7 @@ import asyncio
 import base64
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +26,10 @@ class Network:
         self.refused: set[socket.AddressFamily] = set()
         self.silent: set[socket.AddressFamily] = set()
         self.streams: list[Stream] = []
+        self._open = AsyncExitStack()
+
+    async def close(self) -> None:
+        await self._open.aclose()
 
     async def connect(self, host: str, port: int, family: socket.AddressFamily) -> Stream:
         self.dialled.append((host, port, family))
@@ -33,17 +37,17 @@ class Network:
             raise DialError(f"{host}: refused")
         if family in self.silent:
             await asyncio.Event().wait()
-        near, (_reader, far_writer) = await stream_pairs()
+        near, _far = await self._open.enter_async_context(stream_pairs())
         self.streams.append(Stream(*near))
-        far_writer.close()
         return self.streams[-1]
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
     network = Network()
     monkeypatch.setattr(dial, "_connect", network.connect)
-    return network
+    yield network
+    await network.close()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,17 @@ async def test_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         assert proxy.heads == [
             b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n"
         ]
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_host_that_would_break_the_proxys_request_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, network: Network
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    async with region_client("derp.example\r\nX-Injected: 1", 443) as client:
+        with pytest.raises(DialError, match="not a host"):
+            await client.connect()
+    assert network.dialled == []
 
 
 @pytest.mark.usefixtures("no_proxies")

@@ -323,6 +323,16 @@ async def test_second_node_of_a_region_hears_of_the_ideal_one(server: FakeServer
         assert b"\r\nIdeal-Node: 901s\r\n" in head
 
 
+@pytest.mark.parametrize("name", ["901a\r\nX-Injected: 1", "901a\0", "9 01", "é"])
+async def test_names_that_would_break_the_request_are_not_sent(server: FakeServer, name: str) -> None:
+    nodes = (node(name, 0, stun_only=True), node("901b", server.port))
+    region = DerpRegion(901, nodes=nodes)
+    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False) as client:
+        with pytest.raises(DialError, match="Ideal-Node"):
+            await client.connect()
+    assert server.accepted.empty()
+
+
 async def test_region_nobody_answers_in_names_every_node() -> None:
     async with fake_server() as gone:
         closed_port = gone.port

@@ -1,0 +1,93 @@
+"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL section 13)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from fastderp.client.derpmap import DerpNode, DerpRegion
+from fastderp.client.dial import SecureProxy, bracketed, dial_node, dial_region
+from fastderp.client.stream import Stream
+from fastderp.errors import DialError
+
+# What a node in a region uses where TLS is switched off for tests.
+PLAIN_REGION_PORT = 3340
+
+RegionGetter = Callable[[], DerpRegion | None]
+
+_PRINTABLE = re.compile("[!-~]*")
+
+
+class Opened(NamedTuple):
+    """A TCP connection to a node and what HTTP says on it."""
+
+    stream: Stream
+    node: DerpNode
+    https: bool
+    host: str
+    path: str
+    ideal_node: str
+
+
+class UrlTarget:
+    """A relay by URL; `cert_name` and `dial_host` as in HTTPClient."""
+
+    def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
+        """Take the URL apart. ValueError says why it is of no use."""
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # Not quoted: there may be a password in it.
+            raise ValueError("a relay's URL names no user")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"a relay's URL is http:// or https:// and a host, not {url!r}")
+        if not _PRINTABLE.fullmatch(url):
+            raise ValueError(f"the URL has characters that need escaping: {url!r}")
+        self.url = url
+        self._https = parts.scheme == "https"
+        self._port = parts.port or (443 if self._https else 80)
+        self._host_header = parts.netloc
+        self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
+        self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
+        self._dialled = DerpNode("", 0, dial_host) if dial_host else self._node
+
+    def __str__(self) -> str:
+        return self.url
+
+    async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
+        """Connect to the relay; never through a proxy. DialError says what failed."""
+        # There is no second node to leave time for.
+        stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
+        return Opened(stream, self._node, self._https, self._host_header, self._path, "")
+
+
+class RegionTarget:
+    """A region that is looked up on every connect."""
+
+    def __init__(self, getter: RegionGetter, use_tls: bool | None) -> None:
+        if use_tls is None:
+            setting = os.environ.get("TS_DEBUG_USE_DERP_HTTP", "")
+            use_tls = setting.strip().lower() not in ("1", "t", "true")
+        self._getter = getter
+        self._https = use_tls
+
+    def __str__(self) -> str:
+        return "a DERP region"
+
+    async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
+        """Ask for the region and connect to its first node that answers. DialError says what failed."""
+        region = self._getter()
+        if region is None:
+            raise DialError("there is no such DERP region")
+        node, stream = await dial_region(
+            region,
+            default_port=443 if self._https else PLAIN_REGION_PORT,
+            prefer_ipv6=prefer_ipv6,
+            https=self._https,
+            secure_proxy=secure_proxy,
+        )
+        first = region.nodes[0]
+        ideal = first.name if first is not node else ""
+        return Opened(stream, node, self._https, bracketed(node.host_name), "/derp", ideal)
