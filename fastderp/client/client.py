@@ -82,7 +82,7 @@ class Client:
         `read`, `write`, `drain`, `close`, `wait_closed` and `get_extra_info`, on which the relay is
         about to send its key. `can_ack_pings` promises to answer every Ping with `send_pong`;
         `mesh_key` is the region's secret and gives mesh privileges. With `server_public_key` the
-        relay's key is known and its first frame is not waited for.
+        relay's key is known (unless it is zero) and its first frame is not waited for.
 
         Does not wait for the relay's answer: a refused login shows as a ConnectionClosed in
         `recv`. Raises ProtocolError when the other side is no relay, ConnectionClosed and
@@ -96,9 +96,10 @@ class Client:
             app_name=app_name,
         )
         try:
-            server = server_public_key or login.parse_server_key(
-                *await connection.read_frame(MAX_CLIENT_FRAME_SIZE, READ_TIMEOUT_S)
-            )
+            server = server_public_key
+            if server is None or server.is_zero:
+                first = await connection.read_frame(MAX_CLIENT_FRAME_SIZE, READ_TIMEOUT_S)
+                server = login.parse_server_key(*first)
             box = private_key.box(server)
             connection.write(login.client_info_frame(private_key.public(), box, info))
             await connection.drain()
