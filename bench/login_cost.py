@@ -1,0 +1,199 @@
+"""CPU time a relay spends per login: TCP, HTTP upgrade, ClientInfo, ServerInfo, close.
+
+    python bench/login_cost.py [--tls] [--fast-start] [--loop asyncio] [--derper PATH] [--profile]
+
+The relay runs in a process of its own and its CPU time is read before and after; with `--derper` the same logins go to derper too, and the
+ratio is printed. `--profile` prints where the Python of the relay's loop spends its time (and slows it down).
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import platform
+import pstats
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REQUEST = "GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n{}\r\n"
+# Clients seal their login themselves: not our CPU. Some keys in turn, so that nothing is served from one cached agreement.
+N_KEYS = 64
+
+
+def serve(loop: str, tls: bool, profile: bool) -> None:
+    """Run a relay on a free port until standard input ends; print port and key."""
+    import asyncio
+
+    import uvloop
+
+    from fastderp.server.certs import manual_certificate
+    from fastderp.server.relay import Server
+    from fastderp.tls.handshake import ServerContext
+
+    async def main() -> None:
+        async with Server(workers=1) as relay:
+            context = None
+            if tls:
+                with tempfile.TemporaryDirectory() as directory:
+                    certificate = manual_certificate(Path(directory), "127.0.0.1")
+                context = ServerContext([*certificate.chain, relay.meta_cert], certificate.key)
+            listener = relay.listen("127.0.0.1", 0, tls=context)
+            print(listener.port, relay.public_key.hex, flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    profiler = cProfile.Profile()
+    run = uvloop.run if loop == "uvloop" else asyncio.run
+    if profile:
+        profiler.runcall(run, main())
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(25)
+    else:
+        run(main())
+
+
+def log_in(port: int, n_logins: int, logins: list[bytes], context: ssl.SSLContext | None, fast_start: bool) -> None:
+    """Log in and leave again, one connection after the other."""
+    request = REQUEST.format("Derp-Fast-Start: 1\r\n" if fast_start else "").encode()
+    for i in range(n_logins):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            sock = context.wrap_socket(sock)
+        login = logins[i % len(logins)]
+        stream = sock.makefile("rb")
+        if fast_start:
+            sock.sendall(request + login)
+        else:
+            sock.sendall(request)
+            while stream.readline() != b"\r\n":
+                pass
+        read_frame(stream)
+        if not fast_start:
+            sock.sendall(login)
+        read_frame(stream)
+        stream.close()
+        sock.close()
+
+
+def read_frame(stream: object) -> bytes:
+    """Read one frame; return its payload."""
+    header = stream.read(5)  # type: ignore[attr-defined]
+    length: int = struct.unpack(">BI", header)[1]
+    payload: bytes = stream.read(length)  # type: ignore[attr-defined]
+    return payload
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> float:
+    """Return CPU microseconds per login of the relay with this pid."""
+    from fastderp.keys import NodePrivate, NodePublic
+    from fastderp.login import ClientInfo, client_info_frame
+
+    relay_key = NodePublic.from_hex(key_hex)
+    keys = [NodePrivate.generate() for _ in range(N_KEYS)]
+    logins = [client_info_frame(key.public(), key.box(relay_key), ClientInfo(can_ack_pings=True)) for key in keys]
+    context = None
+    if options.tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    log_in(port, 200, logins, context, options.fast_start)
+    before = cpu_s(pid)
+    log_in(port, options.n, logins, context, options.fast_start)
+    return (cpu_s(pid) - before) / options.n * 1e6
+
+
+def measure_fastderp(options: argparse.Namespace) -> float:
+    """Start our relay and measure it."""
+    arguments = [__file__, "--serve", "--loop", options.loop]
+    arguments += ["--tls"] * options.tls + ["--profile"] * options.profile
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as relay:
+        assert relay.stdout is not None
+        port, key = relay.stdout.readline().split()
+        cost = measure(relay.pid, int(port), key, options)
+        relay.communicate()
+    return cost
+
+
+def measure_derper(options: argparse.Namespace) -> float:
+    """Start derper and measure it. Its key is in the upgrade response."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        flags = ["-a", f"127.0.0.1:{port}", "-c", f"{directory}/key", "-stun=false", "-http-port=-1"]
+        flags += ["-certmode=manual", f"-certdir={directory}", "-hostname=127.0.0.1"] if options.tls else []
+        relay = subprocess.Popen([options.derper, *flags], stderr=subprocess.DEVNULL)
+        try:
+            return measure(relay.pid, port, derper_key(port, options.tls), options)
+        finally:
+            relay.terminate()
+            relay.wait()
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def derper_key(port: int, tls: bool) -> str:
+    """Ask a relay that is just starting for its public key."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            sock = socket.create_connection(("127.0.0.1", port))
+            break
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        sock = context.wrap_socket(sock)
+    with sock:
+        sock.sendall(REQUEST.format("").encode())
+        head = sock.recv(4096).decode("latin-1")
+    return head.partition("Derp-Public-Key: ")[2][:64]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="CPU time of a relay per login")
+    parser.add_argument("-n", type=int, default=3000, help="logins to measure")
+    parser.add_argument("--tls", action="store_true", help="TLS 1.3")
+    parser.add_argument("--fast-start", action="store_true", help="the login in one write with the request")
+    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+    parser.add_argument("--derper", help="a derper binary to compare with")
+    parser.add_argument("--profile", action="store_true", help="show where the loop's Python spends its time")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.loop, options.tls, options.profile)
+        return
+    kind = ("TLS 1.3" if options.tls else "plain") + (", fast start" if options.fast_start else "")
+    print(f"Python {platform.python_version()}, Linux {platform.release()}, {options.n} logins, {kind}, {options.loop}")
+    ours = measure_fastderp(options)
+    print(f"fastderp  {ours:6.0f} CPU µs per login")
+    if options.derper:
+        theirs = measure_derper(options)
+        print(f"derper    {theirs:6.0f} CPU µs per login; fastderp uses {ours / theirs:.0%} of that")
+
+
+if __name__ == "__main__":
+    main()
