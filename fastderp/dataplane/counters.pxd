@@ -40,6 +40,7 @@ cdef struct Counters:
     uint64_t notideal_connections
     uint64_t total_dup_client_conns
     uint64_t sclient_write_timeouts
+    uint64_t rate_limit_per_client_waited
     uint64_t reads               # recv calls that brought bytes
     uint64_t writes              # send calls
     uint64_t pad[8]

@@ -27,6 +27,7 @@ cdef enum:
     KEY_SIZE = 32
     PACKET_MAX = 65536
     PACKET_OVERHEAD = 37         # FRAME_HEADER + KEY_SIZE of SendPacket and RecvPacket
+    FORWARD_OVERHEAD = 69        # FRAME_HEADER + two keys of ForwardPacket
     FRAME_MAX = 65605            # a ForwardPacket of the largest packet, header included
     PING_DATA = 8
     PING_MAX = 1000
@@ -34,6 +35,12 @@ cdef enum:
     GONE_DISCONNECTED = 0x00
     GONE_NOT_HERE = 0x01
     PEER_GONE_SIZE = 38          # FRAME_HEADER + key 32 + reason 1
+
+# What the other end of a connection is, which decides what it may send.
+cdef enum Role:
+    ROLE_CLIENT                  # a node
+    ROLE_MESH                    # a client that showed the mesh key: it may forward, watch and close
+    ROLE_LINK                    # another relay of the region that this one dialled: it plays the server
 
 # What the reception rules say of the bytes at a frame boundary.
 cdef enum FrameStatus:
@@ -43,7 +50,7 @@ cdef enum FrameStatus:
     FRAME_BAD_SIZE
     FRAME_NOT_PERMITTED
 
-cdef FrameStatus frame_next(const uint8_t* p, size_t n, bint mesh, size_t* total) noexcept nogil
+cdef FrameStatus frame_next(const uint8_t* p, size_t n, Role role, size_t* total) noexcept nogil
 
 
 cdef inline uint32_t frame_payload_size(const uint8_t* p) noexcept nogil:
@@ -66,6 +73,22 @@ cdef inline bint frame_is_disco(const uint8_t* data, size_t n) noexcept nogil:
     return n >= DISCO_MIN and memcmp(data, b"TS\xf0\x9f\x92\xac", 6) == 0
 
 
+cdef inline bint frame_is_packet(const uint8_t* frame) noexcept nogil:
+    return frame[0] == FRAME_RECV_PACKET or frame[0] == FRAME_SEND_PACKET or frame[0] == FRAME_FORWARD_PACKET
+
+
+cdef inline size_t frame_data_offset(const uint8_t* frame) noexcept nogil:
+    # Of a packet: where its data begins.
+    return FORWARD_OVERHEAD if frame[0] == FRAME_FORWARD_PACKET else PACKET_OVERHEAD
+
+
 cdef inline bint frame_carries_disco(const uint8_t* frame, size_t size) noexcept nogil:
-    # Of a whole SendPacket or RecvPacket.
-    return frame_is_disco(frame + PACKET_OVERHEAD, size - PACKET_OVERHEAD)
+    # Of a whole packet.
+    cdef size_t offset = frame_data_offset(frame)
+    return offset <= size and frame_is_disco(frame + offset, size - offset)
+
+
+cdef inline size_t frame_data_size(const uint8_t* frame, size_t size) noexcept nogil:
+    # Of a whole packet. The old form of RecvPacket without a key (§6.6) is shorter than its offset may say.
+    cdef size_t offset = frame_data_offset(frame)
+    return size - offset if offset <= size else 0

@@ -3,43 +3,57 @@
 
 from fastderp.dataplane.frame cimport *
 
+cdef enum:
+    NEWS_MIN = 32                # a key, or nonce and box
+    NEWS_MAX = 1024
+    LINK_FRAME_MAX = 1048576     # what a client accepts of a server
 
-cdef FrameStatus frame_next(const uint8_t* p, size_t n, bint mesh, size_t* total) noexcept nogil:
+
+cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noexcept nogil:
+    # PROTOCOL §5; READY means: of a good size, and this relay acts on it.
+    if type == FRAME_SEND_PACKET:
+        return FRAME_READY if KEY_SIZE <= size <= KEY_SIZE + PACKET_MAX else FRAME_BAD_SIZE
+    if type == FRAME_PING:
+        return FRAME_READY if PING_DATA <= size <= PING_MAX else FRAME_BAD_SIZE
+    if type == FRAME_NOTE_PREFERRED:
+        return FRAME_READY if size == 1 else FRAME_BAD_SIZE
+    if type == FRAME_FORWARD_PACKET:
+        if not mesh:
+            return FRAME_NOT_PERMITTED
+        return FRAME_READY if 2 * KEY_SIZE <= size <= 2 * KEY_SIZE + PACKET_MAX else FRAME_BAD_SIZE
+    if type == FRAME_WATCH_CONNS:
+        if size != 0:
+            return FRAME_BAD_SIZE
+        return FRAME_READY if mesh else FRAME_NOT_PERMITTED
+    if type == FRAME_CLOSE_PEER:
+        if size != KEY_SIZE:
+            return FRAME_BAD_SIZE
+        return FRAME_READY if mesh else FRAME_NOT_PERMITTED
+    return FRAME_SKIP
+
+
+cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
+    # PROTOCOL §4: a short frame is skipped; what is no news for the mesh is, too.
+    if type == FRAME_PEER_PRESENT or type == FRAME_PEER_GONE or type == FRAME_SERVER_INFO or type == FRAME_RESTARTING:
+        return FRAME_READY if NEWS_MIN <= size <= NEWS_MAX or type == FRAME_RESTARTING and size == 8 else FRAME_SKIP
+    if type == FRAME_PING:
+        return FRAME_READY if PING_DATA <= size <= PING_MAX else FRAME_SKIP
+    return FRAME_SKIP if size <= LINK_FRAME_MAX else FRAME_BAD_SIZE
+
+
+cdef FrameStatus frame_next(const uint8_t* p, size_t n, Role role, size_t* total) noexcept nogil:
     """Judge the frame that starts at p, of which n bytes are there; *total is its whole size (n >= 5)."""
     cdef uint32_t size
-    cdef bint good
+    cdef FrameStatus status
     if n < FRAME_HEADER:
         total[0] = FRAME_HEADER
         return FRAME_PARTIAL
     size = frame_payload_size(p)
     total[0] = FRAME_HEADER + <size_t>size
-
-    if p[0] == FRAME_SEND_PACKET:
-        good = KEY_SIZE <= size <= KEY_SIZE + PACKET_MAX
-    elif p[0] == FRAME_FORWARD_PACKET:
-        if not mesh:
-            return FRAME_NOT_PERMITTED
-        good = 2 * KEY_SIZE <= size <= 2 * KEY_SIZE + PACKET_MAX
-    elif p[0] == FRAME_PING:
-        good = PING_DATA <= size <= PING_MAX
-    elif p[0] == FRAME_NOTE_PREFERRED:
-        good = size == 1
-    elif p[0] == FRAME_WATCH_CONNS:
-        if size != 0:
-            return FRAME_BAD_SIZE
-        if not mesh:
-            return FRAME_NOT_PERMITTED
-        good = True
-    elif p[0] == FRAME_CLOSE_PEER:
-        if size != KEY_SIZE:
-            return FRAME_BAD_SIZE
-        if not mesh:
-            return FRAME_NOT_PERMITTED
-        good = True
+    if role == ROLE_LINK:
+        status = link_frame_judge(p[0], size)
     else:
-        return FRAME_SKIP
-
-    if not good:
-        return FRAME_BAD_SIZE
-    return FRAME_READY if n >= total[0] else FRAME_PARTIAL
-
+        status = client_frame_judge(p[0], size, role == ROLE_MESH)
+    if status == FRAME_READY and n < total[0]:
+        return FRAME_PARTIAL
+    return status

@@ -8,10 +8,10 @@ from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
 from fastderp.dataplane.frame cimport (
-    FRAME_PONG, FRAME_RECV_PACKET, PACKET_OVERHEAD, frame_carries_disco, frame_size,
+    FRAME_PONG, ROLE_CLIENT, ROLE_LINK, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
-    LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, Node, backlog_empty, backlog_free, backlog_new, backlog_peek,
+    LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, Node, backlog_empty, backlog_free, backlog_new, backlog_peek,
     backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_seal, record_sealed_size
@@ -52,7 +52,7 @@ cdef void turn_free(Turn* t) noexcept nogil:
 cdef inline void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
     cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
     counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
-    counter_add(&t.counters.bytes_dropped[<int>reason][kind], n - PACKET_OVERHEAD)
+    counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
 
 
 cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil:
@@ -60,7 +60,7 @@ cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t 
     cdef size_t size
     while n:
         size = frame_size(frames)
-        if frames[0] == FRAME_RECV_PACKET:
+        if frame_is_packet(frames):
             packet_drop(t, reason, frames, size)
         frames += size
         n -= size
@@ -87,8 +87,9 @@ cdef void drop_gone(void* context, const uint8_t* frame, uint32_t n, uint8_t lan
 cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n_data) noexcept nogil:
     s.tx_packets += n_packets
     s.tx_bytes += n_data
-    counter_add(&t.counters.packets_sent, n_packets)
-    counter_add(&t.counters.bytes_sent, n_data)
+    if s.peer.role != ROLE_LINK:     # what is forwarded was counted when it was tried (§6.4)
+        counter_add(&t.counters.packets_sent, n_packets)
+        counter_add(&t.counters.bytes_sent, n_data)
 
 
 # ---- locked
@@ -102,18 +103,20 @@ cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept n
         shutdown(s.fd, SHUT_RDWR)
 
 
-cdef void poll_set(Turn* t, Session* s, bint wants_out) noexcept nogil:
+cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil:
+    """Have the worker told when the socket can be written, and not told when it can be read while it is held back."""
     cdef epoll_event event
-    if s.wants_out == wants_out:
+    if s.wants_out == wants_out and s.is_held == is_held:
         return
     s.wants_out = wants_out
-    event.events = EPOLLIN | EPOLLOUT if wants_out else EPOLLIN
+    s.is_held = is_held
+    event.events = (0 if is_held else EPOLLIN) | (EPOLLOUT if wants_out else 0)
     event.data.u64 = s.handle
     epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_MOD, s.fd, &event)
 
 
 cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil:
-    cdef uint64_t timeout_ns = t.core.mesh_write_timeout_ns if s.peer.mesh else t.core.write_timeout_ns
+    cdef uint64_t timeout_ns = t.core.write_timeout_ns if s.peer.role == ROLE_CLIENT else t.core.mesh_write_timeout_ns
     if timeout_ns == 0:
         return
     s.write_deadline_ns = t.now_ns + timeout_ns
@@ -140,16 +143,16 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     # The session's backlog, made when there is none yet; NULL without memory.
     if s.backlog is NULL:
-        s.backlog = backlog_new()
+        s.backlog = backlog_new(LINK_LANE_BYTES if s.peer.role == ROLE_LINK else LANE_BYTES)
         if s.backlog is not NULL:
-            poll_set(t, s, True)
+            poll_set_locked(t, s, True, s.is_held)
             deadline_restart_locked(t, s)
     return s.backlog
 
 
 cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil:
     """Start the backlog of a session that nobody knows yet. False without memory."""
-    s.backlog = backlog_new()
+    s.backlog = backlog_new(LINK_LANE_BYTES if s.peer.role == ROLE_LINK else LANE_BYTES)
     return s.backlog is not NULL and backlog_push(
         s.backlog, &t.core.budget, LANE_CONTROL, frames, <uint32_t>n, 0, t.now_ns, drop_displaced, NULL)
 
@@ -170,7 +173,7 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
     cdef Dropper dropper
     dropper.turn = t
     dropper.session = s
-    if frame[0] == FRAME_RECV_PACKET:
+    if frame_is_packet(frame):
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
     elif frame[0] == FRAME_PONG and backlog.lanes[LANE_CONTROL].n:
         return                   # at most one pong waits (§5): a flood of pings has no effect here
@@ -229,9 +232,9 @@ cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept 
                 count_written(t, s, n_packets, n_data)
                 return
             taken -= size
-            if p[0] == FRAME_RECV_PACKET:
+            if frame_is_packet(p):
                 n_packets += 1
-                n_data += size - PACKET_OVERHEAD
+                n_data += frame_data_size(p, size)
             p += size
 
 
@@ -341,7 +344,7 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
 
 cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
-        count_written(t, s, 1, node.n - PACKET_OVERHEAD)
+        count_written(t, s, 1, frame_data_size(node.data, node.n))
     free(node)
 
 
@@ -440,5 +443,5 @@ cdef void session_writable(Turn* t, Session* s) noexcept nogil:
     if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
         free(s.backlog)
         s.backlog = NULL
-        poll_set(t, s, False)
+        poll_set_locked(t, s, False, s.is_held)
     pthread_mutex_unlock(&s.output_lock)

@@ -39,9 +39,11 @@ class SessionInfo(NamedTuple):
     addr: bytes
     port: int
     mesh: bool
+    link: bool
     prober: bool
     not_ideal: bool
     preferred: bool
+    active: bool
     tls: bool
     worker: int
     backlog_bytes: int
@@ -65,6 +67,7 @@ class Plane:
         opened: bytes = b"",
         records: RecordLayer | None = None,
         mesh: bool = False,
+        link: bool = False,
         prober: bool = False,
         not_ideal: bool = False,
         addr: bytes = ...,
@@ -75,6 +78,9 @@ class Plane:
     def close_key(self, key: bytes) -> int: ...
     def handles(self, key: bytes) -> list[int]: ...
     def is_connected(self, key: bytes) -> bool: ...
+    def add_forwarder(self, key: bytes, link: int) -> None: ...
+    def remove_forwarder(self, key: bytes, link: int) -> None: ...
+    def set_rate_limit(self, bytes_per_s: int, burst_bytes: int = 0) -> None: ...
     def events(self) -> list[FrameEvent | ClosedEvent]: ...
     def sessions(self) -> list[SessionInfo]: ...
     def counters(self) -> dict[str, int | dict[str, int] | dict[tuple[str, str], int]]: ...

@@ -11,19 +11,22 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
-from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE
+from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
-from fastderp.dataplane.routes cimport RouteTable, routes_destroy, routes_init, routes_members
+from fastderp.dataplane.routes cimport (
+    HandleSet, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
+)
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, CloseReason, Core, Peer,
-    Session, Turn, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
+    Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, pthread_mutex_destroy,
+    IPPROTO_TCP, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
+    pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt,
 )
-from fastderp.dataplane.wheel cimport Wheel, wheel_destroy
+from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_start, worker_stop
 
 from fastderp.errors import DerpError
@@ -38,7 +41,7 @@ cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 # Of CloseReason, in its order; shown in logs and as metric labels.
 CLOSE_REASONS = (
     "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
-    "control_overflow", "no_memory", "server", "close_peer", "shutdown",
+    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
 # Of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
@@ -91,9 +94,11 @@ class SessionInfo(NamedTuple):
     addr: bytes
     port: int
     mesh: bool
+    link: bool
     prober: bool
     not_ideal: bool
     preferred: bool
+    active: bool
     tls: bool
     worker: int
     backlog_bytes: int
@@ -131,6 +136,7 @@ cdef class Plane:
         arena_init(&self.core.sessions, sizeof(Session))
         pthread_mutex_init(&self.core.sessions_lock, NULL)
         pthread_mutex_init(&self.control_lock, NULL)
+        pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.events.fd = -1
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
@@ -168,6 +174,7 @@ cdef class Plane:
         arena_destroy(&self.core.sessions)
         pthread_mutex_destroy(&self.core.sessions_lock)
         pthread_mutex_destroy(&self.control_lock)
+        pthread_mutex_destroy(&self.core.limit_lock)
         free(self.workers)
         free(self.core.wheels)
         free(self.core.epolls)
@@ -209,7 +216,7 @@ cdef class Plane:
     # ---- sessions
 
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
-                RecordLayer records=None, bint mesh=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
+                RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
@@ -218,6 +225,9 @@ cdef class Plane:
         unread: bytes the peer sent behind its login; ciphertext when records is given. At most MAX_UNREAD_BYTES.
         opened: plain bytes that records have already opened behind the login; they come before unread.
         records: the connection's TLS 1.3 keys, moved out of the object.
+        mesh: the client showed the mesh key.
+        link: this relay dialled the connection, to the relay with this key; packets are forwarded there for the keys
+            that add_forwarder names.
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
 
         Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
@@ -242,7 +252,7 @@ cdef class Plane:
             memcpy(peer.key, <const uint8_t*>key, KEY_SIZE)
             memcpy(peer.addr, <const uint8_t*>addr, 16)
             peer.port = <uint16_t>port
-            peer.mesh = mesh
+            peer.role = ROLE_LINK if link else ROLE_MESH if mesh else ROLE_CLIENT
             peer.prober = prober
             peer.not_ideal = not_ideal
             pthread_mutex_lock(&self.control_lock)
@@ -298,8 +308,7 @@ cdef class Plane:
         cdef uint64_t few[8]
         cdef uint64_t* many
         cdef uint32_t n
-        if len(key) != KEY_SIZE:
-            raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
+        check_key(key)
         n = routes_members(&self.core.routes, key, few, 8)
         if n <= 8:
             return [few[i] for i in range(n)]
@@ -322,6 +331,45 @@ cdef class Plane:
 
     cdef bint fail(self, uint64_t handle, CloseReason reason):
         return session_fail(&self.control, session_at(&self.core, handle), handle, reason, 0)
+
+    def add_forwarder(self, bytes key not None, uint64_t link):
+        """Forward packets for a key that is not local over the link with this handle (PROTOCOL §7.5).
+
+        The oldest link that announced the key is the one used. Raises PlaneError when memory is out.
+        """
+        check_key(key)
+        if not routes_add_forwarder(&self.core.routes, key, link):
+            raise PlaneError("no memory left for another key")
+
+    def remove_forwarder(self, bytes key not None, uint64_t link):
+        """Forget that the link reaches the key; receivers of its packets learn if that was the last way to it."""
+        cdef HandleSet told
+        check_key(key)
+        if routes_remove_forwarder(&self.core.routes, key, link, &told):
+            pthread_mutex_lock(&self.control_lock)
+            self.control.now_ns = clock_ns()
+            departed_tell(&self.control, key, &told)
+            pthread_mutex_unlock(&self.control_lock)
+
+    def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
+        """Limit what each client may send, by reading it more slowly (PROTOCOL §6.8). 0 means no limit.
+
+        Takes effect at once for everybody, each with a full bucket of burst_bytes (raised to 65568). Mesh peers are
+        exempt.
+        """
+        cdef uint32_t slot
+        cdef Session* s
+        pthread_mutex_lock(&self.core.limit_lock)
+        self.core.limit.bytes_per_s = <double>bytes_per_s
+        self.core.limit.burst_bytes = <double>max(burst_bytes, <uint64_t>(KEY_SIZE + PACKET_MAX)) if bytes_per_s else 0
+        atomic_store_u64(&self.core.limit_version, self.core.limit_version + 1)
+        pthread_mutex_unlock(&self.core.limit_lock)
+        for slot in range(self.core.sessions.n_touched):
+            s = <Session*>arena_at(&self.core.sessions, slot)
+            pthread_mutex_lock(&s.output_lock)
+            if s.state == SESSION_OPEN and s.is_held:
+                wheel_arm(&self.core.wheels[s.worker], &s.timer, clock_ns())
+            pthread_mutex_unlock(&s.output_lock)
 
     # ---- news and numbers
 
@@ -351,8 +399,9 @@ cdef class Plane:
             try:
                 if s.state != SESSION_FREE:
                     infos.append(SessionInfo(
-                        s.handle, s.peer.key[:KEY_SIZE], s.peer.addr[:16], s.peer.port, s.peer.mesh, s.peer.prober, s.peer.not_ideal,
-                        bool(atomic_load_u8(&s.preferred)), s.records is not NULL, s.worker,
+                        s.handle, s.peer.key[:KEY_SIZE], s.peer.addr[:16], s.peer.port, s.peer.role == ROLE_MESH, s.peer.role == ROLE_LINK, s.peer.prober, s.peer.not_ideal,
+                        bool(atomic_load_u8(&s.preferred)),
+                        s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle, s.records is not NULL, s.worker,
                         0 if s.backlog is NULL else sum([s.backlog.lanes[lane].bytes for lane in range(4)]),
                         Totals((clock_ns() - s.opened_ns) / 1e9, atomic_peek_u64(&s.rx_packets),
                                atomic_peek_u64(&s.rx_bytes), s.tx_packets, s.tx_bytes, s.dropped),
@@ -368,26 +417,33 @@ cdef class Plane:
         """
         cdef Counters total
         cdef RouteTable* routes = &self.core.routes
-        cdef uint64_t n_keys
-        cdef uint32_t n_duplicate_keys
-        cdef uint32_t n_duplicate_members
         cdef int i
         pthread_mutex_lock(&routes.lock)
-        n_keys = routes.buckets.n_live
-        n_duplicate_keys = routes.n_duplicate_keys
-        n_duplicate_members = routes.n_duplicate_members
+        table = {
+            "clients_total": routes.buckets.n_live,
+            "clients_local": routes.n_local_keys,
+            "clients_remote": routes.buckets.n_live - routes.n_local_keys,
+            "current_dup_client_keys": routes.n_duplicate_keys,
+            "current_dup_client_conns": routes.n_duplicate_members,
+            "multiforwarder_created": routes.n_multiforwarders_created,
+            "multiforwarder_deleted": routes.n_multiforwarders_deleted,
+            "packet_forwarder_delete_other_value": routes.n_other_forwarder_deletes,
+        }
         pthread_mutex_unlock(&routes.lock)
         memset(&total, 0, sizeof(total))
         counters_sum(&total, &self.control_counters)
         for i in range(self.core.n_workers):
             counters_sum(&total, &self.workers[i].counters)
-        return counters_dict(&total) | {
-            "clients_local": n_keys,
-            "current_dup_client_keys": n_duplicate_keys,
-            "current_dup_client_conns": n_duplicate_members,
+        return counters_dict(&total) | table | {
             "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
             "events_lost": atomic_peek_u64(&self.core.events.lost),
         }
+
+
+cdef int check_key(bytes key) except -1:
+    if len(key) != KEY_SIZE:
+        raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
+    return 0
 
 
 cdef void socket_tune(int fd) noexcept:
@@ -450,6 +506,7 @@ cdef dict counters_dict(const Counters* c):
         "home_moves_in": c.home_moves_in,
         "home_moves_out": c.home_moves_out,
         "sclient_write_timeouts": c.sclient_write_timeouts,
+        "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
         "reads": c.reads,
         "writes": c.writes,
     }

@@ -8,6 +8,7 @@ from fastderp.dataplane.sys cimport iovec
 
 cdef enum:
     LANE_BYTES = 262144          # a lane may hold this much …
+    LINK_LANE_BYTES = 4194304    # (towards another relay, whose many receivers share the lane)
     LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
 
@@ -33,6 +34,7 @@ cdef struct Fifo:
     uint32_t bytes
 
 cdef struct Backlog:
+    uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES
     Fifo lanes[N_LANES]
 
 cdef struct BacklogBudget:       # shared by all sessions of a plane
@@ -42,7 +44,7 @@ cdef struct BacklogBudget:       # shared by all sessions of a plane
 # Called for each frame thrown away.
 ctypedef void (*drop_fn)(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil
 
-cdef Backlog* backlog_new() noexcept nogil
+cdef Backlog* backlog_new(uint32_t lane_bytes) noexcept nogil
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil

@@ -4,8 +4,11 @@ from libc.string cimport memcpy
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
-cdef Backlog* backlog_new() noexcept nogil:
-    return <Backlog*>calloc(1, sizeof(Backlog))
+cdef Backlog* backlog_new(uint32_t lane_bytes) noexcept nogil:
+    cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
+    if b is not NULL:
+        b.lane_bytes = lane_bytes
+    return b
 
 
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil:
@@ -54,10 +57,10 @@ cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* f
     return node
 
 
-cdef inline bint lane_has_room(const Fifo* f, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+cdef inline bint lane_has_room(const Backlog* b, const Fifo* f, const BacklogBudget* budget, uint32_t n) noexcept nogil:
     if atomic_peek_u64(&budget.bytes) + n > budget.cap_bytes:
         return False
-    return f.n < LANE_PACKETS or f.bytes + n <= LANE_BYTES
+    return f.n < LANE_PACKETS or f.bytes + n <= b.lane_bytes
 
 
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
@@ -72,12 +75,12 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
     if offset or lane == LANE_WIRE:
         pass                     # must be kept: the peer has its beginning
     elif lane >= LANE_DISCO:
-        while f.head is not NULL and not lane_has_room(f, budget, n):
+        while f.head is not NULL and not lane_has_room(b, f, budget, n):
             node = fifo_remove_head(f)
             atomic_sub_u64(&budget.bytes, node.n)
             drop(context, node.data, node.n, node.lane)
             free(node)
-        if not lane_has_room(f, budget, n):
+        if not lane_has_room(b, f, budget, n):
             return False
     elif f.bytes + n > CONTROL_BYTES:
         return False

@@ -13,6 +13,11 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 cdef enum:
     ROUTES_READERS = 256         # worker threads
 
+cdef struct HandleList:          # guarded by the table's lock
+    uint64_t* items
+    uint32_t n
+    uint32_t capacity
+
 cdef struct HandleSet:           # open addressing, 0 = empty; guarded by the table's lock
     uint64_t* slots
     uint32_t n
@@ -24,11 +29,12 @@ cdef struct Route:
     uint8_t key[32]              # fixed while a reader can see the route
     uint64_t hash
     uint64_t stamp               # never used twice: names this stay of the key in the region
-    uint64_t active              # atomic: handle of the session that is sent data, 0 = none
-    uint64_t* members            # sessions with this key, the latest to speak last; guarded by the lock
-    uint32_t n_members
-    uint32_t members_capacity
-    HandleSet told               # receivers to tell when the key leaves (§6.7); guarded by the lock
+    uint64_t active              # atomic: handle of the local session that is sent data, 0 = none
+    uint64_t forwarder           # atomic: handle of the mesh link for the key while it is not local, 0 = none
+    # Guarded by the lock:
+    HandleList members           # sessions with this key, the latest to speak last
+    HandleList forwarders        # mesh links that announced the key, the oldest first: that one is preferred
+    HandleSet told               # receivers to tell when the key leaves (§6.7)
 
 cdef struct Buckets:
     uint64_t mask
@@ -54,8 +60,13 @@ cdef struct RouteTable:
     uint64_t* limbo_epoch
     uint32_t n_limbo
     uint32_t limbo_capacity
-    uint32_t n_duplicate_keys    # guarded by the lock
+    # Guarded by the lock, for counters:
+    uint32_t n_local_keys
+    uint32_t n_duplicate_keys
     uint32_t n_duplicate_members
+    uint64_t n_multiforwarders_created
+    uint64_t n_multiforwarders_deleted
+    uint64_t n_other_forwarder_deletes
     uint32_t n_readers
     Reader readers[ROUTES_READERS]
 
@@ -74,5 +85,7 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
 cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive, void* context) noexcept nogil
+cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
+cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil
 cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil
 cdef void handle_set_free(HandleSet* s) noexcept nogil

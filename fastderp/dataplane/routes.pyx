@@ -70,7 +70,7 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
 
 cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil:
     """Return False when there is no memory for the first buckets."""
-    cdef uint32_t i
+    cdef int i
     memset(t, 0, sizeof(RouteTable))
     t.buckets = buckets_new(FIRST_BUCKETS)
     if t.buckets is NULL:
@@ -276,8 +276,10 @@ cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
 
 cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
     bucket_delete(t.buckets, route.hash, route.index)
-    free(route.members)
-    route.members = NULL
+    free(route.members.items)
+    free(route.forwarders.items)
+    memset(&route.members, 0, sizeof(HandleList))
+    memset(&route.forwarders, 0, sizeof(HandleList))
     handle_set_free(&route.told)
     t.limbo[t.n_limbo] = route.index
     t.limbo_epoch[t.n_limbo] = epoch_advance(t)
@@ -285,51 +287,80 @@ cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
     reclaim(t)
 
 
-cdef bint member_append(Route* route, uint64_t handle) noexcept nogil:
-    cdef uint32_t capacity = route.members_capacity
+cdef bint list_append(HandleList* list, uint64_t handle) noexcept nogil:
+    cdef uint32_t capacity = list.capacity
     cdef uint64_t* grown
-    if route.n_members == capacity:
+    if list.n == capacity:
         capacity = capacity * 2 if capacity else 1
-        grown = <uint64_t*>realloc(route.members, capacity * sizeof(uint64_t))
+        grown = <uint64_t*>realloc(list.items, capacity * sizeof(uint64_t))
         if grown is NULL:
             return False
-        route.members = grown
-        route.members_capacity = capacity
-    route.members[route.n_members] = handle
-    route.n_members += 1
+        list.items = grown
+        list.capacity = capacity
+    list.items[list.n] = handle
+    list.n += 1
     return True
 
 
-cdef bint member_remove(Route* route, uint64_t handle) noexcept nogil:
+cdef bint list_contains(const HandleList* list, uint64_t handle) noexcept nogil:
     cdef uint32_t i
-    for i in range(route.n_members):
-        if route.members[i] == handle:
-            route.n_members -= 1
-            memmove(&route.members[i], &route.members[i + 1], (route.n_members - i) * sizeof(uint64_t))
+    for i in range(list.n):
+        if list.items[i] == handle:
             return True
     return False
+
+
+cdef bint list_remove(HandleList* list, uint64_t handle) noexcept nogil:
+    cdef uint32_t i
+    for i in range(list.n):
+        if list.items[i] == handle:
+            list.n -= 1
+            memmove(&list.items[i], &list.items[i + 1], (list.n - i) * sizeof(uint64_t))
+            return True
+    return False
+
+
+cdef bint route_settle(RouteTable* t, Route* route, HandleSet* told) noexcept nogil:
+    # After a member or a forwarder left: True when nobody has the key any more, and the route with it.
+    if route.members.n or route.forwarders.n:
+        return False
+    told[0] = route.told
+    memset(&route.told, 0, sizeof(HandleSet))
+    route_remove(t, route)
+    return True
+
+
+cdef Route* route_get(RouteTable* t, const uint8_t* key) noexcept nogil:
+    cdef Route* route = routes_find(t, key)
+    return route if route is not NULL else route_new(t, key)
+
+
+# ---- local sessions
+
+cdef void census(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogil:
+    # A key got its n_members-th session (step 1), or lost it (step -1).
+    if n_members == 1:
+        t.n_local_keys += step
+    elif n_members == 2:
+        t.n_duplicate_keys += step
+        t.n_duplicate_members += 2 * step
+    else:
+        t.n_duplicate_members += step
 
 
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil:
     """Make a new session the active one of its key (§6.2); NULL when memory is out."""
     cdef Route* route
+    cdef HandleSet none
     pthread_mutex_lock(&t.lock)
-    route = routes_find(t, key)
-    if route is NULL:
-        route = route_new(t, key)
+    route = route_get(t, key)
+    if route is not NULL and not list_append(&route.members, handle):
+        route_settle(t, route, &none)
+        route = NULL
     if route is not NULL:
-        if member_append(route, handle):
-            n_members[0] = route.n_members
-            if route.n_members == 2:
-                t.n_duplicate_keys += 1
-                t.n_duplicate_members += 1
-            if route.n_members >= 2:
-                t.n_duplicate_members += 1
-            atomic_store_u64(&route.active, handle)
-        else:
-            if route.n_members == 0:
-                route_remove(t, route)
-            route = NULL
+        n_members[0] = route.members.n
+        census(t, route.members.n, 1)
+        atomic_store_u64(&route.active, handle)
     pthread_mutex_unlock(&t.lock)
     return route
 
@@ -338,21 +369,12 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, Handle
     """Take a session out. True when its key left the region with it; then *told is the caller's to tell and free."""
     cdef bint gone = False
     pthread_mutex_lock(&t.lock)
-    if member_remove(route, handle):
-        if route.n_members >= 1:
-            t.n_duplicate_members -= 1
-            if route.n_members == 1:
-                t.n_duplicate_members -= 1
-                t.n_duplicate_keys -= 1
+    if list_remove(&route.members, handle):
+        census(t, route.members.n + 1, <uint32_t>-1)
+        if atomic_peek_u64(&route.active) == handle:
             # The latest speaker that is still here takes over (§6.3).
-            if atomic_peek_u64(&route.active) == handle:
-                atomic_store_u64(&route.active, route.members[route.n_members - 1])
-        else:
-            atomic_store_u64(&route.active, 0)
-            told[0] = route.told
-            memset(&route.told, 0, sizeof(HandleSet))
-            route_remove(t, route)
-            gone = True
+            atomic_store_u64(&route.active, route.members.items[route.members.n - 1] if route.members.n else 0)
+        gone = route_settle(t, route, told)
     pthread_mutex_unlock(&t.lock)
     return gone
 
@@ -362,9 +384,9 @@ cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noex
     if atomic_load_u64(&route.active) == handle:
         return
     pthread_mutex_lock(&t.lock)
-    if member_remove(route, handle):
-        route.members[route.n_members] = handle
-        route.n_members += 1
+    if list_remove(&route.members, handle):
+        route.members.items[route.members.n] = handle
+        route.members.n += 1
         atomic_store_u64(&route.active, handle)
     pthread_mutex_unlock(&t.lock)
 
@@ -376,10 +398,48 @@ cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handle
     pthread_mutex_lock(&t.lock)
     route = routes_find(t, key)
     if route is not NULL:
-        n = route.n_members
-        memcpy(handles, route.members, min(n, capacity) * sizeof(uint64_t))
+        n = route.members.n
+        memcpy(handles, route.members.items, min(n, capacity) * sizeof(uint64_t))
     pthread_mutex_unlock(&t.lock)
     return n
+
+
+# ---- forwarders (§7.5)
+
+cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil:
+    """Note that a mesh link reaches the key; nothing changes when it was noted before. False without memory."""
+    cdef Route* route
+    cdef HandleSet none
+    cdef bint added = True
+    pthread_mutex_lock(&t.lock)
+    route = route_get(t, key)
+    if route is NULL:
+        added = False
+    elif not list_contains(&route.forwarders, link):
+        added = list_append(&route.forwarders, link)
+        if added:
+            atomic_store_u64(&route.forwarder, route.forwarders.items[0])
+            t.n_multiforwarders_created += <uint64_t>(route.forwarders.n == 2)
+        else:
+            route_settle(t, route, &none)
+    pthread_mutex_unlock(&t.lock)
+    return added
+
+
+cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil:
+    """Forget that a mesh link reaches the key. True as routes_unregister."""
+    cdef Route* route
+    cdef bint gone = False
+    pthread_mutex_lock(&t.lock)
+    route = routes_find(t, key)
+    if route is not NULL and list_remove(&route.forwarders, link):
+        t.n_multiforwarders_deleted += <uint64_t>(route.forwarders.n == 1)
+        atomic_store_u64(&route.forwarder, route.forwarders.items[0] if route.forwarders.n else 0)
+        gone = route_settle(t, route, told)
+    elif route is not NULL and route.forwarders.n == 1:
+        t.n_other_forwarder_deletes += 1
+    pthread_mutex_unlock(&t.lock)
+    return gone
 
 
 # ---- who is to be told of a departure (§6.7)

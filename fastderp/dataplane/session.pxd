@@ -12,9 +12,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.counters cimport Counters, DropReason
 from fastderp.dataplane.events cimport EventQueue, Totals
+from fastderp.dataplane.frame cimport Role
 from fastderp.dataplane.queue cimport Backlog, BacklogBudget
 from fastderp.dataplane.record cimport Records
-from fastderp.dataplane.routes cimport Route, RouteTable
+from fastderp.dataplane.routes cimport HandleSet, Route, RouteTable
 from fastderp.dataplane.sys cimport atomic_load_u64, iovec, pthread_mutex_t
 from fastderp.dataplane.wheel cimport Timer, Wheel
 
@@ -40,6 +41,7 @@ cdef enum CloseReason:
     CLOSE_SERVER                 # the control plane asked for it
     CLOSE_CLOSE_PEER             # a mesh peer asked for it
     CLOSE_SHUTDOWN
+    CLOSE_SILENT                 # a link that was not heard for two keep-alive periods
     N_CLOSE_REASONS
 
 cdef struct Stash:               # bytes of an incomplete frame or record; allocated while there are any
@@ -51,9 +53,14 @@ cdef struct Peer:                # what the login told
     uint8_t key[32]
     uint8_t addr[16]             # IPv6 or IPv4-in-IPv6
     uint16_t port
-    bint mesh
+    Role role
     bint prober
     bint not_ideal
+
+cdef struct Bucket:              # tokens are payload bytes; as of filled_ns
+    double tokens
+    uint64_t filled_ns
+    uint64_t version             # of core.limit when it was filled; another one means: start full
 
 cdef struct Session:
     uint32_t next_free           # the arena's
@@ -74,7 +81,12 @@ cdef struct Session:
     uint64_t skip_bytes          # of a frame that is being discarded
     uint64_t rx_packets          # atomic, this worker the only writer; as rx_bytes
     uint64_t rx_bytes
-    uint64_t next_keep_alive_ns
+    uint64_t next_keep_alive_ns  # for a link: when to look whether it is still heard
+    uint64_t heard_ns            # when it last sent anything
+    uint64_t busy_mark           # packets both ways at the last keep-alive
+    Bucket bucket                # receive rate limit (§6.8)
+    uint64_t resume_ns           # when a session that is over its rate is read again; 0 = it is not held back
+    bint is_paid                 # the frame at the start of the stash has been charged
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
     uint8_t preferred            # atomic, this worker the only writer
@@ -86,12 +98,17 @@ cdef struct Session:
     uint8_t close_reason
     uint8_t close_detail
     bint wants_out               # EPOLLOUT is armed
+    bint is_held                 # EPOLLIN is not: over the rate limit
     Backlog* backlog             # NULL while empty
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t dropped
     Timer timer                  # guarded by its worker's wheel
+
+cdef struct RateLimit:           # for every client's receive side; guarded by the core's limit_lock
+    double bytes_per_s           # 0 = none
+    double burst_bytes
 
 cdef struct Core:                # what all threads of one plane share
     Arena sessions               # alloc and free under sessions_lock
@@ -101,6 +118,9 @@ cdef struct Core:                # what all threads of one plane share
     EventQueue events
     uint64_t write_timeout_ns    # 0 = none
     uint64_t mesh_write_timeout_ns
+    pthread_mutex_t limit_lock
+    RateLimit limit
+    uint64_t limit_version       # atomic; 0 = there never was a limit
     int n_workers
     int* epolls                  # by worker
     Wheel* wheels
@@ -128,6 +148,8 @@ cdef void session_discard(Turn* t, Session* s) noexcept nogil
 # Life and death, by the session's own worker.
 cdef void session_due(Turn* t, Session* s) noexcept nogil
 cdef void session_end(Turn* t, Session* s) noexcept nogil
+cdef void session_rest(Session* s) noexcept nogil
+cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept nogil
 
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil

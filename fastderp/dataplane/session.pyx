@@ -7,13 +7,15 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
-    FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE, frame_put_header,
+    FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE, ROLE_LINK,
+    Role, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_first_locked, deadline_restart_locked, fail_locked, session_output_frame,
+    backlog_discard_locked, backlog_first_locked, deadline_restart_locked, fail_locked, session_fail,
+    session_output_frame,
 )
 from fastderp.dataplane.record cimport (
-    RECORD_OK, RecordStatus, record_seal_alert, record_status_alert, record_wipe,
+    RECORD_OK, RecordStatus, record_contexts_release, record_seal_alert, record_status_alert, record_wipe,
 )
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
@@ -31,6 +33,7 @@ cdef enum:
     NOT_HERE_BURST = 3
 
 cdef uint64_t SECOND_NS = 1000000000
+cdef uint64_t LINK_SILENCE_NS = 120 * SECOND_NS
 
 
 # ---- stashes
@@ -63,30 +66,62 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
     return atomic_load_u64(&session_at(<Core*>core, handle).handle) == handle
 
 
-cdef void session_due(Turn* t, Session* s) noexcept nogil:
-    """Do what the session's timer was for: end it at the write deadline, or keep it alive."""
-    cdef uint8_t frame[FRAME_HEADER]
-    cdef uint64_t due_ns
-    cdef bint stuck
+cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
+    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 = no need.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
-    stuck = s.backlog is not NULL
-    expired = stuck and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns
+    due_ns[0] = s.write_deadline_ns if s.backlog is not NULL else 0
+    expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
     if expired:
         counter_add(&t.counters.sclient_write_timeouts, 1)
         fail_locked(s, CLOSE_WRITE_TIMEOUT, 0)
-    due_ns = s.write_deadline_ns if stuck else 0
     pthread_mutex_unlock(&s.output_lock)
-    if expired:
-        return
+    return expired
 
+
+cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
+    cdef uint8_t frame[FRAME_HEADER]
+    cdef uint64_t mark
+    s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
+    if not stuck:                # otherwise the write deadline already watches the peer
+        frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
+        session_output_frame(t, s.handle, frame, FRAME_HEADER)
+    mark = s.rx_packets + s.tx_packets
+    if mark == s.busy_mark:
+        session_rest(s)
+    s.busy_mark = mark
+
+
+cdef void session_rest(Session* s) noexcept nogil:
+    """Give back what an idle session can do without: its expanded keys."""
+    if s.records is not NULL:
+        record_contexts_release(s.records, True, False)
+        pthread_mutex_lock(&s.output_lock)
+        record_contexts_release(s.records, False, True)
+        pthread_mutex_unlock(&s.output_lock)
+
+
+cdef void link_watch(Turn* t, Session* s) noexcept nogil:
+    # A server is heard at least once per keep-alive period; two without a word, and it is gone (§4).
+    if t.now_ns - s.heard_ns >= LINK_SILENCE_NS:
+        session_fail(t, s, s.handle, CLOSE_SILENT, 0)
+    s.next_keep_alive_ns = s.heard_ns + LINK_SILENCE_NS
+
+
+cdef void session_due(Turn* t, Session* s) noexcept nogil:
+    """Do what the session's timer was for, and set it anew."""
+    cdef uint64_t due_ns
+    if write_expired(t, s, &due_ns):
+        return
     if t.now_ns >= s.next_keep_alive_ns:
-        s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
-        if not stuck:            # otherwise the write deadline already watches the peer
-            frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
-            session_output_frame(t, s.handle, frame, FRAME_HEADER)
+        if s.peer.role == ROLE_LINK:
+            link_watch(t, s)
+        else:
+            keep_alive(t, s, due_ns != 0)
     if due_ns == 0 or s.next_keep_alive_ns < due_ns:
         due_ns = s.next_keep_alive_ns
+    if s.resume_ns != 0 and s.resume_ns < due_ns:
+        due_ns = s.resume_ns
     wheel_arm(&t.core.wheels[s.worker], &s.timer, due_ns)
 
 
@@ -138,11 +173,16 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.opened_ns = t.now_ns
     s.keep_alive_ns = keep_alive_period()
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
+    s.heard_ns = t.now_ns
+    s.busy_mark = 0
     s.route = NULL
     s.records = records
     memset(&s.frame, 0, sizeof(Stash))
     memset(&s.record, 0, sizeof(Stash))
     s.skip_bytes = 0
+    memset(&s.bucket, 0, sizeof(Bucket))
+    s.resume_ns = 0
+    s.is_paid = False
     s.rx_packets = s.rx_bytes = s.tx_packets = s.tx_bytes = s.dropped = 0
     s.not_here_ns = t.now_ns
     s.not_here_tokens = NOT_HERE_BURST
@@ -153,6 +193,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.close_detail = 0
     s.backlog = NULL
     s.write_deadline_ns = 0
+    s.is_held = False
     s.wants_out = True           # the first event is "writable": the worker then looks at everything
     memset(&s.timer, 0, sizeof(Timer))
     s.timer.handle = <uint64_t>generation << 32 | s.slot
@@ -194,10 +235,12 @@ cdef bint session_publish(Turn* t, Session* s) noexcept nogil:
     cdef uint64_t handle = s.handle
     cdef uint32_t n_members = 0
     cdef bint not_ideal = s.peer.not_ideal
+    cdef Role role = s.peer.role
     cdef Wheel* wheel = &t.core.wheels[s.worker]
-    s.route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
-    if s.route is NULL:
-        return False
+    if s.peer.role != ROLE_LINK:     # nobody sends to the relay at the other end
+        s.route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
+        if s.route is NULL:
+            return False
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL:
         deadline_restart_locked(t, s)
@@ -207,12 +250,12 @@ cdef bint session_publish(Turn* t, Session* s) noexcept nogil:
     event.data.u64 = handle
     if epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0:
         # From here on the session is its worker's and may be gone already.
-        counter_add(&t.counters.accepts, 1)
+        counter_add(&t.counters.accepts, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.notideal_connections, not_ideal)
         return True
     wheel_disarm(wheel, &s.timer)
-    if routes_unregister(&t.core.routes, s.route, handle, &told):
+    if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         handle_set_free(&told)
     return False
 
@@ -284,12 +327,12 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
     stash_free(&s.frame)
     stash_free(&s.record)
 
-    counter_add(&t.counters.closed, 1)
+    counter_add(&t.counters.closed, s.peer.role != ROLE_LINK)
     if s.preferred:
         counter_add(&t.counters.home_connections, <uint64_t>-1)
     if s.peer.not_ideal:
         counter_add(&t.counters.notideal_connections, <uint64_t>-1)
-    if routes_unregister(&t.core.routes, s.route, handle, &told):
+    if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         departed_tell(t, s.peer.key, &told)
     closed_report(t, s, handle)
     slot_give_back(t.core, s)

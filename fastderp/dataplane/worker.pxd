@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.frame cimport KEY_SIZE
-from fastderp.dataplane.session cimport Core, Session, Turn
+from fastderp.dataplane.session cimport Core, RateLimit, Session, Turn
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
@@ -17,6 +17,7 @@ cdef enum:
     MAX_TARGETS = 1024
     TARGET_BUCKETS = 4096        # power of two, larger than MAX_TARGETS
     MAX_EVENTS = 512
+    MAX_ENDING = 1024            # sessions that end in one turn; the rest is found ended in the next one
     TOLD_CACHE = 4096            # power of two
 
 cdef struct Run:                 # whole frames for one target that lie behind each other in the gather buffer
@@ -47,6 +48,8 @@ cdef struct Worker:
     uint8_t stop                 # atomic
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
+    uint8_t* forward             # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
+    size_t n_forwarded
     uint8_t* cipher              # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
     int n_runs
     int n_targets
@@ -57,9 +60,11 @@ cdef struct Worker:
     Target targets[MAX_TARGETS]
     uint16_t buckets[TARGET_BUCKETS]     # target + 1
     Told told[TOLD_CACHE]
-    Session* ending[MAX_EVENTS]
+    Session* ending[MAX_ENDING]
     epoll_event events[MAX_EVENTS]
     iovec iov[MAX_RUNS]
+    RateLimit limit              # copy of core.limit as of limit_version
+    uint64_t limit_version
     Counters counters
 
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil

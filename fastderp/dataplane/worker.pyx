@@ -12,19 +12,23 @@ from fastderp.dataplane.counters cimport (
 )
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
-    FRAME_BAD_SIZE, FRAME_CLOSE_PEER, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_NOT_PERMITTED,
+    FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_NOT_PERMITTED,
     FRAME_PARTIAL, FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET,
-    FRAME_SKIP, FRAME_WATCH_CONNS, GONE_NOT_HERE, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, FrameStatus,
+    FORWARD_OVERHEAD, GONE_NOT_HERE, PACKET_MAX, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, ROLE_CLIENT, ROLE_LINK,
+    FRAME_SKIP, FrameStatus,
     frame_carries_disco, frame_next, frame_put_header,
 )
-from fastderp.dataplane.output cimport frames_drop, session_output, session_writable, turn_free, turn_init
+from fastderp.dataplane.output cimport (
+    frames_drop, poll_set_locked, session_output, session_writable, turn_free, turn_init,
+)
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
     Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
 )
 from fastderp.dataplane.session cimport (
     CLOSE_BAD_SIZE, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, SESSION_CLOSING,
-    SESSION_OPEN, Batch, CloseReason, session_at, session_due, session_end, session_is_alive, stash_put,
+    SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end, session_is_alive, session_rest,
+    stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
@@ -33,7 +37,7 @@ from fastderp.dataplane.sys cimport (
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
     recv,
 )
-from fastderp.dataplane.wheel cimport wheel_awake, wheel_destroy, wheel_init, wheel_pop, wheel_sleep
+from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_destroy, wheel_init, wheel_pop, wheel_sleep
 
 cdef enum:
     NO_TARGET = -1
@@ -49,7 +53,7 @@ cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home co
 
 cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
     # The session ends with this turn; a reason given earlier, by whoever failed it, stays.
-    if s.is_ending:
+    if s.is_ending or w.n_ending == MAX_ENDING:
         return
     s.is_ending = True
     w.ending[w.n_ending] = s
@@ -93,25 +97,75 @@ cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     return produced
 
 
-cdef void session_read(Worker* w, Session* s) noexcept nogil:
-    """Bring one session's bytes into the gather buffer, behind its incomplete frame, and relay what is complete."""
+cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
+    """Relay what is complete of one session's bytes: those it left in its stash and, if `more`, those of one read."""
     cdef uint8_t* start
     cdef size_t n = s.frame.n
     cdef size_t walked
     if w.n_gathered + n + s.record.n + READ_MAX > GATHER_MAX:
         targets_flush(w)
-        w.n_gathered = 0
+        w.n_gathered = w.n_forwarded = 0
     start = w.gather + w.n_gathered
     if n:
         memcpy(start, s.frame.data, n)
-    if s.records is NULL:
-        n += <size_t>socket_read(w, s, start + n)
-    else:
-        n += read_sealed(w, s, start + n)
+    if more:
+        n += read_sealed(w, s, start + n) if s.records is not NULL else <size_t>socket_read(w, s, start + n)
     walked = frames_walk(w, s, start, n)
     if not stash_put(&s.frame, start + walked, n - walked):
         read_ended(w, s, CLOSE_NO_MEMORY, 0)
     w.n_gathered += walked
+
+
+cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
+    # What came behind the login may be in the stashes without another byte to be read.
+    s.is_fresh = False
+    session_read(w, s, True)
+    if s.rx_packets == 0:
+        session_rest(s)          # the login used the keys; an idle session keeps them folded up
+
+
+# ---- receive rate limit (§6.8)
+
+cdef void limit_refresh(Worker* w) noexcept nogil:
+    # The worker's own copy of the limit, looked at once per turn.
+    cdef Core* core = w.turn.core
+    if atomic_load_u64(&core.limit_version) == w.limit_version:
+        return
+    pthread_mutex_lock(&core.limit_lock)
+    w.limit = core.limit
+    w.limit_version = core.limit_version
+    pthread_mutex_unlock(&core.limit_lock)
+
+
+cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
+    """Charge a frame by its header. False when the session must wait; then it is held back until it may go on."""
+    cdef Bucket* b = &s.bucket
+    cdef double cost = <double>min(n_payload, <size_t>(KEY_SIZE + PACKET_MAX))
+    if b.version != w.limit_version:
+        b.version = w.limit_version
+        b.tokens = w.limit.burst_bytes
+    else:
+        b.tokens += <double>(w.turn.now_ns - b.filled_ns) * 1e-9 * w.limit.bytes_per_s
+        b.tokens = min(b.tokens, w.limit.burst_bytes)
+    b.filled_ns = w.turn.now_ns
+    if b.tokens >= cost:
+        b.tokens -= cost
+        return True
+    counter_add(&w.counters.rate_limit_per_client_waited, 1)
+    s.resume_ns = w.turn.now_ns + <uint64_t>((cost - b.tokens) / w.limit.bytes_per_s * 1e9) + 1
+    pthread_mutex_lock(&s.output_lock)
+    poll_set_locked(&w.turn, s, s.wants_out, True)
+    pthread_mutex_unlock(&s.output_lock)
+    wheel_arm(&w.turn.core.wheels[w.index], &s.timer, s.resume_ns)
+    return False
+
+
+cdef void session_resume(Worker* w, Session* s) noexcept nogil:
+    s.resume_ns = 0
+    pthread_mutex_lock(&s.output_lock)
+    poll_set_locked(&w.turn, s, s.wants_out, False)
+    pthread_mutex_unlock(&s.output_lock)
+    session_read(w, s, False)
 
 
 # ---- walking frames
@@ -122,7 +176,8 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
     cdef uint8_t* end = start + n
     cdef size_t total = 0
     cdef size_t skip
-    cdef bint spoke = False
+    cdef bint spoke = s.route is NULL
+    cdef bint is_limited = s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
     cdef FrameStatus status
     w.last_target = NO_TARGET
     memcpy(w.last_dst, s.peer.key, KEY_SIZE)
@@ -132,20 +187,25 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             skip = min(s.skip_bytes, <uint64_t>(end - p))
             s.skip_bytes -= skip
             p += skip
-        if p == end:
+        if end - p < FRAME_HEADER:
             break
-        status = frame_next(p, <size_t>(end - p), s.peer.mesh, &total)
-        if not spoke and end - p >= FRAME_HEADER:
+        status = frame_next(p, <size_t>(end - p), s.peer.role, &total)
+        if is_limited and not s.is_paid:
+            if not rate_allows(w, s, total - FRAME_HEADER):
+                break
+            s.is_paid = True
+        if not spoke:
             spoke = True
             routes_note_speaker(&w.turn.core.routes, s.route, s.handle)
+        if status == FRAME_PARTIAL:
+            break
+        s.is_paid = False
         if status == FRAME_READY:
             frame_act(w, s, p, total)
             p += total
         elif status == FRAME_SKIP:
             counter_add(&w.counters.unknown_frames, 1)
             s.skip_bytes = total
-        elif status == FRAME_PARTIAL:
-            break
         else:
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED, p[0])
             return n
@@ -156,7 +216,7 @@ cdef void frame_act(Worker* w, Session* s, uint8_t* p, size_t total) noexcept no
     if p[0] == FRAME_SEND_PACKET:
         packet_relay(w, s, p, total)
     elif p[0] == FRAME_FORWARD_PACKET:
-        forward_relay(w, s, p, total)
+        forward_receive(w, s, p, total)
     elif p[0] == FRAME_PING:
         ping_answer(w, s, p)
     elif p[0] == FRAME_NOTE_PREFERRED:
@@ -175,45 +235,73 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     counter_add(&w.counters.bytes_received, n_data)
     if memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
         memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
-        w.last_target = destination_find(w, s.route, s.handle, w.last_dst)
-    p[0] = FRAME_RECV_PACKET
+        w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
     if w.last_target == NO_TARGET:
         frames_drop(&w.turn, DROP_UNKNOWN_DEST, p, total)
         if kind == KIND_DISCO:
             not_here_answer(w, s, p)
-        return
-    memcpy(p + FRAME_HEADER, s.peer.key, KEY_SIZE)
-    target_append(w, &w.last_target, p, total, 1, n_data)
+    elif w.targets[w.last_target].session.peer.role == ROLE_LINK:
+        packet_forward(w, s, p, total, n_data)
+    else:
+        p[0] = FRAME_RECV_PACKET
+        memcpy(p + FRAME_HEADER, s.peer.key, KEY_SIZE)
+        target_append(w, &w.last_target, p, total, 1, n_data)
 
 
-cdef void forward_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
+cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t total, size_t n_data) noexcept nogil:
+    # To another relay: a ForwardPacket is 32 bytes longer, so it is written out beside the gather buffer (§7.6).
+    cdef uint8_t* q = w.forward + w.n_forwarded
+    frame_put_header(q, FRAME_FORWARD_PACKET, <uint32_t>(2 * KEY_SIZE + n_data))
+    memcpy(q + FRAME_HEADER, s.peer.key, KEY_SIZE)
+    memcpy(q + FRAME_HEADER + KEY_SIZE, p + FRAME_HEADER, KEY_SIZE + n_data)
+    counter_add(&w.counters.packets_forwarded_out, 1)
+    target_append(w, &w.last_target, q, FORWARD_OVERHEAD + n_data, 1, n_data)
+    w.n_forwarded = <size_t>(q - w.forward) + FORWARD_OVERHEAD + n_data
+
+
+cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
     """Turn a mesh peer's ForwardPacket into a RecvPacket 32 bytes further on (§7.4). Local destinations only."""
     cdef uint8_t* q = p + KEY_SIZE
-    cdef size_t n_data = total - PACKET_OVERHEAD - KEY_SIZE
-    cdef int target
+    cdef size_t n_data = total - FORWARD_OVERHEAD
+    cdef size_t n_payload = KEY_SIZE + n_data
     cdef Route* source = routes_find(&w.turn.core.routes, p + FRAME_HEADER)
+    cdef int target
     counter_add(&w.counters.packets_forwarded_in, 1)
-    target = destination_find(w, source, 0, q + FRAME_HEADER)
     memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
-    frame_put_header(q, FRAME_RECV_PACKET, <uint32_t>(KEY_SIZE + n_data))
+    target = destination_find(w, source, 0, w.last_dst, True)
+    w.last_target = NO_TARGET    # last_dst was found for a mesh peer: a SendPacket behind this has to look anew
     if target == NO_TARGET:
-        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD, q, total - KEY_SIZE)
-        if frame_carries_disco(q, total - KEY_SIZE):
+        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD, p, total)
+        if frame_carries_disco(p, total):
             not_here_answer(w, s, q)
+        w.last_dst[0] ^= 0xFF
         return
+    w.last_dst[0] ^= 0xFF
     memmove(q + FRAME_HEADER, p + FRAME_HEADER, KEY_SIZE)
-    target_append(w, &target, q, total - KEY_SIZE, 1, n_data)
+    if is_zero_key(p + FRAME_HEADER):
+        q += KEY_SIZE            # the old form of RecvPacket, without a key (§6.6)
+        n_payload = n_data
+    frame_put_header(q, FRAME_RECV_PACKET, <uint32_t>n_payload)
+    target_append(w, &target, q, FRAME_HEADER + n_payload, 1, n_data)
 
 
-cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst) noexcept nogil:
-    # The target for a key, or NO_TARGET. The receiver is noted as one to be told when the source leaves.
+cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
+    cdef uint64_t words[4]
+    memcpy(words, key, KEY_SIZE)
+    return (words[0] | words[1] | words[2] | words[3]) == 0
+
+
+cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst, bint only_local) noexcept nogil:
+    # The target for a key, or NO_TARGET (§6.4): local beats mesh.
+    # A local receiver is noted as one to be told when the source leaves.
     cdef Route* route = routes_find(&w.turn.core.routes, dst)
     cdef uint64_t receiver
     if route is NULL:
         return NO_TARGET
     receiver = atomic_load_u64(&route.active)
     if receiver == 0:
-        return NO_TARGET
+        receiver = 0 if only_local else atomic_load_u64(&route.forwarder)
+        return target_get(w, receiver) if receiver != 0 else NO_TARGET
     if source is not NULL and receiver != sender:
         told_note(w, source, receiver)
     return target_get(w, receiver)
@@ -359,40 +447,48 @@ cdef void targets_flush(Worker* w) noexcept nogil:
 # ---- the thread
 
 cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
+    s.heard_ns = w.turn.now_ns
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
         return
     if events & EPOLLOUT:
         session_writable(&w.turn, s)
-    if events & (EPOLLIN | EPOLLHUP | EPOLLERR) or s.is_fresh:
-        s.is_fresh = False
-        session_read(w, s)
+    if s.is_fresh:
+        session_first_read(w, s)
+    elif s.resume_ns == 0:
+        if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+            session_read(w, s, True)
+    elif events & (EPOLLHUP | EPOLLERR):
+        read_ended(w, s, CLOSE_RESET, 0)
 
 
 cdef void timers_run(Worker* w) noexcept nogil:
     cdef uint64_t handle
+    cdef Session* s
     while True:
         handle = wheel_pop(&w.turn.core.wheels[w.index], w.turn.now_ns)
         if handle == 0:
             return
-        session_due(&w.turn, session_at(w.turn.core, handle))
+        s = session_at(w.turn.core, handle)
+        if s.resume_ns != 0 and (s.resume_ns <= w.turn.now_ns or s.bucket.version != w.limit_version):
+            session_resume(w, s)
+        session_due(&w.turn, s)
 
 
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     cdef int i
     cdef uint64_t handle
-    cdef Session* s
     w.turn.now_ns = clock_ns()
+    limit_refresh(w)
     for i in range(n_events):
         handle = w.events[i].data.u64
         if handle == WAKE:
             eventfd_drain(w.wake_fd)
-            continue
-        s = session_at(w.turn.core, handle)
-        session_event(w, s, w.events[i].events)
-    targets_flush(w)
-    w.n_gathered = 0
+        else:
+            session_event(w, session_at(w.turn.core, handle), w.events[i].events)
     timers_run(w)
+    targets_flush(w)
+    w.n_gathered = w.n_forwarded = 0
     for i in range(w.n_ending):
         session_end(&w.turn, w.ending[i])
     w.n_ending = 0
@@ -419,7 +515,10 @@ cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
     w.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     w.gather = <uint8_t*>malloc(GATHER_MAX)
     w.cipher = <uint8_t*>malloc(UNREAD_MAX + READ_MAX)
-    if not turn_init(&w.turn, core, &w.counters) or w.gather is NULL or w.cipher is NULL:
+    w.forward = <uint8_t*>malloc(2 * GATHER_MAX)
+    if not turn_init(&w.turn, core, &w.counters):
+        return False
+    if w.gather is NULL or w.cipher is NULL or w.forward is NULL:
         return False
     if w.epoll < 0 or w.wake_fd < 0:
         return False
@@ -453,4 +552,5 @@ cdef void worker_free(Worker* w) noexcept nogil:
     close(w.wake_fd)
     free(w.gather)
     free(w.cipher)
+    free(w.forward)
     turn_free(&w.turn)
