@@ -30,6 +30,7 @@ EXTENSIONS = {
     "fastderp.tls.openssl": {},
     "fastderp.loadgen.engine": PACKET_PATH,
     "fastderp.loadgen.histogram": PACKET_PATH,
+    "fastderp.loadgen.load": PACKET_PATH,
     "fastderp.loadgen.payload": PACKET_PATH,
 }
 

@@ -1,3 +1,3 @@
-"""Load for any DERP relay: `scenario` says what, `connect` logs in, `engine` (native) drives it,
-`run` puts them together and returns a `result`. The command is `fastderp-bench`.
+"""Load for any DERP relay: `scenario` says what, `connect` logs in, `engine` (native, its loop in
+`load`) drives it, `run` puts them together and returns a `result`. The command is `fastderp-bench`.
 """

@@ -247,10 +247,12 @@ async def join_many(
         async with asyncio.TaskGroup() as group:
             for _ in range(min(n, LOGINS_AT_ONCE)):
                 group.create_task(join_some())
-    except BaseExceptionGroup as failures:
+    except BaseException as failure:
         for connection in joined:
             connection.close()
-        raise failures.exceptions[0] from None
+        if isinstance(failure, BaseExceptionGroup):
+            raise failure.exceptions[0] from None
+        raise
     return joined
 
 

@@ -32,12 +32,6 @@ class Totals(TypedDict):
     connections_lost: int
     latency_max_ns: int
 
-def process_cpu_ns(pid: int) -> int:
-    """Return the CPU time, in nanoseconds, that process `pid` has used so far, all its threads together.
-
-    Raises ProcessLookupError when there is no such process.
-    """
-
 class Engine:
     """A load over logged-in connections, whose sockets it takes over.
 

@@ -13,12 +13,6 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
     int clock_gettime(clockid_t clock, timespec* now)
 
-cdef extern from "<sys/types.h>" nogil:
-    ctypedef int pid_t
-
-cdef extern from "<time.h>" nogil:
-    int clock_getcpuclockid(pid_t pid, clockid_t* clock)
-
 cdef extern from "<sys/timerfd.h>" nogil:
     int TFD_NONBLOCK
     int TFD_CLOEXEC

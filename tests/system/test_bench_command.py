@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,5 +145,17 @@ def test_a_relay_that_dies_is_exit_code_1(tmp_path: Path) -> None:
 
 def _wait_for_traffic(pid: int) -> None:
     process = Process(pid)
-    while process.cpu_s() < 0.2:
-        pass
+    wanted_s = process.cpu_s() + 0.2
+    while process.cpu_s() < wanted_s:
+        time.sleep(0.01)
+
+
+def test_an_interrupt_ends_a_run_without_a_traceback(relay: Running) -> None:
+    load = subprocess.Popen(
+        [COMMAND, relay.url, "--no-box-check", "--duration", "60"], stderr=subprocess.PIPE, text=True
+    )
+    _wait_for_traffic(relay.pid)
+    load.send_signal(signal.SIGINT)
+    _, errors = load.communicate(timeout=30)
+    assert load.returncode == 130
+    assert errors == ""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastderp.loadgen.connect import Joined
-from fastderp.loadgen.engine import Engine, process_cpu_ns
+from fastderp.loadgen.engine import Engine
 from fastderp.loadgen.process import Process
 from fastderp.loadgen.result import fairness
 from fastderp.protocol import FrameType, frame
@@ -301,4 +301,4 @@ def test_cpu_time_and_memory_of_a_process_are_read_from_outside() -> None:
 
 def test_a_process_that_does_not_exist_is_named() -> None:
     with pytest.raises(ProcessLookupError, match="4194303"):
-        process_cpu_ns(4194303)
+        Process(4194303)

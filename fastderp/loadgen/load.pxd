@@ -1,0 +1,123 @@
+# A load's state and what the engine does with it. Only the thread that runs the load touches any of it, except
+# `stopped` (any thread) and the counters, which others may read late.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastderp.dataplane.record cimport RECORD_WIRE_MAX, Records
+from fastderp.loadgen.histogram cimport Histogram
+from fastderp.loadgen.payload cimport PAYLOAD_MAX
+
+
+cdef enum:
+    FRAME_HEAD = 5
+    KEY_SIZE = 32
+    FRAME_MAX = FRAME_HEAD + KEY_SIZE + PAYLOAD_MAX
+    SEND_PACKET = 0x04
+    RECV_PACKET = 0x05
+    BATCH = 65536                   # a connection writes about this much per turn, then the next one may
+    INPUT = 262144                  # one read; more would not fit the caches
+    INPUT_MAX = INPUT + RECORD_WIRE_MAX
+    OUTPUT_MAX = BATCH + FRAME_MAX
+    N_SIZES = 4096                  # length of the drawn sequence of packet sizes
+    N_EVENTS = 256
+    TIMER = 0xFFFFFFFF              # epoll's name for the timer; connections are named by their index
+
+cdef enum:
+    IDLE_WAIT_MS = 100              # how late a `stop` may be noticed
+    STALL_NS = 500000000            # a flow without any arrival for so long has lost what it sent
+
+cdef enum Pace:
+    PACE_WINDOW                     # an arrival releases the next packet
+    PACE_SCHEDULE                   # packets leave by schedule
+    PACE_FLOOD                      # senders never wait
+
+cdef enum Phase:
+    WARM_UP
+    MEASURE
+    DRAIN                           # nothing new is sent; ends when nothing is under way
+
+
+cdef struct Flow:
+    uint32_t source                 # connection indexes
+    uint32_t target
+    uint64_t credit                 # packets it may send now
+    uint64_t next_sequence
+    uint64_t expected               # every number below has arrived or was given up
+    uint64_t expected_at_check      # the same, and what had been sent, at the last stall check
+    uint64_t sent_at_check
+    uint64_t measured_from          # first number of the measurement
+    uint64_t n_delivered            # arrivals during the measurement
+    Flow* next_ready                # valid while is_ready
+    bint is_ready
+
+cdef struct Bytes:                  # grows, never shrinks
+    uint8_t* data
+    size_t n
+    size_t capacity
+
+cdef struct Connection:
+    int fd
+    uint8_t key[KEY_SIZE]
+    Flow* first_ready               # flows with credit, in the order they may send
+    Flow* last_ready
+    Connection* next_dirty          # valid while is_dirty
+    Records records                 # only with is_tls
+    Bytes input                     # an incomplete frame
+    Bytes wire_input                # with is_tls: an incomplete record
+    Bytes output                    # what the socket did not take; not empty = EPOLLOUT is asked for
+    size_t n_output_written
+    bint is_tls
+    bint is_dirty                   # has flows to send and is in the load's list
+    bint is_dead
+
+cdef struct Load:
+    int epoll
+    int timer
+    Pace pace
+    Phase phase
+    bint verify
+    bint joined_records
+    int stopped                     # set by any thread, through flag_set
+    Connection* connections
+    uint32_t n_connections
+    Flow* flows
+    uint32_t n_flows
+    Connection* first_dirty
+    Connection* last_dirty
+    uint64_t window
+    double gap_ns                   # between two packets of the schedule
+    uint64_t schedule_start_ns
+    uint64_t n_scheduled
+    uint64_t n_under_way
+    uint64_t next_check_ns
+    uint64_t seed
+    uint8_t* pattern
+    uint32_t* sizes                 # N_SIZES of them
+    # Work space: what was left over, then what was read; and the packets of one write.
+    uint8_t* input                  # FRAME_MAX + INPUT_MAX bytes of frames
+    uint8_t* wire_input             # INPUT_MAX bytes of records
+    uint8_t* output                 # OUTPUT_MAX bytes of frames
+    uint8_t* wire_output            # twice as many: even records of the smallest frames fit
+    # The measurement.
+    uint64_t n_sent
+    uint64_t n_sent_bytes
+    uint64_t n_delivered            # arrived while measuring, whenever sent
+    uint64_t n_delivered_bytes
+    uint64_t n_answered             # of those sent while measuring, arrived by the end of the drain
+    uint64_t n_corrupt
+    uint64_t n_unexpected           # arrived again, out of order, or after having been given up
+    uint64_t n_dead
+    uint64_t measure_ns
+    Histogram latency
+
+# Replace the contents; False when there is no memory.
+cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil
+
+# Open every window, or start the schedule.
+cdef void load_start(Load* load, uint64_t now_ns) noexcept nogil
+
+# Forget what was measured and begin anew.
+cdef void load_measure(Load* load) noexcept nogil
+
+# Turn until the time is over, the drain is complete, nobody is left, or somebody says stop.
+cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil
