@@ -84,7 +84,7 @@ class GoClient:
             *flags,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=environment or plain_environment(),
+            env=plain_environment() if environment is None else environment,
             limit=LINE_LIMIT_BYTES,
         )
         client = cls(process)

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import enum
 import hashlib
-import re
+import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 START_TIMEOUT_S = 10.0
@@ -33,23 +32,54 @@ class Transport(enum.StrEnum):
         return self is not Transport.PLAIN
 
 
-@dataclass(frozen=True)
 class Relay:
-    """A running relay; `root` is the certificate to trust when it speaks TLS."""
+    """A relay on loopback: derper, or anything that takes its flags.
 
-    port: int
-    root: Path | None
-    log: Path
-    pid: int
+    With `tls` it speaks TLS as `hostname`. For an address it makes a self-signed certificate by
+    itself; for a name there has to be one in `certdir`. `root` is the certificate to trust. Its key and
+    its log are in `directory`, so started again it is the same relay on the same port.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        directory: Path,
+        *flags: str,
+        tls: bool = False,
+        hostname: str = "127.0.0.1",
+        certdir: Path | None = None,
+        port: int = 0,
+        stun_port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.program = program
+        self.hostname = hostname
+        self.port = port or free_ports(1)[0]
+        self.stun_port = stun_port
+        self.log = directory / "relay.log"
+        certdir = certdir or directory
+        self.root = certdir / f"{hostname}.crt" if tls else None
+        stun = f"-stun-port={stun_port}" if stun_port else "-stun=false"
+        self._flags = [f"-a=127.0.0.1:{self.port}", f"-c={directory / 'relay.key'}", "-http-port=-1", stun, *flags]
+        if tls:
+            self._flags += ["-certmode=manual", f"-certdir={certdir}", f"-hostname={hostname}"]
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id while it runs."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def url(self) -> str:
         """Where derphttp clients connect."""
-        return f"{'https' if self.root else 'http'}://127.0.0.1:{self.port}/derp"
+        return f"{'https' if self.root else 'http'}://{self.hostname}:{self.port}/derp"
 
     @property
     def pin(self) -> str:
-        """The CertName that a DERP map would carry for this relay's self-signed certificate."""
+        """The CertName that a DERP map would carry for its self-signed certificate."""
         assert self.root is not None
         der = ssl.PEM_cert_to_DER_cert(self.root.read_text())
         return "sha256-raw:" + hashlib.sha256(der).hexdigest()
@@ -65,53 +95,53 @@ class Relay:
             flags += ["-no-fast-start"]
         return flags
 
+    async def start(self) -> None:
+        """Run it and return when it accepts connections."""
+        with self.log.open("ab") as sink:
+            self._process = await asyncio.create_subprocess_exec(
+                self.program, *self._flags, stdout=sink, stderr=sink, env=self._environment
+            )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while self._process.returncode is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(CONNECT_PAUSE_S)
+        raise RuntimeError(f"relay exited with {self._process.returncode}:\n{self.log.read_text()}")
 
-def free_port() -> int:
-    """Return a TCP port of loopback that nobody listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    async def kill(self) -> None:
+        """End it without a chance to say good-bye."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+    async def stop(self) -> None:
+        """End it if it runs."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            await self.kill()
+
+
+def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
+    """Return different ports of loopback that nobody uses at the moment."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.asynccontextmanager
 async def running(program: Path, directory: Path, *flags: str, tls: bool = False) -> AsyncIterator[Relay]:
-    """Run derper, or anything that takes its flags, until the block ends.
-
-    With `tls` it serves a self-signed certificate for 127.0.0.1 that it makes itself.
-    Its key, certificate and log are kept in `directory`.
-    """
-    port = free_port()
-    arguments = [f"-a=127.0.0.1:{port}", f"-c={directory / 'relay.key'}", "-http-port=-1", "-stun=false", *flags]
-    if tls:
-        arguments += ["-certmode=manual", f"-certdir={directory}", "-hostname=127.0.0.1"]
-    log = directory / "relay.log"
-    with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(program, *arguments, stdout=sink, stderr=sink)
+    """Run one relay until the block ends."""
+    relay = Relay(program, directory, *flags, tls=tls)
     try:
-        await _accepting(process, port, log)
-        root = directory / "127.0.0.1.crt" if tls else None
-        yield Relay(port, root, log, process.pid)
+        await relay.start()
+        yield relay
     finally:
-        await _stop(process)
-
-
-async def _accepting(process: asyncio.subprocess.Process, port: int, log: Path) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while process.returncode is None:
-            with contextlib.suppress(ConnectionRefusedError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return
-            await asyncio.sleep(CONNECT_PAUSE_S)
-    raise RuntimeError(f"relay exited with {process.returncode}:\n{log.read_text()}")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        await relay.stop()
