@@ -32,7 +32,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("http-port", integer, "80", "port of the plain HTTP helper beside HTTPS; -1 for none", "PORT", LISTEN),
         Flag("stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN),
         Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN),
-        Flag("dev", boolean, "false", "try it out: plain HTTP on :3340 with a key that is forgotten at exit", "", LISTEN),
+        Flag("dev", boolean, "false", "try it out: plain HTTP on :3340, a key that is forgotten at exit", "", LISTEN),
         Flag("c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS),
         Flag("certmode", str, "letsencrypt", "where certificates come from; only manual so far", "manual", CERTS),
         Flag("certdir", str, default_cert_dir(environment),
@@ -150,7 +150,7 @@ def parse_address(text: str) -> tuple[str, int]:
     if host.startswith("["):
         host = host[1:-1]
     elif ":" in host:
-        raise UsageError(f'invalid address "{printable(text)}" for -a: put the IPv6 address in brackets, as [2001:db8::1]:443')
+        raise UsageError(f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as [2001:db8::1]:443')
     return host, _port_or_service(port, text)
 
 

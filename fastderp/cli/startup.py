@@ -85,7 +85,7 @@ def _tls_context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
     try:
         return ServerContext(chain, certificate.key, required_sni=certificate.required_sni)
     except TlsError as error:
-        raise CertificateError(f"certificate for {certificate.hostname}: OpenSSL does not accept it: {error}") from error
+        raise CertificateError(f"OpenSSL refuses the certificate for {certificate.hostname}: {error}") from error
 
 
 def _listen(
@@ -123,7 +123,8 @@ def _announce(
     certificate: Certificate | None,
 ) -> None:
     """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
-    served = [f"fastderp-relay {fastderp.__version__} serves {'https' if config.tls else 'http'} on " + _places(listener)]
+    scheme = "https" if config.tls else "http"
+    served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(listener)}"]
     if plain is not None:
         served.append(f"plain HTTP on {_places(plain)}")
     served.append(f"STUN on UDP {stun.addresses[0][1]}" if stun is not None else "no STUN")

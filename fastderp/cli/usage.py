@@ -36,7 +36,8 @@ EXIT_CODES = (
 def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     """Print the help for a table of flags; in colour when the file is a terminal."""
     console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
-    console.print(Text.assemble(("fastderp-relay", "bold"), " relays the packets of tailscale nodes that cannot reach each other."))
+    purpose = " relays the packets of tailscale nodes that cannot reach each other."
+    console.print(Text.assemble(("fastderp-relay", "bold"), purpose))
     console.print("Flags are derper's: one dash or two, -flag value or -flag=value.")
     for group, members in groupby((flag for flag in flags if flag.group), key=lambda flag: flag.group):
         _heading(console, group)

@@ -7,6 +7,7 @@ any number of tasks write. Belongs to the event loop of its streams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Protocol, TypeAlias
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
@@ -130,7 +131,9 @@ class Stream:
         if abort is None:
             self._writer.close()
         else:
-            abort()
+            # An asyncio transport that was closed with data queued, and is over, has no loop left to abort on.
+            with contextlib.suppress(AttributeError):
+                abort()
 
     async def wait_closed(self) -> None:
         """Wait for the end of `close`, for a short time only; then abort."""

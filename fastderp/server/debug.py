@@ -55,7 +55,9 @@ class DebugAccess:
             return cls(
                 key_path=Path(key_path) if key_path else None,
                 extra_ip=ipaddress.ip_address(extra_ip) if extra_ip else None,
-                trusted=tuple(ipaddress.ip_network(text.strip(), strict=False) for text in trusted.split(",") if text.strip()),
+                trusted=tuple(
+                    ipaddress.ip_network(text.strip(), strict=False) for text in trusted.split(",") if text.strip()
+                ),
             )
         except ValueError as error:
             raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
@@ -100,8 +102,8 @@ def source_address(request: Request) -> Address | None:
 class DebugPages:
     """The debug pages of one relay.
 
-    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check returns what is
-    inconsistent in the relay's tables, "" when nothing is. dev adds the asker's address to a refusal.
+    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check returns
+    what is inconsistent in the relay's tables, "" when nothing is. dev adds the asker's address to a refusal.
     """
 
     values: Callable[[], Mapping[str, Value]]

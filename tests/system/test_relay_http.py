@@ -92,6 +92,7 @@ def test_a_bad_request_is_answered_closed_counted_and_logged(
     assert "refused at http: " in caplog.text
 
 
+@pytest.mark.memory
 def test_requests_nobody_reads_the_answers_of_are_left_in_the_kernel(relay: Relay) -> None:
     before = psutil.Process().memory_info().rss
     with relay.connect() as peer, relay.login() as bystander:

@@ -183,6 +183,7 @@ def test_frames_a_relay_does_not_know_are_skipped(start_relay: StartRelay, frame
         assert peer.sync() == []
 
 
+@pytest.mark.memory
 def test_an_unknown_frame_of_4_gib_is_drained_without_being_kept(relay: Relay) -> None:
     with relay.login() as peer:
         before = psutil.Process().memory_info().rss
