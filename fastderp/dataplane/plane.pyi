@@ -49,6 +49,13 @@ class SessionInfo(NamedTuple):
     backlog_bytes: int
     totals: Totals
 
+class TcpInfo(NamedTuple):
+    handle: int
+    key: bytes
+    rtt_us: int
+    bytes_sent: int
+    bytes_received: int
+
 class Plane:
     n_workers: int
     def __init__(
@@ -83,4 +90,6 @@ class Plane:
     def set_rate_limit(self, bytes_per_s: int, burst_bytes: int = 0) -> None: ...
     def events(self) -> list[FrameEvent | ClosedEvent]: ...
     def sessions(self) -> list[SessionInfo]: ...
+    def tcp_infos(self) -> list[TcpInfo]: ...
+    def unique_senders(self) -> dict[int, int]: ...
     def counters(self) -> dict[str, int | dict[str, int] | dict[tuple[str, str], int]]: ...

@@ -2,6 +2,7 @@
 # Called by the control plane; one lock makes its own acts on sessions one at a time. Never on the packet path.
 
 import os
+from collections import Counter
 from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -15,16 +16,16 @@ from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_C
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
 from fastderp.dataplane.routes cimport (
-    HandleSet, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
+    HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
     CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
     Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
-    pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt,
+    IPPROTO_TCP, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
+    getsockopt, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_start, worker_stop
@@ -103,6 +104,16 @@ class SessionInfo(NamedTuple):
     worker: int
     backlog_bytes: int
     totals: Totals
+
+
+class TcpInfo(NamedTuple):
+    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes each way."""
+
+    handle: int
+    key: bytes
+    rtt_us: int
+    bytes_sent: int
+    bytes_received: int
 
 
 cdef class Plane:
@@ -409,6 +420,49 @@ cdef class Plane:
             finally:
                 pthread_mutex_unlock(&s.output_lock)
         return infos
+
+    def tcp_infos(self):
+        """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
+        cdef uint32_t slot
+        cdef Session* s
+        cdef tcp_counts info
+        cdef unsigned int n
+        infos = []
+        for slot in range(self.core.sessions.n_touched):
+            s = <Session*>arena_at(&self.core.sessions, slot)
+            if atomic_load_u64(&s.handle) == 0:
+                continue
+            n = sizeof(info)
+            pthread_mutex_lock(&s.output_lock)
+            try:
+                if s.state == SESSION_OPEN and getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info):
+                    infos.append(TcpInfo(s.handle, s.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received))
+            finally:
+                pthread_mutex_unlock(&s.output_lock)
+        return infos
+
+    def unique_senders(self):
+        """Return for each receiving session's handle how many keys now in the region have sent it packets."""
+        cdef RouteTable* routes = &self.core.routes
+        cdef uint32_t first = 0
+        cdef uint32_t index
+        cdef uint32_t i
+        cdef Route* route
+        senders = Counter()
+        while first < routes.routes.n_touched:
+            # A piece at a time: logins wait for this lock.
+            receivers = []
+            pthread_mutex_lock(&routes.lock)
+            try:
+                for index in range(first, min(first + 256, routes.routes.n_touched)):
+                    route = <Route*>arena_at(&routes.routes, index)
+                    if route.members.n or route.forwarders.n:
+                        receivers += [route.told.slots[i] for i in range(route.told.capacity) if route.told.slots[i]]
+            finally:
+                pthread_mutex_unlock(&routes.lock)
+            senders.update(receivers)
+            first += 256
+        return dict(senders)
 
     def counters(self):
         """Return all counters, summed over the threads, by the names of PROTOCOL §14 without `derp_`.

@@ -42,6 +42,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* buf, size_t n, int flags)
     ssize_t send(int fd, const void* buf, size_t n, int flags)
     ssize_t sendmsg(int fd, const msghdr* msg, int flags)
+    int getsockopt(int fd, int level, int name, void* value, unsigned int* n)
     int setsockopt(int fd, int level, int name, const void* value, unsigned int n)
     int shutdown(int fd, int how)
     enum:
@@ -53,7 +54,28 @@ cdef extern from "<netinet/in.h>" nogil:
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
-        TCP_NODELAY, TCP_NOTSENT_LOWAT
+        TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT
+
+# The kernel's struct tcp_info as far as it is used here; it only ever grows at its end.
+cdef extern from *:
+    """
+    struct tcp_counts {
+        unsigned char flags[8];
+        unsigned int until_rtt[15];
+        unsigned int rtt_us;
+        unsigned int until_pacing[8];
+        unsigned long long pacing[2];
+        unsigned long long bytes_acked, bytes_received;
+        unsigned int until_delivery[6];
+        unsigned long long until_delivered[4];
+        unsigned int delivered[2];
+        unsigned long long bytes_sent;
+    };
+    """
+    struct tcp_counts:
+        unsigned int rtt_us
+        unsigned long long bytes_received
+        unsigned long long bytes_sent
 
 cdef extern from "<sys/epoll.h>" nogil:
     union epoll_data_t:
