@@ -164,7 +164,7 @@ class StunServer:
 
 
 def bind_stun(host: str, port: int) -> StunServer:
-    """Bind the STUN sockets for a host; an empty host means every address of both families.
+    """Bind the STUN sockets for every address of a host; an empty host means all of this machine's.
 
     Needs no running loop; call `start` on the result. Raises ListenError when the port cannot be had.
     """
@@ -182,8 +182,8 @@ def bind_stun(host: str, port: int) -> StunServer:
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     if host:
-        family, _, _, _, sockaddr = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
-        return [(family, str(sockaddr[0]))]
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+        return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
     both = [(socket.AF_INET, "0.0.0.0")]
     if _has_ipv6():
         both.append((socket.AF_INET6, "::"))

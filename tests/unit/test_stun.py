@@ -6,6 +6,7 @@ import os
 import socket
 import zlib
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 from hypothesis import example, given
@@ -97,6 +98,18 @@ def test_any_bytes_are_answered_or_ignored(tail: bytes) -> None:
         assert response is None or len(response) <= 32 <= len(datagram)
 
 
+def test_noise_near_a_valid_request_is_ignored_or_answered_in_few_bytes() -> None:
+    random = Random(24)  # fixed: a failure can be looked at again
+    for _ in range(100_000):
+        datagram = bytearray(REQUEST[: random.randrange(41)] + random.randbytes(random.randrange(12)))
+        for _ in range(random.randrange(3)):
+            if datagram:
+                datagram[random.randrange(len(datagram))] = random.randrange(256)
+        txid = stun.transaction_id(datagram)
+        if txid is not None:
+            assert len(stun.binding_response(txid, bytes(16), 1)) <= 1.1 * len(datagram)
+
+
 @given(st.integers(0, 8 * len(REQUEST) - 1))
 def test_a_flipped_bit_outside_length_never_passes(bit: int) -> None:
     damaged = (int.from_bytes(REQUEST) ^ 1 << bit).to_bytes(len(REQUEST))
@@ -160,6 +173,20 @@ async def test_more_datagrams_than_one_turn_takes_are_all_answered(server: stun.
         async with asyncio.timeout(5):
             for _ in range(n_requests):
                 await loop.sock_recv(sock, 100)
+
+
+async def test_a_name_with_several_addresses_is_served_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_addresses(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    server = stun.bind_stun("relay.example", 0)
+    server.start()
+    for address in server.addresses:
+        response, _ = await ask(socket.AF_INET, address, REQUEST)
+        assert response[:2] == b"\x01\x01"
+    server.close()
+    assert server.counters.success == 2
 
 
 def test_a_port_in_use_is_refused_and_nothing_stays_bound() -> None:
