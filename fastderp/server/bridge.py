@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fastderp.server.channel import Channel
-from fastderp.server.stream import READ_BYTES, Stream
+from fastderp.server.stream import READ_BYTES, Poller, Stream
 from fastderp.tls.errors import TlsError
 
 # How long a client may take to read the rest of what was sent before the session ended.
@@ -21,23 +21,22 @@ FAREWELL_S = 2.0
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_loop", "_channel", "_outside", "_inside", "_on_close", "_farewell")
+    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_farewell")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         outside: Stream,
         channel: Channel,
         inside: socket.socket,
         on_close: Callable[[Bridge], None],
     ) -> None:
         """Take over the client's stream and our end of the pair, and start pumping."""
-        self._loop = loop
         self._channel = channel
         self._on_close = on_close
         self._farewell: asyncio.TimerHandle | None = None
         self._outside = outside
-        self._inside = Stream(loop, inside, self._from_plane, self._plane_ended, self._plane_drained)
+        self._inside = Stream(poller, inside, self._from_plane, self._plane_ended, self._plane_drained)
         outside.on_bytes = self._from_client
         outside.on_end = self._client_ended
         outside.on_drained = self._client_drained
@@ -100,14 +99,14 @@ class Bridge:
         if self._outside.send(goodbye):
             self.close()
         else:
-            self._farewell = self._loop.call_later(FAREWELL_S, self.close)
+            self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
 
 
-def bridge(loop: asyncio.AbstractEventLoop, outside: Stream, channel: Channel, bridges: set[Bridge]) -> int:
+def bridge(poller: Poller, outside: Stream, channel: Channel, bridges: set[Bridge]) -> int:
     """Start pumping between `outside` and a new socket pair; return the data plane's end. `bridges` holds it while it lives."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    bridges.add(Bridge(loop, outside, channel, ours, bridges.discard))
+    bridges.add(Bridge(poller, outside, channel, ours, bridges.discard))
     return theirs.detach()
 
 

@@ -95,7 +95,7 @@ class Connection:
         self._relay = listener.relay
         self._loop = listener.loop
         self.remote = remote
-        self._stream = Stream(listener.loop, sock, self._on_bytes, self._on_end, self._on_drained)
+        self._stream = Stream(listener.relay.poller, sock, self._on_bytes, self._on_end, self._on_drained)
         self._channel: Channel = Clear()
         self._handshake: Handshake | None = None
         self._tls_version = ""
@@ -389,7 +389,7 @@ class Connection:
         self._release()
         records = channel if isinstance(channel, RecordLayer) else None
         if records is None and not isinstance(channel, Clear):
-            descriptor = bridge(self._loop, stream, channel, self._relay.bridges)
+            descriptor = bridge(self._relay.poller, stream, channel, self._relay.bridges)
         else:
             descriptor = stream.detach()
         self._relay.promote(

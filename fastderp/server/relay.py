@@ -20,13 +20,14 @@ from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import LoginError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
-from fastderp.protocol import HEADER, HEADER_SIZE
+from fastderp.protocol import HEADER, HEADER_SIZE, FrameType
 from fastderp.server import certs, http
 from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
 from fastderp.server.http import Routes, Site
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
 from fastderp.server.logs import Summariser
 from fastderp.server.metrics import Value, expvar
+from fastderp.server.stream import Poller
 from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
@@ -36,6 +37,8 @@ Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 
 # Ends of a connection that are everyday life on the internet: counted, and logged only when debugging.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
+
+CONSISTENCY_LOOKS = 5
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost"})
@@ -71,6 +74,7 @@ class Server:
         self.verify = verify
         self.login_timeout = login_timeout
         self.bridges: set[Bridge] = set()
+        self.poller: Poller
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,6 +94,7 @@ class Server:
         """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+            self.poller = Poller(self._loop)
             self._plane.start()
             self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
 
@@ -150,6 +155,8 @@ class Server:
         self._on_plane_events()
         for bridge in list(self.bridges):
             bridge.close()
+        if self._loop is not None:
+            self.poller.close()
 
     async def __aenter__(self) -> Server:
         self.start()
@@ -181,7 +188,7 @@ class Server:
                 if self.verify is not None and not mesh and not await self.verify(login.public, login.info, remote[0]):
                     raise LoginError("denied", f"{login.public.short} is not allowed")
         except BaseException as error:
-            self.note_refused("login", error.reason if isinstance(error, LoginError) else "end", remote, str(error))
+            self.note_refused("login", _reason(error), remote, str(error))
             writer.close()
             raise
         ours, theirs = socket.socketpair()
@@ -306,6 +313,15 @@ class Server:
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
+        problems: list[str] = []
+        # The workers do not stop for this: what is only a login or a departure in between is gone at the next look.
+        for _ in range(CONSISTENCY_LOOKS):
+            problems = self._inconsistencies()
+            if not problems:
+                break
+        return problems
+
+    def _inconsistencies(self) -> list[str]:
         sessions = self._plane.sessions()
         problems = [
             f"session of {NodePublic(key).short} has no route"
@@ -324,6 +340,8 @@ class Server:
             if isinstance(event, ClosedEvent):
                 self._ended[event.reason] += 1
                 self._log_closed(event)
+            elif event.type == FrameType.CLOSE_PEER:
+                self._plane.close_key(event.payload)
 
     def _log_closed(self, event: ClosedEvent) -> None:
         totals = event.totals
@@ -339,6 +357,13 @@ class Server:
             totals.tx_bytes,
             totals.dropped,
         )
+
+
+def _reason(error: BaseException) -> str:
+    """Return what a failed login counts as."""
+    if isinstance(error, LoginError):
+        return error.reason
+    return "timeout" if isinstance(error, TimeoutError) else "end"
 
 
 def _address_bytes(ip: str) -> bytes:

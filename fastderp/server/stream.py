@@ -1,4 +1,4 @@
-"""A non-blocking stream socket on the event loop, for the time before a connection belongs to the data plane.
+"""Non-blocking stream sockets on the event loop, for the time before a connection belongs to the data plane.
 
 Thinner than an asyncio transport, for the hand-over's sake: what was written and what was read is known exactly at every moment,
 and `detach` gives the descriptor away whole. Works the same on uvloop and asyncio. Loop thread only.
@@ -7,11 +7,59 @@ and `detach` gives the descriptor away whole. Works the same on uvloop and async
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable
 
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
 READ_BYTES = 16 * 1024
+EVENTS_PER_TURN = 64
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+
+
+class Poller:
+    """Tells streams that their socket is ready: one epoll of our own, which the loop watches.
+
+    Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
+    """
+
+    __slots__ = ("_loop", "_epoll", "_streams")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch through `loop` until `close`."""
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._streams: dict[int, Stream] = {}
+        loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._streams.clear()
+
+    def watch(self, descriptor: int, stream: Stream, events: int) -> None:
+        """Tell the stream about these events from now on; 0 for none."""
+        known = descriptor in self._streams
+        if not events:
+            # Registered for nothing, a socket would still report errors, again and again.
+            if known:
+                del self._streams[descriptor]
+                self._epoll.unregister(descriptor)
+        elif known:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+            self._streams[descriptor] = stream
+
+    def _dispatch(self) -> None:
+        for descriptor, events in self._epoll.poll(0, EVENTS_PER_TURN):
+            # One that an earlier event of this turn has closed is not there any more.
+            stream = self._streams.get(descriptor)
+            if stream is not None:
+                stream.ready(events)
 
 
 class Stream:
@@ -21,11 +69,11 @@ class Stream:
     `close` or `detach` nothing is called any more.
     """
 
-    __slots__ = ("_loop", "_sock", "_unsent", "_reading", "on_bytes", "on_end", "on_drained")
+    __slots__ = ("_poller", "_sock", "_unsent", "_events", "on_bytes", "on_end", "on_drained")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         sock: socket.socket,
         on_bytes: Callable[[bytes], None],
         on_end: Callable[[OSError | None], None],
@@ -33,10 +81,10 @@ class Stream:
     ) -> None:
         """Take over `sock`, connected; reading begins with `resume`."""
         sock.setblocking(False)
-        self._loop = loop
+        self._poller = poller
         self._sock = sock
         self._unsent = bytearray()
-        self._reading = False
+        self._events = 0
         self.on_bytes = on_bytes
         self.on_end = on_end
         self.on_drained = on_drained
@@ -51,22 +99,13 @@ class Stream:
         """Whether everything sent has reached the kernel."""
         return not self._unsent
 
-    @property
-    def unsent_bytes(self) -> int:
-        """How much waits for the socket to take it."""
-        return len(self._unsent)
-
     def resume(self) -> None:
         """Read from now on."""
-        if not self._reading and not self.closed:
-            self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._watch(self._events | _IN)
 
     def pause(self) -> None:
         """Leave input in the kernel until `resume`."""
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
+        self._watch(self._events & ~_IN)
 
     def send(self, data: bytes) -> bool:
         """Send; return whether the socket took everything, otherwise `on_drained` follows. An error shows when reading."""
@@ -78,7 +117,7 @@ class Stream:
         n_sent = self._send_now(data)
         if n_sent < len(data):
             self._unsent += memoryview(data)[n_sent:]
-            self._loop.add_writer(self._sock.fileno(), self._writable)
+            self._watch(self._events | _OUT)
         return self.flushed
 
     def end_output(self) -> None:
@@ -90,26 +129,33 @@ class Stream:
 
     def detach(self) -> int:
         """Give the descriptor away; call when flushed. Unread input is still in the kernel."""
-        self.pause()
+        self._watch(0)
         self._forget()
         return self._sock.detach()
 
     def close(self) -> None:
         """Close the socket; what is unsent is lost."""
-        if self.closed:
-            return
-        self.pause()
-        if self._unsent:
-            self._unsent.clear()
-            self._loop.remove_writer(self._sock.fileno())
+        self._watch(0)
         self._forget()
         self._sock.close()
+
+    def ready(self, events: int) -> None:
+        """Act on what epoll says. An error or the end shows in whatever is tried next."""
+        if self._events & _OUT and events & ~_IN:
+            self._write()
+        if self._events & _IN and events & ~_OUT:
+            self._read()
+
+    def _watch(self, events: int) -> None:
+        if events != self._events and not self.closed:
+            self._events = events
+            self._poller.watch(self._sock.fileno(), self, events)
 
     def _forget(self) -> None:
         """Drop the callbacks, and with them the cycle through their owner."""
         self.on_bytes = self.on_end = self.on_drained = _nothing
 
-    def _readable(self) -> None:
+    def _read(self) -> None:
         try:
             data = self._sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -124,10 +170,10 @@ class Stream:
             self.pause()
             self.on_end(None)
 
-    def _writable(self) -> None:
+    def _write(self) -> None:
         del self._unsent[: self._send_now(self._unsent)]
         if not self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
+            self._watch(self._events & ~_OUT)
             self.on_drained()
 
     def _send_now(self, data: bytes | bytearray) -> int:

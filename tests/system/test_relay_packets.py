@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastderp.keys import NodePrivate
+from fastderp.keys import MeshKey, NodePrivate
 from tests.kit.peer import (
     CLOSE_PEER,
     DISCO,
@@ -333,6 +333,23 @@ def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_
         assert second.read_packet() == (sender.public, b"and now?")
         assert sender.sync() == []
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
+
+
+# Mesh peers
+
+
+def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(start_relay: StartRelay) -> None:
+    secret = MeshKey.generate()
+    relay = start_relay(mesh_key=secret)
+    json = b'{"meshKey":"%s"}' % secret.to_text().encode()
+    key = NodePrivate.generate()
+    with relay.login(json=json) as mesh, relay.login(key=key) as first, relay.login(key=key) as second:
+        mesh.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
+        mesh.send_frame(CLOSE_PEER, key.public().raw)
+        assert first.is_closed() and second.is_closed()
+        assert mesh.sync() == []
+        mesh.send_frame(CLOSE_PEER, mesh.public.raw)
+        assert mesh.is_closed()
 
 
 # Slow readers

@@ -1,0 +1,34 @@
+"""Connections that end with a reset instead of a goodbye."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from tests.kit.peer import PING, Peer, frame, upgrade_request
+from tests.kit.relay import EVERY_SETUP, Relay, Setup, eventually
+
+StartRelay = Callable[..., Relay]
+
+
+def _reset(peer: Peer) -> None:
+    """Close with RST, like a process that was killed with data unread."""
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+@pytest.mark.parametrize("setup", EVERY_SETUP, ids=str)
+def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(start_relay: StartRelay, setup: Setup) -> None:
+    relay = start_relay(setup)
+    for _ in range(10):
+        early, logged_in = relay.connect(), relay.login()
+        early.send(upgrade_request() + frame(2, b"x" * 40_000)[:30_000])
+        logged_in.send(frame(PING, b"x" * 8) + frame(0x77, bytes(100_000)))
+        _reset(early)
+        _reset(logged_in)
+    eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0, 2)
+    eventually(lambda: relay.metrics()["derp_current_connections"] == 0, 2)
+    assert relay.call(lambda: relay.server.bridges) == set()
