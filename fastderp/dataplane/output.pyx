@@ -387,6 +387,17 @@ cdef bint flush_wire(Turn* t, Session* s) noexcept nogil:
     return True
 
 
+cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
+    """Write what waits until the socket is full or nothing is left."""
+    while s.state == SESSION_OPEN and s.backlog is not NULL and not backlog_empty(s.backlog):
+        if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
+            break
+    if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
+        free(s.backlog)
+        s.backlog = NULL
+        poll_set_locked(t, s, False, s.is_held)
+
+
 # ---- output, by any thread
 
 cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
@@ -437,11 +448,5 @@ cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason,
 cdef void session_writable(Turn* t, Session* s) noexcept nogil:
     """Write what waits, now that the socket has room."""
     pthread_mutex_lock(&s.output_lock)
-    while s.state == SESSION_OPEN and s.backlog is not NULL and not backlog_empty(s.backlog):
-        if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
-            break
-    if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
-        free(s.backlog)
-        s.backlog = NULL
-        poll_set_locked(t, s, False, s.is_held)
+    flush_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)

@@ -11,7 +11,8 @@ from fastderp.dataplane.frame cimport (
     Role, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_first_locked, deadline_restart_locked, fail_locked, session_fail,
+    backlog_discard_locked, backlog_first_locked, deadline_restart_locked, fail_locked, flush_locked,
+    session_fail,
     session_output_frame,
 )
 from fastderp.dataplane.record cimport (
@@ -70,6 +71,8 @@ cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
     # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 = no need.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
+    if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
+        flush_locked(t, s)       # the kernel announces room by the half buffer: a slow reader may have made some
     due_ns[0] = s.write_deadline_ns if s.backlog is not NULL else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
     if expired:

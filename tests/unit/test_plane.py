@@ -1,0 +1,563 @@
+"""The data plane by itself: what PROTOCOL §5–§7 asks of the packet path, over socketpairs."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, FrameEvent, Plane, PlaneError
+from fastderp.protocol import FrameType, frame
+from tests.kit.plane import DISCO, PlanePeer, dropped, events, running_plane
+
+GONE, NOT_HERE = b"\0", b"\1"
+
+
+@pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
+def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
+    with running_plane(workers=request.param) as running:
+        yield running
+
+
+def closed(plane: Plane) -> ClosedEvent:
+    [event] = events(plane)
+    assert isinstance(event, ClosedEvent)
+    return event
+
+
+@pytest.mark.parametrize("size", [0, 1, 1400, 65535, 65536])
+def test_a_packet_arrives_with_its_sender_and_nothing_else_changed(plane: Plane, size: int) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    data = os.urandom(size)
+    a.send_packet(b.key, data)
+    assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
+
+
+def test_a_packet_to_oneself_arrives(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    a.send_packet(a.key, b"me")
+    assert a.receive() == (FrameType.RECV_PACKET, a.key + b"me")
+
+
+def test_frames_cut_at_any_byte_arrive_whole_and_in_order(plane: Plane) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    packets = [os.urandom(n) for n in (0, 1, 40, 300, 2)]
+    stream = b"".join(frame(FrameType.SEND_PACKET, b.key, data) for data in packets)
+    for cut in range(len(stream)):
+        a.socket.sendall(stream[:cut])
+        a.socket.sendall(stream[cut:])
+        for data in packets:
+            assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
+
+
+def test_interleaved_destinations_each_get_their_own_in_order(plane: Plane) -> None:
+    a, receivers = PlanePeer(plane), [PlanePeer(plane) for _ in range(100)]
+    for round_ in range(20):
+        a.socket.sendall(b"".join(frame(FrameType.SEND_PACKET, r.key, b"%d" % round_) for r in receivers))
+    for receiver in receivers:
+        for round_ in range(20):
+            assert receiver.receive() == (FrameType.RECV_PACKET, a.key + b"%d" % round_)
+
+
+def test_what_is_written_first_comes_first(plane: Plane) -> None:
+    info = frame(FrameType.SERVER_INFO, b"x" * 60)
+    a = PlanePeer(plane)
+    for _ in range(50):
+        b = PlanePeer(plane, first=info)
+        a.send_packet(b.key, b"right behind the login")
+        assert b.receive() == (FrameType.SERVER_INFO, b"x" * 60)
+        assert b.receive() == (FrameType.RECV_PACKET, a.key + b"right behind the login")
+
+
+def test_bytes_read_behind_the_login_are_served(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    sent = frame(FrameType.SEND_PACKET, a.key, b"early") + frame(FrameType.PING, b"12345678") + b"\x04\0"
+    b = PlanePeer(plane, unread=sent)
+    assert a.receive() == (FrameType.RECV_PACKET, b.key + b"early")
+    assert b.receive() == (FrameType.PONG, b"12345678")
+    b.socket.sendall(frame(FrameType.SEND_PACKET, a.key, b"rest")[2:])
+    assert a.receive() == (FrameType.RECV_PACKET, b.key + b"rest")
+
+
+def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    one = frame(FrameType.SEND_PACKET, a.key, bytes(8192 - 37))
+    b = PlanePeer(plane, unread=one * (MAX_UNREAD_BYTES // len(one)))
+    for _ in range(MAX_UNREAD_BYTES // len(one)):
+        assert a.receive() == (FrameType.RECV_PACKET, b.key + bytes(8192 - 37))
+    with pytest.raises(ValueError, match="unread"):
+        PlanePeer(plane, unread=bytes(MAX_UNREAD_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("frame_type", "size"),
+    [
+        (FrameType.SEND_PACKET, 31), (FrameType.SEND_PACKET, 65569), (FrameType.SEND_PACKET, 2**32 - 1),
+        (FrameType.NOTE_PREFERRED, 0), (FrameType.NOTE_PREFERRED, 2), (FrameType.PING, 7), (FrameType.PING, 1001),
+        (FrameType.WATCH_CONNS, 1), (FrameType.CLOSE_PEER, 31),
+    ],
+)  # fmt: skip
+def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_type: FrameType, size: int) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    a.send_packet(b.key, b"before")
+    a.socket.sendall(struct.pack(">BI", frame_type, size))
+    assert b.receive() == (FrameType.RECV_PACKET, a.key + b"before")
+    assert b.receive() == (FrameType.PEER_GONE, a.key + GONE)
+    with pytest.raises((EOFError, ConnectionError)):
+        a.receive()
+    event = closed(plane)
+    assert (event.handle, event.reason) == (a.handle, "bad_frame_size")
+    b.sync()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frame(FrameType.FORWARD_PACKET, bytes(64)),
+        frame(FrameType.WATCH_CONNS),
+        frame(FrameType.CLOSE_PEER, bytes(32)),
+    ],
+    ids=["ForwardPacket", "WatchConns", "ClosePeer"],
+)
+def test_a_mesh_frame_from_an_ordinary_client_closes_it(plane: Plane, sent: bytes) -> None:
+    a = PlanePeer(plane)
+    a.socket.sendall(sent)
+    assert closed(plane).reason == "frame_not_permitted"
+
+
+@pytest.mark.parametrize("frame_type", [0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x16, 0xFF])
+@pytest.mark.parametrize("size", [0, 5, 70_000, 1_000_000])
+def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, size: int) -> None:
+    a = PlanePeer(plane)
+    a.socket.sendall(struct.pack(">BI", frame_type, size) + bytes(size))
+    a.sync()
+    assert plane.counters()["unknown_frames"] == 1
+
+
+def test_only_the_first_eight_bytes_of_a_ping_come_back(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    a.send(FrameType.PING, b"12345678" + bytes(992))
+    assert a.receive() == (FrameType.PONG, b"12345678")
+    assert plane.counters()["got_ping"] == plane.counters()["sent_pong"] == 1
+
+
+def test_a_disco_packet_to_nobody_is_answered_three_times_at_once(plane: Plane) -> None:
+    a, nobody = PlanePeer(plane), os.urandom(32)
+    for _ in range(6):
+        a.send_packet(nobody, DISCO)
+    a.send_packet(nobody, b"not disco")
+    assert a.receive_until_pong() == [(FrameType.PEER_GONE, nobody + NOT_HERE)] * 3
+    assert dropped(plane) == {("unknown_dest", "disco"): 6, ("unknown_dest", "other"): 1}
+
+
+def test_receivers_learn_of_a_departure_and_others_do_not(plane: Plane) -> None:
+    a, told, untold = (PlanePeer(plane) for _ in range(3))
+    a.send_packet(told.key, b"x")
+    untold.send_packet(a.key, b"y")
+    assert a.receive()[0] == FrameType.RECV_PACKET
+    a.close()
+    assert told.receive() == (FrameType.RECV_PACKET, a.key + b"x")
+    assert told.receive() == (FrameType.PEER_GONE, a.key + GONE)
+    closed(plane)
+    untold.sync()
+
+
+def test_a_second_departure_is_reported_too(plane: Plane) -> None:
+    receiver, key = PlanePeer(plane), os.urandom(32)
+    for _ in range(3):
+        sender = PlanePeer(plane, key)
+        sender.send_packet(receiver.key, b"x")
+        assert receiver.receive()[0] == FrameType.RECV_PACKET
+        sender.close()
+        assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
+
+
+def test_the_last_packets_come_before_the_news_of_the_departure(plane: Plane) -> None:
+    receiver = PlanePeer(plane)
+    for _ in range(50):
+        sender = PlanePeer(plane)
+        sender.socket.sendall(frame(FrameType.SEND_PACKET, receiver.key, b"last") * 20)
+        sender.close()
+        for _ in range(20):
+            assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + b"last")
+        assert receiver.receive() == (FrameType.PEER_GONE, sender.key + GONE)
+
+
+def test_of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets(plane: Plane) -> None:
+    key, sender = os.urandom(32), PlanePeer(plane)
+    old, new = PlanePeer(plane, key), PlanePeer(plane, key)
+
+    def check(active: PlanePeer) -> None:
+        sender.send_packet(key, b"x")
+        assert active.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
+
+    new.sync()
+    check(new)
+    old.sync()
+    check(old)
+    new.sync()
+    check(new)
+    assert plane.counters()["current_dup_client_keys"] == 1
+    assert plane.counters()["current_dup_client_conns"] == 2
+    new.close()
+    closed(plane)
+    check(old)
+    assert plane.counters()["current_dup_client_keys"] == plane.counters()["current_dup_client_conns"] == 0
+
+
+def test_of_three_the_latest_speaker_left_takes_over(plane: Plane) -> None:
+    key, sender = os.urandom(32), PlanePeer(plane)
+    first, second, third = (PlanePeer(plane, key) for _ in range(3))
+    for speaker in (second, first, third):
+        speaker.sync()
+    third.close()
+    closed(plane)
+    sender.send_packet(key, b"x")
+    assert first.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
+
+
+def test_no_departure_while_another_session_has_the_key(plane: Plane) -> None:
+    key, receiver = os.urandom(32), PlanePeer(plane)
+    first, second = PlanePeer(plane, key), PlanePeer(plane, key)
+    first.send_packet(receiver.key, b"x")
+    assert receiver.receive()[0] == FrameType.RECV_PACKET
+    first.close()
+    closed(plane)
+    receiver.sync()
+    second.close()
+    assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
+
+
+def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
+    """Send n packets that begin with their number; the sender's pong says that all were dealt with."""
+    for i in range(n):
+        sender.send_packet(to, struct.pack(">I", i) + bytes(size - 4))
+    sender.sync()
+
+
+def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 3000, 1400)
+    n_lost = sum(dropped(plane).values())
+    assert n_lost == dropped(plane)[("queue_head", "other")] > 0
+    numbers = [struct.unpack_from(">I", slow.receive()[1], 32)[0] for _ in range(3000 - n_lost)]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 2999
+    assert numbers[0] == 0
+    slow.sync()
+    assert plane.counters()["backlog_bytes"] == 0
+    assert plane.counters()["packets_received"] == plane.counters()["packets_sent"] + n_lost
+
+
+def test_32_packets_of_the_largest_size_wait_for_a_stalled_reader(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    fill(sender, slow.key, 32, 65536)
+    assert not dropped(plane)
+    for i in range(32):
+        assert slow.receive()[1][32:36] == struct.pack(">I", i)
+
+
+def test_disco_packets_overtake_data_that_waits(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 1000, 1400)
+    sender.send_packet(slow.key, DISCO + b"now")
+    sender.sync()
+    seen = []
+    while True:
+        data = slow.receive()[1][32:]
+        if data == DISCO + b"now":
+            break
+        seen.append(struct.unpack_from(">I", data)[0])
+    assert 999 not in seen, "it waited behind everything"
+
+
+def test_a_stalled_reader_does_not_hold_up_others(plane: Plane) -> None:
+    sender, slow, quick = (PlanePeer(plane) for _ in range(3))
+    fill(sender, slow.key, 2000, 1400)
+    for i in range(200):
+        sender.send_packet(quick.key, b"%d" % i)
+        assert quick.receive() == (FrameType.RECV_PACKET, sender.key + b"%d" % i)
+
+
+def test_backlogs_share_a_global_cap() -> None:
+    with running_plane(workers=1, backlog_cap_bytes=100_000) as plane:
+        sender, slow, slower = (PlanePeer(plane) for _ in range(3))
+        fill(sender, slow.key, 1000, 1400)
+        fill(sender, slower.key, 1000, 1400)
+        assert plane.counters()["backlog_bytes"] < 120_000
+        assert dropped(plane)
+
+
+def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
+    with running_plane(workers=1, write_timeout_s=0.2) as plane:
+        sender, stuck = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, stuck.key, 1000, 1400)
+        event = closed(plane)
+        assert (event.handle, event.reason) == (stuck.handle, "write_timeout")
+        assert plane.counters()["sclient_write_timeouts"] == 1
+        assert dropped(plane)[("gone_disconnected", "other")] > 0
+        assert plane.counters()["backlog_bytes"] == 0
+
+
+def test_a_reader_that_makes_progress_is_not_closed() -> None:
+    with running_plane(workers=1, write_timeout_s=0.5) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 300, 1400)
+        n = 300 - sum(dropped(plane).values())
+        for _ in range(n):
+            slow.receive()
+            time.sleep(0.005)  # the pace of a slow reader is what is tested
+        slow.sync()
+
+
+def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 1000, 1400)
+    slow.socket.sendall(frame(FrameType.PING, b"12345678") * 5000)
+    slow.send_packet(sender.key, b"done")
+    assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
+    assert plane.counters()["backlog_bytes"] < 600_000
+    pongs = [f for f in slow.receive_until_pong() if f[0] == FrameType.PONG]
+    assert len(pongs) <= 2
+
+
+def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    for value, homes in ((b"\1", 1), (b"\2", 1), (b"\0", 0), (b"\0", 0), (b"\1", 1)):
+        a.send(FrameType.NOTE_PREFERRED, value)
+        a.sync()
+        assert plane.counters()["current_home_connections"] == homes
+    assert plane.counters()["home_moves_in"] == 0, "within 5 s of the login it is no move"
+    a.close()
+    closed(plane)
+    assert plane.counters()["current_home_connections"] == 0
+
+
+def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
+    key = os.urandom(32)
+    a, b, c = PlanePeer(plane), PlanePeer(plane, key), PlanePeer(plane, key)
+    assert plane.close_session(a.handle)
+    assert closed(plane).reason == "server"
+    assert not plane.close_session(a.handle)
+    assert plane.close_key(key) == 2
+    assert {event.reason for event in events(plane, 2) if isinstance(event, ClosedEvent)} == {"close_peer"}
+    for peer in (a, b, c):
+        with pytest.raises((EOFError, ConnectionError)):
+            peer.receive()
+
+
+def test_a_late_handle_is_harmless(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    a.close()
+    closed(plane)
+    b = PlanePeer(plane)
+    assert not plane.send(a.handle, frame(FrameType.HEALTH, b"?"))
+    assert not plane.send(2**63, b"") and not plane.send(0, b"") and not plane.close_session(2**40 + 7)
+    b.sync()
+
+
+def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
+    a = PlanePeer(plane, addr=bytes(10) + b"\xff\xff\x7f\0\0\1", port=4711)
+    b = PlanePeer(plane)
+    a.send_packet(b.key, b"12345")
+    b.send_packet(a.key, b"123")
+    assert a.receive()[0] == FrameType.RECV_PACKET
+    a.close()
+    event = closed(plane)
+    assert (event.key, event.reason, event.addr[-4:], event.port) == (a.key, "eof", b"\x7f\0\0\1", 4711)
+    assert event.totals[1:] == (1, 5, 1, 3, 0)
+    assert 0 < event.totals.seconds < 60
+
+
+# ---- mesh
+
+
+def test_mesh_frames_reach_the_control_plane(plane: Plane) -> None:
+    a = PlanePeer(plane, mesh=True)
+    a.send(FrameType.WATCH_CONNS)
+    a.send(FrameType.CLOSE_PEER, b"k" * 32)
+    assert events(plane, 2) == [
+        FrameEvent(a.handle, FrameType.WATCH_CONNS, b""),
+        FrameEvent(a.handle, FrameType.CLOSE_PEER, b"k" * 32),
+    ]
+
+
+def test_forwarded_packets_arrive_from_their_first_sender(plane: Plane) -> None:
+    relay, b, far = PlanePeer(plane, mesh=True), PlanePeer(plane), os.urandom(32)
+    for size in (0, 1, 1400, 65536):
+        data = os.urandom(size)
+        relay.send(FrameType.FORWARD_PACKET, far, b.key, data)
+        assert b.receive() == (FrameType.RECV_PACKET, far + data)
+    relay.send(FrameType.FORWARD_PACKET, bytes(32), b.key, b"old form")
+    assert b.receive() == (FrameType.RECV_PACKET, b"old form")
+    nobody = os.urandom(32)
+    relay.send(FrameType.FORWARD_PACKET, far, nobody, DISCO)
+    assert relay.receive_until_pong() == [(FrameType.PEER_GONE, nobody + NOT_HERE)]
+    assert dropped(plane) == {("unknown_dest_on_fwd", "disco"): 1}
+    assert plane.counters()["packets_forwarded_in"] == 6
+
+
+def test_packets_for_a_remote_key_go_over_its_link(plane: Plane) -> None:
+    a, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
+    plane.add_forwarder(far, link.handle)
+    assert plane.counters()["clients_remote"] == 1
+    sizes = (0, 1, 1400, 65536, 3)
+    for size in sizes:
+        a.send_packet(far, bytes(size))
+    for size in sizes:
+        assert link.receive() == (FrameType.FORWARD_PACKET, a.key + far + bytes(size))
+    assert plane.counters()["packets_forwarded_out"] == len(sizes)
+    here = PlanePeer(plane, far)
+    a.send_packet(far, b"local beats mesh")
+    assert here.receive() == (FrameType.RECV_PACKET, a.key + b"local beats mesh")
+    here.close()
+    closed(plane)
+    a.send_packet(far, b"again over the link")
+    assert link.receive() == (FrameType.FORWARD_PACKET, a.key + far + b"again over the link")
+
+
+def test_nothing_is_forwarded_twice(plane: Plane) -> None:
+    relay, link, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), os.urandom(32)
+    plane.add_forwarder(far, link.handle)
+    relay.send(FrameType.FORWARD_PACKET, os.urandom(32), far, b"x")
+    relay.sync()
+    assert dropped(plane) == {("unknown_dest_on_fwd", "other"): 1}
+
+
+def test_the_oldest_forwarder_is_preferred_and_the_next_takes_over(plane: Plane) -> None:
+    a, far = PlanePeer(plane), os.urandom(32)
+    old, new = PlanePeer(plane, link=True), PlanePeer(plane, link=True)
+
+    def counts() -> tuple[object, ...]:
+        c = plane.counters()
+        return (c["multiforwarder_created"], c["multiforwarder_deleted"], c["packet_forwarder_delete_other_value"])
+
+    plane.remove_forwarder(far, old.handle)
+    plane.add_forwarder(far, old.handle)
+    plane.remove_forwarder(far, new.handle)
+    assert counts() == (0, 0, 1)
+    plane.add_forwarder(far, new.handle)
+    plane.add_forwarder(far, new.handle)
+    assert counts() == (1, 0, 1)
+    a.send_packet(far, b"1")
+    assert old.receive()[1][64:] == b"1"
+    plane.remove_forwarder(far, old.handle)
+    assert counts() == (1, 1, 1)
+    a.send_packet(far, b"2")
+    assert new.receive()[1][64:] == b"2"
+    plane.remove_forwarder(far, new.handle)
+    assert plane.counters()["clients_total"] == 1
+
+
+def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) -> None:
+    relay, link, b, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), PlanePeer(plane), os.urandom(32)
+    plane.add_forwarder(far, link.handle)
+    relay.send(FrameType.FORWARD_PACKET, far, b.key, b"x")
+    assert b.receive()[0] == FrameType.RECV_PACKET
+    plane.remove_forwarder(far, link.handle)
+    assert b.receive() == (FrameType.PEER_GONE, far + GONE)
+
+
+def test_news_over_a_link_reach_the_control_plane(plane: Plane) -> None:
+    link = PlanePeer(plane, link=True)
+    link.socket.sendall(
+        frame(FrameType.SERVER_KEY, bytes(40)) + frame(FrameType.KEEP_ALIVE) + frame(FrameType.PEER_GONE, bytes(31))
+        + frame(FrameType.PEER_PRESENT, bytes(51)) + frame(FrameType.PEER_GONE, bytes(33))
+    )  # fmt: skip
+    assert [(e.type, len(e.payload)) for e in events(plane, 2) if isinstance(e, FrameEvent)] == [
+        (FrameType.PEER_PRESENT, 51), (FrameType.PEER_GONE, 33),
+    ]  # fmt: skip
+
+
+# ---- receive rate limit
+
+
+def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
+    plane.set_rate_limit(400_000, 1)  # the burst is raised to one largest packet
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    started = time.monotonic()
+    for i in range(100):
+        a.send_packet(b.key, struct.pack(">I", i) + bytes(1400))
+    for i in range(100):
+        assert b.receive()[1][32:36] == struct.pack(">I", i)
+    took = time.monotonic() - started
+    assert took > 0.6 * (100 * 1436 - 65568) / 400_000, "it was not held back"
+    assert plane.counters()["rate_limit_per_client_waited"]
+    assert not dropped(plane)
+
+
+def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    for _ in range(60):
+        a.send_packet(b.key, bytes(1400))
+    for _ in range(65568 // (1400 + 32)):
+        b.receive()
+    plane.set_rate_limit(0)
+    for _ in range(60 - 65568 // (1400 + 32)):
+        b.receive()
+
+
+def test_mesh_peers_are_not_limited(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a, b = PlanePeer(plane, mesh=True), PlanePeer(plane)
+    for _ in range(200):
+        a.send_packet(b.key, bytes(1400))
+    for _ in range(200):
+        b.receive()
+
+
+# ---- all together
+
+
+def test_many_threads_of_traffic_and_churn_leave_nothing_behind() -> None:
+    """Every packet is delivered or counted as dropped, and the tables end as empty as they began."""
+    with running_plane(workers=3) as plane:
+        sink = PlanePeer(plane)
+        keys = [os.urandom(32) for _ in range(40)]
+
+        def churn(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(60):
+                peer = PlanePeer(plane, rng.choice(keys))
+                for _ in range(rng.randrange(30)):
+                    to = rng.choice(keys)
+                    data = DISCO if rng.random() < 0.2 else bytes(rng.randrange(3000))
+                    peer.send_packet(to, data)
+                if rng.random() < 0.5:
+                    peer.receive_until_pong()
+                if rng.random() < 0.2:
+                    plane.close_session(peer.handle)
+                peer.close()
+
+        threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        events(plane, 6 * 60)
+        counters = plane.counters()
+        assert counters["current_connections"] == counters["clients_total"] == 1
+        assert counters["current_dup_client_keys"] == counters["backlog_bytes"] == 0
+        assert counters["packets_received"] == counters["packets_sent"] + sum(dropped(plane).values())
+        sink.sync()
+
+
+def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
+    plane = Plane(workers=2)
+    plane.start()
+    peers = [PlanePeer(plane) for _ in range(5)]
+    plane.close()
+    assert {event.reason for event in plane.events() if isinstance(event, ClosedEvent)} == {"shutdown"}
+    for peer in peers:
+        with pytest.raises((EOFError, ConnectionError)):
+            peer.receive()
+    with pytest.raises(PlaneError, match="closed"):
+        PlanePeer(plane)
