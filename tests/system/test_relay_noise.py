@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from collections.abc import Callable
 
@@ -79,7 +80,8 @@ def test_churn_leaves_nothing_behind(start_relay: StartRelay) -> None:
         eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
 
     churn(200)
+    gc.collect()  # what earlier tests left to be collected is not ours
     n_descriptors, memory_bytes = process.num_fds(), process.memory_info().rss
     churn(2000)
-    assert process.num_fds() == n_descriptors
+    assert process.num_fds() <= n_descriptors
     assert process.memory_info().rss < memory_bytes * 1.02 + (1 << 20)
