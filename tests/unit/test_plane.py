@@ -324,8 +324,9 @@ def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     slow.send_packet(sender.key, b"done")
     assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
     assert plane.counters()["backlog_bytes"] < 600_000
-    pongs = [f for f in slow.receive_until_pong() if f[0] == FrameType.PONG]
-    assert len(pongs) <= 2
+    received = [slow.receive()[0] for _ in range(1000 - sum(dropped(plane).values()) + 1)]
+    received += [frame_type for frame_type, _ in slow.receive_until_pong()]
+    assert received.count(FrameType.PONG) <= 2
 
 
 def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> None:
