@@ -20,6 +20,7 @@ from fastderp.keys import NodePublic
 from fastderp.server import http
 from fastderp.server.http import Request, Response, Site
 from fastderp.server.listener import listen_sockets
+from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request
 from tests.kit.relay import Relay, Setup, client_context, eventually
 
@@ -92,16 +93,15 @@ def test_a_bad_request_is_answered_closed_counted_and_logged(
     assert "refused at http: " in caplog.text
 
 
-@pytest.mark.memory
 def test_requests_nobody_reads_the_answers_of_are_left_in_the_kernel(relay: Relay) -> None:
-    before = psutil.Process().memory_info().rss
+    before = resident_bytes()
     with relay.connect() as peer, relay.login() as bystander:
         peer.sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             for _ in range(1000):
                 peer.send(get("/") * 1000)
         assert bystander.sync() == []
-        assert psutil.Process().memory_info().rss - before < 32 << 20
+        assert resident_bytes() - before < 32 << 20
 
 
 def test_an_idle_connection_is_closed(start_relay: StartRelay) -> None:

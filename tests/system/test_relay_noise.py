@@ -10,6 +10,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, Peer, client_info, upgrade_request
 from tests.kit.relay import Relay, Setup, eventually
 
@@ -81,7 +82,7 @@ def test_churn_leaves_nothing_behind(start_relay: StartRelay) -> None:
 
     churn(200)
     gc.collect()  # what earlier tests left to be collected is not ours
-    n_descriptors, memory_bytes = process.num_fds(), process.memory_info().rss
+    n_descriptors, memory_bytes = process.num_fds(), resident_bytes()
     churn(2000)
     assert process.num_fds() <= n_descriptors
-    assert process.memory_info().rss < memory_bytes * 1.02 + (1 << 20)
+    assert resident_bytes() < memory_bytes * 1.02 + (1 << 20)
