@@ -19,6 +19,7 @@ from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http
 from fastderp.server.bridge import bridge
 from fastderp.server.channel import Channel, Clear, Tls12
+from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
 from fastderp.tls.errors import TlsError
@@ -75,6 +76,7 @@ class Connection:
         "_stream",
         "_channel",
         "_handshake",
+        "_hello_sent",
         "_tls_version",
         "_head",
         "_unread",
@@ -98,6 +100,7 @@ class Connection:
         self._stream = Stream(listener.relay.poller, sock, self._on_bytes, self._on_end, self._on_drained)
         self._channel: Channel = Clear()
         self._handshake: Handshake | None = None
+        self._hello_sent = False
         self._tls_version = ""
         self._head: HeadParser | None = None
         self._unread: bytes | bytearray = b""
@@ -150,7 +153,7 @@ class Connection:
     def _on_drained(self) -> None:
         self._guard(self._go_on)
 
-    def _guard(self, act: Callable[..., None], *args: bytes) -> None:
+    def _guard(self, act: Callable[..., None], *args: object) -> None:
         """Act; whatever goes wrong ends this connection and nothing else."""
         try:
             act(*args)
@@ -206,9 +209,31 @@ class Connection:
             assert self._listener.tls is not None
             handshake = self._handshake = Handshake(self._listener.tls)
         handshake.feed(data)
-        done = handshake.step()
-        self._stream.send(handshake.take_output())
-        if done:
+        # The first step is the expensive one: key agreement and signature.
+        helpers = self._relay.handshakes
+        if not self._hello_sent and helpers.worthwhile and self._relay.poller.is_busy:
+            self._stream.pause()
+            helpers.submit(handshake, self._on_step)
+        else:
+            self._stepped(take_step(handshake))
+
+    def _on_step(self, outcome: Outcome) -> None:
+        """Hear from a helper thread; the connection may have been closed meanwhile."""
+        if self.state is State.TLS:
+            self._stream.resume()
+            self._guard(self._stepped, outcome)
+
+    def _stepped(self, outcome: Outcome) -> None:
+        """Act on a step: say what it has to say, go on to HTTP when it was the last."""
+        handshake = self._handshake
+        assert handshake is not None
+        if isinstance(outcome, TlsError):
+            raise outcome
+        output = handshake.take_output()
+        if output:
+            self._hello_sent = True
+            self._stream.send(output)
+        if outcome:
             self._finish_handshake(handshake)
 
     def _finish_handshake(self, handshake: Handshake) -> None:

@@ -23,6 +23,7 @@ from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, op
 from fastderp.protocol import HEADER, HEADER_SIZE, FrameType
 from fastderp.server import certs, http
 from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
+from fastderp.server.handshakes import HandshakeThreads
 from fastderp.server.http import Routes, Site
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
 from fastderp.server.logs import Summariser
@@ -75,6 +76,7 @@ class Server:
         self.login_timeout = login_timeout
         self.bridges: set[Bridge] = set()
         self.poller: Poller
+        self.handshakes: HandshakeThreads
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,6 +97,7 @@ class Server:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self.poller = Poller(self._loop)
+            self.handshakes = HandshakeThreads(self._loop)
             self._plane.start()
             self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
 
@@ -156,6 +159,7 @@ class Server:
         for bridge in list(self.bridges):
             bridge.close()
         if self._loop is not None:
+            self.handshakes.close()
             self.poller.close()
 
     async def __aenter__(self) -> Server:

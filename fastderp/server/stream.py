@@ -14,6 +14,8 @@ from collections.abc import Callable
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
 READ_BYTES = 16 * 1024
 EVENTS_PER_TURN = 64
+# So many sockets ready at once: a storm.
+BUSY_EVENTS = 4
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
@@ -22,16 +24,17 @@ _OUT = select.EPOLLOUT
 class Poller:
     """Tells streams that their socket is ready: one epoll of our own, which the loop watches.
 
-    Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
+    `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
     """
 
-    __slots__ = ("_loop", "_epoll", "_streams")
+    __slots__ = ("_loop", "_epoll", "_streams", "is_busy")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch through `loop` until `close`."""
         self._loop = loop
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
+        self.is_busy = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def close(self) -> None:
@@ -55,7 +58,9 @@ class Poller:
             self._streams[descriptor] = stream
 
     def _dispatch(self) -> None:
-        for descriptor, events in self._epoll.poll(0, EVENTS_PER_TURN):
+        ready = self._epoll.poll(0, EVENTS_PER_TURN)
+        self.is_busy = len(ready) >= BUSY_EVENTS
+        for descriptor, events in ready:
             # One that an earlier event of this turn has closed is not there any more.
             stream = self._streams.get(descriptor)
             if stream is not None:
