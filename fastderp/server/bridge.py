@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from fastderp.server.channel import Channel
+from fastderp.server.channel import Channel, farewell
 from fastderp.server.stream import READ_BYTES, Poller, Stream
 from fastderp.tls.errors import TlsError
 
@@ -92,11 +92,7 @@ class Bridge:
     def _plane_ended(self, error: OSError | None) -> None:
         """Pass on what is left, say goodbye, close."""
         self._outside.pause()
-        try:
-            goodbye = self._channel.close_notify()
-        except TlsError:
-            goodbye = b""
-        if self._outside.send(goodbye):
+        if self._outside.send(farewell(self._channel)):
             self.close()
         else:
             self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)

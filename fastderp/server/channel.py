@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 
 
@@ -77,3 +78,11 @@ class Tls12:
         """Build the closing alert."""
         self._ssl.close_notify()
         return self._ssl.take_output()
+
+
+def farewell(channel: Channel) -> bytes:
+    """Return the wire bytes that end our output in order; nothing when the channel is past saying anything."""
+    try:
+        return channel.close_notify()
+    except TlsError:
+        return b""

@@ -18,7 +18,7 @@ from fastderp.login import ClientLogin, check_client_info_header, open_client_in
 from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http
 from fastderp.server.bridge import bridge
-from fastderp.server.channel import Channel, Clear, Tls12
+from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
@@ -40,10 +40,12 @@ SMALL_LOGIN_BYTES = 1024
 class State(Enum):
     """Where a connection is.
 
-    ┌─► TLS ─┐
-    accept ──┴─► HTTP ─► LOGIN ─┬─► ADMISSION ─┬─► PROMOTED
-               │  ▲ │         └──────────────┘
-               └──┘ └─► LINGER ─► CLOSED            (CLOSED also from anywhere before PROMOTED)
+    accept ─┬─► TLS ─┐
+            └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
+                         ▲  │           └─► ADMISSION ────┘
+                         └──┘ next request
+
+    From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
     """
 
     TLS = "tls"
@@ -199,7 +201,10 @@ class Connection:
         return ""
 
     def _on_time(self) -> None:
-        self.close("idle" if self._idle else "timeout", "not logged in in time")
+        if self._idle:
+            self.close("idle")
+        else:
+            self.close("timeout", "not logged in in time")
 
     # TLS
 
@@ -277,7 +282,9 @@ class Connection:
         while self._unread and self._stream.flushed:
             if self.state is State.HTTP:
                 self._read_request()
-            elif self.state is not State.LOGIN or not self._read_login():
+            else:
+                if self.state is State.LOGIN:
+                    self._read_login()
                 break
         if not self._stream.flushed:
             self._stream.pause()
@@ -345,19 +352,18 @@ class Connection:
             self._stream.send(self._channel.seal(self._greeting))
             self._greeting = b""
 
-    def _read_login(self) -> bool:
-        """Read ClientInfo; return whether there is something left to do."""
+    def _read_login(self) -> None:
+        """Read ClientInfo once it is there, and let the client in or not."""
         try:
             login = self._client_info()
         except LoginError as error:
             self._send_greeting()
             self._refuse(error.reason, str(error), b"")
-            return False
+            return
         if login is None:
             self._send_greeting()
-            return False
-        self._admit(login)
-        return False
+        else:
+            self._admit(login)
 
     def _client_info(self) -> ClientLogin | None:
         """Return the login once its frame is complete."""
@@ -408,25 +414,31 @@ class Connection:
     def _promote(self, login: ClientLogin, mesh: bool) -> None:
         """Hand the connection to the data plane: descriptor, keys, what to say first and what was read too far."""
         assert self._upgrade is not None
+        try:
+            descriptor = self._give_away_stream()
+        except OSError as error:
+            self._refuse("shortage", error.strerror or "", b"")
+            return
         first = self._greeting + login.server_info_frame()
-        opened, channel, stream = bytes(self._unread), self._channel, self._stream
+        opened = bytes(self._unread)
         self._move(State.PROMOTED)
         self._release()
-        records = channel if isinstance(channel, RecordLayer) else None
-        if records is None and not isinstance(channel, Clear):
-            descriptor = bridge(self._relay.poller, stream, channel, self._relay.bridges)
-        else:
-            descriptor = stream.detach()
         self._relay.promote(
             descriptor,
             login,
             self.remote,
             first=first,
             opened=opened,
-            records=records,
+            records=self._channel if isinstance(self._channel, RecordLayer) else None,
             mesh=mesh,
             not_ideal=self._upgrade.not_ideal,
         )
+
+    def _give_away_stream(self) -> int:
+        """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
+        if isinstance(self._channel, (Clear, RecordLayer)):
+            return self._stream.detach()
+        return bridge(self._relay.poller, self._stream, self._channel, self._relay.bridges)
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the peer has to go, tell it, and close."""
@@ -437,7 +449,7 @@ class Connection:
     def _linger(self) -> None:
         """Let the answer arrive before closing: closing on unread input would reset the connection under it."""
         if self.state is not State.TLS:
-            self._stream.send(self._channel.close_notify())
+            self._stream.send(farewell(self._channel))
         self._move(State.LINGER)
         self._unread = b""
         self._set_budget(LINGER_S)

@@ -75,6 +75,7 @@ class Server:
         self.verify = verify
         self.login_timeout = login_timeout
         self.bridges: set[Bridge] = set()
+        # Made by `start`, which knows the loop.
         self.poller: Poller
         self.handshakes: HandshakeThreads
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -314,6 +315,21 @@ def test_running_out_of_descriptors_harms_no_client_and_passes(loop: str) -> Non
             assert time.monotonic() - began < 1
         process.communicate()
     assert process.returncode == 0
+
+
+def test_a_tls_1_2_login_without_descriptors_for_its_bridge_is_refused(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptors() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    relay = start_relay(Setup("TLS 1.2"))
+    monkeypatch.setattr("fastderp.server.bridge.socket.socketpair", no_descriptors)
+    with relay.connect() as peer:
+        peer.upgrade(relay.server.public_key)
+        peer.send(client_info(peer.key, relay.server.public_key))
+        assert peer.is_closed()
+    assert relay.refused() == {"login_shortage": 1}
 
 
 # Streams of one's own
