@@ -23,7 +23,7 @@ from fastderp.dataplane.session cimport (
     Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
     getsockopt, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
@@ -37,6 +37,10 @@ MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behi
 
 # Unsent bytes the kernel may hold for one peer: more would only be stale packets.
 cdef int NOTSENT_LOWAT = 131072
+# Unread bytes the kernel may hold of a peer that is near: left to itself it lets megabytes pile up when the relay is
+# overloaded, all of them late. A peer this near fills a gigabit with less; one further away needs what it gets.
+cdef int NEAR_RECEIVE_BYTES = 212992
+cdef unsigned int NEAR_RTT_US = 2000
 cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 
 # Of CloseReason, in its order; shown in logs and as metric labels.
@@ -502,9 +506,13 @@ cdef int check_key(bytes key) except -1:
 
 cdef void socket_tune(int fd) noexcept:
     # Fails harmlessly on a socketpair.
+    cdef tcp_counts info
+    cdef unsigned int n = sizeof(info)
     cdef int one = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
+    if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info) and info.rtt_us <= NEAR_RTT_US:
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &NEAR_RECEIVE_BYTES, sizeof(NEAR_RECEIVE_BYTES))
 
 
 cdef object event_object(Event* event):

@@ -9,9 +9,9 @@ from fastderp.dataplane.session cimport Core, RateLimit, Session, Turn
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
-    READ_MAX = 65536             # bytes a session may bring in one turn: the others wait no longer than that takes
+    READ_MAX = 262144            # bytes a session may bring in one turn: the others wait no longer than that takes
     UNREAD_MAX = 294912          # bytes a promoted connection may bring along; more than an incomplete frame or record
-    GATHER_MAX = 393216          # plaintext of one turn before it is sent on; holds a fresh session's first read
+    GATHER_MAX = 1048576         # plaintext of one turn before it is sent on; holds a fresh session's first read
     RUN_MAX = 65536              # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
     MAX_RUNS = 4096
     MAX_TARGETS = 1024
