@@ -7,11 +7,12 @@ from libc.string cimport memset
 from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
+from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
     FRAME_PONG, ROLE_CLIENT, ROLE_LINK, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
-    LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, Node, backlog_empty, backlog_free, backlog_new, backlog_peek,
+    LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, backlog_empty, backlog_free, backlog_new, backlog_peek,
     backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_seal, record_sealed_size
@@ -393,8 +394,9 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
         if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
             break
     if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
-        free(s.backlog)
-        s.backlog = NULL
+        if s.backlog is not NULL:
+            backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
+            s.backlog = NULL
         poll_set_locked(t, s, False, s.is_held)
 
 

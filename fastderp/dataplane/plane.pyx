@@ -14,6 +14,7 @@ from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
+from fastderp.dataplane.queue cimport backlog_bytes
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
 from fastderp.dataplane.routes cimport (
     HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
@@ -404,7 +405,6 @@ cdef class Plane:
         """Return a SessionInfo for every connected session."""
         cdef uint32_t slot
         cdef Session* s
-        cdef int lane
         infos = []
         for slot in range(self.core.sessions.n_touched):
             s = <Session*>arena_at(&self.core.sessions, slot)
@@ -417,7 +417,7 @@ cdef class Plane:
                         s.handle, s.peer.key[:KEY_SIZE], s.peer.addr[:16], s.peer.port, s.peer.role == ROLE_MESH, s.peer.role == ROLE_LINK, s.peer.prober, s.peer.not_ideal,
                         bool(atomic_load_u8(&s.preferred)),
                         s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle, s.records is not NULL, s.worker,
-                        0 if s.backlog is NULL else sum([s.backlog.lanes[lane].bytes for lane in range(4)]),
+                        0 if s.backlog is NULL else backlog_bytes(s.backlog),
                         Totals((clock_ns() - s.opened_ns) / 1e9, atomic_peek_u64(&s.rx_packets),
                                atomic_peek_u64(&s.rx_bytes), s.tx_packets, s.tx_bytes, s.dropped),
                     ))

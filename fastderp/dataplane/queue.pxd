@@ -4,38 +4,27 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastderp.dataplane.fifo cimport Fifo, Node
+from fastderp.dataplane.flows cimport Flows
 from fastderp.dataplane.sys cimport iovec
 
 cdef enum:
-    LANE_BYTES = 262144          # a lane may hold this much …
-    LINK_LANE_BYTES = 4194304    # (towards another relay, whose many receivers share the lane)
+    LANE_BYTES = 262144          # of disco, and of data, this much may wait …
+    LINK_LANE_BYTES = 4194304    # (towards another relay, whose many receivers share the lanes)
     LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
 
 cdef enum:                       # lanes, in the order they are written
-    LANE_WIRE = 0                # what must go next: the rest of a frame, or of sealed records
+    LANE_WIRE = 0                # the rest of a frame, or of sealed records
     LANE_CONTROL = 1             # frames of the relay itself; never dropped
     LANE_DISCO = 2
-    LANE_DATA = 3
+    LANE_DATA = 3                # the data packets whose turn has come; the others are in `flows`
     N_LANES = 4
-
-cdef struct Node:                # one frame, allocated with its bytes behind it; owned by the lane it is in
-    Node* next
-    uint64_t queued_ns
-    uint32_t n
-    uint32_t offset              # bytes the wire has taken already
-    uint8_t lane
-    uint8_t data[1]
-
-cdef struct Fifo:
-    Node* head
-    Node* tail
-    uint32_t n
-    uint32_t bytes
 
 cdef struct Backlog:
     uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES
     Fifo lanes[N_LANES]
+    Flows flows
 
 cdef struct BacklogBudget:       # shared by all sessions of a plane
     uint64_t cap_bytes
@@ -55,4 +44,9 @@ cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept n
 
 cdef inline bint backlog_empty(Backlog* b) noexcept nogil:
     return (b.lanes[LANE_WIRE].head is NULL and b.lanes[LANE_CONTROL].head is NULL
-            and b.lanes[LANE_DISCO].head is NULL and b.lanes[LANE_DATA].head is NULL)
+            and b.lanes[LANE_DISCO].head is NULL and b.lanes[LANE_DATA].head is NULL and b.flows.n == 0)
+
+
+cdef inline size_t backlog_bytes(Backlog* b) noexcept nogil:
+    return (<size_t>b.lanes[LANE_WIRE].bytes + b.lanes[LANE_CONTROL].bytes + b.lanes[LANE_DISCO].bytes
+            + b.lanes[LANE_DATA].bytes + b.flows.bytes)

@@ -1,6 +1,8 @@
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
+from fastderp.dataplane.flows cimport NO_FLOW, flows_free, flows_pop, flows_pop_excess, flows_push
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
@@ -8,40 +10,19 @@ cdef Backlog* backlog_new(uint32_t lane_bytes) noexcept nogil:
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
+        b.flows.current = NO_FLOW
     return b
 
 
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil:
     """Throw everything away, each frame reported through drop."""
     cdef Node* node
-    while True:
+    while not backlog_empty(b):
         node = backlog_pop(b, budget)
-        if node is NULL:
-            break
         drop(context, node.data, node.n, node.lane)
         free(node)
+    flows_free(&b.flows)
     free(b)
-
-
-cdef inline void fifo_append(Fifo* f, Node* node) noexcept nogil:
-    node.next = NULL
-    if f.tail is NULL:
-        f.head = node
-    else:
-        f.tail.next = node
-    f.tail = node
-    f.n += 1
-    f.bytes += node.n
-
-
-cdef inline Node* fifo_remove_head(Fifo* f) noexcept nogil:
-    cdef Node* node = f.head
-    f.head = node.next
-    if f.head is NULL:
-        f.tail = NULL
-    f.n -= 1
-    f.bytes -= node.n
-    return node
 
 
 cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
@@ -57,37 +38,64 @@ cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* f
     return node
 
 
-cdef inline bint lane_has_room(const Backlog* b, const Fifo* f, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+    cdef uint32_t n_waiting = b.lanes[lane].n
+    cdef uint32_t bytes = b.lanes[lane].bytes
+    if lane == LANE_DATA:
+        n_waiting += b.flows.n
+        bytes += b.flows.bytes
     if atomic_peek_u64(&budget.bytes) + n > budget.cap_bytes:
         return False
-    return f.n < LANE_PACKETS or f.bytes + n <= b.lane_bytes
+    return n_waiting < LANE_PACKETS or bytes + n <= b.lane_bytes
+
+
+cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer) noexcept nogil:
+    # The packet that has to go when its lane is full.
+    if lane == LANE_DATA and b.flows.n:
+        return flows_pop_excess(&b.flows, newcomer)
+    return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
+
+
+cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8_t* newcomer, uint32_t n,
+                    drop_fn drop, void* context) noexcept nogil:
+    # Displace packets until the newcomer fits. False when that does not help: others use up the global cap.
+    cdef Node* node
+    while not lane_has_room(b, lane, budget, n):
+        node = lane_pop_excess(b, lane, newcomer)
+        if node is NULL:
+            return False
+        atomic_sub_u64(&budget.bytes, node.n)
+        drop(context, node.data, node.n, node.lane)
+        free(node)
+    return True
 
 
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
     """Queue a copy of a frame of which the wire has already seen offset bytes.
 
-    A packet that finds its lane full displaces the oldest ones there. False when the frame could not be kept:
-    no memory, no room under the global cap, or too many control frames; the caller decides what that means.
+    A packet that finds its lane full displaces others there. False when the frame could not be kept: no memory, no
+    room under the global cap, or too many control frames; the caller decides what that means.
     """
-    cdef Fifo* f = &b.lanes[LANE_WIRE if offset else lane]
     cdef Node* node
-    if offset or lane == LANE_WIRE:
-        pass                     # must be kept: the peer has its beginning
-    elif lane >= LANE_DISCO:
-        while f.head is not NULL and not lane_has_room(b, f, budget, n):
-            node = fifo_remove_head(f)
-            atomic_sub_u64(&budget.bytes, node.n)
-            drop(context, node.data, node.n, node.lane)
-            free(node)
-        if not lane_has_room(b, f, budget, n):
+    cdef bint must_be_kept = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
+    if not must_be_kept:
+        if lane == LANE_CONTROL:
+            if b.lanes[lane].bytes + n > CONTROL_BYTES:
+                return False
+        elif not room_make(b, lane, budget, frame, n, drop, context):
             return False
-    elif f.bytes + n > CONTROL_BYTES:
-        return False
     node = node_new(budget, lane, frame, n, offset, now_ns)
     if node is NULL:
         return False
-    fifo_append(f, node)
+    if must_be_kept:
+        fifo_append(&b.lanes[LANE_WIRE], node)
+    elif lane != LANE_DATA:
+        fifo_append(&b.lanes[lane], node)
+    elif not flows_push(&b.flows, node):
+        atomic_sub_u64(&budget.bytes, n)
+        free(node)
+        return False
     return True
 
 
@@ -97,6 +105,8 @@ cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noe
     cdef int lane
     cdef size_t total = 0
     cdef Node* node
+    while b.flows.n and b.lanes[LANE_DATA].bytes < limit_bytes and b.lanes[LANE_DATA].n < <uint32_t>n_iov:
+        fifo_append(&b.lanes[LANE_DATA], flows_pop(&b.flows))
     for lane in range(N_LANES):
         node = b.lanes[lane].head
         while node is not NULL:
@@ -113,23 +123,24 @@ cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noe
 cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
     """Take out the frame that goes next; the caller frees it. NULL when there is none."""
     cdef int lane
-    cdef Node* node
+    cdef Node* node = NULL
     for lane in range(N_LANES):
         if b.lanes[lane].head is not NULL:
-            node = fifo_remove_head(&b.lanes[lane])
-            atomic_sub_u64(&budget.bytes, node.n)
-            return node
-    return NULL
+            node = fifo_pop(&b.lanes[lane])
+            break
+    if node is NULL:
+        node = flows_pop(&b.flows)
+    if node is not NULL:
+        atomic_sub_u64(&budget.bytes, node.n)
+    return node
 
 
 cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil:
     """Note that the wire took n more bytes of the frame that goes next, which must now stay first."""
     cdef int lane
-    cdef Node* node
     for lane in range(N_LANES):
         if b.lanes[lane].head is not NULL:
-            node = b.lanes[lane].head
-            node.offset += n
+            b.lanes[lane].head.offset += n
             if lane != LANE_WIRE:
-                fifo_append(&b.lanes[LANE_WIRE], fifo_remove_head(&b.lanes[lane]))
+                fifo_append(&b.lanes[LANE_WIRE], fifo_pop(&b.lanes[lane]))
             return

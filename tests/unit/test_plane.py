@@ -286,6 +286,21 @@ def test_a_stalled_reader_does_not_hold_up_others(plane: Plane) -> None:
         assert quick.receive() == (FrameType.RECV_PACKET, sender.key + b"%d" % i)
 
 
+def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane) -> None:
+    flooders, polite, slow = [PlanePeer(plane) for _ in range(12)], PlanePeer(plane), PlanePeer(plane)
+    for _ in range(10):
+        for flooder in flooders:
+            fill(flooder, slow.key, 30, 1400)
+        polite.send_packet(slow.key, b"please")
+        polite.sync()
+    n_lost = sum(dropped(plane).values())
+    assert n_lost > 1000
+    sources = [slow.receive()[1][:32] for _ in range(10 + 12 * 300 - n_lost)]
+    assert sources.count(polite.key) == 10
+    shares = [sources.count(flooder.key) for flooder in flooders]
+    assert min(shares) > 0.8 * max(shares)
+
+
 def test_backlogs_share_a_global_cap() -> None:
     with running_plane(workers=1, backlog_cap_bytes=100_000) as plane:
         sender, slow, slower = (PlanePeer(plane) for _ in range(3))

@@ -1,0 +1,157 @@
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
+from fastderp.dataplane.frame cimport FRAME_HEADER
+
+cdef enum:
+    FIRST_SLOTS = 8
+
+
+cdef inline uint64_t frame_sender(const uint8_t* frame) noexcept nogil:
+    # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's turn has to find a
+    # key with the same first 8 bytes.
+    cdef uint64_t sender
+    memcpy(&sender, frame + FRAME_HEADER, sizeof(sender))
+    return sender if sender != 0 else 1
+
+
+cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
+    # The sender's slot, or the free one where it belongs.
+    cdef uint32_t i = <uint32_t>((sender * 0x9E3779B97F4A7C15u) >> 32) & (f.capacity - 1)
+    while f.slots[i].sender != 0 and f.slots[i].sender != sender:
+        i = (i + 1) & (f.capacity - 1)
+    return i
+
+
+cdef void ring_insert(Flows* f, uint32_t i) noexcept nogil:
+    # Last in turn: just before the current one.
+    cdef Flow* flow = &f.slots[i]
+    cdef Flow* current
+    flow.deficit = 0
+    f.n_active += 1
+    if f.current == NO_FLOW:
+        flow.previous = flow.next = f.current = i
+        flow.deficit = FLOW_QUANTUM
+        return
+    current = &f.slots[f.current]
+    flow.next = f.current
+    flow.previous = current.previous
+    f.slots[current.previous].next = i
+    current.previous = i
+
+
+cdef void turn_pass(Flows* f) noexcept nogil:
+    f.current = f.slots[f.current].next
+    f.slots[f.current].deficit += FLOW_QUANTUM
+
+
+cdef void ring_remove(Flows* f, uint32_t i) noexcept nogil:
+    cdef Flow* flow = &f.slots[i]
+    f.n_active -= 1
+    if f.n_active == 0:
+        f.current = NO_FLOW
+        return
+    if f.current == i:
+        turn_pass(f)
+    f.slots[flow.previous].next = flow.next
+    f.slots[flow.next].previous = flow.previous
+
+
+cdef bint slots_grow(Flows* f) noexcept nogil:
+    # Only flows with packets move on, in the order of their turns: senders of long ago are forgotten.
+    cdef Flows fresh
+    cdef uint32_t i = f.current
+    cdef uint32_t left = f.n_active
+    cdef uint32_t slot
+    memset(&fresh, 0, sizeof(fresh))
+    fresh.current = NO_FLOW
+    fresh.capacity = FIRST_SLOTS
+    while fresh.capacity < 4 * (f.n_active + 1):
+        fresh.capacity *= 2
+    fresh.slots = <Flow*>calloc(fresh.capacity, sizeof(Flow))
+    if fresh.slots is NULL:
+        return False
+    while left:
+        slot = slot_find(&fresh, f.slots[i].sender)
+        fresh.slots[slot] = f.slots[i]
+        ring_insert(&fresh, slot)
+        fresh.slots[slot].deficit = f.slots[i].deficit
+        i = f.slots[i].next
+        left -= 1
+    fresh.n_used = f.n_active
+    fresh.n = f.n
+    fresh.bytes = f.bytes
+    free(f.slots)
+    f[0] = fresh
+    return True
+
+
+cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
+    """Queue a packet behind its sender's others. False without memory."""
+    cdef uint64_t sender = frame_sender(node.data)
+    cdef uint32_t i
+    if 4 * (f.n_used + 1) > 3 * f.capacity and not slots_grow(f):
+        return False
+    i = slot_find(f, sender)
+    if f.slots[i].sender == 0:
+        f.slots[i].sender = sender
+        f.n_used += 1
+    if f.slots[i].packets.n == 0:
+        ring_insert(f, i)
+    fifo_append(&f.slots[i].packets, node)
+    f.n += 1
+    f.bytes += node.n
+    return True
+
+
+cdef Node* flow_pop(Flows* f, uint32_t i) noexcept nogil:
+    cdef Node* node = fifo_pop(&f.slots[i].packets)
+    f.n -= 1
+    f.bytes -= node.n
+    if f.slots[i].packets.n == 0:
+        ring_remove(f, i)
+    return node
+
+
+cdef Node* flows_pop(Flows* f) noexcept nogil:
+    """Take out the packet whose sender's turn it is; NULL when there is none."""
+    cdef Flow* flow
+    if f.n == 0:
+        return NULL
+    while True:
+        flow = &f.slots[f.current]
+        if flow.packets.head.n <= flow.deficit:
+            flow.deficit -= flow.packets.head.n
+            return flow_pop(f, f.current)
+        turn_pass(f)
+
+
+cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer) noexcept nogil:
+    """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
+
+    It is the oldest of the newcomer's own sender if that one has its fair share already, otherwise the oldest of
+    whoever has most.
+    """
+    cdef uint32_t own
+    cdef uint32_t fattest
+    cdef uint32_t i
+    if f.n == 0:
+        return NULL
+    own = slot_find(f, frame_sender(newcomer))
+    if <uint64_t>f.slots[own].packets.bytes * f.n_active >= f.bytes and f.slots[own].packets.n:
+        return flow_pop(f, own)
+    fattest = f.current
+    i = f.slots[fattest].next
+    while i != f.current:
+        if f.slots[i].packets.bytes > f.slots[fattest].packets.bytes:
+            fattest = i
+        i = f.slots[i].next
+    return flow_pop(f, fattest)
+
+
+cdef void flows_free(Flows* f) noexcept nogil:
+    """Free the slots of an empty set of flows."""
+    free(f.slots)
+    memset(f, 0, sizeof(Flows))
+    f.current = NO_FLOW
