@@ -20,7 +20,7 @@ DEV_ADDRESS = ":3340"
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 MAX_WORKERS = 256
 
-LISTEN, KEYS, CERTS, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Serve", "Sockets and threads", "Other"
+LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
 LATER = "Not supported yet"
 
 
@@ -38,6 +38,16 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("certdir", str, default_cert_dir(environment),
              "directory of HOSTNAME.crt and HOSTNAME.key; for an address both are made when absent", "DIR", CERTS),
         Flag("hostname", str, "derp.tailscale.com", "name or address the certificate is for", "NAME", CERTS),
+        Flag("verify-clients", boolean, "false", "let in only the nodes that this machine's tailscaled knows", "", ADMISSION),
+        Flag("socket", str, "", "where -verify-clients finds tailscaled, when not at its usual place", "FILE", ADMISSION),
+        Flag("verify-client-url", str, "", "ask a service at this URL about every client", "URL", ADMISSION),
+        Flag("verify-client-url-fail-open", boolean, "true",
+             "let everybody in while -verify-client-url cannot be reached", "", ADMISSION),
+        Flag("verify-interval", duration, "36s",
+             "ask again about connected clients this often, so that the revoked have to go; 0 never", "TIME", ADMISSION),
+        Flag("allow-keys", str, "", "let in only the keys in this file, one nodekey: per line; followed when it changes",
+             "FILE", ADMISSION),
+        Flag("deny-keys", str, "", "keep out the keys in this file; followed when it changes", "FILE", ADMISSION),
         Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
         Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
         Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
@@ -67,16 +77,30 @@ def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
         ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
         ("bootstrap-dns-names", str, ""),
         ("unpublished-bootstrap-dns-names", str, ""),
-        ("verify-clients", boolean, "false"),
-        ("verify-client-url", str, ""),
-        ("verify-client-url-fail-open", boolean, "true"),
-        ("socket", str, ""),
         ("accept-connection-limit", number, "+Inf"),
         ("accept-connection-burst", integer, str(2**63 - 1)),
         ("rate-config", str, ""),
         ("ace", boolean, "false"),
     ]
     return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionConfig:
+    """Who may use the relay; all that is given must agree."""
+
+    tailscaled: bool = False
+    socket: str = ""  # "": tailscaled's usual one
+    url: str = ""
+    url_fail_open: bool = True
+    recheck_s: float = 0.0  # 0: never
+    allow_file: Path | None = None
+    deny_file: Path | None = None
+
+    @property
+    def everybody(self) -> bool:
+        """Whether there is nothing to check."""
+        return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +117,7 @@ class RelayConfig:
     hostname: str
     home: str
     derp: bool
+    admission: AdmissionConfig
     workers: int  # 0: one per core
     write_timeout_s: float  # 0: none
     user_timeout_s: float
@@ -128,6 +153,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         hostname=values["hostname"],
         home=_home(values["home"]),
         derp=values["derp"],
+        admission=_admission(values),
         workers=_workers(values["workers"]),
         write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
         user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
@@ -178,6 +204,18 @@ def _key_file(text: str, is_root: bool) -> Path:
     if is_root:
         return Path(SYSTEM_KEY_FILE)
     raise UsageError("-c FILE is missing: where the relay keeps its key (made when absent); or try -dev")
+
+
+def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
+    return AdmissionConfig(
+        tailscaled=values["verify-clients"],
+        socket=values["socket"],
+        url=values["verify-client-url"],
+        url_fail_open=values["verify-client-url-fail-open"],
+        recheck_s=_not_negative("verify-interval", values["verify-interval"]),
+        allow_file=Path(values["allow-keys"]) if values["allow-keys"] else None,
+        deny_file=Path(values["deny-keys"]) if values["deny-keys"] else None,
+    )
 
 
 def _home(text: str) -> str:

@@ -11,14 +11,17 @@ import errno
 import logging
 import os
 import signal
+from collections.abc import Callable
 
 import fastderp
-from fastderp.cli.config import RelayConfig
-from fastderp.errors import CertificateError, ListenError
+from fastderp.cli.config import AdmissionConfig, RelayConfig
+from fastderp.errors import CertificateError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
+from fastderp.server.admission import Admission, Authority
 from fastderp.server.certs import Certificate, manual_certificate
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
+from fastderp.server.keylists import KeyLists
 from fastderp.server.listener import Listener
 from fastderp.server.metrics import Value
 from fastderp.server.relay import Server
@@ -37,23 +40,40 @@ async def serve(config: RelayConfig) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    reloads: list[Callable[[], None]] = []
     async with contextlib.AsyncExitStack() as stack:
-        await _start(config, stack)
+        await _start(config, stack, reloads)
+        if reloads:
+            # Without anything to reload SIGHUP keeps its meaning: the terminal is gone.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloads)
         await stopping.wait()
         log.info("stopping")
 
 
-async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack) -> None:
-    """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all."""
+def _reload(reloads: list[Callable[[], None]]) -> None:
+    log.info("reloading")
+    for reload in reloads:
+        reload()
+
+
+async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
+    """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     access = DebugAccess.from_environment(os.environ)
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
+    admission = None if config.admission.everybody else _admission(config.admission)
+    if admission is not None:
+        stack.push_async_callback(admission.close)
     server = await stack.enter_async_context(
-        Server(key, write_timeout=config.write_timeout_s, workers=config.workers)
+        Server(key, write_timeout=config.write_timeout_s, workers=config.workers, verify=admission)
     )
+    if admission is not None:
+        await admission.self_test()
+        await stack.enter_async_context(admission.watching(server))
+        reloads.append(admission.reload)
     site = Site(
         hostname=config.hostname if config.tls else "",
         derp=config.derp,
@@ -62,8 +82,8 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack) -> None:
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, stun, certificate),
-        check=lambda: "\n".join(server.consistency_check()),
+        values=lambda: _metrics(server, admission, stun, certificate),
+        check=lambda: "\n".join(server.consistency_check() + (admission.problems if admission else [])),
         access=access,
         hostname=config.hostname,
         has_mesh_key=server.has_mesh_key,
@@ -105,8 +125,32 @@ def _listen(
         raise ListenError(f"{error.strerror}{hint}") from error
 
 
-def _metrics(server: Server, stun: StunServer | None, certificate: Certificate | None) -> dict[str, Value]:
+def _admission(config: AdmissionConfig) -> Admission:
+    lists = KeyLists.load(config.allow_file, config.deny_file)
+    authorities: list[Authority] = []
+    own_key = None
+    if config.tailscaled or config.url:
+        # Only now: it brings httpx.
+        from fastderp.server.authority import AdmissionUrl, Tailscaled
+
+        if config.tailscaled:
+            tailscaled = Tailscaled(config.socket)
+            authorities.append(tailscaled)
+            own_key = tailscaled.own_key
+        if config.url:
+            try:
+                authorities.append(AdmissionUrl(config.url, fail_open=config.url_fail_open))
+            except ValueError as error:
+                raise UsageError(f"-verify-client-url: {error}") from None
+    return Admission(lists, authorities, recheck_s=config.recheck_s, own_key=own_key)
+
+
+def _metrics(
+    server: Server, admission: Admission | None, stun: StunServer | None, certificate: Certificate | None
+) -> dict[str, Value]:
     values = server.metrics()
+    if admission is not None:
+        values |= admission.metrics()
     if stun is not None:
         values |= stun.counters.metrics()
     if certificate is not None:

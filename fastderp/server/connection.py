@@ -398,6 +398,8 @@ class Connection:
         try:
             allowed = await self._relay.verify(login.public, login.info, self.remote[0])
             detail = f"{login.public.short} is not allowed"
+        except LoginError as error:
+            allowed, detail = False, str(error)
         except Exception as error:
             allowed, detail = False, f"{login.public.short} could not be verified: {error}"
         self._admission = None

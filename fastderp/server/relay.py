@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
 from fastderp.protocol import HEADER, HEADER_SIZE, FrameType
 from fastderp.server import certs, http
+from fastderp.server.admission import Client
 from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
 from fastderp.server.handshakes import HandshakeThreads
 from fastderp.server.http import Routes, Site
@@ -34,7 +35,8 @@ from fastderp.tls.handshake import ServerContext
 log = logging.getLogger("fastderp")
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
-"""Asked for every client but mesh peers, with its key, what it says of itself and its IP: may it use the relay?"""
+"""Asked for every client but mesh peers, with its key, what it says of itself and its IP: may it use the relay? A LoginError is a no that
+says why; `admission.Admission` is one."""
 
 # Ends of a connection that are everyday life on the internet: counted, and logged only when debugging.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
@@ -294,6 +296,23 @@ class Server:
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this key is logged in here."""
         return self._plane.is_connected(key.raw)
+
+    def clients(self) -> list[Client]:
+        """Return who is connected, with the address it came from; mesh peers left out."""
+        return [client for _, client in self._clients()]
+
+    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+        """Close the connections of clients for which `unwanted` says so; return whose they were. Mesh peers are not asked about."""
+        closed = []
+        for handle, client in self._clients():
+            if unwanted(client) and self._plane.close_session(handle):
+                closed.append(client)
+        return closed
+
+    def _clients(self) -> Iterator[tuple[int, Client]]:
+        for session in self._plane.sessions():
+            if not session.mesh and not session.link:
+                yield session.handle, Client(NodePublic(session.key), _address_text(session.addr))
 
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""

@@ -141,8 +141,7 @@ def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-verify-clients",), ("-verify-client-url", "http://x"), ("-ace",),
-        ("-verify-client-url-fail-open=false",), ("-socket", "/s"), ("-accept-connection-limit", "10"), ("-rate-config", "/r"),
+        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-ace",), ("-accept-connection-limit", "10"), ("-rate-config", "/r"),
         ("-accept-connection-burst", "10"), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
         ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
         ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
@@ -167,6 +166,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
         cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, dev=False, address_overridden=False,
+        admission=config.AdmissionConfig(recheck_s=36.0),
     )  # fmt: skip
 
 
@@ -230,3 +230,15 @@ def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], mess
 
 def test_the_certificate_directory_follows_the_users_cache() -> None:
     assert config.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == "/c/tailscale/derper-certs"
+
+
+def test_who_may_use_the_relay_is_everybody_or_whom_all_checks_let_in() -> None:
+    assert relay("-a", ":1", "-c", "k").admission.everybody
+    asked = relay(
+        "-a", ":1", "-c", "k", "-verify-clients", "-socket", "/s", "-verify-client-url", "https://x/", "-verify-client-url-fail-open=false",
+        "--allow-keys", "/a", "--deny-keys", "/d", "--verify-interval", "10s",
+    ).admission  # fmt: skip
+    assert not asked.everybody
+    assert asked == config.AdmissionConfig(True, "/s", "https://x/", False, 10.0, Path("/a"), Path("/d"))
+    for one in (("-verify-clients",), ("-verify-client-url", "http://x"), ("-allow-keys", "/a"), ("-deny-keys", "/d")):
+        assert not relay("-a", ":1", "-c", "k", *one).admission.everybody

@@ -1,0 +1,137 @@
+"""`fastderp-relay` with an admission URL, a tailscaled or lists of keys: who gets in, who has to go, and what a bad answer costs."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fastderp.errors import EX_CONFIG, EX_USAGE
+from fastderp.keys import NodePrivate, NodePublic
+from tests.kit.command import RunningRelay, refused, relay
+from tests.kit.peer import Peer, client_info
+from tests.kit.relay import eventually
+from tests.kit.service import ok, response, serving
+
+QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> tuple[str, ...]:
+    return (*QUIET, "-c", str(tmp_path / "relay.key"))
+
+
+def log_in(running: RunningRelay, key: NodePrivate | None = None) -> Peer | None:
+    """Log in; return None when the relay closes instead of answering."""
+    peer = Peer.connect("127.0.0.1", running.port, None, 20)
+    peer.key = key or peer.key
+    public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    peer.upgrade(public)
+    peer.send(client_info(peer.key, public))
+    try:
+        peer.read_server_info(public)
+    except EOFError:
+        peer.close()
+        return None
+    return peer
+
+
+def varz(running: RunningRelay) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as page:
+        return str(page.read().decode())
+
+
+def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[str, ...]) -> None:
+    friend, stranger = NodePrivate.generate(), NodePrivate.generate()
+
+    def admit(request: bytes) -> bytes:
+        return ok({"Allow": friend.public().text.encode() in request})
+
+    with serving(admit) as service, relay(*base, "-verify-client-url", service.url) as running:
+        peer = log_in(running, friend)
+        assert peer is not None and peer.sync() == []
+        assert log_in(running, stranger) is None
+        assert peer.sync() == []
+        peer.close()
+        numbers = varz(running)
+        assert 'fastderp_admission_verdicts{by="url",verdict="allowed"} 1\n' in numbers
+        assert 'fastderp_admission_verdicts{by="url",verdict="denied"} 1\n' in numbers
+        assert 'fastderp_closed{reason="admission_denied"} 1\n' in numbers
+    assert {question["Source"] for question in service.questions()} == {"127.0.0.1"}
+
+
+def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ...]) -> None:
+    with serving(ok({"Allow": True})) as service:
+        with relay(*base, "-verify-client-url", service.url, "-verify-interval", "200ms") as running:
+            peer = log_in(running)
+            assert peer is not None
+            service.answer = response(500)
+            n_asked = len(service.requests)
+            eventually(lambda: len(service.requests) > n_asked + 1)
+            assert peer.sync() == []
+            service.answer = ok({"Allow": False})
+            assert peer.is_closed()
+            assert 'fastderp_admission_revoked{by="url"} 1\n' in varz(running)
+
+
+@pytest.mark.parametrize("fail_open", ["true", "false"])
+def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(base: tuple[str, ...], fail_open: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        taken.close()
+        with relay(*base, "-verify-client-url", url, f"-verify-client-url-fail-open={fail_open}") as running:
+            peer = log_in(running)
+            assert (peer is not None) is (fail_open == "true")
+            if peer is not None:
+                peer.close()
+
+
+def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(base: tuple[str, ...], tmp_path: Path) -> None:
+    friend = NodePrivate.generate()
+
+    def tailscaled(request: bytes) -> bytes:
+        if b"status?peers=false" in request:
+            return ok({"Self": {"PublicKey": friend.public().text}})
+        return ok({"Node": {}}) if friend.public().hex.encode() in request else response(404)
+
+    path = tmp_path / "tailscaled.sock"
+    with serving(tailscaled, path) as service, relay(*base, "-verify-clients", "-socket", str(path)) as running:
+        peer = log_in(running, friend)
+        assert peer is not None
+        assert log_in(running) is None
+        service.answer = b"220 mail.example.com ESMTP\r\n"
+        assert log_in(running) is None
+        assert peer.sync() == []
+        peer.close()
+
+
+def test_the_check_page_says_that_tailscaled_is_missing(base: tuple[str, ...], tmp_path: Path) -> None:
+    with relay(*base, "-verify-clients", "-socket", str(tmp_path / "absent")) as running:
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/check", timeout=10)
+        assert f"tailscaled at {tmp_path / 'absent'}" in answer.value.read().decode()
+
+
+def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(base: tuple[str, ...], tmp_path: Path) -> None:
+    deny = tmp_path / "deny"
+    deny.write_text("# nobody yet\n")
+    with relay(*base, "--deny-keys", str(deny)) as running:
+        friend, foe = log_in(running), log_in(running)
+        assert friend is not None and foe is not None
+        deny.write_text(f"{foe.public.text}\n")
+        running.process.send_signal(signal.SIGHUP)
+        assert foe.is_closed()
+        assert friend.sync() == []
+        assert log_in(running, foe.key) is None
+        friend.close()
+
+
+def test_what_cannot_be_used_is_one_line_at_the_start(base: tuple[str, ...], tmp_path: Path) -> None:
+    code, said = refused(*base, "--allow-keys", str(tmp_path / "absent"))
+    assert (code, said.count("\n")) == (EX_CONFIG, 1) and "key list" in said
+    code, said = refused(*base, "-verify-client-url", "admission.example.com")
+    assert (code, said.count("\n")) == (EX_USAGE, 1) and "-verify-client-url" in said
