@@ -10,15 +10,18 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
+
+T = TypeVar("T", int, float)
 
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
 DEV_ADDRESS = ":3340"
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 MAX_WORKERS = 256
+MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
 LATER = "Not supported yet"
@@ -56,6 +59,10 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("tcp-user-timeout", duration, "15s", "drop a connection whose data stays unacknowledged this long",
              "TIME", LIMITS),
         Flag("tcp-keepalive-time", duration, "10m", "probe a connection silent for this long", "TIME", LIMITS),
+        Flag("rate-config", str, "", "JSON file that limits what each client may send; read again on SIGHUP", "FILE", LIMITS),
+        Flag("accept-connection-limit", number, "+Inf", "accept so many HTTPS connections per second on average, close the rest",
+             "N", LIMITS),
+        Flag("accept-connection-burst", integer, str(MAX_BURST), "and so many at once", "N", LIMITS),
         Flag("version", boolean, "false", "print the version", "", OTHER),
         Flag("help", boolean, "false", "print this", "", OTHER),
         Flag("h", boolean, "false", "", "", ""),
@@ -77,9 +84,6 @@ def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
         ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
         ("bootstrap-dns-names", str, ""),
         ("unpublished-bootstrap-dns-names", str, ""),
-        ("accept-connection-limit", number, "+Inf"),
-        ("accept-connection-burst", integer, str(2**63 - 1)),
-        ("rate-config", str, ""),
         ("ace", boolean, "false"),
     ]
     return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
@@ -118,6 +122,9 @@ class RelayConfig:
     home: str
     derp: bool
     admission: AdmissionConfig
+    rate_file: Path | None
+    accept_per_s: float  # infinite: no limit
+    accept_burst: int
     workers: int  # 0: one per core
     write_timeout_s: float  # 0: none
     user_timeout_s: float
@@ -154,6 +161,9 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         home=_home(values["home"]),
         derp=values["derp"],
         admission=_admission(values),
+        rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
+        accept_per_s=_not_negative("accept-connection-limit", values["accept-connection-limit"]),
+        accept_burst=_not_negative("accept-connection-burst", values["accept-connection-burst"]),
         workers=_workers(values["workers"]),
         write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
         user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
@@ -231,10 +241,10 @@ def _workers(value: int) -> int:
     return value
 
 
-def _not_negative(flag: str, seconds: float) -> float:
-    if seconds < 0:
+def _not_negative(flag: str, value: T) -> T:
+    if not value >= 0:  # NaN is not either
         raise UsageError(f"-{flag} cannot be negative")
-    return seconds
+    return value
 
 
 def default_cert_dir(environment: Mapping[str, str]) -> str:

@@ -9,13 +9,16 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import fastderp
-from fastderp.cli.config import AdmissionConfig, RelayConfig
-from fastderp.errors import CertificateError, ListenError, UsageError
+from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
+from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
 from fastderp.server.admission import Admission, Authority
 from fastderp.server.certs import Certificate, manual_certificate
@@ -24,6 +27,7 @@ from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
 from fastderp.server.keylists import KeyLists
 from fastderp.server.listener import Listener
 from fastderp.server.metrics import Value
+from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.relay import Server
 from fastderp.server.stun import StunServer, bind_stun
 from fastderp.tls.errors import TlsError
@@ -64,16 +68,19 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
+    rate_limit = RateLimit.load(config.rate_file) if config.rate_file else None
     admission = None if config.admission.everybody else _admission(config.admission)
     if admission is not None:
         stack.push_async_callback(admission.close)
     server = await stack.enter_async_context(
-        Server(key, write_timeout=config.write_timeout_s, workers=config.workers, verify=admission)
+        Server(key, write_timeout=config.write_timeout_s, workers=config.workers, verify=admission, rate_limit=rate_limit)
     )
     if admission is not None:
         await admission.self_test()
         await stack.enter_async_context(admission.watching(server))
         reloads.append(admission.reload)
+    if config.rate_file is not None:
+        reloads.append(partial(_reload_rate_limit, server, config.rate_file))
     site = Site(
         hostname=config.hostname if config.tls else "",
         derp=config.derp,
@@ -119,6 +126,7 @@ def _listen(
             routes=routes,
             keepalive_idle_s=config.keepalive_s,
             user_timeout_s=config.user_timeout_s,
+            accept_limiter=AcceptLimiter(config.accept_per_s, config.accept_burst) if tls else None,
         )
     except OSError as error:
         hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
@@ -143,6 +151,15 @@ def _admission(config: AdmissionConfig) -> Admission:
             except ValueError as error:
                 raise UsageError(f"-verify-client-url: {error}") from None
     return Admission(lists, authorities, recheck_s=config.recheck_s, own_key=own_key)
+
+
+def _reload_rate_limit(server: Server, path: Path) -> None:
+    try:
+        server.set_rate_limit(RateLimit.load(path))
+    except ConfigError as error:
+        log.error("%s; the limits of before stay in force", error)
+    else:
+        log.info("each client: %s", server.rate_limit)
 
 
 def _metrics(
@@ -177,6 +194,10 @@ def _announce(
     log.info("public key %s, %s", server.public_key.text, kept)
     if config.address_overridden:
         log.warning("-dev serves on this port whatever -a says")
+    if server.rate_limit is not None:
+        log.info("each client: %s", server.rate_limit)
+    if config.tls and math.isfinite(config.accept_per_s) and config.accept_burst == MAX_BURST:
+        log.warning("-accept-connection-limit has no effect without -accept-connection-burst")
     if not config.derp:
         log.warning("-derp=false: packets are not relayed")
     if certificate is not None and certificate.required_sni is None:

@@ -421,7 +421,7 @@ class Connection:
         except OSError as error:
             self._refuse("shortage", error.strerror or "", b"")
             return
-        first = self._greeting + login.server_info_frame()
+        first = self._greeting + self._relay.server_info(login, mesh)
         opened = bytes(self._unread)
         self._move(State.PROMOTED)
         self._release()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastderp.server.connection import Connection
 from fastderp.server.http import Routes
+from fastderp.server.ratelimit import AcceptLimiter
 from fastderp.tls.handshake import ServerContext
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Listener:
         tls: None to speak plain HTTP.
         login_budget_s: from accept to login, whatever trickles in.
         idle_s: how long a connection that was answered may wait with its next request.
+        accept_limiter: who comes too fast is closed at once.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Listener:
         *,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
+        accept_limiter: AcceptLimiter | None = None,
     ) -> None:
         self.relay = relay
         self.loop = asyncio.get_running_loop()
@@ -67,7 +70,9 @@ class Listener:
         self._sockets = sockets
         self._pending: dict[Connection, None] = {}
         self._reserved_bytes = 0
+        self._accept_limiter = accept_limiter
         self.n_accepted = 0
+        self.n_rejected = 0
         self._shortage: dict[socket.socket, asyncio.TimerHandle] = {}
         for sock in sockets:
             self._watch(sock)
@@ -132,6 +137,11 @@ class Listener:
             self._admit(accepted, (address[0].partition("%")[0], address[1]))
 
     def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
+        if self._accept_limiter is not None and not self._accept_limiter.allow():
+            accepted.close()
+            self.n_rejected += 1
+            self.relay.note_too_fast(remote)
+            return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
             # The newest has the best chance to be a good client: those are logged in within a second.

@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,15 +21,17 @@ from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import LoginError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
-from fastderp.protocol import HEADER, HEADER_SIZE, FrameType
+from fastderp.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo, frame, restarting_payload
 from fastderp.server import certs, http
 from fastderp.server.admission import Client
 from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
 from fastderp.server.handshakes import HandshakeThreads
+from fastderp.server.duplicates import Duplicates
 from fastderp.server.http import Routes, Site
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
 from fastderp.server.logs import Summariser
 from fastderp.server.metrics import Value, expvar
+from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.stream import Poller
 from fastderp.tls.handshake import ServerContext
 
@@ -42,6 +45,9 @@ says why; `admission.Admission` is one."""
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
 CONSISTENCY_LOOKS = 5
+
+# Clients read the limit they are told as a signed number.
+_TOLD_MAX = (1 << 63) - 1
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost"})
@@ -57,6 +63,8 @@ class Server:
         write_timeout: how long in seconds a client may refuse to take a frame; 0 for ever.
         mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights.
         verify: asked about every other client before it is let in.
+        rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
+        duplicate_health: tell clients that share a key that they do.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
     """
@@ -68,6 +76,8 @@ class Server:
         write_timeout: float = 2.0,
         mesh_key: MeshKey | None = None,
         verify: Verify | None = None,
+        rate_limit: RateLimit | None = None,
+        duplicate_health: bool = True,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
@@ -81,6 +91,7 @@ class Server:
         self.poller: Poller
         self.handshakes: HandshakeThreads
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
+        self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = asyncio.Event()
@@ -92,6 +103,9 @@ class Server:
         self._ended: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self._summary = Summariser(log)
+        self._rate_limit: RateLimit | None = None
+        if rate_limit is not None:
+            self.set_rate_limit(rate_limit)
 
     # Life
 
@@ -114,6 +128,7 @@ class Server:
         keepalive_idle_s: float = 600.0,
         user_timeout_s: float = 15.0,
         idle_s: float = IDLE_S,
+        accept_limiter: AcceptLimiter | None = None,
     ) -> Listener:
         """Accept connections on an address from now on.
 
@@ -124,6 +139,7 @@ class Server:
             routes: who answers which path; None for the relay's own (`http.relay_routes`).
             keepalive_idle_s, user_timeout_s: TCP settings of the clients' sockets.
             idle_s: how long an HTTP connection may wait with its next request.
+            accept_limiter: who comes too fast is closed at once.
 
         Raises OSError that names the address when it cannot be had.
         """
@@ -136,6 +152,7 @@ class Server:
             tls,
             login_budget_s=self.login_timeout,
             idle_s=idle_s,
+            accept_limiter=accept_limiter,
         )
         self._listeners.append(listener)
         return listener
@@ -201,7 +218,7 @@ class Server:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        self.promote(theirs.detach(), login, remote, first=login.server_info_frame(), mesh=mesh)
+        self.promote(theirs.detach(), login, remote, first=self.server_info(login, mesh), mesh=mesh)
         await pump_streams(reader, writer, ours)
 
     async def _read_login(self, reader: Reader) -> ClientLogin:
@@ -218,6 +235,18 @@ class Server:
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether a client has shown the mesh key."""
         return bool(self.mesh_key) and info.mesh_key == self.mesh_key
+
+    def server_info(self, login: ClientLogin, mesh: bool) -> bytes:
+        """Return the frame that ends a login, with the limit the client has to keep."""
+        limit = self._rate_limit
+        if limit is None or mesh:
+            return login.server_info_frame()
+        return login.server_info_frame(
+            ServerInfo(
+                token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
+                token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
+            )
+        )
 
     def promote(
         self,
@@ -254,6 +283,9 @@ class Server:
             )
         except PlaneError as error:
             self.note_refused("promote", "memory", remote, str(error))
+            return
+        if self._duplicates is not None and not mesh:
+            self._duplicates.joined(login.public.raw)
 
     def note_accept(self) -> None:
         """Count a connection that begins a login."""
@@ -276,6 +308,34 @@ class Server:
         self._n_shortages += 1
         self._summary.say("shortage", "cannot accept connections for the moment: %s", os.strerror(error.errno or 0))
 
+    def note_too_fast(self, remote: tuple[str, int]) -> None:
+        """Log a connection that was closed because too many are accepted; its listener counts it."""
+        self._summary.say("too fast", "%s: closed: connections come faster than they are accepted", format_address(remote))
+
+    # What changes while it runs
+
+    def set_rate_limit(self, limit: RateLimit) -> None:
+        """Limit what each client may send from now on, each with a full burst; mesh peers are exempt. PROTOCOL §6.8."""
+        self._rate_limit = limit
+        self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
+
+    def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
+        """Tell every client that the relay goes away for a moment; return how many were told.
+
+        Args:
+            reconnect_in_s: when to come back.
+            try_for_s: how long to go on trying before looking for another relay.
+            spread_s: each is given up to so much longer, so that they do not come back all at once.
+        """
+        return sum(
+            self._plane.send(
+                session.handle,
+                frame(FrameType.RESTARTING, restarting_payload(reconnect_in_s + random.uniform(0, spread_s), try_for_s)),
+            )
+            for session in self._plane.sessions()
+            if not session.link
+        )
+
     # Looking in
 
     @cached_property
@@ -287,6 +347,11 @@ class Server:
     def listeners(self) -> list[Listener]:
         """Where it listens."""
         return list(self._listeners)
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What each client may send; None when nobody has said anything about it."""
+        return self._rate_limit
 
     @property
     def has_mesh_key(self) -> bool:
@@ -317,6 +382,11 @@ class Server:
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
         plane = self._plane.counters()
+        if self._rate_limit is None:
+            del plane["rate_limit_per_client_waited"]
+        else:
+            plane["rate_limit_per_client_bytes_per_second"] = self._rate_limit.bytes_per_s
+            plane["rate_limit_per_client_burst_bytes"] = self._rate_limit.burst_bytes
         return {
             **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
             "derp_accepts": self._n_accepts,
@@ -324,6 +394,7 @@ class Server:
             "derp_clients_total": plane["clients_local"],
             "derper_tls_request_version": dict(self._requests),
             "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
+            "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
             "fastderp_closed": dict(self._refused),
             "fastderp_session_closed": dict(self._ended),
             "fastderp_accept_shortages": self._n_shortages,
@@ -364,6 +435,8 @@ class Server:
             if isinstance(event, ClosedEvent):
                 self._ended[event.reason] += 1
                 self._log_closed(event)
+                if self._duplicates is not None:
+                    self._duplicates.left(event.key, event.handle)
             elif event.type == FrameType.CLOSE_PEER:
                 self._plane.close_key(event.payload)
 

@@ -1,4 +1,7 @@
-"""Where fastderp answers otherwise than derper, on purpose: every such conversation and why."""
+"""Where fastderp answers otherwise than derper, on purpose: every such conversation and why.
+
+Left out of the comparison altogether are the Health frames that tell the holders of one key of each other.
+"""
 
 DEVIATIONS = {
     "a second departure": "PROTOCOL 21: derper tells a receiver of a peer's first departure only",

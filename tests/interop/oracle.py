@@ -214,6 +214,8 @@ class Connection:
                 return self._packet_line(payload)
             case FrameType.PEER_GONE | FrameType.PEER_PRESENT:
                 return self._presence_line(FrameType(frame_type), payload)
+            case FrameType.HEALTH:
+                return None  # derper never sends one; see deviations.py
             case FrameType.PONG:
                 return Line(Lane.ANSWER, f"Pong {payload.hex()}")
         return Line(Lane.ANSWER, f"frame of type {frame_type:#04x} {shown(payload)}")

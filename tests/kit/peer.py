@@ -17,7 +17,7 @@ MAGIC = b"DERP\xf0\x9f\x94\x91"
 DISCO = b"TS\xf0\x9f\x92\xac"
 
 SERVER_KEY, CLIENT_INFO, SERVER_INFO, SEND, RECV, KEEP_ALIVE, PREFERRED, GONE = range(1, 9)
-FORWARD, WATCH, CLOSE_PEER, PING, PONG = 0x0A, 0x10, 0x11, 0x12, 0x13
+FORWARD, WATCH, CLOSE_PEER, PING, PONG, HEALTH, RESTARTING = 0x0A, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15
 
 
 def frame(frame_type: int, payload: bytes = b"") -> bytes:
@@ -45,6 +45,7 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.key = NodePrivate.generate()
+        self.health: list[str] = []
         self._received = b""
 
     @classmethod
@@ -122,9 +123,13 @@ class Peer:
         self.send_frame(SEND, to.raw + data)
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Read one frame of any type."""
-        frame_type, length = struct.unpack(">BI", self.read(5))
-        return frame_type, self.read(length)
+        """Read one frame of any type but Health; those are kept in `health`, since a relay may send one at any time."""
+        while True:
+            frame_type, length = struct.unpack(">BI", self.read(5))
+            payload = self.read(length)
+            if frame_type != HEALTH:
+                return frame_type, payload
+            self.health.append(payload.decode())
 
     def read_frames(self, n_frames: int) -> list[tuple[int, bytes]]:
         """Read so many frames."""

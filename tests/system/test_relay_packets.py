@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import struct
@@ -11,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from fastderp.keys import MeshKey, NodePrivate
 from tests.kit.memory import resident_bytes
+from fastderp.server.ratelimit import RateLimit
 from tests.kit.peer import (
     CLOSE_PEER,
     DISCO,
@@ -27,9 +30,11 @@ from tests.kit.peer import (
     PONG,
     PREFERRED,
     RECV,
+    RESTARTING,
     SEND,
     WATCH,
     Peer,
+    client_info,
     frame,
 )
 from tests.kit.relay import Relay, Setup, eventually
@@ -334,6 +339,91 @@ def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
 
 
+def test_who_share_a_key_are_told_and_the_last_one_is_told_when_it_is_over(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login() as bystander, relay.login(key=key) as first:
+        with relay.login(key=key) as second, relay.login(key=key) as third:
+            for member in (first, second, third):
+                member.sync()
+                [problem] = member.health
+                assert "another connection uses the same node key" in problem
+        eventually(lambda: relay.metrics()["derp_current_dup_client_conns"] == 0)
+        eventually(lambda: first.sync() == [] and first.health[1:] == [""])
+        bystander.sync()
+        assert bystander.health == []
+
+
+def test_a_client_that_comes_back_is_told_nothing(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    key = NodePrivate.generate()
+    for _ in range(5):
+        with relay.login(key=key) as peer:
+            peer.sync()
+            assert peer.health == []
+        relay.wait_connected(key.public(), False)
+
+
+def test_telling_those_who_share_a_key_can_be_switched_off(start_relay: StartRelay) -> None:
+    relay = start_relay(duplicate_health=False)
+    key = NodePrivate.generate()
+    with relay.login(key=key) as first, relay.login(key=key) as second:
+        assert first.sync() == second.sync() == []
+        assert first.health == second.health == []
+
+
+# What the relay announces
+
+
+def test_a_restart_is_announced_to_everybody_spread_over_time(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    with ExitStack() as stack:
+        peers = [stack.enter_context(relay.login()) for _ in range(8)]
+        assert relay.call(lambda: relay.server.announce_restart(2.0, 30.0, spread_s=5.0)) == 8
+        announced = [struct.unpack(">II", payload) for peer in peers for kind, payload in peer.sync() if kind == RESTARTING]
+    assert len(announced) == 8
+    assert {try_for_ms for _, try_for_ms in announced} == {30_000}
+    waits_ms = [reconnect_in_ms for reconnect_in_ms, _ in announced]
+    assert min(waits_ms) >= 2000 and max(waits_ms) <= 7000 and len(set(waits_ms)) > 1
+
+
+# Limits
+
+
+def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clients(start_relay: StartRelay) -> None:
+    relay = start_relay(rate_limit=RateLimit(400_000, 1), mesh_key=MeshKey(b"m" * 32))
+    with relay.connect() as sender, relay.connect() as receiver:
+        for peer in (sender, receiver):
+            peer.upgrade(relay.server.public_key)
+            peer.send(client_info(peer.key, relay.server.public_key))
+            assert json.loads(peer.key.open_from(relay.server.public_key, peer.read_frame()[1])) == {
+                "version": 2, "TokenBucketBytesPerSecond": 400_000, "TokenBucketBytesBurst": 65_568,
+            }  # fmt: skip
+        packets = [os.urandom(30_000) for _ in range(4)]
+        started = time.monotonic()
+        for packet in packets:
+            sender.send_packet(receiver.public, packet)
+        assert [receiver.read_packet()[1] for _ in packets] == packets
+        assert time.monotonic() - started >= (4 * 30_032 - 65_568) / 400_000 * 0.9
+        metrics = relay.metrics()
+        assert metrics["derp_rate_limit_per_client_bytes_per_second"] == 400_000
+        assert metrics["derp_rate_limit_per_client_burst_bytes"] == 65_568
+        assert metrics["derp_rate_limit_per_client_waited"] >= 1
+    with relay.connect() as mesh:
+        mesh.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % (b"6d" * 32))
+
+
+def test_a_limit_changes_for_those_who_are_connected(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    assert "derp_rate_limit_per_client_waited" not in relay.metrics()
+    with relay.login() as sender, relay.login() as receiver:
+        relay.call(lambda: relay.server.set_rate_limit(RateLimit(1)))
+        for _ in range(3):
+            sender.send_packet(receiver.public, bytes(60_000))
+        eventually(lambda: relay.metrics()["derp_rate_limit_per_client_waited"])
+        relay.call(lambda: relay.server.set_rate_limit(RateLimit(0)))
+        assert [len(receiver.read_packet()[1]) for _ in range(3)] == [60_000] * 3
+
+
 # Mesh peers
 
 
@@ -343,6 +433,7 @@ def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(start_rela
     json = b'{"meshKey":"%s"}' % secret.to_text().encode()
     key = NodePrivate.generate()
     with relay.login(json=json) as mesh, relay.login(key=key) as first, relay.login(key=key) as second:
+        assert first.sync() == second.sync() == []
         mesh.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
         mesh.send_frame(CLOSE_PEER, key.public().raw)
         assert first.is_closed() and second.is_closed()

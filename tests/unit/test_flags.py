@@ -1,5 +1,6 @@
 """The command line: Go's flag syntax, derper's flags, and one clear line for each mistake."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,7 @@ def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-ace",), ("-accept-connection-limit", "10"), ("-rate-config", "/r"),
-        ("-accept-connection-burst", "10"), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
+        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-ace",), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
         ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
         ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
     ],
@@ -166,7 +166,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
         cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, dev=False, address_overridden=False,
-        admission=config.AdmissionConfig(recheck_s=36.0),
+        admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
     )  # fmt: skip
 
 

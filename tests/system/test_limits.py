@@ -1,0 +1,103 @@
+"""`fastderp-relay` with limits: what clients may send, reloaded by a signal, and how fast connections are accepted."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import ssl
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fastderp.errors import EX_CONFIG
+from fastderp.keys import NodePublic
+from tests.kit.command import RunningRelay, refused, relay
+from tests.kit.peer import Peer, client_info
+from tests.kit.relay import eventually
+
+QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
+
+
+def log_in(running: RunningRelay) -> tuple[Peer, dict[str, int]]:
+    """Log in; return the client and what the relay said of itself."""
+    peer = Peer.connect("127.0.0.1", running.port, None, 20)
+    public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    peer.upgrade(public)
+    peer.send(client_info(peer.key, public))
+    info: dict[str, int] = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
+    return peer, info
+
+
+def varz(running: RunningRelay, scheme: str = "http") -> str:
+    context = ssl._create_unverified_context() if scheme == "https" else None
+    with urllib.request.urlopen(f"{scheme}://127.0.0.1:{running.port}/debug/varz", timeout=10, context=context) as page:
+        return str(page.read().decode())
+
+
+def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "rate.json"
+    file.write_text('{"PerClientRateLimitBytesPerSec": 1000000}')
+    with relay(*QUIET, "-c", str(tmp_path / "key"), "-rate-config", str(file)) as running:
+        assert "each client: 1000000 bytes/s with bursts of 65568 bytes" in running.said
+        peer, info = log_in(running)
+        assert info == {"version": 2, "TokenBucketBytesPerSecond": 1_000_000, "TokenBucketBytesBurst": 65_568}
+        assert "\nderp_rate_limit_per_client_bytes_per_second 1000000\n" in varz(running)
+        file.write_text('{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}')
+        running.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "\nderp_rate_limit_per_client_burst_bytes 100000\n" in varz(running))
+        file.write_text('{"PerClientRateLimitBytesPerSec": -1}')
+        running.process.send_signal(signal.SIGHUP)
+        peer.sync()
+        other, info = log_in(running)
+        assert info["TokenBucketBytesPerSecond"] == 500_000
+        for client in (peer, other):
+            client.close()
+        code, said = running.stop()
+        assert code == 0
+        assert "is not a number of bytes; the limits of before stay in force" in said
+
+
+def test_without_a_rate_file_nothing_is_said_about_rates(tmp_path: Path) -> None:
+    with relay(*QUIET, "-c", str(tmp_path / "key")) as running:
+        peer, info = log_in(running)
+        assert info == {"version": 2}
+        assert "rate_limit" not in varz(running)
+        peer.close()
+
+
+@pytest.mark.parametrize("text", [None, "", '{"PerClientRateLimitBytesPerSec": -1}'])
+def test_a_rate_file_that_cannot_be_used_is_one_line_at_the_start(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "rate.json"
+    if text is not None:
+        file.write_text(text)
+    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), "-rate-config", str(file))
+    assert (code, said.count("\n")) == (EX_CONFIG, 1)
+    assert f"rate configuration {file}: " in said
+
+
+def test_connections_that_come_too_fast_are_closed_and_the_relay_lives_on(tmp_path: Path) -> None:
+    flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1")
+    limits = ("-accept-connection-limit", "5", "-accept-connection-burst", "3")
+    with relay(*QUIET, "-c", str(tmp_path / "key"), *flags, *limits) as running:
+        held = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(20)]
+        closed = 0
+        for connection in held:
+            connection.settimeout(0.2)
+            try:
+                closed += connection.recv(1) == b""
+            except TimeoutError:
+                pass
+            connection.close()
+        assert 5 <= closed <= 17
+        eventually(lambda: re.search(r"\ntls_listener_rejected_connections [1-9]", _varz_or_nothing(running)))
+        assert running.process.poll() is None
+
+
+def _varz_or_nothing(running: RunningRelay) -> str:
+    try:
+        return varz(running, "https")
+    except OSError:
+        return ""
