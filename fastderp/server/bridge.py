@@ -1,4 +1,4 @@
-"""Joins what the data plane cannot read itself (TLS 1.2, somebody else's streams) to a socket pair that it can. DESIGN §2.
+"""Joins what the data plane cannot read itself (TLS 1.2, WebSocket, somebody else's streams) to a socket pair that it can. DESIGN §2.
 
 The data plane owns one end, the loop thread pumps the other; who cannot take more makes the other side wait.
 """
@@ -14,7 +14,7 @@ from fastderp.server.channel import Channel, farewell
 from fastderp.server.stream import READ_BYTES, Poller, Stream
 from fastderp.tls.errors import TlsError
 
-# How long a client may take to read the rest of what was sent before the session ended.
+# How long a client may take to read the rest of what was sent before the session ended, and to close.
 FAREWELL_S = 2.0
 
 
@@ -42,10 +42,12 @@ class Bridge:
         outside.on_drained = self._client_drained
         self._inside.resume()
         outside.resume()
+        if channel.eof:
+            self._end()
 
     def close(self) -> None:
         """Close both sides; what is on its way is lost."""
-        if self._inside.closed:
+        if self._outside.closed:
             return
         if self._farewell is not None:
             self._farewell.cancel()
@@ -62,7 +64,7 @@ class Bridge:
         if not self._inside.send(plain):
             self._outside.pause()
         elif self._channel.eof:
-            self.close()
+            self._end()
 
     def _from_plane(self, data: bytes) -> None:
         try:
@@ -75,27 +77,37 @@ class Bridge:
 
     def _plane_drained(self) -> None:
         if self._channel.eof:
-            self.close()
+            self._end()
         else:
             self._outside.resume()
 
     def _client_drained(self) -> None:
         if self._farewell is not None:
-            self.close()
-        else:
-            self._inside.resume()
+            self._outside.end_output()
+            return
+        self._inside.resume()
+        if self._inside.flushed:
+            self._outside.resume()
 
     def _client_ended(self, error: OSError | None) -> None:
         # Nothing is lost: reading goes on only when the plane's end has taken everything.
         self.close()
 
     def _plane_ended(self, error: OSError | None) -> None:
-        """Pass on what is left, say goodbye, close."""
-        self._outside.pause()
+        self._end()
+
+    def _end(self) -> None:
+        """Leave the plane, say goodbye and wait a moment for the client to go: closing on unread input would reset the connection under it."""
+        self._inside.close()
+        self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
+        self._outside.on_bytes = _ignore
+        self._outside.resume()
         if self._outside.send(farewell(self._channel)):
-            self.close()
-        else:
-            self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
+            self._outside.end_output()
+
+
+def _ignore(data: bytes) -> None:
+    """Take input that nobody wants any more."""
 
 
 def bridge(poller: Poller, outside: Stream, channel: Channel, bridges: set[Bridge]) -> int:

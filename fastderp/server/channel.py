@@ -1,6 +1,6 @@
 """What lies between a connection's bytes on the wire and its plain bytes: nothing, TLS 1.3 records, or OpenSSL for TLS 1.2.
 
-All offer `open`, `seal` and `close_notify`. Loop thread only.
+All offer `open`, `seal` and `close_notify`; `websocket.WebSocket` goes on top of any of them. Loop thread only.
 """
 
 from __future__ import annotations

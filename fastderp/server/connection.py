@@ -16,12 +16,13 @@ from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import LoginError
 from fastderp.login import ClientLogin, check_client_info_header, open_client_info
 from fastderp.protocol import HEADER, HEADER_SIZE
-from fastderp.server import http
+from fastderp.server import http, websocket
 from fastderp.server.bridge import bridge
 from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
+from fastderp.server.websocket import WebSocket
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 
@@ -170,7 +171,9 @@ class Connection:
             self._read_handshake(data)
         else:
             self._take(self._channel.open(data))
-        if self._channel.eof and self.state in (State.HTTP, State.LOGIN):
+        if isinstance(self._channel, WebSocket):
+            self._after_frames(self._channel)
+        elif self._channel.eof and self.state in (State.HTTP, State.LOGIN):
             self._on_end(None)
 
     def _go_on(self) -> None:
@@ -189,6 +192,9 @@ class Connection:
         elif self.state is State.HTTP and not self._stream.flushed:
             # A client that has said all it wants still gets the rest of its answer.
             self._linger()
+        elif isinstance(self._channel, WebSocket):
+            # The closing handshake gets time to arrive.
+            self._refuse("end", self._what_was_cut_off(), b"")
         else:
             self.close("end", self._what_was_cut_off())
 
@@ -318,8 +324,13 @@ class Connection:
             if upgrade is not None:
                 self._start_login(upgrade)
                 return
+            if http.wants_websocket(request):
+                self._open_websocket(request)
+                return
+        self._respond(request, self._page(request))
+
+    def _respond(self, request: Request, response: Response) -> None:
         close = not request.keep_alive or request.has_body or request.method == "CONNECT"
-        response = self._page(request)
         self._stream.send(self._channel.seal(response.encode(request, close)))
         if close:
             self._linger()
@@ -333,6 +344,34 @@ class Connection:
         except Exception:
             log.exception("no answer to %s %s", request.method, ascii(request.target))
             return http.text_error(500, "internal server error")
+
+    # WebSocket
+
+    def _open_websocket(self, request: Request) -> None:
+        """Answer the opening handshake; what came behind it are frames already."""
+        opening = websocket.accept(request)
+        if isinstance(opening, Response):
+            self._respond(request, opening)
+            return
+        self._stream.send(self._channel.seal(opening.response))
+        channel = WebSocket(self._channel, self._stream, self._relay.websocket_failures)
+        self._channel = channel
+        if not opening.derp:
+            self._refuse("websocket", "no subprotocol is derp", channel.fail(1008, "the subprotocol must be derp"))
+            return
+        self._relay.note_websocket()
+        self._unread = channel.unwrap(bytes(self._unread))
+        self._start_login(Upgrade(fast_start=True, not_ideal=False))
+        self._after_frames(channel)
+
+    def _after_frames(self, channel: WebSocket) -> None:
+        """Look after a WebSocket that was read from: it may be closing, or hold much of a message that is not complete."""
+        if self.state is not State.LOGIN:
+            return
+        if channel.eof:
+            self._on_end(None)
+        elif channel.held_bytes > SMALL_LOGIN_BYTES and not self._reserve(channel.held_bytes):
+            self._refuse("memory", "no memory left for a long message", b"")
 
     # Login
 
@@ -372,16 +411,23 @@ class Connection:
             return None
         frame_type, length = HEADER.unpack_from(unread)
         check_client_info_header(frame_type, length)
-        if length > SMALL_LOGIN_BYTES and not self._reserved_bytes:
-            if not self._listener.reserve(length):
-                raise LoginError("memory", f"no memory left for a ClientInfo of {length} bytes")
-            self._reserved_bytes = length
+        if length > SMALL_LOGIN_BYTES and not self._reserve(length):
+            raise LoginError("memory", f"no memory left for a ClientInfo of {length} bytes")
         end = HEADER_SIZE + length
         if len(unread) < end:
             return None
         login = open_client_info(self._relay.private_key, bytes(unread[HEADER_SIZE:end]))
         self._unread = bytes(unread[end:])
         return login
+
+    def _reserve(self, n_bytes: int) -> bool:
+        """Hold at least so much of the memory that all logins share; False when it is used up."""
+        more = n_bytes - self._reserved_bytes
+        if more > 0:
+            if not self._listener.reserve(more):
+                return False
+            self._reserved_bytes = n_bytes
+        return True
 
     def _admit(self, login: ClientLogin) -> None:
         mesh = self._relay.is_mesh_peer(login.info)

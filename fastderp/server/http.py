@@ -277,20 +277,22 @@ class Upgrade:
 
 
 def derp_upgrade(request: Request) -> Upgrade | None:
-    """Read the upgrade out of a request for `/derp`; None when it is none (answer 426).
+    """Read the upgrade out of a request for `/derp`; None when it is none.
 
     As lenient as the reference: neither `Connection`, GET nor HTTP/1.1 is asked for. A WebSocket with a derp subprotocol is not a raw
     upgrade. PROTOCOL §9.3.
     """
-    kind = request.header("upgrade").lower()
-    if kind == "websocket" and "derp" in request.header("sec-websocket-protocol"):
-        return None
-    if kind not in ("derp", "websocket"):
+    if request.header("upgrade").lower() not in ("derp", "websocket") or wants_websocket(request):
         return None
     return Upgrade(
         fast_start=request.header("derp-fast-start") == "1",
         not_ideal=bool(request.header("ideal-node")),
     )
+
+
+def wants_websocket(request: Request) -> bool:
+    """Whether a request for `/derp` opens a WebSocket. Without a derp subprotocol it does not: ancient clients say so and mean a raw upgrade."""
+    return request.header("upgrade").lower() == "websocket" and "derp" in request.header("sec-websocket-protocol")
 
 
 def switching_protocols(server_key_hex: str) -> bytes:

@@ -119,6 +119,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_events_lost", "counter", "reports of the data plane that found no memory"),
     Metric("fastderp_reads", "counter", "receive calls of the data plane that brought bytes"),
     Metric("fastderp_session_closed", "counter", "logged-in connections that ended, by reason", ("reason",)),
+    Metric("fastderp_websocket_failures", "counter", "WebSockets closed for breaking the rules, by close code", ("code",)),
     Metric("fastderp_writes", "counter", "send calls of the data plane"),
     Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate expires, seconds since 1970"),
     Metric("process_cpu_seconds_total", "counter", "CPU time used, seconds"),

@@ -87,6 +87,7 @@ class Server:
         self.verify = verify
         self.login_timeout = login_timeout
         self.bridges: set[Bridge] = set()
+        self.websocket_failures: Counter[str] = Counter()
         # Made by `start`, which knows the loop.
         self.poller: Poller
         self.handshakes: HandshakeThreads
@@ -98,6 +99,7 @@ class Server:
         self._server_key = server_key_frame(self.public_key)
         self._switching = http.switching_protocols(self.public_key.hex) + self._server_key
         self._n_accepts = 0
+        self._n_websockets = 0
         self._n_shortages = 0
         self._refused: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
@@ -291,6 +293,10 @@ class Server:
         """Count a connection that begins a login."""
         self._n_accepts += 1
 
+    def note_websocket(self) -> None:
+        """Count a WebSocket that was opened."""
+        self._n_websockets += 1
+
     def note_refused(self, stage: str, reason: str, remote: tuple[str, int], detail: str) -> None:
         """Count and log a connection that ended before its login was complete."""
         self._refused[f"{stage}_{reason}"] += 1
@@ -390,6 +396,7 @@ class Server:
         return {
             **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
             "derp_accepts": self._n_accepts,
+            "derp_websocket_accepts": self._n_websockets,
             "derp_clients_remote": 0,
             "derp_clients_total": plane["clients_local"],
             "derper_tls_request_version": dict(self._requests),
@@ -397,6 +404,7 @@ class Server:
             "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
             "fastderp_closed": dict(self._refused),
             "fastderp_session_closed": dict(self._ended),
+            "fastderp_websocket_failures": dict(self.websocket_failures),
             "fastderp_accept_shortages": self._n_shortages,
             "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
         }

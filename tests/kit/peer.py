@@ -10,6 +10,7 @@ import ssl
 import struct
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Self
 
 from fastderp.keys import NodePrivate, NodePublic
 
@@ -49,7 +50,7 @@ class Peer:
         self._received = b""
 
     @classmethod
-    def connect(cls, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> Peer:
+    def connect(cls, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> Self:
         """Connect; the handshake is done on return."""
         sock = socket.create_connection((host, port), timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -62,7 +63,7 @@ class Peer:
         """Its address."""
         return self.key.public()
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

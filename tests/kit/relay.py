@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import uvloop
 
 from fastderp.keys import NodePublic
@@ -24,12 +25,15 @@ from fastderp.server.listener import Listener
 from fastderp.server.relay import Server
 from fastderp.tls.handshake import ServerContext
 from tests.kit.peer import Peer
+from tests.kit.websocket import WebSocketPeer
 
 T = TypeVar("T")
 
 PATIENCE_S = 10.0
 
-TRANSPORTS = ("plain", "TLS 1.2", "TLS 1.3")
+RAW_TRANSPORTS = ("plain", "TLS 1.2", "TLS 1.3")
+WEBSOCKETS = ("WebSocket", "WebSocket over TLS 1.2", "WebSocket over TLS 1.3")
+TRANSPORTS = (*RAW_TRANSPORTS, "WebSocket")
 LOOPS = ("uvloop", "asyncio")
 
 
@@ -43,8 +47,23 @@ class Setup:
     def __str__(self) -> str:
         return f"{self.transport} on {self.loop}"
 
+    @property
+    def tls(self) -> str:
+        """The TLS version, "" without TLS."""
+        return self.transport.partition("TLS ")[2]
+
+    @property
+    def websocket(self) -> bool:
+        """Whether clients open a WebSocket instead of the raw upgrade."""
+        return self.transport in WEBSOCKETS
+
 
 EVERY_SETUP = [Setup(transport, loop) for transport in TRANSPORTS for loop in LOOPS]
+EVERY_RAW_SETUP = [Setup(transport, loop) for transport in RAW_TRANSPORTS for loop in LOOPS]
+EVERY_WEBSOCKET_SETUP = [Setup(transport, loop) for transport in WEBSOCKETS for loop in LOOPS]
+
+without_websocket = pytest.mark.parametrize("relay", EVERY_RAW_SETUP, indirect=True, ids=str)
+"""For tests of what comes before or instead of a WebSocket."""
 
 
 class Relay:
@@ -79,7 +98,8 @@ class Relay:
 
     def connect(self, host: str = "127.0.0.1", timeout_s: float = PATIENCE_S) -> Peer:
         """Connect, with TLS if the relay speaks it; no HTTP yet."""
-        return Peer.connect(host, self.port, client_context(self.setup), timeout_s)
+        kind = WebSocketPeer if self.setup.websocket else Peer
+        return kind.connect(host, self.port, client_context(self.setup), timeout_s)
 
     def connect_tcp(self, host: str = "127.0.0.1") -> Peer:
         """Connect without TLS whatever the relay speaks."""
@@ -143,12 +163,12 @@ def running(
 
 def client_context(setup: Setup) -> ssl.SSLContext | None:
     """Make what a client needs to reach such a relay: TLS of that version only, any certificate."""
-    if setup.transport == "plain":
+    if not setup.tls:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    if setup.transport == "TLS 1.2":
+    if setup.tls == "1.2":
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     else:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -156,7 +176,7 @@ def client_context(setup: Setup) -> ssl.SSLContext | None:
 
 
 def _tls(setup: Setup, server: Server, directory: Path) -> ServerContext | None:
-    if setup.transport == "plain":
+    if not setup.tls:
         return None
     certificate = manual_certificate(directory, "127.0.0.1")
     return ServerContext([*certificate.chain, meta_cert(server.public_key.hex)], certificate.key)

@@ -23,7 +23,7 @@ from fastderp.server.http import Request, Response, Site
 from fastderp.server.listener import listen_sockets
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request
-from tests.kit.relay import Relay, Setup, client_context, eventually
+from tests.kit.relay import Relay, Setup, client_context, eventually, without_websocket
 
 StartRelay = Callable[..., Relay]
 
@@ -43,6 +43,7 @@ def read_response(peer: Peer) -> tuple[bytes, bytes]:
     return status, peer.read(int(lengths[0]) if lengths else 0)
 
 
+@without_websocket
 def test_pages_are_served_one_after_another_on_one_connection(relay: Relay) -> None:
     with relay.connect() as peer:
         for _ in range(3):
@@ -57,12 +58,14 @@ def test_pages_are_served_one_after_another_on_one_connection(relay: Relay) -> N
         assert peer.sync() == []
 
 
+@without_websocket
 def test_a_client_that_says_close_is_closed_after_its_answer(relay: Relay) -> None:
     with relay.connect() as peer:
         peer.send(b"GET /robots.txt HTTP/1.0\r\n\r\n")
         assert peer.read_to_end().endswith(b"\r\n\r\nUser-agent: *\nDisallow: /\n")
 
 
+@without_websocket
 def test_a_request_with_a_body_is_answered_and_closed(relay: Relay) -> None:
     with relay.connect() as peer:
         peer.send(b"POST /derp/probe HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000)
@@ -70,6 +73,7 @@ def test_a_request_with_a_body_is_answered_and_closed(relay: Relay) -> None:
         assert answer.startswith(b"HTTP/1.1 405 ") and b"Connection: close\r\n" in answer
 
 
+@without_websocket
 @pytest.mark.parametrize(
     ("request_head", "status"),
     [
@@ -94,6 +98,7 @@ def test_a_bad_request_is_answered_closed_counted_and_logged(
     assert "refused at http: " in caplog.text
 
 
+@without_websocket
 def test_requests_nobody_reads_the_answers_of_are_left_in_the_kernel(relay: Relay) -> None:
     before = resident_bytes()
     with relay.connect() as peer, relay.login() as bystander:

@@ -27,7 +27,7 @@ from tests.kit.peer import (
     frame,
     upgrade_request,
 )
-from tests.kit.relay import Relay, Setup, eventually
+from tests.kit.relay import Relay, Setup, eventually, without_websocket
 
 StartRelay = Callable[..., Relay]
 
@@ -44,6 +44,7 @@ def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
     assert relay.metrics()["derp_current_connections"] == 0
 
 
+@without_websocket
 def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Relay) -> None:
     relay_key = relay.server.public_key
     with relay.connect() as peer:
@@ -66,6 +67,7 @@ def test_frames_right_behind_the_login_are_served_after_server_info(relay: Relay
         assert [receiver.read_packet() for _ in range(100)] == [(peer.public, b"%d" % i) for i in range(100)]
 
 
+@without_websocket
 def test_a_login_may_arrive_byte_by_byte(relay: Relay) -> None:
     relay_key = relay.server.public_key
     with relay.connect() as peer:
