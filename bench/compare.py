@@ -10,37 +10,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import Watch
-from bench.relays import HERE, Relay, RelayError, derper, fastderp, floor, other, running
-from fastderp.loadgen.process import Process
+from bench.lab import QUIET, Lab, Measurement, cost
+from bench.relays import HERE, Relay, RelayError, derper, fastderp, floor, other
 from fastderp.loadgen.result import environment
 from fastderp.loadgen.scenario import SCENARIOS
 
 RESULTS = HERE / "results"
-BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
-# One suite for all: what each relay would choose by itself differs in cost.
-SUITE = "TLS_AES_128_GCM_SHA256"
 BASE = "derper"
 TABLE_WIDTH = 110
 CROWD = 1000
 DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
-
-# Above this share of foreign work a measurement says more about the machine than about the relay.
-QUIET = 0.05
-
-Measurement = dict[str, Any]
-"""A `Result` of fastderp.loadgen as plain values, and the share of foreign work meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +38,7 @@ class Plan:
     relays: Sequence[Relay]
     scenarios: Sequence[str]
     rounds: int
-    duration_s: float
-    relay_core: int
-    load_core: int
+    lab: Lab
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             relays=_relays(options),
             scenarios=_scenarios(options.scenario),
             rounds=options.rounds,
-            duration_s=options.duration,
-            relay_core=options.relay_core,
-            load_core=options.load_core,
+            lab=Lab(options.relay_core, options.load_core, options.duration),
         )
         _check(plan)
         measured = compare(plan, lambda text: print(text, file=sys.stderr, flush=True))
@@ -141,39 +125,15 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[
             able = [relay for relay in plan.relays if _can(relay, name)]
             turn = number % len(able)
             for relay in able[turn:] + able[:turn]:
-                result = _measure(plan, relay, name)
+                result = plan.lab.measure(relay, name)
                 measured[name].setdefault(relay.name, []).append(result)
                 say(f"round {number + 1}/{plan.rounds}  {name:<16} {relay.name:<10} "
-                    f"{_cost(result):8.3f} µs/packet")
+                    f"{cost(result):8.3f} µs/packet")
     return measured
 
 
 def _can(relay: Relay, name: str) -> bool:
     return bool(relay.tls_command) or not name.startswith("tls/")
-
-
-def _measure(plan: Plan, relay: Relay, name: str) -> Measurement:
-    """Measure one scenario on a fresh process of one relay."""
-    tls = name.startswith("tls/")
-    with running(relay, core=plan.relay_core, tls=tls) as target:
-        command = [
-            BENCH, target.url, "--scenario", name.removeprefix("tls/"), "--pid", str(target.pid),
-            "--cpu", str(plan.load_core), "--duration", str(plan.duration_s), "--json", "-",
-            *(["--insecure", "--suite", SUITE] if tls else []), *relay.bench_flags,
-        ]
-        watch = Watch((plan.relay_core, plan.load_core), Process(target.pid))
-        done = subprocess.run(command, capture_output=True, text=True)
-        foreign_share = watch.foreign_share()
-    if done.returncode != 0:
-        raise RelayError(f"{relay.name}, {name}: {done.stderr.strip() or done.stdout.strip()}")
-    result: Measurement = json.loads(done.stdout)["result"]
-    return result | {"foreign_share": foreign_share}
-
-
-def _cost(result: Measurement) -> float:
-    """CPU microseconds of the relay per delivered packet; endless when nothing was delivered."""
-    cost = result["relay"]["cpu_us_per_packet"]
-    return float("inf") if cost is None else float(cost)
 
 
 def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
@@ -186,7 +146,7 @@ def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
     for relay, results in by_relay.items():
         table.add_row(
             relay,
-            _median(results, _cost, ".2f"),
+            _median(results, cost, ".2f"),
             _ratios(base, results),
             _median(results, lambda r: r["packets_per_s"], ",.0f"),
             _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
@@ -206,7 +166,7 @@ def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) 
     """How many times more the base costs, round by round."""
     if base is None:
         return ""
-    ratios = [_cost(b) / _cost(r) for b, r in zip(base, results, strict=True)]
+    ratios = [cost(b) / cost(r) for b, r in zip(base, results, strict=True)]
     return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
 
 

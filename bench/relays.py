@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,10 +125,10 @@ def _output(command: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 @contextmanager
-def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iterator[Running]:
-    """Run a fresh process of `relay` on 127.0.0.1, only on `core`, until the block ends.
+def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> Iterator[Running]:
+    """Run a fresh process of `relay` on 127.0.0.1, only on `cores`, until the block ends.
 
-    The core is chosen before the program starts, so a Go relay sees a machine with one core.
+    The cores are chosen before the program starts: a Go relay sees a machine that has just these.
     Raises RelayError, with the end of its log, when it does not come up.
     """
     port = _free_port()
@@ -137,7 +137,7 @@ def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iter
         command = [word.format(port=port, directory=directory) for word in words]
         log = Path(directory, "log")
         with log.open("w") as output:
-            process = _start(relay, command, output, core)
+            process = _start(relay, command, output, cores)
         try:
             _await_port(relay, process, port, log)
             yield Running(f"{'https' if tls else 'http'}://127.0.0.1:{port}", process.pid)
@@ -151,12 +151,12 @@ def running(relay: Relay, *, core: int | None = None, tls: bool = False) -> Iter
 
 
 def _start(
-    relay: Relay, command: Sequence[str], output: IO[str], core: int | None
+    relay: Relay, command: Sequence[str], output: IO[str], cores: Collection[int]
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command, stdout=output, stderr=output, env=os.environ | relay.environment,
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise RelayError(f"{relay.name} did not start: {command[0]}: {error}") from error

@@ -19,7 +19,7 @@ from fastderp.errors import EX_FAILURE, EX_OK, EX_OSERR, EX_UNAVAILABLE, EX_USAG
 from fastderp.loadgen.connect import Target
 from fastderp.loadgen.result import Result, environment
 from fastderp.loadgen.run import Timing, run
-from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes
+from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 
 EX_INTERRUPTED = 130
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_box=not options.no_box_check,
         )
         scenario = _scenario(options)
-        timing = Timing(options.warmup, options.duration)
+        timing = Timing(options.warmup, options.duration, options.settle)
         _prepare_process(options.cpu, scenario)
         result = _run_with_bar(target, scenario, timing, options)
         if options.json:
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("url", nargs="?", help="the relay: http://host:port or https://host:port")
     add("--list", action="store_true", help="list the named scenarios and exit")
     add("--scenario", default="pairs-10", metavar="NAME", help="named scenario (%(default)s)")
+    add("--scenario-file", metavar="FILE", type=Path, help="a scenario of your own (TOML)")
     add("--shape", choices=[shape.value for shape in Shape], help="who sends to whom")
     add("--pairs", type=int, metavar="N", help="pairs; senders, receivers or clients by shape")
     add("--size", metavar="SIZES", help="payload bytes, or a mix such as 100:3,1400:1")
@@ -79,8 +80,15 @@ def _parser() -> argparse.ArgumentParser:
                       help="packets per second of all senders together, by schedule")
     pace.add_argument("--never-wait", action="store_true", help="senders write whenever they can")
     add("--idle", type=int, metavar="N", help="clients that are logged in and silent besides")
+    add("--in-a-row", type=int, metavar="N", help="packets of one flow before the next one's turn")
+    add("--slow", type=int, metavar="N", help="so many of the receivers read 64 KiB/s")
+    add("--storm", type=int, metavar="N", help="clients that log in while it is measured")
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
+    add("--settle", type=float, default=0.0, metavar="S",
+        help="wait so long for the relay to give memory back (%(default)s)")
+    add("--source", action="append", default=[], metavar="ADDRESS",
+        help="connect from this local address; several share the clients")
     add("--insecure", action="store_true", help="https: do not verify the certificate")
     add("--cafile", metavar="FILE", help="https: more certificates to trust (PEM)")
     add("--suite", metavar="NAME", help="https: the only TLS 1.3 suite to offer")
@@ -98,10 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _scenario(options: argparse.Namespace) -> Scenario:
     """Return the named scenario with the flags' changes. ValueError for an unknown name."""
-    try:
-        base = SCENARIOS[options.scenario]
-    except KeyError:
-        raise ValueError(f"--scenario {options.scenario}: no such scenario; see --list") from None
+    base = _base_scenario(options)
     changes: dict[str, object] = {}
     if options.shape is not None:
         changes["shape"] = Shape(options.shape)
@@ -115,13 +120,21 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         changes |= {"window": 0, "rate": options.rate}
     if options.never_wait:
         changes |= {"window": 0, "rate": 0.0}
-    if options.idle is not None:
-        changes["idle"] = options.idle
-    if options.joined_records is not None:
-        changes["joined_records"] = options.joined_records
+    for name in ("idle", "in_a_row", "slow", "storm", "joined_records"):
+        if (value := getattr(options, name)) is not None:
+            changes[name] = value
     if not changes:
         return base
     return replace(base, name=f"{base.name} (changed)", **changes)  # type: ignore[arg-type]
+
+
+def _base_scenario(options: argparse.Namespace) -> Scenario:
+    if options.scenario_file is not None:
+        return read_scenario(options.scenario_file)
+    try:
+        return SCENARIOS[options.scenario]
+    except KeyError:
+        raise ValueError(f"--scenario {options.scenario}: no such scenario; see --list") from None
 
 
 def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
@@ -131,7 +144,7 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
             os.sched_setaffinity(0, {cpu})
         except OSError:
             raise ValueError(f"--cpu {cpu}: there is no such core to run on") from None
-    needed = scenario.n_clients + scenario.idle + 64
+    needed = scenario.n_clients + scenario.idle + scenario.storm + 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ValueError(f"{needed} descriptors needed, {hard} allowed: raise `ulimit -n`")
@@ -152,12 +165,13 @@ def _run_with_bar(
 
         def on_progress(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share)
-            if what == "running":  # a few times a second; logins come by the thousand
+            if what != "logging in":  # a few times a second; logins come by the thousand
                 bar.refresh()
 
         return run(
             target, scenario, timing,
-            pid=options.pid, verify=options.verify, seed=options.seed, on_progress=on_progress,
+            pid=options.pid, verify=options.verify, seed=options.seed, sources=options.source,
+            on_progress=on_progress,
         )
 
 
@@ -196,6 +210,8 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         ("fairness", f"{result.fairness:.3f} (Jain's index between flows)"),
         ("logins", f"{result.logins_per_s:,.0f} per second"),
     ]
+    if result.storm_logins_per_s:
+        rows.append(("storm", f"{result.storm_logins_per_s:,.0f} logins per second meanwhile"))
     if result.cipher:
         rows.append(("cipher", result.cipher))
     if relay:
@@ -205,7 +221,8 @@ def _rows(result: Result) -> list[tuple[str, str]]:
              if per_packet is not None else "nothing was delivered"),
             ("per login", f"{relay.cpu_us_per_login:.0f} µs CPU"),
             ("relay memory", f"{relay.rss_before_kib:,} KiB before, {relay.rss_connected_kib:,} "
-                             f"connected, {relay.rss_after_kib:,} after"),
+                             f"connected, {relay.rss_after_kib:,} after, "
+                             f"{relay.rss_settled_kib:,} {relay.settle_s:.0f} s later"),
         ]
     if result.corrupt or result.unexpected or result.connections_lost:
         rows.append(("WRONG", f"{result.corrupt} damaged, {result.unexpected} unexpected, "

@@ -7,6 +7,7 @@ Runs on asyncio before the load starts; nothing here is on the measured path. Un
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ HEAD_LIMIT_BYTES = 16384
 # More than this unsent in a sender's kernel would be queueing of the load, not of the relay.
 NOT_SENT_LIMIT_BYTES = 32768
 TCP_NOTSENT_LOWAT = 25
+IP_BIND_ADDRESS_NO_PORT = 24
+# Linux hands out about 28,000 ports per pair of addresses unless told otherwise; some may be taken.
+CLIENTS_PER_SOURCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +166,15 @@ class _Link:
         return frame_type, await self.take(length)
 
 
-async def join(target: Target, address: tuple[str, int]) -> Joined:
-    """Log one new client in to `target` at `address` (PROTOCOL §3, §9.3).
+async def join(target: Target, address: tuple[str, int], source: str = "") -> Joined:
+    """Log one new client in to `target` at `address` (PROTOCOL §3, §9.3), from `source` if given.
 
     Raises DialError, naming the relay and the cause, when that fails in any way.
     """
     sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     try:
         async with asyncio.timeout(LOGIN_LIMIT_S):
-            return await _join(target, address, sock)
+            return await _join(target, address, sock, source)
     except (OSError, ProtocolError, TlsError) as error:
         sock.close()
         raise DialError(f"{target.url}: {_cause(error)}") from error
@@ -187,8 +191,14 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
-async def _join(target: Target, address: tuple[str, int], sock: socket.socket) -> Joined:
+async def _join(
+    target: Target, address: tuple[str, int], sock: socket.socket, source: str
+) -> Joined:
     sock.setblocking(False)
+    if source:
+        # The port comes with the connection: before that it would be taken for every relay.
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((source, 0))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LIMIT_BYTES)
     await asyncio.get_running_loop().sock_connect(sock, address)
@@ -227,20 +237,27 @@ async def _login(link: _Link, target: Target) -> bytes:
 
 
 async def join_many(
-    target: Target, n: int, on_joined: Callable[[int], None] = lambda n_joined: None
+    target: Target,
+    n: int,
+    on_joined: Callable[[int], None] = lambda n_joined: None,
+    *,
+    sources: Sequence[str] = (),
 ) -> Sequence[Joined]:
     """Log `n` new clients in, at most LOGINS_AT_ONCE at a time.
 
-    `on_joined` hears how many there are so far. Raises DialError when any of them fails; the
+    `on_joined` hears how many there are so far. They connect from `sources` in turn; without any,
+    to a relay on 127.0.0.1, from as many loopback addresses as ports suffice for. Raises DialError when any of them fails; the
     others are closed then.
     """
     address = await _resolve(target)
     joined: list[Joined] = []
     waiting = iter(range(n))
+    sources = sources or _loopback_sources(address[0], n)
 
     async def join_some() -> None:
-        for _ in waiting:
-            joined.append(await join(target, address))
+        for i in waiting:
+            source = sources[i % len(sources)] if sources else ""
+            joined.append(await join(target, address, source))
             on_joined(len(joined))
 
     try:
@@ -254,6 +271,14 @@ async def join_many(
             raise failure.exceptions[0] from None
         raise
     return joined
+
+
+def _loopback_sources(host: str, n: int) -> list[str]:
+    """Return 127.0.0.1, .2, … for more clients than one address has ports; [] when not needed."""
+    n_sources = -(-n // CLIENTS_PER_SOURCE)
+    if n_sources < 2 or ":" in host or not ipaddress.ip_address(host).is_loopback:
+        return []
+    return [str(ipaddress.ip_address("127.0.0.1") + i) for i in range(n_sources)]
 
 
 async def _resolve(target: Target) -> tuple[str, int]:

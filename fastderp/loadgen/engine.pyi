@@ -39,7 +39,9 @@ class Engine:
     which packet sizes are drawn, 32 to 65,536 bytes each. With `window` each flow keeps that many
     packets under way; with `rate` all flows together send that many per second by a fixed schedule,
     and latency counts from the scheduled time; with neither, senders never wait. `verify` compares
-    every payload byte. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
+    every payload byte. A connection with several flows sends `in_a_row` packets of one before the
+    next one's turn; a schedule lets go as many at once. The connections numbered in `slow` read `slow_bytes_per_s` each, and latency leaves
+    out what goes to them. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
     many packets as fit; otherwise each packet has its own, as real clients send. Raises ValueError
     for arguments out of range, TlsError for keys that were moved away, OSError when the kernel has
     no more descriptors.
@@ -53,6 +55,9 @@ class Engine:
         sizes: Sequence[tuple[int, float]],
         window: int = 0,
         rate: float = 0.0,
+        in_a_row: int = 1,
+        slow: Iterable[int] = (),
+        slow_bytes_per_s: int = 0,
         joined_records: bool = False,
         verify: bool = False,
         seed: int = 0,

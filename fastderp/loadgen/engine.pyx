@@ -16,8 +16,8 @@ from fastderp.dataplane.record cimport (
     RECORD_WIRE_MAX, RecordLayer, record_contexts_release, record_wipe)
 from fastderp.loadgen.histogram cimport histogram_percentile
 from fastderp.loadgen.load cimport (
-    DRAIN, FRAME_MAX, INPUT_MAX, KEY_SIZE, MEASURE, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,
-    PACE_WINDOW, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase, bytes_set, load_measure, load_run,
+    DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,
+    PACE_WINDOW, SLOW_TURN_NS, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase, bytes_set, load_measure, load_run,
     load_start)
 from fastderp.loadgen.payload cimport MARK_SIZE, PATTERN_SIZE, PAYLOAD_MAX
 from fastderp.loadgen.sys cimport (
@@ -33,13 +33,17 @@ cdef class Engine:
     cdef object pattern                 # keeps the memory that load.pattern points to
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
-                  bint joined_records=False, bint verify=False, int seed=0):
+                  uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0, bint joined_records=False,
+                  bint verify=False, int seed=0):
         cdef Load* load = &self.load
         load.epoll = load.timer = -1
         if window and rate:
             raise ValueError("a load has a window or a rate, not both")
+        if not in_a_row:
+            raise ValueError("at least one packet of a flow in a row")
         load.pace = PACE_WINDOW if window else PACE_SCHEDULE if rate else PACE_FLOOD
         load.window = window
+        load.in_a_row = in_a_row
         load.verify = verify
         load.joined_records = joined_records
         if rate:
@@ -50,6 +54,7 @@ cdef class Engine:
         if load.epoll < 0 or load.timer < 0:
             raise OSError(errno, os.strerror(errno))
         self.take(list(connections))
+        self.slow_down(list(slow), slow_bytes_per_s)
         self.lay(list(flows))
         self.watch()
 
@@ -106,6 +111,16 @@ cdef class Engine:
         if not bytes_set(into, <const uint8_t*>PyBytes_AS_STRING(unread), len(unread)):
             raise MemoryError()
 
+    cdef slow_down(self, list indexes, size_t bytes_per_s):
+        """Make slow readers of some connections."""
+        cdef Load* load = &self.load
+        load.slow_read = min(<size_t>INPUT, max(<size_t>1, bytes_per_s * SLOW_TURN_NS // 1000000000))
+        for index in indexes:
+            if not 0 <= index < load.n_connections:
+                raise ValueError(f"slow reader {index} is no connection")
+            load.connections[index].is_slow = True
+            load.n_slow += 1
+
     cdef lay(self, list flows):
         cdef Load* load = &self.load
         load.flows = <Flow*>self.memory(len(flows), sizeof(Flow))
@@ -127,6 +142,7 @@ cdef class Engine:
         epoll_ctl(load.epoll, EPOLL_CTL_ADD, load.timer, &event)
         for i in range(load.n_connections):
             event.data.u32 = i
+            event.events = 0 if load.connections[i].is_slow else EPOLLIN
             if epoll_ctl(load.epoll, EPOLL_CTL_ADD, load.connections[i].fd, &event) < 0:
                 raise OSError(errno, os.strerror(errno))
 

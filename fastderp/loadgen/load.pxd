@@ -25,6 +25,7 @@ cdef enum:
 cdef enum:
     IDLE_WAIT_MS = 100              # how late a `stop` may be noticed
     STALL_NS = 500000000            # a flow without any arrival for so long has lost what it sent
+    SLOW_TURN_NS = 10000000         # how often slow readers read
 
 cdef enum Pace:
     PACE_WINDOW                     # an arrival releases the next packet
@@ -69,6 +70,7 @@ cdef struct Connection:
     bint is_tls
     bint is_dirty                   # has flows to send and is in the load's list
     bint is_dead
+    bint is_slow                    # reads `slow_read` bytes every SLOW_TURN_NS, whatever waits
 
 cdef struct Load:
     int epoll
@@ -85,9 +87,13 @@ cdef struct Load:
     Connection* first_dirty
     Connection* last_dirty
     uint64_t window
+    uint32_t in_a_row               # packets of one flow before the next flow's turn
+    size_t slow_read
+    uint32_t n_slow
+    uint64_t next_slow_ns
     double gap_ns                   # between two packets of the schedule
     uint64_t schedule_start_ns
-    uint64_t n_scheduled
+    uint64_t n_scheduled            # runs of in_a_row packets
     uint64_t n_under_way
     uint64_t next_check_ns
     uint64_t seed

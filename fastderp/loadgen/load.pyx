@@ -97,7 +97,7 @@ cdef void flow_settle(Load* load, Flow* flow, uint64_t up_to) noexcept nogil:
 
 cdef void connection_watch(Load* load, Connection* c, uint32_t events) noexcept nogil:
     cdef epoll_event event
-    event.events = events
+    event.events = events & ~EPOLLIN if c.is_slow else events
     event.data.u32 = <uint32_t>(c - load.connections)
     epoll_ctl(load.epoll, EPOLL_CTL_MOD, c.fd, &event)
 
@@ -159,8 +159,9 @@ cdef uint64_t due_ns(Load* load, Flow* flow, uint64_t now_ns) noexcept nogil:
     """When the flow's next packet should leave: by schedule if there is one, else now."""
     if load.pace != PACE_SCHEDULE:
         return now_ns
-    cdef uint64_t place = flow.next_sequence * load.n_flows + <uint64_t>(flow - load.flows)
-    return load.schedule_start_ns + <uint64_t>(place * load.gap_ns)
+    cdef uint64_t run = flow.next_sequence // load.in_a_row
+    cdef uint64_t place = run * load.n_flows + <uint64_t>(flow - load.flows)
+    return load.schedule_start_ns + <uint64_t>(place * load.in_a_row * load.gap_ns)
 
 
 cdef size_t packet_write(Load* load, Flow* flow, uint64_t now_ns, uint8_t* frame) noexcept nogil:
@@ -202,14 +203,16 @@ cdef bint seal(Load* load, Connection* c, uint8_t* frames, size_t n, size_t* n_w
 cdef void connection_send(Load* load, Connection* c) noexcept nogil:
     """Send what the connection's flows may send, in turns, up to one batch."""
     cdef size_t n = 0, n_wire = 0, size
+    cdef uint32_t row = 0
     cdef uint64_t now_ns = clock_ns()
     cdef Flow* flow
     cdef bint good = True
     if c.is_dead or c.output.n:         # EPOLLOUT comes back to it
         return
     while c.first_ready != NULL and n < BATCH:
-        flow = ready_pop(c)
+        flow = c.first_ready
         if load.connections[flow.target].is_dead:
+            ready_pop(c)
             continue
         size = packet_write(load, flow, now_ns, load.output + n)
         if c.is_tls and not load.joined_records:
@@ -217,8 +220,12 @@ cdef void connection_send(Load* load, Connection* c) noexcept nogil:
         n += size
         if load.pace != PACE_FLOOD:
             flow.credit -= 1
-        if flow.credit:
-            ready_push(c, flow)
+        row += 1
+        if row >= load.in_a_row or not flow.credit:
+            row = 0
+            ready_pop(c)
+            if flow.credit:
+                ready_push(c, flow)
     if n == 0:
         return
     if c.is_tls and load.joined_records:
@@ -270,8 +277,9 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
         flow.n_delivered += 1
     if load.phase != WARM_UP and mark.sequence >= flow.measured_from:
         load.n_answered += 1
-        # A schedule may run ahead of the clock by a rounding of its nanoseconds.
-        histogram_record(&load.latency, now_ns - mark.sent_ns if now_ns > mark.sent_ns else 0)
+        if not load.connections[target].is_slow:
+            # A schedule may run ahead of the clock by a rounding of its nanoseconds.
+            histogram_record(&load.latency, now_ns - mark.sent_ns if now_ns > mark.sent_ns else 0)
     flow_settle(load, flow, mark.sequence + 1)
 
 
@@ -299,12 +307,12 @@ cdef size_t frames_walk(Load* load, Connection* c, const uint8_t* data, size_t n
     return at
 
 
-cdef ssize_t socket_read(Connection* c, const Bytes* before, uint8_t* into) noexcept nogil:
+cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before, uint8_t* into) noexcept nogil:
     """Put `before` and up to INPUT fresh bytes into `into`; return the sum, 0 for nothing yet, -1 at the end."""
     cdef ssize_t got
     if before.n:
         memcpy(into, before.data, before.n)
-    got = recv(c.fd, into + before.n, INPUT, MSG_DONTWAIT)
+    got = recv(c.fd, into + before.n, load.slow_read if c.is_slow else <size_t>INPUT, MSG_DONTWAIT)
     if got < 0 and (errno == EAGAIN or errno == EINTR):
         return 0
     return <ssize_t>before.n + got if got > 0 else -1
@@ -318,13 +326,13 @@ cdef bint frames_read(Load* load, Connection* c, size_t n) noexcept nogil:
 
 cdef bint plain_read(Load* load, Connection* c) noexcept nogil:
     """Read once; False when the connection is over."""
-    cdef ssize_t n = socket_read(c, &c.input, load.input)
+    cdef ssize_t n = socket_read(load, c, &c.input, load.input)
     return n == 0 or (n > 0 and frames_read(load, c, <size_t>n))
 
 
 cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
     """Read once and open the complete records; False when the connection is over."""
-    cdef ssize_t n = socket_read(c, &c.wire_input, load.wire_input)
+    cdef ssize_t n = socket_read(load, c, &c.wire_input, load.wire_input)
     cdef size_t consumed = 0, produced = 0
     cdef RecordStatus status
     if n <= 0:
@@ -343,6 +351,14 @@ cdef void connection_readable(Load* load, Connection* c) noexcept nogil:
         connection_die(load, c)
 
 
+cdef void slow_read_turn(Load* load) noexcept nogil:
+    """Let every slow reader read once; epoll does not tell about their input."""
+    cdef uint32_t i
+    for i in range(load.n_connections):
+        if load.connections[i].is_slow and not load.connections[i].is_dead:
+            connection_readable(load, &load.connections[i])
+
+
 # Time.
 
 cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
@@ -350,10 +366,10 @@ cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
     cdef itimerspec wake
     cdef uint64_t next_ns
     while True:
-        next_ns = load.schedule_start_ns + <uint64_t>(load.n_scheduled * load.gap_ns)
+        next_ns = load.schedule_start_ns + <uint64_t>(load.n_scheduled * load.in_a_row * load.gap_ns)
         if next_ns > now_ns:
             break
-        flow_grant(load, &load.flows[load.n_scheduled % load.n_flows], 1)
+        flow_grant(load, &load.flows[load.n_scheduled % load.n_flows], load.in_a_row)
         load.n_scheduled += 1
     wake.it_interval.tv_sec = wake.it_interval.tv_nsec = 0
     wake.it_value.tv_sec = <long>(next_ns // 1000000000)
@@ -398,8 +414,10 @@ cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
     """How long epoll may sleep: not at all when a connection has more to send."""
     if load.first_dirty != NULL and load.phase != DRAIN:
         return 0
-    cdef uint64_t left_ms = (until_ns - now_ns) // 1000000 + 1
-    return <int>min(left_ms, <uint64_t>IDLE_WAIT_MS)
+    cdef uint64_t left_ns = min(until_ns - now_ns, <uint64_t>IDLE_WAIT_MS * 1000000)
+    if load.n_slow:
+        left_ns = min(left_ns, <uint64_t>SLOW_TURN_NS)
+    return <int>(left_ns // 1000000 + 1)
 
 
 cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
@@ -415,7 +433,7 @@ cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
         c = &load.connections[events[i].data.u32]
         if events[i].events & EPOLLOUT and not c.is_dead:
             connection_writable(load, c)
-        if events[i].events & ~EPOLLOUT and not c.is_dead:
+        if events[i].events & ~EPOLLOUT and not c.is_dead:  # a slow reader's error or end, too
             connection_readable(load, c)
 
 
@@ -430,6 +448,9 @@ cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
         send_turn(load)
         events_take(load, wait_ms(load, now_ns, until_ns))
         now_ns = clock_ns()
+        if load.n_slow and now_ns >= load.next_slow_ns:
+            slow_read_turn(load)
+            load.next_slow_ns = now_ns + SLOW_TURN_NS
         if load.pace == PACE_WINDOW and now_ns >= load.next_check_ns:
             stalls_check(load)
             load.next_check_ns = now_ns + STALL_NS

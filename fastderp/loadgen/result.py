@@ -23,7 +23,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class RelayUse:
-    """What the relay's process used. Memory in KiB, resident, at three moments."""
+    """What the relay's process used. Memory in KiB, resident, at these moments.
+
+    `settled` is later than `after`: when memory is back at `connected`, or the time for it is over.
+    """
 
     cpu_us_per_packet: float | None  # None when nothing was delivered
     cpu_share: float  # of one core, while measuring
@@ -31,6 +34,8 @@ class RelayUse:
     rss_before_kib: int
     rss_connected_kib: int
     rss_after_kib: int
+    rss_settled_kib: int
+    settle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class Result:
     fairness: float
     latency: Latency
     logins_per_s: float
+    storm_logins_per_s: float  # 0 without a storm
     relay: RelayUse | None  # None unless the relay's process id was given
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The caller's thread waits and reports progress; the engine has a thread of its o
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
+SETTLED = 1.02  # times the memory before the load: what resident memory varies by itself
+SETTLE_LOOK_S = 0.5
+NICEST = 19
 PROGRESS_EVERY_S = 0.25
 
 Progress = Callable[[str, float], None]
@@ -26,13 +30,14 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long to run, in seconds."""
+    """How long to run, in seconds; `settle_s` is how long to wait for memory to be given back."""
 
     warm_up_s: float = 0.5
     measure_s: float = 3.0
+    settle_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warm_up_s < 0 or not 0 < self.measure_s < float("inf"):
+        if self.warm_up_s < 0 or self.settle_s < 0 or not 0 < self.measure_s < float("inf"):
             raise ValueError(f"cannot warm up {self.warm_up_s} s and measure {self.measure_s} s")
 
 
@@ -52,12 +57,13 @@ def run(
     pid: int | None = None,
     verify: bool = False,
     seed: int = 0,
+    sources: Sequence[str] = (),
     on_progress: Progress = lambda what, share: None,
 ) -> Result:
     """Run `scenario` against `target` and return what it showed.
 
     `pid` is the relay's process, for its CPU time and memory; `verify` compares every payload
-    byte. Raises DialError when clients cannot log in, ProcessLookupError when there is no such
+    byte; `sources` are the local addresses to connect from. Raises DialError when clients cannot log in, ProcessLookupError when there is no such
     process, ValueError for sizes that cannot be sent. KeyboardInterrupt ends a run cleanly.
     """
     relay = Process(pid) if pid is not None else None
@@ -66,7 +72,9 @@ def run(
     cpu_before = relay.cpu_s() if relay else 0.0
     started = time.monotonic()
     joined = asyncio.run(
-        join_many(target, n_clients, lambda n: on_progress("logging in", n / n_clients))
+        join_many(
+            target, n_clients, lambda n: on_progress("logging in", n / n_clients), sources=sources
+        )
     )
     login_s = time.monotonic() - started
     login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
@@ -75,17 +83,22 @@ def run(
     cipher = joined[0].records.suite if joined[0].records else ""
     engine = _engine(joined, scenario, verify, seed)
     try:
-        measured = _drive(engine, timing, relay, on_progress)
+        with _Storm(target, scenario.storm, sources) as storm:
+            measured = _drive(engine, timing, relay, storm, on_progress)
         totals = engine.totals()
         use = None
         if relay:
+            rss_after = relay.rss_kib()
+            settle_s = _settle(relay, rss_connected, timing.settle_s, on_progress)
             use = RelayUse(
                 cpu_us_per_packet=_ratio(measured.cpu_s * 1e6, totals["delivered"]),
                 cpu_share=measured.cpu_s / totals["seconds"],
                 cpu_us_per_login=login_cpu_s * 1e6 / n_clients,
                 rss_before_kib=rss_before,
                 rss_connected_kib=rss_connected,
-                rss_after_kib=relay.rss_kib(),
+                rss_after_kib=rss_after,
+                rss_settled_kib=relay.rss_kib(),
+                settle_s=settle_s,
             )
         return Result(
             url=target.url,
@@ -105,6 +118,7 @@ def run(
             fairness=fairness(engine.delivered_by_flow()),
             latency=_latency(engine, totals["latency_max_ns"]),
             logins_per_s=n_clients / login_s,
+            storm_logins_per_s=storm.logins_per_s,
             relay=use,
         )
     finally:
@@ -119,6 +133,9 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
             sizes=scenario.sizes,
             window=scenario.window,
             rate=scenario.rate,
+            in_a_row=scenario.in_a_row,
+            slow=scenario.slow_readers(),
+            slow_bytes_per_s=scenario.slow_kib_per_s * 1024,
             joined_records=scenario.joined_records,
             verify=verify,
             seed=seed,
@@ -129,8 +146,61 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
         raise
 
 
+class _Storm:
+    """Clients that log in while the load is measured, and stay until it is over.
+
+    Works in a thread that yields to the load's: what is measured is what a storm does to the
+    relay. A block that ends waits for the storm.
+    """
+
+    def __init__(self, target: Target, n: int, sources: Sequence[str]) -> None:
+        self._target = target
+        self._n = n
+        self._sources = sources
+        self._thread = threading.Thread(target=self._log_in, name="storm")
+        self._joined: Sequence[Joined] = ()
+        self._error: BaseException | None = None
+        self.logins_per_s = 0.0
+
+    def start(self) -> None:
+        """Let it loose, if there is one."""
+        if self._n:
+            self._thread.start()
+
+    def _log_in(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
+        started = time.monotonic()
+        try:
+            self._joined = asyncio.run(join_many(self._target, self._n, sources=self._sources))
+        except BaseException as error:
+            self._error = error
+        self.logins_per_s = len(self._joined) / (time.monotonic() - started)
+
+    def __enter__(self) -> _Storm:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._thread.ident:
+            self._thread.join()
+        for connection in self._joined:
+            connection.close()
+        if self._error:
+            raise self._error
+
+
+def _settle(relay: Process, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:
+    """Wait until the relay's memory is back at `wanted_kib`, at most `limit_s`; return the seconds."""
+    started = time.monotonic()
+    while (waited_s := time.monotonic() - started) < limit_s:
+        if relay.rss_kib() <= wanted_kib * SETTLED:
+            break
+        on_progress("settling", waited_s / limit_s)
+        time.sleep(SETTLE_LOOK_S)
+    return waited_s
+
+
 def _drive(
-    engine: Engine, timing: Timing, relay: Process | None, on_progress: Progress
+    engine: Engine, timing: Timing, relay: Process | None, storm: _Storm, on_progress: Progress
 ) -> _Measured:
     """Run the phases in a thread; report progress and heed an interrupt in this one."""
     measured = _Measured()
@@ -139,6 +209,7 @@ def _drive(
         try:
             engine.warm_up(timing.warm_up_s)
             cpu_before = relay.cpu_s() if relay else 0.0
+            storm.start()
             engine.measure(timing.measure_s)
             measured.cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
             engine.drain(DRAIN_LIMIT_S)

@@ -62,6 +62,32 @@ def test_json_has_the_whole_result(relay: Running, flags: list[str], n_flows: in
     assert result["latency"]["p50_us"] <= result["latency"]["p99_us"] <= result["latency"]["max_us"]
 
 
+def test_clients_log_in_while_it_is_measured_and_from_several_addresses(relay: Running) -> None:
+    done = bench(
+        relay.url, *QUICK, "--pid", str(relay.pid), "--storm", "30", "--settle", "5", "--json", "-",
+        "--source", "127.0.0.2", "--source", "127.0.0.3",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert result["storm_logins_per_s"] > 0
+    assert result["connections_lost"] == 0
+    assert result["relay"]["rss_settled_kib"] > 0
+
+
+def test_a_source_that_is_not_ours_is_named(relay: Running) -> None:
+    done = bench(relay.url, *QUICK, "--source", "192.0.2.1")
+    assert done.returncode == 69
+    assert "assign" in done.stderr
+
+
+def test_a_scenario_comes_from_a_file(relay: Running, tmp_path: Path) -> None:
+    file = tmp_path / "few.toml"
+    file.write_text("n = 2\nwindow = 1\n")
+    done = bench(relay.url, *QUICK, "--scenario-file", str(file), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["result"]["scenario"]["name"] == "few"
+
+
 def test_json_goes_to_a_file_and_the_table_to_the_terminal(relay: Running, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     done = bench(relay.url, *QUICK, "--json", str(file))
@@ -82,6 +108,7 @@ def test_the_scenarios_are_listed() -> None:
         ([], "which relay"),
         (["relay.example"], "http://"),
         (["http://127.0.0.1:1", "--scenario", "nope"], "no such scenario"),
+        (["http://127.0.0.1:1", "--slow", "11"], "slow readers"),
         (["http://127.0.0.1:1", "--size", "20"], "32 to 65536"),
         (["http://127.0.0.1:1", "--size", "big"], "'big'"),
         (["http://127.0.0.1:1", "--pairs", "0"], "too few clients"),

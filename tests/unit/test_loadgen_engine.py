@@ -1,5 +1,6 @@
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -302,3 +303,46 @@ def test_cpu_time_and_memory_of_a_process_are_read_from_outside() -> None:
 def test_a_process_that_does_not_exist_is_named() -> None:
     with pytest.raises(ProcessLookupError, match="4194303"):
         Process(4194303)
+
+
+def test_packets_of_one_flow_leave_in_a_row() -> None:
+    arrived: list[int] = []
+
+    def note(packet: bytes) -> bytes:
+        # The flow's number: behind frame head, key, and the mark's check, sequence and time.
+        arrived.append(int.from_bytes(packet[61:65], sys.byteorder))
+        return packet
+
+    flows = [(0, 1), (0, 2)]
+    with small_relay(3, change=note) as relay:
+        with load(relay, flows, window=8, in_a_row=4) as engine:
+            engine.warm_up(0.05)
+    assert arrived[:16] == [0, 0, 0, 0, 1, 1, 1, 1] * 2
+
+
+def test_a_schedule_lets_go_of_a_row_at_once_and_keeps_its_rate() -> None:
+    with small_relay(2) as relay, load(relay, rate=2000.0, in_a_row=20) as engine:
+        engine.measure(0.3)
+        engine.drain(5)
+        totals = engine.totals()
+    assert totals["sent"] % 20 == 0
+    assert 500 <= totals["sent"] <= 620
+    assert totals["lost"] == 0
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_slow_reader_gets_what_it_reads_and_no_more(tls: bool) -> None:
+    with small_relay(2, tls=tls) as relay, load(
+        relay, sizes=[(1000, 1.0)], rate=200.0, slow=[1], slow_bytes_per_s=50_000, verify=True
+    ) as engine:
+        engine.measure(0.5)
+        totals = engine.totals()
+        median = engine.percentile_ns(50)
+    assert 5_000 < totals["delivered_bytes"] < 40_000
+    assert totals["corrupt"] == 0
+    assert median == 0  # latency leaves slow readers out
+
+
+def test_a_slow_reader_that_does_not_exist_is_refused() -> None:
+    with small_relay(2) as relay, pytest.raises(ValueError, match="slow reader 2"):
+        Engine(relay.clients, PAIR, sizes=SIZES, slow=[2])

@@ -1,9 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastderp.loadgen.connect import Target
-from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes
+from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 
 
 def test_pairs_have_two_clients_each() -> None:
@@ -53,3 +54,49 @@ def test_a_url_gets_the_usual_port_and_path() -> None:
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         Target.parse(url)
+
+
+def test_a_ring_goes_through_every_client_once() -> None:
+    scenario = Scenario("x", "", shape=Shape.RING, n=3)
+    assert scenario.flows() == [(0, 1), (1, 2), (2, 0)]
+    assert scenario.n_clients == 3
+
+
+def test_the_last_receivers_are_the_slow_ones() -> None:
+    assert Scenario("x", "", n=3, slow=2).slow_readers() == [3, 5]
+    assert Scenario("x", "").slow_readers() == []
+    with pytest.raises(ValueError, match="slow"):
+        Scenario("x", "", n=3, slow=4)
+
+
+def test_a_file_describes_a_scenario(tmp_path: Path) -> None:
+    file = tmp_path / "office.toml"
+    file.write_text('shape = "fan-in"\nn = 5\nsizes = "100:3,1400:1"\nrate = 500\nslow = 1\n')
+    assert read_scenario(file) == Scenario(
+        "office", "", shape=Shape.FAN_IN, n=5, sizes=((100, 3.0), (1400, 1.0)), window=0,
+        rate=500, slow=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pears = 3", "pears: no such field"),
+        ('n = "many"', "n: 'many' is not of the right kind"),
+        ("idle = true", "idle: True is not"),
+        ('shape = "star"', "'star' is not a valid Shape"),
+        ('sizes = "big"', "'big'"),
+        ("n = 0", "too few clients"),
+        ("n =", "Invalid value"),
+        ("in_a_row = 0", "in a row"),
+    ],
+)
+def test_a_wrong_scenario_file_is_named_with_what_is_wrong(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as refused:
+        read_scenario(file)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert words in str(refused.value)

@@ -1,0 +1,187 @@
+"""`python -m bench.goals`: measure what the relay must show, row by row, and say what it shows.
+
+Without names every row, in some ten minutes, kept in results/goals.json, from which the README's
+table is made. A run that was interrupted goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.lab import QUIET, SUITE, Lab
+from bench.relays import HERE, RelayError, derper, fastderp, floor
+from bench.rows import ROWS, Bench, Row
+from fastderp.loadgen.result import environment
+
+KEPT = HERE / "results" / "goals.json"
+Document = dict[str, Any]
+"""What is kept: `environment`, `relays` (versions), and `rows` by name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure rows, print and keep them; return the exit code: 1 when a row could not be measured."""
+    options = _parser().parse_args(arguments)
+    rows = [row for row in ROWS if not options.row or row.name in options.row]
+    output = options.output or (None if options.row else KEPT)
+    try:
+        bench = Bench(
+            lab=Lab(options.relay_core, options.load_core, options.duration), rounds=options.rounds,
+            derper=derper(options.derper, options.gomaxprocs), floor=floor(), fastderp=fastderp(),
+            two_workers=fastderp(2), say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        document = _document(bench, arguments)
+        if options.resume:
+            document["rows"] = _done(output, document)
+    except RelayError as error:
+        print(f"bench.goals: {error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        if row.name not in document["rows"]:
+            document["rows"][row.name] = _measured(bench, row, arguments)
+            if output:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    _print(document, output)
+    return 1 if any(row["failed"] for row in document["rows"].values()) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.goals", description=__doc__)
+    add = parser.add_argument
+    add("row", nargs="*", choices=[[], *(row.name for row in ROWS)], metavar="ROW",
+        help=f"only these: {', '.join(row.name for row in ROWS)}")
+    add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
+    add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
+    add("--rounds", type=int, default=3, help="%(default)s")
+    add("--duration", type=float, default=2.0, metavar="S", help="per measurement (%(default)s)")
+    add("--relay-core", type=int, default=0, metavar="N", help="%(default)s")
+    add("--load-core", type=int, default=1, metavar="N", help="%(default)s")
+    add("--output", metavar="FILE", type=Path, help="JSON; without rows results/goals.json")
+    add("--resume", action="store_true", help="leave out the rows that the output has already")
+    return parser
+
+
+def _document(bench: Bench, arguments: Sequence[str] | None) -> Document:
+    return {
+        "environment": environment(_command(arguments)) | {"suite": SUITE, "when": time.strftime("%Y-%m-%d")},
+        "relays": {relay.name: relay.version for relay in (bench.derper, bench.floor, bench.fastderp)},
+        "rows": {},
+    }
+
+
+def _command(arguments: Sequence[str] | None) -> list[str]:
+    words = sys.argv[1:] if arguments is None else arguments
+    return ["python", "-m", "bench.goals", *(_public(word) for word in words)]
+
+
+def _public(word: str) -> str:
+    """A path of this machine means nothing elsewhere: its last part does."""
+    return Path(word).name if word.startswith("/") else word
+
+
+def _done(output: Path | None, document: Document) -> dict[str, Any]:
+    """Return the rows of an earlier run of the same relays, without those that failed."""
+    if output is None or not output.exists():
+        return {}
+    earlier: Document = json.loads(output.read_text())
+    if earlier["relays"] != document["relays"]:
+        raise RelayError(f"{output} is about {earlier['relays']}, not {document['relays']}")
+    return {name: row for name, row in earlier["rows"].items() if not row["failed"]}
+
+
+def _measured(bench: Bench, row: Row, arguments: Sequence[str] | None) -> dict[str, Any]:
+    bench.say(f"{row.number} {row.name}: {row.title}")
+    bench.measurements, bench.notes, failed = [], [], ""
+    findings = []
+    try:
+        for finding in row.find(bench):
+            findings.append(asdict(finding))
+    except (RelayError, ZeroDivisionError) as error:
+        failed = str(error) or "nothing was delivered"
+        bench.say(f"  could not be measured: {failed}")
+    return {
+        "number": row.number,
+        "title": row.title,
+        "command": f"python -m bench.goals {row.name}",
+        "findings": findings,
+        "notes": bench.notes,
+        "failed": failed,
+        "measurements": bench.measurements,
+    }
+
+
+def _print(document: Document, output: Path | None) -> None:
+    table = Table("", "scenario", "what", "goal", "stretch", "median", "range", "", box=None)
+    for row in document["rows"].values():
+        for i, finding in enumerate(row["findings"]):
+            first = (str(row["number"]), row["title"]) if i == 0 else ("", "")
+            table.add_row(*first, *columns(finding))
+        if row["failed"]:
+            table.add_row(str(row["number"]), row["title"], row["failed"])
+    console = Console()
+    console.width = max(console.width, 170)
+    console.print(table)
+    for row in document["rows"].values():
+        for note in row["notes"]:
+            print(f"{row['number']}: {note}")
+    _warn_of_noise(document)
+    if output:
+        print(output)
+
+
+def columns(finding: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
+    """Return what, goal, stretch, median, range and verdict of a finding as text."""
+    sense, unit, values = finding["sense"], finding["unit"], finding["values"]
+    sign = {">=": "≥", "<=": "≤"}[sense]
+
+    def goal(value: float | None) -> str:
+        return "" if value is None else f"{sign} {_number(value)} {unit}".rstrip()
+
+    median = statistics.median(values)
+    spread = f"{_number(min(values))}–{_number(max(values))}" if len(values) > 1 else ""
+    return (finding["what"], goal(finding["goal"]), goal(finding["stretch"]),
+            f"{_number(median)} {unit}".rstrip(), spread, _verdict(finding, median))
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _verdict(finding: dict[str, Any], median: float) -> str:
+    def reached(goal: float | None) -> bool:
+        if goal is None:
+            return False
+        return median >= goal if finding["sense"] == ">=" else median <= goal
+
+    if reached(finding["stretch"]):
+        return "stretch"
+    if finding["goal"] is None:
+        return "stretch not reached"
+    return "reached" if reached(finding["goal"]) else "not reached"
+
+
+def _warn_of_noise(document: Document) -> None:
+    shares = [
+        result["foreign_share"]
+        for row in document["rows"].values() for result in row["measurements"]
+        if row["number"] != 8  # several relays at once: each is foreign to the others
+    ]
+    noisy = sum(share > QUIET for share in shares)
+    if noisy:
+        print(f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+              f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

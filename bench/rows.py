@@ -1,0 +1,260 @@
+"""The twelve rows of what the relay must show: how each is measured, and what it is judged by.
+
+A row measures everything it compares in turn, round by round, and finds numbers: one value per
+round, beside the goal. Rows know nothing of files and terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bench.lab import TLS, Lab, Measurement, cost
+from bench.relays import Relay
+
+# The relay folds idle sessions up within a minute of keep-alives.
+SETTLE_S = 70
+# Rates of the sweep for the peak, as shares of what senders that never wait got through.
+SWEEP = (0.7, 0.85, 1.0, 1.15)
+STORM_LOAD = 0.7
+
+Value = Callable[[Measurement], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A number, once per round, and what it should be: at least or at most `goal`, or `stretch`."""
+
+    what: str
+    values: Sequence[float]
+    sense: Literal[">=", "<="]
+    goal: float | None = None
+    stretch: float | None = None
+    unit: str = ""
+
+
+@dataclass(slots=True)
+class Bench:
+    """What rows measure with. Everything measured stays in `measurements`, notes in `notes`."""
+
+    lab: Lab
+    rounds: int
+    derper: Relay
+    floor: Relay
+    fastderp: Relay
+    two_workers: Relay
+    say: Callable[[str], None]
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, relay: Relay, load: str, *flags: str, **where: frozenset[int]) -> Measurement:
+        """Put a load on a fresh relay, and keep what came out."""
+        return self.keep(relay, load, self.lab.measure(relay, load, *flags, **where), flags)
+
+    def keep(
+        self, relay: Relay, load: str, result: Measurement, flags: Sequence[str] = ()
+    ) -> Measurement:
+        """Keep and announce a measurement."""
+        self.say(f"  {' '.join((load, *flags)):<40} {relay.name:<10} {cost(result):8.2f} µs/packet  "
+                 f"p99 {result['latency']['p99_us']:,.0f} µs  loss {result['loss']:.2%}")
+        self.measurements.append(result | {"load": load, "flags": list(flags)})
+        return result
+
+    def in_turn(
+        self, load: str, *relays: Relay, flags: Sequence[str] = ()
+    ) -> list[list[Measurement]]:
+        """Measure the relays every round, beginning with another one each time; one list per relay."""
+        results: list[list[Measurement]] = [[] for _ in relays]
+        for number in range(self.rounds):
+            order = [(number + i) % len(relays) for i in range(len(relays))]
+            for i in order:
+                results[i].append(self.measure(relays[i], load, *flags))
+        return results
+
+
+def _ratios(over: list[Measurement], under: list[Measurement], value: Value = cost) -> list[float]:
+    return [value(o) / value(u) for o, u in zip(over, under, strict=True)]
+
+
+def _p50(result: Measurement) -> float:
+    return float(result["latency"]["p50_us"])
+
+
+def _p99(result: Measurement) -> float:
+    return float(result["latency"]["p99_us"])
+
+
+def _beside_derper_and_floor(load: str, least: float) -> Callable[[Bench], Iterator[Finding]]:
+    def find(bench: Bench) -> Iterator[Finding]:
+        theirs, least_possible, ours = bench.in_turn(
+            load, bench.derper, bench.floor, bench.fastderp
+        )
+        yield Finding("CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", least)
+        yield Finding("CPU per packet: fastderp ÷ floor", _ratios(ours, least_possible), "<=",
+                      stretch=1.2)
+
+    return find
+
+
+def _tls(bench: Bench) -> Iterator[Finding]:
+    for load in ("pairs-10", "pairs-50"):
+        theirs, ours = bench.in_turn(TLS + load, bench.derper, bench.fastderp)
+        yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=",
+                      2.8, 4.0)
+
+
+def _latency(bench: Bench) -> Iterator[Finding]:
+    for kind, prefix in (("plain", ""), ("TLS", TLS)):
+        relays = [bench.derper, bench.fastderp] + ([] if prefix else [bench.floor])
+        theirs, ours, *floor = bench.in_turn(prefix + "latency", *relays)
+        yield Finding(f"{kind}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 1.4)
+        yield Finding(f"{kind}: p50: fastderp ÷ derper", _ratios(ours, theirs, _p50), "<=", 1.0)
+        yield Finding(f"{kind}: p99: fastderp ÷ derper", _ratios(ours, theirs, _p99), "<=", 1.0)
+        if floor:
+            yield Finding(f"{kind}: CPU per packet: fastderp ÷ floor", _ratios(ours, floor[0]), "<=",
+                          stretch=1.1)
+
+
+def _never_wait(bench: Bench) -> Iterator[Finding]:
+    theirs, least_possible, ours = bench.in_turn(
+        "never-wait", bench.derper, bench.floor, bench.fastderp
+    )
+    yield Finding("goodput per CPU second: fastderp ÷ derper", _ratios(theirs, ours), ">=", 20)
+    yield Finding("p99 delay", [_p99(r) / 1e3 for r in ours], "<=", 10, unit="ms")
+    bench.notes.append("p99 delay of the floor under the same load: "
+                       + ", ".join(f"{_p99(r) / 1e3:.1f} ms" for r in least_possible))
+    busy = max(r["relay"]["cpu_share"] for r in ours)
+    bench.notes.append(f"fastderp used at most {busy:.0%} of its core: below 100 % it is the load that saturates")
+    yield _overload(bench, max(r["packets_per_s"] for r in ours))
+    [crowded] = bench.in_turn("never-wait-16-to-1", bench.fastderp)
+    yield Finding("Jain's index between 16 senders of one receiver",
+                  [r["fairness"] for r in crowded], ">=", stretch=0.98)
+
+
+def _overload(bench: Bench, about: float) -> Finding:
+    """Sweep the offered rate for the peak, then offer three times as much."""
+
+    def goodput(rate: float) -> float:
+        result = bench.measure(bench.fastderp, "never-wait", "--rate", f"{rate:.0f}")
+        return float(result["packets_per_s"])
+
+    peak = max(goodput(share * about) for share in SWEEP)
+    return Finding("goodput at 3 × saturation ÷ peak", [goodput(3 * peak) / peak], ">=", 0.95)
+
+
+def _fans(bench: Bench) -> Iterator[Finding]:
+    for load in ("fan-in", "fan-out", "all-to-all"):
+        theirs, ours = bench.in_turn(load, bench.derper, bench.fastderp)
+        yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 5)
+        lost = max(r["loss"] for r in theirs)
+        bench.notes.append(f"{load}: derper lost at most {lost:.2%} of the packets")
+
+
+def _memory(bench: Bench) -> Iterator[Finding]:
+    """Every relay at once: they wait far longer than they work, and memory is their own."""
+    loads = [kind + size for kind in ("", TLS) for size in ("memory-5000", "memory-15000")]
+    flags = ("--warmup", "0", "--duration", "1", "--settle", str(SETTLE_S))
+    with ThreadPoolExecutor(len(loads)) as pool:
+        running = [pool.submit(bench.lab.measure, bench.fastderp, load, *flags) for load in loads]
+        results = [future.result() for future in running]
+    for load, result in zip(loads, results, strict=True):
+        bench.keep(bench.fastderp, load, result)
+        name = load.replace("memory-", "")
+        relay, n = result["relay"], result["n_clients"]
+        idle = (relay["rss_connected_kib"] - relay["rss_before_kib"]) / n
+        settled = (relay["rss_settled_kib"] - relay["rss_before_kib"]) / n
+        yield Finding(f"{name} sessions: KiB each, idle", [idle], "<=", 1.5, 1.0, "KiB")
+        yield Finding(f"{name} sessions: KiB each, after a burst through all of them", [settled],
+                      "<=", 1.5, 1.0, "KiB")
+        bench.notes.append(f"{name}: settled {relay['settle_s']:.0f} s after the burst")
+
+
+def _logins(bench: Bench) -> Iterator[Finding]:
+    flags = ("--warmup", "0", "--duration", "0.1")
+    for kind, prefix, most in (("plain", "", 1 / 2), ("TLS", TLS, 2 / 3)):
+        theirs, ours = bench.in_turn(
+            prefix + "logins", bench.derper, bench.fastderp, flags=flags
+        )
+        yield Finding(f"{kind}: CPU per login: fastderp ÷ derper",
+                      _ratios(ours, theirs, _login_cost), "<=", most)
+    two = [bench.measure(bench.fastderp, TLS + "logins", *flags, cores=bench.lab.two_cores)
+           for _ in ours]
+    yield Finding("TLS: logins/s on two cores ÷ one core",
+                  _ratios(two, ours, lambda r: float(r["logins_per_s"])), ">=", stretch=1.6)
+    busy = max(_login_cost(r) * r["logins_per_s"] / 1e6 for r in ours)
+    bench.notes.append(f"the load is one Python process: on one core the relay was busy {busy:.0%} of the time; "
+                       "below 100 % the second core cannot show what it brings")
+
+
+def _login_cost(result: Measurement) -> float:
+    return float(result["relay"]["cpu_us_per_login"])
+
+
+def _workers(bench: Bench) -> Iterator[Finding]:
+    one, two = [], []
+    cores = bench.lab.two_cores
+    for _ in range(bench.rounds):
+        one.append(bench.measure(bench.fastderp, "pairs-50", cores=cores))
+        two.append(bench.measure(bench.two_workers, "pairs-50", cores=cores))
+    yield Finding("CPU per packet: 2 workers ÷ 1", _ratios(two, one), "<=", 1.15)
+    if bench.lab.load_core in cores:
+        bench.notes.append("both relays may use two cores, one of which the load uses too: "
+                           "this machine has no third")
+
+
+def _crowd(bench: Bench) -> Iterator[Finding]:
+    crowd, few = [], []
+    for _ in range(min(2, bench.rounds)):
+        few.append(bench.measure(bench.fastderp, "pairs-50"))
+        crowd.append(bench.measure(bench.fastderp, "crowd"))
+    yield Finding("CPU per packet: crowd ÷ pairs-50", _ratios(crowd, few), "<=", 1.3)
+
+
+def _storm(bench: Bench) -> Iterator[Finding]:
+    ours = [_p99_above_quiet_ms(bench, bench.fastderp) for _ in range(bench.rounds)]
+    yield Finding("p99 in the storm, above quiet", ours, "<=", 1.0, unit="ms")
+    floor = _p99_above_quiet_ms(bench, bench.floor)
+    bench.notes.append(f"the same for the floor: {floor:.2f} ms; the storm's clients share the load's core")
+
+
+def _p99_above_quiet_ms(bench: Bench, relay: Relay) -> float:
+    """Find out what `relay` carries, offer a part of that twice, the second time with the storm."""
+    with bench.lab.running(relay) as target:
+        def load(name: str, *flags: str) -> Measurement:
+            return bench.keep(relay, name, bench.lab.load(target, relay, name, *flags), flags)
+
+        rate = f"{STORM_LOAD * load('pairs-50')['packets_per_s']:.0f}"
+        quiet = load("storm", "--rate", rate, "--storm", "0")
+        stormy = load("storm", "--rate", rate)
+    return (_p99(stormy) - _p99(quiet)) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: `find` measures and judges."""
+
+    number: int
+    name: str
+    title: str
+    find: Callable[[Bench], Iterator[Finding]]
+
+
+ROWS = (
+    Row(1, "pairs-10", "plain, 1400 bytes, 10 pairs, 16 in flight",
+        _beside_derper_and_floor("pairs-10", 5)),
+    Row(2, "pairs-50", "plain, 1400 bytes, 50 pairs, 16 in flight",
+        _beside_derper_and_floor("pairs-50", 6.5)),
+    Row(3, "small", "plain, 100 bytes, 10 pairs, 16 in flight",
+        _beside_derper_and_floor("small", 3.5)),
+    Row(4, "tls", "TLS 1.3, 1400 bytes, a record per packet, 16 in flight", _tls),
+    Row(5, "latency", "plain and TLS 1.3, one packet in flight", _latency),
+    Row(6, "never-wait", "plain, senders never wait", _never_wait),
+    Row(7, "fan", "fan-in 100 → 1, fan-out 1 → 100, all-to-all 50", _fans),
+    Row(8, "memory", "resident memory per session, plain and TLS 1.3", _memory),
+    Row(9, "logins", "CPU per login, plain and TLS 1.3", _logins),
+    Row(10, "workers", "2 workers instead of 1, 50 pairs", _workers),
+    Row(11, "crowd", "1,000 active pairs beside 10,000 idle sessions", _crowd),
+    Row(12, "storm", "2,000 logins beside 50 pairs at 70 % load", _storm),
+)

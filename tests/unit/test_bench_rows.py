@@ -1,0 +1,88 @@
+"""The rows of `bench.goals` on a laboratory that measures nothing: what they run, and how they judge."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from bench.goals import columns
+from bench.lab import TLS, Lab
+from bench.relays import Relay, Running
+from bench.rows import ROWS, Bench, Row
+from fastderp.loadgen.scenario import SCENARIOS
+
+
+def result(relay: Relay) -> dict[str, Any]:
+    """derper costs ten times as much as the others."""
+    cost = 10.0 if relay.name == "derper" else 1.0
+    return {
+        "packets_per_s": 1000.0, "n_clients": 5000, "loss": 0.0, "fairness": 1.0, "logins_per_s": 100.0,
+        "storm_logins_per_s": 100.0, "foreign_share": 0.0,
+        "latency": {"p50_us": cost, "p99_us": cost},
+        "relay": {
+            "cpu_us_per_packet": cost, "cpu_share": 0.5, "cpu_us_per_login": cost, "rss_before_kib": 0,
+            "rss_connected_kib": 5000, "rss_after_kib": 9000, "rss_settled_kib": 5000, "settle_s": 1.0,
+        },
+    }
+
+
+class DryLab(Lab):
+    """Notes what it is asked for instead of doing it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "loads", [])
+
+    def measure(
+        self, relay: Relay, load: str, *flags: str, cores: Collection[int] = ()
+    ) -> dict[str, Any]:
+        return self.load(Running("", 0), relay, load, *flags)
+
+    def load(self, target: Running, relay: Relay, load: str, *flags: str) -> dict[str, Any]:
+        self.loads.append(load)  # type: ignore[attr-defined]
+        return result(relay)
+
+    @contextmanager
+    def running(
+        self, relay: Relay, load: str = "", cores: Collection[int] = ()
+    ) -> Iterator[Running]:
+        yield Running("", 0)
+
+
+def bench(lab: Lab) -> Bench:
+    derper, floor, ours = (Relay(name, "", []) for name in ("derper", "floor", "fastderp"))
+    return Bench(lab, 2, derper, floor, ours, ours, say=lambda text: None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: Row) -> None:
+    lab = DryLab()
+    findings = list(row.find(bench(lab)))
+    assert findings
+    assert {load.removeprefix(TLS) for load in lab.loads} <= set(SCENARIOS)  # type: ignore[attr-defined]
+    for finding in findings:
+        assert finding.values
+        assert finding.goal is not None or finding.stretch is not None
+
+
+def test_the_ratio_to_derper_says_how_many_times_more_derper_costs() -> None:
+    [first, *_] = ROWS[0].find(bench(DryLab()))
+    assert first.values == [10.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("sense", "goal", "stretch", "values", "verdict"),
+    [
+        (">=", 5.0, None, [4.0, 6.0, 5.5], "reached"),
+        (">=", 5.0, 7.0, [8.0], "stretch"),
+        (">=", 5.0, None, [4.9], "not reached"),
+        ("<=", 1.5, 1.0, [1.2], "reached"),
+        ("<=", None, 1.2, [1.3], "stretch not reached"),
+    ],
+)
+def test_a_number_is_judged_by_its_median(
+    sense: str, goal: float | None, stretch: float | None, values: list[float], verdict: str
+) -> None:
+    finding = {"what": "x", "values": values, "sense": sense, "goal": goal, "stretch": stretch, "unit": ""}
+    assert columns(finding)[-1] == verdict
