@@ -18,6 +18,7 @@ from pathlib import Path
 
 import fastderp
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
+from fastderp.cli.flags import boolean
 from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
 from fastderp.server.admission import Admission, Authority
@@ -73,7 +74,14 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     if admission is not None:
         stack.push_async_callback(admission.close)
     server = await stack.enter_async_context(
-        Server(key, write_timeout=config.write_timeout_s, workers=config.workers, verify=admission, rate_limit=rate_limit)
+        Server(
+            key,
+            write_timeout=config.write_timeout_s,
+            workers=config.workers,
+            verify=admission,
+            rate_limit=rate_limit,
+            rtt_stats=_rtt_stats(),
+        )
     )
     if admission is not None:
         await admission.self_test()
@@ -91,6 +99,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     debug = DebugPages(
         values=lambda: _metrics(server, admission, stun, certificate),
         check=lambda: "\n".join(server.consistency_check() + (admission.problems if admission else [])),
+        traffic=server.traffic_lines,
         access=access,
         hostname=config.hostname,
         has_mesh_key=server.has_mesh_key,
@@ -131,6 +140,13 @@ def _listen(
     except OSError as error:
         hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
         raise ListenError(f"{error.strerror}{hint}") from error
+
+
+def _rtt_stats() -> bool:
+    try:
+        return not boolean(os.environ.get("TS_DERP_DISABLE_RTT_STATS") or "false")
+    except ValueError as error:
+        raise ConfigError(f"TS_DERP_DISABLE_RTT_STATS: {error}") from None
 
 
 def _admission(config: AdmissionConfig) -> Admission:

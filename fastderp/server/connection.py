@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ log = logging.getLogger("fastderp")
 # How long the peer of a refused connection has to read the answer, and how much more it may say meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
+# An endless page ends after this long, as a forgotten browser would keep it open for days.
+PAGE_S = 300.0
 # A real ClientInfo is a tenth of this. Larger ones are legal, but come out of the memory shared by all.
 SMALL_LOGIN_BYTES = 1024
 
@@ -43,14 +45,15 @@ class State(Enum):
 
     accept ─┬─► TLS ─┐
             └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
-                         ▲  │           └─► ADMISSION ────┘
-                         └──┘ next request
+                         ▲  │ │         └─► ADMISSION ────┘
+            next request └──┘ └─► PAGE (an endless one)
 
     From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
     """
 
     TLS = "tls"
     HTTP = "http"
+    PAGE = "page"
     LOGIN = "login"
     ADMISSION = "admission"
     PROMOTED = "promoted"
@@ -60,7 +63,8 @@ class State(Enum):
 
 _LEGAL_MOVES = {
     State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
-    State.HTTP: {State.LOGIN, State.LINGER, State.CLOSED},
+    State.HTTP: {State.LOGIN, State.PAGE, State.LINGER, State.CLOSED},
+    State.PAGE: {State.LINGER, State.CLOSED},
     State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
     State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
     State.LINGER: {State.CLOSED},
@@ -89,7 +93,7 @@ class Connection:
         "_n_lingered",
         "_timer",
         "_idle",
-        "_admission",
+        "_task",
         "state",
         "remote",
     )
@@ -112,7 +116,7 @@ class Connection:
         self._reserved_bytes = 0
         self._n_lingered = 0
         self._idle = False
-        self._admission: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.state = State.TLS if listener.tls is not None else State.HTTP
         self._timer = self._loop.call_later(listener.login_budget_s, self._on_time)
         self._stream.resume()
@@ -140,8 +144,8 @@ class Connection:
         self._reserved_bytes = 0
         self._unread = b""
         self._handshake = None
-        if self._admission is not None:
-            self._admission.cancel()
+        if self._task is not None:
+            self._task.cancel()
         self._listener.forget(self)
 
     def _set_budget(self, budget_s: float) -> None:
@@ -173,7 +177,7 @@ class Connection:
             self._take(self._channel.open(data))
         if isinstance(self._channel, WebSocket):
             self._after_frames(self._channel)
-        elif self._channel.eof and self.state in (State.HTTP, State.LOGIN):
+        elif self._channel.eof and self.state in (State.HTTP, State.PAGE, State.LOGIN):
             self._on_end(None)
 
     def _go_on(self) -> None:
@@ -272,7 +276,7 @@ class Connection:
 
     def _take(self, data: bytes) -> None:
         """Add plain bytes and act on what is complete."""
-        if self.state is State.LINGER:
+        if self.state in (State.LINGER, State.PAGE):
             self._n_lingered += len(data)
             if self._n_lingered > LINGER_BYTES:
                 self.close("end")
@@ -330,9 +334,11 @@ class Connection:
         self._respond(request, self._page(request))
 
     def _respond(self, request: Request, response: Response) -> None:
-        close = not request.keep_alive or request.has_body or request.method == "CONNECT"
+        close = not request.keep_alive or request.has_body or request.method == "CONNECT" or response.pieces is not None
         self._stream.send(self._channel.seal(response.encode(request, close)))
-        if close:
+        if response.pieces is not None and request.method != "HEAD":
+            self._start_page(response.pieces)
+        elif close:
             self._linger()
         else:
             self._idle = True
@@ -372,6 +378,28 @@ class Connection:
             self._on_end(None)
         elif channel.held_bytes > SMALL_LOGIN_BYTES and not self._reserve(channel.held_bytes):
             self._refuse("memory", "no memory left for a long message", b"")
+
+    def _start_page(self, pieces: AsyncIterator[bytes]) -> None:
+        """Begin an endless page; what the client says meanwhile is not looked at."""
+        self._move(State.PAGE)
+        self._unread = b""
+        self._timer.cancel()
+        self._task = self._loop.create_task(self._send_page(pieces))
+
+    async def _send_page(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send piece after piece until PAGE_S is over; a client that is behind misses some."""
+        try:
+            async with asyncio.timeout(PAGE_S):
+                async for piece in pieces:
+                    if self._stream.flushed:
+                        self._stream.send(self._channel.seal(piece))
+        except TimeoutError:
+            pass
+        except Exception:
+            log.exception("%s: a page ended with an error of ours", self.remote[0])
+        self._task = None
+        if self.state is State.PAGE:
+            self._guard(self._linger)
 
     # Login
 
@@ -436,7 +464,7 @@ class Connection:
             return
         self._move(State.ADMISSION)
         self._stream.pause()
-        self._admission = self._loop.create_task(self._ask_admission(login))
+        self._task = self._loop.create_task(self._ask_admission(login))
 
     async def _ask_admission(self, login: ClientLogin) -> None:
         """Ask whether this client may use the relay; an error means no."""
@@ -448,7 +476,7 @@ class Connection:
             allowed, detail = False, str(error)
         except Exception as error:
             allowed, detail = False, f"{login.public.short} could not be verified: {error}"
-        self._admission = None
+        self._task = None
         if self.state is not State.ADMISSION:
             return
         if allowed:

@@ -9,7 +9,7 @@ import hmac
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -108,6 +108,7 @@ class DebugPages:
 
     values: Callable[[], Mapping[str, Value]]
     check: Callable[[], str] | None = None
+    traffic: Callable[[], AsyncIterator[bytes]] | None = None
     access: DebugAccess = field(default_factory=DebugAccess)
     hostname: str = ""
     has_mesh_key: bool = False
@@ -123,6 +124,8 @@ class DebugPages:
         pages = {"": self.index, "vars": self.vars, "varz": self.varz}
         if self.check is not None:
             pages["check"] = self.consistency
+        if self.traffic is not None:
+            pages["traffic"] = self.live_traffic
         handler = pages.get(page)
         return handler() if handler else text_error(404, "404 page not found")
 
@@ -143,6 +146,11 @@ class DebugPages:
         problem = self.check() if self.check is not None else ""
         return text_error(500, problem) if problem else _page("tables are consistent\n", "text/plain; charset=utf-8")
 
+    def live_traffic(self) -> Response:
+        """Answer with what connections move, round after round. PROTOCOL §6.10."""
+        assert self.traffic is not None
+        return Response(200, b"", "text/plain; charset=utf-8", _PAGE_HEADERS, self.traffic())
+
     def index(self) -> Response:
         """Answer with facts about the relay and links to the other pages."""
         facts = {
@@ -156,6 +164,8 @@ class DebugPages:
         links = {"vars": "metrics, JSON", "varz": "metrics, Prometheus"}
         if self.check is not None:
             links["check"] = "are the tables consistent?"
+        if self.traffic is not None:
+            links["traffic"] = "who moves how much, live"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
         rows += [f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>' for page, text in links.items()]
         body = "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul>\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from html import escape
@@ -215,12 +215,13 @@ def _split_target(target: bytes) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Response:
-    """An answer with a short body."""
+    """An answer with a short body, or with an endless one in pieces: then the connection ends with it."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    pieces: AsyncIterator[bytes] | None = None
 
     def encode(self, request: Request, close: bool) -> bytes:
         """Build the bytes to send: no body for HEAD; says what becomes of the connection."""
@@ -229,7 +230,7 @@ class Response:
         if self.content_type:
             lines.append(f"Content-Type: {self.content_type}")
         lines.append(f"Date: {_http_date(int(time.time()))}")
-        if self.status not in (204, 304):
+        if self.status not in (204, 304) and self.pieces is None:
             lines.append(f"Content-Length: {len(self.body)}")
         if close:
             lines.append("Connection: close")

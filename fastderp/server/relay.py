@@ -12,7 +12,7 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastderp.errors import LoginError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
 from fastderp.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo, frame, restarting_payload
-from fastderp.server import certs, http
+from fastderp.server import certs, http, traffic
 from fastderp.server.admission import Client
 from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
 from fastderp.server.handshakes import HandshakeThreads
@@ -33,6 +33,7 @@ from fastderp.server.logs import Summariser
 from fastderp.server.metrics import Value, expvar
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.stream import Poller
+from fastderp.server.traffic import BytesSentRecv
 from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
@@ -45,6 +46,8 @@ says why; `admission.Admission` is one."""
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
 CONSISTENCY_LOOKS = 5
+
+RTT_INTERVAL_S = 10.0
 
 # Clients read the limit they are told as a signed number.
 _TOLD_MAX = (1 << 63) - 1
@@ -64,6 +67,7 @@ class Server:
         mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights.
         verify: asked about every other client before it is let in.
         rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
+        rtt_stats: look at the clients' round-trip times every RTT_INTERVAL_S.
         duplicate_health: tell clients that share a key that they do.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
@@ -77,6 +81,7 @@ class Server:
         mesh_key: MeshKey | None = None,
         verify: Verify | None = None,
         rate_limit: RateLimit | None = None,
+        rtt_stats: bool = True,
         duplicate_health: bool = True,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
@@ -93,6 +98,8 @@ class Server:
         self.handshakes: HandshakeThreads
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
         self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
+        self._round_trips = traffic.RoundTrips(self._plane) if rtt_stats else None
+        self._rtt_timer: asyncio.TimerHandle | None = None
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = asyncio.Event()
@@ -118,6 +125,7 @@ class Server:
             self.poller = Poller(self._loop)
             self.handshakes = HandshakeThreads(self._loop)
             self._plane.start()
+            self._next_rtt_sample()
             self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
 
     def listen(
@@ -172,6 +180,8 @@ class Server:
         if self._closed.is_set():
             return
         self._closed.set()
+        if self._rtt_timer is not None:
+            self._rtt_timer.cancel()
         for listener in self._listeners:
             listener.close()
         if self._loop is not None:
@@ -402,6 +412,7 @@ class Server:
             "derper_tls_request_version": dict(self._requests),
             "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
             "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
+            "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "fastderp_closed": dict(self._refused),
             "fastderp_session_closed": dict(self._ended),
             "fastderp_websocket_failures": dict(self.websocket_failures),
@@ -413,6 +424,16 @@ class Server:
         """Return the relay's own metrics as the "derp" object of `/debug/vars` has them."""
         tree: dict[str, Any] = expvar(self.metrics())["derp"]
         return tree
+
+    async def debug_traffic(self, interval_s: float = traffic.ROUND_S) -> AsyncIterator[BytesSentRecv]:
+        """Yield what connections have moved, now and after each interval: those that moved anything since the last. PROTOCOL §6.10."""
+        async for moved in traffic.rounds(self._plane, interval_s):
+            for one in moved:
+                yield one
+
+    def traffic_lines(self) -> AsyncIterator[bytes]:
+        """Return the endless body of `/debug/traffic`."""
+        return traffic.lines(self._plane)
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
@@ -435,6 +456,15 @@ class Server:
         if n_counted != len(sessions):
             problems.append(f"{n_counted} connections counted, {len(sessions)} found")
         return problems
+
+    def _next_rtt_sample(self) -> None:
+        if self._round_trips is not None and self._loop is not None:
+            self._rtt_timer = self._loop.call_later(RTT_INTERVAL_S, self._sample_rtt)
+
+    def _sample_rtt(self) -> None:
+        assert self._round_trips is not None
+        self._round_trips.sample()
+        self._next_rtt_sample()
 
     # What the data plane reports
 

@@ -1,0 +1,73 @@
+"""What a relay shows of its connections' traffic and distance. PROTOCOL §6.10, §14."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastderp.keys import NodePublic
+from fastderp.server.traffic import BytesSentRecv
+from tests.kit.command import relay as command
+from tests.kit.peer import Peer, client_info
+from tests.kit.relay import Relay, Setup, eventually
+
+StartRelay = Callable[..., Relay]
+
+
+@pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3"])
+def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transport: str) -> None:
+    relay = start_relay(Setup(transport))
+
+    async def until_sent(key: NodePublic, n_bytes: int) -> BytesSentRecv:
+        async with asyncio.timeout(10):
+            async for one in relay.server.debug_traffic(0.05):
+                if one.key == key and one.recv + one.sent >= n_bytes:
+                    return one
+        raise AssertionError
+
+    with relay.login() as sender, relay.login() as receiver:
+        for _ in range(10):
+            sender.send_packet(receiver.public, bytes(10_000))
+            receiver.read_packet()
+        assert relay.run(until_sent(sender.public, 100_000)).recv >= 100_000
+        received = relay.run(until_sent(receiver.public, 100_000))
+        assert received.sent >= 100_000
+        assert received.unique_senders == 1
+
+
+def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "key"))
+    with command(*flags) as running:
+        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        with (
+            socket.create_connection(("127.0.0.1", running.port), 10) as page,
+            Peer.connect("127.0.0.1", running.port, None, 10) as peer,
+        ):
+            page.sendall(b"GET /debug/traffic HTTP/1.1\r\nHost: x\r\n\r\n")
+            lines = page.makefile("rb")
+            assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+            headers = {line.split(b":")[0].lower() for line in iter(lines.readline, b"\r\n")}
+            assert b"content-length" not in headers
+            peer.upgrade(public)
+            peer.send(client_info(peer.key, public))
+            peer.read_server_info(public)
+            shown = next(json.loads(line) for line in lines if line != b"\n")
+            assert shown["Key"] == peer.public.text and shown["Recv"] > 0
+            lines.close()
+        code, said = running.stop()
+        assert code == 0 and "Traceback" not in said
+
+
+def test_round_trips_are_sampled(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.relay.RTT_INTERVAL_S", 0.02)
+    relay, bridged = start_relay(), start_relay(Setup("TLS 1.2"))
+    with relay.login(), bridged.login():
+        eventually(lambda: relay.metrics()["derp_tcp_rtt"].get("10ms", 0) > 3)
+        eventually(lambda: bridged.metrics()["derp_tcp_rtt"])
+        assert bridged.metrics()["derp_tcp_rtt"] == {"non-tcp": 1}
+    assert start_relay(rtt_stats=False).metrics()["derp_tcp_rtt"] == {}

@@ -1,0 +1,86 @@
+"""Who moves how much and how far away they are. PROTOCOL §6.10, §14."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastderp.dataplane.plane import TcpInfo
+from fastderp.keys import NodePrivate, NodePublic
+from fastderp.server import traffic
+from fastderp.server.traffic import BytesSentRecv, RoundTrips, rtt_class
+
+ANN, BOB = (NodePrivate.generate().public() for _ in range(2))
+
+
+class Counters:
+    """What a data plane tells; `tcp` and `bridged` are (handle, key, sent, received) rows."""
+
+    def __init__(self) -> None:
+        self.tcp: list[tuple[int, NodePublic, int, int]] = []
+        self.bridged: list[tuple[int, NodePublic, int, int]] = []
+        self.rtt_us = 3000
+
+    def tcp_infos(self) -> list[TcpInfo]:
+        return [TcpInfo(handle, key.raw, self.rtt_us, sent, received) for handle, key, sent, received in self.tcp]
+
+    def sessions(self) -> list[Any]:
+        return [
+            SimpleNamespace(handle=handle, key=key.raw, totals=SimpleNamespace(tx_bytes=sent, rx_bytes=received))
+            for handle, key, sent, received in [(row[0], row[1], 1, 1) for row in self.tcp] + self.bridged
+        ]
+
+    def unique_senders(self) -> dict[int, int]:
+        return {1: 5}
+
+
+@pytest.fixture
+def plane() -> Any:
+    return Counters()
+
+
+async def test_a_round_has_the_totals_of_those_who_moved_something(plane: Any) -> None:
+    rounds = traffic.rounds(plane, 0)
+    assert await anext(rounds) == []
+    plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 7)]
+    assert await anext(rounds) == [BytesSentRecv(100, 200, ANN, 5), BytesSentRecv(7, 7, BOB)]
+    plane.tcp = [(1, ANN, 100, 201), (2, BOB, 7, 7)]
+    assert await anext(rounds) == [BytesSentRecv(100, 201, ANN, 5)]
+    plane.tcp = [(2, BOB, 7, 7)]
+    assert await anext(rounds) == []
+
+
+async def test_a_bridged_connection_counts_its_packets(plane: Any) -> None:
+    plane.bridged = [(9, BOB, 1400, 0)]
+    assert await anext(traffic.rounds(plane, 0)) == [BytesSentRecv(1400, 0, BOB)]
+
+
+async def test_a_line_is_what_derper_writes(plane: Any) -> None:
+    plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 8)]
+    assert await anext(traffic.lines(plane, 0)) == (
+        b'{"Sent":100,"Recv":200,"Key":"%s","UniqueSenders":5}\n{"Sent":7,"Recv":8,"Key":"%s"}\n\n'
+        % (ANN.text.encode(), BOB.text.encode())
+    )
+
+
+@pytest.mark.parametrize(
+    ("rtt_us", "label"),
+    [(0, "10ms"), (10_000, "10ms"), (10_001, "20ms"), (50_000, "50ms"), (99_999, "100ms"), (150_000, "150ms"),
+     (250_000, "250ms"), (500_000, "500ms"), (500_001, "inf"), (2**32, "inf")],
+)  # fmt: skip
+def test_round_trips_fall_into_one_class_each(rtt_us: int, label: str) -> None:
+    assert rtt_class(rtt_us) == label
+
+
+def test_round_trips_are_counted_each_time_and_what_is_not_tcp_once(plane: Any) -> None:
+    round_trips = RoundTrips(plane)
+    plane.tcp = [(1, ANN, 0, 0)]
+    plane.bridged = [(9, BOB, 0, 0)]
+    round_trips.sample()
+    plane.rtt_us = 400_000
+    round_trips.sample()
+    plane.bridged = [(10, BOB, 0, 0)]
+    round_trips.sample()
+    assert round_trips.counts == {"10ms": 1, "500ms": 2, "non-tcp": 2}
