@@ -59,7 +59,12 @@ class TcpInfo(NamedTuple):
 class Plane:
     n_workers: int
     def __init__(
-        self, *, workers: int = 0, write_timeout_s: float = 2.0, backlog_cap_bytes: int = ...
+        self,
+        *,
+        workers: int = 0,
+        write_timeout_s: float = 2.0,
+        keep_alive_s: float = 60.0,
+        backlog_cap_bytes: int = ...,
     ) -> None: ...
     def start(self) -> None: ...
     def close(self) -> None: ...

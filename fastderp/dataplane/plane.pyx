@@ -127,6 +127,7 @@ cdef class Plane:
     workers: number of threads; 0 means one per core this process may run on.
     write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
         0 means never. Mesh peers always get 30 s.
+    keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     backlog_cap_bytes: what all backlogs together may hold.
 
     Raises PlaneError when memory or descriptors are out.
@@ -141,7 +142,7 @@ cdef class Plane:
     cdef int next_worker
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
@@ -149,12 +150,15 @@ cdef class Plane:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
         if write_timeout_s < 0:
             raise ValueError(f"write_timeout_s must not be negative, and is {write_timeout_s}")
+        if keep_alive_s <= 0:
+            raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
         pthread_mutex_init(&self.core.sessions_lock, NULL)
         pthread_mutex_init(&self.control_lock, NULL)
         pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.events.fd = -1
         self.core.budget.cap_bytes = backlog_cap_bytes
+        self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
         self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
         self.core.n_workers = n

@@ -72,7 +72,7 @@ cdef struct Session:
     uint16_t worker
     Peer peer
     uint64_t opened_ns
-    uint64_t keep_alive_ns       # its own period: 60 s + [0, 5) s
+    uint64_t keep_alive_ns       # its own period
     Route* route
     Records* records             # NULL on a plain socket; rx side: worker, tx side: output lock
     # Its worker only.
@@ -116,6 +116,7 @@ cdef struct Core:                # what all threads of one plane share
     RouteTable routes
     BacklogBudget budget
     EventQueue events
+    uint64_t keep_alive_ns
     uint64_t write_timeout_ns    # 0 = none
     uint64_t mesh_write_timeout_ns
     pthread_mutex_t limit_lock

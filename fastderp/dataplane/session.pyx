@@ -33,9 +33,6 @@ cdef enum:
     TLS_CLOSE_NOTIFY = 0
     NOT_HERE_BURST = 3
 
-cdef uint64_t SECOND_NS = 1000000000
-cdef uint64_t LINK_SILENCE_NS = 120 * SECOND_NS
-
 
 # ---- stashes
 
@@ -106,9 +103,11 @@ cdef void session_rest(Session* s) noexcept nogil:
 
 cdef void link_watch(Turn* t, Session* s) noexcept nogil:
     # A server is heard at least once per keep-alive period; two without a word, and it is gone (§4).
-    if t.now_ns - s.heard_ns >= LINK_SILENCE_NS:
+    cdef uint64_t silence_ns = 2 * t.core.keep_alive_ns
+    s.next_keep_alive_ns = s.heard_ns + silence_ns
+    if t.now_ns >= s.next_keep_alive_ns:
         session_fail(t, s, s.handle, CLOSE_SILENT, 0)
-    s.next_keep_alive_ns = s.heard_ns + LINK_SILENCE_NS
+        s.next_keep_alive_ns = t.now_ns + silence_ns
 
 
 cdef void session_due(Turn* t, Session* s) noexcept nogil:
@@ -130,10 +129,11 @@ cdef void session_due(Turn* t, Session* s) noexcept nogil:
 
 # ---- birth and death
 
-cdef uint64_t keep_alive_period() noexcept nogil:
-    cdef uint32_t jitter = 0
+cdef uint64_t keep_alive_period(const Core* core) noexcept nogil:
+    # 60 s + [0, 5) s, or in that proportion: drawn once per session, so that a crowd does not come due together.
+    cdef uint16_t jitter = 0
     getrandom(&jitter, sizeof(jitter), 0)
-    return 60 * SECOND_NS + 5 * SECOND_NS * <uint64_t>jitter // 0x100000000u
+    return core.keep_alive_ns + (core.keep_alive_ns // 12 * jitter >> 16)
 
 
 cdef Session* slot_take(Core* core) noexcept nogil:
@@ -174,7 +174,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.worker = <uint16_t>worker
     s.peer = peer[0]
     s.opened_ns = t.now_ns
-    s.keep_alive_ns = keep_alive_period()
+    s.keep_alive_ns = keep_alive_period(core)
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     s.heard_ns = t.now_ns
     s.busy_mark = 0

@@ -334,6 +334,24 @@ def test_a_reader_that_makes_progress_is_not_closed() -> None:
         slow.sync()
 
 
+def test_a_silent_client_is_kept_alive_and_a_busy_one_too() -> None:
+    with running_plane(workers=1, keep_alive_s=0.1) as plane:
+        silent, busy = PlanePeer(plane), PlanePeer(plane)
+        started = time.monotonic()
+        for _ in range(5):
+            assert silent.receive() == (FrameType.KEEP_ALIVE, b"")
+        assert 0.5 <= time.monotonic() - started < 5
+        assert (FrameType.KEEP_ALIVE, b"") in busy.receive_until_pong()
+
+
+def test_a_link_that_falls_silent_is_closed() -> None:
+    with running_plane(workers=1, keep_alive_s=0.1) as plane:
+        link = PlanePeer(plane, link=True)
+        assert closed(plane).reason == "silent"
+        with pytest.raises((EOFError, ConnectionError)):
+            link.receive()
+
+
 def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 1000, 1400)
