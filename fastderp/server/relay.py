@@ -90,6 +90,7 @@ class Server:
         self.public_key = self.private_key.public()
         self.mesh_key = mesh_key or MeshKey()
         self.verify = verify
+        self.write_timeout = write_timeout
         self.login_timeout = login_timeout
         self.bridges: set[Bridge] = set()
         self.websocket_failures: Counter[str] = Counter()

@@ -1,0 +1,450 @@
+"""What the relay and the library promise, row by row, and the tests that show it.
+
+`PROTOCOL` are the numbered lines of PROTOCOL §16 (what Go's own tests check) and the extra cases below them, `API` the rows of
+DESIGN §7.
+`test_table.py` holds that every row is shown by tests that exist, but for the rows of `MISSING`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One promise.
+
+    Args:
+        what: in short; the documents have the whole.
+        tests: `folder/module::function` below tests/, without `test_` in front of module and function.
+        names: what of ours the row is about, as `module:attribute.path`.
+        not_applicable: why there is nothing to show, only where the line is about Go itself.
+    """
+
+    what: str
+    tests: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    not_applicable: str = ""
+
+
+def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: str = "") -> Row:
+    return Row(what, tests, names, not_applicable)
+
+
+# Rows that nothing shows yet. A row that gets its first test has to leave.
+MISSING = frozenset(
+    {
+        "15", "16", "17", "27", "28", "29", "36", "42", "43", "44", "51", "52",
+        "PacketForwarder", "debug_traffic",
+    }
+)  # fmt: skip
+
+
+PROTOCOL = {
+    # Framing and client parsing
+    "1": _row(
+        "frame headers: a type and a big-endian length, read and written",
+        "unit/protocol::header_is_a_type_and_a_big_endian_length",
+        "property/wire_properties::frames_survive_any_cutting_and_a_cut_off_end_loses_only_the_last",
+        "unit/plane::frames_cut_at_any_byte_arrive_whole_and_in_order",
+    ),
+    "2": _row(
+        "reading and writing headers and keys allocates nothing",
+        not_applicable="it counts the Go runtime's allocations; the data plane reads them in place, in C",
+    ),
+    "3": _row(
+        "the client understands ping, pong, health with and without text, restarting",
+        "unit/protocol::messages_of_every_age_are_understood",
+    ),
+    "4": _row(
+        "pings and pongs are 8 bytes behind their header",
+        "unit/protocol::built_frames_are_the_bytes_of_the_wire",
+        "unit/client::every_request_is_its_frame",
+    ),
+    "5": _row(
+        "the client keeps the rate its relay asks for by dropping",
+        "unit/client::without_a_rate_everything_is_sent",
+        "unit/client::relays_rate_is_kept_by_dropping",
+    ),
+    "6": _row(
+        "ClientInfo is read in any case; a malformed mesh key is an error",
+        "unit/login::client_info_is_read_as_leniently_as_the_reference",
+        "unit/login::client_info_is_read_as_strictly_as_the_reference",
+        "unit/login::malformed_mesh_key_is_refused_without_being_quoted",
+        "interop/login_with_derper::the_same_client_infos_are_let_in",
+    ),
+    # Relay basics
+    "7": _row(
+        "packets reach their addressee only, with their source",
+        "system/relay_packets::packets_reach_the_addressed_peer_only_and_name_their_sender",
+    ),
+    "8": _row(
+        "data to an unknown key is not answered",
+        "system/relay_packets::other_packets_to_an_absent_peer_are_not_answered",
+    ),
+    "9": _row(
+        "disco to an unknown key is answered NotHere, three at once",
+        "system/relay_packets::disco_to_an_absent_peer_is_answered_not_here_three_times_at_once",
+        "system/relay_packets::another_not_here_is_due_a_second_later",
+    ),
+    "10": _row(
+        "connections and homes are counted",
+        "system/relay_login::a_client_logs_in_as_the_protocol_says",
+        "system/relay_packets::homes_are_counted_as_clients_declare_and_leave_them",
+    ),
+    "11": _row(
+        "who received from a peer learns once of its departure, others nothing",
+        "system/relay_packets::who_received_packets_is_told_when_the_sender_leaves_and_nobody_else",
+    ),
+    "12": _row(
+        "a receiver that does not read stalls nobody else",
+        "system/relay_packets::a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only",
+        "unit/plane::a_stalled_reader_does_not_hold_up_others",
+    ),
+    "13": _row("a ping is answered", "system/relay_packets::a_ping_is_answered_with_its_first_8_bytes"),
+    "14": _row(
+        "the first message is ServerInfo",
+        "system/relay_login::server_info_is_the_first_frame_however_busy_the_peers_are",
+    ),
+    # Watching and the mesh
+    "15": _row("a watcher sees itself, who is there and who comes; a second one too"),
+    "16": _row("presence flags say mesh peer or regular client"),
+    "17": _row("watchers learn that a client has left"),
+    "18": _row(
+        "malformed mesh keys are refused; only the right one makes a mesh peer",
+        "unit/keys::malformed_mesh_key_is_refused_without_being_quoted",
+        "system/relay_login::the_mesh_key_passes_the_verifier_by",
+        "conformance/relay::only_the_relays_own_mesh_key_makes_a_mesh_peer",
+    ),
+    "19": _row(
+        "mesh key text: 64 digits of either case, space around them",
+        "unit/keys::mesh_key_is_read_with_space_around_and_in_either_case",
+        "unit/keys::zero_mesh_keys_are_equal_and_mean_none",
+    ),
+    "20": _row(
+        "the forwarder table",
+        "unit/plane::the_oldest_forwarder_is_preferred_and_the_next_takes_over",
+        "unit/plane::packets_for_a_remote_key_go_over_its_link",
+        "conformance/forwarders::withdrawing_a_forwarder_of_a_local_client_leaves_it_local",
+        "conformance/forwarders::a_client_that_moves_to_another_relay_is_not_gone",
+        "conformance/forwarders::withdrawing_what_was_never_announced_changes_nothing",
+    ),
+    "21": _row(
+        "forwarders may change while packets are forwarded",
+        "conformance/forwarders::every_packet_takes_one_way_while_ways_come_and_go",
+    ),
+    "22": _row(
+        "the watch loop survives broken connections and starts anew",
+        "unit/watch::broken_link_withdraws_what_it_reported_and_starts_anew",
+        "interop/client_with_derper::watch_loop_finds_a_restarted_relay",
+        "conformance/client::a_link_broken_while_a_report_is_made_is_watched_anew",
+    ),
+    "23": _row(
+        "the watch loop stops at a relay that is itself, unless no key is to be ignored",
+        "unit/watch::relay_that_watches_itself_stops_for_good",
+        "conformance/client::a_zero_key_is_nobodys_to_ignore",
+    ),
+    "24": _row("the watch loop reports failed dials", "unit/watch::failed_connects_are_reported_and_repeated"),
+    # Duplicates
+    "25": _row(
+        "a client that comes and goes leaves nothing",
+        "system/relay_login::a_client_logs_in_as_the_protocol_says",
+        "system/relay_noise::churn_leaves_nothing_behind",
+    ),
+    "26": _row(
+        "a second connection of a key takes over; the gauges follow",
+        "system/relay_packets::second_login_with_the_same_key_takes_over",
+        "conformance/relay::duplicate_gauges_return_to_zero_when_one_connection_is_left",
+    ),
+    "27": _row("disable fighters: two that alternate are both disabled"),
+    "28": _row("disable fighters: of three, who speaks again disables all"),
+    "29": _row("disable fighters: when the last speaker leaves, the one before becomes active"),
+    "30": _row(
+        "last writer is active, back and forth; who leaves hands over",
+        "system/relay_packets::whoever_spoke_last_gets_the_packets",
+        "system/relay_packets::when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently",
+        "unit/plane::of_three_the_latest_speaker_left_takes_over",
+    ),
+    # Lookup and limits
+    "31": _row(
+        "local beats mesh, a forwarder serves who is not local, changes count at once",
+        "unit/plane::packets_for_a_remote_key_go_over_its_link",
+        "unit/plane::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
+    ),
+    "32": _row(
+        "a burst passes, more waits, mesh peers are exempt, off by default",
+        "unit/plane::a_client_over_its_rate_waits_and_loses_nothing",
+        "unit/plane::mesh_peers_are_not_limited",
+        "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
+    ),
+    "33": _row(
+        "a frame larger than the burst is still taken, later",
+        "conformance/limits::the_largest_frame_passes_the_smallest_burst",
+        "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
+    ),
+    "34": _row(
+        "a new rate counts for who is connected, duplicates too; 0 lifts it",
+        "system/relay_packets::a_limit_changes_for_those_who_are_connected",
+        "unit/plane::lifting_the_limit_frees_those_who_wait",
+        "conformance/limits::both_connections_of_a_key_are_limited",
+    ),
+    "35": _row(
+        "the rate file",
+        "unit/ratelimit::a_file_is_read_as_derper_reads_it",
+        "unit/ratelimit::a_malformed_file_is_refused_by_name",
+        "unit/ratelimit::a_missing_file_is_refused_by_name",
+        "system/limits::the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing",
+    ),
+    "36": _row("the environment sets the depth of queues"),
+    "37": _row(
+        "distinct senders of a receiver",
+        "conformance/limits::distinct_senders_are_counted_once_each",
+    ),
+    "38": _row(
+        "the output of `ss` is understood",
+        not_applicable="derper runs that program; the relay asks the kernel itself (PROTOCOL §6.10)",
+    ),
+    # TLS and certificates
+    "39": _row("the metacert", "unit/certs::the_metacert_carries_the_relays_key_and_nothing_else"),
+    "40": _row(
+        "the chain is the certificate's and the metacert",
+        "system/relay_http::the_chain_ends_with_the_metacert",
+        "unit/handshake::the_chain_is_presented_exactly_as_given",
+        "unit/handshake::one_context_serves_many_handshakes_and_may_be_dropped_meanwhile",
+    ),
+    "41": _row(
+        "an address gets a certificate that clients can pin",
+        "unit/certs::an_address_without_files_gets_a_self_signed_pair",
+        "unit/certs::the_printed_node_pins_the_certificate",
+        "unit/client_tls::pinned_certificate_needs_no_issuer",
+        "interop/certificates::a_go_client_accepts_the_certificate_it_was_told_to_expect",
+    ),
+    "42": _row("gcp needs its account binding"),
+    "43": _row("ACME certificates for addresses"),
+    "44": _row("the vendor's host names"),
+    "45": _row("TCP_USER_TIMEOUT", "system/relay_http::accepted_sockets_inherit_the_settings_of_the_listener"),
+    # HTTP
+    "46": _row(
+        "the probes answer 200, what is no upgrade 426",
+        "unit/http::probes_answer_200_to_any_origin",
+        "unit/http::other_requests_for_derp_are_told_to_upgrade",
+    ),
+    "47": _row(
+        "captive-portal challenges",
+        "unit/http::a_captive_portal_challenge_is_answered",
+        "unit/http::an_odd_challenge_is_left_out_and_still_204",
+    ),
+    "48": _row("the home page", "unit/http::the_home_page_says_what_the_operator_configured"),
+    "49": _row(
+        "the plain port's redirects",
+        "unit/http::the_plain_port_redirects_to_the_same_page_over_tls",
+        "unit/http::a_redirect_without_a_host_uses_the_configured_name",
+    ),
+    "50": _row(
+        "who may see the debug pages",
+        "unit/metrics::the_environment_adds_an_address_and_networks",
+        "unit/metrics::a_malformed_variable_is_refused",
+        "unit/metrics::the_index_links_the_pages_and_escapes_what_it_shows",
+    ),
+    "51": _row("bootstrap DNS: the published map and names of their own"),
+    "52": _row("bootstrap DNS: the gate by percentage"),
+    "53": _row(
+        "the metrics page",
+        "unit/metrics::a_counter_is_shown_with_its_type_and_without_a_suffix",
+        "unit/metrics::drops_are_shown_by_reason_and_kind",
+        "unit/metrics::untyped_metrics_have_no_type_line",
+        "unit/metrics::every_line_is_prometheus_text",
+    ),
+    # STUN
+    "54": _row("what is STUN", "unit/stun::answered", "unit/stun::not_answered"),
+    "55": _row(
+        "requests and responses of both families",
+        "unit/stun::the_published_request_gets_the_published_answer",
+        "unit/stun::an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction",
+    ),
+    "56": _row("SOFTWARE comes first", "unit/stun::the_published_request_gets_the_published_answer"),
+    "57": _row(
+        "a round trip over UDP",
+        "unit/stun::an_ipv4_client_of_a_dual_server_is_answered_with_family_1",
+        "system/command::stun_is_answered_and_counted",
+    ),
+    # The client over HTTP, and the prober
+    "58": _row(
+        "packets and pings through the HTTP upgrade, the local address",
+        "unit/http_client::nothing_is_dialled_before_the_first_use",
+        "unit/http_client::first_use_connects_with_the_request_relays_know",
+        "unit/http_client::ping_uses_the_connection",
+        "interop/client_with_derper::packets_of_any_size_arrive_with_their_source",
+    ),
+    "59": _row(
+        "a proxy is asked for the node's port",
+        "unit/dial::regions_are_reached_through_the_proxy_of_the_environment",
+    ),
+    "60": _row(
+        "derper's prober finds everything good; large transfers arrive whole",
+        "interop/region::derpprobe_finds_everything_good",
+        "interop/exchange::two_go_clients_exchange_100000_packets",
+    ),
+    # Worth testing although Go does not
+    "fast start": _row(
+        "a fast start pipelined in one segment",
+        "system/relay_login::a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame",
+        "system/relay_websocket::everything_may_come_in_one_write_with_the_opening_handshake",
+    ),
+    "early frames": _row(
+        "frames between ClientInfo and ServerInfo",
+        "system/relay_login::frames_right_behind_the_login_are_served_after_server_info",
+    ),
+    "client keys": _row(
+        "zero and low-order client keys",
+        "system/relay_login::a_bad_login_closes_that_connection_only_and_is_counted_and_logged",
+        "unit/keys::no_box_exists_for_a_low_order_key",
+    ),
+    "wrong sizes": _row(
+        "each frame of a wrong size closes",
+        "system/relay_packets::a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged",
+        "unit/plane::a_frame_of_a_wrong_size_closes_its_connection_only",
+    ),
+    "huge frames": _row(
+        "huge unknown frames are discarded",
+        "system/relay_packets::an_unknown_frame_of_4_gib_is_drained_without_being_kept",
+    ),
+    "second departure": _row(
+        "who leaves twice is reported twice", "system/relay_packets::a_second_departure_is_told_again"
+    ),
+    "check": _row(
+        "duplicates are no inconsistency", "conformance/relay::the_consistency_check_knows_of_duplicates"
+    ),
+    "websocket": _row(
+        "fragments and long messages",
+        "system/relay_websocket::message_boundaries_mean_nothing",
+        "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
+        "system/relay_websocket::the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009",
+    ),
+    "login time": _row(
+        "10 s for the login", "system/relay_login::who_is_not_logged_in_in_time_is_closed_whatever_trickles_in"
+    ),
+    "write time": _row(
+        "the write deadline", "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline"
+    ),
+    "accept limit": _row(
+        "the accept limiter survives", "system/limits::connections_that_come_too_fast_are_closed_and_the_relay_lives_on"
+    ),
+    "admission": _row(
+        "the admission matrix",
+        "unit/authority::a_yes_may_be_spelled_in_many_ways",
+        "unit/authority::any_other_answer_is_no_even_when_failing_open_but_not_certain",
+        "unit/authority::whether_an_unreachable_url_lets_in_is_configured",
+        "unit/authority::only_a_known_key_passes_tailscaled",
+        "unit/admission::everything_configured_must_agree",
+        "system/relay_login::the_mesh_key_passes_the_verifier_by",
+    ),
+}
+
+
+def _of(owner: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"fastderp:{owner}.{name}" if owner else f"fastderp:{name}" for name in names)
+
+
+API = {
+    "NewClient": _row(
+        "a client over any stream, and its options",
+        "unit/client::login_tells_the_relay_who_the_client_is",
+        "unit/client::known_server_key_saves_a_round_trip_and_its_frame_is_skipped",
+        "interop/client_with_derper::client_over_streams_of_the_callers_own",
+        names=_of("Client", "handshake"),
+    ),
+    "derphttp": _row(
+        "a client by URL or region that dials lazily and reconnects",
+        "unit/http_client::nothing_is_dialled_before_the_first_use",
+        "unit/http_client::failing_call_raises_and_the_next_one_reconnects",
+        "unit/http_client::region_is_asked_for_on_every_connect",
+        names=(*_of("", "HTTPClient"), *_of("HTTPClient", "for_region")),
+    ),
+    "client methods": _row(
+        "what a client can say and hear",
+        "unit/client::every_request_is_its_frame",
+        "unit/client::packets_arrive_with_their_source",
+        "unit/client::iteration_ends_when_the_relay_closes_in_order",
+        "unit/client::ping_waits_for_its_own_pong_and_lets_others_pass",
+        "unit/client::local_address_is_known_until_the_connection_is_over",
+        "interop/client_with_derper::mesh_peers_watch_forward_and_close",
+        names=tuple(
+            name
+            for client in ("Client", "HTTPClient")
+            for name in _of(
+                client, "send", "recv", "__aiter__", "forward_packet", "note_preferred", "close_peer",
+                "watch_connection_changes", "send_ping", "send_pong", "local_addr", "server_public_key", "ping",
+            )
+        ),
+    ),  # fmt: skip
+    "messages": _row(
+        "what a client receives",
+        "unit/protocol::messages_of_every_age_are_understood",
+        "conformance/client::messages_cannot_be_changed",
+        names=_of(
+            "", "ServerInfo", "ReceivedPacket", "PeerGone", "PeerPresent", "Ping", "Pong", "KeepAlive", "Health",
+            "ServerRestarting",
+        ),
+    ),  # fmt: skip
+    "Conn": _row(
+        "any stream with asyncio's methods will do",
+        "unit/client::one_object_with_both_sets_of_methods_is_a_stream_too",
+        "system/relay_http::a_pair_of_streams_can_be_served_without_http",
+    ),
+    "PacketForwarder": _row("packets for other keys through an object of the caller's own"),
+    "NewServer": _row(
+        "a relay to embed",
+        "system/relay_http::a_pair_of_streams_can_be_served_without_http",
+        "system/relay_http::closing_the_relay_closes_everyone",
+        "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
+        names=_of("Server", "accept", "serve", "close"),
+    ),
+    "server settings": _row(
+        "keys, mesh key, verifying and the write timeout can be read",
+        "conformance/relay::a_server_tells_how_it_was_set_up",
+        names=_of("Server", "has_mesh_key"),
+    ),
+    "SetVerifyClient": _row(
+        "who may use the relay is asked",
+        "system/relay_login::whom_the_verifier_refuses_is_closed_and_others_get_in",
+        "system/relay_login::a_verifier_that_fails_lets_nobody_in",
+    ),
+    "MetaCert": _row(
+        "the certificate that tells the relay's key",
+        "system/relay_http::the_chain_ends_with_the_metacert",
+        "conformance/relay::the_metacert_of_a_server_names_its_key",
+        names=_of("Server", "meta_cert"),
+    ),
+    "ConsistencyCheck": _row(
+        "the relay checks its own tables",
+        "system/relay_noise::noise_at_every_stage_harms_nobody",
+        "conformance/relay::the_consistency_check_knows_of_duplicates",
+        names=_of("Server", "consistency_check"),
+    ),
+    "ExpVar": _row(
+        "counters as a dict and as Prometheus text",
+        "conformance/relay::expvar_has_the_names_of_the_reference",
+        "unit/metrics::vars_nest_the_relays_counters_under_their_internal_names",
+        names=_of("Server", "expvar", "metrics"),
+    ),
+    "IsClientConnectedForTest": _row(
+        "whether a key is connected",
+        "system/relay_login::a_client_logs_in_as_the_protocol_says",
+        names=_of("Server", "is_client_connected"),
+    ),
+    "debug_traffic": _row("bytes of each client as they move"),
+    "constants": _row(
+        "sizes and versions",
+        "conformance/client::constants_are_those_of_the_protocol",
+        names=_of("", "MAX_PACKET_SIZE", "PROTOCOL_VERSION"),
+    ),
+    "keys": _row(
+        "node and mesh keys in every text form",
+        "unit/protocol::public_key_has_the_three_text_forms",
+        "unit/keys::private_key_text_round_trips_in_either_case",
+        names=_of("", "NodePublic", "NodePrivate", "MeshKey"),
+    ),
+}
+
+ROWS = {**PROTOCOL, **API}

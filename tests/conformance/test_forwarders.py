@@ -1,0 +1,108 @@
+"""The forwarder table as packets see it. PROTOCOL §7.5, §16 lines 20 and 21."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from fastderp.dataplane.plane import ClosedEvent, Plane
+from fastderp.protocol import FrameType
+from tests.kit.plane import PlanePeer, events, running_plane
+
+N_PACKETS = 5000
+
+
+@pytest.fixture
+def plane() -> Iterator[Plane]:
+    with running_plane(workers=2) as running:
+        yield running
+
+
+def leave(plane: Plane, peer: PlanePeer) -> None:
+    """Close and wait until the plane has noticed."""
+    peer.close()
+    assert isinstance(events(plane)[0], ClosedEvent)
+
+
+def test_withdrawing_a_forwarder_of_a_local_client_leaves_it_local(plane: Plane) -> None:
+    a, here, link = PlanePeer(plane), PlanePeer(plane), PlanePeer(plane, link=True)
+    plane.add_forwarder(here.key, link.handle)
+    plane.remove_forwarder(here.key, link.handle)
+    here.send_packet(a.key, b"hello")
+    a.send_packet(here.key, b"still here?")
+    assert here.receive() == (FrameType.RECV_PACKET, a.key + b"still here?")
+    leave(plane, here)
+    assert a.receive() == (FrameType.RECV_PACKET, here.key + b"hello")
+    assert a.receive() == (FrameType.PEER_GONE, here.key + b"\0")
+    assert plane.counters()["clients_total"] == 1
+    assert plane.counters()["packet_forwarder_delete_other_value"] == 0
+
+
+def test_a_client_that_moves_to_another_relay_is_not_gone(plane: Plane) -> None:
+    a, here, link = PlanePeer(plane), PlanePeer(plane), PlanePeer(plane, link=True)
+    here.send_packet(a.key, b"hello")
+    assert a.receive() == (FrameType.RECV_PACKET, here.key + b"hello")
+    plane.add_forwarder(here.key, link.handle)
+    leave(plane, here)
+    a.sync()
+    assert plane.counters()["clients_total"] == 2
+    a.send_packet(here.key, b"over there")
+    assert link.receive() == (FrameType.FORWARD_PACKET, a.key + here.key + b"over there")
+    plane.remove_forwarder(here.key, link.handle)
+    assert a.receive() == (FrameType.PEER_GONE, here.key + b"\0")
+
+
+def test_withdrawing_what_was_never_announced_changes_nothing(plane: Plane) -> None:
+    a, link, other, far = PlanePeer(plane), PlanePeer(plane, link=True), PlanePeer(plane, link=True), os.urandom(32)
+    plane.remove_forwarder(far, link.handle)
+    plane.remove_forwarder(a.key, link.handle)
+    assert plane.counters()["packet_forwarder_delete_other_value"] == 0
+    plane.add_forwarder(far, link.handle)
+    plane.remove_forwarder(far, other.handle)
+    assert plane.counters()["packet_forwarder_delete_other_value"] == 1
+    a.send_packet(far, b"x")
+    assert link.receive() == (FrameType.FORWARD_PACKET, a.key + far + b"x")
+
+
+def test_every_packet_takes_one_way_while_ways_come_and_go(plane: Plane) -> None:
+    a, far = PlanePeer(plane), os.urandom(32)
+    links = [PlanePeer(plane, link=True) for _ in range(3)]
+    # One stays, so that there is always a way.
+    plane.add_forwarder(far, links[0].handle)
+    stop = threading.Event()
+
+    def come_and_go(link: PlanePeer) -> None:
+        while not stop.is_set():
+            plane.add_forwarder(far, link.handle)
+            plane.remove_forwarder(far, link.handle)
+
+    arrived: list[bytes] = []
+
+    def collect(link: PlanePeer) -> None:
+        while (payload := link.receive()[1][64:]) != b"end":
+            arrived.append(payload)
+
+    changers = [threading.Thread(target=come_and_go, args=[link]) for link in links[1:]]
+    collectors = [threading.Thread(target=collect, args=[link]) for link in links]
+    for thread in changers + collectors:
+        thread.start()
+    for n in range(N_PACKETS):
+        a.send_packet(far, n.to_bytes(4))
+        if n % 16 == 15:
+            # As many as a link keeps for sure while its reader is slow.
+            a.sync()
+    stop.set()
+    for thread in changers:
+        thread.join()
+    while len(arrived) < N_PACKETS:
+        a.sync()
+    for link in links:
+        to_nobody = os.urandom(32)
+        plane.add_forwarder(to_nobody, link.handle)
+        a.send_packet(to_nobody, b"end")
+    for thread in collectors:
+        thread.join()
+    assert sorted(arrived) == [n.to_bytes(4) for n in range(N_PACKETS)]

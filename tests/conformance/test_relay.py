@@ -1,0 +1,80 @@
+"""The relay's API and its view of clients, where no other test looks. DESIGN §7, PROTOCOL §16 lines 18 and 26."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastderp import MeshKey, NodePrivate, NodePublic, Server
+from fastderp.login import ClientInfo
+from tests.kit.peer import WATCH
+from tests.kit.relay import Relay, eventually
+
+StartRelay = Callable[..., Relay]
+
+
+def test_only_the_relays_own_mesh_key_makes_a_mesh_peer(start_relay: StartRelay) -> None:
+    secret = MeshKey.generate()
+    relay = start_relay(mesh_key=secret)
+    for shown, welcome in ((secret, True), (MeshKey.generate(), False), (MeshKey(), False)):
+        with relay.connect() as peer:
+            peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % shown.to_text().encode())
+            peer.send_frame(WATCH)
+            if welcome:
+                peer.sync()
+            else:
+                assert peer.is_closed()
+
+
+def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    key = NodePrivate.generate()
+
+    def gauges() -> tuple[object, ...]:
+        metrics = relay.metrics()
+        return metrics["derp_current_dup_client_keys"], metrics["derp_current_dup_client_conns"], metrics["derp_clients_local"]
+
+    with relay.login() as sender, relay.login(key=key) as old:
+        assert gauges() == (0, 0, 2)
+        with relay.login(key=key):
+            assert gauges() == (1, 2, 2)
+        eventually(lambda: gauges() == (0, 0, 2))
+        sender.send_packet(key.public(), b"to who is left")
+        while (received := old.read_frame())[0] != 5:
+            pass
+        assert received[1] == sender.public.raw + b"to who is left"
+        assert relay.metrics()["derp_total_dup_client_conns"] == 1
+
+
+def test_the_consistency_check_knows_of_duplicates(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    key = NodePrivate.generate()
+    with relay.login(key=key), relay.login(key=key), relay.login():
+        assert relay.call(relay.server.consistency_check) == []
+
+
+def test_a_server_tells_how_it_was_set_up(start_relay: StartRelay) -> None:
+    async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
+        return True
+
+    identity, secret = NodePrivate.generate(), MeshKey.generate()
+    server = start_relay(private_key=identity, mesh_key=secret, verify=verify, write_timeout=3.5).server
+    assert (server.private_key, server.public_key) == (identity, identity.public())
+    assert (server.mesh_key, server.has_mesh_key) == (secret, True)
+    assert server.verify is verify
+    assert server.write_timeout == 3.5
+    assert isinstance(server, Server)
+    assert not start_relay().server.has_mesh_key
+
+
+def test_the_metacert_of_a_server_names_its_key(start_relay: StartRelay) -> None:
+    server = start_relay().server
+    assert f"derpkey{server.public_key.hex}".encode() in server.meta_cert
+
+
+def test_expvar_has_the_names_of_the_reference(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    with relay.login():
+        tree = relay.call(relay.server.expvar)
+    assert tree["gauge_current_connections"] == 1
+    assert tree["accepts"] == 1
+    assert tree["counter_packets_received_kind"] == {"disco": 0, "other": 0}
