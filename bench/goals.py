@@ -112,6 +112,7 @@ def _measured(bench: Bench, row: Row, arguments: Sequence[str] | None) -> dict[s
         bench.say(f"  could not be measured: {failed}")
     return {
         "number": row.number,
+        "name": row.name,
         "title": row.title,
         "command": f"python -m bench.goals {row.name}",
         "findings": findings,
@@ -135,7 +136,8 @@ def _print(document: Document, output: Path | None) -> None:
     for row in document["rows"].values():
         for note in row["notes"]:
             print(f"{row['number']}: {note}")
-    _warn_of_noise(document)
+    if warning := noise(document):
+        print(warning)
     if output:
         print(output)
 
@@ -171,16 +173,18 @@ def _verdict(finding: dict[str, Any], median: float) -> str:
     return "reached" if reached(finding["goal"]) else "not reached"
 
 
-def _warn_of_noise(document: Document) -> None:
+def noise(document: Document) -> str:
+    """Return a warning when the machine was not quiet, otherwise nothing."""
     shares = [
         result["foreign_share"]
         for row in document["rows"].values() for result in row["measurements"]
         if row["number"] != 8  # several relays at once: each is foreign to the others
     ]
     noisy = sum(share > QUIET for share in shares)
-    if noisy:
-        print(f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
-              f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
+    if not noisy:
+        return ""
+    return (f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+            f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ TLS_FLAGS = ("-certmode=manual", "-hostname=127.0.0.1", "-certdir={directory}")
 def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
     """Return tailscale's derper: the binary at `path`, or one built with Go into bench/build."""
     binary = path or str(_build_derper())
-    version = _output([binary, "-version"]).split()[0]
+    # Go adds what it does not know about the build.
+    version = _output([binary, "-version"]).split()[0].partition("-")[0]
     environment = {"GOMAXPROCS": str(gomaxprocs)} if gomaxprocs else {}
     return Relay(
         "derper", version, [binary, *DERPER_FLAGS], [binary, *DERPER_FLAGS, *TLS_FLAGS],

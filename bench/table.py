@@ -1,0 +1,85 @@
+"""`python -m bench.table`: the results of bench.goals as Markdown, printed or put into a document.
+
+A document has a line `<!-- bench.table -->` and a line `<!-- /bench.table -->`; what is between
+them is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.goals import KEPT, Document, columns, noise
+
+BEGIN = "<!-- bench.table -->\n"
+END = "<!-- /bench.table -->\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table or write it into a document; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=KEPT, help="JSON of bench.goals")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put it between the markers there")
+    options = parser.parse_args(arguments)
+    try:
+        text = markdown(json.loads(options.results.read_text()))
+        if options.write:
+            options.write.write_text(replaced(options.write.read_text(), text))
+        else:
+            print(text, end="")
+    except FileNotFoundError as error:
+        return _fail(f"{error.filename}: not there; run python -m bench.goals first")
+    except ValueError as error:
+        return _fail(str(error))
+    return 0
+
+
+def markdown(document: Document) -> str:
+    """Return the table, what it was measured with, and the commands that measure it again."""
+    lines = ["| | scenario | what | goal | stretch | measured | |", "|--:|---|---|---|---|---|---|"]
+    for row in document["rows"].values():
+        for i, finding in enumerate(row["findings"]):
+            what, goal, stretch, median, spread, verdict = columns(finding)
+            first = f"{row['number']}. | {row['title']}" if i == 0 else " | "
+            measured = f"{median} ({spread})" if spread else median
+            lines.append(f"| {first} | {what} | {goal} | {stretch} | {measured} | {verdict} |")
+        if row["failed"]:
+            lines.append(f"| {row['number']} | {row['title']} | could not be measured | | | | |")
+    notes = [f"- Row {row['number']}: {note}."
+             for row in document["rows"].values() for note in row["notes"]]
+    return "\n".join([*lines, "", _made_with(document), "", *notes, "", _again(document), ""])
+
+
+def _made_with(document: Document) -> str:
+    found = document["environment"]
+    relays = ", ".join(f"{name} {version}" for name, version in document["relays"].items())
+    text = (f"Medians, and the range over the rounds: {relays}; {found['cpu']}, Linux {found['kernel']}, Python "
+            f"{found['python']}, {found['suite']}, {found['when']}; one core for the relay, another for the load. "
+            f"`{' '.join(found['command'])}`")
+    return f"{text} {noise(document)}".rstrip()
+
+
+def _again(document: Document) -> str:
+    commands = (f"{row['number']} `{row['command']}`" for row in document["rows"].values())
+    return "One row again: " + ", ".join(commands) + "."
+
+
+def replaced(document: str, text: str) -> str:
+    """Return the document with `text` between its markers. ValueError when it does not have both."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the document has no lines {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{begin}{text}{end}{after}"
+
+
+def _fail(text: str) -> int:
+    print(f"bench.table: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
