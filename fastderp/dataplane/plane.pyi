@@ -64,6 +64,7 @@ class Plane:
         workers: int = 0,
         write_timeout_s: float = 2.0,
         keep_alive_s: float = 60.0,
+        disable_fighters: bool = False,
         backlog_cap_bytes: int = ...,
     ) -> None: ...
     def start(self) -> None: ...

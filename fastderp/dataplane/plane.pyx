@@ -128,6 +128,7 @@ cdef class Plane:
     write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
         0 means never. Mesh peers always get 30 s.
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
+    disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
 
     Raises PlaneError when memory or descriptors are out.
@@ -142,7 +143,7 @@ cdef class Plane:
     cdef int next_worker
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0, bint disable_fighters=False,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
@@ -167,7 +168,7 @@ cdef class Plane:
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
         if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
             raise MemoryError
-        if not routes_init(&self.core.routes, n) or not turn_init(&self.control, &self.core, &self.control_counters):
+        if not routes_init(&self.core.routes, n, disable_fighters) or not turn_init(&self.control, &self.core, &self.control_counters):
             raise MemoryError
         if not events_init(&self.core.events):
             raise PlaneError("no descriptor left for the event queue")

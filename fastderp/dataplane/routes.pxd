@@ -30,10 +30,13 @@ cdef struct Route:
     uint64_t hash
     uint64_t stamp               # never used twice: names this stay of the key in the region
     uint64_t active              # atomic: handle of the local session that is sent data, 0 = none
+    uint8_t is_fighting          # atomic: members fight over the key and none is active
     uint64_t forwarder           # atomic: handle of the mesh link for the key while it is not local, 0 = none
     # Guarded by the lock:
     HandleList members           # sessions with this key, the latest to speak last
     HandleList forwarders        # mesh links that announced the key, the oldest first: that one is preferred
+    HandleList history           # only under disable_fighters: who spoke, in order, adjacent repeats collapsed
+    HandleList disabled          # only under disable_fighters: members that are sent nothing
     HandleSet told               # receivers to tell when the key leaves (§6.7)
 
 cdef struct Buckets:
@@ -51,6 +54,7 @@ cdef struct Reader:              # written by its worker only, read by whoever r
 cdef struct RouteTable:
     pthread_mutex_t lock
     uint64_t secret[2]
+    bint disable_fighters        # fixed: the policy for duplicate keys (§6.3); False: the last writer is active
     Buckets* buckets             # atomic pointer
     Arena routes
     uint64_t next_stamp
@@ -72,7 +76,7 @@ cdef struct RouteTable:
 
 ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) noexcept nogil
 cdef void routes_destroy(RouteTable* t) noexcept nogil
 cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil
 cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil

@@ -4,7 +4,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init
 from fastderp.dataplane.sys cimport (
     atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_ptr,
-    atomic_store_u64, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    atomic_store_u64, atomic_store_u8, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 cdef enum:
@@ -68,7 +68,7 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
     return b
 
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil:
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) noexcept nogil:
     """Return False when there is no memory for the first buckets."""
     cdef int i
     memset(t, 0, sizeof(RouteTable))
@@ -78,6 +78,7 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers) noexcept nogil:
     pthread_mutex_init(&t.lock, NULL)
     getrandom(t.secret, sizeof(t.secret), 0)
     arena_init(&t.routes, sizeof(Route))
+    t.disable_fighters = disable_fighters
     t.next_stamp = 1
     t.epoch = 1
     t.n_readers = n_readers
@@ -278,8 +279,12 @@ cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
     bucket_delete(t.buckets, route.hash, route.index)
     free(route.members.items)
     free(route.forwarders.items)
+    free(route.history.items)
+    free(route.disabled.items)
     memset(&route.members, 0, sizeof(HandleList))
     memset(&route.forwarders, 0, sizeof(HandleList))
+    memset(&route.history, 0, sizeof(HandleList))
+    memset(&route.disabled, 0, sizeof(HandleList))
     handle_set_free(&route.told)
     t.limbo[t.n_limbo] = route.index
     t.limbo_epoch[t.n_limbo] = epoch_advance(t)
@@ -335,6 +340,55 @@ cdef Route* route_get(RouteTable* t, const uint8_t* key) noexcept nogil:
     return route if route is not NULL else route_new(t, key)
 
 
+# ---- the policy that disables fighters (§6.3), for tests; without memory it does less than it should
+
+cdef void activate(Route* route, uint64_t handle) noexcept nogil:
+    atomic_store_u8(&route.is_fighting, handle == 0 and route.members.n > 1)
+    atomic_store_u64(&route.active, handle)
+
+
+cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
+    if route.members.n == 2:
+        list_append(&route.history, route.members.items[0])
+    elif route.members.n > 2:
+        list_append(&route.history, handle)
+
+
+cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
+    # Who speaks again after another one has spoken is fighting: then nobody is sent anything.
+    cdef uint32_t i
+    cdef HandleList* history = &route.history
+    if route.members.n < 2 or list_contains(&route.disabled, handle):
+        return
+    if history.n and history.items[history.n - 1] == handle:
+        return
+    if list_contains(history, handle):
+        route.disabled.n = 0
+        for i in range(route.members.n):
+            list_append(&route.disabled, route.members.items[i])
+        activate(route, 0)
+        return
+    list_append(history, handle)
+    activate(route, handle)
+
+
+cdef void fighter_left(Route* route, uint64_t handle) noexcept nogil:
+    # The latest speaker that is still here and not disabled takes over; the last one left is simply active.
+    cdef uint32_t i
+    cdef uint64_t heir = 0
+    list_remove(&route.disabled, handle)
+    while list_remove(&route.history, handle):
+        pass
+    if route.members.n <= 1:
+        route.disabled.n = route.history.n = 0
+        activate(route, route.members.items[0] if route.members.n else 0)
+    elif atomic_peek_u64(&route.active) == handle:
+        for i in range(route.history.n):
+            if not list_contains(&route.disabled, route.history.items[i]):
+                heir = route.history.items[i]
+        activate(route, heir)
+
+
 # ---- local sessions
 
 cdef void census(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogil:
@@ -360,7 +414,9 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
     if route is not NULL:
         n_members[0] = route.members.n
         census(t, route.members.n, 1)
-        atomic_store_u64(&route.active, handle)
+        if t.disable_fighters:
+            fighter_joined(route, handle)
+        activate(route, handle)
     pthread_mutex_unlock(&t.lock)
     return route
 
@@ -371,23 +427,27 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, Handle
     pthread_mutex_lock(&t.lock)
     if list_remove(&route.members, handle):
         census(t, route.members.n + 1, <uint32_t>-1)
-        if atomic_peek_u64(&route.active) == handle:
+        if t.disable_fighters:
+            fighter_left(route, handle)
+        elif atomic_peek_u64(&route.active) == handle:
             # The latest speaker that is still here takes over (§6.3).
-            atomic_store_u64(&route.active, route.members.items[route.members.n - 1] if route.members.n else 0)
+            activate(route, route.members.items[route.members.n - 1] if route.members.n else 0)
         gone = route_settle(t, route, told)
     pthread_mutex_unlock(&t.lock)
     return gone
 
 
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
-    """Make the member that just spoke the active one (§6.3, last writer is active)."""
-    if atomic_load_u64(&route.active) == handle:
-        return
+    """Make the member that just spoke the active one, or disable those who fight over the key (§6.3)."""
+    if atomic_load_u64(&route.active) == handle and not t.disable_fighters:
+        return                   # the fast path: no lock
     pthread_mutex_lock(&t.lock)
-    if list_remove(&route.members, handle):
+    if t.disable_fighters:
+        fighter_spoke(route, handle)
+    elif list_remove(&route.members, handle):
         route.members.items[route.members.n] = handle
         route.members.n += 1
-        atomic_store_u64(&route.active, handle)
+        activate(route, handle)
     pthread_mutex_unlock(&t.lock)
 
 

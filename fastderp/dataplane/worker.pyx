@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from fastderp.dataplane.counters cimport (
-    DROP_UNKNOWN_DEST, DROP_UNKNOWN_DEST_ON_FWD, KIND_DISCO, KIND_OTHER,
+    DROP_DUP_CLIENT, DROP_UNKNOWN_DEST, DROP_UNKNOWN_DEST_ON_FWD, KIND_DISCO, KIND_OTHER,
 )
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
@@ -41,6 +41,7 @@ from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_destroy, whe
 
 cdef enum:
     NO_TARGET = -1
+    FIGHTING = -2                # the sessions of the key fight over it, and none is sent anything
     NOT_HERE_BURST = 3           # answers to disco packets for unknown keys (§6.4)
     STACK_BYTES = 262144
 
@@ -236,9 +237,9 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     if memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
         memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
         w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
-    if w.last_target == NO_TARGET:
-        frames_drop(&w.turn, DROP_UNKNOWN_DEST, p, total)
-        if kind == KIND_DISCO:
+    if w.last_target < 0:
+        frames_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        if kind == KIND_DISCO and w.last_target == NO_TARGET:
             not_here_answer(w, s, p)
     elif w.targets[w.last_target].session.peer.role == ROLE_LINK:
         packet_forward(w, s, p, total, n_data)
@@ -270,9 +271,9 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
     target = destination_find(w, source, 0, w.last_dst, True)
     w.last_target = NO_TARGET    # last_dst was found for a mesh peer: a SendPacket behind this has to look anew
-    if target == NO_TARGET:
-        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD, p, total)
-        if frame_carries_disco(p, total):
+    if target < 0:
+        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        if target == NO_TARGET and frame_carries_disco(p, total):
             not_here_answer(w, s, q)
         w.last_dst[0] ^= 0xFF
         return
@@ -292,13 +293,15 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
 
 
 cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst, bint only_local) noexcept nogil:
-    # The target for a key, or NO_TARGET (§6.4): local beats mesh.
+    # The target for a key, or NO_TARGET or FIGHTING (§6.4): local beats mesh.
     # A local receiver is noted as one to be told when the source leaves.
     cdef Route* route = routes_find(&w.turn.core.routes, dst)
     cdef uint64_t receiver
     if route is NULL:
         return NO_TARGET
     receiver = atomic_load_u64(&route.active)
+    if receiver == 0 and atomic_load_u8(&route.is_fighting):
+        return FIGHTING
     if receiver == 0:
         receiver = 0 if only_local else atomic_load_u64(&route.forwarder)
         return target_get(w, receiver) if receiver != 0 else NO_TARGET

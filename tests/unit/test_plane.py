@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -220,6 +221,32 @@ def test_of_three_the_latest_speaker_left_takes_over(plane: Plane) -> None:
     closed(plane)
     sender.send_packet(key, b"x")
     assert first.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
+
+
+def test_sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy() -> None:
+    with running_plane(workers=1, disable_fighters=True) as plane:
+        sender, key = PlanePeer(plane), os.urandom(32)
+
+        def receivers(*peers: PlanePeer) -> list[int]:
+            """Send one packet to the key; return which of the peers got it."""
+            sender.send_packet(key, b"x")
+            sender.sync()
+            return [i for i, peer in enumerate(peers) if select.select([peer.socket], [], [], 0)[0] and peer.receive()]
+
+        first, second = PlanePeer(plane, key), PlanePeer(plane, key)
+        assert receivers(first, second) == [1], "the newest is active"
+        second.sync()
+        first.sync()
+        assert receivers(first, second) == [], "both have spoken in turn"
+        assert dropped(plane) == {("dup_client", "other"): 1}
+        third = PlanePeer(plane, key)
+        assert receivers(first, second, third) == [2], "a newcomer is not part of the fight"
+        third.close()
+        closed(plane)
+        assert receivers(first, second) == []
+        first.close()
+        closed(plane)
+        assert receivers(second) == [0], "whoever is left has the key"
 
 
 def test_no_departure_while_another_session_has_the_key(plane: Plane) -> None:
