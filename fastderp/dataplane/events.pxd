@@ -30,12 +30,16 @@ cdef struct Event:               # owned by the queue, then by whoever popped it
     uint32_t n_frame             # of EVENT_FRAME
     uint8_t frame[1]
 
+cdef enum:
+    EVENTS_MAX = 262144          # waiting frames beyond this are not taken: their sender outruns the control plane
+
 cdef struct EventQueue:
     pthread_mutex_t lock
     Event* head
     Event* tail
+    uint64_t n                   # written under the lock
     int fd                       # eventfd, readable while the queue is not empty
-    uint64_t lost                # atomic; events that no memory could be had for
+    uint64_t lost                # atomic; events that found no memory or too many before them
 
 cdef bint events_init(EventQueue* q) noexcept nogil
 cdef void events_destroy(EventQueue* q) noexcept nogil

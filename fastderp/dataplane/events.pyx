@@ -2,7 +2,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.sys cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, close, eventfd, eventfd_drain, eventfd_wake, pthread_mutex_destroy,
+    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, atomic_peek_u64, close, eventfd, eventfd_drain, eventfd_wake, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
@@ -29,8 +29,10 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
 
 
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame, uint32_t n_frame) noexcept nogil:
-    """Return an event to fill in and push; NULL, counted, when there is no memory."""
-    cdef Event* event = <Event*>malloc(sizeof(Event) + n_frame)
+    """Return an event to fill in and push; NULL, counted, when there is no memory or, for a frame, no room."""
+    cdef Event* event = NULL
+    if kind != EVENT_FRAME or atomic_peek_u64(&q.n) < EVENTS_MAX:
+        event = <Event*>malloc(sizeof(Event) + n_frame)
     if event is NULL:
         atomic_add_u64(&q.lost, 1)
         return NULL
@@ -52,6 +54,7 @@ cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
     else:
         q.tail.next = event
     q.tail = event
+    q.n += 1
     pthread_mutex_unlock(&q.lock)
     if was_empty:
         eventfd_wake(q.fd)
@@ -65,5 +68,6 @@ cdef Event* events_take_all(EventQueue* q) noexcept nogil:
     head = q.head
     q.head = NULL
     q.tail = NULL
+    q.n = 0
     pthread_mutex_unlock(&q.lock)
     return head

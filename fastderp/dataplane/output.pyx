@@ -9,11 +9,11 @@ from fastderp.dataplane.counters cimport (
 )
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_PONG, ROLE_CLIENT, ROLE_LINK, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_PONG, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
-    LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, backlog_empty, backlog_free, backlog_new, backlog_peek,
-    backlog_pop, backlog_push, backlog_take,
+    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, MESH_CONTROL_BYTES,
+    backlog_empty, backlog_free, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_seal, record_sealed_size
 from fastderp.dataplane.session cimport (
@@ -141,10 +141,15 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
     return taken
 
 
+cdef inline Backlog* backlog_for(Role role) noexcept nogil:
+    return backlog_new(LINK_LANE_BYTES if role == ROLE_LINK else LANE_BYTES,
+                       MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES)
+
+
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     # The session's backlog, made when there is none yet; NULL without memory.
     if s.backlog is NULL:
-        s.backlog = backlog_new(LINK_LANE_BYTES if s.peer.role == ROLE_LINK else LANE_BYTES)
+        s.backlog = backlog_for(s.peer.role)
         if s.backlog is not NULL:
             poll_set_locked(t, s, True, s.is_held)
             deadline_restart_locked(t, s)
@@ -153,7 +158,7 @@ cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
 
 cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil:
     """Start the backlog of a session that nobody knows yet. False without memory."""
-    s.backlog = backlog_new(LINK_LANE_BYTES if s.peer.role == ROLE_LINK else LANE_BYTES)
+    s.backlog = backlog_for(s.peer.role)
     return s.backlog is not NULL and backlog_push(
         s.backlog, &t.core.budget, LANE_CONTROL, frames, <uint32_t>n, 0, t.now_ns, drop_displaced, NULL)
 

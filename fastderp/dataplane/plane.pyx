@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
-from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH
+from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
 from fastderp.dataplane.queue cimport backlog_bytes
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
@@ -20,8 +20,8 @@ from fastderp.dataplane.routes cimport (
     HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
-    Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SEAL_CHUNK, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
+    Peer, Session, Turn, departed_tell, session_at, session_is_alive, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
@@ -306,13 +306,18 @@ cdef class Plane:
         return worker
 
     def send(self, uint64_t handle, bytes frames not None):
-        """Send whole frames of the relay itself. False when the session is gone."""
-        cdef bint sent
-        if not self.is_known(handle):
-            return False
+        """Send whole frames of the relay itself, any number. False when the session is gone."""
+        cdef const uint8_t* p = frames
+        cdef size_t left = len(frames)
+        cdef size_t piece
+        cdef bint sent = self.is_known(handle) and session_is_alive(&self.core, handle)
         pthread_mutex_lock(&self.control_lock)
         self.control.now_ns = clock_ns()
-        sent = session_output_frame(&self.control, handle, <uint8_t*>frames, len(frames))
+        while sent and left:
+            piece = frames_piece(p, left)
+            sent = session_output_frame(&self.control, handle, <uint8_t*>p, piece)
+            p += piece
+            left -= piece
         pthread_mutex_unlock(&self.control_lock)
         return sent
 
@@ -507,6 +512,14 @@ cdef int check_key(bytes key) except -1:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
     return 0
+
+
+cdef size_t frames_piece(const uint8_t* frames, size_t n) noexcept:
+    # Of n bytes of whole frames, how many to hand to a session at once.
+    cdef size_t piece = 0
+    while piece < n and piece < SEAL_CHUNK:
+        piece += frame_size(frames + piece)
+    return min(piece, n)
 
 
 cdef void socket_tune(int fd) noexcept:

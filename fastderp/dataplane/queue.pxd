@@ -13,6 +13,7 @@ cdef enum:
     LINK_LANE_BYTES = 4194304    # (towards another relay, whose many receivers share the lanes)
     LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
+    MESH_CONTROL_BYTES = 16777216    # (a mesh peer: it may be told of 300,000 clients at once)
 
 cdef enum:                       # lanes, in the order they are written
     LANE_WIRE = 0                # the rest of a frame, or of sealed records
@@ -23,6 +24,7 @@ cdef enum:                       # lanes, in the order they are written
 
 cdef struct Backlog:
     uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES
+    uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
     Fifo lanes[N_LANES]
     Flows flows
 
@@ -33,7 +35,7 @@ cdef struct BacklogBudget:       # shared by all sessions of a plane
 # Called for each frame thrown away.
 ctypedef void (*drop_fn)(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil
 
-cdef Backlog* backlog_new(uint32_t lane_bytes) noexcept nogil
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t control_bytes) noexcept nogil
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil

@@ -6,11 +6,12 @@ from fastderp.dataplane.flows cimport NO_FLOW, flows_free, flows_pop, flows_pop_
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
-cdef Backlog* backlog_new(uint32_t lane_bytes) noexcept nogil:
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t control_bytes) noexcept nogil:
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
         b.flows.current = NO_FLOW
+        b.control_bytes = control_bytes
     return b
 
 
@@ -81,7 +82,7 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
     cdef bint must_be_kept = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
     if not must_be_kept:
         if lane == LANE_CONTROL:
-            if b.lanes[lane].bytes + n > CONTROL_BYTES:
+            if b.lanes[lane].bytes + n > b.control_bytes:
                 return False
         elif not room_make(b, lane, budget, frame, n, drop, context):
             return False

@@ -19,7 +19,7 @@ from fastderp.dataplane.frame cimport (
     frame_carries_disco, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    frames_drop, poll_set_locked, session_output, session_writable, turn_free, turn_init,
+    frames_drop, poll_set_locked, session_fail, session_output, session_writable, turn_free, turn_init,
 )
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
@@ -359,6 +359,8 @@ cdef void frame_report(Worker* w, Session* s, const uint8_t* p, size_t total) no
     cdef Event* event = event_new(&w.turn.core.events, EVENT_FRAME, s.handle, p, <uint32_t>total)
     if event is not NULL:
         events_push(&w.turn.core.events, event)
+    else:
+        session_fail(&w.turn, s, s.handle, CLOSE_NO_MEMORY, 0)    # what it announces later would not fit together
 
 
 # ---- targets
