@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from typing import Any, Protocol, TypeAlias
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
@@ -148,6 +150,35 @@ class Stream:
             self.abort()
         finally:
             self._over = True
+
+    def take_unread(self) -> bytes:
+        """Return what was read ahead and not taken yet; it is not read again."""
+        data = bytes(memoryview(self._buffer)[self._at :])
+        self._at = len(self._buffer)
+        return data
+
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the connection away: its socket, and what was read ahead. The stream is over then.
+
+        For streams of asyncio itself, at a moment when everything written has been sent: the peer has
+        answered it. Raises ConnectionLost when the connection broke.
+        """
+        if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(self._writer, asyncio.StreamWriter):
+            raise TypeError("only a connection of asyncio's own can be given away")
+        transport = self._writer.transport
+        try:
+            transport.pause_reading()  # type: ignore[attr-defined]
+            own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLost(f"the connection broke: {error}") from error
+        try:
+            self._reader.feed_eof()
+            return own, self.take_unread() + await self._read(-1)
+        except BaseException:
+            own.close()
+            raise
+        finally:
+            transport.abort()
 
     def get_extra_info(self, name: str, /) -> Any:
         """Return what the writer knows under `name`."""

@@ -17,8 +17,8 @@ _READ_SIZE = 128 << 10
 _HANDSHAKE_READ_SIZE = 16 << 10
 
 
-class _Session(Protocol):
-    """What is left of a handshake."""
+class Session(Protocol):
+    """What is left of a handshake: a RecordLayer, or OpenSSL's object for TLS 1.2."""
 
     @property
     def eof(self) -> bool: ...
@@ -56,7 +56,7 @@ class _Tls12Session:
 class TlsStream:
     """The inside of a TLS connection. Is a Reader and a Writer; `connect` makes it."""
 
-    def __init__(self, outside: Stream, version: str, peer_chain: list[bytes], session: _Session) -> None:
+    def __init__(self, outside: Stream, version: str, peer_chain: list[bytes], session: Session) -> None:
         """Used by `connect`."""
         self._outside = outside
         self._session = session
@@ -86,7 +86,7 @@ class TlsStream:
             await _shake_hands(handshake, outside)
             # Both go with OpenSSL's object, which `records` frees.
             version, chain = handshake.version or "", handshake.peer_chain
-            session: _Session = handshake.records() if version == "TLSv1.3" else _Tls12Session(handshake)
+            session: Session = handshake.records() if version == "TLSv1.3" else _Tls12Session(handshake)
             return cls(outside, version, chain, session)
         except (ConnectionClosed, TlsError, ValueError) as error:
             outside.abort()
@@ -94,6 +94,16 @@ class TlsStream:
         except BaseException:
             outside.abort()
             raise
+
+    @property
+    def session(self) -> Session:
+        """The keys: for who takes the connection over."""
+        return self._session
+
+    def take_unread(self) -> bytes:
+        """Return what was opened ahead and not taken yet; it is not read again."""
+        data, self._plain = self._plain, b""
+        return data
 
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, at least one, or b"" at the end. ConnectionLost when it broke."""
