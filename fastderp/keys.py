@@ -17,7 +17,7 @@ from nacl import exceptions as nacl_errors
 from fastderp.errors import BoxError, KeyFileError
 from fastderp.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
-__all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"]
+__all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
 
 _PRIVATE_PREFIX = "privkey:"
 
@@ -191,6 +191,29 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
     if key is None:
         raise KeyFileError(f"key file {path}: a link to nowhere, or removed while being created")
     return key
+
+
+def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
+    """Return the region's secret from its file, 64 hex digits, and while it is being changed a second one (PROTOCOL 12).
+
+    Relays show the first to each other and accept either. White space separates them. Raises KeyFileError naming the
+    file and the reason, never its contents.
+    """
+    try:
+        words = Path(path).read_text("utf-8").split()
+    except OSError as error:
+        raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"mesh key file {path}: not a text file") from None
+    if not 1 <= len(words) <= 2:
+        raise KeyFileError(f"mesh key file {path}: want one mesh key, or two while it is being changed, not {len(words)}")
+    try:
+        keys = [MeshKey.from_text(word) for word in words]
+    except ValueError as error:
+        raise KeyFileError(f"mesh key file {path}: {error}") from None
+    if not all(keys):
+        raise KeyFileError(f"mesh key file {path}: a key of zeros is none")
+    return keys
 
 
 def _read_key_file(path: Path) -> NodePrivate | None:

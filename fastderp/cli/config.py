@@ -20,10 +20,12 @@ T = TypeVar("T", int, float)
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
 DEV_ADDRESS = ":3340"
 CERT_MODES = ("manual", "letsencrypt", "gcp")
+DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
 MAX_WORKERS = 256
 MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
+MESH = "Region"
 LATER = "Not supported yet"
 
 
@@ -51,6 +53,11 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("allow-keys", str, "", "let in only the keys in this file, one nodekey: per line; followed when it changes",
              "FILE", ADMISSION),
         Flag("deny-keys", str, "", "keep out the keys in this file; followed when it changes", "FILE", ADMISSION),
+        Flag("mesh-psk-file", str, default_mesh_psk_file(environment),
+             "file with the secret of the region's relays, 64 hex digits; read again on SIGHUP", "FILE", MESH),
+        Flag("mesh-with", str, "",
+             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST; or @FILE with one a line, "
+             "read again on SIGHUP", "HOSTS", MESH),
         Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
         Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
         Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
@@ -77,8 +84,6 @@ def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
         ("acme-eab-key", str, ""),
         ("acme-email", str, ""),
         ("acme-ip-certs", boolean, "false"),
-        ("mesh-psk-file", str, ""),
-        ("mesh-with", str, ""),
         ("secrets-url", str, ""),
         ("secrets-path-prefix", str, "prod/derp"),
         ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
@@ -129,6 +134,8 @@ class RelayConfig:
     write_timeout_s: float  # 0: none
     user_timeout_s: float
     keepalive_s: float
+    mesh_psk_file: Path | None
+    mesh_with: str  # as given
     dev: bool
     address_overridden: bool  # -dev took the place of an explicit -a
 
@@ -168,6 +175,8 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
         user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
         keepalive_s=_not_negative("tcp-keepalive-time", values["tcp-keepalive-time"]),
+        mesh_psk_file=Path(values["mesh-psk-file"]) if values["mesh-psk-file"] and not dev else None,
+        mesh_with=values["mesh-with"].strip(),
         dev=dev,
         address_overridden=dev and "a" in given,
     )
@@ -245,6 +254,12 @@ def _not_negative(flag: str, value: T) -> T:
     if not value >= 0:  # NaN is not either
         raise UsageError(f"-{flag} cannot be negative")
     return value
+
+
+def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
+    """Return derper's default for -mesh-psk-file: where Tailscale keeps it, if it is there."""
+    places = [Path("/home/derp/keys/derp-mesh.key"), Path(environment.get("HOME", ""), "keys/derp-mesh.key")]
+    return next((str(place) for place in places if place.exists()), "")
 
 
 def default_cert_dir(environment: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 import fastderp
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
 from fastderp.cli.flags import boolean
+from fastderp.cli.region import RegionSettings
 from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
 from fastderp.server.admission import Admission, Authority
@@ -66,6 +67,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     access = DebugAccess.from_environment(os.environ)
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
+    region = RegionSettings(config)
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
@@ -78,6 +80,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
             key,
             write_timeout=config.write_timeout_s,
             workers=config.workers,
+            mesh_key=region.keys,
             verify=admission,
             rate_limit=rate_limit,
             rtt_stats=_rtt_stats(),
@@ -89,6 +92,8 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         reloads.append(admission.reload)
     if config.rate_file is not None:
         reloads.append(partial(_reload_rate_limit, server, config.rate_file))
+    if region.reloadable:
+        reloads.append(lambda: region.reload(server))
     site = Site(
         hostname=config.hostname if config.tls else "",
         derp=config.derp,
@@ -113,6 +118,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         plain = _listen(server, config, config.http_port, http_port_routes(site, routes))
     if stun is not None:
         stun.start()
+    server.set_mesh_peers(region.peers)
     _announce(config, server, listener, plain, stun, certificate)
 
 

@@ -11,7 +11,8 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +20,36 @@ import fastderp
 
 Number = int | float
 Labelled = Mapping[Any, Number]  # by label values: a tuple of str, or one str where there is one label
-Value = Number | Labelled
-Kind = Literal["counter", "gauge", "untyped"]
+Kind = Literal["counter", "gauge", "histogram", "untyped"]
+
+
+class Histogram:
+    """How many observations were at most each bound, and their sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Begin empty; `bounds` ascend, and everything above the last is counted too."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum: Number = 0
+
+    def observe(self, value: Number) -> None:
+        """Count one observation."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def samples(self) -> list[tuple[str, Number]]:
+        """Return the numbers of the exposition, by what follows the metric's name."""
+        n = 0
+        rows: list[tuple[str, Number]] = []
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            n += count
+            rows.append((f'_bucket{{le="{_number(bound)}"}}', n))
+        return [*rows, ("_sum", self._sum), ("_count", n)]
+
+
+Value = Number | Labelled | Histogram
 
 DROP_REASONS = (
     "dup_client",
@@ -83,6 +112,8 @@ METRICS: tuple[Metric, ...] = (
     _derp("got_ping", "counter", "pings received"),
     _derp("home_moves_in", "counter", "clients that made this relay their home"),
     _derp("home_moves_out", "counter", "clients that gave this relay up as their home"),
+    _derp("mesh_update_batch_size", "histogram", "arrivals and departures that watchers were told at once", "histogram_"),
+    _derp("mesh_update_loop_count", "histogram", "writes it took to tell them", "histogram_"),
     _derp("multiforwarder_created", "counter", "keys that became reachable through more than one mesh peer"),
     _derp("multiforwarder_deleted", "counter", "keys that stopped being reachable through more than one mesh peer"),
     _derp("packet_forwarder_delete_other_value", "counter", "withdrawals of a mesh route that had been replaced"),
@@ -117,6 +148,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_closed", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
     Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
     Metric("fastderp_events_lost", "counter", "reports of the data plane that found no memory"),
+    Metric("fastderp_mesh_connects", "counter", "logins to another relay of the region", ("host",)),
+    Metric("fastderp_mesh_failures", "counter", "links to another relay that could not be made, or broke", ("host",)),
+    Metric("fastderp_mesh_ignored", "counter", "what a mesh peer said too much and was not acted on", ("reason",),
+           (("keys",), ("watch",))),
+    Metric("fastderp_mesh_keys", "gauge", "clients that another relay of the region has announced", ("host",)),
+    Metric("fastderp_mesh_links", "gauge", "1 for the state each link to another relay is in", ("host", "state")),
     Metric("fastderp_reads", "counter", "receive calls of the data plane that brought bytes"),
     Metric("fastderp_session_closed", "counter", "logged-in connections that ended, by reason", ("reason",)),
     Metric("fastderp_websocket_failures", "counter", "WebSockets closed for breaking the rules, by close code", ("code",)),
@@ -229,7 +266,10 @@ def _entries(directory: str) -> int:
 
 
 def _samples(metric: Metric, value: Value) -> Iterable[tuple[str, Number]]:
-    """Yield (label text, number) of one metric, sorted by labels."""
+    """Yield (what follows the name, number) of one metric, sorted by labels."""
+    if isinstance(value, Histogram):
+        yield from value.samples()
+        return
     if not isinstance(value, Mapping):
         yield "", value
         return
@@ -242,6 +282,8 @@ def _samples(metric: Metric, value: Value) -> Iterable[tuple[str, Number]]:
 
 
 def _plain(metric: Metric, value: Value) -> Any:
+    if isinstance(value, Histogram):
+        return dict(value.samples())
     if not isinstance(value, Mapping):
         return value if math.isfinite(value) else str(value)
     if metric.name == "version":

@@ -6,13 +6,12 @@ Loop thread only, except that the data plane's workers do their work without it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,18 +22,24 @@ from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
 from fastderp.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo, frame, restarting_payload
 from fastderp.server import certs, http, traffic
+from fastderp.server.address import address_bytes, address_text
 from fastderp.server.admission import Client
-from fastderp.server.bridge import Bridge, Reader, Writer, pump_streams
+from fastderp.server.bridge import Bridge, Reader, Writer, bridge, pump_streams
+from fastderp.server.channel import Channel
+from fastderp.server.forwarders import PacketForwarder
 from fastderp.server.handshakes import HandshakeThreads
 from fastderp.server.duplicates import Duplicates
 from fastderp.server.http import Routes, Site
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
 from fastderp.server.logs import Summariser
+from fastderp.server.mesh import MeshPeer
 from fastderp.server.metrics import Value, expvar
+from fastderp.server.presence import Arrival
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
-from fastderp.server.stream import Poller
+from fastderp.server.region import Region
+from fastderp.server.stream import Poller, Stream
 from fastderp.server.traffic import BytesSentRecv
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.handshake import ClientContext, ServerContext
 
 log = logging.getLogger("fastderp")
 
@@ -64,7 +69,9 @@ class Server:
     Args:
         private_key: the relay's identity; None makes a new one.
         write_timeout: how long in seconds a client may refuse to take a frame; 0 for ever.
-        mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights.
+        mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights. A sequence while it is
+            being changed: our links show the first, clients may show any.
+        mesh_tls: what our links to other relays trust; None for the system's roots.
         verify: asked about every other client before it is let in.
         rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
         rtt_stats: look at the clients' round-trip times every RTT_INTERVAL_S.
@@ -78,7 +85,8 @@ class Server:
         private_key: NodePrivate | None = None,
         *,
         write_timeout: float = 2.0,
-        mesh_key: MeshKey | None = None,
+        mesh_key: MeshKey | Sequence[MeshKey] | None = None,
+        mesh_tls: ClientContext | None = None,
         verify: Verify | None = None,
         rate_limit: RateLimit | None = None,
         rtt_stats: bool = True,
@@ -88,7 +96,6 @@ class Server:
     ) -> None:
         self.private_key = private_key or NodePrivate.generate()
         self.public_key = self.private_key.public()
-        self.mesh_key = mesh_key or MeshKey()
         self.verify = verify
         self.write_timeout = write_timeout
         self.login_timeout = login_timeout
@@ -101,6 +108,8 @@ class Server:
         self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
         self._round_trips = traffic.RoundTrips(self._plane) if rtt_stats else None
         self._rtt_timer: asyncio.TimerHandle | None = None
+        mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
+        self._region = Region(self._plane, self.private_key, mesh_keys, self._join, mesh_tls)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = asyncio.Event()
@@ -185,6 +194,7 @@ class Server:
             self._rtt_timer.cancel()
         for listener in self._listeners:
             listener.close()
+        await self._region.close()
         if self._loop is not None:
             self._loop.remove_reader(self._plane.fileno())
         self._plane.close()
@@ -239,6 +249,63 @@ class Server:
         check_client_info_header(frame_type, length)
         return open_client_info(self.private_key, await reader.readexactly(length))
 
+    # The region
+
+    @property
+    def mesh_keys(self) -> list[MeshKey]:
+        """The secrets a mesh peer may show; our links show the first. May be assigned at any time; zero keys are left out."""
+        return list(self._region.keys)
+
+    @mesh_keys.setter
+    def mesh_keys(self, keys: Iterable[MeshKey]) -> None:
+        self._region.set_keys(keys)
+
+    @property
+    def mesh_key(self) -> MeshKey:
+        """The secret our links show; the zero key when there is none. Assigned, it is the only one."""
+        return self._region.key
+
+    @mesh_key.setter
+    def mesh_key(self, key: MeshKey) -> None:
+        self._region.set_keys([key])
+
+    @property
+    def has_mesh_key(self) -> bool:
+        """Whether a mesh key is set."""
+        return bool(self._region.keys)
+
+    def set_mesh_peers(self, peers: Iterable[MeshPeer | str]) -> None:
+        """Be linked to these relays of the region from now on, whatever was before. PROTOCOL §7.
+
+        Args:
+            peers: members, or what `MeshPeer.parse` takes: `host[:port]`, `host[:port]/dialhost` or a URL. This relay
+                itself may be among them.
+
+        Raises ValueError for a member that cannot be, and without a mesh key.
+        """
+        members = [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in peers]
+        if members and not self.has_mesh_key:
+            raise ValueError("a relay without a mesh key cannot be linked to others")
+        self.start()
+        self._region.mesh.set_peers(members)
+
+    def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
+        """Hand packets for a key that is not connected here to an object, as to another relay of the region. PROTOCOL §7.5.
+
+        Of several forwarders for one key the oldest is used. Adding the same object again changes nothing.
+        """
+        self.start()
+        self._region.forwarders.add(key.raw, forwarder)
+
+    def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
+        """Undo `add_packet_forwarder`; a no-op for what was not added. Receivers learn when a key has left the region."""
+        self._region.forwarders.remove(key.raw, forwarder)
+
+    def _join(self, outside: socket.socket, channel: Channel) -> int:
+        """Bridge a connection that we dialled; the bridge sets the stream's callbacks."""
+        stream = Stream(self.poller, outside, _unset, _unset, _unset)
+        return bridge(self.poller, stream, channel, self.bridges)
+
     # For connections on their way in
 
     def greeting(self, fast_start: bool) -> bytes:
@@ -247,7 +314,7 @@ class Server:
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether a client has shown the mesh key."""
-        return bool(self.mesh_key) and info.mesh_key == self.mesh_key
+        return self._region.is_mesh_peer(info)
 
     def server_info(self, login: ClientLogin, mesh: bool) -> bytes:
         """Return the frame that ends a login, with the limit the client has to keep."""
@@ -280,8 +347,9 @@ class Server:
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
         """
+        addr = address_bytes(remote[0])
         try:
-            self._plane.promote(
+            handle = self._plane.promote(
                 descriptor,
                 login.public.raw,
                 first=first,
@@ -291,7 +359,7 @@ class Server:
                 mesh=mesh,
                 prober=login.info.is_prober,
                 not_ideal=not_ideal,
-                addr=_address_bytes(remote[0]),
+                addr=addr,
                 port=remote[1],
             )
         except PlaneError as error:
@@ -299,6 +367,7 @@ class Server:
             return
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
+        self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))
 
     def note_accept(self) -> None:
         """Count a connection that begins a login."""
@@ -370,11 +439,6 @@ class Server:
         """What each client may send; None when nobody has said anything about it."""
         return self._rate_limit
 
-    @property
-    def has_mesh_key(self) -> bool:
-        """Whether a mesh key is set."""
-        return bool(self.mesh_key)
-
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this key is logged in here."""
         return self._plane.is_connected(key.raw)
@@ -394,22 +458,22 @@ class Server:
     def _clients(self) -> Iterator[tuple[int, Client]]:
         for session in self._plane.sessions():
             if not session.mesh and not session.link:
-                yield session.handle, Client(NodePublic(session.key), _address_text(session.addr))
+                yield session.handle, Client(NodePublic(session.key), address_text(session.addr))
 
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
-        plane = self._plane.counters()
+        plane: dict[str, Any] = self._plane.counters()
         if self._rate_limit is None:
             del plane["rate_limit_per_client_waited"]
         else:
             plane["rate_limit_per_client_bytes_per_second"] = self._rate_limit.bytes_per_s
             plane["rate_limit_per_client_burst_bytes"] = self._rate_limit.burst_bytes
+        plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
         return {
             **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
+            **self._region.metrics(),
             "derp_accepts": self._n_accepts,
             "derp_websocket_accepts": self._n_websockets,
-            "derp_clients_remote": 0,
-            "derp_clients_total": plane["clients_local"],
             "derper_tls_request_version": dict(self._requests),
             "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
             "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
@@ -447,16 +511,13 @@ class Server:
         return problems
 
     def _inconsistencies(self) -> list[str]:
-        sessions = self._plane.sessions()
+        clients = [session for session in self._plane.sessions() if not session.link]
         problems = [
             f"session of {NodePublic(key).short} has no route"
-            for key in {session.key for session in sessions}
+            for key in {client.key for client in clients}
             if not self._plane.is_connected(key)
         ]
-        n_counted = self._plane.counters()["current_connections"]
-        if n_counted != len(sessions):
-            problems.append(f"{n_counted} connections counted, {len(sessions)} found")
-        return problems
+        return problems + self._region.inconsistencies(clients, self._plane.counters())
 
     def _next_rtt_sample(self) -> None:
         if self._round_trips is not None and self._loop is not None:
@@ -476,15 +537,16 @@ class Server:
                 self._log_closed(event)
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
-            elif event.type == FrameType.CLOSE_PEER:
-                self._plane.close_key(event.payload)
+                self._region.closed(event)
+            else:
+                self._region.received(event)
 
     def _log_closed(self, event: ClosedEvent) -> None:
         totals = event.totals
         log.info(
             "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d",
             NodePublic(event.key).short,
-            format_address((_address_text(event.addr), event.port)),
+            format_address((address_text(event.addr), event.port)),
             totals.seconds,
             f"{event.reason} ({event.detail})" if event.detail else event.reason,
             totals.rx_packets,
@@ -502,16 +564,5 @@ def _reason(error: BaseException) -> str:
     return "timeout" if isinstance(error, TimeoutError) else "end"
 
 
-def _address_bytes(ip: str) -> bytes:
-    """Return 16 bytes, IPv4 as ::ffff:a.b.c.d; zeros when it is no address."""
-    try:
-        if ":" in ip:
-            return socket.inet_pton(socket.AF_INET6, ip)
-        return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, ip)
-    except OSError:
-        return bytes(16)
-
-
-def _address_text(addr: bytes) -> str:
-    address = ipaddress.IPv6Address(addr)
-    return str(address.ipv4_mapped or address)
+def _unset(*_: object) -> None:
+    """Stand in for a callback that is set later."""

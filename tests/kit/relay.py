@@ -121,6 +121,7 @@ def running(
     setup: Setup,
     certificates: Path,
     *,
+    port: int = 0,
     routes: Routes | None = None,
     idle_s: float = 30.0,
     **server: Any,
@@ -134,7 +135,7 @@ def running(
         loop = asyncio.get_running_loop()
         try:
             relay = Server(**{"workers": 2, **server})
-            listener = relay.listen("", 0, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s)
+            listener = relay.listen("", port, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s)
         except BaseException as error:
             outcome.append(error)
             started.set()

@@ -19,7 +19,7 @@ TABLE = [
     flags.Flag("stun-port", flags.integer, "3478", "", "PORT"),
     flags.Flag("limit", flags.number, "+Inf", ""),
     flags.Flag("timeout", flags.duration, "2s", ""),
-    flags.Flag("mesh-with", str, "", "", supported=False),
+    flags.Flag("socket", str, "", "", supported=False),
     flags.Flag("ace", flags.boolean, "false", "", supported=False),
 ]
 
@@ -43,7 +43,7 @@ def test_one_or_two_dashes_and_a_space_or_an_equals_sign(arguments: tuple[str, .
 
 def test_absent_flags_have_their_defaults() -> None:
     assert values() == {
-        "a": ":443", "stun": True, "stun-port": 3478, "limit": float("inf"), "timeout": 2.0, "mesh-with": "", "ace": False,
+        "a": ":443", "stun": True, "stun-port": 3478, "limit": float("inf"), "timeout": 2.0, "socket": "", "ace": False,
     }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["-=1"], 'unexpected argument "-=1"'),
         (["-"], 'unexpected argument "-"'),
         (["--", "x"], 'unexpected argument "--"'),
-        (["-mesh-with", "a.example"], "-mesh-with is not supported yet; leave it out"),
+        (["-socket", "/s"], "-socket is not supported yet; leave it out"),
         (["-ace"], "-ace is not supported yet; leave it out"),
     ],
 )
@@ -135,14 +135,14 @@ def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str])
 
 
 def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
-    relay("-c", "k", "-a", ":80", "-mesh-with=", "-verify-clients=false", "-verify-client-url-fail-open", "-rate-config", "",
+    relay("-c", "k", "-a", ":80", "-secrets-url=", "-verify-clients=false", "-verify-client-url-fail-open", "-rate-config", "",
           "-accept-connection-limit", "+Inf", "-accept-connection-burst", "9223372036854775807", "-acme-ip-certs=false")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("-mesh-with", "a"), ("-mesh-psk-file", "/k"), ("-ace",), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
+        ("-ace",), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
         ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
         ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
     ],
@@ -165,9 +165,24 @@ def test_a_real_relay_has_derpers_defaults() -> None:
     assert real == config.RelayConfig(
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
         cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", derp=True, workers=0,
-        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, dev=False, address_overridden=False,
+        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, mesh_with="", dev=False,
+        address_overridden=False,
         admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
     )  # fmt: skip
+
+
+def test_the_regions_secret_is_looked_for_where_derper_does(tmp_path: Path) -> None:
+    secret = tmp_path / "keys" / "derp-mesh.key"
+    assert config.default_mesh_psk_file({"HOME": str(tmp_path)}) == ""
+    secret.parent.mkdir()
+    secret.write_text("00")
+    assert config.default_mesh_psk_file({"HOME": str(tmp_path)}) == str(secret)
+
+
+def test_a_region_is_a_secret_file_and_members() -> None:
+    member = relay("-c", "k", "-a", ":80", "-mesh-psk-file", "/k", "-mesh-with", "a.example, b.example")
+    assert (member.mesh_psk_file, member.mesh_with) == (Path("/k"), "a.example, b.example")
+    assert relay("-dev", "-mesh-psk-file", "/k").mesh_psk_file is None
 
 
 def test_another_port_without_manual_certificates_serves_plain_http() -> None:

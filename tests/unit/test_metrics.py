@@ -59,7 +59,7 @@ def test_every_line_is_prometheus_text() -> None:
     text = metrics.varz(values)
     assert text.endswith("\n")
     for line in text.splitlines():
-        assert SAMPLE.fullmatch(line) or re.fullmatch(r"# (TYPE \w+ (counter|gauge)|HELP \w+ .+)", line), line
+        assert SAMPLE.fullmatch(line) or re.fullmatch(r"# (TYPE \w+ (counter|gauge|histogram)|HELP \w+ .+)", line), line
 
 
 def test_a_stranger_to_the_table_is_shown_untyped() -> None:

@@ -1,0 +1,93 @@
+"""`fastderp-relay` in a region: the secret, the members, and both changed while it runs. PROTOCOL §12."""
+
+from __future__ import annotations
+
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fastderp.keys import MeshKey
+from tests.kit.command import RunningRelay, refused, relay
+from tests.kit.relay import eventually
+
+QUIET = ("-a", "127.0.0.1:0", "-stun=false")
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "mesh.key"
+    path.write_text(f" {MeshKey.generate().to_text().upper()}\n")
+    return path
+
+
+def members_of(running: RunningRelay) -> dict[str, str]:
+    """Return the state of each link, by member."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as answer:
+        found = re.findall(r'^fastderp_mesh_links\{host="(.*?)",state="(\w+)"\} 1$', answer.read().decode(), re.MULTILINE)
+    return dict(found)
+
+
+def test_two_commands_make_a_region(tmp_path: Path, secret: Path) -> None:
+    flags = (*QUIET, f"-mesh-psk-file={secret}")
+    with relay(*flags, "-c", str(tmp_path / "one")) as one:
+        member = f"http://127.0.0.1:{one.port}"
+        with relay(*flags, "-c", str(tmp_path / "two"), f"-mesh-with={member}") as two:
+            eventually(lambda: members_of(two) == {member: "up"})
+
+
+def test_members_and_secret_are_read_again_on_sighup(tmp_path: Path, secret: Path) -> None:
+    members = tmp_path / "members"
+    members.write_text("# none so far\n")
+    with relay(*QUIET, "-c", str(tmp_path / "one"), f"-mesh-psk-file={secret}") as one:
+        member = f"http://127.0.0.1:{one.port}"
+        with relay(*QUIET, "-c", str(tmp_path / "two"), f"-mesh-psk-file={secret}", f"-mesh-with=@{members}") as two:
+            assert members_of(two) == {}
+            members.write_text(f"{member}  # the first\n")
+            two.process.send_signal(signal.SIGHUP)
+            eventually(lambda: members_of(two) == {member: "up"})
+            members.write_text("a/b/c\n")
+            two.process.send_signal(signal.SIGHUP)
+            code, said = two.stop()
+    assert code == 0
+    assert "nothing changes: -mesh-with" in said and "HOST/DIALHOST" in said
+
+
+def test_dev_takes_the_secret_from_the_environment() -> None:
+    code, said = refused("-dev", "-mesh-with=a.example")
+    assert code == 2 and "-mesh-with needs the region's secret" in said
+    code, said = refused("-dev", env={"TAILSCALE_DERPER_MESH_KEY": "ab" * 31})
+    assert code == 78 and "TAILSCALE_DERPER_MESH_KEY: a key has 64 hex digits, not 62" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "want one mesh key"),
+        ("ab" * 31, "64 hex digits, not 62"),
+        ("zz" * 32, "hex digits only"),
+        ("00" * 32, "a key of zeros is none"),
+        (f"{'ab' * 32}\n" * 3, "not 3"),
+        ("\xff", "not a text file"),
+    ],
+)
+def test_a_secret_that_cannot_be_is_refused_without_being_shown(tmp_path: Path, content: str, complaint: str) -> None:
+    path = tmp_path / "mesh.key"
+    path.write_bytes(content.encode("latin-1"))
+    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={path}")
+    assert code == 78
+    assert said.count("\n") == 1 and f"mesh key file {path}: " in said and complaint in said
+    assert "zz" not in said and "abab" not in said
+
+
+@pytest.mark.parametrize("member", ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b"])
+def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
+    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}")
+    assert code == 2 and said.count("\n") == 1 and "-mesh-with" in said
+
+
+def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
+    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={tmp_path / 'nowhere'}")
+    assert code == 78 and "nowhere: No such file or directory" in said

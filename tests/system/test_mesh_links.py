@@ -1,0 +1,207 @@
+"""Relays of one region: packets across, presence from one to the other, links that break and come back. PROTOCOL §7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastderp.client.tls import ClientContext
+from fastderp.keys import MeshKey, NodePrivate
+from fastderp.server.mesh import LinkState
+from tests.kit.peer import DISCO, GONE, RECV
+from tests.kit.relay import Relay, Setup, eventually, running
+
+SECRET = MeshKey.generate()
+StartRelay = Callable[..., Relay]
+
+EVERY_LINK = [Setup(transport, loop) for transport in ("plain", "TLS 1.2", "TLS 1.3") for loop in ("uvloop", "asyncio")]
+
+
+def start_member(start_relay: StartRelay, setup: Setup = Setup(), **server: object) -> Relay:
+    """Start a relay that is to be in a region and trusts any certificate."""
+    return start_relay(setup, **{"mesh_key": SECRET, "mesh_tls": ClientContext(verify=False), **server})
+
+
+def url(relay: Relay) -> str:
+    return f"{'http' if relay.setup.transport == 'plain' else 'https'}://127.0.0.1:{relay.port}/derp"
+
+
+def link(relay: Relay, *others: Relay) -> None:
+    """Make the others members of a relay's region."""
+    relay.call(relay.server.set_mesh_peers, [url(other) for other in others])
+
+
+def state(relay: Relay, of: Relay) -> str:
+    states = relay.metrics()["fastderp_mesh_links"]
+    return next((name for (host, name), value in states.items() if host == url(of) and value), "none")
+
+
+def wait_linked(relay: Relay, other: Relay) -> None:
+    eventually(lambda: state(relay, other) == LinkState.UP)
+
+
+def wait_knows(relay: Relay, n_clients: int) -> None:
+    """Wait until a relay can reach so many keys that are not its own clients."""
+    eventually(lambda: relay.metrics()["derp_clients_remote"] == n_clients)
+
+
+@pytest.fixture(params=EVERY_LINK, ids=str)
+def pair(request: pytest.FixtureRequest, start_relay: StartRelay) -> tuple[Relay, Relay]:
+    """Two relays linked to each other, over each transport and on each event loop."""
+    one, other = start_member(start_relay, request.param), start_member(start_relay, request.param)
+    link(one, other)
+    link(other, one)
+    wait_linked(one, other)
+    wait_linked(other, one)
+    return one, other
+
+
+def test_packets_cross_from_relay_to_relay(pair: tuple[Relay, Relay]) -> None:
+    one, other = pair
+    with one.login() as a, other.login() as b:
+        wait_knows(one, 2)  # b, and the other relay, which is logged in there
+        wait_knows(other, 2)
+        for size in (0, 1, 1400, 65536):
+            a.send_packet(b.public, b"x" * size)
+            assert b.read_packet() == (a.public, b"x" * size)
+            b.send_packet(a.public, b"y" * size)
+            assert a.read_packet() == (b.public, b"y" * size)
+        for relay in pair:
+            assert relay.metrics()["derp_packets_forwarded_out"] == relay.metrics()["derp_packets_forwarded_in"] == 4
+            assert relay.call(relay.server.consistency_check) == []
+
+
+def test_receivers_elsewhere_learn_of_a_departure(pair: tuple[Relay, Relay]) -> None:
+    one, other = pair
+    with one.login() as a, other.login() as b:
+        wait_knows(one, 2)
+        a.send_packet(b.public, b"x")
+        assert b.read_packet() == (a.public, b"x")
+        a.close()
+        assert b.read_frame() == (GONE, a.public.raw + b"\0")
+
+
+def test_a_large_burst_crosses_whole_and_in_order(start_relay: StartRelay) -> None:
+    one, other = start_member(start_relay, Setup("TLS 1.3")), start_member(start_relay, Setup("TLS 1.3"))
+    link(one, other)
+    with one.login() as a, other.login() as b:
+        wait_knows(one, 2)
+        for number in range(500):
+            a.send_packet(b.public, number.to_bytes(2, "big") * 50)
+        for number in range(500):
+            assert b.read_packet() == (a.public, number.to_bytes(2, "big") * 50)
+
+
+def test_a_local_client_is_reached_without_the_mesh(start_relay: StartRelay) -> None:
+    one, other = start_member(start_relay), start_member(start_relay)
+    link(one, other)
+    key = NodePrivate.generate()
+    with one.login() as a, other.login(key=key) as elsewhere:
+        wait_knows(one, 2)
+        with one.login(key=key) as here:
+            a.send_packet(key.public(), b"to the local one")
+            assert here.read_packet() == (a.public, b"to the local one")
+        assert a.sync() == []
+        one.wait_connected(key.public(), False)
+        a.send_packet(key.public(), b"to the other")
+        assert elsewhere.read_packet() == (a.public, b"to the other")
+
+
+def test_a_relay_that_lists_itself_notices(start_relay: StartRelay) -> None:
+    relay = start_member(start_relay)
+    link(relay, relay)
+    eventually(lambda: state(relay, relay) == LinkState.ITSELF)
+    assert relay.metrics()["derp_current_connections"] == 0
+
+
+def test_a_relay_with_another_secret_is_not_linked_to(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = start_member(start_relay), start_member(start_relay, mesh_key=MeshKey.generate())
+    link(one, other)
+    eventually(lambda: "is its mesh key another?" in caplog.text)
+    eventually(lambda: state(one, other) == LinkState.WAITING)
+    assert one.metrics()["derp_clients_remote"] == 0
+
+
+def test_a_certificate_that_is_not_trusted_makes_no_link(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = start_member(start_relay, mesh_tls=ClientContext()), start_member(start_relay, Setup("TLS 1.3"))
+    link(one, other)
+    eventually(lambda: "no link to https://127.0.0.1" in caplog.text)
+    assert "certificate" in caplog.text
+
+
+def test_a_member_that_is_away_is_linked_when_it_comes(start_relay: StartRelay, certificates: Path) -> None:
+    one = start_member(start_relay)
+    key = NodePrivate.generate()
+    with running(Setup(), certificates, mesh_key=SECRET, private_key=key) as first:
+        port, first_url = first.port, url(first)
+        one.call(one.server.set_mesh_peers, [first_url])
+        wait_linked(one, first)
+        with first.login():
+            wait_knows(one, 2)
+    eventually(lambda: state(one, first) != LinkState.UP)
+    assert one.metrics()["derp_clients_remote"] == 0
+    with running(Setup(), certificates, mesh_key=SECRET, private_key=key, port=port) as again, again.login():
+        wait_linked(one, first)
+        wait_knows(one, 2)
+    connects, failures = (one.metrics()[f"fastderp_mesh_{name}"] for name in ("connects", "failures"))
+    assert connects[first_url,] == 2 and failures[first_url,] >= 1
+
+
+def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(start_relay: StartRelay) -> None:
+    one, other = start_member(start_relay), start_member(start_relay)
+    link(one, other)
+    link(other, one)
+    with one.login() as a, other.login() as b:
+        wait_knows(one, 2)
+        wait_knows(other, 2)
+        b.send_packet(a.public, b"x")
+        assert a.read_packet() == (b.public, b"x")
+        link(one)
+        assert a.read_frame() == (GONE, b.public.raw + b"\0")
+        a.send_packet(b.public, b"nobody knows")
+        assert b.sync() == []
+        assert one.metrics()["derp_packets_dropped"]["unknown_dest", "other"] == 1
+        assert one.metrics()["fastderp_mesh_links"] == {}
+
+
+def test_disco_to_a_client_that_has_left_the_other_relay_is_answered_not_here(start_relay: StartRelay) -> None:
+    one, other = start_member(start_relay), start_member(start_relay)
+    ghost = NodePrivate.generate().public()
+    with other.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer:
+        disco = DISCO + bytes(56)
+        peer.send_frame(0x0A, one.server.public_key.raw + ghost.raw + disco)
+        assert peer.read_frame() == (GONE, ghost.raw + b"\1")
+
+
+def test_a_third_relay_does_not_hear_of_clients_through_the_second(start_relay: StartRelay) -> None:
+    one, two, three = (start_member(start_relay) for _ in range(3))
+    link(one, two)
+    link(two, three)
+    with three.login() as c:
+        wait_knows(two, 2)
+        wait_linked(one, two)
+        assert one.metrics()["derp_clients_remote"] == 1  # the second relay's place of login: our own, remote key
+        with one.login() as a:
+            a.send_packet(c.public, b"two hops")
+            assert c.sync() == []
+
+
+def test_without_a_secret_there_are_no_members(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    with pytest.raises(ValueError, match="without a mesh key"):
+        relay.call(relay.server.set_mesh_peers, ["relay.example.com"])
+
+
+def test_mesh_peers_are_not_slowed_down_by_the_rate_limit(start_relay: StartRelay) -> None:
+    one, other = start_member(start_relay), start_member(start_relay)
+    link(one, other)
+    other.call(other.server._plane.set_rate_limit, 1)
+    with one.login() as a, other.login() as b:
+        wait_knows(one, 2)
+        for _ in range(20):
+            a.send_packet(b.public, bytes(10_000))
+        assert [b.read_frame()[0] for _ in range(20)] == [RECV] * 20

@@ -1,0 +1,234 @@
+"""Watching who comes and goes, and closing others' connections: what a mesh peer may do. PROTOCOL §5, §6.2, §7.2."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from tests.kit.peer import CLOSE_PEER, GONE, PRESENT, WATCH, Peer, frame
+from tests.kit.relay import Relay, Setup, eventually
+
+SECRET = MeshKey.generate()
+REGULAR, MESH, PROBER, NOT_IDEAL = 1, 2, 4, 8
+
+
+def mesh_info(secret: MeshKey = SECRET, extra: str = "") -> bytes:
+    return b'{"meshKey":"%s","version":2%s}' % (secret.to_text().encode(), extra.encode())
+
+
+@pytest.fixture
+def relay(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
+    yield start_relay(mesh_key=SECRET)
+
+
+def mesh_peer(relay: Relay, **login: Any) -> Peer:
+    return relay.login(**{"json": mesh_info(), **login})
+
+
+def watcher(relay: Relay, **login: Any) -> Peer:
+    """Log in and watch; the own presence, listed among the others, is still to be read."""
+    peer = mesh_peer(relay, **login)
+    peer.send_frame(WATCH)
+    return peer
+
+
+def present(peer: Peer, flags: int = REGULAR) -> tuple[int, bytes]:
+    """Return the PeerPresent that announces this connection."""
+    ip, port = peer.sock.getsockname()[:2]
+    address = bytes(10) + b"\xff\xff" + socket.inet_aton(ip)
+    return PRESENT, peer.public.raw + address + struct.pack(">HB", port, flags)
+
+
+def gone(key: NodePublic) -> tuple[int, bytes]:
+    """Return the PeerGone that tells watchers of a departure."""
+    return GONE, key.raw + b"\0"
+
+
+def test_a_watcher_sees_itself_then_who_comes_and_goes(relay: Relay) -> None:
+    with watcher(relay) as w:
+        assert w.read_frame() == present(w, MESH)
+        with relay.login() as a:
+            assert w.read_frame() == present(a)
+        assert w.read_frame() == gone(a.public)
+
+
+def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second(relay: Relay) -> None:
+    with watcher(relay) as first, relay.login() as a, relay.login() as b:
+        assert first.read_frames(3) == [present(first, MESH), present(a), present(b)]
+        with watcher(relay) as second:
+            listed = second.read_frames(4)
+            assert sorted(listed) == sorted([present(first, MESH), present(a), present(b), present(second, MESH)])
+            assert first.read_frame() == present(second, MESH)
+            a.close()
+            assert first.read_frame() == second.read_frame() == gone(a.public)
+
+
+@pytest.mark.parametrize(
+    ("login", "flags"),
+    [
+        ({}, REGULAR),
+        ({"json": b'{"IsProber":true}'}, PROBER),
+        ({"json": mesh_info()}, MESH),
+        ({"headers": ["Ideal-Node: 1a"]}, NOT_IDEAL),
+        ({"json": mesh_info(extra=',"IsProber":true'), "headers": ["Ideal-Node: 1a"]}, PROBER | MESH | NOT_IDEAL),
+    ],
+    ids=["regular", "prober", "mesh peer", "not ideal", "all of it"],
+)
+def test_flags_say_what_kind_of_client_came(relay: Relay, login: dict[str, Any], flags: int) -> None:
+    with watcher(relay) as w, relay.login(**login) as client:
+        assert w.read_frames(2) == [present(w, MESH), present(client, flags)]
+        with watcher(relay) as late:
+            assert present(client, flags) in late.read_frames(3)
+
+
+def test_an_ipv6_client_is_announced_with_its_address(relay: Relay) -> None:
+    with watcher(relay) as w, relay.connect("::1") as client:
+        client.login(relay.server.public_key)
+        w.read_frame()
+        _, payload = w.read_frame()
+        assert payload[32:48] == socket.inet_pton(socket.AF_INET6, "::1")
+
+
+def test_every_duplicate_is_announced_and_only_the_last_departure(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with watcher(relay) as w:
+        w.read_frame()
+        one, other = relay.login(key=key), relay.login(key=key)
+        assert w.read_frames(2) == [present(one), present(other)]
+        other.close()
+        with relay.login() as later:
+            assert w.read_frame() == present(later)
+        assert w.read_frame() == gone(later.public)
+        one.close()
+        assert w.read_frame() == gone(key.public())
+
+
+def test_a_duplicate_key_is_listed_once(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login(key=key), relay.login(key=key) as newest, watcher(relay) as w:
+        assert sorted(w.read_frames(2)) == sorted([present(newest), present(w, MESH)])
+        assert w.sync() == []
+
+
+def test_asking_again_lists_everybody_again(relay: Relay) -> None:
+    with relay.login() as a, watcher(relay) as w:
+        once = w.read_frames(2)
+        w.send_frame(WATCH)
+        assert sorted(w.read_frames(2)) == sorted(once) == sorted([present(a), present(w, MESH)])
+
+
+def test_asking_a_thousand_times_is_not_answered_a_thousand_times(relay: Relay) -> None:
+    with mesh_peer(relay) as w:
+        w.send(frame(WATCH) * 1000)
+        eventually(lambda: relay.metrics()["fastderp_mesh_ignored"][("watch",)] > 900)
+        listed = w.read_frames(10)
+        assert listed == [present(w, MESH)] * 10
+        with relay.login() as a:
+            assert w.read_frame() == present(a)
+
+
+def test_a_relay_is_not_told_about_itself(relay: Relay) -> None:
+    with watcher(relay, key=relay.server.private_key) as itself, relay.login():
+        assert itself.sync() == []
+        assert relay.metrics()["derp_watchers"] == 0
+
+
+def test_watchers_are_counted_while_they_watch(relay: Relay) -> None:
+    with watcher(relay) as w, relay.login():
+        w.read_frames(2)
+        assert relay.metrics()["derp_watchers"] == 1
+        sizes = dict(relay.metrics()["derp_mesh_update_batch_size"].samples())
+        assert sizes["_count"] == sizes["_sum"] == 2
+    eventually(lambda: relay.metrics()["derp_watchers"] == 0)
+
+
+def test_departures_told_to_watchers_are_counted(relay: Relay) -> None:
+    with watcher(relay) as w, watcher(relay) as other:
+        w.read_frames(2)
+        other.read_frames(2)
+        with relay.login() as a:
+            w.read_frame()
+        assert w.read_frame() == gone(a.public)
+        assert relay.metrics()["derp_peer_gone_disconnected_frames"] == 2
+
+
+def test_without_a_mesh_key_nobody_is_a_mesh_peer(start_relay: Callable[..., Relay]) -> None:
+    relay = start_relay()
+    with relay.login(json=mesh_info()) as peer:
+        peer.send_frame(WATCH)
+        assert peer.is_closed()
+
+
+def test_while_the_secret_changes_both_keys_are_good(start_relay: Callable[..., Relay]) -> None:
+    new, old, other = (MeshKey.generate() for _ in range(3))
+    relay = start_relay(mesh_key=[new, old])
+    for secret, is_good in ((new, True), (old, True), (other, False)):
+        with relay.login(json=mesh_info(secret)) as peer:
+            peer.send_frame(WATCH)
+            if is_good:
+                assert peer.read_frame() == present(peer, MESH)
+            else:
+                assert peer.is_closed()
+    relay.call(setattr, relay.server, "mesh_keys", [new])
+    with relay.login(json=mesh_info(old)) as peer:
+        peer.send_frame(WATCH)
+        assert peer.is_closed()
+
+
+def test_a_mesh_peer_closes_every_connection_of_a_key(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login(key=key) as one, relay.login(key=key) as other, relay.login() as bystander, mesh_peer(relay) as peer:
+        peer.send_frame(CLOSE_PEER, key.public().raw)
+        one.read_to_end()
+        other.read_to_end()
+        assert bystander.sync() == [] and peer.sync() == []
+
+
+def test_a_mesh_peer_may_close_itself(relay: Relay) -> None:
+    with mesh_peer(relay) as peer:
+        peer.send_frame(CLOSE_PEER, peer.public.raw)
+        assert peer.is_closed()
+
+
+def test_closing_an_unknown_key_does_nothing(relay: Relay) -> None:
+    with mesh_peer(relay) as peer:
+        peer.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
+        assert peer.sync() == []
+
+
+def test_five_thousand_clients_are_listed_at_once(start_relay: Callable[..., Relay]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 11_000:
+        pytest.skip("needs 11,000 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 11_000), limits[1]))
+    relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET)
+    peers = [socket.socketpair() for _ in range(5000)]
+
+    def promote_all() -> None:
+        for number, (_, theirs) in enumerate(peers):
+            relay.server._plane.promote(theirs.detach(), number.to_bytes(32, "big"))
+
+    relay.call(promote_all)
+    try:
+        with watcher(relay) as w:
+            keys = {payload[:32] for _, payload in w.read_frames(5001)}
+            assert keys == {number.to_bytes(32, "big") for number in range(5000)} | {w.public.raw}
+    finally:
+        for ours, _ in peers:
+            ours.close()
+
+
+def test_a_watcher_that_does_not_read_harms_nobody(relay: Relay) -> None:
+    with watcher(relay) as stuck, watcher(relay) as w:
+        stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        w.read_frames(2)
+        for _ in range(50):
+            with relay.login() as a:
+                assert w.read_frame() == present(a)
+            assert w.read_frame() == gone(a.public)
