@@ -34,11 +34,13 @@ cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noex
 
 cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
     # PROTOCOL §4: a short frame is skipped; what is no news for the mesh is, too.
+    if size > LINK_FRAME_MAX:
+        return FRAME_BAD_SIZE
     if type == FRAME_PEER_PRESENT or type == FRAME_PEER_GONE or type == FRAME_SERVER_INFO or type == FRAME_RESTARTING:
         return FRAME_READY if NEWS_MIN <= size <= NEWS_MAX or type == FRAME_RESTARTING and size == 8 else FRAME_SKIP
     if type == FRAME_PING:
         return FRAME_READY if PING_DATA <= size <= PING_MAX else FRAME_SKIP
-    return FRAME_SKIP if size <= LINK_FRAME_MAX else FRAME_BAD_SIZE
+    return FRAME_SKIP
 
 
 cdef FrameStatus frame_next(const uint8_t* p, size_t n, Role role, size_t* total) noexcept nogil:

@@ -35,6 +35,7 @@ class _Carrier:
         loop = asyncio.get_running_loop()
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
+        self._plane = plane
         self.forwarder = forwarder
         self.keys: set[bytes] = set()
         self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
@@ -43,8 +44,12 @@ class _Carrier:
         self._carrying = loop.create_task(self._carry())
         self._carrying.add_done_callback(self._carried)
 
+    def finish(self) -> None:
+        """End the session; what has left the data plane is still forwarded."""
+        self._plane.close_session(self.handle)
+
     def close(self) -> None:
-        """End the session: closing our end of the pair does."""
+        """End at once."""
         self._carrying.cancel()
 
     def _carried(self, _: object) -> None:
@@ -118,13 +123,12 @@ class Forwarders:
             carrier.keys.discard(key)
             if not carrier.keys:
                 del self._carriers[id(forwarder)]
-                carrier.close()
+                carrier.finish()
 
     def closed(self, handle: int) -> None:
         """Note the end of a session: a forwarder that took nothing for too long gets a new one."""
         for carrier in [carrier for carrier in self._carriers.values() if carrier.handle == handle]:
             del self._carriers[id(carrier.forwarder)]
-            carrier.close()
             for key in carrier.keys:
                 self.add(key, carrier.forwarder)
                 self._plane.remove_forwarder(key, handle)

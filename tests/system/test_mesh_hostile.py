@@ -1,0 +1,251 @@
+"""Members of the region that misbehave: what they say too much is not acted on, and counted. RELIABILITY F17."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fastderp.dataplane.plane import ClosedEvent, Plane
+from fastderp.keys import MeshKey, NodePrivate
+from fastderp.login import open_client_info
+from fastderp.server.dialled import CONNECT_TIMEOUT_S
+from fastderp.server.mesh import LinkState
+from tests.kit.peer import CLOSE_PEER, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
+from tests.kit.relay import PATIENCE_S, Relay, eventually
+
+SECRET = MeshKey.generate()
+
+
+class Member:
+    """A relay made by hand: answers one login and then says what the test wants."""
+
+    def __init__(self) -> None:
+        self.key = NodePrivate.generate()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(PATIENCE_S)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/derp"
+        self.sock: socket.socket
+
+    def accept(self) -> None:
+        """Take a connection up to the end of its HTTP request."""
+        self.sock, _ = self._listener.accept()
+        self.sock.settimeout(PATIENCE_S)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.sock.recv(1)
+
+    def welcome(self) -> None:
+        """Take a connection and log it in; it must ask for presence in the same breath."""
+        self.accept()
+        self.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public().raw))
+        self.client = open_client_info(self.key, self.read_frame()[1])
+        assert self.client.info.mesh_key == SECRET
+        assert self.read_frame() == (WATCH, b"")
+        self.sock.sendall(self.client.server_info_frame())
+
+    def present(self, key: bytes) -> bytes:
+        return frame(PRESENT, key + bytes(19))
+
+    def read_frame(self) -> tuple[int, bytes]:
+        frame_type, length = struct.unpack(">BI", self._read(5))
+        return frame_type, self._read(length)
+
+    def is_left(self) -> bool:
+        """Return whether the other side hangs up."""
+        try:
+            while self.sock.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+    def close(self) -> None:
+        self._listener.close()
+        if hasattr(self, "sock"):
+            self.sock.close()
+
+    def _read(self, n_bytes: int) -> bytes:
+        data = b""
+        while len(data) < n_bytes:
+            piece = self.sock.recv(n_bytes - len(data))
+            assert piece, "the relay has hung up"
+            data += piece
+        return data
+
+
+@contextmanager
+def member_of(relay: Relay) -> Iterator[Member]:
+    member = Member()
+    relay.call(relay.server.set_mesh_peers, [member.url])
+    try:
+        yield member
+    finally:
+        member.close()
+
+
+@pytest.fixture
+def relay(start_relay: Callable[..., Relay]) -> Relay:
+    return start_relay(mesh_key=SECRET)
+
+
+def state_of(relay: Relay) -> str:
+    return next(state for (_, state), value in relay.metrics()["fastderp_mesh_links"].items() if value)
+
+
+def wait_state(relay: Relay, state: LinkState) -> None:
+    eventually(lambda: state_of(relay) == state)
+
+
+def remote_keys(relay: Relay) -> int:
+    return int(relay.metrics()["derp_clients_remote"])
+
+
+def test_ghost_keys_beyond_the_limit_are_ignored_and_counted(relay: Relay) -> None:
+    relay.server._region.mesh.max_keys_per_link = 1000
+    with member_of(relay) as member:
+        member.welcome()
+        ghosts = [secrets.token_bytes(32) for _ in range(1500)]
+        member.sock.sendall(b"".join(member.present(ghost) for ghost in ghosts))
+        eventually(lambda: relay.metrics()["fastderp_mesh_ignored"]["keys",] == 500)
+        assert remote_keys(relay) == 1000
+        member.sock.sendall(frame(GONE, ghosts[0] + b"\0") + member.present(ghosts[-1]))
+        member.sock.sendall(frame(GONE, ghosts[1] + b"\0"))
+        eventually(lambda: remote_keys(relay) == 999)
+        assert relay.call(relay.server.consistency_check) == []
+    eventually(lambda: remote_keys(relay) == 0)
+
+
+def test_a_departure_of_what_was_never_announced_does_nothing(relay: Relay) -> None:
+    with member_of(relay) as member, relay.login() as a, relay.login() as b:
+        member.welcome()
+        a.send_packet(b.public, b"x")
+        b.read_packet()
+        member.sock.sendall(frame(GONE, a.public.raw + b"\0") + frame(GONE, bytes(32)) + member.present(bytes(32)))
+        wait_state(relay, LinkState.UP)
+        assert b.sync() == []
+        a.send_packet(b.public, b"y")
+        assert b.read_packet() == (a.public, b"y")
+
+
+def test_announcing_our_own_clients_takes_nobody_over(relay: Relay) -> None:
+    with member_of(relay) as member, relay.login() as a, relay.login() as b:
+        member.welcome()
+        member.sock.sendall(member.present(b.public.raw))
+        wait_state(relay, LinkState.UP)
+        a.send_packet(b.public, b"still here")
+        assert b.read_packet() == (a.public, b"still here")
+        assert remote_keys(relay) == 0
+        assert relay.call(relay.server.consistency_check) == []
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(frame(PRESENT, b"short") + frame(GONE, b"short") + frame(RESTARTING, b"x"), id="too short"),
+        pytest.param(frame(0x77, bytes(100_000)), id="of no known type"),
+        pytest.param(frame(SERVER_INFO, bytes(60)), id="a second ServerInfo"),
+    ],
+)
+def test_frames_that_make_no_sense_are_skipped(relay: Relay, garbage: bytes) -> None:
+    with member_of(relay) as member:
+        member.welcome()
+        member.sock.sendall(garbage + member.present(bytes(range(32))))
+        eventually(lambda: remote_keys(relay) == 1)
+
+
+def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
+    with member_of(relay) as member:
+        member.welcome()
+        member.sock.sendall(member.present(bytes(range(32))) + b"\x09\xff\xff\xff\xff")
+        assert member.is_left()
+        eventually(lambda: remote_keys(relay) == 0)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        pytest.param(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", id="another status"),
+        pytest.param(b"SSH-2.0-OpenSSH\r\n\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, b"not magic" * 5), id="no magic"),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + bytes(32)), id="a zero key"),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + b"\1" + bytes(31)), id="a low-order key"),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, bytes(2000)), id="a long key"),
+        pytest.param(b"", id="silence, then nothing"),
+    ],
+)
+def test_a_greeting_that_is_none_is_a_failure_and_tried_again(relay: Relay, greeting: bytes) -> None:
+    with member_of(relay) as member:
+        member.accept()
+        member.sock.sendall(greeting)
+        member.sock.shutdown(socket.SHUT_WR)
+        assert member.is_left()
+        eventually(lambda: relay.metrics()["fastderp_mesh_failures"][member.url,] == 1)
+        member.sock.close()
+        member.welcome()
+        member.sock.sendall(member.present(bytes(range(32))))
+        wait_state(relay, LinkState.UP)
+
+
+def test_a_server_info_made_for_somebody_else_breaks_the_link(relay: Relay) -> None:
+    with member_of(relay) as member:
+        member.accept()
+        member.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw))
+        member.sock.sendall(frame(SERVER_INFO, bytes(60)))
+        assert member.is_left()
+
+
+def test_a_member_that_never_answers_the_login_is_given_up(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.mesh.CONNECT_TIMEOUT_S", 0.1)
+    assert CONNECT_TIMEOUT_S == 10.0
+    with member_of(relay) as member:
+        member.accept()
+        member.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw))
+        assert member.is_left()
+
+
+def test_a_member_that_restarts_is_left_alone_for_as_long_as_it_asks(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        waits.append(delay_s)
+        await sleep(0)
+
+    monkeypatch.setattr("fastderp.server.mesh.asyncio.sleep", noted)
+    with member_of(relay) as member:
+        member.welcome()
+        member.sock.sendall(member.present(bytes(range(32))) + frame(RESTARTING, struct.pack(">II", 7000, 1000)))
+        wait_state(relay, LinkState.UP)
+        member.sock.close()
+        member.welcome()
+        assert waits[0] == 7.0
+
+
+def test_frames_faster_than_they_can_be_dealt_with_close_their_sender_only() -> None:
+    plane = Plane(workers=1)
+    plane.start()
+    try:
+        flood, theirs = socket.socketpair()
+        calm, other = socket.socketpair()
+        plane.promote(theirs.detach(), b"f" * 32, mesh=True)
+        plane.promote(other.detach(), b"c" * 32)
+        flood.settimeout(PATIENCE_S)
+        frames = frame(CLOSE_PEER, bytes(32)) * 1000
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                flood.sendall(frames)
+        calm.sendall(frame(0x12, bytes(8)))
+        assert calm.recv(100) == frame(0x13, bytes(8))
+        news = plane.events()
+        assert len(news) < 300_000
+        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == ["no_memory"]
+    finally:
+        plane.close()
