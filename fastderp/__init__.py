@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         ServerRestarting,
     )
     from fastderp.server.relay import Server
+    from fastderp.server.traffic import BytesSentRecv
 
 # Read by the build as well, without importing anything.
 __version__ = "0.1.0"
@@ -80,12 +81,14 @@ _NAMES_OF = {
         "ServerRestarting",
     ),
     "fastderp.server.relay": ("Server",),
+    "fastderp.server.traffic": ("BytesSentRecv",),
 }
 _HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 __all__ = [
     "MAX_PACKET_SIZE",
     "PROTOCOL_VERSION",
+    "BytesSentRecv",
     "Client",
     "ConnectionClosed",
     "ConnectionLost",

@@ -35,7 +35,7 @@ def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: st
 MISSING = frozenset(
     {
         "15", "16", "17", "27", "28", "29", "36", "42", "43", "44", "51", "52",
-        "PacketForwarder", "debug_traffic",
+        "PacketForwarder",
     }
 )  # fmt: skip
 
@@ -320,6 +320,7 @@ PROTOCOL = {
         "system/relay_websocket::message_boundaries_mean_nothing",
         "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
         "system/relay_websocket::the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009",
+        "interop/websocket::a_go_client_over_websocket_and_one_without_exchange_packets",
     ),
     "login time": _row(
         "10 s for the login", "system/relay_login::who_is_not_logged_in_in_time_is_closed_whatever_trickles_in"
@@ -433,7 +434,14 @@ API = {
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
         names=_of("Server", "is_client_connected"),
     ),
-    "debug_traffic": _row("bytes of each client as they move"),
+    "debug_traffic": _row(
+        "bytes of each client as they move",
+        "system/traffic::traffic_grows_with_what_a_client_sends",
+        "system/traffic::the_page_goes_on_until_its_reader_leaves",
+        "unit/traffic::a_round_has_the_totals_of_those_who_moved_something",
+        "unit/traffic::a_line_is_what_derper_writes",
+        names=(*_of("Server", "debug_traffic"), *_of("", "BytesSentRecv")),
+    ),
     "constants": _row(
         "sizes and versions",
         "conformance/client::constants_are_those_of_the_protocol",
