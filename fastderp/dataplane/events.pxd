@@ -37,7 +37,7 @@ cdef struct EventQueue:
     pthread_mutex_t lock
     Event* head
     Event* tail
-    uint64_t n                   # written under the lock
+    uint64_t n                   # atomic, written under the lock
     int fd                       # eventfd, readable while the queue is not empty
     uint64_t lost                # atomic; events that found no memory or too many before them
 

@@ -2,8 +2,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.sys cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, atomic_peek_u64, close, eventfd, eventfd_drain, eventfd_wake, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, atomic_peek_u64, atomic_poke_u64, close, counter_add, eventfd,
+    eventfd_drain, eventfd_wake, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 
@@ -54,7 +54,7 @@ cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
     else:
         q.tail.next = event
     q.tail = event
-    q.n += 1
+    counter_add(&q.n, 1)
     pthread_mutex_unlock(&q.lock)
     if was_empty:
         eventfd_wake(q.fd)
@@ -68,6 +68,6 @@ cdef Event* events_take_all(EventQueue* q) noexcept nogil:
     head = q.head
     q.head = NULL
     q.tail = NULL
-    q.n = 0
+    atomic_poke_u64(&q.n, 0)
     pthread_mutex_unlock(&q.lock)
     return head

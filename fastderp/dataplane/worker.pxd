@@ -54,8 +54,9 @@ cdef struct Worker:
     int n_runs
     int n_targets
     int n_ending
-    uint8_t last_dst[KEY_SIZE]   # destination of the previous packet of this read …
-    int last_target              # … and its target; NO_TARGET when it has no route
+    bint has_last                # last_dst and last_target are of this read, and no flush has come in between
+    uint8_t last_dst[KEY_SIZE]   # destination of the previous packet …
+    int last_target              # … and its target; negative when it has none
     Run runs[MAX_RUNS]
     Target targets[MAX_TARGETS]
     uint16_t buckets[TARGET_BUCKETS]     # target + 1

@@ -26,8 +26,8 @@ from fastderp.dataplane.routes cimport (
     Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_BAD_SIZE, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, SESSION_CLOSING,
-    SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end, session_is_alive, session_rest,
+    CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS,
+    SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end, session_is_alive, session_rest,
     stash_put,
 )
 from fastderp.dataplane.sys cimport (
@@ -180,9 +180,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
     cdef bint spoke = s.route is NULL
     cdef bint is_limited = s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
     cdef FrameStatus status
-    w.last_target = NO_TARGET
-    memcpy(w.last_dst, s.peer.key, KEY_SIZE)
-    w.last_dst[0] ^= 0xFF        # no destination yet
+    w.has_last = False
     while True:
         if s.skip_bytes:
             skip = min(s.skip_bytes, <uint64_t>(end - p))
@@ -234,9 +232,10 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     counter_add(&s.rx_bytes, n_data)
     counter_add(&w.counters.packets_received[kind], 1)
     counter_add(&w.counters.bytes_received, n_data)
-    if memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
+    if not w.has_last or memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
         memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
         w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
+        w.has_last = True
     if w.last_target < 0:
         frames_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total)
         if kind == KIND_DISCO and w.last_target == NO_TARGET:
@@ -270,14 +269,12 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     counter_add(&w.counters.packets_forwarded_in, 1)
     memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
     target = destination_find(w, source, 0, w.last_dst, True)
-    w.last_target = NO_TARGET    # last_dst was found for a mesh peer: a SendPacket behind this has to look anew
+    w.has_last = False           # found among local ones only: a SendPacket behind this has to look anew
     if target < 0:
         frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total)
         if target == NO_TARGET and frame_carries_disco(p, total):
             not_here_answer(w, s, q)
-        w.last_dst[0] ^= 0xFF
         return
-    w.last_dst[0] ^= 0xFF
     memmove(q + FRAME_HEADER, p + FRAME_HEADER, KEY_SIZE)
     if is_zero_key(p + FRAME_HEADER):
         q += KEY_SIZE            # the old form of RecvPacket, without a key (§6.6)
@@ -356,11 +353,12 @@ cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
 
 
 cdef void frame_report(Worker* w, Session* s, const uint8_t* p, size_t total) noexcept nogil:
+    # Who sends faster than the control plane follows is closed: what it announces later would not fit together.
     cdef Event* event = event_new(&w.turn.core.events, EVENT_FRAME, s.handle, p, <uint32_t>total)
     if event is not NULL:
         events_push(&w.turn.core.events, event)
     else:
-        session_fail(&w.turn, s, s.handle, CLOSE_NO_MEMORY, 0)    # what it announces later would not fit together
+        session_fail(&w.turn, s, s.handle, CLOSE_CONTROL_OVERFLOW, 0)
 
 
 # ---- targets
@@ -447,6 +445,7 @@ cdef void targets_flush(Worker* w) noexcept nogil:
         w.buckets[w.targets[i].bucket] = 0
     w.n_targets = 0
     w.n_runs = 0
+    w.has_last = False
 
 
 # ---- the thread

@@ -246,6 +246,6 @@ def test_frames_faster_than_they_can_be_dealt_with_close_their_sender_only() -> 
         assert calm.recv(100) == frame(0x13, bytes(8))
         news = plane.events()
         assert len(news) < 300_000
-        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == ["no_memory"]
+        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == ["control_overflow"]
     finally:
         plane.close()

@@ -539,6 +539,32 @@ def test_news_over_a_link_reach_the_control_plane(plane: Plane) -> None:
     ]  # fmt: skip
 
 
+def test_a_mesh_peer_that_floods_the_control_plane_is_closed(plane: Plane) -> None:
+    relay = PlanePeer(plane, mesh=True)
+    with pytest.raises(ConnectionError):  # nobody reads the events meanwhile
+        for _ in range(1000):
+            relay.socket.sendall(frame(FrameType.WATCH_CONNS) * 5000)
+    *frames, last = events(plane, 262_144 + 1)
+    assert len(frames) < 262_144 + 100_000, "what one more read brought, at most"
+    assert isinstance(last, ClosedEvent) and last.reason == "control_overflow"
+
+
+def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
+    with running_plane(workers=1) as plane:
+        receivers = [PlanePeer(plane) for _ in range(1500)]
+        sender = PlanePeer(plane)
+        nobody = os.urandom(32)
+        stream = b""
+        for receiver in receivers:
+            stream += frame(FrameType.SEND_PACKET, receiver.key, b"1") + frame(FrameType.PING, b"12345678")
+            stream += frame(FrameType.SEND_PACKET, receiver.key, b"2") + frame(FrameType.SEND_PACKET, nobody, DISCO)
+            stream += frame(FrameType.SEND_PACKET, receiver.key, b"3")
+        sender.socket.sendall(stream)
+        for receiver in receivers:
+            for data in (b"1", b"2", b"3"):
+                assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + data)
+
+
 # ---- receive rate limit
 
 
