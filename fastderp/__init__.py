@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ServerInfo,
         ServerRestarting,
     )
+    from fastderp.server.forwarders import PacketForwarder
     from fastderp.server.relay import Server
     from fastderp.server.traffic import BytesSentRecv
 
@@ -80,6 +81,7 @@ _NAMES_OF = {
         "ServerInfo",
         "ServerRestarting",
     ),
+    "fastderp.server.forwarders": ("PacketForwarder",),
     "fastderp.server.relay": ("Server",),
     "fastderp.server.traffic": ("BytesSentRecv",),
 }
@@ -104,6 +106,7 @@ __all__ = [
     "MeshKey",
     "NodePrivate",
     "NodePublic",
+    "PacketForwarder",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",

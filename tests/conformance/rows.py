@@ -32,12 +32,7 @@ def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: st
 
 
 # Rows that nothing shows yet. A row that gets its first test has to leave.
-MISSING = frozenset(
-    {
-        "15", "16", "17", "27", "28", "29", "36", "42", "43", "44", "51", "52",
-        "PacketForwarder",
-    }
-)  # fmt: skip
+MISSING = frozenset({"36", "42", "43", "44", "51", "52"})
 
 
 PROTOCOL = {
@@ -107,14 +102,27 @@ PROTOCOL = {
         "system/relay_login::server_info_is_the_first_frame_however_busy_the_peers_are",
     ),
     # Watching and the mesh
-    "15": _row("a watcher sees itself, who is there and who comes; a second one too"),
-    "16": _row("presence flags say mesh peer or regular client"),
-    "17": _row("watchers learn that a client has left"),
+    "15": _row(
+        "a watcher sees itself, who is there and who comes; a second one too",
+        "system/mesh_watchers::a_watcher_sees_itself_then_who_comes_and_goes",
+        "system/mesh_watchers::a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second",
+    ),
+    "16": _row(
+        "presence flags say mesh peer or regular client",
+        "system/mesh_watchers::flags_say_what_kind_of_client_came",
+    ),
+    "17": _row(
+        "watchers learn that a client has left",
+        "system/mesh_watchers::a_watcher_sees_itself_then_who_comes_and_goes",
+        "system/mesh_watchers::departures_told_to_watchers_are_counted",
+    ),
     "18": _row(
         "malformed mesh keys are refused; only the right one makes a mesh peer",
         "unit/keys::malformed_mesh_key_is_refused_without_being_quoted",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
         "conformance/relay::only_the_relays_own_mesh_key_makes_a_mesh_peer",
+        "system/mesh_watchers::without_a_mesh_key_nobody_is_a_mesh_peer",
+        "system/mesh_command::a_secret_that_cannot_be_is_refused_without_being_shown",
     ),
     "19": _row(
         "mesh key text: 64 digits of either case, space around them",
@@ -128,20 +136,26 @@ PROTOCOL = {
         "conformance/forwarders::withdrawing_a_forwarder_of_a_local_client_leaves_it_local",
         "conformance/forwarders::a_client_that_moves_to_another_relay_is_not_gone",
         "conformance/forwarders::withdrawing_what_was_never_announced_changes_nothing",
+        "system/mesh_forwarders::removing_what_was_not_added_does_nothing",
+        "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
+        "system/mesh_forwarders::a_local_client_comes_before_a_forwarder_and_leaves_it_there",
     ),
     "21": _row(
         "forwarders may change while packets are forwarded",
         "conformance/forwarders::every_packet_takes_one_way_while_ways_come_and_go",
+        "system/mesh_forwarders::every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go",
     ),
     "22": _row(
         "the watch loop survives broken connections and starts anew",
         "unit/watch::broken_link_withdraws_what_it_reported_and_starts_anew",
         "interop/client_with_derper::watch_loop_finds_a_restarted_relay",
+        "system/mesh_links::what_a_broken_link_announced_is_withdrawn_and_receivers_are_told",
         "conformance/client::a_link_broken_while_a_report_is_made_is_watched_anew",
     ),
     "23": _row(
         "the watch loop stops at a relay that is itself, unless no key is to be ignored",
         "unit/watch::relay_that_watches_itself_stops_for_good",
+        "system/mesh_links::a_relay_that_lists_itself_notices",
         "conformance/client::a_zero_key_is_nobodys_to_ignore",
     ),
     "24": _row("the watch loop reports failed dials", "unit/watch::failed_connects_are_reported_and_repeated"),
@@ -149,6 +163,7 @@ PROTOCOL = {
     "25": _row(
         "a client that comes and goes leaves nothing",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
+        "conformance/duplicates::the_last_writer_is_active",
         "system/relay_noise::churn_leaves_nothing_behind",
     ),
     "26": _row(
@@ -156,14 +171,25 @@ PROTOCOL = {
         "system/relay_packets::second_login_with_the_same_key_takes_over",
         "conformance/relay::duplicate_gauges_return_to_zero_when_one_connection_is_left",
     ),
-    "27": _row("disable fighters: two that alternate are both disabled"),
-    "28": _row("disable fighters: of three, who speaks again disables all"),
-    "29": _row("disable fighters: when the last speaker leaves, the one before becomes active"),
+    "27": _row(
+        "disable fighters: two that alternate are both disabled",
+        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+        "unit/plane::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+    ),
+    "28": _row(
+        "disable fighters: of three, who speaks again disables all",
+        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+    ),
+    "29": _row(
+        "disable fighters: when the last speaker leaves, the one before becomes active",
+        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+    ),
     "30": _row(
         "last writer is active, back and forth; who leaves hands over",
         "system/relay_packets::whoever_spoke_last_gets_the_packets",
         "system/relay_packets::when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently",
         "unit/plane::of_three_the_latest_speaker_left_takes_over",
+        "conformance/duplicates::the_last_writer_is_active",
     ),
     # Lookup and limits
     "31": _row(
@@ -175,6 +201,7 @@ PROTOCOL = {
         "a burst passes, more waits, mesh peers are exempt, off by default",
         "unit/plane::a_client_over_its_rate_waits_and_loses_nothing",
         "unit/plane::mesh_peers_are_not_limited",
+        "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
     "33": _row(
@@ -283,6 +310,7 @@ PROTOCOL = {
     "60": _row(
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
+        "interop/region::clients_reach_each_other_across_nodes_and_learn_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
     # Worth testing although Go does not
@@ -393,7 +421,14 @@ API = {
         "unit/client::one_object_with_both_sets_of_methods_is_a_stream_too",
         "system/relay_http::a_pair_of_streams_can_be_served_without_http",
     ),
-    "PacketForwarder": _row("packets for other keys through an object of the caller's own"),
+    "PacketForwarder": _row(
+        "packets for other keys through an object of the caller's own",
+        "system/mesh_forwarders::packets_for_a_key_elsewhere_go_to_its_forwarder",
+        "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
+        "system/mesh_forwarders::a_slow_forwarder_holds_nobody_up",
+        "system/mesh_forwarders::our_client_is_a_forwarder",
+        names=(*_of("", "PacketForwarder"), *_of("Server", "add_packet_forwarder", "remove_packet_forwarder")),
+    ),
     "NewServer": _row(
         "a relay to embed",
         "system/relay_http::a_pair_of_streams_can_be_served_without_http",
@@ -404,7 +439,7 @@ API = {
     "server settings": _row(
         "keys, mesh key, verifying and the write timeout can be read",
         "conformance/relay::a_server_tells_how_it_was_set_up",
-        names=_of("Server", "has_mesh_key"),
+        names=_of("Server", "has_mesh_key", "mesh_key"),
     ),
     "SetVerifyClient": _row(
         "who may use the relay is asked",
