@@ -40,7 +40,11 @@ if TYPE_CHECKING:
         ServerInfo,
         ServerRestarting,
     )
+    from fastderp.server.admission import Admission
+    from fastderp.server.authority import AdmissionUrl, Tailscaled
     from fastderp.server.forwarders import PacketForwarder
+    from fastderp.server.keylists import KeyLists
+    from fastderp.server.ratelimit import RateLimit
     from fastderp.server.relay import Server
     from fastderp.server.traffic import BytesSentRecv
 
@@ -81,7 +85,11 @@ _NAMES_OF = {
         "ServerInfo",
         "ServerRestarting",
     ),
+    "fastderp.server.admission": ("Admission",),
+    "fastderp.server.authority": ("AdmissionUrl", "Tailscaled"),
     "fastderp.server.forwarders": ("PacketForwarder",),
+    "fastderp.server.keylists": ("KeyLists",),
+    "fastderp.server.ratelimit": ("RateLimit",),
     "fastderp.server.relay": ("Server",),
     "fastderp.server.traffic": ("BytesSentRecv",),
 }
@@ -90,6 +98,8 @@ _HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in name
 __all__ = [
     "MAX_PACKET_SIZE",
     "PROTOCOL_VERSION",
+    "Admission",
+    "AdmissionUrl",
     "BytesSentRecv",
     "Client",
     "ConnectionClosed",
@@ -102,6 +112,7 @@ __all__ = [
     "HTTPClient",
     "Health",
     "KeepAlive",
+    "KeyLists",
     "LoginError",
     "MeshKey",
     "NodePrivate",
@@ -115,10 +126,12 @@ __all__ = [
     "PingTimeout",
     "Pong",
     "ProtocolError",
+    "RateLimit",
     "ReceivedPacket",
     "Server",
     "ServerInfo",
     "ServerRestarting",
+    "Tailscaled",
     "load_or_create_server_key",
     "run_watch_connection_loop",
 ]

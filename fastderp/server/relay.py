@@ -19,7 +19,14 @@ from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import LoginError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.login import ClientInfo, ClientLogin, check_client_info_header, open_client_info, server_key_frame
+from fastderp.login import (
+    ClientInfo,
+    ClientLogin,
+    check_client_info_header,
+    open_client_info,
+    server_info_json,
+    server_key_frame,
+)
 from fastderp.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo, frame, restarting_payload
 from fastderp.server import certs, http, traffic
 from fastderp.server.address import address_bytes, address_text
@@ -123,6 +130,7 @@ class Server:
         self._requests: Counter[str] = Counter()
         self._summary = Summariser(log)
         self._rate_limit: RateLimit | None = None
+        self._telling: asyncio.Task[None] | None = None
         if rate_limit is not None:
             self.set_rate_limit(rate_limit)
 
@@ -190,8 +198,9 @@ class Server:
         if self._closed.is_set():
             return
         self._closed.set()
-        if self._rtt_timer is not None:
-            self._rtt_timer.cancel()
+        for running in (self._rtt_timer, self._telling):
+            if running is not None:
+                running.cancel()
         for listener in self._listeners:
             listener.close()
         await self._region.close()
@@ -318,14 +327,13 @@ class Server:
 
     def server_info(self, login: ClientLogin, mesh: bool) -> bytes:
         """Return the frame that ends a login, with the limit the client has to keep."""
-        limit = self._rate_limit
-        if limit is None or mesh:
-            return login.server_info_frame()
-        return login.server_info_frame(
-            ServerInfo(
-                token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
-                token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
-            )
+        return login.server_info_frame(ServerInfo() if mesh else self._client_server_info())
+
+    def _client_server_info(self) -> ServerInfo:
+        limit = self._rate_limit or RateLimit()
+        return ServerInfo(
+            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
+            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
         )
 
     def promote(
@@ -401,9 +409,22 @@ class Server:
     # What changes while it runs
 
     def set_rate_limit(self, limit: RateLimit) -> None:
-        """Limit what each client may send from now on, each with a full burst; mesh peers are exempt. PROTOCOL §6.8."""
+        """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8."""
         self._rate_limit = limit
         self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
+        if self._telling is not None:
+            self._telling.cancel()
+        if self._loop is not None:
+            self._telling = self._loop.create_task(self._tell_limit())
+
+    async def _tell_limit(self) -> None:
+        """Send everybody a new ServerInfo, a few at a time: each costs a key agreement."""
+        text = server_info_json(self._client_server_info())
+        for number, (handle, client) in enumerate(self._clients()):
+            sealed = self.private_key.seal_to(client.key, text)
+            self._plane.send(handle, frame(FrameType.SERVER_INFO, sealed))
+            if number % 32 == 31:
+                await asyncio.sleep(0)
 
     def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
         """Tell every client that the relay goes away for a moment; return how many were told.

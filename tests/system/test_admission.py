@@ -78,6 +78,25 @@ def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ..
             assert 'fastderp_admission_revoked{by="url"} 1\n' in varz(running)
 
 
+def test_a_silent_url_delays_nobody_else(base: tuple[str, ...]) -> None:
+    friend = NodePrivate.generate()
+
+    def admit(request: bytes) -> bytes:
+        return ok({"Allow": True}) if friend.public().text.encode() in request else b""
+
+    with serving(admit) as service, relay(*base, "-verify-client-url", service.url) as running:
+        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        waiting = [Peer.connect("127.0.0.1", running.port, None, 20) for _ in range(40)]
+        for peer in waiting:
+            peer.upgrade(public)
+            peer.send(client_info(peer.key, public))
+        eventually(lambda: len(service.requests) == 40)
+        inside = log_in(running, friend)
+        assert inside is not None and inside.sync() == []
+        for peer in (inside, *waiting):
+            peer.close()
+
+
 @pytest.mark.parametrize("fail_open", ["true", "false"])
 def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(base: tuple[str, ...], fail_open: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -47,7 +47,10 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
         assert "\nderp_rate_limit_per_client_bytes_per_second 1000000\n" in varz(running)
         file.write_text('{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}')
         running.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "\nderp_rate_limit_per_client_burst_bytes 100000\n" in varz(running))
+        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
+        assert told == {"version": 2, "TokenBucketBytesPerSecond": 500_000, "TokenBucketBytesBurst": 100_000}
+        assert "\nderp_rate_limit_per_client_burst_bytes 100000\n" in varz(running)
         file.write_text('{"PerClientRateLimitBytesPerSec": -1}')
         running.process.send_signal(signal.SIGHUP)
         peer.sync()

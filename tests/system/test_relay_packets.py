@@ -32,6 +32,7 @@ from tests.kit.peer import (
     RECV,
     RESTARTING,
     SEND,
+    SERVER_INFO,
     WATCH,
     Peer,
     client_info,
@@ -417,11 +418,16 @@ def test_a_limit_changes_for_those_who_are_connected(start_relay: StartRelay) ->
     assert "derp_rate_limit_per_client_waited" not in relay.metrics()
     with relay.login() as sender, relay.login() as receiver:
         relay.call(lambda: relay.server.set_rate_limit(RateLimit(1)))
+        for peer in (sender, receiver):
+            kind, sealed = peer.read_frame()
+            told = json.loads(peer.key.open_from(relay.server.public_key, sealed))
+            assert (kind, told["TokenBucketBytesPerSecond"]) == (SERVER_INFO, 1)
         for _ in range(3):
             sender.send_packet(receiver.public, bytes(60_000))
         eventually(lambda: relay.metrics()["derp_rate_limit_per_client_waited"])
         relay.call(lambda: relay.server.set_rate_limit(RateLimit(0)))
-        assert [len(receiver.read_packet()[1]) for _ in range(3)] == [60_000] * 3
+        received = [receiver.read_frame() for _ in range(4)]
+        assert sorted((kind, len(payload)) for kind, payload in received if kind != SERVER_INFO) == [(RECV, 60_032)] * 3
 
 
 # Mesh peers

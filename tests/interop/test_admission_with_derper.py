@@ -1,0 +1,134 @@
+"""Whatever tailscaled or the admission URL answers, derper and fastderp let the same clients in (PROTOCOL 8)."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from fastderp import login
+from fastderp.client.stream import Stream
+from fastderp.client.upgrade import upgrade
+from fastderp.errors import ConnectionClosed
+from fastderp.keys import NodePrivate
+from fastderp.login import ClientInfo
+from fastderp.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
+from tests.kit.service import Service, ok, response, serving
+
+from .conftest import StartRelay
+from .relays import Relay
+
+pytestmark = pytest.mark.timeout(600)
+
+PATIENCE_S = 10.0
+
+ANSWERS = {
+    "yes": ok({"Allow": True}),
+    "yes in small letters": ok(b'{"allow":true}'),
+    "yes and more": ok(b' {"Allow":true,"Other":[1]} and more'),
+    "the last one counts": ok(b'{"Allow":true,"Allow":false}'),
+    "no": ok({"Allow": False}),
+    "nothing said": ok(b"{}"),
+    "null": ok(b"null"),
+    "null for an answer": ok(b'{"Allow":null}'),
+    "number": ok(b'{"Allow":1}'),
+    "text": ok(b'{"Allow":"true"}'),
+    "array": ok(b"[true]"),
+    "true": ok(b"true"),
+    "empty": ok(b""),
+    "not JSON": ok(b"yes"),
+    "cut off": ok(b'{"Allow":true'),
+    "yes behind 4 KiB": ok(b" " * 4096 + b'{"Allow":true}'),
+    "yes at the end of 4 KiB": ok(b" " * (4096 - 14) + b'{"Allow":true}'),
+    "created": response(201, b'{"Allow":true}'),
+    "forbidden": response(403, b'{"Allow":true}'),
+    "not found": response(404, b'{"Allow":true}'),
+    "broken": response(500, b'{"Allow":true}'),
+}
+
+# Safer than derper on purpose: whoever can make the service stumble must not get in by it, and a redirect is not followed.
+STRICTER = {
+    "not HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "head of garbage": b"HTTP/1.1 yes\r\n\r\n",
+}
+
+TAILSCALED_ANSWERS = {
+    "known": ok({"Node": {"ID": 1}}),
+    "empty object": ok(b"{}"),
+    "unknown": response(404, b"no match for IP:port\n"),
+    "forbidden": response(403, b"whois access denied\n"),
+    "precondition failed": response(412),
+    "broken": response(500, b"{}"),
+    "empty": ok(b""),
+    "not JSON": ok(b"hello"),
+    "array": ok(b"[]"),
+    "too old": response(400, b"invalid 'addr' parameter\n"),
+    "not HTTP": b"220 mail.example.com ESMTP\r\n",
+}
+
+
+async def lets_in(relay: Relay, key: NodePrivate) -> bool:
+    """Log in and return whether the relay answers with ServerInfo."""
+    stream = Stream(*await asyncio.open_connection("127.0.0.1", relay.port))
+    try:
+        await upgrade(stream, host="derp.example", path="/derp")
+        server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
+        stream.write(login.client_info_frame(key.public(), key.box(server), ClientInfo(can_ack_pings=True)))
+        frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
+        return frame_type == FrameType.SERVER_INFO
+    except ConnectionClosed:
+        return False
+    finally:
+        stream.abort()
+
+
+async def verdicts(relay: Relay, service: Service, answers: dict[str, bytes]) -> dict[str, bool]:
+    """Return by the answer's name whether it lets a client in; a new key each time, for answers are remembered."""
+    found = {}
+    for name, answer in answers.items():
+        service.answer = answer
+        found[name] = await lets_in(relay, NodePrivate.generate())
+    return found
+
+
+@pytest.mark.parametrize("fail_open", ["true", "false"])
+async def test_the_admission_url_is_understood_alike(
+    start_derper: StartRelay, start_fastderp: StartRelay, fail_open: str
+) -> None:
+    with serving(b"") as service:
+        flags = (f"-verify-client-url={service.url}", f"-verify-client-url-fail-open={fail_open}")
+        async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
+            theirs, ours = await verdicts(derper, service, ANSWERS), await verdicts(relay, service, ANSWERS)
+            assert {name: let_in for name, let_in in ours.items() if let_in != theirs[name]} == {}
+            assert set(ours.values()) == {True, False}
+            assert await verdicts(derper, service, STRICTER) == dict.fromkeys(STRICTER, fail_open == "true")
+            assert await verdicts(relay, service, STRICTER) == dict.fromkeys(STRICTER, False)
+    with serving(ok({"Allow": True})) as service:
+        flags = (f"-verify-client-url={service.url}",)
+        async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
+            key = NodePrivate.generate()
+            assert await lets_in(derper, key) and await lets_in(relay, key)
+        asked_by_derper, asked_by_us = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in service.requests)
+        assert asked_by_derper == asked_by_us
+
+
+async def test_an_absent_admission_url_is_treated_alike(start_derper: StartRelay, start_fastderp: StartRelay) -> None:
+    with serving(b"") as service:
+        url = service.url
+    for fail_open in (True, False):
+        flags = (f"-verify-client-url={url}", f"-verify-client-url-fail-open={str(fail_open).lower()}")
+        async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
+            key = NodePrivate.generate()
+            assert (await lets_in(derper, key), await lets_in(relay, key)) == (fail_open, fail_open)
+
+
+async def test_tailscaled_is_understood_alike(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
+    path = tmp_path / "tailscaled.sock"
+    with serving(b"", path) as service:
+        service.answer = ok(b"{}")
+        flags = ("-verify-clients", f"-socket={path}")
+        async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
+            theirs = await verdicts(derper, service, TAILSCALED_ANSWERS)
+            ours = await verdicts(relay, service, TAILSCALED_ANSWERS)
+            assert ours == theirs
+            assert set(ours.values()) == {True, False}
