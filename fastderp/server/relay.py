@@ -56,6 +56,8 @@ says why; `admission.Admission` is one."""
 
 # Ends of a connection that are everyday life on the internet: counted, and logged only when debugging.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
+# The same of sessions. PROTOCOL §5: an end of the stream is not logged by default.
+_UNREMARKABLE = frozenset({"eof", "shutdown"})
 
 CONSISTENCY_LOOKS = 5
 
@@ -563,8 +565,12 @@ class Server:
                 self._region.received(event)
 
     def _log_closed(self, event: ClosedEvent) -> None:
+        level = logging.DEBUG if event.reason in _UNREMARKABLE else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         totals = event.totals
-        log.info(
+        log.log(
+            level,
             "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d",
             NodePublic(event.key).short,
             format_address((address_text(event.addr), event.port)),

@@ -138,7 +138,7 @@ def test_a_page_that_fails_answers_500_and_nothing_else_suffers(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_one_port_serves_ipv4_and_ipv6(start_relay: StartRelay, host: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "fastderp")
+    caplog.set_level(logging.DEBUG, "fastderp")
     relay = start_relay()
     with relay.connect(host) as peer:
         peer.login(relay.server.public_key)

@@ -44,6 +44,19 @@ def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
     assert relay.metrics()["derp_current_connections"] == 0
 
 
+def test_a_client_that_leaves_is_not_worth_a_line_but_one_that_breaks_the_rules_is(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    with relay.login() as leaving:
+        pass
+    eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"eof": 1})
+    with relay.login() as breaking:
+        breaking.send(frame(PING, b"short"))
+        eventually(lambda: f"{breaking.public.short} 127.0.0.1:" in caplog.text)
+    assert leaving.public.short not in caplog.text
+
+
 @without_websocket
 def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Relay) -> None:
     relay_key = relay.server.public_key
