@@ -25,5 +25,6 @@ cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept n
 cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil
 cdef void flush_locked(Turn* t, Session* s) noexcept nogil
 cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil
-cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil
+cdef bint backlog_gate(Session* s) noexcept nogil
+cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n) noexcept nogil
 cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil

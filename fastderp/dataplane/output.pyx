@@ -156,13 +156,6 @@ cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     return s.backlog
 
 
-cdef bint backlog_first_locked(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil:
-    """Start the backlog of a session that nobody knows yet. False without memory."""
-    s.backlog = backlog_for(s.peer.role)
-    return s.backlog is not NULL and backlog_push(
-        s.backlog, &t.core.budget, LANE_CONTROL, frames, <uint32_t>n, 0, t.now_ns, drop_displaced, NULL)
-
-
 cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
     """Throw away what waits for a session that is gone (§6.5)."""
     cdef Dropper dropper
@@ -296,6 +289,43 @@ cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
             drop_displaced, NULL):
         fail_locked(s, CLOSE_NO_MEMORY, 0)
     return False
+
+
+cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n) noexcept nogil:
+    """Write what comes before every frame to a session whose backlog was made by backlog_gate, and open the gate.
+
+    Not only frames: an answer to the upgrade may be in front of them. At most SEAL_CHUNK bytes.
+    """
+    cdef ssize_t taken
+    cdef size_t produced
+    cdef RecordStatus status
+    cdef iovec whole
+    whole.iov_base = <void*>data
+    whole.iov_len = n
+    if s.records is not NULL and n:
+        status = record_seal(s.records, &whole, 1, t.sealed, t.sealed_capacity, &produced)
+        if status == RECORD_OK:
+            sealed_write(t, s, produced)
+        else:
+            fail_locked(s, CLOSE_TLS, status)
+    elif n:
+        taken = socket_write(t, s, &whole, 1)
+        if taken < 0:
+            fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        elif <size_t>taken < n and not backlog_push(
+                s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns, drop_displaced, NULL):
+            fail_locked(s, CLOSE_NO_MEMORY, 0)
+    if backlog_empty(s.backlog):
+        free(s.backlog)
+        s.backlog = NULL
+    else:
+        deadline_restart_locked(t, s)
+
+
+cdef bint backlog_gate(Session* s) noexcept nogil:
+    """Have everything wait for output_first_locked, in a session that nobody knows yet. False without memory."""
+    s.backlog = backlog_for(s.peer.role)
+    return s.backlog is not NULL
 
 
 cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:

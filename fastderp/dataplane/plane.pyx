@@ -21,7 +21,7 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.session cimport (
     CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SEAL_CHUNK, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
-    Peer, Session, Turn, departed_tell, session_at, session_is_alive, session_discard, session_end, session_open, session_publish, session_queue_first, stash_put,
+    Peer, Session, Turn, departed_tell, session_at, session_is_alive, session_discard, session_end, session_open, session_publish, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
@@ -242,7 +242,7 @@ cdef class Plane:
 
         fd: a connected stream socket; the plane's from now on, also after an error.
         key: the peer's public key, 32 bytes.
-        first: frames (plaintext) that are written before anything else; ServerInfo.
+        first: what is written before anything else, plaintext; ServerInfo.
         unread: bytes the peer sent behind its login; ciphertext when records is given. At most MAX_UNREAD_BYTES.
         opened: plain bytes that records have already opened behind the login; they come before unread.
         records: the connection's TLS 1.3 keys, moved out of the object.
@@ -259,8 +259,9 @@ cdef class Plane:
         cdef uint64_t handle = 0
         cdef bint published = False
         try:
-            if len(key) != KEY_SIZE or len(addr) != 16 or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535:
-                raise ValueError("promote: key, addr, unread or port of a wrong size")
+            if (len(key) != KEY_SIZE or len(addr) != 16 or len(first) > SEAL_CHUNK or len(unread) + len(opened) > UNREAD_MAX
+                    or not 0 <= port <= 65535):
+                raise ValueError("promote: key, addr, first, unread or port of a wrong size")
             if self.closed:
                 raise PlaneError("the data plane is closed")
             os.set_blocking(fd, False)
@@ -284,8 +285,7 @@ cdef class Plane:
                 published = (
                     stash_put(&s.record if keys is not NULL else &s.frame, unread, len(unread))
                     and (not opened or stash_put(&s.frame, opened, len(opened)))
-                    and (not first or session_queue_first(&self.control, s, first, len(first)))
-                    and session_publish(&self.control, s)
+                    and session_publish(&self.control, s, first, len(first))
                 )
                 if not published:
                     session_discard(&self.control, s)

@@ -142,8 +142,7 @@ cdef struct Batch:               # whole frames for one session, with what is co
 
 # Birth, in the control thread: open, queue_first, publish; discard after a failure.
 cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil
-cdef bint session_queue_first(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil
-cdef bint session_publish(Turn* t, Session* s) noexcept nogil
+cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil
 cdef void session_discard(Turn* t, Session* s) noexcept nogil
 
 # Life and death, by the session's own worker.

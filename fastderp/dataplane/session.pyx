@@ -11,8 +11,7 @@ from fastderp.dataplane.frame cimport (
     Role, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_first_locked, deadline_restart_locked, fail_locked, flush_locked,
-    session_fail,
+    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, output_first_locked, session_fail,
     session_output_frame,
 )
 from fastderp.dataplane.record cimport (
@@ -197,7 +196,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.backlog = NULL
     s.write_deadline_ns = 0
     s.is_held = False
-    s.wants_out = True           # the first event is "writable": the worker then looks at everything
+    s.wants_out = False
     memset(&s.timer, 0, sizeof(Timer))
     s.timer.handle = <uint64_t>generation << 32 | s.slot
     atomic_store_u64(&s.handle, s.timer.handle)
@@ -218,20 +217,11 @@ cdef void session_discard(Turn* t, Session* s) noexcept nogil:
     slot_give_back(t.core, s)
 
 
-cdef bint session_queue_first(Turn* t, Session* s, const uint8_t* frames, size_t n) noexcept nogil:
-    """Have frames written before anything else. Only between open and publish. False without memory."""
-    cdef bint queued
-    pthread_mutex_lock(&s.output_lock)
-    queued = backlog_first_locked(t, s, frames, n)
-    pthread_mutex_unlock(&s.output_lock)
-    return queued
+cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil:
+    """Enter the session in the routing table, write `first`, hand it to its worker. False without memory.
 
-
-cdef bint session_publish(Turn* t, Session* s) noexcept nogil:
-    """Enter the session in the routing table, then hand it to its worker. False without memory.
-
-    In this order, with EPOLLOUT armed from the start: a packet that arrives in between finds the backlog or the
-    socket, and never an epoll set that does not know the socket yet.
+    In this order: once the peer knows that it is in, it can be reached. Until then the backlog keeps senders from the
+    socket, which the epoll set does not know yet.
     """
     cdef epoll_event event
     cdef HandleSet told
@@ -239,25 +229,34 @@ cdef bint session_publish(Turn* t, Session* s) noexcept nogil:
     cdef uint32_t n_members = 0
     cdef bint not_ideal = s.peer.not_ideal
     cdef Role role = s.peer.role
-    cdef Wheel* wheel = &t.core.wheels[s.worker]
+    cdef bint has_unread
+    cdef bint added
+    if not backlog_gate(s):
+        return False
     if s.peer.role != ROLE_LINK:     # nobody sends to the relay at the other end
         s.route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
         if s.route is NULL:
             return False
+    has_unread = s.frame.n != 0 or s.record.n != 0
     pthread_mutex_lock(&s.output_lock)
-    if s.backlog is not NULL:
-        deadline_restart_locked(t, s)
-    pthread_mutex_unlock(&s.output_lock)
-    wheel_arm(wheel, &s.timer, s.next_keep_alive_ns)
-    event.events = EPOLLIN | EPOLLOUT
+    output_first_locked(t, s, first, n_first)
+    if s.records is not NULL and s.backlog is NULL and not has_unread:
+        # The login used the keys; an idle session keeps them folded up.
+        record_contexts_release(s.records, True, True)
+    wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
+    # "Writable" comes at once: the worker then looks at what came behind the login.
+    s.wants_out = s.backlog is not NULL or has_unread
+    event.events = EPOLLIN | (EPOLLOUT if s.wants_out else 0)
     event.data.u64 = handle
-    if epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0:
+    added = epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0
+    pthread_mutex_unlock(&s.output_lock)
+    if added:
         # From here on the session is its worker's and may be gone already.
         counter_add(&t.counters.accepts, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.notideal_connections, not_ideal)
         return True
-    wheel_disarm(wheel, &s.timer)
+    wheel_disarm(&t.core.wheels[s.worker], &s.timer)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         handle_set_free(&told)
     return False
