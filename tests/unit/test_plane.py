@@ -76,6 +76,22 @@ def test_what_is_written_first_comes_first(plane: Plane) -> None:
         assert b.receive() == (FrameType.RECV_PACKET, a.key + b"right behind the login")
 
 
+def test_what_is_written_first_comes_first_although_the_socket_is_full(plane: Plane) -> None:
+    info = frame(FrameType.SERVER_INFO, bytes(60000))
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    ours.settimeout(10)
+    key = os.urandom(32)
+    plane.promote(theirs.detach(), key, first=info)
+    a = PlanePeer(plane)
+    a.send_packet(key, b"right behind the login")
+    a.sync()
+    packet = frame(FrameType.RECV_PACKET, a.key + b"right behind the login")
+    with ours:
+        assert ours.recv(len(info) + len(packet), socket.MSG_WAITALL) == info + packet
+
+
 def test_bytes_read_behind_the_login_are_served(plane: Plane) -> None:
     a = PlanePeer(plane)
     sent = frame(FrameType.SEND_PACKET, a.key, b"early") + frame(FrameType.PING, b"12345678") + b"\x04\0"
