@@ -20,6 +20,7 @@ from fastderp.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 __all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
 
 _PRIVATE_PREFIX = "privkey:"
+_NO_MESH = bytes(KEY_SIZE)
 
 
 class Box:
@@ -153,7 +154,7 @@ class MeshKey:
     @property
     def is_zero(self) -> bool:
         """Whether this is the zero key: no mesh."""
-        return not any(self._raw)
+        return self._raw == _NO_MESH
 
     def to_text(self) -> str:
         """Return 64 lower-case hex digits: a secret."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from fastderp.errors import BoxError, LoginError, ProtocolError
@@ -165,6 +166,7 @@ def parse_server_info(text: bytes) -> ServerInfo:
     )
 
 
+@lru_cache(maxsize=8)  # a relay says the same to nearly everybody
 def server_info_json(info: ServerInfo) -> bytes:
     """Return the compact JSON of `info`; members that are 0 are left out."""
     members = {

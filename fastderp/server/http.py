@@ -90,7 +90,10 @@ class Request:
 
     def header(self, name: str) -> str:
         """Return the first value of the header `name` (lower case), "" when there is none."""
-        return next((value for key, value in self.headers if key == name), "")
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return ""
 
     @property
     def location(self) -> str:
@@ -169,11 +172,14 @@ class HeadParser:
             version=version,
             headers=self._headers,
             keep_alive=self._keep_alive,
-            has_body=any(
-                name == "transfer-encoding" or (name == "content-length" and value.strip("0"))
-                for name, value in self._headers
-            ),
+            has_body=self._announces_body(),
         )
+
+    def _announces_body(self) -> bool:
+        for name, value in self._headers:
+            if name == "transfer-encoding" or (name == "content-length" and value.strip("0")):
+                return True
+        return False
 
     def _check_host(self, version: str) -> None:
         hosts = [value for name, value in self._headers if name == "host"]
