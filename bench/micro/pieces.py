@@ -1,0 +1,64 @@
+"""The data plane's C functions as Python calls, for benches only.
+
+Each .pyx here is compiled against the fastderp that is imported, on first use, into bench/build:
+the package itself exports nothing for the sake of a bench.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fastderp
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "micro"
+# What setup.py gives the packet path: the calls are inlined into code like this.
+DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False,
+              "cdivision": True, "freethreading_compatible": True}
+
+
+@cache
+def piece(name: str) -> ModuleType:
+    """Compile and import `name`.pyx.
+
+    In a comparison's older build (BENCH_BASE is set) a piece that does not fit it skips the test.
+    """
+    try:
+        return _imported(name, _compiled(name))
+    except (Exception, SystemExit) as error:
+        if os.environ.get("BENCH_BASE"):
+            pytest.skip(f"{name}.pyx does not fit this build: {error}")
+        raise
+
+
+def _compiled(name: str) -> Path:
+    from Cython.Build import cythonize
+    from setuptools import Distribution, Extension  # type: ignore[import-untyped]
+    from setuptools.command.build_ext import build_ext  # type: ignore[import-untyped]
+
+    root = str(Path(fastderp.__file__).parents[1])
+    [extension] = cythonize(  # type: ignore[no-untyped-call]
+        [Extension(f"micro_{name}", [str(HERE / f"{name}.pyx")], extra_compile_args=["-O2"])],
+        compiler_directives=DIRECTIVES, include_path=[root], build_dir=str(BUILD), quiet=True,
+    )
+    command = build_ext(Distribution({"ext_modules": [extension]}))
+    command.build_lib = command.build_temp = str(BUILD)
+    command.finalize_options()
+    command.run()
+    return Path(command.get_ext_fullpath(extension.name))
+
+
+def _imported(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"micro_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

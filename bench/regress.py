@@ -1,0 +1,175 @@
+"""`python -m bench.regress [BASE]`: fail when a micro bench got slower than the machine's noise.
+
+The base commit is built beside this tree, with this tree's benches, and both run in turn. For
+each bench and build there is one median of CPU time per repetition; the smallest median is what
+the code costs when nothing disturbs it. How far the other medians are from it is the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+MICRO = Path("bench") / "micro"
+# Two builds of the same source differ by a few percent: code lies at other addresses.
+LEAST_ALLOWED = 0.08
+# A bench may be slower by this many times the noise seen in its own repetitions.
+NOISE_FACTOR = 2.0
+# When the repetitions disagree by more than this, the bench says nothing about the code.
+TOO_NOISY = 0.5
+
+Medians = dict[str, list[float]]
+"""CPU seconds by bench, one per repetition."""
+
+
+class RegressError(Exception):
+    """A build or a run that failed; the text says which, and how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One bench in both builds. `ratio` is new to base; `allowed` what noise explains."""
+
+    name: str
+    ratio: float
+    noise: float
+
+    @property
+    def allowed(self) -> float:
+        return 1 + max(LEAST_ALLOWED, NOISE_FACTOR * self.noise)
+
+    @property
+    def is_slower(self) -> bool:
+        return self.ratio > self.allowed
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.noise > TOO_NOISY
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare; return 1 when a bench is slower, 2 when builds or benches failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.regress", description=__doc__)
+    parser.add_argument("base", nargs="?", default="HEAD~1", help="commit to compare with (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="%(default)s")
+    parser.add_argument("-k", dest="only", default="", metavar="EXPRESSION", help="only these benches")
+    options = parser.parse_args(arguments)
+    try:
+        with _base_tree(options.base) as base:
+            _build(ROOT)
+            verdicts = _compare(base, options.repetitions, options.only)
+    except RegressError as error:
+        print(f"bench.regress: {error}", file=sys.stderr)
+        return 2
+    _print(verdicts, options.base)
+    return 1 if any(verdict.is_slower for verdict in verdicts) else 0
+
+
+def _compare(base: Path, repetitions: int, only: str) -> list[Verdict]:
+    """Run both builds in turn; run those benches again that look slower, before they are blamed."""
+    old: Medians = {}
+    new: Medians = {}
+    _repeat(base, old, new, repetitions, only)
+    suspects = [verdict.name for verdict in judge(old, new) if verdict.is_slower]
+    if suspects:
+        print(f"again, to be sure: {', '.join(suspects)}", file=sys.stderr)
+        _repeat(base, old, new, repetitions, only)
+    return judge(old, new)
+
+
+def _repeat(base: Path, old: Medians, new: Medians, repetitions: int, only: str) -> None:
+    for number in range(repetitions):
+        print(f"repetition {number + 1}/{repetitions}", file=sys.stderr)
+        turns = [(base, old), (ROOT, new)]
+        for tree, medians in turns if number % 2 else reversed(turns):
+            for name, median in _run(tree, only, is_base=tree == base).items():
+                medians.setdefault(name, []).append(median)
+
+
+def judge(old: Medians, new: Medians) -> list[Verdict]:
+    """Judge every bench that both builds could run."""
+    return [
+        Verdict(name, min(new[name]) / min(old[name]), max(_noise(old[name]), _noise(new[name])))
+        for name in new if name in old
+    ]
+
+
+def _noise(medians: Sequence[float]) -> float:
+    """How far a typical repetition is above the best one, as a share of it."""
+    return statistics.median(medians) / min(medians) - 1
+
+
+@contextmanager
+def _base_tree(commit: str) -> Iterator[Path]:
+    """Check the commit out and build it, with this tree's micro benches."""
+    with tempfile.TemporaryDirectory(prefix="regress-") as directory:
+        tree = Path(directory) / "base"
+        _done(["git", "worktree", "add", "--detach", str(tree), commit], ROOT)
+        try:
+            shutil.rmtree(tree / MICRO, ignore_errors=True)
+            shutil.copytree(ROOT / MICRO, tree / MICRO)
+            (tree / MICRO.parent / "__init__.py").touch()
+            _build(tree)
+            yield tree
+        finally:
+            _done(["git", "worktree", "remove", "--force", str(tree)], ROOT)
+
+
+def _build(tree: Path) -> None:
+    print(f"building {'this tree' if tree == ROOT else 'the base'} …", file=sys.stderr)
+    _done([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree)
+
+
+def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
+    """Run the micro benches of a tree once; return the median CPU seconds of each."""
+    report = tree / "bench" / "build" / "micro.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    # The tree is the working directory, so its own fastderp comes before an installed one.
+    _done(
+        [sys.executable, "-m", "pytest", str(MICRO), "-q", "-p", "no:cacheprovider", "-k", only,
+         f"--benchmark-json={report}"],
+        tree, {"BENCH_TREE": str(tree)} | ({"BENCH_BASE": "1"} if is_base else {}),
+    )
+    found = json.loads(report.read_text())["benchmarks"]
+    return {bench["name"]: bench["stats"]["median"] for bench in found}
+
+
+def _done(command: Sequence[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command, cwd=directory, env=os.environ | (environment or {}), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    if done.returncode != 0:
+        end = "\n".join(done.stdout.splitlines()[-15:])
+        raise RegressError(f"{' '.join(command)} ended with {done.returncode}\n{end}")
+
+
+def _print(verdicts: Sequence[Verdict], base: str) -> None:
+    table = Table("bench", "CPU time", "allowed", "", title=f"beside {base}", box=None)
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
+        table.add_row(verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict))
+    Console(width=max(Console().width, 120)).print(table)
+
+
+def _word(verdict: Verdict) -> str:
+    if verdict.is_slower:
+        return "SLOWER"
+    return "too noisy to tell" if verdict.is_undecided else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
