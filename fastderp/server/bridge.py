@@ -97,7 +97,10 @@ class Bridge:
         self._end()
 
     def _end(self) -> None:
-        """Leave the plane, say goodbye and wait a moment for the client to go: closing on unread input would reset the connection under it."""
+        """Leave the plane, say goodbye and wait a moment for the client to go.
+
+        Closing on unread input would reset the connection under the goodbye.
+        """
         self._inside.close()
         self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
         self._outside.on_bytes = _ignore

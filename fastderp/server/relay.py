@@ -85,6 +85,7 @@ class Server:
         rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
         rtt_stats: look at the clients' round-trip times every RTT_INTERVAL_S.
         duplicate_health: tell clients that share a key that they do.
+        disable_fighters: send nothing to clients that fight over a key, instead of to the last one that spoke. PROTOCOL §6.3.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
     """
@@ -100,6 +101,7 @@ class Server:
         rate_limit: RateLimit | None = None,
         rtt_stats: bool = True,
         duplicate_health: bool = True,
+        disable_fighters: bool = False,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
@@ -113,7 +115,7 @@ class Server:
         # Made by `start`, which knows the loop.
         self.poller: Poller
         self.handshakes: HandshakeThreads
-        self._plane = Plane(workers=workers, write_timeout_s=write_timeout)
+        self._plane = Plane(workers=workers, write_timeout_s=write_timeout, disable_fighters=disable_fighters)
         self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
         self._round_trips = traffic.RoundTrips(self._plane) if rtt_stats else None
         self._rtt_timer: asyncio.TimerHandle | None = None

@@ -18,13 +18,13 @@ from websockets.protocol import OPEN, SERVER, Event, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from fastderp.protocol import HEADER_SIZE, MAX_CLIENT_INFO_SIZE
+from fastderp.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 from fastderp.server.channel import Channel
 from fastderp.server.http import Request, Response, text_error
 from fastderp.server.stream import Stream
 
-# The longest frame of any client fits into one message.
-MESSAGE_LIMIT_BYTES = HEADER_SIZE + MAX_CLIENT_INFO_SIZE
+# Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.
+MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 
 # The library tells every connection at INFO and every payload at DEBUG; of that only its own faults are for an operator.
 _library_log = logging.getLogger("fastderp.websocket")

@@ -175,6 +175,7 @@ PROTOCOL = {
         "disable fighters: two that alternate are both disabled",
         "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
         "unit/plane::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+        "conformance/relay::the_policy_for_those_who_share_a_key_can_be_chosen",
     ),
     "28": _row(
         "disable fighters: of three, who speaks again disables all",
@@ -412,7 +413,7 @@ API = {
         "unit/protocol::messages_of_every_age_are_understood",
         "conformance/client::messages_cannot_be_changed",
         names=_of(
-            "", "ServerInfo", "ReceivedPacket", "PeerGone", "PeerPresent", "Ping", "Pong", "KeepAlive", "Health",
+            "", "Message", "ServerInfo", "ReceivedPacket", "PeerGone", "PeerPresent", "Ping", "Pong", "KeepAlive", "Health",
             "ServerRestarting",
         ),
     ),  # fmt: skip

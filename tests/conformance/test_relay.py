@@ -45,6 +45,17 @@ def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(start_relay
         assert relay.metrics()["derp_total_dup_client_conns"] == 1
 
 
+def test_the_policy_for_those_who_share_a_key_can_be_chosen(start_relay: StartRelay) -> None:
+    relay = start_relay(disable_fighters=True, duplicate_health=False)
+    key = NodePrivate.generate()
+    with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
+        assert second.sync() == first.sync() == []
+        sender.send_packet(key.public(), b"to whom?")
+        assert sender.sync() == first.sync() == second.sync() == []
+        assert relay.metrics()["derp_packets_dropped"]["dup_client", "other"] == 1
+        assert relay.call(relay.server.consistency_check) == []
+
+
 def test_the_consistency_check_knows_of_duplicates(start_relay: StartRelay) -> None:
     relay = start_relay()
     key = NodePrivate.generate()
