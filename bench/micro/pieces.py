@@ -7,13 +7,9 @@ the package itself exports nothing for the sake of a bench.
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-
-import pytest
 
 import fastderp
 
@@ -26,16 +22,13 @@ DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "i
 
 @cache
 def piece(name: str) -> ModuleType:
-    """Compile and import `name`.pyx.
-
-    In a comparison's older build (BENCH_BASE is set) a piece that does not fit it skips the test.
-    """
-    try:
-        return _imported(name, _compiled(name))
-    except (Exception, SystemExit) as error:
-        if os.environ.get("BENCH_BASE"):
-            pytest.skip(f"{name}.pyx does not fit this build: {error}")
-        raise
+    """Compile and import `name`.pyx."""
+    path = _compiled(name)
+    spec = importlib.util.spec_from_file_location(f"micro_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _compiled(name: str) -> Path:
@@ -53,12 +46,3 @@ def _compiled(name: str) -> Path:
     command.finalize_options()
     command.run()
     return Path(command.get_ext_fullpath(extension.name))
-
-
-def _imported(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"micro_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

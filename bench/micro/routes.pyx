@@ -24,7 +24,7 @@ cdef class Table:
         self.n = <uint32_t>(len(keys) // KEY)
         self.table = <RouteTable*>calloc(1, sizeof(RouteTable))
         self.routes = <Route**>calloc(self.n, sizeof(Route*))
-        if self.table is NULL or self.routes is NULL or not routes_init(self.table, 1):
+        if self.table is NULL or self.routes is NULL or not routes_init(self.table, 1, False):
             raise MemoryError()
         self.register()
 

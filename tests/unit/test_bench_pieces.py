@@ -1,0 +1,32 @@
+"""The micro benches' way into the data plane still compiles, and calls what it says."""
+
+import shutil
+import struct
+
+import pytest
+
+from bench.micro.pieces import piece
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+def packet(frame_type: int, size: int) -> bytes:
+    return struct.pack(">BI", frame_type, 32 + size) + bytes(32 + size)
+
+
+def test_whole_frames_are_walked_and_a_partial_one_is_not() -> None:
+    assert piece("frames").walk(packet(4, 100) * 3 + packet(4, 100)[:50]) == 3
+
+
+def test_keys_are_found_while_they_are_there() -> None:
+    keys = [bytes([i]) * 32 for i in range(1, 6)]
+    table = piece("routes").Table(b"".join(keys[:4]))
+    table.leave_and_return()
+    assert table.find(b"".join(keys)) == 4
+
+
+def test_what_a_backlog_does_not_drop_comes_out() -> None:
+    frames = memoryview(packet(5, 1400) * 300).cast("B", shape=[300, 1437])
+    popped, dropped = piece("backlog").pass_through(frames)
+    assert popped + dropped == 300
+    assert dropped > 0
