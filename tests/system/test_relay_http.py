@@ -322,13 +322,14 @@ def test_running_out_of_descriptors_harms_no_client_and_passes(loop: str) -> Non
     assert process.returncode == 0
 
 
-def test_a_tls_1_2_login_without_descriptors_for_its_bridge_is_refused(
-    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setup", [Setup("TLS 1.2"), Setup("WebSocket")], ids=str)
+def test_a_login_without_descriptors_for_its_bridge_is_refused(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch, setup: Setup
 ) -> None:
     def no_descriptors() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    relay = start_relay(Setup("TLS 1.2"))
+    relay = start_relay(setup)
     monkeypatch.setattr("fastderp.server.bridge.socket.socketpair", no_descriptors)
     with relay.connect() as peer:
         peer.upgrade(relay.server.public_key)
