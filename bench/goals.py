@@ -25,13 +25,17 @@ from bench.rows import ROWS, Bench, Row
 from fastderp.loadgen.result import environment
 
 KEPT = HERE / "results" / "goals.json"
+ROW_NAMES = ", ".join(row.name for row in ROWS)
 Document = dict[str, Any]
 """What is kept: `environment`, `relays` (versions), and `rows` by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure rows, print and keep them; return the exit code: 1 when a row could not be measured."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if unknown := set(options.row) - {row.name for row in ROWS}:
+        parser.error(f"{', '.join(sorted(unknown))}: no such row; there are {ROW_NAMES}")
     rows = [row for row in ROWS if not options.row or row.name in options.row]
     output = options.output or (None if options.row else KEPT)
     try:
@@ -59,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.goals", description=__doc__)
     add = parser.add_argument
-    add("row", nargs="*", choices=[[], *(row.name for row in ROWS)], metavar="ROW",
-        help=f"only these: {', '.join(row.name for row in ROWS)}")
+    add("row", nargs="*", metavar="ROW", help=f"only these: {ROW_NAMES}")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
     add("--rounds", type=int, default=3, help="%(default)s")

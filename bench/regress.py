@@ -89,6 +89,8 @@ def _compare(base: Path, repetitions: int, only: str) -> list[Verdict]:
     if suspects:
         print(f"again, to be sure: {', '.join(suspects)}", file=sys.stderr)
         _repeat(base, old, new, repetitions, only)
+    if left_out := new.keys() - old.keys():
+        print(f"the base cannot run: {', '.join(sorted(left_out))}", file=sys.stderr)
     return judge(old, new)
 
 

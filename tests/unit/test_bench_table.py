@@ -78,6 +78,13 @@ def test_plots_lie_beside_their_results_and_name_the_relays(tmp_path: Path) -> N
         assert "<svg" in (tmp_path / name).read_text()
 
 
+def test_a_row_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        goals(["pears"])
+    assert ended.value.code == 2
+    assert "pears: no such row; there are pairs-10" in capsys.readouterr().err
+
+
 def test_rows_that_are_measured_are_left_out_when_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
