@@ -7,6 +7,7 @@ data plane and is withdrawn with it. Loop thread only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -98,6 +99,7 @@ class MeshLink:
         self._retry_s = FIRST_RETRY_S
         self._advised_s = 0.0
         self._complaint = ""
+        self._back = asyncio.Event()
 
     @property
     def keys(self) -> frozenset[bytes]:
@@ -126,7 +128,7 @@ class MeshLink:
                 self._withdraw()
                 self.state = LinkState.WAITING
                 self.n_failures += 1
-                await asyncio.sleep(self._next_wait_s())
+                await self._pause(self._next_wait_s())
         finally:
             self._withdraw()
 
@@ -176,6 +178,18 @@ class MeshLink:
     def _login_expired(self) -> None:
         if self.state is LinkState.LOGIN:
             self._give_up("the relay did not answer the login")
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait before the next attempt, less when the member shows up."""
+        self._back.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._back.wait()
+
+    def peer_arrived(self, key: NodePublic) -> None:
+        """Note that a relay has logged in here: if it may be this member, it can be dialled again."""
+        if self.server_key is None or self.server_key == key:
+            self._back.set()
 
     # What the data plane reports
 
@@ -337,6 +351,11 @@ class Mesh:
         if link is not None:
             link.received(event.type, event.payload)
         return link is not None
+
+    def peer_arrived(self, key: NodePublic) -> None:
+        """Note that a mesh peer has logged in here, most likely a member that was started just now."""
+        for link in self.links:
+            link.peer_arrived(key)
 
     def closed(self, event: ClosedEvent) -> None:
         """Note the end of a session, which may be a link."""

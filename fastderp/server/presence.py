@@ -112,14 +112,24 @@ class Presence:
             self._n_refused += 1
             return
         self.flush()
-        everybody = {
-            session.key: Arrival(session.key, session.addr, session.port, session.mesh, session.prober, session.not_ideal)
-            for session in self._plane.sessions()
-            if session.active
-        }
+        everybody = self._everybody(handle)
         self._watchers[handle] = watcher
         self._present.update(everybody)
         self._send(handle, b"".join(arrival.frame() for arrival in everybody.values()), len(everybody))
+
+    def _everybody(self, asking: int) -> dict[bytes, Arrival]:
+        """Return the active connection of each key. Of the watcher's key that is its own, which spoke when it asked."""
+        listed: dict[bytes, Arrival] = {}
+        own_key = b""
+        for session in self._plane.sessions():
+            if session.handle == asking:
+                own_key = session.key
+            elif not session.active or session.key == own_key:
+                continue
+            listed[session.key] = Arrival(
+                session.key, session.addr, session.port, session.mesh, session.prober, session.not_ideal
+            )
+        return listed
 
     def arrived(self, arrival: Arrival) -> None:
         """Note a new connection, also of a key that has others."""

@@ -58,7 +58,8 @@ class Region:
     def arrived(self, handle: int, arrival: Arrival) -> None:
         """Note a client that has logged in."""
         if arrival.mesh:
-            self._peers[handle] = NodePublic(arrival.key)
+            self._peers[handle] = key = NodePublic(arrival.key)
+            self.mesh.peer_arrived(key)
         self.presence.arrived(arrival)
 
     def received(self, event: FrameEvent) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import select
 import socket
@@ -16,7 +15,7 @@ from fastderp.dataplane.plane import ClosedEvent, Plane
 from fastderp.keys import MeshKey, NodePrivate
 from fastderp.login import open_client_info
 from fastderp.server.dialled import CONNECT_TIMEOUT_S
-from fastderp.server.mesh import LinkState
+from fastderp.server.mesh import LinkState, MeshLink
 from tests.kit.peer import CLOSE_PEER, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
 from tests.kit.relay import PATIENCE_S, Relay, eventually
 
@@ -214,13 +213,11 @@ def test_a_member_that_restarts_is_left_alone_for_as_long_as_it_asks(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    sleep = asyncio.sleep
 
-    async def noted(delay_s: float) -> None:
-        waits.append(delay_s)
-        await sleep(0)
+    async def noted(link: MeshLink, wait_s: float) -> None:
+        waits.append(wait_s)
 
-    monkeypatch.setattr("fastderp.server.mesh.asyncio.sleep", noted)
+    monkeypatch.setattr(MeshLink, "_pause", noted)
     with member_of(relay) as member:
         member.welcome()
         member.sock.sendall(member.present(bytes(range(32))) + frame(RESTARTING, struct.pack(">II", 7000, 1000)))

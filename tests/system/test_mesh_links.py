@@ -151,6 +151,20 @@ def test_a_member_that_is_away_is_linked_when_it_comes(start_relay: StartRelay, 
     assert connects[first_url,] == 2 and failures[first_url,] >= 1
 
 
+def test_a_member_that_logs_in_is_dialled_at_once(
+    start_relay: StartRelay, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 3600.0)
+    one, key = start_member(start_relay), NodePrivate.generate()
+    with running(Setup(), certificates, mesh_key=SECRET, private_key=key) as first:
+        link(one, first)
+        wait_linked(one, first)
+    eventually(lambda: state(one, first) == LinkState.WAITING)
+    with running(Setup(), certificates, mesh_key=SECRET, private_key=key, port=first.port) as again:
+        link(again, one)
+        wait_linked(one, again)
+
+
 def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(start_relay: StartRelay) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
     link(one, other)

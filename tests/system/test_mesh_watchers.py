@@ -116,6 +116,13 @@ def test_a_duplicate_key_is_listed_once(relay: Relay) -> None:
         assert w.sync() == []
 
 
+def test_a_watcher_that_shares_its_key_is_listed_itself(relay: Relay) -> None:
+    key = NodePrivate.generate()
+    with relay.login(key=key), watcher(relay, key=key) as w:
+        assert w.read_frame() == present(w, MESH)
+        assert PRESENT not in [frame_type for frame_type, _ in w.sync()]
+
+
 def test_asking_again_lists_everybody_again(relay: Relay) -> None:
     with relay.login() as a, watcher(relay) as w:
         once = w.read_frames(2)

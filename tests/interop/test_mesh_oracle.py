@@ -1,0 +1,39 @@
+"""What a mesh peer says and hears is the same at derper and at the relay, frame for frame."""
+
+from pathlib import Path
+
+import pytest
+
+from . import scripts
+from .conftest import StartRelay
+from .conversation import MESH_KEY_TEXT
+from .deviations import DEVIATIONS
+from .improvise import improvisations
+from .oracle import differences, greet
+
+# Building the Go programs for the first time takes minutes and counts for the first test.
+pytestmark = pytest.mark.timeout(600)
+
+N_IMPROVISATIONS = 200
+MESH_DEVIATIONS = {
+    **DEVIATIONS,
+    "a forwarded source that comes and goes": "derper remembers who got packets from a key that no relay of the region has "
+    "announced; here a source is one that is connected somewhere, so keys made up in packets take no memory",
+}
+
+
+async def test_a_mesh_peer_is_answered_as_derper_does(
+    start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
+) -> None:
+    psk = tmp_path / "mesh.key"
+    psk.write_text(MESH_KEY_TEXT + "\n")
+    flag = f"-mesh-psk-file={psk}"
+    table = (
+        scripts.frames_of_every_type() | scripts.logins() | scripts.behaviours() | improvisations(N_IMPROVISATIONS)
+    )
+    async with start_derper(flag) as derper, start_fastderp(flag) as relay:
+        found = await differences(await greet(derper.port), await greet(relay.port), table, MESH_DEVIATIONS)
+    names = {difference.conversation.name for difference in found}
+    unforeseen = [str(difference) for difference in found if difference.conversation.name not in MESH_DEVIATIONS]
+    assert not unforeseen, "\n".join(unforeseen[:10])
+    assert names == MESH_DEVIATIONS.keys() & table.keys(), "deviations that are none any more"
