@@ -160,7 +160,7 @@ def _admission(config: AdmissionConfig) -> Admission:
     authorities: list[Authority] = []
     own_key = None
     if config.tailscaled or config.url:
-        # Only now: it brings httpx.
+        # Only now: it brings aiohttp.
         from fastderp.server.authority import AdmissionUrl, Tailscaled
 
         if config.tailscaled:
