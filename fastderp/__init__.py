@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fastderp.server.forwarders import PacketForwarder
     from fastderp.server.keylists import KeyLists
     from fastderp.server.ratelimit import RateLimit
+    from fastderp.server.mesh import MeshPeer
     from fastderp.server.relay import Server
     from fastderp.server.traffic import BytesSentRecv
 
@@ -92,6 +93,7 @@ _NAMES_OF = {
     "fastderp.server.forwarders": ("PacketForwarder",),
     "fastderp.server.keylists": ("KeyLists",),
     "fastderp.server.ratelimit": ("RateLimit",),
+    "fastderp.server.mesh": ("MeshPeer",),
     "fastderp.server.relay": ("Server",),
     "fastderp.server.traffic": ("BytesSentRecv",),
 }
@@ -117,6 +119,7 @@ __all__ = [
     "KeyLists",
     "LoginError",
     "MeshKey",
+    "MeshPeer",
     "Message",
     "NodePrivate",
     "NodePublic",

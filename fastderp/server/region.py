@@ -15,6 +15,7 @@ from fastderp.login import ClientInfo
 from fastderp.protocol import FrameType
 from fastderp.server.dialled import JoinSocket
 from fastderp.server.forwarders import Forwarders
+from fastderp.server.logs import Summariser
 from fastderp.server.mesh import Mesh
 from fastderp.server.metrics import Value
 from fastderp.server.presence import Arrival, Presence
@@ -37,6 +38,7 @@ class Region:
         self.mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
         self._plane = plane
         self._own_key = private_key.public()
+        self._summary = Summariser(log)
         # Of the mesh peers that are logged in, by session: what they may ask for depends on who they are.
         self._peers: dict[int, NodePublic] = {}
 
@@ -83,7 +85,8 @@ class Region:
 
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
-        log.info("mesh: %s has %s closed: %d connections", peer.short, target.short, n_closed)
+        what = f"{n_closed} connections" if n_closed else "it is not here"
+        self._summary.say("close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what)
 
     # Looking in
 

@@ -62,6 +62,18 @@ def test_every_line_is_prometheus_text() -> None:
         assert SAMPLE.fullmatch(line) or re.fullmatch(r"# (TYPE \w+ (counter|gauge|histogram)|HELP \w+ .+)", line), line
 
 
+def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
+    histogram = metrics.Histogram((0, 1, 5))
+    for value in (0, 1, 1, 3, 100):
+        histogram.observe(value)
+    lines = lines_of({"derp_mesh_update_batch_size": histogram})
+    assert "# TYPE derp_mesh_update_batch_size histogram" in lines
+    shown = [line.removeprefix("derp_mesh_update_batch_size_") for line in lines if line.startswith("derp_mesh")]
+    assert shown == [
+        'bucket{le="0"} 1', 'bucket{le="1"} 3', 'bucket{le="5"} 4', 'bucket{le="+Inf"} 5', "sum 105", "count 5",
+    ]  # fmt: skip
+
+
 def test_a_stranger_to_the_table_is_shown_untyped() -> None:
     assert samples({"derp_new_thing": 5, "other": {"a\"b\n": 1}})["derp_new_thing"] == "5"
     assert 'other{label0="a\\"b\\n"} 1' in lines_of({"other": {"a\"b\n": 1}})
