@@ -1,7 +1,8 @@
 """Who else is asked whether a key may use the relay: the local tailscaled and an admission URL. PROTOCOL §8.
 
-Loop thread only. Whatever they answer, or do not, costs bounded time and memory, and is one `Verdict`. Import this module only when somebody
-is to be asked: aiohttp costs a start 105 ms and 14 MiB. (httpx costs a quarter of that, but eight times the CPU per question.)
+Loop thread only. Whatever they answer, or do not, costs bounded time and memory, and is one `Verdict`. Import this module only
+when somebody is to be asked: aiohttp costs a start 105 ms and 14 MiB. (httpx costs a quarter of that, but eight times the CPU
+per question.)
 """
 
 from __future__ import annotations
