@@ -8,11 +8,11 @@ cdef enum:
     FIRST_SLOTS = 8
 
 
-cdef inline uint64_t frame_sender(const uint8_t* frame) noexcept nogil:
+cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nogil:
     # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's turn has to find a
-    # key with the same first 8 bytes.
-    cdef uint64_t sender
-    memcpy(&sender, frame + FRAME_HEADER, sizeof(sender))
+    # key with the same first 8 bytes. Only the old RecvPacket without a key (§6.6) may be shorter than those.
+    cdef uint64_t sender = 0
+    memcpy(&sender, frame + FRAME_HEADER, min(n - FRAME_HEADER, <uint32_t>sizeof(sender)))
     return sender if sender != 0 else 1
 
 
@@ -89,7 +89,7 @@ cdef bint slots_grow(Flows* f) noexcept nogil:
 
 cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
     """Queue a packet behind its sender's others. False without memory."""
-    cdef uint64_t sender = frame_sender(node.data)
+    cdef uint64_t sender = frame_sender(node.data, node.n)
     cdef uint32_t i
     if 4 * (f.n_used + 1) > 3 * f.capacity and not slots_grow(f):
         return False
@@ -127,10 +127,10 @@ cdef Node* flows_pop(Flows* f) noexcept nogil:
         turn_pass(f)
 
 
-cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer) noexcept nogil:
+cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil:
     """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
 
-    It is the oldest of the newcomer's own sender if that one has its fair share already, otherwise the oldest of
+    newcomer is a frame of n bytes. It is the oldest of the newcomer's own sender if that one has its fair share already, otherwise the oldest of
     whoever has most.
     """
     cdef uint32_t own
@@ -138,7 +138,7 @@ cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer) noexcept nogil:
     cdef uint32_t i
     if f.n == 0:
         return NULL
-    own = slot_find(f, frame_sender(newcomer))
+    own = slot_find(f, frame_sender(newcomer, n))
     if <uint64_t>f.slots[own].packets.bytes * f.n_active >= f.bytes and f.slots[own].packets.n:
         return flow_pop(f, own)
     fattest = f.current

@@ -15,7 +15,7 @@ cdef void turn_free(Turn* t) noexcept nogil
 cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
 cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
 cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
-cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil
+cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil
 
 # By the session's own worker.
 cdef void session_writable(Turn* t, Session* s) noexcept nogil

@@ -9,7 +9,8 @@ from fastderp.dataplane.counters cimport (
 )
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_PONG, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_PONG, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco, frame_data_size,
+    frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, MESH_CONTROL_BYTES,
@@ -50,21 +51,37 @@ cdef void turn_free(Turn* t) noexcept nogil:
 
 # ---- accounting
 
-cdef inline void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
+cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
+    """Count a packet that will not be delivered."""
     cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
     counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
     counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
 
 
-cdef void frames_drop(Turn* t, DropReason reason, const uint8_t* frames, size_t n) noexcept nogil:
-    """Count the packets among whole frames that will not be delivered."""
+cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
+    # Of a packet on its way out: one for another relay was counted when it was tried, and that is all (§7.6).
+    if frame[0] != FRAME_FORWARD_PACKET:
+        packet_drop(t, reason, frame, n)
+
+
+cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken) noexcept nogil:
+    # Count the packets of a batch as dropped, but not those that lie within its first `taken` bytes.
+    cdef int i
+    cdef const uint8_t* p
+    cdef const uint8_t* end
     cdef size_t size
-    while n:
-        size = frame_size(frames)
-        if frame_is_packet(frames):
-            packet_drop(t, reason, frames, size)
-        frames += size
-        n -= size
+    for i in range(batch.n_iov):
+        p = <const uint8_t*>batch.iov[i].iov_base
+        end = p + batch.iov[i].iov_len
+        while p < end:
+            size = frame_size(p)
+            if taken >= size:
+                taken -= size
+            else:
+                taken = 0
+                if frame_is_packet(p):
+                    packet_lose(t, reason, p, size)
+            p += size
 
 
 cdef struct Dropper:             # context of the two functions below
@@ -75,14 +92,14 @@ cdef struct Dropper:             # context of the two functions below
 cdef void drop_displaced(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     d.session.dropped += 1
-    packet_drop(d.turn, DROP_QUEUE_HEAD, frame, n)
+    packet_lose(d.turn, DROP_QUEUE_HEAD, frame, n)
 
 
 cdef void drop_gone(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     if lane >= LANE_DISCO:
         d.session.dropped += 1
-        packet_drop(d.turn, DROP_GONE_DISCONNECTED, frame, n)
+        packet_lose(d.turn, DROP_GONE_DISCONNECTED, frame, n)
 
 
 cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n_data) noexcept nogil:
@@ -166,6 +183,12 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
         s.backlog = NULL
 
 
+cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
+    # A flood of pings leaves one pong (§5), or at most one more for every other control frame.
+    cdef const Node* last = backlog.lanes[LANE_CONTROL].tail
+    return last is not NULL and last.data[0] == FRAME_PONG
+
+
 cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_t offset) noexcept nogil:
     cdef uint8_t lane = LANE_CONTROL
     cdef Backlog* backlog = s.backlog
@@ -174,16 +197,17 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
     dropper.session = s
     if frame_is_packet(frame):
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
-    elif frame[0] == FRAME_PONG and backlog.lanes[LANE_CONTROL].n:
-        return                   # at most one pong waits (§5): a flood of pings has no effect here
+    elif frame[0] == FRAME_PONG and pong_waits(backlog):
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+        return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
                     drop_displaced, &dropper):
         return
     if lane == LANE_CONTROL or offset:
         fail_locked(s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
-    else:
+    if lane != LANE_CONTROL:
         s.dropped += 1
-        packet_drop(t, DROP_QUEUE_TAIL, frame, n)
+        packet_lose(t, DROP_QUEUE_TAIL, frame, n)
 
 
 cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
@@ -194,6 +218,7 @@ cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept
     cdef size_t size
     if backlog_get(t, s) is NULL:
         fail_locked(s, CLOSE_NO_MEMORY, 0)
+        batch_lose(t, DROP_QUEUE_TAIL, batch, taken)
         return
     for i in range(batch.n_iov):
         p = <uint8_t*>batch.iov[i].iov_base
@@ -237,13 +262,6 @@ cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept 
             p += size
 
 
-cdef void write_failed(Turn* t, Session* s, Batch* batch) noexcept nogil:
-    cdef int i
-    fail_locked(s, CLOSE_WRITE_ERROR, 0)
-    for i in range(batch.n_iov):
-        frames_drop(t, DROP_WRITE_ERROR, <uint8_t*>batch.iov[i].iov_base, batch.iov[i].iov_len)
-
-
 cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
     cdef size_t done = 0
     cdef ssize_t taken
@@ -253,15 +271,24 @@ cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
         n = min(batch.n_iov - first, OUTPUT_IOVS)
         taken = socket_write(t, s, &batch.iov[first], n)
         if taken < 0:
-            write_failed(t, s, batch)
-            return
+            fail_locked(s, CLOSE_WRITE_ERROR, 0)
+            break
         done += <size_t>taken
         if <size_t>taken < iov_bytes(&batch.iov[first], n):
             break
         first += n
-    count_taken(t, s, batch, done)
-    if done < batch.n_bytes:
-        frames_queue(t, s, batch, done)
+    batch_rest(t, s, batch, done)
+
+
+cdef void batch_rest(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+    # Count what the socket took of a batch, and queue the rest unless the session broke.
+    count_taken(t, s, batch, taken)
+    if taken >= batch.n_bytes:
+        return
+    if s.state == SESSION_OPEN:
+        frames_queue(t, s, batch, taken)
+    else:
+        batch_lose(t, DROP_WRITE_ERROR, batch, taken)
 
 
 cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
@@ -273,7 +300,8 @@ cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
 
 
 cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
-    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left over.
+    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left over; a session
+    # that broke over it is not open any more.
     cdef iovec wire
     cdef ssize_t taken
     wire.iov_base = t.sealed
@@ -313,10 +341,11 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
         if taken < 0:
             fail_locked(s, CLOSE_WRITE_ERROR, 0)
         elif <size_t>taken < n and not backlog_push(
-                s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns, drop_displaced, NULL):
+                s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
+                drop_displaced, NULL):
             fail_locked(s, CLOSE_NO_MEMORY, 0)
     if backlog_empty(s.backlog):
-        free(s.backlog)
+        backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
         s.backlog = NULL
     else:
         deadline_restart_locked(t, s)
@@ -335,8 +364,9 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
     cdef size_t chunk_bytes
     cdef size_t done_bytes = 0
     cdef size_t produced
+    cdef bint all_written
     cdef RecordStatus status
-    while first < batch.n_iov and s.state == SESSION_OPEN:
+    while first < batch.n_iov:
         n = 0
         chunk_bytes = 0
         while first + n < batch.n_iov and chunk_bytes < SEAL_CHUNK:
@@ -346,14 +376,13 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
         if status != RECORD_OK:
             fail_locked(s, CLOSE_TLS, status)
             break
-        first += n
-        done_bytes += chunk_bytes
-        if not sealed_write(t, s, produced):
-            break
-    count_taken(t, s, batch, done_bytes)
-    if done_bytes < batch.n_bytes:
+        all_written = sealed_write(t, s, produced)
         if s.state == SESSION_OPEN:
-            frames_queue(t, s, batch, done_bytes)
+            done_bytes += chunk_bytes
+            first += n
+        if not all_written:
+            break
+    batch_rest(t, s, batch, done_bytes)
 
 
 cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
@@ -439,11 +468,9 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
 
 cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
     """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks."""
-    cdef int i
     pthread_mutex_lock(&s.output_lock)
     if atomic_load_u64(&s.handle) != handle or s.state != SESSION_OPEN:
-        for i in range(batch.n_iov):
-            frames_drop(t, DROP_GONE_DISCONNECTED, <uint8_t*>batch.iov[i].iov_base, batch.iov[i].iov_len)
+        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0)
     elif s.backlog is not NULL:
         frames_queue(t, s, batch, 0)
     elif s.records is NULL:

@@ -11,22 +11,26 @@ from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
-from fastderp.dataplane.events cimport EVENT_FRAME, Event, events_destroy, events_init, events_take_all
+from fastderp.dataplane.events cimport (
+    EVENT_FRAME, Event, Totals as EventTotals, events_destroy, events_init, events_take_all,
+)
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
 from fastderp.dataplane.queue cimport backlog_bytes
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
 from fastderp.dataplane.routes cimport (
-    HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members, routes_remove_forwarder,
+    HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
+    routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SEAL_CHUNK, SESSION_FREE, SESSION_OPEN, CloseReason, Core,
-    Peer, Session, Turn, departed_tell, session_at, session_is_alive, session_discard, session_end, session_open, session_publish, stash_put,
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SEAL_CHUNK, SESSION_OPEN, CloseReason,
+    Core, Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_is_alive, session_open,
+    session_publish, session_totals, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8, atomic_peek_u64, atomic_store_u64, clock_ns,
-    getsockopt, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8,
+    atomic_peek_u64, atomic_store_u64, clock_ns, getsockopt, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_start, worker_stop
@@ -147,6 +151,7 @@ cdef class Plane:
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
+        self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
         if write_timeout_s < 0:
@@ -157,7 +162,6 @@ cdef class Plane:
         pthread_mutex_init(&self.core.sessions_lock, NULL)
         pthread_mutex_init(&self.control_lock, NULL)
         pthread_mutex_init(&self.core.limit_lock, NULL)
-        self.core.events.fd = -1
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
@@ -201,7 +205,9 @@ cdef class Plane:
         free(self.core.epolls)
 
     def start(self):
-        """Start the worker threads. Raises PlaneError when the system refuses one."""
+        """Start the worker threads. Raises PlaneError when the system refuses one, or the plane is closed."""
+        if self.closed:
+            raise PlaneError("the data plane is closed")
         while self.n_running < self.core.n_workers:
             if not worker_start(self.workers[self.n_running]):
                 raise PlaneError(f"could not start worker thread {self.n_running}")
@@ -259,13 +265,13 @@ cdef class Plane:
         cdef uint64_t handle = 0
         cdef bint published = False
         try:
-            if (len(key) != KEY_SIZE or len(addr) != 16 or len(first) > SEAL_CHUNK or len(unread) + len(opened) > UNREAD_MAX
-                    or not 0 <= port <= 65535):
+            if (len(key) != KEY_SIZE or len(addr) != 16 or len(first) > SEAL_CHUNK
+                    or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535):
                 raise ValueError("promote: key, addr, first, unread or port of a wrong size")
-            if self.closed:
-                raise PlaneError("the data plane is closed")
             os.set_blocking(fd, False)
             socket_tune(fd)
+            if self.closed:
+                raise PlaneError("the data plane is closed")
             if records is not None:
                 keys = <Records*>calloc(1, sizeof(Records))
                 if keys is NULL:
@@ -306,10 +312,15 @@ cdef class Plane:
         return worker
 
     def send(self, uint64_t handle, bytes frames not None):
-        """Send whole frames of the relay itself, any number. False when the session is gone."""
+        """Send whole frames of the relay itself, any number. False when the session is gone.
+
+        Raises ValueError when the last frame is not whole.
+        """
         cdef const uint8_t* p = frames
         cdef size_t left = len(frames)
         cdef size_t piece
+        if not frames_are_whole(p, left):
+            raise ValueError("send: the last frame is not whole")
         cdef bint sent = self.is_known(handle) and session_is_alive(&self.core, handle)
         pthread_mutex_lock(&self.control_lock)
         self.control.now_ns = clock_ns()
@@ -361,9 +372,12 @@ cdef class Plane:
     def add_forwarder(self, bytes key not None, uint64_t link):
         """Forward packets for a key that is not local over the link with this handle (PROTOCOL §7.5).
 
-        The oldest link that announced the key is the one used. Raises PlaneError when memory is out.
+        The oldest link that announced the key is the one used. Raises PlaneError when memory is out, ValueError for
+        a handle that never was.
         """
         check_key(key)
+        if not self.is_known(link):
+            raise ValueError(f"no session ever had the handle {link}")
         if not routes_add_forwarder(&self.core.routes, key, link):
             raise PlaneError("no memory left for another key")
 
@@ -414,45 +428,29 @@ cdef class Plane:
     def sessions(self):
         """Return a SessionInfo for every connected session."""
         cdef uint32_t slot
-        cdef Session* s
+        cdef Glance seen
         infos = []
         for slot in range(self.core.sessions.n_touched):
-            s = <Session*>arena_at(&self.core.sessions, slot)
-            if atomic_load_u64(&s.handle) == 0:
+            if not session_glance(<Session*>arena_at(&self.core.sessions, slot), &seen, NULL):
                 continue
-            pthread_mutex_lock(&s.output_lock)
-            try:
-                if s.state != SESSION_FREE:
-                    infos.append(SessionInfo(
-                        s.handle, s.peer.key[:KEY_SIZE], s.peer.addr[:16], s.peer.port, s.peer.role == ROLE_MESH, s.peer.role == ROLE_LINK, s.peer.prober, s.peer.not_ideal,
-                        bool(atomic_load_u8(&s.preferred)),
-                        s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle, s.records is not NULL, s.worker,
-                        0 if s.backlog is NULL else backlog_bytes(s.backlog),
-                        Totals((clock_ns() - s.opened_ns) / 1e9, atomic_peek_u64(&s.rx_packets),
-                               atomic_peek_u64(&s.rx_bytes), s.tx_packets, s.tx_bytes, s.dropped),
-                    ))
-            finally:
-                pthread_mutex_unlock(&s.output_lock)
+            infos.append(SessionInfo(
+                seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
+                seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, seen.peer.prober, seen.peer.not_ideal,
+                seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
+                totals_object(clock_ns() - seen.opened_ns, &seen.totals),
+            ))
         return infos
 
     def tcp_infos(self):
         """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
         cdef uint32_t slot
-        cdef Session* s
+        cdef Glance seen
         cdef tcp_counts info
-        cdef unsigned int n
         infos = []
         for slot in range(self.core.sessions.n_touched):
-            s = <Session*>arena_at(&self.core.sessions, slot)
-            if atomic_load_u64(&s.handle) == 0:
-                continue
-            n = sizeof(info)
-            pthread_mutex_lock(&s.output_lock)
-            try:
-                if s.state == SESSION_OPEN and getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info):
-                    infos.append(TcpInfo(s.handle, s.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received))
-            finally:
-                pthread_mutex_unlock(&s.output_lock)
+            if session_glance(<Session*>arena_at(&self.core.sessions, slot), &seen, &info) and seen.has_tcp:
+                infos.append(TcpInfo(
+                    seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received))
         return infos
 
     def unique_senders(self):
@@ -508,6 +506,48 @@ cdef class Plane:
         }
 
 
+cdef struct Glance:              # of a session, taken under its output lock
+    uint64_t handle
+    Peer peer
+    uint64_t opened_ns
+    uint16_t worker
+    bint preferred
+    bint active
+    bint tls
+    bint has_tcp
+    size_t backlog_bytes
+    EventTotals totals
+
+
+cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept:
+    # Look at a slot; False when no open session is there. No Python object is made under the lock: senders wait for it.
+    # What the kernel counts goes to info unless that is NULL.
+    cdef unsigned int n = sizeof(tcp_counts)
+    cdef bint is_open
+    if atomic_load_u64(&s.handle) == 0:
+        return False
+    pthread_mutex_lock(&s.output_lock)
+    is_open = s.state == SESSION_OPEN
+    if is_open:
+        seen.handle = s.handle
+        seen.peer = s.peer
+        seen.opened_ns = s.opened_ns
+        seen.worker = s.worker
+        seen.preferred = atomic_load_u8(&s.preferred)
+        seen.active = s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle
+        seen.tls = s.records is not NULL
+        seen.backlog_bytes = backlog_bytes(s.backlog) if s.backlog is not NULL else 0
+        session_totals(s, &seen.totals)
+        seen.has_tcp = (info is not NULL and getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) == 0
+                        and n == sizeof(tcp_counts))
+    pthread_mutex_unlock(&s.output_lock)
+    return is_open
+
+
+cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
+    return Totals(lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
+
+
 cdef int check_key(bytes key) except -1:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
@@ -519,7 +559,18 @@ cdef size_t frames_piece(const uint8_t* frames, size_t n) noexcept:
     cdef size_t piece = 0
     while piece < n and piece < SEAL_CHUNK:
         piece += frame_size(frames + piece)
-    return min(piece, n)
+    return piece
+
+
+cdef bint frames_are_whole(const uint8_t* frames, size_t n) noexcept:
+    cdef size_t size
+    while n >= FRAME_HEADER:
+        size = frame_size(frames)
+        if size > n:
+            return False
+        frames += size
+        n -= size
+    return n == 0
 
 
 cdef void socket_tune(int fd) noexcept:
@@ -540,8 +591,7 @@ cdef object event_object(Event* event):
         event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
         record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
         event.addr[:16], event.port,
-        Totals(event.lived_ns / 1e9, event.totals.rx_packets, event.totals.rx_bytes, event.totals.tx_packets,
-               event.totals.tx_bytes, event.totals.dropped),
+        totals_object(event.lived_ns, &event.totals),
     )
 
 

@@ -50,10 +50,10 @@ cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* bu
     return n_waiting < LANE_PACKETS or bytes + n <= b.lane_bytes
 
 
-cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer) noexcept nogil:
+cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, uint32_t n) noexcept nogil:
     # The packet that has to go when its lane is full.
     if lane == LANE_DATA and b.flows.n:
-        return flows_pop_excess(&b.flows, newcomer)
+        return flows_pop_excess(&b.flows, newcomer, n)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
 
 
@@ -62,7 +62,7 @@ cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8
     # Displace packets until the newcomer fits. False when that does not help: others use up the global cap.
     cdef Node* node
     while not lane_has_room(b, lane, budget, n):
-        node = lane_pop_excess(b, lane, newcomer)
+        node = lane_pop_excess(b, lane, newcomer, n)
         if node is NULL:
             return False
         atomic_sub_u64(&budget.bytes, node.n)

@@ -542,6 +542,8 @@ cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handl
     """Remember that receiver got data from route's key. Without memory it is not told later, nothing worse."""
     cdef HandleSet* s = &route.told
     pthread_mutex_lock(&t.lock)
-    if 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(s, alive, context):
+    if route.members.n == 0 and route.forwarders.n == 0:
+        pass                     # it has left meanwhile
+    elif 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(s, alive, context):
         handle_set_put(s, receiver)
     pthread_mutex_unlock(&t.lock)

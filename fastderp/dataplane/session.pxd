@@ -86,7 +86,7 @@ cdef struct Session:
     uint64_t busy_mark           # packets both ways at the last keep-alive
     Bucket bucket                # receive rate limit (§6.8)
     uint64_t resume_ns           # when a session that is over its rate is read again; 0 = it is not held back
-    bint is_paid                 # the frame at the start of the stash has been charged
+    bint has_begun               # the frame at the start of the stash has been charged and noted (§5)
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
     uint8_t preferred            # atomic, this worker the only writer
@@ -140,7 +140,7 @@ cdef struct Batch:               # whole frames for one session, with what is co
     uint32_t n_packets
     size_t n_data                # payload bytes of the packets
 
-# Birth, in the control thread: open, queue_first, publish; discard after a failure.
+# Birth, in the control thread: open, publish; discard after a failure.
 cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil
 cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil
 cdef void session_discard(Turn* t, Session* s) noexcept nogil
@@ -151,6 +151,7 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil
 cdef void session_rest(Session* s) noexcept nogil
 cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept nogil
 
+cdef void session_totals(Session* s, Totals* totals) noexcept nogil
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil
 

@@ -11,16 +11,16 @@ from fastderp.dataplane.frame cimport (
     Role, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, output_first_locked, session_fail,
-    session_output_frame,
+    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, output_first_locked, poll_set_locked,
+    session_fail, session_output_frame,
 )
 from fastderp.dataplane.record cimport (
     RECORD_OK, RecordStatus, record_contexts_release, record_seal_alert, record_status_alert, record_wipe,
 )
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
-    EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, MSG_DONTWAIT, MSG_NOSIGNAL, atomic_load_u64, atomic_store_u64,
-    atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
+    EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, MSG_DONTWAIT, MSG_NOSIGNAL, atomic_load_u64, atomic_peek_u64,
+    atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, send,
 )
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_disarm
@@ -85,7 +85,9 @@ cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
     if not stuck:                # otherwise the write deadline already watches the peer
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
+    pthread_mutex_lock(&s.output_lock)
     mark = s.rx_packets + s.tx_packets
+    pthread_mutex_unlock(&s.output_lock)
     if mark == s.busy_mark:
         session_rest(s)
     s.busy_mark = mark
@@ -184,7 +186,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.skip_bytes = 0
     memset(&s.bucket, 0, sizeof(Bucket))
     s.resume_ns = 0
-    s.is_paid = False
+    s.has_begun = False
     s.rx_packets = s.rx_bytes = s.tx_packets = s.tx_bytes = s.dropped = 0
     s.not_here_ns = t.now_ns
     s.not_here_tokens = NOT_HERE_BURST
@@ -221,7 +223,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
     """Enter the session in the routing table, write `first`, hand it to its worker. False without memory.
 
     In this order: once the peer knows that it is in, it can be reached. Until then the backlog keeps senders from the
-    socket, which the epoll set does not know yet.
+    socket, and the output lock keeps the worker from ending what is not complete yet.
     """
     cdef epoll_event event
     cdef HandleSet told
@@ -230,6 +232,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
     cdef bint not_ideal = s.peer.not_ideal
     cdef Role role = s.peer.role
     cdef bint has_unread
+    cdef bint is_idle
     cdef bint added
     if not backlog_gate(s):
         return False
@@ -238,17 +241,20 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         if s.route is NULL:
             return False
     has_unread = s.frame.n != 0 or s.record.n != 0
-    pthread_mutex_lock(&s.output_lock)
-    output_first_locked(t, s, first, n_first)
-    if s.records is not NULL and s.backlog is NULL and not has_unread:
-        # The login used the keys; an idle session keeps them folded up.
-        record_contexts_release(s.records, True, True)
-    wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
-    # "Writable" comes at once: the worker then looks at what came behind the login.
-    s.wants_out = s.backlog is not NULL or has_unread
-    event.events = EPOLLIN | (EPOLLOUT if s.wants_out else 0)
+    is_idle = s.records is not NULL and not has_unread
+    if is_idle:                  # the login used the keys; an idle session keeps them folded up
+        record_contexts_release(s.records, True, False)
+    event.events = EPOLLIN
     event.data.u64 = handle
+    pthread_mutex_lock(&s.output_lock)
     added = epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0
+    if added:
+        output_first_locked(t, s, first, n_first)
+        if is_idle and s.backlog is NULL:
+            record_contexts_release(s.records, False, True)
+        wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
+        # "Writable" comes at once: the worker then looks at what came behind the login.
+        poll_set_locked(t, s, s.backlog is not NULL or has_unread, False)
     pthread_mutex_unlock(&s.output_lock)
     if added:
         # From here on the session is its worker's and may be gone already.
@@ -256,7 +262,6 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.notideal_connections, not_ideal)
         return True
-    wheel_disarm(&t.core.wheels[s.worker], &s.timer)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         handle_set_free(&told)
     return False
@@ -275,6 +280,15 @@ cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept n
     handle_set_free(told)
 
 
+cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
+    """Copy what a session has carried. Under its output lock, or when it is nobody else's any more."""
+    totals.rx_packets = atomic_peek_u64(&s.rx_packets)
+    totals.rx_bytes = atomic_peek_u64(&s.rx_bytes)
+    totals.tx_packets = s.tx_packets
+    totals.tx_bytes = s.tx_bytes
+    totals.dropped = s.dropped
+
+
 cdef void closed_report(Turn* t, Session* s, uint64_t handle) noexcept nogil:
     cdef Event* event = event_new(&t.core.events, EVENT_CLOSED, handle, NULL, 0)
     if event is NULL:
@@ -285,11 +299,7 @@ cdef void closed_report(Turn* t, Session* s, uint64_t handle) noexcept nogil:
     memcpy(event.addr, s.peer.addr, sizeof(s.peer.addr))
     event.port = s.peer.port
     event.lived_ns = t.now_ns - s.opened_ns
-    event.totals.rx_packets = s.rx_packets
-    event.totals.rx_bytes = s.rx_bytes
-    event.totals.tx_packets = s.tx_packets
-    event.totals.tx_bytes = s.tx_bytes
-    event.totals.dropped = s.dropped
+    session_totals(s, &event.totals)
     events_push(&t.core.events, event)
 
 

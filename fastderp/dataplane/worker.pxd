@@ -10,6 +10,7 @@ from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
     READ_MAX = 262144            # bytes a session may bring in one turn: the others wait no longer than that takes
+    READ_LIMITED_MAX = 66560     # the same under a rate limit: what is held back stays small, and is one frame at least
     UNREAD_MAX = 294912          # bytes a promoted connection may bring along; more than an incomplete frame or record
     GATHER_MAX = 1048576         # plaintext of one turn before it is sent on; holds a fresh session's first read
     RUN_MAX = 65536              # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
@@ -56,7 +57,8 @@ cdef struct Worker:
     int n_ending
     bint has_last                # last_dst and last_target are of this read, and no flush has come in between
     uint8_t last_dst[KEY_SIZE]   # destination of the previous packet …
-    int last_target              # … and its target; negative when it has none
+    int last_target              # … its target, negative when it has none …
+    bint last_is_link            # … and whether that is another relay
     Run runs[MAX_RUNS]
     Target targets[MAX_TARGETS]
     uint16_t buckets[TARGET_BUCKETS]     # target + 1

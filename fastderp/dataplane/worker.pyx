@@ -19,7 +19,7 @@ from fastderp.dataplane.frame cimport (
     frame_carries_disco, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    frames_drop, poll_set_locked, session_fail, session_output, session_writable, turn_free, turn_init,
+    packet_drop, poll_set_locked, session_fail, session_output, session_writable, turn_free, turn_init,
 )
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
@@ -47,6 +47,7 @@ cdef enum:
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
 cdef uint64_t SECOND_NS = 1000000000
+cdef uint64_t RECHECK_NS = 20000000              # a few ticks of the wheel: never due in the turn that sets it
 cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home count as moves (§6.6)
 
 
@@ -54,7 +55,10 @@ cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home co
 
 cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
     # The session ends with this turn; a reason given earlier, by whoever failed it, stays.
-    if s.is_ending or w.n_ending == MAX_ENDING:
+    if s.is_ending:
+        return
+    if w.n_ending == MAX_ENDING:
+        session_fail(&w.turn, s, s.handle, reason, detail)    # its socket says so again in the next turn
         return
     s.is_ending = True
     w.ending[w.n_ending] = s
@@ -68,8 +72,9 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
 
 cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     # Bytes read; 0 when there are none now or ever again (then the session is ending).
-    cdef ssize_t got = recv(s.fd, into, READ_MAX, MSG_DONTWAIT)
+    cdef ssize_t got = recv(s.fd, into, READ_LIMITED_MAX if rate_applies(w, s) else READ_MAX, MSG_DONTWAIT)
     if got > 0:
+        s.heard_ns = w.turn.now_ns
         counter_add(&w.counters.reads, 1)
         return got
     if got == 0:
@@ -138,6 +143,10 @@ cdef void limit_refresh(Worker* w) noexcept nogil:
     pthread_mutex_unlock(&core.limit_lock)
 
 
+cdef inline bint rate_applies(const Worker* w, const Session* s) noexcept nogil:
+    return s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
+
+
 cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
     """Charge a frame by its header. False when the session must wait; then it is held back until it may go on."""
     cdef Bucket* b = &s.bucket
@@ -157,6 +166,8 @@ cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
     pthread_mutex_lock(&s.output_lock)
     poll_set_locked(&w.turn, s, s.wants_out, True)
     pthread_mutex_unlock(&s.output_lock)
+    if atomic_load_u64(&w.turn.core.limit_version) != w.limit_version:
+        s.resume_ns = w.turn.now_ns + RECHECK_NS    # a new limit; who set it may have missed this session
     wheel_arm(&w.turn.core.wheels[w.index], &s.timer, s.resume_ns)
     return False
 
@@ -177,8 +188,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
     cdef uint8_t* end = start + n
     cdef size_t total = 0
     cdef size_t skip
-    cdef bint spoke = s.route is NULL
-    cdef bint is_limited = s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
+    cdef bint spoke = s.route is NULL    # noted once per walk is enough
     cdef FrameStatus status
     w.has_last = False
     while True:
@@ -189,16 +199,16 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
         if end - p < FRAME_HEADER:
             break
         status = frame_next(p, <size_t>(end - p), s.peer.role, &total)
-        if is_limited and not s.is_paid:
-            if not rate_allows(w, s, total - FRAME_HEADER):
+        if not s.has_begun:
+            if rate_applies(w, s) and not rate_allows(w, s, total - FRAME_HEADER):
                 break
-            s.is_paid = True
-        if not spoke:
-            spoke = True
-            routes_note_speaker(&w.turn.core.routes, s.route, s.handle)
+            s.has_begun = True
+            if not spoke:
+                spoke = True
+                routes_note_speaker(&w.turn.core.routes, s.route, s.handle)
         if status == FRAME_PARTIAL:
             break
-        s.is_paid = False
+        s.has_begun = False
         if status == FRAME_READY:
             frame_act(w, s, p, total)
             p += total
@@ -237,10 +247,10 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
         w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
         w.has_last = True
     if w.last_target < 0:
-        frames_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        packet_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total)
         if kind == KIND_DISCO and w.last_target == NO_TARGET:
             not_here_answer(w, s, p)
-    elif w.targets[w.last_target].session.peer.role == ROLE_LINK:
+    elif w.last_is_link:
         packet_forward(w, s, p, total, n_data)
     else:
         p[0] = FRAME_RECV_PACKET
@@ -271,7 +281,7 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     target = destination_find(w, source, 0, w.last_dst, True)
     w.has_last = False           # found among local ones only: a SendPacket behind this has to look anew
     if target < 0:
-        frames_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        packet_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total)
         if target == NO_TARGET and frame_carries_disco(p, total):
             not_here_answer(w, s, q)
         return
@@ -291,7 +301,8 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
 
 cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst, bint only_local) noexcept nogil:
     # The target for a key, or NO_TARGET or FIGHTING (§6.4): local beats mesh.
-    # A local receiver is noted as one to be told when the source leaves.
+    # A local receiver is noted as one to be told when the source leaves. w.last_is_link says what was found: the
+    # session itself may belong to somebody else by now.
     cdef Route* route = routes_find(&w.turn.core.routes, dst)
     cdef uint64_t receiver
     if route is NULL:
@@ -299,6 +310,7 @@ cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8
     receiver = atomic_load_u64(&route.active)
     if receiver == 0 and atomic_load_u8(&route.is_fighting):
         return FIGHTING
+    w.last_is_link = receiver == 0
     if receiver == 0:
         receiver = 0 if only_local else atomic_load_u64(&route.forwarder)
         return target_get(w, receiver) if receiver != 0 else NO_TARGET
@@ -324,6 +336,8 @@ cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
         s.not_here_ns += gained * SECOND_NS
     if s.not_here_tokens == 0:
         return
+    if s.not_here_tokens == NOT_HERE_BURST:
+        s.not_here_ns = w.turn.now_ns    # a full bucket gains nothing
     s.not_here_tokens -= 1
     frame_put_header(p, FRAME_PEER_GONE, KEY_SIZE + 1)
     memcpy(p + FRAME_HEADER, w.last_dst, KEY_SIZE)
@@ -451,7 +465,6 @@ cdef void targets_flush(Worker* w) noexcept nogil:
 # ---- the thread
 
 cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
-    s.heard_ns = w.turn.now_ns
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
         return

@@ -1,4 +1,4 @@
-"""Sessions of a bare data plane over socketpairs: no HTTP, no login, no event loop."""
+"""Sessions of a bare data plane over socketpairs, plain or with TLS records: no HTTP, no login, no event loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
+from fastderp.dataplane.record import RecordLayer
 from fastderp.protocol import FrameType, frame
 
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
@@ -19,26 +20,38 @@ DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
 class PlanePeer:
     """The client's end of one session."""
 
+    records: RecordLayer | None = None
+
     def __init__(self, plane: Plane, key: bytes | None = None, **promote: Any) -> None:
         self.key = key or os.urandom(32)
+        self.opened = bytearray()
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(10)
         self.handle = plane.promote(theirs.detach(), self.key, **promote)
 
+    def write(self, data: bytes) -> None:
+        """Send bytes of frames."""
+        self.socket.sendall(self.seal(data))
+
+    def seal(self, data: bytes) -> bytes:
+        """Return what of these bytes is seen on the wire."""
+        return data if self.records is None else self.records.seal(data)
+
     def send(self, frame_type: int, *parts: bytes) -> None:
-        self.socket.sendall(frame(FrameType(frame_type), *parts))
+        self.write(frame(FrameType(frame_type), *parts))
 
     def send_packet(self, to: bytes, data: bytes) -> None:
         self.send(FrameType.SEND_PACKET, to, data)
 
     def read(self, n: int) -> bytes:
-        data = bytearray()
-        while len(data) < n:
-            piece = self.socket.recv(n - len(data))
+        while len(self.opened) < n:
+            piece = self.socket.recv(n - len(self.opened) if self.records is None else 65536)
             if not piece:
-                raise EOFError(f"{len(data)} of {n} bytes")
-            data += piece
-        return bytes(data)
+                raise EOFError(f"{len(self.opened)} of {n} bytes")
+            self.opened += piece if self.records is None else self.records.open(piece)
+        data = bytes(self.opened[:n])
+        del self.opened[:n]
+        return data
 
     def receive(self) -> tuple[int, bytes]:
         """Return type and payload of the next frame."""
@@ -62,6 +75,16 @@ class PlanePeer:
 
     def close(self) -> None:
         self.socket.close()
+
+
+class SealedPeer(PlanePeer):
+    """The client's end of a session with TLS records."""
+
+    def __init__(self, plane: Plane, key: bytes | None = None, *, unread: bytes = b"", **promote: Any) -> None:
+        up, down = os.urandom(32), os.urandom(32)
+        self.records = RecordLayer("TLS_AES_128_GCM_SHA256", down, up, client=True)
+        theirs = RecordLayer("TLS_AES_128_GCM_SHA256", up, down)
+        super().__init__(plane, key, unread=self.seal(unread) if unread else b"", records=theirs, **promote)
 
 
 @contextmanager

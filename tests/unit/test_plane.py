@@ -10,20 +10,34 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.protocol import FrameType, frame
-from tests.kit.plane import DISCO, PlanePeer, dropped, events, running_plane
+from tests.kit.plane import DISCO, PlanePeer, SealedPeer, dropped, events, running_plane
 
 GONE, NOT_HERE = b"\0", b"\1"
+
+
+@pytest.fixture(autouse=True, params=[PlanePeer, SealedPeer], ids=["plain", "records"])
+def peers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with plain sessions and again with TLS records."""
+    monkeypatch.setitem(globals(), "PlanePeer", request.param)
 
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
 def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
     with running_plane(workers=request.param) as running:
         yield running
+
+
+def accounted(plane: Plane) -> bool:
+    """Whether every packet that came in was delivered, dropped with a reason, or handed to another relay."""
+    c: dict[str, Any] = plane.counters()
+    came = c["packets_received"] + c["packets_forwarded_in"]
+    return bool(came == c["packets_sent"] + sum(dropped(plane).values()) + c["packets_forwarded_out"])
 
 
 def closed(plane: Plane) -> ClosedEvent:
@@ -51,8 +65,9 @@ def test_frames_cut_at_any_byte_arrive_whole_and_in_order(plane: Plane) -> None:
     packets = [os.urandom(n) for n in (0, 1, 40, 300, 2)]
     stream = b"".join(frame(FrameType.SEND_PACKET, b.key, data) for data in packets)
     for cut in range(len(stream)):
-        a.socket.sendall(stream[:cut])
-        a.socket.sendall(stream[cut:])
+        wire = a.seal(stream)
+        a.socket.sendall(wire[:cut])
+        a.socket.sendall(wire[cut:])
         for data in packets:
             assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
 
@@ -60,7 +75,7 @@ def test_frames_cut_at_any_byte_arrive_whole_and_in_order(plane: Plane) -> None:
 def test_interleaved_destinations_each_get_their_own_in_order(plane: Plane) -> None:
     a, receivers = PlanePeer(plane), [PlanePeer(plane) for _ in range(100)]
     for round_ in range(20):
-        a.socket.sendall(b"".join(frame(FrameType.SEND_PACKET, r.key, b"%d" % round_) for r in receivers))
+        a.write(b"".join(frame(FrameType.SEND_PACKET, r.key, b"%d" % round_) for r in receivers))
     for receiver in receivers:
         for round_ in range(20):
             assert receiver.receive() == (FrameType.RECV_PACKET, a.key + b"%d" % round_)
@@ -98,15 +113,16 @@ def test_bytes_read_behind_the_login_are_served(plane: Plane) -> None:
     b = PlanePeer(plane, unread=sent)
     assert a.receive() == (FrameType.RECV_PACKET, b.key + b"early")
     assert b.receive() == (FrameType.PONG, b"12345678")
-    b.socket.sendall(frame(FrameType.SEND_PACKET, a.key, b"rest")[2:])
+    b.write(frame(FrameType.SEND_PACKET, a.key, b"rest")[2:])
     assert a.receive() == (FrameType.RECV_PACKET, b.key + b"rest")
 
 
 def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
     a = PlanePeer(plane)
     one = frame(FrameType.SEND_PACKET, a.key, bytes(8192 - 37))
-    b = PlanePeer(plane, unread=one * (MAX_UNREAD_BYTES // len(one)))
-    for _ in range(MAX_UNREAD_BYTES // len(one)):
+    n = MAX_UNREAD_BYTES // len(one) - (PlanePeer is SealedPeer)  # records take some room
+    b = PlanePeer(plane, unread=one * n)
+    for _ in range(n):
         assert a.receive() == (FrameType.RECV_PACKET, b.key + bytes(8192 - 37))
     with pytest.raises(ValueError, match="unread"):
         PlanePeer(plane, unread=bytes(MAX_UNREAD_BYTES + 1))
@@ -123,7 +139,7 @@ def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
 def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_type: FrameType, size: int) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, b"before")
-    a.socket.sendall(struct.pack(">BI", frame_type, size))
+    a.write(struct.pack(">BI", frame_type, size))
     assert b.receive() == (FrameType.RECV_PACKET, a.key + b"before")
     assert b.receive() == (FrameType.PEER_GONE, a.key + GONE)
     with pytest.raises((EOFError, ConnectionError)):
@@ -144,7 +160,7 @@ def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_
 )
 def test_a_mesh_frame_from_an_ordinary_client_closes_it(plane: Plane, sent: bytes) -> None:
     a = PlanePeer(plane)
-    a.socket.sendall(sent)
+    a.write(sent)
     assert closed(plane).reason == "frame_not_permitted"
 
 
@@ -152,7 +168,7 @@ def test_a_mesh_frame_from_an_ordinary_client_closes_it(plane: Plane, sent: byte
 @pytest.mark.parametrize("size", [0, 5, 70_000, 1_000_000])
 def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, size: int) -> None:
     a = PlanePeer(plane)
-    a.socket.sendall(struct.pack(">BI", frame_type, size) + bytes(size))
+    a.write(struct.pack(">BI", frame_type, size) + bytes(size))
     a.sync()
     assert plane.counters()["unknown_frames"] == 1
 
@@ -199,7 +215,7 @@ def test_the_last_packets_come_before_the_news_of_the_departure(plane: Plane) ->
     receiver = PlanePeer(plane)
     for _ in range(50):
         sender = PlanePeer(plane)
-        sender.socket.sendall(frame(FrameType.SEND_PACKET, receiver.key, b"last") * 20)
+        sender.write(frame(FrameType.SEND_PACKET, receiver.key, b"last") * 20)
         sender.close()
         for _ in range(20):
             assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + b"last")
@@ -398,13 +414,40 @@ def test_a_link_that_falls_silent_is_closed() -> None:
 def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 1000, 1400)
-    slow.socket.sendall(frame(FrameType.PING, b"12345678") * 5000)
+    slow.write(frame(FrameType.PING, b"12345678") * 5000)
     slow.send_packet(sender.key, b"done")
     assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
     assert plane.counters()["backlog_bytes"] < 600_000
     received = [slow.receive()[0] for _ in range(1000 - sum(dropped(plane).values()) + 1)]
     received += [frame_type for frame_type, _ in slow.receive_until_pong()]
     assert received.count(FrameType.PONG) <= 2
+
+
+def test_a_ping_is_answered_although_the_relay_has_other_news_waiting(plane: Plane) -> None:
+    sender, slow, leaver = (PlanePeer(plane) for _ in range(3))
+    leaver.send_packet(slow.key, b"x")
+    leaver.sync()
+    fill(sender, slow.key, 1000, 1400)
+    leaver.close()
+    closed(plane)
+    sender.sync()
+    slow.send(FrameType.PING, b"12345678")
+    slow.send_packet(sender.key, b"done")
+    assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
+    received = [slow.receive() for _ in range(1 + 1000 - sum(dropped(plane).values()) + 2)]
+    assert (FrameType.PEER_GONE, leaver.key + GONE) in received
+    assert (FrameType.PONG, b"12345678") in received
+
+
+def test_what_is_lost_with_a_connection_that_breaks_is_counted(plane: Plane) -> None:
+    sender = PlanePeer(plane)
+    for _ in range(100):
+        receiver = PlanePeer(plane)
+        sender.write(frame(FrameType.SEND_PACKET, receiver.key, bytes(1400)) * 150)
+        receiver.close()
+        sender.receive_until_pong()
+    events(plane, 100)
+    assert accounted(plane)
 
 
 def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> None:
@@ -440,6 +483,14 @@ def test_a_late_handle_is_harmless(plane: Plane) -> None:
     assert not plane.send(a.handle, frame(FrameType.HEALTH, b"?"))
     assert not plane.send(2**63, b"") and not plane.send(0, b"") and not plane.close_session(2**40 + 7)
     b.sync()
+
+
+def test_part_of_a_frame_cannot_be_sent(plane: Plane) -> None:
+    a = PlanePeer(plane)
+    for part in (b"\x14", frame(FrameType.HEALTH, b"half")[:-1], frame(FrameType.KEEP_ALIVE) + b"\x14\0\0\0"):
+        with pytest.raises(ValueError, match="whole"):
+            plane.send(a.handle, part)
+    a.sync()
 
 
 def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
@@ -544,9 +595,40 @@ def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) ->
     assert b.receive() == (FrameType.PEER_GONE, far + GONE)
 
 
+def test_what_a_slow_link_loses_is_counted_once_as_forwarded(plane: Plane) -> None:
+    a, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
+    plane.add_forwarder(far, link.handle)
+    for _ in range(150):
+        a.write(frame(FrameType.SEND_PACKET, far, bytes(60_000)))
+    a.sync()
+    assert plane.sessions()[1].totals.dropped > 0
+    assert plane.counters()["packets_forwarded_out"] == 150
+    assert not dropped(plane)
+    link.close()
+    assert closed(plane).totals.dropped > 0
+    a.send_packet(far, b"x")
+    a.sync()
+    assert accounted(plane)
+
+
+def test_forwarded_packets_without_a_sender_wait_for_a_slow_reader_too(plane: Plane) -> None:
+    relay, sender, slow = PlanePeer(plane, mesh=True), PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 300, 1400)
+    for data in (b"", b"1", b"12345678"):
+        relay.send(FrameType.FORWARD_PACKET, bytes(32), slow.key, data)
+    relay.sync()
+    received = [slow.receive()[1] for _ in range(300 + 3 - sum(dropped(plane).values()))]
+    assert [payload for payload in received if len(payload) < 32] == [b"", b"1", b"12345678"]
+
+
+def test_only_a_handle_that_once_was_can_be_a_forwarder(plane: Plane) -> None:
+    with pytest.raises(ValueError, match="handle"):
+        plane.add_forwarder(os.urandom(32), 1 << 32 | 4_000_000)
+
+
 def test_news_over_a_link_reach_the_control_plane(plane: Plane) -> None:
     link = PlanePeer(plane, link=True)
-    link.socket.sendall(
+    link.write(
         frame(FrameType.SERVER_KEY, bytes(40)) + frame(FrameType.KEEP_ALIVE) + frame(FrameType.PEER_GONE, bytes(31))
         + frame(FrameType.PEER_PRESENT, bytes(51)) + frame(FrameType.PEER_GONE, bytes(33))
     )  # fmt: skip
@@ -559,7 +641,7 @@ def test_a_mesh_peer_that_floods_the_control_plane_is_closed(plane: Plane) -> No
     relay = PlanePeer(plane, mesh=True)
     with pytest.raises(ConnectionError):  # nobody reads the events meanwhile
         for _ in range(1000):
-            relay.socket.sendall(frame(FrameType.WATCH_CONNS) * 5000)
+            relay.write(frame(FrameType.WATCH_CONNS) * 5000)
     *frames, last = events(plane, 262_144 + 1)
     assert len(frames) < 262_144 + 100_000, "what one more read brought, at most"
     assert isinstance(last, ClosedEvent) and last.reason == "control_overflow"
@@ -575,7 +657,7 @@ def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
             stream += frame(FrameType.SEND_PACKET, receiver.key, b"1") + frame(FrameType.PING, b"12345678")
             stream += frame(FrameType.SEND_PACKET, receiver.key, b"2") + frame(FrameType.SEND_PACKET, nobody, DISCO)
             stream += frame(FrameType.SEND_PACKET, receiver.key, b"3")
-        sender.socket.sendall(stream)
+        sender.write(stream)
         for receiver in receivers:
             for data in (b"1", b"2", b"3"):
                 assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + data)
@@ -608,6 +690,38 @@ def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
     plane.set_rate_limit(0)
     for _ in range(60 - 65568 // (1400 + 32)):
         b.receive()
+
+
+def test_a_limit_that_changes_all_the_time_holds_nobody_for_long(plane: Plane) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    stop = threading.Event()
+
+    def flap() -> None:
+        while not stop.is_set():
+            plane.set_rate_limit(1, 1)
+            plane.set_rate_limit(0)
+
+    thread = threading.Thread(target=flap)
+    thread.start()
+    try:
+        for i in range(2000):
+            a.send_packet(b.key, struct.pack(">I", i) + bytes(1400))
+            assert b.receive()[1][32:36] == struct.pack(">I", i)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_client_that_is_held_back_keeps_little_in_the_relay(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a = PlanePeer(plane)
+    a.socket.setblocking(False)
+    wire = a.seal(frame(FrameType.SEND_PACKET, a.key, bytes(16_000)) * 30)
+    with pytest.raises(BlockingIOError):
+        while wire:
+            wire = wire[a.socket.send(wire) :]
+            select.select([], [a.socket], [], 0.2)
+    a.close()
 
 
 def test_mesh_peers_are_not_limited(plane: Plane) -> None:
@@ -651,8 +765,16 @@ def test_many_threads_of_traffic_and_churn_leave_nothing_behind() -> None:
         counters = plane.counters()
         assert counters["current_connections"] == counters["clients_total"] == 1
         assert counters["current_dup_client_keys"] == counters["backlog_bytes"] == 0
-        assert counters["packets_received"] == counters["packets_sent"] + sum(dropped(plane).values())
+        assert accounted(plane)
         sink.sync()
+
+
+def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
+    before = os.fstat(0)
+    for options in ({"workers": 300}, {"write_timeout_s": -1}, {"keep_alive_s": 0}):
+        with pytest.raises(ValueError):
+            Plane(**options)  # type: ignore[arg-type]
+    assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"
 
 
 def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
@@ -666,3 +788,5 @@ def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
             peer.receive()
     with pytest.raises(PlaneError, match="closed"):
         PlanePeer(plane)
+    with pytest.raises(PlaneError, match="closed"):
+        plane.start()
