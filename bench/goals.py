@@ -25,6 +25,7 @@ from bench.rows import ROWS, Bench, Row
 from fastderp.loadgen.result import environment
 
 KEPT = HERE / "results" / "goals.json"
+EX_INTERRUPTED = 130
 ROW_NAMES = ", ".join(row.name for row in ROWS)
 Document = dict[str, Any]
 """What is kept: `environment`, `relays` (versions), and `rows` by name."""
@@ -50,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RelayError as error:
         print(f"bench.goals: {error}", file=sys.stderr)
         return 1
-    for row in rows:
-        if row.name not in document["rows"]:
-            document["rows"][row.name] = _measured(bench, row, arguments)
-            if output:
-                output.parent.mkdir(parents=True, exist_ok=True)
-                output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    try:
+        for row in rows:
+            if row.name not in document["rows"]:
+                document["rows"][row.name] = _measured(bench, row)
+                if output:
+                    _keep(document, output)
+    except KeyboardInterrupt:
+        print("bench.goals: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return EX_INTERRUPTED
     _print(document, output)
     return 1 if any(row["failed"] for row in document["rows"].values()) else 0
 
@@ -103,7 +107,16 @@ def _done(output: Path | None, document: Document) -> dict[str, Any]:
     return {name: row for name, row in earlier["rows"].items() if not row["failed"]}
 
 
-def _measured(bench: Bench, row: Row, arguments: Sequence[str] | None) -> dict[str, Any]:
+def _keep(document: Document, output: Path) -> None:
+    """Write what there is so far, in the order of the rows; an interruption leaves the former file."""
+    rows = sorted(document["rows"].items(), key=lambda item: int(item[1]["number"]))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = output.with_suffix(".new")
+    fresh.write_text(json.dumps(document | {"rows": dict(rows)}, indent=1, ensure_ascii=False) + "\n")
+    fresh.replace(output)
+
+
+def _measured(bench: Bench, row: Row) -> dict[str, Any]:
     bench.say(f"{row.number} {row.name}: {row.title}")
     bench.measurements, bench.notes, failed = [], [], ""
     findings = []

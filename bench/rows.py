@@ -134,14 +134,18 @@ def _never_wait(bench: Bench) -> Iterator[Finding]:
 
 
 def _overload(bench: Bench, about: float) -> Finding:
-    """Sweep the offered rate for the peak, then offer three times as much."""
+    """Sweep the offered rate for the one that gets most through; compare it with three times as much."""
 
     def goodput(rate: float) -> float:
         result = bench.measure(bench.fastderp, "never-wait", "--rate", f"{rate:.0f}")
         return float(result["packets_per_s"])
 
-    peak = max(goodput(share * about) for share in SWEEP)
-    return Finding("goodput at 3 × saturation ÷ peak", [goodput(3 * peak) / peak], ">=", 0.95)
+    best = max((share * about for share in SWEEP), key=goodput)
+    ratios = []
+    for _ in range(bench.rounds):
+        at_peak = goodput(best)
+        ratios.append(goodput(3 * best) / at_peak)
+    return Finding("goodput at 3 × saturation ÷ peak", ratios, ">=", 0.95)
 
 
 def _fans(bench: Bench) -> Iterator[Finding]:
@@ -210,6 +214,9 @@ def _crowd(bench: Bench) -> Iterator[Finding]:
         few.append(bench.measure(bench.fastderp, "pairs-50"))
         crowd.append(bench.measure(bench.fastderp, "crowd"))
     yield Finding("CPU per packet: crowd ÷ pairs-50", _ratios(crowd, few), "<=", 1.3)
+    [floor] = _ratios([bench.measure(bench.floor, "crowd")], [bench.measure(bench.floor, "pairs-50")])
+    bench.notes.append(f"the same for the floor: {floor:.2f}; what it has more is the kernel's and the caches' work "
+                       "for many sockets")
 
 
 def _storm(bench: Bench) -> Iterator[Finding]:

@@ -101,3 +101,28 @@ def test_rows_that_are_measured_are_left_out_when_a_run_goes_on(
     value["relays"]["fastderp"] = "0"
     assert goals(["pairs-10", "--resume", "--output", kept(tmp_path, value)]) == 1
     assert "is about" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_keeps_the_rows_that_were_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from collections.abc import Iterator
+
+    from bench import goals as module
+    from bench.relays import Relay
+    from bench.rows import Bench, Finding, Row
+
+    def quick(bench: Bench) -> Iterator[Finding]:
+        yield Finding("x", [1.0], ">=", 1.0)
+
+    def interrupted(bench: Bench) -> Iterator[Finding]:
+        raise KeyboardInterrupt
+        yield
+
+    for name in ("derper", "floor", "fastderp"):
+        monkeypatch.setattr(module, name, lambda *_, name=name: Relay(name, "1", []))
+    monkeypatch.setattr(module, "ROWS", [Row(1, "a", "", quick), Row(2, "b", "", interrupted)])
+    file = tmp_path / "goals.json"
+    assert module.main(["--output", str(file)]) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert list(json.loads(file.read_text())["rows"]) == ["a"]
