@@ -64,6 +64,8 @@ def _reload(reloads: list[Callable[[], None]]) -> None:
 
 async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
+    if _switch("DERP_DEBUG_LOGS"):
+        log.setLevel(logging.DEBUG)
     access = DebugAccess.from_environment(os.environ)
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
@@ -83,7 +85,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
             mesh_key=region.keys,
             verify=admission,
             rate_limit=rate_limit,
-            rtt_stats=_rtt_stats(),
+            rtt_stats=not _switch("TS_DERP_DISABLE_RTT_STATS"),
         )
     )
     if admission is not None:
@@ -148,11 +150,12 @@ def _listen(
         raise ListenError(f"{error.strerror}{hint}") from error
 
 
-def _rtt_stats() -> bool:
+def _switch(name: str) -> bool:
+    """Whether an environment variable of derper's (PROTOCOL §19) is true; unset is false."""
     try:
-        return not boolean(os.environ.get("TS_DERP_DISABLE_RTT_STATS") or "false")
+        return boolean(os.environ.get(name) or "false")
     except ValueError as error:
-        raise ConfigError(f"TS_DERP_DISABLE_RTT_STATS: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _admission(config: AdmissionConfig) -> Admission:

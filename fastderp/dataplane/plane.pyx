@@ -29,7 +29,7 @@ from fastderp.dataplane.session cimport (
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8,
-    atomic_peek_u64, atomic_store_u64, clock_ns, getsockopt, pthread_mutex_destroy, pthread_mutex_init,
+    atomic_peek_u64, atomic_store_u64, clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
@@ -411,6 +411,11 @@ cdef class Plane:
                 wheel_arm(&self.core.wheels[s.worker], &s.timer, clock_ns())
             pthread_mutex_unlock(&s.output_lock)
 
+    def trim_memory(self):
+        """Give the heap memory that is not used any more back to the system."""
+        with nogil:
+            heap_trim()
+
     # ---- news and numbers
 
     def events(self):
@@ -475,6 +480,14 @@ cdef class Plane:
             senders.update(receivers)
             first += 256
         return dict(senders)
+
+    def n_moved(self):
+        """Return a number that grows with every login, end of a session, read and write; the keep-alives' too."""
+        cdef uint64_t n = counters_moved(&self.control_counters)
+        cdef int i
+        for i in range(self.core.n_workers):
+            n += counters_moved(&self.workers[i].counters)
+        return n
 
     def counters(self):
         """Return all counters, summed over the threads, by the names of PROTOCOL §14 without `derp_`.
@@ -593,6 +606,11 @@ cdef object event_object(Event* event):
         event.addr[:16], event.port,
         totals_object(event.lived_ns, &event.totals),
     )
+
+
+cdef uint64_t counters_moved(const Counters* c) noexcept:
+    return (atomic_peek_u64(&c.accepts) + atomic_peek_u64(&c.closed) + atomic_peek_u64(&c.reads)
+            + atomic_peek_u64(&c.writes))
 
 
 cdef void counters_sum(Counters* total, const Counters* part) noexcept:

@@ -114,6 +114,19 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_setstacksize(pthread_attr_t* attr, size_t n)
     int pthread_attr_destroy(pthread_attr_t* attr)
 
+# glibc keeps freed memory until it is asked; other C libraries give it back by themselves.
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    #define heap_trim() ((void)malloc_trim(0))
+    #else
+    #define heap_trim() ((void)0)
+    #endif
+    """
+    void heap_trim() noexcept nogil
+
 # Atomics. Plain loads and stores of a shared word appear nowhere else, so every data race is one of these.
 cdef extern from *:
     """

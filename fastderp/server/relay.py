@@ -33,9 +33,9 @@ from fastderp.server.address import address_bytes, address_text
 from fastderp.server.admission import Client
 from fastderp.server.bridge import Bridge, Reader, Writer, bridge, pump_streams
 from fastderp.server.channel import Channel
+from fastderp.server.duplicates import Duplicates
 from fastderp.server.forwarders import PacketForwarder
 from fastderp.server.handshakes import HandshakeThreads
-from fastderp.server.duplicates import Duplicates
 from fastderp.server.http import Routes, Site
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
 from fastderp.server.logs import Summariser
@@ -46,6 +46,7 @@ from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.region import Region
 from fastderp.server.stream import Poller, Stream
 from fastderp.server.traffic import BytesSentRecv
+from fastderp.server.upkeep import Upkeep
 from fastderp.tls.handshake import ClientContext, ServerContext
 
 log = logging.getLogger("fastderp")
@@ -60,8 +61,6 @@ _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 _UNREMARKABLE = frozenset({"eof", "shutdown"})
 
 CONSISTENCY_LOOKS = 5
-
-RTT_INTERVAL_S = 10.0
 
 # Clients read the limit they are told as a signed number.
 _TOLD_MAX = (1 << 63) - 1
@@ -83,7 +82,7 @@ class Server:
         mesh_tls: what our links to other relays trust; None for the system's roots.
         verify: asked about every other client before it is let in.
         rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
-        rtt_stats: look at the clients' round-trip times every RTT_INTERVAL_S.
+        rtt_stats: look at the clients' round-trip times every 10 seconds.
         duplicate_health: tell clients that share a key that they do.
         disable_fighters: send nothing to clients that fight over a key, instead of to the last one that spoke. PROTOCOL §6.3.
         workers: threads of the data plane; 0 for one per core.
@@ -118,7 +117,7 @@ class Server:
         self._plane = Plane(workers=workers, write_timeout_s=write_timeout, disable_fighters=disable_fighters)
         self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
         self._round_trips = traffic.RoundTrips(self._plane) if rtt_stats else None
-        self._rtt_timer: asyncio.TimerHandle | None = None
+        self._upkeep = Upkeep(self._plane, self._round_trips)
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
         self._region = Region(self._plane, self.private_key, mesh_keys, self._join, mesh_tls)
         self._listeners: list[Listener] = []
@@ -147,7 +146,7 @@ class Server:
             self.poller = Poller(self._loop)
             self.handshakes = HandshakeThreads(self._loop)
             self._plane.start()
-            self._next_rtt_sample()
+            self._upkeep.start(self._loop)
             self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
 
     def listen(
@@ -202,9 +201,9 @@ class Server:
         if self._closed.is_set():
             return
         self._closed.set()
-        for running in (self._rtt_timer, self._telling):
-            if running is not None:
-                running.cancel()
+        self._upkeep.stop()
+        if self._telling is not None:
+            self._telling.cancel()
         for listener in self._listeners:
             listener.close()
         await self._region.close()
@@ -543,15 +542,6 @@ class Server:
             if not self._plane.is_connected(key)
         ]
         return problems + self._region.inconsistencies(clients, self._plane.counters())
-
-    def _next_rtt_sample(self) -> None:
-        if self._round_trips is not None and self._loop is not None:
-            self._rtt_timer = self._loop.call_later(RTT_INTERVAL_S, self._sample_rtt)
-
-    def _sample_rtt(self) -> None:
-        assert self._round_trips is not None
-        self._round_trips.sample()
-        self._next_rtt_sample()
 
     # What the data plane reports
 

@@ -64,7 +64,7 @@ def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
 
 
 def test_round_trips_are_sampled(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.relay.RTT_INTERVAL_S", 0.02)
+    monkeypatch.setattr("fastderp.server.upkeep.INTERVAL_S", 0.02)
     relay, bridged = start_relay(), start_relay(Setup("TLS 1.2"))
     with relay.login(), bridged.login():
         eventually(lambda: relay.metrics()["derp_tcp_rtt"].get("10ms", 0) > 3)

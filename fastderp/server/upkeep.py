@@ -1,0 +1,50 @@
+"""What the relay does every few seconds by itself: sample round-trip times, give memory back.
+
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastderp.dataplane.plane import Plane
+from fastderp.server.traffic import RoundTrips
+
+INTERVAL_S = 10.0
+
+
+class Upkeep:
+    """Runs every INTERVAL_S seconds from `start` until `stop`.
+
+    Args:
+        plane: whose memory is given back.
+        round_trips: samples `derp_tcp_rtt` (PROTOCOL §14); None for no samples.
+    """
+
+    def __init__(self, plane: Plane, round_trips: RoundTrips | None) -> None:
+        self._plane = plane
+        self._round_trips = round_trips
+        self._timer: asyncio.TimerHandle | None = None
+        self._n_moved = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin."""
+        self._timer = loop.call_later(INTERVAL_S, self._run, loop)
+
+    def stop(self) -> None:
+        """End; safe to repeat."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._round_trips is not None:
+            self._round_trips.sample()
+        self._give_memory_back()
+        self.start(loop)
+
+    def _give_memory_back(self) -> None:
+        """Return to the system what a storm of logins or a burst left in the heap; an idle relay has nothing to return."""
+        n_moved = self._plane.n_moved()
+        if n_moved != self._n_moved:
+            self._n_moved = n_moved
+            self._plane.trim_memory()
