@@ -1,4 +1,4 @@
-# The data packets that wait for one session, by sender: each sender gets its turn (deficit round robin), and when
+# The packets that wait in one lane of a session, by sender: each sender gets its turn (deficit round robin), and when
 # the room is used up the sender with the most of it loses its oldest packet. Guarded by the session's output lock.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -21,6 +21,7 @@ cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n
 cdef void session_writable(Turn* t, Session* s) noexcept nogil
 
 # Under the output lock, for session.pyx.
+cdef void goodbye_locked(Session* s) noexcept nogil
 cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil
 cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil
 cdef void flush_locked(Turn* t, Session* s) noexcept nogil

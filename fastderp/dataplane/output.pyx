@@ -16,10 +16,12 @@ from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, MESH_CONTROL_BYTES,
     backlog_empty, backlog_free, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
-from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_seal, record_sealed_size
+from fastderp.dataplane.record cimport (
+    RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
+)
 from fastderp.dataplane.session cimport (
-    CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_TLS, CLOSE_WRITE_ERROR, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING,
-    SESSION_OPEN, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR, OUTPUT_IOVS,
+    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64,
@@ -30,6 +32,11 @@ from fastderp.dataplane.wheel cimport wheel_arm
 
 cdef enum:
     FLUSH_IOVS = 64              # frames of a backlog per write
+    ALERT_ROOM = 64              # an alert takes 24 bytes as a record
+    TLS_WARNING = 1
+    TLS_FATAL = 2
+    TLS_CLOSE_NOTIFY = 0
+    NO_ALERT = 255
 
 
 # ---- the thread's own scratch
@@ -112,12 +119,31 @@ cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n
 
 # ---- locked
 
+cdef void goodbye_locked(Session* s) noexcept nogil:
+    """Tell a TLS peer why this is the end. If its socket is full or broken it does without."""
+    cdef uint8_t wire[ALERT_ROOM]
+    cdef uint8_t level = TLS_WARNING
+    cdef uint8_t description = TLS_CLOSE_NOTIFY
+    cdef size_t produced
+    if s.records is NULL or s.backlog is not NULL:
+        return
+    if s.close_reason == CLOSE_TLS:
+        level = TLS_FATAL
+        description = record_status_alert(<RecordStatus>s.close_detail)
+        if description == NO_ALERT:
+            return
+    if record_seal_alert(s.records, level, description, wire, sizeof(wire), &produced) == RECORD_OK:
+        send(s.fd, wire, produced, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
 cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
     # The worker that owns the session hears of it through its socket.
     if s.state == SESSION_OPEN:
         atomic_store_u8(&s.state, SESSION_CLOSING)
         s.close_reason = reason
         s.close_detail = detail
+        if reason == CLOSE_SERVER or reason == CLOSE_CLOSE_PEER:
+            goodbye_locked(s)    # other reasons found here leave nothing that could be sent
         shutdown(s.fd, SHUT_RDWR)
 
 

@@ -18,15 +18,15 @@ cdef enum:
 cdef enum:                       # lanes, in the order they are written
     LANE_WIRE = 0                # the rest of a frame, or of sealed records
     LANE_CONTROL = 1             # frames of the relay itself; never dropped
-    LANE_DISCO = 2
-    LANE_DATA = 3                # the data packets whose turn has come; the others are in `flows`
+    LANE_DISCO = 2               # of these two: the packets whose turn has come; the others are in their `flows`
+    LANE_DATA = 3
     N_LANES = 4
 
 cdef struct Backlog:
     uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
     Fifo lanes[N_LANES]
-    Flows flows
+    Flows flows[N_LANES]         # by lane; of disco and data only
 
 cdef struct BacklogBudget:       # shared by all sessions of a plane
     uint64_t cap_bytes
@@ -46,9 +46,11 @@ cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept n
 
 cdef inline bint backlog_empty(Backlog* b) noexcept nogil:
     return (b.lanes[LANE_WIRE].head is NULL and b.lanes[LANE_CONTROL].head is NULL
-            and b.lanes[LANE_DISCO].head is NULL and b.lanes[LANE_DATA].head is NULL and b.flows.n == 0)
+            and b.lanes[LANE_DISCO].head is NULL and b.flows[LANE_DISCO].n == 0
+            and b.lanes[LANE_DATA].head is NULL and b.flows[LANE_DATA].n == 0)
 
 
 cdef inline size_t backlog_bytes(Backlog* b) noexcept nogil:
-    return (<size_t>b.lanes[LANE_WIRE].bytes + b.lanes[LANE_CONTROL].bytes + b.lanes[LANE_DISCO].bytes
-            + b.lanes[LANE_DATA].bytes + b.flows.bytes)
+    return (<size_t>b.lanes[LANE_WIRE].bytes + b.lanes[LANE_CONTROL].bytes
+            + b.lanes[LANE_DISCO].bytes + b.flows[LANE_DISCO].bytes
+            + b.lanes[LANE_DATA].bytes + b.flows[LANE_DATA].bytes)

@@ -10,7 +10,7 @@ cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t control_bytes) noexcept 
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
-        b.flows.current = NO_FLOW
+        b.flows[LANE_DISCO].current = b.flows[LANE_DATA].current = NO_FLOW
         b.control_bytes = control_bytes
     return b
 
@@ -22,7 +22,8 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* co
         node = backlog_pop(b, budget)
         drop(context, node.data, node.n, node.lane)
         free(node)
-    flows_free(&b.flows)
+    flows_free(&b.flows[LANE_DISCO])
+    flows_free(&b.flows[LANE_DATA])
     free(b)
 
 
@@ -40,11 +41,8 @@ cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* f
 
 
 cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
-    cdef uint32_t n_waiting = b.lanes[lane].n
-    cdef uint32_t bytes = b.lanes[lane].bytes
-    if lane == LANE_DATA:
-        n_waiting += b.flows.n
-        bytes += b.flows.bytes
+    cdef uint32_t n_waiting = b.lanes[lane].n + b.flows[lane].n
+    cdef uint32_t bytes = b.lanes[lane].bytes + b.flows[lane].bytes
     if atomic_peek_u64(&budget.bytes) + n > budget.cap_bytes:
         return False
     return n_waiting < LANE_PACKETS or bytes + n <= b.lane_bytes
@@ -52,8 +50,8 @@ cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* bu
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, uint32_t n) noexcept nogil:
     # The packet that has to go when its lane is full.
-    if lane == LANE_DATA and b.flows.n:
-        return flows_pop_excess(&b.flows, newcomer, n)
+    if b.flows[lane].n:
+        return flows_pop_excess(&b.flows[lane], newcomer, n)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
 
 
@@ -91,13 +89,19 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
         return False
     if must_be_kept:
         fifo_append(&b.lanes[LANE_WIRE], node)
-    elif lane != LANE_DATA:
+    elif lane == LANE_CONTROL:
         fifo_append(&b.lanes[lane], node)
-    elif not flows_push(&b.flows, node):
+    elif not flows_push(&b.flows[lane], node):
         atomic_sub_u64(&budget.bytes, n)
         free(node)
         return False
     return True
+
+
+cdef void turns_take(Backlog* b, uint8_t lane, uint32_t n_most, size_t limit_bytes) noexcept nogil:
+    # Have the lane hold the packets whose turn is next, up to the first that reaches a limit.
+    while b.flows[lane].n and b.lanes[lane].n < n_most and b.lanes[lane].bytes < limit_bytes:
+        fifo_append(&b.lanes[lane], flows_pop(&b.flows[lane]))
 
 
 cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noexcept nogil:
@@ -106,8 +110,12 @@ cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noe
     cdef int lane
     cdef size_t total = 0
     cdef Node* node
-    while b.flows.n and b.lanes[LANE_DATA].bytes < limit_bytes and b.lanes[LANE_DATA].n < <uint32_t>n_iov:
-        fifo_append(&b.lanes[LANE_DATA], flows_pop(&b.flows))
+    if b.lanes[LANE_DATA].n or b.flows[LANE_DATA].n:
+        # Disco goes first, but who sends junk that looks like it gets half of the line at most.
+        turns_take(b, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2)
+    else:
+        turns_take(b, LANE_DISCO, <uint32_t>n_iov, limit_bytes)
+    turns_take(b, LANE_DATA, <uint32_t>n_iov, limit_bytes)
     for lane in range(N_LANES):
         node = b.lanes[lane].head
         while node is not NULL:
@@ -130,7 +138,9 @@ cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
             node = fifo_pop(&b.lanes[lane])
             break
     if node is NULL:
-        node = flows_pop(&b.flows)
+        node = flows_pop(&b.flows[LANE_DISCO])
+    if node is NULL:
+        node = flows_pop(&b.flows[LANE_DATA])
     if node is not NULL:
         atomic_sub_u64(&budget.bytes, node.n)
     return node

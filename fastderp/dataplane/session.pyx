@@ -11,25 +11,19 @@ from fastderp.dataplane.frame cimport (
     Role, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, output_first_locked, poll_set_locked,
-    session_fail, session_output_frame,
+    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, goodbye_locked, output_first_locked,
+    poll_set_locked, session_fail, session_output_frame,
 )
-from fastderp.dataplane.record cimport (
-    RECORD_OK, RecordStatus, record_contexts_release, record_seal_alert, record_status_alert, record_wipe,
-)
+from fastderp.dataplane.record cimport record_contexts_release, record_wipe
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
-    EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, MSG_DONTWAIT, MSG_NOSIGNAL, atomic_load_u64, atomic_peek_u64,
-    atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock, send,
+    EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
+    atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_disarm
 
 cdef enum:
-    TLS_WARNING = 1
-    TLS_FATAL = 2
-    NO_ALERT = 255
-    TLS_CLOSE_NOTIFY = 0
     NOT_HERE_BURST = 3
 
 
@@ -303,27 +297,13 @@ cdef void closed_report(Turn* t, Session* s, uint64_t handle) noexcept nogil:
     events_push(&t.core.events, event)
 
 
-cdef void goodbye(Turn* t, Session* s) noexcept nogil:
-    # TLS wants its end announced. If the socket is full or broken the peer does without.
-    cdef size_t produced
-    cdef uint8_t level = TLS_WARNING
-    cdef uint8_t description = TLS_CLOSE_NOTIFY
-    if s.close_reason == CLOSE_TLS:
-        level = TLS_FATAL
-        description = record_status_alert(<RecordStatus>s.close_detail)
-        if description == NO_ALERT:
-            return
-    if record_seal_alert(s.records, level, description, t.sealed, t.sealed_capacity, &produced) == RECORD_OK:
-        send(s.fd, t.sealed, produced, MSG_DONTWAIT | MSG_NOSIGNAL)
-
-
 cdef void session_end(Turn* t, Session* s) noexcept nogil:
     """End a session: stop output, leave the table, tell who must know, free everything. By its worker only."""
     cdef uint64_t handle = s.handle
     cdef HandleSet told
     pthread_mutex_lock(&s.output_lock)
-    if s.records is not NULL and s.state == SESSION_OPEN and s.backlog is NULL:
-        goodbye(t, s)
+    if s.state == SESSION_OPEN:
+        goodbye_locked(s)
     atomic_store_u8(&s.state, SESSION_FREE)
     atomic_store_u64(&s.handle, 0)
     backlog_discard_locked(t, s)

@@ -439,6 +439,35 @@ def test_a_ping_is_answered_although_the_relay_has_other_news_waiting(plane: Pla
     assert (FrameType.PONG, b"12345678") in received
 
 
+def test_disco_junk_leaves_a_slow_reader_half_of_its_line_for_data(plane: Plane) -> None:
+    first, junk, polite, slow = (PlanePeer(plane) for _ in range(4))
+    fill(first, slow.key, 300, 1400)
+    polite.write(frame(FrameType.SEND_PACKET, slow.key, b"please" + bytes(1000)) * 40)
+    polite.sync()
+    sources: list[bytes] = []
+    for _ in range(10):
+        junk.write(frame(FrameType.SEND_PACKET, slow.key, DISCO + bytes(1300)) * 200)
+        junk.sync()
+        sources += [slow.receive()[1][:32] for _ in range(100)]
+    assert sources.count(polite.key) == 40
+
+
+def test_senders_that_flood_a_slow_reader_with_disco_junk_cost_a_polite_one_nothing(plane: Plane) -> None:
+    first, *flooders = [PlanePeer(plane) for _ in range(5)]
+    polite, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(first, slow.key, 300, 1400)
+    for _ in range(10):
+        for flooder in flooders:
+            flooder.write(frame(FrameType.SEND_PACKET, slow.key, DISCO + bytes(1300)) * 100)
+            flooder.sync()
+        polite.send_packet(slow.key, DISCO + b"please")
+        polite.sync()
+    n_lost = sum(dropped(plane).values())
+    assert n_lost > 1000
+    sources = [slow.receive()[1][:32] for _ in range(300 + 10 + 4 * 1000 - n_lost)]
+    assert sources.count(polite.key) == 10
+
+
 def test_what_is_lost_with_a_connection_that_breaks_is_counted(plane: Plane) -> None:
     sender = PlanePeer(plane)
     for _ in range(100):
@@ -491,6 +520,16 @@ def test_part_of_a_frame_cannot_be_sent(plane: Plane) -> None:
         with pytest.raises(ValueError, match="whole"):
             plane.send(a.handle, part)
     a.sync()
+
+
+def test_a_session_closed_by_the_relay_is_told_so_in_its_records(plane: Plane) -> None:
+    a, b = SealedPeer(plane), SealedPeer(plane)
+    plane.close_session(a.handle)
+    plane.close_key(b.key)
+    for peer in (a, b):
+        with pytest.raises(EOFError):
+            peer.receive()
+        assert peer.records is not None and peer.records.eof, "close_notify"
 
 
 def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
