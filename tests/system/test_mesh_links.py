@@ -177,7 +177,7 @@ def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(start_
         link(one)
         assert a.read_frame() == (GONE, b.public.raw + b"\0")
         a.send_packet(b.public, b"nobody knows")
-        assert b.sync() == []
+        assert a.sync() == b.sync() == []
         assert one.metrics()["derp_packets_dropped"]["unknown_dest", "other"] == 1
         assert one.metrics()["fastderp_mesh_links"] == {}
 

@@ -32,9 +32,11 @@ def mesh_peer(relay: Relay, **login: Any) -> Peer:
 
 
 def watcher(relay: Relay, **login: Any) -> Peer:
-    """Log in and watch; the own presence, listed among the others, is still to be read."""
+    """Log in and watch; the list of everybody, itself included, is still to be read."""
+    n_watchers = relay.metrics()["derp_watchers"]
     peer = mesh_peer(relay, **login)
     peer.send_frame(WATCH)
+    eventually(lambda: relay.metrics()["derp_watchers"] > n_watchers)
     return peer
 
 
@@ -141,8 +143,10 @@ def test_asking_a_thousand_times_is_not_answered_a_thousand_times(relay: Relay) 
 
 
 def test_a_relay_is_not_told_about_itself(relay: Relay) -> None:
-    with watcher(relay, key=relay.server.private_key) as itself, relay.login():
-        assert itself.sync() == []
+    with mesh_peer(relay, key=relay.server.private_key) as itself:
+        itself.send_frame(WATCH)
+        with relay.login():
+            assert itself.sync() == []
         assert relay.metrics()["derp_watchers"] == 0
 
 
