@@ -173,6 +173,11 @@ def _memory(bench: Bench) -> Iterator[Finding]:
         yield Finding(f"{name} sessions: KiB each, after a burst through all of them", [settled],
                       "<=", 1.5, 1.0, "KiB")
         bench.notes.append(f"{name}: settled {relay['settle_s']:.0f} s after the burst")
+    for kind, (few, many) in {"plain": results[:2], "TLS": results[2:]}.items():
+        more = many["relay"]["rss_connected_kib"] - few["relay"]["rss_connected_kib"]
+        each = more / (many["n_clients"] - few["n_clients"])
+        bench.notes.append(f"{kind}: {each:.2f} KiB for each further idle session between the two sizes; "
+                           "the rest is there once")
 
 
 def _logins(bench: Bench) -> Iterator[Finding]:

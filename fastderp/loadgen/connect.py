@@ -252,7 +252,7 @@ async def join_many(
     address = await _resolve(target)
     joined: list[Joined] = []
     waiting = iter(range(n))
-    sources = sources or _loopback_sources(address[0], n)
+    sources = sources or loopback_sources(address[0], n)
 
     async def join_some() -> None:
         for i in waiting:
@@ -273,7 +273,7 @@ async def join_many(
     return joined
 
 
-def _loopback_sources(host: str, n: int) -> list[str]:
+def loopback_sources(host: str, n: int) -> list[str]:
     """Return 127.0.0.1, .2, … for more clients than one address has ports; [] when not needed."""
     n_sources = -(-n // CLIENTS_PER_SOURCE)
     if n_sources < 2 or ":" in host or not ipaddress.ip_address(host).is_loopback:

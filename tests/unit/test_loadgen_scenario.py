@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from fastderp.loadgen.connect import Target
+from fastderp.loadgen.connect import Target, loopback_sources
 from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 
 
@@ -100,3 +100,10 @@ def test_a_wrong_scenario_file_is_named_with_what_is_wrong(
         read_scenario(file)
     assert str(refused.value).startswith(f"{file}: ")
     assert words in str(refused.value)
+
+
+def test_more_clients_than_an_address_has_ports_for_come_from_several() -> None:
+    assert loopback_sources("127.0.0.1", 20_000) == []
+    assert loopback_sources("127.0.0.1", 45_000) == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    assert loopback_sources("192.0.2.1", 45_000) == []
+    assert loopback_sources("::1", 45_000) == []
