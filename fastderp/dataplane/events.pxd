@@ -43,6 +43,7 @@ cdef struct EventQueue:
 
 cdef bint events_init(EventQueue* q) noexcept nogil
 cdef void events_destroy(EventQueue* q) noexcept nogil
-cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame, uint32_t n_frame) noexcept nogil
+cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
+                      uint32_t n_frame) noexcept nogil
 cdef void events_push(EventQueue* q, Event* event) noexcept nogil
 cdef Event* events_take_all(EventQueue* q) noexcept nogil

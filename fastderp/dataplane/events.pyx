@@ -28,7 +28,8 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
     pthread_mutex_destroy(&q.lock)
 
 
-cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame, uint32_t n_frame) noexcept nogil:
+cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
+                      uint32_t n_frame) noexcept nogil:
     """Return an event to fill in and push; NULL, counted, when there is no memory or, for a frame, no room."""
     cdef Event* event = NULL
     if kind != EVENT_FRAME or atomic_peek_u64(&q.n) < EVENTS_MAX:

@@ -130,8 +130,8 @@ cdef Node* flows_pop(Flows* f) noexcept nogil:
 cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil:
     """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
 
-    newcomer is a frame of n bytes. It is the oldest of the newcomer's own sender if that one has its fair share already, otherwise the oldest of
-    whoever has most.
+    newcomer is a frame of n bytes. What goes is the oldest packet of its own sender if that one has its fair share
+    already, otherwise the oldest of whoever has most.
     """
     cdef uint32_t own
     cdef uint32_t fattest

@@ -85,7 +85,10 @@ class FrameEvent(NamedTuple):
 
 
 class ClosedEvent(NamedTuple):
-    """The end of a session. `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it."""
+    """The end of a session.
+
+    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it.
+    """
 
     handle: int
     key: bytes
@@ -147,8 +150,8 @@ cdef class Plane:
     cdef int next_worker
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0, bint disable_fighters=False,
-                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
+                  bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -172,7 +175,8 @@ cdef class Plane:
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
         if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
             raise MemoryError
-        if not routes_init(&self.core.routes, n, disable_fighters) or not turn_init(&self.control, &self.core, &self.control_counters):
+        if (not routes_init(&self.core.routes, n, disable_fighters)
+                or not turn_init(&self.control, &self.core, &self.control_counters)):
             raise MemoryError
         if not events_init(&self.core.events):
             raise PlaneError("no descriptor left for the event queue")
@@ -243,7 +247,8 @@ cdef class Plane:
     # ---- sessions
 
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
-                RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0):
+                RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
+                bint not_ideal=False, bytes addr=bytes(16), int port=0):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
@@ -337,7 +342,7 @@ cdef class Plane:
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
 
     def close_key(self, bytes key not None):
-        """Close every session of a key on behalf of a mesh peer (PROTOCOL §5, ClosePeer). Return how many there were."""
+        """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer). Return how many there were."""
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
     def handles(self, bytes key not None):
@@ -558,7 +563,8 @@ cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept:
 
 
 cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
-    return Totals(lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
+    return Totals(
+        lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
 
 
 cdef int check_key(bytes key) except -1:

@@ -3,8 +3,8 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init
 from fastderp.dataplane.sys cimport (
-    atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_ptr,
-    atomic_store_u64, atomic_store_u8, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_store_ptr, atomic_store_u64,
+    atomic_store_u8, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 cdef enum:
@@ -538,7 +538,8 @@ cdef bint handle_set_grow(HandleSet* s, handle_alive_fn alive, void* context) no
     return True
 
 
-cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive, void* context) noexcept nogil:
+cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
+                           void* context) noexcept nogil:
     """Remember that receiver got data from route's key. Without memory it is not told later, nothing worse."""
     cdef HandleSet* s = &route.told
     pthread_mutex_lock(&t.lock)

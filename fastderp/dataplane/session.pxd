@@ -10,18 +10,19 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.dataplane.arena cimport Arena, arena_at
-from fastderp.dataplane.counters cimport Counters, DropReason
+from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.events cimport EventQueue, Totals
 from fastderp.dataplane.frame cimport Role
 from fastderp.dataplane.queue cimport Backlog, BacklogBudget
 from fastderp.dataplane.record cimport Records
 from fastderp.dataplane.routes cimport HandleSet, Route, RouteTable
-from fastderp.dataplane.sys cimport atomic_load_u64, iovec, pthread_mutex_t
+from fastderp.dataplane.sys cimport iovec, pthread_mutex_t
 from fastderp.dataplane.wheel cimport Timer, Wheel
 
 cdef enum:
     SEAL_CHUNK = 65536           # plaintext sealed between two writes: what a full socket leaves over stays small
     OUTPUT_IOVS = 1024           # UIO_MAXIOV: what one sendmsg takes
+    NOT_HERE_BURST = 3           # answers at once to disco packets for unknown keys (§6.4)
 
 cdef enum SessionState:
     SESSION_FREE = 0

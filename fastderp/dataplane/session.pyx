@@ -17,14 +17,11 @@ from fastderp.dataplane.output cimport (
 from fastderp.dataplane.record cimport record_contexts_release, record_wipe
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
-    EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
+    EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
     atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_disarm
-
-cdef enum:
-    NOT_HERE_BURST = 3
 
 
 # ---- stashes

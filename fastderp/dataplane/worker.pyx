@@ -4,7 +4,7 @@
 # destination where its frames lie; then every destination is written once. Sessions that ended are taken apart last,
 # so that what they sent before goes out before the news that they left.
 
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from fastderp.dataplane.counters cimport (
@@ -12,10 +12,9 @@ from fastderp.dataplane.counters cimport (
 )
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
-    FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_NOT_PERMITTED,
-    FRAME_PARTIAL, FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET,
-    FORWARD_OVERHEAD, GONE_NOT_HERE, PACKET_MAX, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, ROLE_CLIENT, ROLE_LINK,
-    FRAME_SKIP, FrameStatus,
+    FORWARD_OVERHEAD, FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_PARTIAL,
+    FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET, FRAME_SKIP,
+    FrameStatus, GONE_NOT_HERE, PACKET_MAX, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, ROLE_CLIENT,
     frame_carries_disco, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
@@ -27,8 +26,8 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.session cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS,
-    SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end, session_is_alive, session_rest,
-    stash_put,
+    NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end,
+    session_is_alive, session_rest, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
@@ -37,12 +36,11 @@ from fastderp.dataplane.sys cimport (
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
     recv,
 )
-from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_destroy, wheel_init, wheel_pop, wheel_sleep
+from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
 
 cdef enum:
     NO_TARGET = -1
     FIGHTING = -2                # the sessions of the key fight over it, and none is sent anything
-    NOT_HERE_BURST = 3           # answers to disco packets for unknown keys (§6.4)
     STACK_BYTES = 262144
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
@@ -299,7 +297,8 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
     return (words[0] | words[1] | words[2] | words[3]) == 0
 
 
-cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst, bint only_local) noexcept nogil:
+cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst,
+                          bint only_local) noexcept nogil:
     # The target for a key, or NO_TARGET or FIGHTING (§6.4): local beats mesh.
     # A local receiver is noted as one to be told when the source leaves. w.last_is_link says what was found: the
     # session itself may belong to somebody else by now.
@@ -401,7 +400,8 @@ cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
     return w.n_targets - 1
 
 
-cdef void target_append(Worker* w, int* index, uint8_t* frame, size_t n, uint32_t n_packets, size_t n_data) noexcept nogil:
+cdef void target_append(Worker* w, int* index, uint8_t* frame, size_t n, uint32_t n_packets,
+                        size_t n_data) noexcept nogil:
     """Note a whole frame for a target. *index changes when everything had to be flushed to make room."""
     cdef Target* target = &w.targets[index[0]]
     cdef uint64_t handle
