@@ -487,7 +487,8 @@ cdef void timers_run(Worker* w) noexcept nogil:
         if handle == 0:
             return
         s = session_at(w.turn.core, handle)
-        if s.resume_ns != 0 and (s.resume_ns <= w.turn.now_ns or s.bucket.version != w.limit_version):
+        if s.resume_ns != 0 and (s.resume_ns <= w.turn.now_ns
+                                 or s.bucket.version != atomic_load_u64(&w.turn.core.limit_version)):
             session_resume(w, s)
         session_due(&w.turn, s)
 

@@ -756,7 +756,7 @@ def test_a_client_that_is_held_back_keeps_little_in_the_relay(plane: Plane) -> N
     plane.set_rate_limit(1, 1)
     a = PlanePeer(plane)
     a.socket.setblocking(False)
-    wire = a.seal(frame(FrameType.SEND_PACKET, a.key, bytes(16_000)) * 30)
+    wire = a.seal(frame(FrameType.SEND_PACKET, a.key, bytes(16_000)) * 20)
     with pytest.raises(BlockingIOError):
         while wire:
             wire = wire[a.socket.send(wire) :]
