@@ -463,6 +463,45 @@ cdef class Plane:
                     seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received))
         return infos
 
+    def round_trips(self, bounds_us not None):
+        """Count the sessions by the kernel's smoothed round-trip time.
+
+        bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more than there are
+        bounds, and how many sessions without such a time there are that no earlier call counted.
+        """
+        cdef unsigned int bounds[16]
+        cdef uint64_t counts[17]
+        cdef uint64_t n_excused = 0
+        cdef tcp_counts info
+        cdef unsigned int n
+        cdef uint32_t slot
+        cdef int n_bounds = len(bounds_us)
+        cdef int i
+        cdef Session* s
+        if n_bounds > 16:
+            raise ValueError(f"at most 16 bounds, not {n_bounds}")
+        for i in range(n_bounds):
+            bounds[i] = bounds_us[i]
+        memset(counts, 0, sizeof(counts))
+        with nogil:
+            for slot in range(self.core.sessions.n_touched):
+                s = <Session*>arena_at(&self.core.sessions, slot)
+                if atomic_load_u64(&s.handle) == 0:
+                    continue
+                n = sizeof(info)
+                pthread_mutex_lock(&s.output_lock)
+                if s.state == SESSION_OPEN:
+                    if getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info):
+                        i = 0
+                        while i < n_bounds and info.rtt_us > bounds[i]:
+                            i += 1
+                        counts[i] += 1
+                    elif not s.rtt_excused:
+                        s.rtt_excused = True
+                        n_excused += 1
+                pthread_mutex_unlock(&s.output_lock)
+        return [counts[i] for i in range(n_bounds + 1)], n_excused
+
     def unique_senders(self):
         """Return for each receiving session's handle how many keys now in the region have sent it packets."""
         cdef RouteTable* routes = &self.core.routes

@@ -100,6 +100,7 @@ cdef struct Session:
     uint8_t close_detail
     bint wants_out               # EPOLLOUT is armed
     bint is_held                 # EPOLLIN is not: over the rate limit
+    bint rtt_excused             # that it has no round-trip time has been counted
     Backlog* backlog             # NULL while empty
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets

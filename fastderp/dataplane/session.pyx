@@ -189,6 +189,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.backlog = NULL
     s.write_deadline_ns = 0
     s.is_held = False
+    s.rtt_excused = False
     s.wants_out = False
     memset(&s.timer, 0, sizeof(Timer))
     s.timer.handle = <uint64_t>generation << 32 | s.slot

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -83,20 +82,10 @@ class RoundTrips:
     def __init__(self, plane: Plane) -> None:
         """Look at the connections of `plane`."""
         self._plane = plane
-        self._bridged: set[int] = set()
         self.counts: Counter[str] = Counter()
 
     def sample(self) -> None:
         """Count every connection over TCP by its time, and every other once in its life."""
-        infos = self._plane.tcp_infos()
-        for info in infos:
-            self.counts[rtt_class(info.rtt_us)] += 1
-        bridged = {session.handle for session in self._plane.sessions()} - {info.handle for info in infos}
-        if new := bridged - self._bridged:
-            self.counts["non-tcp"] += len(new)
-        self._bridged = bridged
-
-
-def rtt_class(rtt_us: int) -> str:
-    """Return the label of the shortest class that holds a time."""
-    return _RTT_LABELS[bisect_left(_RTT_BOUNDS_MS, rtt_us / 1000)]
+        by_class, n_not_tcp = self._plane.round_trips([bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS])
+        found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {"non-tcp": n_not_tcp}
+        self.counts.update({label: n for label, n in found.items() if n})
