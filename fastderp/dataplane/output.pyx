@@ -66,8 +66,11 @@ cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n
 
 
 cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
-    # Of a packet on its way out: one for another relay was counted when it was tried, and that is all (§7.6).
-    if frame[0] != FRAME_FORWARD_PACKET:
+    # Of a packet on its way out. One for another relay was counted as forwarded when it was tried (§6.4), so it has
+    # a counter of its own: what reaches that relay is forwarded less this.
+    if frame[0] == FRAME_FORWARD_PACKET:
+        counter_add(&t.counters.packets_forwarded_lost, 1)
+    else:
         packet_drop(t, reason, frame, n)
 
 

@@ -148,6 +148,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_closed", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
     Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
     Metric("fastderp_events_lost", "counter", "reports of the data plane that found no memory"),
+    Metric("fastderp_packets_forwarded_lost", "counter", "packets for mesh peers that never reached their socket"),
     Metric("fastderp_mesh_connects", "counter", "logins to another relay of the region", ("host",)),
     Metric("fastderp_mesh_failures", "counter", "links to another relay that could not be made, or broke", ("host",)),
     Metric("fastderp_mesh_ignored", "counter", "what a mesh peer said too much and was not acted on", ("reason",),

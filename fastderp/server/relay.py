@@ -66,7 +66,7 @@ CONSISTENCY_LOOKS = 5
 _TOLD_MAX = (1 << 63) - 1
 
 # Counters of the data plane that derper has no name for.
-_PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost"})
+_PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost"})
 
 
 class Server:

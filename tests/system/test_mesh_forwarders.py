@@ -199,6 +199,7 @@ def test_a_slow_forwarder_holds_nobody_up(relay: Relay, key: NodePublic) -> None
         client.send_packet(other.public, b"x")
         assert other.read_packet() == (client.public, b"x")
         assert forwarder.is_busy.is_set()
+        assert relay.metrics()["fastderp_packets_forwarded_lost"] > 0
         assert relay.metrics()["fastderp_backlog_bytes"] < 8 << 20
 
 
