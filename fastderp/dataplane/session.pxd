@@ -84,7 +84,6 @@ cdef struct Session:
     uint64_t rx_bytes
     uint64_t next_keep_alive_ns  # for a link: when to look whether it is still heard
     uint64_t heard_ns            # when it last sent anything
-    uint64_t busy_mark           # packets both ways at the last keep-alive
     Bucket bucket                # receive rate limit (§6.8)
     uint64_t resume_ns           # when a session that is over its rate is read again; 0 = it is not held back
     bint has_begun               # the frame at the start of the stash has been charged and noted (§5)

@@ -71,17 +71,11 @@ cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
 
 cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
     cdef uint8_t frame[FRAME_HEADER]
-    cdef uint64_t mark
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     if not stuck:                # otherwise the write deadline already watches the peer
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
-    pthread_mutex_lock(&s.output_lock)
-    mark = s.rx_packets + s.tx_packets
-    pthread_mutex_unlock(&s.output_lock)
-    if mark == s.busy_mark:
-        session_rest(s)
-    s.busy_mark = mark
+    session_rest(s)              # a busy one expands its keys again, once a minute, for a microsecond
 
 
 cdef void session_rest(Session* s) noexcept nogil:
@@ -169,7 +163,6 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.keep_alive_ns = keep_alive_period(core)
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     s.heard_ns = t.now_ns
-    s.busy_mark = 0
     s.route = NULL
     s.records = records
     memset(&s.frame, 0, sizeof(Stash))
