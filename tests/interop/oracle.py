@@ -306,18 +306,24 @@ class Stage:
     async def _settle(self, acted: str) -> None:
         """Wait until every actor's frames are dealt with and nothing has arrived for a while.
 
-        Whoever acted is asked first: a ping makes its sender the active one of its key, and must not
-        overtake a packet to that key.
+        A ping makes its sender the active one of its key. So the others are asked when all that the step
+        brought is there: they must not overtake a packet to their key, nor a list of who is present.
         """
-        connections = sorted(self._connections.items(), key=lambda entry: entry[0] != acted)
-        for actor, connection in connections:
-            if not (connection.ended or connection.mute or actor in self._silent):
-                await connection.barrier()
+        everybody = {acted, *self._connections}
+        for actors in ({acted}, everybody - {acted}):
+            connections = [(actor, c) for actor, c in self._connections.items() if actor in actors]
+            for actor, connection in connections:
+                if not (connection.ended or connection.mute or actor in self._silent):
+                    await connection.barrier()
+            await self._quiet()
+
+    async def _quiet(self) -> None:
+        """Wait until nothing has arrived for a while."""
         loop = asyncio.get_running_loop()
         settled_s = loop.time() + self._settle_s
         while loop.time() < settled_s:
             await asyncio.sleep(settled_s - loop.time())
-            latest = max((connection.last_arrival_s for _, connection in connections), default=0.0)
+            latest = max((connection.last_arrival_s for connection in self._connections.values()), default=0.0)
             settled_s = latest + self._settle_s
 
 
