@@ -59,6 +59,10 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
              "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST; or @FILE with one a line, "
              "read again on SIGHUP", "HOSTS", MESH),
         Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
+        Flag("bootstrap-dns-names", str, "", "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
+             "NAMES", SERVE),
+        Flag("unpublished-bootstrap-dns-names", str, "",
+             "the same for those who ask for the name; NAME/TXT looks up there which percentage of them is told", "NAMES", SERVE),
         Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
         Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
         Flag("tcp-write-timeout", duration, "2s", "drop a client that takes no data for this long; 0 never",
@@ -87,8 +91,6 @@ def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
         ("secrets-url", str, ""),
         ("secrets-path-prefix", str, "prod/derp"),
         ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
-        ("bootstrap-dns-names", str, ""),
-        ("unpublished-bootstrap-dns-names", str, ""),
         ("ace", boolean, "false"),
     ]
     return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
@@ -125,6 +127,8 @@ class RelayConfig:
     cert_dir: Path
     hostname: str
     home: str
+    bootstrap_names: tuple[str, ...]  # as given, split
+    unpublished_bootstrap_names: tuple[str, ...]
     derp: bool
     admission: AdmissionConfig
     rate_file: Path | None
@@ -166,6 +170,8 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         cert_dir=Path(values["certdir"]),
         hostname=values["hostname"],
         home=_home(values["home"]),
+        bootstrap_names=_list(values["bootstrap-dns-names"]),
+        unpublished_bootstrap_names=_list(values["unpublished-bootstrap-dns-names"]),
         derp=values["derp"],
         admission=_admission(values),
         rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
@@ -242,6 +248,11 @@ def _home(text: str) -> str:
     if text in ("", "blank") or is_url:
         return text
     raise UsageError(f'unknown -home value "{printable(text)}": leave it empty, or use blank or a URL')
+
+
+def _list(text: str) -> tuple[str, ...]:
+    """Split a list with commas."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def _workers(value: int) -> int:

@@ -15,14 +15,16 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import fastderp
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
-from fastderp.cli.flags import boolean
+from fastderp.cli.flags import boolean, printable
 from fastderp.cli.region import RegionSettings
 from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
 from fastderp.server.admission import Admission, Authority
+from fastderp.server.bootstrap import BootstrapDns, Unpublished, checked_name
 from fastderp.server.certs import Certificate, manual_certificate
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
@@ -36,6 +38,8 @@ from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
+
+T = TypeVar("T")
 
 
 async def serve(config: RelayConfig) -> None:
@@ -70,6 +74,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
     region = RegionSettings(config)
+    bootstrap = _bootstrap_dns(config)
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
@@ -104,7 +109,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, admission, stun, certificate),
+        values=lambda: _metrics(server, bootstrap, admission, stun, certificate),
         check=lambda: "\n".join(server.consistency_check() + (admission.problems if admission else [])),
         traffic=server.traffic_lines,
         access=access,
@@ -113,6 +118,8 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         dev=config.dev,
     )
     routes.prefixes["/debug/"] = debug.respond
+    routes.exact["/bootstrap-dns"] = bootstrap.respond
+    await stack.enter_async_context(bootstrap.running())
     tls = _tls_context(certificate, server.meta_cert) if certificate else None
     listener = _listen(server, config, config.port, routes, tls)
     plain = None
@@ -178,6 +185,27 @@ def _admission(config: AdmissionConfig) -> Admission:
     return Admission(lists, authorities, recheck_s=config.recheck_s, own_key=own_key)
 
 
+def _bootstrap_dns(config: RelayConfig) -> BootstrapDns:
+    published = [_named("bootstrap-dns-names", text, checked_name) for text in config.bootstrap_names]
+    unpublished = [
+        _named("unpublished-bootstrap-dns-names", text, Unpublished.parse) for text in config.unpublished_bootstrap_names
+    ]
+    if not published and not unpublished:
+        return BootstrapDns()
+    # Only now: it brings dnspython.
+    from fastderp.server.resolver import SystemResolver
+
+    return BootstrapDns(published, unpublished, SystemResolver())
+
+
+def _named(flag: str, text: str, read: Callable[[str], T]) -> T:
+    """Read an item of a flag's list. Raises UsageError that quotes it."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(f'-{flag} "{printable(text)}": {error}') from None
+
+
 def _reload_rate_limit(server: Server, path: Path) -> None:
     try:
         server.set_rate_limit(RateLimit.load(path))
@@ -188,9 +216,13 @@ def _reload_rate_limit(server: Server, path: Path) -> None:
 
 
 def _metrics(
-    server: Server, admission: Admission | None, stun: StunServer | None, certificate: Certificate | None
+    server: Server,
+    bootstrap: BootstrapDns,
+    admission: Admission | None,
+    stun: StunServer | None,
+    certificate: Certificate | None,
 ) -> dict[str, Value]:
-    values = server.metrics()
+    values = server.metrics() | bootstrap.metrics()
     if admission is not None:
         values |= admission.metrics()
     if stun is not None:

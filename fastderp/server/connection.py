@@ -334,7 +334,8 @@ class Connection:
         self._respond(request, self._page(request))
 
     def _respond(self, request: Request, response: Response) -> None:
-        close = not request.keep_alive or request.has_body or request.method == "CONNECT" or response.pieces is not None
+        close = response.close or response.pieces is not None
+        close = close or not request.keep_alive or request.has_body or request.method == "CONNECT"
         self._stream.send(self._channel.seal(response.encode(request, close)))
         if response.pieces is not None and request.method != "HEAD":
             self._start_page(response.pieces)

@@ -221,13 +221,14 @@ def _split_target(target: bytes) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Response:
-    """An answer with a short body, or with an endless one in pieces: then the connection ends with it."""
+    """An answer with a short body, or with an endless one in pieces: then the connection ends with it, as with `close`."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     pieces: AsyncIterator[bytes] | None = None
+    close: bool = False
 
     def encode(self, request: Request, close: bool) -> bytes:
         """Build the bytes to send: no body for HEAD; says what becomes of the connection."""

@@ -91,6 +91,15 @@ def _derp(name: str, kind: Kind, text: str, prefix: str = "", **labels: Any) -> 
 
 
 METRICS: tuple[Metric, ...] = (
+    Metric("bootstrap_dns_published_hits", "counter", "requests for a name that is published anyway", prefix="counter_"),
+    Metric("bootstrap_dns_published_misses", "counter", "requests for a published name without addresses", prefix="counter_"),
+    Metric("bootstrap_dns_queried_domains", "counter", "different names asked for, since they were last forgotten",
+           prefix="counter_"),
+    Metric("bootstrap_dns_requests", "counter", "requests for /bootstrap-dns", prefix="counter_"),
+    Metric("bootstrap_dns_unpublished_hits", "counter", "requests for an unpublished name", prefix="counter_"),
+    Metric("bootstrap_dns_unpublished_misses", "counter", "requests for a name that is in neither list", prefix="counter_"),
+    Metric("bootstrap_dns_unpublished_percent_misses", "counter",
+           "requests for an unpublished name by a client that its rollout does not reach yet", prefix="counter_"),
     _derp("accepts", "counter", "connections handed to the relay, before the login"),
     _derp("average_queue_duration_ms", "untyped", "moving average of the time packets wait to be written"),
     _derp("bytes_received", "counter", "bytes of packet data received from clients"),

@@ -32,7 +32,7 @@ def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: st
 
 
 # Rows that nothing shows yet. A row that gets its first test has to leave.
-MISSING = frozenset({"36", "42", "43", "44", "51", "52"})
+MISSING = frozenset({"36", "42", "43", "44"})
 
 
 PROTOCOL = {
@@ -274,8 +274,21 @@ PROTOCOL = {
         "unit/metrics::a_malformed_variable_is_refused",
         "unit/metrics::the_index_links_the_pages_and_escapes_what_it_shows",
     ),
-    "51": _row("bootstrap DNS: the published map and names of their own"),
-    "52": _row("bootstrap DNS: the gate by percentage"),
+    "51": _row(
+        "bootstrap DNS: the published map and names of their own",
+        "unit/bootstrap::published_names_are_told_with_the_addresses_of_both_families_and_sorted",
+        "unit/bootstrap::an_unpublished_name_is_told_alone_and_only_to_who_asks_for_it",
+        "unit/bootstrap::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
+        "unit/bootstrap::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
+        "interop/bootstrap_dns::both_relays_tell_the_same_and_count_the_same",
+    ),
+    "52": _row(
+        "bootstrap DNS: the gate by percentage",
+        "unit/bootstrap::nobody_and_everybody_need_no_address",
+        "unit/bootstrap::half_a_rollout_reaches_the_clients_of_the_published_sample",
+        "unit/bootstrap::a_share_of_addresses_is_that_share_of_clients",
+        "unit/bootstrap::loopback_is_tried_anew_each_time",
+    ),
     "53": _row(
         "the metrics page",
         "unit/metrics::a_counter_is_shown_with_its_type_and_without_a_suffix",

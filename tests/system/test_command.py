@@ -93,6 +93,17 @@ def test_the_counters_are_there_under_derpers_names(tmp_path: Path) -> None:
     assert tree["derp"]["gauge_current_connections"] == 0
 
 
+def test_bootstrap_dns_without_names_is_an_empty_answer_that_is_counted(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), "-derp=false", *QUIET) as running:
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/bootstrap-dns?q=a.example.com") as answer:
+            assert (answer.read(), answer.headers["Content-Type"]) == (b"", "application/json")
+            assert answer.headers["Connection"] == "close"
+        varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+    assert "# TYPE bootstrap_dns_requests counter\n" in varz
+    assert re.search(r"^bootstrap_dns_requests 1$", varz, re.MULTILINE)
+    assert re.search(r"^bootstrap_dns_unpublished_misses 1$", varz, re.MULTILINE)
+
+
 def test_an_address_gets_a_certificate_and_prints_its_node(tmp_path: Path) -> None:
     flags = ("-certmode", "manual", "-certdir", str(tmp_path / "certs"), "-hostname", "127.0.0.1", "-c", str(tmp_path / "relay.key"))
     with relay("-a", "127.0.0.1:0", "-stun=false", "-http-port", "0", *flags) as running:
@@ -159,6 +170,8 @@ def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str
         (("-ace",), "-ace is not supported yet"),
         (("-a", ":443", "-c", "k"), "-certmode letsencrypt is not supported yet: use -certmode manual"),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
+        (("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"), '-bootstrap-dns-names "b c": want a host name'),
+        (("-dev", "-stun=false", "-unpublished-bootstrap-dns-names=a/b/c"), '-unpublished-bootstrap-dns-names "a/b/c": want a host name'),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(flags: tuple[str, ...], message: str) -> None:

@@ -142,7 +142,7 @@ def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("-ace",), ("-bootstrap-dns-names", "a"), ("-unpublished-bootstrap-dns-names", "a"),
+        ("-ace",),
         ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
         ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
     ],
@@ -164,7 +164,8 @@ def test_a_real_relay_has_derpers_defaults() -> None:
     real = relay("-certmode", "manual", "-hostname", "derp.example.com", is_root=True)
     assert real == config.RelayConfig(
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
-        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", derp=True, workers=0,
+        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", bootstrap_names=(),
+        unpublished_bootstrap_names=(), derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, mesh_with="", dev=False,
         address_overridden=False,
         admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,

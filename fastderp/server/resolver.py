@@ -1,0 +1,62 @@
+"""Asks the system's nameservers for addresses and texts. PROTOCOL §9.6.
+
+Loop thread only. Import this module only when there are names to look up: dnspython costs a start 43 ms and 7 MiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import dns.asyncresolver
+from dns.exception import DNSException, Timeout
+from dns.rdatatype import AAAA, TXT, A, RdataType
+from dns.resolver import NXDOMAIN, NoAnswer, NoNameservers, NoResolverConfiguration
+
+
+class SystemResolver:
+    """Asks the nameservers of /etc/resolv.conf, read anew for every question; or those it is given."""
+
+    def __init__(self, nameserver: str = "", port: int = 53) -> None:
+        """Ask one nameserver at an address, "" for the system's."""
+        self._nameserver = nameserver
+        self._port = port
+
+    async def addresses(self, name: str) -> list[str]:
+        """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError that says why there is none."""
+        answers = await asyncio.gather(self._ask(name, A), self._ask(name, AAAA), return_exceptions=True)
+        found = [record.address for answer in answers if not isinstance(answer, BaseException) for record in answer]
+        if not found:
+            # The error of the first: who has no address of the other family is no error.
+            raise next(answer for answer in answers if isinstance(answer, BaseException))
+        return found
+
+    async def text(self, name: str) -> str:
+        """Return the text of a name's first TXT record. Raises LookupError."""
+        [first, *_] = await self._ask(name, TXT)
+        return b"".join(first.strings).decode("utf-8", "replace")
+
+    async def _ask(self, name: str, kind: RdataType) -> list[Any]:
+        """Return the records of one kind, at least one. Raises LookupError."""
+        try:
+            return list(await self._resolver().resolve(name, kind))
+        except NXDOMAIN:
+            raise LookupError("there is no such name") from None
+        except NoAnswer:
+            raise LookupError(f"it has no {kind.name} record") from None
+        except NoNameservers:
+            raise LookupError("the nameserver cannot answer") from None
+        except NoResolverConfiguration:
+            raise LookupError("/etc/resolv.conf names no nameserver") from None
+        except Timeout:
+            raise LookupError("the nameserver does not answer") from None
+        except (DNSException, OSError) as error:
+            raise LookupError(str(error)) from None
+
+    def _resolver(self) -> dns.asyncresolver.Resolver:
+        if not self._nameserver:
+            return dns.asyncresolver.Resolver()
+        resolver = dns.asyncresolver.Resolver(configure=False)
+        resolver.nameservers = [self._nameserver]
+        resolver.port = self._port
+        return resolver

@@ -1,0 +1,132 @@
+"""Runs a relay in a network of its own, where the system's nameserver is one of ours, and asks it for `/bootstrap-dns`.
+
+A program: `unshare --user --map-root-user --mount --net python -m tests.kit.own_network` with a `Trial` as JSON on its input.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from tests.kit.nameserver import Records, nameserver
+
+BECOME_ROOT = ("unshare", "--user", "--map-root-user", "--mount", "--net")
+URL = "http://127.0.0.1:3340"
+PATIENCE_S = 20.0
+
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+
+@dataclass
+class Trial:
+    """What to run and to ask.
+
+    Args:
+        program: the relay; it is run with -dev.
+        flags: more flags.
+        records: what the nameserver knows.
+        until: names that are told before the questions are asked.
+        questions: `q` of each request; "" for none.
+    """
+
+    program: str
+    flags: list[str]
+    records: Records
+    until: list[str]
+    questions: list[str]
+
+
+@dataclass
+class Outcome:
+    """What the relay said: the status, type and body of every answer, and how its counters moved over the questions."""
+
+    answers: list[tuple[int, str, str]]
+    counted: dict[str, int]
+
+
+def is_possible() -> bool:
+    """Whether this system lets us have a network of our own."""
+    try:
+        return subprocess.run([*BECOME_ROOT, "true"], capture_output=True, timeout=20).returncode == 0
+    except OSError:
+        return False
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    """Run a trial. Raises CalledProcessError with what was said when it fails."""
+    done = subprocess.run(
+        [*BECOME_ROOT, sys.executable, "-m", __name__],
+        input=json.dumps(asdict(trial)),
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return Outcome(**json.loads(done.stdout))
+
+
+def main() -> None:
+    """Run the trial on the input and print its outcome."""
+    trial = Trial(**json.load(sys.stdin))
+    with nameserver(trial.records, *_prepared()), tempfile.TemporaryFile() as said:
+        relay = subprocess.Popen([trial.program, "-dev", "-stun=false", *trial.flags], stderr=said)
+        try:
+            _wait(lambda: _ask("") is not None)
+            for name in trial.until:
+                _wait(lambda name=name: f'"{name}"' in (_ask(name) or ("", "", ""))[2])  # type: ignore[misc]
+            before = _counters()
+            answers = [_ask(question) for question in trial.questions]
+            counted = {name: value - before[name] for name, value in _counters().items()}
+            json.dump({"answers": answers, "counted": counted}, sys.stdout)
+        finally:
+            relay.kill()
+            relay.wait()
+
+
+def _prepared() -> tuple[str, int]:
+    """Bring the network up; return where /etc/resolv.conf says the nameserver is."""
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+    with tempfile.NamedTemporaryFile("w", prefix="resolv.conf") as file:
+        file.write("nameserver 127.0.0.1\n")
+        file.flush()
+        subprocess.run(["mount", "--bind", file.name, "/etc/resolv.conf"], check=True)
+    return "127.0.0.1", 53
+
+
+def _ask(name: str) -> tuple[int, str, str] | None:
+    query = f"?q={name}" if name else ""
+    try:
+        with urllib.request.urlopen(f"{URL}/bootstrap-dns{query}") as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except OSError:
+        return None
+
+
+def _counters() -> dict[str, int]:
+    with urllib.request.urlopen(f"{URL}/debug/varz") as answer:
+        text = answer.read().decode()
+    return {name: int(value) for name, value in re.findall(r"^(bootstrap_dns_\w+) (\d+)$", text, re.MULTILINE)}
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the relay does not serve the names")
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main()
