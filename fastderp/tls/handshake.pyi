@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Final
+from typing import Final, NamedTuple
 
 from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.errors import TlsError
 
 CAUSES: Final[tuple[str, ...]]
 """Every `TlsError.cause` that this module raises. `plain_http` asks for the answer of PROTOCOL §9.5."""
@@ -39,6 +40,21 @@ class ServerContext(Context):
         that names no server or another one is refused. `suites` are TLS 1.3 suites in order of preference.
         Raises TlsError (cause `certificate`) for a chain or a key that cannot be used.
         """
+
+class DeferredContext(Context):
+    """The rules of a listener whose certificate is chosen for each connection: see `Handshake.hello`."""
+
+    def __init__(self, *, max_version: str = "TLSv1.3", suites: Iterable[str] | None = None) -> None:
+        """Prepare to answer handshakes that wait for a certificate; versions and suites are decided here."""
+
+class ClientHello(NamedTuple):
+    """What a client asks for before any certificate is chosen.
+
+    `server_name` is as sent, None without one. `alpn` is empty when it takes more than 256 bytes.
+    """
+
+    server_name: str | None
+    alpn: tuple[str, ...]
 
 class ClientContext(Context):
     """What a client trusts."""
@@ -90,6 +106,16 @@ class Handshake:
 
         Raises TlsError with a cause of CAUSES; `take_output` then still has the alert for the peer.
         """
+
+    @property
+    def hello(self) -> ClientHello | None:
+        """What the client asks for, once it is there and until `choose` or `refuse`, for a DeferredContext; else None."""
+
+    def choose(self, context: ServerContext) -> None:
+        """Answer `hello` with this certificate; the next step goes on."""
+
+    def refuse(self, refusal: TlsError) -> None:
+        """Answer `hello` with an alert; the next step raises this error. Any cause but `server_name` blames us."""
 
     def take_output(self) -> bytes:
         """Return what is to be sent to the peer now, also after a failed step."""

@@ -11,18 +11,19 @@ from posix.strings cimport strcasecmp
 
 from fastderp.dataplane.record cimport RecordLayer, record_layer_new, record_secret_size
 from fastderp.tls.openssl cimport (
-    ASN1_TIME, BIO, BIO_CTRL_PENDING, EVP_PKEY, OPENSSL_STACK, SSL, SSL_AD_UNRECOGNIZED_NAME, SSL_CTRL_EXTRA_CHAIN_CERT,
-    SSL_CTRL_MODE, SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
+    ASN1_TIME, BIO, BIO_CTRL_PENDING, EVP_PKEY, OPENSSL_STACK, SSL, SSL_AD_DECODE_ERROR, SSL_AD_INTERNAL_ERROR,
+    SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY, SSL_CTRL_EXTRA_CHAIN_CERT, SSL_CTRL_MODE, SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
     SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX,
-    SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_NO_AUTO_CHAIN,
+    SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_NO_AUTO_CHAIN,
     SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION,
     SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
-    SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION, X509, X509_V_OK, X509_VERIFY_PARAM, crypto, ssl,
+    SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION, TLSEXT_TYPE_alpn, TLSEXT_TYPE_server_name, X509, X509_V_OK, X509_VERIFY_PARAM, crypto, ssl,
 )
 
 import hashlib
 import ipaddress
 from _thread import allocate_lock
+from typing import NamedTuple
 
 from fastderp.tls.errors import TlsError
 
@@ -34,7 +35,8 @@ CIPHERS_12 = "ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20"
 INPUT_MAX_BYTES = 512 * 1024
 
 CAUSES = (
-    "plain_http", "not_tls", "version", "no_shared", "server_name", "certificate", "alert", "protocol", "flood", "closed",
+    "plain_http", "not_tls", "version", "no_shared", "server_name", "no_certificate", "certificate", "alert", "protocol", "flood",
+    "closed",
 )
 
 # OpenSSL's reason numbers (sslerr.h, the same from 1.1.1 on); 1000 + description is an alert from the peer.
@@ -48,6 +50,12 @@ _REASONS = {
 _HTTP_HEADS = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO", b"CONNE", b"DELET", b"PATCH")
 
 
+class ClientHello(NamedTuple):
+    # See handshake.pyi.
+    server_name: str | None
+    alpn: tuple[str, ...]
+
+
 cdef struct Watch:
     # What OpenSSL's callbacks leave for the Handshake they are called for.
     uint8_t client_secret[48]
@@ -55,6 +63,12 @@ cdef struct Watch:
     size_t n_client
     size_t n_server
     bint name_refused
+    # Of a ClientHello whose certificate is still to be chosen; `alert` is the refusal, 0 for none.
+    uint8_t server_name[256]
+    uint8_t alpn[256]
+    size_t n_server_name
+    size_t n_alpn
+    int alert
 
 
 cdef struct Policy:
@@ -115,6 +129,32 @@ cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
         watch.name_refused = True
     alert[0] = SSL_AD_UNRECOGNIZED_NAME
     return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
+    """Keep what the client asks for and stop there; called again by each step until another context takes over."""
+    cdef Watch* watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
+    cdef const uint8_t* value = NULL
+    cdef size_t n = 0
+    if watch.alert:
+        alert[0] = watch.alert
+        return SSL_CLIENT_HELLO_ERROR
+    watch.n_server_name = watch.n_alpn = 0
+    if ssl.SSL_client_hello_get0_ext(connection, TLSEXT_TYPE_server_name, &value, &n):
+        # RFC 6066 §3: a list (2 bytes of length) of one name: its type, 2 bytes of length, the host.
+        if n < 6 or n - 5 > sizeof(watch.server_name) or value[2] != 0 or be16(value) != n - 2 or be16(value + 3) != n - 5:
+            alert[0] = SSL_AD_DECODE_ERROR
+            return SSL_CLIENT_HELLO_ERROR
+        watch.n_server_name = n - 5
+        memcpy(watch.server_name, value + 5, n - 5)
+    if ssl.SSL_client_hello_get0_ext(connection, TLSEXT_TYPE_alpn, &value, &n) and 2 <= n <= sizeof(watch.alpn) + 2:
+        watch.n_alpn = n - 2
+        memcpy(watch.alpn, value + 2, n - 2)
+    return SSL_CLIENT_HELLO_RETRY
+
+
+cdef size_t be16(const uint8_t* bytes) noexcept nogil:
+    return <size_t> bytes[0] << 8 | bytes[1]
 
 
 cdef int on_alpn(
@@ -274,6 +314,14 @@ cdef class ServerContext(Context):
         return 0
 
 
+cdef class DeferredContext(Context):
+    """See handshake.pyi."""
+
+    def __init__(self, *, str max_version="TLSv1.3", suites=None):
+        self._open(True, max_version, suites)
+        ssl.SSL_CTX_set_client_hello_cb(self.ctx, on_client_hello, NULL)
+
+
 cdef class ClientContext(Context):
     """See handshake.pyi."""
 
@@ -323,6 +371,8 @@ cdef class Handshake:
     cdef bint stepping
     cdef readonly bint done
     cdef readonly bint eof
+    cdef readonly object hello  # while a context is to be chosen
+    cdef object refusal
     cdef readonly str version
     cdef readonly str cipher
     cdef readonly str server_name
@@ -387,6 +437,20 @@ cdef class Handshake:
             self.connection = NULL
         crypto.OPENSSL_cleanse(&self.watch, sizeof(Watch))
 
+    def choose(self, ServerContext context not None):
+        self._alive()
+        if self.hello is None:
+            raise RuntimeError("nothing is to be chosen")
+        if ssl.SSL_set_SSL_CTX(self.connection, context.ctx) is NULL:
+            raise MemoryError
+        self.context = context
+        self.hello = None
+
+    def refuse(self, refusal not None):
+        self.watch.alert = SSL_AD_UNRECOGNIZED_NAME if refusal.cause == "server_name" else SSL_AD_INTERNAL_ERROR
+        self.refusal = refusal
+        self.hello = None
+
     def feed(self, data not None):
         self._alive()
         with self.lock:
@@ -424,6 +488,9 @@ cdef class Handshake:
                 if result == 1:
                     self._finish()
                     return True
+                if error == SSL_ERROR_WANT_CLIENT_HELLO_CB:
+                    self.hello = self._client_hello()
+                    return False
                 if error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
                     raise self._failure(code)
                 if not self.input:
@@ -450,11 +517,23 @@ cdef class Handshake:
                 self.output += data
         return 0
 
+    cdef object _client_hello(self):
+        """What `on_client_hello` has kept."""
+        cdef const Watch* w = &self.watch
+        protocols, rest = [], bytes(w.alpn[:w.n_alpn])
+        while rest:
+            protocols.append(rest[1:1 + rest[0]].decode("ascii", "replace"))
+            rest = rest[1 + rest[0]:]
+        name = bytes(w.server_name[:w.n_server_name]).decode("ascii", "replace") if w.n_server_name else None
+        return ClientHello(name, tuple(protocols))
+
     cdef object _failure(self, unsigned long code):
         """The exception for OpenSSL's error `code`."""
         cdef int reason = code & 0xFFF  # OpenSSL 1.1.1 keeps 12 bits, and no reason of libssl is larger
         cdef long verified
         text = reason_text(code)
+        if self.refusal is not None:
+            return self.refusal
         if self.watch.name_refused:
             return TlsError("server_name", "the client asked for another server name, or for none")
         if self.context.is_server and self.head.startswith(_HTTP_HEADS):

@@ -49,6 +49,11 @@ cdef enum:
     SSL_ERROR_WANT_READ = 2
     SSL_ERROR_WANT_WRITE = 3
     SSL_ERROR_ZERO_RETURN = 6
+    SSL_ERROR_WANT_CLIENT_HELLO_CB = 11
+    SSL_CLIENT_HELLO_RETRY = -1
+    SSL_CLIENT_HELLO_ERROR = 0
+    TLSEXT_TYPE_server_name = 0
+    TLSEXT_TYPE_alpn = 16
 
     SSL_CTRL_EXTRA_CHAIN_CERT = 14
     SSL_CTRL_MODE = 33
@@ -75,6 +80,8 @@ cdef enum:
 
     SSL_TLSEXT_ERR_OK = 0
     SSL_TLSEXT_ERR_ALERT_FATAL = 2
+    SSL_AD_DECODE_ERROR = 50
+    SSL_AD_INTERNAL_ERROR = 80
     SSL_AD_UNRECOGNIZED_NAME = 112
 
     BIO_CTRL_PENDING = 10
@@ -83,6 +90,7 @@ cdef enum:
 
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
 ctypedef int (*ServerNameCallback)(SSL*, int*, void*) noexcept nogil
+ctypedef int (*ClientHelloCallback)(SSL*, int*, void*) noexcept nogil
 ctypedef int (*AlpnCallback)(SSL*, const uint8_t**, uint8_t*, const uint8_t*, unsigned int, void*) noexcept nogil
 
 
@@ -152,6 +160,7 @@ cdef struct Ssl:
     int (*SSL_CTX_set_ciphersuites)(SSL_CTX*, const char*) noexcept nogil
     void (*SSL_CTX_set_keylog_callback)(SSL_CTX*, KeylogCallback) noexcept nogil
     void (*SSL_CTX_set_alpn_select_cb)(SSL_CTX*, AlpnCallback, void*) noexcept nogil
+    void (*SSL_CTX_set_client_hello_cb)(SSL_CTX*, ClientHelloCallback, void*) noexcept nogil
     int (*SSL_CTX_use_certificate)(SSL_CTX*, X509*) noexcept nogil
     int (*SSL_CTX_use_PrivateKey)(SSL_CTX*, EVP_PKEY*) noexcept nogil
     int (*SSL_CTX_check_private_key)(const SSL_CTX*) noexcept nogil
@@ -162,6 +171,8 @@ cdef struct Ssl:
 
     SSL* (*SSL_new)(SSL_CTX*) noexcept nogil
     void (*SSL_free)(SSL*) noexcept nogil
+    SSL_CTX* (*SSL_set_SSL_CTX)(SSL*, SSL_CTX*) noexcept nogil
+    int (*SSL_client_hello_get0_ext)(SSL*, unsigned int, const uint8_t**, size_t*) noexcept nogil
     void (*SSL_set_bio)(SSL*, BIO*, BIO*) noexcept nogil
     void (*SSL_set_accept_state)(SSL*) noexcept nogil
     void (*SSL_set_connect_state)(SSL*) noexcept nogil

@@ -13,7 +13,15 @@ from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 
 from fastderp.dataplane.record import RecordLayer
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import CAUSES, INPUT_MAX_BYTES, ClientContext, Handshake, ServerContext, is_address
+from fastderp.tls.handshake import (
+    CAUSES,
+    INPUT_MAX_BYTES,
+    ClientContext,
+    DeferredContext,
+    Handshake,
+    ServerContext,
+    is_address,
+)
 
 RELAY = self_signed("relay.test", "127.0.0.1", "::1")
 OTHER = self_signed("other.test")
@@ -386,3 +394,73 @@ def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
 
 def test_addresses_are_told_from_names() -> None:
     assert [is_address(name) for name in ("1.2.3.4", "::1", "relay.test", "1.2.3", "")] == [True, True, False, False, False]
+
+
+def context_for(certificate: Certificate, **options: Any) -> ServerContext:
+    return ServerContext([certificate.der], certificate.key_der, **options)
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+def test_a_certificate_can_be_chosen_once_the_client_has_said_what_it_wants(version: str) -> None:
+    ours, theirs = Handshake(DeferredContext()), client("other.test", roots=[OTHER.der], max_version=version)
+    theirs.step()
+    ours.feed(theirs.take_output())
+    assert not ours.step()
+    assert ours.hello == ("other.test", ())
+    assert ours.take_output() == b""
+    assert not ours.step(), "it waits however often it is asked"
+    ours.choose(context_for(OTHER))
+    assert ours.hello is None
+    run(theirs, ours)
+    assert (ours.version, ours.server_name) == (version, "other.test")
+    assert theirs.peer_chain == [OTHER.der]
+    if version == "TLSv1.3":
+        talk(ours.records(), theirs.records())
+
+
+@pytest.mark.parametrize("protocols", [["acme-tls/1"], ["h2", "http/1.1"]])
+def test_the_chosen_certificate_brings_its_own_protocols(protocols: list[str]) -> None:
+    ours, theirs = Handshake(DeferredContext()), PythonClient(protocols)
+    with pytest.raises(ssl.SSLWantReadError):
+        theirs.tls.do_handshake()
+    ours.feed(theirs.sink.read())
+    ours.step()
+    assert ours.hello == ("relay.test", tuple(protocols))
+    ours.choose(context_for(RELAY, alpn=protocols[-1:]))
+    ours.step()
+    theirs.source.write(ours.take_output())
+    theirs.run(ours)
+    assert ours.alpn == theirs.tls.selected_alpn_protocol() == protocols[-1]
+
+
+def test_a_client_that_names_no_server_is_heard_too() -> None:
+    ours, theirs = Handshake(DeferredContext()), client("127.0.0.1")
+    theirs.step()
+    ours.feed(theirs.take_output())
+    ours.step()
+    assert ours.hello == (None, ())
+
+
+@pytest.mark.parametrize(("cause", "alert"), [("server_name", "unrecognized name"), ("no_certificate", "internal error")])
+def test_a_choice_that_is_refused_tells_the_client_why(cause: str, alert: str) -> None:
+    ours, theirs = Handshake(DeferredContext()), client()
+    theirs.step()
+    ours.feed(theirs.take_output())
+    ours.step()
+    ours.refuse(TlsError(cause, "no such thing here"))
+    with pytest.raises(TlsError, match="no such thing here") as refused:
+        ours.step()
+    assert refused.value.cause == cause
+    theirs.feed(ours.take_output())
+    with pytest.raises(TlsError, match=alert):
+        theirs.step()
+
+
+def test_noise_does_not_reach_the_choice() -> None:
+    ours = Handshake(DeferredContext())
+    ours.feed(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(TlsError) as refused:
+        ours.step()
+    assert refused.value.cause == "plain_http"
+    with pytest.raises(RuntimeError, match="nothing is to be chosen"):
+        server().choose(context_for(RELAY))
