@@ -6,12 +6,13 @@ The data plane owns one end, the loop thread pumps the other; who cannot take mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
 from fastderp.server.channel import Channel, farewell
-from fastderp.server.stream import READ_BYTES, Poller, Stream
+from fastderp.server.stream import Poller, Stream
+from fastderp.server.websocket import leave
 from fastderp.tls.errors import TlsError
 
 # How long a client may take to read the rest of what was sent before the session ended, and to close.
@@ -44,6 +45,10 @@ class Bridge:
         outside.resume()
         if channel.eof:
             self._end()
+
+    def leave(self) -> None:
+        """Have the goodbye say that it is the relay which goes."""
+        leave(self._channel)
 
     def close(self) -> None:
         """Close both sides; what is on its way is lost."""
@@ -109,60 +114,49 @@ class Bridge:
             self._outside.end_output()
 
 
-def _ignore(data: bytes) -> None:
-    """Take input that nobody wants any more."""
+class Bridges:
+    """Every bridge of a relay."""
+
+    def __init__(self, poller: Poller) -> None:
+        """Begin with none; sockets are watched by `poller`."""
+        self._poller = poller
+        self._bridges: set[Bridge] = set()
+        self._emptied = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._bridges)
+
+    def join(self, outside: Stream, channel: Channel) -> int:
+        """Start pumping between a stream and a new socket pair; return the data plane's end."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._bridges.add(Bridge(self._poller, outside, channel, ours, self._forget))
+        return theirs.detach()
+
+    def join_socket(self, outside: socket.socket, channel: Channel) -> int:
+        """Do the same for a connected socket."""
+        return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)
+
+    def leave(self) -> None:
+        """Have every goodbye from now on say that it is the relay which goes."""
+        for bridge in self._bridges:
+            bridge.leave()
+
+    async def close(self) -> None:
+        """Wait until the clients have taken the goodbye, not longer than FAREWELL_S; the data plane has ended the sessions before."""
+        if self._bridges:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._emptied.wait()
+        for bridge in list(self._bridges):
+            bridge.close()
+
+    def _forget(self, bridge: Bridge) -> None:
+        self._bridges.discard(bridge)
+        if not self._bridges:
+            self._emptied.set()
 
 
-def bridge(poller: Poller, outside: Stream, channel: Channel, bridges: set[Bridge]) -> int:
-    """Start pumping between `outside` and a new socket pair; return the data plane's end. `bridges` holds it while it lives."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    bridges.add(Bridge(poller, outside, channel, ours, bridges.discard))
-    return theirs.detach()
-
-
-class Reader(Protocol):
-    """The reading half of what `Server.accept` takes: an asyncio.StreamReader or anything like it."""
-
-    async def read(self, n: int, /) -> bytes:
-        """Return up to `n` bytes, b"" at the end."""
-
-    async def readexactly(self, n: int, /) -> bytes:
-        """Return `n` bytes or raise asyncio.IncompleteReadError."""
-
-
-class Writer(Protocol):
-    """The writing half: an asyncio.StreamWriter or anything like it."""
-
-    def write(self, data: bytes, /) -> None:
-        """Send, buffering what cannot go yet."""
-
-    async def drain(self) -> None:
-        """Wait until the buffer has room."""
-
-    def close(self) -> None:
-        """Close the connection."""
-
-
-async def pump_streams(reader: Reader, writer: Writer, ours: socket.socket) -> None:
-    """Pump between a pair of streams and our end of a socket pair until either side ends; close both."""
-    loop = asyncio.get_running_loop()
-
-    async def inwards() -> None:
-        while data := await reader.read(READ_BYTES):
-            await loop.sock_sendall(ours, data)
-
-    async def outwards() -> None:
-        while data := await loop.sock_recv(ours, READ_BYTES):
-            writer.write(data)
-            await writer.drain()
-
-    pumps = [asyncio.ensure_future(inwards()), asyncio.ensure_future(outwards())]
-    try:
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        ours.close()
-        writer.close()
+def _ignore(*_: object) -> None:
+    """Take what nobody wants: input after the end, callbacks that the bridge has not set yet."""

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import LoginError
-from fastderp.login import ClientLogin, check_client_info_header, open_client_info
+from fastderp.login import ClientLogin, check_client_info_header
 from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http, websocket
-from fastderp.server.bridge import bridge
 from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
@@ -78,7 +77,8 @@ class Connection:
 
     __slots__ = (
         "_listener",
-        "_relay",
+        "_entrance",
+        "_journal",
         "_loop",
         "_stream",
         "_channel",
@@ -101,10 +101,11 @@ class Connection:
     def __init__(self, listener: Listener, sock: socket.socket, remote: tuple[str, int]) -> None:
         """Take over an accepted socket; its time starts now."""
         self._listener = listener
-        self._relay = listener.relay
+        self._entrance = listener.entrance
+        self._journal = listener.entrance.journal
         self._loop = listener.loop
         self.remote = remote
-        self._stream = Stream(listener.relay.poller, sock, self._on_bytes, self._on_end, self._on_drained)
+        self._stream = Stream(listener.entrance.poller, sock, self._on_bytes, self._on_end, self._on_drained)
         self._channel: Channel = Clear()
         self._handshake: Handshake | None = None
         self._hello_sent = False
@@ -126,10 +127,17 @@ class Connection:
         if self.state in (State.CLOSED, State.PROMOTED):
             return
         if self.state is not State.LINGER:
-            self._relay.note_refused(self.state.value, reason, self.remote, detail)
+            self._journal.note_refused(self.state.value, reason, self.remote, detail)
         self._move(State.CLOSED)
         self._release()
         self._stream.close()
+
+    def leave(self) -> None:
+        """End the connection because the relay goes away; say so if the peer can be told at once."""
+        if self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION) and self._stream.flushed:
+            websocket.leave(self._channel)
+            self._stream.send(farewell(self._channel))
+        self.close("shutdown")
 
     def _move(self, state: State) -> None:
         """Change state; a move the diagram does not have is a bug of ours."""
@@ -225,8 +233,8 @@ class Connection:
             handshake = self._handshake = Handshake(self._listener.tls)
         handshake.feed(data)
         # The first step is the expensive one: key agreement and signature.
-        helpers = self._relay.handshakes
-        if not self._hello_sent and helpers.worthwhile and self._relay.poller.is_busy:
+        helpers = self._entrance.handshakes
+        if not self._hello_sent and helpers.worthwhile and self._entrance.poller.is_busy:
             self._stream.pause()
             helpers.submit(handshake, self._on_step)
         else:
@@ -322,7 +330,7 @@ class Connection:
         request.remote = self.remote
         request.secure = bool(self._tls_version)
         if request.secure:
-            self._relay.note_request(self._tls_version.removeprefix("TLSv"))
+            self._journal.note_request(self._tls_version.removeprefix("TLSv"))
         if request.path == "/derp" and self._listener.routes.derp:
             upgrade = http.derp_upgrade(request)
             if upgrade is not None:
@@ -361,12 +369,12 @@ class Connection:
             self._respond(request, opening)
             return
         self._stream.send(self._channel.seal(opening.response))
-        channel = WebSocket(self._channel, self._stream, self._relay.websocket_failures)
+        channel = WebSocket(self._channel, self._stream, self._journal.websocket_failures)
         self._channel = channel
         if not opening.derp:
             self._refuse("websocket", "no subprotocol is derp", channel.fail(1008, "the subprotocol must be derp"))
             return
-        self._relay.note_websocket()
+        self._journal.note_websocket()
         self._unread = channel.unwrap(bytes(self._unread))
         self._start_login(Upgrade(fast_start=True, not_ideal=False))
         self._after_frames(channel)
@@ -406,10 +414,10 @@ class Connection:
 
     def _start_login(self, upgrade: Upgrade) -> None:
         """Begin the DERP conversation. The greeting waits a moment: a pipelined login lets it share a write with ServerInfo."""
-        self._relay.note_accept()
+        self._journal.note_accept()
         self._move(State.LOGIN)
         self._upgrade = upgrade
-        self._greeting = self._relay.greeting(upgrade.fast_start)
+        self._greeting = self._entrance.greeting(upgrade.fast_start)
         # From here on pieces are added, possibly many.
         self._unread = bytearray(self._unread)
         if not self._unread:
@@ -445,7 +453,7 @@ class Connection:
         end = HEADER_SIZE + length
         if len(unread) < end:
             return None
-        login = open_client_info(self._relay.private_key, bytes(unread[HEADER_SIZE:end]))
+        login = self._entrance.open_client_info(bytes(unread[HEADER_SIZE:end]))
         self._unread = bytes(unread[end:])
         return login
 
@@ -459,8 +467,8 @@ class Connection:
         return True
 
     def _admit(self, login: ClientLogin) -> None:
-        mesh = self._relay.is_mesh_peer(login.info)
-        if self._relay.verify is None or mesh:
+        mesh = self._entrance.is_mesh_peer(login)
+        if mesh or self._entrance.verify is None:
             self._promote(login, mesh)
             return
         self._move(State.ADMISSION)
@@ -468,23 +476,15 @@ class Connection:
         self._task = self._loop.create_task(self._ask_admission(login))
 
     async def _ask_admission(self, login: ClientLogin) -> None:
-        """Ask whether this client may use the relay; an error means no."""
-        assert self._relay.verify is not None
-        try:
-            allowed = await self._relay.verify(login.public, login.info, self.remote[0])
-            detail = f"{login.public.short} is not allowed"
-        except LoginError as error:
-            allowed, detail = False, str(error)
-        except Exception as error:
-            allowed, detail = False, f"{login.public.short} could not be verified: {error}"
+        refusal = await self._entrance.refusal(login, self.remote[0])
         self._task = None
         if self.state is not State.ADMISSION:
             return
-        if allowed:
-            self._promote(login, mesh=False)
-        else:
+        if refusal:
             self._send_greeting()
-            self._refuse("denied", detail, b"")
+            self._refuse("denied", refusal, b"")
+        else:
+            self._promote(login, mesh=False)
 
     # The end of it
 
@@ -496,11 +496,11 @@ class Connection:
         except OSError as error:
             self._refuse("shortage", error.strerror or "", b"")
             return
-        first = self._greeting + self._relay.server_info(login, mesh)
+        first = self._greeting + self._entrance.server_info(login, mesh)
         opened = bytes(self._unread)
         self._move(State.PROMOTED)
         self._release()
-        self._relay.promote(
+        self._entrance.promote(
             descriptor,
             login,
             self.remote,
@@ -515,11 +515,11 @@ class Connection:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
         if isinstance(self._channel, (Clear, RecordLayer)):
             return self._stream.detach()
-        return bridge(self._relay.poller, self._stream, self._channel, self._relay.bridges)
+        return self._entrance.bridges.join(self._stream, self._channel)
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the peer has to go, tell it, and close."""
-        self._relay.note_refused(self.state.value, reason, self.remote, detail)
+        self._journal.note_refused(self.state.value, reason, self.remote, detail)
         self._stream.send(answer)
         self._linger()
 

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
-from typing import TYPE_CHECKING
 
+from fastderp.server.address import format_address
 from fastderp.server.connection import Connection
+from fastderp.server.entrance import Entrance
 from fastderp.server.http import Routes
 from fastderp.server.ratelimit import AcceptLimiter
 from fastderp.tls.handshake import ServerContext
-
-if TYPE_CHECKING:
-    from fastderp.server.relay import Server
-
-log = logging.getLogger("fastderp")
 
 BACKLOG = 4096
 # So many at once, then other work gets its turn.
@@ -41,7 +36,7 @@ class Listener:
     """Accepts on one address (both families) and sees each connection through to its login.
 
     Args:
-        relay: whom the logged-in are handed to.
+        entrance: where they log in.
         sockets: listening, non-blocking.
         routes: who answers which path.
         tls: None to speak plain HTTP.
@@ -52,7 +47,7 @@ class Listener:
 
     def __init__(
         self,
-        relay: Server,
+        entrance: Entrance,
         sockets: list[socket.socket],
         routes: Routes,
         tls: ServerContext | None = None,
@@ -61,7 +56,7 @@ class Listener:
         idle_s: float = IDLE_S,
         accept_limiter: AcceptLimiter | None = None,
     ) -> None:
-        self.relay = relay
+        self.entrance = entrance
         self.loop = asyncio.get_running_loop()
         self.routes = routes
         self.tls = tls
@@ -101,7 +96,7 @@ class Listener:
                 self.loop.remove_reader(sock.fileno())
                 sock.close()
         for connection in list(self._pending):
-            connection.close("shutdown")
+            connection.leave()
 
     def forget(self, connection: Connection) -> None:
         """Strike a connection that is logged in or closed from the list of the pending."""
@@ -140,7 +135,7 @@ class Listener:
         if self._accept_limiter is not None and not self._accept_limiter.allow():
             accepted.close()
             self.n_rejected += 1
-            self.relay.note_too_fast(remote)
+            self.entrance.journal.note_too_fast(remote)
             return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
@@ -152,7 +147,7 @@ class Listener:
         """Stop asking for a moment: the socket stays readable, and asking again and again would eat the processor."""
         self.loop.remove_reader(sock.fileno())
         self._shortage[sock] = self.loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
-        self.relay.note_shortage(error)
+        self.entrance.journal.note_shortage(error)
 
 
 def listen_sockets(
@@ -223,9 +218,3 @@ def _listen(
         raise OSError(error.errno, f"cannot listen on {format_address(address)}: {reason}") from None
     sock.setblocking(False)
     return sock
-
-
-def format_address(address: tuple[str, int]) -> str:
-    """Write (ip, port) as people and logs do: IPv6 in brackets."""
-    host, port = address[0], address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

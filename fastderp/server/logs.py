@@ -1,40 +1,97 @@
-"""Log lines that anyone on the internet can cause: the first of a kind at once, the rest as a number. Loop thread only."""
+"""What keeps a log readable although anyone on the internet can cause its lines: a bound on their number and on their characters.
+
+Loop thread only.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 WINDOW_S = 10.0
+# A longer line says nothing more to a person.
+LINE_LIMIT_CHARACTERS = 1000
+
+# Whatever a terminal or a log shipper could take for something else than a character: C0, DEL, C1, the separators of lines
+# and paragraphs, marks that turn the direction of writing, what cannot be encoded.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of bounded length, control characters escaped."""
+    if len(text) > LINE_LIMIT_CHARACTERS:
+        text = text[:LINE_LIMIT_CHARACTERS] + "…"
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _keep_to_one_line(record: logging.LogRecord) -> bool:
+    """Escape what a record says, wherever the words came from. A traceback of ours stays what it is."""
+    record.msg, record.args = one_line(record.getMessage()), None
+    return True
+
+
+logging.getLogger("fastderp").addFilter(_keep_to_one_line)
+
+
+@dataclass(slots=True)
+class _Window:
+    since_s: float
+    n_logged: int = 0
+    n_held: int = 0
 
 
 class Summariser:
-    """Logs at most one line per kind and window; the next one says how many were held back."""
+    """Logs a few lines per kind and window; the first of the next window says how many were held back.
+
+    Args:
+        log: takes the lines, at level INFO; while it takes DEBUG, too, nothing is held back.
+        lines: how many per kind and window.
+        window_s: seconds.
+        clock: seconds, for tests.
+    """
 
     def __init__(
         self,
         log: logging.Logger,
         *,
+        lines: int = 1,
         window_s: float = WINDOW_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Log to `log` at level INFO."""
         self._log = log
+        self._lines = lines
         self._window_s = window_s
         self._clock = clock
-        # kind -> (when its last line was written, how many were held back since); kinds are few and ours
-        self._kinds: dict[Hashable, tuple[float, int]] = {}
+        # Kinds are few and ours.
+        self._windows: dict[Hashable, _Window] = {}
 
     def say(self, kind: Hashable, message: str, *args: object) -> None:
-        """Log the message unless one of its kind was logged within the window."""
-        now = self._clock()
-        last, n_held = self._kinds.get(kind, (now - self._window_s, 0))
-        if now - last < self._window_s:
-            self._kinds[kind] = (last, n_held + 1)
-            return
-        self._kinds[kind] = (now, 0)
-        if n_held:
-            message += " (and %d more like it since the last such line)"
-            args = (*args, n_held)
-        self._log.info(message, *args)
+        """Log the message unless enough of its kind was logged within the window."""
+        turn = self.turn(kind)
+        if turn is not None:
+            self._log.info(message + "%s", *args, turn)
+
+    def turn(self, kind: Hashable) -> str | None:
+        """Return what to add to a line of this kind, mostly nothing; None when it is held back."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            return ""
+        now_s = self._clock()
+        window = self._windows.get(kind)
+        if window is None or now_s - window.since_s >= self._window_s:
+            self._windows[kind] = _Window(now_s, n_logged=1)
+            return f" (and {window.n_held} more like it since the last such line)" if window and window.n_held else ""
+        if window.n_logged < self._lines:
+            window.n_logged += 1
+            return ""
+        window.n_held += 1
+        return None
+
+    def take_held(self) -> dict[Hashable, int]:
+        """Return how many lines are held back by kind, and forget them."""
+        held = {kind: window.n_held for kind, window in self._windows.items() if window.n_held}
+        for window in self._windows.values():
+            window.n_held = 0
+        return held

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, SessionInfo
+from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo
 from fastderp.protocol import FrameType
@@ -98,18 +97,10 @@ class Region:
             "fastderp_mesh_ignored": {("keys",): self.mesh.n_keys_ignored, ("watch",): self.presence.n_refused},
         }
 
-    def inconsistencies(self, clients: list[SessionInfo], counters: dict[str, Any]) -> list[str]:
-        """Compare the routing table with who is connected and with what others have announced; say what does not fit."""
-        local = {client.key for client in clients}
-        announced = {key for link in self.mesh.links for key in link.keys} | self.forwarders.keys
-        n_surplus = counters["current_dup_client_conns"] - counters["current_dup_client_keys"]
-        expected = {
-            "connections": (counters["current_connections"], len(clients)),
-            "connections beyond the first of their key": (n_surplus, len(clients) - len(local)),
-            "local keys": (counters["clients_local"], len(local)),
-            "remote keys": (counters["clients_remote"], len(announced - local)),
-        }
-        return [f"{counted} {what} counted, {found} found" for what, (counted, found) in expected.items() if counted != found]
+    @property
+    def announced(self) -> set[bytes]:
+        """The keys that are reached through others."""
+        return {key for link in self.mesh.links for key in link.keys} | self.forwarders.keys
 
     async def close(self) -> None:
         """End every link and every forwarder."""

@@ -6,64 +6,36 @@ Loop thread only, except that the data plane's workers do their work without it.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import random
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
-from fastderp.dataplane.record import RecordLayer
-from fastderp.errors import LoginError
+from fastderp.dataplane.plane import ClosedEvent, Plane
+from fastderp.errors import ConnectionClosed
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.login import (
-    ClientInfo,
-    ClientLogin,
-    check_client_info_header,
-    open_client_info,
-    server_info_json,
-    server_key_frame,
-)
-from fastderp.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo, frame, restarting_payload
+from fastderp.protocol import FrameType, frame, restarting_payload
 from fastderp.server import certs, http, traffic
-from fastderp.server.address import address_bytes, address_text
+from fastderp.server.address import address_text
 from fastderp.server.admission import Client
-from fastderp.server.bridge import Bridge, Reader, Writer, bridge, pump_streams
+from fastderp.server.allowance import Allowance
 from fastderp.server.channel import Channel
+from fastderp.server.consistency import inconsistencies
 from fastderp.server.duplicates import Duplicates
+from fastderp.server.entrance import Entrance, Verify
 from fastderp.server.forwarders import PacketForwarder
-from fastderp.server.handshakes import HandshakeThreads
 from fastderp.server.http import Routes, Site
-from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, format_address, listen_sockets
-from fastderp.server.logs import Summariser
+from fastderp.server.journal import Journal
+from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
 from fastderp.server.mesh import MeshPeer
 from fastderp.server.metrics import Value, expvar
-from fastderp.server.presence import Arrival
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.region import Region
-from fastderp.server.stream import Poller, Stream
+from fastderp.server.streams import Conversations, Reader, Writer
 from fastderp.server.traffic import BytesSentRecv
 from fastderp.server.upkeep import Upkeep
 from fastderp.tls.handshake import ClientContext, ServerContext
-
-log = logging.getLogger("fastderp")
-
-Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
-"""Asked for every client but mesh peers, with its key, what it says of itself and its IP: may it use the relay? A LoginError is a no that
-says why; `admission.Admission` is one."""
-
-# Ends of a connection that are everyday life on the internet: counted, and logged only when debugging.
-_QUIET = frozenset({"end", "reset", "idle", "shutdown"})
-# The same of sessions. PROTOCOL §5: an end of the stream is not logged by default.
-_UNREMARKABLE = frozenset({"eof", "shutdown"})
-
-CONSISTENCY_LOOKS = 5
-
-# Clients read the limit they are told as a signed number.
-_TOLD_MAX = (1 << 63) - 1
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost"})
@@ -106,46 +78,40 @@ class Server:
     ) -> None:
         self.private_key = private_key or NodePrivate.generate()
         self.public_key = self.private_key.public()
-        self.verify = verify
         self.write_timeout = write_timeout
         self.login_timeout = login_timeout
-        self.bridges: set[Bridge] = set()
-        self.websocket_failures: Counter[str] = Counter()
-        # Made by `start`, which knows the loop.
-        self.poller: Poller
-        self.handshakes: HandshakeThreads
-        self._plane = Plane(workers=workers, write_timeout_s=write_timeout, disable_fighters=disable_fighters)
-        self._duplicates = Duplicates(self._plane.handles, self._plane.send) if duplicate_health else None
-        self._round_trips = traffic.RoundTrips(self._plane) if rtt_stats else None
-        self._upkeep = Upkeep(self._plane, self._round_trips)
+        self._plane = plane = Plane(workers=workers, write_timeout_s=write_timeout, disable_fighters=disable_fighters)
+        self._journal = Journal()
+        self._allowance = Allowance(plane, self.private_key)
+        self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
-        self._region = Region(self._plane, self.private_key, mesh_keys, self._join, mesh_tls)
+        self._region = Region(plane, self.private_key, mesh_keys, self._join, mesh_tls)
+        self._entrance = Entrance(
+            self.private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
+        )
+        self._conversations = Conversations(self._entrance)
+        self._round_trips = traffic.RoundTrips(plane) if rtt_stats else None
+        self._upkeep = Upkeep(plane, self._round_trips)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
-        self._server_key = server_key_frame(self.public_key)
-        self._switching = http.switching_protocols(self.public_key.hex) + self._server_key
-        self._n_accepts = 0
-        self._n_websockets = 0
-        self._n_shortages = 0
-        self._refused: Counter[str] = Counter()
-        self._ended: Counter[str] = Counter()
-        self._requests: Counter[str] = Counter()
-        self._summary = Summariser(log)
-        self._rate_limit: RateLimit | None = None
-        self._telling: asyncio.Task[None] | None = None
         if rate_limit is not None:
             self.set_rate_limit(rate_limit)
 
     # Life
 
     def start(self) -> None:
-        """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves."""
+        """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves.
+
+        Raises ConnectionClosed when the relay was closed.
+        """
+        if self._closing is not None:
+            raise ConnectionClosed("the relay is closed")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self.poller = Poller(self._loop)
-            self.handshakes = HandshakeThreads(self._loop)
             self._plane.start()
+            self._entrance.open(self._loop)
             self._upkeep.start(self._loop)
             self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
 
@@ -177,7 +143,7 @@ class Server:
         self.start()
         sockets = listen_sockets(host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s)
         listener = Listener(
-            self,
+            self._entrance,
             sockets,
             routes or http.relay_routes(Site()),
             tls,
@@ -197,25 +163,34 @@ class Server:
             await self.close()
 
     async def close(self) -> None:
-        """Close every listener and connection and end the data plane's threads. Safe to repeat."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
+        """Close every listener and connection and end the data plane's threads; return when that is done. Safe to repeat.
+
+        WebSockets are told that the relay goes away (close code 1001), connections over TLS that they end; who does not take
+        it is not waited for longer than 2 seconds.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._shut_down())
+        await asyncio.shield(self._closing)
+
+    async def _shut_down(self) -> None:
+        """Take apart what `start` put together: first nobody comes in, then everybody leaves."""
         self._upkeep.stop()
-        if self._telling is not None:
-            self._telling.cancel()
+        self._allowance.close()
         for listener in self._listeners:
             listener.close()
         await self._region.close()
         if self._loop is not None:
-            self._loop.remove_reader(self._plane.fileno())
+            self._entrance.bridges.leave()
         self._plane.close()
         self._on_plane_events()
-        for bridge in list(self.bridges):
-            bridge.close()
         if self._loop is not None:
-            self.handshakes.close()
-            self.poller.close()
+            self._loop.remove_reader(self._plane.fileno())
+            async with asyncio.TaskGroup() as farewells:
+                farewells.create_task(self._entrance.bridges.close())
+                farewells.create_task(self._conversations.close())
+            self._entrance.close()
+        self._journal.close()
+        self._closed.set()
 
     async def __aenter__(self) -> Server:
         self.start()
@@ -233,33 +208,15 @@ class Server:
             reader, writer: asyncio streams or objects with the same methods; closed at the end.
             remote: (ip, port) to tell watchers and logs.
 
-        Raises LoginError when the client breaks the rules of the login, TimeoutError when it takes too long,
-        asyncio.IncompleteReadError when it leaves before.
+        Raises LoginError when the client breaks the rules of the login or is not allowed, TimeoutError when it takes too long,
+        asyncio.IncompleteReadError when it leaves before, ConnectionClosed when the relay is closed before.
         """
-        self.start()
-        self.note_accept()
         try:
-            async with asyncio.timeout(self.login_timeout):
-                writer.write(self._server_key)
-                await writer.drain()
-                login = await self._read_login(reader)
-                mesh = self.is_mesh_peer(login.info)
-                if self.verify is not None and not mesh and not await self.verify(login.public, login.info, remote[0]):
-                    raise LoginError("denied", f"{login.public.short} is not allowed")
-        except BaseException as error:
-            self.note_refused("login", _reason(error), remote, str(error))
+            self.start()
+        except ConnectionClosed:
             writer.close()
             raise
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        self.promote(theirs.detach(), login, remote, first=self.server_info(login, mesh), mesh=mesh)
-        await pump_streams(reader, writer, ours)
-
-    async def _read_login(self, reader: Reader) -> ClientLogin:
-        frame_type, length = HEADER.unpack(await reader.readexactly(HEADER_SIZE))
-        check_client_info_header(frame_type, length)
-        return open_client_info(self.private_key, await reader.readexactly(length))
+        await self._conversations.serve(reader, writer, remote, self.login_timeout)
 
     # The region
 
@@ -314,120 +271,14 @@ class Server:
         self._region.forwarders.remove(key.raw, forwarder)
 
     def _join(self, outside: socket.socket, channel: Channel) -> int:
-        """Bridge a connection that we dialled; the bridge sets the stream's callbacks."""
-        stream = Stream(self.poller, outside, _unset, _unset, _unset)
-        return bridge(self.poller, stream, channel, self.bridges)
-
-    # For connections on their way in
-
-    def greeting(self, fast_start: bool) -> bytes:
-        """Return what a client is told first: the 101 response unless it asked for a fast start, and the relay's key."""
-        return self._server_key if fast_start else self._switching
-
-    def is_mesh_peer(self, info: ClientInfo) -> bool:
-        """Whether a client has shown the mesh key."""
-        return self._region.is_mesh_peer(info)
-
-    def server_info(self, login: ClientLogin, mesh: bool) -> bytes:
-        """Return the frame that ends a login, with the limit the client has to keep."""
-        return login.server_info_frame(ServerInfo() if mesh else self._client_server_info())
-
-    def _client_server_info(self) -> ServerInfo:
-        limit = self._rate_limit or RateLimit()
-        return ServerInfo(
-            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
-            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
-        )
-
-    def promote(
-        self,
-        descriptor: int,
-        login: ClientLogin,
-        remote: tuple[str, int],
-        *,
-        first: bytes,
-        opened: bytes = b"",
-        records: RecordLayer | None = None,
-        mesh: bool = False,
-        not_ideal: bool = False,
-    ) -> None:
-        """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
-
-        Args:
-            first: frames to write before any other.
-            opened: plain bytes read behind the login.
-            records: the keys of a TLS 1.3 connection; what they have pending goes along.
-        """
-        addr = address_bytes(remote[0])
-        try:
-            handle = self._plane.promote(
-                descriptor,
-                login.public.raw,
-                first=first,
-                unread=records.pending if records is not None else opened,
-                opened=opened if records is not None else b"",
-                records=records,
-                mesh=mesh,
-                prober=login.info.is_prober,
-                not_ideal=not_ideal,
-                addr=addr,
-                port=remote[1],
-            )
-        except PlaneError as error:
-            self.note_refused("promote", "memory", remote, str(error))
-            return
-        if self._duplicates is not None and not mesh:
-            self._duplicates.joined(login.public.raw)
-        self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))
-
-    def note_accept(self) -> None:
-        """Count a connection that begins a login."""
-        self._n_accepts += 1
-
-    def note_websocket(self) -> None:
-        """Count a WebSocket that was opened."""
-        self._n_websockets += 1
-
-    def note_refused(self, stage: str, reason: str, remote: tuple[str, int], detail: str) -> None:
-        """Count and log a connection that ended before its login was complete."""
-        self._refused[f"{stage}_{reason}"] += 1
-        if reason in _QUIET and not detail:
-            log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
-        else:
-            self._summary.say((stage, reason), "%s: refused at %s: %s", format_address(remote), stage, detail or reason)
-
-    def note_request(self, tls_version: str) -> None:
-        """Count an HTTP request over TLS by version, "1.2" or "1.3"."""
-        self._requests[tls_version] += 1
-
-    def note_shortage(self, error: OSError) -> None:
-        """Count and log that accepting had to pause."""
-        self._n_shortages += 1
-        self._summary.say("shortage", "cannot accept connections for the moment: %s", os.strerror(error.errno or 0))
-
-    def note_too_fast(self, remote: tuple[str, int]) -> None:
-        """Log a connection that was closed because too many are accepted; its listener counts it."""
-        self._summary.say("too fast", "%s: closed: connections come faster than they are accepted", format_address(remote))
+        """Bridge a connection that we dialled."""
+        return self._entrance.bridges.join_socket(outside, channel)
 
     # What changes while it runs
 
     def set_rate_limit(self, limit: RateLimit) -> None:
         """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8."""
-        self._rate_limit = limit
-        self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
-        if self._telling is not None:
-            self._telling.cancel()
-        if self._loop is not None:
-            self._telling = self._loop.create_task(self._tell_limit())
-
-    async def _tell_limit(self) -> None:
-        """Send everybody a new ServerInfo, a few at a time: each costs a key agreement."""
-        text = server_info_json(self._client_server_info())
-        for number, (handle, client) in enumerate(self._clients()):
-            sealed = self.private_key.seal_to(client.key, text)
-            self._plane.send(handle, frame(FrameType.SERVER_INFO, sealed))
-            if number % 32 == 31:
-                await asyncio.sleep(0)
+        self._allowance.set(limit, self._loop)
 
     def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
         """Tell every client that the relay goes away for a moment; return how many were told.
@@ -459,9 +310,18 @@ class Server:
         return list(self._listeners)
 
     @property
+    def verify(self) -> Verify | None:
+        """Who is asked about a client; None when everybody is let in. May be assigned at any time."""
+        return self._entrance.verify
+
+    @verify.setter
+    def verify(self, verify: Verify | None) -> None:
+        self._entrance.verify = verify
+
+    @property
     def rate_limit(self) -> RateLimit | None:
         """What each client may send; None when nobody has said anything about it."""
-        return self._rate_limit
+        return self._allowance.limit
 
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this key is logged in here."""
@@ -487,25 +347,17 @@ class Server:
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
         plane: dict[str, Any] = self._plane.counters()
-        if self._rate_limit is None:
+        if self._allowance.limit is None:
             del plane["rate_limit_per_client_waited"]
-        else:
-            plane["rate_limit_per_client_bytes_per_second"] = self._rate_limit.bytes_per_s
-            plane["rate_limit_per_client_burst_bytes"] = self._rate_limit.burst_bytes
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
         return {
             **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
+            **self._journal.metrics(),
+            **self._allowance.metrics(),
             **self._region.metrics(),
-            "derp_accepts": self._n_accepts,
-            "derp_websocket_accepts": self._n_websockets,
-            "derper_tls_request_version": dict(self._requests),
+            "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
             "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
-            "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
-            "fastderp_closed": dict(self._refused),
-            "fastderp_session_closed": dict(self._ended),
-            "fastderp_websocket_failures": dict(self.websocket_failures),
-            "fastderp_accept_shortages": self._n_shortages,
             "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
         }
 
@@ -526,62 +378,16 @@ class Server:
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
-        problems: list[str] = []
-        # The workers do not stop for this: what is only a login or a departure in between is gone at the next look.
-        for _ in range(CONSISTENCY_LOOKS):
-            problems = self._inconsistencies()
-            if not problems:
-                break
-        return problems
-
-    def _inconsistencies(self) -> list[str]:
-        clients = [session for session in self._plane.sessions() if not session.link]
-        problems = [
-            f"session of {NodePublic(key).short} has no route"
-            for key in {client.key for client in clients}
-            if not self._plane.is_connected(key)
-        ]
-        return problems + self._region.inconsistencies(clients, self._plane.counters())
+        return inconsistencies(self._plane, lambda: self._region.announced)
 
     # What the data plane reports
 
     def _on_plane_events(self) -> None:
         for event in self._plane.events():
             if isinstance(event, ClosedEvent):
-                self._ended[event.reason] += 1
-                self._log_closed(event)
+                self._journal.note_closed(event)
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
                 self._region.closed(event)
             else:
                 self._region.received(event)
-
-    def _log_closed(self, event: ClosedEvent) -> None:
-        level = logging.DEBUG if event.reason in _UNREMARKABLE else logging.INFO
-        if not log.isEnabledFor(level):
-            return
-        totals = event.totals
-        log.log(
-            level,
-            "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d",
-            NodePublic(event.key).short,
-            format_address((address_text(event.addr), event.port)),
-            totals.seconds,
-            f"{event.reason} ({event.detail})" if event.detail else event.reason,
-            totals.rx_packets,
-            totals.rx_bytes,
-            totals.tx_packets,
-            totals.tx_bytes,
-            totals.dropped,
-        )
-
-
-def _reason(error: BaseException) -> str:
-    """Return what a failed login counts as."""
-    if isinstance(error, LoginError):
-        return error.reason
-    return "timeout" if isinstance(error, TimeoutError) else "end"
-
-
-def _unset(*_: object) -> None:
-    """Stand in for a callback that is set later."""

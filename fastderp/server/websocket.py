@@ -75,7 +75,7 @@ class WebSocket:
     `eof` is true from then on, as after an orderly close.
     """
 
-    __slots__ = ("_protocol", "_below", "_stream", "_failures")
+    __slots__ = ("_protocol", "_below", "_stream", "_failures", "goodbye")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
         """Read and write behind an accepted opening handshake.
@@ -89,6 +89,8 @@ class WebSocket:
         self._below = below
         self._stream = stream
         self._failures = failures
+        # The code of an orderly close by us.
+        self.goodbye = CloseCode.NORMAL_CLOSURE
 
     @property
     def eof(self) -> bool:
@@ -129,7 +131,7 @@ class WebSocket:
         """Return a close frame, unless one was sent, and the farewell of the channel below."""
         closing = b""
         if self._protocol.state is OPEN:
-            self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
+            self._protocol.send_close(self.goodbye)
             closing = self._below.seal(self._to_send())
         return closing + self._below.close_notify()
 
@@ -158,3 +160,9 @@ class WebSocket:
         sent = self._protocol.close_sent
         if sent is not None and sent is not self._protocol.close_rcvd:
             self._failures[str(int(sent.code))] += 1
+
+
+def leave(channel: Channel) -> None:
+    """Have the farewell of a channel say that it is the relay which goes (1001), where there are words for it."""
+    if isinstance(channel, WebSocket):
+        channel.goodbye = CloseCode.GOING_AWAY

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import re
 import resource
+import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -44,17 +47,36 @@ def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
     assert relay.metrics()["derp_current_connections"] == 0
 
 
-def test_a_client_that_leaves_is_not_worth_a_line_but_one_that_breaks_the_rules_is(
+def test_the_end_of_every_session_is_a_line_that_says_whose_from_where_how_long_and_why(
     relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
-    with relay.login() as leaving:
-        pass
-    eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"eof": 1})
-    with relay.login() as breaking:
-        breaking.send(frame(PING, b"short"))
-        eventually(lambda: f"{breaking.public.short} 127.0.0.1:" in caplog.text)
-    assert leaving.public.short not in caplog.text
+    with relay.login() as bystander:
+        with relay.login() as leaving:
+            leaving.send_packet(bystander.public, b"x" * 100)
+            bystander.read_packet()
+            bystander.send_packet(leaving.public, b"y")
+            leaving.read_packet()
+        line = rf"{re.escape(leaving.public.short)} 127\.0\.0\.1:\d+: closed after \d+\.\d s: eof; "
+        eventually(lambda: re.search(line + "in 1 packets 100 bytes, out 1 packets 1 bytes, dropped 0$", caplog.text, re.MULTILINE))
+        bystander.send(frame(PING, b"short"))
+        eventually(lambda: f"{bystander.public.short} 127.0.0.1:" in caplog.text)
+    assert "bad_frame_size; in 1 packets 1 bytes, out 1 packets 100 bytes" in caplog.messages[-1]
+
+
+def test_when_thousands_leave_at_once_some_are_lines_and_the_rest_a_number(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    peers = [socket.socketpair() for _ in range(300)]
+    for ours, theirs in peers:
+        relay.call(relay.server._plane.promote, theirs.detach(), os.urandom(32))
+        ours.close()
+    eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"eof": 300})
+    relay.run(relay.server.close())
+    assert sum(": closed after" in line for line in caplog.messages) == 100
+    assert caplog.messages[-1] == "200 more sessions closed: eof"
 
 
 @without_websocket
