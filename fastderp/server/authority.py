@@ -222,7 +222,14 @@ def _proxy(url: URL) -> str | None:
 
 def _reason(error: aiohttp.ClientConnectionError) -> str:
     """Return what the system said, without the words of the library around it."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    cause: Exception = error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+    if isinstance(cause, ssl.SSLError):
+        # Its errno is OpenSSL's and no number of the system's.
+        return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
     number = cause.errno if isinstance(cause, OSError) else None
     return os.strerror(number) if number and number > 0 else str(cause)
 

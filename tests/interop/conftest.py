@@ -3,29 +3,41 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pytest
 
-from .gokit import GoError, GoPrograms, build
+from .gokit import GoError, GoPrograms, TailnetPrograms, build, build_tailnet
 from .relays import Relay, running
+
+Programs = TypeVar("Programs")
 
 
 class StartRelay(Protocol):
     """Starts one relay of a kind; a context manager."""
 
-    def __call__(self, *flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
-        """Run it with derper's `flags` until the block ends."""
+    def __call__(self, *flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
+        """Run it with derper's `flags`, and additions to the environment, until the block ends."""
 
 
 @pytest.fixture(scope="session")
 def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
     """Build the Go programs; without Go the tests are skipped, except where CI demands them."""
-    into = request.config.cache.mkdir("interop-go")
+    return _built(request, build)
+
+
+@pytest.fixture(scope="session")
+def tailnet_programs(request: pytest.FixtureRequest) -> TailnetPrograms:
+    """Build the programs of a tailnet, as `go_programs` does."""
+    return _built(request, build_tailnet)
+
+
+def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) -> Programs:
     try:
-        return build(into)
+        return build(request.config.cache.mkdir("interop-go"))
     except GoError as error:
         if os.environ.get("CI"):
             pytest.fail(str(error), pytrace=False)
@@ -36,8 +48,8 @@ def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
 def start_derper(go_programs: GoPrograms, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return how to start tailscale's derper."""
 
-    def start(*flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
-        return running(go_programs.derper, tmp_path_factory.mktemp("derper"), *flags, tls=tls)
+    def start(*flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
+        return running(go_programs.derper, tmp_path_factory.mktemp("derper"), *flags, tls=tls, environment=environment)
 
     return start
 
@@ -55,7 +67,7 @@ def fastderp_relay() -> Path:
 def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return how to start fastderp-relay; its flags are derper's."""
 
-    def start(*flags: str, tls: bool = False) -> AbstractAsyncContextManager[Relay]:
-        return running(fastderp_relay, tmp_path_factory.mktemp("fastderp"), *flags, tls=tls)
+    def start(*flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
+        return running(fastderp_relay, tmp_path_factory.mktemp("fastderp"), *flags, tls=tls, environment=environment)
 
     return start

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,21 @@ from typing import Any, Self
 MODULE = Path(__file__).parent / "go"
 # derphttp's WebSocket dialler is compiled in by this tag and used when the environment asks for it.
 BUILD_TAGS = "ts_debug_websockets"
+# tailscaled with what a node in user space needs, and `tailscale` inside: half the time to build, and few other modules.
+NODE_TAGS = (
+    "ts_include_cli",
+    *(
+        f"ts_omit_{feature}"
+        for feature in """
+        ace acme advertiseexitnode advertiseroutes appconnectors aws bakedroots bird c2n cachenetmap captiveportal capture
+        cliconndiag clientmetrics clientupdate cloud colorable completion completion_scripts conn25 dbus debugeventbus
+        debugportmapper desktop_sessions dns doctor drive gro health hujsonconf identityfederation iptables kube linkspeed
+        linuxdnsfight listenrawdisco logtail netlog networkmanager oauthkey osrouter peerapiclient peerapiserver portlist
+        portmapper posture qrcodes relayserver resolved sdnotify serve ssh synology syspolicy systray taildrop tap
+        tpm tundevstats useexitnode usermetrics useroutes wakeonlan webbrowser webclient
+        """.split()
+    ),
+)
 EVENT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
 # A line carries at most a 4 KiB packet in hexadecimal.
@@ -38,21 +54,44 @@ class GoPrograms:
     derpprobe: Path
 
 
+@dataclass(frozen=True)
+class TailnetPrograms:
+    """Paths of what a tailnet consists of: our control server, and tailscale's daemon, which is its command as well."""
+
+    control: Path
+    tailscaled: Path
+
+
 def build(into: Path) -> GoPrograms:
-    """Build derpkit and, of the same module, tailscale's derper and derpprobe.
+    """Build derpkit and, of the same module, tailscale's derper and derpprobe; GoError as in `build_program`."""
+    return GoPrograms(
+        derpkit=build_program(into / "derpkit", "."),
+        derper=build_program(into / "derper", "tailscale.com/cmd/derper"),
+        derpprobe=build_program(into / "derpprobe", "tailscale.com/cmd/derpprobe"),
+    )
+
+
+def build_tailnet(into: Path) -> TailnetPrograms:
+    """Build the programs of a tailnet from the same module; GoError as in `build_program`."""
+    return TailnetPrograms(
+        control=build_program(into / "tailnet", "./tailnet"),
+        tailscaled=build_program(into / "tailscaled", "tailscale.com/cmd/tailscaled", NODE_TAGS),
+    )
+
+
+def build_program(program: Path, package: str, tags: Sequence[str] = ()) -> Path:
+    """Build one program of the module and return its path.
 
     Raises GoError with the compiler's words when Go or its module cache is not up to it.
     """
-    wanted = {"derpkit": ".", "derper": "tailscale.com/cmd/derper", "derpprobe": "tailscale.com/cmd/derpprobe"}
-    for name, package in wanted.items():
-        command = ["go", "build", "-trimpath", "-tags", BUILD_TAGS, "-o", str(into / name), package]
-        try:
-            subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise GoError("Go is not installed") from None
-        except subprocess.CalledProcessError as error:
-            raise GoError(f"{' '.join(command)}: {error.stderr.strip()}") from None
-    return GoPrograms(**{name: into / name for name in wanted})
+    command = ["go", "build", "-trimpath", "-tags", ",".join((BUILD_TAGS, *tags)), "-o", str(program), package]
+    try:
+        subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise GoError("Go is not installed") from None
+    except subprocess.CalledProcessError as error:
+        raise GoError(f"go build {package}: {error.stderr.strip()}") from None
+    return program
 
 
 def plain_environment(**extra: str) -> dict[str, str]:

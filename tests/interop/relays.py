@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -84,6 +85,12 @@ class Relay:
         der = ssl.PEM_cert_to_DER_cert(self.root.read_text())
         return "sha256-raw:" + hashlib.sha256(der).hexdigest()
 
+    def metrics_page(self) -> str:
+        """Return what it counts, as Prometheus would read it."""
+        trust = ssl.create_default_context(cafile=self.root) if self.root else None
+        with urllib.request.urlopen(self.url.removesuffix("derp") + "debug/varz", context=trust) as response:
+            return str(response.read(), "utf-8")
+
     def go_flags(self, transport: Transport) -> list[str]:
         """Return derpkit's flags for reaching this relay."""
         flags = ["-url", self.url]
@@ -137,9 +144,11 @@ def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int
 
 
 @contextlib.asynccontextmanager
-async def running(program: Path, directory: Path, *flags: str, tls: bool = False) -> AsyncIterator[Relay]:
+async def running(
+    program: Path, directory: Path, *flags: str, tls: bool = False, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Relay]:
     """Run one relay until the block ends."""
-    relay = Relay(program, directory, *flags, tls=tls)
+    relay = Relay(program, directory, *flags, tls=tls, environment=environment)
     try:
         await relay.start()
         yield relay

@@ -13,6 +13,7 @@ from fastderp.errors import ConnectionClosed
 from fastderp.keys import NodePrivate
 from fastderp.login import ClientInfo
 from fastderp.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
+from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Service, ok, response, serving
 
 from .conftest import StartRelay
@@ -65,6 +66,9 @@ TAILSCALED_ANSWERS = {
     "too old": response(400, b"invalid 'addr' parameter\n"),
     "not HTTP": b"220 mail.example.com ESMTP\r\n",
 }
+
+# No tailscaled answers so, and derper takes it for a yes.
+STRICTER_WITH_TAILSCALED = {"null": ok(b"null")}
 
 
 async def lets_in(relay: Relay, key: NodePrivate) -> bool:
@@ -122,6 +126,34 @@ async def test_an_absent_admission_url_is_treated_alike(start_derper: StartRelay
             assert (await lets_in(derper, key), await lets_in(relay, key)) == (fail_open, fail_open)
 
 
+@pytest.mark.parametrize(
+    ("certificate", "trusted", "usable"),
+    [
+        (self_signed("localhost"), True, True),
+        (self_signed("localhost"), False, False),
+        (self_signed("localhost", days=(-2, -1)), True, False),
+        (self_signed("admission.example"), True, False),
+    ],
+    ids=["trusted", "nobody vouches for it", "expired", "another name"],
+)
+async def test_the_certificate_of_an_admission_url_is_judged_alike(
+    start_derper: StartRelay,
+    start_fastderp: StartRelay,
+    tmp_path: Path,
+    certificate: Certificate,
+    trusted: bool,
+    usable: bool,
+) -> None:
+    with serving(ok({"Allow": True}), tls=server_context(certificate, tmp_path)) as service:
+        trust = {"SSL_CERT_FILE": str(tmp_path / "served.crt")} if trusted else {}
+        for fail_open in (True, False):
+            flags = (f"-verify-client-url={service.url}", f"-verify-client-url-fail-open={str(fail_open).lower()}")
+            async with start_derper(*flags, **trust) as derper, start_fastderp(*flags, **trust) as relay:
+                let_in = [await lets_in(each, NodePrivate.generate()) for each in (derper, relay)]
+                assert let_in == [usable or fail_open] * 2
+        assert len(service.requests) == (4 if usable else 0)
+
+
 async def test_tailscaled_is_understood_alike(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
     path = tmp_path / "tailscaled.sock"
     with serving(b"", path) as service:
@@ -132,3 +164,5 @@ async def test_tailscaled_is_understood_alike(start_derper: StartRelay, start_fa
             ours = await verdicts(relay, service, TAILSCALED_ANSWERS)
             assert ours == theirs
             assert set(ours.values()) == {True, False}
+            assert await verdicts(derper, service, STRICTER_WITH_TAILSCALED) == {"null": True}
+            assert await verdicts(relay, service, STRICTER_WITH_TAILSCALED) == {"null": False}

@@ -1,7 +1,5 @@
 """tailscale's WebSocket client, the one browsers run, through fastderp."""
 
-import ssl
-import urllib.request
 from dataclasses import asdict
 
 import pytest
@@ -23,13 +21,6 @@ def websocket_environment(relay: Relay) -> dict[str, str]:
     return plain_environment(TS_DEBUG_DERP_WS_CLIENT="1", **trust)
 
 
-def metrics_page(relay: Relay) -> str:
-    """Return what the relay counts, as text."""
-    trust = ssl.create_default_context(cafile=relay.root) if relay.root else None
-    with urllib.request.urlopen(relay.url.removesuffix("derp") + "debug/varz", context=trust) as response:
-        return str(response.read(), "utf-8")
-
-
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 async def test_a_go_client_over_websocket_and_one_without_exchange_packets(
     go_programs: GoPrograms, start_fastderp: StartRelay, tls: bool
@@ -45,4 +36,4 @@ async def test_a_go_client_over_websocket_and_one_without_exchange_packets(
             done = await a.do("exchange", 100, peer=b.key, **asdict(EVERY_SIZE))
             answered = await b.finish(100)
             assert done["result"]["packets"] == answered["result"]["packets"] == EVERY_SIZE.packets
-            assert "\nderp_websocket_accepts 1\n" in metrics_page(relay)
+            assert "\nderp_websocket_accepts 1\n" in relay.metrics_page()

@@ -2,6 +2,8 @@
 
 import datetime
 import ipaddress
+import ssl
+from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
@@ -39,6 +41,16 @@ def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
         key.private_bytes(serialization.Encoding.DER, *private),
         key.private_bytes(serialization.Encoding.PEM, *private),
     )
+
+
+def server_context(certificate: Certificate, directory: Path) -> ssl.SSLContext:
+    """Return what a server needs to present the certificate; Python wants it in files, which go into the directory."""
+    chain, key = directory / "served.crt", directory / "served.key"
+    chain.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+    key.write_bytes(certificate.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    return context
 
 
 def _general_name(name: str) -> x509.GeneralName:

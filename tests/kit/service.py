@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,13 +32,15 @@ class Service:
 
     listener: socket.socket
     answer: Answer
+    tls: ssl.SSLContext | None = None
     requests: list[bytes] = field(default_factory=list)
     held: list[socket.socket] = field(default_factory=list)
 
     @property
     def url(self) -> str:
-        """Where it is, over TCP."""
-        return f"http://127.0.0.1:{self.listener.getsockname()[1]}/admit"
+        """Where it is, over TCP; with TLS by name."""
+        where = "https://localhost" if self.tls else "http://127.0.0.1"
+        return f"{where}:{self.listener.getsockname()[1]}/admit"
 
     def questions(self) -> list[Any]:
         """Return the JSON of the requests' bodies."""
@@ -52,8 +55,10 @@ class Service:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        self.held.append(connection)
         with contextlib.suppress(OSError):
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            self.held.append(connection)
             while request := _read_request(connection):
                 self.requests.append(request)
                 answer = self.answer(request) if callable(self.answer) else self.answer
@@ -82,15 +87,15 @@ def _read_request(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(answer: Answer, path: Path | None = None) -> Iterator[Service]:
-    """Run a service while the block lasts, over TCP or at a unix socket's path."""
+def serving(answer: Answer, path: Path | None = None, *, tls: ssl.SSLContext | None = None) -> Iterator[Service]:
+    """Run a service while the block lasts, over TCP, with TLS if wanted, or at a unix socket's path."""
     if path is None:
         listener = socket.create_server(("127.0.0.1", 0))
     else:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
-    service = Service(listener, answer)
+    service = Service(listener, answer, tls)
     thread = threading.Thread(target=service.run, daemon=True)
     thread.start()
     try:

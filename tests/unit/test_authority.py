@@ -13,6 +13,7 @@ from fastderp.keys import NodePrivate
 from fastderp.server import authority
 from fastderp.server.authority import AdmissionUrl, NoAnswer, Tailscaled
 from fastderp.server.verdict import Verdict
+from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Answer, ok, response, serving
 
 KEY = NodePrivate.generate().public()
@@ -122,6 +123,43 @@ async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool)
         verdict = await asked.ask(KEY, "192.0.2.7")
     assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
     assert verdict.detail == "127.0.0.1: Connection refused"
+    assert not verdict.certain
+
+
+async def test_a_url_with_a_certificate_the_system_trusts_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ok({"Allow": True}), tls=server_context(self_signed("localhost"), tmp_path)) as service:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "served.crt"))
+        async with admission_url(service.url) as asked:
+            assert await asked.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
+        assert len(service.questions()) == 1
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+@pytest.mark.parametrize(
+    ("certificate", "trusted", "complaint"),
+    [
+        (self_signed("localhost"), False, "self-signed"),
+        (self_signed("localhost", days=(-2, -1)), True, "expired"),
+        (self_signed("admission.example"), True, "not valid for 'localhost'"),
+    ],
+    ids=["nobody vouches for it", "expired", "another name"],
+)
+async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unreachable(
+    certificate: Certificate,
+    trusted: bool,
+    complaint: str,
+    fail_open: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(ok({"Allow": True}), tls=server_context(certificate, tmp_path)) as service:
+        if trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "served.crt"))
+        async with admission_url(service.url, fail_open=fail_open) as asked:
+            verdict = await asked.ask(KEY, "192.0.2.7")
+        assert service.requests == []
+    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
+    assert verdict.detail.startswith("localhost: TLS: ") and complaint in verdict.detail
     assert not verdict.certain
 
 
