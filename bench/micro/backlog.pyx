@@ -5,18 +5,18 @@ from libc.stdlib cimport free
 
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.queue cimport (
-    CONTROL_BYTES, LANE_BYTES, LANE_DATA, Backlog, BacklogBudget, backlog_free, backlog_new, backlog_pop,
+    CONTROL_BYTES, LANE_BYTES, LANE_DATA, LANE_PACKETS, Backlog, BacklogBudget, backlog_free, backlog_new, backlog_pop,
     backlog_push)
 
 
-cdef void count_drop(void* n_dropped, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
+cdef void count_drop(void* n_dropped, const Node* node) noexcept nogil:
     (<size_t*>n_dropped)[0] += 1
 
 
 def pass_through(const uint8_t[:, ::1] frames):
     """Push every frame, one per row, then pop until nothing is left; return (popped, dropped)."""
     cdef BacklogBudget budget
-    cdef Backlog* backlog = backlog_new(LANE_BYTES, CONTROL_BYTES)
+    cdef Backlog* backlog = backlog_new(LANE_BYTES, LANE_PACKETS, CONTROL_BYTES)
     cdef Node* node
     cdef size_t popped = 0, dropped = 0
     cdef Py_ssize_t i

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import fastderp
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
-from fastderp.cli.flags import boolean, printable
+from fastderp.cli.environment import Environment
+from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
 from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
@@ -68,7 +69,8 @@ def _reload(reloads: list[Callable[[], None]]) -> None:
 
 async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
-    if _switch("DERP_DEBUG_LOGS"):
+    environment = Environment.read(os.environ)
+    if environment.debug_logs:
         log.setLevel(logging.DEBUG)
     access = DebugAccess.from_environment(os.environ)
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
@@ -90,7 +92,10 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
             mesh_key=region.keys,
             verify=admission,
             rate_limit=rate_limit,
-            rtt_stats=not _switch("TS_DERP_DISABLE_RTT_STATS"),
+            rtt_stats=environment.rtt_stats,
+            queue_packets=environment.queue_packets,
+            watched_drops=environment.watched_drops,
+            prober_logs=environment.prober_logs,
         )
     )
     if admission is not None:
@@ -128,6 +133,8 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     if stun is not None:
         stun.start()
     server.set_mesh_peers(region.peers)
+    if environment.queue_packets:
+        log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
     _announce(config, server, listener, plain, stun, certificate)
 
 
@@ -155,14 +162,6 @@ def _listen(
     except OSError as error:
         hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
         raise ListenError(f"{error.strerror}{hint}") from error
-
-
-def _switch(name: str) -> bool:
-    """Whether an environment variable of derper's (PROTOCOL §19) is true; unset is false."""
-    try:
-        return boolean(os.environ.get(name) or "false")
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
 
 
 def _admission(config: AdmissionConfig) -> Admission:

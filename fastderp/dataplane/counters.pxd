@@ -18,6 +18,9 @@ cdef enum:                       # packet kinds
     KIND_OTHER
     N_KINDS
 
+cdef enum:                       # of frames written at once: 0 to 10, up to 15, 20, 25, 50, 100, more
+    N_FLUSH_BUCKETS = 17
+
 cdef struct Counters:
     uint64_t accepts
     uint64_t closed
@@ -39,9 +42,12 @@ cdef struct Counters:
     uint64_t home_moves_out
     uint64_t home_connections    # a gauge: may be negative in one thread, the sum is not
     uint64_t notideal_connections
+    uint64_t sealed_connections  # whose TLS records are opened here; as home_connections
     uint64_t total_dup_client_conns
     uint64_t sclient_write_timeouts
     uint64_t rate_limit_per_client_waited
     uint64_t reads               # recv calls that brought bytes
     uint64_t writes              # send calls
+    uint64_t flushes[N_FLUSH_BUCKETS]
+    uint64_t flushed_frames
     uint64_t pad[8]

@@ -8,6 +8,7 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 cdef enum EventKind:
     EVENT_FRAME
     EVENT_CLOSED
+    EVENT_DROP
 
 cdef struct Totals:              # of one session, from its login to its end
     uint64_t rx_packets
@@ -20,18 +21,18 @@ cdef struct Event:               # owned by the queue, then by whoever popped it
     Event* next
     uint64_t handle
     uint8_t kind
-    uint8_t reason               # CloseReason of EVENT_CLOSED
-    uint8_t detail               # RecordStatus behind CLOSE_TLS
-    uint8_t key[32]
+    uint8_t reason               # CloseReason of EVENT_CLOSED, DropReason of EVENT_DROP
+    uint8_t detail               # RecordStatus behind CLOSE_TLS, packet kind of EVENT_DROP
+    uint8_t key[32]              # of EVENT_DROP: the destination's
     uint8_t addr[16]
     uint16_t port
     uint64_t lived_ns
     Totals totals
-    uint32_t n_frame             # of EVENT_FRAME
+    uint32_t n_frame             # of EVENT_FRAME; of EVENT_DROP the sender's key
     uint8_t frame[1]
 
 cdef enum:
-    EVENTS_MAX = 262144          # waiting frames beyond this are not taken: their sender outruns the control plane
+    EVENTS_MAX = 262144          # beyond this only ends of sessions are taken: a sender outruns the control plane
 
 cdef struct EventQueue:
     pthread_mutex_t lock

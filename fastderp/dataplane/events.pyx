@@ -30,9 +30,9 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
 
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
                       uint32_t n_frame) noexcept nogil:
-    """Return an event to fill in and push; NULL, counted, when there is no memory or, for a frame, no room."""
+    """Return an event to fill in and push; NULL, counted, when there is no memory or too much waits already."""
     cdef Event* event = NULL
-    if kind != EVENT_FRAME or atomic_peek_u64(&q.n) < EVENTS_MAX:
+    if kind == EVENT_CLOSED or atomic_peek_u64(&q.n) < EVENTS_MAX:
         event = <Event*>malloc(sizeof(Event) + n_frame)
     if event is NULL:
         atomic_add_u64(&q.lost, 1)

@@ -1,19 +1,22 @@
 # Writing to a session: straight to its socket, or behind what already waits. Everything marked "locked" is called
 # under the session's output lock, which is where frames from many senders' threads meet.
 
+from libc.math cimport pow
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
+from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_PONG, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco, frame_data_size,
-    frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PONG, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco,
+    frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
-    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_WIRE, LINK_LANE_BYTES, MESH_CONTROL_BYTES,
+    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
+    MESH_CONTROL_BYTES,
     backlog_empty, backlog_free, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.record cimport (
@@ -25,7 +28,7 @@ from fastderp.dataplane.session cimport (
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64,
-    atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pthread_mutex_lock, pthread_mutex_unlock,
+    atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pthread_mutex_lock, pthread_mutex_unlock,
     send, sendmsg, shutdown,
 )
 from fastderp.dataplane.wheel cimport wheel_arm
@@ -37,6 +40,10 @@ cdef enum:
     TLS_FATAL = 2
     TLS_CLOSE_NOTIFY = 0
     NO_ALERT = 255
+    TELLS_PER_SECOND = 16        # drops that each thread tells the control plane of
+
+cdef uint64_t TELL_WINDOW_NS = 1000000000
+cdef double QUEUE_TIME_KEPT = 0.9    # of the moving average, by each packet (§6.6)
 
 
 # ---- the thread's own scratch
@@ -58,24 +65,49 @@ cdef void turn_free(Turn* t) noexcept nogil:
 
 # ---- accounting
 
-cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
-    """Count a packet that will not be delivered."""
+cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* src,
+                      const uint8_t* dst) noexcept nogil:
+    """Count a packet that will not be delivered, and tell of it if somebody asked to hear of its destination."""
     cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
     counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
     counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
+    if t.core.n_watched and dst is not NULL:
+        drop_tell(t, reason, kind, src, dst)
 
 
-cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n) noexcept nogil:
+cdef void drop_tell(Turn* t, DropReason reason, int kind, const uint8_t* src, const uint8_t* dst) noexcept nogil:
+    # A flood of drops must not become a flood of events. src is NULL in a packet that does not say whose it is.
+    cdef Event* event = NULL
+    cdef int i
+    for i in range(t.core.n_watched):
+        if memcmp(t.core.watched + i * KEY_SIZE, dst, KEY_SIZE) == 0:
+            break
+    else:
+        return
+    if t.now_ns - t.told_since_ns >= TELL_WINDOW_NS:
+        t.told_since_ns = t.now_ns
+        t.n_told = 0
+    t.n_told += 1
+    if t.n_told <= TELLS_PER_SECOND:
+        event = event_new(&t.core.events, EVENT_DROP, 0, src, KEY_SIZE if src is not NULL else 0)
+    if event is not NULL:
+        event.reason = <uint8_t>reason
+        event.detail = <uint8_t>kind
+        memcpy(event.key, dst, KEY_SIZE)
+        events_push(&t.core.events, event)
+
+
+cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* dst) noexcept nogil:
     # Of a packet on its way out. One for another relay was counted as forwarded when it was tried (§6.4), so it has
     # a counter of its own: what reaches that relay is forwarded less this.
     if frame[0] == FRAME_FORWARD_PACKET:
         counter_add(&t.counters.packets_forwarded_lost, 1)
     else:
-        packet_drop(t, reason, frame, n)
+        packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL, dst)
 
 
-cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken) noexcept nogil:
-    # Count the packets of a batch as dropped, but not those that lie within its first `taken` bytes.
+cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken, const uint8_t* dst) noexcept nogil:
+    # Count the packets of a batch for a key as dropped, but not those that lie within its first `taken` bytes.
     cdef int i
     cdef const uint8_t* p
     cdef const uint8_t* end
@@ -90,7 +122,7 @@ cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t take
             else:
                 taken = 0
                 if frame_is_packet(p):
-                    packet_lose(t, reason, p, size)
+                    packet_lose(t, reason, p, size, dst)
             p += size
 
 
@@ -99,20 +131,44 @@ cdef struct Dropper:             # context of the two functions below
     Session* session
 
 
-cdef void drop_displaced(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
+cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     d.session.dropped += 1
-    packet_lose(d.turn, DROP_QUEUE_HEAD, frame, n)
+    d.turn.n_timed += 1
+    d.turn.waited_ns += d.turn.now_ns - node.queued_ns
+    packet_lose(d.turn, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
 
 
-cdef void drop_gone(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil:
+cdef void drop_gone(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
-    if lane >= LANE_DISCO:
+    if node.lane >= LANE_DISCO:
         d.session.dropped += 1
-        packet_lose(d.turn, DROP_GONE_DISCONNECTED, frame, n)
+        packet_lose(d.turn, DROP_GONE_DISCONNECTED, node.data, node.n, d.session.peer.key)
+
+
+cdef void queue_time_fold(Turn* t) noexcept nogil:
+    """Take the packets written or displaced since the last time into the moving average of the time they waited (§6.6)."""
+    cdef double mean
+    cdef double average = <double>atomic_peek_u64(&t.core.queue_ns)
+    if t.n_timed and (t.waited_ns or average > 0):    # while nothing waits anywhere, nothing shared is written
+        mean = <double>t.waited_ns / <double>t.n_timed
+        average = mean + (average - mean) * pow(QUEUE_TIME_KEPT, <double>t.n_timed)
+        atomic_poke_u64(&t.core.queue_ns, <uint64_t>average)
+    t.n_timed = t.waited_ns = 0
+
+
+cdef inline void count_flush(Turn* t, size_t n_frames) noexcept nogil:
+    # Frames that went out together.
+    cdef size_t bucket = n_frames
+    if n_frames > 10:
+        bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25 else 14 if n_frames <= 50
+                  else 15 if n_frames <= 100 else 16)
+    counter_add(&t.counters.flushes[bucket], 1)
+    counter_add(&t.counters.flushed_frames, n_frames)
 
 
 cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n_data) noexcept nogil:
+    t.n_timed += n_packets
     s.tx_packets += n_packets
     s.tx_bytes += n_data
     if s.peer.role != ROLE_LINK:     # what is forwarded was counted when it was tried (§6.4)
@@ -187,15 +243,19 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
     return taken
 
 
-cdef inline Backlog* backlog_for(Role role) noexcept nogil:
-    return backlog_new(LINK_LANE_BYTES if role == ROLE_LINK else LANE_BYTES,
-                       MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES)
+cdef inline Backlog* backlog_for(const Core* core, Role role) noexcept nogil:
+    cdef uint32_t control_bytes = MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES
+    if role == ROLE_LINK:
+        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes)
+    if core.lane_packets:
+        return backlog_new(0, core.lane_packets, control_bytes)
+    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes)
 
 
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     # The session's backlog, made when there is none yet; NULL without memory.
     if s.backlog is NULL:
-        s.backlog = backlog_for(s.peer.role)
+        s.backlog = backlog_for(t.core, s.peer.role)
         if s.backlog is not NULL:
             poll_set_locked(t, s, True, s.is_held)
             deadline_restart_locked(t, s)
@@ -236,7 +296,7 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
         fail_locked(s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
     if lane != LANE_CONTROL:
         s.dropped += 1
-        packet_lose(t, DROP_QUEUE_TAIL, frame, n)
+        packet_lose(t, DROP_QUEUE_TAIL, frame, n, s.peer.key)
 
 
 cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
@@ -247,7 +307,7 @@ cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept
     cdef size_t size
     if backlog_get(t, s) is NULL:
         fail_locked(s, CLOSE_NO_MEMORY, 0)
-        batch_lose(t, DROP_QUEUE_TAIL, batch, taken)
+        batch_lose(t, DROP_QUEUE_TAIL, batch, taken, s.peer.key)
         return
     for i in range(batch.n_iov):
         p = <uint8_t*>batch.iov[i].iov_base
@@ -311,13 +371,15 @@ cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
 
 cdef void batch_rest(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
     # Count what the socket took of a batch, and queue the rest unless the session broke.
+    if taken:
+        count_flush(t, max(batch.n_packets, 1))    # frames of the relay itself mostly go alone
     count_taken(t, s, batch, taken)
     if taken >= batch.n_bytes:
         return
     if s.state == SESSION_OPEN:
         frames_queue(t, s, batch, taken)
     else:
-        batch_lose(t, DROP_WRITE_ERROR, batch, taken)
+        batch_lose(t, DROP_WRITE_ERROR, batch, taken, s.peer.key)
 
 
 cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
@@ -380,9 +442,9 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
         deadline_restart_locked(t, s)
 
 
-cdef bint backlog_gate(Session* s) noexcept nogil:
+cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil:
     """Have everything wait for output_first_locked, in a session that nobody knows yet. False without memory."""
-    s.backlog = backlog_for(s.peer.role)
+    s.backlog = backlog_for(core, s.peer.role)
     return s.backlog is not NULL
 
 
@@ -430,14 +492,18 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
         if <size_t>taken < iov[i].iov_len:
             if taken:
                 backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
+            if i:
+                count_flush(t, <size_t>i)
             return False
         taken -= <ssize_t>iov[i].iov_len
         node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
+    count_flush(t, <size_t>n_iov)
     return True
 
 
 cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
+        t.waited_ns += t.now_ns - node.queued_ns
         count_written(t, s, 1, frame_data_size(node.data, node.n))
     free(node)
 
@@ -457,6 +523,7 @@ cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
         return False
     for i in range(n_iov):
         node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
+    count_flush(t, <size_t>n_iov)
     deadline_restart_locked(t, s)
     return sealed_write(t, s, produced)
 
@@ -498,8 +565,10 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
 cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
     """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks."""
     pthread_mutex_lock(&s.output_lock)
-    if atomic_load_u64(&s.handle) != handle or s.state != SESSION_OPEN:
-        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0)
+    if atomic_load_u64(&s.handle) != handle:
+        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)    # the slot is somebody else's
+    elif s.state != SESSION_OPEN:
+        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, s.peer.key)
     elif s.backlog is not NULL:
         frames_queue(t, s, batch, 0)
     elif s.records is NULL:

@@ -6,13 +6,13 @@ from collections import Counter
 from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
-from fastderp.dataplane.counters cimport N_DROP_REASONS, N_KINDS, Counters
+from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS, Counters
 from fastderp.dataplane.events cimport (
-    EVENT_FRAME, Event, Totals as EventTotals, events_destroy, events_init, events_take_all,
+    EVENT_DROP, EVENT_FRAME, Event, Totals as EventTotals, events_destroy, events_init, events_take_all,
 )
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
@@ -59,6 +59,9 @@ DROP_REASONS = (
     "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail", "write_error", "dup_client",
 )
 PACKET_KINDS = ("disco", "other")
+# Of counters()["buffered_write_frames"]; above the last there is one count more.
+FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
+assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
 
 
 class PlaneError(DerpError):
@@ -99,6 +102,15 @@ class ClosedEvent(NamedTuple):
     totals: Totals
 
 
+class DropEvent(NamedTuple):
+    """A packet for a watched key that was dropped; `source` is empty when the packet does not say whose it is."""
+
+    source: bytes
+    destination: bytes
+    reason: str
+    kind: str
+
+
 class SessionInfo(NamedTuple):
     """A connected session, for debug pages and tests."""
 
@@ -137,6 +149,9 @@ cdef class Plane:
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
+    queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
+        as fit into 256 KiB and at least 32. Other relays are not meant.
+    watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
 
     Raises PlaneError when memory or descriptors are out.
     """
@@ -151,7 +166,8 @@ cdef class Plane:
     cdef bint closed
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
-                  bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES):
+                  bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
+                  uint32_t queue_packets=0, watch_drops=()):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -169,6 +185,8 @@ cdef class Plane:
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
         self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
+        self.core.lane_packets = queue_packets
+        self.watch_drops(watch_drops)
         self.core.n_workers = n
         self.core.epolls = <int*>calloc(n, sizeof(int))
         self.core.wheels = <Wheel*>calloc(n, sizeof(Wheel))
@@ -205,8 +223,20 @@ cdef class Plane:
         pthread_mutex_destroy(&self.control_lock)
         pthread_mutex_destroy(&self.core.limit_lock)
         free(self.workers)
+        free(self.core.watched)
         free(self.core.wheels)
         free(self.core.epolls)
+
+    cdef watch_drops(self, keys):
+        # Before the threads start: they read it without a lock.
+        cdef bytes joined = b"".join(keys)
+        for key in keys:
+            check_key(key)
+        self.core.watched = <uint8_t*>malloc(max(len(joined), 1))
+        if self.core.watched is NULL:
+            raise MemoryError
+        memcpy(self.core.watched, <const uint8_t*>joined, len(joined))
+        self.core.n_watched = len(keys)
 
     def start(self):
         """Start the worker threads. Raises PlaneError when the system refuses one, or the plane is closed."""
@@ -424,7 +454,7 @@ cdef class Plane:
     # ---- news and numbers
 
     def events(self):
-        """Return what happened since the last call, oldest first: FrameEvent and ClosedEvent objects."""
+        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and DropEvent objects."""
         cdef Event* event = events_take_all(&self.core.events)
         cdef Event* following
         news = []
@@ -536,7 +566,8 @@ cdef class Plane:
     def counters(self):
         """Return all counters, summed over the threads, by the names of PROTOCOL §14 without `derp_`.
 
-        `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts by (reason, kind).
+        `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts by (reason, kind);
+        `buffered_write_frames` is how many writes had how many frames, by the bounds of FLUSH_BOUNDS, and all frames.
         """
         cdef Counters total
         cdef RouteTable* routes = &self.core.routes
@@ -558,6 +589,7 @@ cdef class Plane:
         for i in range(self.core.n_workers):
             counters_sum(&total, &self.workers[i].counters)
         return counters_dict(&total) | table | {
+            "average_queue_duration_ms": atomic_peek_u64(&self.core.queue_ns) / 1e6,
             "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
             "events_lost": atomic_peek_u64(&self.core.events.lost),
         }
@@ -645,6 +677,9 @@ cdef void socket_tune(int fd) noexcept:
 cdef object event_object(Event* event):
     if event.kind == EVENT_FRAME:
         return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
+    if event.kind == EVENT_DROP:
+        return DropEvent(
+            event.frame[:event.n_frame], event.key[:KEY_SIZE], DROP_REASONS[event.reason], PACKET_KINDS[event.detail])
     return ClosedEvent(
         event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
         record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
@@ -701,6 +736,8 @@ cdef dict counters_dict(const Counters* c):
         "home_moves_out": c.home_moves_out,
         "sclient_write_timeouts": c.sclient_write_timeouts,
         "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
+        "buffered_write_frames": ([c.flushes[i] for i in range(N_FLUSH_BUCKETS)], c.flushed_frames),
+        "sealed_connections": c.sealed_connections,
         "reads": c.reads,
         "writes": c.writes,
     }

@@ -23,7 +23,8 @@ cdef enum:                       # lanes, in the order they are written
     N_LANES = 4
 
 cdef struct Backlog:
-    uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES
+    uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts
+    uint32_t lane_packets        # LANE_PACKETS, or what the operator wants
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
     Fifo lanes[N_LANES]
     Flows flows[N_LANES]         # by lane; of disco and data only
@@ -33,9 +34,9 @@ cdef struct BacklogBudget:       # shared by all sessions of a plane
     uint64_t bytes               # atomic
 
 # Called for each frame thrown away.
-ctypedef void (*drop_fn)(void* context, const uint8_t* frame, uint32_t n, uint8_t lane) noexcept nogil
+ctypedef void (*drop_fn)(void* context, const Node* node) noexcept nogil
 
-cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t control_bytes) noexcept nogil
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes) noexcept nogil
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil

@@ -6,10 +6,11 @@ from fastderp.dataplane.flows cimport NO_FLOW, flows_free, flows_pop, flows_pop_
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
-cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t control_bytes) noexcept nogil:
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes) noexcept nogil:
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
+        b.lane_packets = lane_packets
         b.flows[LANE_DISCO].current = b.flows[LANE_DATA].current = NO_FLOW
         b.control_bytes = control_bytes
     return b
@@ -20,7 +21,7 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* co
     cdef Node* node
     while not backlog_empty(b):
         node = backlog_pop(b, budget)
-        drop(context, node.data, node.n, node.lane)
+        drop(context, node)
         free(node)
     flows_free(&b.flows[LANE_DISCO])
     flows_free(&b.flows[LANE_DATA])
@@ -45,7 +46,7 @@ cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* bu
     cdef uint32_t bytes = b.lanes[lane].bytes + b.flows[lane].bytes
     if atomic_peek_u64(&budget.bytes) + n > budget.cap_bytes:
         return False
-    return n_waiting < LANE_PACKETS or bytes + n <= b.lane_bytes
+    return n_waiting < b.lane_packets or bytes + n <= b.lane_bytes
 
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, uint32_t n) noexcept nogil:
@@ -64,7 +65,7 @@ cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8
         if node is NULL:
             return False
         atomic_sub_u64(&budget.bytes, node.n)
-        drop(context, node.data, node.n, node.lane)
+        drop(context, node)
         free(node)
     return True
 

@@ -126,11 +126,20 @@ cdef struct Core:                # what all threads of one plane share
     int n_workers
     int* epolls                  # by worker
     Wheel* wheels
+    uint32_t lane_packets        # exactly so many packets wait for a client in each lane; 0 = the rule of LANE_BYTES
+    int n_watched
+    uint8_t* watched             # keys; packets for them that are dropped are told of
+    uint64_t pad[8]
+    uint64_t queue_ns            # atomic; moving average of the time packets waited
 
 cdef struct Turn:                # what one thread needs to act on sessions; never shared
     Core* core
     Counters* counters
     uint64_t now_ns
+    uint64_t n_timed             # packets written or displaced since the last queue_time_fold …
+    uint64_t waited_ns           # … and how long they waited, together
+    uint64_t told_since_ns       # drops told of in the second that began then
+    int n_told
     uint8_t* sealed              # scratch for one chunk of records
     size_t sealed_capacity
 

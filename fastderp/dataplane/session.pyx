@@ -215,11 +215,12 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
     cdef uint64_t handle = s.handle
     cdef uint32_t n_members = 0
     cdef bint not_ideal = s.peer.not_ideal
+    cdef bint sealed = s.records is not NULL and s.peer.role != ROLE_LINK
     cdef Role role = s.peer.role
     cdef bint has_unread
     cdef bint is_idle
     cdef bint added
-    if not backlog_gate(s):
+    if not backlog_gate(t.core, s):
         return False
     if s.peer.role != ROLE_LINK:     # nobody sends to the relay at the other end
         s.route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
@@ -246,6 +247,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.accepts, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.notideal_connections, not_ideal)
+        counter_add(&t.counters.sealed_connections, sealed)
         return True
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         handle_set_free(&told)
@@ -299,6 +301,7 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
     atomic_store_u64(&s.handle, 0)
     backlog_discard_locked(t, s)
     if s.records is not NULL:
+        counter_add(&t.counters.sealed_connections, <uint64_t>-1 if s.peer.role != ROLE_LINK else 0)
         record_wipe(s.records)
         free(s.records)
         s.records = NULL

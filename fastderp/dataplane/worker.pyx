@@ -18,7 +18,7 @@ from fastderp.dataplane.frame cimport (
     frame_carries_disco, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    packet_drop, poll_set_locked, session_fail, session_output, session_writable, turn_free, turn_init,
+    packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free, turn_init,
 )
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
@@ -245,7 +245,8 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
         w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
         w.has_last = True
     if w.last_target < 0:
-        packet_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        packet_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total,
+                    s.peer.key, w.last_dst)
         if kind == KIND_DISCO and w.last_target == NO_TARGET:
             not_here_answer(w, s, p)
     elif w.last_is_link:
@@ -279,7 +280,8 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     target = destination_find(w, source, 0, w.last_dst, True)
     w.has_last = False           # found among local ones only: a SendPacket behind this has to look anew
     if target < 0:
-        packet_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total)
+        packet_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total,
+                    p + FRAME_HEADER, w.last_dst)
         if target == NO_TARGET and frame_carries_disco(p, total):
             not_here_answer(w, s, q)
         return
@@ -510,6 +512,7 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     for i in range(w.n_ending):
         session_end(&w.turn, w.ending[i])
     w.n_ending = 0
+    queue_time_fold(&w.turn)
 
 
 cdef void* worker_run(void* arg) noexcept nogil:

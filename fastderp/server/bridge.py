@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Callable
 
 from fastderp.server.channel import Channel, farewell
@@ -22,7 +23,7 @@ FAREWELL_S = 2.0
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_farewell")
+    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_farewell", "tls_version")
 
     def __init__(
         self,
@@ -31,8 +32,10 @@ class Bridge:
         channel: Channel,
         inside: socket.socket,
         on_close: Callable[[Bridge], None],
+        tls_version: str = "",
     ) -> None:
         """Take over the client's stream and our end of the pair, and start pumping."""
+        self.tls_version = tls_version
         self._channel = channel
         self._on_close = on_close
         self._farewell: asyncio.TimerHandle | None = None
@@ -126,11 +129,19 @@ class Bridges:
     def __len__(self) -> int:
         return len(self._bridges)
 
-    def join(self, outside: Stream, channel: Channel) -> int:
-        """Start pumping between a stream and a new socket pair; return the data plane's end."""
+    @property
+    def tls_versions(self) -> Counter[str]:
+        """How many bridges there are by the TLS version they were joined with."""
+        return Counter(bridge.tls_version for bridge in self._bridges)
+
+    def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> int:
+        """Start pumping between a stream and a new socket pair; return the data plane's end.
+
+        tls_version is what counts as such in `tls_versions`; "" for no TLS, or for none of a client.
+        """
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        self._bridges.add(Bridge(self._poller, outside, channel, ours, self._forget))
+        self._bridges.add(Bridge(self._poller, outside, channel, ours, self._forget, tls_version))
         return theirs.detach()
 
     def join_socket(self, outside: socket.socket, channel: Channel) -> int:

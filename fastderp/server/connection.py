@@ -139,6 +139,16 @@ class Connection:
             self._stream.send(farewell(self._channel))
         self.close("shutdown")
 
+    @property
+    def tls_version(self) -> str:
+        """ "1.2" or "1.3" once TLS is spoken, "" before that and without."""
+        return self._tls_version.removeprefix("TLSv")
+
+    @property
+    def is_at_request(self) -> bool:
+        """Whether a request is being served that takes its time: a login, an endless page."""
+        return self.state in (State.LOGIN, State.ADMISSION, State.PAGE)
+
     def _move(self, state: State) -> None:
         """Change state; a move the diagram does not have is a bug of ours."""
         if state not in _LEGAL_MOVES[self.state]:
@@ -330,7 +340,7 @@ class Connection:
         request.remote = self.remote
         request.secure = bool(self._tls_version)
         if request.secure:
-            self._journal.note_request(self._tls_version.removeprefix("TLSv"))
+            self._journal.note_request(self.tls_version)
         if request.path == "/derp" and self._listener.routes.derp:
             upgrade = http.derp_upgrade(request)
             if upgrade is not None:
@@ -515,7 +525,7 @@ class Connection:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
         if isinstance(self._channel, (Clear, RecordLayer)):
             return self._stream.detach()
-        return self._entrance.bridges.join(self._stream, self._channel)
+        return self._entrance.bridges.join(self._stream, self._channel, self.tls_version)
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the peer has to go, tell it, and close."""

@@ -147,6 +147,8 @@ class Entrance:
         except PlaneError as error:
             self.journal.note_refused("promote", "memory", remote, str(error))
             return
+        if login.info.is_prober:
+            self.journal.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
         self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))

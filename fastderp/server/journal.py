@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 
-from fastderp.dataplane.plane import ClosedEvent
+from fastderp.dataplane.plane import ClosedEvent, DropEvent
 from fastderp.keys import NodePublic
 from fastderp.server.address import address_text, format_address
 from fastderp.server.logs import Summariser
@@ -20,6 +20,10 @@ log = logging.getLogger("fastderp")
 # Ends before the login that are everyday life on the internet: counted, and logged only when debugging.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
+# Packets that are dropped on their way to a watched key: so many lines for each key, reason and kind.
+DROP_LINES = 5
+DROP_WINDOW_S = 30.0
+
 # Every session's end is a line, but when thousands end at once: so many per reason and window (10 s), the rest is a number.
 SESSION_LINES = 100
 
@@ -27,8 +31,8 @@ SESSION_LINES = 100
 class Journal:
     """Counts what happens to connections and logs what an operator wants to read."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, *, prober_logs: bool = False) -> None:
+        """Begin with nothing. `prober_logs` logs every prober, however many come."""
         self.websocket_failures: Counter[str] = Counter()
         self._n_accepts = 0
         self._n_websockets = 0
@@ -38,6 +42,9 @@ class Journal:
         self._requests: Counter[str] = Counter()
         self._summary = Summariser(log)
         self._ends = Summariser(log, lines=SESSION_LINES)
+        self._drops = Summariser(log, lines=DROP_LINES, window_s=DROP_WINDOW_S)
+        self._prober_logs = prober_logs
+        self._probers: set[int] = set()
 
     # Before the login
 
@@ -72,10 +79,28 @@ class Journal:
 
     # After it
 
+    def note_prober(self, handle: int, key: NodePublic, remote: tuple[str, int]) -> None:
+        """Log the login of a prober, and later its end, if that is wanted."""
+        if self._prober_logs:
+            self._probers.add(handle)
+            log.info("%s %s: a prober logged in", key.short, format_address(remote))
+
+    def note_drop(self, event: DropEvent) -> None:
+        """Log a packet for a watched key that was dropped."""
+        self._drops.say(
+            (event.destination, event.reason, event.kind),
+            "drop: %s packet from %s to %s: %s",
+            event.kind,
+            NodePublic(event.source).short if event.source else "nobody",
+            NodePublic(event.destination).short,
+            event.reason,
+        )
+
     def note_closed(self, event: ClosedEvent) -> None:
         """Count and log the end of a session: whose it was, from where, how long, what it carried, why it ended."""
         self._ended[event.reason] += 1
-        turn = self._ends.turn(event.reason)
+        turn = "" if event.handle in self._probers else self._ends.turn(event.reason)
+        self._probers.discard(event.handle)
         if turn is None:
             return
         totals = event.totals
@@ -97,6 +122,11 @@ class Journal:
         """Say what was held back and would never be said."""
         for reason, n_held in self._ends.take_held().items():
             log.info("%d more sessions closed: %s", n_held, reason)
+
+    @property
+    def tls_versions(self) -> list[str]:
+        """The TLS versions that requests have come over."""
+        return list(self._requests)
 
     def metrics(self) -> dict[str, Value]:
         """Return what was counted, by the names of `metrics.METRICS`."""

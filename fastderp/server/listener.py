@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections import Counter
 
 from fastderp.server.address import format_address
 from fastderp.server.connection import Connection
@@ -86,6 +87,11 @@ class Listener:
     def n_pending(self) -> int:
         """How many accepted connections are not logged in."""
         return len(self._pending)
+
+    @property
+    def tls_versions(self) -> Counter[str]:
+        """How many connections are at their login, or watch an endless page, by their TLS version."""
+        return Counter(connection.tls_version for connection in self._pending if connection.is_at_request)
 
     def close(self) -> None:
         """Stop listening and close every connection that is not logged in."""

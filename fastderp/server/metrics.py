@@ -34,6 +34,14 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum: Number = 0
 
+    @classmethod
+    def of(cls, bounds: Sequence[float], counts: Sequence[int], total: Number) -> Histogram:
+        """Show what was counted elsewhere: how many were at most each bound but above the one before, one more, and the sum of all."""
+        histogram = cls(bounds)
+        histogram._counts = list(counts)
+        histogram._sum = total
+        return histogram
+
     def observe(self, value: Number) -> None:
         """Count one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -102,6 +110,7 @@ METRICS: tuple[Metric, ...] = (
            "requests for an unpublished name by a client that its rollout does not reach yet", prefix="counter_"),
     _derp("accepts", "counter", "connections handed to the relay, before the login"),
     _derp("average_queue_duration_ms", "untyped", "moving average of the time packets wait to be written"),
+    _derp("buffered_write_frames", "histogram", "frames written to a client at once", "histogram_"),
     _derp("bytes_received", "counter", "bytes of packet data received from clients"),
     _derp("bytes_sent", "counter", "bytes of packet data written to clients"),
     _derp("packets_received_kind", "counter", "packets received from clients, by kind", "counter_",

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from fastderp.dataplane.plane import ClosedEvent, Plane
+from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.protocol import FrameType, frame, restarting_payload
@@ -29,7 +30,7 @@ from fastderp.server.http import Routes, Site
 from fastderp.server.journal import Journal
 from fastderp.server.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
 from fastderp.server.mesh import MeshPeer
-from fastderp.server.metrics import Value, expvar
+from fastderp.server.metrics import Histogram, Number, Value, expvar
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.region import Region
 from fastderp.server.streams import Conversations, Reader, Writer
@@ -39,6 +40,8 @@ from fastderp.tls.handshake import ClientContext, ServerContext
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost"})
+# Client connections whose TLS records the data plane opens are all of this version.
+_PLANE_TLS = "1.3"
 
 
 class Server:
@@ -57,6 +60,10 @@ class Server:
         rtt_stats: look at the clients' round-trip times every 10 seconds.
         duplicate_health: tell clients that share a key that they do.
         disable_fighters: send nothing to clients that fight over a key, instead of to the last one that spoke. PROTOCOL §6.3.
+        queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many as fit into
+            256 KiB and at least 32.
+        watched_drops: log packets for these keys that are dropped, and why.
+        prober_logs: log who comes and goes of the clients that say they are probers, however many.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
     """
@@ -73,6 +80,9 @@ class Server:
         rtt_stats: bool = True,
         duplicate_health: bool = True,
         disable_fighters: bool = False,
+        queue_packets: int = 0,
+        watched_drops: Iterable[NodePublic] = (),
+        prober_logs: bool = False,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
@@ -80,8 +90,14 @@ class Server:
         self.public_key = self.private_key.public()
         self.write_timeout = write_timeout
         self.login_timeout = login_timeout
-        self._plane = plane = Plane(workers=workers, write_timeout_s=write_timeout, disable_fighters=disable_fighters)
-        self._journal = Journal()
+        self._plane = plane = Plane(
+            workers=workers,
+            write_timeout_s=write_timeout,
+            disable_fighters=disable_fighters,
+            queue_packets=queue_packets,
+            watch_drops=[key.raw for key in watched_drops],
+        )
+        self._journal = Journal(prober_logs=prober_logs)
         self._allowance = Allowance(plane, self.private_key)
         self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
@@ -350,15 +366,35 @@ class Server:
         if self._allowance.limit is None:
             del plane["rate_limit_per_client_waited"]
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
+        plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
+        active = self._tls_versions(plane.pop("sealed_connections"))
         return {
             **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
             **self._journal.metrics(),
             **self._allowance.metrics(),
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
-            "tls_listener_accepted_connections": sum(listener.n_accepted for listener in self._listeners if listener.tls),
-            "tls_listener_rejected_connections": sum(listener.n_rejected for listener in self._listeners if listener.tls),
+            "derper_tls_active_version": active,
+            **self._tls_listener_metrics(),
             "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
+        }
+
+    def _tls_versions(self, n_in_plane: int) -> dict[str, Number]:
+        """Count the clients' connections that talk DERP or are about to by their TLS version, of the versions there ever were."""
+        counts = Counter({_PLANE_TLS: n_in_plane})
+        if self._loop is not None:
+            counts.update(self._entrance.bridges.tls_versions)
+        for listener in self._listeners:
+            counts.update(listener.tls_versions)
+        return {version: counts[version] for version in self._journal.tls_versions}
+
+    def _tls_listener_metrics(self) -> dict[str, Value]:
+        listeners = [listener for listener in self._listeners if listener.tls]
+        if not listeners:
+            return {}
+        return {
+            "tls_listener_accepted_connections": sum(listener.n_accepted for listener in listeners),
+            "tls_listener_rejected_connections": sum(listener.n_rejected for listener in listeners),
         }
 
     def expvar(self) -> dict[str, Any]:
@@ -389,5 +425,7 @@ class Server:
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
                 self._region.closed(event)
+            elif isinstance(event, DropEvent):
+                self._journal.note_drop(event)
             else:
                 self._region.received(event)

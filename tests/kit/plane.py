@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
+from fastderp.dataplane.plane import ClosedEvent, DropEvent, FrameEvent, Plane
 from fastderp.dataplane.record import RecordLayer
 from fastderp.protocol import FrameType, frame
 
@@ -97,9 +97,9 @@ def running_plane(**options: Any) -> Iterator[Plane]:
         plane.close()
 
 
-def events(plane: Plane, n: int = 1) -> list[FrameEvent | ClosedEvent]:
+def events(plane: Plane, n: int = 1) -> list[FrameEvent | ClosedEvent | DropEvent]:
     """Return the next n events."""
-    news: list[FrameEvent | ClosedEvent] = []
+    news: list[FrameEvent | ClosedEvent | DropEvent] = []
     while len(news) < n:
         ready, _, _ = select.select([plane.fileno()], [], [], 10)
         assert ready, f"only {len(news)} of {n} events: {news}"

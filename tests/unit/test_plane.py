@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, FrameEvent, Plane, PlaneError
+from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, DropEvent, FrameEvent, Plane, PlaneError
 from fastderp.protocol import FrameType, frame
 from tests.kit.plane import DISCO, PlanePeer, SealedPeer, dropped, events, running_plane
+from tests.kit.relay import eventually
 
 GONE, NOT_HERE = b"\0", b"\1"
 
@@ -322,6 +323,67 @@ def test_32_packets_of_the_largest_size_wait_for_a_stalled_reader(plane: Plane) 
     assert not dropped(plane)
     for i in range(32):
         assert slow.receive()[1][32:36] == struct.pack(">I", i)
+
+
+@pytest.mark.parametrize("depth", [1, 7, 3000])
+def test_a_queue_depth_is_how_many_packets_wait_whatever_their_size(depth: int) -> None:
+    with running_plane(workers=1, queue_packets=depth) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 6000, 1400)
+        n_lost = dropped(plane)[("queue_head", "other")]
+        numbers = [struct.unpack_from(">I", slow.receive()[1], 32)[0] for _ in range(6000 - n_lost)]
+        assert numbers[-depth:] == list(range(6000 - depth, 6000))
+        assert numbers[-depth - 1] < 6000 - depth - 1, "no packet was displaced"
+
+
+def test_drops_are_told_of_for_watched_keys_only() -> None:
+    watched, absent = os.urandom(32), os.urandom(32)
+    with running_plane(workers=1, watch_drops=[os.urandom(32), watched]) as plane:
+        sender = PlanePeer(plane)
+        sender.send_packet(absent, b"data")
+        sender.send_packet(watched, b"data")
+        sender.sync()
+        assert events(plane) == [DropEvent(sender.key, watched, "unknown_dest", "other")]
+        slow = PlanePeer(plane, watched)
+        fill(sender, watched, 1000, 1400)
+        told = events(plane)
+        assert set(told) == {DropEvent(sender.key, watched, "queue_head", "other")}
+        assert len(told) < 200 < sum(dropped(plane).values()), "a flood is told of by its beginning"
+        slow.close()
+
+
+def test_a_watched_drop_of_a_forwarded_packet_names_its_first_sender() -> None:
+    watched, source = os.urandom(32), os.urandom(32)
+    with running_plane(workers=1, watch_drops=[watched]) as plane:
+        mesh = PlanePeer(plane, mesh=True)
+        mesh.send(FrameType.FORWARD_PACKET, source, watched, b"data")
+        mesh.sync()
+        assert events(plane) == [DropEvent(source, watched, "unknown_dest_on_fwd", "other")]
+
+
+def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
+    sender, slow, quick = (PlanePeer(plane) for _ in range(3))
+    assert plane.counters()["average_queue_duration_ms"] == 0
+    fill(sender, slow.key, 1000, 1400)
+    slow.receive_until_pong()
+    waited_ms = plane.counters()["average_queue_duration_ms"]
+    assert isinstance(waited_ms, float) and waited_ms > 0
+    for _ in range(300):
+        sender.send_packet(quick.key, b"data")
+        quick.receive()
+    eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
+
+
+def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
+    sender, receiver = PlanePeer(plane), PlanePeer(plane)
+    counts, total = [0] * 17, 0
+    for n, bucket in [(1, 1), (3, 3), (10, 10), (12, 11), (60, 15), (200, 16)]:
+        sender.write(frame(FrameType.SEND_PACKET, receiver.key, b"data") * n)
+        for _ in range(n):
+            receiver.receive()
+        counts[bucket] += 1
+        total += n
+        eventually(lambda: plane.counters()["buffered_write_frames"] == (counts, total))
 
 
 def test_disco_packets_overtake_data_that_waits(plane: Plane) -> None:

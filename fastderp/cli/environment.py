@@ -1,0 +1,83 @@
+"""The environment variables that derper's operators set for the relay itself (PROTOCOL §19); an empty one is one that is not set.
+
+`TS_ALLOW_DEBUG_IP` and its like are read by `server.debug`, `TAILSCALE_DERPER_MESH_KEY` by `cli.region`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastderp.cli.flags import boolean, integer, printable
+from fastderp.errors import ConfigError
+from fastderp.keys import NodePublic
+
+DEBUG_LOGS = "DERP_DEBUG_LOGS"
+PROBER_LOGS = "DERP_PROBER_DEBUG_LOGS"
+NO_RTT_STATS = "TS_DERP_DISABLE_RTT_STATS"
+QUEUE_DEPTH = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH"
+VERBOSE_DROPS = "TS_DEBUG_VERBOSE_DROPS"
+
+MAX_QUEUE_DEPTH = 1 << 20
+MAX_WATCHED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the variables say.
+
+    Args:
+        debug_logs: log more about every client.
+        prober_logs: log more about clients that say they are probers.
+        rtt_stats: look at round-trip times.
+        queue_packets: how many packets of a kind wait for a client; 0 when not given.
+        watched_drops: keys; dropped packets for them are logged.
+    """
+
+    debug_logs: bool = False
+    prober_logs: bool = False
+    rtt_stats: bool = True
+    queue_packets: int = 0
+    watched_drops: tuple[NodePublic, ...] = ()
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> Environment:
+        """Read them. Raises ConfigError that names the variable that makes no sense."""
+        return cls(
+            debug_logs=_switch(variables, DEBUG_LOGS),
+            prober_logs=_switch(variables, PROBER_LOGS),
+            rtt_stats=not _switch(variables, NO_RTT_STATS),
+            queue_packets=_queue_packets(variables),
+            watched_drops=_watched_drops(variables),
+        )
+
+
+def _switch(variables: Mapping[str, str], name: str) -> bool:
+    try:
+        return boolean(variables.get(name) or "false")
+    except ValueError as error:
+        raise ConfigError(f"${name}: {error}") from None
+
+
+def _queue_packets(variables: Mapping[str, str]) -> int:
+    try:
+        depth = integer(variables.get(QUEUE_DEPTH) or "0")
+        if not 0 <= depth <= MAX_QUEUE_DEPTH:
+            raise ValueError(f"want 1 to {MAX_QUEUE_DEPTH} packets")
+    except ValueError as error:
+        raise ConfigError(f"${QUEUE_DEPTH}: {error}") from None
+    return depth
+
+
+def _watched_drops(variables: Mapping[str, str]) -> tuple[NodePublic, ...]:
+    texts = [text.strip() for text in variables.get(VERBOSE_DROPS, "").split(",")]
+    if len(texts) > MAX_WATCHED:
+        raise ConfigError(f"${VERBOSE_DROPS}: at most {MAX_WATCHED} keys")
+    return tuple(_public_key(text) for text in texts if text)
+
+
+def _public_key(text: str) -> NodePublic:
+    try:
+        return NodePublic.from_text("nodekey:" + text.removeprefix("nodekey:"))
+    except ValueError:
+        raise ConfigError(f'${VERBOSE_DROPS}: "{printable(text)}" is no public key of 64 hex digits') from None

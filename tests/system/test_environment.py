@@ -1,0 +1,73 @@
+"""`fastderp-relay` with derper's environment variables: what an operator sees of each. PROTOCOL §19."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+
+import pytest
+
+from fastderp.keys import NodePrivate, NodePublic
+from tests.kit.command import RunningRelay, relay
+from tests.kit.peer import Peer, client_info
+from tests.kit.relay import eventually
+
+FLAGS = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
+
+
+def log_in(running: RunningRelay, **info: object) -> Peer:
+    peer = Peer.connect("127.0.0.1", running.port, None, 20)
+    relay_key = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    peer.upgrade(relay_key)
+    peer.send(client_info(peer.key, relay_key, json.dumps({"version": 2, **info}).encode()))
+    peer.read_server_info(relay_key)
+    return peer
+
+
+def varz(running: RunningRelay, name: str) -> int:
+    """Return the sum of a metric's samples."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as page:
+        values = re.findall(rf"^{name}(?:{{.*}})? (\d+)$", page.read().decode(), re.MULTILINE)
+    return sum(map(int, values))
+
+
+def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: object) -> None:
+    watched, other = NodePrivate.generate().public(), NodePrivate.generate().public()
+    with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"TS_DEBUG_VERBOSE_DROPS": watched.hex}) as running:
+        with log_in(running) as peer:
+            for _ in range(20):
+                peer.send_packet(watched, b"data")
+            peer.send_packet(other, b"data")
+            peer.sync()
+            sender = peer.key.public().short
+            eventually(lambda: varz(running, "derp_packets_dropped") == 21)
+        _, said = running.stop()
+    lines = [line for line in said.splitlines() if line.startswith("drop: ")]
+    assert lines == [f"drop: other packet from {sender} to {watched.short}: unknown_dest"] * 5
+
+
+def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) -> None:
+    with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_PROBER_DEBUG_LOGS": "1"}) as running:
+        with log_in(running, IsProber=True) as prober, log_in(running) as other:
+            keys = prober.key.public().short, other.key.public().short
+        eventually(lambda: varz(running, "derp_current_connections") == 0)
+        _, said = running.stop()
+    assert re.findall(r"^(\S+) \S+: a prober logged in$", said, re.MULTILINE) == [keys[0]]
+
+
+@pytest.mark.parametrize(("depth", "n_waiting"), [("5", 5), ("2000", 2000)])
+def test_a_queue_depth_is_how_many_packets_wait_for_a_client(tmp_path: object, depth: str, n_waiting: int) -> None:
+    n_sent, size = 4000, 8192
+    # On a slow machine the reader may not be back in time for the write deadline.
+    flags = (*FLAGS, "-c", f"{tmp_path}/k", "-tcp-write-timeout=0")
+    with relay(*flags, env={"TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH": depth}) as running:
+        assert f"at most {depth} packets of a kind wait for a client" in running.said
+        with log_in(running) as sender, log_in(running) as slow:
+            for number in range(n_sent):
+                sender.send_packet(slow.key.public(), number.to_bytes(4, "big") + bytes(size - 4))
+            sender.sync()
+            n_lost = varz(running, "derp_packets_dropped")
+            numbers = [int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)]
+    assert numbers[-n_waiting:] == list(range(n_sent - n_waiting, n_sent))
+    assert n_lost > 0 and numbers[-n_waiting - 1] < n_sent - n_waiting - 1
