@@ -15,6 +15,7 @@ PACKET_PATH = {"boundscheck": False, "wraparound": False, "initializedcheck": Fa
 
 # module -> directives beyond EVERYWHERE
 EXTENSIONS = {
+    "fastderp.dataplane.aead": PACKET_PATH,
     "fastderp.dataplane.arena": PACKET_PATH,
     "fastderp.dataplane.events": PACKET_PATH,
     "fastderp.dataplane.flows": PACKET_PATH,

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
     add("--settle", type=float, default=0.0, metavar="S",
-        help="wait so long for the relay to give memory back (%(default)s)")
+        help="give the relay so long before and after to give memory back (%(default)s)")
     add("--source", action="append", default=[], metavar="ADDRESS",
         help="connect from this local address; several share the clients")
     add("--insecure", action="store_true", help="https: do not verify the certificate")
@@ -221,7 +221,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
              if per_packet is not None else "nothing was delivered"),
             ("per login", f"{relay.cpu_us_per_login:.0f} µs CPU"),
             ("relay memory", f"{relay.rss_before_kib:,} KiB before, {relay.rss_connected_kib:,} "
-                             f"connected, {relay.rss_after_kib:,} after, "
+                             f"connected, {relay.rss_idle_kib:,} idle, {relay.rss_after_kib:,} after, "
                              f"{relay.rss_settled_kib:,} {relay.settle_s:.0f} s later"),
         ]
     if result.corrupt or result.unexpected or result.connections_lost:

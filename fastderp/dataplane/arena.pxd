@@ -20,6 +20,7 @@ cdef enum:
 cdef void arena_init(Arena* a, size_t item_size) noexcept nogil
 cdef void arena_destroy(Arena* a) noexcept nogil
 cdef uint32_t arena_alloc(Arena* a) noexcept nogil
+cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil
 cdef void arena_free(Arena* a, uint32_t index) noexcept nogil
 
 

@@ -13,29 +13,38 @@ cdef void arena_init(Arena* a, size_t item_size) noexcept nogil:
 cdef void arena_destroy(Arena* a) noexcept nogil:
     cdef int i
     for i in range(ARENA_CHUNKS):
-        if a.chunks[i] is NULL:
-            break
-        munmap(a.chunks[i], a.item_size * ARENA_CHUNK)
-        a.chunks[i] = NULL
+        if a.chunks[i] is not NULL:
+            munmap(a.chunks[i], a.item_size * ARENA_CHUNK)
+            a.chunks[i] = NULL
+
+
+cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil:
+    """Return the item with this index, zeroed the first time; NULL without memory.
+
+    For items that share the indexes of another arena, instead of arena_alloc and arena_free.
+    """
+    cdef void* chunk
+    if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
+        return NULL
+    if a.chunks[index // ARENA_CHUNK] is NULL:
+        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if chunk == MAP_FAILED:
+            return NULL
+        a.chunks[index // ARENA_CHUNK] = <uint8_t*>chunk
+    return arena_at(a, index)
 
 
 cdef uint32_t arena_alloc(Arena* a) noexcept nogil:
     """Return the index of a free item (zeroed the first time it is handed out), or ARENA_FULL."""
     cdef uint32_t index
-    cdef void* chunk
     if a.free_head != 0:
         index = a.free_head - 1
         a.free_head = (<uint32_t*>arena_at(a, index))[0]
         a.n_live += 1
         return index
     index = a.n_touched
-    if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
+    if arena_place(a, index) is NULL:
         return ARENA_FULL
-    if index % ARENA_CHUNK == 0 and a.chunks[index // ARENA_CHUNK] is NULL:
-        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if chunk == MAP_FAILED:
-            return ARENA_FULL
-        a.chunks[index // ARENA_CHUNK] = <uint8_t*>chunk
     a.n_touched += 1
     a.n_live += 1
     return index

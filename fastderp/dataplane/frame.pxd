@@ -50,7 +50,7 @@ cdef enum FrameStatus:
     FRAME_BAD_SIZE
     FRAME_NOT_PERMITTED
 
-cdef FrameStatus frame_next(const uint8_t* p, size_t n, Role role, size_t* total) noexcept nogil
+cdef FrameStatus frame_next(const uint8_t* p, size_t n, uint8_t role, size_t* total) noexcept nogil
 
 
 cdef inline uint32_t frame_payload_size(const uint8_t* p) noexcept nogil:

@@ -43,7 +43,7 @@ cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
     return FRAME_SKIP
 
 
-cdef FrameStatus frame_next(const uint8_t* p, size_t n, Role role, size_t* total) noexcept nogil:
+cdef FrameStatus frame_next(const uint8_t* p, size_t n, uint8_t role, size_t* total) noexcept nogil:
     """Judge the frame that starts at p, of which n bytes are there; *total is its whole size (n >= 5)."""
     cdef uint32_t size
     cdef FrameStatus status

@@ -8,7 +8,8 @@ from fastderp.dataplane.queue cimport Backlog
 from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, Turn
 from fastderp.dataplane.sys cimport iovec
 
-cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil
+cdef bint turn_init(Turn* t, Core* core, Counters* counters, uint32_t n_keys) noexcept nogil
+cdef void turn_rest(Turn* t) noexcept nogil
 cdef void turn_free(Turn* t) noexcept nogil
 
 # By any thread.
@@ -23,8 +24,8 @@ cdef void queue_time_fold(Turn* t) noexcept nogil
 cdef void session_writable(Turn* t, Session* s) noexcept nogil
 
 # Under the output lock, for session.pyx.
-cdef void goodbye_locked(Session* s) noexcept nogil
-cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil
+cdef void goodbye_locked(Turn* t, Session* s) noexcept nogil
+cdef void fail_locked(Turn* t, Session* s, CloseReason reason, uint8_t detail) noexcept nogil
 cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil
 cdef void flush_locked(Turn* t, Session* s) noexcept nogil
 cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil

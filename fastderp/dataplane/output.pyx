@@ -5,14 +5,15 @@ from libc.math cimport pow
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from fastderp.dataplane.aead cimport keyring_clear, keyring_free, keyring_init
 from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PONG, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, Role, frame_carries_disco,
-    frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PONG, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
+    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
@@ -28,7 +29,8 @@ from fastderp.dataplane.session cimport (
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64,
-    atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pthread_mutex_lock, pthread_mutex_unlock,
+    atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr,
+    pages_release, pthread_mutex_lock, pthread_mutex_unlock,
     send, sendmsg, shutdown,
 )
 from fastderp.dataplane.wheel cimport wheel_arm
@@ -48,18 +50,25 @@ cdef double QUEUE_TIME_KEPT = 0.9    # of the moving average, by each packet (§
 
 # ---- the thread's own scratch
 
-cdef bint turn_init(Turn* t, Core* core, Counters* counters) noexcept nogil:
-    """Return False when there is no memory for the scratch buffer."""
+cdef bint turn_init(Turn* t, Core* core, Counters* counters, uint32_t n_keys) noexcept nogil:
+    """Prepare to act on sessions with up to n_keys expanded keys (a power of two). False without memory."""
     memset(t, 0, sizeof(Turn))
     t.core = core
     t.counters = counters
     # A chunk ends with the frame run that crosses SEAL_CHUNK, which is at most one receive buffer long.
     t.sealed_capacity = record_sealed_size(4 * SEAL_CHUNK)
     t.sealed = <uint8_t*>malloc(t.sealed_capacity)
-    return t.sealed is not NULL
+    return keyring_init(&t.keyring, n_keys) and t.sealed is not NULL
+
+
+cdef void turn_rest(Turn* t) noexcept nogil:
+    """Forget the expanded keys and give back the scratch memory; both come again when they are needed."""
+    keyring_clear(&t.keyring)
+    pages_release(t.sealed, t.sealed_capacity)
 
 
 cdef void turn_free(Turn* t) noexcept nogil:
+    keyring_free(&t.keyring)
     free(t.sealed)
 
 
@@ -178,7 +187,7 @@ cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n
 
 # ---- locked
 
-cdef void goodbye_locked(Session* s) noexcept nogil:
+cdef void goodbye_locked(Turn* t, Session* s) noexcept nogil:
     """Tell a TLS peer why this is the end. If its socket is full or broken it does without."""
     cdef uint8_t wire[ALERT_ROOM]
     cdef uint8_t level = TLS_WARNING
@@ -191,18 +200,18 @@ cdef void goodbye_locked(Session* s) noexcept nogil:
         description = record_status_alert(<RecordStatus>s.close_detail)
         if description == NO_ALERT:
             return
-    if record_seal_alert(s.records, level, description, wire, sizeof(wire), &produced) == RECORD_OK:
+    if record_seal_alert(s.records, &t.keyring, level, description, wire, sizeof(wire), &produced) == RECORD_OK:
         send(s.fd, wire, produced, MSG_DONTWAIT | MSG_NOSIGNAL)
 
 
-cdef void fail_locked(Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
+cdef void fail_locked(Turn* t, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
     # The worker that owns the session hears of it through its socket.
     if s.state == SESSION_OPEN:
         atomic_store_u8(&s.state, SESSION_CLOSING)
         s.close_reason = reason
         s.close_detail = detail
         if reason == CLOSE_SERVER or reason == CLOSE_CLOSE_PEER:
-            goodbye_locked(s)    # other reasons found here leave nothing that could be sent
+            goodbye_locked(t, s)    # other reasons found here leave nothing that could be sent
         shutdown(s.fd, SHUT_RDWR)
 
 
@@ -243,7 +252,7 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
     return taken
 
 
-cdef inline Backlog* backlog_for(const Core* core, Role role) noexcept nogil:
+cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
     cdef uint32_t control_bytes = MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES
     if role == ROLE_LINK:
         return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes)
@@ -293,7 +302,7 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
                     drop_displaced, &dropper):
         return
     if lane == LANE_CONTROL or offset:
-        fail_locked(s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
+        fail_locked(t, s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
     if lane != LANE_CONTROL:
         s.dropped += 1
         packet_lose(t, DROP_QUEUE_TAIL, frame, n, s.peer.key)
@@ -306,7 +315,7 @@ cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept
     cdef uint8_t* end
     cdef size_t size
     if backlog_get(t, s) is NULL:
-        fail_locked(s, CLOSE_NO_MEMORY, 0)
+        fail_locked(t, s, CLOSE_NO_MEMORY, 0)
         batch_lose(t, DROP_QUEUE_TAIL, batch, taken, s.peer.key)
         return
     for i in range(batch.n_iov):
@@ -360,7 +369,7 @@ cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
         n = min(batch.n_iov - first, OUTPUT_IOVS)
         taken = socket_write(t, s, &batch.iov[first], n)
         if taken < 0:
-            fail_locked(s, CLOSE_WRITE_ERROR, 0)
+            fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
             break
         done += <size_t>taken
         if <size_t>taken < iov_bytes(&batch.iov[first], n):
@@ -399,14 +408,14 @@ cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
     wire.iov_len = n
     taken = socket_write(t, s, &wire, 1)
     if taken < 0:
-        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
         return False
     if <size_t>taken == n:
         return True
     if backlog_get(t, s) is NULL or not backlog_push(
             s.backlog, &t.core.budget, LANE_WIRE, t.sealed + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
             drop_displaced, NULL):
-        fail_locked(s, CLOSE_NO_MEMORY, 0)
+        fail_locked(t, s, CLOSE_NO_MEMORY, 0)
     return False
 
 
@@ -422,19 +431,19 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
     whole.iov_base = <void*>data
     whole.iov_len = n
     if s.records is not NULL and n:
-        status = record_seal(s.records, &whole, 1, t.sealed, t.sealed_capacity, &produced)
+        status = record_seal(s.records, &t.keyring, &whole, 1, t.sealed, t.sealed_capacity, &produced)
         if status == RECORD_OK:
             sealed_write(t, s, produced)
         else:
-            fail_locked(s, CLOSE_TLS, status)
+            fail_locked(t, s, CLOSE_TLS, status)
     elif n:
         taken = socket_write(t, s, &whole, 1)
         if taken < 0:
-            fail_locked(s, CLOSE_WRITE_ERROR, 0)
+            fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
         elif <size_t>taken < n and not backlog_push(
                 s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
                 drop_displaced, NULL):
-            fail_locked(s, CLOSE_NO_MEMORY, 0)
+            fail_locked(t, s, CLOSE_NO_MEMORY, 0)
     if backlog_empty(s.backlog):
         backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
         s.backlog = NULL
@@ -463,9 +472,9 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
         while first + n < batch.n_iov and chunk_bytes < SEAL_CHUNK:
             chunk_bytes += batch.iov[first + n].iov_len
             n += 1
-        status = record_seal(s.records, &batch.iov[first], n, t.sealed, t.sealed_capacity, &produced)
+        status = record_seal(s.records, &t.keyring, &batch.iov[first], n, t.sealed, t.sealed_capacity, &produced)
         if status != RECORD_OK:
-            fail_locked(s, CLOSE_TLS, status)
+            fail_locked(t, s, CLOSE_TLS, status)
             break
         all_written = sealed_write(t, s, produced)
         if s.state == SESSION_OPEN:
@@ -484,7 +493,7 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
     cdef Node* node
     cdef int i
     if taken < 0:
-        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
         return False
     if taken > 0:
         deadline_restart_locked(t, s)
@@ -517,9 +526,9 @@ cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
     if s.backlog.lanes[LANE_WIRE].head is not NULL:
         return flush_wire(t, s)
     n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
-    status = record_seal(s.records, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
+    status = record_seal(s.records, &t.keyring, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
     if status != RECORD_OK:
-        fail_locked(s, CLOSE_TLS, status)
+        fail_locked(t, s, CLOSE_TLS, status)
         return False
     for i in range(n_iov):
         node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
@@ -537,7 +546,7 @@ cdef bint flush_wire(Turn* t, Session* s) noexcept nogil:
     wire.iov_len = node.n - node.offset
     taken = socket_write(t, s, &wire, 1)
     if taken < 0:
-        fail_locked(s, CLOSE_WRITE_ERROR, 0)
+        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
         return False
     if taken > 0:
         deadline_restart_locked(t, s)
@@ -602,7 +611,7 @@ cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason,
     pthread_mutex_lock(&s.output_lock)
     was_open = atomic_load_u64(&s.handle) == handle and s.state == SESSION_OPEN
     if was_open:
-        fail_locked(s, reason, detail)
+        fail_locked(t, s, reason, detail)
     pthread_mutex_unlock(&s.output_lock)
     return was_open
 

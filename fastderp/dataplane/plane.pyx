@@ -15,7 +15,7 @@ from fastderp.dataplane.events cimport (
     EVENT_DROP, EVENT_FRAME, Event, Totals as EventTotals, events_destroy, events_init, events_take_all,
 )
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
-from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init
+from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init, turn_rest
 from fastderp.dataplane.queue cimport backlog_bytes
 from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
 from fastderp.dataplane.routes cimport (
@@ -33,7 +33,7 @@ from fastderp.dataplane.sys cimport (
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
-from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_start, worker_stop
+from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_rest, worker_start, worker_stop
 
 from fastderp.errors import DerpError
 
@@ -46,6 +46,8 @@ cdef int NOTSENT_LOWAT = 131072
 # overloaded, all of them late. A peer this near fills a gigabit with less; one further away needs what it gets.
 cdef int NEAR_RECEIVE_BYTES = 212992
 cdef unsigned int NEAR_RTT_US = 2000
+# Expanded at once by the control thread, which seldom writes to the same session twice.
+cdef unsigned int CONTROL_KEYS = 16
 cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 
 # Of CloseReason, in its order; shown in logs and as metric labels.
@@ -178,6 +180,7 @@ cdef class Plane:
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
+        arena_init(&self.core.keys, sizeof(Records))
         pthread_mutex_init(&self.core.sessions_lock, NULL)
         pthread_mutex_init(&self.control_lock, NULL)
         pthread_mutex_init(&self.core.limit_lock, NULL)
@@ -194,7 +197,7 @@ cdef class Plane:
         if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
             raise MemoryError
         if (not routes_init(&self.core.routes, n, disable_fighters)
-                or not turn_init(&self.control, &self.core, &self.control_counters)):
+                or not turn_init(&self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
             raise PlaneError("no descriptor left for the event queue")
@@ -219,6 +222,7 @@ cdef class Plane:
             events_destroy(&self.core.events)
         turn_free(&self.control)
         arena_destroy(&self.core.sessions)
+        arena_destroy(&self.core.keys)
         pthread_mutex_destroy(&self.core.sessions_lock)
         pthread_mutex_destroy(&self.control_lock)
         pthread_mutex_destroy(&self.core.limit_lock)
@@ -294,7 +298,7 @@ cdef class Plane:
 
         Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
         """
-        cdef Records* keys = NULL
+        cdef Records keys
         cdef Session* s = NULL
         cdef Peer peer
         cdef uint64_t handle = 0
@@ -308,10 +312,7 @@ cdef class Plane:
             if self.closed:
                 raise PlaneError("the data plane is closed")
             if records is not None:
-                keys = <Records*>calloc(1, sizeof(Records))
-                if keys is NULL:
-                    raise MemoryError
-                records.take(keys)
+                records.take(&keys)
             memcpy(peer.key, <const uint8_t*>key, KEY_SIZE)
             memcpy(peer.addr, <const uint8_t*>addr, 16)
             peer.port = <uint16_t>port
@@ -320,11 +321,11 @@ cdef class Plane:
             peer.not_ideal = not_ideal
             pthread_mutex_lock(&self.control_lock)
             self.control.now_ns = clock_ns()
-            s = session_open(&self.control, self.worker_pick(), fd, &peer, keys)
+            s = session_open(&self.control, self.worker_pick(), fd, &peer, &keys if records is not None else NULL)
             if s is not NULL:
                 handle = s.handle
                 published = (
-                    stash_put(&s.record if keys is not NULL else &s.frame, unread, len(unread))
+                    stash_put(&s.record if records is not None else &s.frame, unread, len(unread))
                     and (not opened or stash_put(&s.frame, opened, len(opened)))
                     and session_publish(&self.control, s, first, len(first))
                 )
@@ -335,11 +336,9 @@ cdef class Plane:
                 raise PlaneError("no memory left for another connection")
             return handle
         finally:
+            record_wipe(&keys, NULL)
             if not published:
                 os.close(fd)
-                if keys is not NULL:
-                    record_wipe(keys)
-                    free(keys)
 
     cdef int worker_pick(self) noexcept:
         cdef int worker = self.next_worker
@@ -402,7 +401,11 @@ cdef class Plane:
         return 0 < handle and <uint32_t>handle < self.core.sessions.n_touched
 
     cdef bint fail(self, uint64_t handle, CloseReason reason):
-        return session_fail(&self.control, session_at(&self.core, handle), handle, reason, 0)
+        cdef bint failed
+        pthread_mutex_lock(&self.control_lock)
+        failed = session_fail(&self.control, session_at(&self.core, handle), handle, reason, 0)
+        pthread_mutex_unlock(&self.control_lock)
+        return failed
 
     def add_forwarder(self, bytes key not None, uint64_t link):
         """Forward packets for a key that is not local over the link with this handle (PROTOCOL §7.5).
@@ -446,6 +449,18 @@ cdef class Plane:
                 wheel_arm(&self.core.wheels[s.worker], &s.timer, clock_ns())
             pthread_mutex_unlock(&s.output_lock)
 
+    def rest(self):
+        """Have every thread give back its scratch memory and forget the keys it holds expanded, soon.
+
+        At no time does that hurt: what is still needed costs microseconds to have again.
+        """
+        cdef int i
+        pthread_mutex_lock(&self.control_lock)
+        turn_rest(&self.control)
+        pthread_mutex_unlock(&self.control_lock)
+        for i in range(self.n_running):
+            worker_rest(self.workers[i])
+
     def trim_memory(self):
         """Give the heap memory that is not used any more back to the system."""
         with nogil:
@@ -475,7 +490,7 @@ cdef class Plane:
                 continue
             infos.append(SessionInfo(
                 seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
-                seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, seen.peer.prober, seen.peer.not_ideal,
+                seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober), bool(seen.peer.not_ideal),
                 seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
                 totals_object(clock_ns() - seen.opened_ns, &seen.totals),
             ))

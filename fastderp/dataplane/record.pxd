@@ -5,7 +5,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
-from fastderp.tls.openssl cimport EVP_CIPHER_CTX
+from fastderp.dataplane.aead cimport Expanded, Keyring, TrafficKey
 
 
 cdef enum:
@@ -27,24 +27,10 @@ cdef enum RecordStatus:
     RECORD_NO_MEMORY         # libcrypto could not allocate or work
 
 
-cdef enum RecordSuite:
-    SUITE_AES_128_GCM = 0x1301
-    SUITE_AES_256_GCM = 0x1302
-    SUITE_CHACHA20_POLY1305 = 0x1303
-
-
-cdef struct RecordKeys:
-    EVP_CIPHER_CTX* context  # expanded AEAD key; NULL until used and while idle
-    uint64_t sequence        # number of the next record under this key
-    uint8_t secret[48]       # traffic secret the next generation is derived from
-    uint8_t key[32]
-    uint8_t iv[12]
-
-
 cdef struct Records:
-    RecordKeys rx            # reading thread only, as everything named rx_
-    RecordKeys tx            # under the output lock only
-    uint16_t suite           # RecordSuite; 0 once wiped. Constant between
+    TrafficKey rx            # reading thread only, as everything named rx_
+    TrafficKey tx            # under the output lock only
+    uint16_t suite           # SuiteNumber; 0 once wiped. Constant between
     uint8_t is_client        # constant; only a client may be sent NewSessionTicket
     uint8_t rx_alert         # description of the alert behind RECORD_ALERT
     uint8_t rx_message[5]    # start of an incomplete handshake message
@@ -60,7 +46,7 @@ cdef enum:
     DUTY_ASK = 2             # the peer's key is well used: ask for a change
 
 
-# Prepare `r` with the two application traffic secrets of a finished handshake. `suite` is a RecordSuite;
+# Prepare `r` with the two application traffic secrets of a finished handshake. `suite` is a SuiteNumber;
 # the secrets are as long as its hash (32 or 48 bytes).
 cdef RecordStatus record_init(
     Records* r, uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret
@@ -69,12 +55,14 @@ cdef RecordStatus record_init(
 # Bytes of a traffic secret of this suite; 0 for a suite that is not ours.
 cdef size_t record_secret_size(uint16_t suite) noexcept nogil
 
+# What opens and seals takes the keyring of the thread it runs in.
+
 # Open every complete record of wire[0:n_wire] into plain, one behind the other. Stops in front of an incomplete
 # record, or of one that plain has no room for (its inner plaintext: content, content type and padding).
 # consumed and produced are valid whatever the status and cover only records that were good.
 # plain must not overlap wire. With plain_cap >= n_wire room never runs out.
 cdef RecordStatus record_open(
-    Records* r, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced
 ) noexcept nogil
 
@@ -84,19 +72,17 @@ cdef size_t record_sealed_size(size_t n_plain) noexcept nogil
 # Join the iovecs into records of up to 16 KiB and seal them into wire. Sends a KeyUpdate first when one is due.
 # Anything but RECORD_OK and RECORD_NO_ROOM means that the connection must be closed: numbers may be spent.
 cdef RecordStatus record_seal(
-    Records* r, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
 ) noexcept nogil
 
 # Seal one alert (24 bytes of wire).
 cdef RecordStatus record_seal_alert(
-    Records* r, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
 ) noexcept nogil
 
-# Free the expanded contexts of an idle session; the raw keys stay and expand again when needed.
-cdef void record_contexts_release(Records* r, bint rx, bint tx) noexcept nogil
-
-# Forget every key (overwritten) and free the contexts. Safe to repeat.
-cdef void record_wipe(Records* r) noexcept nogil
+# Forget every key (overwritten), in the keyring too unless that is NULL. Safe to repeat. Another thread's keyring loses
+# the key when it needs the place.
+cdef void record_wipe(Records* r, Keyring* ring) noexcept nogil
 
 # A short English phrase for logs and exceptions.
 cdef const char* record_status_text(RecordStatus status) noexcept nogil
@@ -107,8 +93,11 @@ cdef uint8_t record_status_alert(RecordStatus status) noexcept nogil
 
 cdef class RecordLayer:
     cdef Records c
+    cdef Keyring ring
+    cdef Expanded[2] places  # the ring's
     cdef bytes _pending
     cdef bint _eof
+    cdef void _wipe(self) noexcept
     cdef bytes _alert(self, uint8_t level, uint8_t description)
     cdef int _alive(self) except -1
     cdef int _check(self, RecordStatus status) except -1

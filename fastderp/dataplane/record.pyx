@@ -1,35 +1,32 @@
 """TLS 1.3 records: open and seal batches with the traffic keys a handshake left behind (RFC 8446 §5).
 
-libcrypto does the arithmetic; this module frames, numbers, rekeys and refuses. record.pxd says which thread
+aead.pyx does the arithmetic; this module frames, numbers, rekeys and refuses. record.pxd says which thread
 owns which field. Locks: none; the caller brings the session's output lock for everything that seals.
 """
 
 from libc.string cimport memcpy, memset
 
-from fastderp.tls.openssl cimport (
-    EVP_CIPHER, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, EVP_MD, crypto,
+from fastderp.dataplane.aead cimport (
+    AEAD_HEADER, AEAD_TAG, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305, Suite, aead_open, aead_seal,
+    key_expanded, keyring_clear, keyring_forget, suite_of, traffic_key_advance, traffic_key_derive,
 )
+from fastderp.tls.openssl cimport EVP_CIPHER_CTX, crypto
 
 from fastderp.tls.errors import TlsError
 
 
 cdef extern from *:
     """
-    #define fastderp_add(counter, n) __atomic_add_fetch(counter, n, __ATOMIC_RELAXED)
     #define fastderp_or(bits, more) __atomic_fetch_or(bits, more, __ATOMIC_RELEASE)
     #define fastderp_load(value) __atomic_load_n(value, __ATOMIC_RELAXED)
     #define fastderp_take(bits) __atomic_exchange_n(bits, 0, __ATOMIC_ACQUIRE)
     """
-    int fastderp_add(int*, int) noexcept nogil
-    int fastderp_count "fastderp_load"(int*) noexcept nogil
     uint32_t fastderp_or(uint32_t*, uint32_t) noexcept nogil
     uint32_t fastderp_load(uint32_t*) noexcept nogil
     uint32_t fastderp_take(uint32_t*) noexcept nogil
 
 
 cdef enum:
-    HEADER = 5
-    TAG = 16
     INNER_MAX = RECORD_PLAIN_MAX + 1          # content, content type and padding together (RFC 8446 §5.4)
     KEY_UPDATE_WIRE = RECORD_OVERHEAD + 5
     ALERT_WIRE = RECORD_OVERHEAD + 2
@@ -49,166 +46,36 @@ cdef enum:
     REKEY_RECORDS = 1 << 22
     BARREN_MAX = 32                           # more than any peer sends in a row without data: tickets, KeyUpdates
     UPDATES_MAX = 32                          # KeyUpdates; every 64 records of data under one key pay for one
-    CONTEXTS_MAX = 8192                       # about 1 KiB each; sessions beyond expand their keys for each batch
-
-
-cdef struct Suite:
-    const EVP_CIPHER* cipher
-    const EVP_MD* hash
-    uint8_t key_size
-    uint8_t secret_size
-
-
-# Constant after import; index is the suite's number - 0x1301.
-cdef Suite[3] suites
-
-# Expanded contexts alive in this process, atomic. Process-wide because what it bounds, memory, is.
-cdef int n_contexts = 0
-
-
-cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwise) noexcept nogil:
-    """Fetch once from OpenSSL 3's providers, which it would otherwise search for each new context."""
-    cdef const EVP_CIPHER* cipher = NULL
-    if crypto.EVP_CIPHER_fetch is not NULL:
-        cipher = crypto.EVP_CIPHER_fetch(NULL, name, NULL)
-    return cipher if cipher is not NULL else otherwise
-
-
-suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), crypto.EVP_sha256(), 16, 32)
-suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), crypto.EVP_sha384(), 32, 48)
-suites[2] = Suite(cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), crypto.EVP_sha256(), 32, 32)
-
-
-cdef Suite* suite_of(uint16_t number) noexcept nogil:
-    if number < SUITE_AES_128_GCM or number > SUITE_CHACHA20_POLY1305:
-        return NULL
-    return &suites[number - SUITE_AES_128_GCM]
 
 
 cdef size_t record_secret_size(uint16_t suite) noexcept nogil:
-    cdef Suite* s = suite_of(suite)
+    cdef const Suite* s = suite_of(suite)
     return s.secret_size if s is not NULL else 0
 
 
-cdef bint expand_label(
-    Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out, uint8_t n_out
-) noexcept nogil:
-    """HKDF-Expand-Label without context for at most one hash of output: a single HMAC."""
-    cdef uint8_t[32] info
-    cdef uint8_t[64] digest
-    cdef unsigned int n_digest = 0
-    info[0] = 0
-    info[1] = n_out
-    info[2] = 6 + n_label
-    memcpy(&info[3], b"tls13 ", 6)
-    memcpy(&info[9], label, n_label)
-    info[9 + n_label] = 0
-    info[10 + n_label] = 1  # HKDF's block counter
-    if crypto.HMAC(suite.hash, secret, suite.secret_size, info, 11 + n_label, digest, &n_digest) is NULL:
+cdef bint key_update(Records* r, Keyring* ring, TrafficKey* key, bint sealing) noexcept nogil:
+    """Go on to the next generation of one direction, as a KeyUpdate demands."""
+    keyring_forget(ring, key, sealing)
+    return traffic_key_advance(key, suite_of(r.suite))
+
+
+cdef bint seal_one(Records* r, Keyring* ring, uint8_t* record, int n_inner) noexcept nogil:
+    """Make a record of the inner plaintext at record + AEAD_HEADER. False: the connection is lost."""
+    cdef const Suite* suite = suite_of(r.suite)
+    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.tx, suite, True) if suite is not NULL else NULL
+    cdef int n_sealed = n_inner + AEAD_TAG
+    if expanded is NULL:
         return False
-    memcpy(out, digest, n_out)
-    crypto.OPENSSL_cleanse(digest, sizeof(digest))
-    return True
-
-
-cdef bint keys_derive(RecordKeys* keys, Suite* suite) noexcept nogil:
-    """Set key, IV and number from the secret."""
-    keys.sequence = 0
-    return (
-        expand_label(suite, keys.secret, "key", 3, keys.key, suite.key_size)
-        and expand_label(suite, keys.secret, "iv", 2, keys.iv, 12)
-    )
-
-
-cdef bint keys_advance(RecordKeys* keys, Suite* suite) noexcept nogil:
-    """Go on to the next generation, as a KeyUpdate demands."""
-    context_free(keys)
-    if not expand_label(suite, keys.secret, "traffic upd", 11, keys.secret, suite.secret_size):
-        return False
-    return keys_derive(keys, suite)
-
-
-cdef bint keys_expand(RecordKeys* keys, Suite* suite, bint sealing) noexcept nogil:
-    """Make sure that there is an expanded context."""
-    if keys.context is not NULL:
-        return True
-    keys.context = crypto.EVP_CIPHER_CTX_new()
-    if keys.context is NULL:
-        return False
-    fastderp_add(&n_contexts, 1)
-    if crypto.EVP_CipherInit_ex(keys.context, suite.cipher, NULL, keys.key, keys.iv, sealing) == 1:
-        return True
-    context_free(keys)
-    return False
-
-
-cdef void context_free(RecordKeys* keys) noexcept nogil:
-    if keys.context is not NULL:
-        crypto.EVP_CIPHER_CTX_free(keys.context)
-        keys.context = NULL
-        fastderp_add(&n_contexts, -1)
-
-
-cdef void context_settle(RecordKeys* keys) noexcept nogil:
-    """After a batch: keep the context only while the process has room for it."""
-    if fastderp_count(&n_contexts) > CONTEXTS_MAX:
-        context_free(keys)
-
-
-cdef void nonce_make(const RecordKeys* keys, uint8_t* nonce) noexcept nogil:
-    cdef uint64_t sequence = keys.sequence
-    cdef int i
-    memcpy(nonce, keys.iv, 12)
-    for i in range(8):
-        nonce[11 - i] ^= <uint8_t> (sequence >> (8 * i))
-
-
-cdef bint aead_open(RecordKeys* keys, const uint8_t* record, uint8_t* inner, int n_inner) noexcept nogil:
-    """Decrypt one whole record into `inner`; False leaves zeros there."""
-    cdef uint8_t[12] nonce
-    cdef int n = 0
-    nonce_make(keys, nonce)
-    if (
-        crypto.EVP_CipherInit_ex(keys.context, NULL, NULL, NULL, nonce, 0) == 1
-        and crypto.EVP_CipherUpdate(keys.context, NULL, &n, record, HEADER) == 1
-        and crypto.EVP_CipherUpdate(keys.context, inner, &n, record + HEADER, n_inner) == 1
-        and n == n_inner
-        and crypto.EVP_CIPHER_CTX_ctrl(
-            keys.context, EVP_CTRL_AEAD_SET_TAG, TAG, <void*> (record + HEADER + n_inner)) == 1
-        and crypto.EVP_CipherFinal_ex(keys.context, inner + n_inner, &n) == 1
-    ):
-        keys.sequence += 1
-        return True
-    memset(inner, 0, n_inner)  # unauthenticated plaintext goes nowhere
-    crypto.ERR_clear_error()   # the queue is the thread's: others must not find our failure in it
-    return False
-
-
-cdef bint aead_seal(RecordKeys* keys, uint8_t* record, int n_inner) noexcept nogil:
-    """Encrypt the inner plaintext at record + 5 where it is, write the header before and the tag behind it."""
-    cdef uint8_t[12] nonce
-    cdef int n = 0
-    cdef int n_sealed = n_inner + TAG
     record[0] = TYPE_DATA
     record[1] = 3
     record[2] = 3
     record[3] = n_sealed >> 8
     record[4] = n_sealed & 0xFF
-    nonce_make(keys, nonce)
-    keys.sequence += 1  # spent even when sealing fails: a nonce is never used twice
-    return (
-        crypto.EVP_CipherInit_ex(keys.context, NULL, NULL, NULL, nonce, 1) == 1
-        and crypto.EVP_CipherUpdate(keys.context, NULL, &n, record, HEADER) == 1
-        and crypto.EVP_CipherUpdate(keys.context, record + HEADER, &n, record + HEADER, n_inner) == 1
-        and n == n_inner
-        and crypto.EVP_CipherFinal_ex(keys.context, record + HEADER + n_inner, &n) == 1
-        and crypto.EVP_CIPHER_CTX_ctrl(
-            keys.context, EVP_CTRL_AEAD_GET_TAG, TAG, record + HEADER + n_inner) == 1
-    )
+    return aead_seal(expanded, &r.tx, record, n_inner)
 
 
 cdef RecordStatus record_open(
-    Records* r, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced
 ) noexcept nogil:
     cdef RecordStatus status = RECORD_OK
@@ -219,12 +86,11 @@ cdef RecordStatus record_open(
         status = record_ahead(wire + consumed[0], n_wire - consumed[0], plain_cap - produced[0], &n_record)
         if status != RECORD_OK or n_record == 0:
             break
-        status = record_open_one(r, wire + consumed[0], n_record, plain + produced[0], &n_plain)
+        status = record_open_one(r, ring, wire + consumed[0], n_record, plain + produced[0], &n_plain)
         if status != RECORD_OK:
             break
         consumed[0] += n_record
         produced[0] += n_plain
-    context_settle(&r.rx)
     return status
 
 
@@ -234,30 +100,31 @@ cdef RecordStatus record_ahead(
     """Size of the next record; 0 when it is not complete or plain has no room for it. Judges the header alone."""
     cdef size_t n_sealed
     n_record[0] = 0
-    if n_wire < HEADER:
+    if n_wire < AEAD_HEADER:
         return RECORD_OK
     if wire[0] != TYPE_DATA:
         return RECORD_UNEXPECTED
     n_sealed = (<size_t> wire[3] << 8) | wire[4]
-    if n_sealed > INNER_MAX + TAG:
+    if n_sealed > INNER_MAX + AEAD_TAG:
         return RECORD_OVERFLOW
-    if n_sealed <= TAG:
+    if n_sealed <= AEAD_TAG:
         return RECORD_DECODE
-    if n_sealed + HEADER <= n_wire and n_sealed - TAG <= n_room:
-        n_record[0] = n_sealed + HEADER
+    if n_sealed + AEAD_HEADER <= n_wire and n_sealed - AEAD_TAG <= n_room:
+        n_record[0] = n_sealed + AEAD_HEADER
     return RECORD_OK
 
 
 cdef RecordStatus record_open_one(
-    Records* r, const uint8_t* record, size_t n_record, uint8_t* plain, size_t* n_plain
+    Records* r, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* plain, size_t* n_plain
 ) noexcept nogil:
     """Open one complete record; n_plain is the application data it left in `plain`."""
-    cdef Suite* suite = suite_of(r.suite)
-    cdef size_t n = n_record - HEADER - TAG
+    cdef const Suite* suite = suite_of(r.suite)
+    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.rx, suite, False) if suite is not NULL else NULL
+    cdef size_t n = n_record - AEAD_HEADER - AEAD_TAG
     n_plain[0] = 0
-    if suite is NULL or not keys_expand(&r.rx, suite, False):
+    if expanded is NULL:
         return RECORD_NO_MEMORY
-    if not aead_open(&r.rx, record, plain, <int> n):
+    if not aead_open(expanded, &r.rx, record, plain, <int> n):
         return RECORD_BAD_MAC
     if r.rx.sequence == REKEY_RECORDS:
         fastderp_or(&r.duty, DUTY_ASK)
@@ -270,7 +137,7 @@ cdef RecordStatus record_open_one(
         n_plain[0] = n
         return data_taken(r, n)
     if plain[n] == TYPE_HANDSHAKE:
-        return handshake_taken(r, plain, n)
+        return handshake_taken(r, ring, plain, n)
     if plain[n] == TYPE_ALERT:
         return alert_taken(r, plain, n)
     return RECORD_UNEXPECTED
@@ -309,7 +176,7 @@ cdef RecordStatus alert_taken(Records* r, const uint8_t* alert, size_t n) noexce
     return RECORD_ALERT
 
 
-cdef RecordStatus handshake_taken(Records* r, const uint8_t* data, size_t n) noexcept nogil:
+cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data, size_t n) noexcept nogil:
     """Read the handshake messages of one record; a message may continue in the next one."""
     cdef RecordStatus status
     cdef size_t at = 0, n_skip
@@ -329,7 +196,7 @@ cdef RecordStatus handshake_taken(Records* r, const uint8_t* data, size_t n) noe
             status = message_begun(r)
         elif r.rx_n_message == 5:
             # The key changes behind it, so nothing may follow in its record (RFC 8446 §5.1).
-            status = key_update_taken(r) if at == n else RECORD_UNEXPECTED
+            status = key_update_taken(r, ring) if at == n else RECORD_UNEXPECTED
         if status != RECORD_OK:
             return status
     return barren_taken(r)
@@ -349,7 +216,7 @@ cdef RecordStatus message_begun(Records* r) noexcept nogil:
     return RECORD_UNEXPECTED
 
 
-cdef RecordStatus key_update_taken(Records* r) noexcept nogil:
+cdef RecordStatus key_update_taken(Records* r, Keyring* ring) noexcept nogil:
     r.rx_n_message = 0
     if r.rx_message[4] > 1:
         return RECORD_DECODE
@@ -358,7 +225,7 @@ cdef RecordStatus key_update_taken(Records* r) noexcept nogil:
         return RECORD_STORM
     if r.rx_message[4] == 1:
         fastderp_or(&r.duty, DUTY_ANSWER)
-    return RECORD_OK if keys_advance(&r.rx, suite_of(r.suite)) else RECORD_NO_MEMORY
+    return RECORD_OK if key_update(r, ring, &r.rx, False) else RECORD_NO_MEMORY
 
 
 cdef size_t record_sealed_size(size_t n_plain) noexcept nogil:
@@ -366,9 +233,8 @@ cdef size_t record_sealed_size(size_t n_plain) noexcept nogil:
 
 
 cdef RecordStatus record_seal(
-    Records* r, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
 ) noexcept nogil:
-    cdef Suite* suite = suite_of(r.suite)
     cdef RecordStatus status = RECORD_OK
     cdef size_t n_left = iov_size(iov, n_iov)
     cdef size_t n, offset = 0
@@ -376,19 +242,16 @@ cdef RecordStatus record_seal(
     if wire_cap < record_sealed_size(n_left):
         return RECORD_NO_ROOM
     if fastderp_load(&r.duty) != 0 or r.tx.sequence >= REKEY_RECORDS:
-        status = key_update_send(r, wire, produced)
-    if suite is NULL or (n_left > 0 and not keys_expand(&r.tx, suite, True)):
-        status = RECORD_NO_MEMORY
+        status = key_update_send(r, ring, wire, produced)
     while n_left > 0 and status == RECORD_OK:
         n = min(n_left, <size_t> RECORD_PLAIN_MAX)
-        iov_gather(&iov, &offset, wire + produced[0] + HEADER, n)
-        wire[produced[0] + HEADER + n] = TYPE_DATA
-        if not aead_seal(&r.tx, wire + produced[0], <int> n + 1):
+        iov_gather(&iov, &offset, wire + produced[0] + AEAD_HEADER, n)
+        wire[produced[0] + AEAD_HEADER + n] = TYPE_DATA
+        if not seal_one(r, ring, wire + produced[0], <int> n + 1):
             status = RECORD_NO_MEMORY
             break
         produced[0] += n + RECORD_OVERHEAD
         n_left -= n
-    context_settle(&r.tx)
     return status
 
 
@@ -414,7 +277,7 @@ cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) 
             offset[0] = 0
 
 
-cdef RecordStatus key_update_send(Records* r, uint8_t* wire, size_t* produced) noexcept nogil:
+cdef RecordStatus key_update_send(Records* r, Keyring* ring, uint8_t* wire, size_t* produced) noexcept nogil:
     """Seal a KeyUpdate with the old key and go on to the next. Answers any number of requests at once."""
     cdef uint32_t duty = fastderp_take(&r.duty)
     cdef uint8_t[5] message
@@ -422,13 +285,13 @@ cdef RecordStatus key_update_send(Records* r, uint8_t* wire, size_t* produced) n
     message[1] = message[2] = 0
     message[3] = 1
     message[4] = 1 if duty & DUTY_ASK else 0
-    if not seal_small(r, TYPE_HANDSHAKE, message, 5, wire, produced):
+    if not seal_small(r, ring, TYPE_HANDSHAKE, message, 5, wire, produced):
         return RECORD_NO_MEMORY
-    return RECORD_OK if keys_advance(&r.tx, suite_of(r.suite)) else RECORD_NO_MEMORY
+    return RECORD_OK if key_update(r, ring, &r.tx, True) else RECORD_NO_MEMORY
 
 
 cdef RecordStatus record_seal_alert(
-    Records* r, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
 ) noexcept nogil:
     cdef uint8_t[2] alert
     produced[0] = 0
@@ -436,22 +299,18 @@ cdef RecordStatus record_seal_alert(
         return RECORD_NO_ROOM
     alert[0] = level
     alert[1] = description
-    if not seal_small(r, TYPE_ALERT, alert, 2, wire, produced):
+    if not seal_small(r, ring, TYPE_ALERT, alert, 2, wire, produced):
         return RECORD_NO_MEMORY
-    context_settle(&r.tx)
     return RECORD_OK
 
 
 cdef bint seal_small(
-    Records* r, uint8_t content_type, const uint8_t* content, int n, uint8_t* wire, size_t* produced
+    Records* r, Keyring* ring, uint8_t content_type, const uint8_t* content, int n, uint8_t* wire, size_t* produced
 ) noexcept nogil:
     """Seal one short record that is not application data."""
-    cdef Suite* suite = suite_of(r.suite)
-    if suite is NULL or not keys_expand(&r.tx, suite, True):
-        return False
-    memcpy(wire + HEADER, content, n)
-    wire[HEADER + n] = content_type
-    if not aead_seal(&r.tx, wire, n + 1):
+    memcpy(wire + AEAD_HEADER, content, n)
+    wire[AEAD_HEADER + n] = content_type
+    if not seal_one(r, ring, wire, n + 1):
         return False
     produced[0] += n + RECORD_OVERHEAD
     return True
@@ -460,7 +319,7 @@ cdef bint seal_small(
 cdef RecordStatus record_init(
     Records* r, uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret
 ) noexcept nogil:
-    cdef Suite* s = suite_of(suite)
+    cdef const Suite* s = suite_of(suite)
     memset(r, 0, sizeof(Records))
     if s is NULL:
         return RECORD_UNEXPECTED
@@ -468,21 +327,16 @@ cdef RecordStatus record_init(
     r.is_client = is_client
     memcpy(r.rx.secret, rx_secret, s.secret_size)
     memcpy(r.tx.secret, tx_secret, s.secret_size)
-    if keys_derive(&r.rx, s) and keys_derive(&r.tx, s):
+    if traffic_key_derive(&r.rx, s) and traffic_key_derive(&r.tx, s):
         return RECORD_OK
-    record_wipe(r)
+    record_wipe(r, NULL)
     return RECORD_NO_MEMORY
 
 
-cdef void record_contexts_release(Records* r, bint rx, bint tx) noexcept nogil:
-    if rx:
-        context_free(&r.rx)
-    if tx:
-        context_free(&r.tx)
-
-
-cdef void record_wipe(Records* r) noexcept nogil:
-    record_contexts_release(r, True, True)
+cdef void record_wipe(Records* r, Keyring* ring) noexcept nogil:
+    if ring is not NULL:
+        keyring_forget(ring, &r.rx, False)
+        keyring_forget(ring, &r.tx, True)
     crypto.OPENSSL_cleanse(r, sizeof(Records))
 
 
@@ -543,6 +397,10 @@ CAUSES = (*_CAUSE.values(), "moved", "closed")
 cdef class RecordLayer:
     """See record.pyi."""
 
+    def __cinit__(self):
+        self.ring.places = self.places
+        self.ring.n_places = 2
+
     def __init__(
         self, suite, bytes read_secret not None, bytes write_secret not None, *, bint client=False,
         uint64_t read_sequence=0, uint64_t write_sequence=0, bytes pending not None=b"",
@@ -553,7 +411,7 @@ cdef class RecordLayer:
             raise ValueError(f"not a TLS 1.3 suite of ours: {suite!r}")
         if <size_t> len(read_secret) != n or <size_t> len(write_secret) != n:
             raise ValueError(f"traffic secrets of this suite have {n} bytes")
-        record_wipe(&self.c)
+        self._wipe()
         self._check(record_init(&self.c, number, client, read_secret, write_secret))
         self.c.rx.sequence = read_sequence
         self.c.tx.sequence = write_sequence
@@ -561,7 +419,11 @@ cdef class RecordLayer:
         self._eof = False
 
     def __dealloc__(self):
-        record_wipe(&self.c)
+        self._wipe()
+
+    cdef void _wipe(self) noexcept:
+        keyring_clear(&self.ring)
+        record_wipe(&self.c, NULL)
 
     @property
     def suite(self):
@@ -589,7 +451,7 @@ cdef class RecordLayer:
         if self._eof:
             return b""
         with nogil:
-            status = record_open(&self.c, source, n_wire, target, n_wire, &consumed, &produced)
+            status = record_open(&self.c, &self.ring, source, n_wire, target, n_wire, &consumed, &produced)
         if status == RECORD_CLOSE_NOTIFY:
             self._eof = True
             consumed = n_wire
@@ -609,7 +471,7 @@ cdef class RecordLayer:
         part.iov_base = <void*> &view[0] if view.shape[0] else NULL
         part.iov_len = view.shape[0]
         with nogil:
-            status = record_seal(&self.c, &part, 1, target, cap, &produced)
+            status = record_seal(&self.c, &self.ring, &part, 1, target, cap, &produced)
         self._check(status)
         return wire[:produced]
 
@@ -627,7 +489,7 @@ cdef class RecordLayer:
         cdef uint8_t[ALERT_WIRE] wire
         cdef size_t produced = 0
         self._alive()
-        self._check(record_seal_alert(&self.c, level, description, wire, sizeof(wire), &produced))
+        self._check(record_seal_alert(&self.c, &self.ring, level, description, wire, sizeof(wire), &produced))
         return wire[:produced]
 
     cdef int _alive(self) except -1:
@@ -647,7 +509,7 @@ cdef class RecordLayer:
     cdef int take(self, Records* into) except -1:
         self._alive()
         memcpy(into, &self.c, sizeof(Records))
-        crypto.OPENSSL_cleanse(&self.c, sizeof(Records))
+        self._wipe()
         return 0
 
 

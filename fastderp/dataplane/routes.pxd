@@ -13,8 +13,9 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 cdef enum:
     ROUTES_READERS = 256         # worker threads
 
-cdef struct HandleList:          # guarded by the table's lock
-    uint64_t* items
+cdef struct HandleList:          # guarded by the table's lock; stays where it is
+    uint64_t* items              # &single as long as one is enough: then a session needs no memory of its own here
+    uint64_t single
     uint32_t n
     uint32_t capacity
 

@@ -277,14 +277,10 @@ cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
 
 cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
     bucket_delete(t.buckets, route.hash, route.index)
-    free(route.members.items)
-    free(route.forwarders.items)
-    free(route.history.items)
-    free(route.disabled.items)
-    memset(&route.members, 0, sizeof(HandleList))
-    memset(&route.forwarders, 0, sizeof(HandleList))
-    memset(&route.history, 0, sizeof(HandleList))
-    memset(&route.disabled, 0, sizeof(HandleList))
+    list_free(&route.members)
+    list_free(&route.forwarders)
+    list_free(&route.history)
+    list_free(&route.disabled)
     handle_set_free(&route.told)
     t.limbo[t.n_limbo] = route.index
     t.limbo_epoch[t.n_limbo] = epoch_advance(t)
@@ -293,18 +289,34 @@ cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
 
 
 cdef bint list_append(HandleList* list, uint64_t handle) noexcept nogil:
-    cdef uint32_t capacity = list.capacity
-    cdef uint64_t* grown
-    if list.n == capacity:
-        capacity = capacity * 2 if capacity else 1
-        grown = <uint64_t*>realloc(list.items, capacity * sizeof(uint64_t))
-        if grown is NULL:
-            return False
-        list.items = grown
-        list.capacity = capacity
+    if list.n == list.capacity and not list_grow(list):
+        return False
     list.items[list.n] = handle
     list.n += 1
     return True
+
+
+cdef bint list_grow(HandleList* list) noexcept nogil:
+    cdef uint32_t capacity = 2 * list.capacity
+    cdef uint64_t* grown
+    if capacity == 0:
+        list.items = &list.single
+        list.capacity = 1
+        return True
+    grown = <uint64_t*>realloc(NULL if list.items is &list.single else list.items, capacity * sizeof(uint64_t))
+    if grown is NULL:
+        return False
+    if list.items is &list.single:
+        grown[0] = list.single
+    list.items = grown
+    list.capacity = capacity
+    return True
+
+
+cdef void list_free(HandleList* list) noexcept nogil:
+    if list.items is not &list.single:
+        free(list.items)
+    memset(list, 0, sizeof(HandleList))
 
 
 cdef bint list_contains(const HandleList* list, uint64_t handle) noexcept nogil:

@@ -9,10 +9,10 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastderp.dataplane.aead cimport Keyring
 from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.events cimport EventQueue, Totals
-from fastderp.dataplane.frame cimport Role
 from fastderp.dataplane.queue cimport Backlog, BacklogBudget
 from fastderp.dataplane.record cimport Records
 from fastderp.dataplane.routes cimport HandleSet, Route, RouteTable
@@ -54,16 +54,16 @@ cdef struct Peer:                # what the login told
     uint8_t key[32]
     uint8_t addr[16]             # IPv6 or IPv4-in-IPv6
     uint16_t port
-    Role role
-    bint prober
-    bint not_ideal
+    uint8_t role                 # Role
+    uint8_t prober
+    uint8_t not_ideal
 
 cdef struct Bucket:              # tokens are payload bytes; as of filled_ns
     double tokens
     uint64_t filled_ns
     uint64_t version             # of core.limit when it was filled; another one means: start full
 
-cdef struct Session:
+cdef struct Session:             # of six cache lines; flags are bytes, to keep it so
     uint32_t next_free           # the arena's
     uint32_t slot
     uint64_t handle              # atomic; 0 while FREE
@@ -75,7 +75,7 @@ cdef struct Session:
     uint64_t opened_ns
     uint64_t keep_alive_ns       # its own period
     Route* route
-    Records* records             # NULL on a plain socket; rx side: worker, tx side: output lock
+    Records* records             # in core.keys, NULL on a plain socket; rx side: worker, tx side: output lock
     # Its worker only.
     Stash frame                  # plaintext of an incomplete frame
     Stash record                 # ciphertext of an incomplete record
@@ -86,20 +86,20 @@ cdef struct Session:
     uint64_t heard_ns            # when it last sent anything
     Bucket bucket                # receive rate limit (§6.8)
     uint64_t resume_ns           # when a session that is over its rate is read again; 0 = it is not held back
-    bint has_begun               # the frame at the start of the stash has been charged and noted (§5)
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
     uint8_t preferred            # atomic, this worker the only writer
-    bint is_fresh                # the worker has not looked at it yet: there may be unread bytes in the stashes
-    bint is_ending
+    uint8_t has_begun            # the frame at the start of the stash has been charged and noted (§5)
+    uint8_t is_fresh             # the worker has not looked at it yet: there may be unread bytes in the stashes
+    uint8_t is_ending
     # The output side: guarded by output_lock.
     pthread_mutex_t output_lock
     uint8_t state                # atomic, written under the lock
     uint8_t close_reason
     uint8_t close_detail
-    bint wants_out               # EPOLLOUT is armed
-    bint is_held                 # EPOLLIN is not: over the rate limit
-    bint rtt_excused             # that it has no round-trip time has been counted
+    uint8_t wants_out            # EPOLLOUT is armed
+    uint8_t is_held              # EPOLLIN is not: over the rate limit
+    uint8_t rtt_excused          # that it has no round-trip time has been counted
     Backlog* backlog             # NULL while empty
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets
@@ -112,7 +112,8 @@ cdef struct RateLimit:           # for every client's receive side; guarded by t
     double burst_bytes
 
 cdef struct Core:                # what all threads of one plane share
-    Arena sessions               # alloc and free under sessions_lock
+    Arena sessions               # alloc and free under sessions_lock, as keys
+    Arena keys                   # Records by their session's slot; memory only where there is TLS
     pthread_mutex_t sessions_lock
     RouteTable routes
     BacklogBudget budget
@@ -140,6 +141,7 @@ cdef struct Turn:                # what one thread needs to act on sessions; nev
     uint64_t waited_ns           # … and how long they waited, together
     uint64_t told_since_ns       # drops told of in the second that began then
     int n_told
+    Keyring keyring
     uint8_t* sealed              # scratch for one chunk of records
     size_t sealed_capacity
 
@@ -151,14 +153,13 @@ cdef struct Batch:               # whole frames for one session, with what is co
     size_t n_data                # payload bytes of the packets
 
 # Birth, in the control thread: open, publish; discard after a failure.
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil
+cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const Records* keys) noexcept nogil
 cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil
 cdef void session_discard(Turn* t, Session* s) noexcept nogil
 
 # Life and death, by the session's own worker.
 cdef void session_due(Turn* t, Session* s) noexcept nogil
 cdef void session_end(Turn* t, Session* s) noexcept nogil
-cdef void session_rest(Session* s) noexcept nogil
 cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept nogil
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil

@@ -4,17 +4,17 @@
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free
+from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
     FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE, ROLE_LINK,
-    Role, frame_put_header,
+    frame_put_header,
 )
 from fastderp.dataplane.output cimport (
     backlog_discard_locked, backlog_gate, fail_locked, flush_locked, goodbye_locked, output_first_locked,
     poll_set_locked, session_fail, session_output_frame,
 )
-from fastderp.dataplane.record cimport record_contexts_release, record_wipe
+from fastderp.dataplane.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
     EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
@@ -64,7 +64,7 @@ cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
     if expired:
         counter_add(&t.counters.sclient_write_timeouts, 1)
-        fail_locked(s, CLOSE_WRITE_TIMEOUT, 0)
+        fail_locked(t, s, CLOSE_WRITE_TIMEOUT, 0)
     pthread_mutex_unlock(&s.output_lock)
     return expired
 
@@ -75,16 +75,6 @@ cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
     if not stuck:                # otherwise the write deadline already watches the peer
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
-    session_rest(s)              # a busy one expands its keys again, once a minute, for a microsecond
-
-
-cdef void session_rest(Session* s) noexcept nogil:
-    """Give back what an idle session can do without: its expanded keys."""
-    if s.records is not NULL:
-        record_contexts_release(s.records, True, False)
-        pthread_mutex_lock(&s.output_lock)
-        record_contexts_release(s.records, False, True)
-        pthread_mutex_unlock(&s.output_lock)
 
 
 cdef void link_watch(Turn* t, Session* s) noexcept nogil:
@@ -122,12 +112,15 @@ cdef uint64_t keep_alive_period(const Core* core) noexcept nogil:
     return core.keep_alive_ns + (core.keep_alive_ns // 12 * jitter >> 16)
 
 
-cdef Session* slot_take(Core* core) noexcept nogil:
+cdef Session* slot_take(Core* core, bint with_keys) noexcept nogil:
     cdef uint32_t slot
     cdef uint32_t generation
     cdef Session* s = NULL
     pthread_mutex_lock(&core.sessions_lock)
     slot = arena_alloc(&core.sessions)
+    if slot != ARENA_FULL and with_keys and arena_place(&core.keys, slot) is NULL:
+        arena_free(&core.sessions, slot)
+        slot = ARENA_FULL
     if slot != ARENA_FULL:
         s = <Session*>arena_at(&core.sessions, slot)
         generation = s.generation + 1
@@ -147,10 +140,10 @@ cdef void slot_give_back(Core* core, Session* s) noexcept nogil:
     pthread_mutex_unlock(&core.sessions_lock)
 
 
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Records* records) noexcept nogil:
-    """Return a new session that nobody knows yet, or NULL without memory."""
+cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const Records* keys) noexcept nogil:
+    """Return a new session that nobody knows yet, with a copy of the keys, or NULL without memory."""
     cdef Core* core = t.core
-    cdef Session* s = slot_take(core)
+    cdef Session* s = slot_take(core, keys is not NULL)
     cdef uint32_t generation
     if s is NULL:
         return NULL
@@ -164,7 +157,10 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     s.heard_ns = t.now_ns
     s.route = NULL
-    s.records = records
+    s.records = NULL
+    if keys is not NULL:
+        s.records = <Records*>arena_at(&core.keys, s.slot)
+        s.records[0] = keys[0]
     memset(&s.frame, 0, sizeof(Stash))
     memset(&s.record, 0, sizeof(Stash))
     s.skip_bytes = 0
@@ -191,13 +187,19 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, Record
     return s
 
 
+cdef void records_wipe_locked(Turn* t, Session* s) noexcept nogil:
+    if s.records is not NULL:
+        record_wipe(s.records, &t.keyring)
+        s.records = NULL
+
+
 cdef void session_discard(Turn* t, Session* s) noexcept nogil:
-    """Undo session_open. The socket and the keys stay the caller's."""
+    """Undo session_open. The socket stays the caller's."""
     pthread_mutex_lock(&s.output_lock)
     atomic_store_u8(&s.state, SESSION_FREE)
     atomic_store_u64(&s.handle, 0)
     backlog_discard_locked(t, s)
-    s.records = NULL
+    records_wipe_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
     stash_free(&s.frame)
     stash_free(&s.record)
@@ -216,9 +218,8 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
     cdef uint32_t n_members = 0
     cdef bint not_ideal = s.peer.not_ideal
     cdef bint sealed = s.records is not NULL and s.peer.role != ROLE_LINK
-    cdef Role role = s.peer.role
+    cdef uint8_t role = s.peer.role
     cdef bint has_unread
-    cdef bint is_idle
     cdef bint added
     if not backlog_gate(t.core, s):
         return False
@@ -227,17 +228,12 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         if s.route is NULL:
             return False
     has_unread = s.frame.n != 0 or s.record.n != 0
-    is_idle = s.records is not NULL and not has_unread
-    if is_idle:                  # the login used the keys; an idle session keeps them folded up
-        record_contexts_release(s.records, True, False)
     event.events = EPOLLIN
     event.data.u64 = handle
     pthread_mutex_lock(&s.output_lock)
     added = epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0
     if added:
         output_first_locked(t, s, first, n_first)
-        if is_idle and s.backlog is NULL:
-            record_contexts_release(s.records, False, True)
         wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
         # "Writable" comes at once: the worker then looks at what came behind the login.
         poll_set_locked(t, s, s.backlog is not NULL or has_unread, False)
@@ -296,15 +292,13 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
     cdef HandleSet told
     pthread_mutex_lock(&s.output_lock)
     if s.state == SESSION_OPEN:
-        goodbye_locked(s)
+        goodbye_locked(t, s)
     atomic_store_u8(&s.state, SESSION_FREE)
     atomic_store_u64(&s.handle, 0)
     backlog_discard_locked(t, s)
     if s.records is not NULL:
         counter_add(&t.counters.sealed_connections, <uint64_t>-1 if s.peer.role != ROLE_LINK else 0)
-        record_wipe(s.records)
-        free(s.records)
-        s.records = NULL
+    records_wipe_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
 
     wheel_disarm(&t.core.wheels[s.worker], &s.timer)

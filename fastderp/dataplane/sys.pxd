@@ -26,9 +26,10 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* addr, size_t n, int prot, int flags, int fd, off_t offset)
     int munmap(void* addr, size_t n)
+    int madvise(void* addr, size_t n, int advice)
     void* MAP_FAILED
     enum:
-        PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+        PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTNEED
 
 cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
@@ -126,6 +127,16 @@ cdef extern from *:
     #endif
     """
     void heap_trim() noexcept nogil
+
+
+cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
+    # Give back the pages that lie wholly in data[:n], whose contents do not matter.
+    cdef uint64_t page = 4096
+    cdef uint64_t first = (<uint64_t>data + page - 1) & ~(page - 1)
+    cdef uint64_t last = (<uint64_t>data + n) & ~(page - 1)
+    if first < last:
+        madvise(<void*>first, last - first, MADV_DONTNEED)
+
 
 # Atomics. Plain loads and stores of a shared word appear nowhere else, so every data race is one of these.
 cdef extern from *:

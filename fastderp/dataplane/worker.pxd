@@ -1,5 +1,5 @@
 # A worker: one thread, one epoll set, the input side of its sessions. The life of a packet is in worker.pyx.
-# Everything here belongs to the worker's thread, except `stop`, and `counters`, which anybody may read.
+# Everything here belongs to the worker's thread, except `stop` and `wants_rest`, and `counters`, which anybody may read.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -46,7 +46,8 @@ cdef struct Worker:
     int epoll
     int wake_fd
     pthread_t thread
-    uint8_t stop                 # atomic
+    uint8_t stop                 # atomic, as wants_rest
+    uint8_t wants_rest
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
     uint8_t* forward             # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
@@ -72,5 +73,6 @@ cdef struct Worker:
 
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil
 cdef bint worker_start(Worker* w) noexcept nogil
+cdef void worker_rest(Worker* w) noexcept nogil
 cdef void worker_stop(Worker* w) noexcept nogil
 cdef void worker_free(Worker* w) noexcept nogil

@@ -18,7 +18,8 @@ from fastderp.dataplane.frame cimport (
     frame_carries_disco, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free, turn_init,
+    packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free,
+    turn_init, turn_rest,
 )
 from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
 from fastderp.dataplane.routes cimport (
@@ -27,12 +28,12 @@ from fastderp.dataplane.routes cimport (
 from fastderp.dataplane.session cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS,
     NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end,
-    session_is_alive, session_rest, stash_put,
+    session_is_alive, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
     MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8, clock_ns, close, counter_add, epoll_create1,
-    epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pthread_attr_destroy, pthread_attr_init,
+    epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pages_release, pthread_attr_destroy, pthread_attr_init,
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
     recv,
 )
@@ -42,6 +43,7 @@ cdef enum:
     NO_TARGET = -1
     FIGHTING = -2                # the sessions of the key fight over it, and none is sent anything
     STACK_BYTES = 262144
+    WORKER_KEYS = 256            # expanded at once
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
 cdef uint64_t SECOND_NS = 1000000000
@@ -91,7 +93,7 @@ cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     if n:
         memcpy(w.cipher, s.record.data, n)
     n += <size_t>socket_read(w, s, w.cipher + n)
-    status = record_open(s.records, w.cipher, n, into, n, &consumed, &produced)
+    status = record_open(s.records, &w.turn.keyring, w.cipher, n, into, n, &consumed, &produced)
     if status == RECORD_CLOSE_NOTIFY:
         read_ended(w, s, CLOSE_EOF, 0)
     elif status != RECORD_OK:
@@ -124,8 +126,6 @@ cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
     # What came behind the login may be in the stashes without another byte to be read.
     s.is_fresh = False
     session_read(w, s, True)
-    if s.rx_packets == 0:
-        session_rest(s)          # the login used the keys; an idle session keeps them folded up
 
 
 # ---- receive rate limit (§6.8)
@@ -515,6 +515,13 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     queue_time_fold(&w.turn)
 
 
+cdef void scratch_release(Worker* w) noexcept nogil:
+    turn_rest(&w.turn)
+    pages_release(w.gather, GATHER_MAX)
+    pages_release(w.forward, 2 * GATHER_MAX)
+    pages_release(w.cipher, UNREAD_MAX + READ_MAX)
+
+
 cdef void* worker_run(void* arg) noexcept nogil:
     cdef Worker* w = <Worker*>arg
     cdef Core* core = w.turn.core
@@ -525,6 +532,9 @@ cdef void* worker_run(void* arg) noexcept nogil:
         routes_reader_enter(&core.routes, w.index)
         worker_turn(w, max(n_events, 0))
         routes_reader_leave(&core.routes, w.index)
+        if atomic_load_u8(&w.wants_rest):
+            atomic_store_u8(&w.wants_rest, 0)
+            scratch_release(w)
     return NULL
 
 
@@ -537,7 +547,7 @@ cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
     w.gather = <uint8_t*>malloc(GATHER_MAX)
     w.cipher = <uint8_t*>malloc(UNREAD_MAX + READ_MAX)
     w.forward = <uint8_t*>malloc(2 * GATHER_MAX)
-    if not turn_init(&w.turn, core, &w.counters):
+    if not turn_init(&w.turn, core, &w.counters, WORKER_KEYS):
         return False
     if w.gather is NULL or w.cipher is NULL or w.forward is NULL:
         return False
@@ -559,6 +569,12 @@ cdef bint worker_start(Worker* w) noexcept nogil:
     started = pthread_create(&w.thread, &attributes, worker_run, w) == 0
     pthread_attr_destroy(&attributes)
     return started
+
+
+cdef void worker_rest(Worker* w) noexcept nogil:
+    """Have the thread give back what its busiest turns left behind, between two turns."""
+    atomic_store_u8(&w.wants_rest, 1)
+    eventfd_wake(w.wake_fd)
 
 
 cdef void worker_stop(Worker* w) noexcept nogil:

@@ -12,11 +12,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastderp.dataplane.record cimport (
-    RECORD_WIRE_MAX, RecordLayer, record_contexts_release, record_wipe)
+from fastderp.dataplane.aead cimport keyring_free, keyring_init
+from fastderp.dataplane.record cimport RECORD_WIRE_MAX, RecordLayer, record_wipe
 from fastderp.loadgen.histogram cimport histogram_percentile
 from fastderp.loadgen.load cimport (
-    DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,
+    DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_KEYS, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,
     PACE_WINDOW, SLOW_TURN_NS, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase, bytes_set, load_measure, load_run,
     load_start)
 from fastderp.loadgen.payload cimport MARK_SIZE, PATTERN_SIZE, PAYLOAD_MAX
@@ -80,6 +80,8 @@ cdef class Engine:
         load.wire_input = <uint8_t*>self.memory(INPUT_MAX, 1)
         load.output = <uint8_t*>self.memory(OUTPUT_MAX, 1)
         load.wire_output = <uint8_t*>self.memory(2 * OUTPUT_MAX, 1)
+        if not keyring_init(&load.keyring, N_KEYS):
+            raise MemoryError()
         drawn = rng.choices([size for size, _ in sizes], [weight for _, weight in sizes], k=N_SIZES)
         for i, size in enumerate(drawn):
             load.sizes[i] = size
@@ -98,8 +100,6 @@ cdef class Engine:
             if joined.records is not None:
                 self.take_unread(&c.wire_input, joined.records.pending, RECORD_WIRE_MAX)
                 (<RecordLayer?>joined.records).take(&c.records)
-                # Expanded again when used: a crowd of idle clients holds bare keys.
-                record_contexts_release(&c.records, True, True)
                 c.is_tls = True
             c.fd = joined.detach()
             load.n_connections += 1
@@ -228,7 +228,7 @@ cdef class Engine:
             if load.epoll >= 0:
                 close(load.connections[i].fd)
             if load.connections[i].is_tls:
-                record_wipe(&load.connections[i].records)
+                record_wipe(&load.connections[i].records, NULL)
             free(load.connections[i].input.data)
             free(load.connections[i].wire_input.data)
             free(load.connections[i].output.data)
@@ -236,6 +236,7 @@ cdef class Engine:
             close(load.epoll)
         if load.timer >= 0:
             close(load.timer)
+        keyring_free(&load.keyring)
         free(load.connections)
         free(load.flows)
         free(load.sizes)

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastderp.dataplane.aead cimport Keyring
 from fastderp.dataplane.record cimport RECORD_WIRE_MAX, Records
 from fastderp.loadgen.histogram cimport Histogram
 from fastderp.loadgen.payload cimport PAYLOAD_MAX
@@ -20,6 +21,7 @@ cdef enum:
     OUTPUT_MAX = BATCH + FRAME_MAX
     N_SIZES = 4096                  # length of the drawn sequence of packet sizes
     N_EVENTS = 256
+    N_KEYS = 4096                   # expanded at once
     TIMER = 0xFFFFFFFF              # epoll's name for the timer; connections are named by their index
 
 cdef enum:
@@ -96,6 +98,7 @@ cdef struct Load:
     uint64_t n_scheduled            # runs of in_a_row packets
     uint64_t n_under_way
     uint64_t next_check_ns
+    Keyring keyring
     uint64_t seed
     uint8_t* pattern
     uint32_t* sizes                 # N_SIZES of them

@@ -195,7 +195,7 @@ cdef bint seal(Load* load, Connection* c, uint8_t* frames, size_t n, size_t* n_w
     part.iov_base = frames
     part.iov_len = n
     cdef RecordStatus status = record_seal(
-        &c.records, &part, 1, load.wire_output + n_wire[0], 2 * OUTPUT_MAX - n_wire[0], &produced)
+        &c.records, &load.keyring, &part, 1, load.wire_output + n_wire[0], 2 * OUTPUT_MAX - n_wire[0], &produced)
     n_wire[0] += produced
     return status == RECORD_OK
 
@@ -339,7 +339,7 @@ cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
         return n == 0
     if c.input.n:
         memcpy(load.input, c.input.data, c.input.n)
-    status = record_open(&c.records, load.wire_input, <size_t>n, load.input + c.input.n, INPUT_MAX,
+    status = record_open(&c.records, &load.keyring, load.wire_input, <size_t>n, load.input + c.input.n, INPUT_MAX,
                          &consumed, &produced)
     return (frames_read(load, c, c.input.n + produced)
             and bytes_set(&c.wire_input, load.wire_input + consumed, <size_t>n - consumed)

@@ -25,7 +25,8 @@ class Latency:
 class RelayUse:
     """What the relay's process used. Memory in KiB, resident, at these moments.
 
-    `settled` is later than `after`: when memory is back at `connected`, or the time for it is over.
+    `idle` is some time later than `connected`, without any load; `settled` later than `after`: when memory is back at
+    `idle`, or the time for it is over.
     """
 
     cpu_us_per_packet: float | None  # None when nothing was delivered
@@ -33,6 +34,7 @@ class RelayUse:
     cpu_us_per_login: float
     rss_before_kib: int
     rss_connected_kib: int
+    rss_idle_kib: int
     rss_after_kib: int
     rss_settled_kib: int
     settle_s: float

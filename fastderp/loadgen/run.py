@@ -19,7 +19,7 @@ from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
-SETTLED = 1.02  # times the memory before the load: what resident memory varies by itself
+SETTLED = 1.005  # times the memory before the load: what resident memory varies by itself
 SETTLE_LOOK_S = 0.5
 NICEST = 19
 PROGRESS_EVERY_S = 0.25
@@ -30,7 +30,10 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long to run, in seconds; `settle_s` is how long to wait for memory to be given back."""
+    """How long to run, in seconds.
+
+    `settle_s`: how long clients are idle before the load, and how long to wait behind it, for memory to be given back.
+    """
 
     warm_up_s: float = 0.5
     measure_s: float = 3.0
@@ -79,6 +82,7 @@ def run(
     login_s = time.monotonic() - started
     login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
     rss_connected = relay.rss_kib() if relay else 0
+    rss_idle = _idle(relay, timing.settle_s, on_progress) if relay else 0
 
     cipher = joined[0].records.suite if joined[0].records else ""
     engine = _engine(joined, scenario, verify, seed)
@@ -89,13 +93,14 @@ def run(
         use = None
         if relay:
             rss_after = relay.rss_kib()
-            settle_s = _settle(relay, rss_connected, timing.settle_s, on_progress)
+            settle_s = _settle(relay, rss_idle, timing.settle_s, on_progress)
             use = RelayUse(
                 cpu_us_per_packet=_ratio(measured.cpu_s * 1e6, totals["delivered"]),
                 cpu_share=measured.cpu_s / totals["seconds"],
                 cpu_us_per_login=login_cpu_s * 1e6 / n_clients,
                 rss_before_kib=rss_before,
                 rss_connected_kib=rss_connected,
+                rss_idle_kib=rss_idle,
                 rss_after_kib=rss_after,
                 rss_settled_kib=relay.rss_kib(),
                 settle_s=settle_s,
@@ -186,6 +191,15 @@ class _Storm:
             connection.close()
         if self._error:
             raise self._error
+
+
+def _idle(relay: Process, seconds: float, on_progress: Progress) -> int:
+    """Leave the relay alone for so long; return its memory then."""
+    until = time.monotonic() + seconds
+    while (left_s := until - time.monotonic()) > 0:
+        on_progress("idle", 1 - left_s / seconds)
+        time.sleep(min(left_s, SETTLE_LOOK_S))
+    return relay.rss_kib()
 
 
 def _settle(relay: Process, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:

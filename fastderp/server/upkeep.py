@@ -11,6 +11,8 @@ from fastderp.dataplane.plane import Plane
 from fastderp.server.traffic import RoundTrips
 
 INTERVAL_S = 10.0
+# What the workers need to let go before the heap is looked at.
+RESTED_S = 0.2
 
 
 class Upkeep:
@@ -39,12 +41,15 @@ class Upkeep:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._round_trips is not None:
             self._round_trips.sample()
-        self._give_memory_back()
-        self.start(loop)
-
-    def _give_memory_back(self) -> None:
-        """Return to the system what a storm of logins or a burst left in the heap; an idle relay has nothing to return."""
         n_moved = self._plane.n_moved()
-        if n_moved != self._n_moved:
-            self._n_moved = n_moved
-            self._plane.trim_memory()
+        if n_moved == self._n_moved:
+            self.start(loop)    # an idle relay has nothing to give back
+            return
+        self._n_moved = n_moved
+        self._plane.rest()
+        self._timer = loop.call_later(RESTED_S, self._trim, loop)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Return to the system what a storm of logins or a burst left in the heap."""
+        self._plane.trim_memory()
+        self.start(loop)

@@ -13,6 +13,7 @@ from typing import Any
 from fastderp.dataplane.plane import ClosedEvent, DropEvent, FrameEvent, Plane
 from fastderp.dataplane.record import RecordLayer
 from fastderp.protocol import FrameType, frame
+from tests.kit.records import secret_size
 
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
 
@@ -80,10 +81,13 @@ class PlanePeer:
 class SealedPeer(PlanePeer):
     """The client's end of a session with TLS records."""
 
-    def __init__(self, plane: Plane, key: bytes | None = None, *, unread: bytes = b"", **promote: Any) -> None:
-        up, down = os.urandom(32), os.urandom(32)
-        self.records = RecordLayer("TLS_AES_128_GCM_SHA256", down, up, client=True)
-        theirs = RecordLayer("TLS_AES_128_GCM_SHA256", up, down)
+    def __init__(
+        self, plane: Plane, key: bytes | None = None, *, unread: bytes = b"", suite: str = "TLS_AES_128_GCM_SHA256",
+        **promote: Any,
+    ) -> None:
+        up, down = os.urandom(secret_size(suite)), os.urandom(secret_size(suite))
+        self.records = RecordLayer(suite, down, up, client=True)
+        theirs = RecordLayer(suite, up, down)
         super().__init__(plane, key, unread=self.seal(unread) if unread else b"", records=theirs, **promote)
 
 

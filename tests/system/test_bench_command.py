@@ -64,7 +64,7 @@ def test_json_has_the_whole_result(relay: Running, flags: list[str], n_flows: in
 
 def test_clients_log_in_while_it_is_measured_and_from_several_addresses(relay: Running) -> None:
     done = bench(
-        relay.url, *QUICK, "--pid", str(relay.pid), "--storm", "30", "--settle", "5", "--json", "-",
+        relay.url, *QUICK, "--pid", str(relay.pid), "--storm", "30", "--settle", "0.5", "--json", "-",
         "--source", "127.0.0.2", "--source", "127.0.0.3",
     )
     assert done.returncode == 0, done.stderr

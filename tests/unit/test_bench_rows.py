@@ -22,7 +22,7 @@ def result(relay: Relay, load: str) -> dict[str, Any]:
         "latency": {"p50_us": cost, "p99_us": cost},
         "relay": {
             "cpu_us_per_packet": cost, "cpu_share": 0.5, "cpu_us_per_login": cost, "rss_before_kib": 0,
-            "rss_connected_kib": 5000, "rss_after_kib": 9000, "rss_settled_kib": 5000, "settle_s": 1.0,
+            "rss_connected_kib": 6000, "rss_idle_kib": 5000, "rss_after_kib": 9000, "rss_settled_kib": 5000, "settle_s": 1.0,
         },
     }
 

@@ -1,0 +1,178 @@
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, crypto
+
+
+# Constant after import; index is the suite's number - 0x1301.
+cdef Suite[3] suites
+
+
+cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwise) noexcept nogil:
+    """Fetch once from OpenSSL 3's providers, which it would otherwise search for each new context."""
+    cdef const EVP_CIPHER* cipher = NULL
+    if crypto.EVP_CIPHER_fetch is not NULL:
+        cipher = crypto.EVP_CIPHER_fetch(NULL, name, NULL)
+    return cipher if cipher is not NULL else otherwise
+
+
+suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), crypto.EVP_sha256(), 16, 32)
+suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), crypto.EVP_sha384(), 32, 48)
+suites[2] = Suite(cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), crypto.EVP_sha256(), 32, 32)
+
+
+cdef const Suite* suite_of(uint16_t number) noexcept nogil:
+    if number < SUITE_AES_128_GCM or number > SUITE_CHACHA20_POLY1305:
+        return NULL
+    return &suites[number - SUITE_AES_128_GCM]
+
+
+# ---- traffic keys
+
+cdef bint expand_label(
+    const Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out, uint8_t n_out
+) noexcept nogil:
+    """HKDF-Expand-Label without context for at most one hash of output: a single HMAC."""
+    cdef uint8_t[32] info
+    cdef uint8_t[64] digest
+    cdef unsigned int n_digest = 0
+    info[0] = 0
+    info[1] = n_out
+    info[2] = 6 + n_label
+    memcpy(&info[3], b"tls13 ", 6)
+    memcpy(&info[9], label, n_label)
+    info[9 + n_label] = 0
+    info[10 + n_label] = 1  # HKDF's block counter
+    if crypto.HMAC(suite.hash, secret, suite.secret_size, info, 11 + n_label, digest, &n_digest) is NULL:
+        return False
+    memcpy(out, digest, n_out)
+    crypto.OPENSSL_cleanse(digest, sizeof(digest))
+    return True
+
+
+cdef bint traffic_key_derive(TrafficKey* key, const Suite* suite) noexcept nogil:
+    key.sequence = 0
+    return (
+        expand_label(suite, key.secret, "key", 3, key.key, suite.key_size)
+        and expand_label(suite, key.secret, "iv", 2, key.iv, 12)
+    )
+
+
+cdef bint traffic_key_advance(TrafficKey* key, const Suite* suite) noexcept nogil:
+    if not expand_label(suite, key.secret, "traffic upd", 11, key.secret, suite.secret_size):
+        return False
+    return traffic_key_derive(key, suite)
+
+
+# ---- keyrings
+
+cdef bint keyring_init(Keyring* ring, uint32_t n_places) noexcept nogil:
+    ring.places = <Expanded*>calloc(n_places, sizeof(Expanded))
+    ring.n_places = n_places
+    return ring.places is not NULL
+
+
+cdef void keyring_clear(Keyring* ring) noexcept nogil:
+    cdef uint32_t i
+    for i in range(ring.n_places):
+        place_clear(&ring.places[i])
+
+
+cdef void keyring_free(Keyring* ring) noexcept nogil:
+    if ring.places is not NULL:
+        keyring_clear(ring)
+        free(ring.places)
+        ring.places = NULL
+
+
+cdef void place_clear(Expanded* place) noexcept nogil:
+    if place.context is not NULL:
+        crypto.EVP_CIPHER_CTX_free(place.context)
+        crypto.OPENSSL_cleanse(place, sizeof(Expanded))
+
+
+cdef inline Expanded* place_of(Keyring* ring, const TrafficKey* key, bint sealing) noexcept nogil:
+    # A key is as good as random. The two directions of a connection never share a place.
+    cdef uint32_t bits
+    memcpy(&bits, key.key, sizeof(bits))
+    return &ring.places[(2 * bits + sealing) & (ring.n_places - 1)]
+
+
+cdef inline bint place_has(const Expanded* place, const TrafficKey* key, const Suite* suite, bint sealing) noexcept nogil:
+    return (place.suite is suite and place.sealing == sealing
+            and memcmp(place.key, key.key, sizeof(place.key)) == 0)
+
+
+cdef void keyring_forget(Keyring* ring, const TrafficKey* key, bint sealing) noexcept nogil:
+    cdef Expanded* place = place_of(ring, key, sealing)
+    if place_has(place, key, place.suite, sealing):
+        place_clear(place)
+
+
+cdef EVP_CIPHER_CTX* key_expanded(Keyring* ring, const TrafficKey* key, const Suite* suite, bint sealing) noexcept nogil:
+    """The context for a key, made from that of another one unless the ring has it; NULL without memory."""
+    cdef Expanded* place = place_of(ring, key, sealing)
+    cdef const EVP_CIPHER* cipher = NULL    # the context's own, again
+    if place_has(place, key, suite, sealing):
+        return place.context
+    if place.context is NULL:
+        place.context = crypto.EVP_CIPHER_CTX_new()
+        if place.context is NULL:
+            return NULL
+    if place.suite is not suite:
+        cipher = suite.cipher
+    if crypto.EVP_CipherInit_ex(place.context, cipher, NULL, key.key, key.iv, sealing) != 1:
+        place_clear(place)
+        return NULL
+    place.suite = suite
+    place.sealing = sealing
+    memcpy(place.key, key.key, sizeof(place.key))
+    return place.context
+
+
+# ---- records
+
+cdef void nonce_make(const TrafficKey* key, uint8_t* nonce) noexcept nogil:
+    cdef uint64_t sequence = key.sequence
+    cdef int i
+    memcpy(nonce, key.iv, 12)
+    for i in range(8):
+        nonce[11 - i] ^= <uint8_t> (sequence >> (8 * i))
+
+
+cdef bint aead_open(
+    EVP_CIPHER_CTX* expanded, TrafficKey* key, const uint8_t* record, uint8_t* inner, int n_inner
+) noexcept nogil:
+    cdef uint8_t[12] nonce
+    cdef int n = 0
+    nonce_make(key, nonce)
+    if (
+        crypto.EVP_CipherInit_ex(expanded, NULL, NULL, NULL, nonce, 0) == 1
+        and crypto.EVP_CipherUpdate(expanded, NULL, &n, record, AEAD_HEADER) == 1
+        and crypto.EVP_CipherUpdate(expanded, inner, &n, record + AEAD_HEADER, n_inner) == 1
+        and n == n_inner
+        and crypto.EVP_CIPHER_CTX_ctrl(
+            expanded, EVP_CTRL_AEAD_SET_TAG, AEAD_TAG, <void*> (record + AEAD_HEADER + n_inner)) == 1
+        and crypto.EVP_CipherFinal_ex(expanded, inner + n_inner, &n) == 1
+    ):
+        key.sequence += 1
+        return True
+    memset(inner, 0, n_inner)  # unauthenticated plaintext goes nowhere
+    crypto.ERR_clear_error()   # the queue is the thread's: others must not find our failure in it
+    return False
+
+
+cdef bint aead_seal(EVP_CIPHER_CTX* expanded, TrafficKey* key, uint8_t* record, int n_inner) noexcept nogil:
+    cdef uint8_t[12] nonce
+    cdef int n = 0
+    nonce_make(key, nonce)
+    key.sequence += 1  # spent even when sealing fails: a nonce is never used twice
+    return (
+        crypto.EVP_CipherInit_ex(expanded, NULL, NULL, NULL, nonce, 1) == 1
+        and crypto.EVP_CipherUpdate(expanded, NULL, &n, record, AEAD_HEADER) == 1
+        and crypto.EVP_CipherUpdate(expanded, record + AEAD_HEADER, &n, record + AEAD_HEADER, n_inner) == 1
+        and n == n_inner
+        and crypto.EVP_CipherFinal_ex(expanded, record + AEAD_HEADER + n_inner, &n) == 1
+        and crypto.EVP_CIPHER_CTX_ctrl(
+            expanded, EVP_CTRL_AEAD_GET_TAG, AEAD_TAG, record + AEAD_HEADER + n_inner) == 1
+    )
