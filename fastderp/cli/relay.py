@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
+from fastderp.cli.ending import ended
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
 
 log = logging.getLogger("fastderp")
@@ -56,6 +57,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))
+    ended()
     return EX_OK
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import fastderp
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
+from fastderp.cli.ending import begin_on_signal
 from fastderp.cli.environment import Environment
 from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
@@ -49,14 +50,14 @@ async def serve(config: RelayConfig) -> None:
     Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
     """
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    begin_on_signal(stopping.set)
     reloads: list[Callable[[], None]] = []
     async with contextlib.AsyncExitStack() as stack:
         await _start(config, stack, reloads)
         if reloads:
             # Without anything to reload SIGHUP keeps its meaning: the terminal is gone.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloads)
+        log.info("ready")
         await stopping.wait()
         log.info("stopping")
 
@@ -115,7 +116,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     routes = relay_routes(site)
     debug = DebugPages(
         values=lambda: _metrics(server, bootstrap, admission, stun, certificate),
-        check=lambda: "\n".join(server.consistency_check() + (admission.problems if admission else [])),
+        check=partial(_check, server, admission),
         traffic=server.traffic_lines,
         access=access,
         hostname=config.hostname,
@@ -214,6 +215,12 @@ def _reload_rate_limit(server: Server, path: Path) -> None:
         log.info("each client: %s", server.rate_limit)
 
 
+async def _check(server: Server, admission: Admission | None) -> list[str]:
+    """Return what is wrong with the relay's tables, and with whoever it asks about clients. PROTOCOL §6.9."""
+    problems = server.consistency_check()
+    return problems if admission is None else problems + await admission.self_test()
+
+
 def _metrics(
     server: Server,
     bootstrap: BootstrapDns,
@@ -260,7 +267,6 @@ def _announce(
         log.info("the node for your DERP map, pinned to this certificate:")
         stun_port = stun.addresses[0][1] if stun is not None else None
         log.info("  %s", certificate.derp_node(port=listener.port, stun_port=stun_port))
-    log.info("ready")
 
 
 def _places(listener: Listener) -> str:

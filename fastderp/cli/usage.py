@@ -25,7 +25,8 @@ EXAMPLES = (
 )
 
 EXIT_CODES = (
-    (0, "ended by SIGTERM or SIGINT"),
+    (0, "ended by SIGTERM or SIGINT; a second one kills it at once"),
+    (1, "did not manage to end in time, and says where it hung: a defect"),
     (2, "wrong flags"),
     (69, "a library is missing, such as OpenSSL"),
     (71, "cannot listen on an address: in use, not allowed, not this machine's"),

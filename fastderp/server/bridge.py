@@ -23,7 +23,7 @@ FAREWELL_S = 2.0
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_farewell", "tls_version")
+    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "tls_version")
 
     def __init__(
         self,
@@ -38,7 +38,8 @@ class Bridge:
         self.tls_version = tls_version
         self._channel = channel
         self._on_close = on_close
-        self._farewell: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._said_goodbye = False
         self._outside = outside
         self._inside = Stream(poller, inside, self._from_plane, self._plane_ended, self._plane_drained)
         outside.on_bytes = self._from_client
@@ -53,12 +54,20 @@ class Bridge:
         """Have the goodbye say that it is the relay which goes."""
         leave(self._channel)
 
+    def session_ended(self) -> None:
+        """Note that the data plane has closed its end: the client gets FAREWELL_S for what it has not read yet.
+
+        A client that reads nothing would never let us see that end.
+        """
+        if self._deadline is None and not self._outside.closed:
+            self._deadline = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
+
     def close(self) -> None:
         """Close both sides; what is on its way is lost."""
         if self._outside.closed:
             return
-        if self._farewell is not None:
-            self._farewell.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._inside.close()
         self._outside.close()
         self._on_close(self)
@@ -90,7 +99,7 @@ class Bridge:
             self._outside.resume()
 
     def _client_drained(self) -> None:
-        if self._farewell is not None:
+        if self._said_goodbye:
             self._outside.end_output()
             return
         self._inside.resume()
@@ -110,7 +119,8 @@ class Bridge:
         Closing on unread input would reset the connection under the goodbye.
         """
         self._inside.close()
-        self._farewell = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
+        self._said_goodbye = True
+        self.session_ended()
         self._outside.on_bytes = _ignore
         self._outside.resume()
         if self._outside.send(farewell(self._channel)):
@@ -134,19 +144,20 @@ class Bridges:
         """How many bridges there are by the TLS version they were joined with."""
         return Counter(bridge.tls_version for bridge in self._bridges)
 
-    def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> int:
-        """Start pumping between a stream and a new socket pair; return the data plane's end.
+    def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
+        """Start pumping between a stream and a new socket pair; return the data plane's end, and what to tell of the session's end.
 
         tls_version is what counts as such in `tls_versions`; "" for no TLS, or for none of a client.
         """
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        self._bridges.add(Bridge(self._poller, outside, channel, ours, self._forget, tls_version))
-        return theirs.detach()
+        bridge = Bridge(self._poller, outside, channel, ours, self._forget, tls_version)
+        self._bridges.add(bridge)
+        return theirs.detach(), bridge
 
     def join_socket(self, outside: socket.socket, channel: Channel) -> int:
-        """Do the same for a connected socket."""
-        return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)
+        """Do the same for a connected socket; its TCP_USER_TIMEOUT ends it when nobody is told."""
+        return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
 
     def leave(self) -> None:
         """Have every goodbye from now on say that it is the relay which goes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ log = logging.getLogger("fastderp")
 # How long the peer of a refused connection has to read the answer, and how much more it may say meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
-# An endless page ends after this long, as a forgotten browser would keep it open for days.
+# A page that takes its time ends after this long, as a forgotten browser would keep it open for days.
 PAGE_S = 300.0
 # A real ClientInfo is a tenth of this. Larger ones are legal, but come out of the memory shared by all.
 SMALL_LOGIN_BYTES = 1024
@@ -45,7 +45,7 @@ class State(Enum):
     accept ─┬─► TLS ─┐
             └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
                          ▲  │ │         └─► ADMISSION ────┘
-            next request └──┘ └─► PAGE (an endless one)
+            next request └──┘ └─► PAGE (one that takes its time)
 
     From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
     """
@@ -349,26 +349,29 @@ class Connection:
             if http.wants_websocket(request):
                 self._open_websocket(request)
                 return
-        self._respond(request, self._page(request))
+        answer = self._page(request)
+        if isinstance(answer, Response):
+            self._respond(request, answer)
+        else:
+            self._start_page(self._answer_later(request, answer))
 
     def _respond(self, request: Request, response: Response) -> None:
         close = response.close or response.pieces is not None
         close = close or not request.keep_alive or request.has_body or request.method == "CONNECT"
         self._stream.send(self._channel.seal(response.encode(request, close)))
         if response.pieces is not None and request.method != "HEAD":
-            self._start_page(response.pieces)
+            self._start_page(self._send_pieces(response.pieces))
         elif close:
             self._linger()
         else:
             self._idle = True
             self._set_budget(self._listener.idle_s)
 
-    def _page(self, request: Request) -> Response:
+    def _page(self, request: Request) -> Response | Awaitable[Response]:
         try:
             return self._listener.routes.respond(request)
         except Exception:
-            log.exception("no answer to %s %s", request.method, ascii(request.target))
-            return http.text_error(500, "internal server error")
+            return _no_answer(request)
 
     # WebSocket
 
@@ -398,20 +401,19 @@ class Connection:
         elif channel.held_bytes > SMALL_LOGIN_BYTES and not self._reserve(channel.held_bytes):
             self._refuse("memory", "no memory left for a long message", b"")
 
-    def _start_page(self, pieces: AsyncIterator[bytes]) -> None:
-        """Begin an endless page; what the client says meanwhile is not looked at."""
+    # Pages that take their time
+
+    def _start_page(self, page: Coroutine[None, None, None]) -> None:
+        """Begin a page that takes its time, PAGE_S at most; what the client says meanwhile is not looked at."""
         self._move(State.PAGE)
         self._unread = b""
         self._timer.cancel()
-        self._task = self._loop.create_task(self._send_page(pieces))
+        self._task = self._loop.create_task(self._send_page(page))
 
-    async def _send_page(self, pieces: AsyncIterator[bytes]) -> None:
-        """Send piece after piece until PAGE_S is over; a client that is behind misses some."""
+    async def _send_page(self, page: Coroutine[None, None, None]) -> None:
         try:
             async with asyncio.timeout(PAGE_S):
-                async for piece in pieces:
-                    if self._stream.flushed:
-                        self._stream.send(self._channel.seal(piece))
+                await page
         except TimeoutError:
             pass
         except Exception:
@@ -419,6 +421,19 @@ class Connection:
         self._task = None
         if self.state is State.PAGE:
             self._guard(self._linger)
+
+    async def _send_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send piece after piece; a client that is behind misses some."""
+        async for piece in pieces:
+            if self._stream.flushed:
+                self._stream.send(self._channel.seal(piece))
+
+    async def _answer_later(self, request: Request, answer: Awaitable[Response]) -> None:
+        try:
+            response = await answer
+        except Exception:
+            response = _no_answer(request)
+        self._stream.send(self._channel.seal(response.encode(request, close=True)))
 
     # Login
 
@@ -502,7 +517,7 @@ class Connection:
         """Hand the connection to the data plane: descriptor, keys, what to say first and what was read too far."""
         assert self._upgrade is not None
         try:
-            descriptor = self._give_away_stream()
+            descriptor, on_end = self._give_away_stream()
         except OSError as error:
             self._refuse("shortage", error.strerror or "", b"")
             return
@@ -519,13 +534,15 @@ class Connection:
             records=self._channel if isinstance(self._channel, RecordLayer) else None,
             mesh=mesh,
             not_ideal=self._upgrade.not_ideal,
+            on_end=on_end,
         )
 
-    def _give_away_stream(self) -> int:
-        """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
+    def _give_away_stream(self) -> tuple[int, Callable[[], None] | None]:
+        """Return a descriptor the data plane can read, the socket's or one end of a bridge, and whom to tell of the session's end."""
         if isinstance(self._channel, (Clear, RecordLayer)):
-            return self._stream.detach()
-        return self._entrance.bridges.join(self._stream, self._channel, self.tls_version)
+            return self._stream.detach(), None
+        descriptor, bridge = self._entrance.bridges.join(self._stream, self._channel, self.tls_version)
+        return descriptor, bridge.session_ended
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the peer has to go, tell it, and close."""
@@ -543,3 +560,9 @@ class Connection:
         self._stream.resume()
         if self._stream.flushed:
             self._stream.end_output()
+
+
+def _no_answer(request: Request) -> Response:
+    """Log why there is no answer; return the one that says so."""
+    log.exception("no answer to %s %s", request.method, ascii(request.target))
+    return http.text_error(500, "internal server error")

@@ -9,7 +9,7 @@ import hmac
 import ipaddress
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -102,12 +102,12 @@ def source_address(request: Request) -> Address | None:
 class DebugPages:
     """The debug pages of one relay.
 
-    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check returns
-    what is inconsistent in the relay's tables, "" when nothing is. dev adds the asker's address to a refusal.
+    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check looks
+    whether all is well with the relay and returns what is not. dev adds the asker's address to a refusal.
     """
 
     values: Callable[[], Mapping[str, Value]]
-    check: Callable[[], str] | None = None
+    check: Callable[[], Awaitable[list[str]]] | None = None
     traffic: Callable[[], AsyncIterator[bytes]] | None = None
     access: DebugAccess = field(default_factory=DebugAccess)
     hostname: str = ""
@@ -115,12 +115,13 @@ class DebugPages:
     dev: bool = False
     process: Process = field(default_factory=Process)
 
-    def respond(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request for `/debug/` or below."""
         page = request.path.removeprefix("/debug/")
         if not self.access.allows(request):
             hint = f"; this is {request.remote[0]}, allow it with TS_ALLOW_DEBUG_IP" if self.dev and page else ""
             return text_error(403, "debug access denied" + hint)
+        pages: dict[str, Callable[[], Response | Awaitable[Response]]]
         pages = {"": self.index, "vars": self.vars, "varz": self.varz}
         if self.check is not None:
             pages["check"] = self.consistency
@@ -141,10 +142,13 @@ class DebugPages:
         """Answer with the metrics as JSON."""
         return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
 
-    def consistency(self) -> Response:
-        """Answer with the state of the relay's tables: 200 when they agree, 500 and what does not."""
-        problem = self.check() if self.check is not None else ""
-        return text_error(500, problem) if problem else _page("tables are consistent\n", "text/plain; charset=utf-8")
+    async def consistency(self) -> Response:
+        """Look, now, whether all is well: 200 when it is, 500 and what is not. PROTOCOL §6.9."""
+        assert self.check is not None
+        problems = await self.check()
+        if problems:
+            return text_error(500, ", ".join(problems))
+        return _page("derp.Server ConsistencyCheck okay", "text/plain; charset=utf-8")
 
     def live_traffic(self) -> Response:
         """Answer with what connections move, round after round. PROTOCOL §6.10."""
@@ -163,7 +167,7 @@ class DebugPages:
         }
         links = {"vars": "metrics, JSON", "varz": "metrics, Prometheus"}
         if self.check is not None:
-            links["check"] = "are the tables consistent?"
+            links["check"] = "is all well?"
         if self.traffic is not None:
             links["traffic"] = "who moves how much, live"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]

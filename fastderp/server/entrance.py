@@ -65,6 +65,7 @@ class Entrance:
         self._region = region
         self._allowance = allowance
         self._duplicates = duplicates
+        self._on_end: dict[int, Callable[[], None]] = {}
         public_key = private_key.public()
         self._server_key = server_key_frame(public_key)
         self._switching = http.switching_protocols(public_key.hex) + self._server_key
@@ -121,6 +122,7 @@ class Entrance:
         records: RecordLayer | None = None,
         mesh: bool = False,
         not_ideal: bool = False,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
 
@@ -128,6 +130,7 @@ class Entrance:
             first: frames to write before any other.
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
+            on_end: called when the session is over; not when it never began.
         """
         addr = address_bytes(remote[0])
         try:
@@ -147,8 +150,16 @@ class Entrance:
         except PlaneError as error:
             self.journal.note_refused("promote", "memory", remote, str(error))
             return
+        if on_end is not None:
+            self._on_end[handle] = on_end
         if login.info.is_prober:
             self.journal.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
         self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))
+
+    def ended(self, handle: int) -> None:
+        """Tell whoever wants to know that a session is over."""
+        on_end = self._on_end.pop(handle, None)
+        if on_end is not None:
+            on_end()

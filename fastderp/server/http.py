@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from html import escape
@@ -317,7 +317,8 @@ def switching_protocols(server_key_hex: str) -> bytes:
 
 # Who answers what
 
-Handler = Callable[[Request], Response]
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Answers at once, or when it has found out; the connection waits for the second kind and ends with its answer."""
 
 
 @dataclass(slots=True)
@@ -353,7 +354,7 @@ class Routes:
     exact: dict[str, Handler] = field(default_factory=dict)
     prefixes: dict[str, Handler] = field(default_factory=dict)
 
-    def respond(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request that is not an upgrade."""
         if request.method == "CONNECT":
             return refuse_connect(request)

@@ -422,6 +422,7 @@ class Server:
         for event in self._plane.events():
             if isinstance(event, ClosedEvent):
                 self._journal.note_closed(event)
+                self._entrance.ended(event.handle)
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
                 self._region.closed(event)

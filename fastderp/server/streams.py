@@ -86,8 +86,10 @@ class Conversations:
             raise
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        entrance.promote(theirs.detach(), login, remote, first=entrance.server_info(login, mesh), mesh=mesh)
-        await _pump(reader, writer, ours)
+        ended = asyncio.Event()
+        first = entrance.server_info(login, mesh)
+        entrance.promote(theirs.detach(), login, remote, first=first, mesh=mesh, on_end=ended.set)
+        await _pump(reader, writer, ours, ended)
 
     async def _log_in(self, reader: Reader, writer: Writer, ip: str, timeout_s: float) -> tuple[ClientLogin, bool]:
         """Return who has logged in, and whether it is a mesh peer."""
@@ -125,8 +127,11 @@ def _reason(error: BaseException) -> str:
     return "timeout" if isinstance(error, TimeoutError) else "end"
 
 
-async def _pump(reader: Reader, writer: Writer, ours: socket.socket) -> None:
-    """Pump between a pair of streams and our end of a socket pair until either side ends."""
+async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
+    """Pump between a pair of streams and our end of a socket pair until either side ends, or the session has ended.
+
+    The client gets FAREWELL_S then for what it has not read; one that reads nothing would never let us see that end.
+    """
     loop = asyncio.get_running_loop()
 
     async def inwards() -> None:
@@ -138,13 +143,15 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket) -> None:
             writer.write(data)
             await writer.drain()
 
-    pumps = [asyncio.ensure_future(inwards()), asyncio.ensure_future(outwards())]
+    tasks = [asyncio.ensure_future(work) for work in (inwards(), outwards(), ended.wait())]
     try:
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if ended.is_set():
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=FAREWELL_S)
     finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         ours.close()
 
 

@@ -128,11 +128,26 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(b
         peer.close()
 
 
-def test_the_check_page_says_that_tailscaled_is_missing(base: tuple[str, ...], tmp_path: Path) -> None:
-    with relay(*base, "-verify-clients", "-socket", str(tmp_path / "absent")) as running:
-        with pytest.raises(urllib.error.HTTPError) as answer:
-            urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/check", timeout=10)
-        assert f"tailscaled at {tmp_path / 'absent'}" in answer.value.read().decode()
+def test_the_check_page_asks_tailscaled_anew_each_time(base: tuple[str, ...], tmp_path: Path) -> None:
+    own, path = NodePrivate.generate().public(), tmp_path / "tailscaled.sock"
+
+    def check(running: RunningRelay) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/check", timeout=10) as page:
+                return str(page.read().decode())
+        except urllib.error.HTTPError as error:
+            assert error.code == 500
+            return error.read().decode()
+
+    def tailscaled(request: bytes) -> bytes:
+        return ok({"Self": {"PublicKey": own.text}}) if b"status?peers=false" in request else ok({"Node": {}})
+
+    with relay(*base, "-verify-clients", "-socket", str(path), "-verify-interval=0") as running:
+        assert f"tailscaled at {path}" in check(running)
+        with serving(tailscaled, path) as service:
+            assert check(running) == "derp.Server ConsistencyCheck okay"
+            service.answer = response(404)
+            assert "does not say who it is" in check(running) or "status 404" in check(running)
 
 
 def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(base: tuple[str, ...], tmp_path: Path) -> None:

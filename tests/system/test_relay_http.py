@@ -119,6 +119,32 @@ def test_an_idle_connection_is_closed(start_relay: StartRelay) -> None:
     assert relay.refused() == {"http_idle": 1}
 
 
+def test_an_answer_may_take_its_time_while_others_are_served(start_relay: StartRelay) -> None:
+    asked: list[asyncio.Future[Response]] = []
+
+    def later(request: Request) -> asyncio.Future[Response]:
+        asked.append(asyncio.get_running_loop().create_future())
+        return asked[-1]
+
+    routes = http.relay_routes(Site())
+    routes.exact["/later"] = later
+    relay = start_relay(routes=routes)
+    with relay.connect() as waiting, relay.connect() as leaving, relay.connect() as failing, relay.connect() as other:
+        for number, peer in enumerate((waiting, leaving, failing), 1):
+            peer.send(get("/later"))
+            eventually(lambda: len(asked) == number)
+        other.send(get("/derp/probe"))
+        assert read_response(other)[0] == b"HTTP/1.1 200 OK"
+        leaving.close()
+        eventually(asked[1].cancelled)
+        relay.call(asked[2].set_exception, ZeroDivisionError())
+        assert read_response(failing)[0] == b"HTTP/1.1 500 Internal Server Error"
+        relay.call(asked[0].set_result, Response(200, b"here"))
+        status, body = read_response(waiting)
+        assert (status, body) == (b"HTTP/1.1 200 OK", b"here")
+        assert waiting.is_closed()
+
+
 def test_a_page_that_fails_answers_500_and_nothing_else_suffers(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -368,8 +394,10 @@ def test_closing_the_relay_closes_everyone(start_relay: StartRelay) -> None:
     with relay.login() as peer, relay.connect() as waiting:
         waiting.send(upgrade_request(FAST_START))
         assert waiting.read_frame()[0] == SERVER_KEY
-        relay.run(relay.server.close())
+        closing = asyncio.run_coroutine_threadsafe(relay.server.close(), relay._loop)
         peer.read_to_end()
         waiting.read_to_end()
+        peer.close()
+        closing.result(10)
         with pytest.raises(OSError):
             relay.connect_tcp()

@@ -301,7 +301,10 @@ def test_who_sends_pings_and_reads_no_pongs_is_not_read_either(start_relay: Star
     assert resident_bytes() - before < 32 << 20
 
 
-def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(start_relay: StartRelay) -> None:
+def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.bridge.FAREWELL_S", 0.2)
     relay = start_relay(WEBSOCKET, write_timeout=0.5)
     with login(relay) as sender, login(relay) as stuck:
         stop = threading.Event()
@@ -318,6 +321,8 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(start_relay:
             stop.set()
             shooter.join()
         assert sender.sync() == []
+        # Not only its session: its socket too, although it still reads nothing.
+        eventually(lambda: relay.call(lambda: len(relay.server._entrance.bridges)) == 1)
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
 
 

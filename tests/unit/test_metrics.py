@@ -169,7 +169,15 @@ def test_a_missing_or_empty_key_file_opens_nothing(tmp_path: Path, content: str 
 
 @pytest.fixture
 def pages() -> DebugPages:
-    return DebugPages(values=lambda: {"derp_accepts": 7}, hostname="<derp>", check=lambda: "")
+    return DebugPages(values=lambda: {"derp_accepts": 7}, hostname="<derp>", check=all_is_well)
+
+
+async def all_is_well() -> list[str]:
+    return []
+
+
+async def something_is_wrong() -> list[str]:
+    return ["one key has no session", "nobody answers"]
 
 
 def test_varz_and_vars_show_the_same_counter(pages: DebugPages) -> None:
@@ -187,11 +195,12 @@ def test_the_index_links_the_pages_and_escapes_what_it_shows(pages: DebugPages) 
         assert b'href="/debug/' + page + b'"' in index
 
 
-def test_check_answers_200_or_what_is_wrong(pages: DebugPages) -> None:
-    assert pages.respond(request("/debug/check")).status == 200
-    pages.check = lambda: "one key has no session"
-    response = pages.respond(request("/debug/check"))
-    assert (response.status, response.body) == (500, b"one key has no session\n")
+async def test_check_answers_as_derper_does(pages: DebugPages) -> None:
+    response = await pages.consistency()
+    assert (response.status, response.body) == (200, b"derp.Server ConsistencyCheck okay")
+    pages.check = something_is_wrong
+    response = await pages.consistency()
+    assert (response.status, response.body) == (500, b"one key has no session, nobody answers\n")
 
 
 def test_an_unknown_page_is_404(pages: DebugPages) -> None:

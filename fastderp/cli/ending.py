@@ -1,0 +1,39 @@
+"""How the command ends: the first SIGTERM or SIGINT begins it in order; the second one, or too long a time, ends it whatever hangs.
+
+Neither needs the loop, or Python, to be alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import signal
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# An orderly end takes 2 s at most for clients that do not take their goodbye, and some for connections to others.
+LIMIT_S = 15.0
+
+
+def begin_on_signal(begin: Callable[[], None]) -> None:
+    """Call `begin` on the running loop at the first signal.
+
+    From then on a signal kills the process, and after LIMIT_S it writes where every thread hangs and exits with 1, unless
+    `ended` is called before.
+    """
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        begin()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, first)
+
+
+def ended() -> None:
+    """Note that nothing has hung."""
+    faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,71 @@
+"""A pair of streams in memory, with nothing of asyncio's behind their methods."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+from fastderp.keys import NodePublic
+from tests.kit.peer import SEND, frame
+
+
+class _Pipe:
+    """Bytes one way."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.is_closed = False
+        self._news = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+        self._news.set()
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._news.set()
+
+    async def read(self, n: int) -> bytes:
+        while not self.data and not self.is_closed:
+            self._news.clear()
+            await self._news.wait()
+        piece = bytes(self.data[:n])
+        del self.data[:n]
+        return piece
+
+    async def readexactly(self, n: int) -> bytes:
+        pieces = b""
+        while len(pieces) < n:
+            piece = await self.read(n - len(pieces))
+            if not piece:
+                raise asyncio.IncompleteReadError(pieces, n)
+            pieces += piece
+        return pieces
+
+
+class StreamPair:
+    """What a relay gets, and the client at the other end."""
+
+    def __init__(self) -> None:
+        self.relay_reads = _Pipe()
+        self.relay_writes = _Pipe()
+
+    def write(self, data: bytes) -> None:
+        """Say bytes to the relay."""
+        self.relay_reads.write(data)
+
+    def send_packet(self, to: NodePublic, data: bytes) -> None:
+        """Send a SendPacket."""
+        self.write(frame(SEND, to.raw + data))
+
+    def end(self) -> None:
+        """Hang up."""
+        self.relay_reads.close()
+
+    async def read_frame(self) -> tuple[int, bytes]:
+        """Read a frame of the relay's."""
+        frame_type, length = struct.unpack(">BI", await self.relay_writes.readexactly(5))
+        return frame_type, await self.relay_writes.readexactly(length)

@@ -1,0 +1,202 @@
+"""How a relay ends: everybody is told, nobody can hold it up, and nothing of it is left. PROTOCOL §6.11."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+
+from fastderp.errors import ConnectionClosed
+from fastderp.keys import NodePrivate
+from fastderp.server.http import Response
+from fastderp.server.relay import Server
+from tests.kit.peer import RESTARTING, SERVER_KEY, client_info
+from tests.kit.relay import EVERY_SETUP, EVERY_WEBSOCKET_SETUP, Relay, Setup, eventually
+from tests.kit.streams import StreamPair
+from tests.kit.websocket import WebSocketPeer
+
+StartRelay = Callable[..., Relay]
+
+# What a relay waits for clients that do not take their goodbye is 2 s; a slow machine needs some more.
+AT_ONCE_S = 8.0
+
+
+@pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
+def test_websockets_are_told_that_the_relay_goes_away(start_relay: StartRelay, setup: Setup) -> None:
+    relay = start_relay(setup)
+    with relay.login() as peer, relay.connect() as waiting:
+        assert isinstance(peer, WebSocketPeer) and isinstance(waiting, WebSocketPeer)
+        waiting.upgrade(relay.server.public_key)
+        closing = asyncio.run_coroutine_threadsafe(relay.server.close(), relay._loop)
+        assert peer.closing() == (1001, b"")
+        assert waiting.closing() == (1001, b"")
+        peer.close()
+        closing.result(AT_ONCE_S)
+
+
+@pytest.mark.parametrize("setup", EVERY_SETUP, ids=str)
+def test_what_was_announced_before_the_end_still_arrives(start_relay: StartRelay, setup: Setup) -> None:
+    relay = start_relay(setup)
+    with relay.login() as peer:
+        assert relay.call(relay.server.announce_restart, 2.0, 30.0) == 1
+        closing = asyncio.run_coroutine_threadsafe(relay.server.close(), relay._loop)
+        assert peer.read_frame() == (RESTARTING, struct.pack(">II", 2000, 30_000))
+        assert peer.is_closed()
+        peer.close()
+        closing.result(AT_ONCE_S)
+
+
+@pytest.mark.parametrize("transport", ["TLS 1.2", "WebSocket", "TLS 1.3"])
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(
+    start_relay: StartRelay, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.bridge.FAREWELL_S", 0.2)
+    relay = start_relay(Setup(transport), write_timeout=0)
+    with relay.login() as sender, relay.login() as stuck:
+        for _ in range(100):
+            sender.send_packet(stuck.public, bytes(65536))
+        sender.sync()
+        relay.run(relay.server.close())
+        assert relay.call(lambda: len(relay.server._entrance.bridges)) == 0
+
+
+def test_closing_again_and_at_the_same_time_is_closing_once(start_relay: StartRelay) -> None:
+    relay = start_relay()
+
+    async def close_three_times() -> None:
+        await asyncio.gather(relay.server.close(), relay.server.close())
+        await relay.server.close()
+
+    with relay.login() as peer:
+        relay.run(close_three_times())
+        assert peer.is_closed()
+
+
+async def test_who_is_cancelled_while_closing_does_not_leave_half_a_relay() -> None:
+    server = Server(workers=1)
+    server.start()
+    closing = asyncio.ensure_future(server.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await server.close()
+    with pytest.raises(ConnectionClosed):
+        server.start()
+
+
+async def test_a_closed_relay_takes_nobody_in() -> None:
+    async with Server(workers=1) as server:
+        port = server.listen("127.0.0.1", 0).port
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 10)
+    with pytest.raises(ConnectionClosed):
+        server.listen("127.0.0.1", 0)
+    pair = StreamPair()
+    with pytest.raises(ConnectionClosed):
+        await server.accept(pair.relay_reads, pair.relay_writes)
+    assert pair.relay_writes.is_closed
+
+
+async def test_a_relay_that_never_started_can_be_closed() -> None:
+    await Server(workers=1).close()
+
+
+async def test_serving_ends_with_the_relay_and_the_relay_with_serving() -> None:
+    server = Server(workers=1)
+    serving = asyncio.ensure_future(server.serve("127.0.0.1", 0))
+    await asyncio.sleep(0)
+    await server.close()
+    await serving
+    other = Server(workers=1)
+    serving = asyncio.ensure_future(other.serve("127.0.0.1", 0))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    with pytest.raises(ConnectionClosed):
+        other.start()
+
+
+# Streams of one's own
+
+
+async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:
+    async with Server(workers=1) as server:
+        pairs = [StreamPair(), StreamPair()]
+        keys = [NodePrivate.generate(), NodePrivate.generate()]
+        serving = [
+            asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes, ("2001:db8::7", 1))) for pair in pairs
+        ]
+        for pair, key in zip(pairs, keys, strict=True):
+            assert (await pair.read_frame())[0] == SERVER_KEY
+            pair.write(client_info(key, server.public_key))
+            await pair.read_frame()
+        ann, bob = pairs
+        for size in (0, 1, 65536):
+            ann.send_packet(keys[1].public(), bytes(size))
+            assert (await bob.read_frame())[1] == keys[0].public().raw + bytes(size)
+        assert {client.ip for client in server.clients()} == {"2001:db8::7"}
+        ann.end()
+        await serving[0]
+        assert ann.relay_writes.is_closed
+    await serving[1]
+    assert bob.relay_writes.is_closed
+
+
+async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
+    pair = StreamPair()
+    async with Server(workers=1) as server:
+        serving = asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes))
+        await pair.read_frame()
+    with pytest.raises(ConnectionClosed):
+        await serving
+    assert pair.relay_writes.is_closed
+    assert server.metrics()["fastderp_closed"] == {"login_shutdown": 1}
+
+
+async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.streams.FAREWELL_S", 0.1)
+    over = asyncio.Event()
+    async with Server(workers=1, write_timeout=0.5) as server:
+
+        async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await server.accept(reader, writer)
+            finally:
+                over.set()
+
+        listening = await asyncio.start_server(served, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        stuck, other = NodePrivate.generate(), StreamPair()
+        await reader.readexactly(45)
+        writer.write(client_info(stuck, server.public_key))
+        await reader.readexactly(5)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        asyncio.ensure_future(server.accept(other.relay_reads, other.relay_writes))
+        await other.read_frame()
+        other.write(client_info(NodePrivate.generate(), server.public_key))
+        await other.read_frame()
+        async with asyncio.timeout(AT_ONCE_S):
+            while not over.is_set():
+                other.send_packet(stuck.public(), bytes(65536))
+                await asyncio.sleep(0.001)
+        writer.transport.abort()
+        listening.close()
+
+
+def test_an_endless_page_ends_with_the_relay(start_relay: StartRelay) -> None:
+    relay = start_relay()
+    relay.call(relay.listener.routes.exact.__setitem__, "/endless", lambda _: Response(pieces=relay.server.traffic_lines()))
+    with relay.connect() as browser:
+        browser.send(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        browser.read_head()
+        began_s = time.monotonic()
+        relay.run(relay.server.close())
+        browser.read_to_end()
+        assert time.monotonic() - began_s < AT_ONCE_S
+    eventually(lambda: relay.server.metrics()["fastderp_connections_not_logged_in"] == 0)
