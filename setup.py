@@ -31,8 +31,10 @@ EXTENSIONS = {
     "fastderp.tls.handshake": {},
     "fastderp.tls.openssl": {},
     "fastderp.loadgen.engine": PACKET_PATH,
+    "fastderp.loadgen.hello": PACKET_PATH,
     "fastderp.loadgen.histogram": PACKET_PATH,
     "fastderp.loadgen.load": PACKET_PATH,
+    "fastderp.loadgen.logins": PACKET_PATH,
     "fastderp.loadgen.payload": PACKET_PATH,
 }
 

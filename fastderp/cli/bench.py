@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--in-a-row", type=int, metavar="N", help="packets of one flow before the next one's turn")
     add("--slow", type=int, metavar="N", help="so many of the receivers read 64 KiB/s")
     add("--storm", type=int, metavar="N", help="clients that log in while it is measured")
+    add("--storm-rate", type=float, metavar="N", help="so many per second (as fast as they can)")
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
     add("--settle", type=float, default=0.0, metavar="S",
@@ -120,7 +121,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         changes |= {"window": 0, "rate": options.rate}
     if options.never_wait:
         changes |= {"window": 0, "rate": 0.0}
-    for name in ("idle", "in_a_row", "slow", "storm", "joined_records"):
+    for name in ("idle", "in_a_row", "slow", "storm", "storm_rate", "joined_records"):
         if (value := getattr(options, name)) is not None:
             changes[name] = value
     if not changes:
@@ -165,8 +166,7 @@ def _run_with_bar(
 
         def on_progress(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share)
-            if what != "logging in":  # a few times a second; logins come by the thousand
-                bar.refresh()
+            bar.refresh()
 
         return run(
             target, scenario, timing,

@@ -110,3 +110,6 @@ cdef class RecordLayer:
 cdef RecordLayer record_layer_new(
     uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret, bytes pending
 )
+
+# The Python object around keys in use, which are moved out of `records`.
+cdef RecordLayer record_layer_of(Records* records, bytes pending)

@@ -520,3 +520,11 @@ cdef RecordLayer record_layer_new(
     layer._check(record_init(&layer.c, suite, is_client, rx_secret, tx_secret))
     layer._pending = pending
     return layer
+
+
+cdef RecordLayer record_layer_of(Records* records, bytes pending):
+    cdef RecordLayer layer = RecordLayer.__new__(RecordLayer)
+    memcpy(&layer.c, records, sizeof(Records))
+    crypto.OPENSSL_cleanse(records, sizeof(Records))
+    layer._pending = pending
+    return layer

@@ -1,41 +1,41 @@
-"""Log clients in to a relay and hand their bare sockets to the load engine.
+"""Clients of a relay: prepared in Python, logged in by native code, given to the load engine as bare sockets.
 
-Runs on asyncio before the load starts; nothing here is on the measured path. Unlike
-`fastderp.client` it stops right behind ServerInfo and gives the descriptor away.
+Unlike `fastderp.client` a login stops right behind ServerInfo. Nothing here is on the measured path.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import DialError, ProtocolError
-from fastderp.keys import NodePrivate
+from fastderp.keys import Box, NodePrivate, NodePublic
+from fastderp.loadgen.hello import client_hello
+from fastderp.loadgen.logins import Logins
 from fastderp.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
-from fastderp.protocol import HEADER, HEADER_SIZE, MAX_CLIENT_FRAME_SIZE, FrameType
+from fastderp.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientContext, Handshake
 
 LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
 HEAD_LIMIT_BYTES = 16384
-# More than this unsent in a sender's kernel would be queueing of the load, not of the relay.
-NOT_SENT_LIMIT_BYTES = 32768
-TCP_NOTSENT_LOWAT = 25
-IP_BIND_ADDRESS_NO_PORT = 24
+SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+# How long the native code runs before an interrupt is noticed.
+TURN_S = 0.1
 # Linux hands out about 28,000 ports per pair of addresses unless told otherwise; some may be taken.
 CLIENTS_PER_SOURCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A relay by URL. `tls` is what to trust over https, None over http.
+    """A relay by URL. `tls` is what to trust over https, None over http; `suites` are the TLS 1.3 suites to offer.
 
     Without `check_box` the relay's ServerInfo may be anything (the bench's floor).
     """
@@ -45,6 +45,7 @@ class Target:
     path: str = "/derp"
     tls: ClientContext | None = None
     check_box: bool = True
+    suites: Sequence[str] = SUITES
 
     @classmethod
     def parse(
@@ -70,9 +71,9 @@ class Target:
         path = parts.path if parts.path not in ("", "/") else "/derp"
         if parts.scheme == "http":
             return cls(parts.hostname, parts.port or 80, path, None, check_box)
-        suites = None if suite is None else [suite]
+        suites = SUITES if suite is None else (suite,)
         trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
-        return cls(parts.hostname, parts.port or 443, path, trust, check_box)
+        return cls(parts.hostname, parts.port or 443, path, trust, check_box, suites)
 
     @property
     def authority(self) -> str:
@@ -84,6 +85,23 @@ class Target:
     def url(self) -> str:
         """The URL in full."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
+
+    @property
+    def request(self) -> bytes:
+        """The upgrade every client asks for (PROTOCOL §9.3)."""
+        return (
+            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\n"
+            "Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
+        ).encode()
+
+    def resolve(self) -> tuple[str, int]:
+        """Return the relay's first address. Raises DialError when there is none."""
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise DialError(f"{self.url}: {error.strerror}") from error
+        host, port = found[0][4][:2]
+        return str(host), int(port)
 
 
 @dataclass(slots=True)
@@ -104,173 +122,167 @@ class Joined:
         self.sock.close()
 
 
-@dataclass(slots=True)
-class _Link:
-    """A connected socket, its TLS records if any, and plaintext that was read but not used."""
+class Crowd:
+    """`n` new clients of a relay, whose keys and boxes are made before they log in.
 
-    sock: socket.socket
-    records: RecordLayer | None = None
-    unread: bytearray = field(default_factory=bytearray)
+    The relay's certificate is verified when it is asked for its key; the clients then know it by its boxes.
+    They connect from `sources` in turn; without any, to a relay on 127.0.0.1, from as many loopback addresses as
+    ports suffice for. With `rate` no more than that many per second log in. With `never_sleeps` the load's core is kept
+    busy meanwhile: to wake it is not the relay's cost. Raises DialError, naming the relay and the cause, when the
+    relay cannot be asked for its key.
+    """
 
-    async def receive(self) -> bytes:
-        """Return what the socket has. ConnectionError at the end of the stream."""
-        data = await asyncio.get_running_loop().sock_recv(self.sock, 16384)
-        if not data:
-            raise ConnectionError("the relay closed the connection")
-        return data
+    def __init__(
+        self, target: Target, n: int, *, sources: Sequence[str] = (), rate: float = 0.0, never_sleeps: bool = False
+    ) -> None:
+        address = target.resolve()
+        sources = sources or loopback_sources(address[0], n)
+        relay = relay_key(target, address, sources[0] if sources else "")
+        keys = [NodePrivate.generate() for _ in range(n)]
+        boxes = [key.box(relay) for key in keys]
+        info = ClientInfo(can_ack_pings=True)
+        shared = NodePrivate.generate()
+        hello = client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
+        self._target = target
+        self._keys = [key.public().raw for key in keys]
+        self._boxes = boxes
+        self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        try:
+            self._logins = Logins(
+                socket_address(*address), relay.raw, target.request,
+                [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)],
+                hello=hello, hello_key=shared.to_bytes(), sources=[socket_address(source, 0) for source in sources],
+                at_once=LOGINS_AT_ONCE, rate=rate, limit_s=LOGIN_LIMIT_S, never_sleeps=never_sleeps,
+            )
+        except OSError as error:
+            raise DialError(f"{target.url}: {_cause(error)}") from error
 
-    async def transmit(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+    @property
+    def logins_per_s(self) -> float:
+        """How fast they have logged in."""
+        return self._logins.n_inside / self._logins.seconds if self._logins.seconds else 0.0
 
-    async def shake_hands(self, trust: ClientContext, host: str) -> None:
-        """Begin TLS 1.3, the only one whose keys can be given to the load."""
-        handshake = Handshake(trust, host)
-        while not handshake.step():
-            await self.transmit(handshake.take_output())
-            handshake.feed(await self.receive())
-        await self.transmit(handshake.take_output())
-        if handshake.version != "TLSv1.3":
-            raise ProtocolError(f"a load needs TLS 1.3; this is {handshake.version}")
-        self.records = handshake.records()
-        self.unread += self.records.open()
+    def log_in(self, on_joined: Callable[[int], None] = lambda n_joined: None) -> list[Joined]:
+        """Log everybody in; `on_joined` hears how many there are so far. After `stop` there are fewer.
 
-    async def fill(self) -> None:
-        """Read more plaintext."""
-        data = await self.receive()
-        self.unread += self.records.open(data) if self.records else data
+        Raises DialError, naming the relay and the cause, for the first that cannot; nobody is connected then.
+        """
+        try:
+            while not self._logins.run(TURN_S):
+                on_joined(self._logins.n_inside)
+            return self._take()
+        except (OSError, ProtocolError) as error:
+            raise DialError(f"{self._target.url}: {_cause(error)}") from error
 
-    async def write(self, data: bytes) -> None:
-        await self.transmit(self.records.seal(data) if self.records else data)
+    def stop(self) -> None:
+        """Have `log_in` return soon; may be called from any thread."""
+        self._logins.stop()
 
-    async def take(self, n: int) -> bytes:
-        """Return the next `n` bytes."""
-        while len(self.unread) < n:
-            await self.fill()
-        data = bytes(self.unread[:n])
-        del self.unread[:n]
-        return data
+    def _take(self) -> list[Joined]:
+        """Check what the relay has said to each, and take the connections."""
+        joined = []
+        try:
+            for number, descriptor, info, unread, records in self._logins.members():
+                sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
+                joined.append(Joined(sock, self._keys[number], unread, records))
+                self._check(self._boxes[number], info)
+        except BaseException:
+            for connection in joined:
+                connection.close()
+            raise
+        return joined
 
-    async def take_through(self, mark: bytes, limit: int) -> bytes:
-        """Return everything up to and including `mark`."""
-        while (end := self.unread.find(mark)) < 0:
-            if len(self.unread) > limit:
-                raise ProtocolError(f"no end of the HTTP answer within {limit} bytes")
-            await self.fill()
-        return await self.take(end + len(mark))
-
-    async def take_frame(self) -> tuple[int, bytes]:
-        """Return the next frame's type and payload."""
-        frame_type, length = HEADER.unpack(await self.take(HEADER_SIZE))
-        if length > MAX_CLIENT_FRAME_SIZE:
-            raise ProtocolError(f"a frame of {length} bytes")
-        return frame_type, await self.take(length)
+    def _check(self, box: Box, info: bytes) -> None:
+        if self._target.check_box:
+            open_server_info(box, info[HEADER_SIZE:])
 
 
-async def join(target: Target, address: tuple[str, int], source: str = "") -> Joined:
-    """Log one new client in to `target` at `address` (PROTOCOL §3, §9.3), from `source` if given.
+def relay_key(target: Target, address: tuple[str, int], source: str = "") -> NodePublic:
+    """Ask the relay at `address` for its key, from `source` if given, and leave without a login.
 
     Raises DialError, naming the relay and the cause, when that fails in any way.
     """
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     try:
-        async with asyncio.timeout(LOGIN_LIMIT_S):
-            return await _join(target, address, sock, source)
+        with socket.create_connection(address, LOGIN_LIMIT_S, (source, 0) if source else None) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return _Visit(sock, target).key()
     except (OSError, ProtocolError, TlsError) as error:
-        sock.close()
         raise DialError(f"{target.url}: {_cause(error)}") from error
-    except BaseException:
-        sock.close()
-        raise
 
 
 def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no login within {LOGIN_LIMIT_S:.0f} s"
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)  # asyncio's own text shows the address as a tuple
+        return os.strerror(error.errno)
     return str(error)
 
 
-async def _join(
-    target: Target, address: tuple[str, int], sock: socket.socket, source: str
-) -> Joined:
-    sock.setblocking(False)
-    if source:
-        # The port comes with the connection: before that it would be taken for every relay.
-        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        sock.bind((source, 0))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LIMIT_BYTES)
-    await asyncio.get_running_loop().sock_connect(sock, address)
-    link = _Link(sock)
-    if target.tls:
-        await link.shake_hands(target.tls, target.host)
-    await _upgrade(link, target)
-    key = await _login(link, target)
-    return Joined(sock, key, bytes(link.unread), link.records)
+@dataclass(slots=True)
+class _Visit:
+    """A connection that goes as far as the relay's greeting."""
+
+    sock: socket.socket
+    target: Target
+    records: RecordLayer | None = None
+    unread: bytearray = field(default_factory=bytearray)
+
+    def key(self) -> NodePublic:
+        if self.target.tls:
+            self._shake_hands(self.target.tls)
+        request = self.target.request
+        self.sock.sendall(self.records.seal(request) if self.records else request)
+        head = self._take_head()
+        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        if status.split(" ")[1:2] != ["101"]:
+            raise ProtocolError(f"it did not upgrade to DERP but answered {status!r}")
+        frame_type, length = HEADER.unpack(self._take(HEADER_SIZE))
+        if length > MAX_SERVER_KEY_SIZE:
+            raise ProtocolError(f"a frame of {length} bytes where ServerKey was expected")
+        return parse_server_key(frame_type, self._take(length))
+
+    def _shake_hands(self, trust: ClientContext) -> None:
+        """Begin TLS 1.3, the only one whose keys can be given to the load."""
+        handshake = Handshake(trust, self.target.host)
+        while not handshake.step():
+            self.sock.sendall(handshake.take_output())
+            handshake.feed(self._receive())
+        self.sock.sendall(handshake.take_output())
+        if handshake.version != "TLSv1.3":
+            raise ProtocolError(f"a load needs TLS 1.3; this is {handshake.version}")
+        self.records = handshake.records()
+        self.unread += self.records.open()
+
+    def _receive(self) -> bytes:
+        data = self.sock.recv(16384)
+        if not data:
+            raise ConnectionError("the relay closed the connection")
+        return data
+
+    def _fill(self) -> None:
+        data = self._receive()
+        self.unread += self.records.open(data) if self.records else data
+
+    def _take(self, n: int) -> bytes:
+        while len(self.unread) < n:
+            self._fill()
+        data = bytes(self.unread[:n])
+        del self.unread[:n]
+        return data
+
+    def _take_head(self) -> bytes:
+        while (end := self.unread.find(b"\r\n\r\n")) < 0:
+            if len(self.unread) > HEAD_LIMIT_BYTES:
+                raise ProtocolError(f"no end of the HTTP answer within {HEAD_LIMIT_BYTES} bytes")
+            self._fill()
+        return self._take(end + 4)
 
 
-async def _upgrade(link: _Link, target: Target) -> None:
-    request = (
-        f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n"
-        "Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
-    )
-    await link.write(request.encode())
-    head = await link.take_through(b"\r\n\r\n", HEAD_LIMIT_BYTES)
-    status = head.split(b"\r\n", 1)[0].decode("latin-1")
-    if status.split(" ")[1:2] != ["101"]:
-        raise ProtocolError(f"it did not upgrade to DERP but answered {status!r}")
-
-
-async def _login(link: _Link, target: Target) -> bytes:
-    """Exchange the boxes; return the new client's public key."""
-    server = parse_server_key(*await link.take_frame())
-    private = NodePrivate.generate()
-    box = private.box(server)
-    await link.write(client_info_frame(private.public(), box, ClientInfo(can_ack_pings=True)))
-    frame_type, payload = await link.take_frame()
-    if frame_type != FrameType.SERVER_INFO:
-        raise ProtocolError(f"frame {frame_type:#04x} where ServerInfo was expected")
-    if target.check_box:
-        open_server_info(box, payload)
-    return private.public().raw
-
-
-async def join_many(
-    target: Target,
-    n: int,
-    on_joined: Callable[[int], None] = lambda n_joined: None,
-    *,
-    sources: Sequence[str] = (),
-) -> Sequence[Joined]:
-    """Log `n` new clients in, at most LOGINS_AT_ONCE at a time.
-
-    `on_joined` hears how many there are so far. They connect from `sources` in turn; without any,
-    to a relay on 127.0.0.1, from as many loopback addresses as ports suffice for. Raises DialError when any of them fails; the
-    others are closed then.
-    """
-    address = await _resolve(target)
-    joined: list[Joined] = []
-    waiting = iter(range(n))
-    sources = sources or loopback_sources(address[0], n)
-
-    async def join_some() -> None:
-        for i in waiting:
-            source = sources[i % len(sources)] if sources else ""
-            joined.append(await join(target, address, source))
-            on_joined(len(joined))
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(n, LOGINS_AT_ONCE)):
-                group.create_task(join_some())
-    except BaseException as failure:
-        for connection in joined:
-            connection.close()
-        if isinstance(failure, BaseExceptionGroup):
-            raise failure.exceptions[0] from None
-        raise
-    return joined
+def socket_address(host: str, port: int) -> bytes:
+    """Return an IP address and port as the kernel takes them (ip(7), ipv6(7))."""
+    if ":" in host:
+        return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", port, 0, ipaddress.IPv6Address(host).packed, 0)
+    return struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, ipaddress.IPv4Address(host).packed)
 
 
 def loopback_sources(host: str, n: int) -> list[str]:
@@ -279,13 +291,3 @@ def loopback_sources(host: str, n: int) -> list[str]:
     if n_sources < 2 or ":" in host or not ipaddress.ip_address(host).is_loopback:
         return []
     return [str(ipaddress.ip_address("127.0.0.1") + i) for i in range(n_sources)]
-
-
-async def _resolve(target: Target) -> tuple[str, int]:
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise DialError(f"{target.url}: {error.strerror}") from error
-    host, port = found[0][4][:2]
-    return str(host), int(port)

@@ -5,14 +5,13 @@ The caller's thread waits and reports progress; the engine has a thread of its o
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from fastderp.loadgen.connect import Joined, Target, join_many
+from fastderp.loadgen.connect import Crowd, Joined, Target
 from fastderp.loadgen.engine import Engine
 from fastderp.loadgen.process import Process
 from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
@@ -72,14 +71,10 @@ def run(
     relay = Process(pid) if pid is not None else None
     rss_before = relay.rss_kib() if relay else 0
     n_clients = scenario.n_clients + scenario.idle
+    on_progress("preparing", 0.0)
+    crowd = Crowd(target, n_clients, sources=sources, never_sleeps=True)
     cpu_before = relay.cpu_s() if relay else 0.0
-    started = time.monotonic()
-    joined = asyncio.run(
-        join_many(
-            target, n_clients, lambda n: on_progress("logging in", n / n_clients), sources=sources
-        )
-    )
-    login_s = time.monotonic() - started
+    joined = crowd.log_in(lambda n: on_progress("logging in", n / n_clients))
     login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
     rss_connected = relay.rss_kib() if relay else 0
     rss_idle = _idle(relay, timing.settle_s, on_progress) if relay else 0
@@ -87,7 +82,7 @@ def run(
     cipher = joined[0].records.suite if joined[0].records else ""
     engine = _engine(joined, scenario, verify, seed)
     try:
-        with _Storm(target, scenario.storm, sources) as storm:
+        with _Storm(target, scenario, sources) as storm:
             measured = _drive(engine, timing, relay, storm, on_progress)
         totals = engine.totals()
         use = None
@@ -122,7 +117,7 @@ def run(
             loss=_ratio(totals["lost"], totals["sent"]) or 0.0,
             fairness=fairness(engine.delivered_by_flow()),
             latency=_latency(engine, totals["latency_max_ns"]),
-            logins_per_s=n_clients / login_s,
+            logins_per_s=crowd.logins_per_s,
             storm_logins_per_s=storm.logins_per_s,
             relay=use,
         )
@@ -158,33 +153,38 @@ class _Storm:
     relay. A block that ends waits for the storm.
     """
 
-    def __init__(self, target: Target, n: int, sources: Sequence[str]) -> None:
-        self._target = target
-        self._n = n
-        self._sources = sources
+    def __init__(self, target: Target, scenario: Scenario, sources: Sequence[str]) -> None:
         self._thread = threading.Thread(target=self._log_in, name="storm")
         self._joined: Sequence[Joined] = ()
         self._error: BaseException | None = None
-        self.logins_per_s = 0.0
+        self._crowd: Crowd | None = None
+        if scenario.storm:
+            self._crowd = Crowd(target, scenario.storm, sources=sources, rate=scenario.storm_rate)
+
+    @property
+    def logins_per_s(self) -> float:
+        """How fast they logged in; 0 without a storm."""
+        return self._crowd.logins_per_s if self._crowd else 0.0
 
     def start(self) -> None:
         """Let it loose, if there is one."""
-        if self._n:
+        if self._crowd:
             self._thread.start()
 
     def _log_in(self) -> None:
+        assert self._crowd is not None
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
-        started = time.monotonic()
         try:
-            self._joined = asyncio.run(join_many(self._target, self._n, sources=self._sources))
+            self._joined = self._crowd.log_in()
         except BaseException as error:
             self._error = error
-        self.logins_per_s = len(self._joined) / (time.monotonic() - started)
 
     def __enter__(self) -> _Storm:
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self._crowd and failure:
+            self._crowd.stop()
         if self._thread.ident:
             self._thread.join()
         for connection in self._joined:

@@ -37,7 +37,7 @@ class Scenario:
     A client with several flows sends `in_a_row` packets of one before the next, and a schedule lets
     go as many at once. The last `slow`
     receivers read `slow_kib_per_s` each and are left out of the latency. `storm` more clients log
-    in while it is measured.
+    in while it is measured, `storm_rate` per second or as fast as they can.
     """
 
     name: str
@@ -52,12 +52,15 @@ class Scenario:
     slow: int = 0
     slow_kib_per_s: int = 64
     storm: int = 0
+    storm_rate: float = 0.0
     joined_records: bool = False
 
     def __post_init__(self) -> None:
         least = 2 if self.shape in (Shape.ALL_TO_ALL, Shape.RING) else 1
         if self.n < least or self.idle < 0 or self.storm < 0:
             raise ValueError(f"{self.name}: too few clients")
+        if self.storm_rate < 0:
+            raise ValueError(f"{self.name}: a storm's rate is not below 0")
         if self.in_a_row < 1:
             raise ValueError(f"{self.name}: at least one packet of a flow in a row")
         if not 0 <= self.slow <= len(self.receivers()) or self.slow_kib_per_s < 1:

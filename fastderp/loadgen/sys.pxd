@@ -27,6 +27,8 @@ cdef extern from "<sys/epoll.h>" nogil:
     int EPOLL_CTL_DEL
     uint32_t EPOLLIN
     uint32_t EPOLLOUT
+    uint32_t EPOLLRDHUP
+    uint32_t EPOLLET
     ctypedef union epoll_data_t:
         uint32_t u32
     struct epoll_event:
@@ -39,8 +41,35 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+    int SOCK_STREAM
+    int SOCK_NONBLOCK
+    int SOCK_CLOEXEC
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_storage:
+        unsigned short ss_family
+    int socket(int family, int kind, int protocol)
+    int bind(int fd, const sockaddr* address, socklen_t size)
+    int connect(int fd, const sockaddr* address, socklen_t size)
+    int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
     ssize_t recv(int fd, void* buffer, size_t size, int flags)
     ssize_t send(int fd, const void* data, size_t size, int flags)
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_IP
+    int IPPROTO_TCP
+    int IP_BIND_ADDRESS_NO_PORT
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+    int TCP_NOTSENT_LOWAT
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* where, size_t n, const void* what, size_t n_what)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

@@ -12,6 +12,7 @@ cdef extern from *:
     typedef struct fastderp_evp_cipher_ctx EVP_CIPHER_CTX;
     typedef struct fastderp_evp_md EVP_MD;
     typedef struct fastderp_evp_pkey EVP_PKEY;
+    typedef struct fastderp_evp_pkey_ctx EVP_PKEY_CTX;
     typedef struct fastderp_x509 X509;
     typedef struct fastderp_x509_store X509_STORE;
     typedef struct fastderp_x509_param X509_VERIFY_PARAM;
@@ -28,6 +29,7 @@ cdef extern from *:
     ctypedef struct EVP_CIPHER_CTX
     ctypedef struct EVP_MD
     ctypedef struct EVP_PKEY
+    ctypedef struct EVP_PKEY_CTX
     ctypedef struct X509
     ctypedef struct X509_STORE
     ctypedef struct X509_VERIFY_PARAM
@@ -86,6 +88,7 @@ cdef enum:
 
     BIO_CTRL_PENDING = 10
     X509_V_OK = 0
+    NID_X25519 = 1034
 
 
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
@@ -117,6 +120,16 @@ cdef struct Crypto:
     uint8_t* (*HMAC)(
         const EVP_MD*, const void*, int, const uint8_t*, size_t, uint8_t*, unsigned int*
     ) noexcept nogil
+
+    int (*EVP_Digest)(const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*) noexcept nogil
+
+    EVP_PKEY* (*EVP_PKEY_new_raw_private_key)(int, void*, const uint8_t*, size_t) noexcept nogil
+    EVP_PKEY* (*EVP_PKEY_new_raw_public_key)(int, void*, const uint8_t*, size_t) noexcept nogil
+    EVP_PKEY_CTX* (*EVP_PKEY_CTX_new)(EVP_PKEY*, void*) noexcept nogil
+    void (*EVP_PKEY_CTX_free)(EVP_PKEY_CTX*) noexcept nogil
+    int (*EVP_PKEY_derive_init)(EVP_PKEY_CTX*) noexcept nogil
+    int (*EVP_PKEY_derive_set_peer)(EVP_PKEY_CTX*, EVP_PKEY*) noexcept nogil
+    int (*EVP_PKEY_derive)(EVP_PKEY_CTX*, uint8_t*, size_t*) noexcept nogil
 
     unsigned long (*ERR_get_error)() noexcept nogil
     void (*ERR_clear_error)() noexcept nogil
