@@ -28,10 +28,9 @@ from fastderp.dataplane.session cimport (
     SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64,
-    atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr,
-    pages_release, pthread_mutex_lock, pthread_mutex_unlock,
-    send, sendmsg, shutdown,
+    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
+    atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno,
+    msghdr, pages_release, pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )
 from fastderp.dataplane.wheel cimport wheel_arm
 
@@ -42,6 +41,7 @@ cdef enum:
     TLS_FATAL = 2
     TLS_CLOSE_NOTIFY = 0
     NO_ALERT = 255
+    CONTENDED_FOR = 16           # writes that leave nothing over until a session counts as uncontended again
     TELLS_PER_SECOND = 16        # drops that each thread tells the control plane of
 
 cdef uint64_t TELL_WINDOW_NS = 1000000000
@@ -222,7 +222,7 @@ cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noe
         return
     s.wants_out = wants_out
     s.is_held = is_held
-    event.events = (0 if is_held else EPOLLIN) | (EPOLLOUT if wants_out else 0)
+    event.events = EPOLLET | (0 if is_held else EPOLLIN | EPOLLRDHUP) | (EPOLLOUT if wants_out else 0)
     event.data.u64 = s.handle
     epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_MOD, s.fd, &event)
 
@@ -569,6 +569,16 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
         poll_set_locked(t, s, False, s.is_held)
 
 
+cdef inline void contention_note(Session* s) noexcept nogil:
+    # Several senders want more than the socket takes: their workers read them in small equal pieces from now on, so
+    # that none has the socket to itself whenever there is room, and TCP slows them all down alike.
+    if s.backlog is not NULL:
+        if s.backlog.flows[LANE_DATA].n_active > 1 and s.contended != CONTENDED_FOR:
+            atomic_store_u8(&s.contended, CONTENDED_FOR)
+    elif s.contended:
+        atomic_store_u8(&s.contended, s.contended - 1)
+
+
 # ---- output, by any thread
 
 cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
@@ -584,6 +594,7 @@ cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noe
         output_plain(t, s, batch)
     else:
         output_sealed(t, s, batch)
+    contention_note(s)
     pthread_mutex_unlock(&s.output_lock)
 
 

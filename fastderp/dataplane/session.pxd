@@ -92,11 +92,19 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint8_t has_begun            # the frame at the start of the stash has been charged and noted (§5)
     uint8_t is_fresh             # the worker has not looked at it yet: there may be unread bytes in the stashes
     uint8_t is_ending
+    uint8_t is_contending        # its last packet was for a contended session
+    uint8_t is_drained           # its last read emptied the socket: epoll tells when there is more
+    uint8_t has_hung_up          # nothing more will come but the end, of which epoll will not tell again
+    uint8_t is_cut               # the stash holds whole frames: there were too many destinations for one turn
+    uint8_t is_unfinished        # in the worker's line of sessions to go on with in the next turn …
+    Session* next_unfinished     # … and its neighbours there
+    Session* previous_unfinished
     # The output side: guarded by output_lock.
     pthread_mutex_t output_lock
     uint8_t state                # atomic, written under the lock
     uint8_t close_reason
     uint8_t close_detail
+    uint8_t contended            # atomic, written under the lock: not 0 while senders compete for it
     uint8_t wants_out            # EPOLLOUT is armed
     uint8_t is_held              # EPOLLIN is not: over the rate limit
     uint8_t rtt_excused          # that it has no round-trip time has been counted

@@ -17,7 +17,7 @@ from fastderp.dataplane.output cimport (
 from fastderp.dataplane.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
 from fastderp.dataplane.sys cimport (
-    EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
+    EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
     atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
@@ -171,11 +171,14 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     s.not_here_ns = t.now_ns
     s.not_here_tokens = NOT_HERE_BURST
     s.preferred = s.is_ending = False
+    s.is_drained = True
+    s.is_contending = s.has_hung_up = s.is_cut = s.is_unfinished = False
     s.is_fresh = True
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
     s.close_detail = 0
     s.backlog = NULL
+    atomic_store_u8(&s.contended, 0)
     s.write_deadline_ns = 0
     s.is_held = False
     s.rtt_excused = False
@@ -228,7 +231,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         if s.route is NULL:
             return False
     has_unread = s.frame.n != 0 or s.record.n != 0
-    event.events = EPOLLIN
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
     event.data.u64 = handle
     pthread_mutex_lock(&s.output_lock)
     added = epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0

@@ -10,7 +10,9 @@ from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
     READ_MAX = 262144            # bytes a session may bring in one turn: the others wait no longer than that takes
+    READ_CONTENDING_MAX = 16384  # the same when several want more of a receiver than it takes
     READ_LIMITED_MAX = 66560     # the same under a rate limit: what is held back stays small, and is one frame at least
+    TOUCH_MAX = 256              # destinations of one session in one turn: each costs a write, for which others wait
     UNREAD_MAX = 294912          # bytes a promoted connection may bring along; more than an incomplete frame or record
     GATHER_MAX = 1048576         # plaintext of one turn before it is sent on; holds a fresh session's first read
     RUN_MAX = 65536              # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
@@ -35,6 +37,12 @@ cdef struct Target:              # a session that this turn's frames go to
     uint32_t n_packets
     size_t n_data
     uint32_t bucket
+    bint is_contended            # as the session says
+
+cdef struct Line:                # sessions with more to do than one turn allows, in the order of their turns
+    Session* first
+    Session* last
+    int n
 
 cdef struct Told:                # a (sender, receiver) pair that the routing table knows already
     uint64_t stamp
@@ -56,6 +64,8 @@ cdef struct Worker:
     int n_runs
     int n_targets
     int n_ending
+    int n_touched                # targets that the present session has brought
+    Line unfinished
     bint has_last                # last_dst and last_target are of this read, and no flush has come in between
     uint8_t last_dst[KEY_SIZE]   # destination of the previous packet …
     int last_target              # … its target, negative when it has none …

@@ -31,11 +31,11 @@ from fastderp.dataplane.session cimport (
     session_is_alive, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
-    MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8, clock_ns, close, counter_add, epoll_create1,
-    epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pages_release, pthread_attr_destroy, pthread_attr_init,
-    pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
-    recv,
+    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8, clock_ns, close, counter_add,
+    epoll_create1, epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pages_release,
+    pthread_attr_destroy, pthread_attr_init, pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join,
+    pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
 
@@ -58,9 +58,11 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
     if s.is_ending:
         return
     if w.n_ending == MAX_ENDING:
-        session_fail(&w.turn, s, s.handle, reason, detail)    # its socket says so again in the next turn
+        session_fail(&w.turn, s, s.handle, reason, detail)
+        line_append(&w.unfinished, s)
         return
     s.is_ending = True
+    line_remove(&w.unfinished, s)
     w.ending[w.n_ending] = s
     w.n_ending += 1
     pthread_mutex_lock(&s.output_lock)
@@ -70,9 +72,17 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
     pthread_mutex_unlock(&s.output_lock)
 
 
+cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
+    if s.is_contending:
+        return READ_CONTENDING_MAX
+    return READ_LIMITED_MAX if rate_applies(w, s) else READ_MAX
+
+
 cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     # Bytes read; 0 when there are none now or ever again (then the session is ending).
-    cdef ssize_t got = recv(s.fd, into, READ_LIMITED_MAX if rate_applies(w, s) else READ_MAX, MSG_DONTWAIT)
+    cdef size_t most = read_limit(w, s)
+    cdef ssize_t got = recv(s.fd, into, most, MSG_DONTWAIT)
+    s.is_drained = got < <ssize_t>most and not s.has_hung_up
     if got > 0:
         s.heard_ns = w.turn.now_ns
         counter_add(&w.counters.reads, 1)
@@ -81,6 +91,9 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
         read_ended(w, s, CLOSE_EOF, 0)
     elif errno != EAGAIN and errno != EINTR:
         read_ended(w, s, CLOSE_RESET, 0)
+    else:
+        s.is_drained = errno == EAGAIN
+        s.has_hung_up = False
     return 0
 
 
@@ -120,6 +133,8 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
     if not stash_put(&s.frame, start + walked, n - walked):
         read_ended(w, s, CLOSE_NO_MEMORY, 0)
     w.n_gathered += walked
+    if (s.is_cut or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
+        line_append(&w.unfinished, s)
 
 
 cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
@@ -189,7 +204,12 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
     cdef bint spoke = s.route is NULL    # noted once per walk is enough
     cdef FrameStatus status
     w.has_last = False
+    w.n_touched = 0
+    s.is_cut = False
     while True:
+        if w.n_touched >= TOUCH_MAX:
+            s.is_cut = True
+            break
         if s.skip_bytes:
             skip = min(s.skip_bytes, <uint64_t>(end - p))
             s.skip_bytes -= skip
@@ -252,6 +272,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     elif w.last_is_link:
         packet_forward(w, s, p, total, n_data)
     else:
+        s.is_contending = w.targets[w.last_target].is_contended
         p[0] = FRAME_RECV_PACKET
         memcpy(p + FRAME_HEADER, s.peer.key, KEY_SIZE)
         target_append(w, &w.last_target, p, total, 1, n_data)
@@ -393,11 +414,13 @@ cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
     w.n_targets += 1
     target.handle = handle
     target.session = session_at(w.turn.core, handle)
+    target.is_contended = atomic_load_u8(&target.session.contended) != 0
     target.first_run = target.last_run = -1
     target.n_runs = 0
     target.n_packets = 0
     target.n_data = 0
     target.bucket = bucket
+    w.n_touched += 1
     w.buckets[bucket] = <uint16_t>w.n_targets
     return w.n_targets - 1
 
@@ -464,21 +487,65 @@ cdef void targets_flush(Worker* w) noexcept nogil:
     w.has_last = False
 
 
+# ---- the line of unfinished sessions
+
+cdef void line_append(Line* line, Session* s) noexcept nogil:
+    if s.is_unfinished:
+        return
+    s.is_unfinished = True
+    s.next_unfinished = NULL
+    s.previous_unfinished = line.last
+    if line.last is not NULL:
+        line.last.next_unfinished = s
+    else:
+        line.first = s
+    line.last = s
+    line.n += 1
+
+
+cdef void line_remove(Line* line, Session* s) noexcept nogil:
+    if not s.is_unfinished:
+        return
+    s.is_unfinished = False
+    if s.previous_unfinished is not NULL:
+        s.previous_unfinished.next_unfinished = s.next_unfinished
+    else:
+        line.first = s.next_unfinished
+    if s.next_unfinished is not NULL:
+        s.next_unfinished.previous_unfinished = s.previous_unfinished
+    else:
+        line.last = s.previous_unfinished
+    line.n -= 1
+
+
 # ---- the thread
 
 cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
+    # epoll tells of what is new, once (EPOLLET): the kernel need not look at every socket again after it was read.
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
         return
     if events & EPOLLOUT:
         session_writable(&w.turn, s)
+    if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        s.has_hung_up = True
     if s.is_fresh:
         session_first_read(w, s)
     elif s.resume_ns == 0:
         if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
-            session_read(w, s, True)
+            s.is_drained = False
+            if not s.is_unfinished:
+                session_read(w, s, True)
     elif events & (EPOLLHUP | EPOLLERR):
         read_ended(w, s, CLOSE_RESET, 0)
+
+
+cdef void session_go_on(Worker* w, Session* s) noexcept nogil:
+    line_remove(&w.unfinished, s)
+    if atomic_load_u8(&s.state) == SESSION_CLOSING:
+        read_ended(w, s, CLOSE_EOF, 0)
+    elif s.resume_ns == 0:
+        session_read(w, s, not s.is_cut)
 
 
 cdef void timers_run(Worker* w) noexcept nogil:
@@ -497,9 +564,12 @@ cdef void timers_run(Worker* w) noexcept nogil:
 
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     cdef int i
+    cdef int n_unfinished = min(w.unfinished.n, <int>MAX_EVENTS)
     cdef uint64_t handle
     w.turn.now_ns = clock_ns()
     limit_refresh(w)
+    for i in range(n_unfinished):
+        session_go_on(w, w.unfinished.first)
     for i in range(n_events):
         handle = w.events[i].data.u64
         if handle == WAKE:
@@ -527,8 +597,11 @@ cdef void* worker_run(void* arg) noexcept nogil:
     cdef Core* core = w.turn.core
     cdef int n_events
     while not atomic_load_u8(&w.stop):
-        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(&core.wheels[w.index], w.turn.now_ns))
-        wheel_awake(&core.wheels[w.index])
+        if w.unfinished.n:
+            n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
+        else:
+            n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(&core.wheels[w.index], w.turn.now_ns))
+            wheel_awake(&core.wheels[w.index])
         routes_reader_enter(&core.routes, w.index)
         worker_turn(w, max(n_events, 0))
         routes_reader_leave(&core.routes, w.index)

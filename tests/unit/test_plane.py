@@ -765,6 +765,51 @@ def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
                 assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + data)
 
 
+def test_who_sends_to_very_many_at_once_does_not_hold_up_others() -> None:
+    plane = Plane(workers=1)
+    receivers = [PlanePeer(plane) for _ in range(300)]
+    many, one, observer = (PlanePeer(plane) for _ in range(3))
+    targets = [*(receiver.key for receiver in receivers), observer.key]
+    many.write(b"".join(frame(FrameType.SEND_PACKET, key, b"to all") for key in targets))
+    one.send_packet(observer.key, b"to one")
+    plane.start()  # it finds both at once
+    with contextlib.closing(plane):
+        assert observer.receive() == (FrameType.RECV_PACKET, one.key + b"to one")
+        assert observer.receive() == (FrameType.RECV_PACKET, many.key + b"to all")
+        for receiver in receivers:
+            assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"to all")
+
+
+def test_what_was_written_to_very_many_before_hanging_up_arrives() -> None:
+    plane = Plane(workers=1)
+    receivers = [PlanePeer(plane) for _ in range(600)]
+    many = PlanePeer(plane)
+    many.write(b"".join(frame(FrameType.SEND_PACKET, receiver.key, b"last words") for receiver in receivers))
+    many.close()
+    plane.start()
+    with contextlib.closing(plane):
+        for receiver in receivers:
+            assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"last words")
+            assert receiver.receive() == (FrameType.PEER_GONE, many.key + GONE)
+        assert closed(plane).reason == "eof"
+
+
+def test_senders_that_hang_up_while_they_flood_a_reader_are_heard_to_the_end() -> None:
+    with running_plane(workers=1) as plane:
+        slow, *flooders = [PlanePeer(plane) for _ in range(9)]
+        for _ in range(3):  # after that the reader is contended, and who sends to it read in small turns
+            for flooder in flooders:
+                fill(flooder, slow.key, 50, 1400)
+        plane.set_rate_limit(1, 1)
+        for flooder in flooders:
+            fill(flooder, slow.key, 40, 1400)
+            flooder.write(frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 60)  # of these most stay in the socket
+            flooder.socket.shutdown(socket.SHUT_WR)
+        plane.set_rate_limit(0)
+        assert {event.reason for event in events(plane, 8) if isinstance(event, ClosedEvent)} == {"eof"}
+        assert plane.counters()["packets_received"] == 8 * (150 + 100)
+
+
 # ---- receive rate limit
 
 
