@@ -40,6 +40,12 @@ class DerpMapError(ConfigError):
     """A DERP map that cannot be understood; the text names the member."""
 
 
+class SecretsError(DerpError):
+    """The secrets server cannot be reached, and nothing is known from an earlier time."""
+
+    exit_code = EX_UNAVAILABLE
+
+
 class BoxError(DerpError):
     """A NaCl box that does not open, or a public key no box can be made for."""
 

@@ -195,25 +195,31 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
 
 
 def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
-    """Return the region's secret from its file, 64 hex digits, and while it is being changed a second one (PROTOCOL 12).
+    """Return the region's secret from its file, as `parse_mesh_keys` reads it (PROTOCOL 12).
 
-    Relays show the first to each other and accept either. White space separates them. Raises KeyFileError naming the
-    file and the reason, never its contents.
+    Raises KeyFileError naming the file and the reason, never its contents.
     """
     try:
-        words = Path(path).read_text("utf-8").split()
+        return parse_mesh_keys(Path(path).read_text("utf-8"))
     except OSError as error:
         raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise KeyFileError(f"mesh key file {path}: not a text file") from None
-    if not 1 <= len(words) <= 2:
-        raise KeyFileError(f"mesh key file {path}: want one mesh key, or two while it is being changed, not {len(words)}")
-    try:
-        keys = [MeshKey.from_text(word) for word in words]
     except ValueError as error:
         raise KeyFileError(f"mesh key file {path}: {error}") from None
+
+
+def parse_mesh_keys(text: str) -> list[MeshKey]:
+    """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
+
+    Relays show the first to each other and accept either. Raises ValueError that does not quote the text.
+    """
+    words = text.split()
+    if not 1 <= len(words) <= 2:
+        raise ValueError(f"want one mesh key, or two while it is being changed, not {len(words)}")
+    keys = [MeshKey.from_text(word) for word in words]
     if not all(keys):
-        raise KeyFileError(f"mesh key file {path}: a key of zeros is none")
+        raise ValueError("a key of zeros is none")
     return keys
 
 

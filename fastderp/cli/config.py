@@ -6,6 +6,7 @@ Reads flags and environment only; files are opened and sockets bound by whoever 
 from __future__ import annotations
 
 import os
+import posixpath
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("deny-keys", str, "", "keep out the keys in this file; followed when it changes", "FILE", ADMISSION),
         Flag("mesh-psk-file", str, default_mesh_psk_file(environment),
              "file with the secret of the region's relays, 64 hex digits; read again on SIGHUP", "FILE", MESH),
+        Flag("secrets-url", str, "", "setec server that has the secret, instead of -mesh-psk-file; asked again on SIGHUP", "URL", MESH),
+        Flag("secrets-path-prefix", str, "prod/derp", "the secret is called PREFIX/meshkey there", "PREFIX", MESH),
+        Flag("secrets-cache-dir", str, os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
+             "file, or directory of a file, that keeps a copy for the time that server cannot be reached", "PATH", MESH),
         Flag("mesh-with", str, "",
              "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST; or @FILE with one a line, "
              "read again on SIGHUP", "HOSTS", MESH),
@@ -82,15 +87,11 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
 
 
 def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
-    home = environment.get("HOME", "/root")
     later: list[tuple[str, Callable[[str], Any], str]] = [
         ("acme-eab-kid", str, ""),
         ("acme-eab-key", str, ""),
         ("acme-email", str, ""),
         ("acme-ip-certs", boolean, "false"),
-        ("secrets-url", str, ""),
-        ("secrets-path-prefix", str, "prod/derp"),
-        ("secrets-cache-dir", str, f"{home}/.cache/derper-secrets"),
         ("ace", boolean, "false"),
     ]
     return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
@@ -112,6 +113,15 @@ class AdmissionConfig:
     def everybody(self) -> bool:
         """Whether there is nothing to check."""
         return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsConfig:
+    """Where the region's secret is, if not in a file."""
+
+    url: str
+    name: str
+    cache: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +149,7 @@ class RelayConfig:
     user_timeout_s: float
     keepalive_s: float
     mesh_psk_file: Path | None
+    secrets: SecretsConfig | None
     mesh_with: str  # as given
     dev: bool
     address_overridden: bool  # -dev took the place of an explicit -a
@@ -182,6 +193,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
         keepalive_s=_not_negative("tcp-keepalive-time", values["tcp-keepalive-time"]),
         mesh_psk_file=Path(values["mesh-psk-file"]) if values["mesh-psk-file"] and not dev else None,
+        secrets=_secrets(values) if values["secrets-url"] and not dev else None,
         mesh_with=values["mesh-with"].strip(),
         dev=dev,
         address_overridden=dev and "a" in given,
@@ -240,6 +252,16 @@ def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
         recheck_s=_not_negative("verify-interval", values["verify-interval"]),
         allow_file=Path(values["allow-keys"]) if values["allow-keys"] else None,
         deny_file=Path(values["deny-keys"]) if values["deny-keys"] else None,
+    )
+
+
+def _secrets(values: Mapping[str, Any]) -> SecretsConfig:
+    if not values["secrets-cache-dir"]:
+        raise UsageError("-secrets-url needs -secrets-cache-dir: where a copy of the secret is kept")
+    return SecretsConfig(
+        url=values["secrets-url"],
+        name=posixpath.join(values["secrets-path-prefix"], "meshkey"),
+        cache=Path(values["secrets-cache-dir"]),
     )
 
 

@@ -5,39 +5,68 @@ Opens the files that `-mesh-psk-file` and `-mesh-with @FILE` name.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastderp.cli.config import DEV_MESH_KEY, RelayConfig
+from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
-from fastderp.keys import MeshKey, load_mesh_keys
+from fastderp.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 from fastderp.server.mesh import MeshPeer
 from fastderp.server.relay import Server
+
+if TYPE_CHECKING:
+    from fastderp.server.secrets import SecretsServer
 
 log = logging.getLogger("fastderp")
 
 
 class RegionSettings:
-    """The mesh keys and members that the command line asks for, as they are in the files now."""
+    """The mesh keys and members that the command line asks for, as they were when they were read."""
 
     def __init__(self, config: RelayConfig) -> None:
-        """Read everything. Raises ConfigError or UsageError for what cannot be used."""
-        self._config = config
+        """Begin with none; `read` them. Raises UsageError for what makes no sense whatever the files say."""
         self.keys: list[MeshKey] = []
         self.peers: list[MeshPeer] = []
-        self._read()
+        self._config = config
+        self._secrets = _secrets_server(config.secrets) if config.secrets is not None else None
+        self._reloading: asyncio.Task[None] | None = None
 
     @property
     def reloadable(self) -> bool:
-        """Whether any of it comes from a file."""
-        return self._config.mesh_psk_file is not None or self._config.mesh_with.startswith("@")
+        """Whether any of it comes from a file or a server."""
+        return bool(self._secrets or self._config.mesh_psk_file) or self._config.mesh_with.startswith("@")
+
+    async def read(self) -> None:
+        """Read everything. Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
+        keys = _keys(self._config) if self._secrets is None else _parsed(await self._secrets.fetch(), self._secrets.host)
+        peers = _peers(self._config.mesh_with)
+        if self._config.mesh_with and not keys:
+            raise UsageError(
+                f"-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with -dev ${DEV_MESH_KEY}"
+            )
+        self.keys, self.peers = keys, peers
 
     def reload(self, server: Server) -> None:
-        """Read everything again and use it; what cannot be used changes nothing."""
+        """Read everything again and use it, soon; what cannot be used changes nothing."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+        self._reloading = asyncio.create_task(self._reload(server))
+
+    async def close(self) -> None:
+        """Read nothing any more."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.gather(self._reloading, return_exceptions=True)
+        if self._secrets is not None:
+            await self._secrets.close()
+
+    async def _reload(self, server: Server) -> None:
         try:
-            self._read()
+            await self.read()
         except DerpError as error:
             log.error("nothing changes: %s", error)
             return
@@ -45,11 +74,22 @@ class RegionSettings:
         server.set_mesh_peers(self.peers)
         log.info("mesh: %d keys, %d members", len(self.keys), len(self.peers))
 
-    def _read(self) -> None:
-        keys, peers = _keys(self._config), _peers(self._config.mesh_with)
-        if self._config.mesh_with and not keys:
-            raise UsageError(f"-mesh-with needs the region's secret: -mesh-psk-file, or with -dev ${DEV_MESH_KEY}")
-        self.keys, self.peers = keys, peers
+
+def _secrets_server(config: SecretsConfig) -> SecretsServer:
+    # Only now: it brings aiohttp.
+    from fastderp.server.secrets import SecretsServer
+
+    try:
+        return SecretsServer(config.url, config.name, config.cache)
+    except ValueError as error:
+        raise UsageError(f"-secrets-url: {error}") from None
+
+
+def _parsed(text: str, host: str) -> list[MeshKey]:
+    try:
+        return parse_mesh_keys(text)
+    except ValueError as error:
+        raise ConfigError(f"the region's secret at {host}: {error}") from None
 
 
 def _keys(config: RelayConfig) -> list[MeshKey]:

@@ -77,6 +77,8 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
     region = RegionSettings(config)
+    stack.push_async_callback(region.close)
+    await region.read()
     bootstrap = _bootstrap_dns(config)
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:

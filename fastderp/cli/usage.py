@@ -28,7 +28,7 @@ EXIT_CODES = (
     (0, "ended by SIGTERM or SIGINT; a second one kills it at once"),
     (1, "did not manage to end in time, and says where it hung: a defect"),
     (2, "wrong flags"),
-    (69, "a library is missing, such as OpenSSL"),
+    (69, "a library is missing, such as OpenSSL; or the secrets server cannot be reached"),
     (71, "cannot listen on an address: in use, not allowed, not this machine's"),
     (78, "a key, a certificate or a setting that cannot be used"),
 )

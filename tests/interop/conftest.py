@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from .gokit import GoError, GoPrograms, TailnetPrograms, build, build_tailnet
+from .gokit import GoError, GoPrograms, TailnetPrograms, build, build_setecd, build_tailnet
 from .relays import Relay, running
 
 Programs = TypeVar("Programs")
@@ -33,6 +33,12 @@ def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
 def tailnet_programs(request: pytest.FixtureRequest) -> TailnetPrograms:
     """Build the programs of a tailnet, as `go_programs` does."""
     return _built(request, build_tailnet)
+
+
+@pytest.fixture(scope="session")
+def setecd(request: pytest.FixtureRequest) -> Path:
+    """Build a setec server, as `go_programs` does."""
+    return _built(request, build_setecd)
 
 
 def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) -> Programs:

@@ -71,6 +71,11 @@ def build(into: Path) -> GoPrograms:
     )
 
 
+def build_setecd(into: Path) -> Path:
+    """Build tailscale's setec server from the same module; GoError as in `build_program`."""
+    return build_program(into / "setecd", "./setecd")
+
+
 def build_tailnet(into: Path) -> TailnetPrograms:
     """Build the programs of a tailnet from the same module; GoError as in `build_program`."""
     return TailnetPrograms(

@@ -214,6 +214,12 @@ def test_a_privileged_port_is_refused_with_a_hint(tmp_path: Path) -> None:
     one_line(("-a", "127.0.0.1:1", "-c", str(tmp_path / "k"), *QUIET), 71, message)
 
 
+def test_a_secrets_server_that_is_no_url_is_refused_without_quoting_it(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
+    one_line((*flags, "-secrets-url=user:password@setec"), 2, r"-secrets-url: want a URL such as https://setec\.example\.ts\.net$")
+    one_line((*flags, "-secrets-url=http://setec", "-secrets-cache-dir="), 2, "-secrets-url needs -secrets-cache-dir")
+
+
 def test_missing_certificates_are_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
     one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")

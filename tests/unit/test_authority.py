@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.keys import NodePrivate
-from fastderp.server import authority
+from fastderp.server import service as service_module
 from fastderp.server.authority import AdmissionUrl, NoAnswer, Tailscaled
 from fastderp.server.verdict import Verdict
 from tests.kit.certificates import Certificate, self_signed, server_context
@@ -165,20 +165,20 @@ async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unre
 
 @pytest.mark.parametrize("fail_open", [True, False])
 async def test_a_silent_url_is_given_up_in_time(fail_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority, "BUDGET_S", 0.2)
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
     verdict = await ask_url(b"", fail_open=fail_open)
     assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "timeout"))
 
 
 async def test_an_answer_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority, "BUDGET_S", 0.2)
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
     assert (await ask_url(b"HTTP/1.1 200 -\r\nContent-Length: 14\r\n\r\n{", fail_open=False)).outcome == "timeout"
 
 
 async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority, "BUDGET_S", 0.8)
-    monkeypatch.setattr(authority, "TURN_S", 0.1)
-    monkeypatch.setattr(authority, "QUESTIONS_AT_ONCE", 2)
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.8)
+    monkeypatch.setattr(service_module, "TURN_S", 0.1)
+    monkeypatch.setattr(service_module, "QUESTIONS_AT_ONCE", 2)
     with serving(b"") as service:
         async with admission_url(service.url) as asked:
             verdicts = await asyncio.gather(*(asked.ask(KEY, "192.0.2.7") for _ in range(5)))

@@ -143,7 +143,7 @@ def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
     "arguments",
     [
         ("-ace",),
-        ("-secrets-url", "http://x"), ("-secrets-path-prefix", "x"), ("-secrets-cache-dir", "/x"), ("-acme-email", "a@b"),
+        ("-acme-email", "a@b"),
         ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
     ],
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
         cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", bootstrap_names=(),
         unpublished_bootstrap_names=(), derp=True, workers=0,
-        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, mesh_with="", dev=False,
+        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
         address_overridden=False,
         admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
     )  # fmt: skip
