@@ -96,6 +96,16 @@ class CertificateError(ConfigError):
     """A certificate or its key that cannot be used; the text names the file. Never quotes its contents."""
 
 
+class IssuanceError(DerpError):
+    """A certificate authority did not issue a certificate; `rate_limited` when it has had too many requests."""
+
+    exit_code = EX_UNAVAILABLE
+
+    def __init__(self, detail: str, *, rate_limited: bool = False) -> None:
+        super().__init__(detail)
+        self.rate_limited = rate_limited
+
+
 class ListenError(DerpError):
     """An address that cannot be listened on: in use, not allowed, not this machine's."""
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastderp.cli.certificates import CERT_MODES, acme_settings
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
+from fastderp.server.acme_settings import VENDOR_HOSTNAME, AcmeSettings
 
 T = TypeVar("T", int, float)
 
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
 DEV_ADDRESS = ":3340"
-CERT_MODES = ("manual", "letsencrypt", "gcp")
 DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
 MAX_WORKERS = 256
 MAX_BURST = 2**63 - 1
@@ -33,17 +34,25 @@ LATER = "Not supported yet"
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
     """Return every flag of the command, in the order `-help` shows them."""
     return [
-        Flag("a", str, ":443", "address to serve on; HTTPS when the port is 443 or -certmode is manual, else HTTP",
+        Flag("a", str, ":443", "address to serve on; HTTPS when the port is 443, -certmode is manual or there is an -acme-directory, else HTTP",
              "[HOST]:PORT", LISTEN),
         Flag("http-port", integer, "80", "port of the plain HTTP helper beside HTTPS; -1 for none", "PORT", LISTEN),
         Flag("stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN),
         Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN),
         Flag("dev", boolean, "false", "try it out: plain HTTP on :3340, a key that is forgotten at exit", "", LISTEN),
         Flag("c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS),
-        Flag("certmode", str, "letsencrypt", "where certificates come from; only manual so far", "manual", CERTS),
+        Flag("certmode", str, "letsencrypt",
+             "where certificates come from: letsencrypt, gcp (Google's CA), or manual for files of your own", "MODE", CERTS),
         Flag("certdir", str, default_cert_dir(environment),
-             "directory of HOSTNAME.crt and HOSTNAME.key; for an address both are made when absent", "DIR", CERTS),
-        Flag("hostname", str, "derp.tailscale.com", "name or address the certificate is for", "NAME", CERTS),
+             "where they are kept; with manual HOSTNAME.crt and HOSTNAME.key, for an address made when absent", "DIR", CERTS),
+        Flag("hostname", str, VENDOR_HOSTNAME, "name or address the certificate is for", "NAME", CERTS),
+        Flag("acme-email", str, "", "where the CA reaches you", "ADDRESS", CERTS),
+        Flag("acme-ip-certs", boolean, "false",
+             "letsencrypt: get certificates for the addresses that clients connect to, too", "", CERTS),
+        Flag("acme-eab-kid", str, "", "account with the CA that orders belong to; gcp wants one", "ID", CERTS),
+        Flag("acme-eab-key", str, "", "its MAC key, base64", "KEY", CERTS),
+        Flag("acme-directory", str, "", "another CA's ACME directory; then HTTPS on any port", "URL", CERTS),
+        Flag("acme-ca-file", str, "", "certificates (PEM) to trust the CA's server by, instead of the system's", "FILE", CERTS),
         Flag("verify-clients", boolean, "false", "let in only the nodes that this machine's tailscaled knows", "", ADMISSION),
         Flag("socket", str, "", "where -verify-clients finds tailscaled, when not at its usual place", "FILE", ADMISSION),
         Flag("verify-client-url", str, "", "ask a service at this URL about every client", "URL", ADMISSION),
@@ -88,10 +97,6 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
 
 def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
     later: list[tuple[str, Callable[[str], Any], str]] = [
-        ("acme-eab-kid", str, ""),
-        ("acme-eab-key", str, ""),
-        ("acme-email", str, ""),
-        ("acme-ip-certs", boolean, "false"),
         ("ace", boolean, "false"),
     ]
     return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
@@ -136,6 +141,7 @@ class RelayConfig:
     key_file: Path | None  # None: a key in memory
     cert_dir: Path
     hostname: str
+    acme: AcmeSettings | None  # None: no TLS, or certificates from files
     home: str
     bootstrap_names: tuple[str, ...]  # as given, split
     unpublished_bootstrap_names: tuple[str, ...]
@@ -164,22 +170,20 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
     dev = values["dev"]
     host, port = parse_address(DEV_ADDRESS if dev else values["a"])
     if values["certmode"] not in CERT_MODES:
-        raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use manual')
-    tls = port == 443 or (values["certmode"] == "manual" and not dev)
-    if tls and values["certmode"] != "manual":
-        raise UsageError(
-            f"-certmode {values['certmode']} is not supported yet: use -certmode manual with your own certificate "
-            "files, or with an IP address as -hostname to have one made; or serve plain HTTP with -a :3340"
-        )
+        raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}')
+    manual = values["certmode"] == "manual"
+    tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
+    http = tls and values["http-port"] != -1
     return RelayConfig(
         host=host,
         port=port,
         tls=tls,
-        http_port=_port("http-port", values["http-port"]) if tls and values["http-port"] != -1 else None,
+        http_port=_port("http-port", values["http-port"]) if http else None,
         stun_port=_port("stun-port", values["stun-port"]) if values["stun"] else None,
         key_file=None if dev else _key_file(values["c"], is_root),
         cert_dir=Path(values["certdir"]),
         hostname=values["hostname"],
+        acme=acme_settings(values, http=http) if tls and not manual else None,
         home=_home(values["home"]),
         bootstrap_names=_list(values["bootstrap-dns-names"]),
         unpublished_bootstrap_names=_list(values["unpublished-bootstrap-dns-names"]),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import fastderp
+from fastderp.cli.certificates import check_acme_installed
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
 from fastderp.cli.ending import begin_on_signal
 from fastderp.cli.environment import Environment
@@ -25,9 +26,12 @@ from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
 from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
+from fastderp.server.acme import AcmeCertificates
+from fastderp.server.acme_challenges import HTTP_PREFIX
+from fastderp.server.acme_settings import VENDOR_HOSTNAME
 from fastderp.server.admission import Admission, Authority
 from fastderp.server.bootstrap import BootstrapDns, Unpublished, checked_name
-from fastderp.server.certs import Certificate, manual_certificate
+from fastderp.server.certs import Certificate, CertificateSource, manual_certificate
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
 from fastderp.server.keylists import KeyLists
@@ -75,7 +79,9 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         log.setLevel(logging.DEBUG)
     access = DebugAccess.from_environment(os.environ)
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
-    certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls else None
+    if config.acme is not None:
+        check_acme_installed()
+    certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
     region = RegionSettings(config)
     stack.push_async_callback(region.close)
     await region.read()
@@ -109,6 +115,10 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         reloads.append(partial(_reload_rate_limit, server, config.rate_file))
     if region.reloadable:
         reloads.append(lambda: region.reload(server))
+    acme = AcmeCertificates(config.acme, server.meta_cert) if config.acme is not None else None
+    if acme is not None:
+        stack.callback(acme.close)
+        reloads.append(acme.retry)
     site = Site(
         hostname=config.hostname if config.tls else "",
         derp=config.derp,
@@ -117,7 +127,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, bootstrap, admission, stun, certificate),
+        values=lambda: _metrics(server, bootstrap, admission, stun, certificate, acme),
         check=partial(_check, server, admission),
         traffic=server.traffic_lines,
         access=access,
@@ -128,17 +138,22 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     routes.prefixes["/debug/"] = debug.respond
     routes.exact["/bootstrap-dns"] = bootstrap.respond
     await stack.enter_async_context(bootstrap.running())
-    tls = _tls_context(certificate, server.meta_cert) if certificate else None
+    tls = _tls_context(certificate, server.meta_cert) if certificate else acme
     listener = _listen(server, config, config.port, routes, tls)
     plain = None
     if config.http_port is not None:
-        plain = _listen(server, config, config.http_port, http_port_routes(site, routes))
+        plain_routes = http_port_routes(site, routes)
+        if acme is not None:
+            plain_routes.prefixes[HTTP_PREFIX] = acme.respond
+        plain = _listen(server, config, config.http_port, plain_routes)
     if stun is not None:
         stun.start()
     server.set_mesh_peers(region.peers)
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
-    _announce(config, server, listener, plain, stun, certificate)
+    _announce(config, server, listener, plain, stun, certificate, acme)
+    if acme is not None:
+        acme.start()
 
 
 def _tls_context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
@@ -150,7 +165,7 @@ def _tls_context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
 
 
 def _listen(
-    server: Server, config: RelayConfig, port: int, routes: Routes, tls: ServerContext | None = None
+    server: Server, config: RelayConfig, port: int, routes: Routes, tls: ServerContext | CertificateSource | None = None
 ) -> Listener:
     try:
         return server.listen(
@@ -229,6 +244,7 @@ def _metrics(
     admission: Admission | None,
     stun: StunServer | None,
     certificate: Certificate | None,
+    acme: AcmeCertificates | None,
 ) -> dict[str, Value]:
     values = server.metrics() | bootstrap.metrics()
     if admission is not None:
@@ -236,7 +252,9 @@ def _metrics(
     if stun is not None:
         values |= stun.counters.metrics()
     if certificate is not None:
-        values["fastderp_certificate_expiry_unix_time"] = int(certificate.not_after.timestamp())
+        values["fastderp_certificate_expiry_unix_time"] = {certificate.hostname: int(certificate.not_after.timestamp())}
+    if acme is not None:
+        values |= acme.metrics()
     return values
 
 
@@ -247,6 +265,7 @@ def _announce(
     plain: Listener | None,
     stun: StunServer | None,
     certificate: Certificate | None,
+    acme: AcmeCertificates | None,
 ) -> None:
     """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
     scheme = "https" if config.tls else "http"
@@ -269,6 +288,10 @@ def _announce(
         log.info("the node for your DERP map, pinned to this certificate:")
         stun_port = stun.addresses[0][1] if stun is not None else None
         log.info("  %s", certificate.derp_node(port=listener.port, stun_port=stun_port))
+    if acme is not None and config.acme is not None:
+        log.info("%s", acme.summary)
+        if config.acme.hostname == VENDOR_HOSTNAME and not config.acme.ip_certs:
+            log.warning("%s is Tailscale's own name: say yours with -hostname", VENDOR_HOSTNAME)
 
 
 def _places(listener: Listener) -> str:

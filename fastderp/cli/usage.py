@@ -19,6 +19,10 @@ from fastderp.cli.flags import Flag
 EXAMPLES = (
     ("fastderp-relay -dev", "try it: plain HTTP on :3340, the key is forgotten at exit"),
     (
+        "fastderp-relay -c relay.key -certdir certs -hostname derp.example.com",
+        "HTTPS on :443 with a certificate from Let's Encrypt, ordered when the first client asks",
+    ),
+    (
         "fastderp-relay -c relay.key -certmode manual -certdir certs -hostname 203.0.113.7",
         "HTTPS on :443 with a certificate made for this address; prints the node for your DERP map",
     ),
@@ -28,7 +32,7 @@ EXIT_CODES = (
     (0, "ended by SIGTERM or SIGINT; a second one kills it at once"),
     (1, "did not manage to end in time, and says where it hung: a defect"),
     (2, "wrong flags"),
-    (69, "a library is missing, such as OpenSSL; or the secrets server cannot be reached"),
+    (69, "a library is missing, such as OpenSSL or acme; or the secrets server cannot be reached"),
     (71, "cannot listen on an address: in use, not allowed, not this machine's"),
     (78, "a key, a certificate or a setting that cannot be used"),
 )

@@ -1,11 +1,11 @@
-"""Certificates: the metacert that names the relay's key, and the files of `-certmode manual` (PROTOCOL §10).
+"""Certificates: the metacert that names the relay's key, the files of `-certmode manual`, and what makes any usable (PROTOCOL §10).
 
-Everything here runs once, at start, on the control thread. Errors are one line an operator can act on and never
-contain key material.
+Control thread. Errors are one line an operator can act on and never contain key material.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import fcntl
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fastderp.errors import CertificateError
 from fastderp.protocol import PROTOCOL_VERSION
+from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
 
 META_CERT_PREFIX = "derpkey"
 META_CERT_VALIDITY = datetime.timedelta(days=30)
@@ -46,6 +48,7 @@ class Certificate:
     hostname: str
     chain: tuple[bytes, ...]
     key: bytes
+    not_before: datetime.datetime
     not_after: datetime.datetime
 
     @property
@@ -75,6 +78,20 @@ class Certificate:
         if stun_port != 3478:
             node["STUNPort"] = -1 if stun_port is None else stun_port
         return json.dumps(node, separators=(",", ":"))
+
+
+class CertificateSource(Protocol):
+    """Has a certificate for each handshake, perhaps only later."""
+
+    @property
+    def context(self) -> DeferredContext:
+        """What handshakes begin with."""
+
+    def choose(self, hello: ClientHello, local_ip: str) -> ServerContext | asyncio.Future[ServerContext]:
+        """Return the certificate for a client that was accepted on this address, or a future of the caller's own that brings it.
+
+        Raises TlsError, as the future may, when the client gets none.
+        """
 
 
 def meta_cert(public_key_hex: str) -> bytes:
@@ -118,12 +135,24 @@ def manual_certificate(directory: Path, hostname: str) -> Certificate:
     crt, key = certificate_files(directory, hostname)
     if ip_literal(hostname) is not None:
         _make_missing_files(crt, key, hostname)
-    leaf_first = _load_chain(crt, hostname)
+    chain_pem = read_file(crt, f"certificate for {hostname}")
+    key_pem = read_file(key, "certificate key")
+    return certificate_from_pem(hostname, chain_pem, key_pem, crt=crt, key=key)
+
+
+def certificate_from_pem(hostname: str, chain_pem: bytes, key_pem: bytes, *, crt: Path, key: Path) -> Certificate:
+    """Read a chain, leaf first, and its key, as found in the files crt and key.
+
+    Raises CertificateError when either is malformed, when they do not belong together, and when the leaf is not valid today
+    or not for this hostname.
+    """
+    leaf_first = _load_chain(chain_pem, crt)
     _check_leaf(leaf_first[0], hostname, crt)
     return Certificate(
         hostname=hostname,
         chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in leaf_first),
-        key=_load_key(key, leaf_first[0], crt),
+        key=_load_key(key_pem, key, leaf_first[0], crt),
+        not_before=leaf_first[0].not_valid_before_utc,
         not_after=leaf_first[0].not_valid_after_utc,
     )
 
@@ -142,8 +171,7 @@ def ip_literal(hostname: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
         return None
 
 
-def _load_chain(path: Path, hostname: str) -> list[x509.Certificate]:
-    pem = _read(path, f"certificate for {hostname}")
+def _load_chain(pem: bytes, path: Path) -> list[x509.Certificate]:
     try:
         chain = x509.load_pem_x509_certificates(pem)
         chain[0].public_key()
@@ -152,8 +180,7 @@ def _load_chain(path: Path, hostname: str) -> list[x509.Certificate]:
     return chain
 
 
-def _load_key(path: Path, leaf: x509.Certificate, leaf_path: Path) -> bytes:
-    pem = _read(path, "certificate key")
+def _load_key(pem: bytes, path: Path, leaf: x509.Certificate, leaf_path: Path) -> bytes:
     try:
         private = serialization.load_pem_private_key(pem, password=None)
     except TypeError as error:
@@ -170,7 +197,8 @@ def _public_der(key: object) -> bytes:
     return der
 
 
-def _read(path: Path, what: str) -> bytes:
+def read_file(path: Path, what: str) -> bytes:
+    """Read a file of PEM. Raises CertificateError that says what was to be read."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_PEM_BYTES + 1)
@@ -225,7 +253,7 @@ def _name_matches(pattern: str, hostname: str) -> bool:
 def _make_missing_files(crt: Path, key: Path, hostname: str) -> None:
     try:
         crt.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(crt.parent):
+        with locked(crt.parent):
             if crt.exists() != key.exists():
                 found, missing = (crt, key) if crt.exists() else (key, crt)
                 raise CertificateError(
@@ -233,7 +261,7 @@ def _make_missing_files(crt: Path, key: Path, hostname: str) -> None:
                 )
             if not crt.exists():
                 for path, (pem, mode) in _self_signed_files(crt, key, hostname).items():
-                    _write_atomically(path, pem, mode)
+                    write_atomically(path, pem, mode)
     except OSError as error:
         raise CertificateError(f"cannot keep certificates in {crt.parent}: {error.strerror}") from error
 
@@ -282,7 +310,7 @@ def self_signed(address: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Hold the directory's lock, so that relays started together agree on one certificate."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -292,7 +320,8 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_atomically(path: Path, content: bytes, mode: int) -> None:
+def write_atomically(path: Path, content: bytes, mode: int) -> None:
+    """Put a file in place whole or not at all, on disk when this returns. Raises OSError."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:

@@ -17,13 +17,14 @@ from fastderp.errors import LoginError
 from fastderp.login import ClientLogin, check_client_info_header
 from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http, websocket
+from fastderp.server.acme_challenges import ALPN_PROTOCOL
 from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
 from fastderp.server.websocket import WebSocket
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import Handshake
+from fastderp.tls.handshake import ClientHello, Handshake, ServerContext
 
 if TYPE_CHECKING:
     from fastderp.server.listener import Listener
@@ -83,6 +84,7 @@ class Connection:
         "_stream",
         "_channel",
         "_handshake",
+        "_certificate",
         "_hello_sent",
         "_tls_version",
         "_head",
@@ -108,6 +110,8 @@ class Connection:
         self._stream = Stream(listener.entrance.poller, sock, self._on_bytes, self._on_end, self._on_drained)
         self._channel: Channel = Clear()
         self._handshake: Handshake | None = None
+        # While the handshake waits for one to be issued.
+        self._certificate: asyncio.Future[ServerContext] | None = None
         self._hello_sent = False
         self._tls_version = ""
         self._head: HeadParser | None = None
@@ -162,6 +166,8 @@ class Connection:
         self._reserved_bytes = 0
         self._unread = b""
         self._handshake = None
+        if self._certificate is not None:
+            self._certificate.cancel()
         if self._task is not None:
             self._task.cancel()
         self._listener.forget(self)
@@ -231,6 +237,8 @@ class Connection:
     def _on_time(self) -> None:
         if self._idle:
             self.close("idle")
+        elif self._certificate is not None:
+            self.close("timeout", "its certificate was not issued in time")
         else:
             self.close("timeout", "not logged in in time")
 
@@ -240,8 +248,12 @@ class Connection:
         handshake = self._handshake
         if handshake is None:
             assert self._listener.tls is not None
-            handshake = self._handshake = Handshake(self._listener.tls)
+            tls = self._listener.tls
+            handshake = self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
         handshake.feed(data)
+        self._step(handshake)
+
+    def _step(self, handshake: Handshake) -> None:
         # The first step is the expensive one: key agreement and signature.
         helpers = self._entrance.handshakes
         if not self._hello_sent and helpers.worthwhile and self._entrance.poller.is_busy:
@@ -268,8 +280,45 @@ class Connection:
             self._stream.send(output)
         if outcome:
             self._finish_handshake(handshake)
+        elif handshake.hello is not None:
+            self._choose_certificate(handshake, handshake.hello)
+
+    def _choose_certificate(self, handshake: Handshake, hello: ClientHello) -> None:
+        """Answer with the certificate for this client, or wait for it; whoever gets none is told so by an alert."""
+        assert not isinstance(self._listener.tls, ServerContext | None)
+        try:
+            choice = self._listener.tls.choose(hello, self._stream.local_ip)
+        except TlsError as error:
+            handshake.refuse(error)
+        else:
+            if isinstance(choice, asyncio.Future):
+                self._stream.pause()
+                self._certificate = choice
+                choice.add_done_callback(self._on_certificate)
+                return
+            handshake.choose(choice)
+        self._step(handshake)
+
+    def _on_certificate(self, certificate: asyncio.Future[ServerContext]) -> None:
+        """Go on with the certificate that was waited for; the connection may have been closed meanwhile."""
+        if self.state is not State.TLS or certificate.cancelled():
+            return
+        handshake = self._handshake
+        assert handshake is not None
+        self._certificate = None
+        error = certificate.exception()
+        if isinstance(error, TlsError):
+            handshake.refuse(error)
+        else:
+            handshake.choose(certificate.result())
+        self._stream.resume()
+        self._guard(self._step, handshake)
 
     def _finish_handshake(self, handshake: Handshake) -> None:
+        if handshake.alpn == ALPN_PROTOCOL:
+            # A CA that has seen what it wanted; RFC 8737 §3 allows nothing behind the handshake.
+            self._linger()
+            return
         self._handshake = None
         self._tls_version = handshake.version or ""
         if handshake.version == "TLSv1.3":

@@ -12,6 +12,7 @@ import socket
 from collections import Counter
 
 from fastderp.server.address import format_address
+from fastderp.server.certs import CertificateSource
 from fastderp.server.connection import Connection
 from fastderp.server.entrance import Entrance
 from fastderp.server.http import Routes
@@ -40,7 +41,7 @@ class Listener:
         entrance: where they log in.
         sockets: listening, non-blocking.
         routes: who answers which path.
-        tls: None to speak plain HTTP.
+        tls: a certificate, or who has one for each client; None to speak plain HTTP.
         login_budget_s: from accept to login, whatever trickles in.
         idle_s: how long a connection that was answered may wait with its next request.
         accept_limiter: who comes too fast is closed at once.
@@ -51,7 +52,7 @@ class Listener:
         entrance: Entrance,
         sockets: list[socket.socket],
         routes: Routes,
-        tls: ServerContext | None = None,
+        tls: ServerContext | CertificateSource | None = None,
         *,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,

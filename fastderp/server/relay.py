@@ -21,6 +21,7 @@ from fastderp.server import certs, http, traffic
 from fastderp.server.address import address_text
 from fastderp.server.admission import Client
 from fastderp.server.allowance import Allowance
+from fastderp.server.certs import CertificateSource
 from fastderp.server.channel import Channel
 from fastderp.server.consistency import inconsistencies
 from fastderp.server.duplicates import Duplicates
@@ -136,7 +137,7 @@ class Server:
         host: str = "",
         port: int = 3340,
         *,
-        tls: ServerContext | None = None,
+        tls: ServerContext | CertificateSource | None = None,
         routes: Routes | None = None,
         keepalive_idle_s: float = 600.0,
         user_timeout_s: float = 15.0,
@@ -148,7 +149,7 @@ class Server:
         Args:
             host: "" for every address, IPv4 and IPv6.
             port: TCP port, 0 for a free one.
-            tls: certificates; None for plain HTTP.
+            tls: a certificate, or who has one for each client; None for plain HTTP.
             routes: who answers which path; None for the relay's own (`http.relay_routes`).
             keepalive_idle_s, user_timeout_s: TCP settings of the clients' sockets.
             idle_s: how long an HTTP connection may wait with its next request.
@@ -170,7 +171,7 @@ class Server:
         self._listeners.append(listener)
         return listener
 
-    async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | None = None) -> None:
+    async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | CertificateSource | None = None) -> None:
         """Listen on an address and serve until `close` is called elsewhere or this task is cancelled."""
         self.listen(host, port, tls=tls)
         try:

@@ -100,6 +100,14 @@ class Stream:
         return self._sock.fileno() < 0
 
     @property
+    def local_ip(self) -> str:
+        """The address the peer has connected to, "" when the socket is gone."""
+        try:
+            return str(self._sock.getsockname()[0]).partition("%")[0]
+        except OSError:
+            return ""
+
+    @property
     def flushed(self) -> bool:
         """Whether everything sent has reached the kernel."""
         return not self._unsent

@@ -168,7 +168,7 @@ def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str
         (("-stun", "false"), "-stun=false"),
         (("-a", "127.0.0.1", "-c", "k"), 'invalid address "127.0.0.1" for -a: missing port'),
         (("-ace",), "-ace is not supported yet"),
-        (("-a", ":443", "-c", "k"), "-certmode letsencrypt is not supported yet: use -certmode manual"),
+        (("-a", ":443", "-c", "k", "-certmode", "none"), 'unknown -certmode "none": use manual, letsencrypt, gcp'),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
         (("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"), '-bootstrap-dns-names "b c": want a host name'),
         (("-dev", "-stun=false", "-unpublished-bootstrap-dns-names=a/b/c"), '-unpublished-bootstrap-dns-names "a/b/c": want a host name'),
@@ -224,6 +224,27 @@ def test_missing_certificates_are_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
     one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")
     one_line((*flags, "-hostname", "relay.example", "-certdir="), 78, "missing required -certdir")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-hostname", "203.0.113.7"), "-hostname 203.0.113.7 is an address: -acme-ip-certs"),
+        (("-certmode", "gcp", "-hostname", "relay.example"), "-certmode gcp with an external account needs -acme-eab-kid"),
+        (("-hostname", "relay.example", "-certdir="), "missing required -certdir"),
+        (("-hostname", "relay.example", "-certdir", "/proc/none"), "cannot keep certificates in /proc/none"),
+    ],
+)
+def test_settings_that_no_ca_can_work_with_are_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    ca = ("-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path))
+    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *ca, *flags), 78, message)
+
+
+def test_certificates_from_a_ca_need_a_library_that_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nfor name in ('acme', 'acme.client'):\n    sys.modules[name] = None\n")
+    flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), "-hostname", "relay.example", *QUIET)
+    message = r"certificates from a CA need the library acme: pip install 'fastderp\[acme\]'"
+    one_line((*flags, "-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path)), 69, message, {"PYTHONPATH": str(tmp_path)})
 
 
 def test_a_malformed_certificate_is_refused(tmp_path: Path) -> None:

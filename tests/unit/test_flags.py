@@ -136,15 +136,13 @@ def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str])
 
 def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
     relay("-c", "k", "-a", ":80", "-secrets-url=", "-verify-clients=false", "-verify-client-url-fail-open", "-rate-config", "",
-          "-accept-connection-limit", "+Inf", "-accept-connection-burst", "9223372036854775807", "-acme-ip-certs=false")  # fmt: skip
+          "-accept-connection-limit", "+Inf", "-accept-connection-burst", "9223372036854775807")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("-ace",),
-        ("-acme-email", "a@b"),
-        ("-acme-eab-kid", "x"), ("-acme-eab-key", "x"), ("-acme-ip-certs",),
     ],
 )  # fmt: skip
 def test_a_flag_of_derper_that_does_not_exist_yet_is_never_ignored(arguments: tuple[str, ...]) -> None:
@@ -164,7 +162,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
     real = relay("-certmode", "manual", "-hostname", "derp.example.com", is_root=True)
     assert real == config.RelayConfig(
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
-        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", home="", bootstrap_names=(),
+        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", acme=None, home="", bootstrap_names=(),
         unpublished_bootstrap_names=(), derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
         address_overridden=False,
@@ -225,9 +223,7 @@ def test_other_addresses_are_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "-certmode letsencrypt is not supported yet: use -certmode manual"),
-        (["-certmode", "gcp"], "-certmode gcp is not supported yet"),
-        (["-certmode", "magic"], 'unknown -certmode "magic"'),
+        (["-certmode", "magic"], 'unknown -certmode "magic": use manual, letsencrypt, gcp'),
         (["-a", ":80"], "-c FILE is missing"),
         (["-dev", "-stun-port", "65536"], "-stun-port 65536 is not a port"),
         (["-c", "k", "-certmode=manual", "-http-port", "-2"], "-http-port -2 is not a port"),

@@ -1,0 +1,80 @@
+"""What a CA may ask to see, while a certificate is ordered, that we hold a name or an address (RFC 8555 §8.3, RFC 8737).
+
+Published by the thread that orders, looked at by the loop: every change is one operation on a dict.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from fastderp.tls.handshake import ServerContext
+
+HTTP_01 = "http-01"
+TLS_ALPN_01 = "tls-alpn-01"
+
+HTTP_PREFIX = "/.well-known/acme-challenge/"
+ALPN_PROTOCOL = "acme-tls/1"
+
+_ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
+_VALIDITY = datetime.timedelta(days=1)
+
+
+class Challenges:
+    """The challenges under way."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, str] = {}
+        self._contexts: dict[str, ServerContext] = {}
+
+    def publish(self, method: str, name: str, key_authorization: str) -> None:
+        """Be ready to show the key authorization for a name or an address by HTTP_01 or TLS_ALPN_01."""
+        if method == HTTP_01:
+            self._answers[_token(key_authorization)] = key_authorization
+        else:
+            self._contexts[name] = _tls_alpn_context(name, key_authorization)
+
+    def withdraw(self, name: str, key_authorization: str) -> None:
+        """Forget it again."""
+        self._answers.pop(_token(key_authorization), None)
+        self._contexts.pop(name, None)
+
+    def http_answer(self, path: str) -> str | None:
+        """Return the body for a path below HTTP_PREFIX; None for tokens that are not ours."""
+        return self._answers.get(path.removeprefix(HTTP_PREFIX))
+
+    def tls_context(self, name: str) -> ServerContext | None:
+        """Return the certificate for who asks for this name with ALPN_PROTOCOL; None while the name is not being validated."""
+        return self._contexts.get(name)
+
+
+def _token(key_authorization: str) -> str:
+    return key_authorization.partition(".")[0]
+
+
+def _tls_alpn_context(name: str, key_authorization: str) -> ServerContext:
+    """Make the self-signed certificate of RFC 8737 §3."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
+    now = datetime.datetime.now(datetime.UTC)
+    digest = hashlib.sha256(key_authorization.encode()).digest()
+    octet_string = bytes([4, len(digest)]) + digest
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .serial_number(x509.random_serial_number())
+        .public_key(key.public_key())
+        .not_valid_before(now - _VALIDITY)
+        .not_valid_after(now + _VALIDITY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.UnrecognizedExtension(_ACME_IDENTIFIER, octet_string), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    key_der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return ServerContext([certificate.public_bytes(Encoding.DER)], key_der, alpn=[ALPN_PROTOCOL])

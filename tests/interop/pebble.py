@@ -1,0 +1,167 @@
+"""Pebble, Let's Encrypt's own small CA for tests: one process for each test, with a nameserver that knows where the relay is.
+
+Everything listens on an address of loopback that belongs to the test alone, so that ports can be fixed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import dns.rdatatype
+import dns.rrset
+
+from tests.interop.gokit import GoError
+from tests.kit.certificates import self_signed
+
+MODULE = Path(__file__).parent / "go-pebble"
+PACKAGE = "github.com/letsencrypt/pebble/v2/cmd/pebble"
+START_TIMEOUT_S = 20.0
+
+CA_PORT, MANAGEMENT_PORT, HTTPS_PORT, HTTP_PORT, NOBODYS_PORT = 14000, 15000, 15443, 15080, 15999
+NAME = "derp.example.com"
+
+DAY_S = 86400
+# Where an order names no profile Pebble picks any.
+PROFILES = {
+    "shortlived": {"description": "as Let's Encrypt has it", "validityPeriod": 6 * DAY_S},
+    **{f"other-{n}": {"description": "another", "validityPeriod": 90 * DAY_S} for n in range(5)},
+}
+
+
+def build(into: Path) -> Path:
+    """Build Pebble; return the program. Raises GoError with the compiler's words."""
+    program = into / "pebble"
+    command = ["go", "build", "-trimpath", "-o", str(program), PACKAGE]
+    try:
+        subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise GoError("Go is not installed") from None
+    except subprocess.CalledProcessError as error:
+        raise GoError(f"{' '.join(command)}: {error.stderr.strip()}") from None
+    return program
+
+
+@dataclass
+class Pebble:
+    """A CA that may be started and stopped; nothing of it outlives a stop."""
+
+    program: Path
+    directory: Path
+    address: str
+    nameserver: str
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """The relay's flags to be where this CA looks for it, and to order from here."""
+        return [
+            "-a", f"{self.address}:{HTTPS_PORT}",
+            "-http-port", str(HTTP_PORT),
+            "-stun=false",
+            "-c", str(self.directory / "relay.key"),
+            "-certdir", str(self.cert_dir),
+            "-hostname", NAME,
+            "-acme-directory", f"https://{self.address}:{CA_PORT}/dir",
+            "-acme-ca-file", str(self.directory / "pebble.pem"),
+        ]  # fmt: skip
+
+    @property
+    def cert_dir(self) -> Path:
+        """Where the relay keeps its certificates."""
+        return self.directory / "certs"
+
+    def start(self, **config: Any) -> None:
+        """Run it, with changes to its configuration; return when it answers."""
+        certificate = self_signed(self.address)
+        (self.directory / "pebble.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+        (self.directory / "pebble.key").write_bytes(certificate.key_pem)
+        settings = {
+            "listenAddress": f"{self.address}:{CA_PORT}",
+            "managementListenAddress": f"{self.address}:{MANAGEMENT_PORT}",
+            "certificate": str(self.directory / "pebble.pem"),
+            "privateKey": str(self.directory / "pebble.key"),
+            "httpPort": HTTP_PORT,
+            "tlsPort": HTTPS_PORT,
+            "retryAfter": {"authz": 1, "order": 1},
+            "keyAlgorithm": "ecdsa",
+            "profiles": PROFILES,
+        } | config
+        (self.directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
+        # Without its deliberate delays; and a nonce it refuses twice in a row would fail the order, as it should.
+        environment = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0"}
+        command = [self.program, "-config", self.directory / "pebble.json", "-dnsserver", self.nameserver]
+        with (self.directory / "pebble.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError):
+                return self._read_root()
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.directory / "pebble.log").read_text()
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def _read_root(self) -> None:
+        """Keep the root that clients are to trust: Pebble makes another with each start."""
+        for port, page in ((CA_PORT, "dir"), (MANAGEMENT_PORT, "roots/0")):
+            trusting = ssl.create_default_context(cafile=str(self.directory / "pebble.pem"))
+            with urllib.request.urlopen(f"https://{self.address}:{port}/{page}", timeout=10, context=trusting) as answer:
+                self.root = answer.read().decode()
+
+
+class Nameserver(socketserver.StreamRequestHandler):
+    """Says that NAME is where it is asked itself. Over TCP, which is how Pebble asks."""
+
+    def handle(self) -> None:
+        while length := self.rfile.read(2):
+            query = dns.message.from_wire(self.rfile.read(int.from_bytes(length, "big")))
+            [question] = query.question
+            answer = dns.message.make_response(query)
+            if question.name.to_text(omit_final_dot=True) == NAME and question.rdtype == dns.rdatatype.A:
+                answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "A", self.server.server_address[0]))
+            self.wfile.write(answer.to_wire(prepend_length=True))
+
+
+@contextlib.contextmanager
+def nameserver(address: str) -> Iterator[str]:
+    """Run a nameserver there while the block lasts; return its address and port."""
+    with socketserver.ThreadingTCPServer((address, 0), Nameserver) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="nameserver")
+        thread.start()
+        try:
+            yield f"{address}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+@contextlib.contextmanager
+def pebble(program: Path, directory: Path) -> Iterator[Pebble]:
+    """Have a CA, not yet started, while the block lasts."""
+    address = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+    with nameserver(address) as where:
+        ca = Pebble(program, directory, address, where)
+        try:
+            yield ca
+        finally:
+            ca.stop()

@@ -1,0 +1,242 @@
+"""Certificates from a real CA, Pebble: ordered by the first client, renewed, kept, and what happens when the CA does not play along."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import re
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from tests.interop.gokit import GoError
+from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, NOBODYS_PORT, Pebble, build, pebble
+from tests.kit.certificates import self_signed
+from tests.kit.command import RunningRelay, relay
+from tests.kit.relay import eventually
+
+# Building Pebble for the first time takes a minute and counts for the first test.
+pytestmark = pytest.mark.timeout(600)
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def pebble_program(request: pytest.FixtureRequest) -> Path:
+    """Build Pebble; without Go the tests are skipped, except where CI demands them."""
+    try:
+        return build(request.config.cache.mkdir("interop-go"))
+    except GoError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def ca(pebble_program: Path, tmp_path: Path) -> Iterator[Pebble]:
+    """A CA that is not started yet."""
+    with pebble(pebble_program, tmp_path) as ca:
+        yield ca
+
+
+@contextlib.contextmanager
+def running(ca: Pebble, *flags: str) -> Iterator[RunningRelay]:
+    """Run the relay; at the end it has said everything in `said`."""
+    with relay(*ca.flags, *flags) as running:
+        try:
+            yield running
+        finally:
+            code, said = running.stop()
+            print(said)
+        assert code == 0
+
+
+def leaf(ca: Pebble, server_name: str = NAME, *, root: str | None = None) -> x509.Certificate:
+    """Shake hands; return the certificate, verified against the CA's root (or another) and the name or address."""
+    context = ssl.create_default_context(cadata=root or ca.root)
+    with (
+        socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock,
+        context.wrap_socket(sock, server_hostname=server_name) as client,
+    ):
+        der = client.getpeercert(True)
+        assert der
+        return x509.load_der_x509_certificate(der)
+
+
+def alert(ca: Pebble, server_name: str | None = NAME) -> str:
+    """Shake hands in vain; return the alert."""
+    context = ssl._create_unverified_context()
+    with socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock:
+        with pytest.raises(ssl.SSLError) as refused:
+            context.wrap_socket(sock, server_hostname=server_name)
+        return str(refused.value)
+
+
+def keep(ca: Pebble, *, days: tuple[int, int]) -> str:
+    """Have a certificate in the directory, valid between two days from now, as if ordered long ago; return it in PEM."""
+    made = self_signed(NAME, days=days)
+    ca.cert_dir.mkdir(mode=0o700)
+    chain = ssl.DER_cert_to_PEM_cert(made.der)
+    (ca.cert_dir / NAME).write_bytes(made.key_pem + chain.encode())
+    return chain
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_the_first_client_of_a_name_gets_a_certificate_by_tls_alpn_01(ca: Pebble) -> None:
+    ca.start(httpPort=NOBODYS_PORT)
+    with running(ca, "-acme-email", "ops@example.com") as its:
+        certificate = leaf(ca)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [NAME]
+    assert its.said.count("ordering") == 1
+    assert {path.name: mode(path) for path in ca.cert_dir.iterdir()} == {NAME: 0o600, "acme_account+key": 0o600}
+    kept = (ca.cert_dir / NAME).read_text()
+    assert kept.startswith("-----BEGIN EC PRIVATE KEY-----")
+    assert kept.count("BEGIN CERTIFICATE") == 2, "the leaf and its issuer"
+
+
+def test_http_01_helps_where_the_ca_cannot_see_the_tls_port(ca: Pebble) -> None:
+    ca.start(tlsPort=NOBODYS_PORT)
+    with running(ca):
+        assert leaf(ca)
+
+
+def test_the_address_a_client_has_connected_to_gets_a_short_lived_certificate(ca: Pebble) -> None:
+    ca.start()
+    with running(ca, "-acme-ip-certs") as its:
+        certificate = leaf(ca, ca.address)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address(ca.address)]
+        assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < datetime.timedelta(days=7)
+        assert leaf(ca, ca.address) == certificate
+        assert leaf(ca) != certificate, "the name has one of its own"
+    assert its.said.count("ordering") == 2
+    assert {path.name for path in ca.cert_dir.iterdir()} == {
+        f"{ca.address}.crt", f"{ca.address}.key", "acme-account.key", NAME, "acme_account+key",
+    }  # fmt: skip
+    assert {mode(path) for path in ca.cert_dir.iterdir()} == {0o600}
+
+
+def test_an_account_with_the_ca_is_bound_where_it_wants_one(ca: Pebble) -> None:
+    key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+    ca.start(externalAccountBindingRequired=True, externalAccountMACKeys={"kid-1": key})
+    account = ("-certmode", "gcp", "-acme-eab-kid", "kid-1", "-acme-eab-key", key, "-acme-email", "ops@example.com")
+    with running(ca, *account):
+        assert leaf(ca)
+
+
+def test_who_has_no_account_with_such_a_ca_is_told(ca: Pebble) -> None:
+    ca.start(externalAccountBindingRequired=True)
+    with running(ca) as its:
+        assert "internal error" in alert(ca)
+    assert f"{NAME}: no certificate from {ca.address}: the CA wants an account of its own: -acme-eab-kid" in its.said
+
+
+def test_a_certificate_is_renewed_before_it_ends_and_keeps_its_key(ca: Pebble) -> None:
+    ca.start()
+    old = x509.load_pem_x509_certificate(keep(ca, days=(-20, 5)).encode())
+    with running(ca) as its:
+        eventually(lambda: "BEGIN EC PRIVATE KEY" in (ca.cert_dir / NAME).read_text(), PATIENCE_S)
+        renewed = leaf(ca)
+    assert renewed.serial_number != old.serial_number
+    assert renewed.public_key() == old.public_key()
+    assert its.said.count("ordering") == 1
+
+
+def test_a_restart_goes_on_with_the_certificate_there_is(ca: Pebble) -> None:
+    ca.start()
+    with running(ca):
+        first = leaf(ca)
+    ca.stop()
+    with running(ca) as again:
+        assert leaf(ca) == first
+    assert "ordering" not in again.said
+
+
+def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebble) -> None:
+    ca.start()
+    ca.stop()
+    old = keep(ca, days=(-20, 5))
+    with relay(*ca.flags) as its:
+        eventually(lambda: (ca.cert_dir / "acme-failures.json").exists(), PATIENCE_S)
+        assert leaf(ca, root=old) == x509.load_pem_x509_certificate(old.encode())
+        ca.start()
+        its.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "BEGIN EC PRIVATE KEY" in (ca.cert_dir / NAME).read_text(), PATIENCE_S)
+        assert leaf(ca)
+        _, said = its.stop()
+    assert re.search(r"no certificate from \S+: cannot reach https://\S+; next attempt in 60 s, or on SIGHUP; the one until", said)
+    assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
+
+
+def test_names_that_are_not_ours_are_refused_without_asking_the_ca(ca: Pebble) -> None:
+    ca.start()
+    with running(ca) as its:
+        for stranger in ("other.example.com", f"a.{NAME}", "localhost", None):
+            assert "unrecognized name" in alert(ca, stranger)
+    with running(ca, "-acme-ip-certs") as with_addresses:
+        assert "unrecognized name" in alert(ca, "other.example.com")
+    assert "ordering" not in its.said + with_addresses.said
+
+
+def test_clients_that_come_together_share_one_order(ca: Pebble) -> None:
+    ca.start()
+    with running(ca) as its, ThreadPoolExecutor(20) as pool:
+        serials = set(pool.map(lambda _: leaf(ca).serial_number, range(20)))
+    assert len(serials) == 1
+    assert its.said.count("ordering") == 1
+
+
+def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca: Pebble) -> None:
+    ca.start(tlsPort=NOBODYS_PORT, httpPort=NOBODYS_PORT)
+    with running(ca) as its:
+        assert "internal error" in alert(ca)
+        assert "internal error" in alert(ca)
+        with socket.create_connection((ca.address, HTTP_PORT), timeout=PATIENCE_S) as client:
+            client.sendall(b"GET /generate_204 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 204 "), "all else goes on"
+    with running(ca) as again:
+        assert "internal error" in alert(ca)
+    assert its.said.count("ordering") == 1
+    assert re.search(rf"{NAME}: no certificate from \S+: .*{NOBODYS_PORT}.*; next attempt in 60 s, or on SIGHUP\n", its.said)
+    assert "ordering" not in again.said
+
+
+def test_what_derper_has_kept_is_used(ca: Pebble) -> None:
+    ca.start()
+    ca.cert_dir.mkdir()
+    made = self_signed(NAME)
+    key = load_pem_private_key(made.key_pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    sec1 = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    chain = ssl.DER_cert_to_PEM_cert(made.der)
+    (ca.cert_dir / NAME).write_bytes(sec1 + chain.encode())
+    account = ec.generate_private_key(ec.SECP256R1())
+    kept = account.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    (ca.cert_dir / "acme_account+key").write_bytes(kept)
+    with running(ca) as its:
+        assert leaf(ca, root=chain).public_bytes(Encoding.DER) == made.der
+    assert (ca.cert_dir / "acme_account+key").read_bytes() == kept
+    assert "ordering" not in its.said
+
+
+def test_a_ca_that_is_not_trusted_is_told_apart_from_one_that_is_down(ca: Pebble, tmp_path: Path) -> None:
+    ca.start()
+    other = tmp_path / "other.pem"
+    other.write_text(ssl.DER_cert_to_PEM_cert(self_signed("other.test").der))
+    with running(ca, "-acme-ca-file", str(other)) as its:
+        assert "internal error" in alert(ca)
+    assert "is not trusted; see -acme-ca-file" in its.said

@@ -1,0 +1,93 @@
+"""Talking to a CA: whatever answers instead of one is a line for the log."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fastderp.errors import IssuanceError
+from fastderp.server.acme_challenges import HTTP_01, Challenges
+from fastderp.server.acme_order import DETAIL_LIMIT, Order, obtain
+from fastderp.server.acme_settings import AcmeSettings
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PROBLEM = "urn:ietf:params:acme:error:"
+
+
+class Answering(http.server.ThreadingHTTPServer):
+    """Answers every question the same."""
+
+    daemon_threads = True
+    status = 200
+    content_type = "application/json"
+    body = b""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Answering)
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", self.server.content_type)
+        self.send_header("Replay-Nonce", "AAAA")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.server.body)
+
+    do_POST = do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Answering]:
+    with Answering(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def failure(server: Answering, directory: Path) -> IssuanceError:
+    settings = AcmeSettings(f"http://127.0.0.1:{server.server_address[1]}/dir", directory, "derp.example.com")
+    with pytest.raises(IssuanceError) as error:
+        obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
+    assert str(error.value).isprintable()
+    return error.value
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b"null", b"\xff", json.dumps({"newAccount": 7, "newNonce": 7}).encode(), b"[" * 9999]
+)
+def test_what_is_no_directory_makes_no_sense(server: Answering, tmp_path: Path, body: bytes) -> None:
+    server.body = body
+    failure(server, tmp_path)
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_an_error_page_is_no_answer(server: Answering, tmp_path: Path, status: int) -> None:
+    server.status, server.content_type = status, "text/html"
+    failure(server, tmp_path)
+
+
+def test_what_the_ca_says_is_one_short_line(server: Answering, tmp_path: Path) -> None:
+    server.status, server.content_type = 403, "application/problem+json"
+    server.body = json.dumps({"type": PROBLEM + "unauthorized", "detail": "no\r\n\x1b[31m " + "x" * 9999}).encode()
+    said = str(failure(server, tmp_path))
+    assert said.startswith("no \\x1b[31m xxx")
+    assert len(said) <= DETAIL_LIMIT + 1
+
+
+@pytest.mark.parametrize(("kind", "limited"), [("rateLimited", True), ("malformed", False)])
+def test_a_ca_that_counts_requests_is_understood(server: Answering, tmp_path: Path, kind: str, limited: bool) -> None:
+    server.status, server.content_type = 429, "application/problem+json"
+    server.body = json.dumps({"type": PROBLEM + kind, "detail": "slow down"}).encode()
+    error = failure(server, tmp_path)
+    assert (str(error), error.rate_limited) == ("slow down", limited)
