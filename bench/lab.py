@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import Watch
-from bench.relays import Relay, RelayError, Running, running
-from fastderp.loadgen.process import Process
+from bench.relays import Relay, RelayError, Running, running, running_region
+from fastderp.loadgen.process import Processes
 
 BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
 # One suite for all: what each relay would choose by itself differs in cost.
@@ -64,15 +64,23 @@ class Lab:
         with running(relay, cores=own, tls=load.startswith(TLS)) as target:
             yield target
 
+    @contextmanager
+    def region(self, relay: Relay, load: str) -> Iterator[Running]:
+        """Run two of `relay`, linked to each other, on the relay's core; who only receives logs in at the second one."""
+        with running_region(relay, cores={self.relay_core}, tls=load.startswith(TLS)) as target:
+            yield target
+
     def load(self, target: Running, relay: Relay, load: str, *flags: str) -> Measurement:
         """Put a load on a relay that is running."""
         command = [
-            BENCH, target.url, "--scenario", load.removeprefix(TLS), "--pid", str(target.pid),
+            BENCH, target.url, "--scenario", load.removeprefix(TLS),
+            *(word for pid in target.pids for word in ("--pid", str(pid))),
+            *(["--to", target.neighbour.url] if target.neighbour else []),
             "--cpu", str(self.load_core), "--duration", str(self.duration_s), "--json", "-",
             *(["--insecure", "--suite", SUITE] if load.startswith(TLS) else []),
             *relay.bench_flags, *flags,
         ]
-        watch = Watch((self.relay_core, self.load_core), Process(target.pid))
+        watch = Watch((self.relay_core, self.load_core), Processes(target.pids))
         done = subprocess.run(command, capture_output=True, text=True)
         foreign_share = watch.foreign_share()
         if done.returncode != 0:

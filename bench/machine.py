@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastderp.loadgen.process import Process
+from fastderp.loadgen.process import Processes
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -16,7 +16,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 class Watch:
     """Watches `cores` from now on while `relay` and child processes of ours work on them."""
 
-    def __init__(self, cores: Sequence[int], relay: Process) -> None:
+    def __init__(self, cores: Sequence[int], relay: Processes) -> None:
         self._cores = cores
         self._relay = relay
         self._started = time.monotonic()

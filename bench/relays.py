@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
+
+from fastderp.server.certs import manual_certificate
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -42,10 +46,16 @@ class Relay:
 
 @dataclass(frozen=True)
 class Running:
-    """A started relay."""
+    """A started relay; `neighbour` is another one of its region."""
 
     url: str
     pid: int
+    neighbour: Running | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Its process, and the neighbour's."""
+        return [self.pid, *(self.neighbour.pids if self.neighbour else [])]
 
 
 DERPER_FLAGS = ("-c", "{directory}/key", "-a", "127.0.0.1:{port}", "-stun=false", "-http-port=-1")
@@ -132,23 +142,76 @@ def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> 
     The cores are chosen before the program starts: a Go relay sees a machine that has just these.
     Raises RelayError, with the end of its log, when it does not come up.
     """
-    port = _free_port()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        words = relay.tls_command if tls else relay.command
-        command = [word.format(port=port, directory=directory) for word in words]
-        log = Path(directory, "log")
-        with log.open("w") as output:
-            process = _start(relay, command, output, cores)
+        with _running(relay, Path(directory), _free_port(), cores, tls) as started:
+            yield started
+
+
+@contextmanager
+def running_region(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> Iterator[Running]:
+    """Run two processes of `relay` that are linked to each other, as `running` runs one.
+
+    Raises RelayError when they do not find each other.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as first, tempfile.TemporaryDirectory(prefix="bench-") as second:
+        directories = [Path(first), Path(second)]
+        ports = [_free_port(), _free_port()]
+        secret = os.urandom(32).hex()
+        for directory in directories:
+            (directory / "mesh.key").write_text(secret)
+            manual_certificate(directory, "127.0.0.1")  # what both are told to trust must be there before they start
+        with (
+            _running(_member(relay, directories[1], ports[1], tls), directories[0], ports[0], cores, tls) as here,
+            _running(_member(relay, directories[0], ports[0], tls), directories[1], ports[1], cores, tls) as there,
+        ):
+            _await_link(relay, here, directories[0])
+            _await_link(relay, there, directories[1])
+            yield replace(here, neighbour=there)
+
+
+def _member(relay: Relay, directory: Path, port: int, tls: bool) -> Relay:
+    """Return `relay` linked to the one at `port`, whose certificate is in `directory`."""
+    other = f"127.0.0.1:{port}/127.0.0.1" if tls else f"http://127.0.0.1:{port}/derp"
+    flags = ["-mesh-psk-file={directory}/mesh.key", f"-mesh-with={other}"]
+    trust = {"SSL_CERT_FILE": str(directory / "127.0.0.1.crt")}
+    return replace(
+        relay, command=[*relay.command, *flags], tls_command=[*relay.tls_command, *flags], environment=relay.environment | trust
+    )
+
+
+def _await_link(relay: Relay, started: Running, directory: Path) -> None:
+    """Wait until another relay watches this one."""
+    give_up = time.monotonic() + START_LIMIT_S
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    while time.monotonic() < give_up:
+        with urllib.request.urlopen(f"{started.url}/debug/varz", timeout=5, context=anybody) as answer:
+            if "\nderp_watchers 1\n" in answer.read().decode():
+                return
+        time.sleep(0.1)
+    raise RelayError(f"{relay.name}: no link between the relays of a region\n{_end_of(directory / 'log')}")
+
+
+@contextmanager
+def _running(
+    relay: Relay, directory: Path, port: int, cores: Collection[int], tls: bool
+) -> Iterator[Running]:
+    """Run a process that keeps its things in `directory`."""
+    words = relay.tls_command if tls else relay.command
+    command = [word.format(port=port, directory=directory) for word in words]
+    log = directory / "log"
+    with log.open("w") as output:
+        process = _start(relay, command, output, cores)
+    try:
+        _await_port(relay, process, port, log)
+        yield Running(f"{'https' if tls else 'http'}://127.0.0.1:{port}", process.pid)
+    finally:
+        process.terminate()
         try:
-            _await_port(relay, process, port, log)
-            yield Running(f"{'https' if tls else 'http'}://127.0.0.1:{port}", process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _start(
@@ -177,5 +240,8 @@ def _await_port(relay: Relay, process: subprocess.Popen[bytes], port: int, log: 
             return
         except OSError:
             time.sleep(0.02)
-    end = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-    raise RelayError(f"{relay.name} did not start: {' '.join(relay.command)}\n{end}")
+    raise RelayError(f"{relay.name} did not start: {' '.join(relay.command)}\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-5:])

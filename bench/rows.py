@@ -1,4 +1,4 @@
-"""The twelve rows of what the relay must show: how each is measured, and what it is judged by.
+"""The rows of what the relay must show: how each is measured, and what it is judged by.
 
 A row measures everything it compares in turn, round by round, and finds numbers: one value per
 round, beside the goal. Rows know nothing of files and terminals.
@@ -244,6 +244,22 @@ def _p99_above_quiet_ms(bench: Bench, relay: Relay) -> float:
     return (_p99(stormy) - _p99(quiet)) / 1e3
 
 
+def _mesh(bench: Bench) -> Iterator[Finding]:
+    for kind, prefix in (("plain", ""), ("TLS", TLS)):
+        load = prefix + "pairs-10"
+        ratios = [_hop(bench, bench.fastderp, load) for _ in range(bench.rounds)]
+        yield Finding(f"{kind}: CPU per packet: both relays ÷ one relay, no hop", ratios, "<=", 2.2)
+    bench.notes.append(f"the same for two derpers, which link over TLS only: {_hop(bench, bench.derper, TLS + 'pairs-10'):.2f}")
+
+
+def _hop(bench: Bench, relay: Relay, load: str) -> float:
+    """How many times as much a packet costs that goes from one relay to another."""
+    local = bench.measure(relay, load)
+    with bench.lab.region(relay, load) as target:
+        across = bench.keep(relay, load, bench.lab.load(target, relay, load), ["--to"])
+    return cost(across) / cost(local)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row: `find` measures and judges."""
@@ -270,4 +286,5 @@ ROWS = (
     Row(10, "workers", "2 workers instead of 1, 50 pairs", _workers),
     Row(11, "crowd", "1,000 active pairs beside 10,000 idle sessions", _crowd),
     Row(12, "storm", "2,000 logins beside 50 pairs at 70 % load", _storm),
+    Row(13, "mesh", "10 pairs, each from one relay of a region to another, 1400 bytes, 16 in flight", _mesh),
 )

@@ -34,14 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.url is None:
         parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
     try:
-        target = Target.parse(
-            options.url, insecure=options.insecure, cafile=options.cafile, suite=options.suite,
-            check_box=not options.no_box_check,
-        )
+        target = _target(options, options.url)
+        to = _target(options, options.to) if options.to is not None else None
         scenario = _scenario(options)
         timing = Timing(options.warmup, options.duration, options.settle)
         _prepare_process(options.cpu, scenario)
-        result = _run_with_bar(target, scenario, timing, options)
+        result = _run_with_bar(target, to, scenario, timing, options)
         if options.json:
             _write_json(options.json, result, arguments)
     except ValueError as error:
@@ -98,11 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")
     add("--verify", action="store_true", help="compare every payload byte on arrival")
     add("--seed", type=int, default=0, help="fixes packet sizes and contents (%(default)s)")
-    add("--pid", type=int, help="the relay's process, to read its CPU time and memory")
+    add("--to", metavar="URL", help="another relay of the region: who only receives logs in there")
+    add("--pid", type=int, action="append", default=[],
+        help="the relay's process, to read its CPU time and memory; of several the sums")
     add("--cpu", type=int, metavar="N", help="run the load on this core only")
     add("--json", metavar="FILE", help="write the result there; - for standard output")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def _target(options: argparse.Namespace, url: str) -> Target:
+    return Target.parse(
+        url, insecure=options.insecure, cafile=options.cafile, suite=options.suite, check_box=not options.no_box_check
+    )
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
@@ -154,7 +160,7 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
 
 
 def _run_with_bar(
-    target: Target, scenario: Scenario, timing: Timing, options: argparse.Namespace
+    target: Target, to: Target | None, scenario: Scenario, timing: Timing, options: argparse.Namespace
 ) -> Result:
     bar = Progress(
         TextColumn("{task.description:>10}"), BarColumn(),
@@ -170,7 +176,7 @@ def _run_with_bar(
 
         return run(
             target, scenario, timing,
-            pid=options.pid, verify=options.verify, seed=options.seed, sources=options.source,
+            to=to, pids=options.pid, verify=options.verify, seed=options.seed, sources=options.source,
             on_progress=on_progress,
         )
 

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _LIBC = ctypes.CDLL(None)
+
+
+class Processes:
+    """Running processes taken together, by id. Its methods raise ProcessLookupError once one has ended."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        """Look the processes up."""
+        self._each = [Process(pid) for pid in pids]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds, user and system, of all their threads so far."""
+        return sum(process.cpu_s() for process in self._each)
+
+    def rss_kib(self) -> int:
+        """Return the resident memory in KiB; what they share counts for each."""
+        return sum(process.rss_kib() for process in self._each)
 
 
 class Process:

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 
 from fastderp.loadgen.connect import Crowd, Joined, Target
 from fastderp.loadgen.engine import Engine
-from fastderp.loadgen.process import Process
+from fastderp.loadgen.process import Processes
 from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
+# How long relays of one region get to tell each other who is there: many times what they need.
+PRESENCE_S = 1.0
 SETTLED = 1.005  # times the memory before the load: what resident memory varies by itself
 SETTLE_LOOK_S = 0.5
 NICEST = 19
@@ -56,7 +58,8 @@ def run(
     scenario: Scenario,
     timing: Timing = Timing(),
     *,
-    pid: int | None = None,
+    to: Target | None = None,
+    pids: Sequence[int] = (),
     verify: bool = False,
     seed: int = 0,
     sources: Sequence[str] = (),
@@ -64,19 +67,27 @@ def run(
 ) -> Result:
     """Run `scenario` against `target` and return what it showed.
 
-    `pid` is the relay's process, for its CPU time and memory; `verify` compares every payload
-    byte; `sources` are the local addresses to connect from. Raises DialError when clients cannot log in, ProcessLookupError when there is no such
-    process, ValueError for sizes that cannot be sent. KeyboardInterrupt ends a run cleanly.
+    `to` is another relay of the same region, where those log in that only receive; `pids` are the
+    relays' processes, for their CPU time and memory together; `verify` compares every payload
+    byte; `sources` are the local addresses to connect from. Raises DialError when clients cannot
+    log in, ProcessLookupError when there is no such process, ValueError for sizes that cannot be
+    sent. KeyboardInterrupt ends a run cleanly.
     """
-    relay = Process(pid) if pid is not None else None
+    relay = Processes(pids) if pids else None
     rss_before = relay.rss_kib() if relay else 0
     n_clients = scenario.n_clients + scenario.idle
     on_progress("preparing", 0.0)
-    crowd = Crowd(target, n_clients, sources=sources, never_sleeps=True)
+    there = _only_receivers(scenario) if to is not None else set()
+    crowd = Crowd(target, n_clients - len(there), sources=sources, never_sleeps=True)
+    beyond = Crowd(to, len(there), sources=sources, never_sleeps=True) if to is not None else None
     cpu_before = relay.cpu_s() if relay else 0.0
     joined = crowd.log_in(lambda n: on_progress("logging in", n / n_clients))
+    if beyond is not None:
+        joined = _joined_beyond(joined, beyond, there)
     login_cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
     rss_connected = relay.rss_kib() if relay else 0
+    if to is not None:
+        time.sleep(PRESENCE_S)
     rss_idle = _idle(relay, timing.settle_s, on_progress) if relay else 0
 
     cipher = joined[0].records.suite if joined[0].records else ""
@@ -123,6 +134,26 @@ def run(
         )
     finally:
         engine.close()
+
+
+def _only_receivers(scenario: Scenario) -> set[int]:
+    flows = scenario.flows()
+    found = {target for _, target in flows} - {source for source, _ in flows}
+    if not found:
+        raise ValueError(f"{scenario.name}: nobody only receives, so nobody can log in at another relay")
+    return found
+
+
+def _joined_beyond(here: list[Joined], beyond: Crowd, there: set[int]) -> list[Joined]:
+    """Log those in that are `there`; return everybody in the scenario's order."""
+    try:
+        others = iter(beyond.log_in())
+    except BaseException:
+        for connection in here:
+            connection.close()
+        raise
+    ours = iter(here)
+    return [next(others if index in there else ours) for index in range(len(here) + len(there))]
 
 
 def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: int) -> Engine:
@@ -193,7 +224,7 @@ class _Storm:
             raise self._error
 
 
-def _idle(relay: Process, seconds: float, on_progress: Progress) -> int:
+def _idle(relay: Processes, seconds: float, on_progress: Progress) -> int:
     """Leave the relay alone for so long; return its memory then."""
     until = time.monotonic() + seconds
     while (left_s := until - time.monotonic()) > 0:
@@ -202,7 +233,7 @@ def _idle(relay: Process, seconds: float, on_progress: Progress) -> int:
     return relay.rss_kib()
 
 
-def _settle(relay: Process, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:
+def _settle(relay: Processes, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:
     """Wait until the relay's memory is back at `wanted_kib`, at most `limit_s`; return the seconds."""
     started = time.monotonic()
     while (waited_s := time.monotonic() - started) < limit_s:
@@ -214,7 +245,7 @@ def _settle(relay: Process, wanted_kib: int, limit_s: float, on_progress: Progre
 
 
 def _drive(
-    engine: Engine, timing: Timing, relay: Process | None, storm: _Storm, on_progress: Progress
+    engine: Engine, timing: Timing, relay: Processes | None, storm: _Storm, on_progress: Progress
 ) -> _Measured:
     """Run the phases in a thread; report progress and heed an interrupt in this one."""
     measured = _Measured()

@@ -1,18 +1,21 @@
 """`fastderp-bench` from outside, against the bench's own floor relay and against nobody."""
 
 import json
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.relays import Relay, Running, build_floor, running
+from bench.relays import Relay, Running, build_floor, fastderp, running, running_region
 from fastderp.loadgen.process import Process
 
 COMMAND = str(Path(sys.executable).with_name("fastderp-bench"))
@@ -72,6 +75,22 @@ def test_clients_log_in_while_it_is_measured_and_from_several_addresses(relay: R
     assert result["storm_logins_per_s"] > 0
     assert result["connections_lost"] == 0
     assert result["relay"]["rss_settled_kib"] > 0
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_receivers_log_in_at_another_relay_of_the_region(tls: bool) -> None:
+    with running_region(fastderp(), tls=tls) as here:
+        assert here.neighbour is not None
+        done = bench(
+            here.url, "--to", here.neighbour.url, "--insecure", "--pairs", "2", "--idle", "1", "--duration", "1", "--quiet",
+            *(word for pid in here.pids for word in ("--pid", str(pid))), "--json", "-",
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["result"]["delivered"] > 0
+        url = f"{here.neighbour.url}/debug/varz"
+        with urllib.request.urlopen(url, timeout=10, context=ssl._create_unverified_context()) as answer:
+            counters = dict(re.findall(r"^derp_(\w+) (\d+)$", answer.read().decode(), re.MULTILINE))
+    assert int(counters["packets_forwarded_in"]) == int(counters["packets_sent"]) > 0
 
 
 def test_a_source_that_is_not_ours_is_named(relay: Running) -> None:
