@@ -282,7 +282,7 @@ cdef class Plane:
 
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
                 RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
-                bint not_ideal=False, bytes addr=bytes(16), int port=0):
+                bint not_ideal=False, bytes addr=bytes(16), int port=0, bint own_rtt=False):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
@@ -295,6 +295,7 @@ cdef class Plane:
         link: this relay dialled the connection, to the relay with this key; packets are forwarded there for the keys
             that add_forwarder names.
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
+        own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it out.
 
         Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
         """
@@ -324,6 +325,7 @@ cdef class Plane:
             s = session_open(&self.control, self.worker_pick(), fd, &peer, &keys if records is not None else NULL)
             if s is not NULL:
                 handle = s.handle
+                s.rtt_excused = own_rtt
                 published = (
                     stash_put(&s.record if records is not None else &s.frame, unread, len(unread))
                     and (not opened or stash_put(&s.frame, opened, len(opened)))

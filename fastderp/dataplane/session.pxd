@@ -107,7 +107,7 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint8_t contended            # atomic, written under the lock: not 0 while senders compete for it
     uint8_t wants_out            # EPOLLOUT is armed
     uint8_t is_held              # EPOLLIN is not: over the rate limit
-    uint8_t rtt_excused          # that it has no round-trip time has been counted
+    uint8_t rtt_excused          # without a round-trip time, and not to be counted as such (again)
     Backlog* backlog             # NULL while empty
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets

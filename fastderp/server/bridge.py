@@ -11,7 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from fastderp.server.channel import Channel, farewell
+from fastderp.server.channel import Channel, Tls12, farewell
 from fastderp.server.stream import Poller, Stream
 from fastderp.server.websocket import leave
 from fastderp.tls.errors import TlsError
@@ -71,6 +71,15 @@ class Bridge:
         self._inside.close()
         self._outside.close()
         self._on_close(self)
+
+    @property
+    def has_round_trips(self) -> bool:
+        """Whether its client's round-trip time is looked at: over TLS 1.2. A WebSocket counts as no TCP at all (PROTOCOL §14)."""
+        return bool(self.tls_version) and isinstance(self._channel, Tls12)
+
+    def round_trip_us(self) -> int | None:
+        """Return the client's round-trip time in microseconds, None without one."""
+        return self._outside.round_trip_us() if self.has_round_trips else None
 
     def _from_client(self, data: bytes) -> None:
         try:
@@ -144,8 +153,12 @@ class Bridges:
         """How many bridges there are by the TLS version they were joined with."""
         return Counter(bridge.tls_version for bridge in self._bridges)
 
+    def round_trips_us(self) -> list[int]:
+        """Return the round-trip times of the clients that have one, in microseconds."""
+        return [found for bridge in self._bridges if (found := bridge.round_trip_us()) is not None]
+
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
-        """Start pumping between a stream and a new socket pair; return the data plane's end, and what to tell of the session's end.
+        """Start pumping between a stream and a new socket pair; return the data plane's end, and what wants to hear of the session's.
 
         tls_version is what counts as such in `tls_versions`; "" for no TLS, or for none of a client.
         """

@@ -18,6 +18,7 @@ from fastderp.login import ClientLogin, check_client_info_header
 from fastderp.protocol import HEADER, HEADER_SIZE
 from fastderp.server import http, websocket
 from fastderp.server.acme_challenges import ALPN_PROTOCOL
+from fastderp.server.bridge import Bridge
 from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Outcome, take_step
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
@@ -566,7 +567,7 @@ class Connection:
         """Hand the connection to the data plane: descriptor, keys, what to say first and what was read too far."""
         assert self._upgrade is not None
         try:
-            descriptor, on_end = self._give_away_stream()
+            descriptor, bridge = self._give_away_stream()
         except OSError as error:
             self._refuse("shortage", error.strerror or "", b"")
             return
@@ -583,15 +584,15 @@ class Connection:
             records=self._channel if isinstance(self._channel, RecordLayer) else None,
             mesh=mesh,
             not_ideal=self._upgrade.not_ideal,
-            on_end=on_end,
+            on_end=bridge.session_ended if bridge is not None else None,
+            own_rtt=bridge is not None and bridge.has_round_trips,
         )
 
-    def _give_away_stream(self) -> tuple[int, Callable[[], None] | None]:
-        """Return a descriptor the data plane can read, the socket's or one end of a bridge, and whom to tell of the session's end."""
+    def _give_away_stream(self) -> tuple[int, Bridge | None]:
+        """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
         if isinstance(self._channel, (Clear, RecordLayer)):
             return self._stream.detach(), None
-        descriptor, bridge = self._entrance.bridges.join(self._stream, self._channel, self.tls_version)
-        return descriptor, bridge.session_ended
+        return self._entrance.bridges.join(self._stream, self._channel, self.tls_version)
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the peer has to go, tell it, and close."""

@@ -123,6 +123,7 @@ class Entrance:
         mesh: bool = False,
         not_ideal: bool = False,
         on_end: Callable[[], None] | None = None,
+        own_rtt: bool = False,
     ) -> None:
         """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
 
@@ -131,6 +132,7 @@ class Entrance:
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called when the session is over; not when it never began.
+            own_rtt: its round-trip time is not looked at in the data plane but here (`Bridges.round_trips_us`).
         """
         addr = address_bytes(remote[0])
         try:
@@ -146,6 +148,7 @@ class Entrance:
                 not_ideal=not_ideal,
                 addr=addr,
                 port=remote[1],
+                own_rtt=own_rtt,
             )
         except PlaneError as error:
             self.journal.note_refused("promote", "memory", remote, str(error))

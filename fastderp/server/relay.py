@@ -107,7 +107,7 @@ class Server:
             self.private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
         )
         self._conversations = Conversations(self._entrance)
-        self._round_trips = traffic.RoundTrips(plane) if rtt_stats else None
+        self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
         self._upkeep = Upkeep(plane, self._round_trips)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -286,6 +286,9 @@ class Server:
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
         """Undo `add_packet_forwarder`; a no-op for what was not added. Receivers learn when a key has left the region."""
         self._region.forwarders.remove(key.raw, forwarder)
+
+    def _bridged_round_trips_us(self) -> list[int]:
+        return self._entrance.bridges.round_trips_us()
 
     def _join(self, outside: socket.socket, channel: Channel) -> int:
         """Bridge a connection that we dialled."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Callable
 
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
@@ -16,6 +17,9 @@ READ_BYTES = 16 * 1024
 EVENTS_PER_TURN = 64
 # So many sockets ready at once: a storm.
 BUSY_EVENTS = 4
+
+# Where tcpi_rtt is in Linux's struct tcp_info.
+_RTT_AT = 68
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
@@ -111,6 +115,14 @@ class Stream:
     def flushed(self) -> bool:
         """Whether everything sent has reached the kernel."""
         return not self._unsent
+
+    def round_trip_us(self) -> int | None:
+        """Return the kernel's smoothed round-trip time in microseconds; None for what is not TCP, or over."""
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
+        except OSError:
+            return None
+        return int.from_bytes(info[_RTT_AT:], sys.byteorder)
 
     def resume(self) -> None:
         """Read from now on."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fastderp.dataplane.plane import Plane
@@ -79,13 +80,17 @@ async def lines(plane: Plane, interval_s: float = ROUND_S) -> AsyncIterator[byte
 class RoundTrips:
     """Counts the connections' round-trip times by class, as often as it is told to look."""
 
-    def __init__(self, plane: Plane) -> None:
-        """Look at the connections of `plane`."""
+    def __init__(self, plane: Plane, bridged_us: Callable[[], list[int]]) -> None:
+        """Look at the connections of `plane`, and at the microseconds of those that it reaches through a bridge only."""
         self._plane = plane
+        self._bridged_us = bridged_us
         self.counts: Counter[str] = Counter()
 
     def sample(self) -> None:
         """Count every connection over TCP by its time, and every other once in its life."""
-        by_class, n_not_tcp = self._plane.round_trips([bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS])
+        bounds_us = [bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS]
+        by_class, n_not_tcp = self._plane.round_trips(bounds_us)
+        for found_us in self._bridged_us():
+            by_class[bisect_left(bounds_us, found_us)] += 1
         found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {"non-tcp": n_not_tcp}
         self.counts.update({label: n for label, n in found.items() if n})

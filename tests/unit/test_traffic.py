@@ -74,8 +74,8 @@ def test_round_trips_are_counted_each_time_and_what_is_not_tcp_once() -> None:
             asked.append(bounds_us)
             return next(looks)
 
-    round_trips = RoundTrips(cast(Any, Sessions()))
+    round_trips = RoundTrips(cast(Any, Sessions()), lambda: [10_000, 10_001])
     for _ in range(3):
         round_trips.sample()
-    assert round_trips.counts == {"10ms": 1, "500ms": 2, "inf": 2, "non-tcp": 2}
+    assert round_trips.counts == {"10ms": 4, "20ms": 3, "500ms": 2, "inf": 2, "non-tcp": 2}
     assert asked[0] == [10_000, 20_000, 50_000, 100_000, 150_000, 250_000, 500_000]
