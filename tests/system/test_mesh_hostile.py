@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.keys import MeshKey, NodePrivate
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import open_client_info
 from fastderp.server.dialled import CONNECT_TIMEOUT_S
 from fastderp.server.mesh import LinkState, MeshLink
-from tests.kit.peer import CLOSE_PEER, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
+from tests.kit.memory import resident_bytes
+from tests.kit.peer import CLOSE_PEER, FORWARD, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
 from tests.kit.relay import PATIENCE_S, Relay, eventually
 
 SECRET = MeshKey.generate()
@@ -40,12 +41,12 @@ class Member:
         while not head.endswith(b"\r\n\r\n"):
             head += self.sock.recv(1)
 
-    def welcome(self) -> None:
+    def welcome(self, secret: MeshKey = SECRET) -> None:
         """Take a connection and log it in; it must ask for presence in the same breath."""
         self.accept()
         self.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public().raw))
         self.client = open_client_info(self.key, self.read_frame()[1])
-        assert self.client.info.mesh_key == SECRET
+        assert self.client.info.mesh_key == secret
         assert self.read_frame() == (WATCH, b"")
         self.sock.sendall(self.client.server_info_frame())
 
@@ -121,6 +122,82 @@ def test_ghost_keys_beyond_the_limit_are_ignored_and_counted(relay: Relay) -> No
     eventually(lambda: remote_keys(relay) == 0)
 
 
+def test_announcing_a_key_again_and_again_costs_nothing(relay: Relay) -> None:
+    with member_of(relay) as member:
+        member.welcome()
+        member.sock.sendall(member.present(bytes(range(32))) * 10_000 + member.present(bytes(range(1, 33))))
+        eventually(lambda: remote_keys(relay) == 2)
+        assert relay.metrics()["fastderp_mesh_keys"][member.url,] == 2
+        assert relay.metrics()["fastderp_mesh_ignored"]["keys",] == 0
+        member.sock.sendall(frame(GONE, bytes(range(32)) + b"\0"))
+        eventually(lambda: remote_keys(relay) == 1)
+
+
+def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) -> None:
+    n_keys = 20_000
+    with member_of(relay) as member, relay.login() as a, relay.login() as b:
+        member.welcome()
+        before = resident_bytes()
+        ghosts = b"".join(member.present(number.to_bytes(32)) for number in range(1, n_keys + 1))
+        member.sock.sendall(ghosts)
+        eventually(lambda: remote_keys(relay) == n_keys, 30)
+        # What a key costs here, its route, and what the tables keep free for more.
+        assert resident_bytes() - before < n_keys * 1000
+        a.send_packet(b.public, b"unharmed")
+        assert b.read_packet() == (a.public, b"unharmed")
+    eventually(lambda: remote_keys(relay) == 0, 30)
+    assert relay.call(relay.server.consistency_check) == []
+
+
+def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay: Relay) -> None:
+    with relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer, relay.login() as a:
+        peer.send(frame(PRESENT, bytes(range(32)) + bytes(19)) + frame(GONE, a.public.raw + b"\0"))
+        assert peer.sync() == []
+        assert remote_keys(relay) == 0
+        peer.send_packet(a.public, b"still here")
+        assert a.read_packet() == (peer.public, b"still here")
+
+
+@pytest.mark.parametrize("size", [0, 63, 64 + 65537, 2**32 - 1])
+def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else(relay: Relay, size: int) -> None:
+    with relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer, relay.login() as a:
+        peer.send(struct.pack(">BI", FORWARD, size) + bytes(min(size, 64)))
+        assert peer.is_closed()
+        assert a.sync() == []
+        eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"bad_frame_size": 1})
+
+
+def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr("fastderp.server.mesh.LAST_RETRY_S", 0.001)
+    with member_of(relay) as member, relay.login() as a:
+        for number in range(30):
+            member.welcome()
+            member.sock.sendall(b"".join(member.present(bytes([number, ghost]) + bytes(30)) for ghost in range(50)))
+            if number % 2:
+                eventually(lambda: remote_keys(relay) == 50)
+            member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 3 == 0, 0))
+            member.sock.close()
+        member.welcome()
+        member.sock.sendall(member.present(bytes(range(32))))
+        eventually(lambda: remote_keys(relay) == 1 and state_of(relay) == LinkState.UP)
+        assert relay.call(relay.server.consistency_check) == []
+        assert relay.metrics()["fastderp_mesh_failures"][member.url,] == 30
+        a.send_packet(NodePublic(bytes(range(32))), b"to the one that is there")
+        assert member.read_frame() == (FORWARD, a.public.raw + bytes(range(32)) + b"to the one that is there")
+
+
+def test_links_show_the_new_secret_once_it_is_there(relay: Relay) -> None:
+    new = MeshKey.generate()
+    with member_of(relay) as member:
+        member.welcome()
+        relay.call(setattr, relay.server, "mesh_keys", [new, SECRET])
+        member.sock.sendall(member.present(bytes(range(32))))
+        wait_state(relay, LinkState.UP)
+        member.sock.close()
+        member.welcome(secret=new)
+
+
 def test_a_departure_of_what_was_never_announced_does_nothing(relay: Relay) -> None:
     with member_of(relay) as member, relay.login() as a, relay.login() as b:
         member.welcome()
@@ -179,7 +256,10 @@ def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
         pytest.param(b"", id="silence, then nothing"),
     ],
 )
-def test_a_greeting_that_is_none_is_a_failure_and_tried_again(relay: Relay, greeting: bytes) -> None:
+def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
+    relay: Relay, greeting: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 0.01)
     with member_of(relay) as member:
         member.accept()
         member.sock.sendall(greeting)

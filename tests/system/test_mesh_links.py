@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from fastderp.client.tls import ClientContext
 from fastderp.keys import MeshKey, NodePrivate
 from fastderp.server.mesh import LinkState
+from fastderp.tls.handshake import ServerContext
+from tests.kit.certificates import self_signed
 from tests.kit.peer import DISCO, GONE, RECV
 from tests.kit.relay import Relay, Setup, eventually, running
 
@@ -114,6 +117,39 @@ def test_a_relay_that_lists_itself_notices(start_relay: StartRelay) -> None:
     link(relay, relay)
     eventually(lambda: state(relay, relay) == LinkState.ITSELF)
     assert relay.metrics()["derp_current_connections"] == 0
+
+
+def test_a_member_may_be_dialled_elsewhere_than_its_name_says(start_relay: StartRelay, tmp_path: Path) -> None:
+    certificate = self_signed("relay.example")
+    trusted = tmp_path / "relay.example.pem"
+    trusted.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+    one, other = start_member(start_relay, mesh_tls=ClientContext(cafile=str(trusted))), start_member(start_relay)
+    tls = ServerContext([certificate.der], certificate.key_der, required_sni="relay.example")
+    port = other.call(lambda: other.server.listen("127.0.0.1", 0, tls=tls).port)
+    member = f"relay.example:{port}/127.0.0.1"
+    one.call(one.server.set_mesh_peers, [member])
+    eventually(lambda: one.metrics()["fastderp_mesh_links"][member, "up"])
+    with other.login() as b, one.login() as a:
+        wait_knows(one, 2)
+        a.send_packet(b.public, b"hello")
+        assert b.read_packet() == (a.public, b"hello")
+
+
+def test_members_that_stay_keep_their_links_when_others_come_and_go(start_relay: StartRelay) -> None:
+    one, stays, goes, comes = (start_member(start_relay) for _ in range(4))
+    link(one, stays, goes)
+    wait_linked(one, stays)
+    wait_linked(one, goes)
+    link(one, comes, stays)
+    wait_linked(one, comes)
+    eventually(lambda: goes.metrics()["derp_current_connections"] == 0)
+    metrics = one.metrics()
+    assert metrics["fastderp_mesh_connects"] == {(url(comes),): 1, (url(stays),): 1}
+    assert metrics["fastderp_mesh_failures"] == {(url(comes),): 0, (url(stays),): 0}
+    # Of each, the relay itself, whose login there is a client like others.
+    assert metrics["fastderp_mesh_keys"] == {(url(comes),): 1, (url(stays),): 1}
+    assert {state for (_, state), value in metrics["fastderp_mesh_links"].items() if value} == {"up"}
+    assert len(metrics["fastderp_mesh_links"]) == 2 * len(LinkState)
 
 
 def test_a_relay_with_another_secret_is_not_linked_to(
