@@ -197,24 +197,28 @@ PROTOCOL = {
         "local beats mesh, a forwarder serves who is not local, changes count at once",
         "unit/plane::packets_for_a_remote_key_go_over_its_link",
         "unit/plane::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
+        "unit/plane::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
     ),
     "32": _row(
         "a burst passes, more waits, mesh peers are exempt, off by default",
         "unit/plane::a_client_over_its_rate_waits_and_loses_nothing",
+        "conformance/limits::without_a_limit_nobody_waits",
+        "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
         "unit/plane::mesh_peers_are_not_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
     "33": _row(
         "a frame larger than the burst is still taken, later",
-        "conformance/limits::the_largest_frame_passes_the_smallest_burst",
-        "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
+        "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
     ),
     "34": _row(
         "a new rate counts for who is connected, duplicates too; 0 lifts it",
         "system/relay_packets::a_limit_changes_for_those_who_are_connected",
         "unit/plane::lifting_the_limit_frees_those_who_wait",
+        "unit/plane::a_limit_that_changes_all_the_time_holds_nobody_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",
+        "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
     ),
     "35": _row(
         "the rate file",
@@ -298,6 +302,7 @@ PROTOCOL = {
         "who may see the debug pages",
         "unit/metrics::the_environment_adds_an_address_and_networks",
         "unit/metrics::a_malformed_variable_is_refused",
+        "unit/metrics::a_missing_or_empty_key_file_opens_nothing",
         "unit/metrics::the_index_links_the_pages_and_escapes_what_it_shows",
     ),
     "51": _row(
@@ -335,6 +340,7 @@ PROTOCOL = {
     "57": _row(
         "a round trip over UDP",
         "unit/stun::an_ipv4_client_of_a_dual_server_is_answered_with_family_1",
+        "unit/stun::after_the_end_nobody_answers_and_the_port_is_free",
         "system/command::stun_is_answered_and_counted",
     ),
     # The client over HTTP, and the prober
@@ -352,6 +358,7 @@ PROTOCOL = {
     "60": _row(
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
+        "interop/mixed_region::derpprobe_finds_every_relay_and_every_pair_good",
         "interop/region::clients_reach_each_other_across_nodes_and_learn_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
@@ -374,6 +381,7 @@ PROTOCOL = {
         "each frame of a wrong size closes",
         "system/relay_packets::a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged",
         "unit/plane::a_frame_of_a_wrong_size_closes_its_connection_only",
+        "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else",
     ),
     "huge frames": _row(
         "huge unknown frames are discarded",
@@ -383,7 +391,11 @@ PROTOCOL = {
         "who leaves twice is reported twice", "system/relay_packets::a_second_departure_is_told_again"
     ),
     "check": _row(
-        "duplicates are no inconsistency", "conformance/relay::the_consistency_check_knows_of_duplicates"
+        "duplicates are no inconsistency, and what is one is found",
+        "conformance/relay::the_consistency_check_knows_of_duplicates",
+        "unit/consistency::a_count_that_is_wrong_is_said",
+        "unit/consistency::a_session_without_a_route_is_said_with_its_key",
+        "system/admission::the_check_page_asks_tailscaled_anew_each_time",
     ),
     "websocket": _row(
         "fragments and long messages",
@@ -462,6 +474,7 @@ API = {
         "any stream with asyncio's methods will do",
         "unit/client::one_object_with_both_sets_of_methods_is_a_stream_too",
         "system/relay_http::a_pair_of_streams_can_be_served_without_http",
+        "system/relay_shutdown::any_object_with_the_methods_of_a_stream_is_served",
     ),
     "PacketForwarder": _row(
         "packets for other keys through an object of the caller's own",
@@ -474,6 +487,10 @@ API = {
     "NewServer": _row(
         "a relay to embed",
         "system/relay_http::a_pair_of_streams_can_be_served_without_http",
+        "system/relay_shutdown::any_object_with_the_methods_of_a_stream_is_served",
+        "system/relay_shutdown::closing_again_and_at_the_same_time_is_closing_once",
+        "system/relay_shutdown::serving_ends_with_the_relay_and_the_relay_with_serving",
+        "system/relay_shutdown::websockets_are_told_that_the_relay_goes_away",
         "system/relay_http::closing_the_relay_closes_everyone",
         "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
         names=_of("Server", "accept", "serve", "close"),
@@ -497,6 +514,7 @@ API = {
     "ConsistencyCheck": _row(
         "the relay checks its own tables",
         "system/relay_noise::noise_at_every_stage_harms_nobody",
+        "unit/consistency::a_count_that_is_wrong_is_said",
         "conformance/relay::the_consistency_check_knows_of_duplicates",
         names=_of("Server", "consistency_check"),
     ),

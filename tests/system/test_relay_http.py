@@ -184,8 +184,9 @@ def test_an_address_that_is_none_is_an_error_that_names_it() -> None:
         listen_sockets("no.such.host.invalid", 1)
 
 
-def test_accepted_sockets_inherit_the_settings_of_the_listener() -> None:
-    [listener] = listen_sockets("127.0.0.1", 0, keepalive_idle_s=77, user_timeout_s=12.5)
+@pytest.mark.parametrize("user_timeout_s", [0, 12.5, 30])
+def test_accepted_sockets_inherit_the_settings_of_the_listener(user_timeout_s: float) -> None:
+    [listener] = listen_sockets("127.0.0.1", 0, keepalive_idle_s=77, user_timeout_s=user_timeout_s)
     with listener, socket.create_connection(listener.getsockname()):
         listener.setblocking(True)
         accepted, _ = listener.accept()
@@ -195,7 +196,9 @@ def test_accepted_sockets_inherit_the_settings_of_the_listener() -> None:
                 for name in ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
             }
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    assert tcp == {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 77, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 9, "TCP_USER_TIMEOUT": 12500}
+    assert tcp == {
+        "TCP_NODELAY": 1, "TCP_KEEPIDLE": 77, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 9, "TCP_USER_TIMEOUT": user_timeout_s * 1000
+    }  # fmt: skip
 
 
 # TLS

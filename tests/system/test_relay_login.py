@@ -17,6 +17,7 @@ import pytest
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.login import ClientInfo
 from fastderp.server.connection import Connection
+from fastderp.server.listener import LOGIN_BUDGET_S
 from fastderp.server.stream import Stream
 from tests.kit.peer import (
     CLIENT_INFO,
@@ -197,6 +198,7 @@ def test_the_same_complaint_is_logged_once_and_counted_every_time(
 
 @pytest.mark.parametrize("setup", [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")], ids=str)
 def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(start_relay: StartRelay, setup: Setup) -> None:
+    assert LOGIN_BUDGET_S == 10.0
     relay = start_relay(setup, login_timeout=0.5)
     with relay.connect_tcp() as silent, relay.connect_tcp() as slow, relay.connect() as waiting:
         waiting.upgrade(relay.server.public_key)

@@ -285,7 +285,8 @@ def test_the_home_page_says_what_the_operator_configured() -> None:
     _, _, plain = answer(get("/"))
     assert b"Status: disabled" not in plain and b"/debug/" not in plain and b"abuse" not in plain
     _, _, full = answer(get("/"), relay(hostname="derp1.tailscale.com", derp=False, debug_allowed=lambda request: True))
-    assert b"Status: disabled" in full and b'href="/debug/"' in full and b"abuse" in full
+    assert b"Status: disabled" in full and b'href="/debug/"' in full
+    assert b"abuse" in full and b"https://tailscale.com/security-policies" in full
     _, _, escaped = answer(get("/"), relay(hostname="<b>"))
     assert b"<b>" not in escaped
 

@@ -135,7 +135,7 @@ def test_a_forwarded_request_may_not_wherever_it_comes_from() -> None:
 
 
 def test_the_environment_adds_an_address_and_networks() -> None:
-    access = DebugAccess.from_environment({"TS_ALLOW_DEBUG_IP": "192.0.2.1", "TS_DEBUG_TRUSTED_CIDRS": "10.0.0.0/8, 2001:db8::/32"})
+    access = DebugAccess.from_environment({"TS_ALLOW_DEBUG_IP": "192.0.2.1", "TS_DEBUG_TRUSTED_CIDRS": " 10.0.0.0/8 , 2001:db8::/32,"})
     assert all(access.allows(request(remote=remote)) for remote in ("192.0.2.1", "10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"))
     assert not access.allows(request(remote="192.0.2.2"))
 

@@ -189,6 +189,17 @@ async def test_a_name_with_several_addresses_is_served_on_all_of_them(monkeypatc
     assert server.counters.success == 2
 
 
+async def test_after_the_end_nobody_answers_and_the_port_is_free() -> None:
+    server = stun.bind_stun("127.0.0.1", 0)
+    server.start()
+    address = server.addresses[0]
+    await ask(socket.AF_INET, address, REQUEST)
+    server.close()
+    server.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+
+
 def test_a_port_in_use_is_refused_and_nothing_stays_bound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", 0))
