@@ -24,23 +24,23 @@ from fastderp.cli.ending import begin_on_signal
 from fastderp.cli.environment import Environment
 from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
-from fastderp.errors import CertificateError, ConfigError, ListenError, UsageError
+from fastderp.errors import ConfigError, ListenError, UsageError
 from fastderp.keys import NodePrivate, load_or_create_server_key
 from fastderp.server.acme import AcmeCertificates
 from fastderp.server.acme_challenges import HTTP_PREFIX
 from fastderp.server.acme_settings import VENDOR_HOSTNAME
 from fastderp.server.admission import Admission, Authority
 from fastderp.server.bootstrap import BootstrapDns, Unpublished, checked_name
-from fastderp.server.certs import Certificate, CertificateSource, manual_certificate
+from fastderp.server.certs import CertificateSource
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
 from fastderp.server.keylists import KeyLists
 from fastderp.server.listener import Listener
+from fastderp.server.manual import ManualCertificate
 from fastderp.server.metrics import Value
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.relay import Server
 from fastderp.server.stun import StunServer, bind_stun
-from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
@@ -81,7 +81,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     if config.acme is not None:
         check_acme_installed()
-    certificate = manual_certificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
+    manual = ManualCertificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
     region = RegionSettings(config)
     stack.push_async_callback(region.close)
     await region.read()
@@ -127,7 +127,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, bootstrap, admission, stun, certificate, acme),
+        values=lambda: _metrics(server, bootstrap, admission, stun, manual or acme),
         check=partial(_check, server, admission),
         traffic=server.traffic_lines,
         access=access,
@@ -138,8 +138,10 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     routes.prefixes["/debug/"] = debug.respond
     routes.exact["/bootstrap-dns"] = bootstrap.respond
     await stack.enter_async_context(bootstrap.running())
-    tls = _tls_context(certificate, server.meta_cert) if certificate else acme
+    tls = manual.context(server.meta_cert) if manual is not None else acme
     listener = _listen(server, config, config.port, routes, tls)
+    if manual is not None:
+        reloads.append(partial(manual.reload, listener, server.meta_cert))
     plain = None
     if config.http_port is not None:
         plain_routes = http_port_routes(site, routes)
@@ -151,17 +153,9 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     server.set_mesh_peers(region.peers)
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
-    _announce(config, server, listener, plain, stun, certificate, acme)
+    _announce(config, server, listener, plain, stun, manual, acme)
     if acme is not None:
         acme.start()
-
-
-def _tls_context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
-    chain = [*certificate.chain, meta_cert]
-    try:
-        return ServerContext(chain, certificate.key, required_sni=certificate.required_sni)
-    except TlsError as error:
-        raise CertificateError(f"OpenSSL refuses the certificate for {certificate.hostname}: {error}") from error
 
 
 def _listen(
@@ -243,18 +237,15 @@ def _metrics(
     bootstrap: BootstrapDns,
     admission: Admission | None,
     stun: StunServer | None,
-    certificate: Certificate | None,
-    acme: AcmeCertificates | None,
+    certificates: ManualCertificate | AcmeCertificates | None,
 ) -> dict[str, Value]:
     values = server.metrics() | bootstrap.metrics()
     if admission is not None:
         values |= admission.metrics()
     if stun is not None:
         values |= stun.counters.metrics()
-    if certificate is not None:
-        values["fastderp_certificate_expiry_unix_time"] = {certificate.hostname: int(certificate.not_after.timestamp())}
-    if acme is not None:
-        values |= acme.metrics()
+    if certificates is not None:
+        values |= certificates.metrics()
     return values
 
 
@@ -264,7 +255,7 @@ def _announce(
     listener: Listener,
     plain: Listener | None,
     stun: StunServer | None,
-    certificate: Certificate | None,
+    manual: ManualCertificate | None,
     acme: AcmeCertificates | None,
 ) -> None:
     """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
@@ -284,10 +275,10 @@ def _announce(
         log.warning("-accept-connection-limit has no effect without -accept-connection-burst")
     if not config.derp:
         log.warning("-derp=false: packets are not relayed")
-    if certificate is not None and certificate.required_sni is None:
+    if manual is not None and manual.certificate.required_sni is None:
         log.info("the node for your DERP map, pinned to this certificate:")
         stun_port = stun.addresses[0][1] if stun is not None else None
-        log.info("  %s", certificate.derp_node(port=listener.port, stun_port=stun_port))
+        log.info("  %s", manual.certificate.derp_node(port=listener.port, stun_port=stun_port))
     if acme is not None and config.acme is not None:
         log.info("%s", acme.summary)
         if config.acme.hostname == VENDOR_HOSTNAME and not config.acme.ip_certs:

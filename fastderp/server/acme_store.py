@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
     load_pem_private_key,
 )
+from cryptography.x509 import load_der_x509_certificate
 
 from fastderp.errors import CertificateError
 from fastderp.server.certs import (
@@ -80,7 +81,10 @@ class Store:
             return None
         try:
             key_pem = _key_block(read_file(key, "certificate key"), key)
-            return certificate_from_pem(name, read_file(crt, "certificate"), key_pem, crt=crt, key=key)
+            certificate = certificate_from_pem(name, read_file(crt, "certificate"), key_pem, crt=crt, key=key)
+            if crt != key and _is_self_signed(certificate):
+                raise CertificateError(f"the certificate in {crt} is self-signed, as -certmode manual makes them")
+            return certificate
         except CertificateError as error:
             log.warning("%s; another one is ordered when it is needed", error)
             return None
@@ -163,6 +167,11 @@ def private_key(certificate: Certificate | None) -> PrivateKey:
 def private_pem(key: PrivateKey) -> bytes:
     """Return a key as it is kept."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+def _is_self_signed(certificate: Certificate) -> bool:
+    leaf = load_der_x509_certificate(certificate.chain[0])
+    return leaf.issuer == leaf.subject
 
 
 def _key_block(content: bytes, path: Path) -> bytes:

@@ -124,8 +124,8 @@ def _common_name(text: str) -> x509.NameAttribute[str]:
         return x509.NameAttribute(NameOID.COMMON_NAME, text, _validate=False)
 
 
-def manual_certificate(directory: Path, hostname: str) -> Certificate:
-    """Load `<directory>/<hostname>.crt` and `.key`; for an address without files, make them first (PROTOCOL §10).
+def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> Certificate:
+    """Load `<directory>/<hostname>.crt` and `.key`; for an address without files make them first, unless told not to (PROTOCOL §10).
 
     Raises CertificateError when a file is missing, unreadable or malformed, when key and certificate do not belong
     together, and when the leaf has expired or is not for this hostname.
@@ -133,7 +133,7 @@ def manual_certificate(directory: Path, hostname: str) -> Certificate:
     if not str(directory) or str(directory) == ".":
         raise CertificateError("missing required -certdir: the directory of the certificate files")
     crt, key = certificate_files(directory, hostname)
-    if ip_literal(hostname) is not None:
+    if make and ip_literal(hostname) is not None:
         _make_missing_files(crt, key, hostname)
     chain_pem = read_file(crt, f"certificate for {hostname}")
     key_pem = read_file(key, "certificate key")

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from tests.interop.gokit import GoError
+from tests.interop.gokit import GoClient, GoError, GoPrograms
 from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, NOBODYS_PORT, Pebble, build, pebble
 from tests.kit.certificates import self_signed
 from tests.kit.command import RunningRelay, relay
@@ -136,6 +136,19 @@ def test_an_account_with_the_ca_is_bound_where_it_wants_one(ca: Pebble) -> None:
     account = ("-certmode", "gcp", "-acme-eab-kid", "kid-1", "-acme-eab-key", key, "-acme-email", "ops@example.com")
     with running(ca, *account):
         assert leaf(ca)
+
+
+async def test_a_go_client_waits_for_the_first_certificate_and_starts_fast(ca: Pebble, go_programs: GoPrograms, tmp_path: Path) -> None:
+    ca.start()
+    root = tmp_path / "root.pem"
+    root.write_text(ca.root)
+    with running(ca, "-acme-ip-certs") as its:
+        url = f"https://{ca.address}:{HTTPS_PORT}/derp"
+        for _ in range(2):
+            async with await GoClient.start(go_programs.derpkit, "-url", url, "-root", str(root)) as client:
+                assert client.ready["tls"] == "1.3"
+                assert client.ready["fast_start"]
+    assert its.said.count("ordering") == 1
 
 
 def test_who_has_no_account_with_such_a_ca_is_told(ca: Pebble) -> None:

@@ -20,7 +20,7 @@ START_TIMEOUT_S = 20.0
 class RunningRelay:
     """A relay that serves; `lines` is what it has said on the way there."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -48,7 +48,7 @@ class RunningRelay:
         """Send a signal; return the exit code and what it said until then."""
         self.process.send_signal(number)
         _, rest = self.process.communicate(timeout=20)
-        self.lines += rest.splitlines(keepends=True)
+        self.lines += rest.decode().splitlines(keepends=True)
         return self.process.returncode, self.said
 
 
@@ -63,16 +63,24 @@ def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 @contextlib.contextmanager
 def relay(*flags: str, env: dict[str, str] | None = None) -> Iterator[RunningRelay]:
     """Run the command until the block ends; it serves when the block begins."""
-    process = subprocess.Popen([COMMAND, *flags], stderr=subprocess.PIPE, text=True, env=_environment(env))
+    with started([str(COMMAND), *flags], env) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[RunningRelay]:
+    """Run a command that is a relay in the end, as `relay` does."""
+    # Unbuffered: a line read ahead here would be lost to `stop`.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=_environment(env))
     running = RunningRelay(process)
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            running.lines.append(line)
-            if "ready" in line:
+            running.lines.append(line.decode())
+            if b"ready" in line:
                 break
         else:
-            raise AssertionError(f"{COMMAND} ended with {process.wait()}:\n{''.join(running.lines)}")
+            raise AssertionError(f"{command[0]} ended with {process.wait()}:\n{''.join(running.lines)}")
         yield running
     finally:
         if process.poll() is None:

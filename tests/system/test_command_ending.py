@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.keys import NodePrivate
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import relay, started
 from tests.kit.relay import eventually
 
 QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
@@ -29,7 +29,7 @@ def follow_a_file(tmp_path: Path) -> tuple[Path, list[str]]:
 
 
 @contextmanager
-def never_answering(keys: Path, process: subprocess.Popen[str]) -> Iterator[None]:
+def never_answering(keys: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Put a pipe that nobody writes to in the file's place, and see to it that the relay reads it."""
     keys.unlink()
     os.mkfifo(keys)
@@ -77,18 +77,8 @@ def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.
 def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
     keys, flags = follow_a_file(tmp_path)
     impatient = "import fastderp.cli.ending as ending, fastderp.cli.relay as relay, sys; ending.LIMIT_S = 0.5; sys.exit(relay.main())"
-    process = subprocess.Popen([sys.executable, "-c", impatient, *flags], stderr=subprocess.PIPE, text=True)
-    running = RunningRelay(process)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            running.lines.append(line)
-            if "ready" in line:
-                break
-        with never_answering(keys, process):
+    with started([sys.executable, "-c", impatient, *flags]) as running:
+        with never_answering(keys, running.process):
             code, _ = running.stop()
         assert code == 1
         assert re.search(r'^  File ".*keylists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE)
-    finally:
-        process.kill()
-        process.communicate()

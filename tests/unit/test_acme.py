@@ -24,6 +24,7 @@ from fastderp.server.acme import AcmeCertificates, Managed
 from fastderp.server.acme_challenges import ALPN_PROTOCOL, HTTP_01, HTTP_PREFIX, TLS_ALPN_01, Challenges
 from fastderp.server.acme_settings import LETS_ENCRYPT, VENDOR_HOSTNAME, AcmeSettings
 from fastderp.server.acme_store import ACCOUNT_KEY, RETRY_MAX_S, Failures, Store, private_key
+from fastderp.server.certs import manual_certificate
 from fastderp.server.http import Request
 from fastderp.server.relay import Server
 from fastderp.tls.errors import TlsError
@@ -38,14 +39,13 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
-    """What a CA would answer, signed by the key itself."""
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    """What a CA would answer, but for its signature."""
     now = datetime.datetime.now(datetime.UTC)
     alternative = x509.IPAddress(acme.ip_literal(name)) if acme.ip_literal(name) else x509.DNSName(name)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + datetime.timedelta(days[0]))
@@ -342,6 +342,27 @@ async def test_a_bad_certificate_never_replaces_a_good_one(
     assert "stays" in caplog.text
 
 
+async def test_no_login_fails_while_certificates_are_renewed(tmp_path: Path, ca: Ca) -> None:
+    ca.answer = lambda managed: chain(managed.name, managed.key, (-20, 5))
+    client = ssl._create_unverified_context()
+
+    async def probe(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=NAME)
+        writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        line = await reader.readline()
+        writer.close()
+        return line
+
+    async with certificates(tmp_path, ca) as ours, Server(workers=1) as relay:
+        port = relay.listen("127.0.0.1", 0, tls=ours).port
+        await probe(port)
+        for _ in range(10):
+            ours.retry()
+            assert set(await asyncio.gather(*(probe(port) for _ in range(8)))) == {b"HTTP/1.1 200 OK\r\n"}
+        assert "tls" not in "".join(relay.metrics()["fastderp_closed"])  # type: ignore[arg-type]
+    assert len(ca.asked) > 5
+
+
 async def test_a_certificate_is_renewed_when_a_third_of_its_life_is_left(tmp_path: Path, ca: Ca) -> None:
     store = Store(tmp_path)
     key = private_key(None)
@@ -406,6 +427,16 @@ async def test_a_new_process_goes_on_with_what_is_on_disk(tmp_path: Path, ca: Ca
         assert ready(again)
         assert ready(again, None)
     assert ca.asked == [NAME, "192.0.2.1"]
+
+
+async def test_a_self_signed_certificate_of_manual_mode_is_replaced(tmp_path: Path, ca: Ca) -> None:
+    own = manual_certificate(tmp_path, "192.0.2.1")
+    async with certificates(tmp_path, ca, hostname="", ip_certs=True) as ours:
+        await chosen(ours, None)
+    assert ca.asked == ["192.0.2.1"]
+    kept = Store(tmp_path).load("192.0.2.1")
+    assert kept
+    assert kept.chain != own.chain
 
 
 def test_an_rsa_key_of_before_is_kept(tmp_path: Path) -> None:

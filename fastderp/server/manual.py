@@ -1,0 +1,55 @@
+"""The certificate of `-certmode manual`, as its files are: read at the start and whenever somebody asks (PROTOCOL §10).
+
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fastderp.errors import CertificateError
+from fastderp.server.certs import Certificate, manual_certificate
+from fastderp.server.listener import Listener
+from fastderp.server.metrics import Value
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import ServerContext
+
+log = logging.getLogger("fastderp")
+
+
+class ManualCertificate:
+    """Files, and the certificate of theirs that was last good."""
+
+    def __init__(self, directory: Path, hostname: str) -> None:
+        """Read the files; for an address they are made when absent. Raises CertificateError."""
+        self._directory = directory
+        self._hostname = hostname
+        self.certificate = manual_certificate(directory, hostname)
+
+    def context(self, meta_cert: bytes) -> ServerContext:
+        """Return what a listener presents, with the metacert behind the chain. Raises CertificateError."""
+        return _context(self.certificate, meta_cert)
+
+    def reload(self, listener: Listener, meta_cert: bytes) -> None:
+        """Read the files again for handshakes from now on; what cannot be used changes nothing."""
+        try:
+            # Not made anew when absent: clients know this one by its hash.
+            certificate = manual_certificate(self._directory, self._hostname, make=False)
+            listener.tls = _context(certificate, meta_cert)
+        except CertificateError as error:
+            log.error("%s; the certificate of before stays", error)
+            return
+        self.certificate = certificate
+        log.info("certificate for %s, valid until %s", self._hostname, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC")
+
+    def metrics(self) -> dict[str, Value]:
+        """Return when it ends, by the name in the table of metrics."""
+        return {"fastderp_certificate_expiry_unix_time": {self._hostname: int(self.certificate.not_after.timestamp())}}
+
+
+def _context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
+    try:
+        return ServerContext([*certificate.chain, meta_cert], certificate.key, required_sni=certificate.required_sni)
+    except TlsError as error:
+        raise CertificateError(f"OpenSSL refuses the certificate for {certificate.hostname}: {error}") from error

@@ -1,0 +1,82 @@
+"""Certificates from files, changed while `fastderp-relay` runs."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from tests.kit.certificates import Certificate, self_signed
+from tests.kit.command import RunningRelay, relay
+from tests.kit.relay import eventually
+
+NAME = "relay.test"
+
+
+def put(directory: Path, certificate: Certificate, name: str = NAME) -> Certificate:
+    """Write the files of a certificate."""
+    (directory / f"{name}.key").write_bytes(certificate.key_pem)
+    (directory / f"{name}.crt").write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+    return certificate
+
+
+def flags(directory: Path, name: str = NAME) -> tuple[str, ...]:
+    manual = ("-certmode", "manual", "-certdir", str(directory), "-hostname", name)
+    return ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(directory / "relay.key"), *manual)
+
+
+def leaf(running: RunningRelay, name: str = NAME) -> bytes | None:
+    """Return the certificate a new client is shown."""
+    context = ssl._create_unverified_context()
+    with (
+        socket.create_connection(("127.0.0.1", running.port), timeout=20) as sock,
+        context.wrap_socket(sock, server_hostname=name) as client,
+    ):
+        return client.getpeercert(True)
+
+
+def test_new_files_are_used_from_sighup_on(tmp_path: Path) -> None:
+    old = put(tmp_path, self_signed(NAME))
+    with relay(*flags(tmp_path)) as running:
+        assert leaf(running) == old.der
+        new = put(tmp_path, self_signed(NAME, days=(-1, 7)))
+        assert leaf(running) == old.der
+        running.process.send_signal(signal.SIGHUP)
+        eventually(lambda: leaf(running) == new.der, 20)
+        code, said = running.stop()
+    assert code == 0
+    assert f"certificate for {NAME}, valid until" in said
+
+
+@pytest.mark.parametrize("fault", ["junk", "other key", "other name", "expired", "absent"])
+def test_files_that_cannot_be_used_leave_the_certificate_of_before(tmp_path: Path, fault: str) -> None:
+    good = put(tmp_path, self_signed(NAME))
+    with relay(*flags(tmp_path)) as running:
+        if fault == "junk":
+            (tmp_path / f"{NAME}.crt").write_text("junk")
+        elif fault == "other key":
+            (tmp_path / f"{NAME}.key").write_bytes(self_signed(NAME).key_pem)
+        elif fault == "other name":
+            put(tmp_path, self_signed("other.test"), NAME)
+        elif fault == "expired":
+            put(tmp_path, self_signed(NAME, days=(-9, -1)))
+        else:
+            (tmp_path / f"{NAME}.crt").unlink()
+        running.process.send_signal(signal.SIGHUP)
+        assert leaf(running) == good.der
+        _, said = running.stop()
+    assert said.count("; the certificate of before stays\n") == 1
+
+
+def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_path: Path) -> None:
+    with relay(*flags(tmp_path, "127.0.0.1")) as running:
+        pinned = leaf(running, "127.0.0.1")
+        for path in (*tmp_path.glob("*.crt"), *tmp_path.glob("127*.key")):
+            path.unlink()
+        running.process.send_signal(signal.SIGHUP)
+        assert leaf(running, "127.0.0.1") == pinned
+        _, said = running.stop()
+    assert "127.0.0.1.crt does not exist; the certificate of before stays" in said
