@@ -12,7 +12,7 @@ from collections import Counter
 from fastderp.dataplane.plane import ClosedEvent, DropEvent
 from fastderp.keys import NodePublic
 from fastderp.server.address import address_text, format_address
-from fastderp.server.logs import Summariser
+from fastderp.server.logs import WINDOW_S, Summariser
 from fastderp.server.metrics import Value
 
 log = logging.getLogger("fastderp")
@@ -118,9 +118,16 @@ class Journal:
             turn,
         )
 
+    def sum_up(self) -> None:
+        """Say how many ends of sessions had no line of their own in a window that is over."""
+        self._tell_held(WINDOW_S)
+
     def close(self) -> None:
         """Say what was held back and would never be said."""
-        for reason, n_held in self._ends.take_held().items():
+        self._tell_held(0)
+
+    def _tell_held(self, min_age_s: float) -> None:
+        for reason, n_held in self._ends.take_held(min_age_s).items():
             log.info("%d more sessions closed: %s", n_held, reason)
 
     @property

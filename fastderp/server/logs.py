@@ -89,9 +89,11 @@ class Summariser:
         window.n_held += 1
         return None
 
-    def take_held(self) -> dict[Hashable, int]:
-        """Return how many lines are held back by kind, and forget them."""
-        held = {kind: window.n_held for kind, window in self._windows.items() if window.n_held}
-        for window in self._windows.values():
-            window.n_held = 0
+    def take_held(self, min_age_s: float = 0.0) -> dict[Hashable, int]:
+        """Return by kind how many lines are held back since a window that is so old, and forget them."""
+        before_s = self._clock() - min_age_s
+        held = {}
+        for kind, window in self._windows.items():
+            if window.n_held and window.since_s <= before_s:
+                held[kind], window.n_held = window.n_held, 0
         return held

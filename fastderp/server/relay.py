@@ -108,7 +108,7 @@ class Server:
         )
         self._conversations = Conversations(self._entrance)
         self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
-        self._upkeep = Upkeep(plane, self._round_trips)
+        self._upkeep = Upkeep(plane, self._round_trips, self._journal)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -126,11 +126,12 @@ class Server:
         if self._closing is not None:
             raise ConnectionClosed("the relay is closed")
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
             self._plane.start()
-            self._entrance.open(self._loop)
-            self._upkeep.start(self._loop)
-            self._loop.add_reader(self._plane.fileno(), self._on_plane_events)
+            self._entrance.open(loop)
+            self._upkeep.start(loop)
+            loop.add_reader(self._plane.fileno(), self._on_plane_events)
+            self._loop = loop
 
     def listen(
         self,
@@ -187,6 +188,7 @@ class Server:
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._shut_down())
+            self._closing.add_done_callback(lambda _: self._closed.set())
         await asyncio.shield(self._closing)
 
     async def _shut_down(self) -> None:
@@ -207,7 +209,6 @@ class Server:
                 farewells.create_task(self._conversations.close())
             self._entrance.close()
         self._journal.close()
-        self._closed.set()
 
     async def __aenter__(self) -> Server:
         self.start()

@@ -1,4 +1,4 @@
-"""What the relay does every few seconds by itself: sample round-trip times, give memory back.
+"""What the relay does every few seconds by itself: sample round-trip times, sum up the log, give memory back.
 
 Loop thread only.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from fastderp.dataplane.plane import Plane
+from fastderp.server.journal import Journal
 from fastderp.server.traffic import RoundTrips
 
 INTERVAL_S = 10.0
@@ -21,11 +22,13 @@ class Upkeep:
     Args:
         plane: whose memory is given back.
         round_trips: samples `derp_tcp_rtt` (PROTOCOL §14); None for no samples.
+        journal: says how many lines it has held back.
     """
 
-    def __init__(self, plane: Plane, round_trips: RoundTrips | None) -> None:
+    def __init__(self, plane: Plane, round_trips: RoundTrips | None, journal: Journal) -> None:
         self._plane = plane
         self._round_trips = round_trips
+        self._journal = journal
         self._timer: asyncio.TimerHandle | None = None
         self._n_moved = 0
 
@@ -41,6 +44,7 @@ class Upkeep:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._round_trips is not None:
             self._round_trips.sample()
+        self._journal.sum_up()
         n_moved = self._plane.n_moved()
         if n_moved == self._n_moved:
             self.start(loop)    # an idle relay has nothing to give back

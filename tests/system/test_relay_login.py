@@ -80,6 +80,19 @@ def test_when_thousands_leave_at_once_some_are_lines_and_the_rest_a_number(
     assert caplog.messages[-1] == "200 more sessions closed: eof"
 
 
+def test_what_had_no_line_is_summed_up_soon_after(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    monkeypatch.setattr("fastderp.server.upkeep.INTERVAL_S", 0.01)
+    monkeypatch.setattr("fastderp.server.journal.WINDOW_S", 0.05)
+    monkeypatch.setattr("fastderp.server.journal.SESSION_LINES", 1)
+    relay = start_relay()
+    with relay.login(), relay.login(), relay.login():
+        pass
+    eventually(lambda: sum("more sessions closed: eof" in line for line in caplog.messages))
+
+
 @without_websocket
 def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Relay) -> None:
     relay_key = relay.server.public_key

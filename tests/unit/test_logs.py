@@ -55,7 +55,9 @@ def test_a_kind_may_have_several_lines_per_window(now: list[float], caplog: pyte
     for number in range(5):
         summary.say("end", "%d", number)
     assert caplog.messages == ["0", "1"]
-    assert summary.take_held() == {"end": 3}
+    now[0] += 5
+    assert summary.take_held(10) == {}
+    assert summary.take_held(5) == {"end": 3}
     assert summary.take_held() == {}
     summary.say("end", "5")
     now[0] += 10
