@@ -72,9 +72,10 @@ class ClientContext(Context):
     ) -> None:
         """Prepare to dial.
 
-        With `verify` the server's chain must lead to the system's roots, those of `cafile` (PEM) or `roots` (DER),
-        and its certificate must be for the name. `pin` is the SHA-256 of the only leaf accepted while it is valid; its
-        issuer and name do not matter then. Raises TlsError (cause `certificate`) for roots that cannot be read.
+        With `verify` the server's chain must lead to the system's roots (which have `roots.BUILT_IN` beside them), those of
+        `cafile` (PEM) or `roots` (DER), and its certificate must be for the name. `pin` is the SHA-256 of the one certificate
+        accepted, whoever issued it: no other but metacerts may come with it, and it must be valid and, where the server has
+        a name and not just an address, for that name. Raises TlsError (cause `certificate`) for roots that cannot be read.
         """
 
     @property
@@ -83,7 +84,7 @@ class ClientContext(Context):
 
     @property
     def pin(self) -> bytes | None:
-        """SHA-256 of the only acceptable leaf."""
+        """SHA-256 of the only acceptable certificate."""
 
 class Handshake:
     """One connection's handshake: feed it, step it, send what it says, until `done`.

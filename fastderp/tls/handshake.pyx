@@ -11,13 +11,14 @@ from posix.strings cimport strcasecmp
 
 from fastderp.dataplane.record cimport RecordLayer, record_layer_new, record_secret_size
 from fastderp.tls.openssl cimport (
-    ASN1_TIME, BIO, BIO_CTRL_PENDING, EVP_PKEY, OPENSSL_STACK, SSL, SSL_AD_DECODE_ERROR, SSL_AD_INTERNAL_ERROR,
+    ASN1_TIME, BIO, BIO_CTRL_PENDING, EVP_PKEY, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_DECODE_ERROR, SSL_AD_INTERNAL_ERROR,
     SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY, SSL_CTRL_EXTRA_CHAIN_CERT, SSL_CTRL_MODE, SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
     SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX,
     SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_NO_AUTO_CHAIN,
     SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION,
     SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
-    SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION, TLSEXT_TYPE_alpn, TLSEXT_TYPE_server_name, X509, X509_V_OK, X509_VERIFY_PARAM, crypto, ssl,
+    SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION, TLSEXT_TYPE_alpn, TLSEXT_TYPE_server_name, X509,
+    X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, X509_V_OK, X509_VERIFY_PARAM, crypto, ssl,
 )
 
 import hashlib
@@ -25,6 +26,7 @@ import ipaddress
 from _thread import allocate_lock
 from typing import NamedTuple
 
+from fastderp.tls import roots as built_in
 from fastderp.tls.errors import TlsError
 
 VERSIONS = {"TLSv1.2": TLS1_2_VERSION, "TLSv1.3": TLS1_3_VERSION}
@@ -344,7 +346,8 @@ cdef class ClientContext(Context):
         cdef int ok
         if system_roots:
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
-            crypto.ERR_clear_error()  # a system without roots is no error: others may be given
+            crypto.ERR_clear_error()  # a system without roots is no error: there are others
+            roots = (*built_in.BUILT_IN, *roots)
         if cafile is not None and not ssl.SSL_CTX_load_verify_locations(self.ctx, str(cafile).encode(), NULL):
             raise TlsError("certificate", f"no usable certificates in {cafile}: {first_reason()}")
         for der in roots:
@@ -378,6 +381,7 @@ cdef class Handshake:
     cdef readonly str server_name
     cdef readonly str alpn
     cdef readonly list peer_chain
+    cdef bytes pinned_name    # what a pinned certificate has to be for; none for an address
 
     def __init__(self, Context context not None, server_name=None, *, cert_name=None):
         if self.connection is not NULL:
@@ -419,6 +423,7 @@ cdef class Handshake:
         if server_name and not is_address(server_name):
             name = server_name.encode("idna")
             ok = ssl.SSL_ctrl(self.connection, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, <char*> name)
+            self.pinned_name = name
         if ok and (<ClientContext> self.context).verify:
             if not cert_name:
                 raise ValueError("a server name is needed to verify its certificate")
@@ -564,20 +569,36 @@ cdef class Handshake:
         return 0
 
     cdef int _check_pin(self, bytes pin) except -1:
-        """Accept the one pinned certificate while it is valid, whoever signed it."""
+        """Accept the one pinned certificate, beside which only metacerts may come, while it is valid and for the name."""
         cdef OPENSSL_STACK* chain = ssl.SSL_get_peer_cert_chain(self.connection)
-        cdef X509* leaf
-        if not self.peer_chain or hashlib.sha256(self.peer_chain[0]).digest() != pin:
-            self.output.clear()  # do not finish a handshake that is refused
-            raise TlsError("certificate", "the server's certificate is not the pinned one")
-        leaf = <X509*> crypto.OPENSSL_sk_value(chain, 0)
+        cdef X509* certificate
+        cdef X509* pinned = NULL
+        cdef int i
+        for i, der in enumerate(self.peer_chain):
+            certificate = <X509*> crypto.OPENSSL_sk_value(chain, i)
+            if is_metacert(certificate):
+                continue
+            if pinned is not NULL:
+                self._refuse("the server presents more certificates than the pinned one")
+            if hashlib.sha256(der).digest() != pin:
+                self._refuse("the server's certificate is not the pinned one")
+            pinned = certificate
+        if pinned is NULL:
+            self._refuse("the server does not present the pinned certificate")
+        if self.pinned_name and crypto.X509_check_host(
+            pinned, self.pinned_name, len(self.pinned_name), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL
+        ) != 1:
+            self._refuse(f"the server's certificate is pinned, but not for {self.pinned_name.decode()}")
         if (
-            crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
-            or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
+            crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(pinned)) >= 0
+            or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(pinned)) <= 0
         ):
-            self.output.clear()
-            raise TlsError("certificate", "the server's certificate is pinned, but not valid today")
+            self._refuse("the server's certificate is pinned, but not valid today")
         return 0
+
+    cdef int _refuse(self, str why) except -1:
+        self.output.clear()  # do not finish a handshake that is refused
+        raise TlsError("certificate", why)
 
     cdef int _alive(self) except -1:
         if self.connection is NULL:
@@ -665,6 +686,15 @@ cdef bytes bio_take(BIO* bio):
         return b""
     data = bytes(max(n, 2))  # never Python's shared one-byte objects
     return data[:max(0, crypto.BIO_read(bio, <char*> data, <int> n))]
+
+
+cdef bint is_metacert(X509* certificate) noexcept:
+    """Whether it only tells the relay's key (PROTOCOL §10)."""
+    cdef char[16] name  # the beginning is enough
+    cdef int n = crypto.X509_NAME_get_text_by_NID(
+        crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
+    )
+    return n >= 7 and memcmp(name, b"derpkey", 7) == 0
 
 
 cdef list chain_to_der(OPENSSL_STACK* chain):

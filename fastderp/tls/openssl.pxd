@@ -14,6 +14,7 @@ cdef extern from *:
     typedef struct fastderp_evp_pkey EVP_PKEY;
     typedef struct fastderp_evp_pkey_ctx EVP_PKEY_CTX;
     typedef struct fastderp_x509 X509;
+    typedef struct fastderp_x509_name X509_NAME;
     typedef struct fastderp_x509_store X509_STORE;
     typedef struct fastderp_x509_param X509_VERIFY_PARAM;
     typedef struct fastderp_asn1_time ASN1_TIME;
@@ -31,6 +32,7 @@ cdef extern from *:
     ctypedef struct EVP_PKEY
     ctypedef struct EVP_PKEY_CTX
     ctypedef struct X509
+    ctypedef struct X509_NAME
     ctypedef struct X509_STORE
     ctypedef struct X509_VERIFY_PARAM
     ctypedef struct ASN1_TIME
@@ -89,6 +91,8 @@ cdef enum:
     BIO_CTRL_PENDING = 10
     X509_V_OK = 0
     NID_X25519 = 1034
+    X509_CHECK_FLAG_NEVER_CHECK_SUBJECT = 0x20
+    NID_COMMON_NAME = 13
 
 
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
@@ -149,6 +153,9 @@ cdef struct Crypto:
     const ASN1_TIME* (*X509_get0_notBefore)(const X509*) noexcept nogil
     const ASN1_TIME* (*X509_get0_notAfter)(const X509*) noexcept nogil
     int (*X509_cmp_current_time)(const ASN1_TIME*) noexcept nogil
+    X509_NAME* (*X509_get_subject_name)(const X509*) noexcept nogil
+    int (*X509_NAME_get_text_by_NID)(X509_NAME*, int, char*, int) noexcept nogil
+    int (*X509_check_host)(X509*, const char*, size_t, unsigned int, char**) noexcept nogil
     int (*X509_STORE_add_cert)(X509_STORE*, X509*) noexcept nogil
     int (*X509_VERIFY_PARAM_set1_ip_asc)(X509_VERIFY_PARAM*, const char*) noexcept nogil
     int (*X509_VERIFY_PARAM_set1_host)(X509_VERIFY_PARAM*, const char*, size_t) noexcept nogil

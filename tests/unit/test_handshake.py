@@ -12,6 +12,8 @@ from tests.kit.certificates import Certificate, self_signed
 from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 
 from fastderp.dataplane.record import RecordLayer
+from fastderp.server.certs import meta_cert
+from fastderp.tls import roots
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import (
     CAUSES,
@@ -34,6 +36,10 @@ def server(certificate: Certificate = RELAY, **options: Any) -> Handshake:
 def client(name: str | None = "relay.test", **options: Any) -> Handshake:
     trust: dict[str, Any] = {"roots": [RELAY.der], "system_roots": False} | options
     return Handshake(ClientContext(**trust), name)
+
+
+def pin_of(certificate: Certificate) -> bytes:
+    return hashlib.sha256(certificate.der).digest()
 
 
 class PythonClient:
@@ -202,16 +208,60 @@ def test_the_certificate_name_may_differ_from_the_server_name() -> None:
     assert ours.server_name == "front.test"
 
 
-def test_a_pinned_certificate_is_accepted_whatever_its_name_and_issuer() -> None:
-    pin = hashlib.sha256(OTHER.der).digest()
-    run(client(pin=pin), server(OTHER))
-    assert "pinned" in str(failure(client(pin=pin), server(RELAY)))
+def serving(*chain: bytes) -> Handshake:
+    """Return a server that presents these certificates, the first its own: OTHER's or RELAY's."""
+    key = OTHER.key_der if chain[0] == OTHER.der else RELAY.key_der
+    return Handshake(ServerContext(chain, key))
+
+
+def test_a_pinned_certificate_needs_no_issuer_and_no_other_is_accepted() -> None:
+    run(client(pin=pin_of(RELAY)), server())
+    error = failure(client(pin=pin_of(RELAY)), server(OTHER))
+    assert "not the pinned one" in str(error)
+    assert error.cause == "certificate"
+
+
+def test_a_pinned_certificate_is_for_the_name_if_there_is_one() -> None:
+    assert "but not for relay.test" in str(failure(client(pin=pin_of(OTHER)), server(OTHER)))
+    run(client("127.0.0.9", pin=pin_of(OTHER)), server(OTHER))
+    run(client("::1", pin=pin_of(OTHER)), server(OTHER))
+
+
+def test_beside_a_pinned_certificate_only_metacerts_may_come() -> None:
+    metacert = meta_cert("ab" * 32)
+    run(client(pin=pin_of(RELAY)), serving(RELAY.der, metacert))
+    run(client(pin=pin_of(RELAY)), serving(RELAY.der, metacert, metacert))
+    for chain in ([RELAY.der, OTHER.der], [RELAY.der, metacert, OTHER.der], [RELAY.der, RELAY.der]):
+        assert "more certificates than" in str(failure(client(pin=pin_of(RELAY)), serving(*chain)))
+    assert "not the pinned one" in str(failure(client(pin=pin_of(OTHER)), serving(RELAY.der, OTHER.der)))
+
+
+def test_a_metacert_cannot_be_pinned() -> None:
+    metacert = self_signed("derpkey" + "ab" * 28)
+    ours = server(metacert)
+    assert "does not present" in str(failure(client("127.0.0.1", pin=pin_of(metacert)), ours))
+
+
+def test_built_in_roots_are_trusted_beside_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    failure(client(roots=[], system_roots=True), server())
+    monkeypatch.setattr(roots, "BUILT_IN", (RELAY.der,))
+    run(client(roots=[], system_roots=True), server())
+    run(client(roots=[OTHER.der], system_roots=True), server())
+    failure(client(roots=[OTHER.der], system_roots=False), server())
+
+
+def test_built_in_roots_are_those_of_lets_encrypt() -> None:
+    published = [
+        "96bcec06264976f37460779acf28c5a7cfe8a3c0aae11a8ffcee05c0bddf08c6",
+        "69729b8e15a86efc177a57afb7171dfc64add28c2fca8cf1507e34453ccb1470",
+    ]
+    assert [hashlib.sha256(der).hexdigest() for der in roots.BUILT_IN] == published
 
 
 @pytest.mark.parametrize("days", [(-9, -2), (2, 9)])
 def test_a_pinned_certificate_out_of_its_time_is_refused(days: tuple[int, int]) -> None:
     old = self_signed("relay.test", days=days)
-    assert "not valid today" in str(failure(client(pin=hashlib.sha256(old.der).digest()), server(old)))
+    assert "not valid today" in str(failure(client(pin=pin_of(old)), server(old)))
 
 
 def test_roots_come_from_a_file(tmp_path: Path) -> None:
