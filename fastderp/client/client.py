@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from types import TracebackType
 from typing import Self
 
 from fastderp import login
@@ -47,8 +46,9 @@ class Client:
             async for message in client:
                 ...
 
-    The first message received is ServerInfo. Once receiving has failed the client is of no
-    more use: every later call raises the same error.
+    The first message received is ServerInfo. Once receiving or sending has failed the client is of
+    no more use: every later call raises the same error. What sends raises ConnectionClosed when the
+    connection is over, ConnectionLost when it broke, and waits while the relay takes no data. PROTOCOL 2, 4.
     """
 
     def __init__(self, stream: Stream, private_key: NodePrivate, server: NodePublic, box: Box) -> None:
@@ -81,8 +81,9 @@ class Client:
         `stream` is a (reader, writer) pair of asyncio streams or one object with their methods
         `read`, `write`, `drain`, `close`, `wait_closed` and `get_extra_info`, on which the relay is
         about to send its key. `can_ack_pings` promises to answer every Ping with `send_pong`;
-        `mesh_key` is the region's secret and gives mesh privileges. With `server_public_key` the
-        relay's key is known (unless it is zero) and its first frame is not waited for.
+        `mesh_key` is the region's secret and gives mesh privileges; `is_prober` says that the client only measures, `app_name`
+        what program it is. With `server_public_key` the relay's key is known (unless it is zero) and its first frame
+        is not waited for.
 
         Does not wait for the relay's answer: a refused login shows as a ConnectionClosed in
         `recv`. Raises ProtocolError when the other side is no relay, ConnectionClosed and
@@ -161,7 +162,7 @@ class Client:
         """Send a packet of at most 65536 bytes to the client `destination`.
 
         The packet is dropped silently, and counted in `n_packets_held_back`, when it would exceed
-        the rate the relay asked for. ValueError for a larger packet.
+        the rate the relay asked for. ValueError for a larger packet. PROTOCOL 3.2, 4.
         """
         _check_packet(data)
         if self._limiter and not self._limiter.take(HEADER_SIZE + KEY_SIZE + len(data)):
@@ -172,7 +173,8 @@ class Client:
     async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
         """Send a packet in the name of `source`. A relay closes on this without its mesh key.
 
-        The connection is closed, with ConnectionLost, when the relay does not take it in 5 s.
+        At most 65536 bytes; ValueError for more. The connection is closed, with ConnectionLost, when the relay does not take it
+        in 5 s. PROTOCOL 7.6.
         """
         _check_packet(data)
         try:
@@ -183,29 +185,30 @@ class Client:
             raise self._fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is this client's home; it only counts them."""
+        """Tell the relay whether it is this client's home; it only counts them. PROTOCOL 6.6."""
         await self._write(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`. It closes ours without its mesh key."""
+        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL 5."""
         await self._write(frame(FrameType.CLOSE_PEER, target.raw))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key."""
+        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL 7.2."""
         await self._write(frame(FrameType.WATCH_CONNS))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes; the Pong comes as a message. See `ping` for both in one."""
+        """Send a Ping of 8 bytes; the Pong comes as a message. See `ping` for both in one. ValueError for other sizes."""
         await self._write(frame(FrameType.PING, _ping_data(data)))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes."""
+        """Answer a Ping with its 8 bytes. ValueError for other sizes."""
         await self._write(frame(FrameType.PONG, _ping_data(data)))
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Ping the relay and return the seconds until its pong came.
 
-        Another task has to receive meanwhile. Raises PingTimeout after `timeout_s`.
+        Another task has to receive meanwhile. Raises PingTimeout after `timeout_s`, and what ended the connection when that
+        happens before. PROTOCOL 13.
         """
         loop = asyncio.get_running_loop()
         data = secrets.token_bytes(PING_SIZE)
@@ -235,12 +238,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:

@@ -9,13 +9,12 @@ import asyncio
 import os
 import string
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.derpmap import DerpNode
 from fastderp.client.stream import Stream
-from fastderp.client.target import RegionGetter, RegionTarget, UrlTarget
+from fastderp.client.target import Opened, RegionGetter, RegionTarget, UrlTarget
 from fastderp.client.tls import TlsStream
 from fastderp.client.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
@@ -41,7 +40,7 @@ class ClientOptions(TypedDict, total=False):
     app_name: str
     """Name of the program, for the relay's statistics."""
     cafile: str | os.PathLike[str] | None
-    """PEM file of roots trusted besides the system's."""
+    """PEM file of roots trusted besides the system's and Let's Encrypt's."""
     insecure: bool
     """Accept any certificate. For tests."""
     prefer_ipv6: bool
@@ -60,7 +59,7 @@ class HTTPClient:
     not repeated, the next one connects again. Each connection has a generation number, 1 for the
     first. `close` is final.
 
-    Errors are those of Client, and DialError when no connection can be made within 10 s.
+    Errors are those of Client, and DialError when no connection can be made within 10 s. PROTOCOL 13.
     """
 
     def __init__(
@@ -74,8 +73,9 @@ class HTTPClient:
     ) -> None:
         """Prepare to use the relay at `url`; see ClientOptions for `options`.
 
-        The URL is http or https with any path; without one it is /derp. `cert_name` is as in a
-        DerpNode. TCP goes to `dial_host`, where given, instead of the URL's host. Raises ValueError.
+        The URL is http or https with any path; without one it is /derp. With ws or wss DERP goes inside a WebSocket, which
+        some ways to a relay need. `cert_name` is as in a DerpNode. TCP goes to `dial_host`, where given, instead of the URL's
+        host. Raises ValueError.
         """
         self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
@@ -86,15 +86,17 @@ class HTTPClient:
         private_key: NodePrivate,
         *,
         use_tls: bool | None = None,
+        use_websocket: bool | None = None,
         **options: Unpack[ClientOptions],
     ) -> Self:
         """Prepare to use the first node that answers in the region that `region_getter` returns.
 
         The getter is asked on every connect; None makes that fail. Proxies named by HTTPS_PROXY and NO_PROXY
-        are used. `use_tls` False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
+        are used. `use_websocket` puts DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT. `use_tls` False is
+        for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
         """
         client = cls.__new__(cls)
-        client._setup(RegionTarget(region_getter, use_tls), private_key, options)
+        client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
         return client
 
     def _setup(
@@ -197,7 +199,7 @@ class HTTPClient:
             raise
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
-        """Ping the relay and return the seconds until its pong came, see `Client.ping`."""
+        """Ping the relay and return the seconds until its pong came, see `Client.ping`. ConnectionClosed when there is no connection."""
         client = self._connected()
         return await self._guard(client, client.ping(timeout_s))
 
@@ -223,12 +225,7 @@ class HTTPClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:
@@ -308,13 +305,16 @@ class HTTPClient:
             server_key: NodePublic | None = None
             if opened.https:
                 stream, server_key = await self._secure(stream, opened.node)
-            await upgrade(
-                stream,
-                host=opened.host,
-                path=opened.path,
-                ideal_node=opened.ideal_node,
-                fast_start=server_key is not None,
-            )
+            if opened.websocket:
+                stream, server_key = await _inside_websocket(stream, opened), None
+            else:
+                await upgrade(
+                    stream,
+                    host=opened.host,
+                    path=opened.path,
+                    ideal_node=opened.ideal_node,
+                    fast_start=server_key is not None,
+                )
             return await Client.handshake(
                 stream,
                 self._private_key,
@@ -352,6 +352,13 @@ class HTTPClient:
             context = ClientContext(verify=verify, cafile=self._options.get("cafile"), pin=pin)
             self._contexts[verify, pin] = context
         return context
+
+
+async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
+    # Costs a start more than all the rest and few need it.
+    from fastderp.client.websocket import WebSocketStream
+
+    return Stream.of(await WebSocketStream.open(stream, host=opened.host, path=opened.path, https=opened.https))
 
 
 def _pin(cert_name: str) -> bytes:

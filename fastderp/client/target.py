@@ -29,6 +29,7 @@ class Opened(NamedTuple):
     https: bool
     host: str
     path: str
+    websocket: bool
     ideal_node: str
 
 
@@ -41,12 +42,13 @@ class UrlTarget:
         if "@" in parts.netloc:
             # Not quoted: there may be a password in it.
             raise ValueError("a relay's URL names no user")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"a relay's URL is http:// or https:// and a host, not {url!r}")
+        if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+            raise ValueError(f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}")
         if not _PRINTABLE.fullmatch(url):
             raise ValueError(f"the URL has characters that need escaping: {url!r}")
         self.url = url
-        self._https = parts.scheme == "https"
+        self._https = parts.scheme in ("https", "wss")
+        self._websocket = parts.scheme in ("ws", "wss")
         self._port = parts.port or (443 if self._https else 80)
         self._host_header = parts.netloc
         self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
@@ -60,18 +62,17 @@ class UrlTarget:
         """Connect to the relay; never through a proxy. DialError says what failed."""
         # There is no second node to leave time for.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
-        return Opened(stream, self._node, self._https, self._host_header, self._path, "")
+        return Opened(stream, self._node, self._https, self._host_header, self._path, self._websocket, "")
 
 
 class RegionTarget:
     """A region that is looked up on every connect."""
 
-    def __init__(self, getter: RegionGetter, use_tls: bool | None) -> None:
-        if use_tls is None:
-            setting = os.environ.get("TS_DEBUG_USE_DERP_HTTP", "")
-            use_tls = setting.strip().lower() not in ("1", "t", "true")
+    def __init__(self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None) -> None:
+        """Unset choices follow the environment, as tailscale's clients do."""
         self._getter = getter
-        self._https = use_tls
+        self._https = not _is_set("TS_DEBUG_USE_DERP_HTTP") if use_tls is None else use_tls
+        self._websocket = _is_set("TS_DEBUG_DERP_WS_CLIENT") if use_websocket is None else use_websocket
 
     def __str__(self) -> str:
         return "a DERP region"
@@ -90,4 +91,8 @@ class RegionTarget:
         )
         first = region.nodes[0]
         ideal = first.name if first is not node else ""
-        return Opened(stream, node, self._https, bracketed(node.host_name), "/derp", ideal)
+        return Opened(stream, node, self._https, bracketed(node.host_name), "/derp", self._websocket, ideal)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in ("1", "t", "true")

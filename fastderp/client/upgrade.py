@@ -16,7 +16,7 @@ from fastderp.keys import NodePublic
 _MAX_HEAD_SIZE = 64 << 10
 _BODY_SHOWN_SIZE = 200
 _BODY_TIMEOUT_S = 0.5
-_USER_AGENT = "fastderp"
+USER_AGENT = "fastderp"
 _HEADER_VALUE = re.compile("[!-~]*")
 
 # DER of a certificate as far as its serial number: an X.509 v3 one of 8 bits. X.509 libraries
@@ -38,7 +38,7 @@ async def upgrade(
     """
     headers = {
         "Host": host,
-        "User-Agent": _USER_AGENT,
+        "User-Agent": USER_AGENT,
         "Connection": "Upgrade",
         "Upgrade": "DERP",
     }
@@ -46,14 +46,25 @@ async def upgrade(
         headers["Ideal-Node"] = ideal_node
     if fast_start:
         headers["Derp-Fast-Start"] = "1"
-    for name, value in headers.items():
-        if not _HEADER_VALUE.fullmatch(value):
-            raise DialError(f"not fit for the {name} header: {value!r}")
-    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {header_value(name, value)}" for name, value in headers.items())]
     stream.write("\r\n".join([*lines, "", ""]).encode())
     await stream.drain()
     if not fast_start:
         await _expect_101(stream)
+
+
+def header_value(name: str, value: str) -> str:
+    """Return a value that can be said in the header of this name. DialError otherwise."""
+    if not _HEADER_VALUE.fullmatch(value):
+        raise DialError(f"not fit for the {name} header: {value!r}")
+    return value
+
+
+def refusal(status: str, body: bytes) -> DialError:
+    """Return the error for another answer than 101, with the beginning of its text."""
+    # Shown as literals: they come from a stranger and may end up in a log.
+    text = body[:_BODY_SHOWN_SIZE].decode("utf-8", "replace").strip()
+    return DialError(f"the relay answered {status[:100]!r}" + (f": {text!r}" if body else ""))
 
 
 async def _expect_101(stream: Stream) -> None:
@@ -63,18 +74,16 @@ async def _expect_101(stream: Stream) -> None:
     if not version.startswith("HTTP/1."):
         raise DialError(f"not an HTTP answer: {status_line[:100]!r}")
     if status.split(" ")[0] != "101":
-        raise DialError(f"the relay answered {status[:100]!r}{await _body(stream)}")
+        raise refusal(status, await _body(stream))
 
 
-async def _body(stream: Stream) -> str:
+async def _body(stream: Stream) -> bytes:
     """Return the beginning of an error's text, if any comes soon."""
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            body = await stream.read(_BODY_SHOWN_SIZE)
+            return await stream.read(_BODY_SHOWN_SIZE)
     except TimeoutError:
-        body = b""
-    # Shown as a literal: it comes from a stranger and may end up in a log.
-    return f": {body.decode('utf-8', 'replace').strip()!r}" if body else ""
+        return b""
 
 
 def server_key_in(chain: Iterable[bytes]) -> NodePublic | None:

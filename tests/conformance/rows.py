@@ -255,7 +255,10 @@ PROTOCOL = {
         "unit/certs::an_address_without_files_gets_a_self_signed_pair",
         "unit/certs::the_printed_node_pins_the_certificate",
         "unit/client_tls::pinned_certificate_needs_no_issuer",
+        "unit/handshake::beside_a_pinned_certificate_only_metacerts_may_come",
+        "unit/handshake::a_pinned_certificate_is_for_the_name_if_there_is_one",
         "interop/certificates::a_go_client_accepts_the_certificate_it_was_told_to_expect",
+        "interop/tailnet::a_tailnet_lives_on_a_pinned_relay_that_lets_only_its_nodes_in",
     ),
     "42": _row(
         "gcp needs its account binding, in either base64",
@@ -403,6 +406,8 @@ PROTOCOL = {
         "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
         "system/relay_websocket::the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009",
         "interop/websocket::a_go_client_over_websocket_and_one_without_exchange_packets",
+        "unit/client_websocket::the_boundaries_of_messages_mean_nothing",
+        "interop/websocket::our_client_over_websocket_and_one_without_exchange_packets",
     ),
     "login time": _row(
         "10 s for the login", "system/relay_login::who_is_not_logged_in_in_time_is_closed_whatever_trickles_in"
@@ -419,6 +424,8 @@ PROTOCOL = {
         "unit/authority::any_other_answer_is_no_even_when_failing_open_but_not_certain",
         "unit/authority::whether_an_unreachable_url_lets_in_is_configured",
         "unit/authority::only_a_known_key_passes_tailscaled",
+        "interop/admission_with_derper::the_certificate_of_an_admission_url_is_judged_alike",
+        "interop/tailnet::derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled",
         "unit/admission::everything_configured_must_agree",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
     ),

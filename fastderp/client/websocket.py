@@ -1,0 +1,165 @@
+"""DERP inside a WebSocket, for ways to a relay that let nothing else through (PROTOCOL 9.3, 13).
+
+RFC 6455 itself is the `websockets` library's sans-I/O protocol. Belongs to the event loop of the stream underneath. Import it when a
+WebSocket is wanted: the library costs a start some 40 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus, InvalidURI
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import CONNECTING, OPEN, Event
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from fastderp.client.stream import READ_SIZE, Stream
+from fastderp.client.upgrade import USER_AGENT, header_value, refusal
+from fastderp.errors import ConnectionLost, DialError
+from fastderp.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
+
+# derper closes on messages of more than 32 KiB.
+MESSAGE_SIZE = 16 << 10
+# A relay may put a whole frame into one message, and other relays than ours more than one.
+MESSAGE_LIMIT = 2 * (HEADER_SIZE + MAX_CLIENT_FRAME_SIZE)
+DERP = Subprotocol("derp")
+_GOODBYES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
+
+# The library tells every connection at INFO and every payload at DEBUG.
+_library_log = logging.getLogger("fastderp.websocket")
+_library_log.setLevel(logging.ERROR)
+
+
+class WebSocketStream:
+    """The bytes in the binary messages of a WebSocket, whose boundaries mean nothing. Is a Reader and a Writer; `open` makes it."""
+
+    def __init__(self, outside: Stream, protocol: ClientProtocol) -> None:
+        """Used by `open`."""
+        self._outside = outside
+        self._protocol = protocol
+        self._payload = b""
+        # Nothing more will be read.
+        self._over = False
+
+    @classmethod
+    async def open(cls, outside: Stream, *, host: str, path: str, https: bool) -> WebSocketStream:
+        """Do the opening handshake over `outside` and return the inside.
+
+        `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when the relay refuses, ConnectionLost
+        when the connection breaks; `outside` is the caller's to close then. PROTOCOL 9.3.
+        """
+        try:
+            uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")
+        except (InvalidURI, ValueError) as error:
+            raise DialError(f"not a WebSocket's URL: {error}") from None
+        protocol = ClientProtocol(uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=_library_log)
+        request = protocol.connect()
+        request.headers["User-Agent"] = USER_AGENT
+        protocol.send_request(request)
+        stream = cls(outside, protocol)
+        await stream._shake_hands()
+        return stream
+
+    async def read(self, n: int, /) -> bytes:
+        """Return up to `n` bytes, at least one, or b"" at the end. ConnectionLost when the relay breaks off or breaks the rules."""
+        while not self._payload and not self._over:
+            await self._receive()
+        if not self._payload:
+            self._check_goodbye()
+        data, self._payload = self._payload[:n], self._payload[n:]
+        return data
+
+    def write(self, data: bytes, /) -> None:
+        """Queue `data` in messages. ConnectionLost when the connection broke or is closing."""
+        if self._protocol.state is not OPEN:
+            raise ConnectionLost("writing failed: the WebSocket is closing")
+        for start in range(0, len(data), MESSAGE_SIZE):
+            self._protocol.send_binary(data[start : start + MESSAGE_SIZE])
+        self._flush()
+
+    async def drain(self) -> None:
+        """Wait until there is room for more."""
+        await self._outside.drain()
+
+    def close(self) -> None:
+        """Begin an orderly close: what is queued is still sent."""
+        if self._protocol.state is OPEN:
+            self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
+            try:
+                self._flush()
+            except ConnectionLost:
+                pass  # Too late to say goodbye.
+        self._outside.close()
+
+    def abort(self) -> None:
+        """Close now; what is queued is lost."""
+        self._outside.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of `close`."""
+        await self._outside.wait_closed()
+
+    def get_extra_info(self, name: str, /) -> Any:
+        """Return what the outside stream knows under `name`."""
+        return self._outside.get_extra_info(name)
+
+    async def _shake_hands(self) -> None:
+        self._flush()
+        await self._outside.drain()
+        while self._protocol.handshake_exc is None and self._protocol.state is not OPEN:
+            await self._receive()
+        failure = self._protocol.handshake_exc
+        if isinstance(failure, InvalidStatus):
+            response = failure.response
+            raise refusal(f"{response.status_code} {response.reason_phrase}", bytes(response.body or b""))
+        if failure is not None:
+            raise DialError(f"no WebSocket: {failure}")
+        if self._protocol.subprotocol != DERP:
+            raise DialError("no WebSocket for DERP: the relay did not choose the subprotocol")
+
+    async def _receive(self) -> None:
+        """Take in what the relay says next and answer what wants an answer."""
+        if wire := await self._outside.read(READ_SIZE):
+            self._protocol.receive_data(wire)
+        else:
+            self._protocol.receive_eof()
+            self._over = True
+        self._payload += self._take(self._protocol.events_received())
+        if self._protocol.state not in (CONNECTING, OPEN):
+            self._over = True
+        if self._flush():
+            await self._outside.drain()
+
+    def _take(self, events: Iterable[Event]) -> bytes:
+        pieces = []
+        for event in events:
+            if isinstance(event, Response):
+                continue
+            assert isinstance(event, Frame)
+            if event.opcode is Opcode.TEXT:
+                self._protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP needs binary messages")
+                break
+            if event.opcode in (Opcode.BINARY, Opcode.CONT):
+                pieces.append(bytes(event.data))
+        return b"".join(pieces)
+
+    def _flush(self) -> bool:
+        """Write what the protocol has to say, if anything."""
+        said = b"".join(self._protocol.data_to_send())
+        if said:
+            self._outside.write(said)
+        return bool(said)
+
+    def _check_goodbye(self) -> None:
+        """Raise ConnectionLost unless the end was an orderly one, with a close frame or, as without a WebSocket, none."""
+        why = self._protocol.parser_exc
+        if why is not None and not isinstance(why, EOFError):
+            raise ConnectionLost(f"WebSocket: {why}")
+        close = self._protocol.close_rcvd or self._protocol.close_sent
+        if close is not None and close.code not in _GOODBYES:
+            raise ConnectionLost(f"the WebSocket was closed with {close}")
