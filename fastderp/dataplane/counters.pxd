@@ -32,6 +32,7 @@ cdef struct Counters:
     uint64_t bytes_dropped[N_DROP_REASONS][N_KINDS]
     uint64_t packets_forwarded_in
     uint64_t packets_forwarded_out
+    uint64_t peer_gone_lost              # news of departures for clients that let too much pile up
     uint64_t packets_forwarded_lost      # of those: never reached the other relay's socket
     uint64_t peer_gone_disconnected_frames
     uint64_t peer_gone_not_here_frames

@@ -8,6 +8,7 @@ from fastderp.dataplane.fifo cimport Fifo, Node
 cdef enum:
     FLOW_QUANTUM = 2048          # bytes per turn: more than a full-sized WireGuard packet
     NO_FLOW = 0xFFFFFFFF
+    N_RANKS = 24                 # by the length of a flow's bytes in bits; the last one holds all that is longer
 
 cdef struct Flow:
     uint64_t sender              # the first bytes of its key; 0 = this slot was never used
@@ -15,6 +16,9 @@ cdef struct Flow:
     uint32_t deficit             # bytes it may still send this turn
     uint32_t previous            # ring of the flows that have packets; meaningless for others
     uint32_t next
+    uint32_t rank                # 0 = it has no packets
+    uint32_t rank_previous       # ring of the flows of this rank
+    uint32_t rank_next
 
 cdef struct Flows:
     Flow* slots                  # open addressing by sender; NULL until the first packet
@@ -24,6 +28,8 @@ cdef struct Flows:
     uint32_t current             # whose turn it is; NO_FLOW when there are no packets
     uint32_t n                   # packets
     uint32_t bytes
+    uint32_t ranks_used          # a bit for each rank that has flows
+    uint32_t ranks[N_RANKS]      # one flow of it, the next to lose a packet
 
 cdef bint flows_push(Flows* f, Node* node) noexcept nogil
 cdef Node* flows_pop(Flows* f) noexcept nogil

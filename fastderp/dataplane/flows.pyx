@@ -4,6 +4,9 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
 from fastderp.dataplane.frame cimport FRAME_HEADER
 
+cdef extern from *:
+    int count_leading_zeros "__builtin_clz"(unsigned int x) noexcept nogil
+
 cdef enum:
     FIRST_SLOTS = 8
 
@@ -58,6 +61,48 @@ cdef void ring_remove(Flows* f, uint32_t i) noexcept nogil:
     f.slots[flow.next].previous = flow.previous
 
 
+cdef inline uint32_t rank_of(uint32_t n_bytes) noexcept nogil:
+    return min(32 - count_leading_zeros(n_bytes), <uint32_t>N_RANKS - 1) if n_bytes else 0
+
+
+cdef void rank_enter(Flows* f, uint32_t i, uint32_t rank) noexcept nogil:
+    # Last in its ring: just before the one that is next to lose.
+    cdef Flow* flow = &f.slots[i]
+    cdef Flow* first
+    flow.rank = rank
+    if not f.ranks_used >> rank & 1:
+        f.ranks_used |= <uint32_t>1 << rank
+        f.ranks[rank] = flow.rank_previous = flow.rank_next = i
+        return
+    first = &f.slots[f.ranks[rank]]
+    flow.rank_next = f.ranks[rank]
+    flow.rank_previous = first.rank_previous
+    f.slots[first.rank_previous].rank_next = i
+    first.rank_previous = i
+
+
+cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
+    cdef Flow* flow = &f.slots[i]
+    if flow.rank_next == i:
+        f.ranks_used &= ~(<uint32_t>1 << flow.rank)
+    elif f.ranks[flow.rank] == i:
+        f.ranks[flow.rank] = flow.rank_next
+    f.slots[flow.rank_previous].rank_next = flow.rank_next
+    f.slots[flow.rank_next].rank_previous = flow.rank_previous
+    flow.rank = 0
+
+
+cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
+    """Keep a flow among those that hold about as many bytes: who holds most is then known without looking at all."""
+    cdef uint32_t rank = rank_of(f.slots[i].packets.bytes)
+    if rank == f.slots[i].rank:
+        return
+    if f.slots[i].rank:
+        rank_leave(f, i)
+    if rank:
+        rank_enter(f, i, rank)
+
+
 cdef bint slots_grow(Flows* f) noexcept nogil:
     # Only flows with packets move on, in the order of their turns: senders of long ago are forgotten.
     cdef Flows fresh
@@ -77,6 +122,8 @@ cdef bint slots_grow(Flows* f) noexcept nogil:
         fresh.slots[slot] = f.slots[i]
         ring_insert(&fresh, slot)
         fresh.slots[slot].deficit = f.slots[i].deficit
+        fresh.slots[slot].rank = 0
+        rank_update(&fresh, slot)
         i = f.slots[i].next
         left -= 1
     fresh.n_used = f.n_active
@@ -100,6 +147,7 @@ cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
     if f.slots[i].packets.n == 0:
         ring_insert(f, i)
     fifo_append(&f.slots[i].packets, node)
+    rank_update(f, i)
     f.n += 1
     f.bytes += node.n
     return True
@@ -107,6 +155,7 @@ cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
 
 cdef Node* flow_pop(Flows* f, uint32_t i) noexcept nogil:
     cdef Node* node = fifo_pop(&f.slots[i].packets)
+    rank_update(f, i)
     f.n -= 1
     f.bytes -= node.n
     if f.slots[i].packets.n == 0:
@@ -131,23 +180,20 @@ cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexc
     """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
 
     newcomer is a frame of n bytes. What goes is the oldest packet of its own sender if that one has its fair share
-    already, otherwise the oldest of whoever has most.
+    already, otherwise the oldest of whoever has most, give or take a factor of two.
     """
     cdef uint32_t own
-    cdef uint32_t fattest
+    cdef uint32_t rank
     cdef uint32_t i
     if f.n == 0:
         return NULL
     own = slot_find(f, frame_sender(newcomer, n))
     if <uint64_t>f.slots[own].packets.bytes * f.n_active >= f.bytes and f.slots[own].packets.n:
         return flow_pop(f, own)
-    fattest = f.current
-    i = f.slots[fattest].next
-    while i != f.current:
-        if f.slots[i].packets.bytes > f.slots[fattest].packets.bytes:
-            fattest = i
-        i = f.slots[i].next
-    return flow_pop(f, fattest)
+    rank = 31 - count_leading_zeros(f.ranks_used)
+    i = f.ranks[rank]
+    f.ranks[rank] = f.slots[i].rank_next     # they lose in turn
+    return flow_pop(f, i)
 
 
 cdef void flows_free(Flows* f) noexcept nogil:

@@ -12,7 +12,7 @@ from fastderp.dataplane.counters cimport (
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PONG, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
     frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
@@ -287,6 +287,19 @@ cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
     return last is not NULL and last.data[0] == FRAME_PONG
 
 
+cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
+    # A client can do without the news that a peer left: it is told once more when it asks for it. Mesh peers cannot, and
+    # nobody can do without anything else.
+    if frame[0] != FRAME_PEER_GONE or s.peer.role != ROLE_CLIENT:
+        fail_locked(t, s, CLOSE_CONTROL_OVERFLOW, 0)
+        return
+    counter_add(&t.counters.peer_gone_lost, 1)
+    if frame[FRAME_HEADER + KEY_SIZE] == GONE_DISCONNECTED:
+        counter_add(&t.counters.peer_gone_disconnected_frames, <uint64_t>-1)
+    else:
+        counter_add(&t.counters.peer_gone_not_here_frames, <uint64_t>-1)
+
+
 cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_t offset) noexcept nogil:
     cdef uint8_t lane = LANE_CONTROL
     cdef Backlog* backlog = s.backlog
@@ -301,8 +314,10 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
                     drop_displaced, &dropper):
         return
-    if lane == LANE_CONTROL or offset:
-        fail_locked(t, s, CLOSE_CONTROL_OVERFLOW if not offset else CLOSE_NO_MEMORY, 0)
+    if offset:
+        fail_locked(t, s, CLOSE_NO_MEMORY, 0)
+    elif lane == LANE_CONTROL:
+        control_lose(t, s, frame)
     if lane != LANE_CONTROL:
         s.dropped += 1
         packet_lose(t, DROP_QUEUE_TAIL, frame, n, s.peer.key)

@@ -744,6 +744,7 @@ cdef dict counters_dict(const Counters* c):
         "packets_forwarded_in": c.packets_forwarded_in,
         "packets_forwarded_out": c.packets_forwarded_out,
         "packets_forwarded_lost": c.packets_forwarded_lost,
+        "peer_gone_lost": c.peer_gone_lost,
         "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
         "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
         "got_ping": c.got_ping,

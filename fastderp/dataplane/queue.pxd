@@ -14,6 +14,8 @@ cdef enum:
     LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
     MESH_CONTROL_BYTES = 16777216    # (a mesh peer: it may be told of 300,000 clients at once)
+    NODE_BYTES = 48              # of memory that a frame takes besides its own: Node's head, malloc's
+    RESERVED_SHARE = 8           # one part in so many of the global cap is closed to packets, which can be dropped
 
 cdef enum:                       # lanes, in the order they are written
     LANE_WIRE = 0                # the rest of a frame, or of sealed records
@@ -29,7 +31,7 @@ cdef struct Backlog:
     Fifo lanes[N_LANES]
     Flows flows[N_LANES]         # by lane; of disco and data only
 
-cdef struct BacklogBudget:       # shared by all sessions of a plane
+cdef struct BacklogBudget:       # shared by all sessions of a plane: memory, frames and what is needed to keep them
     uint64_t cap_bytes
     uint64_t bytes               # atomic
 

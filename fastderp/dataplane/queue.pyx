@@ -2,7 +2,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
-from fastderp.dataplane.flows cimport NO_FLOW, flows_free, flows_pop, flows_pop_excess, flows_push
+from fastderp.dataplane.flows cimport NO_FLOW, Flow, Flows, flows_free, flows_pop, flows_pop_excess, flows_push
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
@@ -23,9 +23,26 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* co
         node = backlog_pop(b, budget)
         drop(context, node)
         free(node)
+    atomic_sub_u64(
+        &budget.bytes, (<uint64_t>b.flows[LANE_DISCO].capacity + b.flows[LANE_DATA].capacity) * sizeof(Flow))
     flows_free(&b.flows[LANE_DISCO])
     flows_free(&b.flows[LANE_DATA])
     free(b)
+
+
+cdef inline bint budget_has_room(const BacklogBudget* budget, uint32_t n, bint for_packet) noexcept nogil:
+    cdef uint64_t cap_bytes = budget.cap_bytes
+    if for_packet:
+        cap_bytes -= cap_bytes // RESERVED_SHARE
+    return atomic_peek_u64(&budget.bytes) + n + NODE_BYTES <= cap_bytes
+
+
+cdef inline void node_charge(BacklogBudget* budget, const Node* node) noexcept nogil:
+    atomic_add_u64(&budget.bytes, node.n + NODE_BYTES)
+
+
+cdef inline void node_refund(BacklogBudget* budget, const Node* node) noexcept nogil:
+    atomic_sub_u64(&budget.bytes, node.n + NODE_BYTES)
 
 
 cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
@@ -37,14 +54,14 @@ cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* f
         node.offset = offset
         node.lane = lane
         memcpy(node.data, frame, n)
-        atomic_add_u64(&budget.bytes, n)
+        node_charge(budget, node)
     return node
 
 
 cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
     cdef uint32_t n_waiting = b.lanes[lane].n + b.flows[lane].n
     cdef uint32_t bytes = b.lanes[lane].bytes + b.flows[lane].bytes
-    if atomic_peek_u64(&budget.bytes) + n > budget.cap_bytes:
+    if not budget_has_room(budget, n, True):
         return False
     return n_waiting < b.lane_packets or bytes + n <= b.lane_bytes
 
@@ -64,7 +81,7 @@ cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8
         node = lane_pop_excess(b, lane, newcomer, n)
         if node is NULL:
             return False
-        atomic_sub_u64(&budget.bytes, node.n)
+        node_refund(budget, node)
         drop(context, node)
         free(node)
     return True
@@ -78,25 +95,33 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
     room under the global cap, or too many control frames; the caller decides what that means.
     """
     cdef Node* node
-    cdef bint must_be_kept = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
-    if not must_be_kept:
-        if lane == LANE_CONTROL:
-            if b.lanes[lane].bytes + n > b.control_bytes:
-                return False
-        elif not room_make(b, lane, budget, frame, n, drop, context):
+    cdef bint is_rest = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
+    if not is_rest and lane != LANE_CONTROL:
+        if not room_make(b, lane, budget, frame, n, drop, context):
             return False
+    elif not budget_has_room(budget, n, False):
+        return False
+    elif not is_rest and b.lanes[lane].bytes + n > b.control_bytes:
+        return False
     node = node_new(budget, lane, frame, n, offset, now_ns)
     if node is NULL:
         return False
-    if must_be_kept:
+    if is_rest:
         fifo_append(&b.lanes[LANE_WIRE], node)
     elif lane == LANE_CONTROL:
         fifo_append(&b.lanes[lane], node)
-    elif not flows_push(&b.flows[lane], node):
-        atomic_sub_u64(&budget.bytes, n)
+    elif not flow_push(&b.flows[lane], budget, node):
+        node_refund(budget, node)
         free(node)
         return False
     return True
+
+
+cdef bint flow_push(Flows* flows, BacklogBudget* budget, Node* node) noexcept nogil:
+    cdef uint32_t before = flows.capacity
+    cdef bint pushed = flows_push(flows, node)
+    atomic_add_u64(&budget.bytes, (<uint64_t>flows.capacity - before) * sizeof(Flow))
+    return pushed
 
 
 cdef void turns_take(Backlog* b, uint8_t lane, uint32_t n_most, size_t limit_bytes) noexcept nogil:
@@ -143,7 +168,7 @@ cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
     if node is NULL:
         node = flows_pop(&b.flows[LANE_DATA])
     if node is not NULL:
-        atomic_sub_u64(&budget.bytes, node.n)
+        node_refund(budget, node)
     return node
 
 

@@ -435,6 +435,70 @@ def test_backlogs_share_a_global_cap() -> None:
         assert dropped(plane)
 
 
+def test_whatever_waits_stays_under_the_global_cap() -> None:
+    cap = 2_000_000
+    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
+        stalled = [PlanePeer(plane) for _ in range(40)]
+        sender = PlanePeer(plane)
+        for peer in stalled:
+            for size in (65536, 1400, 4):
+                fill(sender, peer.key, 40, size)
+            assert plane.counters()["backlog_bytes"] <= cap
+        assert dropped(plane)
+        assert sender.receive_until_pong() == []
+        for peer in [*stalled, sender]:
+            peer.close()
+        eventually(lambda: plane.counters()["backlog_bytes"] == 0)
+
+
+def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
+    cap = 200_000
+    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
+        mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        for _ in range(3000):
+            mesh.send(FrameType.FORWARD_PACKET, os.urandom(32), slow.key, bytes(60))
+        mesh.sync()
+        assert plane.counters()["backlog_bytes"] <= cap
+        slow.close()
+        mesh.close()
+        eventually(lambda: plane.counters()["backlog_bytes"] == 0)
+
+
+def test_who_has_most_waiting_loses_first_among_thousands_of_senders() -> None:
+    with running_plane(workers=1, write_timeout_s=0) as plane:
+        mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        greedy, polite = os.urandom(32), [os.urandom(32) for _ in range(1000)]
+        for source in [greedy] * 6000 + polite:
+            mesh.send(FrameType.FORWARD_PACKET, source, slow.key, bytes(100))
+        mesh.sync()
+        n_lost = sum(dropped(plane).values())
+        assert n_lost > 1000, "some had to make room"
+        arrived = [slow.receive()[1][:32] for _ in range(7000 - n_lost)]
+        assert set(arrived) == {greedy, *polite}
+        for peer in (mesh, slow):
+            peer.close()
+
+
+def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> None:
+    with running_plane(workers=1, write_timeout_s=0) as plane:
+        mesh, stalled = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        link = PlanePeer(plane, link=True)
+        leaving = [os.urandom(32) for _ in range(20_000)]
+        for key in leaving:
+            plane.add_forwarder(key, link.handle)
+            mesh.send(FrameType.FORWARD_PACKET, key, stalled.key, b"x")
+        mesh.sync()
+        for key in leaving:
+            plane.remove_forwarder(key, link.handle)
+        counters = plane.counters()
+        assert counters["peer_gone_lost"] > 0
+        assert counters["peer_gone_lost"] + counters["peer_gone_disconnected_frames"] == len(leaving)
+        told = [payload for kind, payload in stalled.receive_until_pong() if kind == FrameType.PEER_GONE]
+        assert len(told) == counters["peer_gone_disconnected_frames"]
+        for peer in (mesh, stalled, link):
+            peer.close()
+
+
 def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
     with running_plane(workers=1, write_timeout_s=0.2) as plane:
         sender, stuck = PlanePeer(plane), PlanePeer(plane)
