@@ -20,12 +20,12 @@ from fastderp.server import http, websocket
 from fastderp.server.acme_challenges import ALPN_PROTOCOL
 from fastderp.server.bridge import Bridge
 from fastderp.server.channel import Channel, Clear, Tls12, farewell
-from fastderp.server.handshakes import Outcome, take_step
+from fastderp.server.handshakes import Negotiation
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
 from fastderp.server.websocket import WebSocket
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientHello, Handshake, ServerContext
+from fastderp.tls.handshake import Handshake
 
 if TYPE_CHECKING:
     from fastderp.server.listener import Listener
@@ -84,9 +84,7 @@ class Connection:
         "_loop",
         "_stream",
         "_channel",
-        "_handshake",
-        "_certificate",
-        "_hello_sent",
+        "_negotiation",
         "_tls_version",
         "_head",
         "_unread",
@@ -110,10 +108,7 @@ class Connection:
         self.remote = remote
         self._stream = Stream(listener.entrance.poller, sock, self._on_bytes, self._on_end, self._on_drained)
         self._channel: Channel = Clear()
-        self._handshake: Handshake | None = None
-        # While the handshake waits for one to be issued.
-        self._certificate: asyncio.Future[ServerContext] | None = None
-        self._hello_sent = False
+        self._negotiation: Negotiation | None = None
         self._tls_version = ""
         self._head: HeadParser | None = None
         self._unread: bytes | bytearray = b""
@@ -166,9 +161,9 @@ class Connection:
         self._listener.unreserve(self._reserved_bytes)
         self._reserved_bytes = 0
         self._unread = b""
-        self._handshake = None
-        if self._certificate is not None:
-            self._certificate.cancel()
+        if self._negotiation is not None:
+            self._negotiation.cancel()
+            self._negotiation = None
         if self._task is not None:
             self._task.cancel()
         self._listener.forget(self)
@@ -197,7 +192,9 @@ class Connection:
 
     def _receive(self, data: bytes) -> None:
         if self.state is State.TLS:
-            self._read_handshake(data)
+            if self._negotiation is None:
+                self._negotiation = self._negotiate()
+            self._negotiation.feed(data)
         else:
             self._take(self._channel.open(data))
         if isinstance(self._channel, WebSocket):
@@ -238,89 +235,28 @@ class Connection:
     def _on_time(self) -> None:
         if self._idle:
             self.close("idle")
-        elif self._certificate is not None:
+        elif self._negotiation is not None and self._negotiation.waits_for_certificate:
             self.close("timeout", "its certificate was not issued in time")
         else:
             self.close("timeout", "not logged in in time")
 
     # TLS
 
-    def _read_handshake(self, data: bytes) -> None:
-        handshake = self._handshake
-        if handshake is None:
-            assert self._listener.tls is not None
-            tls = self._listener.tls
-            handshake = self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
-        handshake.feed(data)
-        self._step(handshake)
+    def _negotiate(self) -> Negotiation:
+        """Begin the handshake. Only now that the client has said something: what OpenSSL needs for it is large."""
+        assert self._listener.tls is not None
+        entrance = self._entrance
+        return Negotiation(
+            self._listener.tls, self._stream, entrance.poller, entrance.handshakes, guard=self._guard, done=self._secured
+        )
 
-    def _step(self, handshake: Handshake) -> None:
-        # The first step is the expensive one: key agreement and signature.
-        helpers = self._entrance.handshakes
-        if not self._hello_sent and helpers.worthwhile and self._entrance.poller.is_busy:
-            self._stream.pause()
-            helpers.submit(handshake, self._on_step)
-        else:
-            self._stepped(take_step(handshake))
-
-    def _on_step(self, outcome: Outcome) -> None:
-        """Hear from a helper thread; the connection may have been closed meanwhile."""
-        if self.state is State.TLS:
-            self._stream.resume()
-            self._guard(self._stepped, outcome)
-
-    def _stepped(self, outcome: Outcome) -> None:
-        """Act on a step: say what it has to say, go on to HTTP when it was the last."""
-        handshake = self._handshake
-        assert handshake is not None
-        if isinstance(outcome, TlsError):
-            raise outcome
-        output = handshake.take_output()
-        if output:
-            self._hello_sent = True
-            self._stream.send(output)
-        if outcome:
-            self._finish_handshake(handshake)
-        elif handshake.hello is not None:
-            self._choose_certificate(handshake, handshake.hello)
-
-    def _choose_certificate(self, handshake: Handshake, hello: ClientHello) -> None:
-        """Answer with the certificate for this client, or wait for it; whoever gets none is told so by an alert."""
-        assert not isinstance(self._listener.tls, ServerContext | None)
-        try:
-            choice = self._listener.tls.choose(hello, self._stream.local_ip)
-        except TlsError as error:
-            handshake.refuse(error)
-        else:
-            if isinstance(choice, asyncio.Future):
-                self._stream.pause()
-                self._certificate = choice
-                choice.add_done_callback(self._on_certificate)
-                return
-            handshake.choose(choice)
-        self._step(handshake)
-
-    def _on_certificate(self, certificate: asyncio.Future[ServerContext]) -> None:
-        """Go on with the certificate that was waited for; the connection may have been closed meanwhile."""
-        if self.state is not State.TLS or certificate.cancelled():
-            return
-        handshake = self._handshake
-        assert handshake is not None
-        self._certificate = None
-        error = certificate.exception()
-        if isinstance(error, TlsError):
-            handshake.refuse(error)
-        else:
-            handshake.choose(certificate.result())
-        self._stream.resume()
-        self._guard(self._step, handshake)
-
-    def _finish_handshake(self, handshake: Handshake) -> None:
+    def _secured(self, handshake: Handshake) -> None:
+        """Go on to HTTP behind a handshake that is complete."""
         if handshake.alpn == ALPN_PROTOCOL:
             # A CA that has seen what it wanted; RFC 8737 §3 allows nothing behind the handshake.
             self._linger()
             return
-        self._handshake = None
+        self._negotiation = None
         self._tls_version = handshake.version or ""
         if handshake.version == "TLSv1.3":
             self._channel = handshake.records()
@@ -335,8 +271,8 @@ class Connection:
             self.close("end")
         elif error.cause == "plain_http":
             self._refuse(error.cause, str(error), http.PLAIN_HTTP_ON_TLS_PORT)
-        elif self._handshake is not None:
-            self._refuse(error.cause, str(error), self._handshake.take_output())
+        elif self._negotiation is not None:
+            self._refuse(error.cause, str(error), self._negotiation.take_output())
         else:
             self._refuse(error.cause, str(error), b"")
 

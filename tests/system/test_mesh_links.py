@@ -80,6 +80,7 @@ def test_receivers_elsewhere_learn_of_a_departure(pair: tuple[Relay, Relay]) -> 
     one, other = pair
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
+        wait_knows(other, 2)  # who is not known yet cannot be missed
         a.send_packet(b.public, b"x")
         assert b.read_packet() == (a.public, b"x")
         a.close()
