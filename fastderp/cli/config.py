@@ -28,7 +28,6 @@ MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
 MESH = "Region"
-LATER = "Not supported yet"
 
 
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
@@ -79,6 +78,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("unpublished-bootstrap-dns-names", str, "",
              "the same for those who ask for the name; NAME/TXT looks up there which percentage of them is told", "NAMES", SERVE),
         Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
+        Flag("ace", boolean, "false", "take HTTPS clients that send CONNECT to hosts of tailscale.com that are no relays", "", SERVE),
         Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
         Flag("tcp-write-timeout", duration, "2s", "drop a client that takes no data for this long; 0 never",
              "TIME", LIMITS),
@@ -92,15 +92,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("version", boolean, "false", "print the version", "", OTHER),
         Flag("help", boolean, "false", "print this", "", OTHER),
         Flag("h", boolean, "false", "", "", ""),
-        *_known_from_derper(environment),
     ]
-
-
-def _known_from_derper(environment: Mapping[str, str]) -> list[Flag]:
-    later: list[tuple[str, Callable[[str], Any], str]] = [
-        ("ace", boolean, "false"),
-    ]
-    return [Flag(name, read, default, "", "", LATER, supported=False) for name, read, default in later]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +139,7 @@ class RelayConfig:
     bootstrap_names: tuple[str, ...]  # as given, split
     unpublished_bootstrap_names: tuple[str, ...]
     derp: bool
+    ace: bool
     admission: AdmissionConfig
     rate_file: Path | None
     accept_per_s: float  # infinite: no limit
@@ -189,6 +182,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         bootstrap_names=_list(values["bootstrap-dns-names"]),
         unpublished_bootstrap_names=_list(values["unpublished-bootstrap-dns-names"]),
         derp=values["derp"],
+        ace=values["ace"],
         admission=_admission(values),
         rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
         accept_per_s=_not_negative("accept-connection-limit", values["accept-connection-limit"]),

@@ -60,8 +60,7 @@ def duration(text: str) -> float:
 class Flag:
     """One flag: its name, how its text is read, and what it is when absent.
 
-    default is text, as the user would write it. supported=False keeps a flag that is known from derper but not
-    implemented: accepted at its default, refused otherwise.
+    default is text, as the user would write it.
     """
 
     name: str
@@ -70,7 +69,6 @@ class Flag:
     help: str
     metavar: str = ""
     group: str = ""
-    supported: bool = True
 
     @property
     def is_boolean(self) -> bool:
@@ -78,14 +76,11 @@ class Flag:
         return self.read is boolean
 
     def value(self, text: str) -> Any:
-        """Read the flag's text. Raises UsageError when it cannot be read, or asks for what does not exist yet."""
+        """Read the flag's text. Raises UsageError when it cannot be read."""
         try:
-            value = self.read(text)
+            return self.read(text)
         except ValueError as error:
             raise UsageError(f'invalid value "{printable(text)}" for -{self.name}: {error}') from None
-        if not self.supported and value != self.read(self.default):
-            raise UsageError(f"-{self.name} is not supported yet; leave it out")
-        return value
 
 
 def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -130,8 +125,7 @@ def _recognise(table: dict[str, Flag], argument: str, previous: Flag | None) -> 
 
 
 def _suggestion(name: str, table: dict[str, Flag]) -> str:
-    supported = [flag.name for flag in table.values() if flag.supported]
-    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), supported, n=1)
+    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), table, n=1)
     return f"; did you mean -{nearest[0]}?" if nearest else "; -help lists them all"
 
 

@@ -41,6 +41,7 @@ from fastderp.server.metrics import Value
 from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.relay import Server
 from fastderp.server.stun import StunServer, bind_stun
+from fastderp.server.tunnel import Tunnels
 from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
@@ -107,6 +108,9 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
             prober_logs=environment.prober_logs,
         )
     )
+    tunnels = Tunnels() if config.ace else None
+    if tunnels is not None:
+        stack.callback(tunnels.close)
     if admission is not None:
         await admission.self_test()
         await stack.enter_async_context(admission.watching(server))
@@ -127,7 +131,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, bootstrap, admission, stun, manual or acme),
+        values=lambda: _metrics(server, bootstrap, tunnels, admission, stun, manual or acme),
         check=partial(_check, server, admission),
         traffic=server.traffic_lines,
         access=access,
@@ -139,7 +143,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     routes.exact["/bootstrap-dns"] = bootstrap.respond
     await stack.enter_async_context(bootstrap.running())
     tls = manual.context(server.meta_cert) if manual is not None else acme
-    listener = _listen(server, config, config.port, routes, tls)
+    listener = _listen(server, config, config.port, routes, tls, tunnels)
     if manual is not None:
         reloads.append(partial(manual.reload, listener, server.meta_cert))
     plain = None
@@ -159,7 +163,12 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
 
 
 def _listen(
-    server: Server, config: RelayConfig, port: int, routes: Routes, tls: ServerContext | CertificateSource | None = None
+    server: Server,
+    config: RelayConfig,
+    port: int,
+    routes: Routes,
+    tls: ServerContext | CertificateSource | None = None,
+    tunnels: Tunnels | None = None,
 ) -> Listener:
     try:
         return server.listen(
@@ -170,6 +179,7 @@ def _listen(
             keepalive_idle_s=config.keepalive_s,
             user_timeout_s=config.user_timeout_s,
             accept_limiter=AcceptLimiter(config.accept_per_s, config.accept_burst) if tls else None,
+            tunnels=tunnels,
         )
     except OSError as error:
         hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
@@ -235,11 +245,14 @@ async def _check(server: Server, admission: Admission | None) -> list[str]:
 def _metrics(
     server: Server,
     bootstrap: BootstrapDns,
+    tunnels: Tunnels | None,
     admission: Admission | None,
     stun: StunServer | None,
     certificates: ManualCertificate | AcmeCertificates | None,
 ) -> dict[str, Value]:
     values = server.metrics() | bootstrap.metrics()
+    if tunnels is not None:
+        values |= tunnels.metrics()
     if admission is not None:
         values |= admission.metrics()
     if stun is not None:

@@ -46,12 +46,7 @@ def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     console.print("Flags are derper's: one dash or two, -flag value or -flag=value.")
     for group, members in groupby((flag for flag in flags if flag.group), key=lambda flag: flag.group):
         _heading(console, group)
-        known = list(members)
-        if all(flag.supported for flag in known):
-            _pairs(console, [(_spelling(flag), _explanation(flag)) for flag in known])
-        else:
-            names = ", ".join("-" + flag.name for flag in known)
-            console.print(Padding(f"derper has them too; refused unless they are at their default: {names}", (0, 2)))
+        _pairs(console, [(_spelling(flag), _explanation(flag)) for flag in members])
     _heading(console, "Examples")
     for command, meaning in EXAMPLES:
         console.print(Padding(Text(command, "bold"), (0, 2), expand=False))

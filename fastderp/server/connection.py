@@ -23,6 +23,7 @@ from fastderp.server.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.handshakes import Negotiation
 from fastderp.server.http import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.stream import Stream
+from fastderp.server.tunnel import Target, Tunnels
 from fastderp.server.websocket import WebSocket
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -47,7 +48,8 @@ class State(Enum):
     accept ─┬─► TLS ─┐
             └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
                          ▲  │ │         └─► ADMISSION ────┘
-            next request └──┘ └─► PAGE (one that takes its time)
+            next request └──┘ ├─► PAGE (one that takes its time)
+                              └─► TUNNEL (dialling) ─► PROMOTED
 
     From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
     """
@@ -55,6 +57,7 @@ class State(Enum):
     TLS = "tls"
     HTTP = "http"
     PAGE = "page"
+    TUNNEL = "tunnel"
     LOGIN = "login"
     ADMISSION = "admission"
     PROMOTED = "promoted"
@@ -64,7 +67,8 @@ class State(Enum):
 
 _LEGAL_MOVES = {
     State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
-    State.HTTP: {State.LOGIN, State.PAGE, State.LINGER, State.CLOSED},
+    State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
+    State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},
     State.PAGE: {State.LINGER, State.CLOSED},
     State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
     State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
@@ -146,8 +150,8 @@ class Connection:
 
     @property
     def is_at_request(self) -> bool:
-        """Whether a request is being served that takes its time: a login, an endless page."""
-        return self.state in (State.LOGIN, State.ADMISSION, State.PAGE)
+        """Whether a request is being served that takes its time: a login, a page, a tunnel that is being dug."""
+        return self.state in (State.LOGIN, State.ADMISSION, State.PAGE, State.TUNNEL)
 
     def _move(self, state: State) -> None:
         """Change state; a move the diagram does not have is a bug of ours."""
@@ -327,6 +331,10 @@ class Connection:
         request.secure = bool(self._tls_version)
         if request.secure:
             self._journal.note_request(self.tls_version)
+        tunnels = self._listener.tunnels
+        if request.method == "CONNECT" and tunnels is not None:
+            self._open_tunnel(request, tunnels)
+            return
         if request.path == "/derp" and self._listener.routes.derp:
             upgrade = http.derp_upgrade(request)
             if upgrade is not None:
@@ -386,6 +394,37 @@ class Connection:
             self._on_end(None)
         elif channel.held_bytes > SMALL_LOGIN_BYTES and not self._reserve(channel.held_bytes):
             self._refuse("memory", "no memory left for a long message", b"")
+
+    # Tunnels
+
+    def _open_tunnel(self, request: Request, tunnels: Tunnels) -> None:
+        """Begin to connect to where the client wants to be taken."""
+        target = Target.parse(request.target)
+        if target is None:
+            self._respond(request, http.text_error(403, "Invalid CONNECT target"))
+            return
+        self._move(State.TUNNEL)
+        # What it says meanwhile waits in the kernel; how long that is says the dialling.
+        self._stream.pause()
+        self._timer.cancel()
+        self._task = self._loop.create_task(self._dial(request, tunnels, target))
+
+    async def _dial(self, request: Request, tunnels: Tunnels, target: Target) -> None:
+        try:
+            sock = await tunnels.connect(target)
+        except OSError as error:
+            log.debug("%s: cannot connect to %s: %s", self.remote[0], target.host, error)
+            self._task = None
+            self._guard(self._respond, request, http.text_error(502, "Connect failure"))
+        else:
+            self._task = None
+            self._guard(self._hand_over, tunnels, sock)
+
+    def _hand_over(self, tunnels: Tunnels, sock: socket.socket) -> None:
+        first = bytes(self._unread)
+        self._move(State.PROMOTED)
+        self._release()
+        tunnels.join(self._entrance.poller, self._stream, self._channel, sock, first)
 
     # Pages that take their time
 

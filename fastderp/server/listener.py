@@ -17,6 +17,7 @@ from fastderp.server.connection import Connection
 from fastderp.server.entrance import Entrance
 from fastderp.server.http import Routes
 from fastderp.server.ratelimit import AcceptLimiter
+from fastderp.server.tunnel import Tunnels
 from fastderp.tls.handshake import ServerContext
 
 BACKLOG = 4096
@@ -45,6 +46,7 @@ class Listener:
         login_budget_s: from accept to login, whatever trickles in.
         idle_s: how long a connection that was answered may wait with its next request.
         accept_limiter: who comes too fast is closed at once.
+        tunnels: takes clients that ask for it elsewhere; None refuses.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Listener:
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
         accept_limiter: AcceptLimiter | None = None,
+        tunnels: Tunnels | None = None,
     ) -> None:
         self.entrance = entrance
         self.loop = asyncio.get_running_loop()
@@ -67,6 +70,7 @@ class Listener:
         self._sockets = sockets
         self._pending: dict[Connection, None] = {}
         self._reserved_bytes = 0
+        self.tunnels = tunnels
         self._accept_limiter = accept_limiter
         self.n_accepted = 0
         self.n_rejected = 0

@@ -155,6 +155,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("derp_websocket_accepts", "counter", "connections over WebSocket"),
     Metric("derper_tls_active_version", "gauge", "requests in progress, by TLS version", ("version",), prefix="gauge_"),
     Metric("derper_tls_request_version", "untyped", "requests, by TLS version", ("version",)),
+    Metric("fastderp_ace_connects", "counter", "clients that wanted to be taken elsewhere by CONNECT, by what became of it", ("outcome",)),
+    Metric("fastderp_ace_tunnels", "gauge", "clients that are taken elsewhere at the moment"),
     Metric("fastderp_admission_list_keys", "gauge", "keys in the lists of admission", ("list",)),
     Metric("fastderp_admission_list_refused", "counter", "changes of a list of keys that could not be used", ("list",)),
     Metric("fastderp_admission_revoked", "counter", "connections closed because their key is no longer allowed, by who said so",

@@ -36,6 +36,7 @@ from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.region import Region
 from fastderp.server.streams import Conversations, Reader, Writer
 from fastderp.server.traffic import BytesSentRecv
+from fastderp.server.tunnel import Tunnels
 from fastderp.server.upkeep import Upkeep
 from fastderp.tls.handshake import ClientContext, ServerContext
 
@@ -144,6 +145,7 @@ class Server:
         user_timeout_s: float = 15.0,
         idle_s: float = IDLE_S,
         accept_limiter: AcceptLimiter | None = None,
+        tunnels: Tunnels | None = None,
     ) -> Listener:
         """Accept connections on an address from now on.
 
@@ -155,6 +157,7 @@ class Server:
             keepalive_idle_s, user_timeout_s: TCP settings of the clients' sockets.
             idle_s: how long an HTTP connection may wait with its next request.
             accept_limiter: who comes too fast is closed at once.
+            tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
 
         Raises OSError that names the address when it cannot be had.
         """
@@ -168,6 +171,7 @@ class Server:
             login_budget_s=self.login_timeout,
             idle_s=idle_s,
             accept_limiter=accept_limiter,
+            tunnels=tunnels if tls is not None else None,
         )
         self._listeners.append(listener)
         return listener

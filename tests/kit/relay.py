@@ -23,6 +23,7 @@ from fastderp.server.certs import manual_certificate, meta_cert
 from fastderp.server.http import Routes
 from fastderp.server.listener import Listener
 from fastderp.server.relay import Server
+from fastderp.server.tunnel import Tunnels
 from fastderp.tls.handshake import ServerContext
 from tests.kit.peer import Peer
 from tests.kit.websocket import WebSocketPeer
@@ -124,6 +125,7 @@ def running(
     port: int = 0,
     routes: Routes | None = None,
     idle_s: float = 30.0,
+    tunnels: Tunnels | None = None,
     **server: Any,
 ) -> Iterator[Relay]:
     """Run a relay while the block lasts; further arguments go to `Server`."""
@@ -135,7 +137,7 @@ def running(
         loop = asyncio.get_running_loop()
         try:
             relay = Server(**{"workers": 2, **server})
-            listener = relay.listen("", port, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s)
+            listener = relay.listen("", port, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s, tunnels=tunnels)
         except BaseException as error:
             outcome.append(error)
             started.set()
@@ -144,6 +146,8 @@ def running(
         outcome.append(Relay(setup, relay, listener, loop))
         started.set()
         await stop.wait()
+        if tunnels is not None:
+            tunnels.close()
         await relay.close()
 
     stops: list[Callable[[], Any]] = []

@@ -167,7 +167,6 @@ def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str
         (("-workers", "many"), 'invalid value "many" for -workers'),
         (("-stun", "false"), "-stun=false"),
         (("-a", "127.0.0.1", "-c", "k"), 'invalid address "127.0.0.1" for -a: missing port'),
-        (("-ace",), "-ace is not supported yet"),
         (("-a", ":443", "-c", "k", "-certmode", "none"), 'unknown -certmode "none": use manual, letsencrypt, gcp'),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
         (("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"), '-bootstrap-dns-names "b c": want a host name'),

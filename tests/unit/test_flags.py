@@ -19,8 +19,6 @@ TABLE = [
     flags.Flag("stun-port", flags.integer, "3478", "", "PORT"),
     flags.Flag("limit", flags.number, "+Inf", ""),
     flags.Flag("timeout", flags.duration, "2s", ""),
-    flags.Flag("socket", str, "", "", supported=False),
-    flags.Flag("ace", flags.boolean, "false", "", supported=False),
 ]
 
 
@@ -43,7 +41,7 @@ def test_one_or_two_dashes_and_a_space_or_an_equals_sign(arguments: tuple[str, .
 
 def test_absent_flags_have_their_defaults() -> None:
     assert values() == {
-        "a": ":443", "stun": True, "stun-port": 3478, "limit": float("inf"), "timeout": 2.0, "socket": "", "ace": False,
+        "a": ":443", "stun": True, "stun-port": 3478, "limit": float("inf"), "timeout": 2.0,
     }  # fmt: skip
 
 
@@ -115,8 +113,6 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["-=1"], 'unexpected argument "-=1"'),
         (["-"], 'unexpected argument "-"'),
         (["--", "x"], 'unexpected argument "--"'),
-        (["-socket", "/s"], "-socket is not supported yet; leave it out"),
-        (["-ace"], "-ace is not supported yet; leave it out"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(arguments: list[str], message: str) -> None:
@@ -134,22 +130,6 @@ def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str])
         assert str(error).isprintable()
 
 
-def test_a_flag_that_does_not_exist_yet_is_accepted_at_its_default() -> None:
-    relay("-c", "k", "-a", ":80", "-secrets-url=", "-verify-clients=false", "-verify-client-url-fail-open", "-rate-config", "",
-          "-accept-connection-limit", "+Inf", "-accept-connection-burst", "9223372036854775807")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("-ace",),
-    ],
-)  # fmt: skip
-def test_a_flag_of_derper_that_does_not_exist_yet_is_never_ignored(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match=f"^{arguments[0].partition('=')[0]} is not supported yet"):
-        relay("-dev", *arguments)
-
-
 def test_dev_means_plain_http_on_3340_with_a_key_in_memory() -> None:
     dev = relay("-dev")
     assert (dev.host, dev.port, dev.tls, dev.http_port, dev.key_file) == ("", 3340, False, None, None)
@@ -162,7 +142,8 @@ def test_a_real_relay_has_derpers_defaults() -> None:
     real = relay("-certmode", "manual", "-hostname", "derp.example.com", is_root=True)
     assert real == config.RelayConfig(
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
-        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", acme=None, home="", bootstrap_names=(),
+        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", acme=None, home="", ace=False,
+        bootstrap_names=(),
         unpublished_bootstrap_names=(), derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
         address_overridden=False,

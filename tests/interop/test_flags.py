@@ -1,0 +1,48 @@
+"""The command lines of derper and fastderp-relay: the same flags, kinds and defaults. PROTOCOL §12."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastderp.cli.config import flag_table
+from fastderp.cli.flags import Flag, boolean, duration, integer, number
+
+from .gokit import GoPrograms
+
+pytestmark = pytest.mark.timeout(600)
+
+KINDS = {"string": str, "int": integer, "float": number, "duration": duration, "": boolean, "0": str}
+# Newer than the derper at hand.
+NEWER = {"acme-ip-certs"}
+
+
+def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
+    """Return kind and default of each flag, as derper's help tells them."""
+    text = subprocess.run([derper, "-help"], capture_output=True, text=True, timeout=60).stderr
+    found = {}
+    for match in re.finditer(r"^  -(\S+) ?(\S*)\n\s+(.*)$", text, re.MULTILINE):
+        default = re.search(r"\(default (.*?)\)$", match[3])
+        found[match[1]] = (match[2], default[1].strip('"') if default else "")
+    return found
+
+
+def is_default(flag: Flag, text: str) -> bool:
+    """Whether derper's help means our default; it leaves out what is false, zero or empty."""
+    return bool(flag.read(flag.default) == (flag.read(text) if text else flag.read({boolean: "false"}.get(flag.read, ""))))
+
+
+def test_every_flag_of_derper_is_ours_with_its_kind_and_default(go_programs: GoPrograms) -> None:
+    ours = {flag.name: flag for flag in flag_table(os.environ)}
+    theirs = flags_of(go_programs.derper)
+    assert len(theirs) >= 30
+    assert theirs.keys() <= ours.keys()
+    wrong = {
+        name: (kind, default, ours[name].default)
+        for name, (kind, default) in theirs.items()
+        if KINDS[kind] is not ours[name].read or not is_default(ours[name], default)
+    }
+    assert not wrong
+    assert NEWER <= ours.keys()

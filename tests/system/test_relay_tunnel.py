@@ -1,0 +1,262 @@
+"""CONNECT through the relay (ACE): who is taken where, and what it may cost. PROTOCOL §9.8."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fastderp.server import tunnel
+from fastderp.server.tunnel import Pace, Target, Tunnels
+from tests.kit.peer import Peer
+from tests.kit.relay import LOOPS, PATIENCE_S, Relay, Setup, eventually
+
+StartRelay = Callable[..., Relay]
+
+TLS_SETUPS = [Setup(transport, loop) for transport in ("TLS 1.2", "TLS 1.3") for loop in LOOPS]
+CONNECT = b"CONNECT control.tailscale.com:443 HTTP/1.1\r\nHost: control.tailscale.com:443\r\n\r\n"
+ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+class Control:
+    """Stands for the control server: a listening socket, and how a relay comes to it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(PATIENCE_S)
+        self.wanted: list[Target] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    async def dial(self, target: Target) -> socket.socket:
+        """Connect, whatever the target, when it may."""
+        self.wanted.append(target)
+        await asyncio.to_thread(self.may_answer.wait, PATIENCE_S)
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, self.listener.getsockname())
+        return sock
+
+    def accept(self) -> Peer:
+        """Return the relay's connection."""
+        sock, _ = self.listener.accept()
+        sock.settimeout(PATIENCE_S)
+        return Peer(sock)
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    control = Control()
+    yield control
+    control.may_answer.set()
+    control.listener.close()
+
+
+def taken(relay: Relay, control: Control, more: bytes = b"") -> tuple[Peer, Peer]:
+    """Be taken to the control server; return the client's end and the server's."""
+    client = relay.connect()
+    client.send(CONNECT + more)
+    server = control.accept()
+    assert client.read(len(ESTABLISHED)) == ESTABLISHED
+    return client, server
+
+
+@pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
+def test_bytes_pass_both_ways_unchanged(start_relay: StartRelay, control: Control, setup: Setup) -> None:
+    relay = start_relay(setup, tunnels=Tunnels(control.dial))
+    client, server = taken(relay, control, b"said at once")
+    with client, server:
+        assert server.read(12) == b"said at once"
+        assert control.wanted == [Target("control.tailscale.com", 443)]
+        for sender, receiver in ((client, server), (server, client)):
+            data = os.urandom(2_000_000)
+            thread = threading.Thread(target=sender.send, args=(data,))
+            thread.start()
+            assert receiver.read(len(data)) == data
+            thread.join()
+
+
+@pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
+def test_the_end_of_either_side_is_the_end_of_the_other_and_nothing_before_it_is_lost(
+    start_relay: StartRelay, control: Control, setup: Setup
+) -> None:
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(setup, tunnels=tunnels)
+    data = os.urandom(300_000)
+    client, server = taken(relay, control)
+    with client, server:
+        server.send(data)
+        server.close()
+        assert client.read_to_end() == data
+    client, server = taken(relay, control)
+    with client, server:
+        client.send(data)
+        client.close()
+        assert server.read_to_end() == data
+    eventually(lambda: tunnels.metrics()["fastderp_ace_tunnels"] == 0)
+    assert tunnels.metrics()["fastderp_ace_connects"] == {"connected": 2}
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("control.tailscale.com:443", True),
+        ("login.tailscale.com:80", True),
+        ("a.b.tailscale.com:443", True),
+        ("tailscale.com:443", False),
+        ("control.tailscale.com:22", False),
+        ("control.tailscale.com", False),
+        ("derp1.tailscale.com:443", False),
+        ("my-derp.tailscale.com:443", False),
+        ("control.tailscale.com.evil.example:443", False),
+        ("eviltailscale.com:443", False),
+        ("evil.example/.tailscale.com:443", False),
+        ("user@control.tailscale.com:443", False),
+        ("[::1]:443", False),
+        ("control.tailscale.com:0443", False),
+    ],
+)
+def test_only_control_servers_of_the_vendor_are_targets(target: str, allowed: bool) -> None:
+    assert (Target.parse(target) is not None) is allowed
+
+
+def answer(relay: Relay, request: bytes) -> tuple[bytes, bytes]:
+    """Return status line and body of an answer."""
+    with relay.connect() as client:
+        client.send(request)
+        head, _, body = client.read_to_end().partition(b"\r\n\r\n")
+    return head.partition(b"\r\n")[0], body
+
+
+def test_other_targets_are_refused_and_nobody_is_dialled(start_relay: StartRelay, control: Control) -> None:
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial))
+    refused = answer(relay, CONNECT.replace(b"control", b"derp1"))
+    assert refused == (b"HTTP/1.1 403 Forbidden", b"Invalid CONNECT target\n")
+    assert control.wanted == []
+
+
+def test_without_tunnels_and_without_tls_connect_is_refused(start_relay: StartRelay, control: Control) -> None:
+    assert answer(start_relay(Setup("TLS 1.3")), CONNECT) == (b"HTTP/1.1 403 Forbidden", b"CONNECT not enabled\n")
+    plain = start_relay(Setup("plain"), tunnels=Tunnels(control.dial))
+    assert answer(plain, CONNECT)[0] == b"HTTP/1.1 404 Not Found"
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), socket.gaierror(-2, "no such name"), TimeoutError()])
+def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error: OSError) -> None:
+    async def dial(target: Target) -> socket.socket:
+        raise error
+
+    tunnels = Tunnels(dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    assert answer(relay, CONNECT) == (b"HTTP/1.1 502 Bad Gateway", b"Connect failure\n")
+    assert tunnels.metrics()["fastderp_ace_connects"] == {"failed": 1}
+
+
+def test_a_target_that_does_not_answer_is_given_up(start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "DIAL_S", 0.05)
+
+    async def dial(target: Target) -> socket.socket:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    assert answer(start_relay(Setup("TLS 1.3"), tunnels=Tunnels(dial)), CONNECT)[0] == b"HTTP/1.1 502 Bad Gateway"
+
+
+def test_the_system_is_asked_for_addresses_and_each_is_tried(start_relay: StartRelay, control: Control) -> None:
+    port = control.listener.getsockname()[1]
+    relay = start_relay(Setup("TLS 1.3"))
+    # localhost is ::1 first on most systems, where nobody listens.
+    relay.run(tunnel.dial(Target("localhost", port))).close()
+    control.accept().close()
+    with pytest.raises(OSError):
+        relay.run(tunnel.dial(Target("no-such-name.invalid", port)))
+
+
+def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(start_relay: StartRelay, control: Control) -> None:
+    control.may_answer.clear()
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    with relay.connect() as client:
+        client.send(CONNECT)
+        eventually(lambda: control.wanted)
+    control.may_answer.set()
+    with control.accept() as server:
+        assert server.read_to_end() == b""
+    eventually(lambda: tunnels.metrics() == {"fastderp_ace_tunnels": 0, "fastderp_ace_connects": {"connected": 1}})
+
+
+def test_who_does_not_read_makes_the_other_side_wait(start_relay: StartRelay, control: Control) -> None:
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e12, 1e12)))
+    client, server = taken(relay, control)
+    with client, server:
+        server.sock.setblocking(False)
+        n_sent = 0
+        piece = bytes(65536)
+        while select.select([], [server.sock], [], 0.5)[1] and n_sent < 64_000_000:
+            n_sent += server.sock.send(piece)
+        assert n_sent < 32_000_000, "the kernel's buffers are the only ones"
+
+
+def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_held_up(start_relay: StartRelay, control: Control) -> None:
+    # The budget is used up by the first read and comes back in ages.
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e-3, 4096)))
+    client, server = taken(relay, control)
+    with client, server:
+        server.send(b"x" * 4000)
+        assert client.read(4000) == b"x" * 4000
+        server.send(b"y")
+        assert client.read(1) == b"y"
+        server.send(b"z" * 1000)
+        with relay.login() as peer:
+            peer.sync()
+        client.sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.sock.recv(1000)
+
+
+def test_no_more_tunnels_than_allowed_and_again_when_one_has_ended(
+    start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "TUNNELS_LIMIT", 1)
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    client, server = taken(relay, control)
+    with client, server:
+        assert answer(relay, CONNECT)[0] == b"HTTP/1.1 502 Bad Gateway"
+    eventually(lambda: tunnels.metrics()["fastderp_ace_tunnels"] == 0)
+    for end in taken(relay, control):
+        end.close()
+    assert tunnels.metrics()["fastderp_ace_connects"] == {"connected": 2, "refused": 1}
+
+
+def test_a_tunnel_that_nobody_uses_ends(start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "IDLE_S", 0.05)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial))
+    client, server = taken(relay, control)
+    with client, server:
+        assert server.read_to_end() == b""
+        assert client.read_to_end() == b""
+
+
+def test_tunnels_end_with_the_relay(start_relay: StartRelay, control: Control) -> None:
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    client, server = taken(relay, control)
+    with client, server:
+        relay.call(tunnels.close)
+        assert server.is_closed()
+
+
+def test_a_shared_budget_is_overdrawn_by_one_read_and_refills(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    pace = Pace(10_000, 20_000, clock=lambda: now[0])
+    assert pace.spend(16_000) == 0
+    assert pace.spend(14_000) == 1.0
+    assert pace.spend(1) == 1.0 + 0.4096, "a byte costs as much as a small read"
+    now[0] = 100.0
+    assert pace.spend(20_000) == 0
