@@ -52,7 +52,7 @@ SCAN_MIN_S = 1.0
 REST_S = 60.0
 # Each waiting handshake holds an OpenSSL object of tens of KiB.
 WAITING_LIMIT = 256
-# Names that may be served are few; with Tailscale's own, anybody can think of more.
+# With Tailscale's own name for -hostname anybody can think of more such names.
 NAMES_LIMIT = 32
 
 # Let's Encrypt signs addresses in this profile only.
@@ -115,9 +115,9 @@ class AcmeCertificates:
         self._failures = Failures(settings.cert_dir / FAILURES)
         self._challenges = Challenges()
         self._managed: dict[str, Managed] = {}
-        # One order at a time is plenty, and keeps what strangers can cause small.
-        self._turn = asyncio.Lock()
-        self._hung: threading.Thread | None = None
+        # One order at a time is plenty; addresses, which strangers cannot choose, do not wait for names.
+        self._turns = {is_ip: asyncio.Lock() for is_ip in (False, True)}
+        self._hung: dict[bool, threading.Thread] = {}
         self._n_orders = {"failed": 0, "issued": 0}
         self._scan_timer: asyncio.TimerHandle | None = None
         if settings.hostname and settings.allows(settings.hostname):
@@ -140,10 +140,12 @@ class AcmeCertificates:
                 future.cancel()
 
     def retry(self) -> None:
-        """Order at once what had to wait after failures."""
-        self._failures.forgive()
+        """Order at once what has to wait, after failures or because it was ordered a moment ago."""
+        failed = self._failures.forgive()
         for managed in self._managed.values():
             managed.rest_until = 0.0
+            if managed.name in failed:
+                self._order(managed)
         self._scan()
 
     # For handshakes
@@ -165,7 +167,8 @@ class AcmeCertificates:
         if managed.context is not None:
             # Expired: the client says so better than we could.
             return managed.context
-        raise TlsError("no_certificate", f"no certificate for {managed.name}: next attempt in {self._failures.wait_s(managed.name):.0f} s")
+        wait_s = self._failures.wait_s(managed.name)
+        raise TlsError("no_certificate", f"no certificate for {managed.name}: the CA is left alone for another {wait_s:.0f} s")
 
     def _challenge(self, name: str) -> ServerContext:
         context = self._challenges.tls_context(name)
@@ -233,10 +236,11 @@ class AcmeCertificates:
         """Return what is known of a name that may be served. Raises TlsError when it would be one too many."""
         managed = self._managed.get(name)
         if managed is None:
-            if len(self._managed) >= NAMES_LIMIT:
+            is_ip = ip_literal(name) is not None
+            if not is_ip and sum(not each.is_ip for each in self._managed.values()) >= NAMES_LIMIT:
                 raise TlsError("no_certificate", f"certificates for {NAMES_LIMIT} names are looked after already")
             certificate = self._store.load(name)
-            managed = Managed(name, ip_literal(name) is not None, private_key(certificate))
+            managed = Managed(name, is_ip, private_key(certificate))
             if certificate is not None:
                 self._use(managed, certificate)
             self._managed[name] = managed
@@ -282,7 +286,7 @@ class AcmeCertificates:
     async def _run_order(self, managed: Managed) -> None:
         """Order, use and keep a certificate; tell those who wait. Whatever goes wrong leaves the one of before in use."""
         try:
-            async with self._turn:
+            async with self._turns[managed.is_ip]:
                 log.info("%s: ordering a certificate from %s", managed.name, self._ca)
                 chain = await self._in_thread(managed)
             self._use(managed, certificate_from_pem(managed.name, chain, private_pem(managed.key), crt=_ANSWER, key=_ANSWER))
@@ -302,7 +306,8 @@ class AcmeCertificates:
         rate_limited = isinstance(error, IssuanceError) and error.rate_limited
         wait_s = self._failures.add(managed.name, rate_limited=rate_limited)
         kept = f"; the one until {managed.certificate.not_after:%Y-%m-%d %H:%M} UTC stays" if managed.certificate else ""
-        log.error("%s: no certificate from %s: %s; next attempt in %.0f s, or on SIGHUP%s", managed.name, self._ca, error, wait_s, kept)
+        alone = f"the CA is left alone for {wait_s:.0f} s, or until SIGHUP"
+        log.error("%s: no certificate from %s: %s; %s%s", managed.name, self._ca, error, alone, kept)
         self._scan_later(wait_s)
         for future in list(managed.waiting):
             if not future.done():
@@ -314,7 +319,8 @@ class AcmeCertificates:
         self._n_orders["issued"] += 1
         managed.rest_until = asyncio.get_running_loop().time() + REST_S
         self._failures.clear(managed.name)
-        log.info("%s: certificate issued by %s, valid until %s", managed.name, self._ca, f"{managed.certificate.not_after:%Y-%m-%d %H:%M} UTC")
+        until = f"{managed.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        log.info("%s: certificate issued by %s, valid until %s", managed.name, self._ca, until)
         for future in list(managed.waiting):
             if not future.done():
                 future.set_result(managed.context)
@@ -325,7 +331,7 @@ class AcmeCertificates:
 
     async def _in_thread(self, managed: Managed) -> bytes:
         """Talk to the CA in a thread that nobody has to wait for: the relay may end meanwhile."""
-        if self._hung is not None and self._hung.is_alive():
+        if managed.is_ip in self._hung and self._hung[managed.is_ip].is_alive():
             raise IssuanceError("the order before has not come to an end")
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[bytes] = loop.create_future()
@@ -345,7 +351,7 @@ class AcmeCertificates:
             async with asyncio.timeout(ORDER_BUDGET_S + THREAD_GRACE_S):
                 return await outcome
         except TimeoutError:
-            self._hung = thread
+            self._hung[managed.is_ip] = thread
             raise IssuanceError(f"not done after {ORDER_BUDGET_S + THREAD_GRACE_S:.0f} s") from None
 
 

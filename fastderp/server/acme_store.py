@@ -122,8 +122,9 @@ class Failures:
         self._clock = clock
         self._of: dict[str, tuple[int, float]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            found = json.loads(path.read_text()).items()
-            self._of = {str(name): (int(n), float(retry_at)) for name, (n, retry_at) in found}
+            for name, (n, retry_at) in json.loads(path.read_text()).items():
+                if abs(retry_at - clock()) <= RETRY_MAX_S:
+                    self._of[name] = (int(n), float(retry_at))
 
     def wait_s(self, name: str) -> float:
         """Return how long a name has still to wait, 0 when it may try."""
@@ -144,10 +145,13 @@ class Failures:
         if self._of.pop(name, None) is not None:
             self._save()
 
-    def forgive(self) -> None:
-        """Let everybody try at once."""
+    def forgive(self) -> set[str]:
+        """Let everybody try at once; return who that is."""
+        forgiven = set(self._of)
         self._of.clear()
-        self._save()
+        if forgiven:
+            self._save()
+        return forgiven
 
     def _save(self) -> None:
         # A disk that is full makes a restart forget, no more.

@@ -191,7 +191,7 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
         eventually(lambda: "BEGIN EC PRIVATE KEY" in (ca.cert_dir / NAME).read_text(), PATIENCE_S)
         assert leaf(ca)
         _, said = its.stop()
-    assert re.search(r"no certificate from \S+: cannot reach https://\S+; next attempt in 60 s, or on SIGHUP; the one until", said)
+    assert re.search(r"no certificate from \S+: cannot reach https://\S+; the CA is left alone for 60 s, or until SIGHUP; the one until", said)
     assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
 
 
@@ -224,7 +224,7 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
     with running(ca) as again:
         assert "internal error" in alert(ca)
     assert its.said.count("ordering") == 1
-    assert re.search(rf"{NAME}: no certificate from \S+: .*{NOBODYS_PORT}.*; next attempt in 60 s, or on SIGHUP\n", its.said)
+    assert re.search(rf"{NAME}: no certificate from \S+: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n", its.said)
     assert "ordering" not in again.said
 
 

@@ -144,11 +144,12 @@ async def test_only_the_name_itself_is_served(tmp_path: Path, ca: Ca) -> None:
 
 
 async def test_strangers_cannot_think_of_names_without_end(tmp_path: Path, ca: Ca) -> None:
-    async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME) as ours:
+    async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME, ip_certs=True) as ours:
         for n in range(acme.NAMES_LIMIT - 1):
             await chosen(ours, f"derp{n}.tailscale.com")
         assert await refused(ours, "derp-more.tailscale.com") == "no_certificate"
         assert ready(ours, "derp1.tailscale.com")
+        await chosen(ours, None)
 
 
 # Addresses
@@ -239,8 +240,21 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(t
         assert ca.asked == [NAME]
         ca.answer = lambda managed: chain(managed.name, managed.key)
         after_a_restart.retry()
-        await chosen(after_a_restart)
+        async with asyncio.timeout(PATIENCE_S):
+            while after_a_restart.metrics()["fastderp_acme_orders"] != {"failed": 0, "issued": 1}:
+                await asyncio.sleep(0.002)
+        assert ready(after_a_restart)
     assert ca.asked == [NAME, NAME]
+
+
+async def test_addresses_do_not_wait_for_names_that_strangers_have_thought_of(tmp_path: Path, ca: Ca) -> None:
+    answer = ca.answer
+    never = threading.Event()
+    ca.answer = lambda managed: answer(managed) if managed.is_ip or never.wait(PATIENCE_S) else b""
+    async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME, ip_certs=True) as ours:
+        assert not ready(ours, "derp7.tailscale.com")
+        await chosen(ours, None)
+        never.set()
 
 
 async def test_an_order_that_is_abandoned_keeps_nobody(tmp_path: Path, ca: Ca) -> None:
@@ -484,6 +498,9 @@ def test_waits_double_up_to_half_an_hour_and_outlive_a_restart(tmp_path: Path) -
     assert again.wait_s(NAME) == 0
     again.clear(NAME)
     assert again.add(NAME) == 60
+    now[0] += 4000
+    Failures(tmp_path / "f", clock=lambda: now[0]).add("other")
+    assert NAME not in (tmp_path / "f").read_text(), "what is long ago is forgotten"
 
 
 def test_a_ca_that_counts_requests_is_left_alone_the_longest(tmp_path: Path) -> None:
