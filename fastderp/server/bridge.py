@@ -11,19 +11,23 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
+from websockets.frames import CloseCode
+
 from fastderp.server.channel import Channel, Tls12, farewell
 from fastderp.server.stream import Poller, Stream
-from fastderp.server.websocket import leave
+from fastderp.server.websocket import WebSocket, leave
 from fastderp.tls.errors import TlsError
 
 # How long a client may take to read the rest of what was sent before the session ended, and to close.
 FAREWELL_S = 2.0
+# What the messages that clients have begun and not finished may take together; each is limited besides.
+HELD_LIMIT_BYTES = 64 << 20
 
 
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "tls_version")
+    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "_hold", "_held_bytes", "tls_version")
 
     def __init__(
         self,
@@ -32,9 +36,15 @@ class Bridge:
         channel: Channel,
         inside: socket.socket,
         on_close: Callable[[Bridge], None],
+        hold: Callable[[int], bool],
         tls_version: str = "",
     ) -> None:
-        """Take over the client's stream and our end of the pair, and start pumping."""
+        """Take over the client's stream and our end of the pair, and start pumping.
+
+        hold: counts bytes that all bridges together hold of incomplete messages; False when they are too many.
+        """
+        self._hold = hold
+        self._held_bytes = 0
         self.tls_version = tls_version
         self._channel = channel
         self._on_close = on_close
@@ -70,6 +80,7 @@ class Bridge:
             self._deadline.cancel()
         self._inside.close()
         self._outside.close()
+        self._count_held(0)
         self._on_close(self)
 
     @property
@@ -87,10 +98,18 @@ class Bridge:
         except TlsError:
             self.close()
             return
+        if isinstance(self._channel, WebSocket) and not self._count_held(self._channel.held_bytes):
+            self._outside.send(self._channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message"))
         if not self._inside.send(plain):
             self._outside.pause()
         elif self._channel.eof:
             self._end()
+
+    def _count_held(self, n_bytes: int) -> bool:
+        """Note how much is held of an incomplete message; False when that is too much for the relay."""
+        more = n_bytes - self._held_bytes
+        self._held_bytes = n_bytes
+        return not more or self._hold(more)
 
     def _from_plane(self, data: bytes) -> None:
         try:
@@ -129,6 +148,7 @@ class Bridge:
         """
         self._inside.close()
         self._said_goodbye = True
+        self._count_held(0)
         self.session_ended()
         self._outside.on_bytes = _ignore
         self._outside.resume()
@@ -144,6 +164,7 @@ class Bridges:
         self._poller = poller
         self._bridges: set[Bridge] = set()
         self._emptied = asyncio.Event()
+        self._held_bytes = 0
 
     def __len__(self) -> int:
         return len(self._bridges)
@@ -164,7 +185,7 @@ class Bridges:
         """
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        bridge = Bridge(self._poller, outside, channel, ours, self._forget, tls_version)
+        bridge = Bridge(self._poller, outside, channel, ours, self._forget, self._hold, tls_version)
         self._bridges.add(bridge)
         return theirs.detach(), bridge
 
@@ -186,6 +207,10 @@ class Bridges:
                     await self._emptied.wait()
         for bridge in list(self._bridges):
             bridge.close()
+
+    def _hold(self, n_more: int) -> bool:
+        self._held_bytes += n_more
+        return n_more < 0 or self._held_bytes <= HELD_LIMIT_BYTES
 
     def _forget(self, bridge: Bridge) -> None:
         self._bridges.discard(bridge)

@@ -78,7 +78,7 @@ class Stream:
     `close` or `detach` nothing is called any more.
     """
 
-    __slots__ = ("_poller", "_sock", "_unsent", "_events", "on_bytes", "on_end", "on_drained")
+    __slots__ = ("_poller", "_sock", "_unsent", "_events", "on_bytes", "on_end", "on_drained", "read_bytes")
 
     def __init__(
         self,
@@ -97,6 +97,8 @@ class Stream:
         self.on_bytes = on_bytes
         self.on_end = on_end
         self.on_drained = on_drained
+        # What one turn takes at most; whoever finds a turn too long lowers it.
+        self.read_bytes = READ_BYTES
 
     @property
     def closed(self) -> bool:
@@ -182,7 +184,7 @@ class Stream:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(READ_BYTES)
+            data = self._sock.recv(self.read_bytes)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -21,10 +21,15 @@ from websockets.typing import Subprotocol
 from fastderp.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 from fastderp.server.channel import Channel
 from fastderp.server.http import Request, Response, text_error
-from fastderp.server.stream import Stream
+from fastderp.server.stream import READ_BYTES, Stream
 
 # Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
+
+# What a frame costs the loop hardly depends on its size: who sends many small ones is read in small pieces, and others have their
+# turn in between.
+FRAMES_PER_READ = 64
+LEAST_READ_BYTES = 512
 
 # The library tells every connection at INFO and every payload at DEBUG; of that only its own faults are for an operator.
 _library_log = logging.getLogger("fastderp.websocket")
@@ -111,7 +116,9 @@ class WebSocket:
         if self._protocol.state is not OPEN:
             return b""
         self._protocol.receive_data(data)
-        payload = self._payload(self._protocol.events_received())
+        events = self._protocol.events_received()
+        self._pace(len(data), len(events))
+        payload = self._payload(events)
         if self._protocol.state is not OPEN:
             self._count_failure()
         replies = self._to_send()
@@ -140,6 +147,11 @@ class WebSocket:
         self._protocol.fail(code, reason)
         self._count_failure()
         return self._below.seal(self._to_send())
+
+    def _pace(self, n_bytes: int, n_frames: int) -> None:
+        """Read so much the next time that it holds FRAMES_PER_READ frames like these; more only little by little."""
+        wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
+        self._stream.read_bytes = max(LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES))
 
     def _to_send(self) -> bytes:
         return b"".join(self._protocol.data_to_send())

@@ -346,6 +346,33 @@ def test_long_messages_before_the_login_share_a_bounded_memory(
     eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 0)
 
 
+def test_long_messages_after_the_login_share_a_bounded_memory(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.bridge.HELD_LIMIT_BYTES", 250_000)
+    relay = start_relay(WEBSOCKET)
+    packet = frame(SEND, bytes(32 + 60_000))
+    long_message = message(packet * 2)
+
+    def held_bytes() -> int:
+        return relay.call(lambda: relay.server._entrance.bridges._held_bytes)
+
+    with login(relay) as first, login(relay) as second, login(relay) as third:
+        for peer in (first, second):
+            peer.send_raw(long_message[:-100])
+        eventually(lambda: held_bytes() > 230_000)
+        third.send_raw(long_message[:-100])
+        assert third.closing()[0] == 1013
+        for peer in (first, second):
+            peer.send_raw(long_message[-100:])
+            assert peer.sync() == []
+        assert held_bytes() == 0
+        first.send_raw(long_message[:-100])
+        eventually(lambda: held_bytes() > 100_000)
+    eventually(lambda: held_bytes() == 0)
+    assert relay.metrics()["fastderp_websocket_failures"] == {"1013": 1}
+
+
 # Somebody else's client
 
 

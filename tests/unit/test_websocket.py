@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastderp.server.channel import Clear
-from fastderp.server.websocket import MESSAGE_LIMIT_BYTES, WebSocket
+from fastderp.server.stream import READ_BYTES
+from fastderp.server.websocket import FRAMES_PER_READ, MESSAGE_LIMIT_BYTES, WebSocket
 from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
 
 
@@ -19,6 +20,7 @@ class FakeStream:
         self.sent = b""
         self.full = False
         self.paused = False
+        self.read_bytes = READ_BYTES
 
     def send(self, data: bytes) -> bool:
         self.sent += data
@@ -81,6 +83,18 @@ def test_a_close_of_ours_is_said_once_and_answers_no_more_pings() -> None:
     assert channel.close_notify() == b""
     assert channel.open(message(b"x", FIN | PING)) == stream.sent == b""
     assert channel.eof and not failures
+
+
+def test_who_sends_tiny_frames_is_read_in_small_pieces_until_they_grow() -> None:
+    channel, stream, _ = make()
+    tiny, large = message(b"", FIN | PING), message(bytes(1400))
+    channel.open(tiny * (READ_BYTES // len(tiny)))
+    assert stream.read_bytes // len(tiny) <= 2 * FRAMES_PER_READ
+    channel.open(large)
+    assert stream.read_bytes < READ_BYTES // 4, "one large frame does not buy a whole read of tiny ones"
+    for _ in range(8):
+        channel.open(large)
+    assert stream.read_bytes == READ_BYTES
 
 
 def test_bytes_of_an_incomplete_message_can_be_asked_for() -> None:
