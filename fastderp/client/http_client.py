@@ -29,22 +29,15 @@ _PIN_PREFIX = "sha256-raw:"
 
 
 class ClientOptions(TypedDict, total=False):
-    """What both constructors of HTTPClient take besides where to connect."""
+    """What both constructors of HTTPClient take besides where to connect; `HTTPClient.__init__` explains it."""
 
     can_ack_pings: bool
-    """Promise to answer every Ping with `send_pong`."""
     is_prober: bool
-    """Tell the relay that this client only measures."""
     mesh_key: MeshKey | None
-    """The region's secret, which gives mesh privileges."""
     app_name: str
-    """Name of the program, for the relay's statistics."""
     cafile: str | os.PathLike[str] | None
-    """PEM file of roots trusted besides the system's and Let's Encrypt's."""
     insecure: bool
-    """Accept any certificate. For tests."""
     prefer_ipv6: bool
-    """Give IPv6 a head start of 200 ms."""
 
 
 class HTTPClient:
@@ -54,8 +47,8 @@ class HTTPClient:
             await client.send(peer, b"hello")
             message = await client.recv()
 
-    `send`, `recv`, `forward_packet`, `close_peer` and `connect` connect when there is no
-    connection; the others never do. A failure closes the connection and is raised; that call is
+    `connect`, `recv`, `send`, `forward_packet`, `close_peer` and `watch_connection_changes` connect when there is
+    no connection; pings, pongs and `note_preferred` never do. A failure closes the connection and is raised; that call is
     not repeated, the next one connects again. Each connection has a generation number, 1 for the
     first. `close` is final.
 
@@ -71,11 +64,25 @@ class HTTPClient:
         dial_host: str = "",
         **options: Unpack[ClientOptions],
     ) -> None:
-        """Prepare to use the relay at `url`; see ClientOptions for `options`.
+        """Prepare to use the relay at `url`.
 
-        The URL is http or https with any path; without one it is /derp. With ws or wss DERP goes inside a WebSocket, which
-        some ways to a relay need. `cert_name` is as in a DerpNode. TCP goes to `dial_host`, where given, instead of the URL's
-        host. Raises ValueError.
+        Args:
+            url: http or https with any path; without one it is /derp. With ws or wss DERP goes inside a WebSocket, which some
+                ways to a relay need.
+            private_key: whose public half the client is reached under.
+            cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a hash, as in a DerpNode.
+            dial_host: where TCP goes instead of the URL's host.
+
+        Options, here and in `for_region`:
+            can_ack_pings: promise to answer every Ping with `send_pong`.
+            is_prober: tell the relay that this client only measures.
+            mesh_key: the region's secret, which gives mesh privileges.
+            app_name: name of the program, for the relay's statistics.
+            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's.
+            insecure: accept any certificate; for tests.
+            prefer_ipv6: give IPv6 a head start of 200 ms.
+
+        Raises ValueError for a URL that is of no use.
         """
         self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
@@ -91,9 +98,13 @@ class HTTPClient:
     ) -> Self:
         """Prepare to use the first node that answers in the region that `region_getter` returns.
 
-        The getter is asked on every connect; None makes that fail. Proxies named by HTTPS_PROXY and NO_PROXY
-        are used. `use_websocket` puts DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT. `use_tls` False is
-        for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
+        Args:
+            region_getter: asked on every connect; None makes that fail. Its nodes are dialled through the proxies that
+                HTTPS_PROXY and NO_PROXY name.
+            private_key: whose public half the client is reached under.
+            use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
+            use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
+            options: as for a URL.
         """
         client = cls.__new__(cls)
         client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
