@@ -39,7 +39,7 @@ class Order:
         account_key: ECDSA P-256; an account is made for it when the CA has none.
         name: a DNS name or an IP address.
         key: what the certificate is for.
-        methods: HTTP_01 and TLS_ALPN_01, the preferred first; the next is tried when the CA has seen one fail.
+        methods: HTTP_01 and TLS_ALPN_01, the preferred first; the next is tried when the CA does not have one, or has seen it fail.
         profile: asked for where the CA has it, "" for none.
         budget_s: how long to wait for the CA.
     """
@@ -64,8 +64,6 @@ def obtain(order: Order, published: Challenges) -> bytes:
         raise
     except messages.Error as error:
         raise IssuanceError(_words(error), rate_limited=error.code == "rateLimited") from None
-    except errors.ValidationError as error:
-        raise IssuanceError(_validation_words(error)) from None
     except errors.IssuanceError as error:
         raise IssuanceError(_words(error.error)) from None
     except errors.TimeoutError:
@@ -98,6 +96,10 @@ class _TlsAlpn01(challenges.KeyAuthorizationChallenge):
         return self.key_authorization(account_key)
 
 
+class _NotOffered(IssuanceError):
+    """A method that this CA does not have."""
+
+
 class _Conversation:
     """One account's talk with the CA about one order."""
 
@@ -119,13 +121,15 @@ class _Conversation:
 
     def run(self) -> bytes:
         self._log_in()
-        *others, last = self._order.methods
-        for method in others:
+        reasons = []
+        for method in self._order.methods:
             try:
                 return self._order_validated_by(method)
-            except errors.ValidationError:
-                continue  # a failed challenge spoils its order
-        return self._order_validated_by(last)
+            except errors.ValidationError as error:  # which spoils the order: the next method needs another
+                reasons.append(f"{method}: {_validation_words(error)}")
+            except _NotOffered as error:
+                reasons.append(str(error))
+        raise IssuanceError("; ".join(reasons))
 
     def _log_in(self) -> None:
         """Find the account of our key, or make it."""
@@ -165,7 +169,7 @@ class _Conversation:
         """Be ready for the CA's question, then say so; return what is shown."""
         offered = [body for body in authorization.body.challenges if body.chall.typ == method]
         if not offered:
-            raise IssuanceError(f"the CA does not offer {method} for {self._order.name}")
+            raise _NotOffered(f"the CA does not offer {method}")
         response = offered[0].chall.response(self._account_key)
         key_authorization = str(response.key_authorization)
         self._published.publish(method, self._order.name, key_authorization)

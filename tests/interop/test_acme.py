@@ -224,7 +224,7 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
     with running(ca) as again:
         assert "internal error" in alert(ca)
     assert its.said.count("ordering") == 1
-    assert re.search(rf"{NAME}: no certificate from \S+: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n", its.said)
+    assert re.search(rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n", its.said)
     assert "ordering" not in again.said
 
 

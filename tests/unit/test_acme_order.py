@@ -7,12 +7,14 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from acme import messages
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fastderp.errors import IssuanceError
-from fastderp.server.acme_challenges import HTTP_01, Challenges
+from fastderp.server.acme_challenges import HTTP_01, TLS_ALPN_01, Challenges
 from fastderp.server.acme_order import DETAIL_LIMIT, Order, obtain
 from fastderp.server.acme_settings import AcmeSettings
 
@@ -91,3 +93,60 @@ def test_a_ca_that_counts_requests_is_understood(server: Answering, tmp_path: Pa
     server.body = json.dumps({"type": PROBLEM + kind, "detail": "slow down"}).encode()
     error = failure(server, tmp_path)
     assert (str(error), error.rate_limited) == ("slow down", limited)
+
+
+class FewMethods:
+    """A CA that verifies by the methods it is made with, and by no other."""
+
+    offered: tuple[str, ...] = ()
+    asked: list[str] = []
+
+    def __init__(self, directory: object, network: object) -> None:
+        pass
+
+    @staticmethod
+    def get_directory(url: str, network: object) -> object:
+        return SimpleNamespace()
+
+    directory = SimpleNamespace()
+
+    def external_account_required(self) -> bool:
+        return False
+
+    def new_account(self, registration: object) -> None:
+        pass
+
+    def new_order(self, request: bytes, profile: str | None) -> SimpleNamespace:
+        assert profile is None, "it has not said that it knows any"
+        challenges = [{"type": kind, "url": "https://ca.test/c", "token": "A" * 22, "status": "pending"} for kind in self.offered]
+        body = messages.Authorization.from_json({"status": "pending", "challenges": challenges})
+        return SimpleNamespace(authorizations=[messages.AuthorizationResource(body=body, uri="https://ca.test/a")])
+
+    def answer_challenge(self, body: messages.ChallengeBody, response: object) -> None:
+        self.asked.append(body.chall.typ)
+
+    def poll_authorizations(self, order: object, deadline: object) -> object:
+        return order
+
+    def finalize_order(self, order: object, deadline: object) -> SimpleNamespace:
+        return SimpleNamespace(fullchain_pem="the chain")
+
+
+@pytest.mark.parametrize(
+    ("offered", "asked"),
+    [(("dns-01", HTTP_01), HTTP_01), ((HTTP_01, TLS_ALPN_01), TLS_ALPN_01), ((TLS_ALPN_01,), TLS_ALPN_01), (("dns-01",), None)],
+)
+def test_a_ca_is_shown_what_it_can_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: tuple[str, ...], asked: str | None
+) -> None:
+    monkeypatch.setattr(FewMethods, "offered", offered)
+    monkeypatch.setattr(FewMethods, "asked", [])
+    monkeypatch.setattr("fastderp.server.acme_order.client.ClientV2", FewMethods)
+    settings = AcmeSettings("https://ca.test/dir", tmp_path, "derp.example.com")
+    order = Order(settings, KEY, "derp.example.com", KEY, (TLS_ALPN_01, HTTP_01), "shortlived", 5.0)
+    if asked is None:
+        with pytest.raises(IssuanceError, match="^the CA does not offer tls-alpn-01; the CA does not offer http-01$"):
+            obtain(order, Challenges())
+    else:
+        assert obtain(order, Challenges()) == b"the chain"
+        assert FewMethods.asked == [asked]
