@@ -71,4 +71,5 @@ def test_a_queue_depth_is_how_many_packets_wait_for_a_client(tmp_path: object, d
             n_waiting = varz(running, "fastderp_backlog_bytes") / (5 + 32 + size)
             numbers = [int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)]
     assert n_lost > 0 and numbers == sorted(numbers) and numbers[-1] == n_sent - 1
-    assert at_least <= n_waiting <= depth + 1, "a packet that is on its way counts besides"
+    # Counted besides: a packet that is on its way, what the memory of each costs, what the reader sent and is not whole yet.
+    assert at_least <= n_waiting <= 1.1 * depth + 2
