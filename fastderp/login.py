@@ -138,6 +138,19 @@ def parse_client_info(text: bytes) -> ClientInfo:
 
     Raises LoginError with the reason "json" or "mesh_key".
     """
+    return _short_client_info(text) if len(text) <= _SHORT_BYTES else _client_info(text)
+
+
+# Nearly every client says the same. A mesh key does not fit into so short a text, and so no secret is kept.
+_SHORT_BYTES: Final = 64
+
+
+@lru_cache(maxsize=64)
+def _short_client_info(text: bytes) -> ClientInfo:
+    return _client_info(text)
+
+
+def _client_info(text: bytes) -> ClientInfo:
     try:
         values = _read_members(text, _CLIENT_INFO_MEMBERS)
     except _MeshKeyError:

@@ -28,11 +28,16 @@ class Allowance:
         self.limit: RateLimit | None = None
         self._plane = plane
         self._private_key = private_key
+        self._told = ServerInfo()
         self._telling: asyncio.Task[None] | None = None
 
     def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
         """Limit everybody from now on, each with a full burst; tell those who are connected, if there is a loop to do it on."""
         self.limit = limit
+        self._told = ServerInfo(
+            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
+            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
+        )
         self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
         self.close()
         if loop is not None:
@@ -40,11 +45,7 @@ class Allowance:
 
     def server_info(self) -> ServerInfo:
         """Return what a client is told at its login."""
-        limit = self.limit or RateLimit()
-        return ServerInfo(
-            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
-            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
-        )
+        return self._told
 
     def metrics(self) -> dict[str, Value]:
         """Return the limit, by the names of PROTOCOL §14; nothing before somebody has set one."""

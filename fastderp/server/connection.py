@@ -313,8 +313,18 @@ class Connection:
         if self._idle:
             self._idle = False
             self._set_budget(self._listener.login_budget_s)
-        head = self._head = self._head or HeadParser()
         data, self._unread = bytes(self._unread), b""
+        known = self._listener.known_upgrades.find(data) if self._head is None else None
+        if known is not None:
+            upgrade, self._unread = known
+            self._note_request()
+            self._start_login(upgrade)
+        else:
+            self._parse_request(data)
+
+    def _parse_request(self, data: bytes) -> None:
+        is_whole = self._head is None
+        head = self._head = self._head or HeadParser()
         try:
             request = head.feed(data)
         except BadRequest as error:
@@ -324,13 +334,17 @@ class Connection:
             return
         self._unread = head.rest
         self._head = None
-        self._answer(request)
+        self._answer(request, data[: len(data) - len(head.rest)] if is_whole else b"")
 
-    def _answer(self, request: Request) -> None:
+    def _note_request(self) -> None:
+        if self._tls_version:
+            self._journal.note_request(self.tls_version)
+
+    def _answer(self, request: Request, head: bytes) -> None:
+        """Answer a request; `head` is how it came, if in one piece."""
         request.remote = self.remote
         request.secure = bool(self._tls_version)
-        if request.secure:
-            self._journal.note_request(self.tls_version)
+        self._note_request()
         tunnels = self._listener.tunnels
         if request.method == "CONNECT" and tunnels is not None:
             self._open_tunnel(request, tunnels)
@@ -338,6 +352,8 @@ class Connection:
         if request.path == "/derp" and self._listener.routes.derp:
             upgrade = http.derp_upgrade(request)
             if upgrade is not None:
+                if head:
+                    self._listener.known_upgrades.remember(head, upgrade)
                 self._start_login(upgrade)
                 return
             if http.wants_websocket(request):

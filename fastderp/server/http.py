@@ -23,6 +23,9 @@ from fastderp.server import pages
 # One attacker's share of memory: a real request is under 400 bytes.
 HEAD_LIMIT_BYTES = 24 * 1024
 HEADERS_LIMIT = 100
+# Upgrades remembered by their bytes: a few kinds of clients, under the relay's few names.
+KNOWN_HEADS = 64
+KNOWN_HEAD_BYTES = 512
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
@@ -301,6 +304,31 @@ def derp_upgrade(request: Request) -> Upgrade | None:
 def wants_websocket(request: Request) -> bool:
     """Whether a request for `/derp` opens a WebSocket. Without a derp subprotocol it does not: ancient clients say so and mean a raw upgrade."""
     return request.header("upgrade").lower() == "websocket" and "derp" in request.header("sec-websocket-protocol")
+
+
+class KnownUpgrades:
+    """Upgrade requests as they came, so that what clients of one kind all say alike is parsed once.
+
+    Bounded, the oldest goes first: whoever asks in ever new words only has everybody's parsed.
+    """
+
+    __slots__ = ("_upgrades",)
+
+    def __init__(self) -> None:
+        self._upgrades: dict[bytes, Upgrade] = {}
+
+    def find(self, data: bytes) -> tuple[Upgrade, bytes] | None:
+        """Return the upgrade that `data` begins with, and what is behind it; None when its head was not seen before."""
+        end = data.find(b"\r\n\r\n") + 4
+        upgrade = self._upgrades.get(data[:end])
+        return None if upgrade is None else (upgrade, data[end:])
+
+    def remember(self, head: bytes, upgrade: Upgrade) -> None:
+        """Keep what a whole head asks for."""
+        if len(head) <= KNOWN_HEAD_BYTES:
+            if len(self._upgrades) >= KNOWN_HEADS:
+                del self._upgrades[next(iter(self._upgrades))]
+            self._upgrades[head] = upgrade
 
 
 def switching_protocols(server_key_hex: str) -> bytes:

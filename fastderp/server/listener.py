@@ -15,7 +15,7 @@ from fastderp.server.address import format_address
 from fastderp.server.certs import CertificateSource
 from fastderp.server.connection import Connection
 from fastderp.server.entrance import Entrance
-from fastderp.server.http import Routes
+from fastderp.server.http import KnownUpgrades, Routes
 from fastderp.server.ratelimit import AcceptLimiter
 from fastderp.server.tunnel import Tunnels
 from fastderp.tls.handshake import ServerContext
@@ -72,6 +72,7 @@ class Listener:
         self._reserved_bytes = 0
         self.tunnels = tunnels
         self._accept_limiter = accept_limiter
+        self.known_upgrades = KnownUpgrades()
         self.n_accepted = 0
         self.n_rejected = 0
         self._shortage: dict[socket.socket, asyncio.TimerHandle] = {}

@@ -250,7 +250,7 @@ cdef class Context:
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_2_VERSION, NULL)
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MAX_PROTO_VERSION, VERSIONS[max_version], NULL)
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL)
-        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_MODE, SSL_MODE_NO_AUTO_CHAIN | SSL_MODE_RELEASE_BUFFERS, NULL)
+        ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_MODE, SSL_MODE_NO_AUTO_CHAIN, NULL)
         ssl.SSL_CTX_set_options(
             self.ctx, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION
             | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
@@ -557,6 +557,9 @@ cdef class Handshake:
         cdef unsigned int n_alpn = 0
         cdef const char* name = ssl.SSL_get_servername(self.connection, 0)
         self.version = "TLSv1.3" if ssl.SSL_version(self.connection) == TLS1_3_VERSION else "TLSv1.2"
+        if self.version == "TLSv1.2":
+            # It goes on through OpenSSL. A handshake that did this, too, would allocate its buffers for every record.
+            ssl.SSL_ctrl(self.connection, SSL_CTRL_MODE, SSL_MODE_RELEASE_BUFFERS, NULL)
         self.cipher = ssl.SSL_CIPHER_get_name(ssl.SSL_get_current_cipher(self.connection)).decode()
         self.server_name = name.decode("ascii", "replace") if name is not NULL else None
         ssl.SSL_get0_alpn_selected(self.connection, &alpn, &n_alpn)

@@ -365,3 +365,27 @@ def test_a_redirect_without_a_host_uses_the_configured_name() -> None:
     request, _ = parse(b"GET /x HTTP/1.0\r\n\r\n")
     assert answer(request, plain_port(hostname="derp9.example.com"))[1]["Location"] == "https://derp9.example.com/x"
     assert answer(request, plain_port())[0] == "HTTP/1.0 400 Bad Request"
+
+
+UPGRADE = http.Upgrade(fast_start=True, not_ideal=False)
+
+
+def test_an_upgrade_seen_before_is_known_with_what_follows_it() -> None:
+    head = b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\n\r\n"
+    known = http.KnownUpgrades()
+    assert known.find(head) is None
+    known.remember(head, UPGRADE)
+    assert known.find(head + b"login") == (UPGRADE, b"login")
+    for other in (head[:-1], head.replace(b"a", b"b"), b"x" + head, b"", b"\r\n\r\n" + head):
+        assert known.find(other) is None
+
+
+def test_heads_that_vary_push_each_other_out_and_long_ones_are_not_kept() -> None:
+    known = http.KnownUpgrades()
+    heads = [b"GET /derp HTTP/1.1\r\nA: %d\r\n\r\n" % i for i in range(http.KNOWN_HEADS + 1)]
+    for head in heads:
+        known.remember(head, UPGRADE)
+    assert [known.find(head) is not None for head in heads] == [False] + [True] * http.KNOWN_HEADS
+    long = b"GET /derp HTTP/1.1\r\nA: " + bytes(http.KNOWN_HEAD_BYTES) + b"\r\n\r\n"
+    known.remember(long, UPGRADE)
+    assert known.find(long) is None

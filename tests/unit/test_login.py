@@ -259,3 +259,13 @@ def test_both_sides_understand_each_other_with_fresh_keys() -> None:
     assert opened.info == info
     assert opened.server_info_frame()[:5] == frame(FrameType.SERVER_INFO, bytes(53))[:5]
     assert login.open_server_info(box, opened.server_info_frame()[5:]) == ServerInfo()
+
+
+def test_what_nearly_everybody_says_is_remembered_but_no_mesh_key() -> None:
+    secret = MeshKey.generate()
+    for _ in range(2):
+        assert login.parse_client_info(b'{"version":2,"CanAckPings":true}') == ClientInfo(2, True)
+    n_remembered = login._short_client_info.cache_info().currsize
+    assert n_remembered > 0
+    assert login.parse_client_info(json.dumps({"meshKey": secret.to_text()}).encode()).mesh_key == secret
+    assert login._short_client_info.cache_info().currsize == n_remembered
