@@ -35,7 +35,7 @@ from fastderp.dataplane.sys cimport (
     EPOLL_CTL_ADD, MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8, clock_ns, close, counter_add,
     epoll_create1, epoll_ctl, epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, pages_release,
     pthread_attr_destroy, pthread_attr_init, pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join,
-    pthread_mutex_lock, pthread_mutex_unlock, recv,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, thread_ask_short_slice,
 )
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
 
@@ -43,6 +43,7 @@ cdef enum:
     NO_TARGET = -1
     FIGHTING = -2                # the sessions of the key fight over it, and none is sent anything
     STACK_BYTES = 262144
+    SLICE_NS = 100000            # the shortest the kernel grants, and far more than most turns take
     WORKER_KEYS = 256            # expanded at once
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
@@ -596,6 +597,7 @@ cdef void* worker_run(void* arg) noexcept nogil:
     cdef Worker* w = <Worker*>arg
     cdef Core* core = w.turn.core
     cdef int n_events
+    thread_ask_short_slice(SLICE_NS)
     while not atomic_load_u8(&w.stop):
         if w.unfinished.n:
             n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)

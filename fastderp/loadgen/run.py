@@ -22,7 +22,6 @@ DRAIN_LIMIT_S = 1.0
 PRESENCE_S = 1.0
 SETTLED = 1.005  # times the memory before the load: what resident memory varies by itself
 SETTLE_LOOK_S = 0.5
-NICEST = 19
 PROGRESS_EVERY_S = 0.25
 
 Progress = Callable[[str, float], None]
@@ -204,7 +203,8 @@ class _Storm:
 
     def _log_in(self) -> None:
         assert self._crowd is not None
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
+        # A thread that is only nice keeps the core for milliseconds once it has it; an idle one goes when the load wakes.
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         try:
             self._joined = self._crowd.log_in()
         except BaseException as error:

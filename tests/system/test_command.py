@@ -292,3 +292,13 @@ def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> Non
         process.communicate()
     soft, hard = re.findall(r"^Max open files\s+(\d+)\s+(\d+)", limits, re.M)[0]
     assert soft == hard
+
+
+def test_threads_that_move_packets_go_before_the_one_that_logs_in(tmp_path: Path) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "key"), "--workers=2", *QUIET) as running:
+        pid = running.process.pid
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        niceness = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    assert niceness.pop(pid) == min(19, ours + 10)
+    assert list(niceness.values()).count(ours) >= 2
