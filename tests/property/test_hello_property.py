@@ -1,0 +1,71 @@
+"""Whatever is made of a ClientHello: it is heard, waited for, or refused, and never anything else."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import CAUSES, ClientContext, DeferredContext, Handshake, ServerContext
+from tests.kit.certificates import self_signed
+
+CONTEXT = DeferredContext()
+RELAY = self_signed("relay.test")
+CHOSEN = ServerContext([RELAY.der], RELAY.key_der)
+
+
+def client_hello(name: str) -> bytes:
+    handshake = Handshake(ClientContext(verify=False), name)
+    handshake.step()
+    return handshake.take_output()
+
+
+HELLO = client_hello("relay.test")
+SNI = HELLO.index(b"relay.test")
+
+
+def heard(wire: bytes) -> None:
+    """Go as far as the input reaches, whatever certificate it asks for."""
+    relay = Handshake(CONTEXT)
+    try:
+        relay.feed(wire)
+        relay.step()
+        if relay.hello is not None:
+            assert relay.hello.server_name is None or len(relay.hello.server_name) <= 256
+            relay.choose(CHOSEN)
+            relay.step()
+    except TlsError as error:
+        assert error.cause in CAUSES
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_bytes_of_it_may_be_others(changes: list[tuple[int, int]]) -> None:
+    wire = bytearray(HELLO)
+    for position, value in changes:
+        wire[position] = value
+    heard(bytes(wire))
+
+
+@settings(deadline=None)
+@given(st.integers(-9, 12), st.integers(0, 255))
+def test_the_lengths_around_the_name_may_lie(offset: int, value: int) -> None:
+    wire = bytearray(HELLO)
+    wire[SNI + offset] = value
+    heard(bytes(wire))
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(HELLO)))
+def test_it_may_end_anywhere(end: int) -> None:
+    heard(HELLO[:end])
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=60))
+def test_every_name_is_heard_as_it_was_sent(name: str) -> None:
+    relay = Handshake(CONTEXT)
+    relay.feed(client_hello(f"{name}.test"))
+    relay.step()
+    assert relay.hello is not None
+    assert relay.hello.server_name == f"{name}.test"
