@@ -20,6 +20,7 @@ EXTENSIONS = {
     "fastderp.dataplane.events": PACKET_PATH,
     "fastderp.dataplane.flows": PACKET_PATH,
     "fastderp.dataplane.frame": PACKET_PATH,
+    "fastderp.dataplane.news": {},
     "fastderp.dataplane.output": PACKET_PATH,
     "fastderp.dataplane.plane": {},
     "fastderp.dataplane.queue": PACKET_PATH,

@@ -1,68 +1,22 @@
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from fastderp.dataplane.news import CLOSE_REASONS as CLOSE_REASONS
+from fastderp.dataplane.news import DROP_REASONS as DROP_REASONS
+from fastderp.dataplane.news import FLUSH_BOUNDS as FLUSH_BOUNDS
+from fastderp.dataplane.news import PACKET_KINDS as PACKET_KINDS
+from fastderp.dataplane.news import ClosedEvent as ClosedEvent
+from fastderp.dataplane.news import DropEvent as DropEvent
+from fastderp.dataplane.news import FrameEvent as FrameEvent
+from fastderp.dataplane.news import SessionInfo as SessionInfo
+from fastderp.dataplane.news import TcpInfo as TcpInfo
+from fastderp.dataplane.news import Totals as Totals
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES: int
 MAX_UNREAD_BYTES: int
-CLOSE_REASONS: tuple[str, ...]
-DROP_REASONS: tuple[str, ...]
-PACKET_KINDS: tuple[str, ...]
-FLUSH_BOUNDS: tuple[int, ...]
 
 class PlaneError(DerpError): ...
-
-class Totals(NamedTuple):
-    seconds: float
-    rx_packets: int
-    rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-    dropped: int
-
-class FrameEvent(NamedTuple):
-    handle: int
-    type: int
-    payload: bytes
-
-class ClosedEvent(NamedTuple):
-    handle: int
-    key: bytes
-    reason: str
-    detail: str
-    addr: bytes
-    port: int
-    totals: Totals
-
-class DropEvent(NamedTuple):
-    source: bytes
-    destination: bytes
-    reason: str
-    kind: str
-
-class SessionInfo(NamedTuple):
-    handle: int
-    key: bytes
-    addr: bytes
-    port: int
-    mesh: bool
-    link: bool
-    prober: bool
-    not_ideal: bool
-    preferred: bool
-    active: bool
-    tls: bool
-    worker: int
-    backlog_bytes: int
-    totals: Totals
-
-class TcpInfo(NamedTuple):
-    handle: int
-    key: bytes
-    rtt_us: int
-    bytes_sent: int
-    bytes_received: int
 
 class Plane:
     n_workers: int

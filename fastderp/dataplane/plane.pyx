@@ -3,38 +3,40 @@
 
 import os
 from collections import Counter
-from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
-from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS, Counters
-from fastderp.dataplane.events cimport (
-    EVENT_DROP, EVENT_FRAME, Event, Totals as EventTotals, events_destroy, events_init, events_take_all,
-)
+from fastderp.dataplane.counters cimport Counters
+from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take_all
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
+from fastderp.dataplane.news cimport (
+    Glance, counters_dict, counters_moved, counters_sum, event_object, session_excuse, session_glance, session_info, tcp_info,
+)
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init, turn_rest
-from fastderp.dataplane.queue cimport backlog_bytes
-from fastderp.dataplane.record cimport RecordLayer, RecordStatus, Records, record_status_text, record_wipe
+from fastderp.dataplane.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
     HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
     routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, CLOSE_TLS, N_CLOSE_REASONS, SEAL_CHUNK, SESSION_OPEN, CloseReason,
+    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN, CloseReason,
     Core, Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_is_alive, session_open,
-    session_publish, session_totals, stash_put,
+    session_publish, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64, atomic_load_u8,
-    atomic_peek_u64, atomic_store_u64, clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64, atomic_store_u64,
+    clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_rest, worker_start, worker_stop
 
+from fastderp.dataplane.news import (  # handed on: who uses the plane needs them
+    CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS, PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
+)
 from fastderp.errors import DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
@@ -50,96 +52,8 @@ cdef unsigned int NEAR_RTT_US = 2000
 cdef unsigned int CONTROL_KEYS = 16
 cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 
-# Of CloseReason, in its order; shown in logs and as metric labels.
-CLOSE_REASONS = (
-    "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
-    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
-)
-assert len(CLOSE_REASONS) == N_CLOSE_REASONS
-# Of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
-DROP_REASONS = (
-    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail", "write_error", "dup_client",
-)
-PACKET_KINDS = ("disco", "other")
-# Of counters()["buffered_write_frames"]; above the last there is one count more.
-FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
-assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
-
-
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
-
-
-class Totals(NamedTuple):
-    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes of packets."""
-
-    seconds: float
-    rx_packets: int
-    rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-    dropped: int
-
-
-class FrameEvent(NamedTuple):
-    """A frame for the control plane, as it came from the session `handle`."""
-
-    handle: int
-    type: int
-    payload: bytes
-
-
-class ClosedEvent(NamedTuple):
-    """The end of a session.
-
-    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it.
-    """
-
-    handle: int
-    key: bytes
-    reason: str
-    detail: str
-    addr: bytes
-    port: int
-    totals: Totals
-
-
-class DropEvent(NamedTuple):
-    """A packet for a watched key that was dropped; `source` is empty when the packet does not say whose it is."""
-
-    source: bytes
-    destination: bytes
-    reason: str
-    kind: str
-
-
-class SessionInfo(NamedTuple):
-    """A connected session, for debug pages and tests."""
-
-    handle: int
-    key: bytes
-    addr: bytes
-    port: int
-    mesh: bool
-    link: bool
-    prober: bool
-    not_ideal: bool
-    preferred: bool
-    active: bool
-    tls: bool
-    worker: int
-    backlog_bytes: int
-    totals: Totals
-
-
-class TcpInfo(NamedTuple):
-    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes each way."""
-
-    handle: int
-    key: bytes
-    rtt_us: int
-    bytes_sent: int
-    bytes_received: int
 
 
 cdef class Plane:
@@ -485,30 +399,18 @@ cdef class Plane:
     def sessions(self):
         """Return a SessionInfo for every connected session."""
         cdef uint32_t slot
-        cdef Glance seen
-        infos = []
-        for slot in range(self.core.sessions.n_touched):
-            if not session_glance(<Session*>arena_at(&self.core.sessions, slot), &seen, NULL):
-                continue
-            infos.append(SessionInfo(
-                seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
-                seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober), bool(seen.peer.not_ideal),
-                seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
-                totals_object(clock_ns() - seen.opened_ns, &seen.totals),
-            ))
-        return infos
+        infos = [
+            session_info(<Session*>arena_at(&self.core.sessions, slot)) for slot in range(self.core.sessions.n_touched)
+        ]
+        return [info for info in infos if info is not None]
 
     def tcp_infos(self):
         """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
         cdef uint32_t slot
-        cdef Glance seen
-        cdef tcp_counts info
-        infos = []
-        for slot in range(self.core.sessions.n_touched):
-            if session_glance(<Session*>arena_at(&self.core.sessions, slot), &seen, &info) and seen.has_tcp:
-                infos.append(TcpInfo(
-                    seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received))
-        return infos
+        infos = [
+            tcp_info(<Session*>arena_at(&self.core.sessions, slot)) for slot in range(self.core.sessions.n_touched)
+        ]
+        return [info for info in infos if info is not None]
 
     def round_trips(self, bounds_us not None):
         """Count the sessions by the kernel's smoothed round-trip time.
@@ -520,7 +422,7 @@ cdef class Plane:
         cdef uint64_t counts[17]
         cdef uint64_t n_excused = 0
         cdef tcp_counts info
-        cdef unsigned int n
+        cdef Glance seen
         cdef uint32_t slot
         cdef int n_bounds = len(bounds_us)
         cdef int i
@@ -533,20 +435,15 @@ cdef class Plane:
         with nogil:
             for slot in range(self.core.sessions.n_touched):
                 s = <Session*>arena_at(&self.core.sessions, slot)
-                if atomic_load_u64(&s.handle) == 0:
+                if not session_glance(s, &seen, &info):
                     continue
-                n = sizeof(info)
-                pthread_mutex_lock(&s.output_lock)
-                if s.state == SESSION_OPEN:
-                    if getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info):
-                        i = 0
-                        while i < n_bounds and info.rtt_us > bounds[i]:
-                            i += 1
-                        counts[i] += 1
-                    elif not s.rtt_excused:
-                        s.rtt_excused = True
-                        n_excused += 1
-                pthread_mutex_unlock(&s.output_lock)
+                if seen.has_tcp:
+                    i = 0
+                    while i < n_bounds and info.rtt_us > bounds[i]:
+                        i += 1
+                    counts[i] += 1
+                elif session_excuse(s, seen.handle):
+                    n_excused += 1
         return [counts[i] for i in range(n_bounds + 1)], n_excused
 
     def unique_senders(self):
@@ -612,49 +509,6 @@ cdef class Plane:
         }
 
 
-cdef struct Glance:              # of a session, taken under its output lock
-    uint64_t handle
-    Peer peer
-    uint64_t opened_ns
-    uint16_t worker
-    bint preferred
-    bint active
-    bint tls
-    bint has_tcp
-    size_t backlog_bytes
-    EventTotals totals
-
-
-cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept:
-    # Look at a slot; False when no open session is there. No Python object is made under the lock: senders wait for it.
-    # What the kernel counts goes to info unless that is NULL.
-    cdef unsigned int n = sizeof(tcp_counts)
-    cdef bint is_open
-    if atomic_load_u64(&s.handle) == 0:
-        return False
-    pthread_mutex_lock(&s.output_lock)
-    is_open = s.state == SESSION_OPEN
-    if is_open:
-        seen.handle = s.handle
-        seen.peer = s.peer
-        seen.opened_ns = s.opened_ns
-        seen.worker = s.worker
-        seen.preferred = atomic_load_u8(&s.preferred)
-        seen.active = s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle
-        seen.tls = s.records is not NULL
-        seen.backlog_bytes = backlog_bytes(s.backlog) if s.backlog is not NULL else 0
-        session_totals(s, &seen.totals)
-        seen.has_tcp = (info is not NULL and getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) == 0
-                        and n == sizeof(tcp_counts))
-    pthread_mutex_unlock(&s.output_lock)
-    return is_open
-
-
-cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
-    return Totals(
-        lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
-
-
 cdef int check_key(bytes key) except -1:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
@@ -689,73 +543,3 @@ cdef void socket_tune(int fd) noexcept:
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
     if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info) and info.rtt_us <= NEAR_RTT_US:
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &NEAR_RECEIVE_BYTES, sizeof(NEAR_RECEIVE_BYTES))
-
-
-cdef object event_object(Event* event):
-    if event.kind == EVENT_FRAME:
-        return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
-    if event.kind == EVENT_DROP:
-        return DropEvent(
-            event.frame[:event.n_frame], event.key[:KEY_SIZE], DROP_REASONS[event.reason], PACKET_KINDS[event.detail])
-    return ClosedEvent(
-        event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
-        record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
-        event.addr[:16], event.port,
-        totals_object(event.lived_ns, &event.totals),
-    )
-
-
-cdef uint64_t counters_moved(const Counters* c) noexcept:
-    return (atomic_peek_u64(&c.accepts) + atomic_peek_u64(&c.closed) + atomic_peek_u64(&c.reads)
-            + atomic_peek_u64(&c.writes))
-
-
-cdef void counters_sum(Counters* total, const Counters* part) noexcept:
-    cdef uint64_t* into = <uint64_t*>total
-    cdef const uint64_t* words = <const uint64_t*>part
-    cdef size_t i
-    for i in range(sizeof(Counters) // sizeof(uint64_t)):
-        into[i] += atomic_peek_u64(&words[i])
-
-
-cdef dict counters_dict(const Counters* c):
-    cdef int reason
-    cdef int kind
-    packets_dropped = {}
-    bytes_dropped = {}
-    for reason in range(<int>N_DROP_REASONS):
-        for kind in range(N_KINDS):
-            label = (DROP_REASONS[reason], PACKET_KINDS[kind])
-            packets_dropped[label] = c.packets_dropped[reason][kind]
-            bytes_dropped[label] = c.bytes_dropped[reason][kind]
-    return {
-        "accepts": c.accepts,
-        "current_connections": c.accepts - c.closed,
-        "current_home_connections": c.home_connections,
-        "current_notideal_connections": c.notideal_connections,
-        "total_dup_client_conns": c.total_dup_client_conns,
-        "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
-        "packets_received_kind": {PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)},
-        "bytes_received": c.bytes_received,
-        "packets_sent": c.packets_sent,
-        "bytes_sent": c.bytes_sent,
-        "packets_dropped": packets_dropped,
-        "bytes_dropped": bytes_dropped,
-        "packets_forwarded_in": c.packets_forwarded_in,
-        "packets_forwarded_out": c.packets_forwarded_out,
-        "packets_forwarded_lost": c.packets_forwarded_lost,
-        "peer_gone_lost": c.peer_gone_lost,
-        "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
-        "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
-        "got_ping": c.got_ping,
-        "sent_pong": c.sent_pong,
-        "unknown_frames": c.unknown_frames,
-        "home_moves_in": c.home_moves_in,
-        "home_moves_out": c.home_moves_out,
-        "sclient_write_timeouts": c.sclient_write_timeouts,
-        "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
-        "buffered_write_frames": ([c.flushes[i] for i in range(N_FLUSH_BUCKETS)], c.flushed_frames),
-        "sealed_connections": c.sealed_connections,
-        "reads": c.reads,
-        "writes": c.writes,
-    }
