@@ -64,6 +64,9 @@ cdef struct Worker:
     int n_runs
     int n_targets
     int n_ending
+    uint64_t talkers[2]          # whose turns were the last with nobody else's in them
+    bint is_quick                # the same one or two answer each other fast, and nobody else says anything
+    uint64_t poll_again_ns       # when polling in vain may be tried again
     int n_touched                # targets that the present session has brought
     Line unfinished
     bint has_last                # last_dst and last_target are of this read, and no flush has come in between

@@ -37,7 +37,7 @@ from fastderp.dataplane.sys cimport (
     pthread_attr_destroy, pthread_attr_init, pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join,
     pthread_mutex_lock, pthread_mutex_unlock, recv, thread_ask_short_slice,
 )
-from fastderp.dataplane.wheel cimport wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
+from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
 
 cdef enum:
     NO_TARGET = -1
@@ -48,6 +48,9 @@ cdef enum:
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
 cdef uint64_t SECOND_NS = 1000000000
+cdef uint64_t QUICK_TURN_NS = 100000             # from turn to turn: an answer over a link this fast may come any moment
+cdef uint64_t POLL_NS = 50000                    # an answer from a thread that must be woken first takes this long
+cdef uint64_t POLL_PAUSE_NS = 1000000            # polling in vain thus takes 5 % of a core at most
 cdef uint64_t RECHECK_NS = 20000000              # a few ticks of the wheel: never due in the turn that sets it
 cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home count as moves (§6.6)
 
@@ -563,11 +566,23 @@ cdef void timers_run(Worker* w) noexcept nogil:
         session_due(&w.turn, s)
 
 
+cdef bint talker_is_known(Worker* w) noexcept nogil:
+    # Of a turn with one event: whether its session is one of the last two that had a turn to themselves.
+    cdef uint64_t handle = w.events[0].data.u64
+    if handle == w.talkers[0] or handle == w.talkers[1]:
+        return True
+    w.talkers[1] = w.talkers[0]
+    w.talkers[0] = handle
+    return False
+
+
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     cdef int i
     cdef int n_unfinished = min(w.unfinished.n, <int>MAX_EVENTS)
     cdef uint64_t handle
+    cdef uint64_t before_ns = w.turn.now_ns
     w.turn.now_ns = clock_ns()
+    w.is_quick = n_events == 1 and talker_is_known(w) and w.turn.now_ns - before_ns < QUICK_TURN_NS
     limit_refresh(w)
     for i in range(n_unfinished):
         session_go_on(w, w.unfinished.first)
@@ -593,17 +608,40 @@ cdef void scratch_release(Worker* w) noexcept nogil:
     pages_release(w.cipher, UNREAD_MAX + READ_MAX)
 
 
+cdef int events_poll(Worker* w) noexcept nogil:
+    # Two peers that answer each other at once would put the thread to sleep and wake it for every single packet, which
+    # costs more than looking for the next one for a moment does. With more of them asleep is better: their packets
+    # gather meanwhile.
+    cdef uint64_t until_ns = clock_ns() + POLL_NS
+    cdef int n_events = 0
+    while n_events == 0 and clock_ns() < until_ns:
+        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
+    if n_events == 0:
+        w.poll_again_ns = until_ns + POLL_PAUSE_NS
+    return n_events
+
+
+cdef int events_wait(Worker* w) noexcept nogil:
+    # Until there is something to do; the number of events, which may be 0 or an error's -1.
+    cdef Wheel* wheel = &w.turn.core.wheels[w.index]
+    cdef int n_events = 0
+    if w.unfinished.n:
+        return epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
+    if w.is_quick and w.turn.now_ns >= w.poll_again_ns:
+        n_events = events_poll(w)
+    if n_events == 0:
+        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(wheel, w.turn.now_ns))
+        wheel_awake(wheel)
+    return n_events
+
+
 cdef void* worker_run(void* arg) noexcept nogil:
     cdef Worker* w = <Worker*>arg
     cdef Core* core = w.turn.core
     cdef int n_events
     thread_ask_short_slice(SLICE_NS)
     while not atomic_load_u8(&w.stop):
-        if w.unfinished.n:
-            n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
-        else:
-            n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(&core.wheels[w.index], w.turn.now_ns))
-            wheel_awake(&core.wheels[w.index])
+        n_events = events_wait(w)
         routes_reader_enter(&core.routes, w.index)
         worker_turn(w, max(n_events, 0))
         routes_reader_leave(&core.routes, w.index)

@@ -57,6 +57,16 @@ def test_a_packet_arrives_with_its_sender_and_nothing_else_changed(plane: Plane,
     assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
 
 
+def test_a_plane_sleeps_when_the_conversation_is_over(plane: Plane) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    for _ in range(1000):  # quick enough for the worker to wait awake
+        a.send_packet(b.key, b"well?")
+        b.receive()
+    used = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - used < 0.1
+
+
 def test_a_packet_to_oneself_arrives(plane: Plane) -> None:
     a = PlanePeer(plane)
     a.send_packet(a.key, b"me")
