@@ -230,6 +230,11 @@ def _storm(bench: Bench) -> Iterator[Finding]:
     yield Finding("p99 in the storm, above quiet", ours, "<=", 1.0, unit="ms")
     floor = _p99_above_quiet_ms(bench, bench.floor)
     bench.notes.append(f"the same for the floor: {floor:.2f} ms; the storm's clients share the load's core")
+    stormy = [r for r in bench.measurements if r["scenario"]["storm"] and r["relay_name"] == bench.fastderp.name]
+    busy = max(r["relay"]["cpu_share"] for r in stormy)
+    late = max(1 - r["packets_per_s"] / r["scenario"]["rate"] for r in stormy)
+    bench.notes.append(f"fastderp used at most {busy:.0%} of its core in the storm, and the load fell behind its own schedule "
+                       f"by up to {late:.1%}: what is late then waits in the load")
 
 
 def _p99_above_quiet_ms(bench: Bench, relay: Relay) -> float:

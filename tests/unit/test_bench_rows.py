@@ -18,7 +18,8 @@ def result(relay: Relay, load: str) -> dict[str, Any]:
     cost = 10.0 if relay.name == "derper" else 1.0
     return {
         "packets_per_s": 1000.0, "n_clients": 15_000 if "15000" in load else 5000, "loss": 0.0, "fairness": 1.0, "logins_per_s": 100.0,
-        "storm_logins_per_s": 100.0, "foreign_share": 0.0,
+        "storm_logins_per_s": 100.0, "foreign_share": 0.0, "relay_name": relay.name,
+        "scenario": {"rate": 1000.0, "storm": 2000 if load == "storm" else 0},
         "latency": {"p50_us": cost, "p99_us": cost},
         "relay": {
             "cpu_us_per_packet": cost, "cpu_share": 0.5, "cpu_us_per_login": cost, "rss_before_kib": 0,
