@@ -264,14 +264,15 @@ def _drive(
     thread = threading.Thread(target=phases, name="load")
     started = time.monotonic()
     whole_s = timing.warm_up_s + timing.measure_s
-    thread.start()
     try:
+        thread.start()  # where an interrupt may come already
         while thread.is_alive():
             on_progress("running", min(1.0, (time.monotonic() - started) / whole_s))
             thread.join(PROGRESS_EVERY_S)
     finally:
         engine.stop()
-        thread.join()
+        if thread.ident:
+            thread.join()
     if measured.error:
         raise measured.error
     return measured
