@@ -2,7 +2,7 @@
 
 `PROTOCOL` are the numbered lines of PROTOCOL §16 (what Go's own tests check) and the extra cases below them, `API` the rows of
 DESIGN §7.
-`test_table.py` holds that every row is shown by tests that exist, but for the rows of `MISSING`.
+`test_table.py` holds that every row is shown by tests that exist.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ class Row:
 
 def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: str = "") -> Row:
     return Row(what, tests, names, not_applicable)
-
-
-# Rows that nothing shows yet. A row that gets its first test has to leave.
-MISSING = frozenset()
 
 
 PROTOCOL = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.rows import API, MISSING, PROTOCOL, ROWS
+from tests.conformance.rows import API, PROTOCOL, ROWS
 
 TESTS = Path(__file__).parents[1]
 N_LINES = 60
@@ -44,9 +44,8 @@ def test_what_a_row_is_about_exists(name: str) -> None:
         assert attrgetter(attribute)(import_module(module)) is not None
 
 
-def test_the_rows_without_a_test_are_the_missing_ones() -> None:
-    unshown = {name for name, row in ROWS.items() if not row.tests and not row.not_applicable}
-    assert unshown == MISSING
+def test_no_row_is_without_a_test() -> None:
+    assert not [name for name, row in ROWS.items() if not row.tests and not row.not_applicable]
 
 
 def test_only_lines_about_go_itself_are_not_applicable() -> None:
