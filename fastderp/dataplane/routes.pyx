@@ -531,18 +531,28 @@ cdef void handle_set_put(HandleSet* s, uint64_t handle) noexcept nogil:
     s.n += 1
 
 
+cdef uint32_t handle_set_living(const HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
+    cdef uint32_t n = 0
+    cdef uint32_t i
+    for i in range(s.capacity):
+        n += s.slots[i] != 0 and alive(context, s.slots[i])
+    return n
+
+
 cdef bint handle_set_grow(HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
-    # Receivers that have left are dropped here, so the set is bounded by those connected.
+    # Receivers that have left are dropped here and need no room, so the set is bounded by those connected at once.
     cdef HandleSet fresh
+    cdef uint32_t n_living = handle_set_living(s, alive, context)
     cdef uint32_t i
     fresh.n = 0
     fresh.capacity = 4
-    while fresh.capacity < 2 * (s.n + 1):
+    while fresh.capacity < 2 * (n_living + 1):
         fresh.capacity *= 2
     fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
     if fresh.slots is NULL:
         return False
     for i in range(s.capacity):
+        # Some may have left since they were counted, but nobody comes back to life.
         if s.slots[i] != 0 and alive(context, s.slots[i]):
             handle_set_put(&fresh, s.slots[i])
     free(s.slots)

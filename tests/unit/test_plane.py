@@ -224,6 +224,18 @@ def test_a_second_departure_is_reported_too(plane: Plane) -> None:
         assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
 
 
+def test_a_sender_whose_receivers_come_and_go_does_not_remember_all_that_ever_were() -> None:
+    with running_plane(workers=1) as plane:
+        sender, key = PlanePeer(plane), os.urandom(32)
+        for _ in range(300):
+            receiver = PlanePeer(plane, key)
+            sender.send_packet(key, b"x")
+            assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
+            receiver.close()
+            closed(plane)
+        assert sum(plane.unique_senders().values()) < 10
+
+
 def test_the_last_packets_come_before_the_news_of_the_departure(plane: Plane) -> None:
     receiver = PlanePeer(plane)
     for _ in range(50):
