@@ -28,6 +28,7 @@ class Plane:
         keep_alive_s: float = 60.0,
         disable_fighters: bool = False,
         backlog_cap_bytes: int = ...,
+        told_cap_bytes: int = ...,
         queue_packets: int = 0,
         watch_drops: Sequence[bytes] = (),
     ) -> None: ...

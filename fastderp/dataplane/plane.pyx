@@ -18,7 +18,7 @@ from fastderp.dataplane.news cimport (
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init, turn_rest
 from fastderp.dataplane.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
-    HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
+    TOLD_CAP_BYTES, HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
     routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
@@ -65,6 +65,8 @@ cdef class Plane:
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
+    told_cap_bytes: what may be remembered of who got packets from whom; above that some receivers are not told when a
+        sender leaves (§6.7).
     queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
         as fit into 256 KiB and at least 32. Other relays are not meant.
     watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
@@ -83,7 +85,7 @@ cdef class Plane:
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
                   bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
-                  uint32_t queue_packets=0, watch_drops=()):
+                  uint64_t told_cap_bytes=TOLD_CAP_BYTES, uint32_t queue_packets=0, watch_drops=()):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -110,7 +112,7 @@ cdef class Plane:
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
         if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
             raise MemoryError
-        if (not routes_init(&self.core.routes, n, disable_fighters)
+        if (not routes_init(&self.core.routes, n, disable_fighters, told_cap_bytes)
                 or not turn_init(&self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
@@ -506,6 +508,7 @@ cdef class Plane:
             "average_queue_duration_ms": atomic_peek_u64(&self.core.queue_ns) / 1e6,
             "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
             "events_lost": atomic_peek_u64(&self.core.events.lost),
+            "told_bytes": atomic_peek_u64(&routes.told_bytes),
         }
 
 

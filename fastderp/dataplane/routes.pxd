@@ -12,6 +12,7 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 
 cdef enum:
     ROUTES_READERS = 256         # worker threads
+    TOLD_CAP_BYTES = 67108864    # of all sets of receivers to tell: 2 million pairs at least, 20 for each of 100,000 keys
 
 cdef struct HandleList:          # guarded by the table's lock; stays where it is
     uint64_t* items              # &single as long as one is enough: then a session needs no memory of its own here
@@ -23,6 +24,7 @@ cdef struct HandleSet:           # open addressing, 0 = empty; guarded by the ta
     uint64_t* slots
     uint32_t n
     uint32_t capacity            # power of two, or 0
+    uint32_t n_pause             # so many newcomers are turned away before anybody looks for room again
 
 cdef struct Route:
     uint32_t next_free           # the arena's
@@ -56,6 +58,8 @@ cdef struct RouteTable:
     pthread_mutex_t lock
     uint64_t secret[2]
     bint disable_fighters        # fixed: the policy for duplicate keys (§6.3); False: the last writer is active
+    uint64_t told_cap_bytes      # fixed: what all HandleSets may take …
+    uint64_t told_bytes          # atomic: … and what they do
     Buckets* buckets             # atomic pointer
     Arena routes
     uint64_t next_stamp
@@ -77,7 +81,7 @@ cdef struct RouteTable:
 
 ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) noexcept nogil
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes) noexcept nogil
 cdef void routes_destroy(RouteTable* t) noexcept nogil
 cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil
 cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil
@@ -94,4 +98,4 @@ cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handl
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
 cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil
 cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil
-cdef void handle_set_free(HandleSet* s) noexcept nogil
+cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil

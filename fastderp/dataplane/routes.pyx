@@ -3,8 +3,9 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init
 from fastderp.dataplane.sys cimport (
-    atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_store_ptr, atomic_store_u64,
-    atomic_store_u8, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    atomic_add_u64, atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_store_ptr, atomic_store_u64,
+    atomic_store_u8, atomic_sub_u64, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
 
 cdef enum:
@@ -68,7 +69,7 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
     return b
 
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) noexcept nogil:
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes) noexcept nogil:
     """Return False when there is no memory for the first buckets."""
     cdef int i
     memset(t, 0, sizeof(RouteTable))
@@ -79,6 +80,7 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) 
     getrandom(t.secret, sizeof(t.secret), 0)
     arena_init(&t.routes, sizeof(Route))
     t.disable_fighters = disable_fighters
+    t.told_cap_bytes = told_cap_bytes
     t.next_stamp = 1
     t.epoch = 1
     t.n_readers = n_readers
@@ -88,8 +90,11 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters) 
 
 
 cdef void routes_destroy(RouteTable* t) noexcept nogil:
-    """Free everything. No reader is inside and no session registered."""
+    """Free everything. No reader is inside and no session registered; forwarders may be left."""
     cdef Buckets* b
+    cdef uint32_t i
+    for i in range(t.routes.n_touched):
+        route_empty(t, route_at(t, i))
     while t.retired is not NULL:
         b = t.retired
         t.retired = b.next_retired
@@ -275,13 +280,17 @@ cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
     return route
 
 
-cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
-    bucket_delete(t.buckets, route.hash, route.index)
+cdef void route_empty(RouteTable* t, Route* route) noexcept nogil:
     list_free(&route.members)
     list_free(&route.forwarders)
     list_free(&route.history)
     list_free(&route.disabled)
-    handle_set_free(&route.told)
+    handle_set_free(t, &route.told)
+
+
+cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
+    bucket_delete(t.buckets, route.hash, route.index)
+    route_empty(t, route)
     t.limbo[t.n_limbo] = route.index
     t.limbo_epoch[t.n_limbo] = epoch_advance(t)
     t.n_limbo += 1
@@ -516,7 +525,9 @@ cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t li
 
 # ---- who is to be told of a departure (§6.7)
 
-cdef void handle_set_free(HandleSet* s) noexcept nogil:
+cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil:
+    """Free a set; by anybody to whom it was left."""
+    atomic_sub_u64(&t.told_bytes, s.capacity * sizeof(uint64_t))
     free(s.slots)
     memset(s, 0, sizeof(HandleSet))
 
@@ -539,15 +550,27 @@ cdef uint32_t handle_set_living(const HandleSet* s, handle_alive_fn alive, void*
     return n
 
 
-cdef bint handle_set_grow(HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
+cdef inline bint told_has_room(const RouteTable* t, const HandleSet* s, uint32_t capacity) noexcept nogil:
+    return capacity <= s.capacity or (
+        atomic_peek_u64(&t.told_bytes) + (capacity - s.capacity) * sizeof(uint64_t) <= t.told_cap_bytes)
+
+
+cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
     # Receivers that have left are dropped here and need no room, so the set is bounded by those connected at once.
     cdef HandleSet fresh
-    cdef uint32_t n_living = handle_set_living(s, alive, context)
+    cdef uint32_t n_living
     cdef uint32_t i
-    fresh.n = 0
+    if s.n_pause:
+        s.n_pause -= 1
+        return False
+    n_living = handle_set_living(s, alive, context)
+    memset(&fresh, 0, sizeof(fresh))
     fresh.capacity = 4
     while fresh.capacity < 2 * (n_living + 1):
         fresh.capacity *= 2
+    if not told_has_room(t, s, fresh.capacity):
+        s.n_pause = s.capacity // 4      # to look through a large set for everybody that is turned away would be slow
+        return False
     fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
     if fresh.slots is NULL:
         return False
@@ -555,18 +578,22 @@ cdef bint handle_set_grow(HandleSet* s, handle_alive_fn alive, void* context) no
         # Some may have left since they were counted, but nobody comes back to life.
         if s.slots[i] != 0 and alive(context, s.slots[i]):
             handle_set_put(&fresh, s.slots[i])
-    free(s.slots)
+    atomic_add_u64(&t.told_bytes, fresh.capacity * sizeof(uint64_t))
+    handle_set_free(t, s)
     s[0] = fresh
     return True
 
 
 cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
                            void* context) noexcept nogil:
-    """Remember that receiver got data from route's key. Without memory it is not told later, nothing worse."""
+    """Remember that receiver got data from route's key.
+
+    Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
+    """
     cdef HandleSet* s = &route.told
     pthread_mutex_lock(&t.lock)
     if route.members.n == 0 and route.forwarders.n == 0:
         pass                     # it has left meanwhile
-    elif 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(s, alive, context):
+    elif 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(t, s, alive, context):
         handle_set_put(s, receiver)
     pthread_mutex_unlock(&t.lock)

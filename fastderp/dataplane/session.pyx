@@ -249,7 +249,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.sealed_connections, sealed)
         return True
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
-        handle_set_free(&told)
+        handle_set_free(&t.core.routes, &told)
     return False
 
 
@@ -263,7 +263,7 @@ cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept n
     for i in range(told.capacity):
         if told.slots[i] != 0 and session_output_frame(t, told.slots[i], frame, PEER_GONE_SIZE):
             counter_add(&t.counters.peer_gone_disconnected_frames, 1)
-    handle_set_free(told)
+    handle_set_free(&t.core.routes, told)
 
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil:

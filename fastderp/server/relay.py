@@ -41,7 +41,9 @@ from fastderp.server.upkeep import Upkeep
 from fastderp.tls.handshake import ClientContext, ServerContext
 
 # Counters of the data plane that derper has no name for.
-_PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"})
+_PLANE_OWN = frozenset(
+    {"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost", "told_bytes"}
+)
 # Client connections whose TLS records the data plane opens are all of this version.
 _PLANE_TLS = "1.3"
 

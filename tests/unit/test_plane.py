@@ -236,6 +236,29 @@ def test_a_sender_whose_receivers_come_and_go_does_not_remember_all_that_ever_we
         assert sum(plane.unique_senders().values()) < 10
 
 
+def test_what_is_remembered_of_who_wrote_to_whom_stays_under_its_cap() -> None:
+    cap = 4096
+    with running_plane(workers=1, told_cap_bytes=cap) as plane:
+        receivers, senders = [PlanePeer(plane) for _ in range(40)], [PlanePeer(plane) for _ in range(40)]
+        for sender in senders:
+            for receiver in receivers:
+                sender.send_packet(receiver.key, b"x")
+                assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
+        assert cap // 2 < plane.counters()["told_bytes"] <= cap
+        first, *_, last = senders
+        for sender in (first, last):
+            sender.close()
+            closed(plane)
+        told = [receiver.receive_until_pong() for receiver in receivers]
+        assert all(news in ([], [(FrameType.PEER_GONE, first.key + GONE)]) for news in told)
+        assert any(told), "there was room for the first one's receivers"
+        senders[1].send_packet(receivers[0].key, b"as ever")
+        assert receivers[0].receive() == (FrameType.RECV_PACKET, senders[1].key + b"as ever")
+        for sender in senders:
+            sender.close()
+        eventually(lambda: plane.counters()["told_bytes"] == 0)
+
+
 def test_the_last_packets_come_before_the_news_of_the_departure(plane: Plane) -> None:
     receiver = PlanePeer(plane)
     for _ in range(50):
