@@ -17,6 +17,7 @@ PACKET_PATH = {"boundscheck": False, "wraparound": False, "initializedcheck": Fa
 EXTENSIONS = {
     "fastderp.dataplane.aead": PACKET_PATH,
     "fastderp.dataplane.arena": PACKET_PATH,
+    "fastderp.dataplane.departures": PACKET_PATH,
     "fastderp.dataplane.events": PACKET_PATH,
     "fastderp.dataplane.flows": PACKET_PATH,
     "fastderp.dataplane.frame": PACKET_PATH,

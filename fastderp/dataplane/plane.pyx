@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
+from fastderp.dataplane.departures cimport Departures, departures_destroy, departures_hand_over
 from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take_all
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
 from fastderp.dataplane.news cimport (
@@ -23,7 +24,7 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.session cimport (
     CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN, CloseReason,
-    Core, Peer, Session, Turn, departed_tell, session_at, session_discard, session_end, session_is_alive, session_open,
+    Core, Peer, Session, Turn, session_at, session_discard, session_end, session_is_alive, session_open,
     session_publish, stash_put,
 )
 from fastderp.dataplane.sys cimport (
@@ -81,6 +82,7 @@ cdef class Plane:
     cdef pthread_mutex_t control_lock
     cdef int n_running
     cdef int next_worker
+    cdef int next_teller         # the worker that tells of the next departure
     cdef bint closed
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
@@ -109,8 +111,10 @@ cdef class Plane:
         self.core.n_workers = n
         self.core.epolls = <int*>calloc(n, sizeof(int))
         self.core.wheels = <Wheel*>calloc(n, sizeof(Wheel))
+        self.core.departures = <Departures*>calloc(n, sizeof(Departures))
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
-        if self.core.epolls is NULL or self.core.wheels is NULL or self.workers is NULL:
+        if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.departures is NULL
+                or self.workers is NULL):
             raise MemoryError
         if (not routes_init(&self.core.routes, n, disable_fighters, told_cap_bytes)
                 or not turn_init(&self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
@@ -131,6 +135,7 @@ cdef class Plane:
             if self.workers is not NULL and self.workers[i] is not NULL:
                 worker_free(self.workers[i])
                 wheel_destroy(&self.core.wheels[i])
+                departures_destroy(&self.core.departures[i], &self.core.routes)
                 free(self.workers[i])
         if self.core.routes.buckets is not NULL:
             routes_destroy(&self.core.routes)
@@ -145,6 +150,7 @@ cdef class Plane:
         free(self.workers)
         free(self.core.watched)
         free(self.core.wheels)
+        free(self.core.departures)
         free(self.core.epolls)
 
     cdef watch_drops(self, keys):
@@ -338,14 +344,13 @@ cdef class Plane:
             raise PlaneError("no memory left for another key")
 
     def remove_forwarder(self, bytes key not None, uint64_t link):
-        """Forget that the link reaches the key; receivers of its packets learn if that was the last way to it."""
+        """Forget that the link reaches the key; receivers of its packets learn soon if that was the last way to it."""
         cdef HandleSet told
         check_key(key)
         if routes_remove_forwarder(&self.core.routes, key, link, &told):
-            pthread_mutex_lock(&self.control_lock)
-            self.control.now_ns = clock_ns()
-            departed_tell(&self.control, key, &told)
-            pthread_mutex_unlock(&self.control_lock)
+            # A worker does it, which does not need the GIL. The threads take turns: many keys may go with one link.
+            departures_hand_over(&self.core.departures[self.next_teller], &self.core.routes, key, &told)
+            self.next_teller = (self.next_teller + 1) % self.core.n_workers
 
     def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
         """Limit what each client may send, by reading it more slowly (PROTOCOL §6.8). 0 means no limit.

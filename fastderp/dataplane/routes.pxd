@@ -93,7 +93,7 @@ cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
-cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
+cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
                            void* context) noexcept nogil
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
 cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil

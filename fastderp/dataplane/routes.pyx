@@ -584,16 +584,17 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, vo
     return True
 
 
-cdef void routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
+cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
                            void* context) noexcept nogil:
-    """Remember that receiver got data from route's key.
+    """Remember that receiver got data from route's key. False when the key has left the region meanwhile.
 
     Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
     """
     cdef HandleSet* s = &route.told
+    cdef bint is_here
     pthread_mutex_lock(&t.lock)
-    if route.members.n == 0 and route.forwarders.n == 0:
-        pass                     # it has left meanwhile
-    elif 4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(t, s, alive, context):
+    is_here = route.members.n != 0 or route.forwarders.n != 0
+    if is_here and (4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(t, s, alive, context)):
         handle_set_put(s, receiver)
     pthread_mutex_unlock(&t.lock)
+    return is_here

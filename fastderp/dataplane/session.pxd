@@ -12,10 +12,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastderp.dataplane.aead cimport Keyring
 from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.counters cimport Counters
+from fastderp.dataplane.departures cimport Departures
 from fastderp.dataplane.events cimport EventQueue, Totals
 from fastderp.dataplane.queue cimport Backlog, BacklogBudget
 from fastderp.dataplane.record cimport Records
-from fastderp.dataplane.routes cimport HandleSet, Route, RouteTable
+from fastderp.dataplane.routes cimport Route, RouteTable
 from fastderp.dataplane.sys cimport iovec, pthread_mutex_t
 from fastderp.dataplane.wheel cimport Timer, Wheel
 
@@ -23,6 +24,7 @@ cdef enum:
     SEAL_CHUNK = 65536           # plaintext sealed between two writes: what a full socket leaves over stays small
     OUTPUT_IOVS = 1024           # UIO_MAXIOV: what one sendmsg takes
     NOT_HERE_BURST = 3           # answers at once to disco packets for unknown keys (§6.4)
+    TELL_SLOTS = 256             # of sets of receivers in one turn: 192 of them at most, each a write others wait for
 
 cdef enum SessionState:
     SESSION_FREE = 0
@@ -135,6 +137,7 @@ cdef struct Core:                # what all threads of one plane share
     int n_workers
     int* epolls                  # by worker
     Wheel* wheels
+    Departures* departures
     uint32_t lane_packets        # exactly so many packets wait for a client in each lane; 0 = the rule of LANE_BYTES
     int n_watched
     uint8_t* watched             # keys; packets for them that are dropped are told of
@@ -168,7 +171,7 @@ cdef void session_discard(Turn* t, Session* s) noexcept nogil
 # Life and death, by the session's own worker.
 cdef void session_due(Turn* t, Session* s) noexcept nogil
 cdef void session_end(Turn* t, Session* s) noexcept nogil
-cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept nogil
+cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil

@@ -5,6 +5,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
+from fastderp.dataplane.departures cimport (
+    Departure, departures_add, departures_first, departures_hand_over, departures_pop,
+)
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
     FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE, ROLE_LINK,
@@ -15,7 +18,9 @@ from fastderp.dataplane.output cimport (
     poll_set_locked, session_fail, session_output_frame,
 )
 from fastderp.dataplane.record cimport Records, record_wipe
-from fastderp.dataplane.routes cimport HandleSet, handle_set_free, routes_register, routes_unregister
+from fastderp.dataplane.routes cimport (
+    HandleSet, routes_find, routes_note_told, routes_register, routes_unregister,
+)
 from fastderp.dataplane.sys cimport (
     EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
     atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
@@ -249,22 +254,49 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.sealed_connections, sealed)
         return True
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
-        handle_set_free(&t.core.routes, &told)
+        departures_hand_over(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
     return False
 
 
-cdef void departed_tell(Turn* t, const uint8_t* key, HandleSet* told) noexcept nogil:
-    # Everyone who got data from this key learns that it left the region (§6.7).
-    cdef uint8_t frame[PEER_GONE_SIZE]
-    cdef uint32_t i
-    frame_put_header(frame, FRAME_PEER_GONE, KEY_SIZE + 1)
-    memcpy(frame + FRAME_HEADER, key, KEY_SIZE)
-    frame[FRAME_HEADER + KEY_SIZE] = GONE_DISCONNECTED
-    for i in range(told.capacity):
-        if told.slots[i] != 0 and session_output_frame(t, told.slots[i], frame, PEER_GONE_SIZE):
-            counter_add(&t.counters.peer_gone_disconnected_frames, 1)
-    handle_set_free(&t.core.routes, told)
+# ---- news of departures (§6.7)
 
+cdef bint has_returned(Turn* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
+    # Whether the key is in the region again before the receiver was told that it had left. Now that would be wrong, and
+    # might come behind what the key has sent since; the receiver is told when it leaves the next time.
+    cdef Route* route = routes_find(&t.core.routes, key)
+    return route is not NULL and routes_note_told(&t.core.routes, route, receiver, session_is_alive, t.core)
+
+
+cdef uint32_t departure_tell(Turn* t, Departure* departure, uint32_t n_slots) noexcept nogil:
+    # Of one departure, as far as n_slots go; how many it took.
+    cdef uint8_t frame[PEER_GONE_SIZE]
+    cdef uint32_t first = departure.n_seen
+    cdef uint64_t receiver
+    frame_put_header(frame, FRAME_PEER_GONE, KEY_SIZE + 1)
+    memcpy(frame + FRAME_HEADER, departure.key, KEY_SIZE)
+    frame[FRAME_HEADER + KEY_SIZE] = GONE_DISCONNECTED
+    while departure.n_seen < departure.told.capacity and departure.n_seen - first < n_slots:
+        receiver = departure.told.slots[departure.n_seen]
+        departure.n_seen += 1
+        if (receiver != 0 and session_is_alive(t.core, receiver) and not has_returned(t, departure.key, receiver)
+                and session_output_frame(t, receiver, frame, PEER_GONE_SIZE)):
+            counter_add(&t.counters.peer_gone_disconnected_frames, 1)
+    return departure.n_seen - first
+
+
+cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil:
+    """Tell those who got data from keys that left the region, as many as one turn allows."""
+    cdef Departure* departure = departures_first(departures)
+    cdef uint32_t left = TELL_SLOTS
+    while departure is not NULL:
+        left -= departure_tell(t, departure, left)
+        if departure.n_seen < departure.told.capacity:
+            return
+        departures_pop(departures, &t.core.routes)
+        departure = departures_first(departures)
+
+
+# ---- the end
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
     """Copy what a session has carried. Under its output lock, or when it is nobody else's any more."""
@@ -290,7 +322,7 @@ cdef void closed_report(Turn* t, Session* s, uint64_t handle) noexcept nogil:
 
 
 cdef void session_end(Turn* t, Session* s) noexcept nogil:
-    """End a session: stop output, leave the table, tell who must know, free everything. By its worker only."""
+    """End a session: stop output, leave the table, have those told who must know, free everything. By its worker only."""
     cdef uint64_t handle = s.handle
     cdef HandleSet told
     pthread_mutex_lock(&s.output_lock)
@@ -316,6 +348,6 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
     if s.peer.not_ideal:
         counter_add(&t.counters.notideal_connections, <uint64_t>-1)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
-        departed_tell(t, s.peer.key, &told)
+        departures_add(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
     closed_report(t, s, handle)
     slot_give_back(t.core, s)

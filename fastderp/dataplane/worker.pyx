@@ -10,6 +10,7 @@ from libc.string cimport memcmp, memcpy, memmove
 from fastderp.dataplane.counters cimport (
     DROP_DUP_CLIENT, DROP_UNKNOWN_DEST, DROP_UNKNOWN_DEST_ON_FWD, KIND_DISCO, KIND_OTHER,
 )
+from fastderp.dataplane.departures cimport departures_first, departures_init
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
     FORWARD_OVERHEAD, FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_PARTIAL,
@@ -27,7 +28,7 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.session cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS,
-    NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, session_at, session_due, session_end,
+    NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, departures_tell, session_at, session_due, session_end,
     session_is_alive, stash_put,
 )
 from fastderp.dataplane.sys cimport (
@@ -598,6 +599,7 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     for i in range(w.n_ending):
         session_end(&w.turn, w.ending[i])
     w.n_ending = 0
+    departures_tell(&w.turn, &w.turn.core.departures[w.index])
     queue_time_fold(&w.turn)
 
 
@@ -625,7 +627,7 @@ cdef int events_wait(Worker* w) noexcept nogil:
     # Until there is something to do; the number of events, which may be 0 or an error's -1.
     cdef Wheel* wheel = &w.turn.core.wheels[w.index]
     cdef int n_events = 0
-    if w.unfinished.n:
+    if w.unfinished.n or departures_first(&w.turn.core.departures[w.index]) is not NULL:
         return epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
     if w.is_quick and w.turn.now_ns >= w.poll_again_ns:
         n_events = events_poll(w)
@@ -669,6 +671,7 @@ cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
     w.turn.now_ns = clock_ns()
     core.epolls[index] = w.epoll
     wheel_init(&core.wheels[index], w.wake_fd, w.turn.now_ns)
+    departures_init(&core.departures[index], w.wake_fd)
     event.events = EPOLLIN
     event.data.u64 = WAKE
     return epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.wake_fd, &event) == 0
