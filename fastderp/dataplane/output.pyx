@@ -12,8 +12,8 @@ from fastderp.dataplane.counters cimport (
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
-    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE,
+    PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
@@ -140,11 +140,16 @@ cdef struct Dropper:             # context of the two functions below
     Session* session
 
 
+cdef inline uint64_t node_waited_ns(const Turn* t, const Node* node) noexcept nogil:
+    # Another thread whose turn began later may have queued it.
+    return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
+
+
 cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     d.session.dropped += 1
     d.turn.n_timed += 1
-    d.turn.waited_ns += d.turn.now_ns - node.queued_ns
+    d.turn.waited_ns += node_waited_ns(d.turn, node)
     packet_lose(d.turn, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
 
 
@@ -288,11 +293,17 @@ cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
 
 
 cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
-    # A client can do without the news that a peer left: it is told once more when it asks for it. Mesh peers cannot, and
-    # nobody can do without anything else.
-    if frame[0] != FRAME_PEER_GONE or s.peer.role != ROLE_CLIENT:
+    # A client can do without the news that a peer left, of which it is told once more when it asks for it, and without
+    # a sign of life while so much else waits for it. Mesh peers cannot, and nobody can do without anything else.
+    if s.peer.role == ROLE_CLIENT and frame[0] == FRAME_PEER_GONE:
+        peer_gone_lose(t, frame)
+    elif s.peer.role == ROLE_CLIENT and frame[0] == FRAME_PONG:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+    elif s.peer.role != ROLE_CLIENT or frame[0] != FRAME_KEEP_ALIVE:
         fail_locked(t, s, CLOSE_CONTROL_OVERFLOW, 0)
-        return
+
+
+cdef void peer_gone_lose(Turn* t, const uint8_t* frame) noexcept nogil:
     counter_add(&t.counters.peer_gone_lost, 1)
     if frame[FRAME_HEADER + KEY_SIZE] == GONE_DISCONNECTED:
         counter_add(&t.counters.peer_gone_disconnected_frames, <uint64_t>-1)
@@ -527,7 +538,7 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
 
 cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
-        t.waited_ns += t.now_ns - node.queued_ns
+        t.waited_ns += node_waited_ns(t, node)
         count_written(t, s, 1, frame_data_size(node.data, node.n))
     free(node)
 

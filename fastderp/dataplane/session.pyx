@@ -29,19 +29,28 @@ from fastderp.dataplane.sys cimport (
 from fastderp.dataplane.wheel cimport wheel_arm, wheel_disarm
 
 
+cdef enum:
+    STASH_KEEP = 4096            # bytes that a stash may keep although it needs them no more
+
+
 # ---- stashes
+
+cdef inline bint stash_fits(const Stash* stash, size_t n) noexcept nogil:
+    # Not too large either: an idle session must not keep what one busy read needed.
+    return n <= stash.capacity and (stash.capacity <= STASH_KEEP or n >= stash.capacity // 4)
+
 
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil:
     """Replace what is kept by data; keeping nothing frees the memory. False without memory."""
-    cdef void* grown
+    cdef void* resized
     if n == 0:
         stash_free(stash)
         return True
-    if n > stash.capacity:
-        grown = realloc(stash.data, n)
-        if grown is NULL:
+    if not stash_fits(stash, n):
+        resized = realloc(stash.data, n)
+        if resized is NULL:
             return False
-        stash.data = <uint8_t*>grown
+        stash.data = <uint8_t*>resized
         stash.capacity = <uint32_t>n
     memcpy(stash.data, data, n)
     stash.n = <uint32_t>n

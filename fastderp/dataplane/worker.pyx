@@ -527,6 +527,8 @@ cdef void line_remove(Line* line, Session* s) noexcept nogil:
 
 cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
     # epoll tells of what is new, once (EPOLLET): the kernel need not look at every socket again after it was read.
+    if s.is_ending:
+        return                   # earlier in this turn: what comes behind is not read any more
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
         return
@@ -561,6 +563,8 @@ cdef void timers_run(Worker* w) noexcept nogil:
         if handle == 0:
             return
         s = session_at(w.turn.core, handle)
+        if s.is_ending:
+            continue
         if s.resume_ns != 0 and (s.resume_ns <= w.turn.now_ns
                                  or s.bucket.version != atomic_load_u64(&w.turn.core.limit_version)):
             session_resume(w, s)

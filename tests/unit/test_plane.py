@@ -18,6 +18,7 @@ import pytest
 
 from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, DropEvent, FrameEvent, Plane, PlaneError
 from fastderp.protocol import FrameType, frame
+from tests.kit.memory import resident_bytes
 from tests.kit.plane import DISCO, PlanePeer, SealedPeer, dropped, events, running_plane
 from tests.kit.relay import eventually
 
@@ -141,6 +142,16 @@ def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
         PlanePeer(plane, unread=bytes(MAX_UNREAD_BYTES + 1))
 
 
+def test_an_idle_client_keeps_no_memory_of_a_large_read(plane: Plane) -> None:
+    large = frame(FrameType.HEALTH, bytes(MAX_UNREAD_BYTES // 8)) * 7
+    before = resident_bytes()
+    peers = [PlanePeer(plane, unread=large + frame(FrameType.PING, b"12345678") + b"\x06\0\0") for _ in range(200)]
+    for peer in peers:
+        assert peer.receive() == (FrameType.PONG, b"12345678")
+    plane.trim_memory()
+    assert resident_bytes() - before < 20 << 20, "they brought 50 MiB"
+
+
 @pytest.mark.parametrize(
     ("frame_type", "size"),
     [
@@ -160,6 +171,25 @@ def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_
     event = closed(plane)
     assert (event.handle, event.reason) == (a.handle, "bad_frame_size")
     b.sync()
+
+
+def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pieces() -> None:
+    plane = Plane(workers=1)
+    plane.set_rate_limit(1_000_000_000_000, 1_000_000_000)  # holds nobody back, but has them read in smaller pieces
+    piece = 66_560
+    receiver = PlanePeer(plane)
+    offender = PlanePeer(plane, unread=frame(FrameType.SEND_PACKET, receiver.key, b"before"))
+    good = frame(FrameType.SEND_PACKET, receiver.key, b"behind")
+    offender.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
+    offender.socket.settimeout(None)  # with a timeout it would wait until three quarters of that are free
+    offender.write(struct.pack(">BI", 0xFF, piece - 5) + bytes(piece - 5))
+    offender.write(frame(FrameType.NOTE_PREFERRED) + bytes(piece - 5))
+    offender.write(good * 100)
+    plane.start()  # the first turn reads the first piece; in the second there are an event and something to go on with
+    with contextlib.closing(plane):
+        assert closed(plane).reason == "bad_frame_size"
+        assert receiver.receive() == (FrameType.RECV_PACKET, offender.key + b"before")
+        assert receiver.receive_until_pong() == [(FrameType.PEER_GONE, offender.key + GONE)]
 
 
 @pytest.mark.parametrize(
@@ -471,6 +501,28 @@ def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
     eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
 
 
+def test_packets_of_another_thread_never_seem_to_have_waited_for_centuries() -> None:
+    with running_plane(workers=2, write_timeout_s=0) as plane:
+        slow, *senders = [PlanePeer(plane) for _ in range(4)]
+        stop = threading.Event()
+
+        def flood(sender: PlanePeer) -> None:
+            while not stop.is_set():
+                sender.write(frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 20)
+
+        threads = [threading.Thread(target=flood, args=(sender,)) for sender in senders]
+        for thread in threads:
+            thread.start()
+        averages: list[Any] = []
+        for _ in range(3000):
+            slow.read(20_000)
+            averages.append(plane.counters()["average_queue_duration_ms"])
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert max(averages) < 3_600_000
+
+
 def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
     sender, receiver = PlanePeer(plane), PlanePeer(plane)
     counts, total = [0] * 17, 0
@@ -598,6 +650,26 @@ def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> No
         assert len(told) == counters["peer_gone_disconnected_frames"]
         for peer in (mesh, stalled, link):
             peer.close()
+
+
+def test_a_client_that_pings_while_news_pile_up_is_not_closed_for_the_pong() -> None:
+    gone = frame(FrameType.PEER_GONE, bytes(32), GONE)
+    with running_plane(workers=1, write_timeout_s=0, keep_alive_s=0.2) as plane:
+        stalled, other = PlanePeer(plane), PlanePeer(plane)
+        while not plane.counters()["peer_gone_lost"]:
+            plane.send(stalled.handle, gone * 1000)
+        plane.send(stalled.handle, frame(FrameType.KEEP_ALIVE) * 10)  # to the last byte
+        stalled.send(FrameType.PING, b"12345678")
+        stalled.send_packet(other.key, b"behind the ping")
+        while other.receive() != (FrameType.RECV_PACKET, stalled.key + b"behind the ping"):
+            pass
+        assert (plane.counters()["got_ping"], plane.counters()["sent_pong"]) == (1, 0)
+        for _ in range(3):
+            assert other.receive() == (FrameType.KEEP_ALIVE, b"")  # of which the stalled one's finds no room, either
+        assert not plane.events()
+        while stalled.receive()[0] == FrameType.PEER_GONE:
+            pass
+        assert {frame_type for frame_type, _ in stalled.receive_until_pong()} == {FrameType.KEEP_ALIVE}
 
 
 def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
