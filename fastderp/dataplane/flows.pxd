@@ -21,6 +21,7 @@ cdef struct Flow:
     uint32_t rank_next
 
 cdef struct Flows:
+    uint64_t secret              # of the table's hash, since senders choose their keys; odd
     Flow* slots                  # open addressing by sender; NULL until the first packet
     uint32_t capacity            # power of two
     uint32_t n_used              # slots with a sender
@@ -31,6 +32,8 @@ cdef struct Flows:
     uint32_t ranks_used          # a bit for each rank that has flows
     uint32_t ranks[N_RANKS]      # one flow of it, the next to lose a packet
 
+cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil
+cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil
 cdef bint flows_push(Flows* f, Node* node) noexcept nogil
 cdef Node* flows_pop(Flows* f) noexcept nogil
 cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil

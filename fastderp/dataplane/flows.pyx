@@ -11,6 +11,12 @@ cdef enum:
     FIRST_SLOTS = 8
 
 
+cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
+    """Prepare zeroed flows. The secret need not be odd."""
+    f.secret = secret | 1
+    f.current = NO_FLOW
+
+
 cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nogil:
     # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's turn has to find a
     # key with the same first 8 bytes. Only the old RecvPacket without a key (§6.6) may be shorter than those.
@@ -20,8 +26,9 @@ cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nog
 
 
 cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
-    # The sender's slot, or the free one where it belongs.
-    cdef uint32_t i = <uint32_t>((sender * 0x9E3779B97F4A7C15u) >> 32) & (f.capacity - 1)
+    # The sender's slot, or the free one where it belongs. The highest bits of a product with an unknown odd number: of
+    # those nobody can say which senders share them.
+    cdef uint32_t i = <uint32_t>(((sender * f.secret) >> 32) * f.capacity >> 32)
     while f.slots[i].sender != 0 and f.slots[i].sender != sender:
         i = (i + 1) & (f.capacity - 1)
     return i
@@ -103,6 +110,24 @@ cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
         rank_enter(f, i, rank)
 
 
+cdef inline uint32_t slots_needed(const Flows* f) noexcept nogil:
+    # For those with packets and a newcomer: a quarter to a half of the slots are in use then.
+    cdef uint32_t capacity = FIRST_SLOTS
+    while capacity < 2 * (f.n_active + 1):
+        capacity *= 2
+    return capacity
+
+
+cdef inline bint slots_are_full(const Flows* f) noexcept nogil:
+    return 4 * (f.n_used + 1) > 3 * f.capacity
+
+
+cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil:
+    """Return what the slots may grow by when another packet is pushed."""
+    cdef uint32_t needed = slots_needed(f) if slots_are_full(f) else 0
+    return (needed - f.capacity) * sizeof(Flow) if needed > f.capacity else 0
+
+
 cdef bint slots_grow(Flows* f) noexcept nogil:
     # Only flows with packets move on, in the order of their turns: senders of long ago are forgotten.
     cdef Flows fresh
@@ -110,10 +135,8 @@ cdef bint slots_grow(Flows* f) noexcept nogil:
     cdef uint32_t left = f.n_active
     cdef uint32_t slot
     memset(&fresh, 0, sizeof(fresh))
-    fresh.current = NO_FLOW
-    fresh.capacity = FIRST_SLOTS
-    while fresh.capacity < 4 * (f.n_active + 1):
-        fresh.capacity *= 2
+    flows_init(&fresh, f.secret)
+    fresh.capacity = slots_needed(f)
     fresh.slots = <Flow*>calloc(fresh.capacity, sizeof(Flow))
     if fresh.slots is NULL:
         return False
@@ -138,7 +161,7 @@ cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
     """Queue a packet behind its sender's others. False without memory."""
     cdef uint64_t sender = frame_sender(node.data, node.n)
     cdef uint32_t i
-    if 4 * (f.n_used + 1) > 3 * f.capacity and not slots_grow(f):
+    if slots_are_full(f) and not slots_grow(f):
         return False
     i = slot_find(f, sender)
     if f.slots[i].sender == 0:
@@ -199,5 +222,5 @@ cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexc
 cdef void flows_free(Flows* f) noexcept nogil:
     """Free the slots of an empty set of flows."""
     free(f.slots)
-    memset(f, 0, sizeof(Flows))
-    f.current = NO_FLOW
+    f.slots = NULL
+    f.capacity = 0

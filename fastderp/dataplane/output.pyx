@@ -18,7 +18,7 @@ from fastderp.dataplane.frame cimport (
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
     MESH_CONTROL_BYTES,
-    backlog_empty, backlog_free, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
+    backlog_empty, backlog_free, backlog_is_cramped, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.record cimport (
     RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
@@ -259,11 +259,12 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
 
 cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
     cdef uint32_t control_bytes = MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES
+    cdef uint64_t secret = core.routes.secret[0]
     if role == ROLE_LINK:
-        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes, secret)
     if core.lane_packets:
-        return backlog_new(0, core.lane_packets, control_bytes)
-    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(0, core.lane_packets, control_bytes, secret)
+    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes, secret)
 
 
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
@@ -292,15 +293,20 @@ cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
     return last is not NULL and last.data[0] == FRAME_PONG
 
 
-cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
+cdef inline bint control_is_vital(const Session* s, const uint8_t* frame) noexcept nogil:
     # A client can do without the news that a peer left, of which it is told once more when it asks for it, and without
     # a sign of life while so much else waits for it. Mesh peers cannot, and nobody can do without anything else.
-    if s.peer.role == ROLE_CLIENT and frame[0] == FRAME_PEER_GONE:
-        peer_gone_lose(t, frame)
-    elif s.peer.role == ROLE_CLIENT and frame[0] == FRAME_PONG:
-        counter_add(&t.counters.sent_pong, <uint64_t>-1)
-    elif s.peer.role != ROLE_CLIENT or frame[0] != FRAME_KEEP_ALIVE:
+    return s.peer.role != ROLE_CLIENT or (
+        frame[0] != FRAME_PEER_GONE and frame[0] != FRAME_PONG and frame[0] != FRAME_KEEP_ALIVE)
+
+
+cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
+    if control_is_vital(s, frame):
         fail_locked(t, s, CLOSE_CONTROL_OVERFLOW, 0)
+    elif frame[0] == FRAME_PEER_GONE:
+        peer_gone_lose(t, frame)
+    elif frame[0] == FRAME_PONG:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)
 
 
 cdef void peer_gone_lose(Turn* t, const uint8_t* frame) noexcept nogil:
@@ -321,6 +327,9 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
     elif frame[0] == FRAME_PONG and pong_waits(backlog):
         counter_add(&t.counters.sent_pong, <uint64_t>-1)
+        return
+    elif offset == 0 and not control_is_vital(s, frame) and backlog_is_cramped(backlog, &t.core.budget, <uint32_t>n):
+        control_lose(t, s, frame)
         return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
                     drop_displaced, &dropper):

@@ -65,7 +65,8 @@ cdef class Plane:
         0 means never. Mesh peers always get 30 s.
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
-    backlog_cap_bytes: what all backlogs together may hold.
+    backlog_cap_bytes: what all backlogs together may hold, give or take the rest of a frame and 4 KiB of packets of each
+        kind per session, which are granted to everybody. From half of it on 256 KiB are the most for a kind.
     told_cap_bytes: what may be remembered of who got packets from whom; above that some receivers are not told when a
         sender leaves (§6.7).
     queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many

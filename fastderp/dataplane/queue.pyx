@@ -2,16 +2,17 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
-from fastderp.dataplane.flows cimport NO_FLOW, Flow, Flows, flows_free, flows_pop, flows_pop_excess, flows_push
+from fastderp.dataplane.flows cimport Flow, Flows, flows_free, flows_growth_bytes, flows_init, flows_pop, flows_pop_excess, flows_push
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
-cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes) noexcept nogil:
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes, uint64_t secret) noexcept nogil:
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
         b.lane_packets = lane_packets
-        b.flows[LANE_DISCO].current = b.flows[LANE_DATA].current = NO_FLOW
+        flows_init(&b.flows[LANE_DISCO], secret)
+        flows_init(&b.flows[LANE_DATA], secret)
         b.control_bytes = control_bytes
     return b
 
@@ -30,11 +31,9 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* co
     free(b)
 
 
-cdef inline bint budget_has_room(const BacklogBudget* budget, uint32_t n, bint for_packet) noexcept nogil:
-    cdef uint64_t cap_bytes = budget.cap_bytes
-    if for_packet:
-        cap_bytes -= cap_bytes // RESERVED_SHARE
-    return atomic_peek_u64(&budget.bytes) + n + NODE_BYTES <= cap_bytes
+cdef inline bint budget_exceeds(const BacklogBudget* budget, uint64_t more_bytes, uint64_t bytes) noexcept nogil:
+    # Whether all backlogs take more than so much when another frame takes its part.
+    return atomic_peek_u64(&budget.bytes) + more_bytes > bytes
 
 
 cdef inline void node_charge(BacklogBudget* budget, const Node* node) noexcept nogil:
@@ -58,12 +57,46 @@ cdef inline Node* node_new(BacklogBudget* budget, uint8_t lane, const uint8_t* f
     return node
 
 
-cdef inline bint lane_has_room(Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
-    cdef uint32_t n_waiting = b.lanes[lane].n + b.flows[lane].n
-    cdef uint32_t bytes = b.lanes[lane].bytes + b.flows[lane].bytes
-    if not budget_has_room(budget, n, True):
+cdef inline uint32_t lane_count(const Backlog* b, uint8_t lane) noexcept nogil:
+    return b.lanes[lane].n + b.flows[lane].n
+
+
+cdef inline uint64_t lane_weight(const Backlog* b, uint8_t lane) noexcept nogil:
+    # Memory: tiny packets take mostly what is needed to keep them. The table of senders is less than four times as large
+    # as those that have packets need, who are what is counted here.
+    return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes + <uint64_t>lane_count(b, lane) * NODE_BYTES
+            + b.flows[lane].n_active * sizeof(Flow))
+
+
+cdef struct Room:                # what a lane may take, as of when a newcomer finds it
+    bint has_places              # there is memory in plenty: lane_packets wait whatever their size
+    bint is_scarce               # the lane keeps what it has, but does not grow: who fills the cap must leave everybody
+                                 # a little, and take nobody's packets
+    uint64_t limit_bytes         # of its weight
+
+
+cdef Room lane_room(const Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+    cdef Room room
+    cdef uint64_t more_bytes = n + NODE_BYTES + flows_growth_bytes(&b.flows[lane])
+    room.has_places = not budget_exceeds(budget, more_bytes, budget.cap_bytes // 2)
+    room.is_scarce = budget_exceeds(budget, more_bytes, budget.cap_bytes - budget.cap_bytes // RESERVED_SHARE)
+    room.limit_bytes = b.lane_bytes if b.lane_bytes else LANE_BYTES
+    if room.is_scarce:
+        room.limit_bytes = max(min(lane_weight(b, lane), room.limit_bytes), <uint64_t>LITTLE_BYTES)
+    return room
+
+
+cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room, uint32_t n) noexcept nogil:
+    cdef bint has_place = lane_count(b, lane) < b.lane_packets
+    cdef uint64_t weight
+    if has_place and room.has_places:
+        return True
+    if not has_place and b.lane_bytes == 0:
         return False
-    return n_waiting < b.lane_packets or bytes + n <= b.lane_bytes
+    weight = lane_weight(b, lane) + n + NODE_BYTES
+    if room.is_scarce:
+        weight += flows_growth_bytes(&b.flows[lane])
+    return weight <= room.limit_bytes
 
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, uint32_t n) noexcept nogil:
@@ -76,8 +109,9 @@ cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, ui
 cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8_t* newcomer, uint32_t n,
                     drop_fn drop, void* context) noexcept nogil:
     # Displace packets until the newcomer fits. False when that does not help: others use up the global cap.
+    cdef Room room = lane_room(b, lane, budget, n)
     cdef Node* node
-    while not lane_has_room(b, lane, budget, n):
+    while not lane_has_room(b, lane, &room, n):
         node = lane_pop_excess(b, lane, newcomer, n)
         if node is NULL:
             return False
@@ -93,15 +127,19 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
 
     A packet that finds its lane full displaces others there. False when the frame could not be kept: no memory, no
     room under the global cap, or too many control frames; the caller decides what that means.
+
+    Nobody is closed because others fill the global cap. So what cannot be dropped may exceed it, bounded by session:
+    control frames by control_bytes, and the rest of what the peer has the beginning of by one frame, or the records of
+    SEAL_CHUNK and the run that crosses it. So may the little of each lane.
     """
     cdef Node* node
-    cdef bint is_rest = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
-    if not is_rest and lane != LANE_CONTROL:
-        if not room_make(b, lane, budget, frame, n, drop, context):
+    cdef bint is_rest = offset != 0 or lane == LANE_WIRE
+    if is_rest:
+        pass
+    elif lane == LANE_CONTROL:
+        if b.lanes[lane].bytes + n > b.control_bytes:
             return False
-    elif not budget_has_room(budget, n, False):
-        return False
-    elif not is_rest and b.lanes[lane].bytes + n > b.control_bytes:
+    elif not room_make(b, lane, budget, frame, n, drop, context):
         return False
     node = node_new(budget, lane, frame, n, offset, now_ns)
     if node is NULL:
@@ -115,6 +153,11 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
         free(node)
         return False
     return True
+
+
+cdef bint backlog_is_cramped(const Backlog* b, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+    """Whether a control frame that the peer can do without should not wait: the global cap is used up."""
+    return budget_exceeds(budget, n + NODE_BYTES, budget.cap_bytes) and b.lanes[LANE_CONTROL].bytes + n > LITTLE_BYTES
 
 
 cdef bint flow_push(Flows* flows, BacklogBudget* budget, Node* node) noexcept nogil:

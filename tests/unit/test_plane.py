@@ -586,9 +586,11 @@ def test_backlogs_share_a_global_cap() -> None:
 def test_whatever_waits_stays_under_the_global_cap() -> None:
     cap = 2_000_000
     with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
-        stalled = [PlanePeer(plane) for _ in range(40)]
+        stalled = [PlanePeer(plane) for _ in range(20)]
         sender = PlanePeer(plane)
         for peer in stalled:
+            for _ in range(70):  # until its socket is full, so that the rest of what it has a part of is small
+                fill(sender, peer.key, 4, 1400)
             for size in (65536, 1400, 4):
                 fill(sender, peer.key, 40, size)
             assert plane.counters()["backlog_bytes"] <= cap
@@ -597,6 +599,49 @@ def test_whatever_waits_stays_under_the_global_cap() -> None:
         for peer in [*stalled, sender]:
             peer.close()
         eventually(lambda: plane.counters()["backlog_bytes"] == 0)
+
+
+def test_readers_that_fill_the_global_cap_have_nobody_closed_and_leave_everybody_a_little() -> None:
+    cap = 4 << 20
+    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
+        hostile = [PlanePeer(plane) for _ in range(60)]
+        sender, polite, slow = (PlanePeer(plane) for _ in range(3))
+        for size, n in ((65536, 8), (16000, 20), (1000, 60), (40, 100)):
+            for peer in hostile:
+                fill(sender, peer.key, n, size)
+        assert plane.counters()["backlog_bytes"] > cap * 7 // 8
+        n_lost = sum(dropped(plane).values())
+        polite.write(frame(FrameType.SEND_PACKET, slow.key, bytes(60_000)) * 8)
+        little = [b"%d" % i + bytes(1400) for i in range(2)]
+        for data in little:
+            polite.send_packet(slow.key, data)
+        polite.sync()
+        n_lost = sum(dropped(plane).values()) - n_lost
+        received = [slow.receive() for _ in range(10 - n_lost)]
+        assert received[-2:] == [(FrameType.RECV_PACKET, polite.key + data) for data in little]
+        assert not plane.events()
+
+
+def test_a_few_readers_cannot_take_what_all_backlogs_may_hold() -> None:
+    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=4 << 20) as plane:
+        greedy, sender, slow = [PlanePeer(plane) for _ in range(5)], PlanePeer(plane), PlanePeer(plane)
+        for peer in greedy:
+            fill(sender, peer.key, 40, 65536)
+        n_lost = sum(dropped(plane).values())
+        fill(sender, slow.key, 250, 1400)
+        assert sum(dropped(plane).values()) == n_lost
+        numbers = [struct.unpack_from(">I", slow.receive()[1], 32)[0] for _ in range(250)]
+        assert numbers == list(range(250))
+
+
+def test_tiny_packets_of_thousands_of_senders_take_no_more_memory_than_others() -> None:
+    with running_plane(workers=1, write_timeout_s=0) as plane:
+        mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        fill(mesh, slow.key, 300, 1400)
+        for _ in range(7000):
+            mesh.send(FrameType.FORWARD_PACKET, os.urandom(32), slow.key)
+        mesh.sync()
+        assert plane.counters()["backlog_bytes"] < 3 * 262_144
 
 
 def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
