@@ -12,8 +12,8 @@ from fastderp.dataplane.counters cimport (
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
-    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD,
+    ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
@@ -281,12 +281,6 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
         s.backlog = NULL
 
 
-cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
-    # A flood of pings leaves one pong (§5), or at most one more for every other control frame.
-    cdef const Node* last = backlog.lanes[LANE_CONTROL].tail
-    return last is not NULL and last.data[0] == FRAME_PONG
-
-
 cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
     # A client can do without the news that a peer left: it is told once more when it asks for it. Mesh peers cannot, and
     # nobody can do without anything else.
@@ -308,11 +302,12 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
     dropper.session = s
     if frame_is_packet(frame):
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
-    elif frame[0] == FRAME_PONG and pong_waits(backlog):
-        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+    elif frame[0] == FRAME_PONG and backlog.has_pong:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)    # a flood of pings leaves one pong (§5)
         return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
                     drop_displaced, &dropper):
+        backlog.has_pong |= frame[0] == FRAME_PONG
         return
     if offset:
         fail_locked(t, s, CLOSE_NO_MEMORY, 0)
@@ -529,6 +524,8 @@ cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
         t.waited_ns += t.now_ns - node.queued_ns
         count_written(t, s, 1, frame_data_size(node.data, node.n))
+    elif node.lane == LANE_CONTROL and node.data[0] == FRAME_PONG:
+        s.backlog.has_pong = False
     free(node)
 
 

@@ -28,6 +28,7 @@ cdef struct Backlog:
     uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts
     uint32_t lane_packets        # LANE_PACKETS, or what the operator wants
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
+    bint has_pong                # a pong waits; who queues and writes frames says so
     Fifo lanes[N_LANES]
     Flows flows[N_LANES]         # by lane; of disco and data only
 

@@ -374,12 +374,16 @@ cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
 
 
 cdef void ping_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
-    # The pong is the ping with another type, cut to its first 8 bytes.
+    # The pong is the ping with another type, cut to its first 8 bytes. Pings behind it are not answered until it is
+    # written (§5): here until the flush, then while it waits in the backlog.
     cdef int target = target_get(w, s.handle)
     counter_add(&w.counters.got_ping, 1)
+    if w.targets[target].has_pong:
+        return
     counter_add(&w.counters.sent_pong, 1)
     frame_put_header(p, FRAME_PONG, PING_DATA)
     target_append(w, &target, p, FRAME_HEADER + PING_DATA, 0, 0)
+    w.targets[target].has_pong = True
 
 
 cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
@@ -419,6 +423,7 @@ cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
     target.handle = handle
     target.session = session_at(w.turn.core, handle)
     target.is_contended = atomic_load_u8(&target.session.contended) != 0
+    target.has_pong = False
     target.first_run = target.last_run = -1
     target.n_runs = 0
     target.n_packets = 0
