@@ -291,7 +291,7 @@ cdef class Plane:
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
     def handles(self, bytes key not None):
-        """Return the handles of the sessions that share a key, the latest to speak last."""
+        """Return the handles of the sessions that share a key."""
         cdef uint64_t few[8]
         cdef uint64_t* many
         cdef uint32_t n
