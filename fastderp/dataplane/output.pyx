@@ -24,8 +24,8 @@ from fastderp.dataplane.record cimport (
     RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR, OUTPUT_IOVS,
-    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR,
+    CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
@@ -115,6 +115,11 @@ cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n
         packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL, dst)
 
 
+cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
+    # The packet that was being written is lost to the write error, those behind it to the end of the session (§6.6).
+    return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
+
+
 cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken, const uint8_t* dst) noexcept nogil:
     # Count the packets of a batch for a key as dropped, but not those that lie within its first `taken` bytes.
     cdef int i
@@ -132,12 +137,14 @@ cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t take
                 taken = 0
                 if frame_is_packet(p):
                     packet_lose(t, reason, p, size, dst)
+                    reason = reason_behind(reason)
             p += size
 
 
 cdef struct Dropper:             # context of the two functions below
     Turn* turn
     Session* session
+    DropReason reason            # of the next packet that drop_gone drops
 
 
 cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
@@ -152,7 +159,8 @@ cdef void drop_gone(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     if node.lane >= LANE_DISCO:
         d.session.dropped += 1
-        packet_lose(d.turn, DROP_GONE_DISCONNECTED, node.data, node.n, d.session.peer.key)
+        packet_lose(d.turn, d.reason, node.data, node.n, d.session.peer.key)
+        d.reason = reason_behind(d.reason)
 
 
 cdef void queue_time_fold(Turn* t) noexcept nogil:
@@ -276,6 +284,9 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
     cdef Dropper dropper
     dropper.turn = t
     dropper.session = s
+    dropper.reason = DROP_GONE_DISCONNECTED
+    if s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR:
+        dropper.reason = DROP_WRITE_ERROR
     if s.backlog is not NULL:
         backlog_free(s.backlog, &t.core.budget, drop_gone, &dropper)
         s.backlog = NULL

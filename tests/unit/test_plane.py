@@ -516,8 +516,28 @@ def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
         event = closed(plane)
         assert (event.handle, event.reason) == (stuck.handle, "write_timeout")
         assert plane.counters()["sclient_write_timeouts"] == 1
-        assert dropped(plane)[("gone_disconnected", "other")] > 0
+        assert dropped(plane)[("write_error", "other")] == 1, "the packet that was to be written"
+        assert dropped(plane)[("gone_disconnected", "other")] > 0, "those behind it"
+        assert accounted(plane)
         assert plane.counters()["backlog_bytes"] == 0
+
+
+def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(plane: Plane) -> None:
+    sender, broken = PlanePeer(plane), PlanePeer(plane)
+    broken.socket.shutdown(socket.SHUT_RD)
+    sender.write(frame(FrameType.SEND_PACKET, broken.key, b"data") * 100)
+    assert closed(plane).reason == "write_error"
+    sender.sync()
+    assert dropped(plane) == {("write_error", "other"): 1, ("gone_disconnected", "other"): 99}
+
+
+def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 300, 1400)
+    plane.close_session(slow.handle)
+    assert closed(plane).reason == "server"
+    assert ("write_error", "other") not in dropped(plane)
+    assert dropped(plane)[("gone_disconnected", "other")] > 0
 
 
 def test_a_reader_that_makes_progress_is_not_closed() -> None:
