@@ -147,11 +147,16 @@ cdef struct Dropper:             # context of the two functions below
     DropReason reason            # of the next packet that drop_gone drops
 
 
+cdef inline uint64_t node_waited_ns(const Turn* t, const Node* node) noexcept nogil:
+    # It may have been queued by a thread whose turn began later.
+    return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
+
+
 cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     d.session.dropped += 1
     d.turn.n_timed += 1
-    d.turn.waited_ns += d.turn.now_ns - node.queued_ns
+    d.turn.waited_ns += node_waited_ns(d.turn, node)
     packet_lose(d.turn, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
 
 
@@ -533,7 +538,7 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
 
 cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
-        t.waited_ns += t.now_ns - node.queued_ns
+        t.waited_ns += node_waited_ns(t, node)
         count_written(t, s, 1, frame_data_size(node.data, node.n))
     elif node.lane == LANE_CONTROL and node.data[0] == FRAME_PONG:
         s.backlog.has_pong = False
