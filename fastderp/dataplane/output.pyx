@@ -268,10 +268,10 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
 cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
     cdef uint32_t control_bytes = MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES
     if role == ROLE_LINK:
-        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes, core.packet_age_ns)
     if core.lane_packets:
-        return backlog_new(0, core.lane_packets, control_bytes)
-    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(0, core.lane_packets, control_bytes, 0)
+    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes, core.packet_age_ns)
 
 
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
@@ -511,10 +511,18 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
     batch_rest(t, s, batch, done_bytes)
 
 
+cdef int flush_offer(Turn* t, Session* s, iovec* iov) noexcept nogil:
+    # Fill iov with what of the backlog is written next, at most FLUSH_IOVS frames.
+    cdef Dropper dropper
+    dropper.turn = t
+    dropper.session = s
+    return backlog_peek(s.backlog, &t.core.budget, iov, FLUSH_IOVS, SEAL_CHUNK, t.now_ns, drop_displaced, &dropper)
+
+
 cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
     # One write of what waits. True when the socket took all that was offered.
     cdef iovec iov[FLUSH_IOVS]
-    cdef int n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    cdef int n_iov = flush_offer(t, s, iov)
     cdef ssize_t taken = socket_write(t, s, iov, n_iov)
     cdef Node* node
     cdef int i
@@ -553,7 +561,7 @@ cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
     cdef RecordStatus status
     if s.backlog.lanes[LANE_WIRE].head is not NULL:
         return flush_wire(t, s)
-    n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    n_iov = flush_offer(t, s, iov)
     status = record_seal(s.records, &t.keyring, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
     if status != RECORD_OK:
         fail_locked(t, s, CLOSE_TLS, status)

@@ -13,6 +13,7 @@ from fastderp.dataplane.news import Totals as Totals
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import DerpError
 
+DEFAULT_BACKLOG_AGE_S: float
 DEFAULT_BACKLOG_CAP_BYTES: int
 MAX_UNREAD_BYTES: int
 
@@ -28,6 +29,7 @@ class Plane:
         keep_alive_s: float = 60.0,
         disable_fighters: bool = False,
         backlog_cap_bytes: int = ...,
+        backlog_age_s: float = ...,
         queue_packets: int = 0,
         watch_drops: Sequence[bytes] = (),
     ) -> None: ...

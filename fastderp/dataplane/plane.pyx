@@ -40,6 +40,13 @@ from fastderp.dataplane.news import (  # handed on: who uses the plane needs the
 from fastderp.errors import DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
+# What has waited this long is not worth its receiver's line any more. Nearly all of it is WireGuard's: TCP inside has sent
+# its segment again by now (RFC 6298 starts with a timeout of 1 s), a call has gone on without it, and what the tunnel
+# itself sends comes again after 5 s. derper's 32 packets have no age, and in bytes a backlog is never stricter than those;
+# in time it is, because what is delivered this late only delays what is fresh. A peer that takes nothing for the write
+# timeout, twice as long, loses all of it with derper, too. It is the packet that is late, whoever is next on its way: so
+# it goes for links between relays as well.
+DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
 
 # Unsent bytes the kernel may hold for one peer: more would only be stale packets.
@@ -65,8 +72,9 @@ cdef class Plane:
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
+    backlog_age_s: seconds after which a packet that still waits for its receiver's socket is dropped; 0 means never.
     queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
-        as fit into 256 KiB and at least 32. Other relays are not meant.
+        as fit into 256 KiB and at least 32. Then they wait without an age. Other relays are not meant.
     watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
 
     Raises PlaneError when memory or descriptors are out.
@@ -83,7 +91,7 @@ cdef class Plane:
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
                   bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
-                  uint32_t queue_packets=0, watch_drops=()):
+                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0, watch_drops=()):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -91,6 +99,8 @@ cdef class Plane:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
         if write_timeout_s < 0:
             raise ValueError(f"write_timeout_s must not be negative, and is {write_timeout_s}")
+        if backlog_age_s < 0:
+            raise ValueError(f"backlog_age_s must not be negative, and is {backlog_age_s}")
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
@@ -102,6 +112,7 @@ cdef class Plane:
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
         self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
+        self.core.packet_age_ns = <uint64_t>(backlog_age_s * 1e9)
         self.core.lane_packets = queue_packets
         self.watch_drops(watch_drops)
         self.core.n_workers = n

@@ -313,6 +313,12 @@ def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
     sender.sync()
 
 
+def packet_number(receiver: PlanePeer) -> int:
+    """Receive one packet of `fill`; return its number."""
+    number: int = struct.unpack_from(">I", receiver.receive()[1], 32)[0]
+    return number
+
+
 def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between(plane: Plane) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 3000, 1400)
@@ -345,6 +351,77 @@ def test_a_queue_depth_is_how_many_packets_wait_whatever_their_size(depth: int) 
         numbers = [struct.unpack_from(">I", slow.receive()[1], 32)[0] for _ in range(6000 - n_lost)]
         assert numbers[-depth:] == list(range(6000 - depth, 6000))
         assert numbers[-depth - 1] < 6000 - depth - 1, "no packet was displaced"
+
+
+AGE_S = 0.1
+
+
+def test_what_waited_too_long_is_dropped_when_its_sender_sends_again() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 300, 1400)
+        time.sleep(1.5 * AGE_S)
+        fill(sender, slow.key, 1, 1400)
+        n_lost = dropped(plane)[("queue_head", "other")]
+        assert plane.sessions()[1].totals.dropped == n_lost
+        arrived = [packet_number(slow) for _ in range(300 - n_lost + 1)]
+        assert arrived == [*range(300 - n_lost), 0], "all that waited is gone, from the oldest to the newest"
+        slow.sync()
+
+
+def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        senders, slow = [PlanePeer(plane), PlanePeer(plane)], PlanePeer(plane)
+        rounds: list[int] = []  # in which round each packet was sent, as the reader sees them
+        n_written_before = []
+        for round_ in range(6):
+            time.sleep(1.5 * AGE_S)  # now all that waits is too old, whoever sent it
+            n_written_before.append(n_written := plane.counters()["packets_sent"])
+            packet = struct.pack(">I", round_) + bytes(1400)
+            for _ in range(300):
+                senders[round_ % 2].send_packet(slow.key, packet)
+            senders[round_ % 2].sync()
+            while round_ and plane.counters()["packets_sent"] == n_written:
+                rounds.append(packet_number(slow))
+        rounds += [struct.unpack_from(">I", payload, 32)[0] for _, payload in slow.receive_until_pong()]
+        for round_, n_written in enumerate(n_written_before):
+            assert set(rounds[n_written:]) <= set(range(round_, 6)), f"older ones were written in round {round_}"
+        assert max(rounds) == 5
+        assert accounted(plane)
+
+
+def test_a_reader_that_takes_nothing_is_closed_although_all_that_waits_for_it_is_too_old() -> None:
+    with running_plane(workers=1, write_timeout_s=3 * AGE_S, backlog_age_s=AGE_S) as plane:
+        sender, stuck = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, stuck.key, 300, 1400)
+        assert closed(plane).reason == "write_timeout"
+        assert dropped(plane)[("write_error", "other")] == 1
+        assert accounted(plane)
+
+
+def test_packets_of_a_queue_depth_wait_as_long_as_it_takes() -> None:
+    with running_plane(workers=1, queue_packets=7, backlog_age_s=AGE_S) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 6000, 1400)
+        n_lost = dropped(plane)[("queue_head", "other")]
+        time.sleep(1.5 * AGE_S)
+        numbers = [packet_number(slow) for _ in range(6000 - n_lost)]
+        assert numbers[-7:] == list(range(6000 - 7, 6000))
+
+
+def test_what_waited_too_long_for_another_relay_is_lost_too() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        sender, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
+        plane.add_forwarder(far, link.handle)
+        fill(sender, far, 300, 1400)
+        time.sleep(1.5 * AGE_S)
+        sender.send_packet(far, b"fresh")
+        sender.sync()
+        n_lost = plane.counters()["packets_forwarded_lost"]
+        assert isinstance(n_lost, int) and n_lost > 0
+        received = [link.receive()[1][64:] for _ in range(300 - n_lost + 1)]
+        assert received[-1] == b"fresh"
+        assert [struct.unpack_from(">I", data)[0] for data in received[:-1]] == list(range(300 - n_lost))
 
 
 def test_drops_are_told_of_for_watched_keys_only() -> None:
@@ -1118,7 +1195,7 @@ def test_random_frames_cuts_and_ends_are_survived_and_accounted_for(seed: int) -
 
 def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
     before = os.fstat(0)
-    for options in ({"workers": 300}, {"write_timeout_s": -1}, {"keep_alive_s": 0}):
+    for options in ({"workers": 300}, {"write_timeout_s": -1}, {"keep_alive_s": 0}, {"backlog_age_s": -1}):
         with pytest.raises(ValueError):
             Plane(**options)  # type: ignore[arg-type]
     assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"
