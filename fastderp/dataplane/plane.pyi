@@ -26,6 +26,8 @@ class Plane:
         *,
         workers: int = 0,
         write_timeout_s: float = 2.0,
+        mesh_write_timeout_s: float = 30.0,
+        home_settled_s: float = 5.0,
         keep_alive_s: float = 60.0,
         disable_fighters: bool = False,
         backlog_cap_bytes: int = ...,

@@ -57,7 +57,6 @@ cdef int NEAR_RECEIVE_BYTES = 212992
 cdef unsigned int NEAR_RTT_US = 2000
 # Expanded at once by the control thread, which seldom writes to the same session twice.
 cdef unsigned int CONTROL_KEYS = 16
-cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
@@ -68,7 +67,9 @@ cdef class Plane:
 
     workers: number of threads; 0 means one per core this process may run on.
     write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
-        0 means never. Mesh peers always get 30 s.
+        0 means never.
+    mesh_write_timeout_s: the same for mesh peers and links to other relays.
+    home_settled_s: seconds after its login from which on a client that changes its home is counted as moving (§6.6).
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
@@ -89,18 +90,21 @@ cdef class Plane:
     cdef int next_worker
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
-                  bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
-                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0, watch_drops=()):
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double mesh_write_timeout_s=30.0,
+                  double home_settled_s=5.0, double keep_alive_s=60.0, bint disable_fighters=False,
+                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES, double backlog_age_s=DEFAULT_BACKLOG_AGE_S,
+                  uint32_t queue_packets=0, watch_drops=()):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
-        if write_timeout_s < 0:
-            raise ValueError(f"write_timeout_s must not be negative, and is {write_timeout_s}")
-        if backlog_age_s < 0:
-            raise ValueError(f"backlog_age_s must not be negative, and is {backlog_age_s}")
+        for name, seconds in (
+            ("write_timeout_s", write_timeout_s), ("mesh_write_timeout_s", mesh_write_timeout_s),
+            ("home_settled_s", home_settled_s), ("backlog_age_s", backlog_age_s),
+        ):
+            if seconds < 0:
+                raise ValueError(f"{name} must not be negative, and is {seconds}")
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
@@ -111,7 +115,8 @@ cdef class Plane:
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
-        self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
+        self.core.mesh_write_timeout_ns = <uint64_t>(mesh_write_timeout_s * 1e9)
+        self.core.home_settled_ns = <uint64_t>(home_settled_s * 1e9)
         self.core.packet_age_ns = <uint64_t>(backlog_age_s * 1e9)
         self.core.lane_packets = queue_packets
         self.watch_drops(watch_drops)

@@ -52,7 +52,6 @@ cdef uint64_t QUICK_TURN_NS = 100000             # from turn to turn: an answer 
 cdef uint64_t POLL_NS = 50000                    # an answer from a thread that must be woken first takes this long
 cdef uint64_t POLL_PAUSE_NS = 1000000            # polling in vain thus takes 5 % of a core at most
 cdef uint64_t RECHECK_NS = 20000000              # a few ticks of the wheel: never due in the turn that sets it
-cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home count as moves (§6.6)
 
 
 # ---- reading
@@ -387,7 +386,7 @@ cdef void ping_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
 
 
 cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
-    cdef bint settled = w.turn.now_ns - s.opened_ns > HOME_SETTLED_NS
+    cdef bint settled = w.turn.now_ns - s.opened_ns > w.turn.core.home_settled_ns
     if s.preferred == preferred:
         return
     atomic_store_u8(&s.preferred, preferred)

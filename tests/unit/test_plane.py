@@ -617,6 +617,22 @@ def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: 
     assert dropped(plane)[("gone_disconnected", "other")] > 0
 
 
+@pytest.mark.parametrize("role", ["mesh", "link"])
+@pytest.mark.parametrize("expected", ["client", "peer"])
+def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(role: str, expected: str) -> None:
+    client_s, mesh_s = (0.2, 600) if expected == "client" else (600, 0.2)
+    with running_plane(workers=1, write_timeout_s=client_s, mesh_write_timeout_s=mesh_s) as plane:
+        sender, far = PlanePeer(plane), os.urandom(32)
+        stuck = {"client": PlanePeer(plane), "peer": PlanePeer(plane, **{role: True})}
+        plane.add_forwarder(far, stuck["peer"].handle)
+        fill(sender, stuck["client"].key, 300, 1400)
+        fill(sender, far, 300, 1400)
+        event = closed(plane)
+        assert (event.handle, event.reason) == (stuck.pop(expected).handle, "write_timeout")
+        [left] = stuck.values()
+        assert left.handle in {session.handle for session in plane.sessions()}
+
+
 def test_a_reader_that_makes_progress_is_not_closed() -> None:
     with running_plane(workers=1, write_timeout_s=0.5) as plane:
         sender, slow = PlanePeer(plane), PlanePeer(plane)
@@ -741,6 +757,20 @@ def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> Non
     a.close()
     closed(plane)
     assert plane.counters()["current_home_connections"] == 0
+
+
+def test_changes_of_home_are_moves_once_the_client_has_settled() -> None:
+    def moves(plane: Plane) -> tuple[object, object]:
+        a = PlanePeer(plane)
+        for value in (b"\1", b"\1", b"\0", b"\1"):
+            a.send(FrameType.NOTE_PREFERRED, value)
+            a.sync()
+        return plane.counters()["home_moves_in"], plane.counters()["home_moves_out"]
+
+    with running_plane(workers=1, home_settled_s=0) as plane:
+        assert moves(plane) == (2, 1)
+    with running_plane(workers=1, home_settled_s=600) as plane:
+        assert moves(plane) == (0, 0)
 
 
 def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
@@ -1016,6 +1046,18 @@ def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
     assert not dropped(plane)
 
 
+def test_a_frame_longer_than_the_burst_costs_the_whole_burst_and_no_more(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)  # what is not there at once does not come any more
+    a = PlanePeer(plane)
+    a.write(struct.pack(">BI", 0x77, 1_000_000) + bytes(1_000_000))
+    eventually(lambda: plane.counters()["unknown_frames"])
+    a.send(FrameType.PING, b"12345678")
+    eventually(lambda: plane.counters()["rate_limit_per_client_waited"])
+    assert plane.counters()["got_ping"] == 0
+    plane.set_rate_limit(0)
+    assert a.receive() == (FrameType.PONG, b"12345678")
+
+
 def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
     plane.set_rate_limit(1, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
@@ -1195,7 +1237,8 @@ def test_random_frames_cuts_and_ends_are_survived_and_accounted_for(seed: int) -
 
 def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
     before = os.fstat(0)
-    for options in ({"workers": 300}, {"write_timeout_s": -1}, {"keep_alive_s": 0}, {"backlog_age_s": -1}):
+    negative = ("write_timeout_s", "mesh_write_timeout_s", "home_settled_s", "backlog_age_s")
+    for options in ({"workers": 300}, {"keep_alive_s": 0}, *({name: -1} for name in negative)):
         with pytest.raises(ValueError):
             Plane(**options)  # type: ignore[arg-type]
     assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"
