@@ -15,7 +15,7 @@ from fastderp.dataplane.frame cimport (
     FORWARD_OVERHEAD, FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_PARTIAL,
     FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET, FRAME_SKIP,
     FrameStatus, GONE_NOT_HERE, PACKET_MAX, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, ROLE_CLIENT,
-    frame_carries_disco, frame_next, frame_put_header,
+    frame_carries_disco, frame_is_known, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
     packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free,
@@ -234,7 +234,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             frame_act(w, s, p, total)
             p += total
         elif status == FRAME_SKIP:
-            counter_add(&w.counters.unknown_frames, 1)
+            counter_add(&w.counters.unknown_frames, not frame_is_known(p[0]))
             s.skip_bytes = total
         else:
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED, p[0])

@@ -183,7 +183,22 @@ def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, s
     a = PlanePeer(plane)
     a.write(struct.pack(">BI", frame_type, size) + bytes(size))
     a.sync()
-    assert plane.counters()["unknown_frames"] == 1
+    assert plane.counters()["unknown_frames"] == (frame_type not in set(FrameType))
+
+
+@pytest.mark.parametrize("role", ["client", "mesh", "link"])
+def test_frames_of_types_that_nobody_knows_are_counted_and_no_others(role: str) -> None:
+    unknown = sorted(set(range(256)) - set(FrameType))
+    with running_plane(workers=1) as plane:
+        peer = PlanePeer(plane, **({} if role == "client" else {role: True}))
+        for n, frame_type in enumerate(unknown, 1):
+            peer.write(struct.pack(">BI", frame_type, 3) + b"???")
+            peer.sync()
+            assert plane.counters()["unknown_frames"] == n
+        for frame_type in (FrameType.SERVER_KEY, FrameType.KEEP_ALIVE, FrameType.PONG, FrameType.HEALTH):
+            peer.send(frame_type, bytes(8))
+        peer.sync()
+        assert plane.counters()["unknown_frames"] == len(unknown)
 
 
 def test_only_the_first_eight_bytes_of_a_ping_come_back(plane: Plane) -> None:
