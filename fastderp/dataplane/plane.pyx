@@ -432,11 +432,13 @@ cdef class Plane:
         """Count the sessions by the kernel's smoothed round-trip time.
 
         bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more than there are
-        bounds, and how many sessions without such a time there are that no earlier call counted.
+        bounds; how many sessions without such a time there are that no earlier call counted, because they are not over
+        TCP; and how many because the kernel would not tell.
         """
         cdef unsigned int bounds[16]
         cdef uint64_t counts[17]
-        cdef uint64_t n_excused = 0
+        cdef uint64_t n_not_tcp = 0
+        cdef uint64_t n_failed = 0
         cdef tcp_counts info
         cdef Glance seen
         cdef uint32_t slot
@@ -459,8 +461,9 @@ cdef class Plane:
                         i += 1
                     counts[i] += 1
                 elif session_excuse(s, seen.handle):
-                    n_excused += 1
-        return [counts[i] for i in range(n_bounds + 1)], n_excused
+                    n_not_tcp += not seen.is_tcp
+                    n_failed += seen.is_tcp
+        return [counts[i] for i in range(n_bounds + 1)], n_not_tcp, n_failed
 
     def unique_senders(self):
         """Return for each receiving session's handle how many keys now in the region have sent it packets."""

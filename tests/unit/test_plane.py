@@ -788,6 +788,18 @@ def test_changes_of_home_are_moves_once_the_client_has_settled() -> None:
         assert moves(plane) == (0, 0)
 
 
+def test_a_session_without_tcp_is_told_from_one_whose_kernel_fails() -> None:
+    plane = Plane(workers=1)
+    PlanePeer(plane)
+    ours, theirs = socket.socketpair()
+    fd = theirs.detach()
+    plane.promote(fd, os.urandom(32))
+    with contextlib.closing(plane), ours, open(os.devnull) as no_socket:
+        os.dup2(no_socket.fileno(), fd)  # it belongs to the plane, which closes it
+        assert plane.round_trips([1000]) == ([0, 0], 1, 1)
+        assert plane.round_trips([1000]) == ([0, 0], 0, 0)
+
+
 def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
     key = os.urandom(32)
     a, b, c = PlanePeer(plane), PlanePeer(plane, key), PlanePeer(plane, key)
