@@ -36,5 +36,6 @@ cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil
 cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil
 cdef bint flows_push(Flows* f, Node* node) noexcept nogil
 cdef Node* flows_pop(Flows* f) noexcept nogil
+cdef Node* flows_pop_older(Flows* f, const uint8_t* newcomer, uint32_t n, uint64_t since_ns) noexcept nogil
 cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil
 cdef void flows_free(Flows* f) noexcept nogil
