@@ -66,6 +66,12 @@ cdef RecordStatus record_open(
     size_t* consumed, size_t* produced
 ) noexcept nogil
 
+# The same, of up to *n_left records, which are counted down.
+cdef RecordStatus record_open_some(
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    size_t* n_left, size_t* consumed, size_t* produced
+) noexcept nogil
+
 # Upper bound of what record_seal writes for n_plain bytes, KeyUpdate included.
 cdef size_t record_sealed_size(size_t n_plain) noexcept nogil
 

@@ -78,11 +78,19 @@ cdef RecordStatus record_open(
     Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced
 ) noexcept nogil:
+    cdef size_t n_left = n_wire    # more than there can be
+    return record_open_some(r, ring, wire, n_wire, plain, plain_cap, &n_left, consumed, produced)
+
+
+cdef RecordStatus record_open_some(
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    size_t* n_left, size_t* consumed, size_t* produced
+) noexcept nogil:
     cdef RecordStatus status = RECORD_OK
     cdef size_t n_record, n_plain
     consumed[0] = 0
     produced[0] = 0
-    while True:
+    while n_left[0]:
         status = record_ahead(wire + consumed[0], n_wire - consumed[0], plain_cap - produced[0], &n_record)
         if status != RECORD_OK or n_record == 0:
             break
@@ -91,6 +99,7 @@ cdef RecordStatus record_open(
             break
         consumed[0] += n_record
         produced[0] += n_plain
+        n_left[0] -= 1
     return status
 
 

@@ -98,6 +98,7 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint8_t is_drained           # its last read emptied the socket: epoll tells when there is more
     uint8_t has_hung_up          # nothing more will come but the end, of which epoll will not tell again
     uint8_t is_cut               # the stash holds whole frames: there were too many destinations for one turn
+    uint8_t has_records          # as is_cut, of the stash of ciphertext: there were too many records for one turn
     uint8_t is_unfinished        # in the worker's line of sessions to go on with in the next turn …
     Session* next_unfinished     # … and its neighbours there
     Session* previous_unfinished

@@ -186,7 +186,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     s.not_here_tokens = NOT_HERE_BURST
     s.preferred = s.is_ending = False
     s.is_drained = True
-    s.is_contending = s.has_hung_up = s.is_cut = s.is_unfinished = False
+    s.is_contending = s.has_hung_up = s.is_cut = s.has_records = s.is_unfinished = False
     s.is_fresh = True
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF

@@ -22,7 +22,7 @@ from fastderp.dataplane.output cimport (
     packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free,
     turn_init, turn_rest,
 )
-from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open
+from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
 from fastderp.dataplane.routes cimport (
     Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
 )
@@ -102,15 +102,19 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
 
 
 cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
-    # One read of ciphertext, and all its complete records opened behind each other.
+    # One read of ciphertext, unless whole records are left of the last one, and the complete records of it opened behind
+    # each other, as many as one turn allows.
     cdef size_t n = s.record.n
+    cdef size_t n_left = READ_RECORDS
     cdef size_t consumed = 0
     cdef size_t produced = 0
     cdef RecordStatus status
     if n:
         memcpy(w.cipher, s.record.data, n)
-    n += <size_t>socket_read(w, s, w.cipher + n)
-    status = record_open(s.records, &w.turn.keyring, w.cipher, n, into, n, &consumed, &produced)
+    if not s.has_records:
+        n += <size_t>socket_read(w, s, w.cipher + n)
+    status = record_open_some(s.records, &w.turn.keyring, w.cipher, n, into, n, &n_left, &consumed, &produced)
+    s.has_records = n_left == 0
     if status == RECORD_CLOSE_NOTIFY:
         read_ended(w, s, CLOSE_EOF, 0)
     elif status != RECORD_OK:
@@ -137,14 +141,17 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
     if not stash_put(&s.frame, start + walked, n - walked):
         read_ended(w, s, CLOSE_NO_MEMORY, 0)
     w.n_gathered += walked
-    if (s.is_cut or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
+    if (s.is_cut or s.has_records or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
         line_append(&w.unfinished, s)
 
 
 cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
-    # What came behind the login may be in the stashes without another byte to be read.
+    # What came behind the login may be in the stashes without another byte to be read. It comes before what the socket
+    # has: should that be the end already, a turn might not do for what was said before.
     s.is_fresh = False
-    session_read(w, s, True)
+    s.is_drained = False
+    s.has_records = s.record.n != 0
+    session_read(w, s, s.frame.n == 0)
 
 
 # ---- receive rate limit (§6.8)

@@ -1234,6 +1234,35 @@ def test_who_sends_to_very_many_at_once_does_not_hold_up_others() -> None:
             assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"to all")
 
 
+def test_who_sends_very_many_tiny_records_does_not_hold_up_others() -> None:
+    plane = Plane(workers=1)
+    many, one, observer = SealedPeer(plane), PlanePeer(plane), PlanePeer(plane)
+    stream = struct.pack(">BI", 0xFF, 3000) + bytes(3000) + frame(FrameType.SEND_PACKET, observer.key, b"from many")
+    many.socket.settimeout(None)
+    many.socket.sendall(b"".join(many.seal(bytes([byte])) for byte in stream))
+    many.close()
+    one.send_packet(observer.key, b"from one")
+    plane.start()  # it finds both at once
+    with contextlib.closing(plane):
+        assert observer.receive() == (FrameType.RECV_PACKET, one.key + b"from one")
+        assert observer.receive() == (FrameType.RECV_PACKET, many.key + b"from many")
+        assert observer.receive() == (FrameType.PEER_GONE, many.key + GONE)
+        assert closed(plane).reason == "eof"
+
+
+def test_what_was_written_to_very_many_behind_the_login_arrives_although_its_sender_is_gone() -> None:
+    plane = Plane(workers=1)
+    receivers = [PlanePeer(plane) for _ in range(600)]
+    words = b"".join(frame(FrameType.SEND_PACKET, receiver.key, b"first and last words") for receiver in receivers)
+    many = PlanePeer(plane, unread=words)
+    many.close()
+    plane.start()
+    with contextlib.closing(plane):
+        for receiver in receivers:
+            assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"first and last words")
+            assert receiver.receive() == (FrameType.PEER_GONE, many.key + GONE)
+
+
 def test_what_was_written_to_very_many_before_hanging_up_arrives() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
