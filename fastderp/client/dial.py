@@ -1,6 +1,6 @@
 """From a DERP node to a TCP connection: address families in a race, or through an HTTP proxy.
 
-Implements the dialling rules of PROTOCOL 13. Runs in the event loop of the caller.
+Implements the dialling rules of PROTOCOL §13. Runs in the event loop of the caller.
 """
 
 from __future__ import annotations

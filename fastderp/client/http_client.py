@@ -1,4 +1,4 @@
-"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL section 13).
+"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL §13).
 
 Any number of tasks use it; one of them receives at a time. Belongs to one event loop.
 """
@@ -50,9 +50,7 @@ class HTTPClient:
     `connect`, `recv`, `send`, `forward_packet`, `close_peer` and `watch_connection_changes` connect when there is
     no connection; pings, pongs and `note_preferred` never do. A failure closes the connection and is raised; that call is
     not repeated, the next one connects again. Each connection has a generation number, 1 for the
-    first. `close` is final.
-
-    Errors are those of Client, and DialError when no connection can be made within 10 s. PROTOCOL 13.
+    first. `close` is final: every later call that needs a connection raises ConnectionClosed. PROTOCOL §13.
     """
 
     def __init__(
@@ -73,12 +71,13 @@ class HTTPClient:
             cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a hash, as in a DerpNode.
             dial_host: where TCP goes instead of the URL's host.
 
-        Options, here and in `for_region`:
+        More `options`, here and in `for_region`:
             can_ack_pings: promise to answer every Ping with `send_pong`.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             app_name: name of the program, for the relay's statistics.
-            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's.
+            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the first connect over TLS, which raises
+                `tls.errors.TlsError`, a DerpError, for one that is of no use.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
 
@@ -105,6 +104,8 @@ class HTTPClient:
             use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
             use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
             options: as for a URL.
+
+        What `region_getter` raises goes to whoever wanted to connect. PROTOCOL §13.
         """
         client = cls.__new__(cls)
         client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
@@ -156,23 +157,34 @@ class HTTPClient:
         return self._closed
 
     async def connect(self) -> None:
-        """Connect unless there is a connection. DialError says what failed."""
+        """Connect unless there is a connection. DialError says what failed, also when it takes longer than 10 s. PROTOCOL §13."""
         await self._ready()
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet of at most 65536 bytes to `destination`, see `Client.send`."""
+        """Send a packet, `data` of at most 65536 bytes, to `destination`, see `Client.send`.
+
+        Raises DialError when there is no connection and none can be made, ConnectionClosed, ConnectionLost or ProtocolError when the
+        connection is over, ValueError for a larger packet. PROTOCOL §4, §13.
+        """
         await self._do(lambda client: client.send(destination, data))
 
     async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
-        """Send a packet in the name of `source`, see `Client.forward_packet`."""
+        """Send a packet, `data` of at most 65536 bytes, to `destination` in the name of `source`, see `Client.forward_packet`.
+
+        Raises what `send` does. PROTOCOL §7.6.
+        """
         await self._do(lambda client: client.forward_packet(source, destination, data))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`, see `Client.close_peer`."""
+        """Ask the relay to close the connections of `target`, see `Client.close_peer`. Raises what `send` does. PROTOCOL §5."""
         await self._do(lambda client: client.close_peer(target))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, on this connection and all that follow."""
+        """Ask for a PeerPresent of every client, on this connection and all that follow. See `Client.watch_connection_changes`.
+
+        Connects when there is no connection. Raises DialError when none can be made, ConnectionClosed, ConnectionLost or ProtocolError
+        when the connection is over; it is asked for all the same on those that follow. PROTOCOL §7.2.
+        """
         if self._watching:
             await self.connect()
             return
@@ -183,17 +195,25 @@ class HTTPClient:
             await self._do(lambda client: client.watch_connection_changes())
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Say whether the relay is this client's home, on this connection and all that follow."""
+        """Say whether the relay is this client's home, its `preferred` one, on this connection and all that follow.
+
+        Sent only when it has changed. Raises ConnectionClosed, ConnectionLost or ProtocolError when the connection turns out to be over;
+        without one nothing is raised. PROTOCOL §6.6, §13.
+        """
         changed, self._preferred = preferred != self._preferred, preferred
         if changed and self._client is not None:
             await self._do(lambda client: client.note_preferred(preferred))
 
     async def recv(self) -> Message:
-        """Wait for the next message; the first of each connection is ServerInfo."""
+        """Wait for the next message; the first of each connection is ServerInfo.
+
+        Raises DialError when there is no connection and none can be made, and what `Client.recv` does: ConnectionClosed at an orderly
+        end, ConnectionLost when the connection broke, ProtocolError for frames that end it. PROTOCOL §4, §13.
+        """
         return (await self.recv_with_generation())[0]
 
     async def recv_with_generation(self) -> tuple[Message, int]:
-        """Wait for the next message; return it with the generation of the connection it came on."""
+        """Wait for the next message as `recv` does; return it with the generation of the connection it came on. PROTOCOL §13."""
         client, generation = await self._ready()
         return await self._guard(client, client.recv()), generation
 
@@ -210,17 +230,21 @@ class HTTPClient:
             raise
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
-        """Ping the relay and return the seconds until its pong came, see `Client.ping`. ConnectionClosed when there is no connection."""
+        """Ping the relay and return the seconds until its pong came, see `Client.ping`.
+
+        Raises PingTimeout after `timeout_s` seconds, ConnectionClosed when there is no connection, and what ends the connection
+        meanwhile. PROTOCOL §13.
+        """
         client = self._connected()
         return await self._guard(client, client.ping(timeout_s))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes. ConnectionClosed when there is no connection."""
+        """Send a Ping of 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
         client = self._connected()
         await self._guard(client, client.send_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes. ConnectionClosed when there is no connection."""
+        """Answer a Ping with its 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
         client = self._connected()
         await self._guard(client, client.send_pong(data))
 

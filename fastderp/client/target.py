@@ -1,4 +1,4 @@
-"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL section 13)."""
+"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL §13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL 7.3).
+"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL §7.3).
 
 Used by mesh links and monitoring. Runs as a task in the client's event loop.
 """
@@ -30,12 +30,17 @@ async def run_watch_connection_loop(
 ) -> None:
     """Report every client that comes to and leaves the relay, until `client` is closed.
 
-    `client` has the region's mesh key and no other receiver. When its connection breaks, `on_error`
-    gets the reason, `on_gone` every key reported so far (with MESH_LINK_BROKEN), and after `retry_s`
-    seconds the next connection begins with all clients anew. The same key may be reported
-    present more than once.
+    Args:
+        client: has the region's mesh key and no other receiver.
+        on_present: called for each client that is connected or connects; the same key may come more than once.
+        on_gone: called for each that leaves and, with MESH_LINK_BROKEN, for every key reported so far when the connection breaks or
+            the loop ends.
+        on_error: gets the reason why the connection broke or could not be made, after `on_gone`.
+        ignore_server_key: return at once when this is the relay's key: a relay that watches itself.
+        retry_s: seconds from a failure to the next connection, which begins with all clients anew.
 
-    Returns at once when the relay's key is `ignore_server_key`: a relay that watches itself.
+    Callbacks are called in the event loop and must not block. What one raises ends the loop and is raised here, after `on_gone` for the
+    keys that are left; but a DerpError from `on_present` or `on_gone` may pass for a failure of the connection. PROTOCOL §7.3.
     """
     presence = _Presence(on_present, on_gone)
     try:

@@ -24,7 +24,7 @@ TAILSCALE_CAPABILITY = "145"
 
 
 class Tailscaled:
-    """Allows the keys that the tailscaled of this machine knows. Fails closed."""
+    """Allows the keys that the tailscaled of this machine knows. Without an answer the answer is no. PROTOCOL §8."""
 
     name = "tailscaled"
 
@@ -36,7 +36,7 @@ class Tailscaled:
         )
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask whether tailscaled knows the key."""
+        """Ask, for at most 5 s, whether tailscaled knows the `key`; `ip` makes no difference. What goes wrong is in the verdict."""
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.hex}")
             if status == 404:
@@ -71,23 +71,26 @@ class Tailscaled:
 
 
 class AdmissionUrl:
-    """Asks a service of the operator's about every key and address.
+    """Asks a service of the operator's about every key and address. PROTOCOL §8.
 
-    What it says counts. What happens when it cannot be reached, or takes longer than `service` allows, is `fail_open`'s to say; any other answer
-    than the wanted one, and more questions at once than can get through, are a no.
+    What it says counts. What happens when it cannot be reached, or takes longer than 4 s, is `fail_open`'s to say; any other answer than
+    the wanted one, and more questions at once than can get through, are a no.
     """
 
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`. Raises ValueError, never quoting the URL, which may hold a password."""
+        """Ask at an http or https `url`; let everybody in while it cannot be reached if `fail_open`, or else nobody.
+
+        Raises ValueError for a URL of no use, never quoting it, for it may hold a password.
+        """
         self._url = http_url(url, "https://admission.example.com/derp")
         self.fail_open = fail_open
         self.host = str(self._url.host)
         self._service = Service.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask whether the key may come in from this address."""
+        """Ask, for at most 5 s, whether the `key` may come in from `ip`. What goes wrong is in the verdict."""
         question = json.dumps({"NodePublic": key.text, "Source": ip}, separators=(",", ":")).encode()
         try:
             status, body = await self._service.exchange("POST", self._url, question)

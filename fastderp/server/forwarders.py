@@ -22,10 +22,13 @@ READ_BYTES = 256 * 1024
 
 
 class PacketForwarder(Protocol):
-    """Takes packets to somewhere else; `HTTPClient` with a mesh key is one."""
+    """Takes packets to somewhere else; `HTTPClient` with a mesh key is one. PROTOCOL §7.5, §7.6."""
 
     def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes, /) -> Awaitable[None] | None:
-        """Send a packet on, in the name of `source`. What it returns is awaited before the next; errors lose the packet."""
+        """Send a packet of `data` on to `destination`, in the name of `source`.
+
+        What it returns is awaited before the next packet; what it raises is logged, and the packet is lost.
+        """
 
 
 class _Carrier:

@@ -52,7 +52,13 @@ class LinkState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
-    """A member of the region: `name` as the operator wrote it, where it is and, if not there, the host to dial."""
+    """A member of the region. PROTOCOL §7.1, §12.
+
+    Args:
+        name: as the operator wrote it, for logs and metrics.
+        url: where it is, as for HTTPClient.
+        dial_host: where TCP goes instead of the URL's host.
+    """
 
     name: str
     url: str
@@ -60,7 +66,7 @@ class MeshPeer:
 
     @classmethod
     def parse(cls, text: str) -> MeshPeer:
-        """Read `host[:port]`, `host[:port]/dialhost` (PROTOCOL §12) or an http:// or https:// URL. Raises ValueError."""
+        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other."""
         if text.startswith(("http://", "https://")):
             peer = cls(text, text)
         else:

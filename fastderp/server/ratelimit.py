@@ -24,11 +24,11 @@ _RATE, _BURST = "perclientratelimitbytespersec", "perclientrateburstbytes"
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """What each client may send; 0 bytes per second for no limit.
+    """What each client may send. PROTOCOL §6.8.
 
     Args:
-        bytes_per_s: rate.
-        burst_bytes: at once, after a pause; raised to the largest frame, and 0 without limit.
+        bytes_per_s: rate, 0 for no limit.
+        burst_bytes: at once, after a pause; raised to the largest frame, 65568 bytes, and 0 without limit.
     """
 
     bytes_per_s: int = 0
@@ -43,7 +43,7 @@ class RateLimit:
 
     @classmethod
     def load(cls, path: Path) -> RateLimit:
-        """Read derper's JSON file. Raises ConfigError that names it."""
+        """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
         try:
             document = json.loads(path.read_bytes())
         except OSError as error:

@@ -23,7 +23,7 @@ _RTT_LABELS = (*(f"{bound_ms}ms" for bound_ms in _RTT_BOUNDS_MS), "inf")
 
 @dataclass(frozen=True, slots=True)
 class BytesSentRecv:
-    """What one connection has moved since it began.
+    """What one connection has moved since it began. PROTOCOL §6.10.
 
     Args:
         sent: bytes to the client; over TCP all that the kernel sent, of a bridged connection the data of packets.
