@@ -87,12 +87,15 @@ class Target:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
-    def request(self) -> bytes:
-        """The upgrade every client asks for (PROTOCOL §9.3)."""
-        return (
-            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\n"
-            "Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
-        ).encode()
+    def fast_starts(self) -> bool:
+        """Whether clients introduce themselves in one write with their request, as real ones do who were told the relay's key by
+        its certificates (PROTOCOL §3)."""
+        return self.tls is not None
+
+    def request(self, fast_start: bool = False) -> bytes:
+        """Return the upgrade every client asks for (PROTOCOL §9.3)."""
+        head = f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
+        return (head + ("Derp-Fast-Start: 1\r\n\r\n" if fast_start else "\r\n")).encode()
 
     def resolve(self) -> tuple[str, int]:
         """Return the relay's first address. Raises DialError when there is none."""
@@ -141,6 +144,11 @@ class Crowd:
         keys = [NodePrivate.generate() for _ in range(n)]
         boxes = [key.box(relay) for key in keys]
         info = ClientInfo(can_ack_pings=True)
+        infos = [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)]
+        request: bytes | None = target.request()
+        if target.fast_starts:
+            head, request = target.request(fast_start=True), None
+            infos = [head + frame for frame in infos]
         shared = NodePrivate.generate()
         hello = client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
         self._target = target
@@ -149,8 +157,7 @@ class Crowd:
         self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             self._logins = Logins(
-                socket_address(*address), relay.raw, target.request,
-                [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)],
+                socket_address(*address), relay.raw, request, infos,
                 hello=hello, hello_key=shared.to_bytes(), sources=[socket_address(source, 0) for source in sources],
                 at_once=LOGINS_AT_ONCE, rate=rate, limit_s=LOGIN_LIMIT_S, never_sleeps=never_sleeps,
             )
@@ -230,7 +237,7 @@ class _Visit:
     def key(self) -> NodePublic:
         if self.target.tls:
             self._shake_hands(self.target.tls)
-        request = self.target.request
+        request = self.target.request()
         self.sock.sendall(self.records.seal(request) if self.records else request)
         head = self._take_head()
         status = head.split(b"\r\n", 1)[0].decode("latin-1")
