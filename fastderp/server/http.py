@@ -405,7 +405,7 @@ def relay_routes(site: Site) -> Routes:
             "/generate_204": generate_204,
             "/robots.txt": robots,
             pages.STYLE_PATH: stylesheet,
-            "/debug": lambda request: redirect(request, 307, "/debug/"),
+            "/debug": to_debug,
         },
         prefixes={"/debug/": lambda request: text_error(404, "404 page not found")},
     )
@@ -444,6 +444,11 @@ def generate_204(request: Request) -> Response:
 def robots(request: Request) -> Response:
     """Ask crawlers to stay away."""
     return Response(200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS)
+
+
+def to_debug(request: Request) -> Response:
+    """Send a visitor on to the debug pages, with the key that lets them in if they have brought one (PROTOCOL §9.7)."""
+    return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
 
 
 def stylesheet(request: Request) -> Response:

@@ -310,8 +310,13 @@ def test_debug_pages_can_be_plugged_in_below_debug() -> None:
     assert answer(get("/debug/varz"), routes)[0] == "HTTP/1.1 404 Not Found"
     routes.prefixes["/debug/"] = lambda request: http.Response(200, request.path.encode(), "text/plain")
     assert answer(get("/debug/varz"), routes)[2] == b"/debug/varz"
-    status, headers, _ = answer(get("/debug"), routes)
-    assert (status, headers["Location"]) == ("HTTP/1.1 307 Temporary Redirect", "/debug/")
+
+
+@pytest.mark.parametrize("query", ["", "?debugkey=s3cret", "?debugkey=a%26b&c"])
+def test_the_way_to_the_debug_pages_keeps_the_key(query: str) -> None:
+    for routes in (relay(), plain_port()):
+        status, headers, _ = answer(get(f"/debug{query}"), routes)
+        assert (status, headers["Location"]) == ("HTTP/1.1 307 Temporary Redirect", f"/debug/{query}")
 
 
 def test_connect_is_refused() -> None:
