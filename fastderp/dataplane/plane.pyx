@@ -89,8 +89,6 @@ cdef class Plane:
         self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
-        if write_timeout_s < 0:
-            raise ValueError(f"write_timeout_s must not be negative, and is {write_timeout_s}")
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
@@ -100,7 +98,7 @@ cdef class Plane:
         pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
-        self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
+        self.write_timeout_s = write_timeout_s
         self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
         self.core.lane_packets = queue_packets
         self.watch_drops(watch_drops)
@@ -191,6 +189,21 @@ cdef class Plane:
     def n_workers(self):
         """Number of worker threads."""
         return self.core.n_workers
+
+    @property
+    def write_timeout_s(self):
+        """Seconds without progress after which a client that does not read is closed; 0 means never.
+
+        May be set at any time, for writes from then on: a client that is stuck already has the time it was given.
+        Raises ValueError when it is set to less than 0.
+        """
+        return atomic_peek_u64(&self.core.write_timeout_ns) / 1e9
+
+    @write_timeout_s.setter
+    def write_timeout_s(self, double seconds):
+        if not seconds >= 0:
+            raise ValueError(f"write_timeout_s must not be negative, and is {seconds}")
+        atomic_store_u64(&self.core.write_timeout_ns, <uint64_t>(seconds * 1e9 + 0.5))
 
     # ---- sessions
 

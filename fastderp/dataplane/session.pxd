@@ -127,7 +127,7 @@ cdef struct Core:                # what all threads of one plane share
     BacklogBudget budget
     EventQueue events
     uint64_t keep_alive_ns
-    uint64_t write_timeout_ns    # 0 = none
+    uint64_t write_timeout_ns    # atomic; 0 = none
     uint64_t mesh_write_timeout_ns
     pthread_mutex_t limit_lock
     RateLimit limit

@@ -91,10 +91,8 @@ class Server:
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
-        self.private_key = private_key or NodePrivate.generate()
-        self.public_key = self.private_key.public()
-        self.write_timeout = write_timeout
-        self.login_timeout = login_timeout
+        self._private_key = private_key or NodePrivate.generate()
+        self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
             workers=workers,
             write_timeout_s=write_timeout,
@@ -103,12 +101,12 @@ class Server:
             watch_drops=[key.raw for key in watched_drops],
         )
         self._journal = Journal(prober_logs=prober_logs)
-        self._allowance = Allowance(plane, self.private_key)
+        self._allowance = Allowance(plane, self._private_key)
         self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
-        self._region = Region(plane, self.private_key, mesh_keys, self._join, mesh_tls)
+        self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
         self._entrance = Entrance(
-            self.private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
+            self._private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
         )
         self._conversations = Conversations(self._entrance)
         self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
@@ -172,7 +170,7 @@ class Server:
             sockets,
             routes or http.relay_routes(Site()),
             tls,
-            login_budget_s=self.login_timeout,
+            login_budget_s=self._login_timeout_s,
             idle_s=idle_s,
             accept_limiter=accept_limiter,
             tunnels=tunnels if tls is not None else None,
@@ -245,7 +243,7 @@ class Server:
         except ConnectionClosed:
             writer.close()
             raise
-        await self._conversations.serve(reader, writer, remote, self.login_timeout)
+        await self._conversations.serve(reader, writer, remote, self._login_timeout_s)
 
     # The region
 
@@ -313,6 +311,30 @@ class Server:
 
     # What changes while it runs
 
+    @property
+    def write_timeout(self) -> float:
+        """How long in seconds a client may refuse to take a frame before it is closed; 0 for ever. PROTOCOL §6.6.
+
+        May be assigned at any time, for what is written from then on: a client that is stuck already has the time it was given.
+        Raises ValueError when less than 0 is assigned.
+        """
+        return self._plane.write_timeout_s
+
+    @write_timeout.setter
+    def write_timeout(self, seconds: float) -> None:
+        self._plane.write_timeout_s = seconds
+
+    @property
+    def login_timeout(self) -> float:
+        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then."""
+        return self._login_timeout_s
+
+    @login_timeout.setter
+    def login_timeout(self, seconds: float) -> None:
+        self._login_timeout_s = seconds
+        for listener in self._listeners:
+            listener.login_budget_s = seconds
+
     def set_rate_limit(self, limit: RateLimit) -> None:
         """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8.
 
@@ -338,6 +360,16 @@ class Server:
         )
 
     # Looking in
+
+    @property
+    def private_key(self) -> NodePrivate:
+        """The relay's identity, for as long as it lives."""
+        return self._private_key
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key that clients know the relay by."""
+        return self._private_key.public()
 
     @cached_property
     def meta_cert(self) -> bytes:

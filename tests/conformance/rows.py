@@ -501,12 +501,14 @@ API = {
     "server settings": _row(
         "keys, mesh key, verifying and the write timeout can be read",
         "conformance/relay::a_server_tells_how_it_was_set_up",
-        names=_of("Server", "has_mesh_key", "mesh_key"),
+        "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_those_who_are_connected",
+        names=_of("Server", "has_mesh_key", "mesh_key", "private_key", "public_key", "write_timeout", "login_timeout"),
     ),
     "SetVerifyClient": _row(
         "who may use the relay is asked",
         "system/relay_login::whom_the_verifier_refuses_is_closed_and_others_get_in",
         "system/relay_login::a_verifier_that_fails_lets_nobody_in",
+        names=_of("Server", "verify"),
     ),
     "MetaCert": _row(
         "the certificate that tells the relay's key",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import MeshKey, NodePrivate
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.memory import resident_bytes
 from fastderp.server.ratelimit import RateLimit
 from tests.kit.peer import (
@@ -477,13 +477,10 @@ def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_on
         assert all(len(set(data)) == 1 and len(data) == 10_000 for data in packets)
 
 
-@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
-def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
-    start_relay: StartRelay, setup: Setup, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "fastderp")
-    relay = start_relay(setup, write_timeout=0.3)
+def _flood_until_closed(relay: Relay, when_connected: Callable[[], None] = lambda: None) -> NodePublic:
+    """Send to a client that does not read until the relay closes it; return who it was."""
     with relay.login() as sender, relay.login() as frozen:
+        when_connected()
         stop = threading.Event()
 
         def flood() -> None:
@@ -492,9 +489,31 @@ def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
 
         flooder = threading.Thread(target=flood)
         flooder.start()
-        relay.wait_connected(frozen.public, False)
-        stop.set()
-        flooder.join()
+        try:
+            relay.wait_connected(frozen.public, False)
+        finally:
+            stop.set()
+            flooder.join()
         sender.sync()
+        return frozen.public
+
+
+@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
+def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
+    start_relay: StartRelay, setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay(setup, write_timeout=0.3)
+    frozen = _flood_until_closed(relay)
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
-    assert any("write_timeout" in line and frozen.public.short in line for line in caplog.messages)
+    assert any("write_timeout" in line and frozen.short in line for line in caplog.messages)
+
+
+def test_a_write_timeout_that_is_assigned_holds_for_those_who_are_connected(start_relay: StartRelay) -> None:
+    relay = start_relay(write_timeout=0)
+
+    def assign() -> None:
+        relay.server.write_timeout = 0.3
+
+    _flood_until_closed(relay, lambda: relay.call(assign))
+    assert relay.metrics()["derp_sclient_write_timeouts"] == 1
