@@ -328,6 +328,14 @@ def test_http_1_0_is_answered_in_its_version() -> None:
     request = get("/robots.txt", "Connection: keep-alive", version="1.0")
     encoded = relay().respond(request).encode(request, close=False)
     assert encoded.startswith(b"HTTP/1.0 200 OK\r\n") and b"\r\nConnection: keep-alive\r\n" in encoded
+    assert b"\r\nConnection:" not in relay().respond(request).encode(request, close=True)
+
+
+def test_a_redirect_has_a_page_for_browsers_only() -> None:
+    _, headers, body = answer(get("/debug"))
+    assert headers["Content-Type"] == "text/html; charset=utf-8" and b'href="/debug/"' in body
+    _, headers, body = answer(get("/debug", method="POST"))
+    assert "Content-Type" not in headers and body == b""
 
 
 # The plain port beside TLS
