@@ -359,6 +359,8 @@ class Connection:
             if http.wants_websocket(request):
                 self._open_websocket(request)
                 return
+            if odd := request.header("upgrade"):
+                self._journal.note_odd_upgrade(self.remote, odd)
         answer = self._page(request)
         if isinstance(answer, Response):
             self._respond(request, answer)
