@@ -110,6 +110,7 @@ THEIR_METRICS = {
 }
 OUR_METRICS = {
     r"fastderp_.*|process_threads": "what derper has no counterpart for",
+    r"node_boot_time_seconds": "of derper's monitoring (PROTOCOL 14), but not shown by the derper at hand",
 }
 
 # Seen by no comparison; tests of our own show these.
