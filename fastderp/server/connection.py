@@ -568,7 +568,7 @@ class Connection:
         opened = bytes(self._unread)
         self._move(State.PROMOTED)
         self._release()
-        self._entrance.promote(
+        handle = self._entrance.promote(
             descriptor,
             login,
             self.remote,
@@ -580,6 +580,8 @@ class Connection:
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
         )
+        if bridge is not None:
+            bridge.handle = handle
 
     def _give_away_stream(self) -> tuple[int, Bridge | None]:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""

@@ -305,6 +305,9 @@ class Server:
     def _bridged_round_trips_us(self) -> list[int]:
         return self._entrance.bridges.round_trips_us()
 
+    def _bridged_bytes(self) -> dict[int, tuple[int, int]]:
+        return {} if self._loop is None else self._entrance.bridges.bytes_moved()
+
     def _join(self, outside: socket.socket, channel: Channel) -> int:
         """Bridge a connection that we dialled."""
         return self._entrance.bridges.join_socket(outside, channel)
@@ -463,13 +466,13 @@ class Server:
 
     async def debug_traffic(self, interval_s: float = traffic.ROUND_S) -> AsyncIterator[BytesSentRecv]:
         """Yield, now and every `interval_s` seconds, the connections that have moved anything since the last time. PROTOCOL §6.10."""
-        async for moved in traffic.rounds(self._plane, interval_s):
+        async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
             for one in moved:
                 yield one
 
     def traffic_lines(self) -> AsyncIterator[bytes]:
         """Return the endless body of `/debug/traffic`: a round of JSON lines every 2 seconds. PROTOCOL §6.10."""
-        return traffic.lines(self._plane)
+        return traffic.lines(self._plane, self._bridged_bytes)
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
