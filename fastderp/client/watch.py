@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from fastderp.client.http_client import HTTPClient
+from fastderp.client.settling import Settling
 from fastderp.errors import DerpError
 from fastderp.keys import NodePublic
 from fastderp.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
@@ -41,8 +42,10 @@ async def run_watch_connection_loop(
 
     Callbacks are called in the event loop and must not block. What one raises ends the loop and is raised here, after `on_gone` for the
     keys that are left; but a DerpError from `on_present` or `on_gone` may pass for a failure of the connection. PROTOCOL §7.3.
+
+    Logs every failure, and once for each connection how many clients the relay has listed.
     """
-    presence = _Presence(on_present, on_gone)
+    presence = _Presence(on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n))
     try:
         while not client.is_closed:
             try:
@@ -69,7 +72,7 @@ async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | N
         if came_with != generation:
             # The first message of a connection, which somebody who shares the client may have made.
             generation = came_with
-            presence.withdraw()
+            presence.begin()
             if ignore is not None and client.server_public_key == ignore:
                 _log.info("watching %r: it is ourselves", client)
                 return True
@@ -79,13 +82,24 @@ async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | N
 class _Presence:
     """The keys that were reported present and not yet gone."""
 
-    def __init__(self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None]) -> None:
+    def __init__(
+        self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None], on_listed: Callable[[int], None]
+    ) -> None:
         self._on_present = on_present
         self._on_gone = on_gone
+        self._on_listed = on_listed
         self._keys: set[NodePublic] = set()
+        self._settling: Settling | None = None
+
+    def begin(self) -> None:
+        """Start anew with a connection, on which the relay is about to list everybody."""
+        self.withdraw()
+        self._settling = Settling(lambda: self._on_listed(len(self._keys)))
 
     def note(self, message: Message) -> None:
         if isinstance(message, PeerPresent):
+            if self._settling is not None:
+                self._settling.arrived()
             self._keys.add(message.key)
             self._on_present(message)
         elif isinstance(message, PeerGone):
@@ -93,5 +107,7 @@ class _Presence:
             self._on_gone(message)
 
     def withdraw(self) -> None:
+        if self._settling is not None:
+            self._settling.stop()
         while self._keys:
             self._on_gone(PeerGone(self._keys.pop(), PeerGoneReason.MESH_LINK_BROKEN))

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from fastderp import login
+from fastderp.client.settling import Settling
 from fastderp.client.target import UrlTarget
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
@@ -101,6 +102,7 @@ class MeshLink:
         self._keys: set[bytes] = set()
         self._box: Box | None = None
         self._ended: asyncio.Future[str] | None = None
+        self._settling: Settling | None = None
         self._up_since_s = 0.0
         self._retry_s = FIRST_RETRY_S
         self._advised_s = 0.0
@@ -221,6 +223,8 @@ class MeshLink:
     def _announced(self, key: bytes) -> None:
         if self.state is LinkState.LOGIN:
             self._is_up()
+        if self._settling is not None:
+            self._settling.arrived()
         if key in self._keys:
             return
         if len(self._keys) >= self._mesh.max_keys_per_link:
@@ -234,12 +238,15 @@ class MeshLink:
             self._keys.add(key)
 
     def _is_up(self) -> None:
-        assert self.server_key is not None
         self.state = LinkState.UP
         self.n_connects += 1
         self._up_since_s = asyncio.get_running_loop().time()
         self._complaint = ""
-        log.info("mesh: linked to %s %s", self.peer.name, self.server_key.short)
+        self._settling = Settling(self._is_listed)
+
+    def _is_listed(self) -> None:
+        assert self.server_key is not None
+        log.info("mesh: linked to %s %s; %d peers", self.peer.name, self.server_key.short, len(self._keys))
 
     def _gone(self, payload: bytes) -> None:
         key = payload[:KEY_SIZE]
@@ -278,6 +285,8 @@ class MeshLink:
         """Take back every forwarder of this connection, and close it if it is not over."""
         handle, self._handle = self._handle, 0
         self._box = None
+        if self._settling is not None:
+            self._settling.stop()
         if handle:
             self._mesh.links_by_handle.pop(handle, None)
             self._plane.close_session(handle)

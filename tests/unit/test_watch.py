@@ -1,9 +1,12 @@
 """The watch loop: presence kept up to date over broken connections (PROTOCOL 7.3)."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+import pytest
 
 from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 
@@ -86,6 +89,35 @@ async def test_arrivals_and_departures_are_reported_in_order() -> None:
         assert [(await watch.report()).key for _ in range(2)] == [ONE, TWO]
         assert await watch.report() == PeerGone(ONE, PeerGoneReason.DISCONNECTED)
         assert await watch.report() == PeerGone(ONE, PeerGoneReason.DISCONNECTED)
+
+
+class Lines(logging.Handler):
+    """What is logged, one line after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: asyncio.Queue[str] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.queue.put_nowait(record.getMessage())
+
+
+async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp.client")
+    lines = Lines()
+    logging.getLogger("fastderp.client").addHandler(lines)
+    try:
+        async with watching() as watch, asyncio.timeout(10):
+            for keys in ([ONE, TWO, ONE], [TWO]):
+                relay = await watch.next_link()
+                for key in keys:
+                    present(relay, key)
+                line = await lines.queue.get()
+                assert line.startswith("watching ") and line.endswith(f": connected; {len(set(keys))} peers")
+                relay.writer.transport.abort()
+                assert "connected;" not in await lines.queue.get()
+    finally:
+        logging.getLogger("fastderp.client").removeHandler(lines)
 
 
 async def test_broken_link_withdraws_what_it_reported_and_starts_anew() -> None:
