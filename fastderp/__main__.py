@@ -26,10 +26,9 @@ Talk through it from Python:
         alice, bob = NodePrivate.generate(), NodePrivate.generate()
         url = "http://127.0.0.1:3340/derp"
         async with HTTPClient(url, alice) as a, HTTPClient(url, bob) as b:
-            await b.connect()
+            await b.recv()  # the relay's greeting: bob can be reached now
             await a.send(bob.public(), b"hello")
-            async for message in b:
-                print(message)
+            print(await b.recv())
 
     asyncio.run(main())
 
