@@ -52,24 +52,33 @@ T = TypeVar("T")
 # Threads are nice one by one on Linux. More would leave logins next to nothing beside other programs.
 CONTROL_NICENESS = 10
 
+# What clients are told when a service manager ends the relay: to come back within this time, not all at once, and to look for another
+# relay after this one ("no more than a few seconds", says the reference).
+RECONNECT_SPREAD_S = 2.0
+TRY_FOR_S = 5.0
+
 
 async def serve(config: RelayConfig) -> None:
     """Start everything, say so, and run until SIGTERM or SIGINT asks for the end.
 
+    SIGTERM is how a relay is restarted: its clients are told (PROTOCOL §6.11).
+
     Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
     """
-    stopping = asyncio.Event()
-    begin_on_signal(stopping.set)
+    stopping = asyncio.get_running_loop().create_future()
+    begin_on_signal(stopping.set_result)
     reloads: list[Callable[[], None]] = []
     async with contextlib.AsyncExitStack() as stack:
-        await _start(config, stack, reloads)
+        server = await _start(config, stack, reloads)
         _let_packets_go_first()
         if reloads:
             # Without anything to reload SIGHUP keeps its meaning: the terminal is gone.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloads)
         log.info("ready")
-        await stopping.wait()
+        number = await stopping
         log.info("stopping")
+        if number == signal.SIGTERM:
+            server.announce_restart(0.0, TRY_FOR_S, spread_s=RECONNECT_SPREAD_S)
 
 
 def _let_packets_go_first() -> None:
@@ -87,7 +96,7 @@ def _reload(reloads: list[Callable[[], None]]) -> None:
         reload()
 
 
-async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
+async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     environment = Environment.read(os.environ)
     if environment.debug_logs:
@@ -174,6 +183,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     _announce(config, server, listener, plain, stun, manual, acme)
     if acme is not None:
         acme.start()
+    return server
 
 
 def _listen(

@@ -120,6 +120,7 @@ ELSEWHERE = {
     "STUN over a socket for both families": "PROTOCOL 21: an IPv4 client is answered with family 1; derper answers with a mapped address",
     "a STUN port that is taken": "PROTOCOL 21: told, and the relay does not start; derper says nothing",
     "/debug/check with duplicates": "PROTOCOL 21: two connections with one key are no inconsistency; derper says they are",
+    "SIGTERM": "PROTOCOL 6.11: clients are told with Restarting when to come back, each at a time of its own; derper just goes",
     "the status of a mesh link": "derper logs its number of peers every 10 s while they change; here it is a line once the link is up, "
     "and the metric fastderp_mesh_keys ever after (a log of a busy region would be nothing else)",
     "a first start that meets another": "PROTOCOL 21: both go on with one key",

@@ -8,15 +8,18 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fastderp.keys import NodePrivate
+from fastderp.keys import NodePrivate, NodePublic
 from tests.kit.command import COMMAND, refused, relay
+from tests.kit.peer import RESTARTING, Peer
 
 QUIET = ("-stun=false", "-http-port=-1")
 # PROTOCOL §20
@@ -27,6 +30,14 @@ def get(url: str, context: ssl.SSLContext | None = None) -> str:
     with urllib.request.urlopen(url, timeout=10, context=context) as response:
         text: str = response.read().decode()
         return text
+
+
+def frames_of(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and payload of whole frames that follow each other."""
+    while data:
+        frame_type, length = struct.unpack_from(">BI", data)
+        yield frame_type, data[5 : 5 + length]
+        data = data[5 + length :]
 
 
 def test_a_first_start_makes_a_key_and_says_where_it_serves(tmp_path: Path) -> None:
@@ -58,6 +69,24 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     assert code == 0
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "stopping"
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [RESTARTING]), (signal.SIGINT, [])])
+def test_who_restarts_a_relay_has_its_clients_told_when_to_come_back(tmp_path: Path, number: signal.Signals, told: list[int]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running, contextlib.ExitStack() as stack:
+        public = NodePublic.from_text(running.find(r"public key (\S+),"))
+        peers = [stack.enter_context(Peer.connect("127.0.0.1", running.port, None, 10)) for _ in range(8)]
+        for peer in peers:
+            peer.login(public)
+        running.process.send_signal(number)
+        waits_ms = set()
+        for peer in peers:
+            heard = list(frames_of(peer.read_to_end()))
+            assert [frame_type for frame_type, _ in heard] == told
+            waits_ms |= {struct.unpack(">II", payload) for _, payload in heard}
+        assert running.process.wait(20) == 0
+    assert all(reconnect_in_ms <= 2000 and try_for_ms == 5000 for reconnect_in_ms, try_for_ms in waits_ms)
+    assert bool(waits_ms) == (len(waits_ms) > 1)
 
 
 def test_every_address_is_served_in_both_families(tmp_path: Path) -> None:
