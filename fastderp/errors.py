@@ -13,6 +13,7 @@ EX_USAGE: Final = 2  # wrong flags or arguments
 EX_UNAVAILABLE: Final = 69  # a peer, a service or a library that is needed is not there
 EX_SOFTWARE: Final = 70  # an error of ours
 EX_OSERR: Final = 71  # the system refused: port in use, no descriptors, no memory
+EX_IOERR: Final = 74  # what there was to say could not be written
 EX_NOPERM: Final = 77  # not allowed to read, write or bind
 EX_CONFIG: Final = 78  # a configuration, key or certificate file that cannot be used
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
 from fastderp.cli.ending import ended
+from fastderp.cli.output import show
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
 
 log = logging.getLogger("fastderp")
@@ -43,11 +44,9 @@ def _run(arguments: Sequence[str]) -> int:
     if values["help"] or values["h"]:
         from fastderp.cli.usage import print_usage
 
-        print_usage(flag_table(os.environ), sys.stdout)
-        return EX_OK
+        return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
-        print(f"fastderp-relay {fastderp.__version__}")
-        return EX_OK
+        return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
     config = relay_config(values, given, is_root=os.geteuid() == 0)
     _log_to_stderr()
     _raise_descriptor_limit()

@@ -34,6 +34,7 @@ EXIT_CODES = (
     (2, "wrong flags"),
     (69, "a library is missing, such as OpenSSL or acme; or the secrets server cannot be reached"),
     (71, "cannot listen on an address: in use, not allowed, not this machine's"),
+    (74, "this help, or the version, could not be written"),
     (78, "a key, a certificate or a setting that cannot be used"),
 )
 

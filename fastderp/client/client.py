@@ -230,7 +230,7 @@ class Client:
                 await self.send_ping(data)
                 await answered
         except TimeoutError:
-            raise PingTimeout(f"no pong within {timeout_s:g} s") from None
+            raise PingTimeout(f"no pong within {timeout_s:g} s; is another task receiving?") from None
         finally:
             del self._pings[data]
         return loop.time() - started_s

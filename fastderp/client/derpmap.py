@@ -90,16 +90,19 @@ class DerpMap:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DerpMap:
-        """Read a DERP map, `text`, as control servers and `derpprobe` have it. PROTOCOL §13.
+        """Read a DERP map, `text`, as control servers and `derpprobe` have it, or as the `derpMap` of a policy file. PROTOCOL §13.
 
-        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming
-        the member that is wrong, for example `Regions.901.Nodes[0].DERPPort`.
+        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the member that is wrong, for
+        example `Regions.901.Nodes[0].DERPPort`, or missing: there are `Regions`, if only an empty object or null.
         """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DerpMapError(f"the DERP map is not JSON: {error}") from None
         top = _Members(document, "")
+        if "derpMap" in top and "Regions" not in top:
+            top = top.nested("derpMap")
+        top.require("Regions")
         return cls(
             regions={
                 _region_id(key, path): _region(value, path)
@@ -155,6 +158,13 @@ class _Members:
         members = _dict(value, path or "the DERP map")
         self._values = {name.casefold(): member for name, member in members.items()}
         self._path = path
+
+    def __contains__(self, name: str) -> bool:
+        return name.casefold() in self._values
+
+    def require(self, name: str) -> None:
+        if name not in self:
+            raise DerpMapError(f"{self._where(name)} is missing")
 
     def text(self, name: str) -> str:
         return self._get(name, "", _text)

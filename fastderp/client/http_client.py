@@ -9,7 +9,8 @@ import asyncio
 import os
 import string
 from collections.abc import Awaitable, Callable
-from typing import Self, TypedDict, TypeVar, Unpack
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.derpmap import DerpNode
@@ -28,7 +29,8 @@ _T = TypeVar("_T")
 _PIN_PREFIX = "sha256-raw:"
 
 
-class ClientOptions(TypedDict, total=False):
+@dataclass(frozen=True, slots=True)
+class _Options:
     """What both constructors of HTTPClient take besides where to connect; `HTTPClient.__init__` explains it."""
 
     can_ack_pings: bool
@@ -60,7 +62,13 @@ class HTTPClient:
         *,
         cert_name: str = "",
         dial_host: str = "",
-        **options: Unpack[ClientOptions],
+        can_ack_pings: bool = False,
+        is_prober: bool = False,
+        mesh_key: MeshKey | None = None,
+        app_name: str = "",
+        cafile: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        prefer_ipv6: bool = False,
     ) -> None:
         """Prepare to use the relay at `url`.
 
@@ -70,8 +78,6 @@ class HTTPClient:
             private_key: whose public half the client is reached under.
             cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a hash, as in a DerpNode.
             dial_host: where TCP goes instead of the URL's host.
-
-        More `options`, here and in `for_region`:
             can_ack_pings: promise to answer every Ping with `send_pong`.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
@@ -81,8 +87,9 @@ class HTTPClient:
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
 
-        Raises ValueError for a URL that is of no use.
+        Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its text.
         """
+        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
         self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
     @classmethod
@@ -93,7 +100,13 @@ class HTTPClient:
         *,
         use_tls: bool | None = None,
         use_websocket: bool | None = None,
-        **options: Unpack[ClientOptions],
+        can_ack_pings: bool = False,
+        is_prober: bool = False,
+        mesh_key: MeshKey | None = None,
+        app_name: str = "",
+        cafile: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        prefer_ipv6: bool = False,
     ) -> Self:
         """Prepare to use the first node that answers in the region that `region_getter` returns.
 
@@ -103,17 +116,19 @@ class HTTPClient:
             private_key: whose public half the client is reached under.
             use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
             use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
-            options: as for a URL.
+            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6: as for a URL.
 
-        What `region_getter` raises goes to whoever wanted to connect. PROTOCOL §13.
+        Raises TypeError for a key that is none. What `region_getter` raises goes to whoever wanted to connect. PROTOCOL §13.
         """
+        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
         client = cls.__new__(cls)
         client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
         return client
 
-    def _setup(
-        self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: ClientOptions
-    ) -> None:
+    def _setup(self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: _Options) -> None:
+        _check_type("private_key", private_key, NodePrivate)
+        if options.mesh_key is not None:
+            _check_type("mesh_key", options.mesh_key, MeshKey)
         self._target = target
         self._private_key = private_key
         self._options = options
@@ -157,7 +172,11 @@ class HTTPClient:
         return self._closed
 
     async def connect(self) -> None:
-        """Connect unless there is a connection. DialError says what failed, also when it takes longer than 10 s. PROTOCOL §13."""
+        """Connect unless there is a connection. DialError says what failed, also when it takes longer than 10 s.
+
+        Does not wait for the relay's answer to the login, so the relay may not know this client yet: others reach it once
+        `recv` has returned ServerInfo, and a login that is refused shows as a ConnectionLost there. PROTOCOL §3, §13.
+        """
         await self._ready()
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
@@ -333,7 +352,7 @@ class HTTPClient:
 
     async def _login(self) -> Client:
         opened = await self._target.open(
-            prefer_ipv6=self._options.get("prefer_ipv6", False), secure_proxy=self._secure_proxy
+            prefer_ipv6=self._options.prefer_ipv6, secure_proxy=self._secure_proxy
         )
         stream = opened.stream
         try:
@@ -353,11 +372,11 @@ class HTTPClient:
             return await Client.handshake(
                 stream,
                 self._private_key,
-                can_ack_pings=self._options.get("can_ack_pings", False),
-                is_prober=self._options.get("is_prober", False),
-                mesh_key=self._options.get("mesh_key"),
+                can_ack_pings=self._options.can_ack_pings,
+                is_prober=self._options.is_prober,
+                mesh_key=self._options.mesh_key,
                 server_public_key=server_key,
-                app_name=self._options.get("app_name", ""),
+                app_name=self._options.app_name,
             )
         except (ConnectionClosed, ProtocolError, BoxError) as error:
             stream.abort()
@@ -368,7 +387,7 @@ class HTTPClient:
 
     async def _secure(self, stream: Stream, node: DerpNode) -> tuple[Stream, NodePublic | None]:
         """Shake hands with the node; return the inside and the relay's key if the metacert told it."""
-        verify = not (self._options.get("insecure", False) or node.insecure_for_tests)
+        verify = not (self._options.insecure or node.insecure_for_tests)
         pin, cert_name = None, node.cert_name or None
         if node.cert_name.startswith(_PIN_PREFIX):
             pin, cert_name = _pin(node.cert_name), None
@@ -384,7 +403,7 @@ class HTTPClient:
         """Return the context for these rules; reading the system's roots takes a while, so it is kept."""
         context = self._contexts.get((verify, pin))
         if context is None:
-            context = ClientContext(verify=verify, cafile=self._options.get("cafile"), pin=pin)
+            context = ClientContext(verify=verify, cafile=self._options.cafile, pin=pin)
             self._contexts[verify, pin] = context
         return context
 
@@ -394,6 +413,12 @@ async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
     from fastderp.client.websocket import WebSocketStream
 
     return Stream.of(await WebSocketStream.open(stream, host=opened.host, path=opened.path, https=opened.https))
+
+
+def _check_type(name: str, key: object, wanted: type[NodePrivate] | type[MeshKey]) -> None:
+    # Not quoted: it is a secret, in whatever form.
+    if not isinstance(key, wanted):
+        raise TypeError(f"{name} is a {wanted.__name__}, not {type(key).__name__}; {wanted.__name__}.from_text reads its text")
 
 
 def _pin(cert_name: str) -> bytes:

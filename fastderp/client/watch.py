@@ -41,41 +41,47 @@ async def run_watch_connection_loop(
         retry_s: seconds from a failure to the next connection, which begins with all clients anew.
 
     Callbacks are called in the event loop and must not block. What one raises ends the loop and is raised here, after `on_gone` for the
-    keys that are left; but a DerpError from `on_present` or `on_gone` may pass for a failure of the connection. PROTOCOL §7.3.
+    keys that are left. PROTOCOL §7.3.
 
     Logs every failure, and once for each connection how many clients the relay has listed.
     """
     presence = _Presence(on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n))
     try:
         while not client.is_closed:
-            try:
-                if await _watch(client, presence, ignore_server_key):
-                    return
-            except DerpError as error:
-                presence.withdraw()
-                if client.is_closed:
-                    return
-                _log.info("watching %r: %s", client, error)
-                if on_error is not None:
-                    on_error(error)
-                await asyncio.sleep(retry_s)
+            failure = await _watch(client, presence, ignore_server_key)
+            presence.withdraw()
+            if failure is None or client.is_closed:
+                return
+            _log.info("watching %r: %s", client, failure)
+            if on_error is not None:
+                on_error(failure)
+            await asyncio.sleep(retry_s)
     finally:
         presence.withdraw()
 
 
-async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> bool:
-    """Follow one connection after the other until one fails; True when the relay is to be ignored."""
-    await client.watch_connection_changes()
+async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> DerpError | None:
+    """Follow one connection after the other until one fails; return why, or None when the relay is to be ignored.
+
+    What is raised comes from the callbacks.
+    """
+    try:
+        await client.watch_connection_changes()
+    except DerpError as error:
+        return error
     generation = None
     while True:
-        message, came_with = await client.recv_with_generation()
+        try:
+            message, came_with = await client.recv_with_generation()
+        except DerpError as error:
+            return error
         if came_with != generation:
             # The first message of a connection, which somebody who shares the client may have made.
             generation = came_with
             presence.begin()
             if ignore is not None and client.server_public_key == ignore:
                 _log.info("watching %r: it is ourselves", client)
-                return True
+                return None
         presence.note(message)
 
 

@@ -63,17 +63,23 @@ class Target:
         TLS 1.3 suite to offer. Raises ValueError saying what is wrong with the URL, TlsError for
         roots that cannot be read.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"{url}: no host and port can be made out, as in http://127.0.0.1:3340") from None
+        if port == 0:
+            raise ValueError(f"{url}: a relay's port is not 0")
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{url}: a relay's URL begins with http:// or https://")
         if not parts.hostname:
             raise ValueError(f"{url}: no host in the URL")
         path = parts.path if parts.path not in ("", "/") else "/derp"
         if parts.scheme == "http":
-            return cls(parts.hostname, parts.port or 80, path, None, check_box)
+            return cls(parts.hostname, port or 80, path, None, check_box)
         suites = SUITES if suite is None else (suite,)
         trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
-        return cls(parts.hostname, parts.port or 443, path, trust, check_box, suites)
+        return cls(parts.hostname, port or 443, path, trust, check_box, suites)
 
     @property
     def authority(self) -> str:
@@ -179,7 +185,7 @@ class Crowd:
                 on_joined(self._logins.n_inside)
             return self._take()
         except (OSError, ProtocolError) as error:
-            raise DialError(f"{self._target.url}: {_cause(error)}") from error
+            raise DialError(f"{self._target.url}: {_cause(error)}{_hint(error)}") from error
 
     def stop(self) -> None:
         """Have `log_in` return soon; may be called from any thread."""
@@ -221,8 +227,16 @@ def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no login within {LOGIN_LIMIT_S:.0f} s"
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
+        # The resolver has numbers of its own, below 0.
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return str(error)
+
+
+def _hint(error: Exception) -> str:
+    """Return what may be behind the end of a login: a relay that has told its key refuses a client without a word."""
+    if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        return "; does it admit unknown keys? The bench uses new ones"
+    return ""
 
 
 @dataclass(slots=True)

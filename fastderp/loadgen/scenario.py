@@ -125,11 +125,15 @@ def read_scenario(path: Path) -> Scenario:
     """Read a scenario from a TOML file: a Scenario's fields, sizes as text (`100:3,1400:1`).
 
     Without `rate` the window is 16 unless given; `rate = 0` and `window = 0`: senders never wait.
-    Raises ValueError naming the file and the field that is wrong, OSError when there is no file.
+    Raises ValueError naming the file and the field that is wrong or why it cannot be read.
     """
     try:
         values = tomllib.loads(path.read_text())
         return _scenario_of(values, path.stem)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text in UTF-8") from None
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from None
 

@@ -229,8 +229,8 @@ class Connection:
             self.close("end", self._what_was_cut_off())
 
     def _what_was_cut_off(self) -> str:
-        """Say what the client left unfinished, "" when it had not begun."""
-        if self.state is State.LOGIN:
+        """Say what the client left unfinished, "" when it had not begun, as who only asks for our key never does."""
+        if self.state is State.LOGIN and self._unread:
             return "the client left before its login was complete"
         if self.state is State.HTTP and self._head is not None:
             return "the client left in the middle of a request"

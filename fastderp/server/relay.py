@@ -42,6 +42,8 @@ from fastderp.tls.handshake import ClientContext, ServerContext
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset({"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"})
+# What a C uint32_t holds.
+_QUEUE_PACKETS_MAX = 2**32 - 1
 # Client connections whose TLS records the data plane opens are all of this version.
 _PLANE_TLS = "1.3"
 
@@ -91,6 +93,8 @@ class Server:
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
+        if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
+            raise ValueError(f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}")
         self._private_key = private_key or NodePrivate.generate()
         self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
@@ -181,10 +185,11 @@ class Server:
     async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | CertificateSource | None = None) -> None:
         """Listen on an address and serve until `close` is called elsewhere or this task is cancelled, which closes the relay.
 
-        `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had. PROTOCOL §9.1.
+        `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had; that closes the relay, too.
+        PROTOCOL §9.1.
         """
-        self.listen(host, port, tls=tls)
         try:
+            self.listen(host, port, tls=tls)
             await self._closed.wait()
         finally:
             await self.close()
