@@ -245,7 +245,9 @@ def deaf_watcher(relay: Relay) -> Peer:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(PATIENCE_S)
     sock.connect(("127.0.0.1", relay.port))
-    peer = Peer(client_context(relay.setup).wrap_socket(sock))
+    context = client_context(relay.setup)
+    assert context is not None
+    peer = Peer(context.wrap_socket(sock))
     peer.login(relay.server.public_key, json=mesh_info())
     peer.send_frame(WATCH)
     eventually(lambda: relay.metrics()["fastderp_backlog_bytes"] > CROWD_LIST_BYTES // 4)
