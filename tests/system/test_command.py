@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from fastderp.client.stun import binding_request, parse_response
 from fastderp.keys import NodePrivate
 from tests.kit.command import COMMAND, refused, relay
 
 QUIET = ("-stun=false", "-http-port=-1")
-# PROTOCOL §20
-STUN_REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
 
 
 def get(url: str, context: ssl.SSLContext | None = None) -> str:
@@ -71,9 +70,10 @@ def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
     with relay("-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(tmp_path / "relay.key")) as running:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(10)
-            client.sendto(STUN_REQUEST, ("127.0.0.1", running.stun_port))
-            answer = client.recv(100)
-        assert answer[:20] == bytes.fromhex("0101000c2112a442") + STUN_REQUEST[8:20]
+            client.connect(("127.0.0.1", running.stun_port))
+            asked = os.urandom(12)
+            client.send(binding_request(asked))
+            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
         varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
         assert 'stun_requests{disposition="success"} 1\n' in varz
         assert 'stun_addrfamily{family="ipv4"} 1\n' in varz
