@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import urllib.request
 
 import pytest
 
 from fastderp.keys import NodePrivate, NodePublic
-from tests.kit.command import RunningRelay, relay, started
+from tests.kit.command import RunningRelay, command_with_upkeep_every, relay, started
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually
 
@@ -68,9 +67,7 @@ def test_visitors_who_just_leave_are_logged_when_asked_for(tmp_path: object, val
 
 
 def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None:
-    # The command with a shorter time between two looks.
-    hasty = "import sys; from fastderp.cli.relay import main; from fastderp.server import upkeep; upkeep.INTERVAL_S = 0.02; sys.exit(main())"
-    flags = [sys.executable, "-c", hasty, *FLAGS, "-c"]
+    flags = [*command_with_upkeep_every(0.02), *FLAGS, "-c"]
     with (
         started([*flags, f"{tmp_path}/k"]) as looking,
         started([*flags, f"{tmp_path}/other"], {"TS_DERP_DISABLE_RTT_STATS": "1"}) as not_looking,

@@ -150,7 +150,7 @@ class Talkers:
 def test_packets_keep_flowing_at_full_rate_while_python_is_blocked(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     arguments = [setup.transport, str(relay.port), relay.server.public_key.text]
-    shares = []
+    shares: list[float] = []
     with subprocess.Popen(
         [sys.executable, "-c", _TALKERS, *arguments],
         cwd=Path(__file__).parents[2],
