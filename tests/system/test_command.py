@@ -1,7 +1,9 @@
 """`fastderp-relay` from outside: how it starts, what it serves, how it ends, and what it says when it cannot."""
 
 import contextlib
+import ctypes
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -17,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from fastderp.client.stun import binding_request, parse_response
 from fastderp.keys import NodePrivate, NodePublic
-from tests.kit.command import COMMAND, refused, relay
+from tests.kit.command import COMMAND, RunningRelay, refused, relay
 from tests.kit.peer import RESTARTING, Peer
+from tests.kit.relay import eventually
 
 QUIET = ("-stun=false", "-http-port=-1")
-# PROTOCOL §20
-STUN_REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+PIDFD_GETFD = 438  # the same on every machine; neither Python nor older C libraries have a name for it
 
 
 def get(url: str, context: ssl.SSLContext | None = None) -> str:
@@ -96,13 +99,85 @@ def test_every_address_is_served_in_both_families(tmp_path: Path) -> None:
             assert get(f"http://[::1]:{running.port}/derp/probe") == ""
 
 
+def test_a_home_page_may_be_blank(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-home", "blank", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/", timeout=10) as response:
+            assert (response.status, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+            assert response.read() == b""
+
+
+def test_a_home_page_may_be_elsewhere(tmp_path: Path) -> None:
+    elsewhere = "https://example.com/about?relay"
+    with relay("-a", "127.0.0.1:0", "-home", elsewhere, "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)) as visitor:
+            visitor.request("GET", "/")
+            response = visitor.getresponse()
+            assert (response.status, response.headers["Location"]) == (302, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [((), (1, 600, 15_000)), (("-tcp-keepalive-time=77s", "-tcp-user-timeout=2500ms"), (1, 77, 2500))],
+    ids=["by default", "by flags"],
+)
+def test_a_clients_socket_gives_up_when_the_flags_say(tmp_path: Path, flags: tuple[str, ...], settings: tuple[int, ...]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET, *flags) as running:
+        client = Peer.connect("127.0.0.1", running.port, None, 10)
+        with client, client_socket(running, client.sock.getsockname()) as accepted:
+            assert settings == (
+                accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            )
+
+
+def client_socket(running: RunningRelay, client: tuple[str, int]) -> socket.socket:
+    """Return a duplicate of the socket that the relay has to this client, as soon as it has one."""
+    found: list[socket.socket] = []
+
+    def is_found() -> bool:
+        for sock in sockets_of(running.process.pid):
+            if is_to(sock, client):
+                found.append(sock)
+                return True
+            sock.close()
+        return False
+
+    eventually(is_found)
+    return found[0]
+
+
+def is_to(sock: socket.socket, client: tuple[str, int]) -> bool:
+    try:
+        return sock.family == socket.AF_INET and bool(sock.getpeername() == client)
+    except OSError:  # a listener
+        return False
+
+
+def sockets_of(pid: int) -> Iterator[socket.socket]:
+    """Go through duplicates of a child's sockets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
+                continue
+            duplicate = libc.syscall(PIDFD_GETFD, process, int(number), 0)
+            if duplicate < 0:
+                pytest.skip(f"no look at the descriptors of a child: {os.strerror(ctypes.get_errno())}")
+            yield socket.socket(fileno=duplicate)
+    finally:
+        os.close(process)
+
+
 def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
     with relay("-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(tmp_path / "relay.key")) as running:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(10)
-            client.sendto(STUN_REQUEST, ("127.0.0.1", running.stun_port))
-            answer = client.recv(100)
-        assert answer[:20] == bytes.fromhex("0101000c2112a442") + STUN_REQUEST[8:20]
+            client.connect(("127.0.0.1", running.stun_port))
+            asked = os.urandom(12)
+            client.send(binding_request(asked))
+            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
         varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
         assert 'stun_requests{disposition="success"} 1\n' in varz
         assert 'stun_addrfamily{family="ipv4"} 1\n' in varz
