@@ -38,7 +38,7 @@ cdef struct Counters:
     uint64_t peer_gone_not_here_frames
     uint64_t got_ping
     uint64_t sent_pong
-    uint64_t unknown_frames
+    uint64_t unknown_frames      # of types that PROTOCOL §2 has no name for
     uint64_t home_moves_in
     uint64_t home_moves_out
     uint64_t home_connections    # a gauge: may be negative in one thread, the sum is not

@@ -33,5 +33,6 @@ cdef struct Flows:
 
 cdef bint flows_push(Flows* f, Node* node) noexcept nogil
 cdef Node* flows_pop(Flows* f) noexcept nogil
+cdef Node* flows_pop_older(Flows* f, const uint8_t* newcomer, uint32_t n, uint64_t since_ns) noexcept nogil
 cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil
 cdef void flows_free(Flows* f) noexcept nogil

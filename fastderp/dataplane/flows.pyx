@@ -176,6 +176,17 @@ cdef Node* flows_pop(Flows* f) noexcept nogil:
         turn_pass(f)
 
 
+cdef Node* flows_pop_older(Flows* f, const uint8_t* newcomer, uint32_t n, uint64_t since_ns) noexcept nogil:
+    """Take out the oldest packet of the sender of newcomer, a frame of n bytes, if it was queued before since_ns."""
+    cdef uint32_t own
+    if f.n == 0:
+        return NULL
+    own = slot_find(f, frame_sender(newcomer, n))
+    if f.slots[own].packets.n and f.slots[own].packets.head.queued_ns < since_ns:
+        return flow_pop(f, own)
+    return NULL
+
+
 cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil:
     """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
 

@@ -69,6 +69,11 @@ cdef inline size_t frame_size(const uint8_t* p) noexcept nogil:
     return FRAME_HEADER + <size_t>frame_payload_size(p)
 
 
+cdef inline bint frame_is_known(uint8_t type) noexcept nogil:
+    # Whether PROTOCOL §2 has a name for the type, whoever may send it.
+    return FRAME_SERVER_KEY <= type <= FRAME_FORWARD_PACKET or FRAME_WATCH_CONNS <= type <= FRAME_RESTARTING
+
+
 cdef inline bint frame_is_disco(const uint8_t* data, size_t n) noexcept nogil:
     return n >= DISCO_MIN and memcmp(data, b"TS\xf0\x9f\x92\xac", 6) == 0
 

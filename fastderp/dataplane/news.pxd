@@ -16,7 +16,8 @@ cdef struct Glance:              # of a session, taken under its output lock
     bint preferred
     bint active
     bint tls
-    bint has_tcp
+    bint is_tcp
+    bint has_tcp                 # and the kernel told what it counts
     size_t backlog_bytes
     EventTotals totals
 

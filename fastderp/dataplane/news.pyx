@@ -7,8 +7,8 @@ from fastderp.dataplane.queue cimport backlog_bytes
 from fastderp.dataplane.record cimport RecordStatus, record_status_text
 from fastderp.dataplane.session cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN, session_totals
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, getsockopt, pthread_mutex_lock,
-    pthread_mutex_unlock,
+    ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, errno,
+    getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 # Of CloseReason, in its order; shown in logs and as metric labels.
@@ -108,6 +108,7 @@ cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept no
     """
     cdef unsigned int n = sizeof(tcp_counts)
     cdef bint is_open
+    cdef bint failed
     if atomic_load_u64(&s.handle) == 0:
         return False
     pthread_mutex_lock(&s.output_lock)
@@ -122,8 +123,10 @@ cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept no
         seen.tls = s.records is not NULL
         seen.backlog_bytes = backlog_bytes(s.backlog) if s.backlog is not NULL else 0
         session_totals(s, &seen.totals)
-        seen.has_tcp = (info is not NULL and getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) == 0
-                        and n == sizeof(tcp_counts))
+        if info is not NULL:
+            failed = getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) != 0
+            seen.is_tcp = not (failed and (errno == EOPNOTSUPP or errno == ENOPROTOOPT))
+            seen.has_tcp = not failed and n == sizeof(tcp_counts)
     pthread_mutex_unlock(&s.output_lock)
     return is_open
 

@@ -12,8 +12,8 @@ from fastderp.dataplane.counters cimport (
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
-    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE, PACKET_OVERHEAD,
+    ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.queue cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
@@ -24,8 +24,8 @@ from fastderp.dataplane.record cimport (
     RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR, OUTPUT_IOVS,
-    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR,
+    CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
@@ -115,6 +115,11 @@ cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n
         packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL, dst)
 
 
+cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
+    # The packet that was being written is lost to the write error, those behind it to the end of the session (§6.6).
+    return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
+
+
 cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken, const uint8_t* dst) noexcept nogil:
     # Count the packets of a batch for a key as dropped, but not those that lie within its first `taken` bytes.
     cdef int i
@@ -132,19 +137,26 @@ cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t take
                 taken = 0
                 if frame_is_packet(p):
                     packet_lose(t, reason, p, size, dst)
+                    reason = reason_behind(reason)
             p += size
 
 
 cdef struct Dropper:             # context of the two functions below
     Turn* turn
     Session* session
+    DropReason reason            # of the next packet that drop_gone drops
+
+
+cdef inline uint64_t node_waited_ns(const Turn* t, const Node* node) noexcept nogil:
+    # It may have been queued by a thread whose turn began later.
+    return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
 
 
 cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     d.session.dropped += 1
     d.turn.n_timed += 1
-    d.turn.waited_ns += d.turn.now_ns - node.queued_ns
+    d.turn.waited_ns += node_waited_ns(d.turn, node)
     packet_lose(d.turn, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
 
 
@@ -152,7 +164,8 @@ cdef void drop_gone(void* context, const Node* node) noexcept nogil:
     cdef Dropper* d = <Dropper*>context
     if node.lane >= LANE_DISCO:
         d.session.dropped += 1
-        packet_lose(d.turn, DROP_GONE_DISCONNECTED, node.data, node.n, d.session.peer.key)
+        packet_lose(d.turn, d.reason, node.data, node.n, d.session.peer.key)
+        d.reason = reason_behind(d.reason)
 
 
 cdef void queue_time_fold(Turn* t) noexcept nogil:
@@ -258,10 +271,10 @@ cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept n
 cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
     cdef uint32_t control_bytes = MESH_CONTROL_BYTES if role == ROLE_MESH else CONTROL_BYTES
     if role == ROLE_LINK:
-        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(LINK_LANE_BYTES, LANE_PACKETS, control_bytes, core.packet_age_ns)
     if core.lane_packets:
-        return backlog_new(0, core.lane_packets, control_bytes)
-    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes)
+        return backlog_new(0, core.lane_packets, control_bytes, 0)
+    return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes, core.packet_age_ns)
 
 
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
@@ -279,15 +292,12 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
     cdef Dropper dropper
     dropper.turn = t
     dropper.session = s
+    dropper.reason = DROP_GONE_DISCONNECTED
+    if s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR:
+        dropper.reason = DROP_WRITE_ERROR
     if s.backlog is not NULL:
         backlog_free(s.backlog, &t.core.budget, drop_gone, &dropper)
         s.backlog = NULL
-
-
-cdef inline bint pong_waits(const Backlog* backlog) noexcept nogil:
-    # A flood of pings leaves one pong (§5), or at most one more for every other control frame.
-    cdef const Node* last = backlog.lanes[LANE_CONTROL].tail
-    return last is not NULL and last.data[0] == FRAME_PONG
 
 
 cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
@@ -311,11 +321,12 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
     dropper.session = s
     if frame_is_packet(frame):
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
-    elif frame[0] == FRAME_PONG and pong_waits(backlog):
-        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+    elif frame[0] == FRAME_PONG and backlog.has_pong:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)    # a flood of pings leaves one pong (§5)
         return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
                     drop_displaced, &dropper):
+        backlog.has_pong |= frame[0] == FRAME_PONG
         return
     if offset:
         fail_locked(t, s, CLOSE_NO_MEMORY, 0)
@@ -503,10 +514,18 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
     batch_rest(t, s, batch, done_bytes)
 
 
+cdef int flush_offer(Turn* t, Session* s, iovec* iov) noexcept nogil:
+    # Fill iov with what of the backlog is written next, at most FLUSH_IOVS frames.
+    cdef Dropper dropper
+    dropper.turn = t
+    dropper.session = s
+    return backlog_peek(s.backlog, &t.core.budget, iov, FLUSH_IOVS, SEAL_CHUNK, t.now_ns, drop_displaced, &dropper)
+
+
 cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
     # One write of what waits. True when the socket took all that was offered.
     cdef iovec iov[FLUSH_IOVS]
-    cdef int n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    cdef int n_iov = flush_offer(t, s, iov)
     cdef ssize_t taken = socket_write(t, s, iov, n_iov)
     cdef Node* node
     cdef int i
@@ -530,8 +549,10 @@ cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
 
 cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
     if node.lane >= LANE_DISCO:
-        t.waited_ns += t.now_ns - node.queued_ns
+        t.waited_ns += node_waited_ns(t, node)
         count_written(t, s, 1, frame_data_size(node.data, node.n))
+    elif node.lane == LANE_CONTROL and node.data[0] == FRAME_PONG:
+        s.backlog.has_pong = False
     free(node)
 
 
@@ -543,7 +564,7 @@ cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
     cdef RecordStatus status
     if s.backlog.lanes[LANE_WIRE].head is not NULL:
         return flush_wire(t, s)
-    n_iov = backlog_peek(s.backlog, iov, FLUSH_IOVS, SEAL_CHUNK)
+    n_iov = flush_offer(t, s, iov)
     status = record_seal(s.records, &t.keyring, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
     if status != RECORD_OK:
         fail_locked(t, s, CLOSE_TLS, status)

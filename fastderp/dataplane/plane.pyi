@@ -13,6 +13,7 @@ from fastderp.dataplane.news import Totals as Totals
 from fastderp.dataplane.record import RecordLayer
 from fastderp.errors import DerpError
 
+DEFAULT_BACKLOG_AGE_S: float
 DEFAULT_BACKLOG_CAP_BYTES: int
 MAX_UNREAD_BYTES: int
 
@@ -26,9 +27,12 @@ class Plane:
         *,
         workers: int = 0,
         write_timeout_s: float = 2.0,
+        mesh_write_timeout_s: float = 30.0,
+        home_settled_s: float = 5.0,
         keep_alive_s: float = 60.0,
         disable_fighters: bool = False,
         backlog_cap_bytes: int = ...,
+        backlog_age_s: float = ...,
         queue_packets: int = 0,
         watch_drops: Sequence[bytes] = (),
     ) -> None: ...
@@ -66,7 +70,7 @@ class Plane:
     def trim_memory(self) -> None: ...
     def n_moved(self) -> int: ...
     def tcp_infos(self) -> list[TcpInfo]: ...
-    def round_trips(self, bounds_us: Sequence[int]) -> tuple[list[int], int]: ...
+    def round_trips(self, bounds_us: Sequence[int]) -> tuple[list[int], int, int]: ...
     def unique_senders(self) -> dict[int, int]: ...
     def counters(
         self,

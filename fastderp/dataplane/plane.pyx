@@ -40,6 +40,13 @@ from fastderp.dataplane.news import (  # handed on: who uses the plane needs the
 from fastderp.errors import DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
+# What has waited this long is not worth its receiver's line any more. Nearly all of it is WireGuard's: TCP inside has sent
+# its segment again by now (RFC 6298 starts with a timeout of 1 s), a call has gone on without it, and what the tunnel
+# itself sends comes again after 5 s. derper's 32 packets have no age, and in bytes a backlog is never stricter than those;
+# in time it is, because what is delivered this late only delays what is fresh. A peer that takes nothing for the write
+# timeout, twice as long, loses all of it with derper, too. It is the packet that is late, whoever is next on its way: so
+# it goes for links between relays as well.
+DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
 
 # Unsent bytes the kernel may hold for one peer: more would only be stale packets.
@@ -50,7 +57,6 @@ cdef int NEAR_RECEIVE_BYTES = 212992
 cdef unsigned int NEAR_RTT_US = 2000
 # Expanded at once by the control thread, which seldom writes to the same session twice.
 cdef unsigned int CONTROL_KEYS = 16
-cdef uint64_t MESH_WRITE_TIMEOUT_NS = 30000000000
 
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
@@ -61,12 +67,15 @@ cdef class Plane:
 
     workers: number of threads; 0 means one per core this process may run on.
     write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
-        0 means never. Mesh peers always get 30 s.
+        0 means never.
+    mesh_write_timeout_s: the same for mesh peers and links to other relays.
+    home_settled_s: seconds after its login from which on a client that changes its home is counted as moving (§6.6).
     keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
     disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
     backlog_cap_bytes: what all backlogs together may hold.
+    backlog_age_s: seconds after which a packet that still waits for its receiver's socket is dropped; 0 means never.
     queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
-        as fit into 256 KiB and at least 32. Other relays are not meant.
+        as fit into 256 KiB and at least 32. Then they wait without an age. Other relays are not meant.
     watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
 
     Raises PlaneError when memory or descriptors are out.
@@ -81,14 +90,19 @@ cdef class Plane:
     cdef int next_worker
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double keep_alive_s=60.0,
-                  bint disable_fighters=False, uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double mesh_write_timeout_s=30.0,
+                  double home_settled_s=5.0, double keep_alive_s=60.0, bint disable_fighters=False,
+                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES, double backlog_age_s=DEFAULT_BACKLOG_AGE_S,
                   uint32_t queue_packets=0, watch_drops=()):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
+        for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s), ("home_settled_s", home_settled_s),
+                              ("backlog_age_s", backlog_age_s)):
+            if not seconds >= 0:
+                raise ValueError(f"{name} must not be negative, and is {seconds}")
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
@@ -99,7 +113,9 @@ cdef class Plane:
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.write_timeout_s = write_timeout_s
-        self.core.mesh_write_timeout_ns = MESH_WRITE_TIMEOUT_NS
+        self.core.mesh_write_timeout_ns = <uint64_t>(mesh_write_timeout_s * 1e9)
+        self.core.home_settled_ns = <uint64_t>(home_settled_s * 1e9)
+        self.core.packet_age_ns = <uint64_t>(backlog_age_s * 1e9)
         self.core.lane_packets = queue_packets
         self.watch_drops(watch_drops)
         self.core.n_workers = n
@@ -304,7 +320,7 @@ cdef class Plane:
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
     def handles(self, bytes key not None):
-        """Return the handles of the sessions that share a key, the latest to speak last."""
+        """Return the handles of the sessions that share a key."""
         cdef uint64_t few[8]
         cdef uint64_t* many
         cdef uint32_t n
@@ -429,11 +445,13 @@ cdef class Plane:
         """Count the sessions by the kernel's smoothed round-trip time.
 
         bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more than there are
-        bounds, and how many sessions without such a time there are that no earlier call counted.
+        bounds; how many sessions without such a time there are that no earlier call counted, because they are not over
+        TCP; and how many because the kernel would not tell.
         """
         cdef unsigned int bounds[16]
         cdef uint64_t counts[17]
-        cdef uint64_t n_excused = 0
+        cdef uint64_t n_not_tcp = 0
+        cdef uint64_t n_failed = 0
         cdef tcp_counts info
         cdef Glance seen
         cdef uint32_t slot
@@ -456,8 +474,9 @@ cdef class Plane:
                         i += 1
                     counts[i] += 1
                 elif session_excuse(s, seen.handle):
-                    n_excused += 1
-        return [counts[i] for i in range(n_bounds + 1)], n_excused
+                    n_not_tcp += not seen.is_tcp
+                    n_failed += seen.is_tcp
+        return [counts[i] for i in range(n_bounds + 1)], n_not_tcp, n_failed
 
     def unique_senders(self):
         """Return for each receiving session's handle how many keys now in the region have sent it packets."""

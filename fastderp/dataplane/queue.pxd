@@ -28,6 +28,8 @@ cdef struct Backlog:
     uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts
     uint32_t lane_packets        # LANE_PACKETS, or what the operator wants
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
+    uint64_t age_ns              # a packet that has waited longer is not worth writing any more; 0 = any is
+    bint has_pong                # a pong waits; who queues and writes frames says so
     Fifo lanes[N_LANES]
     Flows flows[N_LANES]         # by lane; of disco and data only
 
@@ -38,11 +40,13 @@ cdef struct BacklogBudget:       # shared by all sessions of a plane: memory, fr
 # Called for each frame thrown away.
 ctypedef void (*drop_fn)(void* context, const Node* node) noexcept nogil
 
-cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes) noexcept nogil
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes,
+                          uint64_t age_ns) noexcept nogil
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil
-cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noexcept nogil
+cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes, uint64_t now_ns,
+                      drop_fn drop, void* context) noexcept nogil
 cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil
 cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil
 

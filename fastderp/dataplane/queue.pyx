@@ -2,17 +2,19 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
-from fastderp.dataplane.flows cimport NO_FLOW, Flow, Flows, flows_free, flows_pop, flows_pop_excess, flows_push
+from fastderp.dataplane.flows cimport NO_FLOW, Flow, Flows, flows_free, flows_pop, flows_pop_excess, flows_pop_older, flows_push
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
 
-cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes) noexcept nogil:
+cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes,
+                          uint64_t age_ns) noexcept nogil:
     cdef Backlog* b = <Backlog*>calloc(1, sizeof(Backlog))
     if b is not NULL:
         b.lane_bytes = lane_bytes
         b.lane_packets = lane_packets
         b.flows[LANE_DISCO].current = b.flows[LANE_DATA].current = NO_FLOW
         b.control_bytes = control_bytes
+        b.age_ns = age_ns
     return b
 
 
@@ -73,17 +75,30 @@ cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, ui
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
 
 
+cdef void node_displace(BacklogBudget* budget, Node* node, drop_fn drop, void* context) noexcept nogil:
+    node_refund(budget, node)
+    drop(context, node)
+    free(node)
+
+
+cdef inline uint64_t oldest_ns(const Backlog* b, uint64_t now_ns) noexcept nogil:
+    # What was queued before then has waited too long.
+    return now_ns - b.age_ns if 0 < b.age_ns < now_ns else 0
+
+
 cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8_t* newcomer, uint32_t n,
-                    drop_fn drop, void* context) noexcept nogil:
+                    uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
     # Displace packets until the newcomer fits. False when that does not help: others use up the global cap.
-    cdef Node* node
+    cdef uint64_t since_ns = oldest_ns(b, now_ns)
+    cdef Node* node = flows_pop_older(&b.flows[lane], newcomer, n, since_ns)
+    while node is not NULL:
+        node_displace(budget, node, drop, context)
+        node = flows_pop_older(&b.flows[lane], newcomer, n, since_ns)
     while not lane_has_room(b, lane, budget, n):
         node = lane_pop_excess(b, lane, newcomer, n)
         if node is NULL:
             return False
-        node_refund(budget, node)
-        drop(context, node)
-        free(node)
+        node_displace(budget, node, drop, context)
     return True
 
 
@@ -91,13 +106,14 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
     """Queue a copy of a frame of which the wire has already seen offset bytes.
 
-    A packet that finds its lane full displaces others there. False when the frame could not be kept: no memory, no
-    room under the global cap, or too many control frames; the caller decides what that means.
+    A packet displaces those of its sender that have waited too long and, when its lane is full, others there. False when
+    the frame could not be kept: no memory, no room under the global cap, or too many control frames; the caller decides
+    what that means.
     """
     cdef Node* node
     cdef bint is_rest = offset != 0 or lane == LANE_WIRE    # the peer has its beginning
     if not is_rest and lane != LANE_CONTROL:
-        if not room_make(b, lane, budget, frame, n, drop, context):
+        if not room_make(b, lane, budget, frame, n, now_ns, drop, context):
             return False
     elif not budget_has_room(budget, n, False):
         return False
@@ -124,24 +140,44 @@ cdef bint flow_push(Flows* flows, BacklogBudget* budget, Node* node) noexcept no
     return pushed
 
 
-cdef void turns_take(Backlog* b, uint8_t lane, uint32_t n_most, size_t limit_bytes) noexcept nogil:
+cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node, uint64_t since_ns, drop_fn drop,
+                    void* context) noexcept nogil:
+    # Have the lane hold a packet whose turn has come, unless it was queued before since_ns. When all that waits is as
+    # old, the last one stays: it shows whether the peer still takes anything (the write deadline, §6.6).
+    if node.queued_ns < since_ns and not backlog_empty(b):
+        node_displace(budget, node, drop, context)
+    else:
+        fifo_append(&b.lanes[lane], node)
+
+
+cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most, size_t limit_bytes,
+                     uint64_t since_ns, drop_fn drop, void* context) noexcept nogil:
     # Have the lane hold the packets whose turn is next, up to the first that reaches a limit.
+    cdef uint32_t n_before = b.lanes[lane].n
+    while n_before:              # what did not go out last time may have grown too old since
+        lane_take(b, budget, lane, fifo_pop(&b.lanes[lane]), since_ns, drop, context)
+        n_before -= 1
     while b.flows[lane].n and b.lanes[lane].n < n_most and b.lanes[lane].bytes < limit_bytes:
-        fifo_append(&b.lanes[lane], flows_pop(&b.flows[lane]))
+        lane_take(b, budget, lane, flows_pop(&b.flows[lane]), since_ns, drop, context)
 
 
-cdef int backlog_peek(Backlog* b, iovec* iov, int n_iov, size_t limit_bytes) noexcept nogil:
-    """Fill iov with what goes next, in order, up to limit_bytes but at least one frame; return how many were filled."""
+cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes, uint64_t now_ns,
+                      drop_fn drop, void* context) noexcept nogil:
+    """Fill iov with what goes next, in order, up to limit_bytes but at least one frame; return how many were filled.
+
+    Packets on the way there that have waited too long are dropped.
+    """
+    cdef uint64_t since_ns = oldest_ns(b, now_ns)
     cdef int filled = 0
     cdef int lane
     cdef size_t total = 0
     cdef Node* node
     if b.lanes[LANE_DATA].n or b.flows[LANE_DATA].n:
         # Disco goes first, but who sends junk that looks like it gets half of the line at most.
-        turns_take(b, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2)
+        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2, since_ns, drop, context)
     else:
-        turns_take(b, LANE_DISCO, <uint32_t>n_iov, limit_bytes)
-    turns_take(b, LANE_DATA, <uint32_t>n_iov, limit_bytes)
+        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
+    turns_take(b, budget, LANE_DATA, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
     for lane in range(N_LANES):
         node = b.lanes[lane].head
         while node is not NULL:

@@ -31,10 +31,11 @@ cdef struct Route:
     uint64_t hash
     uint64_t stamp               # never used twice: names this stay of the key in the region
     uint64_t active              # atomic: handle of the local session that is sent data, 0 = none
+    uint64_t unheard             # atomic: handle of the member that made the key a duplicate, until it speaks; or 0
     uint8_t is_fighting          # atomic: members fight over the key and none is active
     uint64_t forwarder           # atomic: handle of the mesh link for the key while it is not local, 0 = none
     # Guarded by the lock:
-    HandleList members           # sessions with this key, the latest to speak last
+    HandleList members           # sessions with this key; when the active one leaves, the last of the others follows
     HandleList forwarders        # mesh links that announced the key, the oldest first: that one is preferred
     HandleList history           # only under disable_fighters: who spoke, in order, adjacent repeats collapsed
     HandleList disabled          # only under disable_fighters: members that are sent nothing

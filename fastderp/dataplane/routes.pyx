@@ -352,11 +352,47 @@ cdef Route* route_get(RouteTable* t, const uint8_t* key) noexcept nogil:
     return route if route is not NULL else route_new(t, key)
 
 
-# ---- the policy that disables fighters (§6.3), for tests; without memory it does less than it should
-
 cdef void activate(Route* route, uint64_t handle) noexcept nogil:
     atomic_store_u8(&route.is_fighting, handle == 0 and route.members.n > 1)
     atomic_store_u64(&route.active, handle)
+
+
+# ---- the policy of the last writer (§6.3): derper's `send_history` without its repeats is the order of the members
+
+cdef void member_put(HandleList* members, uint32_t at, uint64_t handle) noexcept nogil:
+    # In a list that has had room for it.
+    memmove(&members.items[at + 1], &members.items[at], (members.n - at) * sizeof(uint64_t))
+    members.items[at] = handle
+    members.n += 1
+
+
+cdef void writer_joined(Route* route, uint64_t handle) noexcept nogil:
+    # The second one enters the history when it speaks, and until then follows after all who are in it. The first and
+    # those that come later are in it at once.
+    if route.members.n == 2:
+        list_remove(&route.members, handle)
+        member_put(&route.members, 0, handle)
+        atomic_store_u64(&route.unheard, handle)
+    activate(route, handle)
+
+
+cdef void writer_spoke(Route* route, uint64_t handle) noexcept nogil:
+    if not list_remove(&route.members, handle):
+        return
+    member_put(&route.members, route.members.n, handle)
+    if atomic_peek_u64(&route.unheard) == handle:
+        atomic_store_u64(&route.unheard, 0)
+    activate(route, handle)
+
+
+cdef void writer_left(Route* route, uint64_t handle) noexcept nogil:
+    if route.members.n <= 1 or atomic_peek_u64(&route.unheard) == handle:
+        atomic_store_u64(&route.unheard, 0)
+    if atomic_peek_u64(&route.active) == handle:
+        activate(route, route.members.items[route.members.n - 1] if route.members.n else 0)
+
+
+# ---- the policy that disables fighters (§6.3), for tests; without memory it does less than it should
 
 
 cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
@@ -364,6 +400,7 @@ cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
         list_append(&route.history, route.members.items[0])
     elif route.members.n > 2:
         list_append(&route.history, handle)
+    activate(route, handle)
 
 
 cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
@@ -428,7 +465,8 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
         census(t, route.members.n, 1)
         if t.disable_fighters:
             fighter_joined(route, handle)
-        activate(route, handle)
+        else:
+            writer_joined(route, handle)
     pthread_mutex_unlock(&t.lock)
     return route
 
@@ -441,9 +479,8 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, Handle
         census(t, route.members.n + 1, <uint32_t>-1)
         if t.disable_fighters:
             fighter_left(route, handle)
-        elif atomic_peek_u64(&route.active) == handle:
-            # The latest speaker that is still here takes over (§6.3).
-            activate(route, route.members.items[route.members.n - 1] if route.members.n else 0)
+        else:
+            writer_left(route, handle)
         gone = route_settle(t, route, told)
     pthread_mutex_unlock(&t.lock)
     return gone
@@ -451,15 +488,14 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, Handle
 
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
     """Make the member that just spoke the active one, or disable those who fight over the key (§6.3)."""
-    if atomic_load_u64(&route.active) == handle and not t.disable_fighters:
+    if (atomic_load_u64(&route.active) == handle and atomic_load_u64(&route.unheard) != handle
+            and not t.disable_fighters):
         return                   # the fast path: no lock
     pthread_mutex_lock(&t.lock)
     if t.disable_fighters:
         fighter_spoke(route, handle)
-    elif list_remove(&route.members, handle):
-        route.members.items[route.members.n] = handle
-        route.members.n += 1
-        activate(route, handle)
+    else:
+        writer_spoke(route, handle)
     pthread_mutex_unlock(&t.lock)
 
 

@@ -8,7 +8,7 @@ from posix.uio cimport iovec
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
-        EAGAIN, EINTR, ENOMEM, ENOBUFS, EPIPE, ECONNRESET
+        EAGAIN, EINTR, ENOMEM, ENOBUFS, EPIPE, ECONNRESET, ENOPROTOOPT, EOPNOTSUPP
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

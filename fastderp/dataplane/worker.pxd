@@ -38,6 +38,7 @@ cdef struct Target:              # a session that this turn's frames go to
     size_t n_data
     uint32_t bucket
     bint is_contended            # as the session says
+    bint has_pong                # one of these frames is a pong
 
 cdef struct Line:                # sessions with more to do than one turn allows, in the order of their turns
     Session* first

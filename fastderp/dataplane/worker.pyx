@@ -15,7 +15,7 @@ from fastderp.dataplane.frame cimport (
     FORWARD_OVERHEAD, FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_PARTIAL,
     FRAME_PEER_GONE, FRAME_PING, FRAME_PONG, FRAME_READY, FRAME_RECV_PACKET, FRAME_SEND_PACKET, FRAME_SKIP,
     FrameStatus, GONE_NOT_HERE, PACKET_MAX, PACKET_OVERHEAD, PEER_GONE_SIZE, PING_DATA, ROLE_CLIENT,
-    frame_carries_disco, frame_next, frame_put_header,
+    frame_carries_disco, frame_is_known, frame_next, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
     packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free,
@@ -52,7 +52,6 @@ cdef uint64_t QUICK_TURN_NS = 100000             # from turn to turn: an answer 
 cdef uint64_t POLL_NS = 50000                    # an answer from a thread that must be woken first takes this long
 cdef uint64_t POLL_PAUSE_NS = 1000000            # polling in vain thus takes 5 % of a core at most
 cdef uint64_t RECHECK_NS = 20000000              # a few ticks of the wheel: never due in the turn that sets it
-cdef uint64_t HOME_SETTLED_NS = 5 * SECOND_NS    # only later changes of home count as moves (§6.6)
 
 
 # ---- reading
@@ -235,7 +234,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             frame_act(w, s, p, total)
             p += total
         elif status == FRAME_SKIP:
-            counter_add(&w.counters.unknown_frames, 1)
+            counter_add(&w.counters.unknown_frames, not frame_is_known(p[0]))
             s.skip_bytes = total
         else:
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED, p[0])
@@ -374,16 +373,20 @@ cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
 
 
 cdef void ping_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
-    # The pong is the ping with another type, cut to its first 8 bytes.
+    # The pong is the ping with another type, cut to its first 8 bytes. Pings behind it are not answered until it is
+    # written (§5): here until the flush, then while it waits in the backlog.
     cdef int target = target_get(w, s.handle)
     counter_add(&w.counters.got_ping, 1)
+    if w.targets[target].has_pong:
+        return
     counter_add(&w.counters.sent_pong, 1)
     frame_put_header(p, FRAME_PONG, PING_DATA)
     target_append(w, &target, p, FRAME_HEADER + PING_DATA, 0, 0)
+    w.targets[target].has_pong = True
 
 
 cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
-    cdef bint settled = w.turn.now_ns - s.opened_ns > HOME_SETTLED_NS
+    cdef bint settled = w.turn.now_ns - s.opened_ns > w.turn.core.home_settled_ns
     if s.preferred == preferred:
         return
     atomic_store_u8(&s.preferred, preferred)
@@ -419,6 +422,7 @@ cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
     target.handle = handle
     target.session = session_at(w.turn.core, handle)
     target.is_contended = atomic_load_u8(&target.session.contended) != 0
+    target.has_pong = False
     target.first_run = target.last_run = -1
     target.n_runs = 0
     target.n_packets = 0

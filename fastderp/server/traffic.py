@@ -97,8 +97,8 @@ class RoundTrips:
     def sample(self) -> None:
         """Count every connection over TCP by its time, and every other once in its life."""
         bounds_us = [bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS]
-        by_class, n_not_tcp = self._plane.round_trips(bounds_us)
+        by_class, n_not_tcp, n_failed = self._plane.round_trips(bounds_us)
         for found_us in self._bridged_us():
             by_class[bisect_left(bounds_us, found_us)] += 1
-        found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {"non-tcp": n_not_tcp}
+        found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {"non-tcp": n_not_tcp, "error": n_failed}
         self.counts.update({label: n for label, n in found.items() if n})

@@ -25,6 +25,17 @@ LAST_WRITER: dict[str, Story] = {
         ("a joins", "a"), ("b joins", "b"), ("c joins", "c"), ("b speaks", "b"), ("a speaks", "a"), ("a leaves", "b"),
         ("b leaves", "c"),
     ],
+    "of three that never spoke, the first follows the newest": [
+        ("a joins", "a"), ("b joins", "b"), ("c joins", "c"), ("c leaves", "a"), ("a leaves", "b"),
+    ],
+    "of many that never spoke, the second comes last": [
+        ("a joins", "a"), ("b joins", "b"), ("c joins", "c"), ("d joins", "d"), ("e joins", "e"), ("e leaves", "d"),
+        ("c leaves", "d"), ("d leaves", "a"), ("f joins", "f"), ("f leaves", "a"), ("a leaves", "b"),
+        ("g joins", "g"), ("h joins", "h"), ("h leaves", "b"),
+    ],
+    "the second follows once it has spoken": [
+        ("a joins", "a"), ("b joins", "b"), ("b speaks", "b"), ("c joins", "c"), ("c leaves", "b"), ("b leaves", "a"),
+    ],
     "who is not active leaves": [("a joins", "a"), ("b joins", "b"), ("c joins", "c"), ("b leaves", "c"), ("a leaves", "c")],
     "nobody is ever disabled": [("a joins", "a"), ("b joins", "b"), *[("a speaks", "a"), ("b speaks", "b")] * 20],
 }  # fmt: skip

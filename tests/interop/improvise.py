@@ -18,8 +18,9 @@ NOT_HERE_BURST = 3
 class Improviser:
     """Writes a random conversation of which every frame that comes back is certain.
 
-    What chance or a clock decides is left out: a second ping while a pong is due, a fourth answer
-    of the not-here limiter, and a key that leaves the relay twice (see DEVIATIONS).
+    What chance or a clock decides is left out: a second ping while a pong is due (derper's writer, a
+    thread of its own, may have taken that pong already or not: to 500 pings in one write it sends about
+    two), a fourth answer of the not-here limiter, and a key that leaves the relay twice (see DEVIATIONS).
     """
 
     def __init__(self, c: Conversation, seed: str, mesh_share: float) -> None:

@@ -334,6 +334,23 @@ def the_last_speaker_but_one_follows_a_departed_duplicate(c: Conversation) -> No
         c.leave(name).send("s", send_packet(c, "d", b"after " + name.encode()))
 
 
+def duplicates_that_never_speak_come_and_go(c: Conversation) -> None:
+    names = ("d1", "d2", "d3", "d4", "d5", "d6", "d7")
+    leavers = {"d4": ("d4", "d3"), "d5": ("d5", "d1"), "d7": ("d7", "d6", "d2")}
+    c.login("s")
+    for name in names:
+        c.login(name, key="d", silent=True)
+        for leaver in leavers.get(name, ()):
+            c.leave(leaver).send("s", send_packet(c, "d", b"after " + leaver.encode()))
+
+
+def the_second_of_two_duplicates_is_remembered_once_it_speaks(c: Conversation) -> None:
+    c.login("s").login("d1", key="d", silent=True).login("d2", key="d", silent=True)
+    c.send("d2", frame(FrameType.PONG, bytes(8))).login("d3", key="d", silent=True)
+    for name in ("d3", "d2"):
+        c.leave(name).send("s", send_packet(c, "d", b"after " + name.encode()))
+
+
 def a_duplicate_that_never_spoke_leaves(c: Conversation) -> None:
     c.login("s").login("d1", key="d", silent=True).login("d2", key="d", silent=True).leave("d2")
     c.send("s", send_packet(c, "d", b"to the one left"))
@@ -439,6 +456,8 @@ BEHAVIOURS: list[Script] = [
     a_departure_with_a_duplicate_left,
     the_newest_duplicate_is_active_until_another_speaks,
     the_last_speaker_but_one_follows_a_departed_duplicate,
+    duplicates_that_never_speak_come_and_go,
+    the_second_of_two_duplicates_is_remembered_once_it_speaks,
     a_duplicate_that_never_spoke_leaves,
     only_the_duplicate_that_received_hears_of_a_departure,
     a_watcher_sees_everyone_come_and_go,

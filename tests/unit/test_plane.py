@@ -183,7 +183,22 @@ def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, s
     a = PlanePeer(plane)
     a.write(struct.pack(">BI", frame_type, size) + bytes(size))
     a.sync()
-    assert plane.counters()["unknown_frames"] == 1
+    assert plane.counters()["unknown_frames"] == (frame_type not in set(FrameType))
+
+
+@pytest.mark.parametrize("role", ["client", "mesh", "link"])
+def test_frames_of_types_that_nobody_knows_are_counted_and_no_others(role: str) -> None:
+    unknown = sorted(set(range(256)) - set(FrameType))
+    with running_plane(workers=1) as plane:
+        peer = PlanePeer(plane, **({} if role == "client" else {role: True}))
+        for n, frame_type in enumerate(unknown, 1):
+            peer.write(struct.pack(">BI", frame_type, 3) + b"???")
+            peer.sync()
+            assert plane.counters()["unknown_frames"] == n
+        for frame_type in (FrameType.SERVER_KEY, FrameType.KEEP_ALIVE, FrameType.PONG, FrameType.HEALTH):
+            peer.send(frame_type, bytes(8))
+        peer.sync()
+        assert plane.counters()["unknown_frames"] == len(unknown)
 
 
 def test_only_the_first_eight_bytes_of_a_ping_come_back(plane: Plane) -> None:
@@ -313,6 +328,12 @@ def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
     sender.sync()
 
 
+def packet_number(receiver: PlanePeer) -> int:
+    """Receive one packet of `fill`; return its number."""
+    number: int = struct.unpack_from(">I", receiver.receive()[1], 32)[0]
+    return number
+
+
 def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between(plane: Plane) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 3000, 1400)
@@ -345,6 +366,77 @@ def test_a_queue_depth_is_how_many_packets_wait_whatever_their_size(depth: int) 
         numbers = [struct.unpack_from(">I", slow.receive()[1], 32)[0] for _ in range(6000 - n_lost)]
         assert numbers[-depth:] == list(range(6000 - depth, 6000))
         assert numbers[-depth - 1] < 6000 - depth - 1, "no packet was displaced"
+
+
+AGE_S = 0.1
+
+
+def test_what_waited_too_long_is_dropped_when_its_sender_sends_again() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 300, 1400)
+        time.sleep(1.5 * AGE_S)
+        fill(sender, slow.key, 1, 1400)
+        n_lost = dropped(plane)[("queue_head", "other")]
+        assert plane.sessions()[1].totals.dropped == n_lost
+        arrived = [packet_number(slow) for _ in range(300 - n_lost + 1)]
+        assert arrived == [*range(300 - n_lost), 0], "all that waited is gone, from the oldest to the newest"
+        slow.sync()
+
+
+def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        senders, slow = [PlanePeer(plane), PlanePeer(plane)], PlanePeer(plane)
+        rounds: list[int] = []  # in which round each packet was sent, as the reader sees them
+        n_written_before = []
+        for round_ in range(6):
+            time.sleep(1.5 * AGE_S)  # now all that waits is too old, whoever sent it
+            n_written_before.append(n_written := plane.counters()["packets_sent"])
+            packet = struct.pack(">I", round_) + bytes(1400)
+            for _ in range(300):
+                senders[round_ % 2].send_packet(slow.key, packet)
+            senders[round_ % 2].sync()
+            while round_ and plane.counters()["packets_sent"] == n_written:
+                rounds.append(packet_number(slow))
+        rounds += [struct.unpack_from(">I", payload, 32)[0] for _, payload in slow.receive_until_pong()]
+        for round_, n_written in enumerate(n_written_before):
+            assert set(rounds[n_written:]) <= set(range(round_, 6)), f"older ones were written in round {round_}"
+        assert max(rounds) == 5
+        assert accounted(plane)
+
+
+def test_a_reader_that_takes_nothing_is_closed_although_all_that_waits_for_it_is_too_old() -> None:
+    with running_plane(workers=1, write_timeout_s=3 * AGE_S, backlog_age_s=AGE_S) as plane:
+        sender, stuck = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, stuck.key, 300, 1400)
+        assert closed(plane).reason == "write_timeout"
+        assert dropped(plane)[("write_error", "other")] == 1
+        assert accounted(plane)
+
+
+def test_packets_of_a_queue_depth_wait_as_long_as_it_takes() -> None:
+    with running_plane(workers=1, queue_packets=7, backlog_age_s=AGE_S) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 6000, 1400)
+        n_lost = dropped(plane)[("queue_head", "other")]
+        time.sleep(1.5 * AGE_S)
+        numbers = [packet_number(slow) for _ in range(6000 - n_lost)]
+        assert numbers[-7:] == list(range(6000 - 7, 6000))
+
+
+def test_what_waited_too_long_for_another_relay_is_lost_too() -> None:
+    with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
+        sender, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
+        plane.add_forwarder(far, link.handle)
+        fill(sender, far, 300, 1400)
+        time.sleep(1.5 * AGE_S)
+        sender.send_packet(far, b"fresh")
+        sender.sync()
+        n_lost = plane.counters()["packets_forwarded_lost"]
+        assert isinstance(n_lost, int) and n_lost > 0
+        received = [link.receive()[1][64:] for _ in range(300 - n_lost + 1)]
+        assert received[-1] == b"fresh"
+        assert [struct.unpack_from(">I", data)[0] for data in received[:-1]] == list(range(300 - n_lost))
 
 
 def test_drops_are_told_of_for_watched_keys_only() -> None:
@@ -516,8 +608,44 @@ def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
         event = closed(plane)
         assert (event.handle, event.reason) == (stuck.handle, "write_timeout")
         assert plane.counters()["sclient_write_timeouts"] == 1
-        assert dropped(plane)[("gone_disconnected", "other")] > 0
+        assert dropped(plane)[("write_error", "other")] == 1, "the packet that was to be written"
+        assert dropped(plane)[("gone_disconnected", "other")] > 0, "those behind it"
+        assert accounted(plane)
         assert plane.counters()["backlog_bytes"] == 0
+
+
+def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(plane: Plane) -> None:
+    sender, broken = PlanePeer(plane), PlanePeer(plane)
+    broken.socket.shutdown(socket.SHUT_RD)
+    sender.write(frame(FrameType.SEND_PACKET, broken.key, b"data") * 100)
+    assert closed(plane).reason == "write_error"
+    sender.sync()
+    assert dropped(plane) == {("write_error", "other"): 1, ("gone_disconnected", "other"): 99}
+
+
+def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 300, 1400)
+    plane.close_session(slow.handle)
+    assert closed(plane).reason == "server"
+    assert ("write_error", "other") not in dropped(plane)
+    assert dropped(plane)[("gone_disconnected", "other")] > 0
+
+
+@pytest.mark.parametrize("role", ["mesh", "link"])
+@pytest.mark.parametrize("expected", ["client", "peer"])
+def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(role: str, expected: str) -> None:
+    client_s, mesh_s = (0.2, 600) if expected == "client" else (600, 0.2)
+    with running_plane(workers=1, write_timeout_s=client_s, mesh_write_timeout_s=mesh_s) as plane:
+        sender, far = PlanePeer(plane), os.urandom(32)
+        stuck = {"client": PlanePeer(plane), "peer": PlanePeer(plane, **{role: True})}
+        plane.add_forwarder(far, stuck["peer"].handle)
+        fill(sender, stuck["client"].key, 300, 1400)
+        fill(sender, far, 300, 1400)
+        event = closed(plane)
+        assert (event.handle, event.reason) == (stuck.pop(expected).handle, "write_timeout")
+        [left] = stuck.values()
+        assert left.handle in {session.handle for session in plane.sessions()}
 
 
 def test_a_reader_that_makes_progress_is_not_closed() -> None:
@@ -558,7 +686,24 @@ def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     assert plane.counters()["backlog_bytes"] < 600_000
     received = [slow.receive()[0] for _ in range(1000 - sum(dropped(plane).values()) + 1)]
     received += [frame_type for frame_type, _ in slow.receive_until_pong()]
-    assert received.count(FrameType.PONG) <= 2
+    assert received.count(FrameType.PONG) == 1
+    counters = plane.counters()
+    assert (counters["got_ping"], counters["sent_pong"]) == (1 + 5000 + 1, 1 + 1 + 1), "the sender's, the flood, the last"
+
+
+def test_pings_written_at_once_are_answered_by_the_pong_for_the_first() -> None:
+    plane = Plane(workers=1)
+    talker, other = PlanePeer(plane), PlanePeer(plane)
+    packet = frame(FrameType.SEND_PACKET, other.key, b"in between")
+    pings = [frame(FrameType.PING, struct.pack(">Q", i)) for i in range(500)]
+    talker.write(packet.join(pings))
+    plane.start()  # it finds them all at once
+    with contextlib.closing(plane):
+        for _ in range(499):
+            assert other.receive() == (FrameType.RECV_PACKET, talker.key + b"in between")
+        assert talker.receive() == (FrameType.PONG, bytes(8))
+        talker.sync()
+        assert (plane.counters()["got_ping"], plane.counters()["sent_pong"]) == (501, 2)
 
 
 def test_a_ping_is_answered_although_the_relay_has_other_news_waiting(plane: Plane) -> None:
@@ -627,6 +772,32 @@ def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> Non
     a.close()
     closed(plane)
     assert plane.counters()["current_home_connections"] == 0
+
+
+def test_changes_of_home_are_moves_once_the_client_has_settled() -> None:
+    def moves(plane: Plane) -> tuple[object, object]:
+        a = PlanePeer(plane)
+        for value in (b"\1", b"\1", b"\0", b"\1"):
+            a.send(FrameType.NOTE_PREFERRED, value)
+            a.sync()
+        return plane.counters()["home_moves_in"], plane.counters()["home_moves_out"]
+
+    with running_plane(workers=1, home_settled_s=0) as plane:
+        assert moves(plane) == (2, 1)
+    with running_plane(workers=1, home_settled_s=600) as plane:
+        assert moves(plane) == (0, 0)
+
+
+def test_a_session_without_tcp_is_told_from_one_whose_kernel_fails() -> None:
+    plane = Plane(workers=1)
+    PlanePeer(plane)
+    ours, theirs = socket.socketpair()
+    fd = theirs.detach()
+    plane.promote(fd, os.urandom(32))
+    with contextlib.closing(plane), ours, open(os.devnull) as no_socket:
+        os.dup2(no_socket.fileno(), fd)  # it belongs to the plane, which closes it
+        assert plane.round_trips([1000]) == ([0, 0], 1, 1)
+        assert plane.round_trips([1000]) == ([0, 0], 0, 0)
 
 
 def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
@@ -902,6 +1073,18 @@ def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
     assert not dropped(plane)
 
 
+def test_a_frame_longer_than_the_burst_costs_the_whole_burst_and_no_more(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)  # what is not there at once does not come any more
+    a = PlanePeer(plane)
+    a.write(struct.pack(">BI", 0x77, 1_000_000) + bytes(1_000_000))
+    eventually(lambda: plane.counters()["unknown_frames"])
+    a.send(FrameType.PING, b"12345678")
+    eventually(lambda: plane.counters()["rate_limit_per_client_waited"])
+    assert plane.counters()["got_ping"] == 0
+    plane.set_rate_limit(0)
+    assert a.receive() == (FrameType.PONG, b"12345678")
+
+
 def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
     plane.set_rate_limit(1, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
@@ -1081,7 +1264,8 @@ def test_random_frames_cuts_and_ends_are_survived_and_accounted_for(seed: int) -
 
 def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
     before = os.fstat(0)
-    for options in ({"workers": 300}, {"write_timeout_s": -1}, {"keep_alive_s": 0}):
+    negative = ("write_timeout_s", "mesh_write_timeout_s", "home_settled_s", "backlog_age_s")
+    for options in ({"workers": 300}, {"keep_alive_s": 0}, *({name: -1} for name in negative)):
         with pytest.raises(ValueError):
             Plane(**options)  # type: ignore[arg-type]
     assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"

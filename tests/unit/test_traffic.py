@@ -66,17 +66,17 @@ async def test_a_line_is_what_derper_writes(plane: Any) -> None:
     )
 
 
-def test_round_trips_are_counted_each_time_and_what_is_not_tcp_once() -> None:
-    looks = iter([([1, 0, 0, 0, 0, 0, 0, 0], 1), ([0, 0, 0, 0, 0, 0, 1, 0], 0), ([0, 0, 0, 0, 0, 0, 1, 2], 1)])
+def test_round_trips_are_counted_each_time_and_what_has_none_once() -> None:
+    looks = iter([([1, 0, 0, 0, 0, 0, 0, 0], 1, 0), ([0, 0, 0, 0, 0, 0, 1, 0], 0, 2), ([0, 0, 0, 0, 0, 0, 1, 2], 1, 1)])
     asked = []
 
     class Sessions:
-        def round_trips(self, bounds_us: list[int]) -> tuple[list[int], int]:
+        def round_trips(self, bounds_us: list[int]) -> tuple[list[int], int, int]:
             asked.append(bounds_us)
             return next(looks)
 
     round_trips = RoundTrips(cast(Any, Sessions()), lambda: [10_000, 10_001])
     for _ in range(3):
         round_trips.sample()
-    assert round_trips.counts == {"10ms": 4, "20ms": 3, "500ms": 2, "inf": 2, "non-tcp": 2}
+    assert round_trips.counts == {"10ms": 4, "20ms": 3, "500ms": 2, "inf": 2, "non-tcp": 2, "error": 3}
     assert asked[0] == [10_000, 20_000, 50_000, 100_000, 150_000, 250_000, 500_000]
