@@ -15,6 +15,7 @@ from nacl import bindings
 from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
+from fastderp.files import read_file
 from fastderp.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
 __all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
@@ -200,7 +201,7 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
     Raises KeyFileError naming the file and the reason, never its contents.
     """
     try:
-        return parse_mesh_keys(Path(path).read_text("utf-8"))
+        return parse_mesh_keys(read_file(path).decode())
     except OSError as error:
         raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -226,7 +227,7 @@ def parse_mesh_keys(text: str) -> list[MeshKey]:
 def _read_key_file(path: Path) -> NodePrivate | None:
     """Return the key in the file, or None when there is no file."""
     try:
-        text = path.read_text("utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

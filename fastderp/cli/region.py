@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
+from fastderp.files import read_file
 from fastderp.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 from fastderp.server.mesh import MeshPeer
 from fastderp.server.relay import Server
@@ -113,7 +114,7 @@ def _peers(mesh_with: str) -> list[MeshPeer]:
 def _members_in(path: Path) -> list[str]:
     """Return the lines of a file of members, one each, without comments."""
     try:
-        return [line.partition("#")[0] for line in path.read_text("utf-8").splitlines()]
+        return [line.partition("#")[0] for line in read_file(path).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"-mesh-with {path}: {reason}") from None

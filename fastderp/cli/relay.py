@@ -23,6 +23,7 @@ log = logging.getLogger("fastderp")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `-help` lists the codes."""
+    _open_standard_streams()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except DerpError as error:
@@ -31,6 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error, EX_UNAVAILABLE)
     except KeyboardInterrupt:  # before the loop has taken over the signals
         return EX_OK
+
+
+def _open_standard_streams() -> None:
+    """Open what is closed of the descriptors 0 to 2: a socket with such a number would get what is meant for a terminal."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def _refuse(error: Exception, exit_code: int) -> int:

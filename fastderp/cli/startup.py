@@ -12,10 +12,10 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fastderp
 from fastderp.cli.certificates import check_acme_installed
@@ -58,18 +58,30 @@ async def serve(config: RelayConfig) -> None:
 
     Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
     """
-    stopping = asyncio.Event()
-    begin_on_signal(stopping.set)
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[None] = loop.create_future()
+    begin_on_signal(partial(stopping.set_result, None))
+    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: still starting")
     reloads: list[Callable[[], None]] = []
     async with contextlib.AsyncExitStack() as stack:
-        await _start(config, stack, reloads)
-        _let_packets_go_first()
-        if reloads:
-            # Without anything to reload SIGHUP keeps its meaning: the terminal is gone.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloads)
-        log.info("ready")
-        await stopping.wait()
+        server = await _unless(stopping, _start(config, stack, reloads))
+        if server is not None:
+            _let_packets_go_first()
+            loop.add_signal_handler(signal.SIGHUP, _reload, reloads)
+            log.info("ready")
+            await stopping
         log.info("stopping")
+
+
+async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, T]) -> T | None:
+    """Do the work and return what comes of it; give it up for None when `stopping` is done before. Raises what the work does."""
+    working = asyncio.create_task(work)
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        return await working
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return None
 
 
 def _let_packets_go_first() -> None:
@@ -82,12 +94,12 @@ def _let_packets_go_first() -> None:
 
 
 def _reload(reloads: list[Callable[[], None]]) -> None:
-    log.info("reloading")
+    log.info("reloading" if reloads else "nothing to reload")
     for reload in reloads:
         reload()
 
 
-async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
+async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     environment = Environment.read(os.environ)
     if environment.debug_logs:
@@ -174,6 +186,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     _announce(config, server, listener, plain, stun, manual, acme)
     if acme is not None:
         acme.start()
+    return server
 
 
 def _listen(

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fastderp import files
 from fastderp.errors import CertificateError
 from fastderp.protocol import PROTOCOL_VERSION
 from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
@@ -35,7 +36,6 @@ from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
 META_CERT_PREFIX = "derpkey"
 META_CERT_VALIDITY = datetime.timedelta(days=30)
 SELF_SIGNED_VALIDITY = datetime.timedelta(days=365)
-MAX_PEM_BYTES = 1 << 20  # a chain is a few KiB; anything larger is the wrong file
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +200,11 @@ def _public_der(key: object) -> bytes:
 def read_file(path: Path, what: str) -> bytes:
     """Read a file of PEM. Raises CertificateError that says what was to be read."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PEM_BYTES + 1)
+        return files.read_file(path)
     except FileNotFoundError as error:
         raise CertificateError(f"{what}: {path} does not exist") from error
     except OSError as error:
         raise CertificateError(f"{what}: cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_PEM_BYTES:
-        raise CertificateError(f"{what}: {path} is larger than {MAX_PEM_BYTES >> 20} MiB")
-    return content
 
 
 def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastderp.errors import ConfigError
+from fastderp.files import read_file
 from fastderp.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
 # A frame costs no more than this, so that with any burst the largest frame passes.
@@ -45,7 +46,7 @@ class RateLimit:
     def load(cls, path: Path) -> RateLimit:
         """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(read_file(path))
         except OSError as error:
             raise ConfigError(f"rate configuration {path}: cannot read it: {error.strerror}") from None
         except (ValueError, RecursionError):

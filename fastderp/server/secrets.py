@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastderp.errors import ConfigError, SecretsError
+from fastderp.files import read_file
 from fastderp.server.service import NoAnswer, Service, http_url, members
 
 log = logging.getLogger("fastderp")
@@ -95,7 +96,7 @@ class SecretsServer:
 
     def _kept(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._cache.read_bytes())
+            found = json.loads(read_file(self._cache))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -192,6 +192,23 @@ def test_a_key_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path), *QUIET), 78, re.escape(str(tmp_path)))
 
 
+@pytest.mark.parametrize("flag", ["-c", "-mesh-psk-file", "-mesh-with", "-rate-config"])
+def test_a_file_that_would_never_end_or_never_begin_is_refused(tmp_path: Path, flag: str) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(bytes(2 << 20))
+    for path, reason in ((pipe, "not a regular file"), (Path("/dev/full"), "not a regular file"), (large, "larger than 1 MiB")):
+        value = f"@{path}" if flag == "-mesh-with" else str(path)
+        one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, flag, value), 78, rf"{re.escape(str(path))}: (cannot read it: )?{reason}$")
+
+
+def test_certificate_files_that_never_begin_are_refused(tmp_path: Path) -> None:
+    for ending in ("crt", "key"):
+        os.mkfifo(tmp_path / f"relay.example.{ending}")
+    flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
+    one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt: not a regular file")
+
+
 def test_a_key_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "file" / "relay.key"), *QUIET), 78, "relay.key|file")
