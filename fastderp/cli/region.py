@@ -41,10 +41,10 @@ class RegionSettings:
         """Whether any of it comes from a file or a server."""
         return bool(self._secrets or self._config.mesh_psk_file) or self._config.mesh_with.startswith("@")
 
-    async def read(self) -> None:
-        """Read everything. Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
-        keys = _keys(self._config) if self._secrets is None else _parsed(await self._secrets.fetch(), self._secrets.host)
-        peers = _peers(self._config.mesh_with)
+    async def read(self, *, reloading: bool = False) -> None:
+        """Read everything. When `reloading`, an empty file of members is a mistake, as for lists of keys. Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
+        keys = _keys(self._config) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
+        peers = _peers(self._config.mesh_with, reloading=reloading)
         if self._config.mesh_with and not keys:
             raise UsageError(
                 f"-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with -dev ${DEV_MESH_KEY}"
@@ -67,7 +67,7 @@ class RegionSettings:
 
     async def _reload(self, server: Server) -> None:
         try:
-            await self.read()
+            await self.read(reloading=True)
         except DerpError as error:
             log.error("nothing changes: %s", error)
             return
@@ -86,13 +86,6 @@ def _secrets_server(config: SecretsConfig) -> SecretsServer:
         raise UsageError(f"-secrets-url: {error}") from None
 
 
-def _parsed(text: str, host: str) -> list[MeshKey]:
-    try:
-        return parse_mesh_keys(text)
-    except ValueError as error:
-        raise ConfigError(f"the region's secret at {host}: {error}") from None
-
-
 def _keys(config: RelayConfig) -> list[MeshKey]:
     if config.mesh_psk_file is not None:
         return load_mesh_keys(config.mesh_psk_file)
@@ -103,18 +96,22 @@ def _keys(config: RelayConfig) -> list[MeshKey]:
         raise ConfigError(f"${DEV_MESH_KEY}: {error}") from None
 
 
-def _peers(mesh_with: str) -> list[MeshPeer]:
-    items = _members_in(Path(mesh_with[1:])) if mesh_with.startswith("@") else mesh_with.split(",")
+def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
+    items = _members_in(Path(mesh_with[1:]), reloading=reloading) if mesh_with.startswith("@") else mesh_with.split(",")
     try:
         return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
     except ValueError as error:
         raise UsageError(f"-mesh-with {printable(mesh_with)}: {error}") from None
 
 
-def _members_in(path: Path) -> list[str]:
+def _members_in(path: Path, *, reloading: bool) -> list[str]:
     """Return the lines of a file of members, one each, without comments."""
     try:
-        return [line.partition("#")[0] for line in read_file(path).decode().splitlines()]
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigError(f"-mesh-with {path}: {reason}") from None
+        raise ConfigError(f"-mesh-with @{path}: {reason}") from None
+    if reloading and not text.strip():
+        # An editor that truncates before it writes would part the region.
+        raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean nobody)")
+    return [line.partition("#")[0] for line in text.splitlines()]

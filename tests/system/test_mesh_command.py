@@ -55,6 +55,31 @@ def test_members_and_secret_are_read_again_on_sighup(tmp_path: Path, secret: Pat
     assert "nothing changes: -mesh-with" in said and "HOST/DIALHOST" in said
 
 
+def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them(tmp_path: Path, secret: Path) -> None:
+    members = tmp_path / "members"
+    with relay(*QUIET, "-c", str(tmp_path / "one"), f"-mesh-psk-file={secret}") as one:
+        member = f"http://127.0.0.1:{one.port}"
+        members.write_text(member)
+        with relay(*QUIET, "-c", str(tmp_path / "two"), f"-mesh-psk-file={secret}", f"-mesh-with=@{members}") as two:
+            eventually(lambda: members_of(two) == {member: "up"})
+            members.write_text("\n")
+            two.process.send_signal(signal.SIGHUP)
+            assert two.process.stderr is not None
+            while b"nothing changes" not in (line := two.process.stderr.readline()):
+                assert line
+            assert f"-mesh-with @{members}: it is empty (write a # comment to mean nobody)" in line.decode()
+            assert members_of(two) == {member: "up"}
+            members.write_text("# nobody\n")
+            two.process.send_signal(signal.SIGHUP)
+            eventually(lambda: members_of(two) == {})
+
+
+def test_the_file_of_the_secret_may_have_comments(tmp_path: Path, secret: Path) -> None:
+    secret.write_text(f"# since March\n{secret.read_text().strip()}  # 64 digits\n# the next one will follow\n")
+    with relay(*QUIET, "-c", str(tmp_path / "k"), f"-mesh-psk-file={secret}") as running:
+        assert running.stop()[0] == 0
+
+
 def test_dev_takes_the_secret_from_the_environment() -> None:
     code, said = refused("-dev", "-mesh-with=a.example")
     assert code == 2 and "-mesh-with needs the region's secret" in said
