@@ -184,6 +184,9 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
     _announce(config, server, listener, plain, stun, manual, acme)
+    if manual is not None:
+        stack.callback(manual.close)
+        manual.start()
     if acme is not None:
         acme.start()
     return server

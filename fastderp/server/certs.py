@@ -210,7 +210,7 @@ def read_file(path: Path, what: str) -> bytes:
 def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     if now > leaf.not_valid_after_utc:
-        raise CertificateError(f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        raise CertificateError(f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}{_remedy(leaf, hostname, path)}")
     if now < leaf.not_valid_before_utc:
         since = f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
         raise CertificateError(f"certificate in {path} is not valid before {since}; is this machine's clock right?")
@@ -220,6 +220,14 @@ def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:
     if not covered:
         listed = ", ".join([*names, *map(str, addresses)]) or "no names at all"
         raise CertificateError(f"certificate in {path} is for {listed}, not for {hostname}")
+
+
+def _remedy(leaf: x509.Certificate, hostname: str, path: Path) -> str:
+    """Say how to replace an expired certificate, where it is one that is made when absent."""
+    if ip_literal(hostname) is None or leaf.issuer != leaf.subject:
+        return ""
+    key = path.with_suffix(".key").name
+    return f": delete it and {key} to have both made anew, and put the new CertName into the DERP map"
 
 
 def _alternative_names(

@@ -251,6 +251,11 @@ def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path, "a.example", r"a\.example\.crt expired on \d{4}-\d\d-\d\d")
 
 
+def test_an_expired_certificate_of_an_address_says_how_it_is_made_anew(tmp_path: Path) -> None:
+    write_pair(tmp_path, "10.0.0.1", addresses=("10.0.0.1",), age_days=40)
+    refuse(tmp_path, "10.0.0.1", r"10\.0\.0\.1\.crt expired on [\d-]+: delete it and 10\.0\.0\.1\.key to have both made anew, and put")
+
+
 def test_a_certificate_from_the_future_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",), age_days=-2)
     refuse(tmp_path, "a.example", "is not valid before .* clock")
