@@ -70,8 +70,8 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("secrets-cache-dir", str, os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
              "file, or directory of a file, that keeps a copy for the time that server cannot be reached", "PATH", MESH),
         Flag("mesh-with", str, "",
-             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST; or @FILE with one a line, "
-             "read again on SIGHUP", "HOSTS", MESH),
+             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
+             "certificate of its own making, or an http:// or https:// URL; or @FILE with one a line, read again on SIGHUP", "HOSTS", MESH),
         Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
         Flag("bootstrap-dns-names", str, "", "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
              "NAMES", SERVE),

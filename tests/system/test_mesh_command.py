@@ -80,6 +80,20 @@ def test_the_file_of_the_secret_may_have_comments(tmp_path: Path, secret: Path) 
         assert running.stop()[0] == 0
 
 
+def test_relays_with_certificates_of_their_own_making_link_by_their_hashes(tmp_path: Path, secret: Path) -> None:
+    flags = (*QUIET, "-http-port=-1", f"-mesh-psk-file={secret}", "-certmode=manual", "-hostname=127.0.0.1")
+    with relay(*flags, "-c", str(tmp_path / "one"), f"-certdir={tmp_path / 'certs'}") as one:
+        where = f"127.0.0.1:{one.port}"
+        pin = one.find(r'"CertName":"(sha256-raw:[0-9a-f]{64})"')
+        other = f"localhost:{one.port}"
+        members = f"-mesh-with={where}={pin},{other}/127.0.0.1=sha256-raw:{'0' * 64}"
+        with relay(*QUIET, "-c", str(tmp_path / "two"), f"-mesh-psk-file={secret}", members) as two:
+            eventually(lambda: members_of(two)[where] == "up")
+            eventually(lambda: members_of(two)[f"{other}/127.0.0.1"] == "waiting")
+            _, said = two.stop()
+    assert f"no link to {other}/127.0.0.1: TLS with localhost: " in said and "not the pinned one" in said
+
+
 def test_dev_takes_the_secret_from_the_environment() -> None:
     code, said = refused("-dev", "-mesh-with=a.example")
     assert code == 2 and "-mesh-with needs the region's secret" in said
@@ -107,10 +121,11 @@ def test_a_secret_that_cannot_be_is_refused_without_being_shown(tmp_path: Path, 
     assert "zz" not in said and "abab" not in said
 
 
-@pytest.mark.parametrize("member", ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b"])
+@pytest.mark.parametrize("member", ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b", "a:b", "a:77777", "a=sha256-raw:00", f"http://a=sha256-raw:{'0' * 64}"])
 def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
     code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}")
     assert code == 2 and said.count("\n") == 1 and "-mesh-with" in said
+    assert "cast" not in said, "Python's own words"
 
 
 def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
