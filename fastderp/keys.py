@@ -213,7 +213,8 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
 def parse_mesh_keys(text: str) -> list[MeshKey]:
     """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
 
-    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError that does not quote the text.
+    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError
+    that does not quote the text.
     """
     words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not 1 <= len(words) <= 2:

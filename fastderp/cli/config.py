@@ -28,6 +28,9 @@ MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
 MESH = "Region"
+CERTIFICATE_FLAGS = (
+    "certmode", "certdir", "hostname", "acme-email", "acme-ip-certs", "acme-eab-kid", "acme-eab-key", "acme-ca-file",
+)
 
 
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
@@ -153,6 +156,7 @@ class RelayConfig:
     mesh_with: str  # as given
     dev: bool
     address_overridden: bool  # -dev took the place of an explicit -a
+    idle_certificate_flags: tuple[str, ...]  # given, but there is no TLS
 
 
 def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -> RelayConfig:
@@ -196,6 +200,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         mesh_with=values["mesh-with"].strip(),
         dev=dev,
         address_overridden=dev and "a" in given,
+        idle_certificate_flags=() if tls or dev else tuple(name for name in CERTIFICATE_FLAGS if name in given),
     )
 
 

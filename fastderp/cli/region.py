@@ -36,13 +36,18 @@ class RegionSettings:
         self._secrets = _secrets_server(config.secrets) if config.secrets is not None else None
         self._reloading: asyncio.Task[None] | None = None
 
+    def __str__(self) -> str:
+        return f"mesh: {len(self.keys)} keys, {len(self.peers)} members"
+
     @property
     def reloadable(self) -> bool:
         """Whether any of it comes from a file or a server."""
         return bool(self._secrets or self._config.mesh_psk_file) or self._config.mesh_with.startswith("@")
 
     async def read(self, *, reloading: bool = False) -> None:
-        """Read everything. When `reloading`, an empty file of members is a mistake, as for lists of keys. Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
+        """Read everything; when `reloading`, an empty file of members is a mistake, as for lists of keys.
+
+        Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
         keys = _keys(self._config) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
         peers = _peers(self._config.mesh_with, reloading=reloading)
         if self._config.mesh_with and not keys:
@@ -73,7 +78,7 @@ class RegionSettings:
             return
         server.mesh_keys = self.keys
         server.set_mesh_peers(self.peers)
-        log.info("mesh: %d keys, %d members", len(self.keys), len(self.peers))
+        log.info("%s", self)
 
 
 def _secrets_server(config: SecretsConfig) -> SecretsServer:

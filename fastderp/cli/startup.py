@@ -183,7 +183,7 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     server.set_mesh_peers(region.peers)
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
-    _announce(config, server, listener, plain, stun, manual, acme)
+    _announce(config, server, admission, region, listener, plain, stun, manual, acme)
     if manual is not None:
         stack.callback(manual.close)
         manual.start()
@@ -295,13 +295,15 @@ def _metrics(
 def _announce(
     config: RelayConfig,
     server: Server,
+    admission: Admission | None,
+    region: RegionSettings,
     listener: Listener,
     plain: Listener | None,
     stun: StunServer | None,
     manual: ManualCertificate | None,
     acme: AcmeCertificates | None,
 ) -> None:
-    """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
+    """Log where the relay is, who it is and who may use it; for a self-signed address also what goes into the DERP map."""
     scheme = "https" if config.tls else "http"
     served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(listener)}"]
     if plain is not None:
@@ -310,6 +312,15 @@ def _announce(
     kept = f"kept in {config.key_file}" if config.key_file else "forgotten at exit"
     log.info("%s", "; ".join(served))
     log.info("public key %s, %s", server.public_key.text, kept)
+    if config.idle_certificate_flags:
+        log.warning(
+            "plain HTTP, whatever -%s: certificates from a CA are used on port 443 only; "
+            "-acme-directory, or -certmode manual, gives HTTPS on any port",
+            ", -".join(config.idle_certificate_flags),
+        )
+    log.info("admission: %s", admission or "anybody")
+    if region.keys:
+        log.info("%s", region)
     if config.address_overridden:
         log.warning("-dev serves on this port whatever -a says")
     if server.rate_limit is not None:

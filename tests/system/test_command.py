@@ -199,7 +199,8 @@ def test_a_file_that_would_never_end_or_never_begin_is_refused(tmp_path: Path, f
     large.write_bytes(bytes(2 << 20))
     for path, reason in ((pipe, "not a regular file"), (Path("/dev/full"), "not a regular file"), (large, "larger than 1 MiB")):
         value = f"@{path}" if flag == "-mesh-with" else str(path)
-        one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, flag, value), 78, rf"{re.escape(str(path))}: (cannot read it: )?{reason}$")
+        flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, flag, value)
+        one_line(flags, 78, rf"{re.escape(str(path))}: (cannot read it: )?{reason}$")
 
 
 def test_certificate_files_that_never_begin_are_refused(tmp_path: Path) -> None:
@@ -295,6 +296,28 @@ def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
     one_line(flags, 78, "TS_DEBUG_TRUSTED_CIDRS", {"TS_DEBUG_TRUSTED_CIDRS": "everyone"})
+
+
+@pytest.mark.parametrize("flags", [("-hostname", "relay.example"), ("-certdir", "certs", "-acme-email", "a@b.example"), ("-certmode", "gcp")])
+def test_flags_for_certificates_that_are_of_no_use_are_named(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *flags) as running:
+        named = ", ".join(flag for flag in flags if flag.startswith("-"))
+        assert f"plain HTTP, whatever {named}: certificates from a CA are used on port 443 only; -acme-directory" in running.said
+
+
+def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{NodePrivate.generate().public().text}\n{NodePrivate.generate().public().text}\n")
+    nobody = tmp_path / "nobody"
+    nobody.write_text("# nobody\n")
+    start = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
+    with relay(*start) as running:
+        assert "\nadmission: anybody\n" in running.said
+    lists = ("-allow-keys", str(keys), "-deny-keys", str(nobody))
+    with relay(*start, *lists, "-verify-client-url=https://u:p@a.example/s") as running:
+        assert "\nadmission: 2 keys allowed, 0 keys denied; https://a.example (everybody gets in while it cannot be reached)\n" in running.said
+    with relay(*start, "-verify-clients", "-socket", "/nowhere") as running:
+        assert "\nadmission: tailscaled at /nowhere\n" in running.said
 
 
 def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> None:

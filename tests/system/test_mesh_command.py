@@ -35,6 +35,7 @@ def test_two_commands_make_a_region(tmp_path: Path, secret: Path) -> None:
     with relay(*flags, "-c", str(tmp_path / "one")) as one:
         member = f"http://127.0.0.1:{one.port}"
         with relay(*flags, "-c", str(tmp_path / "two"), f"-mesh-with={member}") as two:
+            assert "\nmesh: 1 keys, 1 members\n" in two.said
             eventually(lambda: members_of(two) == {member: "up"})
 
 
@@ -121,7 +122,10 @@ def test_a_secret_that_cannot_be_is_refused_without_being_shown(tmp_path: Path, 
     assert "zz" not in said and "abab" not in said
 
 
-@pytest.mark.parametrize("member", ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b", "a:b", "a:77777", "a=sha256-raw:00", f"http://a=sha256-raw:{'0' * 64}"])
+@pytest.mark.parametrize(
+    "member",
+    ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b", "a:b", "a:77777", "a=sha256-raw:00", f"http://a=sha256-raw:{'0' * 64}"],
+)
 def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
     code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}")
     assert code == 2 and said.count("\n") == 1 and "-mesh-with" in said

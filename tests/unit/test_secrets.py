@@ -98,7 +98,7 @@ async def test_without_server_and_without_a_usable_copy_there_is_no_start(tmp_pa
         await fetched(UNREACHABLE, tmp_path / "c")
 
 
-async def test_a_secret_that_is_no_good_leaves_the_copy_alone_and_the_copy_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = tmp_path / "c"
     await fetched_from(value("ab" * 32), cache, no_z)
     kept = cache.read_bytes()
