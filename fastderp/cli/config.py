@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastderp.cli.certificates import CERT_MODES, acme_settings
+from fastderp.cli.certificates import CERT_MODES, acme_settings, check_hostname
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
 from fastderp.server.acme_settings import VENDOR_HOSTNAME, AcmeSettings
@@ -171,6 +171,10 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}')
     manual = values["certmode"] == "manual"
     tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
+    if tls and not values["certdir"]:
+        raise UsageError("missing required -certdir: the directory of the certificates")
+    if tls and manual:
+        check_hostname(values["hostname"])
     http = tls and values["http-port"] != -1
     return RelayConfig(
         host=host,
@@ -212,7 +216,7 @@ def read_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
 def parse_address(text: str) -> tuple[str, int]:
     """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError."""
     host, colon, port = text.rpartition(":")
-    if not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
+    if not port or not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
         raise UsageError(f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443')
     if host.startswith("["):
         host = host[1:-1]

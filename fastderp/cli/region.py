@@ -102,11 +102,12 @@ def _keys(config: RelayConfig) -> list[MeshKey]:
 
 
 def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
-    items = _members_in(Path(mesh_with[1:]), reloading=reloading) if mesh_with.startswith("@") else mesh_with.split(",")
+    in_file = mesh_with.startswith("@")
+    items = _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
     try:
         return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
     except ValueError as error:
-        raise UsageError(f"-mesh-with {printable(mesh_with)}: {error}") from None
+        raise (ConfigError if in_file else UsageError)(f"-mesh-with {printable(mesh_with)}: {error}") from None
 
 
 def _members_in(path: Path, *, reloading: bool) -> list[str]:

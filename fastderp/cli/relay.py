@@ -16,9 +16,13 @@ from collections.abc import Sequence
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
 from fastderp.cli.ending import ended
-from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
+from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
 log = logging.getLogger("fastderp")
+
+
+# For a relay itself, with a worker for each of many cores; less gives errors in the midst of the start.
+MIN_DESCRIPTORS = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,8 +88,10 @@ def _log_to_stderr() -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system lets us: each client is one."""
+    """Allow as many descriptors as the system lets us: each client is one. Raises ShortageError for too few to serve anybody."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
+        raise ShortageError(f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`")
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -12,13 +12,14 @@ import logging
 import math
 import os
 import signal
+import stat
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fastderp
-from fastderp.cli.certificates import check_acme_installed
+from fastderp.cli.certificates import check_acme_installed, check_ca_file
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
 from fastderp.cli.ending import begin_on_signal
 from fastderp.cli.environment import Environment
@@ -31,7 +32,7 @@ from fastderp.server.acme_challenges import HTTP_PREFIX
 from fastderp.server.acme_settings import VENDOR_HOSTNAME
 from fastderp.server.admission import Admission, Authority
 from fastderp.server.bootstrap import BootstrapDns, Unpublished, checked_name
-from fastderp.server.certs import CertificateSource
+from fastderp.server.certs import CertificateSource, certificate_files
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
 from fastderp.server.keylists import KeyLists
@@ -108,11 +109,14 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     if config.acme is not None:
         check_acme_installed()
+        if config.acme.ca_file is not None:
+            check_ca_file(config.acme.ca_file)
     manual = ManualCertificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
     region = RegionSettings(config)
     stack.push_async_callback(region.close)
     await region.read()
     bootstrap = _bootstrap_dns(config)
+    _warn_of_readers(config)
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
@@ -190,6 +194,16 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     if acme is not None:
         acme.start()
     return server
+
+
+def _warn_of_readers(config: RelayConfig) -> None:
+    """Log which of the files with secrets any user of this machine may read."""
+    files = [config.key_file, config.mesh_psk_file if config.secrets is None else None]
+    if config.tls and config.acme is None:
+        files.append(certificate_files(config.cert_dir, config.hostname)[1])
+    for path in filter(None, files):
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("%s is a secret, and everybody on this machine can read it: chmod 600 it", path)
 
 
 def _listen(

@@ -130,8 +130,6 @@ def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> 
     Raises CertificateError when a file is missing, unreadable or malformed, when key and certificate do not belong
     together, and when the leaf has expired or is not for this hostname.
     """
-    if not str(directory) or str(directory) == ".":
-        raise CertificateError("missing required -certdir: the directory of the certificate files")
     crt, key = certificate_files(directory, hostname)
     if make and ip_literal(hostname) is not None:
         _make_missing_files(crt, key, hostname)

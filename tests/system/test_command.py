@@ -167,6 +167,7 @@ def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str
         (("-workers", "many"), 'invalid value "many" for -workers'),
         (("-stun", "false"), "-stun=false"),
         (("-a", "127.0.0.1", "-c", "k"), 'invalid address "127.0.0.1" for -a: missing port'),
+        (("-a", "127.0.0.1:", "-c", "k"), 'invalid address "127.0.0.1:" for -a: missing port'),
         (("-a", ":443", "-c", "k", "-certmode", "none"), 'unknown -certmode "none": use manual, letsencrypt, gcp'),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
         (("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"), '-bootstrap-dns-names "b c": want a host name'),
@@ -240,27 +241,30 @@ def test_a_secrets_server_that_is_no_url_is_refused_without_quoting_it(tmp_path:
 def test_missing_certificates_are_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
     one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")
-    one_line((*flags, "-hostname", "relay.example", "-certdir="), 78, "missing required -certdir")
+    one_line((*flags, "-hostname", "relay.example", "-certdir="), 2, "missing required -certdir")
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "exit_code", "message"),
     [
-        (("-hostname", "203.0.113.7"), "-hostname 203.0.113.7 is an address: -acme-ip-certs"),
-        (("-certmode", "gcp", "-hostname", "relay.example"), "-certmode gcp with an external account needs -acme-eab-kid"),
-        (("-hostname", "relay.example", "-certdir="), "missing required -certdir"),
-        (("-hostname", "relay.example", "-certdir", "/proc/none"), "cannot keep certificates in /proc/none"),
+        (("-hostname", "203.0.113.7"), 2, "-hostname 203.0.113.7 is an address: -acme-ip-certs"),
+        (("-certmode", "gcp", "-hostname", "relay.example"), 2, "-certmode gcp with an external account needs -acme-eab-kid"),
+        (("-hostname", "relay.example", "-certdir="), 2, "missing required -certdir"),
+        (("-hostname", "relay.example", "-certdir", "/proc/none"), 78, "cannot keep certificates in /proc/none"),
+        (("-hostname", "relay.example", "-acme-ca-file", "/dev/null"), 78, "-acme-ca-file /dev/null: not a regular file"),
     ],
 )
-def test_settings_that_no_ca_can_work_with_are_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+def test_settings_that_no_ca_can_work_with_are_refused(
+    tmp_path: Path, flags: tuple[str, ...], exit_code: int, message: str
+) -> None:
     ca = ("-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path))
-    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *ca, *flags), 78, message)
+    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *ca, *flags), exit_code, message)
 
 
 def test_certificates_from_a_ca_need_a_library_that_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nfor name in ('acme', 'acme.client'):\n    sys.modules[name] = None\n")
     flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), "-hostname", "relay.example", *QUIET)
-    message = r"certificates from a CA need the library acme: pip install 'fastderp\[acme\]'"
+    message = r"certificates from a CA need the library acme: pip install 'acme>=5'"
     one_line((*flags, "-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path)), 69, message, {"PYTHONPATH": str(tmp_path)})
 
 
@@ -290,7 +294,9 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    one_line(("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *QUIET), 71, "no-such-host.invalid")
+    for helpers in (QUIET, ("-stun-port=0",)):
+        flags = ("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *helpers)
+        one_line(flags, 71, r"relay: cannot listen on no-such-host\.invalid(:0)?: ")
 
 
 def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
@@ -332,6 +338,33 @@ def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> Non
         process.communicate()
     soft, hard = re.findall(r"^Max open files\s+(\d+)\s+(\d+)", limits, re.M)[0]
     assert soft == hard
+
+
+@pytest.mark.parametrize("limit", [8, 12, 16, 63])
+def test_too_few_descriptors_are_one_line(tmp_path: Path, limit: int) -> None:
+    script = f'ulimit -n {limit}; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false'
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 71
+    assert done.stderr == f"fastderp-relay: {limit} descriptors are allowed, and a relay needs 64 at least: raise `ulimit -n`\n"
+
+
+def test_more_workers_than_there_are_descriptors_for_are_one_line(tmp_path: Path) -> None:
+    script = f'ulimit -n 64; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false -workers 256'
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (71, "fastderp-relay: no memory or descriptors left for the worker threads\n")
+
+
+def test_secrets_that_everybody_can_read_are_named(tmp_path: Path) -> None:
+    secret, key = tmp_path / "mesh.key", tmp_path / "relay.key"
+    secret.write_text("ab" * 32)
+    secret.chmod(0o644)
+    flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1", "-mesh-psk-file", str(secret))
+    with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
+        assert re.findall(r"(\S+) is a secret, and everybody on this machine can read it: chmod 600 it", running.said) == [str(secret)]
+    for path in (secret, key, tmp_path / "127.0.0.1.key"):
+        path.chmod(0o640 if path == secret else 0o604)
+    with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
+        assert re.findall(r"(\S+) is a secret", running.said) == [str(key), str(tmp_path / "127.0.0.1.key")]
 
 
 def test_threads_that_move_packets_go_before_the_one_that_logs_in(tmp_path: Path) -> None:

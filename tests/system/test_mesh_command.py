@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import urllib.request
@@ -12,6 +13,7 @@ import pytest
 from fastderp.keys import MeshKey
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.relay import eventually
+from tests.kit.service import ok, serving
 
 QUIET = ("-a", "127.0.0.1:0", "-stun=false")
 
@@ -130,6 +132,22 @@ def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member
     code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}")
     assert code == 2 and said.count("\n") == 1 and "-mesh-with" in said
     assert "cast" not in said, "Python's own words"
+
+
+def test_a_file_of_the_secret_is_not_looked_at_beside_a_server_that_has_it(tmp_path: Path) -> None:
+    answer = ok({"Value": base64.b64encode(b"ab" * 32).decode(), "Version": 1})
+    with serving(answer) as service:
+        secrets = (f"-secrets-url={service.url}", f"-secrets-cache-dir={tmp_path / 'copy'}", f"-mesh-psk-file={tmp_path / 'nowhere'}")
+        with relay(*QUIET, "-c", str(tmp_path / "key"), *secrets, env={"no_proxy": "127.0.0.1"}) as running:
+            assert "\nmesh: 1 keys, 0 members\n" in running.said
+
+
+def test_a_file_of_members_that_cannot_be_used_is_named(tmp_path: Path, secret: Path) -> None:
+    flags = (*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}")
+    (tmp_path / "members").write_text("a.example\na/b/c\n")
+    for name, reason in (("nowhere", "No such file"), ("members", "a mesh peer is HOST or HOST/DIALHOST, not 'a/b/c'")):
+        code, said = refused(*flags, f"-mesh-with=@{tmp_path / name}")
+        assert code == 78 and said.startswith(f"fastderp-relay: -mesh-with @{tmp_path / name}: {reason}")
 
 
 def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:

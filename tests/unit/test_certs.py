@@ -202,10 +202,6 @@ def test_a_name_without_files_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_directory_name_is_refused() -> None:
-    refuse(Path(""), "127.0.0.1", "missing required -certdir")
-
-
 def test_a_missing_key_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",))
     (tmp_path / "a.example.key").unlink()

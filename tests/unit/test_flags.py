@@ -192,7 +192,7 @@ def test_addresses_have_an_optional_host_and_a_port_or_service(text: str, addres
     ("text", "message"),
     [
         ("", "missing port"), ("127.0.0.1", "missing port"), ("[::1]", "missing port"), ("::1", "missing port"),
-        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", 'unknown port ""'),
+        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", "missing port"),
         (":no-such-service", "unknown port"), (":-1", "unknown port"), (":٣", "unknown port"), (":\udcff", "unknown port"),
     ],
 )  # fmt: skip
