@@ -304,7 +304,9 @@ def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
     one_line(flags, 78, "TS_DEBUG_TRUSTED_CIDRS", {"TS_DEBUG_TRUSTED_CIDRS": "everyone"})
 
 
-@pytest.mark.parametrize("flags", [("-hostname", "relay.example"), ("-certdir", "certs", "-acme-email", "a@b.example"), ("-certmode", "gcp")])
+@pytest.mark.parametrize(
+    "flags", [("-hostname", "relay.example"), ("-certdir", "certs", "-acme-email", "a@b.example"), ("-certmode", "gcp")]
+)
 def test_flags_for_certificates_that_are_of_no_use_are_named(tmp_path: Path, flags: tuple[str, ...]) -> None:
     with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *flags) as running:
         named = ", ".join(flag for flag in flags if flag.startswith("-"))
@@ -321,7 +323,8 @@ def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
         assert "\nadmission: anybody\n" in running.said
     lists = ("-allow-keys", str(keys), "-deny-keys", str(nobody))
     with relay(*start, *lists, "-verify-client-url=https://u:p@a.example/s") as running:
-        assert "\nadmission: 2 keys allowed, 0 keys denied; https://a.example (everybody gets in while it cannot be reached)\n" in running.said
+        said = running.find(r"\nadmission: (.*)\n")
+        assert said == "2 keys allowed, 0 keys denied; https://a.example (everybody gets in while it cannot be reached)"
     with relay(*start, "-verify-clients", "-socket", "/nowhere") as running:
         assert "\nadmission: tailscaled at /nowhere\n" in running.said
 
