@@ -115,3 +115,9 @@ class ListenError(DerpError):
     """An address that cannot be listened on: in use, not allowed, not this machine's."""
 
     exit_code = EX_OSERR
+
+
+class ShortageError(DerpError):
+    """The system does not let the command have what it cannot do without: descriptors."""
+
+    exit_code = EX_OSERR

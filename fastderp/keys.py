@@ -15,6 +15,7 @@ from nacl import bindings
 from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
+from fastderp.files import read_file
 from fastderp.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
 __all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
@@ -200,7 +201,7 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
     Raises KeyFileError naming the file and the reason, never its contents.
     """
     try:
-        return parse_mesh_keys(Path(path).read_text("utf-8"))
+        return parse_mesh_keys(read_file(path).decode())
     except OSError as error:
         raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -212,9 +213,10 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
 def parse_mesh_keys(text: str) -> list[MeshKey]:
     """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
 
-    Relays show the first to each other and accept either. Raises ValueError that does not quote the text.
+    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError
+    that does not quote the text.
     """
-    words = text.split()
+    words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not 1 <= len(words) <= 2:
         raise ValueError(f"want one mesh key, or two while it is being changed, not {len(words)}")
     keys = [MeshKey.from_text(word) for word in words]
@@ -226,7 +228,7 @@ def parse_mesh_keys(text: str) -> list[MeshKey]:
 def _read_key_file(path: Path) -> NodePrivate | None:
     """Return the key in the file, or None when there is no file."""
     try:
-        text = path.read_text("utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

@@ -27,8 +27,9 @@ def begin_on_signal(begin: Callable[[signal.Signals], None]) -> None:
         for each in SIGNALS:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         begin(number)
+        # By its number: sys.stderr may be anything, or nothing.
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)
 
     for number in SIGNALS:
         loop.add_signal_handler(number, first, number)

@@ -196,7 +196,8 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
                 return winner
             except DerpError as error:
                 failures.append(str(error))
-        raise DialError("; ".join(failures))
+        # The families often fail alike.
+        raise DialError("; ".join(dict.fromkeys(failures)))
     finally:
         for running in tasks:
             running.cancel()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import string
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -15,7 +14,7 @@ from typing import Self, TypeVar
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.derpmap import DerpNode
 from fastderp.client.stream import Stream
-from fastderp.client.target import Opened, RegionGetter, RegionTarget, UrlTarget
+from fastderp.client.target import PIN_PREFIX, Opened, RegionGetter, RegionTarget, UrlTarget, certificate_pin
 from fastderp.client.tls import TlsStream
 from fastderp.client.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
@@ -26,7 +25,6 @@ from fastderp.tls.handshake import ClientContext
 # From the name look-up to the login.
 CONNECT_TIMEOUT_S = 10.0
 _T = TypeVar("_T")
-_PIN_PREFIX = "sha256-raw:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +387,7 @@ class HTTPClient:
         """Shake hands with the node; return the inside and the relay's key if the metacert told it."""
         verify = not (self._options.insecure or node.insecure_for_tests)
         pin, cert_name = None, node.cert_name or None
-        if node.cert_name.startswith(_PIN_PREFIX):
+        if node.cert_name.startswith(PIN_PREFIX):
             pin, cert_name = _pin(node.cert_name), None
         context = self._context(verify, pin)
         inside = await TlsStream.connect(stream, context, node.host_name, cert_name=cert_name)
@@ -422,7 +420,7 @@ def _check_type(name: str, key: object, wanted: type[NodePrivate] | type[MeshKey
 
 
 def _pin(cert_name: str) -> bytes:
-    digits = cert_name.removeprefix(_PIN_PREFIX)
-    if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
-        raise DialError(f"a certificate pin is {_PIN_PREFIX} and 64 hex digits")
-    return bytes.fromhex(digits)
+    try:
+        return certificate_pin(cert_name)
+    except ValueError as error:
+        raise DialError(str(error)) from None

@@ -37,7 +37,7 @@ from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_i
 from fastderp.dataplane.news import (  # handed on: who uses the plane needs them
     CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS, PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
 )
-from fastderp.errors import DerpError
+from fastderp.errors import EX_OSERR, DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
 # What has waited this long is not worth its receiver's line any more. Nearly all of it is WireGuard's: TCP inside has sent
@@ -60,6 +60,8 @@ cdef unsigned int CONTROL_KEYS = 16
 
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
+
+    exit_code = EX_OSERR
 
 
 cdef class Plane:

@@ -101,6 +101,9 @@ class Admission:
         self._summary = Summariser(log)
         self._reload = asyncio.Event()
 
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [str(self.lists), *map(str, self.authorities)]))
+
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
         """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not.
 

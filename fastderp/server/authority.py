@@ -35,6 +35,9 @@ class Tailscaled:
             self.socket_path, TAILSCALED_ANSWER_LIMIT_BYTES, {"Tailscale-Cap": TAILSCALE_CAPABILITY}
         )
 
+    def __str__(self) -> str:
+        return f"tailscaled at {self.socket_path}"
+
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
         """Ask, for at most 5 s, whether tailscaled knows the `key`; `ip` makes no difference. What goes wrong is in the verdict."""
         try:
@@ -43,7 +46,7 @@ class Tailscaled:
                 return Verdict(False, "denied", "tailscaled does not know it")
             members(status, body)
         except NoAnswer as error:
-            return Verdict(False, error.outcome, f"tailscaled at {self.socket_path}: {error}")
+            return Verdict(False, error.outcome, f"{self}: {error}")
         return ALLOWED
 
     async def own_key(self) -> NodePublic:
@@ -53,10 +56,10 @@ class Tailscaled:
             if isinstance(node, dict):
                 return NodePublic.from_text(folded(node)["publickey"])
         except NoAnswer as error:
-            raise NoAnswer(error.outcome, f"tailscaled at {self.socket_path}: {error}") from None
+            raise NoAnswer(error.outcome, f"{self}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
-        raise NoAnswer("malformed", f"tailscaled at {self.socket_path} does not say who it is")
+        raise NoAnswer("malformed", f"{self} does not say who it is")
 
     async def close(self) -> None:
         """Close its connections."""
@@ -88,6 +91,10 @@ class AdmissionUrl:
         self.fail_open = fail_open
         self.host = str(self._url.host)
         self._service = Service.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
+
+    def __str__(self) -> str:
+        # The rest of the URL may hold a secret.
+        return f"{self._url.scheme}://{self.host} ({'everybody' if self.fail_open else 'nobody'} gets in while it cannot be reached)"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
         """Ask, for at most 5 s, whether the `key` may come in from `ip`. What goes wrong is in the verdict."""

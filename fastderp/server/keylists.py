@@ -109,6 +109,10 @@ class KeyLists:
             deny=KeyList.load(deny, required=False) if deny else None,
         )
 
+    def __str__(self) -> str:
+        counts = (("allowed", self.allow), ("denied", self.deny))
+        return ", ".join(f"{len(found.keys)} keys {what}" for what, found in counts if found is not None)
+
     def judge(self, key: NodePublic) -> Verdict:
         """Tell whether the lists let the `key` in."""
         if self.deny is not None and key.raw in self.deny.keys:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastderp import login
 from fastderp.client.settling import Settling
-from fastderp.client.target import UrlTarget
+from fastderp.client.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
 from fastderp.keys import Box, MeshKey, NodePrivate, NodePublic
@@ -56,25 +56,34 @@ class MeshPeer:
     """A member of the region. PROTOCOL §7.1, §12.
 
     Args:
-        name: as the operator wrote it, for logs and metrics.
+        name: as the operator wrote it, without a pin, for logs and metrics.
         url: where it is, as for HTTPClient.
         dial_host: where TCP goes instead of the URL's host.
+        pin: SHA-256 of the only certificate (DER) that it may have; None for one that others vouch for.
     """
 
     name: str
     url: str
     dial_host: str = ""
+    pin: bytes | None = None
 
     @classmethod
     def parse(cls, text: str) -> MeshPeer:
-        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other."""
-        if text.startswith(("http://", "https://")):
-            peer = cls(text, text)
+        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other.
+
+        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that certificate is accepted.
+        """
+        where, pinned, digits = text.partition(f"={PIN_PREFIX}")
+        pin = certificate_pin(PIN_PREFIX + digits) if pinned else None
+        if where.startswith(("http://", "https://")):
+            if pin is not None and where.startswith("http://"):
+                raise ValueError("over plain HTTP there is no certificate to expect")
+            peer = cls(where, where, pin=pin)
         else:
-            host, slash, dial_host = text.partition("/")
+            host, slash, dial_host = where.partition("/")
             if not host or "/" in dial_host or (slash and not dial_host):
-                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {text!r}")
-            peer = cls(text, f"https://{host}/derp", dial_host)
+                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {where!r}")
+            peer = cls(where, f"https://{host}/derp", dial_host, pin)
         peer.target()
         return peer
 
@@ -143,7 +152,7 @@ class MeshLink:
     async def _connect_and_stay(self) -> None:
         """Make the connection and wait for its end, which is always an error."""
         self.state = LinkState.DIALLING
-        dialled = await dial(self.peer.target(), self._mesh.tls_context())
+        dialled = await dial(self.peer.target(), self._mesh.tls_context(self.peer.pin))
         try:
             if dialled.server_key == self._mesh.public_key:
                 raise _ItIsOurselves
@@ -344,8 +353,10 @@ class Mesh:
         """One per member."""
         return [link for link, _ in self._links.values()]
 
-    def tls_context(self) -> ClientContext:
-        """Return what to trust; the system's roots are read once."""
+    def tls_context(self, pin: bytes | None) -> ClientContext:
+        """Return what to trust: the certificate with this hash, or without one whatever the system's roots vouch for, read once."""
+        if pin is not None:
+            return ClientContext(pin=pin)
         if self._tls is None:
             self._tls = ClientContext()
         return self._tls

@@ -78,6 +78,12 @@ async def test_each_family_is_dialled_as_the_node_says(
     assert {port for _, port, _ in network.dialled} == {443}
 
 
+async def test_a_reason_that_both_families_have_is_said_once(network: Network) -> None:
+    network.refused = {V4, V6}
+    with pytest.raises(DialError, match=r"^a\.example: refused$"):
+        await dial.dial_node(DerpNode("1a", 1, "a.example"), 443)
+
+
 async def test_node_with_both_families_disabled_is_an_error(network: Network) -> None:
     with pytest.raises(DialError, match="both disabled"):
         await dial.dial_node(DerpNode("1a", 1, "a.example", ipv4="none", ipv6="none"), 443)
