@@ -9,7 +9,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fastderp.errors import EX_OK, EX_UNAVAILABLE
+from fastderp.cli.output import show
+from fastderp.errors import EX_UNAVAILABLE
 
 _USE = """\
 Run a relay on port 3340 with a key in memory, ready for a client:
@@ -26,10 +27,9 @@ Talk through it from Python:
         alice, bob = NodePrivate.generate(), NodePrivate.generate()
         url = "http://127.0.0.1:3340/derp"
         async with HTTPClient(url, alice) as a, HTTPClient(url, bob) as b:
-            await b.connect()
+            await b.recv()  # the relay's greeting: bob can be reached now
             await a.send(bob.public(), b"hello")
-            async for message in b:
-                print(message)
+            print(await b.recv())
 
     asyncio.run(main())
 
@@ -38,9 +38,15 @@ Every flag: fastderp-relay --help        Every name: python -c 'help("fastderp")
 
 
 def main() -> int:
-    """Print what is installed and how to use it; EX_UNAVAILABLE when something needed is missing."""
+    """Print what is installed and how to use it; EX_UNAVAILABLE when something needed is missing, EX_IOERR when it cannot be printed."""
+    problems: list[str] = []
+    code = show("python -m fastderp", lambda: _report(problems))
+    return EX_UNAVAILABLE if problems else code
+
+
+def _report(problems: list[str]) -> None:
+    """Print everything; add the parts that are missing to `problems`."""
     print(f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale networks\n")
-    problems = []
     for name, find in _PARTS:
         try:
             print(f"  {name:<10} {find()}")
@@ -50,8 +56,6 @@ def main() -> int:
     print(f"\n{_USE}", end="")
     if problems:
         print(f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install --force-reinstall fastderp")
-        return EX_UNAVAILABLE
-    return EX_OK
 
 
 def _installed(distribution: str) -> str:

@@ -13,6 +13,7 @@ EX_USAGE: Final = 2  # wrong flags or arguments
 EX_UNAVAILABLE: Final = 69  # a peer, a service or a library that is needed is not there
 EX_SOFTWARE: Final = 70  # an error of ours
 EX_OSERR: Final = 71  # the system refused: port in use, no descriptors, no memory
+EX_IOERR: Final = 74  # what there was to say could not be written
 EX_NOPERM: Final = 77  # not allowed to read, write or bind
 EX_CONFIG: Final = 78  # a configuration, key or certificate file that cannot be used
 
@@ -51,37 +52,41 @@ class BoxError(DerpError):
 
 
 class ProtocolError(DerpError):
-    """The other side broke a rule of the wire that ends the connection."""
+    """The other side broke a rule of the wire that ends the connection. PROTOCOL §3, §4."""
 
     exit_code = EX_UNAVAILABLE
 
 
 class LoginError(ProtocolError):
-    """A login that was refused; `reason` is one of `login.REASONS`, fit for a counter label."""
+    """A client is not let in: it breaks the rules of the login, PROTOCOL §3, or is not allowed, §8.
+
+    `reason` is fit for a counter label: one of `login.REASONS` or, when it is not allowed, `denied`.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
+        """Say why: `reason` in a word, `detail` for people. Neither may hold a secret, for both are logged."""
         super().__init__(detail)
         self.reason = reason
 
 
 class ConnectionClosed(DerpError):
-    """The connection is over. By itself: closed in order, by either side, between two frames."""
+    """The connection is over. By itself: closed in order, by either side, between two frames. PROTOCOL §4."""
 
     exit_code = EX_UNAVAILABLE
 
 
 class ConnectionLost(ConnectionClosed):
-    """The connection broke: reset, cut inside a frame, silent for too long or not taking data."""
+    """The connection broke: reset, cut inside a frame or before the login was over, silent for too long or not taking data. PROTOCOL §4."""
 
 
 class DialError(DerpError):
-    """No connection to the relay could be made: name, TCP, proxy, TLS or HTTP."""
+    """No connection to the relay could be made: name, TCP, proxy, TLS, HTTP or the relay's key. PROTOCOL §13."""
 
     exit_code = EX_UNAVAILABLE
 
 
 class PingTimeout(DerpError):
-    """The relay did not answer a ping in time."""
+    """The relay did not answer a ping in time. PROTOCOL §13."""
 
     exit_code = EX_UNAVAILABLE
 
@@ -108,5 +113,11 @@ class IssuanceError(DerpError):
 
 class ListenError(DerpError):
     """An address that cannot be listened on: in use, not allowed, not this machine's."""
+
+    exit_code = EX_OSERR
+
+
+class ShortageError(DerpError):
+    """The system does not let the command have what it cannot do without: descriptors."""
 
     exit_code = EX_OSERR

@@ -1,4 +1,4 @@
-"""Node, mesh and server keys, NaCl boxes, and the relay's key file (PROTOCOL sections 1 and 12).
+"""Node, mesh and server keys, NaCl boxes, and the relay's key file (PROTOCOL §1, §12).
 
 Immutable values for any thread. Texts and reprs of errors and objects never show a secret.
 """
@@ -15,6 +15,7 @@ from nacl import bindings
 from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
+from fastderp.files import read_file
 from fastderp.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
 __all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
@@ -59,12 +60,12 @@ class Box:
 
 
 class NodePrivate:
-    """The private key of a node or a relay. Comparison takes constant time; it has no hash."""
+    """The private key of a node or a relay. Comparison takes constant time; it has no hash. PROTOCOL §1."""
 
     __slots__ = ("_public", "_raw")
 
     def __init__(self, raw: bytes) -> None:
-        """Take 32 bytes as they are. ValueError for another length and for all zeros."""
+        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
         if not any(raw):
@@ -82,12 +83,12 @@ class NodePrivate:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> NodePrivate:
-        """Take 32 bytes as they are. ValueError for another length and for all zeros."""
+        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
         return cls(raw)
 
     @classmethod
     def from_text(cls, text: str) -> NodePrivate:
-        """Parse `privkey:` and 64 hex digits of either case. ValueError never quotes the text."""
+        """Parse a `text` of `privkey:` and 64 hex digits of either case. ValueError for any other never quotes it."""
         return cls(parse_key_text(text, _PRIVATE_PREFIX))
 
     def to_bytes(self) -> bytes:
@@ -109,11 +110,11 @@ class NodePrivate:
         return Box(self, peer)
 
     def seal_to(self, peer: NodePublic, message: bytes) -> bytes:
-        """Return nonce 24 ‖ box(message) that only `peer` opens. BoxError for a low-order key."""
+        """Return nonce 24 ‖ box(`message`) that only `peer` opens. BoxError for a zero or low-order key."""
         return self.box(peer).seal(message)
 
     def open_from(self, peer: NodePublic, sealed: bytes) -> bytes:
-        """Return the message of nonce 24 ‖ box that `peer` made. BoxError when it does not open."""
+        """Return the message that `peer` sealed; `sealed` is nonce 24 ‖ box. BoxError when it does not open."""
         return self.box(peer).open(sealed)
 
     def __eq__(self, other: object) -> bool:
@@ -130,13 +131,13 @@ class NodePrivate:
 class MeshKey:
     """The secret that the relays of one region share. Comparison takes constant time; no hash.
 
-    The zero key means "no mesh" and makes nobody a mesh peer.
+    The zero key means "no mesh" and makes nobody a mesh peer. PROTOCOL §1, §7.1.
     """
 
     __slots__ = ("_raw",)
 
     def __init__(self, raw: bytes = bytes(KEY_SIZE)) -> None:
-        """Take 32 bytes; without an argument make the zero key. ValueError for another length."""
+        """Take the 32 bytes of `raw`; without them make the zero key. ValueError for another length."""
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a mesh key has {KEY_SIZE} bytes, not {len(raw)}")
         self._raw = bytes(raw)
@@ -148,7 +149,7 @@ class MeshKey:
 
     @classmethod
     def from_text(cls, text: str) -> MeshKey:
-        """Parse 64 hex digits of either case with white space around. ValueError otherwise."""
+        """Parse a `text` of 64 hex digits of either case, with or without white space around. ValueError for any other never quotes it."""
         return cls(parse_key_text(text.strip(), ""))
 
     @property
@@ -175,7 +176,7 @@ class MeshKey:
 
 
 def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
-    """Return the relay's key from its key file, made first when there is none (PROTOCOL 12).
+    """Return the relay's key from its key file at `path`, made first when there is none. PROTOCOL §12.
 
     The file is JSON, `{"PrivateKey": "privkey:<64 hex digits>"}`. A new one appears whole, with
     mode 0600, in directories that are created as needed. Of several processes that start
@@ -195,12 +196,12 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
 
 
 def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
-    """Return the region's secret from its file, as `parse_mesh_keys` reads it (PROTOCOL 12).
+    """Return the region's secret from its file, as `parse_mesh_keys` reads it (PROTOCOL §12).
 
     Raises KeyFileError naming the file and the reason, never its contents.
     """
     try:
-        return parse_mesh_keys(Path(path).read_text("utf-8"))
+        return parse_mesh_keys(read_file(path).decode())
     except OSError as error:
         raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -212,9 +213,10 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
 def parse_mesh_keys(text: str) -> list[MeshKey]:
     """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
 
-    Relays show the first to each other and accept either. Raises ValueError that does not quote the text.
+    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError
+    that does not quote the text.
     """
-    words = text.split()
+    words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not 1 <= len(words) <= 2:
         raise ValueError(f"want one mesh key, or two while it is being changed, not {len(words)}")
     keys = [MeshKey.from_text(word) for word in words]
@@ -226,7 +228,7 @@ def parse_mesh_keys(text: str) -> list[MeshKey]:
 def _read_key_file(path: Path) -> NodePrivate | None:
     """Return the key in the file, or None when there is no file."""
     try:
-        text = path.read_text("utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

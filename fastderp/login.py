@@ -1,4 +1,4 @@
-"""The login, both sides: ServerKey, ClientInfo and ServerInfo (PROTOCOL section 3).
+"""The login, both sides: ServerKey, ClientInfo and ServerInfo (PROTOCOL §3).
 
 Pure functions for any thread. A relay calls `check_client_info_header`, `open_client_info` and
 `ClientLogin.server_info_frame`; a client calls `parse_server_key`, `client_info_frame`
@@ -37,7 +37,15 @@ REASONS: Final = ("frame_type", "frame_size", "client_key", "box", "json", "mesh
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What a client says about itself (PROTOCOL 3.1). A zero `mesh_key` means none."""
+    """What a client says about itself. PROTOCOL §3.1.
+
+    Args:
+        version: of the protocol; any will do.
+        can_ack_pings: it answers every Ping with a Pong.
+        is_prober: it only measures.
+        mesh_key: the region's secret; a zero key means none.
+        app_name: name of the program, for statistics.
+    """
 
     version: int = PROTOCOL_VERSION
     can_ack_pings: bool = False
@@ -134,7 +142,7 @@ def open_server_info(box: Box, payload: bytes) -> ServerInfo:
 
 
 def parse_client_info(text: bytes) -> ClientInfo:
-    """Read ClientInfo JSON just as leniently and as strictly as the reference (PROTOCOL 3.1).
+    """Read ClientInfo JSON just as leniently and as strictly as the reference (PROTOCOL §3.1).
 
     Raises LoginError with the reason "json" or "mesh_key".
     """
@@ -167,7 +175,7 @@ def _client_info(text: bytes) -> ClientInfo:
 
 
 def parse_server_info(text: bytes) -> ServerInfo:
-    """Read ServerInfo JSON (PROTOCOL 3.2). ProtocolError when it is not what a relay sends."""
+    """Read ServerInfo JSON (PROTOCOL §3.2). ProtocolError when it is not what a relay sends."""
     try:
         values = _read_members(text, _SERVER_INFO_MEMBERS)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The DERP wire: frame types, limits, client addresses and messages (PROTOCOL sections 1 and 2).
+"""The DERP wire: frame types, limits, client addresses and messages (PROTOCOL §1, §2).
 
 Pure functions and values for any thread. Imports nothing of ours and nothing slow.
 Integers on the wire are unsigned and big-endian.
@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 PROTOCOL_VERSION: Final = 2
+"""What relays and clients say they speak. PROTOCOL §2."""
 MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
 KEEPALIVE_S: Final = 60.0
 
@@ -23,8 +24,8 @@ NONCE_SIZE: Final = 24
 HEADER_SIZE: Final = 5
 PING_SIZE: Final = 8
 
-# Data of one packet, without the keys in its frame.
 MAX_PACKET_SIZE: Final = 65536
+"""Bytes of data in one packet, at most; the keys in its frame come on top. PROTOCOL §2."""
 MAX_SEND_PACKET_SIZE: Final = KEY_SIZE + MAX_PACKET_SIZE
 MAX_FORWARD_PACKET_SIZE: Final = 2 * KEY_SIZE + MAX_PACKET_SIZE
 MIN_SERVER_KEY_SIZE: Final = len(MAGIC) + KEY_SIZE
@@ -68,7 +69,7 @@ class FrameType(IntEnum):
 
 
 class PeerGoneReason(IntEnum):
-    """Why a peer cannot be reached. Values that are not listed come as plain integers."""
+    """Why a peer cannot be reached. Values that are not listed come as plain integers. PROTOCOL §2."""
 
     DISCONNECTED = 0x00  # it left the region
     NOT_HERE = 0x01  # the relay has no route to it
@@ -76,7 +77,7 @@ class PeerGoneReason(IntEnum):
 
 
 class PeerPresentFlags(IntFlag):
-    """What a watcher is told about a client. 0 = the relay is too old to say."""
+    """What a watcher is told about a client. 0 = the relay is too old to say. PROTOCOL §2."""
 
     REGULAR = 1  # none of the others
     MESH_PEER = 2
@@ -85,7 +86,7 @@ class PeerPresentFlags(IntFlag):
 
 
 class NodePublic:
-    """A client's or a relay's public key: its address. Immutable, hashable, ordered by bytes.
+    """A client's or a relay's public key: its address. Immutable, hashable, ordered by bytes. PROTOCOL §1.
 
     `raw` is the 32 bytes of the wire. Two keys are equal when their bytes are.
     """
@@ -95,19 +96,19 @@ class NodePublic:
     raw: bytes
 
     def __init__(self, raw: bytes) -> None:
-        """Take the 32 bytes of the wire. ValueError for any other length."""
+        """Take `raw`, the 32 bytes of the wire. ValueError for any other length."""
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a public key has {KEY_SIZE} bytes, not {len(raw)}")
         object.__setattr__(self, "raw", bytes(raw))
 
     @classmethod
     def from_text(cls, text: str) -> NodePublic:
-        """Parse `nodekey:` and 64 hex digits. ValueError says what is wrong, never quotes the text."""
+        """Parse a `text` of `nodekey:` and 64 hex digits of either case. ValueError says what is wrong, never quotes the text."""
         return cls(parse_key_text(text, "nodekey:"))
 
     @classmethod
     def from_hex(cls, text: str) -> NodePublic:
-        """Parse 64 hex digits without a prefix, the form of the Derp-Public-Key header."""
+        """Parse a `text` of 64 hex digits of either case, the form of the Derp-Public-Key header. ValueError as in `from_text`."""
         return cls(parse_key_text(text, ""))
 
     @property
@@ -177,10 +178,12 @@ def parse_key_text(text: str, prefix: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the relay says about itself, the first message on a connection (PROTOCOL 3.2).
+    """What the relay says about itself, the first message on a connection. PROTOCOL §3.2.
 
-    The token bucket is the rate in bytes per second, framing included, at which a client
-    should send, and the burst in bytes above it. 0 = the relay does not say.
+    Args:
+        version: of the protocol; nobody acts on it.
+        token_bucket_bytes_per_second: how fast a client should send, framing included; 0 = the relay does not say.
+        token_bucket_bytes_burst: bytes at once after a pause; 0 = the relay does not say.
     """
 
     version: int = PROTOCOL_VERSION
@@ -190,7 +193,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedPacket:
-    """A packet of 0 to MAX_PACKET_SIZE bytes that the client `source` sent."""
+    """A packet that the client `source` sent, with `data` of 0 to MAX_PACKET_SIZE bytes. PROTOCOL §2, §4."""
 
     source: NodePublic
     data: bytes
@@ -198,7 +201,14 @@ class ReceivedPacket:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """A peer that sent packets here, or that packets were sent to, is not reachable (any more)."""
+    """A peer that sent packets here, or that packets were sent to, is not reachable (any more). PROTOCOL §6.4, §6.7.
+
+    A watcher is told of every client that leaves (§7.2).
+
+    Args:
+        key: the peer's.
+        reason: why; a number when this version does not know it.
+    """
 
     key: NodePublic
     reason: PeerGoneReason | int
@@ -206,9 +216,12 @@ class PeerGone:
 
 @dataclass(frozen=True, slots=True)
 class PeerPresent:
-    """A client is connected to the relay; only watchers are told.
+    """A client is connected to the relay; only watchers are told. PROTOCOL §2, §7.2.
 
-    `ip` is None and `port` 0 where the relay did not know the address or is too old to say.
+    Args:
+        key: the client's.
+        ip, port: where it connects from; None and 0 when the relay does not know or is too old to say.
+        flags: what kind of client it is.
     """
 
     key: NodePublic
@@ -219,33 +232,33 @@ class PeerPresent:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A request to answer with a Pong of the same 8 bytes."""
+    """A request to answer with a Pong of the same 8 bytes of `data`. PROTOCOL §2."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a Ping of the same 8 bytes."""
+    """The answer to a Ping of the same 8 bytes of `data`. PROTOCOL §2."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Nothing but a sign of life, about once a minute."""
+    """Nothing but a sign of life, about once a minute. PROTOCOL §6.6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A problem the relay sees with this connection; an empty text means it is over."""
+    """A `problem` the relay sees with this connection, in words; an empty text means it is over. PROTOCOL §4."""
 
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRestarting:
-    """Advice before a restart: reconnect after `reconnect_in_s`, go on trying for `try_for_s`."""
+    """Advice before a restart: reconnect after `reconnect_in_s` seconds, go on trying for `try_for_s` seconds. PROTOCOL §4."""
 
     reconnect_in_s: float
     try_for_s: float
@@ -262,6 +275,7 @@ Message: TypeAlias = (
     | Health
     | ServerRestarting
 )
+"""What a relay says to a client that is logged in; `Client.recv` returns one. PROTOCOL §4."""
 
 
 def frame(frame_type: int, *parts: bytes) -> bytes:
@@ -289,7 +303,7 @@ def restarting_payload(reconnect_in_s: float, try_for_s: float) -> bytes:
 
 
 def parse_message(frame_type: int, payload: bytes) -> Message | None:
-    """Return what a frame from the relay says, or None for a frame to skip (PROTOCOL 4).
+    """Return what a frame from the relay says, or None for a frame to skip (PROTOCOL §4).
 
     To be skipped are types this version does not know, those of the handshake, those only
     clients send, and frames too short for their type. Longer ones than needed are fine:

@@ -16,7 +16,7 @@ cdef void count_drop(void* n_dropped, const Node* node) noexcept nogil:
 def pass_through(const uint8_t[:, ::1] frames):
     """Push every frame, one per row, then pop until nothing is left; return (popped, dropped)."""
     cdef BacklogBudget budget
-    cdef Backlog* backlog = backlog_new(LANE_BYTES, LANE_PACKETS, CONTROL_BYTES)
+    cdef Backlog* backlog = backlog_new(LANE_BYTES, LANE_PACKETS, CONTROL_BYTES, 0, 1)
     cdef Node* node
     cdef size_t popped = 0, dropped = 0
     cdef Py_ssize_t i

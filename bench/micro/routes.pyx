@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastderp.dataplane.routes cimport (
-    HandleSet, Route, RouteTable, handle_set_free, routes_destroy, routes_find, routes_init,
+    TOLD_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_destroy, routes_find, routes_init,
     routes_reader_enter, routes_reader_leave, routes_register, routes_unregister)
 
 cdef enum:
@@ -24,7 +24,7 @@ cdef class Table:
         self.n = <uint32_t>(len(keys) // KEY)
         self.table = <RouteTable*>calloc(1, sizeof(RouteTable))
         self.routes = <Route**>calloc(self.n, sizeof(Route*))
-        if self.table is NULL or self.routes is NULL or not routes_init(self.table, 1, False):
+        if self.table is NULL or self.routes is NULL or not routes_init(self.table, 1, False, TOLD_CAP_BYTES):
             raise MemoryError()
         self.register()
 
@@ -43,7 +43,7 @@ cdef class Table:
                 told.slots = NULL
                 told.n = told.capacity = 0
                 routes_unregister(self.table, self.routes[i], i + 1, &told)
-                handle_set_free(&told)
+                handle_set_free(self.table, &told)
 
     def find(self, bytes keys not None):
         """Return how many of the keys are there, all looked up in one stay in the table."""

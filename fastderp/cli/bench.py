@@ -3,47 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import os
 import resource
+import stat
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from fastderp.errors import EX_FAILURE, EX_OK, EX_OSERR, EX_UNAVAILABLE, EX_USAGE, DerpError
+from fastderp.cli.output import show
+from fastderp.errors import EX_FAILURE, EX_IOERR, EX_OK, EX_OSERR, EX_UNAVAILABLE, EX_USAGE, DerpError, UsageError
 from fastderp.loadgen.connect import Target
 from fastderp.loadgen.result import Result, environment
 from fastderp.loadgen.run import Timing, run
 from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
+from fastderp.tls.errors import TlsError
 
+NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
 
 
+EXIT_CODES = """\
+exit codes:
+  0    it was measured
+  1    packets were damaged or connections lost
+  2    wrong flags, or files that cannot be used
+  69   no relay there, or it does not let the clients in; no process --pid
+  71   the system refused: no descriptors or memory left
+  74   the result could not be written
+  130  interrupted
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code (EX_* of fastderp.errors; 130 after an interrupt)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.list:
-        _print_scenarios()
-        return EX_OK
-    if options.url is None:
-        parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
+    """Run the command; return its exit code, which `--help` explains."""
     try:
-        target = _target(options, options.url)
-        to = _target(options, options.to) if options.to is not None else None
-        scenario = _scenario(options)
-        timing = Timing(options.warmup, options.duration, options.settle)
-        _prepare_process(options.cpu, scenario)
-        result = _run_with_bar(target, to, scenario, timing, options)
-        if options.json:
-            _write_json(options.json, result, arguments)
+        parser = _parser()
+        options = parser.parse_args(arguments)
+        if options.help:
+            return show(NAME, lambda: print(parser.format_help(), end=""))
+        if options.list:
+            return show(NAME, _print_scenarios)
+        if options.url is None:
+            parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
+        return _bench(options, arguments)
     except ValueError as error:
-        parser.error(str(error))
+        return _fail(str(error), EX_USAGE)
     except KeyboardInterrupt:
         return EX_INTERRUPTED
     except DerpError as error:
@@ -52,20 +65,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"--pid: {error}", EX_UNAVAILABLE)
     except OSError as error:
         return _fail(str(error), EX_OSERR)
-    if options.json != "-":
-        _print_result(result, scenario)
-    return _verdict(result)
+
+
+def _bench(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    """Measure and tell. ValueError for flags that make no sense."""
+    _check(options)
+    target = _target(options, options.url)
+    to = _target(options, options.to) if options.to is not None else None
+    scenario = _scenario(options)
+    timing = Timing(options.warmup, options.duration, options.settle)
+    _prepare_process(options.cpu, scenario)
+    with _open_json(options.json) as json_file:
+        result = _run_with_bar(target, to, scenario, timing, options)
+        text = _json(result, arguments)
+        if options.json == "-":
+            shown = show(NAME, lambda: print(text))
+        else:
+            shown = show(NAME, lambda: _print_result(result, scenario))
+        written = _write_json(json_file, text) if json_file is not None else EX_OK
+    return shown or written or _verdict(result)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Makes mistakes in the flags one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastderp-bench",
-        description="Put load on a DERP relay (any: derper, fastderp, …) and measure it.",
-        epilog="Flags override what the scenario says. Exit code 1: packets were damaged or "
-        "connections lost.",
+    parser = _Parser(
+        prog=NAME,
+        description="Put load on a DERP relay (any: derper, fastderp or another) and measure it.",
+        epilog="Flags override what the scenario says.\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
     add = parser.add_argument
     add("url", nargs="?", help="the relay: http://host:port or https://host:port")
+    add("-h", "--help", action="store_true", help="show this and exit")
     add("--list", action="store_true", help="list the named scenarios and exit")
     add("--scenario", default="pairs-10", metavar="NAME", help="named scenario (%(default)s)")
     add("--scenario-file", metavar="FILE", type=Path, help="a scenario of your own (TOML)")
@@ -105,10 +143,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would mean something else than it says. ValueError names the flag."""
+    if options.window is not None and options.window < 1:
+        raise ValueError(f"--window {options.window}: must be at least 1; --never-wait is the flag for no limit")
+    if options.rate is not None and not 1 <= options.rate < float("inf"):
+        raise ValueError(f"--rate {options.rate:g}: must be at least 1; --never-wait is the flag for no limit")
+    for source in options.source:
+        try:
+            ipaddress.ip_address(source)
+        except ValueError:
+            raise ValueError(f"--source {source}: not an IP address") from None
+
+
 def _target(options: argparse.Namespace, url: str) -> Target:
-    return Target.parse(
-        url, insecure=options.insecure, cafile=options.cafile, suite=options.suite, check_box=not options.no_box_check
-    )
+    try:
+        return Target.parse(
+            url, insecure=options.insecure, cafile=options.cafile, suite=options.suite, check_box=not options.no_box_check
+        )
+    except TlsError as error:
+        raise ValueError(f"--cafile {options.cafile}: {error}") from None
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
@@ -137,7 +191,10 @@ def _scenario(options: argparse.Namespace) -> Scenario:
 
 def _base_scenario(options: argparse.Namespace) -> Scenario:
     if options.scenario_file is not None:
-        return read_scenario(options.scenario_file)
+        try:
+            return read_scenario(options.scenario_file)
+        except ValueError as error:
+            raise ValueError(f"--scenario-file {error}") from None
     try:
         return SCENARIOS[options.scenario]
     except KeyError:
@@ -181,13 +238,30 @@ def _run_with_bar(
         )
 
 
-def _write_json(path: str, result: Result, arguments: Sequence[str] | None) -> None:
-    command = ["fastderp-bench", *(sys.argv[1:] if arguments is None else arguments)]
-    text = json.dumps({"environment": environment(command), "result": result.to_json()}, indent=1)
-    if path == "-":
-        print(text)
-    else:
-        Path(path).write_text(text + "\n")
+def _json(result: Result, arguments: Sequence[str] | None) -> str:
+    command = [NAME, *(sys.argv[1:] if arguments is None else arguments)]
+    return json.dumps({"environment": environment(command), "result": result.to_json()}, indent=1)
+
+
+def _open_json(path: str | None) -> AbstractContextManager[TextIO | None]:
+    """Open the file for the result, if there is to be one, before there is a result to lose; what is in it stays until then."""
+    if path is None or path == "-":
+        return nullcontext()
+    try:
+        return open(path, "a")
+    except OSError as error:
+        raise ValueError(f"--json {path}: {error.strerror}") from None
+
+
+def _write_json(file: TextIO, text: str) -> int:
+    try:
+        with file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.truncate(0)
+            file.write(text + "\n")
+    except OSError as error:
+        return _fail(f"--json {file.name}: {error.strerror}", EX_IOERR)
+    return EX_OK
 
 
 def _print_scenarios() -> None:
@@ -241,5 +315,5 @@ def _verdict(result: Result) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"fastderp-bench: {text}", file=sys.stderr)
+    print(f"{NAME}: {text}", file=sys.stderr)
     return code

@@ -1,20 +1,24 @@
 """What the flags say about certificates from a CA, checked (PROTOCOL §10, §12).
 
-Reads values only; opens nothing.
+Reads values only; what opens a file is called `check_ca_file`.
 """
 
 from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cryptography import x509
+
 from fastderp.cli.flags import printable
-from fastderp.errors import ConfigError
+from fastderp.errors import ConfigError, UsageError
+from fastderp.files import read_file
 from fastderp.server.acme_settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
 
 CERT_MODES = ("manual", "letsencrypt", "gcp")
@@ -23,38 +27,54 @@ CERT_MODES = ("manual", "letsencrypt", "gcp")
 def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
     """Turn the flags of `-certmode letsencrypt` or `gcp` into settings; http says whether the plain port is served.
 
-    Raises ConfigError for what no certificate can come of.
+    Raises UsageError for what no certificate can come of.
     """
     mode, hostname, ip_certs = values["certmode"], values["hostname"], values["acme-ip-certs"]
-    if not values["certdir"]:
-        raise ConfigError("missing required -certdir: the directory to keep certificates in")
     if ip_certs and mode != "letsencrypt":
-        raise ConfigError(f"-acme-ip-certs needs -certmode letsencrypt, not {mode}")
+        raise UsageError(f"-acme-ip-certs needs -certmode letsencrypt, not {mode}")
     if ip_certs and not http:
-        raise ConfigError("-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out")
+        raise UsageError("-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out")
     return AcmeSettings(
         directory_url=_directory(values["acme-directory"]) or (GOOGLE if mode == "gcp" else LETS_ENCRYPT),
         cert_dir=Path(values["certdir"]),
         hostname="" if ip_certs and _is_address(hostname) else _name(hostname, mode),
         ip_certs=ip_certs,
         http=http,
-        email=values["acme-email"],
+        email=_email(values["acme-email"]),
         external_account=_external_account(values),
-        ca_file=_ca_file(values["acme-ca-file"]),
+        ca_file=Path(values["acme-ca-file"]) if values["acme-ca-file"] else None,
     )
 
 
 def check_acme_installed() -> None:
     """Raise ImportError that says what to install when the library is not there."""
     if any(find_spec(name) is None for name in ("acme", "josepy", "requests")):
-        raise ImportError("certificates from a CA need the library acme: pip install 'fastderp[acme]'")
+        raise ImportError("certificates from a CA need the library acme: pip install 'acme>=5'")
+
+
+def check_ca_file(path: Path) -> None:
+    """Raise ConfigError that names the file of -acme-ca-file when there is nothing in it to trust."""
+    try:
+        found = x509.load_pem_x509_certificates(read_file(path))
+    except OSError as error:
+        raise ConfigError(f"-acme-ca-file {path}: {error.strerror}") from None
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"-acme-ca-file {path}: there are no certificates (PEM) in it")
+
+
+def check_hostname(hostname: str) -> None:
+    """Raise UsageError for what can be the name of no certificate's files."""
+    if not hostname or re.search(r"[\s/@]|:", hostname) and not _is_address(hostname):
+        raise UsageError(f'-hostname "{printable(hostname)}": want a host name or an address')
 
 
 def _name(hostname: str, mode: str) -> str:
     if _is_address(hostname):
         if mode == "gcp":
-            raise ConfigError(f"-certmode gcp has no certificates for addresses such as -hostname {hostname}")
-        raise ConfigError(
+            raise UsageError(f"-certmode gcp has no certificates for addresses such as -hostname {hostname}")
+        raise UsageError(
             f"-hostname {hostname} is an address: -acme-ip-certs gets certificates for it, -certmode manual makes one itself"
         )
     try:
@@ -63,7 +83,7 @@ def _name(hostname: str, mode: str) -> str:
         name = ""
     labels = name.split(".")
     if len(labels) < 2 or not all(_is_label(label) for label in labels):
-        raise ConfigError(f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com")
+        raise UsageError(f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com")
     return name
 
 
@@ -81,7 +101,7 @@ def _is_address(text: str) -> bool:
 
 def _directory(url: str) -> str:
     if url and not (url.startswith("https://") and _host(url)):
-        raise ConfigError(f"-acme-directory {printable(url)}: want an https URL such as {LETS_ENCRYPT}")
+        raise UsageError(f"-acme-directory {printable(url)}: want an https URL such as {LETS_ENCRYPT}")
     return url
 
 
@@ -92,12 +112,10 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _ca_file(path: str) -> Path | None:
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise ConfigError(f"-acme-ca-file {printable(path)}: no such file")
-    return Path(path)
+def _email(text: str) -> str:
+    if text and not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise UsageError(f"-acme-email {printable(text)}: want an address such as you@example.com")
+    return text
 
 
 def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
@@ -109,7 +127,7 @@ def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
         return None
     for flag, value in given.items():
         if not value:
-            raise ConfigError(f"-certmode {values['certmode']} with an external account needs -{flag}")
+            raise UsageError(f"-certmode {values['certmode']} with an external account needs -{flag}")
     return ExternalAccount(kid, _mac_key(key))
 
 
@@ -119,4 +137,4 @@ def _mac_key(text: str) -> bytes:
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except ValueError:
-        raise ConfigError("-acme-eab-key is not base64") from None
+        raise UsageError("-acme-eab-key is not base64") from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastderp.cli.certificates import CERT_MODES, acme_settings
+from fastderp.cli.certificates import CERT_MODES, acme_settings, check_hostname
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
 from fastderp.server.acme_settings import VENDOR_HOSTNAME, AcmeSettings
@@ -28,6 +28,9 @@ MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
 MESH = "Region"
+CERTIFICATE_FLAGS = (
+    "certmode", "certdir", "hostname", "acme-email", "acme-ip-certs", "acme-eab-kid", "acme-eab-key", "acme-ca-file",
+)
 
 
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
@@ -70,8 +73,8 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
         Flag("secrets-cache-dir", str, os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
              "file, or directory of a file, that keeps a copy for the time that server cannot be reached", "PATH", MESH),
         Flag("mesh-with", str, "",
-             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST; or @FILE with one a line, "
-             "read again on SIGHUP", "HOSTS", MESH),
+             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
+             "certificate of its own making, or an http:// or https:// URL; or @FILE with one a line, read again on SIGHUP", "HOSTS", MESH),
         Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
         Flag("bootstrap-dns-names", str, "", "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
              "NAMES", SERVE),
@@ -153,6 +156,7 @@ class RelayConfig:
     mesh_with: str  # as given
     dev: bool
     address_overridden: bool  # -dev took the place of an explicit -a
+    idle_certificate_flags: tuple[str, ...]  # given, but there is no TLS
 
 
 def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -> RelayConfig:
@@ -167,6 +171,10 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}')
     manual = values["certmode"] == "manual"
     tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
+    if tls and not values["certdir"]:
+        raise UsageError("missing required -certdir: the directory of the certificates")
+    if tls and manual:
+        check_hostname(values["hostname"])
     http = tls and values["http-port"] != -1
     return RelayConfig(
         host=host,
@@ -196,6 +204,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         mesh_with=values["mesh-with"].strip(),
         dev=dev,
         address_overridden=dev and "a" in given,
+        idle_certificate_flags=() if tls or dev else tuple(name for name in CERTIFICATE_FLAGS if name in given),
     )
 
 
@@ -207,7 +216,7 @@ def read_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
 def parse_address(text: str) -> tuple[str, int]:
     """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError."""
     host, colon, port = text.rpartition(":")
-    if not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
+    if not port or not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
         raise UsageError(f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443')
     if host.startswith("["):
         host = host[1:-1]

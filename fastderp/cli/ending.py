@@ -15,23 +15,24 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LIMIT_S = 15.0
 
 
-def begin_on_signal(begin: Callable[[], None]) -> None:
-    """Call `begin` on the running loop at the first signal.
+def begin_on_signal(begin: Callable[[signal.Signals], None]) -> None:
+    """Call `begin` on the running loop with the first signal.
 
     From then on a signal kills the process, and after LIMIT_S it writes where every thread hangs and exits with 1, unless
     `ended` is called before.
     """
     loop = asyncio.get_running_loop()
 
-    def first() -> None:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-        begin()
+    def first(number: signal.Signals) -> None:
+        for each in SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        begin(number)
+        # By its number: sys.stderr may be anything, or nothing.
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)
 
     for number in SIGNALS:
-        loop.add_signal_handler(number, first)
+        loop.add_signal_handler(number, first, number)
 
 
 def ended() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
+from fastderp.files import read_file
 from fastderp.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 from fastderp.server.mesh import MeshPeer
 from fastderp.server.relay import Server
@@ -35,15 +36,20 @@ class RegionSettings:
         self._secrets = _secrets_server(config.secrets) if config.secrets is not None else None
         self._reloading: asyncio.Task[None] | None = None
 
+    def __str__(self) -> str:
+        return f"mesh: {len(self.keys)} keys, {len(self.peers)} members"
+
     @property
     def reloadable(self) -> bool:
         """Whether any of it comes from a file or a server."""
         return bool(self._secrets or self._config.mesh_psk_file) or self._config.mesh_with.startswith("@")
 
-    async def read(self) -> None:
-        """Read everything. Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
-        keys = _keys(self._config) if self._secrets is None else _parsed(await self._secrets.fetch(), self._secrets.host)
-        peers = _peers(self._config.mesh_with)
+    async def read(self, *, reloading: bool = False) -> None:
+        """Read everything; when `reloading`, an empty file of members is a mistake, as for lists of keys.
+
+        Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
+        keys = _keys(self._config) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
+        peers = _peers(self._config.mesh_with, reloading=reloading)
         if self._config.mesh_with and not keys:
             raise UsageError(
                 f"-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with -dev ${DEV_MESH_KEY}"
@@ -66,13 +72,13 @@ class RegionSettings:
 
     async def _reload(self, server: Server) -> None:
         try:
-            await self.read()
+            await self.read(reloading=True)
         except DerpError as error:
             log.error("nothing changes: %s", error)
             return
         server.mesh_keys = self.keys
         server.set_mesh_peers(self.peers)
-        log.info("mesh: %d keys, %d members", len(self.keys), len(self.peers))
+        log.info("%s", self)
 
 
 def _secrets_server(config: SecretsConfig) -> SecretsServer:
@@ -85,13 +91,6 @@ def _secrets_server(config: SecretsConfig) -> SecretsServer:
         raise UsageError(f"-secrets-url: {error}") from None
 
 
-def _parsed(text: str, host: str) -> list[MeshKey]:
-    try:
-        return parse_mesh_keys(text)
-    except ValueError as error:
-        raise ConfigError(f"the region's secret at {host}: {error}") from None
-
-
 def _keys(config: RelayConfig) -> list[MeshKey]:
     if config.mesh_psk_file is not None:
         return load_mesh_keys(config.mesh_psk_file)
@@ -102,18 +101,23 @@ def _keys(config: RelayConfig) -> list[MeshKey]:
         raise ConfigError(f"${DEV_MESH_KEY}: {error}") from None
 
 
-def _peers(mesh_with: str) -> list[MeshPeer]:
-    items = _members_in(Path(mesh_with[1:])) if mesh_with.startswith("@") else mesh_with.split(",")
+def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
+    in_file = mesh_with.startswith("@")
+    items = _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
     try:
         return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
     except ValueError as error:
-        raise UsageError(f"-mesh-with {printable(mesh_with)}: {error}") from None
+        raise (ConfigError if in_file else UsageError)(f"-mesh-with {printable(mesh_with)}: {error}") from None
 
 
-def _members_in(path: Path) -> list[str]:
+def _members_in(path: Path, *, reloading: bool) -> list[str]:
     """Return the lines of a file of members, one each, without comments."""
     try:
-        return [line.partition("#")[0] for line in path.read_text("utf-8").splitlines()]
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigError(f"-mesh-with {path}: {reason}") from None
+        raise ConfigError(f"-mesh-with @{path}: {reason}") from None
+    if reloading and not text.strip():
+        # An editor that truncates before it writes would part the region.
+        raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean nobody)")
+    return [line.partition("#")[0] for line in text.splitlines()]

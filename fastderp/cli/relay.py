@@ -16,13 +16,19 @@ from collections.abc import Sequence
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
 from fastderp.cli.ending import ended
-from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
+from fastderp.cli.output import show
+from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
 log = logging.getLogger("fastderp")
 
 
+# For a relay itself, with a worker for each of many cores; less gives errors in the midst of the start.
+MIN_DESCRIPTORS = 64
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `-help` lists the codes."""
+    _open_standard_streams()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except DerpError as error:
@@ -31,6 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error, EX_UNAVAILABLE)
     except KeyboardInterrupt:  # before the loop has taken over the signals
         return EX_OK
+
+
+def _open_standard_streams() -> None:
+    """Open what is closed of the descriptors 0 to 2: a socket with such a number would get what is meant for a terminal."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def _refuse(error: Exception, exit_code: int) -> int:
@@ -43,11 +62,9 @@ def _run(arguments: Sequence[str]) -> int:
     if values["help"] or values["h"]:
         from fastderp.cli.usage import print_usage
 
-        print_usage(flag_table(os.environ), sys.stdout)
-        return EX_OK
+        return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
-        print(f"fastderp-relay {fastderp.__version__}")
-        return EX_OK
+        return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
     config = relay_config(values, given, is_root=os.geteuid() == 0)
     _log_to_stderr()
     _raise_descriptor_limit()
@@ -70,8 +87,10 @@ def _log_to_stderr() -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system lets us: each client is one."""
+    """Allow as many descriptors as the system lets us: each client is one. Raises ShortageError for too few to serve anybody."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
+        raise ShortageError(f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`")
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

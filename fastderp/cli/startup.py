@@ -12,13 +12,14 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fastderp
-from fastderp.cli.certificates import check_acme_installed
+from fastderp.cli.certificates import check_acme_installed, check_ca_file
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
 from fastderp.cli.ending import begin_on_signal
 from fastderp.cli.environment import Environment
@@ -31,7 +32,7 @@ from fastderp.server.acme_challenges import HTTP_PREFIX
 from fastderp.server.acme_settings import VENDOR_HOSTNAME
 from fastderp.server.admission import Admission, Authority
 from fastderp.server.bootstrap import BootstrapDns, Unpublished, checked_name
-from fastderp.server.certs import CertificateSource
+from fastderp.server.certs import CertificateSource, certificate_files
 from fastderp.server.debug import DebugAccess, DebugPages
 from fastderp.server.http import Routes, Site, http_port_routes, relay_routes
 from fastderp.server.keylists import KeyLists
@@ -52,24 +53,45 @@ T = TypeVar("T")
 # Threads are nice one by one on Linux. More would leave logins next to nothing beside other programs.
 CONTROL_NICENESS = 10
 
+# What clients are told when a service manager ends the relay: to come back within this time, not all at once, and to look for another
+# relay after this one ("no more than a few seconds", says the reference).
+RECONNECT_SPREAD_S = 2.0
+TRY_FOR_S = 5.0
+
 
 async def serve(config: RelayConfig) -> None:
     """Start everything, say so, and run until SIGTERM or SIGINT asks for the end.
 
+    SIGTERM is how a relay is restarted: its clients are told (PROTOCOL §6.11).
+
     Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
     """
-    stopping = asyncio.Event()
-    begin_on_signal(stopping.set)
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[signal.Signals] = loop.create_future()
+    begin_on_signal(stopping.set_result)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: still starting")
     reloads: list[Callable[[], None]] = []
     async with contextlib.AsyncExitStack() as stack:
-        await _start(config, stack, reloads)
-        _let_packets_go_first()
-        if reloads:
-            # Without anything to reload SIGHUP keeps its meaning: the terminal is gone.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloads)
-        log.info("ready")
-        await stopping.wait()
+        server = await _unless(stopping, _start(config, stack, reloads))
+        if server is not None:
+            _let_packets_go_first()
+            loop.add_signal_handler(signal.SIGHUP, _reload, reloads)
+            log.info("ready")
+        number = await stopping
         log.info("stopping")
+        if server is not None and number == signal.SIGTERM:
+            server.announce_restart(0.0, TRY_FOR_S, spread_s=RECONNECT_SPREAD_S)
+
+
+async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, T]) -> T | None:
+    """Do the work and return what comes of it; give it up for None when `stopping` is done before. Raises what the work does."""
+    working = asyncio.create_task(work)
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        return await working
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return None
 
 
 def _let_packets_go_first() -> None:
@@ -82,12 +104,12 @@ def _let_packets_go_first() -> None:
 
 
 def _reload(reloads: list[Callable[[], None]]) -> None:
-    log.info("reloading")
+    log.info("reloading" if reloads else "nothing to reload")
     for reload in reloads:
         reload()
 
 
-async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> None:
+async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     environment = Environment.read(os.environ)
     if environment.debug_logs:
@@ -96,11 +118,14 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     key = load_or_create_server_key(config.key_file) if config.key_file else NodePrivate.generate()
     if config.acme is not None:
         check_acme_installed()
+        if config.acme.ca_file is not None:
+            check_ca_file(config.acme.ca_file)
     manual = ManualCertificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
     region = RegionSettings(config)
     stack.push_async_callback(region.close)
     await region.read()
     bootstrap = _bootstrap_dns(config)
+    _warn_of_readers(config)
     stun = None if config.stun_port is None else bind_stun(config.host, config.stun_port)
     if stun is not None:
         stack.callback(stun.close)
@@ -171,9 +196,23 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
     server.set_mesh_peers(region.peers)
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
-    _announce(config, server, listener, plain, stun, manual, acme)
+    _announce(config, server, admission, region, listener, plain, stun, manual, acme)
+    if manual is not None:
+        stack.callback(manual.close)
+        manual.start()
     if acme is not None:
         acme.start()
+    return server
+
+
+def _warn_of_readers(config: RelayConfig) -> None:
+    """Log which of the files with secrets any user of this machine may read."""
+    files = [config.key_file, config.mesh_psk_file if config.secrets is None else None]
+    if config.tls and config.acme is None:
+        files.append(certificate_files(config.cert_dir, config.hostname)[1])
+    for path in filter(None, files):
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("%s is a secret, and everybody on this machine can read it: chmod 600 it", path)
 
 
 def _listen(
@@ -279,13 +318,15 @@ def _metrics(
 def _announce(
     config: RelayConfig,
     server: Server,
+    admission: Admission | None,
+    region: RegionSettings,
     listener: Listener,
     plain: Listener | None,
     stun: StunServer | None,
     manual: ManualCertificate | None,
     acme: AcmeCertificates | None,
 ) -> None:
-    """Log where the relay is and who it is; for a self-signed address also what goes into the DERP map."""
+    """Log where the relay is, who it is and who may use it; for a self-signed address also what goes into the DERP map."""
     scheme = "https" if config.tls else "http"
     served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(listener)}"]
     if plain is not None:
@@ -294,6 +335,15 @@ def _announce(
     kept = f"kept in {config.key_file}" if config.key_file else "forgotten at exit"
     log.info("%s", "; ".join(served))
     log.info("public key %s, %s", server.public_key.text, kept)
+    if config.idle_certificate_flags:
+        log.warning(
+            "plain HTTP, whatever -%s: certificates from a CA are used on port 443 only; "
+            "-acme-directory, or -certmode manual, gives HTTPS on any port",
+            ", -".join(config.idle_certificate_flags),
+        )
+    log.info("admission: %s", admission or "anybody")
+    if region.keys:
+        log.info("%s", region)
     if config.address_overridden:
         log.warning("-dev serves on this port whatever -a says")
     if server.rate_limit is not None:

@@ -29,12 +29,13 @@ EXAMPLES = (
 )
 
 EXIT_CODES = (
-    (0, "ended by SIGTERM or SIGINT; a second one kills it at once"),
+    (0, "ended by SIGTERM or SIGINT; a second one kills it at once, with 128 + its number"),
     (1, "did not manage to end in time, and says where it hung: a defect"),
-    (2, "wrong flags"),
+    (2, "wrong flags, or a value in them that makes no sense"),
     (69, "a library is missing, such as OpenSSL or acme; or the secrets server cannot be reached"),
-    (71, "cannot listen on an address: in use, not allowed, not this machine's"),
-    (78, "a key, a certificate or a setting that cannot be used"),
+    (71, "cannot listen on an address: in use, not allowed, not this machine's; or no descriptors or memory left"),
+    (74, "this help, or the version, could not be written"),
+    (78, "a key, a certificate or another file that cannot be used, or a variable of the environment"),
 )
 
 

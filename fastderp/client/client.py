@@ -1,4 +1,4 @@
-"""A DERP connection as its client sees it, over a stream that is already there (PROTOCOL 3, 4).
+"""A DERP connection as its client sees it, over a stream that is already there (PROTOCOL §3, §4).
 
 One task receives at a time; any number of tasks send. Belongs to the stream's event loop.
 """
@@ -48,11 +48,14 @@ class Client:
 
     The first message received is ServerInfo. Once receiving or sending has failed the client is of
     no more use: every later call raises the same error. What sends raises ConnectionClosed when the
-    connection is over, ConnectionLost when it broke, and waits while the relay takes no data. PROTOCOL 2, 4.
+    connection is over, ConnectionLost when it broke, and waits while the relay takes no data. PROTOCOL §2, §4.
     """
 
     def __init__(self, stream: Stream, private_key: NodePrivate, server: NodePublic, box: Box) -> None:
-        """Used by `handshake`, which callers want instead."""
+        """Used by `handshake`, which callers want instead.
+
+        `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is between these two.
+        """
         self._stream = stream
         self._public_key = private_key.public()
         self._server_public_key = server
@@ -80,14 +83,19 @@ class Client:
 
         `stream` is a (reader, writer) pair of asyncio streams or one object with their methods
         `read`, `write`, `drain`, `close`, `wait_closed` and `get_extra_info`, on which the relay is
-        about to send its key. `can_ack_pings` promises to answer every Ping with `send_pong`;
-        `mesh_key` is the region's secret and gives mesh privileges; `is_prober` says that the client only measures, `app_name`
-        what program it is. With `server_public_key` the relay's key is known (unless it is zero) and its first frame
-        is not waited for.
+        about to send its key.
 
-        Does not wait for the relay's answer: a refused login shows as a ConnectionClosed in
-        `recv`. Raises ProtocolError when the other side is no relay, ConnectionClosed and
-        BoxError; the stream is closed then. PROTOCOL 3.
+        Args:
+            private_key: whose public half the client is reached under.
+            can_ack_pings: promise to answer every Ping with `send_pong`.
+            is_prober: tell the relay that this client only measures.
+            mesh_key: the region's secret, which gives mesh privileges.
+            server_public_key: the relay's key, when it is known: then the relay's first frame is not waited for. A zero key is none.
+            app_name: name of the program, for the relay's statistics.
+
+        Does not wait for the relay's answer: a refused login shows as a ConnectionLost in `recv`. Raises ProtocolError when the other
+        side is no relay, ConnectionClosed when it ends the connection, and BoxError for a key of the relay that is of no use; the
+        stream is closed then. PROTOCOL §3.
         """
         connection = Stream.of(stream)
         info = login.ClientInfo(
@@ -134,7 +142,7 @@ class Client:
         Frames that are too short for their type or unknown are skipped, and so are the pongs
         that `ping` waits for. Raises ConnectionClosed at an orderly end, ConnectionLost when the
         connection broke or nothing came for 120 s, ProtocolError for frames that end the connection.
-        PROTOCOL 4.
+        PROTOCOL §4.
         """
         self._check_alive()
         try:
@@ -159,10 +167,10 @@ class Client:
             raise StopAsyncIteration from None
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet of at most 65536 bytes to the client `destination`.
+        """Send a packet, `data` of at most 65536 bytes, to the client `destination`.
 
         The packet is dropped silently, and counted in `n_packets_held_back`, when it would exceed
-        the rate the relay asked for. ValueError for a larger packet. PROTOCOL 3.2, 4.
+        the rate the relay asked for. ValueError for a larger packet. PROTOCOL §3.2, §4.
         """
         _check_packet(data)
         if self._limiter and not self._limiter.take(HEADER_SIZE + KEY_SIZE + len(data)):
@@ -171,10 +179,10 @@ class Client:
         await self._write(frame(FrameType.SEND_PACKET, destination.raw, data))
 
     async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
-        """Send a packet in the name of `source`. A relay closes on this without its mesh key.
+        """Send a packet to `destination` in the name of `source`. A relay closes on this without its mesh key.
 
-        At most 65536 bytes; ValueError for more. The connection is closed, with ConnectionLost, when the relay does not take it
-        in 5 s. PROTOCOL 7.6.
+        `data` has at most 65536 bytes; ValueError for more. The connection is closed, with ConnectionLost, when the relay does not
+        take it in 5 s. PROTOCOL §7.6.
         """
         _check_packet(data)
         try:
@@ -185,30 +193,33 @@ class Client:
             raise self._fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is this client's home; it only counts them. PROTOCOL 6.6."""
+        """Tell the relay whether it is this client's home, its `preferred` relay; it only counts them. PROTOCOL §6.6."""
         await self._write(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL 5."""
+        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL §5."""
         await self._write(frame(FrameType.CLOSE_PEER, target.raw))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL 7.2."""
+        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL §7.2."""
         await self._write(frame(FrameType.WATCH_CONNS))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes; the Pong comes as a message. See `ping` for both in one. ValueError for other sizes."""
+        """Send a Ping of 8 bytes of `data`; the Pong comes as a message. ValueError for other sizes. PROTOCOL §2.
+
+        See `ping` for both in one.
+        """
         await self._write(frame(FrameType.PING, _ping_data(data)))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes. ValueError for other sizes."""
+        """Answer a Ping with its 8 bytes of `data`. ValueError for other sizes. PROTOCOL §2."""
         await self._write(frame(FrameType.PONG, _ping_data(data)))
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Ping the relay and return the seconds until its pong came.
 
-        Another task has to receive meanwhile. Raises PingTimeout after `timeout_s`, and what ended the connection when that
-        happens before. PROTOCOL 13.
+        Another task has to receive meanwhile. Raises PingTimeout after `timeout_s` seconds, and what ended the connection when
+        that happens before. PROTOCOL §13.
         """
         loop = asyncio.get_running_loop()
         data = secrets.token_bytes(PING_SIZE)
@@ -219,13 +230,13 @@ class Client:
                 await self.send_ping(data)
                 await answered
         except TimeoutError:
-            raise PingTimeout(f"no pong within {timeout_s:g} s") from None
+            raise PingTimeout(f"no pong within {timeout_s:g} s; is another task receiving?") from None
         finally:
             del self._pings[data]
         return loop.time() - started_s
 
     async def close(self) -> None:
-        """Close the connection; a receiver is told with ConnectionClosed. May be called again."""
+        """Close the connection, waiting at most 1 s for what is unsent; a receiver is told with ConnectionClosed. May be called again."""
         self._end(ConnectionClosed("the client is closed"))
         self._stream.close()
         await self._stream.wait_closed()

@@ -1,4 +1,4 @@
-"""The DERP map: which relays exist, by region (PROTOCOL section 13).
+"""The DERP map: which relays exist, by region (PROTOCOL §13).
 
 Immutable values for any thread. `HTTPClient.for_region` dials the nodes of a DerpRegion.
 """
@@ -17,13 +17,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class DerpNode:
-    """One relay of a region.
+    """One relay of a region. PROTOCOL §13.
 
-    `ipv4` and `ipv6` are an address to use instead of looking `host_name` up, empty to look it
-    up, or any other text, by custom "none", to leave that family out. `cert_name` is the name
-    expected in the certificate instead of `host_name`, or `sha256-raw:` and the hex SHA-256 of the
-    only certificate accepted. A port of 0 means the usual one: 3478 for STUN, where -1 means none,
-    and 443 for DERP.
+    Args:
+        name: unique in the map. HTTPClient tells another node of the region that it would rather be at the first one's (Ideal-Node).
+        region_id: of the region it belongs to.
+        host_name: where it is, and what its certificate is for.
+        cert_name: the name expected in the certificate instead, or `sha256-raw:` and the hex SHA-256 of the only one accepted.
+        ipv4, ipv6: an address to use instead of looking `host_name` up, empty to look it up, or any other text, by custom "none", to
+            leave that family out.
+        stun_port: 0 for 3478, -1 for none.
+        stun_only: it is no relay, and HTTPClient passes over it.
+        derp_port: 0 for 443.
+        insecure_for_tests: accept any certificate.
+        stun_test_ip: in tests, where STUN goes instead; not used here.
+        can_port_80: it answers on port 80, too, where clients look for captive portals; not used here.
     """
 
     name: str
@@ -42,7 +50,19 @@ class DerpNode:
 
 @dataclass(frozen=True, slots=True)
 class DerpRegion:
-    """A place with one or more relays that mesh with each other; nodes come in order of preference."""
+    """A place with one or more relays that mesh with each other. PROTOCOL §13.
+
+    HTTPClient uses the nodes only; where the region is and who should use it is for the program to heed.
+
+    Args:
+        region_id: unique in the map; 900 to 999 for regions of one's own.
+        region_code: a short name, such as "fra".
+        region_name: a name for people.
+        latitude, longitude: degrees, north and east of 0; both 0 when unknown.
+        avoid: not to be made a home.
+        no_measure_no_home: neither to be measured nor made a home.
+        nodes: in order of preference.
+    """
 
     region_id: int
     region_code: str = ""
@@ -56,7 +76,13 @@ class DerpRegion:
 
 @dataclass(frozen=True, slots=True)
 class DerpMap:
-    """All regions by id. `region_scores` multiplies a region's measured latency when homes are chosen."""
+    """All regions. PROTOCOL §13.
+
+    Args:
+        regions: by id.
+        omit_default_regions: for control servers: these are all there are, and tailscale's own do not come on top.
+        region_scores: by region id, what its measured latency is multiplied by when homes are chosen.
+    """
 
     regions: Mapping[int, DerpRegion] = field(default_factory=dict)
     omit_default_regions: bool = False
@@ -64,16 +90,19 @@ class DerpMap:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DerpMap:
-        """Read a DERP map as control servers and `derpprobe` write it.
+        """Read a DERP map, `text`, as control servers and `derpprobe` have it, or as the `derpMap` of a policy file. PROTOCOL §13.
 
-        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming
-        the member that is wrong, for example `Regions.901.Nodes[0].DERPPort`.
+        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the member that is wrong, for
+        example `Regions.901.Nodes[0].DERPPort`, or missing: there are `Regions`, if only an empty object or null.
         """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DerpMapError(f"the DERP map is not JSON: {error}") from None
         top = _Members(document, "")
+        if "derpMap" in top and "Regions" not in top:
+            top = top.nested("derpMap")
+        top.require("Regions")
         return cls(
             regions={
                 _region_id(key, path): _region(value, path)
@@ -129,6 +158,13 @@ class _Members:
         members = _dict(value, path or "the DERP map")
         self._values = {name.casefold(): member for name, member in members.items()}
         self._path = path
+
+    def __contains__(self, name: str) -> bool:
+        return name.casefold() in self._values
+
+    def require(self, name: str) -> None:
+        if name not in self:
+            raise DerpMapError(f"{self._where(name)} is missing")
 
     def text(self, name: str) -> str:
         return self._get(name, "", _text)

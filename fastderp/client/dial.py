@@ -1,6 +1,6 @@
 """From a DERP node to a TCP connection: address families in a race, or through an HTTP proxy.
 
-Implements the dialling rules of PROTOCOL 13. Runs in the event loop of the caller.
+Implements the dialling rules of PROTOCOL §13. Runs in the event loop of the caller.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
                 return winner
             except DerpError as error:
                 failures.append(str(error))
-        raise DialError("; ".join(failures))
+        # The families often fail alike.
+        raise DialError("; ".join(dict.fromkeys(failures)))
     finally:
         for running in tasks:
             running.cancel()

@@ -1,4 +1,4 @@
-"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL section 13).
+"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL §13).
 
 Any number of tasks use it; one of them receives at a time. Belongs to one event loop.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import string
 from collections.abc import Awaitable, Callable
-from typing import Self, TypedDict, TypeVar, Unpack
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.derpmap import DerpNode
 from fastderp.client.stream import Stream
-from fastderp.client.target import Opened, RegionGetter, RegionTarget, UrlTarget
+from fastderp.client.target import PIN_PREFIX, Opened, RegionGetter, RegionTarget, UrlTarget, certificate_pin
 from fastderp.client.tls import TlsStream
 from fastderp.client.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
@@ -25,10 +25,10 @@ from fastderp.tls.handshake import ClientContext
 # From the name look-up to the login.
 CONNECT_TIMEOUT_S = 10.0
 _T = TypeVar("_T")
-_PIN_PREFIX = "sha256-raw:"
 
 
-class ClientOptions(TypedDict, total=False):
+@dataclass(frozen=True, slots=True)
+class _Options:
     """What both constructors of HTTPClient take besides where to connect; `HTTPClient.__init__` explains it."""
 
     can_ack_pings: bool
@@ -50,9 +50,7 @@ class HTTPClient:
     `connect`, `recv`, `send`, `forward_packet`, `close_peer` and `watch_connection_changes` connect when there is
     no connection; pings, pongs and `note_preferred` never do. A failure closes the connection and is raised; that call is
     not repeated, the next one connects again. Each connection has a generation number, 1 for the
-    first. `close` is final.
-
-    Errors are those of Client, and DialError when no connection can be made within 10 s. PROTOCOL 13.
+    first. `close` is final: every later call that needs a connection raises ConnectionClosed. PROTOCOL §13.
     """
 
     def __init__(
@@ -62,7 +60,13 @@ class HTTPClient:
         *,
         cert_name: str = "",
         dial_host: str = "",
-        **options: Unpack[ClientOptions],
+        can_ack_pings: bool = False,
+        is_prober: bool = False,
+        mesh_key: MeshKey | None = None,
+        app_name: str = "",
+        cafile: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        prefer_ipv6: bool = False,
     ) -> None:
         """Prepare to use the relay at `url`.
 
@@ -72,18 +76,18 @@ class HTTPClient:
             private_key: whose public half the client is reached under.
             cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a hash, as in a DerpNode.
             dial_host: where TCP goes instead of the URL's host.
-
-        Options, here and in `for_region`:
             can_ack_pings: promise to answer every Ping with `send_pong`.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             app_name: name of the program, for the relay's statistics.
-            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's.
+            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the first connect over TLS, which raises
+                `tls.errors.TlsError`, a DerpError, for one that is of no use.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
 
-        Raises ValueError for a URL that is of no use.
+        Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its text.
         """
+        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
         self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
     @classmethod
@@ -94,7 +98,13 @@ class HTTPClient:
         *,
         use_tls: bool | None = None,
         use_websocket: bool | None = None,
-        **options: Unpack[ClientOptions],
+        can_ack_pings: bool = False,
+        is_prober: bool = False,
+        mesh_key: MeshKey | None = None,
+        app_name: str = "",
+        cafile: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        prefer_ipv6: bool = False,
     ) -> Self:
         """Prepare to use the first node that answers in the region that `region_getter` returns.
 
@@ -104,15 +114,19 @@ class HTTPClient:
             private_key: whose public half the client is reached under.
             use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
             use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
-            options: as for a URL.
+            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6: as for a URL.
+
+        Raises TypeError for a key that is none. What `region_getter` raises goes to whoever wanted to connect. PROTOCOL §13.
         """
+        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
         client = cls.__new__(cls)
         client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
         return client
 
-    def _setup(
-        self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: ClientOptions
-    ) -> None:
+    def _setup(self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: _Options) -> None:
+        _check_type("private_key", private_key, NodePrivate)
+        if options.mesh_key is not None:
+            _check_type("mesh_key", options.mesh_key, MeshKey)
         self._target = target
         self._private_key = private_key
         self._options = options
@@ -156,23 +170,38 @@ class HTTPClient:
         return self._closed
 
     async def connect(self) -> None:
-        """Connect unless there is a connection. DialError says what failed."""
+        """Connect unless there is a connection. DialError says what failed, also when it takes longer than 10 s.
+
+        Does not wait for the relay's answer to the login, so the relay may not know this client yet: others reach it once
+        `recv` has returned ServerInfo, and a login that is refused shows as a ConnectionLost there. PROTOCOL §3, §13.
+        """
         await self._ready()
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet of at most 65536 bytes to `destination`, see `Client.send`."""
+        """Send a packet, `data` of at most 65536 bytes, to `destination`, see `Client.send`.
+
+        Raises DialError when there is no connection and none can be made, ConnectionClosed, ConnectionLost or ProtocolError when the
+        connection is over, ValueError for a larger packet. PROTOCOL §4, §13.
+        """
         await self._do(lambda client: client.send(destination, data))
 
     async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
-        """Send a packet in the name of `source`, see `Client.forward_packet`."""
+        """Send a packet, `data` of at most 65536 bytes, to `destination` in the name of `source`, see `Client.forward_packet`.
+
+        Raises what `send` does. PROTOCOL §7.6.
+        """
         await self._do(lambda client: client.forward_packet(source, destination, data))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`, see `Client.close_peer`."""
+        """Ask the relay to close the connections of `target`, see `Client.close_peer`. Raises what `send` does. PROTOCOL §5."""
         await self._do(lambda client: client.close_peer(target))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, on this connection and all that follow."""
+        """Ask for a PeerPresent of every client, on this connection and all that follow. See `Client.watch_connection_changes`.
+
+        Connects when there is no connection. Raises DialError when none can be made, ConnectionClosed, ConnectionLost or ProtocolError
+        when the connection is over; it is asked for all the same on those that follow. PROTOCOL §7.2.
+        """
         if self._watching:
             await self.connect()
             return
@@ -183,17 +212,25 @@ class HTTPClient:
             await self._do(lambda client: client.watch_connection_changes())
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Say whether the relay is this client's home, on this connection and all that follow."""
+        """Say whether the relay is this client's home, its `preferred` one, on this connection and all that follow.
+
+        Sent only when it has changed. Raises ConnectionClosed, ConnectionLost or ProtocolError when the connection turns out to be over;
+        without one nothing is raised. PROTOCOL §6.6, §13.
+        """
         changed, self._preferred = preferred != self._preferred, preferred
         if changed and self._client is not None:
             await self._do(lambda client: client.note_preferred(preferred))
 
     async def recv(self) -> Message:
-        """Wait for the next message; the first of each connection is ServerInfo."""
+        """Wait for the next message; the first of each connection is ServerInfo.
+
+        Raises DialError when there is no connection and none can be made, and what `Client.recv` does: ConnectionClosed at an orderly
+        end, ConnectionLost when the connection broke, ProtocolError for frames that end it. PROTOCOL §4, §13.
+        """
         return (await self.recv_with_generation())[0]
 
     async def recv_with_generation(self) -> tuple[Message, int]:
-        """Wait for the next message; return it with the generation of the connection it came on."""
+        """Wait for the next message as `recv` does; return it with the generation of the connection it came on. PROTOCOL §13."""
         client, generation = await self._ready()
         return await self._guard(client, client.recv()), generation
 
@@ -210,17 +247,21 @@ class HTTPClient:
             raise
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
-        """Ping the relay and return the seconds until its pong came, see `Client.ping`. ConnectionClosed when there is no connection."""
+        """Ping the relay and return the seconds until its pong came, see `Client.ping`.
+
+        Raises PingTimeout after `timeout_s` seconds, ConnectionClosed when there is no connection, and what ends the connection
+        meanwhile. PROTOCOL §13.
+        """
         client = self._connected()
         return await self._guard(client, client.ping(timeout_s))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes. ConnectionClosed when there is no connection."""
+        """Send a Ping of 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
         client = self._connected()
         await self._guard(client, client.send_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes. ConnectionClosed when there is no connection."""
+        """Answer a Ping with its 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
         client = self._connected()
         await self._guard(client, client.send_pong(data))
 
@@ -309,7 +350,7 @@ class HTTPClient:
 
     async def _login(self) -> Client:
         opened = await self._target.open(
-            prefer_ipv6=self._options.get("prefer_ipv6", False), secure_proxy=self._secure_proxy
+            prefer_ipv6=self._options.prefer_ipv6, secure_proxy=self._secure_proxy
         )
         stream = opened.stream
         try:
@@ -329,11 +370,11 @@ class HTTPClient:
             return await Client.handshake(
                 stream,
                 self._private_key,
-                can_ack_pings=self._options.get("can_ack_pings", False),
-                is_prober=self._options.get("is_prober", False),
-                mesh_key=self._options.get("mesh_key"),
+                can_ack_pings=self._options.can_ack_pings,
+                is_prober=self._options.is_prober,
+                mesh_key=self._options.mesh_key,
                 server_public_key=server_key,
-                app_name=self._options.get("app_name", ""),
+                app_name=self._options.app_name,
             )
         except (ConnectionClosed, ProtocolError, BoxError) as error:
             stream.abort()
@@ -344,9 +385,9 @@ class HTTPClient:
 
     async def _secure(self, stream: Stream, node: DerpNode) -> tuple[Stream, NodePublic | None]:
         """Shake hands with the node; return the inside and the relay's key if the metacert told it."""
-        verify = not (self._options.get("insecure", False) or node.insecure_for_tests)
+        verify = not (self._options.insecure or node.insecure_for_tests)
         pin, cert_name = None, node.cert_name or None
-        if node.cert_name.startswith(_PIN_PREFIX):
+        if node.cert_name.startswith(PIN_PREFIX):
             pin, cert_name = _pin(node.cert_name), None
         context = self._context(verify, pin)
         inside = await TlsStream.connect(stream, context, node.host_name, cert_name=cert_name)
@@ -360,7 +401,7 @@ class HTTPClient:
         """Return the context for these rules; reading the system's roots takes a while, so it is kept."""
         context = self._contexts.get((verify, pin))
         if context is None:
-            context = ClientContext(verify=verify, cafile=self._options.get("cafile"), pin=pin)
+            context = ClientContext(verify=verify, cafile=self._options.cafile, pin=pin)
             self._contexts[verify, pin] = context
         return context
 
@@ -372,8 +413,14 @@ async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
     return Stream.of(await WebSocketStream.open(stream, host=opened.host, path=opened.path, https=opened.https))
 
 
+def _check_type(name: str, key: object, wanted: type[NodePrivate] | type[MeshKey]) -> None:
+    # Not quoted: it is a secret, in whatever form.
+    if not isinstance(key, wanted):
+        raise TypeError(f"{name} is a {wanted.__name__}, not {type(key).__name__}; {wanted.__name__}.from_text reads its text")
+
+
 def _pin(cert_name: str) -> bytes:
-    digits = cert_name.removeprefix(_PIN_PREFIX)
-    if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
-        raise DialError(f"a certificate pin is {_PIN_PREFIX} and 64 hex digits")
-    return bytes.fromhex(digits)
+    try:
+        return certificate_pin(cert_name)
+    except ValueError as error:
+        raise DialError(str(error)) from None

@@ -26,17 +26,27 @@ _HEAD_END = b"\r\n\r\n"
 class Reader(Protocol):
     """The part of asyncio.StreamReader a client needs."""
 
-    async def read(self, n: int, /) -> bytes: ...
+    async def read(self, n: int, /) -> bytes:
+        """Return up to `n` bytes, at least one, or b"" at the end."""
 
 
 class Writer(Protocol):
     """The part of asyncio.StreamWriter a client needs."""
 
-    def write(self, data: bytes, /) -> None: ...
-    async def drain(self) -> None: ...
-    def close(self) -> None: ...
-    async def wait_closed(self) -> None: ...
-    def get_extra_info(self, name: str, /) -> Any: ...
+    def write(self, data: bytes, /) -> None:
+        """Send, buffering what cannot go yet."""
+
+    async def drain(self) -> None:
+        """Wait until the buffer has room."""
+
+    def close(self) -> None:
+        """Close the connection when what is buffered has gone."""
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of `close`."""
+
+    def get_extra_info(self, name: str, /) -> Any:
+        """Return what is known under `name`, such as "sockname"; None for nothing."""
 
 
 class ReaderWriter(Reader, Writer, Protocol):

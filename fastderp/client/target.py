@@ -1,9 +1,10 @@
-"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL section 13)."""
+"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL §13)."""
 
 from __future__ import annotations
 
 import os
 import re
+import string
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from fastderp.errors import DialError
 PLAIN_REGION_PORT = 3340
 
 RegionGetter = Callable[[], DerpRegion | None]
+
+PIN_PREFIX = "sha256-raw:"
 
 _PRINTABLE = re.compile("[!-~]*")
 
@@ -46,10 +49,14 @@ class UrlTarget:
             raise ValueError(f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}")
         if not _PRINTABLE.fullmatch(url):
             raise ValueError(f"the URL has characters that need escaping: {url!r}")
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"a port is a number up to 65535; there is another in {url!r}") from None
         self.url = url
         self._https = parts.scheme in ("https", "wss")
         self._websocket = parts.scheme in ("ws", "wss")
-        self._port = parts.port or (443 if self._https else 80)
+        self._port = port or (443 if self._https else 80)
         self._host_header = parts.netloc
         self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
         self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
@@ -63,6 +70,14 @@ class UrlTarget:
         # There is no second node to leave time for.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
         return Opened(stream, self._node, self._https, self._host_header, self._path, self._websocket, "")
+
+
+def certificate_pin(cert_name: str) -> bytes:
+    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError when it is none."""
+    digits = cert_name.removeprefix(PIN_PREFIX)
+    if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
+        raise ValueError(f"a certificate pin is {PIN_PREFIX} and 64 hex digits")
+    return bytes.fromhex(digits)
 
 
 class RegionTarget:

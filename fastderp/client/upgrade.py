@@ -1,6 +1,6 @@
 """The HTTP request that turns a connection into DERP, and the certificate that saves it a round trip.
 
-PROTOCOL 9.3, 10 (metacert) and 13, from the client's side.
+PROTOCOL §9.3, §10 (metacert) and §13, from the client's side.
 """
 
 from __future__ import annotations

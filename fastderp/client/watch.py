@@ -1,4 +1,4 @@
-"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL 7.3).
+"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL §7.3).
 
 Used by mesh links and monitoring. Runs as a task in the client's event loop.
 """
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from fastderp.client.http_client import HTTPClient
+from fastderp.client.settling import Settling
 from fastderp.errors import DerpError
 from fastderp.keys import NodePublic
 from fastderp.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
@@ -30,57 +31,81 @@ async def run_watch_connection_loop(
 ) -> None:
     """Report every client that comes to and leaves the relay, until `client` is closed.
 
-    `client` has the region's mesh key and no other receiver. When its connection breaks, `on_error`
-    gets the reason, `on_gone` every key reported so far (with MESH_LINK_BROKEN), and after `retry_s`
-    seconds the next connection begins with all clients anew. The same key may be reported
-    present more than once.
+    Args:
+        client: has the region's mesh key and no other receiver.
+        on_present: called for each client that is connected or connects; the same key may come more than once.
+        on_gone: called for each that leaves and, with MESH_LINK_BROKEN, for every key reported so far when the connection breaks or
+            the loop ends.
+        on_error: gets the reason why the connection broke or could not be made, after `on_gone`.
+        ignore_server_key: return at once when this is the relay's key: a relay that watches itself.
+        retry_s: seconds from a failure to the next connection, which begins with all clients anew.
 
-    Returns at once when the relay's key is `ignore_server_key`: a relay that watches itself.
+    Callbacks are called in the event loop and must not block. What one raises ends the loop and is raised here, after `on_gone` for the
+    keys that are left. PROTOCOL §7.3.
+
+    Logs every failure, and once for each connection how many clients the relay has listed.
     """
-    presence = _Presence(on_present, on_gone)
+    presence = _Presence(on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n))
     try:
         while not client.is_closed:
-            try:
-                if await _watch(client, presence, ignore_server_key):
-                    return
-            except DerpError as error:
-                presence.withdraw()
-                if client.is_closed:
-                    return
-                _log.info("watching %r: %s", client, error)
-                if on_error is not None:
-                    on_error(error)
-                await asyncio.sleep(retry_s)
+            failure = await _watch(client, presence, ignore_server_key)
+            presence.withdraw()
+            if failure is None or client.is_closed:
+                return
+            _log.info("watching %r: %s", client, failure)
+            if on_error is not None:
+                on_error(failure)
+            await asyncio.sleep(retry_s)
     finally:
         presence.withdraw()
 
 
-async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> bool:
-    """Follow one connection after the other until one fails; True when the relay is to be ignored."""
-    await client.watch_connection_changes()
+async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> DerpError | None:
+    """Follow one connection after the other until one fails; return why, or None when the relay is to be ignored.
+
+    What is raised comes from the callbacks.
+    """
+    try:
+        await client.watch_connection_changes()
+    except DerpError as error:
+        return error
     generation = None
     while True:
-        message, came_with = await client.recv_with_generation()
+        try:
+            message, came_with = await client.recv_with_generation()
+        except DerpError as error:
+            return error
         if came_with != generation:
             # The first message of a connection, which somebody who shares the client may have made.
             generation = came_with
-            presence.withdraw()
+            presence.begin()
             if ignore is not None and client.server_public_key == ignore:
                 _log.info("watching %r: it is ourselves", client)
-                return True
+                return None
         presence.note(message)
 
 
 class _Presence:
     """The keys that were reported present and not yet gone."""
 
-    def __init__(self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None]) -> None:
+    def __init__(
+        self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None], on_listed: Callable[[int], None]
+    ) -> None:
         self._on_present = on_present
         self._on_gone = on_gone
+        self._on_listed = on_listed
         self._keys: set[NodePublic] = set()
+        self._settling: Settling | None = None
+
+    def begin(self) -> None:
+        """Start anew with a connection, on which the relay is about to list everybody."""
+        self.withdraw()
+        self._settling = Settling(lambda: self._on_listed(len(self._keys)))
 
     def note(self, message: Message) -> None:
         if isinstance(message, PeerPresent):
+            if self._settling is not None:
+                self._settling.arrived()
             self._keys.add(message.key)
             self._on_present(message)
         elif isinstance(message, PeerGone):
@@ -88,5 +113,7 @@ class _Presence:
             self._on_gone(message)
 
     def withdraw(self) -> None:
+        if self._settling is not None:
+            self._settling.stop()
         while self._keys:
             self._on_gone(PeerGone(self._keys.pop(), PeerGoneReason.MESH_LINK_BROKEN))

@@ -1,4 +1,4 @@
-"""DERP inside a WebSocket, for ways to a relay that let nothing else through (PROTOCOL 9.3, 13).
+"""DERP inside a WebSocket, for ways to a relay that let nothing else through (PROTOCOL §9.3, §13).
 
 RFC 6455 itself is the `websockets` library's sans-I/O protocol. Belongs to the event loop of the stream underneath. Import it when a
 WebSocket is wanted: the library costs a start some 40 ms.
@@ -51,7 +51,7 @@ class WebSocketStream:
         """Do the opening handshake over `outside` and return the inside.
 
         `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when the relay refuses, ConnectionLost
-        when the connection breaks; `outside` is the caller's to close then. PROTOCOL 9.3.
+        when the connection breaks; `outside` is the caller's to close then. PROTOCOL §9.3.
         """
         try:
             uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")

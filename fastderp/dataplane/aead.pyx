@@ -1,7 +1,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, crypto
+from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, HMAC_CTX, crypto
 
 
 # Constant after import; index is the suite's number - 0x1301.
@@ -16,9 +16,19 @@ cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwis
     return cipher if cipher is not NULL else otherwise
 
 
-suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), crypto.EVP_sha256(), 16, 32)
-suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), crypto.EVP_sha384(), 32, 48)
-suites[2] = Suite(cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), crypto.EVP_sha256(), 32, 32)
+cdef const EVP_MD* hash_named(const char* name, const EVP_MD* otherwise) noexcept nogil:
+    """The same for a hash."""
+    cdef const EVP_MD* found = NULL
+    if crypto.EVP_MD_fetch is not NULL:
+        found = crypto.EVP_MD_fetch(NULL, name, NULL)
+    return found if found is not NULL else otherwise
+
+
+cdef const EVP_MD* sha256 = hash_named("SHA2-256", crypto.EVP_sha256())
+cdef const EVP_MD* sha384 = hash_named("SHA2-384", crypto.EVP_sha384())
+suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), sha256, 16, 32)
+suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), sha384, 32, 48)
+suites[2] = Suite(cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), sha256, 32, 32)
 
 
 cdef const Suite* suite_of(uint16_t number) noexcept nogil:
@@ -29,13 +39,26 @@ cdef const Suite* suite_of(uint16_t number) noexcept nogil:
 
 # ---- traffic keys
 
+cdef bint hmac(const Suite* suite, const uint8_t* secret, const uint8_t* data, size_t n, uint8_t* out) noexcept nogil:
+    """HMAC() in steps: in one, OpenSSL 3 searches its providers each time, which costs more than the hashing."""
+    cdef unsigned int n_out = 0
+    cdef HMAC_CTX* context = crypto.HMAC_CTX_new()
+    cdef bint done = (
+        context is not NULL
+        and crypto.HMAC_Init_ex(context, secret, suite.secret_size, suite.hash, NULL) == 1
+        and crypto.HMAC_Update(context, data, n) == 1
+        and crypto.HMAC_Final(context, out, &n_out) == 1
+    )
+    crypto.HMAC_CTX_free(context)
+    return done
+
+
 cdef bint expand_label(
     const Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out, uint8_t n_out
 ) noexcept nogil:
     """HKDF-Expand-Label without context for at most one hash of output: a single HMAC."""
     cdef uint8_t[32] info
     cdef uint8_t[64] digest
-    cdef unsigned int n_digest = 0
     info[0] = 0
     info[1] = n_out
     info[2] = 6 + n_label
@@ -43,7 +66,7 @@ cdef bint expand_label(
     memcpy(&info[9], label, n_label)
     info[9 + n_label] = 0
     info[10 + n_label] = 1  # HKDF's block counter
-    if crypto.HMAC(suite.hash, secret, suite.secret_size, info, 11 + n_label, digest, &n_digest) is NULL:
+    if not hmac(suite, secret, info, 11 + n_label, digest):
         return False
     memcpy(out, digest, n_out)
     crypto.OPENSSL_cleanse(digest, sizeof(digest))

@@ -241,8 +241,11 @@ cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noe
 
 
 cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil:
-    cdef uint64_t timeout_ns = t.core.write_timeout_ns if s.peer.role == ROLE_CLIENT else t.core.mesh_write_timeout_ns
+    cdef uint64_t timeout_ns = t.core.mesh_write_timeout_ns
+    if s.peer.role == ROLE_CLIENT:
+        timeout_ns = atomic_peek_u64(&t.core.write_timeout_ns)
     if timeout_ns == 0:
+        s.write_deadline_ns = 0      # there may have been one, before the timeout was changed
         return
     s.write_deadline_ns = t.now_ns + timeout_ns
     wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)

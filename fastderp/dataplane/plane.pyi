@@ -21,6 +21,7 @@ class PlaneError(DerpError): ...
 
 class Plane:
     n_workers: int
+    write_timeout_s: float
     def __init__(
         self,
         *,

@@ -38,7 +38,7 @@ from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_i
 from fastderp.dataplane.news import (  # handed on: who uses the plane needs them
     CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS, PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
 )
-from fastderp.errors import DerpError
+from fastderp.errors import EX_OSERR, DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
 # What has waited this long is not worth its receiver's line any more. Nearly all of it is WireGuard's: TCP inside has sent
@@ -61,6 +61,8 @@ cdef unsigned int CONTROL_KEYS = 16
 
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
+
+    exit_code = EX_OSERR
 
 
 cdef class Plane:
@@ -104,11 +106,9 @@ cdef class Plane:
         self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
-        for name, seconds in (
-            ("write_timeout_s", write_timeout_s), ("mesh_write_timeout_s", mesh_write_timeout_s),
-            ("home_settled_s", home_settled_s), ("backlog_age_s", backlog_age_s),
-        ):
-            if seconds < 0:
+        for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s), ("home_settled_s", home_settled_s),
+                              ("backlog_age_s", backlog_age_s)):
+            if not seconds >= 0:
                 raise ValueError(f"{name} must not be negative, and is {seconds}")
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
@@ -119,7 +119,7 @@ cdef class Plane:
         pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
-        self.core.write_timeout_ns = <uint64_t>(write_timeout_s * 1e9)
+        self.write_timeout_s = write_timeout_s
         self.core.mesh_write_timeout_ns = <uint64_t>(mesh_write_timeout_s * 1e9)
         self.core.home_settled_ns = <uint64_t>(home_settled_s * 1e9)
         self.core.packet_age_ns = <uint64_t>(backlog_age_s * 1e9)
@@ -216,6 +216,21 @@ cdef class Plane:
     def n_workers(self):
         """Number of worker threads."""
         return self.core.n_workers
+
+    @property
+    def write_timeout_s(self):
+        """Seconds without progress after which a client that does not read is closed; 0 means never.
+
+        May be set at any time, for writes from then on: a client that is stuck already has the time it was given.
+        Raises ValueError when it is set to less than 0.
+        """
+        return atomic_peek_u64(&self.core.write_timeout_ns) / 1e9
+
+    @write_timeout_s.setter
+    def write_timeout_s(self, double seconds):
+        if not seconds >= 0:
+            raise ValueError(f"write_timeout_s must not be negative, and is {seconds}")
+        atomic_store_u64(&self.core.write_timeout_ns, <uint64_t>(seconds * 1e9 + 0.5))
 
     # ---- sessions
 

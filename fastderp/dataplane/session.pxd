@@ -130,7 +130,7 @@ cdef struct Core:                # what all threads of one plane share
     BacklogBudget budget
     EventQueue events
     uint64_t keep_alive_ns
-    uint64_t write_timeout_ns    # 0 = none, as of mesh_write_timeout_ns
+    uint64_t write_timeout_ns    # atomic; 0 = none, as of mesh_write_timeout_ns
     uint64_t mesh_write_timeout_ns
     uint64_t home_settled_ns     # after the login; only later changes of home count as moves (§6.6)
     uint64_t packet_age_ns       # how long a packet may wait for a session, other than under lane_packets; 0 = any time

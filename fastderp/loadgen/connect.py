@@ -63,17 +63,23 @@ class Target:
         TLS 1.3 suite to offer. Raises ValueError saying what is wrong with the URL, TlsError for
         roots that cannot be read.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"{url}: no host and port can be made out, as in http://127.0.0.1:3340") from None
+        if port == 0:
+            raise ValueError(f"{url}: a relay's port is not 0")
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{url}: a relay's URL begins with http:// or https://")
         if not parts.hostname:
             raise ValueError(f"{url}: no host in the URL")
         path = parts.path if parts.path not in ("", "/") else "/derp"
         if parts.scheme == "http":
-            return cls(parts.hostname, parts.port or 80, path, None, check_box)
+            return cls(parts.hostname, port or 80, path, None, check_box)
         suites = SUITES if suite is None else (suite,)
         trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
-        return cls(parts.hostname, parts.port or 443, path, trust, check_box, suites)
+        return cls(parts.hostname, port or 443, path, trust, check_box, suites)
 
     @property
     def authority(self) -> str:
@@ -87,12 +93,15 @@ class Target:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
-    def request(self) -> bytes:
-        """The upgrade every client asks for (PROTOCOL §9.3)."""
-        return (
-            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\n"
-            "Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
-        ).encode()
+    def fast_starts(self) -> bool:
+        """Whether clients introduce themselves in one write with their request, as real ones do who were told the relay's key by
+        its certificates (PROTOCOL §3)."""
+        return self.tls is not None
+
+    def request(self, fast_start: bool = False) -> bytes:
+        """Return the upgrade every client asks for (PROTOCOL §9.3)."""
+        head = f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
+        return (head + ("Derp-Fast-Start: 1\r\n\r\n" if fast_start else "\r\n")).encode()
 
     def resolve(self) -> tuple[str, int]:
         """Return the relay's first address. Raises DialError when there is none."""
@@ -141,6 +150,11 @@ class Crowd:
         keys = [NodePrivate.generate() for _ in range(n)]
         boxes = [key.box(relay) for key in keys]
         info = ClientInfo(can_ack_pings=True)
+        infos = [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)]
+        request: bytes | None = target.request()
+        if target.fast_starts:
+            head, request = target.request(fast_start=True), None
+            infos = [head + frame for frame in infos]
         shared = NodePrivate.generate()
         hello = client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
         self._target = target
@@ -149,8 +163,7 @@ class Crowd:
         self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             self._logins = Logins(
-                socket_address(*address), relay.raw, target.request,
-                [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)],
+                socket_address(*address), relay.raw, request, infos,
                 hello=hello, hello_key=shared.to_bytes(), sources=[socket_address(source, 0) for source in sources],
                 at_once=LOGINS_AT_ONCE, rate=rate, limit_s=LOGIN_LIMIT_S, never_sleeps=never_sleeps,
             )
@@ -172,7 +185,7 @@ class Crowd:
                 on_joined(self._logins.n_inside)
             return self._take()
         except (OSError, ProtocolError) as error:
-            raise DialError(f"{self._target.url}: {_cause(error)}") from error
+            raise DialError(f"{self._target.url}: {_cause(error)}{_hint(error)}") from error
 
     def stop(self) -> None:
         """Have `log_in` return soon; may be called from any thread."""
@@ -214,8 +227,16 @@ def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no login within {LOGIN_LIMIT_S:.0f} s"
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
+        # The resolver has numbers of its own, below 0.
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return str(error)
+
+
+def _hint(error: Exception) -> str:
+    """Return what may be behind the end of a login: a relay that has told its key refuses a client without a word."""
+    if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        return "; does it admit unknown keys? The bench uses new ones"
+    return ""
 
 
 @dataclass(slots=True)
@@ -230,7 +251,7 @@ class _Visit:
     def key(self) -> NodePublic:
         if self.target.tls:
             self._shake_hands(self.target.tls)
-        request = self.target.request
+        request = self.target.request()
         self.sock.sendall(self.records.seal(request) if self.records else request)
         head = self._take_head()
         status = head.split(b"\r\n", 1)[0].decode("latin-1")

@@ -6,7 +6,8 @@ class Logins:
     """Clients that log in to one relay, natively (PROTOCOL §3, §9.3).
 
     `address` is the relay's (`socket_address`), `server_key` its public key, `request` the HTTP upgrade that every client
-    sends, `infos` one ClientInfo frame per client, all of the same size. With `hello`, what `client_hello` returned, they
+    sends, `infos` one ClientInfo frame per client, all of the same size. Without a `request` they make a fast start: it is in front of
+    each ClientInfo, and both are sent at once. With `hello`, what `client_hello` returned, they
     speak TLS 1.3, and `hello_key` is the private key to it; they look at no certificate. They connect from `sources` in
     turn, at most `at_once` at a time and, with `rate`, no more than that many per second. `limit_s` is the time one login may take. With
     `never_sleeps` the thread keeps its core busy, so that the relay does not pay for waking it.
@@ -17,7 +18,7 @@ class Logins:
         self,
         address: bytes,
         server_key: bytes,
-        request: bytes,
+        request: bytes | None,
         infos: Sequence[bytes],
         *,
         hello: bytes | None = None,

@@ -49,13 +49,13 @@ cdef int NOT_SENT_LIMIT_BYTES = 32768
 cdef int ON = 1
 
 cdef enum Stage:
-    # OUTSIDE ─► CONNECTING ─┬─► SHAKING (TLS) ─┬─► UPGRADING ─► GREETED ─► ENTERING ─► INSIDE
-    #                        └──────────────────┘
+    # OUTSIDE ─► CONNECTING ─┬─► SHAKING (TLS) ─┬─► UPGRADING ─┬─► GREETED ─► ENTERING ─► INSIDE
+    #                        └──────────────────┘  fast start ─┘
     OUTSIDE
     CONNECTING
     SHAKING
     UPGRADING                       # waits for the 101
-    GREETED                         # waits for ServerKey
+    GREETED                         # waits for ServerKey; has sent ClientInfo only with a fast start
     ENTERING                        # has sent ClientInfo and waits for ServerInfo
     INSIDE
 
@@ -92,10 +92,11 @@ cdef struct Crowd:
     Keyring keyring                 # over TLS, of those under way
     const uint8_t* hello_record     # the ClientHello as it is sent
     size_t n_hello_record
-    const uint8_t* request
+    const uint8_t* request          # not with a fast start
     size_t n_request
+    bint fast_start
     const uint8_t* server_key
-    const uint8_t* infos            # every client's ClientInfo frame, all of one size
+    const uint8_t* infos            # every client's ClientInfo frame, all of one size; with a fast start behind the request
     size_t n_info
     Entrant* entrants
     uint32_t n
@@ -222,8 +223,15 @@ cdef bint enter(Crowd* c, Entrant* e) noexcept nogil:
 
 
 cdef bint upgrade(Crowd* c, Entrant* e) noexcept nogil:
+    if c.fast_start:
+        e.stage = GREETED
+        return introduce(c, e)
     e.stage = UPGRADING
     return say(c, e, c.request, c.n_request)
+
+
+cdef bint introduce(Crowd* c, Entrant* e) noexcept nogil:
+    return say(c, e, c.infos + <size_t>(e - c.entrants) * c.n_info, c.n_info)
 
 
 cdef bint listen_to(Crowd* c, Entrant* e, bint to_the_end) noexcept nogil:
@@ -289,7 +297,7 @@ cdef bint advance(Crowd* c, Entrant* e) noexcept nogil:
             return fail(c, e, TROUBLE_KEY, 0)
         bytes_cut(&e.plain, n)
         e.stage = ENTERING
-        if not say(c, e, c.infos + <size_t>(e - c.entrants) * c.n_info, c.n_info):
+        if not c.fast_start and not introduce(c, e):
             return False
     if e.stage == ENTERING:
         n = frame_size(e)
@@ -407,7 +415,7 @@ cdef class Logins:
     cdef Crowd crowd
     cdef object kept                # the memory that the crowd points to
 
-    def __cinit__(self, bytes address not None, bytes server_key not None, bytes request not None, infos, *,
+    def __cinit__(self, bytes address not None, bytes server_key not None, bytes request, infos, *,
                   bytes hello=None, bytes hello_key=None, sources=(), int at_once=64,
                   double rate=0.0, double limit_s=30.0, bint never_sleeps=False):
         cdef Crowd* c = &self.crowd
@@ -423,8 +431,10 @@ cdef class Logins:
             raise ValueError("every ClientInfo must have the same size")
         self.kept = (server_key, request, joined)
         c.server_key = <const uint8_t*>PyBytes_AS_STRING(server_key)
-        c.request = <const uint8_t*>PyBytes_AS_STRING(request)
-        c.n_request = len(request)
+        c.fast_start = request is None
+        if not c.fast_start:
+            c.request = <const uint8_t*>PyBytes_AS_STRING(request)
+            c.n_request = len(request)
         c.infos = <const uint8_t*>PyBytes_AS_STRING(joined)
         c.n = len(infos)
         c.n_info = len(joined) // c.n if c.n else 0

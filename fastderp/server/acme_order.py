@@ -72,8 +72,8 @@ def obtain(order: Order, published: Challenges) -> bytes:
         raise IssuanceError(f"the certificate of {order.settings.directory_url} is not trusted; see -acme-ca-file") from None
     except requests.exceptions.Timeout:
         raise IssuanceError(f"no answer within {REQUEST_TIMEOUT_S} s") from None
-    except requests.exceptions.ConnectionError:
-        raise IssuanceError(f"cannot reach {order.settings.directory_url}") from None
+    except requests.exceptions.ConnectionError as error:
+        raise IssuanceError(f"cannot reach {order.settings.directory_url}: {_cause(error)}") from None
     except Exception as error:  # whatever the library makes of an answer that is no ACME
         raise IssuanceError(_one_line(f"the answer makes no sense: {type(error).__name__}: {error}")) from error
 
@@ -198,6 +198,17 @@ def _system_roots() -> str | None:
 def _validation_words(error: errors.ValidationError) -> str:
     problems = [body.error for failed in error.failed_authzrs for body in failed.body.challenges if body.error]
     return _words(problems[0]) if problems else "the CA could not verify that this is ours"
+
+
+def _cause(error: BaseException) -> str:
+    """Return what the system said, under the libraries' own errors."""
+    said = "the connection was closed"
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            said = below.strerror
+        below = below.__cause__ or below.__context__
+    return said
 
 
 def _words(problem: messages.Error) -> str:

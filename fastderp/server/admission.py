@@ -62,14 +62,14 @@ class Authority(Protocol):
         """One word for counters."""
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Judge a client within bounded time."""
+        """Judge the client with this `key` that connects from `ip`, within bounded time."""
 
     async def close(self) -> None:
         """Give up what it holds."""
 
 
 class Admission:
-    """Decides who may use a relay.
+    """Decides who may use a relay. PROTOCOL §8.
 
     Args:
         lists: keys in files.
@@ -101,8 +101,17 @@ class Admission:
         self._summary = Summariser(log)
         self._reload = asyncio.Event()
 
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [str(self.lists), *map(str, self.authorities)]))
+
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
-        """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not."""
+        """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not.
+
+        Args:
+            key: the client's.
+            info: what it says of itself, which makes no difference.
+            ip: where it connects from, without a port.
+        """
         verdict = self._listed(key)
         for authority in self.authorities:
             if verdict.allowed:
@@ -116,7 +125,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
-        """Follow the files and ask again about who is connected, while the block lasts."""
+        """Follow the files and ask again about who is connected to `clients`, a Server, while the block lasts."""
         tasks = [asyncio.create_task(self._follow_lists(clients))]
         if self.authorities and self.recheck_s:
             tasks.append(asyncio.create_task(self._recheck(clients)))

@@ -24,7 +24,7 @@ TAILSCALE_CAPABILITY = "145"
 
 
 class Tailscaled:
-    """Allows the keys that the tailscaled of this machine knows. Fails closed."""
+    """Allows the keys that the tailscaled of this machine knows. Without an answer the answer is no. PROTOCOL §8."""
 
     name = "tailscaled"
 
@@ -35,15 +35,18 @@ class Tailscaled:
             self.socket_path, TAILSCALED_ANSWER_LIMIT_BYTES, {"Tailscale-Cap": TAILSCALE_CAPABILITY}
         )
 
+    def __str__(self) -> str:
+        return f"tailscaled at {self.socket_path}"
+
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask whether tailscaled knows the key."""
+        """Ask, for at most 5 s, whether tailscaled knows the `key`; `ip` makes no difference. What goes wrong is in the verdict."""
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.hex}")
             if status == 404:
                 return Verdict(False, "denied", "tailscaled does not know it")
             members(status, body)
         except NoAnswer as error:
-            return Verdict(False, error.outcome, f"tailscaled at {self.socket_path}: {error}")
+            return Verdict(False, error.outcome, f"{self}: {error}")
         return ALLOWED
 
     async def own_key(self) -> NodePublic:
@@ -53,10 +56,10 @@ class Tailscaled:
             if isinstance(node, dict):
                 return NodePublic.from_text(folded(node)["publickey"])
         except NoAnswer as error:
-            raise NoAnswer(error.outcome, f"tailscaled at {self.socket_path}: {error}") from None
+            raise NoAnswer(error.outcome, f"{self}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
-        raise NoAnswer("malformed", f"tailscaled at {self.socket_path} does not say who it is")
+        raise NoAnswer("malformed", f"{self} does not say who it is")
 
     async def close(self) -> None:
         """Close its connections."""
@@ -71,23 +74,30 @@ class Tailscaled:
 
 
 class AdmissionUrl:
-    """Asks a service of the operator's about every key and address.
+    """Asks a service of the operator's about every key and address. PROTOCOL §8.
 
-    What it says counts. What happens when it cannot be reached, or takes longer than `service` allows, is `fail_open`'s to say; any other answer
-    than the wanted one, and more questions at once than can get through, are a no.
+    What it says counts. What happens when it cannot be reached, or takes longer than 4 s, is `fail_open`'s to say; any other answer than
+    the wanted one, and more questions at once than can get through, are a no.
     """
 
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`. Raises ValueError, never quoting the URL, which may hold a password."""
+        """Ask at an http or https `url`; let everybody in while it cannot be reached if `fail_open`, or else nobody.
+
+        Raises ValueError for a URL of no use, never quoting it, for it may hold a password.
+        """
         self._url = http_url(url, "https://admission.example.com/derp")
         self.fail_open = fail_open
         self.host = str(self._url.host)
         self._service = Service.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
 
+    def __str__(self) -> str:
+        # The rest of the URL may hold a secret.
+        return f"{self._url.scheme}://{self.host} ({'everybody' if self.fail_open else 'nobody'} gets in while it cannot be reached)"
+
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask whether the key may come in from this address."""
+        """Ask, for at most 5 s, whether the `key` may come in from `ip`. What goes wrong is in the verdict."""
         question = json.dumps({"NodePublic": key.text, "Source": ip}, separators=(",", ":")).encode()
         try:
             status, body = await self._service.exchange("POST", self._url, question)

@@ -27,7 +27,7 @@ HELD_LIMIT_BYTES = 64 << 20
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "_hold", "_held_bytes", "tls_version")
+    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "_hold", "_held_bytes", "tls_version", "handle")
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Bridge:
         self._hold = hold
         self._held_bytes = 0
         self.tls_version = tls_version
+        # The session at the other end, once there is one.
+        self.handle = 0
         self._channel = channel
         self._on_close = on_close
         self._deadline: asyncio.TimerHandle | None = None
@@ -91,6 +93,10 @@ class Bridge:
     def round_trip_us(self) -> int | None:
         """Return the client's round-trip time in microseconds, None without one."""
         return self._outside.round_trip_us() if self.has_round_trips else None
+
+    def bytes_moved(self) -> tuple[int, int] | None:
+        """Return how many bytes went to the client and came from it, as the kernel counts them; None when they are not over TCP."""
+        return self._outside.bytes_moved()
 
     def _from_client(self, data: bytes) -> None:
         try:
@@ -177,6 +183,10 @@ class Bridges:
     def round_trips_us(self) -> list[int]:
         """Return the round-trip times of the clients that have one, in microseconds."""
         return [found for bridge in self._bridges if (found := bridge.round_trip_us()) is not None]
+
+    def bytes_moved(self) -> dict[int, tuple[int, int]]:
+        """Return the bytes sent and received of clients over TCP by the handles of their sessions."""
+        return {bridge.handle: moved for bridge in self._bridges if bridge.handle and (moved := bridge.bytes_moved())}
 
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
         """Start pumping between a stream and a new socket pair; return the data plane's end, and what wants to hear of the session's.

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fastderp import files
 from fastderp.errors import CertificateError
 from fastderp.protocol import PROTOCOL_VERSION
 from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
@@ -35,7 +36,6 @@ from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
 META_CERT_PREFIX = "derpkey"
 META_CERT_VALIDITY = datetime.timedelta(days=30)
 SELF_SIGNED_VALIDITY = datetime.timedelta(days=365)
-MAX_PEM_BYTES = 1 << 20  # a chain is a few KiB; anything larger is the wrong file
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,6 @@ def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> 
     Raises CertificateError when a file is missing, unreadable or malformed, when key and certificate do not belong
     together, and when the leaf has expired or is not for this hostname.
     """
-    if not str(directory) or str(directory) == ".":
-        raise CertificateError("missing required -certdir: the directory of the certificate files")
     crt, key = certificate_files(directory, hostname)
     if make and ip_literal(hostname) is not None:
         _make_missing_files(crt, key, hostname)
@@ -200,21 +198,17 @@ def _public_der(key: object) -> bytes:
 def read_file(path: Path, what: str) -> bytes:
     """Read a file of PEM. Raises CertificateError that says what was to be read."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PEM_BYTES + 1)
+        return files.read_file(path)
     except FileNotFoundError as error:
         raise CertificateError(f"{what}: {path} does not exist") from error
     except OSError as error:
         raise CertificateError(f"{what}: cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_PEM_BYTES:
-        raise CertificateError(f"{what}: {path} is larger than {MAX_PEM_BYTES >> 20} MiB")
-    return content
 
 
 def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     if now > leaf.not_valid_after_utc:
-        raise CertificateError(f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        raise CertificateError(f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}{_remedy(leaf, hostname, path)}")
     if now < leaf.not_valid_before_utc:
         since = f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
         raise CertificateError(f"certificate in {path} is not valid before {since}; is this machine's clock right?")
@@ -224,6 +218,14 @@ def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:
     if not covered:
         listed = ", ".join([*names, *map(str, addresses)]) or "no names at all"
         raise CertificateError(f"certificate in {path} is for {listed}, not for {hostname}")
+
+
+def _remedy(leaf: x509.Certificate, hostname: str, path: Path) -> str:
+    """Say how to replace an expired certificate, where it is one that is made when absent."""
+    if ip_literal(hostname) is None or leaf.issuer != leaf.subject:
+        return ""
+    key = path.with_suffix(".key").name
+    return f": delete it and {key} to have both made anew, and put the new CertName into the DERP map"
 
 
 def _alternative_names(

@@ -229,8 +229,8 @@ class Connection:
             self.close("end", self._what_was_cut_off())
 
     def _what_was_cut_off(self) -> str:
-        """Say what the client left unfinished, "" when it had not begun."""
-        if self.state is State.LOGIN:
+        """Say what the client left unfinished, "" when it had not begun, as who only asks for our key never does."""
+        if self.state is State.LOGIN and self._unread:
             return "the client left before its login was complete"
         if self.state is State.HTTP and self._head is not None:
             return "the client left in the middle of a request"
@@ -359,6 +359,8 @@ class Connection:
             if http.wants_websocket(request):
                 self._open_websocket(request)
                 return
+            if odd := request.header("upgrade"):
+                self._journal.note_odd_upgrade(self.remote, odd)
         answer = self._page(request)
         if isinstance(answer, Response):
             self._respond(request, answer)
@@ -566,7 +568,7 @@ class Connection:
         opened = bytes(self._unread)
         self._move(State.PROMOTED)
         self._release()
-        self._entrance.promote(
+        handle = self._entrance.promote(
             descriptor,
             login,
             self.remote,
@@ -578,6 +580,8 @@ class Connection:
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
         )
+        if bridge is not None:
+            bridge.handle = handle
 
     def _give_away_stream(self) -> tuple[int, Bridge | None]:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""

@@ -66,7 +66,7 @@ class DebugAccess:
         """Tell whether a request may see the debug pages. A forwarded request may only by the key."""
         if self._has_key(request):
             return True
-        if any(name == "x-forwarded-for" for name, _ in request.headers):
+        if any(name == "x-forwarded-for" and value for name, value in request.headers):
             return False
         source = source_address(request)
         return source is not None and self._trusts(source)
@@ -173,7 +173,7 @@ class DebugPages:
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
         rows += [f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>' for page, text in links.items()]
         body = "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul>\n"
-        return _page(body, "text/html; charset=utf-8")
+        return Response(200, body.encode(), "text/html; charset=utf-8", SECURITY_HEADERS)
 
 
 def _page(body: str, content_type: str) -> Response:

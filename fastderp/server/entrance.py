@@ -124,8 +124,10 @@ class Entrance:
         not_ideal: bool = False,
         on_end: Callable[[], None] | None = None,
         own_rtt: bool = False,
-    ) -> None:
+    ) -> int:
         """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
+
+        Returns the session's handle, 0 when there is none because memory is out.
 
         Args:
             first: frames to write before any other.
@@ -152,7 +154,7 @@ class Entrance:
             )
         except PlaneError as error:
             self.journal.note_refused("promote", "memory", remote, str(error))
-            return
+            return 0
         if on_end is not None:
             self._on_end[handle] = on_end
         if login.info.is_prober:
@@ -160,6 +162,7 @@ class Entrance:
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
         self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))
+        return handle
 
     def ended(self, handle: int) -> None:
         """Tell whoever wants to know that a session is over."""

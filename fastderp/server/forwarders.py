@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fastderp.dataplane.plane import Plane
@@ -19,13 +19,19 @@ from fastderp.server.logs import Summariser
 log = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
+# A packet may be on its way to a forwarder when that is removed: in a worker's turn, which lasts milliseconds, or waiting for
+# the forwarder to take it. One that takes nothing for longer loses it.
+LINGER_S = 1.0
 
 
 class PacketForwarder(Protocol):
-    """Takes packets to somewhere else; `HTTPClient` with a mesh key is one."""
+    """Takes packets to somewhere else; `HTTPClient` with a mesh key is one. PROTOCOL §7.5, §7.6."""
 
     def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes, /) -> Awaitable[None] | None:
-        """Send a packet on, in the name of `source`. What it returns is awaited before the next; errors lose the packet."""
+        """Send a packet of `data` on to `destination`, in the name of `source`.
+
+        What it returns is awaited before the next packet; what it raises is logged, and the packet is lost.
+        """
 
 
 class _Carrier:
@@ -40,9 +46,20 @@ class _Carrier:
         self.keys: set[bytes] = set()
         self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
         self._summary = summary
+        self._leaving: asyncio.TimerHandle | None = None
         self._beat = loop.create_task(_keep_alive(self._ours))
         self._carrying = loop.create_task(self._carry())
         self._carrying.add_done_callback(self._carried)
+
+    def leave(self, left: Callable[[_Carrier], None]) -> None:
+        """Have `left` called once what is on its way has arrived, unless it is to stay."""
+        self._leaving = asyncio.get_running_loop().call_later(LINGER_S, left, self)
+
+    def stay(self) -> None:
+        """Go on, or have come to an end otherwise."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
     def finish(self) -> None:
         """End the session; what has left the data plane is still forwarded."""
@@ -50,6 +67,7 @@ class _Carrier:
 
     def close(self) -> None:
         """End at once."""
+        self.stay()
         self._carrying.cancel()
 
     def _carried(self, _: object) -> None:
@@ -112,23 +130,28 @@ class Forwarders:
         carrier = self._carriers.get(id(forwarder))
         if carrier is None:
             carrier = self._carriers[id(forwarder)] = _Carrier(self._plane, forwarder, self._summary)
+        carrier.stay()
         self._plane.add_forwarder(key, carrier.handle)
         carrier.keys.add(key)
 
     def remove(self, key: bytes, forwarder: PacketForwarder) -> None:
-        """Use the forwarder for a key no longer. One that was never added only counts."""
+        """Use the forwarder for a key no longer; packets on their way still arrive. One that was never added only counts."""
         carrier = self._carriers.get(id(forwarder))
         self._plane.remove_forwarder(key, carrier.handle if carrier is not None else 0)
-        if carrier is not None:
-            carrier.keys.discard(key)
+        if carrier is not None and key in carrier.keys:
+            carrier.keys.remove(key)
             if not carrier.keys:
-                del self._carriers[id(forwarder)]
-                carrier.finish()
+                carrier.leave(self._left)
+
+    def _left(self, carrier: _Carrier) -> None:
+        del self._carriers[id(carrier.forwarder)]
+        carrier.finish()
 
     def closed(self, handle: int) -> None:
         """Note the end of a session: a forwarder that took nothing for too long gets a new one."""
         for carrier in [carrier for carrier in self._carriers.values() if carrier.handle == handle]:
             del self._carriers[id(carrier.forwarder)]
+            carrier.stay()
             for key in carrier.keys:
                 self.add(key, carrier.forwarder)
                 self._plane.remove_forwarder(key, handle)

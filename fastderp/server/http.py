@@ -242,10 +242,10 @@ class Response:
         lines.append(f"Date: {_http_date(int(time.time()))}")
         if self.status not in (204, 304) and self.pieces is None:
             lines.append(f"Content-Length: {len(self.body)}")
-        if close:
-            lines.append("Connection: close")
-        elif request.version == "1.0":
+        if request.version == "1.0" and not close:
             lines.append("Connection: keep-alive")
+        elif self.close or (close and request.version != "1.0"):
+            lines.append("Connection: close")
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         return head if request.method == "HEAD" else head + self.body
 
@@ -270,10 +270,11 @@ def text_error(status: int, message: str) -> Response:
 
 def redirect(request: Request, status: int, location: str) -> Response:
     """Build a redirect with a link for those who do not follow it."""
-    body = b""
-    if request.method == "GET":
-        body = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
-    return Response(status, body, "text/html; charset=utf-8", (("Location", location),))
+    where = (("Location", location),)
+    if request.method not in ("GET", "HEAD"):
+        return Response(status, headers=where)
+    body = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
+    return Response(status, body, "text/html; charset=utf-8", where)
 
 
 # The derp upgrade
@@ -405,7 +406,7 @@ def relay_routes(site: Site) -> Routes:
             "/generate_204": generate_204,
             "/robots.txt": robots,
             pages.STYLE_PATH: stylesheet,
-            "/debug": lambda request: redirect(request, 307, "/debug/"),
+            "/debug": to_debug,
         },
         prefixes={"/debug/": lambda request: text_error(404, "404 page not found")},
     )
@@ -444,6 +445,11 @@ def generate_204(request: Request) -> Response:
 def robots(request: Request) -> Response:
     """Ask crawlers to stay away."""
     return Response(200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS)
+
+
+def to_debug(request: Request) -> Response:
+    """Send a visitor on to the debug pages, with the key that lets them in if they have brought one (PROTOCOL §9.7)."""
+    return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
 
 
 def stylesheet(request: Request) -> Response:

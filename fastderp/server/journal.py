@@ -27,6 +27,9 @@ DROP_WINDOW_S = 30.0
 # Every session's end is a line, but when thousands end at once: so many per reason and window (10 s), the rest is a number.
 SESSION_LINES = 100
 
+# What is shown of an Upgrade that nobody knows: real ones are shorter.
+UPGRADE_CHARACTERS = 40
+
 
 class Journal:
     """Counts what happens to connections and logs what an operator wants to read."""
@@ -67,6 +70,11 @@ class Journal:
             log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
         else:
             self._summary.say((stage, reason), "%s: refused at %s: %s", format_address(remote), stage, detail or reason)
+
+    def note_odd_upgrade(self, remote: tuple[str, int], upgrade: str) -> None:
+        """Log a request for /derp that wants to be something else than DERP or a WebSocket. PROTOCOL §9.3."""
+        shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + ("…" if len(upgrade) > UPGRADE_CHARACTERS else "")
+        self._summary.say("upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown)
 
     def note_shortage(self, error: OSError) -> None:
         """Count and log that accepting had to pause."""

@@ -23,7 +23,7 @@ FILE_LIMIT_BYTES = 96 * 1024 * 1024
 
 @dataclass(slots=True)
 class KeyList:
-    """The keys of one file. `required`: a list without keys is a mistake."""
+    """The keys of one file, at `path`. `required`: a list without keys is a mistake. `n_refused` counts changes that were of no use."""
 
     path: Path
     required: bool
@@ -33,14 +33,17 @@ class KeyList:
 
     @classmethod
     def load(cls, path: Path, *, required: bool) -> KeyList:
-        """Read a list at the start. Raises ConfigError that names file and line."""
+        """Read the list at `path` at the start. Raises ConfigError that names file and line, also for one without keys if `required`."""
         found = cls(path, required)
         found._seen = _fingerprint(path)
         found.keys = found._read()
         return found
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the file again if it has changed; return whether the keys have. A file that cannot be used is logged once and changes nothing."""
+        """Read the file again if it has changed, or with `force`; return whether the keys have.
+
+        A file that cannot be used is logged once and changes nothing.
+        """
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
             return False
@@ -85,21 +88,33 @@ class KeyList:
 
 @dataclass(slots=True)
 class KeyLists:
-    """An allow list, a deny list or both; who is on both is denied."""
+    """An allow list, a deny list or both, for what PROTOCOL §8 calls admission; the lists are fastderp's own idea.
+
+    Args:
+        allow: who may use the relay; None for everybody.
+        deny: who may not, also when it is on the other list; None for nobody.
+    """
 
     allow: KeyList | None = None
     deny: KeyList | None = None
 
     @classmethod
     def load(cls, allow: Path | None, deny: Path | None) -> KeyLists:
-        """Read the files that are given. Raises ConfigError."""
+        """Read the files that are given. Raises ConfigError that names file and line, also for an `allow` list without keys.
+
+        A line of `allow` or `deny` is a key, `nodekey:` and 64 hex digits, a comment after a `#`, or both.
+        """
         return cls(
             allow=KeyList.load(allow, required=True) if allow else None,
             deny=KeyList.load(deny, required=False) if deny else None,
         )
 
+    def __str__(self) -> str:
+        counts = (("allowed", self.allow), ("denied", self.deny))
+        return ", ".join(f"{len(found.keys)} keys {what}" for what, found in counts if found is not None)
+
     def judge(self, key: NodePublic) -> Verdict:
-        """Tell whether the lists let a key in."""
+        """Tell whether the lists let the `key` in."""
         if self.deny is not None and key.raw in self.deny.keys:
             return Verdict(False, "denied", "on the deny list")
         if self.allow is not None and key.raw not in self.allow.keys:
@@ -107,7 +122,10 @@ class KeyLists:
         return ALLOWED
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read again what has changed; return whether any keys have."""
+        """Read again the files that have changed, or all with `force`; return whether any keys have.
+
+        A file that cannot be used is logged and changes nothing.
+        """
         return any([found.reload(force=force) for found in (self.allow, self.deny) if found is not None])
 
 

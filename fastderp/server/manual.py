@@ -5,6 +5,8 @@ Loop thread only.
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import logging
 from pathlib import Path
 
@@ -17,6 +19,10 @@ from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
 
+# Nobody renews it but the operator, and clients that have it pinned need the new one's hash.
+WARN_BEFORE = datetime.timedelta(days=30)
+WARN_EVERY_S = 24 * 3600.0
+
 
 class ManualCertificate:
     """Files, and the certificate of theirs that was last good."""
@@ -26,6 +32,17 @@ class ManualCertificate:
         self._directory = directory
         self._hostname = hostname
         self.certificate = manual_certificate(directory, hostname)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Log now until when the certificate is valid, and every day that it ends soon."""
+        log.info("%s", self._validity)
+        self._warn()
+
+    def close(self) -> None:
+        """Warn no more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def context(self, meta_cert: bytes) -> ServerContext:
         """Return what a listener presents, with the metacert behind the chain. Raises CertificateError."""
@@ -41,7 +58,17 @@ class ManualCertificate:
             log.error("%s; the certificate of before stays", error)
             return
         self.certificate = certificate
-        log.info("certificate for %s, valid until %s", self._hostname, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC")
+        log.info("%s", self._validity)
+
+    @property
+    def _validity(self) -> str:
+        return f"certificate for {self._hostname}, valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+
+    def _warn(self) -> None:
+        left = self.certificate.not_after - datetime.datetime.now(datetime.UTC)
+        if left < WARN_BEFORE:
+            log.warning("%s: %s", self._validity, f"that is in {left.days} days" if left.days >= 0 else "it has expired")
+        self._timer = asyncio.get_running_loop().call_later(WARN_EVERY_S, self._warn)
 
     def metrics(self) -> dict[str, Value]:
         """Return when it ends, by the name in the table of metrics."""

@@ -16,7 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from fastderp import login
-from fastderp.client.target import UrlTarget
+from fastderp.client.settling import Settling
+from fastderp.client.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
 from fastderp.keys import Box, MeshKey, NodePrivate, NodePublic
@@ -52,22 +53,37 @@ class LinkState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
-    """A member of the region: `name` as the operator wrote it, where it is and, if not there, the host to dial."""
+    """A member of the region. PROTOCOL §7.1, §12.
+
+    Args:
+        name: as the operator wrote it, without a pin, for logs and metrics.
+        url: where it is, as for HTTPClient.
+        dial_host: where TCP goes instead of the URL's host.
+        pin: SHA-256 of the only certificate (DER) that it may have; None for one that others vouch for.
+    """
 
     name: str
     url: str
     dial_host: str = ""
+    pin: bytes | None = None
 
     @classmethod
     def parse(cls, text: str) -> MeshPeer:
-        """Read `host[:port]`, `host[:port]/dialhost` (PROTOCOL §12) or an http:// or https:// URL. Raises ValueError."""
-        if text.startswith(("http://", "https://")):
-            peer = cls(text, text)
+        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other.
+
+        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that certificate is accepted.
+        """
+        where, pinned, digits = text.partition(f"={PIN_PREFIX}")
+        pin = certificate_pin(PIN_PREFIX + digits) if pinned else None
+        if where.startswith(("http://", "https://")):
+            if pin is not None and where.startswith("http://"):
+                raise ValueError("over plain HTTP there is no certificate to expect")
+            peer = cls(where, where, pin=pin)
         else:
-            host, slash, dial_host = text.partition("/")
+            host, slash, dial_host = where.partition("/")
             if not host or "/" in dial_host or (slash and not dial_host):
-                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {text!r}")
-            peer = cls(text, f"https://{host}/derp", dial_host)
+                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {where!r}")
+            peer = cls(where, f"https://{host}/derp", dial_host, pin)
         peer.target()
         return peer
 
@@ -95,6 +111,7 @@ class MeshLink:
         self._keys: set[bytes] = set()
         self._box: Box | None = None
         self._ended: asyncio.Future[str] | None = None
+        self._settling: Settling | None = None
         self._up_since_s = 0.0
         self._retry_s = FIRST_RETRY_S
         self._advised_s = 0.0
@@ -135,7 +152,7 @@ class MeshLink:
     async def _connect_and_stay(self) -> None:
         """Make the connection and wait for its end, which is always an error."""
         self.state = LinkState.DIALLING
-        dialled = await dial(self.peer.target(), self._mesh.tls_context())
+        dialled = await dial(self.peer.target(), self._mesh.tls_context(self.peer.pin))
         try:
             if dialled.server_key == self._mesh.public_key:
                 raise _ItIsOurselves
@@ -215,6 +232,8 @@ class MeshLink:
     def _announced(self, key: bytes) -> None:
         if self.state is LinkState.LOGIN:
             self._is_up()
+        if self._settling is not None:
+            self._settling.arrived()
         if key in self._keys:
             return
         if len(self._keys) >= self._mesh.max_keys_per_link:
@@ -228,12 +247,15 @@ class MeshLink:
             self._keys.add(key)
 
     def _is_up(self) -> None:
-        assert self.server_key is not None
         self.state = LinkState.UP
         self.n_connects += 1
         self._up_since_s = asyncio.get_running_loop().time()
         self._complaint = ""
-        log.info("mesh: linked to %s %s", self.peer.name, self.server_key.short)
+        self._settling = Settling(self._is_listed)
+
+    def _is_listed(self) -> None:
+        assert self.server_key is not None
+        log.info("mesh: linked to %s %s; %d peers", self.peer.name, self.server_key.short, len(self._keys))
 
     def _gone(self, payload: bytes) -> None:
         key = payload[:KEY_SIZE]
@@ -272,6 +294,8 @@ class MeshLink:
         """Take back every forwarder of this connection, and close it if it is not over."""
         handle, self._handle = self._handle, 0
         self._box = None
+        if self._settling is not None:
+            self._settling.stop()
         if handle:
             self._mesh.links_by_handle.pop(handle, None)
             self._plane.close_session(handle)
@@ -329,8 +353,10 @@ class Mesh:
         """One per member."""
         return [link for link, _ in self._links.values()]
 
-    def tls_context(self) -> ClientContext:
-        """Return what to trust; the system's roots are read once."""
+    def tls_context(self, pin: bytes | None) -> ClientContext:
+        """Return what to trust: the certificate with this hash, or without one whatever the system's roots vouch for, read once."""
+        if pin is not None:
+            return ClientContext(pin=pin)
         if self._tls is None:
             self._tls = ClientContext()
         return self._tls

@@ -185,6 +185,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_acme_orders", "counter", "certificates ordered from the CA, by what became of it", ("outcome",)),
     Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate for a name or an address expires, seconds since 1970",
            ("host",)),
+    Metric("node_boot_time_seconds", "untyped", "when the machine was started, seconds since 1970"),
     Metric("process_cpu_seconds_total", "counter", "CPU time used, seconds"),
     Metric("process_max_fds", "gauge", "descriptors this process may open"),
     Metric("process_open_fds", "gauge", "descriptors this process has open"),
@@ -246,6 +247,7 @@ class Process:
         self.started_unix = time.time()
         self._started = time.monotonic()
         self._resident_at_start = _statm()[1]
+        self._boot_unix = _boot_unix()
 
     @property
     def uptime_s(self) -> int:
@@ -260,6 +262,7 @@ class Process:
         return {
             "derp_current_file_descriptors": n_descriptors,
             "derp_memstats_sys0": self._resident_at_start,
+            **({"node_boot_time_seconds": self._boot_unix} if self._boot_unix else {}),
             "process_cpu_seconds_total": round(usage.ru_utime + usage.ru_stime, 3),
             "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "process_open_fds": n_descriptors,
@@ -282,6 +285,16 @@ def _statm() -> tuple[int, int]:
         return 0, 0
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     return int(virtual) * page_bytes, int(resident) * page_bytes
+
+
+def _boot_unix() -> int:
+    """Return when the machine was started; 0 where nobody tells."""
+    try:
+        with open("/proc/stat", "rb") as file:
+            times = [int(line.split()[1]) for line in file if line.startswith(b"btime ")]
+    except OSError:
+        return 0
+    return times[0] if times else 0
 
 
 def _entries(directory: str) -> int:

@@ -6,6 +6,7 @@ The data plane enforces the first; here is where it comes from. The second lives
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fastderp.errors import ConfigError
+from fastderp.files import read_file
 from fastderp.protocol import KEY_SIZE, MAX_PACKET_SIZE
+
+log = logging.getLogger("fastderp")
 
 # A frame costs no more than this, so that with any burst the largest frame passes.
 MIN_BURST_BYTES = KEY_SIZE + MAX_PACKET_SIZE
@@ -24,11 +28,11 @@ _RATE, _BURST = "perclientratelimitbytespersec", "perclientrateburstbytes"
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """What each client may send; 0 bytes per second for no limit.
+    """What each client may send. PROTOCOL §6.8.
 
     Args:
-        bytes_per_s: rate.
-        burst_bytes: at once, after a pause; raised to the largest frame, and 0 without limit.
+        bytes_per_s: rate, 0 for no limit.
+        burst_bytes: at once, after a pause; raised to the largest frame, 65568 bytes, and 0 without limit.
     """
 
     bytes_per_s: int = 0
@@ -43,9 +47,9 @@ class RateLimit:
 
     @classmethod
     def load(cls, path: Path) -> RateLimit:
-        """Read derper's JSON file. Raises ConfigError that names it."""
+        """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(read_file(path))
         except OSError as error:
             raise ConfigError(f"rate configuration {path}: cannot read it: {error.strerror}") from None
         except (ValueError, RecursionError):
@@ -53,6 +57,9 @@ class RateLimit:
         if not isinstance(document, dict | None):
             raise ConfigError(f"rate configuration {path}: not a JSON object")
         members = {name.casefold(): (name, value) for name, value in (document or {}).items()}
+        for folded, (name, _) in members.items():
+            if folded not in (_RATE, _BURST):
+                log.warning("rate configuration %s: unknown member %s is ignored", path, json.dumps(name[:80]))
         try:
             return cls(_bytes(*members.get(_RATE, ("", 0))), _bytes(*members.get(_BURST, ("", 0))))
         except ValueError as error:

@@ -44,12 +44,14 @@ from fastderp.tls.handshake import ClientContext, ServerContext
 _PLANE_OWN = frozenset(
     {"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost", "told_bytes"}
 )
+# What a C uint32_t holds.
+_QUEUE_PACKETS_MAX = 2**32 - 1
 # Client connections whose TLS records the data plane opens are all of this version.
 _PLANE_TLS = "1.3"
 
 
 class Server:
-    """A DERP relay.
+    """A DERP relay. PROTOCOL §3 to §9.
 
     Listen on any number of addresses, or hand it connections with `accept`; `async with` starts and closes it.
 
@@ -59,7 +61,8 @@ class Server:
         mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights. A sequence while it is
             being changed: our links show the first, clients may show any.
         mesh_tls: what our links to other relays trust; None for the system's roots.
-        verify: asked about every other client before it is let in.
+        verify: awaited with key, `login.ClientInfo` and IP of every other client before it is let in; a false answer is a no, an
+            error as well. `Admission` is one. PROTOCOL §8.
         rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
         rtt_stats: look at the clients' round-trip times every 10 seconds.
         duplicate_health: tell clients that share a key that they do.
@@ -70,6 +73,8 @@ class Server:
         prober_logs: log who comes and goes of the clients that say they are probers, however many.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
+
+    Raises ValueError for values that make no sense, and `dataplane.plane.PlaneError`, a DerpError, when memory or descriptors are out.
     """
 
     def __init__(
@@ -90,10 +95,10 @@ class Server:
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
-        self.private_key = private_key or NodePrivate.generate()
-        self.public_key = self.private_key.public()
-        self.write_timeout = write_timeout
-        self.login_timeout = login_timeout
+        if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
+            raise ValueError(f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}")
+        self._private_key = private_key or NodePrivate.generate()
+        self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
             workers=workers,
             write_timeout_s=write_timeout,
@@ -102,12 +107,12 @@ class Server:
             watch_drops=[key.raw for key in watched_drops],
         )
         self._journal = Journal(prober_logs=prober_logs)
-        self._allowance = Allowance(plane, self.private_key)
+        self._allowance = Allowance(plane, self._private_key)
         self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
-        self._region = Region(plane, self.private_key, mesh_keys, self._join, mesh_tls)
+        self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
         self._entrance = Entrance(
-            self.private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
+            self._private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
         )
         self._conversations = Conversations(self._entrance)
         self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
@@ -124,7 +129,7 @@ class Server:
     def start(self) -> None:
         """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves.
 
-        Raises ConnectionClosed when the relay was closed.
+        Raises ConnectionClosed when the relay was closed, PlaneError when the system refuses a thread.
         """
         if self._closing is not None:
             raise ConnectionClosed("the relay is closed")
@@ -149,19 +154,20 @@ class Server:
         accept_limiter: AcceptLimiter | None = None,
         tunnels: Tunnels | None = None,
     ) -> Listener:
-        """Accept connections on an address from now on.
+        """Accept connections on an address from now on. PROTOCOL §9.1.
 
         Args:
             host: "" for every address, IPv4 and IPv6.
             port: TCP port, 0 for a free one.
             tls: a certificate, or who has one for each client; None for plain HTTP.
             routes: who answers which path; None for the relay's own (`http.relay_routes`).
-            keepalive_idle_s, user_timeout_s: TCP settings of the clients' sockets.
-            idle_s: how long an HTTP connection may wait with its next request.
+            keepalive_idle_s: seconds of silence after which TCP asks whether a client is still there.
+            user_timeout_s: seconds that what was sent to a client may stay unacknowledged; then it is gone.
+            idle_s: how many seconds an HTTP connection may wait with its next request.
             accept_limiter: who comes too fast is closed at once.
             tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
 
-        Raises OSError that names the address when it cannot be had.
+        Raises OSError that names the address when it cannot be had, and what `start` does.
         """
         self.start()
         sockets = listen_sockets(host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s)
@@ -170,7 +176,7 @@ class Server:
             sockets,
             routes or http.relay_routes(Site()),
             tls,
-            login_budget_s=self.login_timeout,
+            login_budget_s=self._login_timeout_s,
             idle_s=idle_s,
             accept_limiter=accept_limiter,
             tunnels=tunnels if tls is not None else None,
@@ -179,9 +185,13 @@ class Server:
         return listener
 
     async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | CertificateSource | None = None) -> None:
-        """Listen on an address and serve until `close` is called elsewhere or this task is cancelled."""
-        self.listen(host, port, tls=tls)
+        """Listen on an address and serve until `close` is called elsewhere or this task is cancelled, which closes the relay.
+
+        `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had; that closes the relay, too.
+        PROTOCOL §9.1.
+        """
         try:
+            self.listen(host, port, tls=tls)
             await self._closed.wait()
         finally:
             await self.close()
@@ -190,7 +200,7 @@ class Server:
         """Close every listener and connection and end the data plane's threads; return when that is done. Safe to repeat.
 
         WebSockets are told that the relay goes away (close code 1001), connections over TLS that they end; who does not take
-        it is not waited for longer than 2 seconds.
+        it is not waited for longer than 2 seconds. PROTOCOL §6.11.
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._shut_down())
@@ -230,23 +240,23 @@ class Server:
 
         Args:
             reader, writer: asyncio streams or objects with the same methods; closed at the end.
-            remote: (ip, port) to tell watchers and logs.
+            remote: (ip, port) to tell `verify`, watchers and logs.
 
         Raises LoginError when the client breaks the rules of the login or is not allowed, TimeoutError when it takes too long,
-        asyncio.IncompleteReadError when it leaves before, ConnectionClosed when the relay is closed before.
+        asyncio.IncompleteReadError when it leaves before, ConnectionClosed when the relay is closed before. PROTOCOL §3.
         """
         try:
             self.start()
         except ConnectionClosed:
             writer.close()
             raise
-        await self._conversations.serve(reader, writer, remote, self.login_timeout)
+        await self._conversations.serve(reader, writer, remote, self._login_timeout_s)
 
     # The region
 
     @property
     def mesh_keys(self) -> list[MeshKey]:
-        """The secrets a mesh peer may show; our links show the first. May be assigned at any time; zero keys are left out."""
+        """The secrets a mesh peer may show; our links show the first. May be assigned at any time, without zero keys. PROTOCOL §7.1."""
         return list(self._region.keys)
 
     @mesh_keys.setter
@@ -255,7 +265,7 @@ class Server:
 
     @property
     def mesh_key(self) -> MeshKey:
-        """The secret our links show; the zero key when there is none. Assigned, it is the only one."""
+        """The secret our links show; the zero key when there is none. Assigned, it is the only one. PROTOCOL §7.1."""
         return self._region.key
 
     @mesh_key.setter
@@ -264,7 +274,7 @@ class Server:
 
     @property
     def has_mesh_key(self) -> bool:
-        """Whether a mesh key is set."""
+        """Whether a mesh key is set. PROTOCOL §7.1."""
         return bool(self._region.keys)
 
     def set_mesh_peers(self, peers: Iterable[MeshPeer | str]) -> None:
@@ -274,7 +284,8 @@ class Server:
             peers: members, or what `MeshPeer.parse` takes: `host[:port]`, `host[:port]/dialhost` or a URL. This relay
                 itself may be among them.
 
-        Raises ValueError for a member that cannot be, and without a mesh key.
+        Raises ValueError for a member that cannot be, and without a mesh key; ConnectionClosed when the relay was closed, PlaneError as
+        `start` does. What goes wrong with a link is logged, and it is dialled again.
         """
         members = [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in peers]
         if members and not self.has_mesh_key:
@@ -283,19 +294,26 @@ class Server:
         self._region.mesh.set_peers(members)
 
     def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Hand packets for a key that is not connected here to an object, as to another relay of the region. PROTOCOL §7.5.
+        """Hand packets for a `key` that is not connected here to `forwarder`, as to another relay of the region. PROTOCOL §7.5.
 
         Of several forwarders for one key the oldest is used. Adding the same object again changes nothing.
+        Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads, memory or descriptors are out.
         """
         self.start()
         self._region.forwarders.add(key.raw, forwarder)
 
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Undo `add_packet_forwarder`; a no-op for what was not added. Receivers learn when a key has left the region."""
+        """Undo `add_packet_forwarder` for this `key` and `forwarder`; a no-op for what was not added.
+
+        Who got packets from the key learns that it has left the region if this was the last way to it. PROTOCOL §6.7, §7.5.
+        """
         self._region.forwarders.remove(key.raw, forwarder)
 
     def _bridged_round_trips_us(self) -> list[int]:
         return self._entrance.bridges.round_trips_us()
+
+    def _bridged_bytes(self) -> dict[int, tuple[int, int]]:
+        return {} if self._loop is None else self._entrance.bridges.bytes_moved()
 
     def _join(self, outside: socket.socket, channel: Channel) -> int:
         """Bridge a connection that we dialled."""
@@ -303,17 +321,44 @@ class Server:
 
     # What changes while it runs
 
+    @property
+    def write_timeout(self) -> float:
+        """How long in seconds a client may refuse to take a frame before it is closed; 0 for ever. PROTOCOL §6.6.
+
+        May be assigned at any time, for what is written from then on: a client that is stuck already has the time it was given.
+        Raises ValueError when less than 0 is assigned.
+        """
+        return self._plane.write_timeout_s
+
+    @write_timeout.setter
+    def write_timeout(self, seconds: float) -> None:
+        self._plane.write_timeout_s = seconds
+
+    @property
+    def login_timeout(self) -> float:
+        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then."""
+        return self._login_timeout_s
+
+    @login_timeout.setter
+    def login_timeout(self, seconds: float) -> None:
+        self._login_timeout_s = seconds
+        for listener in self._listeners:
+            listener.login_budget_s = seconds
+
     def set_rate_limit(self, limit: RateLimit) -> None:
-        """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8."""
+        """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8.
+
+        `limit` is bytes per second and at once; `RateLimit()` ends the limit and leaves it in the metrics.
+        """
         self._allowance.set(limit, self._loop)
 
     def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
-        """Tell every client that the relay goes away for a moment; return how many were told.
+        """Tell every client that the relay goes away for a moment; return how many were told. PROTOCOL §4, §6.11.
 
         Args:
-            reconnect_in_s: when to come back.
-            try_for_s: how long to go on trying before looking for another relay.
-            spread_s: each is given up to so much longer, so that they do not come back all at once.
+            reconnect_in_s: seconds after which to come back.
+            try_for_s: seconds to go on trying before looking for another relay.
+            spread_s: each is given up to so many seconds more, so that they do not come back all at once.
         """
         return sum(
             self._plane.send(
@@ -326,6 +371,16 @@ class Server:
 
     # Looking in
 
+    @property
+    def private_key(self) -> NodePrivate:
+        """The relay's identity, for as long as it lives."""
+        return self._private_key
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key that clients know the relay by."""
+        return self._private_key.public()
+
     @cached_property
     def meta_cert(self) -> bytes:
         """The certificate (DER) to append to a chain: it tells TLS 1.3 clients our key before the first frame. PROTOCOL §10."""
@@ -333,12 +388,12 @@ class Server:
 
     @property
     def listeners(self) -> list[Listener]:
-        """Where it listens."""
+        """Where it listens: what `listen` has returned."""
         return list(self._listeners)
 
     @property
     def verify(self) -> Verify | None:
-        """Who is asked about a client; None when everybody is let in. May be assigned at any time."""
+        """Who is asked about a client; None when everybody is let in. May be assigned at any time. PROTOCOL §8."""
         return self._entrance.verify
 
     @verify.setter
@@ -347,19 +402,22 @@ class Server:
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """What each client may send; None when nobody has said anything about it."""
+        """What each client may send; None when nobody has said anything about it. PROTOCOL §6.8."""
         return self._allowance.limit
 
     def is_client_connected(self, key: NodePublic) -> bool:
-        """Whether a client with this key is logged in here."""
+        """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""
         return self._plane.is_connected(key.raw)
 
     def clients(self) -> list[Client]:
-        """Return who is connected, with the address it came from; mesh peers left out."""
+        """Return who is connected, with the address it came from, once per connection; mesh peers left out. PROTOCOL §6.1."""
         return [client for _, client in self._clients()]
 
     def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
-        """Close the connections of clients for which `unwanted` says so; return whose they were. Mesh peers are not asked about."""
+        """Close the connections of clients for which `unwanted` says so; return whose they were. PROTOCOL §6.2.
+
+        Mesh peers are not asked about.
+        """
         closed = []
         for handle, client in self._clients():
             if unwanted(client) and self._plane.close_session(handle):
@@ -409,19 +467,19 @@ class Server:
         }
 
     def expvar(self) -> dict[str, Any]:
-        """Return the relay's own metrics as the "derp" object of `/debug/vars` has them."""
+        """Return the relay's own metrics as the "derp" object of `/debug/vars` has them. PROTOCOL §9.7, §14."""
         tree: dict[str, Any] = expvar(self.metrics())["derp"]
         return tree
 
     async def debug_traffic(self, interval_s: float = traffic.ROUND_S) -> AsyncIterator[BytesSentRecv]:
-        """Yield what connections have moved, now and after each interval: those that moved anything since the last. PROTOCOL §6.10."""
-        async for moved in traffic.rounds(self._plane, interval_s):
+        """Yield, now and every `interval_s` seconds, the connections that have moved anything since the last time. PROTOCOL §6.10."""
+        async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
             for one in moved:
                 yield one
 
     def traffic_lines(self) -> AsyncIterator[bytes]:
-        """Return the endless body of `/debug/traffic`."""
-        return traffic.lines(self._plane)
+        """Return the endless body of `/debug/traffic`: a round of JSON lines every 2 seconds. PROTOCOL §6.10."""
+        return traffic.lines(self._plane, self._bridged_bytes)
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""

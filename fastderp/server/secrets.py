@@ -12,13 +12,17 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastderp.errors import ConfigError, SecretsError
+from fastderp.errors import ConfigError, DerpError, SecretsError
+from fastderp.files import read_file
 from fastderp.server.service import NoAnswer, Service, http_url, members
 
 log = logging.getLogger("fastderp")
+
+T = TypeVar("T")
 
 # A relay and its secrets server may start together.
 ATTEMPTS = 5
@@ -53,49 +57,62 @@ class SecretsServer:
         """Close the connection."""
         await self._service.close()
 
-    async def fetch(self) -> str:
-        """Return the secret as it is now, or its copy when the server cannot be reached.
+    async def fetch(self, read: Callable[[str], T]) -> T:
+        """Return what `read` makes of the secret as it is now, or of its copy when the server cannot be reached or its answer is no good.
 
-        Raises ConfigError when the server refuses, or has no such text; SecretsError when there is no copy either.
+        `read` raises ValueError for what is no good. Only what is good is kept. Raises ConfigError when the server refuses, or has
+        no such text and there is no copy; SecretsError when it cannot be reached and there is no copy.
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._ask()
+                return await self._ask(read)
+            except ValueError as error:
+                return self._copy_despite(ConfigError(f"secrets server {self.host}: {self._name}: {error}"), read)
             except NoAnswer as error:
-                log.warning("secrets server %s: %s", self.host, error)
-                copy = self._copy()
-                if copy is not None:
-                    log.warning("%s is used as it was kept in %s", self._name, self._cache)
-                    return copy
+                reason = SecretsError(f"secrets server {self.host}: {error}")
+            try:
+                return self._copy_despite(reason, read)
+            except SecretsError as error:
                 if attempt == ATTEMPTS:
-                    raise SecretsError(f"secrets server {self.host}: {error}; nothing is kept in {self._cache}") from None
-                await asyncio.sleep(PAUSE_S)
+                    raise
+                log.warning("%s", error)
+            await asyncio.sleep(PAUSE_S)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask(self) -> str:
+    async def _ask(self, read: Callable[[str], T]) -> T:
+        """Ask and keep the answer. Raises NoAnswer, ConfigError for a refusal, ValueError for an answer that is no good."""
         question = json.dumps({"Name": self._name}).encode()
         status, body = await self._service.exchange("POST", self._get, question)
         if status in (400, 403, 404):
             reason = {400: "does not understand the question", 403: "does not let this machine have", 404: "does not know"}[status]
             raise ConfigError(f"secrets server {self.host} {reason} {self._name}")
         answer = members(status, body)
-        text = _text(answer.get("value"))
-        if text is None:
-            raise ConfigError(f"secrets server {self.host}: {self._name} is no text")
+        found = read(_text(answer.get("value")))
         self._keep({"Value": answer["value"], "Version": answer.get("version")})
-        return text
+        return found
 
     # The copy
 
-    def _copy(self) -> str | None:
-        """Return what was kept; None when there is nothing to be used."""
+    def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
+        """Return what was kept, and log the reason why it is needed; raise the reason when there is nothing to be used."""
+        try:
+            found = self._copy(read)
+        except ValueError as error:
+            raise type(reason)(f"{reason}; the copy in {self._cache} is no use either: {error}") from None
+        if found is None:
+            raise type(reason)(f"{reason}; nothing is kept in {self._cache}")
+        log.warning("%s; %s is used as it was kept in %s", reason, self._name, self._cache)
+        return found
+
+    def _copy(self, read: Callable[[str], T]) -> T | None:
+        """Return what was kept; None when nothing was. Raises ValueError when it is no good."""
         entry = self._kept().get(self._name)
         secret = entry.get("secret") if isinstance(entry, dict) else None
-        return _text(secret.get("Value")) if isinstance(secret, dict) else None
+        return read(_text(secret.get("Value"))) if isinstance(secret, dict) else None
 
     def _kept(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._cache.read_bytes())
+            found = json.loads(read_file(self._cache))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -110,14 +127,14 @@ class SecretsServer:
             log.warning("%s cannot be kept in %s: %s", self._name, self._cache, error.strerror)
 
 
-def _text(value: object) -> str | None:
-    """Read a value as JSON carries it; None when it is no text."""
-    if not isinstance(value, str):
-        return None
+def _text(value: object) -> str:
+    """Read a value as JSON carries it. Raises ValueError when it is no text."""
     try:
-        return base64.b64decode(value, validate=True).decode()
+        if isinstance(value, str):
+            return base64.b64decode(value, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        return None
+        pass
+    raise ValueError("it is no text")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -18,8 +18,10 @@ EVENTS_PER_TURN = 64
 # So many sockets ready at once: a storm.
 BUSY_EVENTS = 4
 
-# Where tcpi_rtt is in Linux's struct tcp_info.
+# Where tcpi_rtt, tcpi_bytes_received and tcpi_bytes_sent are in Linux's struct tcp_info.
 _RTT_AT = 68
+_RECEIVED_AT = 128
+_SENT_AT = 200
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
@@ -120,11 +122,19 @@ class Stream:
 
     def round_trip_us(self) -> int | None:
         """Return the kernel's smoothed round-trip time in microseconds; None for what is not TCP, or over."""
+        return self._tcp_info(_RTT_AT, 4)
+
+    def bytes_moved(self) -> tuple[int, int] | None:
+        """Return how many bytes the kernel has sent and received; None for what is not TCP, or over."""
+        sent, received = self._tcp_info(_SENT_AT, 8), self._tcp_info(_RECEIVED_AT, 8)
+        return None if sent is None or received is None else (sent, received)
+
+    def _tcp_info(self, at: int, n_bytes: int) -> int | None:
         try:
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + n_bytes)
         except OSError:
             return None
-        return int.from_bytes(info[_RTT_AT:], sys.byteorder)
+        return int.from_bytes(info[at:], sys.byteorder) if len(info) == at + n_bytes else None
 
     def resume(self) -> None:
         """Read from now on."""

@@ -172,6 +172,8 @@ def bind_stun(host: str, port: int) -> StunServer:
     try:
         for family, address in _addresses(host):
             server.sockets.append(_bound(family, address, server.addresses[0][1] if server.sockets else port))
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
     except OSError as error:
         for sock in server.sockets:
             sock.close()

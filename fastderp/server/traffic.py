@@ -1,6 +1,7 @@
 """Who moves how many bytes, and how far away they are, from the kernel's own counters of each connection. PROTOCOL §6.10, §14.
 
-Loop thread only. Connections that the data plane reaches through a bridge have no such counters there: their packets are counted instead.
+Loop thread only. Connections that the data plane reaches through a bridge have no such counters there: the bridge is asked. Those that
+are not TCP, but a pair of streams, have none at all: their packets are counted instead.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from fastderp.dataplane.plane import Plane
@@ -23,10 +24,10 @@ _RTT_LABELS = (*(f"{bound_ms}ms" for bound_ms in _RTT_BOUNDS_MS), "inf")
 
 @dataclass(frozen=True, slots=True)
 class BytesSentRecv:
-    """What one connection has moved since it began.
+    """What one connection has moved since it began. PROTOCOL §6.10.
 
     Args:
-        sent: bytes to the client; over TCP all that the kernel sent, of a bridged connection the data of packets.
+        sent: bytes to the client; over TCP all that the kernel sent, of a pair of streams the data of packets.
         recv: bytes from the client, likewise.
         key: the client's.
         unique_senders: how many keys that are in the region have sent it packets.
@@ -45,11 +46,15 @@ class BytesSentRecv:
         return json.dumps(members, separators=(",", ":"))
 
 
-async def rounds(plane: Plane, interval_s: float = ROUND_S) -> AsyncIterator[list[BytesSentRecv]]:
+Bridged = Callable[[], Mapping[int, tuple[int, int]]]
+"""Tells the bytes sent and received of the sessions behind bridges, by handle."""
+
+
+async def rounds(plane: Plane, bridged: Bridged, interval_s: float = ROUND_S) -> AsyncIterator[list[BytesSentRecv]]:
     """Yield, now and after each interval, the connections that have moved bytes since the round before."""
     before: dict[int, tuple[int, int]] = {}
     while True:
-        moved = _moved(plane)
+        moved = _moved(plane, bridged())
         senders = plane.unique_senders()
         yield [
             BytesSentRecv(sent, recv, key, senders.get(handle, 0))
@@ -60,20 +65,23 @@ async def rounds(plane: Plane, interval_s: float = ROUND_S) -> AsyncIterator[lis
         await asyncio.sleep(interval_s)
 
 
-def _moved(plane: Plane) -> dict[int, tuple[NodePublic, int, int]]:
+def _moved(plane: Plane, bridged: Mapping[int, tuple[int, int]]) -> dict[int, tuple[NodePublic, int, int]]:
     """Return key, bytes sent and bytes received of every connection by handle."""
-    bridged = {
-        session.handle: (NodePublic(session.key), session.totals.tx_bytes, session.totals.rx_bytes)
+    others = {
+        session.handle: (
+            NodePublic(session.key),
+            *bridged.get(session.handle, (session.totals.tx_bytes, session.totals.rx_bytes)),
+        )
         for session in plane.sessions()
     }
-    return bridged | {
+    return others | {
         info.handle: (NodePublic(info.key), info.bytes_sent, info.bytes_received) for info in plane.tcp_infos()
     }
 
 
-async def lines(plane: Plane, interval_s: float = ROUND_S) -> AsyncIterator[bytes]:
+async def lines(plane: Plane, bridged: Bridged, interval_s: float = ROUND_S) -> AsyncIterator[bytes]:
     """Yield the rounds as `/debug/traffic` shows them: a JSON line per connection and an empty one."""
-    async for moved in rounds(plane, interval_s):
+    async for moved in rounds(plane, bridged, interval_s):
         yield "".join(f"{one.to_json()}\n" for one in moved).encode() + b"\n"
 
 

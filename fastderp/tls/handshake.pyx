@@ -23,6 +23,7 @@ from fastderp.tls.openssl cimport (
 
 import hashlib
 import ipaddress
+import os
 from _thread import allocate_lock
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ _REASONS = {
     101: "no_shared", 118: "no_shared", 193: "no_shared", 235: "no_shared",  # key share, signature, cipher, ALPN
     134: "certificate",                                                    # CERTIFICATE_VERIFY_FAILED
 }
+# ERR_SYSTEM_FLAG of OpenSSL 3 (err.h): the system has refused something, such as to open a file, and the rest is its errno.
+_SYSTEM_FLAG = 1 << 31
 _HTTP_HEADS = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO", b"CONNE", b"DELET", b"PATCH")
 
 
@@ -182,6 +185,8 @@ cdef int on_alpn(
 
 
 cdef str reason_text(unsigned long code):
+    if code & _SYSTEM_FLAG:
+        return os.strerror(code - _SYSTEM_FLAG)
     cdef const char* text = crypto.ERR_reason_error_string(code) if code else NULL
     return text.decode() if text is not NULL else "unknown reason"
 

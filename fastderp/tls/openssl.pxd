@@ -11,6 +11,7 @@ cdef extern from *:
     typedef struct fastderp_evp_cipher EVP_CIPHER;
     typedef struct fastderp_evp_cipher_ctx EVP_CIPHER_CTX;
     typedef struct fastderp_evp_md EVP_MD;
+    typedef struct fastderp_hmac_ctx HMAC_CTX;
     typedef struct fastderp_evp_pkey EVP_PKEY;
     typedef struct fastderp_evp_pkey_ctx EVP_PKEY_CTX;
     typedef struct fastderp_x509 X509;
@@ -29,6 +30,7 @@ cdef extern from *:
     ctypedef struct EVP_CIPHER
     ctypedef struct EVP_CIPHER_CTX
     ctypedef struct EVP_MD
+    ctypedef struct HMAC_CTX
     ctypedef struct EVP_PKEY
     ctypedef struct EVP_PKEY_CTX
     ctypedef struct X509
@@ -121,9 +123,15 @@ cdef struct Crypto:
 
     const EVP_MD* (*EVP_sha256)() noexcept nogil
     const EVP_MD* (*EVP_sha384)() noexcept nogil
+    EVP_MD* (*EVP_MD_fetch)(void*, const char*, const char*) noexcept nogil  # NULL before OpenSSL 3
     uint8_t* (*HMAC)(
         const EVP_MD*, const void*, int, const uint8_t*, size_t, uint8_t*, unsigned int*
     ) noexcept nogil
+    HMAC_CTX* (*HMAC_CTX_new)() noexcept nogil
+    void (*HMAC_CTX_free)(HMAC_CTX*) noexcept nogil
+    int (*HMAC_Init_ex)(HMAC_CTX*, const void*, int, const EVP_MD*, void*) noexcept nogil
+    int (*HMAC_Update)(HMAC_CTX*, const uint8_t*, size_t) noexcept nogil
+    int (*HMAC_Final)(HMAC_CTX*, uint8_t*, unsigned int*) noexcept nogil
 
     int (*EVP_Digest)(const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*) noexcept nogil
 

@@ -207,6 +207,7 @@ PROTOCOL = {
     "33": _row(
         "a frame larger than the burst is still taken, later",
         "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
+        "conformance/limits::a_frame_larger_than_the_burst_is_taken_when_the_bucket_is_full",
     ),
     "34": _row(
         "a new rate counts for who is connected, duplicates too; 0 lifts it",
@@ -334,8 +335,16 @@ PROTOCOL = {
         "requests and responses of both families",
         "unit/stun::the_published_request_gets_the_published_answer",
         "unit/stun::an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction",
+        "unit/client_stun::every_request_is_one_to_the_relay",
+        "unit/client_stun::what_the_relay_answers_is_understood",
+        "unit/client_stun::answers_of_other_servers_are_understood",
+        "unit/client_stun::an_ipv4_address_inside_an_ipv6_one_is_taken_out",
     ),
-    "56": _row("SOFTWARE comes first", "unit/stun::the_published_request_gets_the_published_answer"),
+    "56": _row(
+        "SOFTWARE comes first",
+        "unit/client_stun::the_request_is_the_published_one",
+        "unit/client_stun::software_is_the_first_attribute_of_a_request",
+    ),
     "57": _row(
         "a round trip over UDP",
         "unit/stun::an_ipv4_client_of_a_dual_server_is_answered_with_family_1",
@@ -358,7 +367,7 @@ PROTOCOL = {
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
         "interop/mixed_region::derpprobe_finds_every_relay_and_every_pair_good",
-        "interop/region::clients_reach_each_other_across_nodes_and_learn_of_departures",
+        "interop/mixed_region::clients_of_every_relay_reach_each_other_and_learn_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
     # Worth testing although Go does not
@@ -501,12 +510,14 @@ API = {
     "server settings": _row(
         "keys, mesh key, verifying and the write timeout can be read",
         "conformance/relay::a_server_tells_how_it_was_set_up",
-        names=_of("Server", "has_mesh_key", "mesh_key"),
+        "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_those_who_are_connected",
+        names=_of("Server", "has_mesh_key", "mesh_key", "private_key", "public_key", "write_timeout", "login_timeout"),
     ),
     "SetVerifyClient": _row(
         "who may use the relay is asked",
         "system/relay_login::whom_the_verifier_refuses_is_closed_and_others_get_in",
         "system/relay_login::a_verifier_that_fails_lets_nobody_in",
+        names=_of("Server", "verify"),
     ),
     "MetaCert": _row(
         "the certificate that tells the relay's key",

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from itertools import cycle, pairwise
 
 import pytest
 
@@ -73,42 +74,46 @@ def test_withdrawing_what_was_never_announced_changes_nothing(plane: Plane) -> N
 def test_every_packet_takes_one_way_while_ways_come_and_go(plane: Plane) -> None:
     a, far = PlanePeer(plane), os.urandom(32)
     links = [PlanePeer(plane, link=True) for _ in range(3)]
-    # One stays, so that there is always a way.
     plane.add_forwarder(far, links[0].handle)
     stop = threading.Event()
 
-    def come_and_go(link: PlanePeer) -> None:
-        while not stop.is_set():
-            plane.add_forwarder(far, link.handle)
-            plane.remove_forwarder(far, link.handle)
+    def take_turns() -> None:
+        # The one in use leaves while packets flow; the next came just before, so that there is always a way.
+        for current, following in pairwise(cycle(links)):
+            plane.add_forwarder(far, following.handle)
+            plane.remove_forwarder(far, current.handle)
+            if stop.is_set():
+                return
 
-    changers = [threading.Thread(target=come_and_go, args=[link]) for link in links[1:]]
-    for thread in changers:
-        thread.start()
+    changer = threading.Thread(target=take_turns)
+    changer.start()
+    taken: list[PlanePeer] = []
     try:
         for first in range(0, N_PACKETS, IN_FLIGHT):
             sent = [n.to_bytes(4) for n in range(first, first + IN_FLIGHT)]
             for data in sent:
                 a.send_packet(far, data)
-            assert sorted(forwarded(links, IN_FLIGHT)) == [a.key + far + data for data in sent]
+            arrived = forwarded(links, IN_FLIGHT)
+            assert sorted(payload for _, payload in arrived) == [a.key + far + data for data in sent]
+            taken += [link for link, _ in arrived]
     finally:
         stop.set()
-        for thread in changers:
-            thread.join()
+        changer.join()
     a.sync()
     assert not select.select([link.socket for link in links], [], [], 0)[0]
     assert plane.counters()["packets_forwarded_out"] == N_PACKETS
+    assert len(set(taken)) > 1
 
 
-def forwarded(links: list[PlanePeer], n_packets: int) -> list[bytes]:
-    """Return so many forwarded packets, whichever links they take."""
+def forwarded(links: list[PlanePeer], n_packets: int) -> list[tuple[PlanePeer, bytes]]:
+    """Return so many forwarded packets, each with the link it took."""
     by_socket = {link.socket: link for link in links}
-    packets: list[bytes] = []
+    packets: list[tuple[PlanePeer, bytes]] = []
     while len(packets) < n_packets:
         ready, _, _ = select.select(by_socket, [], [], 30)
         assert ready, f"only {len(packets)} of {n_packets} packets"
         for sock in ready:
             frame_type, payload = by_socket[sock].receive()
             assert frame_type == FrameType.FORWARD_PACKET
-            packets.append(payload)
+            packets.append((by_socket[sock], payload))
     return packets

@@ -47,6 +47,18 @@ def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucke
     assert time.monotonic() - began_s > 0.19
 
 
+def test_a_frame_larger_than_the_burst_is_taken_when_the_bucket_is_full(plane: Plane) -> None:
+    n_payload = 3 * LARGEST_FRAME_BYTES
+    plane.set_rate_limit(4 * LARGEST_FRAME_BYTES, 1)
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    a.send_packet(b.key, BURST)
+    a.write(bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload))  # of no known type, and read all the same
+    a.send_packet(b.key, BURST)
+    assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
+    assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
+    assert waited(plane) == 2
+
+
 def test_a_client_that_waits_for_its_rate_can_leave(plane: Plane) -> None:
     plane.set_rate_limit(1)
     a, b = PlanePeer(plane), PlanePeer(plane)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from fastderp import MeshKey, NodePrivate, NodePublic, Server
 from fastderp.login import ClientInfo
 from tests.kit.peer import WATCH
@@ -73,6 +75,12 @@ def test_a_server_tells_how_it_was_set_up(start_relay: StartRelay) -> None:
     assert (server.mesh_key, server.has_mesh_key) == (secret, True)
     assert server.verify is verify
     assert server.write_timeout == 3.5
+    server.write_timeout, server.login_timeout = 0.3, 4.5
+    assert (server.write_timeout, server.login_timeout) == (0.3, 4.5)
+    with pytest.raises(ValueError, match="write_timeout"):
+        server.write_timeout = -1
+    with pytest.raises(AttributeError):
+        server.private_key = NodePrivate.generate()  # type: ignore[misc]
     assert isinstance(server, Server)
     assert not start_relay().server.has_mesh_key
 

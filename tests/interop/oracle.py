@@ -20,6 +20,7 @@ from fastderp.keys import NodePrivate, NodePublic
 from fastderp.protocol import KEY_SIZE, MAGIC, FrameType, frame
 
 from .conversation import UPGRADE, Conversation, Leave, Login, Send, Step, describe
+from .deviations import HIDDEN_FRAMES
 
 # What arrives within this time belongs to the step before it. A difference that is only a late
 # frame goes away when the conversation is played again with more patience.
@@ -204,7 +205,9 @@ class Connection:
             self._changed.notify_all()
 
     def _line_of(self, frame_type: int, payload: bytes) -> Line | None:
-        """Return the frame's line, None when it is about somebody of another conversation."""
+        """Return the frame's line, None when it is about somebody of another conversation or left out of the comparison."""
+        if frame_type in HIDDEN_FRAMES:
+            return None
         match frame_type:
             case FrameType.SERVER_KEY:
                 return Line(Lane.LOGIN, f"ServerKey with {len(payload) - KEY_SIZE} bytes before the key")
@@ -214,8 +217,6 @@ class Connection:
                 return self._packet_line(payload)
             case FrameType.PEER_GONE | FrameType.PEER_PRESENT:
                 return self._presence_line(FrameType(frame_type), payload)
-            case FrameType.HEALTH:
-                return None  # derper never sends one; see deviations.py
             case FrameType.PONG:
                 return Line(Lane.ANSWER, f"Pong {payload.hex()}")
         return Line(Lane.ANSWER, f"frame of type {frame_type:#04x} {shown(payload)}")

@@ -376,6 +376,10 @@ def a_watcher_that_asks_twice_is_told_twice(c: Conversation) -> None:
     c.login("a").login("w", MESH).send("w", WATCH).send("w", WATCH).login("b").send("w", WATCH, WATCH)
 
 
+def a_watcher_that_asks_ever_again(c: Conversation) -> None:
+    c.login("w", MESH).send("w", *[WATCH] * 30)
+
+
 def two_watchers(c: Conversation) -> None:
     c.login("w1", MESH).login("w2", MESH).send("w1", WATCH).send("w2", WATCH).login("a").leave("w1").leave("a")
 
@@ -459,6 +463,7 @@ BEHAVIOURS: list[Script] = [
     a_watcher_sees_everyone_come_and_go,
     a_watcher_sees_every_duplicate_come_and_the_last_go,
     a_watcher_that_asks_twice_is_told_twice,
+    a_watcher_that_asks_ever_again,
     two_watchers,
     flags_of_every_kind,
     a_mesh_peer_closes_others,

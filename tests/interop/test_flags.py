@@ -10,13 +10,13 @@ import pytest
 from fastderp.cli.config import flag_table
 from fastderp.cli.flags import Flag, boolean, duration, integer, number
 
+from .conftest import StartRelay
+from .deviations import OUR_FLAGS, REFUSED_FLAGS
 from .gokit import GoPrograms
 
 pytestmark = pytest.mark.timeout(600)
 
 KINDS = {"string": str, "int": integer, "float": number, "duration": duration, "": boolean, "0": str}
-# Newer than the derper at hand.
-NEWER = {"acme-ip-certs"}
 
 
 def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
@@ -45,4 +45,13 @@ def test_every_flag_of_derper_is_ours_with_its_kind_and_default(go_programs: GoP
         if KINDS[kind] is not ours[name].read or not is_default(ours[name], default)
     }
     assert not wrong
-    assert NEWER <= ours.keys()
+    assert OUR_FLAGS.keys() <= ours.keys() - theirs.keys()
+
+
+@pytest.mark.parametrize("flag", REFUSED_FLAGS)
+async def test_a_flag_that_derper_lets_pass_is_refused(flag: str, start_derper: StartRelay, start_fastderp: StartRelay) -> None:
+    async with start_derper(flag):
+        pass
+    with pytest.raises(RuntimeError, match="exited with 2"):
+        async with start_fastderp(flag):
+            pass

@@ -7,7 +7,7 @@ import pytest
 from . import scripts
 from .conftest import StartRelay
 from .conversation import MESH_KEY_TEXT
-from .deviations import DEVIATIONS
+from .deviations import MESH_DEVIATIONS
 from .improvise import improvisations
 from .oracle import differences, greet
 
@@ -15,11 +15,6 @@ from .oracle import differences, greet
 pytestmark = pytest.mark.timeout(600)
 
 N_IMPROVISATIONS = 200
-MESH_DEVIATIONS = {
-    **DEVIATIONS,
-    "a forwarded source that comes and goes": "derper remembers who got packets from a key that no relay of the region has "
-    "announced; here a source is one that is connected somewhere, so keys made up in packets take no memory",
-}
 
 
 async def test_a_mesh_peer_is_answered_as_derper_does(

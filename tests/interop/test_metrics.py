@@ -5,24 +5,18 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 
 import pytest
 
 from .conftest import StartRelay
+from .deviations import OUR_METRICS, THEIR_METRICS
 from .gokit import GoClient, GoPrograms
 from .relays import Relay, Transport
 
 PATIENCE_S = 10.0
 
-# Of Go itself: the runtime's own numbers, which nothing else can have.
-GO_ONLY = re.compile(
-    r"go_.*|goroutines|memstats_.*"
-    # Of the machine's network interfaces and of limits Go's client library reads; nothing about a relay.
-    r"|process_network_.*|process_virtual_memory_max_bytes"
-)
-OURS = re.compile(r"fastderp_.*|process_threads")
 
 
 def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
@@ -44,11 +38,11 @@ def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
     return found
 
 
-def shape(relay: Relay, without: re.Pattern[str]) -> dict[str, tuple[str, frozenset[str]]]:
+def shape(relay: Relay, without: Iterable[str]) -> dict[str, tuple[str, frozenset[str]]]:
     """Return type and labels by name, less what only one of the relays can have; versions are anything."""
     found = {}
     for name, (kind, samples) in varz(relay).items():
-        if not without.fullmatch(name):
+        if not any(re.fullmatch(pattern, name) for pattern in without):
             labels = frozenset(re.sub(r'(version|binary)="[^"]*[-.a-z][^"]*"', r"\1", rest) for rest in samples)
             found[name] = (kind, labels if name not in ("derper_tls_active_version", "derper_tls_request_version") else frozenset())
     return found
@@ -62,7 +56,7 @@ async def both(request: pytest.FixtureRequest, start_derper: StartRelay, start_f
 
 
 async def test_every_metric_of_derper_is_there_with_its_type_and_labels(both: list[Relay]) -> None:
-    theirs, ours = (shape(relay, without) for relay, without in zip(both, (GO_ONLY, OURS), strict=True))
+    theirs, ours = (shape(relay, without) for relay, without in zip(both, (THEIR_METRICS, OUR_METRICS), strict=True))
     assert ours == theirs
 
 

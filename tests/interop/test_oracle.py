@@ -9,7 +9,7 @@ import pytest
 from . import scripts
 from .conftest import StartRelay
 from .conversation import MESH_KEY_TEXT
-from .deviations import DEVIATIONS
+from .deviations import DEVIATIONS, RATE_LIMIT
 from .improvise import improvisations
 from .oracle import Difference, Script, differences, greet
 
@@ -71,3 +71,15 @@ async def test_the_relay_answers_as_derper_does(
     assert not unforeseen, report(unforeseen)
     found_names = {difference.conversation.name for difference in found}
     assert found_names == DEVIATIONS.keys() & table.keys(), "deviations that are none any more"
+
+
+async def test_only_we_tell_clients_their_rate_limit(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
+    path = tmp_path / "rate.json"
+    path.write_text('{"PerClientRateLimitBytesPerSec": 1000000}')
+    table = {"a login": scripts.packets_to_oneself}
+    async with start_derper(f"-rate-config={path}") as derper, start_fastderp(f"-rate-config={path}") as relay:
+        (found,) = await differences(await greet(derper.port), await greet(relay.port), table, table)
+    only_ours = [line for line in found.other if line not in found.reference]
+    only_theirs = [line for line in found.reference if line not in found.other]
+    assert [("TokenBucketBytesPerSecond" in line, "ServerInfo" in line) for line in only_ours] == [(True, True)], RATE_LIMIT
+    assert len(only_theirs) == 1 and "ServerInfo" in only_theirs[0]

@@ -128,3 +128,16 @@ async def test_a_killed_node_comes_back_into_its_region(
             await region.relays[0].start()
             await clients[0].next("ready")
             await reach_each_other(clients)
+
+
+async def test_a_go_client_is_told_of_a_restart_and_comes_back(
+    go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    async with running_region([programs["f"]], tmp_path) as region:
+        async with a_client_on_each_node(go_programs, region) as (client,):
+            await region.relays[0].stop()
+            told = await client.next("restarting")
+            assert 0 <= told["reconnect_in_s"] <= 2 and told["try_for_s"] == 5
+            await client.next("broken")
+            await region.relays[0].start()
+            await client.next("ready")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kit.certificates import Certificate, self_signed
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import RunningRelay, relay, started
 from tests.kit.relay import eventually
 
 NAME = "relay.test"
@@ -48,7 +50,20 @@ def test_new_files_are_used_from_sighup_on(tmp_path: Path) -> None:
         eventually(lambda: leaf(running) == new.der, 20)
         code, said = running.stop()
     assert code == 0
-    assert f"certificate for {NAME}, valid until" in said
+    assert len(re.findall(rf"^certificate for {NAME}, valid until .* UTC$", said, re.M)) == 2
+
+
+def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_soon(tmp_path: Path) -> None:
+    put(tmp_path, self_signed(NAME, days=(-1, 90)))
+    with relay(*flags(tmp_path)) as running:
+        assert re.search(rf"certificate for {NAME}, valid until \d{{4}}-\d\d-\d\d \d\d:\d\d UTC$", running.said, re.M)
+        assert "that is in" not in running.said
+    put(tmp_path, self_signed(NAME, days=(-1, 20)))
+    days_fly = "import fastderp.server.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
+    with started([sys.executable, "-c", days_fly, *flags(tmp_path)]) as running:
+        warning = running.find(f"(certificate for {NAME}, valid until .*: that is in 19 days)\n")
+        assert running.process.stderr is not None
+        assert warning in running.process.stderr.readline().decode()
 
 
 @pytest.mark.parametrize("fault", ["junk", "other key", "other name", "expired", "absent"])

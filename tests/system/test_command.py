@@ -1,32 +1,46 @@
 """`fastderp-relay` from outside: how it starts, what it serves, how it ends, and what it says when it cannot."""
 
 import contextlib
+import ctypes
 import hashlib
+import http.client
 import json
 import os
 import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fastderp.keys import NodePrivate
-from tests.kit.command import COMMAND, refused, relay
+from fastderp.client.stun import binding_request, parse_response
+from fastderp.keys import NodePrivate, NodePublic
+from tests.kit.command import COMMAND, RunningRelay, refused, relay
+from tests.kit.peer import RESTARTING, Peer
+from tests.kit.relay import eventually
 
 QUIET = ("-stun=false", "-http-port=-1")
-# PROTOCOL §20
-STUN_REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+PIDFD_GETFD = 438  # the same on every machine; neither Python nor older C libraries have a name for it
 
 
 def get(url: str, context: ssl.SSLContext | None = None) -> str:
     with urllib.request.urlopen(url, timeout=10, context=context) as response:
         text: str = response.read().decode()
         return text
+
+
+def frames_of(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and payload of whole frames that follow each other."""
+    while data:
+        frame_type, length = struct.unpack_from(">BI", data)
+        yield frame_type, data[5 : 5 + length]
+        data = data[5 + length :]
 
 
 def test_a_first_start_makes_a_key_and_says_where_it_serves(tmp_path: Path) -> None:
@@ -60,6 +74,24 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     assert said.splitlines()[-1] == "stopping"
 
 
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [RESTARTING]), (signal.SIGINT, [])])
+def test_who_restarts_a_relay_has_its_clients_told_when_to_come_back(tmp_path: Path, number: signal.Signals, told: list[int]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running, contextlib.ExitStack() as stack:
+        public = NodePublic.from_text(running.find(r"public key (\S+),"))
+        peers = [stack.enter_context(Peer.connect("127.0.0.1", running.port, None, 10)) for _ in range(8)]
+        for peer in peers:
+            peer.login(public)
+        running.process.send_signal(number)
+        waits_ms = set()
+        for peer in peers:
+            heard = list(frames_of(peer.read_to_end()))
+            assert [frame_type for frame_type, _ in heard] == told
+            waits_ms |= {struct.unpack(">II", payload) for _, payload in heard}
+        assert running.process.wait(20) == 0
+    assert all(reconnect_in_ms <= 2000 and try_for_ms == 5000 for reconnect_in_ms, try_for_ms in waits_ms)
+    assert bool(waits_ms) == (len(waits_ms) > 1)
+
+
 def test_every_address_is_served_in_both_families(tmp_path: Path) -> None:
     with relay("-a", ":0", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
         assert get(f"http://127.0.0.1:{running.port}/derp/probe") == ""
@@ -67,13 +99,85 @@ def test_every_address_is_served_in_both_families(tmp_path: Path) -> None:
             assert get(f"http://[::1]:{running.port}/derp/probe") == ""
 
 
+def test_a_home_page_may_be_blank(tmp_path: Path) -> None:
+    with relay("-a", "127.0.0.1:0", "-home", "blank", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/", timeout=10) as response:
+            assert (response.status, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+            assert response.read() == b""
+
+
+def test_a_home_page_may_be_elsewhere(tmp_path: Path) -> None:
+    elsewhere = "https://example.com/about?relay"
+    with relay("-a", "127.0.0.1:0", "-home", elsewhere, "-c", str(tmp_path / "relay.key"), *QUIET) as running:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)) as visitor:
+            visitor.request("GET", "/")
+            response = visitor.getresponse()
+            assert (response.status, response.headers["Location"]) == (302, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [((), (1, 600, 15_000)), (("-tcp-keepalive-time=77s", "-tcp-user-timeout=2500ms"), (1, 77, 2500))],
+    ids=["by default", "by flags"],
+)
+def test_a_clients_socket_gives_up_when_the_flags_say(tmp_path: Path, flags: tuple[str, ...], settings: tuple[int, ...]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET, *flags) as running:
+        client = Peer.connect("127.0.0.1", running.port, None, 10)
+        with client, client_socket(running, client.sock.getsockname()) as accepted:
+            assert settings == (
+                accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            )
+
+
+def client_socket(running: RunningRelay, client: tuple[str, int]) -> socket.socket:
+    """Return a duplicate of the socket that the relay has to this client, as soon as it has one."""
+    found: list[socket.socket] = []
+
+    def is_found() -> bool:
+        for sock in sockets_of(running.process.pid):
+            if is_to(sock, client):
+                found.append(sock)
+                return True
+            sock.close()
+        return False
+
+    eventually(is_found)
+    return found[0]
+
+
+def is_to(sock: socket.socket, client: tuple[str, int]) -> bool:
+    try:
+        return sock.family == socket.AF_INET and bool(sock.getpeername() == client)
+    except OSError:  # a listener
+        return False
+
+
+def sockets_of(pid: int) -> Iterator[socket.socket]:
+    """Go through duplicates of a child's sockets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
+                continue
+            duplicate = libc.syscall(PIDFD_GETFD, process, int(number), 0)
+            if duplicate < 0:
+                pytest.skip(f"no look at the descriptors of a child: {os.strerror(ctypes.get_errno())}")
+            yield socket.socket(fileno=duplicate)
+    finally:
+        os.close(process)
+
+
 def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
     with relay("-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(tmp_path / "relay.key")) as running:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(10)
-            client.sendto(STUN_REQUEST, ("127.0.0.1", running.stun_port))
-            answer = client.recv(100)
-        assert answer[:20] == bytes.fromhex("0101000c2112a442") + STUN_REQUEST[8:20]
+            client.connect(("127.0.0.1", running.stun_port))
+            asked = os.urandom(12)
+            client.send(binding_request(asked))
+            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
         varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
         assert 'stun_requests{disposition="success"} 1\n' in varz
         assert 'stun_addrfamily{family="ipv4"} 1\n' in varz
@@ -167,6 +271,7 @@ def one_line(flags: tuple[str, ...], exit_code: int, message: str, env: dict[str
         (("-workers", "many"), 'invalid value "many" for -workers'),
         (("-stun", "false"), "-stun=false"),
         (("-a", "127.0.0.1", "-c", "k"), 'invalid address "127.0.0.1" for -a: missing port'),
+        (("-a", "127.0.0.1:", "-c", "k"), 'invalid address "127.0.0.1:" for -a: missing port'),
         (("-a", ":443", "-c", "k", "-certmode", "none"), 'unknown -certmode "none": use manual, letsencrypt, gcp'),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
         (("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"), '-bootstrap-dns-names "b c": want a host name'),
@@ -190,6 +295,24 @@ def test_a_malformed_key_file_is_refused_and_left_alone(tmp_path: Path, content:
 
 def test_a_key_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path), *QUIET), 78, re.escape(str(tmp_path)))
+
+
+@pytest.mark.parametrize("flag", ["-c", "-mesh-psk-file", "-mesh-with", "-rate-config"])
+def test_a_file_that_would_never_end_or_never_begin_is_refused(tmp_path: Path, flag: str) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(bytes(2 << 20))
+    for path, reason in ((pipe, "not a regular file"), (Path("/dev/full"), "not a regular file"), (large, "larger than 1 MiB")):
+        value = f"@{path}" if flag == "-mesh-with" else str(path)
+        flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, flag, value)
+        one_line(flags, 78, rf"{re.escape(str(path))}: (cannot read it: )?{reason}$")
+
+
+def test_certificate_files_that_never_begin_are_refused(tmp_path: Path) -> None:
+    for ending in ("crt", "key"):
+        os.mkfifo(tmp_path / f"relay.example.{ending}")
+    flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
+    one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt: not a regular file")
 
 
 def test_a_key_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -222,27 +345,30 @@ def test_a_secrets_server_that_is_no_url_is_refused_without_quoting_it(tmp_path:
 def test_missing_certificates_are_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-certmode", "manual", "-certdir", str(tmp_path), "-c", str(tmp_path / "k"), *QUIET)
     one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")
-    one_line((*flags, "-hostname", "relay.example", "-certdir="), 78, "missing required -certdir")
+    one_line((*flags, "-hostname", "relay.example", "-certdir="), 2, "missing required -certdir")
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "exit_code", "message"),
     [
-        (("-hostname", "203.0.113.7"), "-hostname 203.0.113.7 is an address: -acme-ip-certs"),
-        (("-certmode", "gcp", "-hostname", "relay.example"), "-certmode gcp with an external account needs -acme-eab-kid"),
-        (("-hostname", "relay.example", "-certdir="), "missing required -certdir"),
-        (("-hostname", "relay.example", "-certdir", "/proc/none"), "cannot keep certificates in /proc/none"),
+        (("-hostname", "203.0.113.7"), 2, "-hostname 203.0.113.7 is an address: -acme-ip-certs"),
+        (("-certmode", "gcp", "-hostname", "relay.example"), 2, "-certmode gcp with an external account needs -acme-eab-kid"),
+        (("-hostname", "relay.example", "-certdir="), 2, "missing required -certdir"),
+        (("-hostname", "relay.example", "-certdir", "/proc/none"), 78, "cannot keep certificates in /proc/none"),
+        (("-hostname", "relay.example", "-acme-ca-file", "/dev/null"), 78, "-acme-ca-file /dev/null: not a regular file"),
     ],
 )
-def test_settings_that_no_ca_can_work_with_are_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+def test_settings_that_no_ca_can_work_with_are_refused(
+    tmp_path: Path, flags: tuple[str, ...], exit_code: int, message: str
+) -> None:
     ca = ("-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path))
-    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *ca, *flags), 78, message)
+    one_line(("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *ca, *flags), exit_code, message)
 
 
 def test_certificates_from_a_ca_need_a_library_that_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nfor name in ('acme', 'acme.client'):\n    sys.modules[name] = None\n")
     flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), "-hostname", "relay.example", *QUIET)
-    message = r"certificates from a CA need the library acme: pip install 'fastderp\[acme\]'"
+    message = r"certificates from a CA need the library acme: pip install 'acme>=5'"
     one_line((*flags, "-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path)), 69, message, {"PYTHONPATH": str(tmp_path)})
 
 
@@ -272,12 +398,39 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    one_line(("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *QUIET), 71, "no-such-host.invalid")
+    for helpers in (QUIET, ("-stun-port=0",)):
+        flags = ("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *helpers)
+        one_line(flags, 71, r"relay: cannot listen on no-such-host\.invalid(:0)?: ")
 
 
 def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
     one_line(flags, 78, "TS_DEBUG_TRUSTED_CIDRS", {"TS_DEBUG_TRUSTED_CIDRS": "everyone"})
+
+
+@pytest.mark.parametrize(
+    "flags", [("-hostname", "relay.example"), ("-certdir", "certs", "-acme-email", "a@b.example"), ("-certmode", "gcp")]
+)
+def test_flags_for_certificates_that_are_of_no_use_are_named(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *flags) as running:
+        named = ", ".join(flag for flag in flags if flag.startswith("-"))
+        assert f"plain HTTP, whatever {named}: certificates from a CA are used on port 443 only; -acme-directory" in running.said
+
+
+def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{NodePrivate.generate().public().text}\n{NodePrivate.generate().public().text}\n")
+    nobody = tmp_path / "nobody"
+    nobody.write_text("# nobody\n")
+    start = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
+    with relay(*start) as running:
+        assert "\nadmission: anybody\n" in running.said
+    lists = ("-allow-keys", str(keys), "-deny-keys", str(nobody))
+    with relay(*start, *lists, "-verify-client-url=https://u:p@a.example/s") as running:
+        said = running.find(r"\nadmission: (.*)\n")
+        assert said == "2 keys allowed, 0 keys denied; https://a.example (everybody gets in while it cannot be reached)"
+    with relay(*start, "-verify-clients", "-socket", "/nowhere") as running:
+        assert "\nadmission: tailscaled at /nowhere\n" in running.said
 
 
 def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> None:
@@ -292,6 +445,33 @@ def test_the_descriptor_limit_is_raised_as_far_as_allowed(tmp_path: Path) -> Non
         process.communicate()
     soft, hard = re.findall(r"^Max open files\s+(\d+)\s+(\d+)", limits, re.M)[0]
     assert soft == hard
+
+
+@pytest.mark.parametrize("limit", [8, 12, 16, 63])
+def test_too_few_descriptors_are_one_line(tmp_path: Path, limit: int) -> None:
+    script = f'ulimit -n {limit}; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false'
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 71
+    assert done.stderr == f"fastderp-relay: {limit} descriptors are allowed, and a relay needs 64 at least: raise `ulimit -n`\n"
+
+
+def test_more_workers_than_there_are_descriptors_for_are_one_line(tmp_path: Path) -> None:
+    script = f'ulimit -n 64; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false -workers 256'
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (71, "fastderp-relay: no memory or descriptors left for the worker threads\n")
+
+
+def test_secrets_that_everybody_can_read_are_named(tmp_path: Path) -> None:
+    secret, key = tmp_path / "mesh.key", tmp_path / "relay.key"
+    secret.write_text("ab" * 32)
+    secret.chmod(0o644)
+    flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1", "-mesh-psk-file", str(secret))
+    with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
+        assert re.findall(r"(\S+) is a secret, and everybody on this machine can read it: chmod 600 it", running.said) == [str(secret)]
+    for path in (secret, key, tmp_path / "127.0.0.1.key"):
+        path.chmod(0o640 if path == secret else 0o604)
+    with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
+        assert re.findall(r"(\S+) is a secret", running.said) == [str(key), str(tmp_path / "127.0.0.1.key")]
 
 
 def test_threads_that_move_packets_go_before_the_one_that_logs_in(tmp_path: Path) -> None:

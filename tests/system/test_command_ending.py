@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from fastderp.keys import NodePrivate
-from tests.kit.command import relay, started
+from tests.kit.command import COMMAND, relay, started
 from tests.kit.relay import eventually
+from tests.kit.service import serving
 
 QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
@@ -53,15 +54,28 @@ def never_answering(keys: Path, process: subprocess.Popen[bytes]) -> Iterator[No
 
 def wait_refusing(port: int) -> None:
     """Wait until nobody listens any more."""
+    eventually(lambda: not is_served(port))
 
-    def is_refused() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port), 10).close()
-        except ConnectionRefusedError:
-            return True
+
+def no_proxy() -> dict[str, str]:
+    """Return an environment where the way to this machine is straight."""
+    return {**os.environ, "no_proxy": "127.0.0.1"}
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago, for a relay that cannot say which one it has."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def is_served(port: int) -> bool:
+    """Whether somebody listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 10).close()
+    except ConnectionRefusedError:
         return False
-
-    eventually(is_refused)
+    return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -82,3 +96,44 @@ def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> Non
             code, _ = running.stop()
         assert code == 1
         assert re.search(r'^  File ".*keylists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_a_signal_ends_a_relay_whose_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+    port = free_port()
+    script = f'exec "$0" -c "$1" -a 127.0.0.1:{port} -stun=false {closed}'
+    process = subprocess.Popen(["bash", "-c", script, str(COMMAND), str(tmp_path / "k")])
+    try:
+        eventually(lambda: is_served(port))
+        streams = {os.readlink(f"/proc/{process.pid}/fd/{int(word[0])}") for word in closed.split()}
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert streams == {os.devnull}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_relay_that_still_waits_for_its_secret(tmp_path: Path, number: signal.Signals) -> None:
+    flags = (*QUIET, "-c", str(tmp_path / "k"), "-secrets-cache-dir", str(tmp_path / "cache"))
+    with serving(b"") as silent:
+        process = subprocess.Popen([COMMAND, *flags, f"-secrets-url={silent.url}"], stderr=subprocess.PIPE, env=no_proxy())
+        try:
+            eventually(lambda: silent.requests)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0
+    assert said.endswith(b"stopping\n") and b"Traceback" not in said
+
+
+def test_a_hangup_does_not_end_a_relay_that_has_nothing_to_reload(tmp_path: Path) -> None:
+    with relay(*QUIET, "-c", str(tmp_path / "k")) as running:
+        running.process.send_signal(signal.SIGHUP)
+        line = running.process.stderr.readline() if running.process.stderr else b""
+        assert line.endswith(b"nothing to reload\n")
+        assert is_served(running.port)
+        assert running.stop()[0] == 0

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from fastderp.keys import NodePrivate, NodePublic
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import RunningRelay, command_with_upkeep_every, relay, started
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually
 
@@ -54,6 +54,28 @@ def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) 
         eventually(lambda: varz(running, "derp_current_connections") == 0)
         _, said = running.stop()
     assert re.findall(r"^(\S+) \S+: a prober logged in$", said, re.MULTILINE) == [keys[0]]
+
+
+@pytest.mark.parametrize(("value", "is_logged"), [("", False), ("true", True)], ids=["without", "with debug logs"])
+def test_visitors_who_just_leave_are_logged_when_asked_for(tmp_path: object, value: str, is_logged: bool) -> None:
+    with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_DEBUG_LOGS": value}) as running:
+        for _ in range(3):
+            Peer.connect("127.0.0.1", running.port, None, 20).close()
+        eventually(lambda: varz(running, "fastderp_closed") == 3)
+        _, said = running.stop()
+    assert len(re.findall(r"^127\.0\.0\.1:\d+: closed at \w+: end$", said, re.MULTILINE)) == 3 * is_logged
+
+
+def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None:
+    flags = [*command_with_upkeep_every(0.02), *FLAGS, "-c"]
+    with (
+        started([*flags, f"{tmp_path}/k"]) as looking,
+        started([*flags, f"{tmp_path}/other"], {"TS_DERP_DISABLE_RTT_STATS": "1"}) as not_looking,
+        log_in(not_looking),
+        log_in(looking),
+    ):
+        eventually(lambda: varz(looking, "derp_tcp_rtt") > 5)
+        assert varz(not_looking, "derp_tcp_rtt") == 0
 
 
 @pytest.mark.parametrize(("depth", "at_least"), [(5, 0), (2000, 500)])

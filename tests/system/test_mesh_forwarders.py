@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
+from itertools import cycle, pairwise
 
 import pytest
 
@@ -75,7 +78,7 @@ def test_packets_for_a_key_elsewhere_go_to_its_forwarder(relay: Relay, key: Node
         assert remote_keys(relay) == 0
         client.send_packet(key, DISCO + bytes(56))
         assert client.read_frame() == (GONE, key.raw + b"\1")
-    assert relay.call(relay.server.consistency_check) == []
+    eventually(lambda: relay.call(relay.server.consistency_check) == [])  # the client is just leaving
 
 
 def test_removing_what_was_not_added_does_nothing(relay: Relay, key: NodePublic) -> None:
@@ -143,14 +146,15 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(relay
     add(relay, key, forwarders[0])
     over = threading.Event()
 
-    def come_and_go() -> None:
-        while not over.is_set():
-            for forwarder in forwarders[1:]:
-                add(relay, key, forwarder)
-            for forwarder in forwarders[1:]:
-                remove(relay, key, forwarder)
+    def take_turns() -> None:
+        # The one in use leaves while packets flow; the next came just before, so that there is always one.
+        for current, following in pairwise(cycle(forwarders)):
+            add(relay, key, following)
+            remove(relay, key, current)
+            if over.is_set():
+                return
 
-    restless = threading.Thread(target=come_and_go)
+    restless = threading.Thread(target=take_turns)
     restless.start()
     try:
         with relay.login() as client:
@@ -162,6 +166,40 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(relay
         restless.join()
     numbers = sorted(int.from_bytes(data, "big") for forwarder in forwarders for _, _, data in forwarder.packets)
     assert numbers == list(range(5000))
+    assert sum(bool(forwarder.packets) for forwarder in forwarders) > 1
+
+
+def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(relay: Relay, key: NodePublic) -> None:
+    class Gated(Collector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = asyncio.Event()
+
+        async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:  # type: ignore[override]
+            await self.gate.wait()
+            super().forward_packet(source, destination, data)
+
+    forwarder = Gated()
+    add(relay, key, forwarder)
+    with relay.login() as client:
+        for _ in range(40):
+            client.send_packet(key, bytes(65536))
+        client.sync()
+        assert relay.metrics()["fastderp_backlog_bytes"] > 1 << 20
+        remove(relay, key, forwarder)
+        relay.call(forwarder.gate.set)
+        eventually(lambda: len(forwarder.packets) == 40)
+    assert relay.metrics()["fastderp_packets_forwarded_lost"] == 0
+
+
+def test_a_removed_forwarder_is_let_go(relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastderp.server.forwarders.LINGER_S", 0.01)
+    forwarder = Collector()
+    is_there = weakref.ref(forwarder)
+    add(relay, key, forwarder)
+    remove(relay, key, forwarder)
+    del forwarder
+    eventually(lambda: gc.collect() >= 0 and is_there() is None)
 
 
 def test_a_forwarder_that_fails_loses_only_that_packet(

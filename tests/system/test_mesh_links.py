@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,15 @@ def test_packets_cross_from_relay_to_relay(pair: tuple[Relay, Relay]) -> None:
         for relay in pair:
             assert relay.metrics()["derp_packets_forwarded_out"] == relay.metrics()["derp_packets_forwarded_in"] == 4
             assert relay.call(relay.server.consistency_check) == []
+
+
+def test_a_link_is_told_with_the_number_of_clients_behind_it(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    one, other = start_member(start_relay), start_member(start_relay)
+    with other.login(), other.login():
+        link(one, other)
+        told = f"mesh: linked to {url(other)} {other.server.public_key.short}; 3 peers"  # with ourselves
+        eventually(lambda: told in caplog.messages)
 
 
 def test_receivers_elsewhere_learn_of_a_departure(pair: tuple[Relay, Relay]) -> None:

@@ -12,10 +12,14 @@ import pytest
 
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import CLOSE_PEER, GONE, PRESENT, WATCH, Peer, frame
-from tests.kit.relay import Relay, Setup, eventually
+from tests.kit.relay import PATIENCE_S, Relay, Setup, client_context, eventually
 
 SECRET = MeshKey.generate()
 REGULAR, MESH, PROBER, NOT_IDEAL = 1, 2, 4, 8
+N_CROWD = 5000
+CROWD_LIST_BYTES = N_CROWD * (5 + 51)
+# What a mesh peer may let wait of the relay's own frames.
+MESH_CONTROL_BYTES = 16 << 20
 
 
 def mesh_info(secret: MeshKey = SECRET, extra: str = "") -> bytes:
@@ -213,13 +217,15 @@ def test_closing_an_unknown_key_does_nothing(relay: Relay) -> None:
         assert peer.sync() == []
 
 
-def test_five_thousand_clients_are_listed_at_once(start_relay: Callable[..., Relay]) -> None:
+@pytest.fixture
+def crowded(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
+    """A relay with 5,000 clients who never say anything."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limits[1] < 11_000:
         pytest.skip("needs 11,000 descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 11_000), limits[1]))
     relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET)
-    peers = [socket.socketpair() for _ in range(5000)]
+    peers = [socket.socketpair() for _ in range(N_CROWD)]
 
     def promote_all() -> None:
         for number, (_, theirs) in enumerate(peers):
@@ -227,19 +233,68 @@ def test_five_thousand_clients_are_listed_at_once(start_relay: Callable[..., Rel
 
     relay.call(promote_all)
     try:
-        with watcher(relay) as w:
-            keys = {payload[:32] for _, payload in w.read_frames(5001)}
-            assert keys == {number.to_bytes(32, "big") for number in range(5000)} | {w.public.raw}
+        yield relay
     finally:
         for ours, _ in peers:
             ours.close()
 
 
-def test_a_watcher_that_does_not_read_harms_nobody(relay: Relay) -> None:
-    with watcher(relay) as stuck, watcher(relay) as w:
-        stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        w.read_frames(2)
-        for _ in range(50):
-            with relay.login() as a:
-                assert w.read_frame() == present(a)
-            assert w.read_frame() == gone(a.public)
+def deaf_watcher(relay: Relay) -> Peer:
+    """Log in and watch through a window so small that the list of a crowd has to wait at the relay."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(PATIENCE_S)
+    sock.connect(("127.0.0.1", relay.port))
+    context = client_context(relay.setup)
+    assert context is not None
+    peer = Peer(context.wrap_socket(sock))
+    peer.login(relay.server.public_key, json=mesh_info())
+    peer.send_frame(WATCH)
+    eventually(lambda: relay.metrics()["fastderp_backlog_bytes"] > CROWD_LIST_BYTES // 4)
+    return peer
+
+
+def hear_of_each_other(relay: Relay, w: Peer) -> None:
+    """Have clients come, talk and go while this watcher, which has read the list, looks on."""
+    with relay.login() as a, relay.login() as b:
+        assert w.read_frames(2) == [present(a), present(b)]
+        a.send_packet(b.public, b"hello")
+        assert b.read_packet() == (a.public, b"hello")
+    assert sorted(w.read_frames(2)) == sorted([gone(a.public), gone(b.public)])
+
+
+def test_five_thousand_clients_are_listed_at_once(crowded: Relay) -> None:
+    with watcher(crowded) as w:
+        keys = {payload[:32] for _, payload in w.read_frames(N_CROWD + 1)}
+        assert keys == {number.to_bytes(32, "big") for number in range(N_CROWD)} | {w.public.raw}
+
+
+def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: Relay) -> None:
+    with watcher(crowded) as w:
+        w.read_frames(N_CROWD + 1)
+        with deaf_watcher(crowded) as deaf:
+            assert w.read_frame() == present(deaf, MESH)
+            hear_of_each_other(crowded, w)
+            assert crowded.metrics()["fastderp_backlog_bytes"] > CROWD_LIST_BYTES // 4
+            listed = {payload[:32] for _, payload in deaf.read_frames(N_CROWD + 2)}
+            assert {w.public.raw, deaf.public.raw} < listed and len(listed) == N_CROWD + 2
+            assert [frame_type for frame_type, _ in deaf.read_frames(4)] == [PRESENT, PRESENT, GONE, GONE]
+
+
+def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
+    crowded: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.presence.FLOODS_PER_SECOND", 1000.0)
+    with watcher(crowded) as w:
+        w.read_frames(N_CROWD + 1)
+        with deaf_watcher(crowded) as deaf:
+            assert w.read_frame() == present(deaf, MESH)
+            n_lists = MESH_CONTROL_BYTES // CROWD_LIST_BYTES
+            deaf.send(frame(WATCH) * (n_lists - 2))
+            eventually(lambda: crowded.metrics()["fastderp_backlog_bytes"] > (n_lists - 2) * CROWD_LIST_BYTES)
+            hear_of_each_other(crowded, w)
+            deaf.send(frame(WATCH) * 6)
+            assert w.read_frame() == gone(deaf.public)
+            assert crowded.metrics()["fastderp_session_closed"] == {"eof": 2, "control_overflow": 1}
+            assert crowded.metrics()["fastderp_backlog_bytes"] == 0
+        hear_of_each_other(crowded, w)

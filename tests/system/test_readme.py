@@ -1,10 +1,10 @@
-"""What the README shows is what happens: its program runs, its flags exist, its exit codes are the real ones."""
+"""What the README and `python -m fastderp` show is what happens: programs run, flags exist, exit codes are the real ones."""
 
-import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import fastderp.errors
@@ -19,13 +19,24 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-def test_the_program_prints_what_was_sent(tmp_path: Path) -> None:
-    [program] = blocks("python")
+def output_of(program: str, tmp_path: Path) -> str:
+    """Run a program beside a relay and return what it prints."""
     with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k")) as running:
         program = program.replace("127.0.0.1:3340", f"127.0.0.1:{running.port}")
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert done.stderr == ""
-    assert re.fullmatch(r"\[\S{5}\] b'hello'\n", done.stdout)
+    return done.stdout
+
+
+def test_the_program_prints_what_was_sent(tmp_path: Path) -> None:
+    [program] = blocks("python")
+    assert re.fullmatch(r"\[\S{5}\] b'hello'\n", output_of(program, tmp_path))
+
+
+def test_the_program_for_newcomers_prints_what_was_sent(tmp_path: Path) -> None:
+    shown = subprocess.run([sys.executable, "-m", "fastderp"], capture_output=True, text=True, timeout=30).stdout
+    program = textwrap.dedent(shown.partition("from Python:\n")[2].partition("\nEvery flag")[0])
+    assert re.fullmatch(r"ReceivedPacket\(.*b'hello'.*\)\n", output_of(program, tmp_path))
 
 
 def test_the_commands_are_ones_the_relay_takes() -> None:
@@ -43,7 +54,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_derp_map_is_one() -> None:
     [text] = blocks("json")
-    derp_map = DerpMap.from_json(json.dumps(json.loads(text)["derpMap"]))
+    derp_map = DerpMap.from_json(text)
     assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"
 
 

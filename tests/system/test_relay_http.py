@@ -43,6 +43,19 @@ def read_response(peer: Peer) -> tuple[bytes, bytes]:
     return status, peer.read(int(lengths[0]) if lengths else 0)
 
 
+def test_an_odd_upgrade_is_logged_once_escaped_and_cut(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    with relay.connect() as peer:
+        for upgrade in (b"h\xb2c'" + b"x" * 5000, b"TLS/1.2", b"TLS/1.2"):
+            peer.send(b"GET /derp HTTP/1.1\r\n" + HOST + b"Upgrade: " + upgrade + b"\r\n\r\n")
+            assert read_response(peer)[0] == b"HTTP/1.1 426 Upgrade Required"
+        peer.send(get("/derp"))
+        assert read_response(peer)[0] == b"HTTP/1.1 426 Upgrade Required"
+    (line,) = (line for line in caplog.messages if "upgrade" in line)
+    assert line.endswith(r""": refused at http: odd upgrade "h\xb2c'""" + "x" * 36 + '"…')
+
+
 @without_websocket
 def test_pages_are_served_one_after_another_on_one_connection(relay: Relay) -> None:
     with relay.connect() as peer:

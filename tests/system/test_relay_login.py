@@ -183,7 +183,16 @@ def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
         assert peer.key.to_bytes().hex() not in caplog.text
 
 
-@pytest.mark.parametrize("n_sent", [0, 3, 5, 60])
+def test_who_leaves_once_greeted_is_counted_and_alarms_nobody(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    with relay.connect() as peer:
+        peer.upgrade(relay.server.public_key)
+    eventually(lambda: relay.refused() == {"login_end": 1})
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("n_sent", [3, 5, 60])
 def test_a_truncated_login_is_counted_and_logged(
     start_relay: StartRelay, n_sent: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import MeshKey, NodePrivate
+from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.memory import resident_bytes
 from fastderp.server.ratelimit import RateLimit
 from tests.kit.peer import (
@@ -38,7 +39,7 @@ from tests.kit.peer import (
     client_info,
     frame,
 )
-from tests.kit.relay import Relay, Setup, eventually
+from tests.kit.relay import PATIENCE_S, Relay, Setup, eventually
 
 StartRelay = Callable[..., Relay]
 
@@ -102,44 +103,70 @@ def test_what_was_received_and_sent_is_counted(start_relay: StartRelay) -> None:
 _TALKERS = """
 import sys, time
 from fastderp.keys import NodePublic
-from tests.kit.peer import Peer
+from tests.kit.peer import SEND, RECV, Peer, frame
 from tests.kit.relay import Setup, client_context
 setup, port, relay = Setup(sys.argv[1]), int(sys.argv[2]), NodePublic.from_text(sys.argv[3])
 a, b = (Peer.connect("127.0.0.1", port, client_context(setup), 10) for _ in range(2))
 a.login(relay)
 b.login(relay)
+sent = frame(SEND, b.public.raw + bytes(1000)) * 16
+received = frame(RECV, a.public.raw + bytes(1000)) * 16
 print("ready", flush=True)
-input()
-slowest_s, n_packets, began = 0.0, 0, time.monotonic()
-while (start := time.monotonic()) < began + 1.5:
-    a.send_packet(b.public, b"still there?")
-    assert b.read_packet() == (a.public, b"still there?")
-    slowest_s = max(slowest_s, time.monotonic() - start)
-    n_packets += 1
-print(n_packets, slowest_s)
+for duration_s in map(float, sys.stdin):
+    n_packets, began = 0, time.monotonic()
+    while time.monotonic() < began + duration_s:
+        a.send(sent)
+        assert b.read(len(received)) == received
+        n_packets += 16
+    print(n_packets / (time.monotonic() - began), flush=True)
 """
 
 
+class Talkers:
+    """Two clients in a process of their own; they say how many packets per second reached one from the other."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.stdin, self.stdout = process.stdin, process.stdout
+        assert self.stdout.readline() == "ready\n"
+
+    def talk(self, duration_s: float) -> None:
+        """Have them talk for so long."""
+        self.stdin.write(f"{duration_s}\n")
+        self.stdin.flush()
+
+    def talk_while_python_is_blocked(self, duration_s: float) -> None:
+        """Return when they have talked; meanwhile nothing written in Python runs in this process: a PyDLL call keeps the GIL."""
+        answer = ctypes.create_string_buffer(struct.pack("ihh", self.stdout.fileno(), select.POLLIN, 0))
+        self.talk(duration_s)
+        assert ctypes.PyDLL(None).poll(answer, 1, int(PATIENCE_S * 1000)) == 1
+
+    def rate(self) -> float:
+        """Return packets per second."""
+        return float(self.stdout.readline())
+
+
 @pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3")], ids=str)
-def test_packets_keep_flowing_while_python_is_blocked(start_relay: StartRelay, setup: Setup) -> None:
+def test_packets_keep_flowing_at_full_rate_while_python_is_blocked(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     arguments = [setup.transport, str(relay.port), relay.server.public_key.text]
+    shares: list[float] = []
     with subprocess.Popen(
         [sys.executable, "-c", _TALKERS, *arguments],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as talkers:
-        assert talkers.stdin is not None and talkers.stdout is not None
-        assert talkers.stdout.readline() == "ready\n"
-        talkers.stdin.write("go\n")
-        talkers.stdin.flush()
-        # A PyDLL call keeps the GIL: nothing written in Python runs in this process for 2 s.
-        relay.call(ctypes.PyDLL(None).usleep, 2_000_000)
-        n_packets, slowest_s = talkers.stdout.readline().split()
-    assert int(n_packets) > 1000
-    assert float(slowest_s) < 1.0
+    ) as process:
+        talkers = Talkers(process)
+        while not shares or (len(shares) < 5 and shares[-1] < 0.7):
+            talkers.talk(0.5)
+            free = talkers.rate()
+            relay.call(talkers.talk_while_python_is_blocked, 2.0)
+            shares.append(talkers.rate() / free)
+        talkers.stdin.close()
+    # A busy machine halves one now and then, but not all five.
+    assert shares[-1] >= 0.7, shares
 
 
 # Frames that are refused or ignored
@@ -477,13 +504,10 @@ def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_on
         assert all(len(set(data)) == 1 and len(data) == 10_000 for data in packets)
 
 
-@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
-def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
-    start_relay: StartRelay, setup: Setup, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "fastderp")
-    relay = start_relay(setup, write_timeout=0.3)
+def _flood_until_closed(relay: Relay, when_connected: Callable[[], None] = lambda: None) -> NodePublic:
+    """Send to a client that does not read until the relay closes it; return who it was."""
     with relay.login() as sender, relay.login() as frozen:
+        when_connected()
         stop = threading.Event()
 
         def flood() -> None:
@@ -492,9 +516,31 @@ def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
 
         flooder = threading.Thread(target=flood)
         flooder.start()
-        relay.wait_connected(frozen.public, False)
-        stop.set()
-        flooder.join()
+        try:
+            relay.wait_connected(frozen.public, False)
+        finally:
+            stop.set()
+            flooder.join()
         sender.sync()
+        return frozen.public
+
+
+@pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
+def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
+    start_relay: StartRelay, setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay(setup, write_timeout=0.3)
+    frozen = _flood_until_closed(relay)
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
-    assert any("write_timeout" in line and frozen.public.short in line for line in caplog.messages)
+    assert any("write_timeout" in line and frozen.short in line for line in caplog.messages)
+
+
+def test_a_write_timeout_that_is_assigned_holds_for_those_who_are_connected(start_relay: StartRelay) -> None:
+    relay = start_relay(write_timeout=0)
+
+    def assign() -> None:
+        relay.server.write_timeout = 0.3
+
+    _flood_until_closed(relay, lambda: relay.call(assign))
+    assert relay.metrics()["derp_sclient_write_timeouts"] == 1

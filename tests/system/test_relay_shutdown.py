@@ -122,6 +122,21 @@ async def test_serving_ends_with_the_relay_and_the_relay_with_serving() -> None:
         other.start()
 
 
+async def test_a_relay_that_cannot_listen_leaves_nothing_running() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = Server(workers=1)
+        with pytest.raises(OSError, match="127.0.0.1"):
+            await server.serve("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConnectionClosed):
+        server.start()
+
+
+@pytest.mark.parametrize("queue_packets", [-1, 2**32])
+def test_a_queue_of_an_impossible_length_is_a_value_error_that_names_it(queue_packets: int) -> None:
+    with pytest.raises(ValueError, match=f"queue_packets .*not {queue_packets}"):
+        Server(workers=1, queue_packets=queue_packets)
+
+
 # Streams of one's own
 
 

@@ -19,7 +19,7 @@ from tests.kit.relay import Relay, Setup, eventually
 StartRelay = Callable[..., Relay]
 
 
-@pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3"])
+@pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3", "WebSocket", "WebSocket over TLS 1.2"])
 def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transport: str) -> None:
     relay = start_relay(Setup(transport))
 
@@ -34,9 +34,10 @@ def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transpo
         for _ in range(10):
             sender.send_packet(receiver.public, bytes(10_000))
             receiver.read_packet()
-        assert relay.run(until_sent(sender.public, 100_000)).recv >= 100_000
+        # Frames' heads and keys count, and all that went before.
+        assert relay.run(until_sent(sender.public, 100_000)).recv > 100_370
         received = relay.run(until_sent(receiver.public, 100_000))
-        assert received.sent >= 100_000
+        assert received.sent > 100_370
         assert received.unique_senders == 1
 
 
@@ -78,4 +79,3 @@ def test_round_trips_are_sampled_whatever_lies_between_but_websockets(start_rela
             eventually(lambda: relay.metrics()["fastderp_session_closed"])
         assert relay.metrics()["derp_tcp_rtt"].keys() == {"non-tcp"}
         assert 1 <= relay.metrics()["derp_tcp_rtt"]["non-tcp"] <= 2
-    assert start_relay(rtt_stats=False).metrics()["derp_tcp_rtt"] == {}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import ssl
 from pathlib import Path
 
 import pytest
 
 from fastderp.cli import config
-from fastderp.errors import EX_CONFIG, ConfigError
+from fastderp.cli.certificates import check_ca_file
+from fastderp.errors import EX_USAGE, ConfigError, UsageError
 from fastderp.server.acme_settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
+from tests.kit.certificates import self_signed
 
 KEY = bytes(range(64)) + b"\xfb\xff"
 ACCOUNT = ("-acme-eab-kid", "kid", "-acme-eab-key", base64.b64encode(KEY).decode(), "-acme-email", "ops@example.com")
@@ -21,9 +24,9 @@ def acme(*arguments: str) -> AcmeSettings | None:
 
 
 def refusal(*arguments: str) -> str:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(UsageError) as refused:
         acme(*arguments)
-    assert refused.value.exit_code == EX_CONFIG
+    assert refused.value.exit_code == EX_USAGE
     assert str(refused.value).isprintable()
     return str(refused.value)
 
@@ -119,5 +122,27 @@ def test_another_directory_is_an_https_url(url: str) -> None:
     assert "want an https URL" in refusal("-hostname", "derp.example.com", "-acme-directory", url)
 
 
-def test_a_file_of_roots_has_to_be_there(tmp_path: Path) -> None:
-    assert "no such file" in refusal("-hostname", "derp.example.com", "-acme-ca-file", str(tmp_path / "ca.pem"))
+@pytest.mark.parametrize("email", ["ann", "ann@", "@example.com", "ann smith@example.com", "a@b@c"])
+def test_an_address_for_mail_has_a_name_and_a_host(email: str) -> None:
+    assert f"-acme-email {email}: want an address such as" in refusal("-hostname", "derp.example.com", "-acme-email", email)
+
+
+@pytest.mark.parametrize("hostname", ["", "https://relay.example", "relay.example:443", "relay.example/derp", "a b", "a@b"])
+def test_a_url_is_no_name_for_files_of_certificates(hostname: str) -> None:
+    assert "want a host name or an address" in refusal("-certmode", "manual", "-hostname", hostname)
+
+
+@pytest.mark.parametrize("hostname", ["relay", "relay.example", "203.0.113.7", "2001:db8::1", "_a.example"])
+def test_files_of_certificates_may_be_for_any_name_or_address(hostname: str) -> None:
+    assert acme("-certmode", "manual", "-hostname", hostname) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_file_of_roots_has_to_have_some(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^-acme-ca-file {path}: (No such file|there are no certificates)"):
+        check_ca_file(path)
+    path.write_text(ssl.DER_cert_to_PEM_cert(self_signed("ca.test").der))
+    check_ca_file(path)

@@ -73,6 +73,15 @@ def test_what_is_no_directory_makes_no_sense(server: Answering, tmp_path: Path, 
     failure(server, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("ca", "reason"), [("127.0.0.1:1", "Connection refused"), ("no-such-host.invalid", "(Name or service|No address|Temporary failure).*")]
+)
+def test_a_ca_that_cannot_be_reached_is_a_line_that_says_why(tmp_path: Path, ca: str, reason: str) -> None:
+    settings = AcmeSettings(f"https://{ca}/dir", tmp_path, "derp.example.com")
+    with pytest.raises(IssuanceError, match=f"^cannot reach https://{ca}/dir: {reason}$"):
+        obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
+
+
 @pytest.mark.parametrize("status", [404, 500, 503])
 def test_an_error_page_is_no_answer(server: Answering, tmp_path: Path, status: int) -> None:
     server.status, server.content_type = status, "text/html"

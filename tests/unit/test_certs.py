@@ -202,10 +202,6 @@ def test_a_name_without_files_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_directory_name_is_refused() -> None:
-    refuse(Path(""), "127.0.0.1", "missing required -certdir")
-
-
 def test_a_missing_key_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",))
     (tmp_path / "a.example.key").unlink()
@@ -249,6 +245,11 @@ def test_a_certificate_without_alternative_names_is_refused(tmp_path: Path) -> N
 def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",), age_days=40)
     refuse(tmp_path, "a.example", r"a\.example\.crt expired on \d{4}-\d\d-\d\d")
+
+
+def test_an_expired_certificate_of_an_address_says_how_it_is_made_anew(tmp_path: Path) -> None:
+    write_pair(tmp_path, "10.0.0.1", addresses=("10.0.0.1",), age_days=40)
+    refuse(tmp_path, "10.0.0.1", r"10\.0\.0\.1\.crt expired on [\d-]+: delete it and 10\.0\.0\.1\.key to have both made anew, and put")
 
 
 def test_a_certificate_from_the_future_is_refused(tmp_path: Path) -> None:

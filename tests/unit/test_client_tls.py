@@ -24,6 +24,7 @@ from fastderp.errors import ConnectionClosed, DialError
 from fastderp.keys import NodePrivate, NodePublic
 from fastderp.protocol import FrameType, ReceivedPacket, ServerInfo
 from fastderp.server.certs import meta_cert
+from fastderp.tls.errors import TlsError
 
 PEER = NodePublic(b"\x11" * 32)
 
@@ -224,7 +225,7 @@ async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None
 
 def test_missing_root_file_is_named(tmp_path: Path) -> None:
     client = HTTPClient("https://127.0.0.1:1/", NodePrivate.generate(), cafile=tmp_path / "none.pem")
-    with pytest.raises(Exception, match="none.pem"):
+    with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
         client._context(True, None)
 
 

@@ -48,7 +48,12 @@ def test_names_are_matched_in_any_case_and_unknown_members_are_ignored() -> None
     assert read.regions[1].nodes[0].host_name == "a"
 
 
-@pytest.mark.parametrize("text", ["{}", '{"Regions":null}', '{"Regions":{},"HomeParams":null}'])
+def test_the_derp_map_of_a_policy_file_has_its_regions() -> None:
+    policy = '{"acls":[],"DERPMap":{"OmitDefaultRegions":true,"Regions":{"900":{"RegionID":900}}}}'
+    assert DerpMap.from_json(policy) == DerpMap({900: DerpRegion(900)}, True)
+
+
+@pytest.mark.parametrize("text", ['{"Regions":null}', '{"Regions":{},"HomeParams":null}', '{"derpMap":{"Regions":{}}}'])
 def test_empty_maps_are_maps(text: str) -> None:
     assert DerpMap.from_json(text) == DerpMap()
 
@@ -66,6 +71,11 @@ def node_with(**members: Any) -> str:
         ("[" * 100_000, "not JSON"),
         ("[]", "the DERP map should be an object, not a list"),
         ("null", "the DERP map should be an object, not null"),
+        ("{}", "^Regions is missing"),
+        ('{"derpMap":{}}', r"^derpMap\.Regions is missing"),
+        ('{"derpMap":null}', r"^derpMap\.Regions is missing"),
+        ('{"derpMap":[]}', "derpMap should be an object, not a list"),
+        ('{"derpMap":{"Regions":{"1":5}}}', r"derpMap\.Regions\.1 should be an object, not a number"),
         ('{"Regions":[]}', "Regions should be an object, not a list"),
         ('{"Regions":{"home":{}}}', "Regions.home: a region's id is a number"),
         ('{"Regions":{"1":5}}', r"Regions\.1 should be an object, not a number"),
@@ -80,7 +90,7 @@ def node_with(**members: Any) -> str:
         (node_with(DERPPort=-1), r"Nodes\[0\]\.DERPPort is -1, which is no port"),
         (node_with(DERPPort=65536), r"Nodes\[0\]\.DERPPort is 65536, which is no port"),
         (node_with(STUNPort=-2), r"Nodes\[0\]\.STUNPort is -2, which is no port"),
-        ('{"HomeParams":{"RegionScore":{"1":"a"}}}', r"HomeParams\.RegionScore\.1 should be a number"),
+        ('{"Regions":{},"HomeParams":{"RegionScore":{"1":"a"}}}', r"HomeParams\.RegionScore\.1 should be a number"),
     ],
 )
 def test_what_is_wrong_in_a_map_is_named(text: str, complaint: str) -> None:

@@ -3,28 +3,32 @@
 import asyncio
 import base64
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.kit.certificates import self_signed, server_context
 from tests.unit.fake_relay import fake_server, stream_pairs
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient, dial
 from fastderp.client.stream import Stream
 from fastderp.errors import DialError
 from fastderp.keys import NodePrivate
+from fastderp.protocol import FrameType, ServerInfo
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 class Network:
-    """Stands in for TCP: what was dialled, and when; `refused` families fail, `silent` ones hang."""
+    """Stands in for TCP: what was dialled, and when; `refused` families and hosts fail, `silent` ones hang."""
 
     def __init__(self) -> None:
         self.dialled: list[tuple[str, int, socket.AddressFamily]] = []
-        self.refused: set[socket.AddressFamily] = set()
-        self.silent: set[socket.AddressFamily] = set()
+        self.refused: set[socket.AddressFamily | str] = set()
+        self.silent: set[socket.AddressFamily | str] = set()
         self.streams: list[Stream] = []
         self._open = AsyncExitStack()
 
@@ -33,9 +37,9 @@ class Network:
 
     async def connect(self, host: str, port: int, family: socket.AddressFamily) -> Stream:
         self.dialled.append((host, port, family))
-        if family in self.refused:
+        if {family, host} & self.refused:
             raise DialError(f"{host}: refused")
-        if family in self.silent:
+        if {family, host} & self.silent:
             await asyncio.Event().wait()
         near, _far = await self._open.enter_async_context(stream_pairs())
         self.streams.append(Stream(*near))
@@ -72,6 +76,12 @@ async def test_each_family_is_dialled_as_the_node_says(
         await dial.dial_node(node, 443)
     assert {(host, family) for host, _, family in network.dialled} == dialled
     assert {port for _, port, _ in network.dialled} == {443}
+
+
+async def test_a_reason_that_both_families_have_is_said_once(network: Network) -> None:
+    network.refused = {V4, V6}
+    with pytest.raises(DialError, match=r"^a\.example: refused$"):
+        await dial.dial_node(DerpNode("1a", 1, "a.example"), 443)
 
 
 async def test_node_with_both_families_disabled_is_an_error(network: Network) -> None:
@@ -117,13 +127,66 @@ async def test_lone_ipv4_does_not_wait_for_a_preferred_ipv6(
     await dial.dial_node(DerpNode("1a", 1, "192.0.2.1"), 443, prefer_ipv6=True)
 
 
-async def test_silent_node_is_given_up_and_the_next_is_tried(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+async def never_secured(stream: Stream, host: str) -> Stream:
+    raise AssertionError("no HTTPS proxy is in the way")
+
+
+async def dial_all(*nodes: DerpNode) -> dial.Reached:
+    return await dial.dial_region(
+        DerpRegion(1, "one", nodes=nodes), default_port=443, prefer_ipv6=False, https=True, secure_proxy=never_secured
+    )
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_a_silent_node_is_given_up_after_its_share_of_the_time_and_the_next_is_tried(network: Network) -> None:
+    network.silent, network.refused = {"192.0.2.1"}, {"192.0.2.3"}
+    silent, answering, closed = (DerpNode(f"1{x}", 1, f"192.0.2.{n}") for n, x in enumerate("abc", 1))
+    only_stun = DerpNode("1d", 1, "192.0.2.4", stun_only=True)
+    reached, failed = await asyncio.gather(
+        dial_all(silent, answering), dial_all(only_stun, silent, closed), return_exceptions=True
+    )
+    assert isinstance(reached, dial.Reached) and reached.node == answering
+    assert str(failed) == (
+        "region one: 1a: 192.0.2.1 port 443: no answer within 1.5 s; 1c: 192.0.2.3: refused"
+    )
+    assert "192.0.2.4" not in {host for host, _, _ in network.dialled}
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_a_node_that_refuses_is_left_for_the_next_at_once(network: Network) -> None:
+    network.refused = {"192.0.2.1"}
+    first, second = DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443)
+    assert (await dial_all(first, second)).node == second
+    assert network.dialled == [("192.0.2.1", 443, V4), ("192.0.2.2", 8443, V4)]
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("variable", "use_tls", "port"),
+    [("", None, 443), ("1", None, 3340), ("true", None, 3340), ("0", None, 443), ("1", True, 443), ("", False, 3340)],
+)
+async def test_without_tls_a_regions_port_is_3340(
+    network: Network, monkeypatch: pytest.MonkeyPatch, variable: str, use_tls: bool | None, port: int
 ) -> None:
-    network.silent = {V4}
-    silent = DerpNode("1a", 1, "192.0.2.1")
-    with pytest.raises(DialError, match=r"192\.0\.2\.1 port 443: no answer within 0\.01 s"):
-        await dial.dial_node(silent, 443, timeout_s=0.01)
+    monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", variable)
+    network.refused = {V4}
+    region = DerpRegion(1, nodes=(DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443)))
+    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=use_tls) as client:
+        with pytest.raises(DialError, match="refused"):
+            await client.connect()
+    assert network.dialled == [("192.0.2.1", port, V4), ("192.0.2.2", 8443, V4)]
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_a_client_told_by_the_environment_speaks_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
+    async with fake_server() as server:
+        region = DerpRegion(1, nodes=(DerpNode("1a", 1, "127.0.0.1", derp_port=server.port),))
+        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+            connecting = asyncio.create_task(client.connect())
+            head, _ = await server.next_login()
+            await connecting
+    assert head.startswith(b"GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\n")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".example"])
@@ -133,7 +196,7 @@ async def test_unknown_names_are_dial_errors(host: str) -> None:
 
 
 class Proxy:
-    """An HTTP proxy that tunnels to `target` whatever it is asked for."""
+    """An HTTP or HTTPS proxy that tunnels to `target` whatever it is asked for."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -160,9 +223,9 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def proxy_to(target: int) -> AsyncIterator[Proxy]:
+async def proxy_to(target: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
     proxy = Proxy(target)
-    listener = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
     proxy.port = listener.sockets[0].getsockname()[1]
     yield proxy
     listener.close()
@@ -197,6 +260,49 @@ async def test_regions_are_reached_through_the_proxy_of_the_environment(
             b"Host: derp.example:8443\r\n"
             b"Proxy-Authorization: Basic " + user + b"\r\n\r\n"
         ]
+
+
+@pytest.fixture
+def derp_example(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """What a server needs to be derp.example or 127.0.0.1, and the file that clients trust it by."""
+    certificate = self_signed("derp.example", "127.0.0.1")
+    return server_context(certificate, tmp_path), tmp_path / "served.crt"
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("proxy_speaks", ["http", "https"])
+async def test_tls_to_the_relay_goes_inside_the_tunnel_of_either_kind_of_proxy(
+    monkeypatch: pytest.MonkeyPatch, derp_example: tuple[ssl.SSLContext, Path], proxy_speaks: str
+) -> None:
+    context, trusted = derp_example
+    async with fake_server(context) as server, proxy_to(server.port, context if proxy_speaks == "https" else None) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"{proxy_speaks}://127.0.0.1:{proxy.port}")
+        region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
+        async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), cafile=trusted) as client:
+            connecting = asyncio.create_task(client.connect())
+            head, relay = await server.next_login()
+            await connecting
+            assert b"\r\nHost: derp.example\r\n" in head
+            assert await client.recv() == ServerInfo()
+            await client.send(client.public_key, b"through both")
+            while (received := await relay.next_frame())[0] != FrameType.SEND_PACKET:
+                pass
+            assert received[1] == client.public_key.raw + b"through both"
+        assert proxy.heads == [b"CONNECT derp.example:443 HTTP/1.1\r\nHost: derp.example:443\r\n\r\n"]
+
+
+@pytest.mark.usefixtures("no_proxies")
+async def test_an_https_proxy_that_shows_another_names_certificate_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = server_context(self_signed("proxy.example"), tmp_path)
+    async with proxy_to(0, context) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.port}")
+        region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
+        async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), cafile=tmp_path / "served.crt") as client:
+            with pytest.raises(DialError, match="certificate"):
+                await client.connect()
+        assert proxy.heads == []
 
 
 @pytest.mark.usefixtures("no_proxies")
@@ -241,11 +347,8 @@ async def test_loopback_and_exempt_hosts_go_without_the_proxy(
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://", "http://127.0.0.1:99999"])
 async def test_unusable_proxies_are_dial_errors(url: str) -> None:
-    async def never(stream: Stream, host: str) -> Stream:
-        raise AssertionError
-
     with pytest.raises(DialError, match="proxy"):
-        await dial.dial_through_proxy(urlsplit(url), "derp.example", 443, never)
+        await dial.dial_through_proxy(urlsplit(url), "derp.example", 443, never_secured)
 
 
 async def test_urls_are_dialled_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

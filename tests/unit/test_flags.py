@@ -146,7 +146,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
         bootstrap_names=(),
         unpublished_bootstrap_names=(), derp=True, workers=0,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
-        address_overridden=False,
+        address_overridden=False, idle_certificate_flags=(),
         admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
     )  # fmt: skip
 
@@ -192,7 +192,7 @@ def test_addresses_have_an_optional_host_and_a_port_or_service(text: str, addres
     ("text", "message"),
     [
         ("", "missing port"), ("127.0.0.1", "missing port"), ("[::1]", "missing port"), ("::1", "missing port"),
-        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", 'unknown port ""'),
+        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", "missing port"),
         (":no-such-service", "unknown port"), (":-1", "unknown port"), (":٣", "unknown port"), (":\udcff", "unknown port"),
     ],
 )  # fmt: skip

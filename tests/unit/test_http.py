@@ -310,8 +310,13 @@ def test_debug_pages_can_be_plugged_in_below_debug() -> None:
     assert answer(get("/debug/varz"), routes)[0] == "HTTP/1.1 404 Not Found"
     routes.prefixes["/debug/"] = lambda request: http.Response(200, request.path.encode(), "text/plain")
     assert answer(get("/debug/varz"), routes)[2] == b"/debug/varz"
-    status, headers, _ = answer(get("/debug"), routes)
-    assert (status, headers["Location"]) == ("HTTP/1.1 307 Temporary Redirect", "/debug/")
+
+
+@pytest.mark.parametrize("query", ["", "?debugkey=s3cret", "?debugkey=a%26b&c"])
+def test_the_way_to_the_debug_pages_keeps_the_key(query: str) -> None:
+    for routes in (relay(), plain_port()):
+        status, headers, _ = answer(get(f"/debug{query}"), routes)
+        assert (status, headers["Location"]) == ("HTTP/1.1 307 Temporary Redirect", f"/debug/{query}")
 
 
 def test_connect_is_refused() -> None:
@@ -323,6 +328,14 @@ def test_http_1_0_is_answered_in_its_version() -> None:
     request = get("/robots.txt", "Connection: keep-alive", version="1.0")
     encoded = relay().respond(request).encode(request, close=False)
     assert encoded.startswith(b"HTTP/1.0 200 OK\r\n") and b"\r\nConnection: keep-alive\r\n" in encoded
+    assert b"\r\nConnection:" not in relay().respond(request).encode(request, close=True)
+
+
+def test_a_redirect_has_a_page_for_browsers_only() -> None:
+    _, headers, body = answer(get("/debug"))
+    assert headers["Content-Type"] == "text/html; charset=utf-8" and b'href="/debug/"' in body
+    _, headers, body = answer(get("/debug", method="POST"))
+    assert "Content-Type" not in headers and body == b""
 
 
 # The plain port beside TLS

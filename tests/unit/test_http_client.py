@@ -1,7 +1,7 @@
 """HTTPClient over plain HTTP: when it connects, what it says, what it repeats (PROTOCOL section 13)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -94,6 +94,24 @@ def test_unusable_urls_are_refused_at_once(url: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
         HTTPClient(url, NodePrivate.generate())
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["bogus", "certname", "ca_file"])
+@pytest.mark.parametrize("make", [HTTPClient, HTTPClient.for_region], ids=["url", "region"])
+def test_an_option_that_does_not_exist_is_refused_at_once(make: Callable[..., HTTPClient], option: str) -> None:
+    where: Any = "http://relay.invalid" if make is HTTPClient else lambda: None
+    with pytest.raises(TypeError, match=option):
+        make(where, NodePrivate.generate(), **{option: "x"})
+
+
+def test_a_key_given_as_text_is_refused_at_once_and_not_quoted() -> None:
+    private, text = NodePrivate.generate(), "11" * 32
+    with pytest.raises(TypeError, match=r"private_key.*NodePrivate\.from_text") as caught:
+        HTTPClient("http://relay.invalid", private.to_text())  # type: ignore[arg-type]
+    assert private.to_text() not in str(caught.value)
+    with pytest.raises(TypeError, match=r"mesh_key.*MeshKey\.from_text") as caught:
+        HTTPClient.for_region(lambda: None, private, mesh_key=text)  # type: ignore[arg-type]
+    assert text not in str(caught.value)
 
 
 async def test_failing_call_raises_and_the_next_one_reconnects(server: FakeServer) -> None:

@@ -13,12 +13,13 @@ IMPORT = re.compile(
 )
 
 # What the modules under a name may import of ours, besides modules under the same name.
-BOTTOM = {"fastderp.protocol", "fastderp.keys", "fastderp.login", "fastderp.errors"}
+BOTTOM = {"fastderp.protocol", "fastderp.keys", "fastderp.login", "fastderp.errors", "fastderp.files"}
 BELOW_PLANES = BOTTOM | {"fastderp.dataplane", "fastderp.tls"}
 ALLOWED = {
     "fastderp.protocol": set(),
     "fastderp.errors": set(),
-    "fastderp.keys": {"fastderp.protocol", "fastderp.errors"},
+    "fastderp.files": set(),
+    "fastderp.keys": {"fastderp.protocol", "fastderp.errors", "fastderp.files"},
     "fastderp.login": {"fastderp.protocol", "fastderp.errors", "fastderp.keys"},
     "fastderp.tls": {"fastderp.errors", "fastderp.dataplane.record"},
     "fastderp.dataplane": {"fastderp.protocol", "fastderp.keys", "fastderp.errors", "fastderp.tls"},

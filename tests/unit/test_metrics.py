@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 import fastderp
@@ -90,6 +91,45 @@ def test_names_are_unique_and_every_metric_says_when_it_moves() -> None:
     assert all(metric.help for metric in metrics.METRICS)
 
 
+# What derper's dashboards read: PROTOCOL §14, name by name.
+PROMISED = {
+    "counter": """
+        derp_accepts derp_total_dup_client_conns derp_bytes_received derp_packets_received derp_packets_received_kind derp_bytes_sent
+        derp_packets_sent derp_packets_dropped derp_bytes_dropped derp_packets_forwarded_in derp_packets_forwarded_out
+        derp_multiforwarder_created derp_multiforwarder_deleted derp_packet_forwarder_delete_other_value
+        derp_peer_gone_disconnected_frames derp_peer_gone_not_here_frames derp_got_ping derp_sent_pong derp_home_moves_in
+        derp_home_moves_out derp_unknown_frames derp_sclient_write_timeouts derp_tcp_rtt derp_rate_limit_per_client_waited
+        derp_websocket_accepts tls_listener_accepted_connections tls_listener_rejected_connections stun_requests stun_addrfamily
+        bootstrap_dns_requests bootstrap_dns_published_hits bootstrap_dns_published_misses bootstrap_dns_unpublished_hits
+        bootstrap_dns_unpublished_misses bootstrap_dns_unpublished_percent_misses bootstrap_dns_queried_domains uptime_sec
+        process_cpu_seconds_total""",
+    "gauge": """
+        derp_current_connections derp_current_home_connections derp_current_notideal_connections derp_clients_local derp_clients_remote
+        derp_clients_total derp_current_dup_client_keys derp_current_dup_client_conns derp_watchers derp_current_file_descriptors
+        derp_memstats_sys0 derper_tls_active_version process_max_fds process_open_fds process_resident_memory_bytes
+        process_start_time_seconds process_virtual_memory_bytes""",
+    "histogram": "derp_mesh_update_batch_size derp_mesh_update_loop_count derp_buffered_write_frames",
+    "untyped": """
+        derp_average_queue_duration_ms derp_rate_limit_per_client_bytes_per_second derp_rate_limit_per_client_burst_bytes
+        derper_tls_request_version process_start_unix_time node_boot_time_seconds version""",
+}
+# Of the Go runtime: goroutines, go_*, go_sync_mutex_wait_seconds, go_version, memstats_*.
+LABELS = {
+    "derp_packets_received_kind": ("kind",), "derp_packets_dropped": ("reason", "kind"), "derp_bytes_dropped": ("reason", "kind"),
+    "derp_tcp_rtt": ("le",), "derper_tls_request_version": ("version",), "derper_tls_active_version": ("version",),
+    "stun_requests": ("disposition",), "stun_addrfamily": ("family",), "version": ("version", "binary"),
+}  # fmt: skip
+
+
+def test_every_metric_of_the_protocol_is_there_with_its_type_and_labels_and_the_rest_is_called_ours() -> None:
+    promised = {name: (kind, LABELS.get(name, ())) for kind, names in PROMISED.items() for name in names.split()}
+    table = {metric.name: (metric.kind, metric.labels) for metric in metrics.METRICS}
+    assert {name: row for name, row in table.items() if not name.startswith("fastderp_")} == {
+        **promised,
+        "process_threads": ("gauge", ()),
+    }
+
+
 def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
     tree = json.loads(metrics.vars_json({
         "derp_accepts": 1, "derp_current_connections": 2, "derp_packets_received_kind": {"disco": 3}, "uptime_sec": 4,
@@ -110,6 +150,7 @@ def test_the_process_tells_its_size_and_age() -> None:
     assert isinstance(resident, int) and resident > 1 << 20
     assert values["derp_memstats_sys0"]
     assert values["uptime_sec"] == 0
+    assert values["node_boot_time_seconds"] == int(psutil.boot_time())
     assert values["version"] == {(fastderp.__version__, "fastderp-relay"): 1}
 
 
@@ -131,7 +172,10 @@ def test_strangers_may_not(remote: str) -> None:
 
 def test_a_forwarded_request_may_not_wherever_it_comes_from() -> None:
     assert not DebugAccess().allows(request(headers={"x-forwarded-for": "127.0.0.1"}))
-    assert not DebugAccess().allows(request(headers={"x-forwarded-for": ""}))
+    twice = request(headers={"x-forwarded-for": ""})
+    assert DebugAccess().allows(twice)
+    twice.headers.append(("x-forwarded-for", "192.0.2.1"))
+    assert not DebugAccess().allows(twice)
 
 
 def test_the_environment_adds_an_address_and_networks() -> None:

@@ -36,6 +36,12 @@ def test_a_file_is_read_as_derper_reads_it(file: Path, text: str, limit: tuple[i
     assert (found.bytes_per_s, found.burst_bytes) == limit
 
 
+def test_a_mistyped_member_is_named_for_it_limits_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file.write_text('{"PerClientRateLimitBytePerSec": 5, "perClientRateBurstBytes": 6}')
+    assert RateLimit.load(file) == RateLimit()
+    assert caplog.messages == [f'rate configuration {file}: unknown member "PerClientRateLimitBytePerSec" is ignored']
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "7", '{"PerClientRateLimitBytesPerSec": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}', "[" * 5000,

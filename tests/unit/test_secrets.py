@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,25 @@ def value(text: str, version: int = 1) -> bytes:
     return ok({"Value": base64.b64encode(text.encode()).decode(), "Version": version})
 
 
-async def fetched(url: str, cache: Path) -> str:
+async def fetched(url: str, cache: Path, read: Callable[[str], str] = str) -> str:
     """Fetch once."""
     server = SecretsServer(url, NAME, cache)
     try:
-        return await server.fetch()
+        return await server.fetch(read)
     finally:
         await server.close()
 
 
-async def fetched_from(answer: Answer, cache: Path) -> str:
+async def fetched_from(answer: Answer, cache: Path, read: Callable[[str], str] = str) -> str:
     with serving(answer) as service:
-        return await fetched(service.url, cache)
+        return await fetched(service.url, cache, read)
+
+
+def no_z(text: str) -> str:
+    """Stand for what makes keys of a text, and does not like every one."""
+    if "z" in text:
+        raise ValueError("hex digits only")
+    return text
 
 
 async def test_the_question_is_setecs_and_the_answer_is_kept_for_our_eyes_only(tmp_path: Path) -> None:
@@ -83,11 +91,34 @@ async def test_other_secrets_in_the_copy_are_left_alone(tmp_path: Path) -> None:
     assert json.loads(cache.read_text())["other"] == {"secret": {"Value": "AAAA", "Version": 3}, "lastAccess": "5"}
 
 
-@pytest.mark.parametrize("copy", ["", "{", "[]", "7", '{"prod/derp/meshkey": null}', '{"prod/derp/meshkey": {"secret": {"Value": "?"}}}'])
+@pytest.mark.parametrize("copy", ["", "{", "[]", "7", '{"prod/derp/meshkey": null}', '{"prod/derp/meshkey": {"secret": []}}'])
 async def test_without_server_and_without_a_usable_copy_there_is_no_start(tmp_path: Path, copy: str) -> None:
     (tmp_path / "c").write_text(copy)
     with pytest.raises(SecretsError, match=r"^secrets server 127\.0\.0\.1: Connection refused; nothing is kept in "):
         await fetched(UNREACHABLE, tmp_path / "c")
+
+
+async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = tmp_path / "c"
+    await fetched_from(value("ab" * 32), cache, no_z)
+    kept = cache.read_bytes()
+    assert await fetched_from(value("zz"), cache, no_z) == "ab" * 32
+    assert cache.read_bytes() == kept
+    assert f"secrets server 127.0.0.1: {NAME}: hex digits only; {NAME} is used as it was kept in {cache}" in caplog.text
+    assert await fetched(UNREACHABLE, cache, no_z) == "ab" * 32
+
+
+async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; nothing is kept in {tmp_path}/c$"):
+        await fetched_from(value("zz"), tmp_path / "c", no_z)
+    assert not (tmp_path / "c").exists()
+
+
+async def test_a_copy_that_is_no_good_is_named(tmp_path: Path) -> None:
+    cache = tmp_path / "c"
+    await fetched_from(value("zz"), cache)
+    with pytest.raises(SecretsError, match=f"Connection refused; the copy in {cache} is no use either: hex digits only$"):
+        await fetched(UNREACHABLE, cache, no_z)
 
 
 async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
@@ -101,9 +132,9 @@ async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         (response(403), ConfigError, f"does not let this machine have {NAME}"),
         (response(404), ConfigError, f"does not know {NAME}"),
         (response(400), ConfigError, f"does not understand the question {NAME}"),
-        (ok({"Value": "?"}), ConfigError, f"{NAME} is no text"),
-        (ok({"Value": base64.b64encode(b"\xff").decode()}), ConfigError, f"{NAME} is no text"),
-        (ok({}), ConfigError, f"{NAME} is no text"),
+        (ok({"Value": "?"}), ConfigError, f"{NAME}: it is no text"),
+        (ok({"Value": base64.b64encode(b"\xff").decode()}), ConfigError, f"{NAME}: it is no text"),
+        (ok({}), ConfigError, f"{NAME}: it is no text"),
         (response(302, b"", "Location: http://127.0.0.1/"), SecretsError, "it redirects"),
         (ok(b"["), SecretsError, "the answer is not JSON"),
         (ok([]), SecretsError, "the answer is not a JSON object"),

@@ -42,7 +42,7 @@ def plane() -> Any:
 
 
 async def test_a_round_has_the_totals_of_those_who_moved_something(plane: Any) -> None:
-    rounds = traffic.rounds(plane, 0)
+    rounds = traffic.rounds(plane, dict, 0)
     assert await anext(rounds) == []
     plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 7)]
     assert await anext(rounds) == [BytesSentRecv(100, 200, ANN, 5), BytesSentRecv(7, 7, BOB)]
@@ -52,14 +52,15 @@ async def test_a_round_has_the_totals_of_those_who_moved_something(plane: Any) -
     assert await anext(rounds) == []
 
 
-async def test_a_bridged_connection_counts_its_packets(plane: Any) -> None:
-    plane.bridged = [(9, BOB, 1400, 0)]
-    assert await anext(traffic.rounds(plane, 0)) == [BytesSentRecv(1400, 0, BOB)]
+async def test_a_bridged_connection_is_counted_where_its_socket_is_and_one_without_by_its_packets(plane: Any) -> None:
+    plane.bridged = [(8, ANN, 1400, 0), (9, BOB, 1400, 0)]
+    rounds = traffic.rounds(plane, lambda: {9: (1499, 77)}, 0)
+    assert await anext(rounds) == [BytesSentRecv(1400, 0, ANN), BytesSentRecv(1499, 77, BOB)]
 
 
 async def test_a_line_is_what_derper_writes(plane: Any) -> None:
     plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 8)]
-    assert await anext(traffic.lines(plane, 0)) == (
+    assert await anext(traffic.lines(plane, dict, 0)) == (
         b'{"Sent":100,"Recv":200,"Key":"%s","UniqueSenders":5}\n{"Sent":7,"Recv":8,"Key":"%s"}\n\n'
         % (ANN.text.encode(), BOB.text.encode())
     )

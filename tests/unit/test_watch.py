@@ -1,14 +1,16 @@
 """The watch loop: presence kept up to date over broken connections (PROTOCOL 7.3)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 
 from fastderp.client import HTTPClient, run_watch_connection_loop
-from fastderp.errors import ConnectionClosed, DerpError, DialError
+from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, DialError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.protocol import (
     FrameType,
@@ -88,6 +90,35 @@ async def test_arrivals_and_departures_are_reported_in_order() -> None:
         assert await watch.report() == PeerGone(ONE, PeerGoneReason.DISCONNECTED)
 
 
+class Lines(logging.Handler):
+    """What is logged, one line after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: asyncio.Queue[str] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.queue.put_nowait(record.getMessage())
+
+
+async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp.client")
+    lines = Lines()
+    logging.getLogger("fastderp.client").addHandler(lines)
+    try:
+        async with watching() as watch, asyncio.timeout(10):
+            for keys in ([ONE, TWO, ONE], [TWO]):
+                relay = await watch.next_link()
+                for key in keys:
+                    present(relay, key)
+                line = await lines.queue.get()
+                assert line.startswith("watching ") and line.endswith(f": connected; {len(set(keys))} peers")
+                relay.writer.transport.abort()
+                assert "connected;" not in await lines.queue.get()
+    finally:
+        logging.getLogger("fastderp.client").removeHandler(lines)
+
+
 async def test_broken_link_withdraws_what_it_reported_and_starts_anew() -> None:
     async with watching() as watch:
         for _link in range(3):
@@ -118,7 +149,7 @@ async def test_failed_connects_are_reported_and_repeated() -> None:
 class Shared(HTTPClient):
     """A client that others use too: each message comes with the generation the test says."""
 
-    script: list[tuple[Message, int]]
+    script: Sequence[tuple[Message, int] | DerpError]
 
     async def watch_connection_changes(self) -> None:
         """Nobody is there to ask."""
@@ -127,7 +158,10 @@ class Shared(HTTPClient):
         if not self.script:
             await self.close()
             raise ConnectionClosed("the script is over")
-        return self.script.pop(0)
+        step, *self.script = self.script
+        if isinstance(step, DerpError):
+            raise step
+        return step
 
 
 async def test_connection_made_by_another_user_of_the_client_starts_anew() -> None:
@@ -141,6 +175,39 @@ async def test_connection_made_by_another_user_of_the_client_starts_anew() -> No
         PeerPresent(TWO),
         PeerGone(TWO, BROKEN),
     ]
+
+
+@pytest.mark.parametrize("failing", ["on_present", "on_gone", "on_error"])
+@pytest.mark.parametrize("error", [DialError("not the connection's"), ValueError("a bug")], ids=["DerpError", "another"])
+async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_connection(failing: str, error: Exception) -> None:
+    async with Shared("http://relay.invalid", NodePrivate.generate()) as client:
+        client.script = [(ServerInfo(), 1), (PeerPresent(TWO), 1), (PeerPresent(ONE), 1), (PeerGone(ONE, BROKEN), 1), ConnectionLost("cut")]
+        present: list[NodePublic] = []
+        failures: list[DerpError] = []
+
+        def note_present(message: PeerPresent) -> None:
+            present.append(message.key)
+            complain("on_present", message.key == ONE)
+
+        def note_gone(message: PeerGone) -> None:
+            present.remove(message.key)
+            complain("on_gone", message.key == ONE)
+
+        def note_error(failure: DerpError) -> None:
+            failures.append(failure)
+            complain("on_error", True)
+
+        def complain(callback: str, here: bool) -> None:
+            if callback == failing and here:
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            await run_watch_connection_loop(
+                client, on_present=note_present, on_gone=note_gone, on_error=note_error, retry_s=0
+            )
+        assert caught.value is error
+        assert present == []
+        assert len(failures) == (failing == "on_error")
 
 
 async def test_relay_that_watches_itself_stops_for_good() -> None:

@@ -1,0 +1,42 @@
+"""What the commands print on standard output: it arrives, or one line and an exit code say that it did not."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from fastderp.errors import EX_IOERR, EX_OK
+
+
+def show(command: str, write: Callable[[], None]) -> int:
+    """Have `write` print and return EX_OK, or EX_IOERR when not all of it could be.
+
+    The reason is told on standard error in the name of `command`, unless it is a reader that has had enough, as `head` has.
+    """
+    if not sys.stdout:
+        return _complain(command, "it is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a µ where the locale has none
+    try:
+        write()
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        return EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
+    except SystemExit:  # rich has met the broken pipe first
+        return EX_IOERR
+    return EX_OK
+
+
+def _complain(command: str, reason: str | None) -> int:
+    print(f"{command}: cannot write to standard output: {reason}", file=sys.stderr)
+    return EX_IOERR
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: Python would try again at exit, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,49 @@
+"""When the list of clients that a relay sends to a new watcher is complete, which nothing on the wire says. PROTOCOL §7.3.
+
+Event loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+# The list is over when nobody was added for so long, and is not waited for longer than that.
+PAUSE_S = 0.2
+LIMIT_S = 2.0
+
+
+class Settling:
+    """Calls `settled` once, PAUSE_S behind the last client of the list or LIMIT_S behind its request, unless stopped before."""
+
+    __slots__ = ("_loop", "_settled", "_limit_s", "_due_s", "_timer")
+
+    def __init__(self, settled: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Begin now, on this loop's clock; None for the running one's."""
+        self._loop = loop or asyncio.get_running_loop()
+        self._settled = settled
+        self._due_s = self._limit_s = self._loop.time() + LIMIT_S
+        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._due_s, self._look)
+
+    def arrived(self) -> None:
+        """Note that the relay has told of a client."""
+        if self._timer is None:
+            return
+        self._due_s = min(self._limit_s, self._loop.time() + PAUSE_S)
+        # Forwards the timer goes by itself: a list of many costs a clock reading for each.
+        if self._due_s < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def stop(self) -> None:
+        """Call nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        if self._loop.time() < self._due_s:
+            self._timer = self._loop.call_at(self._due_s, self._look)
+        else:
+            self._timer = None
+            self._settled()

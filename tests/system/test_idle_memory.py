@@ -1,0 +1,58 @@
+"""What a crowd of silent clients costs a relay, through the installed commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.relays import Relay, fastderp, running
+from tests.kit.command import command_with_upkeep_every
+from tests.kit.memory import SANITIZED
+
+COMMAND = str(Path(sys.executable).with_name("fastderp-bench"))
+N_CLIENTS = 2000
+LIMIT_KIB = 2.0
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """Enough of them for the load and the relay, which have the limits of this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < N_CLIENTS + 500:
+        pytest.skip(f"needs {N_CLIENTS + 500} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], N_CLIENTS + 500), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def tidy_relay() -> Relay:
+    """Return the relay that gives back what logins leave in its heap at once, not ten seconds later."""
+    relay, program = fastderp(), command_with_upkeep_every(0.2)
+    return dataclasses.replace(
+        relay, command=[*program, *relay.command[1:]], tls_command=[*program, *relay.tls_command[1:]]
+    )
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer keeps what was freed, and has bytes of its own for each of the program's")
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS 1.3"])
+def test_an_idle_client_takes_two_kib_at_most_whatever_its_login_left_behind_included(tls: bool) -> None:
+    with running(tidy_relay(), tls=tls) as relay:
+        done = subprocess.run(
+            [COMMAND, relay.url, *["--insecure"][: tls], "--pid", str(relay.pid), "--idle", str(N_CLIENTS), "--pairs", "1",
+             "--rate", "1", "--settle", "2", "--warmup", "0", "--duration", "0.1", "--quiet", "--json", "-"],
+            capture_output=True, text=True, timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert result["cipher"].startswith("TLS_") is tls and result["connections_lost"] == 0
+    assert result["n_clients"] >= N_CLIENTS
+    grown_kib = result["relay"]["rss_idle_kib"] - result["relay"]["rss_before_kib"]
+    assert 0 < grown_kib / result["n_clients"] <= LIMIT_KIB

@@ -1,0 +1,104 @@
+"""What `help()` shows of everything public: it says what is done, names every argument, and where the protocol says so."""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastderp
+
+NOT_IN_PROTOCOL = {
+    "DerpError",  # the base of all errors, whatever they are about
+}
+# Special methods that a user calls with arguments of their own.
+CALLED_BY_USERS = {"__init__", "__call__"}
+
+EXPORTED = {name: getattr(fastderp, name) for name in fastderp.__all__}
+CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(value)}
+FUNCTIONS = {name: value for name, value in EXPORTED.items() if inspect.isfunction(value)}
+VALUES = EXPORTED.keys() - CLASSES.keys() - FUNCTIONS.keys()
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties of a class that are ours, inherited ones included."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("fastderp."):
+            for name, member in vars(base).items():
+                if name in CALLED_BY_USERS or not name.startswith("_"):
+                    yield name, member
+
+
+def function_of(member: Any) -> Callable[..., object] | None:
+    """Return the function in a method or property; None for anything else."""
+    if isinstance(member, property):
+        return member.fget
+    if isinstance(member, cached_property):
+        return member.func
+    function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+    # `typing` puts an __init__ of its own into a Protocol.
+    return function if inspect.isfunction(function) and function.__module__.startswith("fastderp.") else None
+
+
+def documented() -> Iterator[tuple[str, Callable[..., object], str]]:
+    """Yield each public function, method and property getter with what is said about it; of `__init__` the class says it as well."""
+    for name, function in FUNCTIONS.items():
+        yield name, function, function.__doc__ or ""
+    for class_name, cls in CLASSES.items():
+        for name, member in members(cls):
+            function = function_of(member)
+            if function is None:
+                continue
+            text = function.__doc__ or ""
+            if name == "__init__":
+                text += cls.__doc__ or ""
+            yield f"{class_name}.{name}", function, text
+
+
+DOCUMENTED = {name: (function, text) for name, function, text in documented()}
+
+
+def string_after(module: str, name: str) -> str:
+    """Return the string that stands right behind the assignment of a name, which is what editors show for it."""
+    source = Path(str(sys.modules[module].__file__)).read_text()
+    body = ast.parse(source).body
+    for statement, following in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == name:
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                return str(following.value.value)
+    return ""
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_public_class_says_what_it_is(name: str) -> None:
+    text = vars(CLASSES[name]).get("__doc__") or ""
+    # What a dataclass without a docstring gets is its signature.
+    assert text and not text.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_function_says_what_it_does(name: str) -> None:
+    _, text = DOCUMENTED[name]
+    assert text
+
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_every_public_value_says_what_it_is(name: str) -> None:
+    assert "PROTOCOL §" in string_after(fastderp._HOME_OF[name], name)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_argument_is_named_where_its_function_is_explained(name: str) -> None:
+    function, text = DOCUMENTED[name]
+    arguments = inspect.signature(function).parameters.keys() - {"self", "cls"}
+    assert {argument for argument in arguments if not re.search(rf"\b{argument}\b", text)} == set()
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS])
+def test_every_public_class_and_function_names_its_section_of_the_protocol(name: str) -> None:
+    assert ("PROTOCOL §" in (EXPORTED[name].__doc__ or "")) != (name in NOT_IN_PROTOCOL)
