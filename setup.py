@@ -30,6 +30,7 @@ EXTENSIONS = {
     "fastderp.dataplane.session": PACKET_PATH,
     "fastderp.dataplane.wheel": PACKET_PATH,
     "fastderp.dataplane.worker": PACKET_PATH,
+    "fastderp.tls.context": {},
     "fastderp.tls.handshake": {},
     "fastderp.tls.openssl": {},
     "fastderp.loadgen.engine": PACKET_PATH,

@@ -36,7 +36,7 @@ def serve(loop: str, tls: bool, profile: bool) -> None:
 
     from fastderp.server.certs import manual_certificate
     from fastderp.server.relay import Server
-    from fastderp.tls.handshake import ServerContext
+    from fastderp.tls.context import ServerContext
 
     async def main() -> None:
         async with Server(workers=1) as relay:

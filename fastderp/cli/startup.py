@@ -43,7 +43,7 @@ from fastderp.server.ratelimit import AcceptLimiter, RateLimit
 from fastderp.server.relay import Server
 from fastderp.server.stun import StunServer, bind_stun
 from fastderp.server.tunnel import Tunnels
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.context import ServerContext
 
 log = logging.getLogger("fastderp")
 

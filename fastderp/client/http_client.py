@@ -20,7 +20,7 @@ from fastderp.client.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
 from fastderp.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.protocol import Message
-from fastderp.tls.handshake import ClientContext
+from fastderp.tls.context import ClientContext
 
 # From the name look-up to the login.
 CONNECT_TIMEOUT_S = 10.0

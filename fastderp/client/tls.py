@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from fastderp.client.stream import Stream
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
+from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientContext, Handshake
+from fastderp.tls.handshake import Handshake
 
 # Ciphertext per read. A handshake's input is bounded, so it reads less.
 _READ_SIZE = 128 << 10

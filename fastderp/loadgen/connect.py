@@ -20,8 +20,9 @@ from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
 from fastderp.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
 from fastderp.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
+from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientContext, Handshake
+from fastderp.tls.handshake import Handshake
 
 LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64

@@ -35,8 +35,9 @@ from fastderp.server.acme_store import (
 from fastderp.server.certs import Certificate, certificate_from_pem, ip_literal
 from fastderp.server.http import Request, Response
 from fastderp.server.metrics import Value
+from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
+from fastderp.tls.handshake import ClientHello
 
 log = logging.getLogger("fastderp")
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.context import ServerContext
 
 HTTP_01 = "http-01"
 TLS_ALPN_01 = "tls-alpn-01"

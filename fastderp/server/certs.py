@@ -31,7 +31,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fastderp import files
 from fastderp.errors import CertificateError
 from fastderp.protocol import PROTOCOL_VERSION
-from fastderp.tls.handshake import ClientHello, DeferredContext, ServerContext
+from fastderp.tls.context import DeferredContext, ServerContext
+from fastderp.tls.handshake import ClientHello
 
 META_CERT_PREFIX = "derpkey"
 META_CERT_VALIDITY = datetime.timedelta(days=30)

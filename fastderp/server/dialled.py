@@ -22,8 +22,8 @@ from fastderp.errors import ConnectionClosed, DialError, ProtocolError
 from fastderp.keys import NodePublic
 from fastderp.protocol import MAX_SERVER_KEY_SIZE
 from fastderp.server.channel import Channel
+from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientContext
 
 JoinSocket = Callable[[socket.socket, Channel], int]
 """Puts a channel between a socket and a descriptor that it returns for the data plane."""

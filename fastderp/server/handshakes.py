@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastderp.server.certs import CertificateSource
 from fastderp.server.stream import Poller, Stream
+from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientHello, Handshake, ServerContext
+from fastderp.tls.handshake import ClientHello, Handshake
 
 Outcome = bool | TlsError
 """What a step led to: whether the handshake is done, or why it failed."""

@@ -18,7 +18,7 @@ from fastderp.server.entrance import Entrance
 from fastderp.server.http import KnownUpgrades, Routes
 from fastderp.server.ratelimit import AcceptLimiter
 from fastderp.server.tunnel import Tunnels
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.context import ServerContext
 
 BACKLOG = 4096
 # So many at once, then other work gets its turn.

@@ -14,8 +14,8 @@ from fastderp.errors import CertificateError
 from fastderp.server.certs import Certificate, manual_certificate
 from fastderp.server.listener import Listener
 from fastderp.server.metrics import Value
+from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ServerContext
 
 log = logging.getLogger("fastderp")
 

@@ -25,7 +25,7 @@ from fastderp.protocol import KEY_SIZE, FrameType, PeerGoneReason, ServerRestart
 from fastderp.server.address import address_bytes
 from fastderp.server.dialled import CONNECT_TIMEOUT_S, Dialled, JoinSocket, dial
 from fastderp.server.metrics import Value
-from fastderp.tls.handshake import ClientContext
+from fastderp.tls.context import ClientContext
 
 log = logging.getLogger("fastderp")
 

@@ -18,7 +18,7 @@ from fastderp.server.logs import Summariser
 from fastderp.server.mesh import Mesh
 from fastderp.server.metrics import Value
 from fastderp.server.presence import Arrival, Presence
-from fastderp.tls.handshake import ClientContext
+from fastderp.tls.context import ClientContext
 
 log = logging.getLogger("fastderp")
 

@@ -38,7 +38,7 @@ from fastderp.server.streams import Conversations, Reader, Writer
 from fastderp.server.traffic import BytesSentRecv
 from fastderp.server.tunnel import Tunnels
 from fastderp.server.upkeep import Upkeep
-from fastderp.tls.handshake import ClientContext, ServerContext
+from fastderp.tls.context import ClientContext, ServerContext
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset(

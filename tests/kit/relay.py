@@ -24,7 +24,7 @@ from fastderp.server.http import Routes
 from fastderp.server.listener import Listener
 from fastderp.server.relay import Server
 from fastderp.server.tunnel import Tunnels
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.context import ServerContext
 from tests.kit.peer import Peer
 from tests.kit.websocket import WebSocketPeer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import CAUSES, ClientContext, DeferredContext, Handshake, ServerContext
+from fastderp.tls.handshake import CAUSES, Handshake
 from tests.kit.certificates import self_signed
 
 CONTEXT = DeferredContext()

@@ -12,7 +12,7 @@ import pytest
 from fastderp.client.tls import ClientContext
 from fastderp.keys import MeshKey, NodePrivate
 from fastderp.server.mesh import LinkState
-from fastderp.tls.handshake import ServerContext
+from fastderp.tls.context import ServerContext
 from tests.kit.certificates import self_signed
 from tests.kit.peer import DISCO, GONE, RECV
 from tests.kit.relay import Relay, Setup, eventually, running

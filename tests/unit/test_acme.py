@@ -27,8 +27,9 @@ from fastderp.server.acme_store import ACCOUNT_KEY, RETRY_MAX_S, Failures, Store
 from fastderp.server.certs import manual_certificate
 from fastderp.server.http import Request
 from fastderp.server.relay import Server
+from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientContext, ClientHello, Handshake, ServerContext
+from fastderp.tls.handshake import ClientHello, Handshake
 from tests.kit.certificates import self_signed
 
 NAME = "derp.example.com"

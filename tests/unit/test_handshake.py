@@ -14,16 +14,9 @@ from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 from fastderp.dataplane.record import RecordLayer
 from fastderp.server.certs import meta_cert
 from fastderp.tls import roots
+from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import (
-    CAUSES,
-    INPUT_MAX_BYTES,
-    ClientContext,
-    DeferredContext,
-    Handshake,
-    ServerContext,
-    is_address,
-)
+from fastderp.tls.handshake import CAUSES, INPUT_MAX_BYTES, Handshake, is_address
 
 RELAY = self_signed("relay.test", "127.0.0.1", "::1")
 OTHER = self_signed("other.test")

@@ -9,8 +9,9 @@ from tests.kit.openssl_peer import OpenSSLPeer, PeerError
 from tests.kit.records import SUITES
 
 from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientContext, Handshake, ServerContext
+from fastderp.tls.handshake import Handshake
 
 CERTIFICATE = self_signed("relay.test")
 SIZES = [1, 2, 100, 1400, 16383, 16384, 16385, 40_000]

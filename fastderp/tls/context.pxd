@@ -1,0 +1,56 @@
+# What TLS connections have in common (context.pyx), and what OpenSSL's callbacks leave for each of them.
+
+from libc.stdint cimport uint8_t
+
+from fastderp.tls.openssl cimport SSL_CTX
+
+
+cdef struct Watch:
+    # What OpenSSL's callbacks leave for the Handshake they are called for.
+    uint8_t client_secret[48]
+    uint8_t server_secret[48]
+    size_t n_client
+    size_t n_server
+    bint name_refused
+    # Of a ClientHello whose certificate is still to be chosen; `alert` is the refusal, 0 for none.
+    uint8_t server_name[256]
+    uint8_t alpn[256]
+    size_t n_server_name
+    size_t n_alpn
+    int alert
+
+
+cdef struct Policy:
+    # What OpenSSL's callbacks read; constant once the context is made.
+    char server_name[256]
+    uint8_t alpn[256]
+    size_t n_alpn
+
+
+cdef class Context:
+    cdef SSL_CTX* ctx
+    cdef readonly bint is_server
+
+    cdef int _open(self, bint is_server, str max_version, suites) except -1
+
+
+cdef class ServerContext(Context):
+    cdef Policy policy
+
+    cdef int _set_policy(self, tuple alpn, required_sni) except -1
+    cdef int _set_chain(self, list chain, bytes key_bytes) except -1
+
+
+cdef class DeferredContext(Context):
+    pass
+
+
+cdef class ClientContext(Context):
+    cdef readonly bint verify
+    cdef readonly bytes pin
+
+    cdef int _add_roots(self, bint system_roots, cafile, roots) except -1
+
+
+cdef str reason_text(unsigned long code)
+cdef str first_reason()
