@@ -132,6 +132,7 @@ cdef class Engine:
             load.n_flows += 1
         if not load.n_flows:
             load.pace = PACE_WINDOW            # a schedule needs somebody to send
+        load.never_sleeps = load.n_flows * load.window == 1
 
     cdef watch(self):
         cdef Load* load = &self.load

@@ -15,7 +15,7 @@ from fastderp.loadgen.histogram cimport histogram_clear, histogram_record
 from fastderp.loadgen.payload cimport Mark, payload_body_is, payload_read, payload_write
 from fastderp.loadgen.sys cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, TFD_TIMER_ABSTIME,
-    clock_ns, epoll_ctl, epoll_event, epoll_wait, flag_is_set, itimerspec, read, recv, send,
+    clock_ns, epoll_ctl, epoll_event, epoll_wait, flag_is_set, itimerspec, read, recv, sched_yield, send,
     timerfd_settime)
 
 
@@ -412,7 +412,7 @@ cdef void load_measure(Load* load) noexcept nogil:
 
 cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
     """How long epoll may sleep: not at all when a connection has more to send."""
-    if load.first_dirty != NULL and load.phase != DRAIN:
+    if load.never_sleeps or (load.first_dirty != NULL and load.phase != DRAIN):
         return 0
     cdef uint64_t left_ns = min(until_ns - now_ns, <uint64_t>IDLE_WAIT_MS * 1000000)
     if load.n_slow:
@@ -446,6 +446,8 @@ cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
         if load.pace == PACE_SCHEDULE and load.phase != DRAIN:
             schedule_grant(load, now_ns)
         send_turn(load)
+        if load.never_sleeps:
+            sched_yield()
         events_take(load, wait_ms(load, now_ns, until_ns))
         now_ns = clock_ns()
         if load.n_slow and now_ns >= load.next_slow_ns:
