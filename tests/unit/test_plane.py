@@ -444,6 +444,13 @@ def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
     sender.sync()
 
 
+def stall(plane: Plane, sender: PlanePeer, slow: PlanePeer) -> None:
+    """Send until slow's socket is full, little at once, so that the rest of what it has a part of is little, too."""
+    before = plane.counters()["backlog_bytes"]
+    while plane.counters()["backlog_bytes"] == before:
+        fill(sender, slow.key, 4, 1400)
+
+
 def packet_number(receiver: PlanePeer) -> int:
     """Receive one packet of `fill`; return its number."""
     number: int = struct.unpack_from(">I", receiver.receive()[1], 32)[0]
@@ -669,8 +676,9 @@ def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane
 def test_backlogs_share_a_global_cap() -> None:
     with running_plane(workers=1, backlog_cap_bytes=100_000) as plane:
         sender, slow, slower = (PlanePeer(plane) for _ in range(3))
-        fill(sender, slow.key, 1000, 1400)
-        fill(sender, slower.key, 1000, 1400)
+        for peer in (slow, slower):
+            stall(plane, sender, peer)
+            fill(sender, peer.key, 1000, 1400)
         assert plane.counters()["backlog_bytes"] < 120_000
         assert dropped(plane)
 
@@ -681,8 +689,7 @@ def test_whatever_waits_stays_under_the_global_cap() -> None:
         stalled = [PlanePeer(plane) for _ in range(20)]
         sender = PlanePeer(plane)
         for peer in stalled:
-            for _ in range(70):  # until its socket is full, so that the rest of what it has a part of is small
-                fill(sender, peer.key, 4, 1400)
+            stall(plane, sender, peer)
             for size in (65536, 1400, 4):
                 fill(sender, peer.key, 40, size)
             assert plane.counters()["backlog_bytes"] <= cap
