@@ -1,6 +1,5 @@
 """A TLS 1.3 client's handshake at the least cost to the client. See hello.pxd."""
 
-import ipaddress
 import secrets
 import struct
 
@@ -13,6 +12,8 @@ from fastderp.dataplane.aead cimport (
     keyring_forget, suite_of, traffic_key_derive)
 from fastderp.dataplane.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
+
+from fastderp.tls.handshake import is_address
 
 cdef enum:
     MESSAGE_HEADER = 4
@@ -60,14 +61,6 @@ def client_hello(str server_name not None, suites, bytes public_key not None):
 def vector(int n_length, bytes data not None):
     """Return `data` with its length in front."""
     return len(data).to_bytes(n_length, "big") + data
-
-
-def is_address(str name not None):
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 # Secrets (RFC 8446 §7.1).
