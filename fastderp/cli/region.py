@@ -47,7 +47,8 @@ class RegionSettings:
     async def read(self, *, reloading: bool = False) -> None:
         """Read everything; when `reloading`, an empty file of members is a mistake, as for lists of keys.
 
-        Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then."""
+        Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then.
+        """
         keys = _keys(self._config) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
         peers = _peers(self._config.mesh_with, reloading=reloading)
         if self._config.mesh_with and not keys:

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 
 import fastderp
 from fastderp.errors import ConfigError
+from fastderp.files import read_file
 from fastderp.server.http import SECURITY_HEADERS, Request, Response, text_error
 from fastderp.server.metrics import Process, Value, vars_json, varz
 
@@ -76,7 +77,7 @@ class DebugAccess:
             return False
         offered = parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
         try:
-            key = self.key_path.read_bytes().strip()
+            key = read_file(self.key_path).strip()
         except OSError:
             return False
         return bool(key) and hmac.compare_digest(key, offered)
