@@ -11,8 +11,8 @@ from pathlib import Path
 
 import fastderp
 from fastderp.client import HTTPClient
-from fastderp.keys import NodePrivate
-from fastderp.protocol import ReceivedPacket, ServerInfo
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.protocol import ReceivedPacket, ServerInfo
 
 N_PACKETS = 200
 

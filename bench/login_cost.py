@@ -34,8 +34,8 @@ def serve(loop: str, tls: bool, profile: bool) -> None:
 
     import uvloop
 
-    from fastderp.server.certs import manual_certificate
-    from fastderp.server.relay import Server
+    from fastderp.server.certificates.certificate import manual_certificate
+    from fastderp.server.server import Server
     from fastderp.tls.context import ServerContext
 
     async def main() -> None:
@@ -98,8 +98,8 @@ def cpu_s(pid: int) -> float:
 
 def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> float:
     """Return CPU microseconds per login of the relay with this pid."""
-    from fastderp.keys import NodePrivate, NodePublic
-    from fastderp.login import ClientInfo, client_info_frame
+    from fastderp.wire.keys import NodePrivate, NodePublic
+    from fastderp.wire.login import ClientInfo, client_info_frame
 
     relay_key = NodePublic.from_hex(key_hex)
     keys = [NodePrivate.generate() for _ in range(N_KEYS)]

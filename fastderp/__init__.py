@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         PingTimeout,
         ProtocolError,
     )
-    from fastderp.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
-    from fastderp.protocol import (
+    from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
+    from fastderp.wire.protocol import (
         MAX_PACKET_SIZE,
         PROTOCOL_VERSION,
         Health,
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
         ServerInfo,
         ServerRestarting,
     )
-    from fastderp.server.admission import Admission
-    from fastderp.server.authority import AdmissionUrl, Tailscaled
-    from fastderp.server.forwarders import PacketForwarder
-    from fastderp.server.keylists import KeyLists
-    from fastderp.server.ratelimit import RateLimit
-    from fastderp.server.mesh import MeshPeer
-    from fastderp.server.relay import Server
-    from fastderp.server.traffic import BytesSentRecv
+    from fastderp.server.admission.admission import Admission
+    from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
+    from fastderp.server.mesh.forwarders import PacketForwarder
+    from fastderp.server.admission.key_lists import KeyLists
+    from fastderp.server.admission.rate_limit import RateLimit
+    from fastderp.server.mesh.links import MeshPeer
+    from fastderp.server.server import Server
+    from fastderp.server.observe.traffic import BytesSentRecv
 
 # Read by the build as well, without importing anything.
 __version__ = "0.1.0"
@@ -71,8 +71,8 @@ _NAMES_OF = {
         "PingTimeout",
         "ProtocolError",
     ),
-    "fastderp.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
-    "fastderp.protocol": (
+    "fastderp.wire.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
+    "fastderp.wire.protocol": (
         "MAX_PACKET_SIZE",
         "PROTOCOL_VERSION",
         "Health",
@@ -88,14 +88,14 @@ _NAMES_OF = {
         "ServerInfo",
         "ServerRestarting",
     ),
-    "fastderp.server.admission": ("Admission",),
-    "fastderp.server.authority": ("AdmissionUrl", "Tailscaled"),
-    "fastderp.server.forwarders": ("PacketForwarder",),
-    "fastderp.server.keylists": ("KeyLists",),
-    "fastderp.server.ratelimit": ("RateLimit",),
-    "fastderp.server.mesh": ("MeshPeer",),
-    "fastderp.server.relay": ("Server",),
-    "fastderp.server.traffic": ("BytesSentRecv",),
+    "fastderp.server.admission.admission": ("Admission",),
+    "fastderp.server.admission.verifiers": ("AdmissionUrl", "Tailscaled"),
+    "fastderp.server.mesh.forwarders": ("PacketForwarder",),
+    "fastderp.server.admission.key_lists": ("KeyLists",),
+    "fastderp.server.admission.rate_limit": ("RateLimit",),
+    "fastderp.server.mesh.links": ("MeshPeer",),
+    "fastderp.server.server": ("Server",),
+    "fastderp.server.observe.traffic": ("BytesSentRecv",),
 }
 _HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

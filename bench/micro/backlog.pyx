@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 
 from fastderp.dataplane.fifo cimport Node
-from fastderp.dataplane.queue cimport (
+from fastderp.dataplane.backlog cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_DATA, LANE_PACKETS, Backlog, BacklogBudget, backlog_free, backlog_new, backlog_pop,
     backlog_push)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastderp.dataplane.record import SUITES, RecordLayer
+from fastderp.tls.record import SUITES, RecordLayer
 
 RECORDS = 32
 SIZES = [37, 1437]  # an empty SendPacket, and one of 1400 bytes

@@ -18,8 +18,8 @@ from cryptography import x509
 
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, UsageError
-from fastderp.files import read_file
-from fastderp.server.acme_settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
+from fastderp.util.files import read_file
+from fastderp.server.certificates.acme.settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
 
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 

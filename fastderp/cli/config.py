@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fastderp.cli.certificates import CERT_MODES, acme_settings, check_hostname
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
-from fastderp.server.acme_settings import VENDOR_HOSTNAME, AcmeSettings
+from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
 
 T = TypeVar("T", int, float)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fastderp.cli.flags import boolean, integer, printable
 from fastderp.errors import ConfigError
-from fastderp.keys import NodePublic
+from fastderp.wire.keys import NodePublic
 
 DEBUG_LOGS = "DERP_DEBUG_LOGS"
 PROBER_LOGS = "DERP_PROBER_DEBUG_LOGS"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
-from fastderp.files import read_file
-from fastderp.keys import MeshKey, load_mesh_keys, parse_mesh_keys
-from fastderp.server.mesh import MeshPeer
-from fastderp.server.relay import Server
+from fastderp.util.files import read_file
+from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
+from fastderp.server.mesh.links import MeshPeer
+from fastderp.server.server import Server
 
 if TYPE_CHECKING:
-    from fastderp.server.secrets import SecretsServer
+    from fastderp.server.mesh.setec import SecretsServer
 
 log = logging.getLogger("fastderp")
 
@@ -84,7 +84,7 @@ class RegionSettings:
 
 def _secrets_server(config: SecretsConfig) -> SecretsServer:
     # Only now: it brings aiohttp.
-    from fastderp.server.secrets import SecretsServer
+    from fastderp.server.mesh.setec import SecretsServer
 
     try:
         return SecretsServer(config.url, config.name, config.cache)

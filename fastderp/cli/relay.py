@@ -1,6 +1,6 @@
 """The command `fastderp-relay`: flags in, a running relay, one clear line when it cannot run (PROTOCOL §12).
 
-What the flags mean is in `fastderp.cli.config`, what is started in `fastderp.cli.startup`.
+What the flags mean is in `fastderp.cli.config`, what is started in `fastderp.server.app`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
-from fastderp.cli.ending import ended
+from fastderp.cli.shutdown import ended
 from fastderp.cli.output import show
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     _raise_descriptor_limit()
     import uvloop
 
-    from fastderp.cli.startup import serve
+    from fastderp.server.app import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))

@@ -10,11 +10,11 @@ import logging
 import secrets
 from typing import Self
 
-from fastderp import login
-from fastderp.client.stream import AnyStream, Stream
+from fastderp.wire import login
+from fastderp.net.stream import AnyStream, Stream
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
-from fastderp.keys import Box, MeshKey, NodePrivate, NodePublic
-from fastderp.protocol import (
+from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import (
     HEADER_SIZE,
     KEEPALIVE_S,
     KEY_SIZE,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
-from fastderp.client.derpmap import DerpNode
-from fastderp.client.stream import Stream
-from fastderp.client.target import PIN_PREFIX, Opened, RegionGetter, RegionTarget, UrlTarget, certificate_pin
-from fastderp.client.tls import TlsStream
-from fastderp.client.upgrade import server_key_in, upgrade
+from fastderp.wire.derp_map import DerpNode
+from fastderp.net.stream import Stream
+from fastderp.net.target import PIN_PREFIX, Opened, RegionGetter, RegionTarget, UrlTarget, certificate_pin
+from fastderp.net.tls import TlsStream
+from fastderp.net.upgrade import server_key_in, upgrade
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.protocol import Message
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import Message
 from fastderp.tls.context import ClientContext
 
 # From the name look-up to the login.

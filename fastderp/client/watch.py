@@ -12,8 +12,8 @@ from collections.abc import Callable
 from fastderp.client.http_client import HTTPClient
 from fastderp.client.settling import Settling
 from fastderp.errors import DerpError
-from fastderp.keys import NodePublic
-from fastderp.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
 
 RETRY_S = 5.0
 

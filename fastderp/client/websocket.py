@@ -18,10 +18,10 @@ from websockets.protocol import CONNECTING, OPEN, Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from fastderp.client.stream import READ_SIZE, Stream
-from fastderp.client.upgrade import USER_AGENT, header_value, refusal
+from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.net.upgrade import USER_AGENT, header_value, refusal
 from fastderp.errors import ConnectionLost, DialError
-from fastderp.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
+from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 
 # derper closes on messages of more than 32 KiB.
 MESSAGE_SIZE = 16 << 10

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters, DropReason
-from fastderp.dataplane.queue cimport Backlog
+from fastderp.dataplane.backlog cimport Backlog
 from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, Turn
 from fastderp.dataplane.sys cimport iovec
 

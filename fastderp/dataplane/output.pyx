@@ -5,7 +5,7 @@ from libc.math cimport pow
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from fastderp.dataplane.aead cimport keyring_clear, keyring_free, keyring_init
+from fastderp.tls.aead cimport keyring_clear, keyring_free, keyring_init
 from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
@@ -15,12 +15,12 @@ from fastderp.dataplane.frame cimport (
     FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE,
     PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
-from fastderp.dataplane.queue cimport (
+from fastderp.dataplane.backlog cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
     MESH_CONTROL_BYTES,
     backlog_empty, backlog_free, backlog_is_cramped, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
-from fastderp.dataplane.record cimport (
+from fastderp.tls.record cimport (
     RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
 )
 from fastderp.dataplane.session cimport (
@@ -32,7 +32,7 @@ from fastderp.dataplane.sys cimport (
     atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno,
     msghdr, pages_release, pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )
-from fastderp.dataplane.wheel cimport wheel_arm
+from fastderp.dataplane.timer_wheel cimport wheel_arm
 
 cdef enum:
     FLUSH_IOVS = 64              # frames of a backlog per write

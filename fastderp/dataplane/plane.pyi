@@ -1,16 +1,16 @@
 from collections.abc import Sequence
 
-from fastderp.dataplane.news import CLOSE_REASONS as CLOSE_REASONS
-from fastderp.dataplane.news import DROP_REASONS as DROP_REASONS
-from fastderp.dataplane.news import FLUSH_BOUNDS as FLUSH_BOUNDS
-from fastderp.dataplane.news import PACKET_KINDS as PACKET_KINDS
-from fastderp.dataplane.news import ClosedEvent as ClosedEvent
-from fastderp.dataplane.news import DropEvent as DropEvent
-from fastderp.dataplane.news import FrameEvent as FrameEvent
-from fastderp.dataplane.news import SessionInfo as SessionInfo
-from fastderp.dataplane.news import TcpInfo as TcpInfo
-from fastderp.dataplane.news import Totals as Totals
-from fastderp.dataplane.record import RecordLayer
+from fastderp.dataplane.reports import CLOSE_REASONS as CLOSE_REASONS
+from fastderp.dataplane.reports import DROP_REASONS as DROP_REASONS
+from fastderp.dataplane.reports import FLUSH_BOUNDS as FLUSH_BOUNDS
+from fastderp.dataplane.reports import PACKET_KINDS as PACKET_KINDS
+from fastderp.dataplane.reports import ClosedEvent as ClosedEvent
+from fastderp.dataplane.reports import DropEvent as DropEvent
+from fastderp.dataplane.reports import FrameEvent as FrameEvent
+from fastderp.dataplane.reports import SessionInfo as SessionInfo
+from fastderp.dataplane.reports import TcpInfo as TcpInfo
+from fastderp.dataplane.reports import Totals as Totals
+from fastderp.tls.record import RecordLayer
 from fastderp.errors import DerpError
 
 DEFAULT_BACKLOG_AGE_S: float

@@ -10,14 +10,14 @@ from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
-from fastderp.dataplane.departures cimport Departures, departures_destroy, departures_hand_over
+from fastderp.dataplane.peer_gone cimport Departures, departures_destroy, departures_hand_over
 from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take_all
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
-from fastderp.dataplane.news cimport (
+from fastderp.dataplane.reports cimport (
     Glance, counters_dict, counters_moved, counters_sum, event_object, session_excuse, session_glance, session_info, tcp_info,
 )
 from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init, turn_rest
-from fastderp.dataplane.record cimport RecordLayer, Records, record_wipe
+from fastderp.tls.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
     TOLD_CAP_BYTES, HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
     routes_remove_forwarder,
@@ -32,10 +32,10 @@ from fastderp.dataplane.sys cimport (
     clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, setsockopt, tcp_counts,
 )
-from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_destroy
+from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_rest, worker_start, worker_stop
 
-from fastderp.dataplane.news import (  # handed on: who uses the plane needs them
+from fastderp.dataplane.reports import (  # handed on: who uses the plane needs them
     CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS, PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
 )
 from fastderp.errors import EX_OSERR, DerpError

@@ -9,16 +9,16 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastderp.dataplane.aead cimport Keyring
+from fastderp.tls.aead cimport Keyring
 from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.counters cimport Counters
-from fastderp.dataplane.departures cimport Departures
+from fastderp.dataplane.peer_gone cimport Departures
 from fastderp.dataplane.events cimport EventQueue, Totals
-from fastderp.dataplane.queue cimport Backlog, BacklogBudget
-from fastderp.dataplane.record cimport Records
+from fastderp.dataplane.backlog cimport Backlog, BacklogBudget
+from fastderp.tls.record cimport Records
 from fastderp.dataplane.routes cimport Route, RouteTable
 from fastderp.dataplane.sys cimport iovec, pthread_mutex_t
-from fastderp.dataplane.wheel cimport Timer, Wheel
+from fastderp.dataplane.timer_wheel cimport Timer, Wheel
 
 cdef enum:
     SEAL_CHUNK = 65536           # plaintext sealed between two writes: what a full socket leaves over stays small

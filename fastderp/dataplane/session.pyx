@@ -5,7 +5,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
-from fastderp.dataplane.departures cimport (
+from fastderp.dataplane.peer_gone cimport (
     Departure, departures_add, departures_first, departures_hand_over, departures_pop,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
@@ -17,7 +17,7 @@ from fastderp.dataplane.output cimport (
     backlog_discard_locked, backlog_gate, fail_locked, flush_locked, goodbye_locked, output_first_locked,
     poll_set_locked, session_fail, session_output_frame,
 )
-from fastderp.dataplane.record cimport Records, record_wipe
+from fastderp.tls.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport (
     HandleSet, routes_find, routes_note_told, routes_register, routes_unregister,
 )
@@ -26,7 +26,7 @@ from fastderp.dataplane.sys cimport (
     atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from fastderp.dataplane.wheel cimport wheel_arm, wheel_disarm
+from fastderp.dataplane.timer_wheel cimport wheel_arm, wheel_disarm
 
 
 cdef enum:

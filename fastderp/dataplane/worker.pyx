@@ -10,7 +10,7 @@ from libc.string cimport memcmp, memcpy, memmove
 from fastderp.dataplane.counters cimport (
     DROP_DUP_CLIENT, DROP_UNKNOWN_DEST, DROP_UNKNOWN_DEST_ON_FWD, KIND_DISCO, KIND_OTHER,
 )
-from fastderp.dataplane.departures cimport departures_first, departures_init
+from fastderp.dataplane.peer_gone cimport departures_first, departures_init
 from fastderp.dataplane.events cimport EVENT_FRAME, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
     FORWARD_OVERHEAD, FRAME_BAD_SIZE, FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_NOTE_PREFERRED, FRAME_PARTIAL,
@@ -22,7 +22,7 @@ from fastderp.dataplane.output cimport (
     packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output, session_writable, turn_free,
     turn_init, turn_rest,
 )
-from fastderp.dataplane.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
+from fastderp.tls.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
 from fastderp.dataplane.routes cimport (
     Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
 )
@@ -38,7 +38,7 @@ from fastderp.dataplane.sys cimport (
     pthread_attr_destroy, pthread_attr_init, pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join,
     pthread_mutex_lock, pthread_mutex_unlock, recv, thread_ask_short_slice,
 )
-from fastderp.dataplane.wheel cimport Wheel, wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
+from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep
 
 cdef enum:
     NO_TARGET = -1

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 from fastderp.errors import DialError, ProtocolError
-from fastderp.keys import Box, NodePrivate, NodePublic
+from fastderp.wire.keys import Box, NodePrivate, NodePublic
 from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
-from fastderp.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
-from fastderp.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
+from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake

@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypedDict
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 
 class LoggedIn(Protocol):
     """A connection that the engine takes over."""

@@ -12,8 +12,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastderp.dataplane.aead cimport keyring_free, keyring_init
-from fastderp.dataplane.record cimport RECORD_WIRE_MAX, RecordLayer, record_wipe
+from fastderp.tls.aead cimport keyring_free, keyring_init
+from fastderp.tls.record cimport RECORD_WIRE_MAX, RecordLayer, record_wipe
 from fastderp.loadgen.histogram cimport histogram_percentile
 from fastderp.loadgen.load cimport (
     DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_KEYS, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,

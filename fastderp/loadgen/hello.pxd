@@ -4,8 +4,8 @@
 
 from libc.stdint cimport uint8_t, uint16_t
 
-from fastderp.dataplane.aead cimport Keyring, TrafficKey
-from fastderp.dataplane.record cimport Records
+from fastderp.tls.aead cimport Keyring, TrafficKey
+from fastderp.tls.record cimport Records
 from fastderp.tls.openssl cimport EVP_PKEY
 
 

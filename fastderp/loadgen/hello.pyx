@@ -7,10 +7,10 @@ from libc.stdint cimport uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
-from fastderp.dataplane.aead cimport (
+from fastderp.tls.aead cimport (
     AEAD_HEADER, AEAD_TAG, EVP_CIPHER_CTX, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal, key_expanded,
     keyring_forget, suite_of, traffic_key_derive)
-from fastderp.dataplane.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
+from fastderp.tls.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
 from fastderp.tls.handshake import is_address

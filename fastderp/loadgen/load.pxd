@@ -3,8 +3,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastderp.dataplane.aead cimport Keyring
-from fastderp.dataplane.record cimport RECORD_WIRE_MAX, Records
+from fastderp.tls.aead cimport Keyring
+from fastderp.tls.record cimport RECORD_WIRE_MAX, Records
 from fastderp.loadgen.histogram cimport Histogram
 from fastderp.loadgen.payload cimport PAYLOAD_MAX
 

@@ -10,7 +10,7 @@ from libc.stdlib cimport realloc
 from libc.string cimport memcmp, memcpy
 from posix.uio cimport iovec
 
-from fastderp.dataplane.record cimport RECORD_OK, RecordStatus, record_open, record_seal
+from fastderp.tls.record cimport RECORD_OK, RecordStatus, record_open, record_seal
 from fastderp.loadgen.histogram cimport histogram_clear, histogram_record
 from fastderp.loadgen.payload cimport Mark, payload_body_is, payload_read, payload_write
 from fastderp.loadgen.sys cimport (

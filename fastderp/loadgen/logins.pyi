@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 
 class Logins:
     """Clients that log in to one relay, natively (PROTOCOL §3, §9.3).

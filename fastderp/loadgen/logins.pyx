@@ -14,8 +14,8 @@ from posix.uio cimport iovec
 
 from cpython.bytes cimport PyBytes_AS_STRING
 
-from fastderp.dataplane.aead cimport Keyring, keyring_free, keyring_init
-from fastderp.dataplane.record cimport (
+from fastderp.tls.aead cimport Keyring, keyring_free, keyring_init
+from fastderp.tls.record cimport (
     RECORD_OK, RECORD_WIRE_MAX, RecordStatus, Records, record_layer_of, record_open, record_seal, record_status_text,
     record_wipe)
 from fastderp.loadgen.hello cimport (

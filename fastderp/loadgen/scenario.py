@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from fastderp.protocol import MAX_PACKET_SIZE
+from fastderp.wire.protocol import MAX_PACKET_SIZE
 
 MIN_SIZE: Final = 32
 """A packet's number, time and check take this much."""

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 from fastderp.tls.context import Context, ServerContext
 from fastderp.tls.errors import TlsError
 

@@ -8,7 +8,7 @@ and its OpenSSL object is freed; TLS 1.2 goes on through OpenSSL.
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 
-from fastderp.dataplane.record cimport RecordLayer, record_layer_new, record_secret_size
+from fastderp.tls.record cimport RecordLayer, record_layer_new, record_secret_size
 from fastderp.tls.context cimport ClientContext, Context, ServerContext, Watch, first_reason, reason_text
 from fastderp.tls.openssl cimport (
     BIO, BIO_CTRL_PENDING, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_INTERNAL_ERROR, SSL_AD_UNRECOGNIZED_NAME,

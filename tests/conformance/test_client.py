@@ -9,7 +9,7 @@ import pytest
 
 import fastderp
 from fastderp import HTTPClient, NodePrivate, NodePublic, PeerGone, PeerPresent, run_watch_connection_loop
-from fastderp.protocol import FrameType, peer_present_payload
+from fastderp.wire.protocol import FrameType, peer_present_payload
 from tests.unit.fake_relay import RelayEnd, fake_server
 
 ONE, TWO = NodePublic(b"\x11" * 32), NodePublic(b"\x22" * 32)

@@ -11,7 +11,7 @@ from itertools import cycle, pairwise
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.protocol import FrameType
+from fastderp.wire.protocol import FrameType
 from tests.kit.plane import PlanePeer, events, running_plane
 
 N_PACKETS = 5000

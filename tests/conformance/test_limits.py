@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.protocol import FrameType
+from fastderp.wire.protocol import FrameType
 from tests.kit.plane import PlanePeer, events, running_plane
 
 LARGEST_FRAME_BYTES = 65568

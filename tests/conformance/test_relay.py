@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fastderp import MeshKey, NodePrivate, NodePublic, Server
-from fastderp.login import ClientInfo
+from fastderp.wire.login import ClientInfo
 from tests.kit.peer import WATCH
 from tests.kit.relay import Relay, eventually
 

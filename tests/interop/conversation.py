@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Self
 
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 
 MESH_KEY_TEXT = hashlib.sha256(b"mesh key of the oracle's relays").hexdigest()
 

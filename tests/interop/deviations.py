@@ -5,7 +5,7 @@ What is compared is held to its part: a deviation that is none any more fails th
 
 from dataclasses import dataclass
 
-from fastderp.protocol import FrameType
+from fastderp.wire.protocol import FrameType
 
 # Conversations by their names in scripts.py.
 DEVIATIONS = {

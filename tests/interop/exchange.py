@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastderp.protocol import MAX_PACKET_SIZE, Message, NodePublic, ReceivedPacket
+from fastderp.wire.protocol import MAX_PACKET_SIZE, Message, NodePublic, ReceivedPacket
 
 BLOCK_SIZE = 2 * MAX_PACKET_SIZE
 STALL_TIMEOUT_S = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from fastderp.protocol import FrameType, frame
+from fastderp.wire.protocol import FrameType, frame
 
 from .conversation import MESH, ORDINARY, Conversation
 from .oracle import Script

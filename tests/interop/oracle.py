@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from fastderp.errors import BoxError
-from fastderp.keys import NodePrivate, NodePublic
-from fastderp.protocol import KEY_SIZE, MAGIC, FrameType, frame
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.protocol import KEY_SIZE, MAGIC, FrameType, frame
 
 from .conversation import UPGRADE, Conversation, Leave, Login, Send, Step, describe
 from .deviations import HIDDEN_FRAMES

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 
 from fastderp.client import Client, HTTPClient
-from fastderp.keys import NodePrivate
+from fastderp.wire.keys import NodePrivate
 
 from .conversation import UPGRADE
 from .relays import Relay, Transport

@@ -6,8 +6,8 @@ nowhere here: derper gives it.
 
 from __future__ import annotations
 
-from fastderp.keys import NodePrivate
-from fastderp.protocol import KEY_SIZE, FrameType, frame
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.protocol import KEY_SIZE, FrameType, frame
 
 from .conversation import MESH, MESH_KEY_TEXT, ORDINARY, UPGRADE, Conversation
 from .oracle import DISCO_MAGIC, Script

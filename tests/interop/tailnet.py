@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastderp.keys import NodePrivate
+from fastderp.wire.keys import NodePrivate
 
 from .gokit import TailnetPrograms, plain_environment
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fastderp import login
-from fastderp.client.stream import Stream
-from fastderp.client.upgrade import upgrade
+from fastderp.wire import login
+from fastderp.net.stream import Stream
+from fastderp.net.upgrade import upgrade
 from fastderp.errors import ConnectionClosed
-from fastderp.keys import NodePrivate
-from fastderp.login import ClientInfo
-from fastderp.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.login import ClientInfo
+from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Service, ok, response, serving
 

@@ -30,9 +30,9 @@ from fastderp import (
     ServerInfo,
     run_watch_connection_loop,
 )
-from fastderp.client.stream import Stream
-from fastderp.client.upgrade import upgrade
-from fastderp.protocol import MAX_PACKET_SIZE
+from fastderp.net.stream import Stream
+from fastderp.net.upgrade import upgrade
+from fastderp.wire.protocol import MAX_PACKET_SIZE
 
 from .conftest import StartRelay
 from .relays import Relay

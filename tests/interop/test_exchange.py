@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 
 from .conftest import StartRelay
 from .exchange import Result, Terms, exchange

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fastderp import login
-from fastderp.client.stream import Stream
-from fastderp.client.upgrade import upgrade
+from fastderp.wire import login
+from fastderp.net.stream import Stream
+from fastderp.net.upgrade import upgrade
 from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.keys import NodePrivate
-from fastderp.protocol import MAX_CLIENT_FRAME_SIZE, FrameType, frame
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType, frame
 
 from .conftest import StartRelay
 from .relays import Relay

@@ -17,7 +17,7 @@ from fastderp import (
     ReceivedPacket,
     ServerInfo,
 )
-from fastderp.protocol import MAX_PACKET_SIZE
+from fastderp.wire.protocol import MAX_PACKET_SIZE
 
 from .conftest import StartRelay
 from .exchange import Terms

@@ -93,7 +93,7 @@ def command_with_upkeep_every(seconds: float) -> list[str]:
     program = f"""
 import sys
 from fastderp.cli.relay import main
-from fastderp.server import upkeep
+from fastderp.server.observe import maintenance as upkeep
 upkeep.INTERVAL_S = {seconds}
 sys.exit(main())
 """

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 
 MAGIC = b"DERP\xf0\x9f\x94\x91"
 DISCO = b"TS\xf0\x9f\x92\xac"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastderp.dataplane.plane import ClosedEvent, DropEvent, FrameEvent, Plane
-from fastderp.dataplane.record import RecordLayer
-from fastderp.protocol import FrameType, frame
+from fastderp.tls.record import RecordLayer
+from fastderp.wire.protocol import FrameType, frame
 from tests.kit.records import secret_size
 
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from fastderp.keys import NodePublic
-from fastderp.server.certs import manual_certificate, meta_cert
-from fastderp.server.http import Routes
-from fastderp.server.listener import Listener
-from fastderp.server.relay import Server
-from fastderp.server.tunnel import Tunnels
+from fastderp.wire.keys import NodePublic
+from fastderp.server.certificates.certificate import manual_certificate, meta_cert
+from fastderp.server.http.message import Routes
+from fastderp.server.accept.listener import Listener
+from fastderp.server.server import Server
+from fastderp.server.http.tunnel import Tunnels
 from fastderp.tls.context import ServerContext
 from tests.kit.peer import Peer
 from tests.kit.websocket import WebSocketPeer

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 from fastderp.loadgen.connect import Joined
-from fastderp.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame
 
 Change = Callable[[bytes], bytes]
 SUITE = "TLS_AES_128_GCM_SHA256"

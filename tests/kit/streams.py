@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 
-from fastderp.keys import NodePublic
+from fastderp.wire.keys import NodePublic
 from tests.kit.peer import SEND, frame
 
 

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from fastderp.keys import NodePublic
+from fastderp.wire.keys import NodePublic
 from tests.kit.peer import MAGIC, SERVER_KEY, Peer
 
 CONTINUATION, TEXT, BINARY = 0, 1, 2

@@ -7,7 +7,7 @@ import random
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastderp.server.http import HEAD_LIMIT_BYTES, BadRequest, HeadParser, Request
+from fastderp.server.http.message import HEAD_LIMIT_BYTES, BadRequest, HeadParser, Request
 
 LINE_ENDS = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r", b"\r\n "])
 HEADERS = st.sampled_from(

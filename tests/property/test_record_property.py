@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.kit.records import ALERT, DATA, HANDSHAKE, KEY_UPDATE, SUITES, Direction, secret_size
 
-from fastderp.dataplane.record import RecordLayer
+from fastderp.tls.record import RecordLayer
 from fastderp.tls.errors import TlsError
 
 AES = "TLS_AES_128_GCM_SHA256"

@@ -7,13 +7,13 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp import login
+from fastderp.wire import login
 from fastderp.client import DerpMap
-from fastderp.client.stream import Stream
+from fastderp.net.stream import Stream
 from fastderp.errors import ConnectionClosed, DerpMapError, LoginError, ProtocolError
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.login import ClientInfo
-from fastderp.protocol import ServerInfo, frame, parse_message
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
+from fastderp.wire.protocol import ServerInfo, frame, parse_message
 
 ALICE, BOB = NodePrivate.generate(), NodePrivate.generate()
 BOX = ALICE.box(BOB.public())

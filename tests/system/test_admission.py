@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import EX_CONFIG, EX_USAGE
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually

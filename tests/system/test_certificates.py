@@ -59,7 +59,7 @@ def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_
         assert re.search(rf"certificate for {NAME}, valid until \d{{4}}-\d\d-\d\d \d\d:\d\d UTC$", running.said, re.M)
         assert "that is in" not in running.said
     put(tmp_path, self_signed(NAME, days=(-1, 20)))
-    days_fly = "import fastderp.server.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
+    days_fly = "import fastderp.server.certificates.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
     with started([sys.executable, "-c", days_fly, *flags(tmp_path)]) as running:
         warning = running.find(f"(certificate for {NAME}, valid until .*: that is in 19 days)\n")
         assert running.process.stderr is not None

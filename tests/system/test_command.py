@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.client.stun import binding_request, parse_response
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 from tests.kit.command import COMMAND, RunningRelay, refused, relay
 from tests.kit.peer import RESTARTING, Peer
 from tests.kit.relay import eventually

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import NodePrivate
+from fastderp.wire.keys import NodePrivate
 from tests.kit.command import COMMAND, relay, started
 from tests.kit.relay import eventually
 from tests.kit.service import serving
@@ -90,7 +90,7 @@ def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.
 
 def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
     keys, flags = follow_a_file(tmp_path)
-    impatient = "import fastderp.cli.ending as ending, fastderp.cli.relay as relay, sys; ending.LIMIT_S = 0.5; sys.exit(relay.main())"
+    impatient = "import fastderp.cli.shutdown as ending, fastderp.cli.relay as relay, sys; ending.LIMIT_S = 0.5; sys.exit(relay.main())"
     with started([sys.executable, "-c", impatient, *flags]) as running:
         with never_answering(keys, running.process):
             code, _ = running.stop()

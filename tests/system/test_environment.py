@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from fastderp.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate, NodePublic
 from tests.kit.command import RunningRelay, command_with_upkeep_every, relay, started
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually

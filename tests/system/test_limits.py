@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import EX_CONFIG
-from fastderp.keys import NodePublic
+from fastderp.wire.keys import NodePublic
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually

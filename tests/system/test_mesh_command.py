@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import MeshKey
+from fastderp.wire.keys import MeshKey
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.relay import eventually
 from tests.kit.service import ok, serving

@@ -12,8 +12,8 @@ from itertools import cycle, pairwise
 import pytest
 
 from fastderp.client import HTTPClient
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.server.forwarders import PacketForwarder
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.server.mesh.forwarders import PacketForwarder
 from tests.kit.peer import DISCO, GONE, Peer
 from tests.kit.relay import Relay, eventually
 
@@ -193,7 +193,7 @@ def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(relay: Rela
 
 
 def test_a_removed_forwarder_is_let_go(relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.forwarders.LINGER_S", 0.01)
+    monkeypatch.setattr("fastderp.server.mesh.forwarders.LINGER_S", 0.01)
     forwarder = Collector()
     is_there = weakref.ref(forwarder)
     add(relay, key, forwarder)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.login import open_client_info
-from fastderp.server.dialled import CONNECT_TIMEOUT_S
-from fastderp.server.mesh import LinkState, MeshLink
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import open_client_info
+from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S
+from fastderp.server.mesh.links import LinkState, MeshLink
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import CLOSE_PEER, FORWARD, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
 from tests.kit.relay import PATIENCE_S, Relay, eventually
@@ -168,8 +168,8 @@ def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_
 
 
 def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr("fastderp.server.mesh.LAST_RETRY_S", 0.001)
+    monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr("fastderp.server.mesh.links.LAST_RETRY_S", 0.001)
     with member_of(relay) as member, relay.login() as a:
         for number in range(30):
             member.welcome()
@@ -259,7 +259,7 @@ def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
 def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
     relay: Relay, greeting: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 0.01)
     with member_of(relay) as member:
         member.accept()
         member.sock.sendall(greeting)
@@ -281,7 +281,7 @@ def test_a_server_info_made_for_somebody_else_breaks_the_link(relay: Relay) -> N
 
 
 def test_a_member_that_never_answers_the_login_is_given_up(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.mesh.CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("fastderp.server.mesh.links.CONNECT_TIMEOUT_S", 0.1)
     assert CONNECT_TIMEOUT_S == 10.0
     with member_of(relay) as member:
         member.accept()

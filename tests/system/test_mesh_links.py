@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.client.tls import ClientContext
-from fastderp.keys import MeshKey, NodePrivate
-from fastderp.server.mesh import LinkState
+from fastderp.net.tls import ClientContext
+from fastderp.wire.keys import MeshKey, NodePrivate
+from fastderp.server.mesh.links import LinkState
 from fastderp.tls.context import ServerContext
 from tests.kit.certificates import self_signed
 from tests.kit.peer import DISCO, GONE, RECV
@@ -201,7 +201,7 @@ def test_a_member_that_is_away_is_linked_when_it_comes(start_relay: StartRelay, 
 def test_a_member_that_logs_in_is_dialled_at_once(
     start_relay: StartRelay, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.mesh.FIRST_RETRY_S", 3600.0)
+    monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 3600.0)
     one, key = start_member(start_relay), NodePrivate.generate()
     with running(Setup(), certificates, mesh_key=SECRET, private_key=key) as first:
         link(one, first)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import CLOSE_PEER, GONE, PRESENT, WATCH, Peer, frame
 from tests.kit.relay import PATIENCE_S, Relay, Setup, client_context, eventually
 
@@ -284,7 +284,7 @@ def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: R
 def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
     crowded: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.presence.FLOODS_PER_SECOND", 1000.0)
+    monkeypatch.setattr("fastderp.server.mesh.presence.FLOODS_PER_SECOND", 1000.0)
     with watcher(crowded) as w:
         w.read_frames(N_CROWD + 1)
         with deaf_watcher(crowded) as deaf:

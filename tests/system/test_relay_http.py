@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastderp.keys import NodePublic
-from fastderp.server import http
-from fastderp.server.http import Request, Response, Site
-from fastderp.server.listener import listen_sockets
+from fastderp.wire.keys import NodePublic
+from fastderp.server.http import message as http
+from fastderp.server.http.message import Request, Response, Site
+from fastderp.server.accept.listener import listen_sockets
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request
 from tests.kit.relay import Relay, Setup, client_context, eventually, without_websocket
@@ -318,7 +318,7 @@ def test_requests_are_counted_by_tls_version(start_relay: StartRelay) -> None:
 
 _SHORT_OF_DESCRIPTORS = """
 import asyncio, resource, sys, uvloop
-from fastderp.server.relay import Server
+from fastderp.server.server import Server
 
 async def main():
     async with Server(workers=1) as relay:
@@ -372,7 +372,7 @@ def test_a_login_without_descriptors_for_its_bridge_is_refused(
         raise OSError(errno.EMFILE, "Too many open files")
 
     relay = start_relay(setup)
-    monkeypatch.setattr("fastderp.server.bridge.socket.socketpair", no_descriptors)
+    monkeypatch.setattr("fastderp.server.accept.bridge.socket.socketpair", no_descriptors)
     with relay.connect() as peer:
         peer.upgrade(relay.server.public_key)
         peer.send(client_info(peer.key, relay.server.public_key))

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import pytest
 
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.login import ClientInfo
-from fastderp.server.connection import Connection
-from fastderp.server.listener import LOGIN_BUDGET_S
-from fastderp.server.stream import Stream
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
+from fastderp.server.accept.connection import Connection
+from fastderp.server.accept.listener import LOGIN_BUDGET_S
+from fastderp.server.accept.stream import Stream
 from tests.kit.peer import (
     CLIENT_INFO,
     FAST_START,
@@ -84,9 +84,9 @@ def test_what_had_no_line_is_summed_up_soon_after(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
-    monkeypatch.setattr("fastderp.server.upkeep.INTERVAL_S", 0.01)
-    monkeypatch.setattr("fastderp.server.journal.WINDOW_S", 0.05)
-    monkeypatch.setattr("fastderp.server.journal.SESSION_LINES", 1)
+    monkeypatch.setattr("fastderp.server.observe.maintenance.INTERVAL_S", 0.01)
+    monkeypatch.setattr("fastderp.server.observe.connection_log.WINDOW_S", 0.05)
+    monkeypatch.setattr("fastderp.server.observe.connection_log.SESSION_LINES", 1)
     relay = start_relay()
     with relay.login(), relay.login(), relay.login():
         pass
@@ -260,7 +260,7 @@ def test_good_clients_get_in_while_thousands_hold_their_connections_silent(start
 
 
 def test_oversized_logins_share_a_bounded_memory(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.listener.RESERVE_LIMIT_BYTES", 500_000)
+    monkeypatch.setattr("fastderp.server.accept.listener.RESERVE_LIMIT_BYTES", 500_000)
     relay = start_relay()
     header = struct.pack(">BI", CLIENT_INFO, 250_000)
     with relay.connect() as first, relay.connect() as second, relay.connect() as third:
@@ -278,7 +278,7 @@ def test_oversized_logins_share_a_bounded_memory(start_relay: StartRelay, monkey
 
 
 def test_when_too_many_are_not_logged_in_the_oldest_goes(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.listener.PENDING_LIMIT", 3)
+    monkeypatch.setattr("fastderp.server.accept.listener.PENDING_LIMIT", 3)
     relay = start_relay()
     held = [relay.connect_tcp() for _ in range(3)]
     eventually(lambda: relay.listener.n_pending == 3)

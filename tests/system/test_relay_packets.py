@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.memory import resident_bytes
-from fastderp.server.ratelimit import RateLimit
+from fastderp.server.admission.rate_limit import RateLimit
 from tests.kit.peer import (
     CLOSE_PEER,
     DISCO,
@@ -102,7 +102,7 @@ def test_what_was_received_and_sent_is_counted(start_relay: StartRelay) -> None:
 
 _TALKERS = """
 import sys, time
-from fastderp.keys import NodePublic
+from fastderp.wire.keys import NodePublic
 from tests.kit.peer import SEND, RECV, Peer, frame
 from tests.kit.relay import Setup, client_context
 setup, port, relay = Setup(sys.argv[1]), int(sys.argv[2]), NodePublic.from_text(sys.argv[3])

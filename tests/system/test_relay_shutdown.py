@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from fastderp.errors import ConnectionClosed
-from fastderp.keys import NodePrivate
-from fastderp.server.http import Response
-from fastderp.server.relay import Server
+from fastderp.wire.keys import NodePrivate
+from fastderp.server.http.message import Response
+from fastderp.server.server import Server
 from tests.kit.peer import RESTARTING, SERVER_KEY, client_info
 from tests.kit.relay import EVERY_SETUP, EVERY_WEBSOCKET_SETUP, Relay, Setup, eventually
 from tests.kit.streams import StreamPair
@@ -54,7 +54,7 @@ def test_what_was_announced_before_the_end_still_arrives(start_relay: StartRelay
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(
     start_relay: StartRelay, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.bridge.FAREWELL_S", 0.2)
+    monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
     relay = start_relay(Setup(transport), write_timeout=0)
     with relay.login() as sender, relay.login() as stuck:
         for _ in range(100):
@@ -175,7 +175,7 @@ async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
 
 
 async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.streams.FAREWELL_S", 0.1)
+    monkeypatch.setattr("fastderp.server.accept.embedded.FAREWELL_S", 0.1)
     over = asyncio.Event()
     async with Server(workers=1, write_timeout=0.5) as server:
 

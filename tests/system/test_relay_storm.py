@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one co
 @pytest.fixture(params=SETUPS, ids=str)
 def relay(request: pytest.FixtureRequest, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """A relay that takes every handshake for part of a storm."""
-    monkeypatch.setattr("fastderp.server.stream.BUSY_EVENTS", 1)
+    monkeypatch.setattr("fastderp.server.accept.stream.BUSY_EVENTS", 1)
     return start_relay(request.param)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastderp.server import tunnel
-from fastderp.server.tunnel import Pace, Target, Tunnels
+from fastderp.server.http import tunnel
+from fastderp.server.http.tunnel import Pace, Target, Tunnels
 from tests.kit.peer import Peer
 from tests.kit.relay import LOOPS, PATIENCE_S, Relay, Setup, eventually
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import NodePrivate
-from fastderp.server.websocket import MESSAGE_LIMIT_BYTES
+from fastderp.wire.keys import NodePrivate
+from fastderp.server.accept.websocket import MESSAGE_LIMIT_BYTES
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import MAGIC, SEND, SERVER_INFO, SERVER_KEY, client_info, frame
 from tests.kit.relay import EVERY_WEBSOCKET_SETUP, Relay, Setup, eventually
@@ -304,7 +304,7 @@ def test_who_sends_pings_and_reads_no_pongs_is_not_read_either(start_relay: Star
 def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.bridge.FAREWELL_S", 0.2)
+    monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
     relay = start_relay(WEBSOCKET, write_timeout=0.5)
     with login(relay) as sender, login(relay) as stuck:
         stop = threading.Event()
@@ -329,7 +329,7 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
 def test_long_messages_before_the_login_share_a_bounded_memory(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.listener.RESERVE_LIMIT_BYTES", 250_000)
+    monkeypatch.setattr("fastderp.server.accept.listener.RESERVE_LIMIT_BYTES", 250_000)
     relay = start_relay(WEBSOCKET)
     long_message = message(bytes(130_000))
     with connect(relay) as first, connect(relay) as second, connect(relay) as third:
@@ -349,7 +349,7 @@ def test_long_messages_before_the_login_share_a_bounded_memory(
 def test_long_messages_after_the_login_share_a_bounded_memory(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.bridge.HELD_LIMIT_BYTES", 250_000)
+    monkeypatch.setattr("fastderp.server.accept.bridge.HELD_LIMIT_BYTES", 250_000)
     relay = start_relay(WEBSOCKET)
     packet = frame(SEND, bytes(32 + 60_000))
     long_message = message(packet * 2)

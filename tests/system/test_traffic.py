@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.keys import NodePublic
-from fastderp.server.traffic import BytesSentRecv
+from fastderp.wire.keys import NodePublic
+from fastderp.server.observe.traffic import BytesSentRecv
 from tests.kit.command import relay as command
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import Relay, Setup, eventually
@@ -65,7 +65,7 @@ def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
 
 
 def test_round_trips_are_sampled_whatever_lies_between_but_websockets(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastderp.server.upkeep.INTERVAL_S", 0.02)
+    monkeypatch.setattr("fastderp.server.observe.maintenance.INTERVAL_S", 0.02)
     for transport in ("plain", "TLS 1.2", "TLS 1.3"):
         relay = start_relay(Setup(transport))
         with relay.login():

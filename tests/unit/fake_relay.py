@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastderp import login
+from fastderp.wire import login
 from fastderp.client import Client
-from fastderp.keys import NodePrivate
-from fastderp.protocol import HEADER, ServerInfo, frame
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.protocol import HEADER, ServerInfo, frame
 
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -13,16 +13,16 @@ IMPORT = re.compile(
 )
 
 # What the modules under a name may import of ours, besides modules under the same name.
-BOTTOM = {"fastderp.protocol", "fastderp.keys", "fastderp.login", "fastderp.errors", "fastderp.files"}
+BOTTOM = {"fastderp.wire.protocol", "fastderp.wire.keys", "fastderp.wire.login", "fastderp.errors", "fastderp.util.files"}
 BELOW_PLANES = BOTTOM | {"fastderp.dataplane", "fastderp.tls"}
 ALLOWED = {
-    "fastderp.protocol": set(),
+    "fastderp.wire.protocol": set(),
     "fastderp.errors": set(),
-    "fastderp.files": set(),
-    "fastderp.keys": {"fastderp.protocol", "fastderp.errors", "fastderp.files"},
-    "fastderp.login": {"fastderp.protocol", "fastderp.errors", "fastderp.keys"},
-    "fastderp.tls": {"fastderp.errors", "fastderp.dataplane.record"},
-    "fastderp.dataplane": {"fastderp.protocol", "fastderp.keys", "fastderp.errors", "fastderp.tls"},
+    "fastderp.util.files": set(),
+    "fastderp.wire.keys": {"fastderp.wire.protocol", "fastderp.errors", "fastderp.util.files"},
+    "fastderp.wire.login": {"fastderp.wire.protocol", "fastderp.errors", "fastderp.wire.keys"},
+    "fastderp.tls": {"fastderp.errors", "fastderp.tls.record"},
+    "fastderp.dataplane": {"fastderp.wire.protocol", "fastderp.wire.keys", "fastderp.errors", "fastderp.tls"},
     "fastderp.client": BELOW_PLANES,
     "fastderp.server": BELOW_PLANES | {"fastderp.client"},
     "fastderp.loadgen": BELOW_PLANES | {"fastderp.client"},

@@ -26,8 +26,8 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_reading_the_wire_needs_neither_crypto_nor_a_loop() -> None:
-    loaded = run("-c", "import sys, fastderp.protocol; print(*sys.modules)").stdout.split()
-    assert "fastderp.protocol" in loaded
+    loaded = run("-c", "import sys, fastderp.wire.protocol; print(*sys.modules)").stdout.split()
+    assert "fastderp.wire.protocol" in loaded
     assert not {"nacl", "asyncio", "ssl", "cryptography", "fastderp.dataplane.plane"} & set(loaded)
 
 

@@ -1,0 +1,240 @@
+from typing import NamedTuple
+
+from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS
+from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
+from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
+from fastderp.dataplane.backlog cimport backlog_bytes
+from fastderp.tls.record cimport RecordStatus, record_status_text
+from fastderp.dataplane.session cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN, session_totals
+from fastderp.dataplane.sys cimport (
+    ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, errno,
+    getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
+# Of CloseReason, in its order; shown in logs and as metric labels.
+CLOSE_REASONS = (
+    "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
+    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
+)
+assert len(CLOSE_REASONS) == N_CLOSE_REASONS
+# Of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
+DROP_REASONS = (
+    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail", "write_error", "dup_client",
+)
+PACKET_KINDS = ("disco", "other")
+# Of counters()["buffered_write_frames"]; above the last there is one count more.
+FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
+assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
+
+
+class Totals(NamedTuple):
+    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes of packets."""
+
+    seconds: float
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    dropped: int
+
+
+class FrameEvent(NamedTuple):
+    """A frame for the control plane, as it came from the session `handle`."""
+
+    handle: int
+    type: int
+    payload: bytes
+
+
+class ClosedEvent(NamedTuple):
+    """The end of a session.
+
+    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it.
+    """
+
+    handle: int
+    key: bytes
+    reason: str
+    detail: str
+    addr: bytes
+    port: int
+    totals: Totals
+
+
+class DropEvent(NamedTuple):
+    """A packet for a watched key that was dropped; `source` is empty when the packet does not say whose it is."""
+
+    source: bytes
+    destination: bytes
+    reason: str
+    kind: str
+
+
+class SessionInfo(NamedTuple):
+    """A connected session, for debug pages and tests."""
+
+    handle: int
+    key: bytes
+    addr: bytes
+    port: int
+    mesh: bool
+    link: bool
+    prober: bool
+    not_ideal: bool
+    preferred: bool
+    active: bool
+    tls: bool
+    worker: int
+    backlog_bytes: int
+    totals: Totals
+
+
+class TcpInfo(NamedTuple):
+    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes each way."""
+
+    handle: int
+    key: bytes
+    rtt_us: int
+    bytes_sent: int
+    bytes_received: int
+
+
+# ---- sessions
+
+cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept nogil:
+    """Look at a slot; False when no open session is there. What the kernel counts goes to info unless that is NULL.
+
+    No Python object is made under the lock: senders wait for it.
+    """
+    cdef unsigned int n = sizeof(tcp_counts)
+    cdef bint is_open
+    cdef bint failed
+    if atomic_load_u64(&s.handle) == 0:
+        return False
+    pthread_mutex_lock(&s.output_lock)
+    is_open = s.state == SESSION_OPEN
+    if is_open:
+        seen.handle = s.handle
+        seen.peer = s.peer
+        seen.opened_ns = s.opened_ns
+        seen.worker = s.worker
+        seen.preferred = atomic_load_u8(&s.preferred)
+        seen.active = s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle
+        seen.tls = s.records is not NULL
+        seen.backlog_bytes = backlog_bytes(s.backlog) if s.backlog is not NULL else 0
+        session_totals(s, &seen.totals)
+        if info is not NULL:
+            failed = getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) != 0
+            seen.is_tcp = not (failed and (errno == EOPNOTSUPP or errno == ENOPROTOOPT))
+            seen.has_tcp = not failed and n == sizeof(tcp_counts)
+    pthread_mutex_unlock(&s.output_lock)
+    return is_open
+
+
+cdef bint session_excuse(Session* s, uint64_t handle) noexcept nogil:
+    """Note that a session has no round-trip time; False when that was noted before."""
+    cdef bint is_news
+    pthread_mutex_lock(&s.output_lock)
+    is_news = s.handle == handle and not s.rtt_excused
+    s.rtt_excused |= is_news
+    pthread_mutex_unlock(&s.output_lock)
+    return is_news
+
+
+cdef object session_info(Session* s):
+    cdef Glance seen
+    if not session_glance(s, &seen, NULL):
+        return None
+    return SessionInfo(
+        seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
+        seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober), bool(seen.peer.not_ideal),
+        seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
+        totals_object(clock_ns() - seen.opened_ns, &seen.totals),
+    )
+
+
+cdef object tcp_info(Session* s):
+    cdef Glance seen
+    cdef tcp_counts info
+    if not session_glance(s, &seen, &info) or not seen.has_tcp:
+        return None
+    return TcpInfo(seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received)
+
+
+cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
+    return Totals(
+        lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
+
+
+# ---- events
+
+cdef object event_object(Event* event):
+    if event.kind == EVENT_FRAME:
+        return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
+    if event.kind == EVENT_DROP:
+        return DropEvent(
+            event.frame[:event.n_frame], event.key[:KEY_SIZE], DROP_REASONS[event.reason], PACKET_KINDS[event.detail])
+    return ClosedEvent(
+        event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
+        record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
+        event.addr[:16], event.port,
+        totals_object(event.lived_ns, &event.totals),
+    )
+
+
+# ---- counters
+
+cdef uint64_t counters_moved(const Counters* c) noexcept:
+    return (atomic_peek_u64(&c.accepts) + atomic_peek_u64(&c.closed) + atomic_peek_u64(&c.reads)
+            + atomic_peek_u64(&c.writes))
+
+
+cdef void counters_sum(Counters* total, const Counters* part) noexcept:
+    cdef uint64_t* into = <uint64_t*>total
+    cdef const uint64_t* words = <const uint64_t*>part
+    cdef size_t i
+    for i in range(sizeof(Counters) // sizeof(uint64_t)):
+        into[i] += atomic_peek_u64(&words[i])
+
+
+cdef dict counters_dict(const Counters* c):
+    cdef int reason
+    cdef int kind
+    packets_dropped = {}
+    bytes_dropped = {}
+    for reason in range(<int>N_DROP_REASONS):
+        for kind in range(N_KINDS):
+            label = (DROP_REASONS[reason], PACKET_KINDS[kind])
+            packets_dropped[label] = c.packets_dropped[reason][kind]
+            bytes_dropped[label] = c.bytes_dropped[reason][kind]
+    return {
+        "accepts": c.accepts,
+        "current_connections": c.accepts - c.closed,
+        "current_home_connections": c.home_connections,
+        "current_notideal_connections": c.notideal_connections,
+        "total_dup_client_conns": c.total_dup_client_conns,
+        "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
+        "packets_received_kind": {PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)},
+        "bytes_received": c.bytes_received,
+        "packets_sent": c.packets_sent,
+        "bytes_sent": c.bytes_sent,
+        "packets_dropped": packets_dropped,
+        "bytes_dropped": bytes_dropped,
+        "packets_forwarded_in": c.packets_forwarded_in,
+        "packets_forwarded_out": c.packets_forwarded_out,
+        "packets_forwarded_lost": c.packets_forwarded_lost,
+        "peer_gone_lost": c.peer_gone_lost,
+        "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
+        "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
+        "got_ping": c.got_ping,
+        "sent_pong": c.sent_pong,
+        "unknown_frames": c.unknown_frames,
+        "home_moves_in": c.home_moves_in,
+        "home_moves_out": c.home_moves_out,
+        "sclient_write_timeouts": c.sclient_write_timeouts,
+        "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
+        "buffered_write_frames": ([c.flushes[i] for i in range(N_FLUSH_BUCKETS)], c.flushed_frames),
+        "sealed_connections": c.sealed_connections,
+        "reads": c.reads,
+        "writes": c.writes,
+    }

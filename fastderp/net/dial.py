@@ -1,0 +1,212 @@
+"""From a DERP node to a TCP connection: address families in a race, or through an HTTP proxy.
+
+Implements the dialling rules of PROTOCOL §13. Runs in the event loop of the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from ipaddress import ip_address
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from fastderp.wire.derp_map import DerpNode, DerpRegion
+from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+
+NODE_TIMEOUT_S = 1.5
+# The head start of IPv6 where the caller prefers it.
+IPV4_DELAY_S = 0.2
+
+_MAX_PROXY_HEAD_SIZE = 64 << 10
+# Host names come from a DERP map and must not end the request line.
+_HOST = re.compile("[!-~]+")
+
+# Shakes hands with an HTTPS proxy of this host name.
+SecureProxy = Callable[[Stream, str], Awaitable[Stream]]
+
+
+class Reached(NamedTuple):
+    """The node of a region that was reached, and the connection to it."""
+
+    node: DerpNode
+    stream: Stream
+
+
+async def dial_region(
+    region: DerpRegion, *, default_port: int, prefer_ipv6: bool, https: bool, secure_proxy: SecureProxy
+) -> Reached:
+    """Connect to the first node of the region, in its order, that can be reached.
+
+    Raises DialError with what was wrong with each node.
+    """
+    failures = []
+    for node in region.nodes:
+        if node.stun_only:
+            continue
+        port = node.derp_port or default_port
+        try:
+            proxy = _proxy_for(node.host_name, https=https)
+            if proxy is None:
+                stream = await dial_node(node, port, prefer_ipv6=prefer_ipv6)
+            else:
+                stream = await dial_through_proxy(proxy, node.host_name, port, secure_proxy)
+            return Reached(node, stream)
+        except DialError as error:
+            failures.append(f"{node.name or node.host_name}: {error}")
+    name = region.region_code or str(region.region_id)
+    raise DialError(f"region {name}: " + ("; ".join(failures) or "no node to connect to"))
+
+
+async def dial_node(
+    node: DerpNode, port: int, *, prefer_ipv6: bool = False, timeout_s: float | None = NODE_TIMEOUT_S
+) -> Stream:
+    """Connect to the node over whichever address family answers first, within `timeout_s` if given.
+
+    Raises DialError saying what was wrong with each.
+    """
+    attempts: list[tuple[float, Callable[[], Awaitable[Stream]]]] = []
+    for family, setting, delay_s in (
+        (socket.AF_INET6, node.ipv6, 0.0),
+        (socket.AF_INET, node.ipv4, IPV4_DELAY_S if prefer_ipv6 else 0.0),
+    ):
+        host = _host_for(family, setting, node.host_name)
+        if host is not None:
+            attempts.append((delay_s, partial(_connect, host, port, family)))
+    if not attempts:
+        raise DialError(f"{node.host_name}: IPv4 and IPv6 are both disabled")
+    # Where only one family is left it has nothing to wait for.
+    if len(attempts) == 1:
+        attempts = [(0.0, attempts[0][1])]
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _race(attempts)
+    except TimeoutError:
+        raise DialError(f"{node.host_name} port {port}: no answer within {timeout_s:g} s") from None
+
+
+async def dial_through_proxy(
+    proxy: SplitResult, host: str, port: int, secure_proxy: SecureProxy
+) -> Stream:
+    """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`. DialError when it refuses."""
+    called = f"proxy {proxy.hostname}"
+    if not _HOST.fullmatch(host):
+        raise DialError(f"{called}: not a host to ask for: {host!r}")
+    if proxy.scheme not in ("http", "https") or proxy.hostname is None:
+        raise DialError(f"{called}: only http:// and https:// proxies are supported")
+    try:
+        proxy_port = proxy.port or (443 if proxy.scheme == "https" else 80)
+    except ValueError as error:
+        raise DialError(f"{called}: {error}") from None
+    stream = await _connect(proxy.hostname, proxy_port, socket.AF_UNSPEC)
+    try:
+        if proxy.scheme == "https":
+            stream = await secure_proxy(stream, proxy.hostname)
+        stream.write(_connect_request(proxy, host, port))
+        head = await stream.read_head(_MAX_PROXY_HEAD_SIZE)
+    except (ConnectionClosed, ProtocolError) as error:
+        stream.abort()
+        raise DialError(f"{called}: {error}") from error
+    except BaseException:
+        stream.abort()
+        raise
+    status = head.partition(b"\r\n")[0].decode("latin-1")
+    if status.split(" ", 2)[1:2] != ["200"]:
+        stream.abort()
+        raise DialError(f"{called} refused a tunnel: {status[:100]!r}")
+    return stream
+
+
+def bracketed(host: str) -> str:
+    """Return the host as URLs and HTTP write it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
+    target = f"{bracketed(host)}:{port}"
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if proxy.username is not None:
+        user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        lines.append("Proxy-Authorization: Basic " + base64.b64encode(user.encode()).decode())
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+def _proxy_for(host: str, *, https: bool) -> SplitResult | None:
+    """Return the proxy that HTTPS_PROXY (or HTTP_PROXY) and NO_PROXY name for `host`."""
+    # Costs more to import than all the rest and few need it.
+    if not any(name.lower() in ("https_proxy", "http_proxy") for name in os.environ):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    proxies = getproxies_environment()
+    proxy = proxies.get("https" if https else "http")
+    if not proxy or _is_loopback(host) or proxy_bypass(host):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str | None:
+    """Return what to dial in this family, or None where the node disables it."""
+    version = 4 if family == socket.AF_INET else 6
+    host = setting or host_name
+    try:
+        return host if ip_address(host).version == version else None
+    except ValueError:
+        # A name is looked up; a setting that is no address, such as "none", disables the family.
+        return None if setting else host
+
+
+async def _connect(host: str, port: int, family: socket.AddressFamily) -> Stream:
+    try:
+        return Stream(*await asyncio.open_connection(host, port, family=family, limit=READ_SIZE))
+    except (OSError, UnicodeError) as error:
+        raise DialError(f"{bracketed(host)}:{port}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    # getaddrinfo has its own, negative numbers and says it in words.
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number)
+    return getattr(error, "strerror", None) or str(error)
+
+
+async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]]) -> Stream:
+    """Start each attempt after its delay; return the first success and undo the others."""
+    tasks = [asyncio.create_task(_after(*attempt)) for attempt in attempts]
+    winner: Stream | None = None
+    failures = []
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                winner = await task
+                return winner
+            except DerpError as error:
+                failures.append(str(error))
+        # The families often fail alike.
+        raise DialError("; ".join(dict.fromkeys(failures)))
+    finally:
+        for running in tasks:
+            running.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Stream) and outcome is not winner:
+                outcome.abort()
+
+
+async def _after(delay_s: float, attempt: Callable[[], Awaitable[Stream]]) -> Stream:
+    if delay_s:
+        await asyncio.sleep(delay_s)
+    return await attempt()

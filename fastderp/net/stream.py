@@ -1,0 +1,227 @@
+"""Frames and HTTP heads over any pair of asyncio streams.
+
+Turns what streams raise into ConnectionClosed and ConnectionLost. One task reads at a time;
+any number of tasks write. Belongs to the event loop of its streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import Any, Protocol, TypeAlias
+
+from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
+from fastderp.wire.protocol import HEADER, HEADER_SIZE
+
+# Large enough that a burst of packets costs one read, small enough to copy quickly.
+READ_SIZE = 256 << 10
+# How long an orderly close may take before what is unsent is thrown away.
+CLOSE_TIMEOUT_S = 1.0
+
+_HEAD_END = b"\r\n\r\n"
+
+
+class Reader(Protocol):
+    """The part of asyncio.StreamReader a client needs."""
+
+    async def read(self, n: int, /) -> bytes:
+        """Return up to `n` bytes, at least one, or b"" at the end."""
+
+
+class Writer(Protocol):
+    """The part of asyncio.StreamWriter a client needs."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send, buffering what cannot go yet."""
+
+    async def drain(self) -> None:
+        """Wait until the buffer has room."""
+
+    def close(self) -> None:
+        """Close the connection when what is buffered has gone."""
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of `close`."""
+
+    def get_extra_info(self, name: str, /) -> Any:
+        """Return what is known under `name`, such as "sockname"; None for nothing."""
+
+
+class ReaderWriter(Reader, Writer, Protocol):
+    """Both directions in one object."""
+
+
+AnyStream: TypeAlias = "Stream | ReaderWriter | tuple[Reader, Writer]"
+
+
+class Stream:
+    """A connection with a buffer in front of its reader. Is itself a Reader and a Writer."""
+
+    __slots__ = ("_at", "_buffer", "_over", "_reader", "_writer")
+
+    def __init__(self, reader: Reader, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+        # What was read and not yet taken is _buffer[_at:].
+        self._buffer = bytearray()
+        self._at = 0
+        self._over = False
+
+    @classmethod
+    def of(cls, stream: AnyStream) -> Stream:
+        """Wrap a (reader, writer) pair or an object with both sets of methods."""
+        if isinstance(stream, Stream):
+            return stream
+        if isinstance(stream, tuple):
+            return cls(*stream)
+        return cls(stream, stream)
+
+    async def read(self, n: int, /) -> bytes:
+        """Return up to `n` bytes, at least one, or b"" at the end of the stream."""
+        if self._at == len(self._buffer):
+            return await self._read(n)
+        data = bytes(memoryview(self._buffer)[self._at : self._at + n])
+        self._at += len(data)
+        return data
+
+    async def read_frame(self, limit: int, timeout_s: float) -> tuple[int, bytes]:
+        """Return type and payload of the next frame.
+
+        Raises ProtocolError for a payload above `limit` bytes, ConnectionClosed at the end of the
+        stream, ConnectionLost when it ends inside a frame, breaks, or when the frame is not
+        whole after `timeout_s` seconds.
+        """
+        if (taken := self._take_frame(limit)) is not None:
+            return taken
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await self._fill("a frame")
+                    if (taken := self._take_frame(limit)) is not None:
+                        return taken
+        except TimeoutError:
+            raise ConnectionLost(f"nothing from the relay for {timeout_s:g} s") from None
+
+    async def read_head(self, limit: int) -> bytes:
+        """Return an HTTP head up to and with its blank line.
+
+        Raises ProtocolError for one above `limit` bytes, otherwise as `read_frame`.
+        """
+        while True:
+            end = self._buffer.find(_HEAD_END, self._at)
+            size = (end + len(_HEAD_END) if end >= 0 else len(self._buffer)) - self._at
+            if size > limit:
+                raise ProtocolError(f"HTTP head of more than {limit} bytes")
+            if end >= 0:
+                return await self.read(size)
+            await self._fill("an HTTP head")
+
+    def write(self, data: bytes, /) -> None:
+        """Queue `data`; `drain` waits until most of it is on its way. ConnectionLost when broken."""
+        try:
+            self._writer.write(data)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLost(f"writing failed: {error}") from error
+
+    async def drain(self) -> None:
+        """Wait until there is room for more. ConnectionLost when the connection broke."""
+        try:
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLost(f"writing failed: {error}") from error
+
+    def close(self) -> None:
+        """Begin an orderly close: what is queued is still sent."""
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close now; what is queued is lost."""
+        transport = getattr(self._writer, "transport", None)
+        abort = getattr(transport, "abort", None) or getattr(self._writer, "abort", None)
+        if abort is None:
+            self._writer.close()
+        else:
+            # An asyncio transport that was closed with data queued, and is over, has no loop left to abort on.
+            with contextlib.suppress(AttributeError):
+                abort()
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of `close`, for a short time only; then abort."""
+        if self._over:
+            # An asyncio writer that was not waited for to the end cannot be waited for again.
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._writer.wait_closed()
+        except OSError:
+            # The peer broke it first, or (TimeoutError) never reads: closed either way.
+            self.abort()
+        finally:
+            self._over = True
+
+    def take_unread(self) -> bytes:
+        """Return what was read ahead and not taken yet; it is not read again."""
+        data = bytes(memoryview(self._buffer)[self._at :])
+        self._at = len(self._buffer)
+        return data
+
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the connection away: its socket, and what was read ahead. The stream is over then.
+
+        For streams of asyncio itself, at a moment when everything written has been sent: the peer has
+        answered it. Raises ConnectionLost when the connection broke.
+        """
+        if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(self._writer, asyncio.StreamWriter):
+            raise TypeError("only a connection of asyncio's own can be given away")
+        transport = self._writer.transport
+        try:
+            transport.pause_reading()  # type: ignore[attr-defined]
+            own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLost(f"the connection broke: {error}") from error
+        try:
+            self._reader.feed_eof()
+            return own, self.take_unread() + await self._read(-1)
+        except BaseException:
+            own.close()
+            raise
+        finally:
+            transport.abort()
+
+    def get_extra_info(self, name: str, /) -> Any:
+        """Return what the writer knows under `name`."""
+        return self._writer.get_extra_info(name)
+
+    async def _read(self, n: int) -> bytes:
+        try:
+            return await self._reader.read(n)
+        except OSError as error:
+            raise ConnectionLost(f"reading failed: {error}") from error
+
+    async def _fill(self, wanted: str) -> None:
+        """Read more behind what is there."""
+        del self._buffer[: self._at]
+        self._at = 0
+        data = await self._read(READ_SIZE)
+        if data:
+            self._buffer += data
+        elif self._buffer:
+            raise ConnectionLost(f"the connection ended inside {wanted}")
+        else:
+            raise ConnectionClosed("the connection was closed")
+
+    def _take_frame(self, limit: int) -> tuple[int, bytes] | None:
+        """Return the next frame when all of it is here."""
+        start = self._at + HEADER_SIZE
+        if len(self._buffer) < start:
+            return None
+        frame_type, length = HEADER.unpack_from(self._buffer, self._at)
+        if length > limit:
+            raise ProtocolError(f"frame of type {frame_type:#04x} with {length} bytes")
+        if len(self._buffer) < start + length:
+            return None
+        payload = bytes(memoryview(self._buffer)[start : start + length])
+        self._at = start + length
+        return frame_type, payload

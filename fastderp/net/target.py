@@ -1,0 +1,113 @@
+"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL §13)."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from fastderp.wire.derp_map import DerpNode, DerpRegion
+from fastderp.net.dial import SecureProxy, bracketed, dial_node, dial_region
+from fastderp.net.stream import Stream
+from fastderp.errors import DialError
+
+# What a node in a region uses where TLS is switched off for tests.
+PLAIN_REGION_PORT = 3340
+
+RegionGetter = Callable[[], DerpRegion | None]
+
+PIN_PREFIX = "sha256-raw:"
+
+_PRINTABLE = re.compile("[!-~]*")
+
+
+class Opened(NamedTuple):
+    """A TCP connection to a node and what HTTP says on it."""
+
+    stream: Stream
+    node: DerpNode
+    https: bool
+    host: str
+    path: str
+    websocket: bool
+    ideal_node: str
+
+
+class UrlTarget:
+    """A relay by URL; `cert_name` and `dial_host` as in HTTPClient."""
+
+    def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
+        """Take the URL apart. ValueError says why it is of no use."""
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # Not quoted: there may be a password in it.
+            raise ValueError("a relay's URL names no user")
+        if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+            raise ValueError(f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}")
+        if not _PRINTABLE.fullmatch(url):
+            raise ValueError(f"the URL has characters that need escaping: {url!r}")
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"a port is a number up to 65535; there is another in {url!r}") from None
+        self.url = url
+        self._https = parts.scheme in ("https", "wss")
+        self._websocket = parts.scheme in ("ws", "wss")
+        self._port = port or (443 if self._https else 80)
+        self._host_header = parts.netloc
+        self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
+        self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
+        self._dialled = DerpNode("", 0, dial_host) if dial_host else self._node
+
+    def __str__(self) -> str:
+        return self.url
+
+    async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
+        """Connect to the relay; never through a proxy. DialError says what failed."""
+        # There is no second node to leave time for.
+        stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
+        return Opened(stream, self._node, self._https, self._host_header, self._path, self._websocket, "")
+
+
+def certificate_pin(cert_name: str) -> bytes:
+    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError when it is none."""
+    digits = cert_name.removeprefix(PIN_PREFIX)
+    if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
+        raise ValueError(f"a certificate pin is {PIN_PREFIX} and 64 hex digits")
+    return bytes.fromhex(digits)
+
+
+class RegionTarget:
+    """A region that is looked up on every connect."""
+
+    def __init__(self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None) -> None:
+        """Unset choices follow the environment, as tailscale's clients do."""
+        self._getter = getter
+        self._https = not _is_set("TS_DEBUG_USE_DERP_HTTP") if use_tls is None else use_tls
+        self._websocket = _is_set("TS_DEBUG_DERP_WS_CLIENT") if use_websocket is None else use_websocket
+
+    def __str__(self) -> str:
+        return "a DERP region"
+
+    async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
+        """Ask for the region and connect to its first node that answers. DialError says what failed."""
+        region = self._getter()
+        if region is None:
+            raise DialError("there is no such DERP region")
+        node, stream = await dial_region(
+            region,
+            default_port=443 if self._https else PLAIN_REGION_PORT,
+            prefer_ipv6=prefer_ipv6,
+            https=self._https,
+            secure_proxy=secure_proxy,
+        )
+        first = region.nodes[0]
+        ideal = first.name if first is not node else ""
+        return Opened(stream, node, self._https, bracketed(node.host_name), "/derp", self._websocket, ideal)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in ("1", "t", "true")

@@ -1,0 +1,101 @@
+"""The HTTP request that turns a connection into DERP, and the certificate that saves it a round trip.
+
+PROTOCOL §9.3, §10 (metacert) and §13, from the client's side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+
+from fastderp.net.stream import Stream
+from fastderp.errors import DialError
+from fastderp.wire.keys import NodePublic
+
+_MAX_HEAD_SIZE = 64 << 10
+_BODY_SHOWN_SIZE = 200
+_BODY_TIMEOUT_S = 0.5
+USER_AGENT = "fastderp"
+_HEADER_VALUE = re.compile("[!-~]*")
+
+# DER of a certificate as far as its serial number: an X.509 v3 one of 8 bits. X.509 libraries
+# complain about the next: a common name (2.5.4.3) of 71 characters is longer than allowed.
+_METACERT_SERIAL = re.compile(
+    rb"\x30\x82..\x30(?:\x82..|\x81.)\xa0\x03\x02\x01\x02\x02(?:\x01(.)|\x02\x00(.))", re.DOTALL
+)
+_METACERT_NAME = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13]\x47derpkey([0-9a-fA-F]{64})")
+
+
+async def upgrade(
+    stream: Stream, *, host: str, path: str, ideal_node: str = "", fast_start: bool = False
+) -> None:
+    """Ask for DERP and, unless `fast_start`, wait for the relay's 101.
+
+    `host` goes into the Host header, `ideal_node` is the node we would rather be connected to.
+    A fast start is answered with DERP at once. DialError for any other answer than 101, and for
+    names that could not be said in a header: they come from a DERP map.
+    """
+    headers = {
+        "Host": host,
+        "User-Agent": USER_AGENT,
+        "Connection": "Upgrade",
+        "Upgrade": "DERP",
+    }
+    if ideal_node:
+        headers["Ideal-Node"] = ideal_node
+    if fast_start:
+        headers["Derp-Fast-Start"] = "1"
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {header_value(name, value)}" for name, value in headers.items())]
+    stream.write("\r\n".join([*lines, "", ""]).encode())
+    await stream.drain()
+    if not fast_start:
+        await _expect_101(stream)
+
+
+def header_value(name: str, value: str) -> str:
+    """Return a value that can be said in the header of this name. DialError otherwise."""
+    if not _HEADER_VALUE.fullmatch(value):
+        raise DialError(f"not fit for the {name} header: {value!r}")
+    return value
+
+
+def refusal(status: str, body: bytes) -> DialError:
+    """Return the error for another answer than 101, with the beginning of its text."""
+    # Shown as literals: they come from a stranger and may end up in a log.
+    text = body[:_BODY_SHOWN_SIZE].decode("utf-8", "replace").strip()
+    return DialError(f"the relay answered {status[:100]!r}" + (f": {text!r}" if body else ""))
+
+
+async def _expect_101(stream: Stream) -> None:
+    head = await stream.read_head(_MAX_HEAD_SIZE)
+    status_line = head.partition(b"\r\n")[0].decode("latin-1")
+    version, _, status = status_line.partition(" ")
+    if not version.startswith("HTTP/1."):
+        raise DialError(f"not an HTTP answer: {status_line[:100]!r}")
+    if status.split(" ")[0] != "101":
+        raise refusal(status, await _body(stream))
+
+
+async def _body(stream: Stream) -> bytes:
+    """Return the beginning of an error's text, if any comes soon."""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await stream.read(_BODY_SHOWN_SIZE)
+    except TimeoutError:
+        return b""
+
+
+def server_key_in(chain: Iterable[bytes]) -> NodePublic | None:
+    """Return the relay's key from the metacert among its certificates (DER), if there is one.
+
+    Only a TLS 1.3 handshake keeps the certificates secret and so makes this worth trusting.
+    """
+    for der in chain:
+        serial = _METACERT_SERIAL.match(der)
+        name = _METACERT_NAME.search(der)
+        if serial and name and any(serial[1] or serial[2]):
+            key = NodePublic.from_hex(name[1].decode())
+            if not key.is_zero:
+                return key
+    return None

@@ -1,0 +1,180 @@
+"""DERP over WebSocket: the opening handshake, and a channel that carries the byte stream in binary messages. PROTOCOL §9.3.
+
+RFC 6455 itself is the `websockets` library's sans-I/O protocol. Loop thread only; such sessions always cross a bridge.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from websockets.datastructures import Headers
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request as OpeningRequest
+from websockets.protocol import OPEN, SERVER, Event, Protocol
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
+from fastderp.server.accept.channel import Channel
+from fastderp.server.http.message import Request, Response, text_error
+from fastderp.server.accept.stream import READ_BYTES, Stream
+
+# Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.
+MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
+
+# What a frame costs the loop hardly depends on its size: who sends many small ones is read in small pieces, and others have their
+# turn in between.
+FRAMES_PER_READ = 64
+LEAST_READ_BYTES = 512
+
+# The library tells every connection at INFO and every payload at DEBUG; of that only its own faults are for an operator.
+_library_log = logging.getLogger("fastderp.websocket")
+_library_log.setLevel(logging.ERROR)
+
+
+@dataclass(slots=True, frozen=True)
+class Opening:
+    """An accepted opening handshake: what to answer, and whether DERP was agreed on."""
+
+    response: bytes
+    derp: bool
+
+
+def accept(request: Request) -> Opening | Response:
+    """Answer the opening handshake of a client that wants a WebSocket: the opening, or the response that refuses it."""
+    if request.version != "1.1":
+        return _refusal(426, "the opening handshake needs HTTP/1.1")
+    if request.method != "GET":
+        return _refusal(405, "the opening handshake is a GET")
+    handshake = ServerProtocol(select_subprotocol=_derp_among, logger=_library_log)
+    response = handshake.accept(OpeningRequest(request.target, Headers(request.headers)))
+    if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        return _refusal(response.status_code, str(handshake.handshake_exc))
+    return Opening(response.serialize(), handshake.subprotocol is not None)
+
+
+def _derp_among(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return next((name for name in offered if name.lower() == "derp"), None)
+
+
+def _refusal(status: int, reason: str) -> Response:
+    """Build the answer to an opening handshake that breaks the rules; its headers say what would be right."""
+    response = text_error(status, f"no WebSocket: {reason}")
+    advice = {
+        400: (("Sec-WebSocket-Version", "13"),),
+        405: (("Allow", "GET"),),
+        426: (("Connection", "Upgrade"), ("Upgrade", "websocket")),
+    }
+    response.headers += advice.get(status, ())
+    return response
+
+
+class WebSocket:
+    """A Channel on top of another: the payload of binary messages, whatever their boundaries, is the plain bytes.
+
+    Pings and the closing handshake are answered on the way. Who breaks the rules is sent the close code and not listened to any more:
+    `eof` is true from then on, as after an orderly close.
+    """
+
+    __slots__ = ("_protocol", "_below", "_stream", "_failures", "goodbye")
+
+    def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
+        """Read and write behind an accepted opening handshake.
+
+        Args:
+            below: the connection's channel so far.
+            stream: takes the answers.
+            failures: counts by close code when a client breaks the rules.
+        """
+        self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=_library_log)
+        self._below = below
+        self._stream = stream
+        self._failures = failures
+        # The code of an orderly close by us.
+        self.goodbye = CloseCode.NORMAL_CLOSURE
+
+    @property
+    def eof(self) -> bool:
+        """Whether nothing more will be read: a close frame came or was sent, or the channel below has ended."""
+        return self._protocol.state is not OPEN or self._below.eof
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return len(self._protocol.reader.buffer)
+
+    def open(self, wire: bytes) -> bytes:
+        """Open the channel below and the frames in it."""
+        return self.unwrap(self._below.open(wire))
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Take the channel below's plain bytes; answer what wants an answer, return the payload complete so far."""
+        if self._protocol.state is not OPEN:
+            return b""
+        self._protocol.receive_data(data)
+        events = self._protocol.events_received()
+        self._pace(len(data), len(events))
+        payload = self._payload(events)
+        if self._protocol.state is not OPEN:
+            self._count_failure()
+        replies = self._to_send()
+        if replies and not self._stream.send(self._below.seal(replies)):
+            # Who does not read its pongs is not read either; the drained stream is resumed by its owner.
+            self._stream.pause()
+        return payload
+
+    def seal(self, plain: bytes) -> bytes:
+        """Return a binary message; nothing once the WebSocket is closing."""
+        if not plain or self._protocol.state is not OPEN:
+            return b""
+        self._protocol.send_binary(plain)
+        return self._below.seal(self._to_send())
+
+    def close_notify(self) -> bytes:
+        """Return a close frame, unless one was sent, and the farewell of the channel below."""
+        closing = b""
+        if self._protocol.state is OPEN:
+            self._protocol.send_close(self.goodbye)
+            closing = self._below.seal(self._to_send())
+        return closing + self._below.close_notify()
+
+    def fail(self, code: int, reason: str) -> bytes:
+        """Break off and count it; return the close frame that says why."""
+        self._protocol.fail(code, reason)
+        self._count_failure()
+        return self._below.seal(self._to_send())
+
+    def _pace(self, n_bytes: int, n_frames: int) -> None:
+        """Read so much the next time that it holds FRAMES_PER_READ frames like these; more only little by little."""
+        wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
+        self._stream.read_bytes = max(LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES))
+
+    def _to_send(self) -> bytes:
+        return b"".join(self._protocol.data_to_send())
+
+    def _payload(self, events: Iterable[Event]) -> bytes:
+        pieces = []
+        for frame in events:
+            assert isinstance(frame, Frame)
+            if frame.opcode is Opcode.TEXT:
+                self._protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP needs binary messages")
+                break
+            if frame.opcode in (Opcode.BINARY, Opcode.CONT):
+                pieces.append(bytes(frame.data))
+        return b"".join(pieces)
+
+    def _count_failure(self) -> None:
+        """Count a close that is not the echo of the client's."""
+        sent = self._protocol.close_sent
+        if sent is not None and sent is not self._protocol.close_rcvd:
+            self._failures[str(int(sent.code))] += 1
+
+
+def leave(channel: Channel) -> None:
+    """Have the farewell of a channel say that it is the relay which goes (1001), where there are words for it."""
+    if isinstance(channel, WebSocket):
+        channel.goodbye = CloseCode.GOING_AWAY

@@ -1,0 +1,255 @@
+"""Who may use the relay: lists of keys, the local tailscaled, an admission URL; all that are configured must agree. PROTOCOL §8.
+
+Loop thread only. An `Admission` is what `Server(verify=…)` takes. While `watching` a server it also disconnects those who lose their
+permission: at once when a list changes, within a minute when somebody has to be asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from fastderp.errors import LoginError
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.login import ClientInfo
+from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.observe.metrics import Value
+from fastderp.server.admission.verdict import ALLOWED, Verdict
+
+log = logging.getLogger("fastderp")
+
+# How often the files of keys are looked at.
+LISTS_POLL_S = 2.0
+# Every client is asked about again this often. With a quarter of it because rounds have four parts, a remembered answer
+# and a slow one, who is revoked is gone within 60 s.
+RECHECK_S = 36.0
+ROUND_PARTS = 4
+# Of the authority's questions at once, so that logins come first.
+RECHECKS_AT_ONCE = 16
+# A client that reconnects again and again is asked about once per this time.
+REMEMBER_S = 10.0
+REMEMBERED = 10_000
+
+
+class Client(NamedTuple):
+    """A key that is connected, and from where."""
+
+    key: NodePublic
+    ip: str
+
+
+class Clients(Protocol):
+    """The relay as admission needs it; `Server` is one."""
+
+    def clients(self) -> list[Client]:
+        """Return who is connected, mesh peers left out."""
+
+    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+        """Close the connections for which `unwanted` says so; return whose they were."""
+
+
+class Authority(Protocol):
+    """Somebody to ask; `authority.Tailscaled` and `authority.AdmissionUrl` are two."""
+
+    @property
+    def name(self) -> str:
+        """One word for counters."""
+
+    async def ask(self, key: NodePublic, ip: str) -> Verdict:
+        """Judge the client with this `key` that connects from `ip`, within bounded time."""
+
+    async def close(self) -> None:
+        """Give up what it holds."""
+
+
+class Admission:
+    """Decides who may use a relay. PROTOCOL §8.
+
+    Args:
+        lists: keys in files.
+        authorities: asked in this order, until one says no.
+        recheck_s: every connected client is asked about again within 1.25 of this many seconds; 0 for never.
+        own_key: tells the key of this machine's own node, which all authorities must let in; for `problems`.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        lists: KeyLists | None = None,
+        authorities: Sequence[Authority] = (),
+        *,
+        recheck_s: float = RECHECK_S,
+        own_key: Callable[[], Awaitable[NodePublic]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lists = lists or KeyLists()
+        self.authorities = tuple(authorities)
+        self.recheck_s = recheck_s
+        self.problems: list[str] = []
+        self._own_key = own_key
+        self._clock = clock
+        # (authority, key, ip) -> (verdict, until when it is good), oldest first
+        self._remembered: dict[tuple[str, bytes, str], tuple[Verdict, float]] = {}
+        self._verdicts: Counter[tuple[str, str]] = Counter()
+        self._revoked: Counter[str] = Counter()
+        self._summary = Summariser(log)
+        self._reload = asyncio.Event()
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [str(self.lists), *map(str, self.authorities)]))
+
+    async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
+        """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not.
+
+        Args:
+            key: the client's.
+            info: what it says of itself, which makes no difference.
+            ip: where it connects from, without a port.
+        """
+        verdict = self._listed(key)
+        for authority in self.authorities:
+            if verdict.allowed:
+                verdict = await self._ask(authority, key, ip)
+        if verdict.allowed and self.authorities:
+            # A list may have changed meanwhile, and its round of revocations did not see this client.
+            verdict = self.lists.judge(key)
+        if not verdict.allowed:
+            raise LoginError("denied", f"{key.short} is not allowed: {verdict.detail}")
+        return True
+
+    @contextlib.asynccontextmanager
+    async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
+        """Follow the files and ask again about who is connected to `clients`, a Server, while the block lasts."""
+        tasks = [asyncio.create_task(self._follow_lists(clients))]
+        if self.authorities and self.recheck_s:
+            tasks.append(asyncio.create_task(self._recheck(clients)))
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give up the connections to the authorities, when nobody logs in any more."""
+        for authority in self.authorities:
+            await authority.close()
+
+    def reload(self) -> None:
+        """Read the files again now, changed or not."""
+        self._reload.set()
+
+    def metrics(self) -> dict[str, Value]:
+        """Return what was counted, by the names of `metrics.METRICS`."""
+        lists = {"allow": self.lists.allow, "deny": self.lists.deny}
+        return {
+            "fastderp_admission_verdicts": dict(self._verdicts),
+            "fastderp_admission_revoked": dict(self._revoked),
+            "fastderp_admission_list_keys": {name: len(found.keys) for name, found in lists.items() if found},
+            "fastderp_admission_list_refused": {name: found.n_refused for name, found in lists.items() if found},
+        }
+
+    # Judging
+
+    def _listed(self, key: NodePublic) -> Verdict:
+        verdict = self.lists.judge(key)
+        if self.lists.allow or self.lists.deny:
+            self._verdicts["lists", verdict.outcome] += 1
+        return verdict
+
+    async def _ask(self, authority: Authority, key: NodePublic, ip: str) -> Verdict:
+        """Ask unless the answer is remembered."""
+        verdict, until = self._remembered.get((authority.name, key.raw, ip), (ALLOWED, 0.0))
+        if until <= self._clock():
+            verdict = await self._ask_now(authority, key, ip)
+        return verdict
+
+    async def _ask_now(self, authority: Authority, key: NodePublic, ip: str) -> Verdict:
+        try:
+            verdict = await authority.ask(key, ip)
+        except Exception:
+            log.exception("%s cannot be asked: an error of ours", authority.name)
+            verdict = Verdict(False, "error", "an error of ours")
+        self._verdicts[authority.name, verdict.outcome] += 1
+        if verdict.certain:
+            self._remember((authority.name, key.raw, ip), verdict)
+        elif verdict.allowed:
+            self._summary.say(authority.name, "%s is let in without an answer, as configured: %s", key.short, verdict.detail)
+        return verdict
+
+    def _remember(self, question: tuple[str, bytes, str], verdict: Verdict) -> None:
+        self._remembered.pop(question, None)
+        self._remembered[question] = (verdict, self._clock() + REMEMBER_S)
+        if len(self._remembered) > REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+
+    # Revoking
+
+    async def _follow_lists(self, clients: Clients) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reload.wait(), LISTS_POLL_S)
+            force = self._reload.is_set()
+            self._reload.clear()
+            # In a thread: reading a large file takes longer than a client should wait.
+            if await asyncio.to_thread(self.lists.reload, force=force):
+                self._revoke(clients, "lists", lambda client: self.lists.judge(client.key))
+
+    async def _recheck(self, clients: Clients) -> None:
+        """Ask about everybody once per round, a part of the keys at a time and evenly, so that nobody is hammered."""
+        while True:
+            for part in range(ROUND_PARTS):
+                due = {client for client in clients.clients() if client.key.raw[0] * ROUND_PARTS >> 8 == part}
+                await self._recheck_some(clients, due, self.recheck_s / ROUND_PARTS)
+            await self.self_test()
+
+    async def _recheck_some(self, clients: Clients, due: set[Client], within_s: float) -> None:
+        pause_s = within_s / (len(due) + 1)
+        turns = asyncio.Semaphore(RECHECKS_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for client in due:
+                await asyncio.sleep(pause_s)
+                await turns.acquire()
+                task = group.create_task(self._recheck_one(clients, client))
+                task.add_done_callback(lambda _: turns.release())
+            await asyncio.sleep(pause_s)
+
+    async def _recheck_one(self, clients: Clients, client: Client) -> None:
+        for authority in self.authorities:
+            verdict = await self._ask_now(authority, client.key, client.ip)
+            # Without an answer nobody is cut off: the service may just be restarting.
+            if verdict.certain and not verdict.allowed:
+                self._revoke(clients, authority.name, lambda other: verdict if other == client else ALLOWED)
+                return
+
+    def _revoke(self, clients: Clients, by: str, judge: Callable[[Client], Verdict]) -> None:
+        """Disconnect whom `judge` does not allow."""
+        for client in clients.disconnect(lambda client: not judge(client).allowed):
+            self._revoked[by] += 1
+            log.info("%s is disconnected, for it is no longer allowed: %s", client.key.short, judge(client).detail)
+
+    # Itself
+
+    async def self_test(self) -> list[str]:
+        """Ask all authorities about this machine's own node; keep what is wrong in `problems`, and log it when it is new. PROTOCOL §6.9."""
+        found = await self._test_own_node() if self._own_key else []
+        for problem in found:
+            if problem not in self.problems:
+                log.warning("admission: %s", problem)
+        self.problems = found
+        return found
+
+    async def _test_own_node(self) -> list[str]:
+        assert self._own_key is not None
+        try:
+            key = await self._own_key()
+        except Exception as error:
+            return [str(error)]
+        verdicts = [await authority.ask(key, "::1") for authority in self.authorities]
+        return [f"this machine's own node would not be let in: {verdict.detail}" for verdict in verdicts if not verdict.allowed]

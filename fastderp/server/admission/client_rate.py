@@ -1,0 +1,72 @@
+"""What each client may send: enforced by the data plane, told to the clients. PROTOCOL §3.2, §6.8.
+
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastderp.dataplane.plane import Plane
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.login import server_info_json
+from fastderp.wire.protocol import FrameType, ServerInfo, frame
+from fastderp.server.observe.metrics import Value
+from fastderp.server.admission.rate_limit import RateLimit
+
+# Clients read the limit they are told as a signed number.
+_TOLD_MAX = (1 << 63) - 1
+# Each costs a key agreement; then other work gets its turn.
+TOLD_PER_TURN = 32
+
+
+class Allowance:
+    """The limit in force; None until somebody says something about it."""
+
+    def __init__(self, plane: Plane, private_key: NodePrivate) -> None:
+        """Begin without a limit. The key seals what clients are told."""
+        self.limit: RateLimit | None = None
+        self._plane = plane
+        self._private_key = private_key
+        self._told = ServerInfo()
+        self._telling: asyncio.Task[None] | None = None
+
+    def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Limit everybody from now on, each with a full burst; tell those who are connected, if there is a loop to do it on."""
+        self.limit = limit
+        self._told = ServerInfo(
+            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
+            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
+        )
+        self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
+        self.close()
+        if loop is not None:
+            self._telling = loop.create_task(self._tell())
+
+    def server_info(self) -> ServerInfo:
+        """Return what a client is told at its login."""
+        return self._told
+
+    def metrics(self) -> dict[str, Value]:
+        """Return the limit, by the names of PROTOCOL §14; nothing before somebody has set one."""
+        if self.limit is None:
+            return {}
+        return {
+            "derp_rate_limit_per_client_bytes_per_second": self.limit.bytes_per_s,
+            "derp_rate_limit_per_client_burst_bytes": self.limit.burst_bytes,
+        }
+
+    def close(self) -> None:
+        """Tell nobody any more."""
+        if self._telling is not None:
+            self._telling.cancel()
+
+    async def _tell(self) -> None:
+        """Send everybody a new ServerInfo, a few at a time."""
+        text = server_info_json(self.server_info())
+        clients = [session for session in self._plane.sessions() if not session.mesh and not session.link]
+        for number, session in enumerate(clients, 1):
+            sealed = self._private_key.seal_to(NodePublic(session.key), text)
+            self._plane.send(session.handle, frame(FrameType.SERVER_INFO, sealed))
+            if number % TOLD_PER_TURN == 0:
+                await asyncio.sleep(0)

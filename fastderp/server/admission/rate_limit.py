@@ -1,0 +1,98 @@
+"""Limits: what each client may send (PROTOCOL §6.8), and how fast connections are accepted (§9.9).
+
+The data plane enforces the first; here is where it comes from. The second lives on the loop thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastderp.errors import ConfigError
+from fastderp.util.files import read_file
+from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
+
+log = logging.getLogger("fastderp")
+
+# A frame costs no more than this, so that with any burst the largest frame passes.
+MIN_BURST_BYTES = KEY_SIZE + MAX_PACKET_SIZE
+_UINT64_MAX = (1 << 64) - 1
+_RATE, _BURST = "perclientratelimitbytespersec", "perclientrateburstbytes"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """What each client may send. PROTOCOL §6.8.
+
+    Args:
+        bytes_per_s: rate, 0 for no limit.
+        burst_bytes: at once, after a pause; raised to the largest frame, 65568 bytes, and 0 without limit.
+    """
+
+    bytes_per_s: int = 0
+    burst_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        burst_bytes = max(self.burst_bytes, MIN_BURST_BYTES) if self.bytes_per_s else 0
+        object.__setattr__(self, "burst_bytes", burst_bytes)
+
+    def __str__(self) -> str:
+        return f"{self.bytes_per_s} bytes/s with bursts of {self.burst_bytes} bytes" if self.bytes_per_s else "no limit"
+
+    @classmethod
+    def load(cls, path: Path) -> RateLimit:
+        """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
+        try:
+            document = json.loads(read_file(path))
+        except OSError as error:
+            raise ConfigError(f"rate configuration {path}: cannot read it: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(f"rate configuration {path}: not valid JSON") from None
+        if not isinstance(document, dict | None):
+            raise ConfigError(f"rate configuration {path}: not a JSON object")
+        members = {name.casefold(): (name, value) for name, value in (document or {}).items()}
+        for folded, (name, _) in members.items():
+            if folded not in (_RATE, _BURST):
+                log.warning("rate configuration %s: unknown member %s is ignored", path, json.dumps(name[:80]))
+        try:
+            return cls(_bytes(*members.get(_RATE, ("", 0))), _bytes(*members.get(_BURST, ("", 0))))
+        except ValueError as error:
+            raise ConfigError(f"rate configuration {path}: {error}") from None
+
+
+def _bytes(name: str, value: Any) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= _UINT64_MAX:
+        raise ValueError(f"{name} is not a number of bytes")
+    return value
+
+
+class AcceptLimiter:
+    """A token bucket: so many connections at once, so many per second after that. It starts full."""
+
+    def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Allow `per_s` (infinite for all) and at most `burst` together."""
+        self._per_s = per_s
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._clock = clock
+        self._filled = clock()
+
+    def allow(self) -> bool:
+        """Whether one more may be accepted now."""
+        if math.isinf(self._per_s):
+            return True
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._per_s)
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

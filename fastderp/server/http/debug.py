@@ -1,0 +1,181 @@
+"""The pages under `/debug/`: who may see them, the index, the counters (PROTOCOL §9.7).
+
+Content only: the route table of `fastderp.server.http.message` calls `DebugPages.respond`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import fastderp
+from fastderp.errors import ConfigError
+from fastderp.util.files import read_file
+from fastderp.server.http.message import SECURITY_HEADERS, Request, Response, text_error
+from fastderp.server.observe.metrics import Process, Value, vars_json, varz
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_TAILSCALE_IPV4 = ipaddress.ip_network("100.64.0.0/10")
+_CHROMEOS_IPV4 = ipaddress.ip_network("100.115.92.0/23")  # inside the range above, and not Tailscale's
+_TAILSCALE_IPV6 = ipaddress.ip_network("fd7a:115c:a1e0::/48")
+
+_PAGE_HEADERS = tuple(
+    (name, value + "; style-src 'self' 'unsafe-inline'" if name == "Content-Security-Policy" else value)
+    for name, value in SECURITY_HEADERS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DebugAccess:
+    """Decides who may see the debug pages.
+
+    Loopback and Tailscale addresses may, and what the environment adds: key_path ($TS_DEBUG_KEY_PATH, compared with
+    `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and trusted networks ($TS_DEBUG_TRUSTED_CIDRS).
+    """
+
+    key_path: Path | None = None
+    extra_ip: Address | None = None
+    trusted: tuple[Network, ...] = ()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> DebugAccess:
+        """Read the three variables. Raises ConfigError when an address or network in them is malformed."""
+        key_path = environment.get("TS_DEBUG_KEY_PATH", "")
+        extra_ip = environment.get("TS_ALLOW_DEBUG_IP", "")
+        trusted = environment.get("TS_DEBUG_TRUSTED_CIDRS", "")
+        try:
+            return cls(
+                key_path=Path(key_path) if key_path else None,
+                extra_ip=ipaddress.ip_address(extra_ip) if extra_ip else None,
+                trusted=tuple(
+                    ipaddress.ip_network(text.strip(), strict=False) for text in trusted.split(",") if text.strip()
+                ),
+            )
+        except ValueError as error:
+            raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
+
+    def allows(self, request: Request) -> bool:
+        """Tell whether a request may see the debug pages. A forwarded request may only by the key."""
+        if self._has_key(request):
+            return True
+        if any(name == "x-forwarded-for" and value for name, value in request.headers):
+            return False
+        source = source_address(request)
+        return source is not None and self._trusts(source)
+
+    def _has_key(self, request: Request) -> bool:
+        if self.key_path is None or request.method != "GET":
+            return False
+        offered = parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
+        try:
+            key = read_file(self.key_path).strip()
+        except OSError:
+            return False
+        return bool(key) and hmac.compare_digest(key, offered)
+
+    def _trusts(self, source: Address) -> bool:
+        if source.is_loopback or source == self.extra_ip:
+            return True
+        if source in _TAILSCALE_IPV6 or (source in _TAILSCALE_IPV4 and source not in _CHROMEOS_IPV4):
+            return True
+        return any(source in network for network in self.trusted)
+
+
+def source_address(request: Request) -> Address | None:
+    """Return the address a request came from, an IPv4 one also when it arrived mapped into IPv6."""
+    try:
+        address = ipaddress.ip_address(request.remote[0].partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@dataclass(slots=True)
+class DebugPages:
+    """The debug pages of one relay.
+
+    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check looks
+    whether all is well with the relay and returns what is not. dev adds the asker's address to a refusal.
+    """
+
+    values: Callable[[], Mapping[str, Value]]
+    check: Callable[[], Awaitable[list[str]]] | None = None
+    traffic: Callable[[], AsyncIterator[bytes]] | None = None
+    access: DebugAccess = field(default_factory=DebugAccess)
+    hostname: str = ""
+    has_mesh_key: bool = False
+    dev: bool = False
+    process: Process = field(default_factory=Process)
+
+    def respond(self, request: Request) -> Response | Awaitable[Response]:
+        """Answer a request for `/debug/` or below."""
+        page = request.path.removeprefix("/debug/")
+        if not self.access.allows(request):
+            hint = f"; this is {request.remote[0]}, allow it with TS_ALLOW_DEBUG_IP" if self.dev and page else ""
+            return text_error(403, "debug access denied" + hint)
+        pages: dict[str, Callable[[], Response | Awaitable[Response]]]
+        pages = {"": self.index, "vars": self.vars, "varz": self.varz}
+        if self.check is not None:
+            pages["check"] = self.consistency
+        if self.traffic is not None:
+            pages["traffic"] = self.live_traffic
+        handler = pages.get(page)
+        return handler() if handler else text_error(404, "404 page not found")
+
+    def metrics(self) -> dict[str, Value]:
+        """Collect everything there is to show."""
+        return {**self.process.metrics(), **self.values()}
+
+    def varz(self) -> Response:
+        """Answer with the metrics as Prometheus text."""
+        return _page(varz(self.metrics()), "text/plain; charset=utf-8")
+
+    def vars(self) -> Response:
+        """Answer with the metrics as JSON."""
+        return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
+
+    async def consistency(self) -> Response:
+        """Look, now, whether all is well: 200 when it is, 500 and what is not. PROTOCOL §6.9."""
+        assert self.check is not None
+        problems = await self.check()
+        if problems:
+            return text_error(500, ", ".join(problems))
+        return _page("derp.Server ConsistencyCheck okay", "text/plain; charset=utf-8")
+
+    def live_traffic(self) -> Response:
+        """Answer with what connections move, round after round. PROTOCOL §6.10."""
+        assert self.traffic is not None
+        return Response(200, b"", "text/plain; charset=utf-8", _PAGE_HEADERS, self.traffic())
+
+    def index(self) -> Response:
+        """Answer with facts about the relay and links to the other pages."""
+        facts = {
+            "Uptime": f"{self.process.uptime_s}s",
+            "Version": fastderp.__version__,
+            "Machine": socket.gethostname(),
+            "TLS hostname": self.hostname,
+            "Mesh key": str(self.has_mesh_key).lower(),
+            "Process": str(os.getpid()),
+        }
+        links = {"vars": "metrics, JSON", "varz": "metrics, Prometheus"}
+        if self.check is not None:
+            links["check"] = "is all well?"
+        if self.traffic is not None:
+            links["traffic"] = "who moves how much, live"
+        rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
+        rows += [f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>' for page, text in links.items()]
+        body = "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul>\n"
+        return Response(200, body.encode(), "text/html; charset=utf-8", SECURITY_HEADERS)
+
+
+def _page(body: str, content_type: str) -> Response:
+    return Response(200, body.encode(), content_type, _PAGE_HEADERS)

@@ -1,0 +1,131 @@
+"""From a URL to a connection to another relay that the data plane can have: TCP, TLS, upgrade, its key. PROTOCOL §7.3, §13.
+
+The login itself is left to the data plane, as the first thing it writes: until then every byte is known to be sent and read.
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastderp.wire import login
+from fastderp.net.stream import Stream as ClientStream
+from fastderp.net.target import UrlTarget
+from fastderp.net.tls import TlsStream
+from fastderp.net.upgrade import upgrade
+from fastderp.dataplane.plane import MAX_UNREAD_BYTES
+from fastderp.tls.record import RecordLayer
+from fastderp.errors import ConnectionClosed, DialError, ProtocolError
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.protocol import MAX_SERVER_KEY_SIZE
+from fastderp.server.accept.channel import Channel
+from fastderp.tls.context import ClientContext
+from fastderp.tls.errors import TlsError
+
+JoinSocket = Callable[[socket.socket, Channel], int]
+"""Puts a channel between a socket and a descriptor that it returns for the data plane."""
+
+CONNECT_TIMEOUT_S = 10.0
+# A relay that vanished is noticed after 25 s of silence, or 15 s after something was sent to it.
+KEEPALIVE_IDLE_S = 10
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_PROBES = 3
+USER_TIMEOUT_MS = 15_000
+
+
+@dataclass(slots=True)
+class Dialled:
+    """A connection to a relay that has told its key and waits for a login.
+
+    channel is what TLS left: None for plain TCP. wire is what was read and not opened, opened what was opened and not used.
+    """
+
+    sock: socket.socket
+    server_key: NodePublic
+    channel: Channel | None
+    wire: bytes
+    opened: bytes
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        """The relay's address; ("", 0) when the connection is gone."""
+        try:
+            host, port, *_ = self.sock.getpeername()
+            return host, port
+        except OSError:
+            return "", 0
+
+    def close(self) -> None:
+        """Close the connection unless it was handed over."""
+        self.sock.close()
+
+    def records(self) -> RecordLayer | None:
+        """The keys of a TLS 1.3 connection."""
+        return self.channel if isinstance(self.channel, RecordLayer) else None
+
+    def hand_over(self, join: JoinSocket) -> int:
+        """Return the descriptor for the data plane; TLS 1.2 goes through a bridge."""
+        if self.channel is None or self.records() is not None:
+            return self.sock.detach()
+        return join(socket.socket(fileno=self.sock.detach()), self.channel)
+
+
+async def dial(target: UrlTarget, context: ClientContext) -> Dialled:
+    """Connect to a relay and read its key, within 10 s. DialError says what failed."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            opened = await target.open(prefer_ipv6=False, secure_proxy=_no_proxy)
+            try:
+                return await _introduce(opened.stream, opened.node.host_name, opened.host, opened.path, opened.https, context)
+            except BaseException:
+                opened.stream.abort()
+                raise
+    except TimeoutError:
+        raise DialError(f"no connection in {CONNECT_TIMEOUT_S:g} s") from None
+    except (ConnectionClosed, ProtocolError, TlsError, OSError) as error:
+        raise DialError(str(error)) from error
+
+
+async def _introduce(
+    outside: ClientStream, name: str, host: str, path: str, https: bool, context: ClientContext
+) -> Dialled:
+    inside = await TlsStream.connect(outside, context, name) if https else None
+    stream = ClientStream.of(inside) if inside is not None else outside
+    # No fast start: the answer proves that all we have written is on its way.
+    await upgrade(stream, host=host, path=path)
+    server_key = login.parse_server_key(*await stream.read_frame(MAX_SERVER_KEY_SIZE, CONNECT_TIMEOUT_S))
+    opened = stream.take_unread() + (inside.take_unread() if inside is not None else b"")
+    sock, unread = await outside.detach()
+    try:
+        if len(opened) + len(unread) > MAX_UNREAD_BYTES // 2:
+            raise DialError("the relay says much more than its key before the login")
+        _watch_for_death(sock)
+        return _dialled(sock, server_key, inside, unread, opened)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _dialled(sock: socket.socket, key: NodePublic, inside: TlsStream | None, unread: bytes, opened: bytes) -> Dialled:
+    if inside is None:
+        return Dialled(sock, key, None, b"", opened + unread)
+    session = inside.session
+    if isinstance(session, RecordLayer):
+        return Dialled(sock, key, session, session.pending + unread, opened)
+    return Dialled(sock, key, session, b"", opened + session.open(unread))
+
+
+def _watch_for_death(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+async def _no_proxy(stream: ClientStream, host: str) -> ClientStream:
+    raise DialError(f"{host}: relays are never dialled through a proxy")

@@ -1,0 +1,414 @@
+"""Links to the other relays of the region: kept up here, carried by the data plane. PROTOCOL §7.
+
+One task per member dials it, waits for the link's end and dials again. What a link announces becomes forwarders in the
+data plane and is withdrawn with it. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from fastderp.wire import login
+from fastderp.client.settling import Settling
+from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
+from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
+from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
+from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import KEY_SIZE, FrameType, PeerGoneReason, ServerRestarting, frame, parse_message
+from fastderp.util.net import address_bytes
+from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, Dialled, JoinSocket, dial
+from fastderp.server.observe.metrics import Value
+from fastderp.tls.context import ClientContext
+
+log = logging.getLogger("fastderp")
+
+# The wait doubles from the first to the last, each ± a fifth, so that a region does not dial in step.
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 5.0
+JITTER = 0.2
+# A link that lived this long was a good one: after it the wait starts small again.
+GOOD_LINK_S = 30.0
+# Longest advice of a restarting relay that is heeded.
+MAX_RESTART_WAIT_S = 30.0
+# Routes are memory: what one relay may announce, some 50 MB worth.
+MAX_KEYS_PER_LINK = 250_000
+
+
+class LinkState(StrEnum):
+    """Where a link is: dialling → login → up → waiting → dialling …, or itself for good."""
+
+    DIALLING = "dialling"
+    LOGIN = "login"  # connected; up when the other relay has listed the first client, which is ourselves
+    UP = "up"
+    WAITING = "waiting"
+    ITSELF = "itself"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPeer:
+    """A member of the region. PROTOCOL §7.1, §12.
+
+    Args:
+        name: as the operator wrote it, without a pin, for logs and metrics.
+        url: where it is, as for HTTPClient.
+        dial_host: where TCP goes instead of the URL's host.
+        pin: SHA-256 of the only certificate (DER) that it may have; None for one that others vouch for.
+    """
+
+    name: str
+    url: str
+    dial_host: str = ""
+    pin: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MeshPeer:
+        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other.
+
+        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that certificate is accepted.
+        """
+        where, pinned, digits = text.partition(f"={PIN_PREFIX}")
+        pin = certificate_pin(PIN_PREFIX + digits) if pinned else None
+        if where.startswith(("http://", "https://")):
+            if pin is not None and where.startswith("http://"):
+                raise ValueError("over plain HTTP there is no certificate to expect")
+            peer = cls(where, where, pin=pin)
+        else:
+            host, slash, dial_host = where.partition("/")
+            if not host or "/" in dial_host or (slash and not dial_host):
+                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {where!r}")
+            peer = cls(where, f"https://{host}/derp", dial_host, pin)
+        peer.target()
+        return peer
+
+    def target(self) -> UrlTarget:
+        """Return where to connect. Raises ValueError for a host that is none."""
+        return UrlTarget(self.url, "", self.dial_host)
+
+
+class _ItIsOurselves(Exception):
+    pass
+
+
+class MeshLink:
+    """The link to one member, for as long as it is a member."""
+
+    def __init__(self, mesh: Mesh, peer: MeshPeer) -> None:
+        self.peer = peer
+        self.state = LinkState.DIALLING
+        self.server_key: NodePublic | None = None
+        self.n_connects = 0
+        self.n_failures = 0
+        self._mesh = mesh
+        self._plane = mesh.plane
+        self._handle = 0
+        self._keys: set[bytes] = set()
+        self._box: Box | None = None
+        self._ended: asyncio.Future[str] | None = None
+        self._settling: Settling | None = None
+        self._up_since_s = 0.0
+        self._retry_s = FIRST_RETRY_S
+        self._advised_s = 0.0
+        self._complaint = ""
+        self._back = asyncio.Event()
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """The keys it has announced."""
+        return frozenset(self._keys)
+
+    @property
+    def n_keys(self) -> int:
+        """How many keys it has announced."""
+        return len(self._keys)
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled, or until the member turns out to be this relay itself."""
+        try:
+            while True:
+                try:
+                    await self._connect_and_stay()
+                except _ItIsOurselves:
+                    self.state = LinkState.ITSELF
+                    log.info("mesh: %s is this relay itself", self.peer.name)
+                    return
+                except (DerpError, OSError) as error:
+                    self._complain(str(error))
+                except Exception:
+                    log.exception("mesh: %s: an error of ours", self.peer.name)
+                self._withdraw()
+                self.state = LinkState.WAITING
+                self.n_failures += 1
+                await self._pause(self._next_wait_s())
+        finally:
+            self._withdraw()
+
+    async def _connect_and_stay(self) -> None:
+        """Make the connection and wait for its end, which is always an error."""
+        self.state = LinkState.DIALLING
+        dialled = await dial(self.peer.target(), self._mesh.tls_context(self.peer.pin))
+        try:
+            if dialled.server_key == self._mesh.public_key:
+                raise _ItIsOurselves
+            self._promote(dialled)
+        finally:
+            dialled.close()
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        deadline = loop.call_later(CONNECT_TIMEOUT_S, self._login_expired)
+        try:
+            raise DialError(await self._ended)
+        finally:
+            deadline.cancel()
+
+    def _promote(self, dialled: Dialled) -> None:
+        """Log in as this relay itself and ask for presence in the same breath (§7.3); the data plane says it."""
+        mesh = self._mesh
+        try:
+            self._box = mesh.private_key.box(dialled.server_key)
+        except BoxError as error:
+            raise ProtocolError(f"the relay's key cannot be used: {error}") from None
+        info = login.ClientInfo(can_ack_pings=True, mesh_key=mesh.mesh_key())
+        first = login.client_info_frame(mesh.public_key, self._box, info) + frame(FrameType.WATCH_CONNS)
+        records, remote = dialled.records(), dialled.remote
+        self.server_key = dialled.server_key
+        self._handle = self._plane.promote(
+            dialled.hand_over(mesh.join),
+            dialled.server_key.raw,
+            link=True,
+            first=first,
+            unread=dialled.wire if records is not None else dialled.opened,
+            opened=dialled.opened if records is not None else b"",
+            records=records,
+            addr=address_bytes(remote[0]),
+            port=remote[1],
+        )
+        mesh.links_by_handle[self._handle] = self
+        self.state = LinkState.LOGIN
+
+    def _login_expired(self) -> None:
+        if self.state is LinkState.LOGIN:
+            self._give_up("the relay did not answer the login")
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait before the next attempt, less when the member shows up."""
+        self._back.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._back.wait()
+
+    def peer_arrived(self, key: NodePublic) -> None:
+        """Note that a relay has logged in here: if it may be this member, it can be dialled again."""
+        if self.server_key is None or self.server_key == key:
+            self._back.set()
+
+    # What the data plane reports
+
+    def received(self, frame_type: int, payload: bytes) -> None:
+        """Act on a frame of the other relay."""
+        if frame_type == FrameType.PEER_PRESENT:
+            self._announced(payload[:KEY_SIZE])
+        elif frame_type == FrameType.PEER_GONE:
+            self._gone(payload)
+        elif frame_type == FrameType.SERVER_INFO:
+            self._check_server_info(payload)
+        elif frame_type == FrameType.RESTARTING:
+            self._note_restart(payload)
+
+    def closed(self, event: ClosedEvent) -> None:
+        """Note that the connection is over."""
+        if self.state is LinkState.LOGIN:
+            reason = "the relay closed the connection instead of listing its clients: is its mesh key another?"
+        else:
+            reason = f"the link broke: {event.detail or event.reason}"
+        self._end(reason)
+
+    def _announced(self, key: bytes) -> None:
+        if self.state is LinkState.LOGIN:
+            self._is_up()
+        if self._settling is not None:
+            self._settling.arrived()
+        if key in self._keys:
+            return
+        if len(self._keys) >= self._mesh.max_keys_per_link:
+            self._mesh.n_keys_ignored += 1
+            return
+        try:
+            self._plane.add_forwarder(key, self._handle)
+        except PlaneError:
+            self._mesh.n_keys_ignored += 1
+        else:
+            self._keys.add(key)
+
+    def _is_up(self) -> None:
+        self.state = LinkState.UP
+        self.n_connects += 1
+        self._up_since_s = asyncio.get_running_loop().time()
+        self._complaint = ""
+        self._settling = Settling(self._is_listed)
+
+    def _is_listed(self) -> None:
+        assert self.server_key is not None
+        log.info("mesh: linked to %s %s; %d peers", self.peer.name, self.server_key.short, len(self._keys))
+
+    def _gone(self, payload: bytes) -> None:
+        key = payload[:KEY_SIZE]
+        if payload[KEY_SIZE:] == bytes((PeerGoneReason.NOT_HERE,)):
+            log.debug("mesh: %s does not have %s", self.peer.name, NodePublic(key).short)
+        self._keys.discard(key)
+        self._plane.remove_forwarder(key, self._handle)
+
+    def _check_server_info(self, payload: bytes) -> None:
+        box, self._box = self._box, None
+        if box is None:
+            return
+        try:
+            login.open_server_info(box, payload)
+        except ProtocolError as error:
+            self._give_up(str(error))
+
+    def _note_restart(self, payload: bytes) -> None:
+        message = parse_message(FrameType.RESTARTING, payload)
+        if isinstance(message, ServerRestarting):
+            self._advised_s = min(message.reconnect_in_s, MAX_RESTART_WAIT_S)
+            log.info("mesh: %s restarts", self.peer.name)
+
+    # The end of a connection
+
+    def _give_up(self, reason: str) -> None:
+        self._plane.close_session(self._handle)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self._withdraw()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(reason)
+
+    def _withdraw(self) -> None:
+        """Take back every forwarder of this connection, and close it if it is not over."""
+        handle, self._handle = self._handle, 0
+        self._box = None
+        if self._settling is not None:
+            self._settling.stop()
+        if handle:
+            self._mesh.links_by_handle.pop(handle, None)
+            self._plane.close_session(handle)
+        while self._keys:
+            self._plane.remove_forwarder(self._keys.pop(), handle)
+
+    def _next_wait_s(self) -> float:
+        advised_s, self._advised_s = self._advised_s, 0.0
+        lived_s = asyncio.get_running_loop().time() - self._up_since_s if self._up_since_s else 0.0
+        self._up_since_s = 0.0
+        if lived_s >= GOOD_LINK_S:
+            self._retry_s = FIRST_RETRY_S
+        wait_s, self._retry_s = self._retry_s, min(2 * self._retry_s, LAST_RETRY_S)
+        return max(advised_s, wait_s * random.uniform(1 - JITTER, 1 + JITTER))
+
+    def _complain(self, text: str) -> None:
+        """Log why there is no link; the same reason again and again only once."""
+        if text != self._complaint:
+            self._complaint = text
+            log.warning("mesh: no link to %s: %s", self.peer.name, text)
+
+
+class Mesh:
+    """All links of a relay to its region."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        private_key: NodePrivate,
+        mesh_key: Callable[[], MeshKey],
+        join: JoinSocket,
+        tls: ClientContext | None = None,
+    ) -> None:
+        """Begin without members.
+
+        Args:
+            private_key: this relay's own, which it logs in with.
+            mesh_key: returns the secret to show.
+            join: bridges connections over TLS 1.2.
+            tls: what to trust; None for the system's roots.
+        """
+        self.plane = plane
+        self.private_key = private_key
+        self.public_key = private_key.public()
+        self.mesh_key = mesh_key
+        self.join = join
+        self.max_keys_per_link = MAX_KEYS_PER_LINK
+        self.n_keys_ignored = 0
+        self.links_by_handle: dict[int, MeshLink] = {}
+        self._tls = tls
+        self._links: dict[MeshPeer, tuple[MeshLink, asyncio.Task[None]]] = {}
+
+    @property
+    def links(self) -> list[MeshLink]:
+        """One per member."""
+        return [link for link, _ in self._links.values()]
+
+    def tls_context(self, pin: bytes | None) -> ClientContext:
+        """Return what to trust: the certificate with this hash, or without one whatever the system's roots vouch for, read once."""
+        if pin is not None:
+            return ClientContext(pin=pin)
+        if self._tls is None:
+            self._tls = ClientContext()
+        return self._tls
+
+    def set_peers(self, peers: Iterable[MeshPeer]) -> None:
+        """Make these the members: links to others end, links to new ones begin, the rest stay as they are."""
+        wanted = dict.fromkeys(peers)
+        for peer in [peer for peer in self._links if peer not in wanted]:
+            self._links.pop(peer)[1].cancel()
+        for peer in wanted:
+            if peer not in self._links:
+                link = MeshLink(self, peer)
+                self._links[peer] = link, asyncio.get_running_loop().create_task(link.run(), name=f"mesh {peer.name}")
+
+    def received(self, event: FrameEvent) -> bool:
+        """Act on a frame of a link; False when it did not come from one."""
+        link = self.links_by_handle.get(event.handle)
+        if link is not None:
+            link.received(event.type, event.payload)
+        return link is not None
+
+    def peer_arrived(self, key: NodePublic) -> None:
+        """Note that a mesh peer has logged in here, most likely a member that was started just now."""
+        for link in self.links:
+            link.peer_arrived(key)
+
+    def closed(self, event: ClosedEvent) -> None:
+        """Note the end of a session, which may be a link."""
+        link = self.links_by_handle.get(event.handle)
+        if link is not None:
+            link.closed(event)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return the state of every link; members are labelled as the operator wrote them."""
+        links = self.links
+        return {
+            "fastderp_mesh_links": {
+                (link.peer.name, state.value): int(link.state is state) for link in links for state in LinkState
+            },
+            "fastderp_mesh_keys": _by_host(links, lambda link: link.n_keys),
+            "fastderp_mesh_connects": _by_host(links, lambda link: link.n_connects),
+            "fastderp_mesh_failures": _by_host(links, lambda link: link.n_failures),
+        }
+
+    async def close(self) -> None:
+        """End every link."""
+        tasks = [task for _, task in self._links.values()]
+        self._links.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _by_host(links: list[MeshLink], number: Callable[[MeshLink], int]) -> dict[Any, int]:
+    return {(link.peer.name,): number(link) for link in links}

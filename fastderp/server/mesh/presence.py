@@ -1,0 +1,170 @@
+"""Who watches this relay's clients come and go, and telling them. PROTOCOL §6.2, §7.2.
+
+Keeps nothing while nobody watches; what happens in one turn of the loop reaches each watcher in one write.
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastderp.dataplane.plane import Plane
+from fastderp.wire.protocol import FrameType, PeerGoneReason, PeerPresentFlags, frame, peer_gone_payload, peer_present_payload
+from fastderp.server.observe.metrics import Histogram, Value
+
+BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+LOOP_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100)
+# A list of everybody is a thousand times as long as the request for it; real watchers ask once per connection.
+FLOODS_PER_SECOND = 10.0
+
+
+class Arrival(NamedTuple):
+    """What watchers are told of a connection: key and address as on the wire, and what kind of client it is."""
+
+    key: bytes
+    addr: bytes
+    port: int
+    mesh: bool
+    prober: bool
+    not_ideal: bool
+
+    def frame(self) -> bytes:
+        """Return the PeerPresent frame."""
+        flags = PeerPresentFlags(0)
+        if self.mesh:
+            flags |= PeerPresentFlags.MESH_PEER
+        if self.prober:
+            flags |= PeerPresentFlags.PROBER
+        if self.not_ideal:
+            flags |= PeerPresentFlags.NOT_IDEAL
+        return frame(
+            FrameType.PEER_PRESENT,
+            peer_present_payload(self.key, self.addr, self.port, flags or PeerPresentFlags.REGULAR),
+        )
+
+
+class _Watcher:
+    """What is known of one: how many floods it may still have at once."""
+
+    __slots__ = ("_allowance", "_at_s")
+
+    def __init__(self, now_s: float) -> None:
+        self._allowance = FLOODS_PER_SECOND
+        self._at_s = now_s
+
+    def may_have_flood(self, now_s: float) -> bool:
+        self._allowance = min(FLOODS_PER_SECOND, self._allowance + (now_s - self._at_s) * FLOODS_PER_SECOND)
+        self._at_s = now_s
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True
+
+
+class Presence:
+    """Tells watchers of every new connection, and of a key's departure when its last connection has gone."""
+
+    def __init__(self, plane: Plane, clock: Callable[[], float] = time.monotonic) -> None:
+        """Watch the clients of this data plane."""
+        self._plane = plane
+        self._clock = clock
+        self._watchers: dict[int, _Watcher] = {}
+        # Keys the watchers have been told of and not told to forget; empty without watchers.
+        self._present: set[bytes] = set()
+        self._news: list[bytes] = []
+        self._n_gone_in_news = 0
+        self._batch_sizes = Histogram(BATCH_BOUNDS)
+        self._loop_counts = Histogram(LOOP_BOUNDS)
+        self._n_gone_sent = 0
+        self._n_refused = 0
+
+    @property
+    def n_watchers(self) -> int:
+        """How many connections watch."""
+        return len(self._watchers)
+
+    @property
+    def n_gone_sent(self) -> int:
+        """How many PeerGone frames watchers have been sent."""
+        return self._n_gone_sent
+
+    @property
+    def n_refused(self) -> int:
+        """How many requests to watch came too fast and were ignored."""
+        return self._n_refused
+
+    def metrics(self) -> dict[str, Value]:
+        """Return the metrics about watchers by the names of PROTOCOL §14."""
+        return {
+            "derp_watchers": self.n_watchers,
+            "derp_mesh_update_batch_size": self._batch_sizes,
+            "derp_mesh_update_loop_count": self._loop_counts,
+        }
+
+    def watch(self, handle: int) -> None:
+        """List everybody to a session and tell it of changes from now on; asked again, list them again."""
+        now_s = self._clock()
+        watcher = self._watchers.get(handle) or _Watcher(now_s)
+        if not watcher.may_have_flood(now_s):
+            self._n_refused += 1
+            return
+        self.flush()
+        everybody = self._everybody(handle)
+        self._watchers[handle] = watcher
+        self._present.update(everybody)
+        self._send(handle, b"".join(arrival.frame() for arrival in everybody.values()), len(everybody))
+
+    def _everybody(self, asking: int) -> dict[bytes, Arrival]:
+        """Return the active connection of each key. Of the watcher's key that is its own, which spoke when it asked."""
+        listed: dict[bytes, Arrival] = {}
+        own_key = b""
+        for session in self._plane.sessions():
+            if session.handle == asking:
+                own_key = session.key
+            elif not session.active or session.key == own_key:
+                continue
+            listed[session.key] = Arrival(
+                session.key, session.addr, session.port, session.mesh, session.prober, session.not_ideal
+            )
+        return listed
+
+    def arrived(self, arrival: Arrival) -> None:
+        """Note a new connection, also of a key that has others."""
+        if self._watchers:
+            self._present.add(arrival.key)
+            self._add(arrival.frame())
+
+    def left(self, handle: int, key: bytes) -> None:
+        """Note that a connection is over."""
+        if self._watchers.pop(handle, None) is not None and not self._watchers:
+            self._present.clear()
+            self._news.clear()
+            self._n_gone_in_news = 0
+        if key in self._present and not self._plane.is_connected(key):
+            self._present.remove(key)
+            self._add(frame(FrameType.PEER_GONE, peer_gone_payload(key, PeerGoneReason.DISCONNECTED)))
+            self._n_gone_in_news += 1
+
+    def flush(self) -> None:
+        """Send what has happened since the last time."""
+        if not self._news:
+            return
+        frames, n_frames, n_gone = b"".join(self._news), len(self._news), self._n_gone_in_news
+        self._news.clear()
+        self._n_gone_in_news = 0
+        for handle in self._watchers:
+            if self._send(handle, frames, n_frames):
+                self._n_gone_sent += n_gone
+
+    def _add(self, news: bytes) -> None:
+        if not self._news:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._news.append(news)
+
+    def _send(self, handle: int, frames: bytes, n_frames: int) -> bool:
+        self._batch_sizes.observe(n_frames)
+        self._loop_counts.observe(1)
+        return self._plane.send(handle, frames)

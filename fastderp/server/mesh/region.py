@@ -1,0 +1,108 @@
+"""A relay's place among others: who watches it, whom it is linked to, who forwards for it. PROTOCOL §6.2, §7.
+
+Joins presence, mesh links and packet forwarders to the one data plane. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
+from fastderp.wire.protocol import FrameType
+from fastderp.server.mesh.dial import JoinSocket
+from fastderp.server.mesh.forwarders import Forwarders
+from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.mesh.links import Mesh
+from fastderp.server.observe.metrics import Value
+from fastderp.server.mesh.presence import Arrival, Presence
+from fastderp.tls.context import ClientContext
+
+log = logging.getLogger("fastderp")
+
+
+class Region:
+    """What makes a relay a member of a region, apart from moving the packets."""
+
+    def __init__(
+        self, plane: Plane, private_key: NodePrivate, keys: Iterable[MeshKey], join: JoinSocket, tls: ClientContext | None
+    ) -> None:
+        """Begin alone. `keys` as in `set_keys`; `join` and `tls` as in `Mesh`."""
+        self.keys: list[MeshKey] = []
+        self.set_keys(keys)
+        self.presence = Presence(plane)
+        self.forwarders = Forwarders(plane)
+        self.mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
+        self._plane = plane
+        self._own_key = private_key.public()
+        self._summary = Summariser(log)
+        # Of the mesh peers that are logged in, by session: what they may ask for depends on who they are.
+        self._peers: dict[int, NodePublic] = {}
+
+    @property
+    def key(self) -> MeshKey:
+        """The secret our links show; the zero key when there is none."""
+        return self.keys[0] if self.keys else MeshKey()
+
+    def set_keys(self, keys: Iterable[MeshKey]) -> None:
+        """Accept mesh peers that show any of these, and show the first; zero keys are left out."""
+        self.keys = [key for key in keys if key]
+
+    def is_mesh_peer(self, info: ClientInfo) -> bool:
+        """Whether a client has shown a mesh key. Compared in constant time."""
+        return any([info.mesh_key == key for key in self.keys])
+
+    # What happens to sessions
+
+    def arrived(self, handle: int, arrival: Arrival) -> None:
+        """Note a client that has logged in."""
+        if arrival.mesh:
+            self._peers[handle] = key = NodePublic(arrival.key)
+            self.mesh.peer_arrived(key)
+        self.presence.arrived(arrival)
+
+    def received(self, event: FrameEvent) -> None:
+        """Act on a frame that the data plane leaves to us: of a link, or of a mesh peer."""
+        if self.mesh.received(event):
+            return
+        peer = self._peers.get(event.handle)
+        if peer is None:
+            return
+        if event.type == FrameType.WATCH_CONNS and peer != self._own_key:
+            self.presence.watch(event.handle)
+        elif event.type == FrameType.CLOSE_PEER:
+            self._close_peer(peer, NodePublic(event.payload))
+
+    def closed(self, event: ClosedEvent) -> None:
+        """Note the end of any session."""
+        self._peers.pop(event.handle, None)
+        self.presence.left(event.handle, event.key)
+        self.mesh.closed(event)
+        self.forwarders.closed(event.handle)
+
+    def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
+        n_closed = self._plane.close_key(target.raw)
+        what = f"{n_closed} connections" if n_closed else "it is not here"
+        self._summary.say("close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what)
+
+    # Looking in
+
+    def metrics(self) -> dict[str, Value]:
+        """Return the metrics of watchers and links."""
+        return {
+            **self.presence.metrics(),
+            **self.mesh.metrics(),
+            "fastderp_mesh_ignored": {("keys",): self.mesh.n_keys_ignored, ("watch",): self.presence.n_refused},
+        }
+
+    @property
+    def announced(self) -> set[bytes]:
+        """The keys that are reached through others."""
+        return {key for link in self.mesh.links for key in link.keys} | self.forwarders.keys
+
+    async def close(self) -> None:
+        """End every link and every forwarder."""
+        await self.mesh.close()
+        self.forwarders.close()

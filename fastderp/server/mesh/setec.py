@@ -1,0 +1,149 @@
+"""The region's secret from a setec server, with a copy on disk for the time that the server cannot be reached. PROTOCOL §12.
+
+Loop thread only. Import this module only when there is such a server, as `service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastderp.errors import ConfigError, DerpError, SecretsError
+from fastderp.util.files import read_file
+from fastderp.server.net.http_query import NoAnswer, Service, http_url, members
+
+log = logging.getLogger("fastderp")
+
+T = TypeVar("T")
+
+# A relay and its secrets server may start together.
+ATTEMPTS = 5
+PAUSE_S = 2.0
+
+ANSWER_LIMIT_BYTES = 64 * 1024
+
+# What makes a server sure that it is not a browser that asks.
+_NO_BROWSERS = {"Sec-X-Tailscale-No-Browsers": "setec", "Content-Type": "application/json"}
+
+
+class SecretsServer:
+    """Asks a setec server for one secret.
+
+    The copy has the form that derper's has, so that each can go on with the other's: a JSON object of secrets by name.
+    """
+
+    def __init__(self, url: str, name: str, cache: Path) -> None:
+        """Ask at an http or https `url` for the secret `name`; keep a copy in `cache`, a file or a directory for one.
+
+        Raises ValueError for the URL.
+        """
+        base = http_url(url, "https://setec.example.ts.net")
+        self.host = str(base.host)
+        self._get = base.joinpath("api", "get")
+        self._name = name
+        # derper's is a file although its flag calls it a directory.
+        self._cache = cache / "secrets.json" if cache.is_dir() else cache
+        self._service = Service.at_url(base, ANSWER_LIMIT_BYTES, _NO_BROWSERS)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._service.close()
+
+    async def fetch(self, read: Callable[[str], T]) -> T:
+        """Return what `read` makes of the secret as it is now, or of its copy when the server cannot be reached or its answer is no good.
+
+        `read` raises ValueError for what is no good. Only what is good is kept. Raises ConfigError when the server refuses, or has
+        no such text and there is no copy; SecretsError when it cannot be reached and there is no copy.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._ask(read)
+            except ValueError as error:
+                return self._copy_despite(ConfigError(f"secrets server {self.host}: {self._name}: {error}"), read)
+            except NoAnswer as error:
+                reason = SecretsError(f"secrets server {self.host}: {error}")
+            try:
+                return self._copy_despite(reason, read)
+            except SecretsError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                log.warning("%s", error)
+            await asyncio.sleep(PAUSE_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask(self, read: Callable[[str], T]) -> T:
+        """Ask and keep the answer. Raises NoAnswer, ConfigError for a refusal, ValueError for an answer that is no good."""
+        question = json.dumps({"Name": self._name}).encode()
+        status, body = await self._service.exchange("POST", self._get, question)
+        if status in (400, 403, 404):
+            reason = {400: "does not understand the question", 403: "does not let this machine have", 404: "does not know"}[status]
+            raise ConfigError(f"secrets server {self.host} {reason} {self._name}")
+        answer = members(status, body)
+        found = read(_text(answer.get("value")))
+        self._keep({"Value": answer["value"], "Version": answer.get("version")})
+        return found
+
+    # The copy
+
+    def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
+        """Return what was kept, and log the reason why it is needed; raise the reason when there is nothing to be used."""
+        try:
+            found = self._copy(read)
+        except ValueError as error:
+            raise type(reason)(f"{reason}; the copy in {self._cache} is no use either: {error}") from None
+        if found is None:
+            raise type(reason)(f"{reason}; nothing is kept in {self._cache}")
+        log.warning("%s; %s is used as it was kept in %s", reason, self._name, self._cache)
+        return found
+
+    def _copy(self, read: Callable[[str], T]) -> T | None:
+        """Return what was kept; None when nothing was. Raises ValueError when it is no good."""
+        entry = self._kept().get(self._name)
+        secret = entry.get("secret") if isinstance(entry, dict) else None
+        return read(_text(secret.get("Value"))) if isinstance(secret, dict) else None
+
+    def _kept(self) -> dict[str, Any]:
+        try:
+            found = json.loads(read_file(self._cache))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _keep(self, secret: dict[str, Any]) -> None:
+        """Write the copy; without one the relay only depends more on the server."""
+        text = json.dumps(self._kept() | {self._name: {"secret": secret, "lastAccess": "0"}})
+        try:
+            self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace(self._cache, text.encode())
+        except OSError as error:
+            log.warning("%s cannot be kept in %s: %s", self._name, self._cache, error.strerror)
+
+
+def _text(value: object) -> str:
+    """Read a value as JSON carries it. Raises ValueError when it is no text."""
+    try:
+        if isinstance(value, str):
+            return base64.b64decode(value, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        pass
+    raise ValueError("it is no text")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that only we can read, all of it or nothing."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

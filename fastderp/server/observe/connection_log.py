@@ -1,0 +1,156 @@
+"""What became of connections: counted by reason, and told in the log without drowning it. PROTOCOL §14, OPERATORS 19.
+
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+
+from fastderp.dataplane.plane import ClosedEvent, DropEvent
+from fastderp.wire.keys import NodePublic
+from fastderp.util.net import address_text, format_address
+from fastderp.server.observe.log_throttle import WINDOW_S, Summariser
+from fastderp.server.observe.metrics import Value
+
+log = logging.getLogger("fastderp")
+
+# Ends before the login that are everyday life on the internet: counted, and logged only when debugging.
+_QUIET = frozenset({"end", "reset", "idle", "shutdown"})
+
+# Packets that are dropped on their way to a watched key: so many lines for each key, reason and kind.
+DROP_LINES = 5
+DROP_WINDOW_S = 30.0
+
+# Every session's end is a line, but when thousands end at once: so many per reason and window (10 s), the rest is a number.
+SESSION_LINES = 100
+
+# What is shown of an Upgrade that nobody knows: real ones are shorter.
+UPGRADE_CHARACTERS = 40
+
+
+class Journal:
+    """Counts what happens to connections and logs what an operator wants to read."""
+
+    def __init__(self, *, prober_logs: bool = False) -> None:
+        """Begin with nothing. `prober_logs` logs every prober, however many come."""
+        self.websocket_failures: Counter[str] = Counter()
+        self._n_accepts = 0
+        self._n_websockets = 0
+        self._n_shortages = 0
+        self._refused: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._summary = Summariser(log)
+        self._ends = Summariser(log, lines=SESSION_LINES)
+        self._drops = Summariser(log, lines=DROP_LINES, window_s=DROP_WINDOW_S)
+        self._prober_logs = prober_logs
+        self._probers: set[int] = set()
+
+    # Before the login
+
+    def note_accept(self) -> None:
+        """Count a connection that begins a login."""
+        self._n_accepts += 1
+
+    def note_websocket(self) -> None:
+        """Count a WebSocket that was opened."""
+        self._n_websockets += 1
+
+    def note_request(self, tls_version: str) -> None:
+        """Count an HTTP request over TLS by version, "1.2" or "1.3"."""
+        self._requests[tls_version] += 1
+
+    def note_refused(self, stage: str, reason: str, remote: tuple[str, int], detail: str) -> None:
+        """Count and log a connection that ended before its login was complete."""
+        self._refused[f"{stage}_{reason}"] += 1
+        if reason in _QUIET and not detail:
+            log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
+        else:
+            self._summary.say((stage, reason), "%s: refused at %s: %s", format_address(remote), stage, detail or reason)
+
+    def note_odd_upgrade(self, remote: tuple[str, int], upgrade: str) -> None:
+        """Log a request for /derp that wants to be something else than DERP or a WebSocket. PROTOCOL §9.3."""
+        shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + ("…" if len(upgrade) > UPGRADE_CHARACTERS else "")
+        self._summary.say("upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown)
+
+    def note_shortage(self, error: OSError) -> None:
+        """Count and log that accepting had to pause."""
+        self._n_shortages += 1
+        self._summary.say("shortage", "cannot accept connections for the moment: %s", os.strerror(error.errno or 0))
+
+    def note_too_fast(self, remote: tuple[str, int]) -> None:
+        """Log a connection that was closed because too many are accepted; its listener counts it."""
+        self._summary.say("too fast", "%s: closed: connections come faster than they are accepted", format_address(remote))
+
+    # After it
+
+    def note_prober(self, handle: int, key: NodePublic, remote: tuple[str, int]) -> None:
+        """Log the login of a prober, and later its end, if that is wanted."""
+        if self._prober_logs:
+            self._probers.add(handle)
+            log.info("%s %s: a prober logged in", key.short, format_address(remote))
+
+    def note_drop(self, event: DropEvent) -> None:
+        """Log a packet for a watched key that was dropped."""
+        self._drops.say(
+            (event.destination, event.reason, event.kind),
+            "drop: %s packet from %s to %s: %s",
+            event.kind,
+            NodePublic(event.source).short if event.source else "nobody",
+            NodePublic(event.destination).short,
+            event.reason,
+        )
+
+    def note_closed(self, event: ClosedEvent) -> None:
+        """Count and log the end of a session: whose it was, from where, how long, what it carried, why it ended."""
+        self._ended[event.reason] += 1
+        turn = "" if event.handle in self._probers else self._ends.turn(event.reason)
+        self._probers.discard(event.handle)
+        if turn is None:
+            return
+        totals = event.totals
+        log.info(
+            "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d%s",
+            NodePublic(event.key).short,
+            format_address((address_text(event.addr), event.port)),
+            totals.seconds,
+            f"{event.reason} ({event.detail})" if event.detail else event.reason,
+            totals.rx_packets,
+            totals.rx_bytes,
+            totals.tx_packets,
+            totals.tx_bytes,
+            totals.dropped,
+            turn,
+        )
+
+    def sum_up(self) -> None:
+        """Say how many ends of sessions had no line of their own in a window that is over."""
+        self._tell_held(WINDOW_S)
+
+    def close(self) -> None:
+        """Say what was held back and would never be said."""
+        self._tell_held(0)
+
+    def _tell_held(self, min_age_s: float) -> None:
+        for reason, n_held in self._ends.take_held(min_age_s).items():
+            log.info("%d more sessions closed: %s", n_held, reason)
+
+    @property
+    def tls_versions(self) -> list[str]:
+        """The TLS versions that requests have come over."""
+        return list(self._requests)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return what was counted, by the names of `metrics.METRICS`."""
+        return {
+            "derp_accepts": self._n_accepts,
+            "derp_websocket_accepts": self._n_websockets,
+            "derper_tls_request_version": dict(self._requests),
+            "fastderp_closed": dict(self._refused),
+            "fastderp_session_closed": dict(self._ended),
+            "fastderp_websocket_failures": dict(self.websocket_failures),
+            "fastderp_accept_shortages": self._n_shortages,
+        }

@@ -1,0 +1,503 @@
+"""The relay: listeners and logins in front, the data plane behind. What `fastderp-relay` runs and a program can embed. DESIGN §2, §7.
+
+Loop thread only, except that the data plane's workers do their work without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
+from fastderp.errors import ConnectionClosed
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import FrameType, frame, restarting_payload
+from fastderp.server.certificates import certificate as certs
+from fastderp.server.http import message as http
+from fastderp.server.observe import traffic
+from fastderp.util.net import address_text
+from fastderp.server.admission.admission import Client
+from fastderp.server.admission.client_rate import Allowance
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.accept.channel import Channel
+from fastderp.server.observe.consistency import inconsistencies
+from fastderp.server.accept.duplicate_keys import Duplicates
+from fastderp.server.accept.registrar import Entrance, Verify
+from fastderp.server.mesh.forwarders import PacketForwarder
+from fastderp.server.http.message import Routes, Site
+from fastderp.server.observe.connection_log import Journal
+from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
+from fastderp.server.mesh.links import MeshPeer
+from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
+from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
+from fastderp.server.mesh.region import Region
+from fastderp.server.accept.embedded import Conversations, Reader, Writer
+from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.observe.maintenance import Upkeep
+from fastderp.tls.context import ClientContext, ServerContext
+
+# Counters of the data plane that derper has no name for.
+_PLANE_OWN = frozenset(
+    {"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost", "told_bytes"}
+)
+# What a C uint32_t holds.
+_QUEUE_PACKETS_MAX = 2**32 - 1
+# Client connections whose TLS records the data plane opens are all of this version.
+_PLANE_TLS = "1.3"
+
+
+class Server:
+    """A DERP relay. PROTOCOL §3 to §9.
+
+    Listen on any number of addresses, or hand it connections with `accept`; `async with` starts and closes it.
+
+    Args:
+        private_key: the relay's identity; None makes a new one.
+        write_timeout: how long in seconds a client may refuse to take a frame; 0 for ever.
+        mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights. A sequence while it is
+            being changed: our links show the first, clients may show any.
+        mesh_tls: what our links to other relays trust; None for the system's roots.
+        verify: awaited with key, `login.ClientInfo` and IP of every other client before it is let in; a false answer is a no, an
+            error as well. `Admission` is one. PROTOCOL §8.
+        rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
+        rtt_stats: look at the clients' round-trip times every 10 seconds.
+        duplicate_health: tell clients that share a key that they do.
+        disable_fighters: send nothing to clients that fight over a key, instead of to the last one that spoke. PROTOCOL §6.3.
+        queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many as fit into
+            256 KiB and at least 32.
+        watched_drops: log packets for these keys that are dropped, and why.
+        prober_logs: log who comes and goes of the clients that say they are probers, however many.
+        workers: threads of the data plane; 0 for one per core.
+        login_timeout: seconds from accept to login.
+
+    Raises ValueError for values that make no sense, and `dataplane.plane.PlaneError`, a DerpError, when memory or descriptors are out.
+    """
+
+    def __init__(
+        self,
+        private_key: NodePrivate | None = None,
+        *,
+        write_timeout: float = 2.0,
+        mesh_key: MeshKey | Sequence[MeshKey] | None = None,
+        mesh_tls: ClientContext | None = None,
+        verify: Verify | None = None,
+        rate_limit: RateLimit | None = None,
+        rtt_stats: bool = True,
+        duplicate_health: bool = True,
+        disable_fighters: bool = False,
+        queue_packets: int = 0,
+        watched_drops: Iterable[NodePublic] = (),
+        prober_logs: bool = False,
+        workers: int = 0,
+        login_timeout: float = LOGIN_BUDGET_S,
+    ) -> None:
+        if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
+            raise ValueError(f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}")
+        self._private_key = private_key or NodePrivate.generate()
+        self._login_timeout_s = login_timeout
+        self._plane = plane = Plane(
+            workers=workers,
+            write_timeout_s=write_timeout,
+            disable_fighters=disable_fighters,
+            queue_packets=queue_packets,
+            watch_drops=[key.raw for key in watched_drops],
+        )
+        self._journal = Journal(prober_logs=prober_logs)
+        self._allowance = Allowance(plane, self._private_key)
+        self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
+        mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
+        self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
+        self._entrance = Entrance(
+            self._private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
+        )
+        self._conversations = Conversations(self._entrance)
+        self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
+        self._upkeep = Upkeep(plane, self._round_trips, self._journal)
+        self._listeners: list[Listener] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        if rate_limit is not None:
+            self.set_rate_limit(rate_limit)
+
+    # Life
+
+    def start(self) -> None:
+        """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves.
+
+        Raises ConnectionClosed when the relay was closed, PlaneError when the system refuses a thread.
+        """
+        if self._closing is not None:
+            raise ConnectionClosed("the relay is closed")
+        if self._loop is None:
+            loop = asyncio.get_running_loop()
+            self._plane.start()
+            self._entrance.open(loop)
+            self._upkeep.start(loop)
+            loop.add_reader(self._plane.fileno(), self._on_plane_events)
+            self._loop = loop
+
+    def listen(
+        self,
+        host: str = "",
+        port: int = 3340,
+        *,
+        tls: ServerContext | CertificateSource | None = None,
+        routes: Routes | None = None,
+        keepalive_idle_s: float = 600.0,
+        user_timeout_s: float = 15.0,
+        idle_s: float = IDLE_S,
+        accept_limiter: AcceptLimiter | None = None,
+        tunnels: Tunnels | None = None,
+    ) -> Listener:
+        """Accept connections on an address from now on. PROTOCOL §9.1.
+
+        Args:
+            host: "" for every address, IPv4 and IPv6.
+            port: TCP port, 0 for a free one.
+            tls: a certificate, or who has one for each client; None for plain HTTP.
+            routes: who answers which path; None for the relay's own (`http.relay_routes`).
+            keepalive_idle_s: seconds of silence after which TCP asks whether a client is still there.
+            user_timeout_s: seconds that what was sent to a client may stay unacknowledged; then it is gone.
+            idle_s: how many seconds an HTTP connection may wait with its next request.
+            accept_limiter: who comes too fast is closed at once.
+            tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
+
+        Raises OSError that names the address when it cannot be had, and what `start` does.
+        """
+        self.start()
+        sockets = listen_sockets(host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s)
+        listener = Listener(
+            self._entrance,
+            sockets,
+            routes or http.relay_routes(Site()),
+            tls,
+            login_budget_s=self._login_timeout_s,
+            idle_s=idle_s,
+            accept_limiter=accept_limiter,
+            tunnels=tunnels if tls is not None else None,
+        )
+        self._listeners.append(listener)
+        return listener
+
+    async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | CertificateSource | None = None) -> None:
+        """Listen on an address and serve until `close` is called elsewhere or this task is cancelled, which closes the relay.
+
+        `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had; that closes the relay, too.
+        PROTOCOL §9.1.
+        """
+        try:
+            self.listen(host, port, tls=tls)
+            await self._closed.wait()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close every listener and connection and end the data plane's threads; return when that is done. Safe to repeat.
+
+        WebSockets are told that the relay goes away (close code 1001), connections over TLS that they end; who does not take
+        it is not waited for longer than 2 seconds. PROTOCOL §6.11.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._shut_down())
+            self._closing.add_done_callback(lambda _: self._closed.set())
+        await asyncio.shield(self._closing)
+
+    async def _shut_down(self) -> None:
+        """Take apart what `start` put together: first nobody comes in, then everybody leaves."""
+        self._upkeep.stop()
+        self._allowance.close()
+        for listener in self._listeners:
+            listener.close()
+        await self._region.close()
+        if self._loop is not None:
+            self._entrance.bridges.leave()
+        self._plane.close()
+        self._on_plane_events()
+        if self._loop is not None:
+            self._loop.remove_reader(self._plane.fileno())
+            async with asyncio.TaskGroup() as farewells:
+                farewells.create_task(self._entrance.bridges.close())
+                farewells.create_task(self._conversations.close())
+            self._entrance.close()
+        self._journal.close()
+
+    async def __aenter__(self) -> Server:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # One connection from elsewhere
+
+    async def accept(self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)) -> None:
+        """Serve one DERP conversation over a pair of streams, after whatever HTTP there was, until it ends.
+
+        Args:
+            reader, writer: asyncio streams or objects with the same methods; closed at the end.
+            remote: (ip, port) to tell `verify`, watchers and logs.
+
+        Raises LoginError when the client breaks the rules of the login or is not allowed, TimeoutError when it takes too long,
+        asyncio.IncompleteReadError when it leaves before, ConnectionClosed when the relay is closed before. PROTOCOL §3.
+        """
+        try:
+            self.start()
+        except ConnectionClosed:
+            writer.close()
+            raise
+        await self._conversations.serve(reader, writer, remote, self._login_timeout_s)
+
+    # The region
+
+    @property
+    def mesh_keys(self) -> list[MeshKey]:
+        """The secrets a mesh peer may show; our links show the first. May be assigned at any time, without zero keys. PROTOCOL §7.1."""
+        return list(self._region.keys)
+
+    @mesh_keys.setter
+    def mesh_keys(self, keys: Iterable[MeshKey]) -> None:
+        self._region.set_keys(keys)
+
+    @property
+    def mesh_key(self) -> MeshKey:
+        """The secret our links show; the zero key when there is none. Assigned, it is the only one. PROTOCOL §7.1."""
+        return self._region.key
+
+    @mesh_key.setter
+    def mesh_key(self, key: MeshKey) -> None:
+        self._region.set_keys([key])
+
+    @property
+    def has_mesh_key(self) -> bool:
+        """Whether a mesh key is set. PROTOCOL §7.1."""
+        return bool(self._region.keys)
+
+    def set_mesh_peers(self, peers: Iterable[MeshPeer | str]) -> None:
+        """Be linked to these relays of the region from now on, whatever was before. PROTOCOL §7.
+
+        Args:
+            peers: members, or what `MeshPeer.parse` takes: `host[:port]`, `host[:port]/dialhost` or a URL. This relay
+                itself may be among them.
+
+        Raises ValueError for a member that cannot be, and without a mesh key; ConnectionClosed when the relay was closed, PlaneError as
+        `start` does. What goes wrong with a link is logged, and it is dialled again.
+        """
+        members = [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in peers]
+        if members and not self.has_mesh_key:
+            raise ValueError("a relay without a mesh key cannot be linked to others")
+        self.start()
+        self._region.mesh.set_peers(members)
+
+    def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
+        """Hand packets for a `key` that is not connected here to `forwarder`, as to another relay of the region. PROTOCOL §7.5.
+
+        Of several forwarders for one key the oldest is used. Adding the same object again changes nothing.
+        Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads, memory or descriptors are out.
+        """
+        self.start()
+        self._region.forwarders.add(key.raw, forwarder)
+
+    def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
+        """Undo `add_packet_forwarder` for this `key` and `forwarder`; a no-op for what was not added.
+
+        Who got packets from the key learns that it has left the region if this was the last way to it. PROTOCOL §6.7, §7.5.
+        """
+        self._region.forwarders.remove(key.raw, forwarder)
+
+    def _bridged_round_trips_us(self) -> list[int]:
+        return self._entrance.bridges.round_trips_us()
+
+    def _bridged_bytes(self) -> dict[int, tuple[int, int]]:
+        return {} if self._loop is None else self._entrance.bridges.bytes_moved()
+
+    def _join(self, outside: socket.socket, channel: Channel) -> int:
+        """Bridge a connection that we dialled."""
+        return self._entrance.bridges.join_socket(outside, channel)
+
+    # What changes while it runs
+
+    @property
+    def write_timeout(self) -> float:
+        """How long in seconds a client may refuse to take a frame before it is closed; 0 for ever. PROTOCOL §6.6.
+
+        May be assigned at any time, for what is written from then on: a client that is stuck already has the time it was given.
+        Raises ValueError when less than 0 is assigned.
+        """
+        return self._plane.write_timeout_s
+
+    @write_timeout.setter
+    def write_timeout(self, seconds: float) -> None:
+        self._plane.write_timeout_s = seconds
+
+    @property
+    def login_timeout(self) -> float:
+        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then."""
+        return self._login_timeout_s
+
+    @login_timeout.setter
+    def login_timeout(self, seconds: float) -> None:
+        self._login_timeout_s = seconds
+        for listener in self._listeners:
+            listener.login_budget_s = seconds
+
+    def set_rate_limit(self, limit: RateLimit) -> None:
+        """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8.
+
+        `limit` is bytes per second and at once; `RateLimit()` ends the limit and leaves it in the metrics.
+        """
+        self._allowance.set(limit, self._loop)
+
+    def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
+        """Tell every client that the relay goes away for a moment; return how many were told. PROTOCOL §4, §6.11.
+
+        Args:
+            reconnect_in_s: seconds after which to come back.
+            try_for_s: seconds to go on trying before looking for another relay.
+            spread_s: each is given up to so many seconds more, so that they do not come back all at once.
+        """
+        return sum(
+            self._plane.send(
+                session.handle,
+                frame(FrameType.RESTARTING, restarting_payload(reconnect_in_s + random.uniform(0, spread_s), try_for_s)),
+            )
+            for session in self._plane.sessions()
+            if not session.link
+        )
+
+    # Looking in
+
+    @property
+    def private_key(self) -> NodePrivate:
+        """The relay's identity, for as long as it lives."""
+        return self._private_key
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key that clients know the relay by."""
+        return self._private_key.public()
+
+    @cached_property
+    def meta_cert(self) -> bytes:
+        """The certificate (DER) to append to a chain: it tells TLS 1.3 clients our key before the first frame. PROTOCOL §10."""
+        return certs.meta_cert(self.public_key.hex)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Where it listens: what `listen` has returned."""
+        return list(self._listeners)
+
+    @property
+    def verify(self) -> Verify | None:
+        """Who is asked about a client; None when everybody is let in. May be assigned at any time. PROTOCOL §8."""
+        return self._entrance.verify
+
+    @verify.setter
+    def verify(self, verify: Verify | None) -> None:
+        self._entrance.verify = verify
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What each client may send; None when nobody has said anything about it. PROTOCOL §6.8."""
+        return self._allowance.limit
+
+    def is_client_connected(self, key: NodePublic) -> bool:
+        """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""
+        return self._plane.is_connected(key.raw)
+
+    def clients(self) -> list[Client]:
+        """Return who is connected, with the address it came from, once per connection; mesh peers left out. PROTOCOL §6.1."""
+        return [client for _, client in self._clients()]
+
+    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+        """Close the connections of clients for which `unwanted` says so; return whose they were. PROTOCOL §6.2.
+
+        Mesh peers are not asked about.
+        """
+        closed = []
+        for handle, client in self._clients():
+            if unwanted(client) and self._plane.close_session(handle):
+                closed.append(client)
+        return closed
+
+    def _clients(self) -> Iterator[tuple[int, Client]]:
+        for session in self._plane.sessions():
+            if not session.mesh and not session.link:
+                yield session.handle, Client(NodePublic(session.key), address_text(session.addr))
+
+    def metrics(self) -> dict[str, Value]:
+        """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
+        plane: dict[str, Any] = self._plane.counters()
+        if self._allowance.limit is None:
+            del plane["rate_limit_per_client_waited"]
+        plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
+        plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
+        active = self._tls_versions(plane.pop("sealed_connections"))
+        return {
+            **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
+            **self._journal.metrics(),
+            **self._allowance.metrics(),
+            **self._region.metrics(),
+            "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
+            "derper_tls_active_version": active,
+            **self._tls_listener_metrics(),
+            "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
+        }
+
+    def _tls_versions(self, n_in_plane: int) -> dict[str, Number]:
+        """Count the clients' connections that talk DERP or are about to by their TLS version, of the versions there ever were."""
+        counts = Counter({_PLANE_TLS: n_in_plane})
+        if self._loop is not None:
+            counts.update(self._entrance.bridges.tls_versions)
+        for listener in self._listeners:
+            counts.update(listener.tls_versions)
+        return {version: counts[version] for version in self._journal.tls_versions}
+
+    def _tls_listener_metrics(self) -> dict[str, Value]:
+        listeners = [listener for listener in self._listeners if listener.tls]
+        if not listeners:
+            return {}
+        return {
+            "tls_listener_accepted_connections": sum(listener.n_accepted for listener in listeners),
+            "tls_listener_rejected_connections": sum(listener.n_rejected for listener in listeners),
+        }
+
+    def expvar(self) -> dict[str, Any]:
+        """Return the relay's own metrics as the "derp" object of `/debug/vars` has them. PROTOCOL §9.7, §14."""
+        tree: dict[str, Any] = expvar(self.metrics())["derp"]
+        return tree
+
+    async def debug_traffic(self, interval_s: float = traffic.ROUND_S) -> AsyncIterator[BytesSentRecv]:
+        """Yield, now and every `interval_s` seconds, the connections that have moved anything since the last time. PROTOCOL §6.10."""
+        async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
+            for one in moved:
+                yield one
+
+    def traffic_lines(self) -> AsyncIterator[bytes]:
+        """Return the endless body of `/debug/traffic`: a round of JSON lines every 2 seconds. PROTOCOL §6.10."""
+        return traffic.lines(self._plane, self._bridged_bytes)
+
+    def consistency_check(self) -> list[str]:
+        """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
+        return inconsistencies(self._plane, lambda: self._region.announced)
+
+    # What the data plane reports
+
+    def _on_plane_events(self) -> None:
+        for event in self._plane.events():
+            if isinstance(event, ClosedEvent):
+                self._journal.note_closed(event)
+                self._entrance.ended(event.handle)
+                if self._duplicates is not None:
+                    self._duplicates.left(event.key, event.handle)
+                self._region.closed(event)
+            elif isinstance(event, DropEvent):
+                self._journal.note_drop(event)
+            else:
+                self._region.received(event)

@@ -1,0 +1,539 @@
+"""TLS 1.3 records: open and seal batches with the traffic keys a handshake left behind (RFC 8446 §5).
+
+aead.pyx does the arithmetic; this module frames, numbers, rekeys and refuses. record.pxd says which thread
+owns which field. Locks: none; the caller brings the session's output lock for everything that seals.
+"""
+
+from libc.string cimport memcpy, memset
+
+from fastderp.tls.aead cimport (
+    AEAD_HEADER, AEAD_TAG, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305, Suite, aead_open, aead_seal,
+    key_expanded, keyring_clear, keyring_forget, suite_of, traffic_key_advance, traffic_key_derive,
+)
+from fastderp.tls.openssl cimport EVP_CIPHER_CTX, crypto
+
+from fastderp.tls.errors import TlsError
+
+
+cdef extern from *:
+    """
+    #define fastderp_or(bits, more) __atomic_fetch_or(bits, more, __ATOMIC_RELEASE)
+    #define fastderp_load(value) __atomic_load_n(value, __ATOMIC_RELAXED)
+    #define fastderp_take(bits) __atomic_exchange_n(bits, 0, __ATOMIC_ACQUIRE)
+    """
+    uint32_t fastderp_or(uint32_t*, uint32_t) noexcept nogil
+    uint32_t fastderp_load(uint32_t*) noexcept nogil
+    uint32_t fastderp_take(uint32_t*) noexcept nogil
+
+
+cdef enum:
+    INNER_MAX = RECORD_PLAIN_MAX + 1          # content, content type and padding together (RFC 8446 §5.4)
+    KEY_UPDATE_WIRE = RECORD_OVERHEAD + 5
+    ALERT_WIRE = RECORD_OVERHEAD + 2
+
+    TYPE_ALERT = 21
+    TYPE_HANDSHAKE = 22
+    TYPE_DATA = 23
+
+    MESSAGE_TICKET = 4
+    MESSAGE_KEY_UPDATE = 24
+    TICKET_MAX = 132000                       # largest NewSessionTicket RFC 8446 §4.6.1 can express, rounded up
+
+    ALERT_CLOSE_NOTIFY = 0
+    ALERT_USER_CANCELED = 90
+
+    # AES-GCM is safe for 2^24.5 records of full size (RFC 8446 §5.5); change keys long before.
+    REKEY_RECORDS = 1 << 22
+    BARREN_MAX = 32                           # more than any peer sends in a row without data: tickets, KeyUpdates
+    UPDATES_MAX = 32                          # KeyUpdates; every 64 records of data under one key pay for one
+
+
+cdef size_t record_secret_size(uint16_t suite) noexcept nogil:
+    cdef const Suite* s = suite_of(suite)
+    return s.secret_size if s is not NULL else 0
+
+
+cdef bint key_update(Records* r, Keyring* ring, TrafficKey* key, bint sealing) noexcept nogil:
+    """Go on to the next generation of one direction, as a KeyUpdate demands."""
+    keyring_forget(ring, key, sealing)
+    return traffic_key_advance(key, suite_of(r.suite))
+
+
+cdef bint seal_one(Records* r, Keyring* ring, uint8_t* record, int n_inner) noexcept nogil:
+    """Make a record of the inner plaintext at record + AEAD_HEADER. False: the connection is lost."""
+    cdef const Suite* suite = suite_of(r.suite)
+    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.tx, suite, True) if suite is not NULL else NULL
+    cdef int n_sealed = n_inner + AEAD_TAG
+    if expanded is NULL:
+        return False
+    record[0] = TYPE_DATA
+    record[1] = 3
+    record[2] = 3
+    record[3] = n_sealed >> 8
+    record[4] = n_sealed & 0xFF
+    return aead_seal(expanded, &r.tx, record, n_inner)
+
+
+cdef RecordStatus record_open(
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    size_t* consumed, size_t* produced
+) noexcept nogil:
+    cdef size_t n_left = n_wire    # more than there can be
+    return record_open_some(r, ring, wire, n_wire, plain, plain_cap, &n_left, consumed, produced)
+
+
+cdef RecordStatus record_open_some(
+    Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
+    size_t* n_left, size_t* consumed, size_t* produced
+) noexcept nogil:
+    cdef RecordStatus status = RECORD_OK
+    cdef size_t n_record, n_plain
+    consumed[0] = 0
+    produced[0] = 0
+    while n_left[0]:
+        status = record_ahead(wire + consumed[0], n_wire - consumed[0], plain_cap - produced[0], &n_record)
+        if status != RECORD_OK or n_record == 0:
+            break
+        status = record_open_one(r, ring, wire + consumed[0], n_record, plain + produced[0], &n_plain)
+        if status != RECORD_OK:
+            break
+        consumed[0] += n_record
+        produced[0] += n_plain
+        n_left[0] -= 1
+    return status
+
+
+cdef RecordStatus record_ahead(
+    const uint8_t* wire, size_t n_wire, size_t n_room, size_t* n_record
+) noexcept nogil:
+    """Size of the next record; 0 when it is not complete or plain has no room for it. Judges the header alone."""
+    cdef size_t n_sealed
+    n_record[0] = 0
+    if n_wire < AEAD_HEADER:
+        return RECORD_OK
+    if wire[0] != TYPE_DATA:
+        return RECORD_UNEXPECTED
+    n_sealed = (<size_t> wire[3] << 8) | wire[4]
+    if n_sealed > INNER_MAX + AEAD_TAG:
+        return RECORD_OVERFLOW
+    if n_sealed <= AEAD_TAG:
+        return RECORD_DECODE
+    if n_sealed + AEAD_HEADER <= n_wire and n_sealed - AEAD_TAG <= n_room:
+        n_record[0] = n_sealed + AEAD_HEADER
+    return RECORD_OK
+
+
+cdef RecordStatus record_open_one(
+    Records* r, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* plain, size_t* n_plain
+) noexcept nogil:
+    """Open one complete record; n_plain is the application data it left in `plain`."""
+    cdef const Suite* suite = suite_of(r.suite)
+    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.rx, suite, False) if suite is not NULL else NULL
+    cdef size_t n = n_record - AEAD_HEADER - AEAD_TAG
+    n_plain[0] = 0
+    if expanded is NULL:
+        return RECORD_NO_MEMORY
+    if not aead_open(expanded, &r.rx, record, plain, <int> n):
+        return RECORD_BAD_MAC
+    if r.rx.sequence == REKEY_RECORDS:
+        fastderp_or(&r.duty, DUTY_ASK)
+    while n > 0 and plain[n - 1] == 0:
+        n -= 1
+    if n == 0:
+        return RECORD_UNEXPECTED
+    n -= 1
+    if plain[n] == TYPE_DATA:
+        n_plain[0] = n
+        return data_taken(r, n)
+    if plain[n] == TYPE_HANDSHAKE:
+        return handshake_taken(r, ring, plain, n)
+    if plain[n] == TYPE_ALERT:
+        return alert_taken(r, plain, n)
+    return RECORD_UNEXPECTED
+
+
+cdef bint message_incomplete(const Records* r) noexcept nogil:
+    return r.rx_n_message > 0 or r.rx_skip_bytes > 0
+
+
+cdef RecordStatus data_taken(Records* r, size_t n) noexcept nogil:
+    if message_incomplete(r):
+        return RECORD_UNEXPECTED
+    if n == 0:
+        return barren_taken(r)
+    r.rx_n_barren = 0
+    if r.rx_n_updates > 0 and r.rx.sequence & 63 == 0:
+        r.rx_n_updates -= 1
+    return RECORD_OK
+
+
+cdef RecordStatus barren_taken(Records* r) noexcept nogil:
+    r.rx_n_barren += 1
+    return RECORD_STORM if r.rx_n_barren > BARREN_MAX else RECORD_OK
+
+
+cdef RecordStatus alert_taken(Records* r, const uint8_t* alert, size_t n) noexcept nogil:
+    if message_incomplete(r):
+        return RECORD_UNEXPECTED
+    if n != 2:
+        return RECORD_DECODE
+    if alert[1] == ALERT_CLOSE_NOTIFY:
+        return RECORD_CLOSE_NOTIFY
+    if alert[1] == ALERT_USER_CANCELED:
+        return barren_taken(r)
+    r.rx_alert = alert[1]
+    return RECORD_ALERT
+
+
+cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data, size_t n) noexcept nogil:
+    """Read the handshake messages of one record; a message may continue in the next one."""
+    cdef RecordStatus status
+    cdef size_t at = 0, n_skip
+    if n == 0:
+        return RECORD_UNEXPECTED
+    while at < n:
+        if r.rx_skip_bytes > 0:
+            n_skip = min(<size_t> r.rx_skip_bytes, n - at)
+            r.rx_skip_bytes -= <uint32_t> n_skip
+            at += n_skip
+            continue
+        r.rx_message[r.rx_n_message] = data[at]
+        r.rx_n_message += 1
+        at += 1
+        status = RECORD_OK
+        if r.rx_n_message == 4:
+            status = message_begun(r)
+        elif r.rx_n_message == 5:
+            # The key changes behind it, so nothing may follow in its record (RFC 8446 §5.1).
+            status = key_update_taken(r, ring) if at == n else RECORD_UNEXPECTED
+        if status != RECORD_OK:
+            return status
+    return barren_taken(r)
+
+
+cdef RecordStatus message_begun(Records* r) noexcept nogil:
+    """Judge type and length of a handshake message: KeyUpdate waits for its byte, a ticket is skipped."""
+    cdef uint32_t n_body = (
+        (<uint32_t> r.rx_message[1] << 16) | (<uint32_t> r.rx_message[2] << 8) | r.rx_message[3]
+    )
+    if r.rx_message[0] == MESSAGE_KEY_UPDATE:
+        return RECORD_OK if n_body == 1 else RECORD_DECODE
+    if r.rx_message[0] == MESSAGE_TICKET and r.is_client:
+        r.rx_n_message = 0
+        r.rx_skip_bytes = n_body
+        return RECORD_OK if n_body <= TICKET_MAX else RECORD_DECODE
+    return RECORD_UNEXPECTED
+
+
+cdef RecordStatus key_update_taken(Records* r, Keyring* ring) noexcept nogil:
+    r.rx_n_message = 0
+    if r.rx_message[4] > 1:
+        return RECORD_DECODE
+    r.rx_n_updates += 1
+    if r.rx_n_updates > UPDATES_MAX:
+        return RECORD_STORM
+    if r.rx_message[4] == 1:
+        fastderp_or(&r.duty, DUTY_ANSWER)
+    return RECORD_OK if key_update(r, ring, &r.rx, False) else RECORD_NO_MEMORY
+
+
+cdef size_t record_sealed_size(size_t n_plain) noexcept nogil:
+    return n_plain + RECORD_OVERHEAD * ((n_plain + RECORD_PLAIN_MAX - 1) // RECORD_PLAIN_MAX) + KEY_UPDATE_WIRE
+
+
+cdef RecordStatus record_seal(
+    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
+) noexcept nogil:
+    cdef RecordStatus status = RECORD_OK
+    cdef size_t n_left = iov_size(iov, n_iov)
+    cdef size_t n, offset = 0
+    produced[0] = 0
+    if wire_cap < record_sealed_size(n_left):
+        return RECORD_NO_ROOM
+    if fastderp_load(&r.duty) != 0 or r.tx.sequence >= REKEY_RECORDS:
+        status = key_update_send(r, ring, wire, produced)
+    while n_left > 0 and status == RECORD_OK:
+        n = min(n_left, <size_t> RECORD_PLAIN_MAX)
+        iov_gather(&iov, &offset, wire + produced[0] + AEAD_HEADER, n)
+        wire[produced[0] + AEAD_HEADER + n] = TYPE_DATA
+        if not seal_one(r, ring, wire + produced[0], <int> n + 1):
+            status = RECORD_NO_MEMORY
+            break
+        produced[0] += n + RECORD_OVERHEAD
+        n_left -= n
+    return status
+
+
+cdef size_t iov_size(const iovec* iov, int n_iov) noexcept nogil:
+    cdef size_t n = 0
+    cdef int i
+    for i in range(n_iov):
+        n += iov[i].iov_len
+    return n
+
+
+cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) noexcept nogil:
+    """Copy the next n bytes; `iov` and `offset` stay where the next call goes on."""
+    cdef size_t n_part
+    while n > 0:
+        n_part = min(n, iov[0].iov_len - offset[0])
+        memcpy(out, <const uint8_t*> iov[0].iov_base + offset[0], n_part)
+        out += n_part
+        n -= n_part
+        offset[0] += n_part
+        if offset[0] == iov[0].iov_len:
+            iov[0] += 1
+            offset[0] = 0
+
+
+cdef RecordStatus key_update_send(Records* r, Keyring* ring, uint8_t* wire, size_t* produced) noexcept nogil:
+    """Seal a KeyUpdate with the old key and go on to the next. Answers any number of requests at once."""
+    cdef uint32_t duty = fastderp_take(&r.duty)
+    cdef uint8_t[5] message
+    message[0] = MESSAGE_KEY_UPDATE
+    message[1] = message[2] = 0
+    message[3] = 1
+    message[4] = 1 if duty & DUTY_ASK else 0
+    if not seal_small(r, ring, TYPE_HANDSHAKE, message, 5, wire, produced):
+        return RECORD_NO_MEMORY
+    return RECORD_OK if key_update(r, ring, &r.tx, True) else RECORD_NO_MEMORY
+
+
+cdef RecordStatus record_seal_alert(
+    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
+) noexcept nogil:
+    cdef uint8_t[2] alert
+    produced[0] = 0
+    if wire_cap < ALERT_WIRE:
+        return RECORD_NO_ROOM
+    alert[0] = level
+    alert[1] = description
+    if not seal_small(r, ring, TYPE_ALERT, alert, 2, wire, produced):
+        return RECORD_NO_MEMORY
+    return RECORD_OK
+
+
+cdef bint seal_small(
+    Records* r, Keyring* ring, uint8_t content_type, const uint8_t* content, int n, uint8_t* wire, size_t* produced
+) noexcept nogil:
+    """Seal one short record that is not application data."""
+    memcpy(wire + AEAD_HEADER, content, n)
+    wire[AEAD_HEADER + n] = content_type
+    if not seal_one(r, ring, wire, n + 1):
+        return False
+    produced[0] += n + RECORD_OVERHEAD
+    return True
+
+
+cdef RecordStatus record_init(
+    Records* r, uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret
+) noexcept nogil:
+    cdef const Suite* s = suite_of(suite)
+    memset(r, 0, sizeof(Records))
+    if s is NULL:
+        return RECORD_UNEXPECTED
+    r.suite = suite
+    r.is_client = is_client
+    memcpy(r.rx.secret, rx_secret, s.secret_size)
+    memcpy(r.tx.secret, tx_secret, s.secret_size)
+    if traffic_key_derive(&r.rx, s) and traffic_key_derive(&r.tx, s):
+        return RECORD_OK
+    record_wipe(r, NULL)
+    return RECORD_NO_MEMORY
+
+
+cdef void record_wipe(Records* r, Keyring* ring) noexcept nogil:
+    if ring is not NULL:
+        keyring_forget(ring, &r.rx, False)
+        keyring_forget(ring, &r.tx, True)
+    crypto.OPENSSL_cleanse(r, sizeof(Records))
+
+
+cdef const char* record_status_text(RecordStatus status) noexcept nogil:
+    if status == RECORD_OK:
+        return "ok"
+    if status == RECORD_CLOSE_NOTIFY:
+        return "closed by the peer"
+    if status == RECORD_ALERT:
+        return "alert from the peer"
+    if status == RECORD_BAD_MAC:
+        return "record does not authenticate"
+    if status == RECORD_OVERFLOW:
+        return "record too large"
+    if status == RECORD_UNEXPECTED:
+        return "unexpected record or message"
+    if status == RECORD_DECODE:
+        return "malformed record"
+    if status == RECORD_STORM:
+        return "too many KeyUpdates or empty records"
+    if status == RECORD_NO_ROOM:
+        return "no room in the output buffer"
+    return "out of memory"
+
+
+cdef uint8_t record_status_alert(RecordStatus status) noexcept nogil:
+    if status == RECORD_UNEXPECTED or status == RECORD_STORM:
+        return 10  # unexpected_message
+    if status == RECORD_BAD_MAC:
+        return 20  # bad_record_mac
+    if status == RECORD_OVERFLOW:
+        return 22  # record_overflow
+    if status == RECORD_DECODE:
+        return 50  # decode_error
+    if status == RECORD_NO_MEMORY:
+        return 80  # internal_error
+    return 255
+
+
+SUITES = {
+    "TLS_AES_128_GCM_SHA256": SUITE_AES_128_GCM,
+    "TLS_AES_256_GCM_SHA384": SUITE_AES_256_GCM,
+    "TLS_CHACHA20_POLY1305_SHA256": SUITE_CHACHA20_POLY1305,
+}
+
+_CAUSE = {
+    RECORD_ALERT: "alert",
+    RECORD_BAD_MAC: "bad_mac",
+    RECORD_OVERFLOW: "overflow",
+    RECORD_UNEXPECTED: "unexpected",
+    RECORD_DECODE: "decode",
+    RECORD_STORM: "storm",
+    RECORD_NO_MEMORY: "no_memory",
+}
+CAUSES = (*_CAUSE.values(), "moved", "closed")
+
+
+cdef class RecordLayer:
+    """See record.pyi."""
+
+    def __cinit__(self):
+        self.ring.places = self.places
+        self.ring.n_places = 2
+
+    def __init__(
+        self, suite, bytes read_secret not None, bytes write_secret not None, *, bint client=False,
+        uint64_t read_sequence=0, uint64_t write_sequence=0, bytes pending not None=b"",
+    ):
+        cdef uint16_t number = SUITES.get(suite, 0) if isinstance(suite, str) else suite
+        cdef size_t n = record_secret_size(number)
+        if n == 0:
+            raise ValueError(f"not a TLS 1.3 suite of ours: {suite!r}")
+        if <size_t> len(read_secret) != n or <size_t> len(write_secret) != n:
+            raise ValueError(f"traffic secrets of this suite have {n} bytes")
+        self._wipe()
+        self._check(record_init(&self.c, number, client, read_secret, write_secret))
+        self.c.rx.sequence = read_sequence
+        self.c.tx.sequence = write_sequence
+        self._pending = pending
+        self._eof = False
+
+    def __dealloc__(self):
+        self._wipe()
+
+    cdef void _wipe(self) noexcept:
+        keyring_clear(&self.ring)
+        record_wipe(&self.c, NULL)
+
+    @property
+    def suite(self):
+        for name, number in SUITES.items():
+            if number == self.c.suite:
+                return name
+        return ""
+
+    @property
+    def pending(self):
+        return self._pending
+
+    @property
+    def eof(self):
+        return self._eof
+
+    def open(self, data=b""):
+        cdef bytes wire = self._pending + data
+        cdef bytes plain = bytes(len(wire))
+        cdef const uint8_t* source = wire
+        cdef uint8_t* target = <uint8_t*> <char*> plain  # ours alone until returned
+        cdef size_t n_wire = len(wire), consumed = 0, produced = 0
+        cdef RecordStatus status
+        self._alive()
+        if self._eof:
+            return b""
+        with nogil:
+            status = record_open(&self.c, &self.ring, source, n_wire, target, n_wire, &consumed, &produced)
+        if status == RECORD_CLOSE_NOTIFY:
+            self._eof = True
+            consumed = n_wire
+        self._pending = wire[consumed:]
+        if status != RECORD_CLOSE_NOTIFY:
+            self._check(status)
+        return plain[:produced]
+
+    def seal(self, data not None):
+        cdef const uint8_t[::1] view = data
+        cdef size_t cap = record_sealed_size(view.shape[0]), produced = 0
+        cdef bytes wire = bytes(cap)
+        cdef uint8_t* target = <uint8_t*> <char*> wire  # ours alone until returned
+        cdef iovec part
+        cdef RecordStatus status
+        self._alive()
+        part.iov_base = <void*> &view[0] if view.shape[0] else NULL
+        part.iov_len = view.shape[0]
+        with nogil:
+            status = record_seal(&self.c, &self.ring, &part, 1, target, cap, &produced)
+        self._check(status)
+        return wire[:produced]
+
+    def close_notify(self):
+        return self._alert(1, ALERT_CLOSE_NOTIFY)
+
+    def alert(self, uint8_t description):
+        return self._alert(2, description)
+
+    def ask_key_update(self):
+        self._alive()
+        fastderp_or(&self.c.duty, DUTY_ASK)
+
+    cdef bytes _alert(self, uint8_t level, uint8_t description):
+        cdef uint8_t[ALERT_WIRE] wire
+        cdef size_t produced = 0
+        self._alive()
+        self._check(record_seal_alert(&self.c, &self.ring, level, description, wire, sizeof(wire), &produced))
+        return wire[:produced]
+
+    cdef int _alive(self) except -1:
+        if self.c.suite == 0:
+            raise TlsError("moved", "the keys of this record layer were moved or wiped")
+        return 0
+
+    cdef int _check(self, RecordStatus status) except -1:
+        cdef str text
+        if status == RECORD_OK:
+            return 0
+        text = record_status_text(status).decode()
+        if status == RECORD_ALERT:
+            text = f"{text}: {self.c.rx_alert}"
+        raise TlsError(_CAUSE[status], text)
+
+    cdef int take(self, Records* into) except -1:
+        self._alive()
+        memcpy(into, &self.c, sizeof(Records))
+        self._wipe()
+        return 0
+
+
+cdef RecordLayer record_layer_new(
+    uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret, bytes pending
+):
+    cdef RecordLayer layer = RecordLayer.__new__(RecordLayer)
+    layer._check(record_init(&layer.c, suite, is_client, rx_secret, tx_secret))
+    layer._pending = pending
+    return layer
+
+
+cdef RecordLayer record_layer_of(Records* records, bytes pending):
+    cdef RecordLayer layer = RecordLayer.__new__(RecordLayer)
+    memcpy(&layer.c, records, sizeof(Records))
+    crypto.OPENSSL_cleanse(records, sizeof(Records))
+    layer._pending = pending
+    return layer

@@ -1,0 +1,293 @@
+"""Node, mesh and server keys, NaCl boxes, and the relay's key file (PROTOCOL §1, §12).
+
+Immutable values for any thread. Texts and reprs of errors and objects never show a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from hmac import compare_digest
+from pathlib import Path
+
+from nacl import bindings
+from nacl import exceptions as nacl_errors
+
+from fastderp.errors import BoxError, KeyFileError
+from fastderp.util.files import read_file
+from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
+
+__all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
+
+_PRIVATE_PREFIX = "privkey:"
+_NO_MESH = bytes(KEY_SIZE)
+
+
+class Box:
+    """What one private and one public key share: seals and opens messages between the two.
+
+    Making one is the expensive part (an X25519 agreement); seal and open cost microseconds.
+    It holds a secret, so keep it no longer than the login it serves.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, private: NodePrivate, peer: NodePublic) -> None:
+        """Agree on the shared key. BoxError for a zero or low-order `peer`."""
+        try:
+            self._shared = bindings.crypto_box_beforenm(peer.raw, private.to_bytes())
+        except nacl_errors.RuntimeError:
+            raise BoxError("the public key is of low order") from None
+
+    def seal(self, message: bytes, nonce: bytes | None = None) -> bytes:
+        """Return nonce 24 ‖ box(message). A given `nonce` must never have been used before."""
+        if nonce is None:
+            nonce = secrets.token_bytes(NONCE_SIZE)
+        return nonce + bindings.crypto_box_afternm(message, nonce, self._shared)
+
+    def open(self, sealed: bytes) -> bytes:
+        """Return the message in nonce 24 ‖ box. BoxError when it was not made by the peer."""
+        try:
+            return bindings.crypto_box_open_afternm(
+                sealed[NONCE_SIZE:], sealed[:NONCE_SIZE], self._shared
+            )
+        except (nacl_errors.CryptoError, nacl_errors.ValueError):
+            raise BoxError("the box does not open") from None
+
+    def __repr__(self) -> str:
+        return "<Box>"
+
+
+class NodePrivate:
+    """The private key of a node or a relay. Comparison takes constant time; it has no hash. PROTOCOL §1."""
+
+    __slots__ = ("_public", "_raw")
+
+    def __init__(self, raw: bytes) -> None:
+        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
+        if len(raw) != KEY_SIZE:
+            raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
+        if not any(raw):
+            raise ValueError("an all-zero private key is no key")
+        self._raw = bytes(raw)
+        self._public: NodePublic | None = None
+
+    @classmethod
+    def generate(cls) -> NodePrivate:
+        """Make a new random key, clamped as X25519 wants it."""
+        raw = bytearray(secrets.token_bytes(KEY_SIZE))
+        raw[0] &= 248
+        raw[31] = (raw[31] & 127) | 64
+        return cls(bytes(raw))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> NodePrivate:
+        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
+        return cls(raw)
+
+    @classmethod
+    def from_text(cls, text: str) -> NodePrivate:
+        """Parse a `text` of `privkey:` and 64 hex digits of either case. ValueError for any other never quotes it."""
+        return cls(parse_key_text(text, _PRIVATE_PREFIX))
+
+    def to_bytes(self) -> bytes:
+        """Return the 32 secret bytes."""
+        return self._raw
+
+    def to_text(self) -> str:
+        """Return `privkey:` and 64 lower-case hex digits: a secret."""
+        return _PRIVATE_PREFIX + self._raw.hex()
+
+    def public(self) -> NodePublic:
+        """Return the public half."""
+        if self._public is None:
+            self._public = NodePublic(bindings.crypto_scalarmult_base(self._raw))
+        return self._public
+
+    def box(self, peer: NodePublic) -> Box:
+        """Return the box shared with `peer`. BoxError for a zero or low-order key."""
+        return Box(self, peer)
+
+    def seal_to(self, peer: NodePublic, message: bytes) -> bytes:
+        """Return nonce 24 ‖ box(`message`) that only `peer` opens. BoxError for a zero or low-order key."""
+        return self.box(peer).seal(message)
+
+    def open_from(self, peer: NodePublic, sealed: bytes) -> bytes:
+        """Return the message that `peer` sealed; `sealed` is nonce 24 ‖ box. BoxError when it does not open."""
+        return self.box(peer).open(sealed)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NodePrivate):
+            return NotImplemented
+        return compare_digest(self._raw, other._raw)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<NodePrivate of {self.public().short}>"
+
+
+class MeshKey:
+    """The secret that the relays of one region share. Comparison takes constant time; no hash.
+
+    The zero key means "no mesh" and makes nobody a mesh peer. PROTOCOL §1, §7.1.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes = bytes(KEY_SIZE)) -> None:
+        """Take the 32 bytes of `raw`; without them make the zero key. ValueError for another length."""
+        if len(raw) != KEY_SIZE:
+            raise ValueError(f"a mesh key has {KEY_SIZE} bytes, not {len(raw)}")
+        self._raw = bytes(raw)
+
+    @classmethod
+    def generate(cls) -> MeshKey:
+        """Make a new random key."""
+        return cls(secrets.token_bytes(KEY_SIZE))
+
+    @classmethod
+    def from_text(cls, text: str) -> MeshKey:
+        """Parse a `text` of 64 hex digits of either case, with or without white space around. ValueError for any other never quotes it."""
+        return cls(parse_key_text(text.strip(), ""))
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this is the zero key: no mesh."""
+        return self._raw == _NO_MESH
+
+    def to_text(self) -> str:
+        """Return 64 lower-case hex digits: a secret."""
+        return self._raw.hex()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MeshKey):
+            return NotImplemented
+        return compare_digest(self._raw, other._raw)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return not self.is_zero
+
+    def __repr__(self) -> str:
+        return "<MeshKey (none)>" if self.is_zero else "<MeshKey>"
+
+
+def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
+    """Return the relay's key from its key file at `path`, made first when there is none. PROTOCOL §12.
+
+    The file is JSON, `{"PrivateKey": "privkey:<64 hex digits>"}`. A new one appears whole, with
+    mode 0600, in directories that are created as needed. Of several processes that start
+    at once on a missing file one wins, and all return its key.
+
+    Raises KeyFileError naming the file and the reason, never its contents.
+    """
+    path = Path(path)
+    key = _read_key_file(path)
+    if key is not None:
+        return key
+    _create_key_file(path, NodePrivate.generate())
+    key = _read_key_file(path)
+    if key is None:
+        raise KeyFileError(f"key file {path}: a link to nowhere, or removed while being created")
+    return key
+
+
+def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
+    """Return the region's secret from its file, as `parse_mesh_keys` reads it (PROTOCOL §12).
+
+    Raises KeyFileError naming the file and the reason, never its contents.
+    """
+    try:
+        return parse_mesh_keys(read_file(path).decode())
+    except OSError as error:
+        raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"mesh key file {path}: not a text file") from None
+    except ValueError as error:
+        raise KeyFileError(f"mesh key file {path}: {error}") from None
+
+
+def parse_mesh_keys(text: str) -> list[MeshKey]:
+    """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
+
+    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError
+    that does not quote the text.
+    """
+    words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
+    if not 1 <= len(words) <= 2:
+        raise ValueError(f"want one mesh key, or two while it is being changed, not {len(words)}")
+    keys = [MeshKey.from_text(word) for word in words]
+    if not all(keys):
+        raise ValueError("a key of zeros is none")
+    return keys
+
+
+def _read_key_file(path: Path) -> NodePrivate | None:
+    """Return the key in the file, or None when there is no file."""
+    try:
+        text = read_file(path).decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"key file {path}: not a text file") from None
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: cannot read it: {error.strerror}") from error
+    try:
+        return _parse_key_file(text)
+    except ValueError as error:
+        # `from None`: a JSON error carries the whole text, secret included.
+        raise KeyFileError(f"key file {path}: {error}") from None
+
+
+def _parse_key_file(text: str) -> NodePrivate:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("not valid JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    # The reference matches names in any case, and people edit these files by hand.
+    names = {str(name).casefold(): value for name, value in content.items()}
+    value = names.get("privatekey")
+    if not isinstance(value, str):
+        raise ValueError('it has no "PrivateKey" text')
+    return NodePrivate.from_text(value)
+
+
+def _create_key_file(path: Path, key: NodePrivate) -> None:
+    """Write a new file unless somebody else has; whoever links it first wins."""
+    text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_private(draft, text.encode())
+            # Unlike a rename, a link fails where the name exists: nobody's key is replaced.
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: cannot create it: {error.strerror}") from error
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the new name survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

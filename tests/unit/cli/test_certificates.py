@@ -1,0 +1,148 @@
+"""What the flags say about certificates from a CA, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from pathlib import Path
+
+import pytest
+
+from fastderp.cli import config
+from fastderp.cli.certificates import check_ca_file
+from fastderp.errors import EX_USAGE, ConfigError, UsageError
+from fastderp.server.certificates.acme.settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
+from tests.kit.certificates import self_signed
+
+KEY = bytes(range(64)) + b"\xfb\xff"
+ACCOUNT = ("-acme-eab-kid", "kid", "-acme-eab-key", base64.b64encode(KEY).decode(), "-acme-email", "ops@example.com")
+
+
+def acme(*arguments: str) -> AcmeSettings | None:
+    values, given = config.read_flags(["-c", "k", "-certdir", "/certs", *arguments], {"HOME": "/home/ann"})
+    return config.relay_config(values, given, is_root=False).acme
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UsageError) as refused:
+        acme(*arguments)
+    assert refused.value.exit_code == EX_USAGE
+    assert str(refused.value).isprintable()
+    return str(refused.value)
+
+
+def test_lets_encrypt_is_the_default_as_derpers_is() -> None:
+    assert acme() == AcmeSettings(LETS_ENCRYPT, Path("/certs"), "derp.tailscale.com")
+    ours = acme("-hostname", "Derp.Example.COM.", "-acme-email", "ops@example.com", "-http-port", "-1")
+    assert ours == AcmeSettings(LETS_ENCRYPT, Path("/certs"), "derp.example.com", http=False, email="ops@example.com")
+
+
+def test_a_name_in_another_script_is_ordered_as_the_ca_writes_it() -> None:
+    settings = acme("-hostname", "Bücher.example")
+    assert settings
+    assert settings.hostname == "xn--bcher-kva.example"
+    assert settings.allows("xn--bcher-kva.example")
+
+
+def test_nothing_is_checked_where_no_certificate_is_served() -> None:
+    for arguments in (("-a", ":80"), ("-dev",), ("-certmode", "manual")):
+        assert acme(*arguments, "-hostname", "203.0.113.7", "-acme-eab-key", "!") is None
+    assert acme("-dev", "-acme-directory", "https://ca.test/dir") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(KEY).decode(),
+        base64.b64encode(KEY).decode().rstrip("="),
+        base64.urlsafe_b64encode(KEY).decode(),
+        base64.urlsafe_b64encode(KEY).decode().rstrip("="),
+        f" {base64.urlsafe_b64encode(KEY).decode()}\n",
+    ],
+)
+def test_gcp_takes_its_key_in_either_base64(text: str) -> None:
+    settings = acme("-certmode", "gcp", "-hostname", "derp.example.com", *ACCOUNT, "-acme-eab-key", text)
+    assert settings == AcmeSettings(
+        GOOGLE, Path("/certs"), "derp.example.com", email="ops@example.com", external_account=ExternalAccount("kid", KEY)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*ACCOUNT, "-acme-eab-kid="), "-certmode gcp with an external account needs -acme-eab-kid"),
+        ((*ACCOUNT, "-acme-eab-key="), "needs -acme-eab-key"),
+        ((*ACCOUNT, "-acme-email="), "needs -acme-email"),
+        ((*ACCOUNT, "-acme-eab-key", "not*base64"), "-acme-eab-key is not base64"),
+        ((*ACCOUNT, "-acme-eab-key", "abcde"), "-acme-eab-key is not base64"),
+        ((*ACCOUNT, "-acme-eab-key", "ä"), "-acme-eab-key is not base64"),
+        ((*ACCOUNT, "-hostname", "203.0.113.7"), "-certmode gcp has no certificates for addresses"),
+        ((*ACCOUNT, "-acme-ip-certs"), "-acme-ip-certs needs -certmode letsencrypt, not gcp"),
+        ((*ACCOUNT, "-certdir="), "missing required -certdir"),
+    ],
+)
+def test_gcp_needs_its_account_and_a_name(arguments: tuple[str, ...], message: str) -> None:
+    said = refusal("-certmode", "gcp", "-hostname", "derp.example.com", *arguments)
+    assert message in said
+    assert "not*base64" not in said, "a key is a secret"
+
+
+def test_an_account_may_be_bound_with_any_ca() -> None:
+    account = ("-hostname", "derp.example.com", "-acme-directory", "https://ca.test/dir", "-a", ":8443")
+    settings = acme(*account, *ACCOUNT)
+    assert settings
+    assert settings.directory_url == "https://ca.test/dir"
+    assert settings.external_account == ExternalAccount("kid", KEY)
+    assert "needs -acme-eab-key" in refusal(*account, "-acme-eab-kid", "kid")
+    assert "needs -acme-eab-kid" in refusal(*account, "-acme-eab-key", "AAAA")
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8::1"])
+def test_an_address_needs_the_flag_for_addresses(address: str) -> None:
+    assert "-acme-ip-certs gets certificates for it" in refusal("-hostname", address)
+    settings = acme("-hostname", address, "-acme-ip-certs")
+    assert settings
+    assert (settings.hostname, settings.ip_certs) == ("", True)
+    assert "leave -http-port -1 out" in refusal("-hostname", address, "-acme-ip-certs", "-http-port", "-1")
+
+
+def test_addresses_may_be_served_beside_a_name() -> None:
+    settings = acme("-hostname", "derp.example.com", "-acme-ip-certs")
+    assert settings
+    assert (settings.hostname, settings.ip_certs) == ("derp.example.com", True)
+
+
+@pytest.mark.parametrize("hostname", ["", "relay", "a..example", ".example", "a b.example", "a/b.example", "*.example.com", "x" * 64 + ".example"])
+def test_a_name_that_no_ca_signs_is_refused(hostname: str) -> None:
+    assert "a CA gives certificates for names such as derp.example.com" in refusal("-hostname", hostname)
+
+
+@pytest.mark.parametrize("url", ["http://ca.test/dir", "ca.test", "https://", "https://[::1/dir", "ftp://ca.test"])
+def test_another_directory_is_an_https_url(url: str) -> None:
+    assert "want an https URL" in refusal("-hostname", "derp.example.com", "-acme-directory", url)
+
+
+@pytest.mark.parametrize("email", ["ann", "ann@", "@example.com", "ann smith@example.com", "a@b@c"])
+def test_an_address_for_mail_has_a_name_and_a_host(email: str) -> None:
+    assert f"-acme-email {email}: want an address such as" in refusal("-hostname", "derp.example.com", "-acme-email", email)
+
+
+@pytest.mark.parametrize("hostname", ["", "https://relay.example", "relay.example:443", "relay.example/derp", "a b", "a@b"])
+def test_a_url_is_no_name_for_files_of_certificates(hostname: str) -> None:
+    assert "want a host name or an address" in refusal("-certmode", "manual", "-hostname", hostname)
+
+
+@pytest.mark.parametrize("hostname", ["relay", "relay.example", "203.0.113.7", "2001:db8::1", "_a.example"])
+def test_files_of_certificates_may_be_for_any_name_or_address(hostname: str) -> None:
+    assert acme("-certmode", "manual", "-hostname", hostname) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_file_of_roots_has_to_have_some(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^-acme-ca-file {path}: (No such file|there are no certificates)"):
+        check_ca_file(path)
+    path.write_text(ssl.DER_cert_to_PEM_cert(self_signed("ca.test").der))
+    check_ca_file(path)

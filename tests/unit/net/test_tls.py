@@ -1,0 +1,257 @@
+"""HTTPClient over TLS: whom it trusts, fast start, pins; OpenSSL as the relay (PROTOCOL 10, 13)."""
+
+import asyncio
+import hashlib
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tests.unit.fake_relay import FakeServer, fake_server
+
+from fastderp.client import DerpNode, DerpRegion, HTTPClient
+from fastderp.net.upgrade import server_key_in
+from fastderp.errors import ConnectionClosed, DialError
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo
+from fastderp.server.certificates.certificate import meta_cert
+from fastderp.tls.errors import TlsError
+
+PEER = NodePublic(b"\x11" * 32)
+
+
+class Identity(NamedTuple):
+    """A self-signed certificate for 127.0.0.1 and derp.example, and its key."""
+
+    certificate: Path
+    key: Path
+
+    @property
+    def pin(self) -> str:
+        der = ssl.PEM_cert_to_DER_cert(self.certificate.read_text())
+        return "sha256-raw:" + hashlib.sha256(der).hexdigest()
+
+
+def make_identity(directory: Path, days: int = 1) -> Identity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("derp.example")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=3))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    identity = Identity(directory / "relay.crt", directory / "relay.key")
+    identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+    identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return identity
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return make_identity(tmp_path_factory.mktemp("identity"))
+
+
+@asynccontextmanager
+async def tls_server(
+    identity: Identity, *, metacert: bool = False, version: str = "TLSv1_3"
+) -> AsyncIterator[FakeServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    context.load_cert_chain(identity.certificate, identity.key)
+    async with fake_server(context) as server:
+        if metacert:
+            chain = identity.certificate.parent / "chain.pem"
+            extra = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public().hex))
+            chain.write_text(identity.certificate.read_text() + extra)
+            context.load_cert_chain(chain, identity.key)
+        yield server
+
+
+def client_of(server: FakeServer, **options: Any) -> HTTPClient:
+    return HTTPClient(f"https://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
+
+
+async def logged_in_head(server: FakeServer, client: HTTPClient) -> bytes:
+    """Connect, exchange a packet each way with the relay, and return the request's head."""
+    connecting = asyncio.create_task(client.connect())
+    head, relay = await server.next_login()
+    await connecting
+    assert await client.recv() == ServerInfo()
+    await client.send(PEER, bytes(60000))
+    assert await relay.next_frame() == (FrameType.SEND_PACKET, PEER.raw + bytes(60000))
+    relay.send(FrameType.RECV_PACKET, PEER.raw, bytes(60000))
+    assert await client.recv() == ReceivedPacket(PEER, bytes(60000))
+    return head
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_trusted_relay_is_used(identity: Identity, version: str) -> None:
+    async with (
+        tls_server(identity, version=version) as server,
+        client_of(server, cafile=identity.certificate) as client,
+    ):
+        assert b"Derp-Fast-Start" not in await logged_in_head(server, client)
+        assert client.server_public_key == server.key.public()
+
+
+@pytest.mark.parametrize(
+    ("version", "starts_fast"), [("TLSv1_2", False), ("TLSv1_3", True)]
+)
+async def test_metacert_saves_a_round_trip_where_it_can_be_trusted(
+    identity: Identity, version: str, starts_fast: bool
+) -> None:
+    async with (
+        tls_server(identity, metacert=True, version=version) as server,
+        client_of(server, cafile=identity.certificate) as client,
+    ):
+        head = await logged_in_head(server, client)
+        assert (b"\r\nDerp-Fast-Start: 1\r\n\r\n" in head) is starts_fast
+        assert client.server_public_key == server.key.public()
+
+
+async def test_unknown_relay_is_refused_and_told(identity: Identity) -> None:
+    async with tls_server(identity) as server, client_of(server) as client:
+        with pytest.raises(DialError, match=r"TLS with 127\.0\.0\.1: .*self-signed"):
+            await client.connect()
+        assert server.accepted.empty()
+
+
+async def test_insecure_accepts_anybody(identity: Identity) -> None:
+    async with tls_server(identity) as server, client_of(server, insecure=True) as client:
+        await logged_in_head(server, client)
+
+
+async def test_certificate_for_another_name_is_refused(identity: Identity) -> None:
+    async with tls_server(identity) as server:
+        url = f"https://other.example:{server.port}/derp"
+        options: dict[str, Any] = {"dial_host": "127.0.0.1", "cafile": identity.certificate}
+        async with HTTPClient(url, NodePrivate.generate(), **options) as client:
+            with pytest.raises(DialError, match="TLS with other.example"):
+                await client.connect()
+        async with HTTPClient(
+            url, NodePrivate.generate(), cert_name="derp.example", **options
+        ) as client:
+            await logged_in_head(server, client)
+
+
+async def test_pinned_certificate_needs_no_issuer(identity: Identity) -> None:
+    async with tls_server(identity, metacert=True) as server:
+        node = DerpNode("1a", 1, "127.0.0.1", cert_name=identity.pin, derp_port=server.port)
+        region = DerpRegion(1, nodes=(node,))
+        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+            assert b"Derp-Fast-Start: 1" in await logged_in_head(server, client)
+
+
+@pytest.mark.parametrize("pin", ["sha256-raw:" + "00" * 32, "sha256-raw:", "sha256-raw:" + "zz" * 32])
+async def test_wrong_and_malformed_pins_are_refused(identity: Identity, pin: str) -> None:
+    async with tls_server(identity) as server, client_of(server, cert_name=pin) as client:
+        with pytest.raises(DialError, match="pin"):
+            await client.connect()
+        assert server.accepted.empty()
+
+
+async def test_expired_pinned_certificate_is_refused(tmp_path: Path) -> None:
+    identity = make_identity(tmp_path, days=-1)
+    async with (
+        tls_server(identity) as server,
+        client_of(server, cert_name=identity.pin) as client,
+    ):
+        with pytest.raises(DialError, match="not valid today"):
+            await client.connect()
+
+
+async def test_node_marked_insecure_for_tests_is_not_checked(identity: Identity) -> None:
+    async with tls_server(identity) as server:
+        node = DerpNode("1a", 1, "127.0.0.1", derp_port=server.port, insecure_for_tests=True)
+        region = DerpRegion(1, nodes=(node,))
+        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+            await logged_in_head(server, client)
+
+
+async def test_orderly_end_of_tls_is_an_orderly_end(identity: Identity) -> None:
+    async with tls_server(identity) as server, client_of(server, insecure=True) as client:
+        connecting = asyncio.create_task(client.connect())
+        _, relay = await server.next_login()
+        await connecting
+        assert await client.recv() == ServerInfo()
+        relay.writer.close()
+        with pytest.raises(ConnectionClosed, match="the connection was closed"):
+            await client.recv()
+
+
+async def test_closing_says_goodbye_in_tls(identity: Identity) -> None:
+    async with tls_server(identity) as server:
+        client = client_of(server, insecure=True)
+        connecting = asyncio.create_task(client.connect())
+        _, relay = await server.next_login()
+        await connecting
+        await client.send(PEER, b"last words")
+        await client.close()
+        assert await relay.next_frame() == (FrameType.SEND_PACKET, PEER.raw + b"last words")
+        assert await relay.reader.read() == b""
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b"\x15\x03\x01\0\x02\x02\x28", b""])
+async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(says)
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with HTTPClient(f"https://127.0.0.1:{port}/derp", NodePrivate.generate()) as client:
+        with pytest.raises(DialError, match=r"TLS with 127\.0\.0\.1"):
+            await client.connect()
+    listener.close()
+
+
+def test_missing_root_file_is_named(tmp_path: Path) -> None:
+    client = HTTPClient("https://127.0.0.1:1/", NodePrivate.generate(), cafile=tmp_path / "none.pem")
+    with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
+        client._context(True, None)
+
+
+KEY = NodePrivate.generate().public()
+
+
+def changed(old: bytes, new: bytes) -> bytes:
+    der = meta_cert(KEY.hex)
+    assert old in der
+    return der.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("der", "key"),
+    [
+        (meta_cert(KEY.hex), KEY),
+        (changed(b"\x02\x01\x02\x30", b"\x02\x01\x7f\x30"), KEY),
+        (changed(b"\x02\x01\x02\x30", b"\x02\x01\x00\x30"), None),
+        (changed(b"derpkey", b"derpkex"), None),
+        (changed(KEY.hex.encode(), b"0" * 64), None),
+        (changed(KEY.hex.encode(), b"g" * 64), None),
+        (b"", None),
+        (b"\x30", None),
+    ],
+)
+def test_metacert_is_recognised_by_its_name_and_small_serial(der: bytes, key: NodePublic | None) -> None:
+    assert server_key_in([b"something else", der]) == key
+
+

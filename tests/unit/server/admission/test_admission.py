@@ -1,0 +1,228 @@
+"""Lists and authorities together: who is let in, what is remembered, who has to go. PROTOCOL §8, RELIABILITY F30."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastderp.errors import LoginError
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
+from fastderp.server.admission import admission
+from fastderp.server.admission.admission import Admission, Client
+from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.admission.verdict import ALLOWED, Verdict
+
+ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
+NO = Verdict(False, "denied", "says no")
+SILENCE = Verdict(False, "timeout", "no answer")
+IP = "192.0.2.7"
+
+
+class Oracle:
+    """An authority that says what a test wants."""
+
+    def __init__(self, name: str = "oracle") -> None:
+        self.name = name
+        self.verdict = ALLOWED
+        self.asked: list[tuple[NodePublic, str]] = []
+
+    async def ask(self, key: NodePublic, ip: str) -> Verdict:
+        self.asked.append((key, ip))
+        await asyncio.sleep(0)
+        return self.verdict
+
+    async def close(self) -> None:
+        pass
+
+
+class Connected:
+    """The relay's side: who is connected."""
+
+    def __init__(self, *clients: Client) -> None:
+        self.connected = list(clients)
+
+    def clients(self) -> list[Client]:
+        return list(self.connected)
+
+    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+        closed = [client for client in self.connected if unwanted(client)]
+        self.connected = [client for client in self.connected if client not in closed]
+        return closed
+
+
+async def is_let_in(asked: Admission, key: NodePublic = ANN, ip: str = IP) -> bool:
+    try:
+        return await asked(key, ClientInfo(), ip)
+    except LoginError as error:
+        assert key.short in str(error)
+        return False
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def lists(tmp_path: Path, *, allow: tuple[NodePublic, ...] = (), deny: tuple[NodePublic, ...] = ()) -> KeyLists:
+    paths: list[Path | None] = []
+    for name, keys in (("allow", allow), ("deny", deny)):
+        path = tmp_path / name
+        path.write_text("".join(f"{key.text}\n" for key in keys))
+        paths.append(path if keys else None)
+    return KeyLists.load(*paths)
+
+
+async def test_everything_configured_must_agree(tmp_path: Path) -> None:
+    first, second = Oracle("first"), Oracle("second")
+    both = Admission(lists(tmp_path, deny=(EVE,)), [first, second], clock=lambda: 0.0)
+    assert await is_let_in(both, ANN)
+    second.verdict = NO
+    assert not await is_let_in(both, BOB)
+    first.verdict, second.verdict = SILENCE, ALLOWED
+    assert not await is_let_in(both, BOB, "192.0.2.8")
+    assert not await is_let_in(both, EVE)
+    assert both.metrics()["fastderp_admission_verdicts"] == {
+        ("lists", "allowed"): 3, ("lists", "denied"): 1, ("first", "allowed"): 2, ("first", "timeout"): 1,
+        ("second", "allowed"): 1, ("second", "denied"): 1,
+    }  # fmt: skip
+
+
+async def test_whom_the_lists_refuse_nobody_is_asked_about(tmp_path: Path) -> None:
+    oracle = Oracle()
+    assert not await is_let_in(Admission(lists(tmp_path, allow=(ANN,)), [oracle]), BOB)
+    assert oracle.asked == []
+
+
+async def test_the_same_question_soon_after_is_answered_from_memory() -> None:
+    now = 100.0
+    oracle = Oracle()
+    asked = Admission(None, [oracle], clock=lambda: now)
+    for _ in range(3):
+        assert await is_let_in(asked)
+    assert len(oracle.asked) == 1
+    await is_let_in(asked, ANN, "192.0.2.8")
+    await is_let_in(asked, BOB)
+    assert len(oracle.asked) == 3
+    now += admission.REMEMBER_S
+    oracle.verdict = NO
+    assert not await is_let_in(asked)
+
+
+async def test_what_was_no_answer_is_not_remembered() -> None:
+    oracle = Oracle()
+    asked = Admission(None, [oracle])
+    for verdict, let_in in ((SILENCE, False), (Verdict(True, "fail_open", "down"), True), (NO, False)):
+        oracle.verdict = verdict
+        assert await is_let_in(asked) is let_in
+
+
+async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "REMEMBERED", 10)
+    asked = Admission(None, [Oracle()])
+    for number in range(50):
+        await is_let_in(asked, ANN, f"192.0.2.{number}")
+    assert len(asked._remembered) == 10
+
+
+async def test_an_authority_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Oracle):
+        async def ask(self, key: NodePublic, ip: str) -> Verdict:
+            raise KeyError("oops")
+
+    assert not await is_let_in(Admission(None, [Broken()]))
+    assert "an error of ours" in caplog.text
+
+
+async def test_letting_in_without_an_answer_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    oracle = Oracle()
+    oracle.verdict = Verdict(True, "fail_open", "example.com: no answer")
+    asked = Admission(None, [oracle])
+    for _ in range(20):
+        assert await is_let_in(asked)
+    assert caplog.text.count("is let in without an answer, as configured: example.com: no answer") == 1
+
+
+async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
+    relay = Connected(Client(ANN, IP), Client(BOB, IP), Client(BOB, "192.0.2.8"))
+    asked = Admission(lists(tmp_path, allow=(ANN, BOB)))
+    async with asked.watching(relay):
+        (tmp_path / "allow").write_text("")
+        await until(lambda: asked.metrics()["fastderp_admission_list_refused"] == {"allow": 1})
+        assert len(relay.connected) == 3
+        (tmp_path / "allow").write_text(ANN.text)
+        await until(lambda: relay.connected == [Client(ANN, IP)])
+    assert asked.metrics()["fastderp_admission_revoked"] == {"lists": 2}
+    assert asked.metrics()["fastderp_admission_list_keys"] == {"allow": 1}
+
+
+async def test_reload_does_not_wait_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 3600)
+    relay = Connected(Client(EVE, IP))
+    asked = Admission(lists(tmp_path, deny=(BOB,)))
+    async with asked.watching(relay):
+        (tmp_path / "deny").write_text(EVE.text)
+        asked.reload()
+        await until(lambda: relay.connected == [])
+
+
+async def test_who_is_denied_while_an_authority_thinks_does_not_slip_in(tmp_path: Path) -> None:
+    class Slow(Oracle):
+        async def ask(self, key: NodePublic, ip: str) -> Verdict:
+            (tmp_path / "deny").write_text(ANN.text)
+            found.reload()
+            return ALLOWED
+
+    found = lists(tmp_path, deny=(EVE,))
+    assert not await is_let_in(Admission(found, [Slow()]), ANN)
+
+
+async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() -> None:
+    relay = Connected(Client(ANN, IP), Client(BOB, IP))
+    oracle = Oracle()
+    asked = Admission(None, [oracle], recheck_s=0.04)
+    async with asked.watching(relay):
+        await until(lambda: {(ANN, IP), (BOB, IP)} <= set(oracle.asked))
+        oracle.verdict = SILENCE
+        n_asked = len(oracle.asked)
+        await until(lambda: len(oracle.asked) > n_asked + 4)
+        assert len(relay.connected) == 2
+        oracle.verdict = NO
+        await until(lambda: relay.connected == [])
+    assert asked.metrics()["fastderp_admission_revoked"] == {"oracle": 2}
+
+
+async def test_asking_again_is_spread_over_the_round() -> None:
+    clients = [Client(NodePublic(bytes([number]) + bytes(31)), IP) for number in range(256)]
+    oracle = Oracle()
+    asked = Admission(None, [oracle], recheck_s=1000)
+    part = asyncio.create_task(asked._recheck_some(Connected(), set(clients), 0.5))
+    await until(lambda: oracle.asked)
+    assert len(oracle.asked) < 128
+    await part
+    assert len(oracle.asked) == 256
+
+
+async def test_the_self_test_says_what_would_keep_everybody_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def own_key() -> NodePublic:
+        return ANN
+
+    async def absent() -> NodePublic:
+        raise ConnectionError("no tailscaled")
+
+    oracle = Oracle()
+    asked = Admission(None, [oracle], own_key=own_key)
+    assert await asked.self_test() == []
+    assert oracle.asked == [(ANN, "::1")]
+    oracle.verdict = NO
+    for _ in range(2):
+        assert await asked.self_test() == ["this machine's own node would not be let in: says no"]
+    assert len(caplog.records) == 1
+    assert await Admission(None, [oracle], own_key=absent).self_test() == ["no tailscaled"]

@@ -1,0 +1,104 @@
+"""Files of keys that may or may not use the relay, and what happens when they change. OPERATORS 2, RELIABILITY F30."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastderp.errors import ConfigError
+from fastderp.wire.keys import NodePrivate
+from fastderp.server.admission.key_lists import KeyList, KeyLists
+
+ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+def test_a_list_is_keys_comments_and_empty_lines(file: Path) -> None:
+    file.write_text(f"# staff\n\n  {ANN.text}  # Ann's laptop\r\n{BOB.text.replace(BOB.hex, BOB.hex.upper())}\n")
+    assert KeyList.load(file, required=True).keys == {ANN.raw, BOB.raw}
+
+
+@pytest.mark.parametrize("line", ["nodekey:123", "privkey:" + "0" * 64, ANN.hex, ANN.text + " Ann", ANN.text + "," + BOB.text, "\udcff"])
+def test_a_line_that_is_no_key_is_named_and_not_quoted(file: Path, line: str) -> None:
+    file.write_bytes(f"# first\n{line}\n".encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=f"key list {file}, line 2: ") as error:
+        KeyList.load(file, required=False)
+    assert ANN.hex not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(ConfigError, match=f"key list {path}: cannot read it: "):
+            KeyList.load(path, required=False)
+
+
+def test_nobody_allowed_is_a_mistake_and_nobody_denied_is_not(file: Path) -> None:
+    file.write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="no keys in it"):
+        KeyLists.load(file, None)
+    assert KeyLists.load(None, file).judge(ANN).allowed
+
+
+def test_who_is_on_both_lists_is_denied(tmp_path: Path) -> None:
+    (tmp_path / "allow").write_text(f"{ANN.text}\n{EVE.text}\n")
+    (tmp_path / "deny").write_text(EVE.text)
+    lists = KeyLists.load(tmp_path / "allow", tmp_path / "deny")
+    assert [lists.judge(key).allowed for key in (ANN, BOB, EVE)] == [True, False, False]
+    assert lists.judge(BOB).detail == "not on the allow list"
+    assert lists.judge(EVE).detail == "on the deny list"
+
+
+def test_without_lists_everybody_passes() -> None:
+    assert KeyLists().judge(ANN).allowed
+    assert not KeyLists().reload()
+
+
+def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(file: Path) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=True)
+    assert not found.reload()
+    file.write_text(f"{ANN.text}\n{BOB.text}")
+    assert found.reload()
+    assert found.keys == {ANN.raw, BOB.raw}
+    assert not found.reload() and not found.reload(force=True)
+
+
+def test_a_file_put_in_its_place_counts_as_changed_even_with_the_same_size_and_time(file: Path) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=True)
+    before = file.stat()
+    other = file.with_name("new")
+    other.write_text(BOB.text)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.rename(file)
+    assert found.reload()
+    assert found.keys == {BOB.raw}
+
+
+@pytest.mark.parametrize("broken", ["", "  \n", "nodekey:zz", "# only a comment", None])
+@pytest.mark.parametrize("required", [True, False])
+def test_an_empty_or_broken_file_keeps_the_last_good_list_and_says_so_once(
+    file: Path, broken: str | None, required: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=required)
+    if broken is None:
+        file.unlink()
+    else:
+        file.write_text(broken)
+    if broken == "# only a comment" and not required:
+        assert found.reload() and found.keys == frozenset()
+        return
+    assert not found.reload() and not found.reload()
+    assert found.keys == {ANN.raw}
+    assert found.n_refused == 1
+    [line] = [record.getMessage() for record in caplog.records]
+    assert str(file) in line and "the 1 keys read before stay in force" in line
+    file.write_text(BOB.text)
+    assert found.reload() and found.keys == {BOB.raw}

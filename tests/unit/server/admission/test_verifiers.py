@@ -1,0 +1,271 @@
+"""Asking tailscaled and an admission URL, and everything they can answer instead of yes or no. PROTOCOL §8, RELIABILITY F28."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fastderp.wire.keys import NodePrivate
+from fastderp.server.net import http_query as service_module
+from fastderp.server.admission.verifiers import AdmissionUrl, NoAnswer, Tailscaled
+from fastderp.server.admission.verdict import Verdict
+from tests.kit.certificates import Certificate, self_signed, server_context
+from tests.kit.service import Answer, ok, response, serving
+
+KEY = NodePrivate.generate().public()
+NOBODY_LISTENS = "http://127.0.0.1:1/"
+
+
+@asynccontextmanager
+async def admission_url(url: str, *, fail_open: bool = True) -> AsyncIterator[AdmissionUrl]:
+    asked = AdmissionUrl(url, fail_open=fail_open)
+    try:
+        yield asked
+    finally:
+        await asked.close()
+
+
+async def ask_url(answer: Answer, *, fail_open: bool = True) -> Verdict:
+    with serving(answer) as service:
+        async with admission_url(service.url, fail_open=fail_open) as asked:
+            return await asked.ask(KEY, "192.0.2.7")
+
+
+async def ask_tailscaled(answer: Answer, tmp_path: Path) -> Verdict:
+    with serving(answer, tmp_path / "socket"):
+        tailscaled = Tailscaled(str(tmp_path / "socket"))
+        try:
+            return await tailscaled.ask(KEY, "192.0.2.7")
+        finally:
+            await tailscaled.close()
+
+
+# The admission URL
+
+
+async def test_the_url_is_asked_with_key_and_address() -> None:
+    with serving(ok({"Allow": True})) as service:
+        async with admission_url(service.url) as asked:
+            assert await asked.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
+    [question] = service.questions()
+    assert question == {"NodePublic": KEY.text, "Source": "192.0.2.7"}
+    head = service.requests[0].partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"POST /admit HTTP/1.1\r\n")
+    assert b"content-type" not in head.lower()
+
+
+async def test_the_connection_to_the_url_serves_the_next_question_too() -> None:
+    with serving(ok({"Allow": True})) as service:
+        async with admission_url(service.url) as asked:
+            for _ in range(3):
+                await asked.ask(KEY, "192.0.2.7")
+        assert (len(service.requests), len(service.held)) == (3, 1)
+
+
+@pytest.mark.parametrize("body", [b'{"allow":true}', b' \n{"ALLOW" : true, "x":[1]}', b'{"Allow":false,"allow":true}',
+                                  b'{"Allow":true} {"Allow":false}', b'{"Allow":true}' + b"x" * 10_000])  # fmt: skip
+async def test_a_yes_may_be_spelled_in_many_ways(body: bytes) -> None:
+    assert (await ask_url(ok(body))).outcome == "allowed"
+
+
+@pytest.mark.parametrize("answer", [ok(b"{}"), ok({"Allow": False}), ok({"Allow": None}), response(403, b"no")])
+async def test_a_no_is_certain(answer: bytes) -> None:
+    verdict = await ask_url(answer)
+    assert (verdict.allowed, verdict.certain) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (ok(b""), "malformed"),
+        (ok(b"yes"), "malformed"),
+        (ok(b"[true]"), "malformed"),
+        (ok(b"null"), "malformed"),
+        (ok({"Allow": 1}), "malformed"),
+        (ok({"Allow": "true"}), "malformed"),
+        (ok(b"[" * 4000), "malformed"),
+        (ok(b'{"x":"' + b"x" * 5000 + b'","Allow":true}'), "malformed"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "malformed"),
+        (b"\x00" * 100, "malformed"),
+        (response(201, b'{"Allow":true}'), "status"),
+        (response(302, b"", "Location: http://127.0.0.1:1/"), "status"),
+        (response(500, b'{"Allow":true}'), "status"),
+        (response(200, b'{"Allow":true}', "Content-Encoding: gzip", "X: " + "x" * 200_000), "malformed"),
+    ],
+    ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else value,
+)
+async def test_any_other_answer_is_no_even_when_failing_open_but_not_certain(answer: bytes, outcome: str) -> None:
+    verdict = await ask_url(answer)
+    assert (verdict.allowed, verdict.outcome, verdict.certain) == (False, outcome, False)
+
+
+async def test_redirects_are_not_followed() -> None:
+    with serving(ok({"Allow": True})) as elsewhere:
+        verdict = await ask_url(response(307, b"", f"Location: {elsewhere.url}"))
+        assert not verdict.allowed and "redirects" in verdict.detail
+        assert elsewhere.requests == []
+
+
+async def test_an_endless_answer_costs_only_its_beginning() -> None:
+    def endless(request: bytes) -> bytes:
+        return b"HTTP/1.1 200 -\r\n\r\n" + b" " * 20_000_000 + b'{"Allow":true}'
+
+    assert (await ask_url(endless)).outcome == "malformed"
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool) -> None:
+    async with admission_url(NOBODY_LISTENS, fail_open=fail_open) as asked:
+        verdict = await asked.ask(KEY, "192.0.2.7")
+    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
+    assert verdict.detail == "127.0.0.1: Connection refused"
+    assert not verdict.certain
+
+
+async def test_a_url_with_a_certificate_the_system_trusts_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ok({"Allow": True}), tls=server_context(self_signed("localhost"), tmp_path)) as service:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "served.crt"))
+        async with admission_url(service.url) as asked:
+            assert await asked.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
+        assert len(service.questions()) == 1
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+@pytest.mark.parametrize(
+    ("certificate", "trusted", "complaint"),
+    [
+        (self_signed("localhost"), False, "self-signed"),
+        (self_signed("localhost", days=(-2, -1)), True, "expired"),
+        (self_signed("admission.example"), True, "not valid for 'localhost'"),
+    ],
+    ids=["nobody vouches for it", "expired", "another name"],
+)
+async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unreachable(
+    certificate: Certificate,
+    trusted: bool,
+    complaint: str,
+    fail_open: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(ok({"Allow": True}), tls=server_context(certificate, tmp_path)) as service:
+        if trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "served.crt"))
+        async with admission_url(service.url, fail_open=fail_open) as asked:
+            verdict = await asked.ask(KEY, "192.0.2.7")
+        assert service.requests == []
+    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
+    assert verdict.detail.startswith("localhost: TLS: ") and complaint in verdict.detail
+    assert not verdict.certain
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+async def test_a_silent_url_is_given_up_in_time(fail_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
+    verdict = await ask_url(b"", fail_open=fail_open)
+    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "timeout"))
+
+
+async def test_an_answer_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
+    assert (await ask_url(b"HTTP/1.1 200 -\r\nContent-Length: 14\r\n\r\n{", fail_open=False)).outcome == "timeout"
+
+
+async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "BUDGET_S", 0.8)
+    monkeypatch.setattr(service_module, "TURN_S", 0.1)
+    monkeypatch.setattr(service_module, "QUESTIONS_AT_ONCE", 2)
+    with serving(b"") as service:
+        async with admission_url(service.url) as asked:
+            verdicts = await asyncio.gather(*(asked.ask(KEY, "192.0.2.7") for _ in range(5)))
+        assert len(service.requests) == 2
+    assert sorted(verdict.outcome for verdict in verdicts) == ["busy"] * 3 + ["fail_open"] * 2
+
+
+async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ok({"Allow": True})) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        async with admission_url("http://admission.example.com/derp") as asked:
+            assert (await asked.ask(KEY, "192.0.2.7")).allowed
+        assert proxy.requests[0].startswith(b"POST http://admission.example.com/derp HTTP/1.1\r\n")
+        assert not (await ask_url(ok({"Allow": False}))).allowed
+
+
+async def test_cookies_are_not_kept() -> None:
+    with serving(response(200, b'{"Allow":true}', "Set-Cookie: tracked=yes; Path=/")) as service:
+        async with admission_url(service.url) as asked:
+            await asked.ask(KEY, "192.0.2.7")
+            await asked.ask(KEY, "192.0.2.7")
+        assert b"tracked" not in service.requests[1]
+
+
+@pytest.mark.parametrize("url", ["", "admission.example.com", "ftp://example.com/", "http://", "http://[::1", "https://user:s3cret@:x/"])
+def test_a_url_that_is_none_is_refused_without_quoting_it(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as refused:
+        AdmissionUrl(url)
+    assert "s3cret" not in str(refused.value)
+
+
+# tailscaled
+
+
+async def test_tailscaled_is_asked_who_the_key_is(tmp_path: Path) -> None:
+    with serving(ok({"Node": {"Name": "x"}}), tmp_path / "socket") as service:
+        tailscaled = Tailscaled(str(tmp_path / "socket"))
+        assert await tailscaled.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
+        await tailscaled.close()
+    lines = service.requests[0].split(b"\r\n")
+    assert lines[0] == b"GET /localapi/v0/whois?addr=nodekey%3A" + KEY.hex.encode() + b" HTTP/1.1"
+    headers = {line.lower() for line in lines[1:]}
+    assert {b"host: local-tailscaled.sock", b"tailscale-cap: 145"} <= headers
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (response(404, b"no match for IP:port"), "denied"),
+        (response(403, b"access denied"), "status"),
+        (response(412), "status"),
+        (response(500), "status"),
+        (ok(b""), "malformed"),
+        (ok(b"null"), "malformed"),
+        (ok(b"{} "), "allowed"),
+        (ok(b'"yes"'), "malformed"),
+        (ok(b"[]"), "malformed"),
+        (b"+OK this is not tailscaled\r\n", "malformed"),
+        (ok(b'{"Node":"' + b"x" * 300_000), "malformed"),
+    ],
+)
+async def test_only_a_known_key_passes_tailscaled(answer: bytes, outcome: str, tmp_path: Path) -> None:
+    verdict = await ask_tailscaled(answer, tmp_path)
+    assert (verdict.outcome, verdict.allowed) == (outcome, outcome == "allowed")
+
+
+async def test_without_tailscaled_nobody_passes(tmp_path: Path) -> None:
+    tailscaled = Tailscaled(str(tmp_path / "absent"))
+    verdict = await tailscaled.ask(KEY, "192.0.2.7")
+    await tailscaled.close()
+    assert (verdict.allowed, verdict.outcome) == (False, "unreachable")
+    assert verdict.detail == f"tailscaled at {tmp_path / 'absent'}: No such file or directory"
+
+
+async def test_an_old_tailscaled_is_said_to_be_old(tmp_path: Path) -> None:
+    verdict = await ask_tailscaled(response(400, b"invalid 'addr' parameter\n"), tmp_path)
+    assert not verdict.allowed and "update it" in verdict.detail
+
+
+async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
+    with serving(ok({"Self": {"PublicKey": KEY.text}}), tmp_path / "socket") as service:
+        tailscaled = Tailscaled(str(tmp_path / "socket"))
+        assert await tailscaled.own_key() == KEY
+        for answer in (ok(b"{}"), ok({"Self": None}), ok({"Self": {"PublicKey": 7}}), ok({"Self": {"PublicKey": "nodekey:"}})):
+            service.answer = answer
+            with pytest.raises(NoAnswer, match="does not say who it is"):
+                await tailscaled.own_key()
+        await tailscaled.close()
+    assert service.requests[0].startswith(b"GET /localapi/v0/status?peers=false HTTP/1.1\r\n")

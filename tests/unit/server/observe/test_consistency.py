@@ -1,0 +1,78 @@
+"""What the relay finds wrong with its own tables. PROTOCOL §6.9."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastderp.wire.keys import NodePublic
+from fastderp.server.observe.consistency import LOOKS, inconsistencies
+
+ANN, BOB, FAR = (os.urandom(32) for _ in range(3))
+
+
+class Tables:
+    """A data plane with Ann twice, Bob once, a link, and Far behind it; all of that is counted right."""
+
+    def __init__(self) -> None:
+        self.n_looks = 0
+        self.keys = [ANN, ANN, BOB]
+        self.routes = {ANN, BOB}
+        self.counted = {
+            "current_connections": 3, "current_dup_client_conns": 2, "current_dup_client_keys": 1, "clients_local": 2, "clients_remote": 1,
+        }  # fmt: skip
+
+    def sessions(self) -> list[Any]:
+        self.n_looks += 1
+        own = [SimpleNamespace(key=key, link=False) for key in self.keys]
+        return [*own, SimpleNamespace(key=os.urandom(32), link=True)]
+
+    def counters(self) -> dict[str, int]:
+        return self.counted
+
+    def is_connected(self, key: bytes) -> bool:
+        return key in self.routes
+
+
+def found(tables: Any, announced: set[bytes] = {FAR, ANN}) -> list[str]:
+    return inconsistencies(tables, lambda: announced)
+
+
+def test_duplicates_links_and_keys_that_are_here_and_there_are_no_inconsistency() -> None:
+    assert found(Tables()) == []
+
+
+@pytest.mark.parametrize(
+    ("counter", "problem"),
+    [
+        ("current_connections", "4 connections counted, 3 found"),
+        ("current_dup_client_conns", "2 connections beyond the first of their key counted, 1 found"),
+        ("clients_local", "3 local keys counted, 2 found"),
+        ("clients_remote", "2 remote keys counted, 1 found"),
+    ],
+)
+def test_a_count_that_is_wrong_is_said(counter: str, problem: str) -> None:
+    tables = Tables()
+    tables.counted[counter] += 1
+    assert found(tables) == [problem]
+    assert tables.n_looks == LOOKS
+
+
+def test_a_key_that_was_announced_and_has_no_route_is_said() -> None:
+    assert found(Tables(), {FAR, os.urandom(32)}) == ["1 remote keys counted, 2 found"]
+
+
+def test_a_session_without_a_route_is_said_with_its_key() -> None:
+    tables = Tables()
+    tables.routes.remove(BOB)
+    assert found(tables) == [f"session of {NodePublic(BOB).short} has no route"]
+
+
+def test_what_was_only_a_login_in_between_is_not_said() -> None:
+    tables = Tables()
+    looks = iter([2, 3])
+    tables.counters = lambda: tables.counted | {"current_connections": next(looks)}  # type: ignore[method-assign]
+    assert found(tables) == []

@@ -1,0 +1,98 @@
+"""Log lines anyone can cause. RELIABILITY F27, OPERATORS 19."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastderp.server.observe.log_throttle import LINE_LIMIT_CHARACTERS, Summariser, one_line
+
+
+@pytest.fixture
+def now() -> list[float]:
+    """A clock that the test sets."""
+    return [100.0]
+
+
+@pytest.fixture
+def summary(now: list[float], caplog: pytest.LogCaptureFixture) -> Summariser:
+    """A summariser with a window of 10 s on that clock."""
+    caplog.set_level(logging.INFO, "fastderp")
+    return Summariser(logging.getLogger("fastderp"), window_s=10, clock=lambda: now[0])
+
+
+def test_the_first_of_a_kind_is_logged_at_once(summary: Summariser, caplog: pytest.LogCaptureFixture) -> None:
+    summary.say("box", "%s: refused", "192.0.2.1")
+    summary.say("json", "%s: also refused", "192.0.2.2")
+    assert caplog.messages == ["192.0.2.1: refused", "192.0.2.2: also refused"]
+
+
+def test_repetitions_are_held_back_and_their_number_comes_with_the_next_line(
+    summary: Summariser, now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(1000):
+        summary.say("box", "%s: refused", "192.0.2.1")
+    now[0] += 9.9
+    summary.say("box", "%s: refused", "192.0.2.1")
+    now[0] += 0.2
+    summary.say("box", "%s: refused", "192.0.2.3")
+    now[0] += 60
+    summary.say("box", "%s: refused", "192.0.2.4")
+    assert caplog.messages == [
+        "192.0.2.1: refused",
+        "192.0.2.3: refused (and 1000 more like it since the last such line)",
+        "192.0.2.4: refused",
+    ]
+
+
+def test_a_kind_may_have_several_lines_per_window(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    summary = Summariser(logging.getLogger("fastderp"), lines=2, window_s=10, clock=lambda: now[0])
+    for number in range(5):
+        summary.say("end", "%d", number)
+    assert caplog.messages == ["0", "1"]
+    now[0] += 5
+    assert summary.take_held(10) == {}
+    assert summary.take_held(5) == {"end": 3}
+    assert summary.take_held() == {}
+    summary.say("end", "5")
+    now[0] += 10
+    summary.say("end", "6")
+    assert caplog.messages[2:] == ["6 (and 1 more like it since the last such line)"]
+
+
+def test_nothing_is_held_back_while_debugging(summary: Summariser, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fastderp")
+    for _ in range(3):
+        summary.say("box", "refused")
+    assert caplog.messages == ["refused"] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        ("one\ntwo\r\n", r"one\ntwo\r\n"),
+        ("\x1b[2Jgone\x07\x7f\x9b", r"\x1b[2Jgone\x07\x7f\x9b"),
+        ("line\u2028paragraph\u2029 \u202eturned", r"line\u2028paragraph\u2029 \u202eturned"),
+        ("half \ud83d a character", r"half \ud83d a character"),
+        ("name für naïve 日本語 …", "name für naïve 日本語 …"),
+    ],
+)
+def test_what_others_say_cannot_forge_a_line_or_steer_a_terminal(
+    said: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("fastderp").warning("%s: refused: %s", "192.0.2.1", said)
+    assert caplog.messages == [f"192.0.2.1: refused: {logged}"]
+
+
+@given(st.text(st.characters(), max_size=3000))
+def test_any_text_becomes_one_printable_line_of_bounded_length(text: str) -> None:
+    line = one_line(text)
+    assert len(line.splitlines()) <= 1
+    assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in line)
+    assert len(line) <= 10 * (LINE_LIMIT_CHARACTERS + 1)
+    line.encode()

@@ -1,0 +1,236 @@
+"""STUN: the answer byte for byte, what is not answered, and the sockets."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import zlib
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastderp.errors import EX_OSERR, ListenError
+from fastderp.server.stun import server as stun
+
+# PROTOCOL §20: a request seen from 127.0.0.1:56360, and its answer.
+REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+ANSWER = bytes.fromhex("0101000c2112a44295b1f1b5eca41dcc023531e2002000080001fd3a5e12a443")
+TXID = REQUEST[8:20]
+SOFTWARE = bytes.fromhex("802200087461696c6e6f6465")
+
+
+def request(*attributes: bytes, txid: bytes = TXID, length: int | None = None) -> bytes:
+    """Build a binding request with a right fingerprint after the given attributes."""
+    body = b"".join(attributes)
+    head = b"\x00\x01" + (len(body) + 8 if length is None else length).to_bytes(2) + bytes.fromhex("2112a442") + txid
+    fingerprint = zlib.crc32(head + body) ^ 0x5354554E
+    return head + body + bytes.fromhex("80280004") + fingerprint.to_bytes(4)
+
+
+def answer(datagram: bytes) -> bytes | None:
+    txid = stun.transaction_id(datagram)
+    return None if txid is None else stun.binding_response(txid, bytes([127, 0, 0, 1]), 56360)
+
+
+def test_the_published_request_gets_the_published_answer() -> None:
+    assert answer(REQUEST) == ANSWER
+    assert request(SOFTWARE) == REQUEST
+
+
+def test_an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction() -> None:
+    address = ipaddress.ip_address("2001:db8::1:2").packed
+    response = stun.binding_response(TXID, address, 4000)
+    assert len(response) == 44
+    assert response[:8] == bytes.fromhex("010100182112a442")
+    assert response[20:26] == bytes.fromhex("002000140002")
+    assert int.from_bytes(response[26:28]) ^ 0x2112 == 4000
+    assert bytes(a ^ b for a, b in zip(response[28:], bytes.fromhex("2112a442") + TXID, strict=True)) == address
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        pytest.param(request(SOFTWARE, length=0), id="the header's length is not looked at"),
+        pytest.param(request(bytes.fromhex("0001000161000000"), SOFTWARE), id="other attributes, padded"),
+        pytest.param(request(SOFTWARE, bytes.fromhex("00060000")), id="an empty attribute behind SOFTWARE"),
+    ],
+)
+def test_answered(datagram: bytes) -> None:
+    assert answer(datagram) is not None
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(REQUEST[:19], id="shorter than a header"),
+        pytest.param(REQUEST[:20], id="no attributes"),
+        pytest.param(b"\x01\x01" + REQUEST[2:], id="a response"),
+        pytest.param(b"\x40\x01" + REQUEST[2:], id="top bits set"),
+        pytest.param(REQUEST[:4] + b"\x21\x12\xa4\x43" + REQUEST[8:], id="another cookie"),
+        pytest.param(REQUEST[:-1], id="cut"),
+        pytest.param(REQUEST + b"\x00", id="one byte behind"),
+        pytest.param(REQUEST + bytes(4), id="an attribute behind FINGERPRINT"),
+        pytest.param(REQUEST[:-1] + b"\x9f", id="wrong fingerprint"),
+        pytest.param(request(), id="no SOFTWARE"),
+        pytest.param(request(bytes.fromhex("802200087461696c6e6f6466")), id="other software"),
+        pytest.param(request(bytes.fromhex("8022000c7461696c6e6f6465")), id="an attribute longer than the datagram"),
+        pytest.param(SOFTWARE * 3, id="no header"),
+    ],
+)
+def test_not_answered(datagram: bytes) -> None:
+    assert answer(datagram) is None
+
+
+def test_a_request_without_fingerprint_is_not_answered() -> None:
+    head = bytes.fromhex("0001000c2112a442") + TXID
+    assert answer(head + SOFTWARE) is None
+
+
+@given(st.binary(max_size=120))
+@example(REQUEST)
+def test_any_bytes_are_answered_or_ignored(tail: bytes) -> None:
+    for datagram in (tail, REQUEST[:20] + tail, request(tail), REQUEST[:-8] + tail):
+        response = answer(datagram)
+        assert response is None or len(response) <= 32 <= len(datagram)
+
+
+def test_noise_near_a_valid_request_is_ignored_or_answered_in_few_bytes() -> None:
+    random = Random(24)  # fixed: a failure can be looked at again
+    for _ in range(100_000):
+        datagram = bytearray(REQUEST[: random.randrange(41)] + random.randbytes(random.randrange(12)))
+        for _ in range(random.randrange(3)):
+            if datagram:
+                datagram[random.randrange(len(datagram))] = random.randrange(256)
+        txid = stun.transaction_id(datagram)
+        if txid is not None:
+            assert len(stun.binding_response(txid, bytes(16), 1)) <= 1.1 * len(datagram)
+
+
+@given(st.integers(0, 8 * len(REQUEST) - 1))
+def test_a_flipped_bit_outside_length_never_passes(bit: int) -> None:
+    damaged = (int.from_bytes(REQUEST) ^ 1 << bit).to_bytes(len(REQUEST))
+    assert answer(damaged) is None
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[stun.StunServer]:
+    server = stun.bind_stun("", 0)
+    server.start()
+    yield server
+    server.close()
+
+
+async def ask(family: socket.AddressFamily, address: tuple[str, int], *datagrams: bytes) -> tuple[bytes, tuple[str, int]]:
+    """Send datagrams from a fresh socket; return the first answer and the socket's own address."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind((address[0], 0))
+        for datagram in datagrams:
+            sock.sendto(datagram, address)
+        async with asyncio.timeout(5):
+            return await loop.sock_recv(sock, 2048), sock.getsockname()[:2]
+
+
+async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(server: stun.StunServer) -> None:
+    port = server.addresses[0][1]
+    response, (_, own_port) = await ask(socket.AF_INET, ("127.0.0.1", port), REQUEST)
+    assert response == stun.binding_response(TXID, bytes([127, 0, 0, 1]), own_port)
+    assert server.counters.metrics() == {
+        "stun_requests": {"success": 1, "not_stun": 0, "read_error": 0, "write_error": 0},
+        "stun_addrfamily": {"ipv4": 1, "ipv6": 0},
+    }
+
+
+async def test_an_ipv6_client_is_answered_on_the_same_port(server: stun.StunServer) -> None:
+    if len(server.addresses) < 2:
+        pytest.skip("no IPv6 on this machine")
+    assert server.addresses[0][1] == server.addresses[1][1]
+    response, (_, own_port) = await ask(socket.AF_INET6, ("::1", server.addresses[1][1]), REQUEST)
+    assert response == stun.binding_response(TXID, ipaddress.ip_address("::1").packed, own_port)
+    assert server.counters.ipv6 == 1
+
+
+async def test_junk_is_counted_and_the_next_request_answered(server: stun.StunServer) -> None:
+    junk = [b"", b"x" * 1400, os.urandom(40), REQUEST[:-1]]
+    response, _ = await ask(socket.AF_INET, ("127.0.0.1", server.addresses[0][1]), *junk, REQUEST)
+    assert response[:2] == b"\x01\x01"
+    assert server.counters.not_stun == len(junk)
+
+
+async def test_more_datagrams_than_one_turn_takes_are_all_answered(server: stun.StunServer) -> None:
+    n_requests = stun.TURN_DATAGRAMS + 10
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(("127.0.0.1", server.addresses[0][1]))
+        for _ in range(n_requests):
+            sock.send(REQUEST)
+        async with asyncio.timeout(5):
+            for _ in range(n_requests):
+                await loop.sock_recv(sock, 100)
+
+
+async def test_a_name_with_several_addresses_is_served_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_addresses(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    server = stun.bind_stun("relay.example", 0)
+    server.start()
+    for address in server.addresses:
+        response, _ = await ask(socket.AF_INET, address, REQUEST)
+        assert response[:2] == b"\x01\x01"
+    server.close()
+    assert server.counters.success == 2
+
+
+async def test_after_the_end_nobody_answers_and_the_port_is_free() -> None:
+    server = stun.bind_stun("127.0.0.1", 0)
+    server.start()
+    address = server.addresses[0]
+    await ask(socket.AF_INET, address, REQUEST)
+    server.close()
+    server.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+
+
+def test_a_port_in_use_is_refused_and_nothing_stays_bound() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"STUN: cannot listen on UDP :{port}: Address already in use") as caught:
+            stun.bind_stun("", port)
+        assert caught.value.exit_code == EX_OSERR
+
+
+def test_a_foreign_address_is_refused() -> None:
+    with pytest.raises(ListenError, match="192.0.2.1:0: Cannot assign"):
+        stun.bind_stun("192.0.2.1", 0)
+
+
+async def test_a_read_error_is_counted_and_the_socket_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(socket.socket):
+        failures = 1
+
+        def recvfrom_into(self, *args: object) -> tuple[int, tuple[str, int]]:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(12, "Cannot allocate memory")
+            return super().recvfrom_into(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stun, "READ_ERROR_PAUSE_S", 0.0)
+    sock = Failing(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.bind(("127.0.0.1", 0))
+    server = stun.StunServer([sock])
+    server.start()
+    response, _ = await ask(socket.AF_INET, sock.getsockname(), REQUEST)
+    server.close()
+    assert response[:2] == b"\x01\x01"
+    assert (server.counters.read_error, server.counters.success) == (1, 1)
