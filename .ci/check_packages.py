@@ -12,7 +12,11 @@ NEVER = ("*.c", "*.cpp", "*.o", "*.pyc", "*__pycache__*", "*.orig", "*~")
 
 def tracked(*suffixes: str) -> set[str]:
     """Return the package's files with these suffixes, as paths from the checkout."""
-    return {str(path) for path in PACKAGE.rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts}
+    return {
+        str(path)
+        for path in PACKAGE.rglob("*")
+        if path.suffix in suffixes and "__pycache__" not in path.parts
+    }
 
 
 def share() -> set[str]:
@@ -21,7 +25,12 @@ def share() -> set[str]:
 
 def missing_and_unwanted(names: set[str], wanted: set[str], never: tuple[str, ...]) -> list[str]:
     problems = [f"missing {name}" for name in sorted(wanted - names)]
-    return problems + [f"unwanted {name}" for name in sorted(names) for pattern in never if fnmatch.fnmatch(name, pattern)]
+    return problems + [
+        f"unwanted {name}"
+        for name in sorted(names)
+        for pattern in never
+        if fnmatch.fnmatch(name, pattern)
+    ]
 
 
 def check_wheel(path: str) -> list[str]:
@@ -48,7 +57,9 @@ def check_source(path: str) -> list[str]:
 
 
 def main(source: str, wheel: str) -> int:
-    problems = [f"sdist: {text}" for text in check_source(source)] + [f"wheel: {text}" for text in check_wheel(wheel)]
+    problems = [f"sdist: {text}" for text in check_source(source)] + [
+        f"wheel: {text}" for text in check_wheel(wheel)
+    ]
     print("\n".join(problems) or "packages hold what they should")
     return 1 if problems else 0
 

@@ -18,7 +18,9 @@ def passed_by_part(report: str) -> Counter[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", help="JUnit XML written by pytest")
-    parser.add_argument("--must-run", nargs="+", default=[], metavar="PART", help="directories below tests/")
+    parser.add_argument(
+        "--must-run", nargs="+", default=[], metavar="PART", help="directories below tests/"
+    )
     options = parser.parse_args()
     passed = passed_by_part(options.report)
     print("passed: " + ", ".join(f"{part} {n}" for part, n in sorted(passed.items())))

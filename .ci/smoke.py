@@ -33,7 +33,10 @@ async def exchange(url: str) -> None:
             for number in range(N_PACKETS):
                 await sender.send(receiver.public_key, number.to_bytes(4) * number)
                 packet = await receive_packet(receiver)
-                assert (packet.source, packet.data) == (sender.public_key, number.to_bytes(4) * number)
+                assert (packet.source, packet.data) == (
+                    sender.public_key,
+                    number.to_bytes(4) * number,
+                )
 
 
 def main() -> int:

@@ -70,14 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     add = parser.add_argument
-    add("scenario", nargs="*", default=list(DEFAULT_SCENARIOS),
+    add(
+        "scenario",
+        nargs="*",
+        default=list(DEFAULT_SCENARIOS),
         help=f"names of `fastderp-bench --list`, with tls/ in front over TLS; or all "
-             f"(default: {' '.join(DEFAULT_SCENARIOS)})")
+        f"(default: {' '.join(DEFAULT_SCENARIOS)})",
+    )
     add("--relays", default="derper,floor,fastderp", help="which of them (%(default)s)")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
-    add("--relay", action="append", default=[], metavar="NAME=COMMAND",
-        help="another relay, for example Hyper-DERP; {port} is replaced")
+    add(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another relay, for example Hyper-DERP; {port} is replaced",
+    )
     add("--workers", type=int, default=1, help="fastderp's worker threads (%(default)s)")
     add("--rounds", type=int, default=5, help="%(default)s")
     add("--duration", type=float, default=3.0, metavar="S", help="per measurement (%(default)s)")
@@ -127,8 +136,10 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[
             for relay in able[turn:] + able[:turn]:
                 result = plan.lab.measure(relay, name)
                 measured[name].setdefault(relay.name, []).append(result)
-                say(f"round {number + 1}/{plan.rounds}  {name:<16} {relay.name:<10} "
-                    f"{cost(result):8.3f} µs/packet")
+                say(
+                    f"round {number + 1}/{plan.rounds}  {name:<16} {relay.name:<10} "
+                    f"{cost(result):8.3f} µs/packet"
+                )
     return measured
 
 
@@ -139,8 +150,17 @@ def _can(relay: Relay, name: str) -> bool:
 def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
     """Medians over the rounds; behind a ratio the range of the rounds' own ratios."""
     table = Table(title=name, title_justify="left", box=None)
-    for column in ("relay", "CPU µs/packet", "derper costs", "packets/s", "p50 µs", "p99 µs",
-                   "loss", "µs/login", "KiB/client"):
+    for column in (
+        "relay",
+        "CPU µs/packet",
+        "derper costs",
+        "packets/s",
+        "p50 µs",
+        "p99 µs",
+        "loss",
+        "µs/login",
+        "KiB/client",
+    ):
         table.add_column(column, justify="left" if column == "relay" else "right")
     base = by_relay.get(BASE)
     for relay, results in by_relay.items():
@@ -158,7 +178,9 @@ def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
     return table
 
 
-def _median(results: Sequence[Measurement], value: Callable[[Measurement], float], form: str) -> str:
+def _median(
+    results: Sequence[Measurement], value: Callable[[Measurement], float], form: str
+) -> str:
     return format(statistics.median(value(result) for result in results), form)
 
 
@@ -184,12 +206,16 @@ def _kib_per_client(result: Measurement) -> float:
 def _warn_of_noise(measured: dict[str, dict[str, list[Measurement]]]) -> None:
     shares = [
         result["foreign_share"]
-        for by_relay in measured.values() for results in by_relay.values() for result in results
+        for by_relay in measured.values()
+        for results in by_relay.values()
+        for result in results
     ]
     noisy = sum(share > QUIET for share in shares)
     if noisy:
-        print(f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
-              f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
+        print(
+            f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+            f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios."
+        )
 
 
 def _keep(

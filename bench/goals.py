@@ -41,9 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or (None if options.row else KEPT)
     try:
         bench = Bench(
-            lab=Lab(options.relay_core, options.load_core, options.duration), rounds=options.rounds,
-            derper=derper(options.derper, options.gomaxprocs), floor=floor(), fastderp=fastderp(),
-            two_workers=fastderp(2), say=lambda text: print(text, file=sys.stderr, flush=True),
+            lab=Lab(options.relay_core, options.load_core, options.duration),
+            rounds=options.rounds,
+            derper=derper(options.derper, options.gomaxprocs),
+            floor=floor(),
+            fastderp=fastderp(),
+            two_workers=fastderp(2),
+            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
         document = _document(bench, arguments)
         if options.resume:
@@ -81,8 +85,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _document(bench: Bench, arguments: Sequence[str] | None) -> Document:
     return {
-        "environment": environment(_command(arguments)) | {"suite": SUITE, "when": time.strftime("%Y-%m-%d")},
-        "relays": {relay.name: relay.version for relay in (bench.derper, bench.floor, bench.fastderp)},
+        "environment": environment(_command(arguments))
+        | {"suite": SUITE, "when": time.strftime("%Y-%m-%d")},
+        "relays": {
+            relay.name: relay.version for relay in (bench.derper, bench.floor, bench.fastderp)
+        },
         "rows": {},
     }
 
@@ -112,7 +119,9 @@ def _keep(document: Document, output: Path) -> None:
     rows = sorted(document["rows"].items(), key=lambda item: int(item[1]["number"]))
     output.parent.mkdir(parents=True, exist_ok=True)
     fresh = output.with_suffix(".new")
-    fresh.write_text(json.dumps(document | {"rows": dict(rows)}, indent=1, ensure_ascii=False) + "\n")
+    fresh.write_text(
+        json.dumps(document | {"rows": dict(rows)}, indent=1, ensure_ascii=False) + "\n"
+    )
     fresh.replace(output)
 
 
@@ -168,8 +177,14 @@ def columns(finding: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
 
     median = statistics.median(values)
     spread = f"{_number(min(values))}–{_number(max(values))}" if len(values) > 1 else ""
-    return (finding["what"], goal(finding["goal"]), goal(finding["stretch"]),
-            f"{_number(median)} {unit}".rstrip(), spread, _verdict(finding, median))
+    return (
+        finding["what"],
+        goal(finding["goal"]),
+        goal(finding["stretch"]),
+        f"{_number(median)} {unit}".rstrip(),
+        spread,
+        _verdict(finding, median),
+    )
 
 
 def _number(value: float) -> str:
@@ -193,14 +208,17 @@ def noise(document: Document) -> str:
     """Return a warning when the machine was not quiet, otherwise nothing."""
     shares = [
         result["foreign_share"]
-        for row in document["rows"].values() for result in row["measurements"]
+        for row in document["rows"].values()
+        for result in row["measurements"]
         if row["number"] != 8  # several relays at once: each is foreign to the others
     ]
     noisy = sum(share > QUIET for share in shares)
     if not noisy:
         return ""
-    return (f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
-            f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios.")
+    return (
+        f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+        f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios."
+    )
 
 
 if __name__ == "__main__":

@@ -73,12 +73,21 @@ class Lab:
     def load(self, target: Running, relay: Relay, load: str, *flags: str) -> Measurement:
         """Put a load on a relay that is running."""
         command = [
-            BENCH, target.url, "--scenario", load.removeprefix(TLS),
+            BENCH,
+            target.url,
+            "--scenario",
+            load.removeprefix(TLS),
             *(word for pid in target.pids for word in ("--pid", str(pid))),
             *(["--to", target.neighbour.url] if target.neighbour else []),
-            "--cpu", str(self.load_core), "--duration", str(self.duration_s), "--json", "-",
+            "--cpu",
+            str(self.load_core),
+            "--duration",
+            str(self.duration_s),
+            "--json",
+            "-",
             *(["--insecure", "--suite", SUITE] if load.startswith(TLS) else []),
-            *relay.bench_flags, *flags,
+            *relay.bench_flags,
+            *flags,
         ]
         watch = Watch((self.relay_core, self.load_core), Processes(target.pids))
         done = subprocess.run(command, capture_output=True, text=True)

@@ -58,7 +58,9 @@ def serve(loop: str, tls: bool, profile: bool) -> None:
         run(main())
 
 
-def log_in(port: int, n_logins: int, logins: list[bytes], context: ssl.SSLContext | None, fast_start: bool) -> None:
+def log_in(
+    port: int, n_logins: int, logins: list[bytes], context: ssl.SSLContext | None, fast_start: bool
+) -> None:
     """Log in and leave again, one connection after the other."""
     request = REQUEST.format("Derp-Fast-Start: 1\r\n" if fast_start else "").encode()
     for i in range(n_logins):
@@ -103,7 +105,10 @@ def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> f
 
     relay_key = NodePublic.from_hex(key_hex)
     keys = [NodePrivate.generate() for _ in range(N_KEYS)]
-    logins = [client_info_frame(key.public(), key.box(relay_key), ClientInfo(can_ack_pings=True)) for key in keys]
+    logins = [
+        client_info_frame(key.public(), key.box(relay_key), ClientInfo(can_ack_pings=True))
+        for key in keys
+    ]
     context = None
     if options.tls:
         context = ssl.create_default_context()
@@ -120,7 +125,11 @@ def measure_fastderp(options: argparse.Namespace) -> float:
     arguments = [__file__, "--serve", "--loop", options.loop]
     arguments += ["--tls"] * options.tls + ["--profile"] * options.profile
     with subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as relay:
         assert relay.stdout is not None
         port, key = relay.stdout.readline().split()
@@ -133,8 +142,19 @@ def measure_derper(options: argparse.Namespace) -> float:
     """Start derper and measure it. Its key is in the upgrade response."""
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
-        flags = ["-a", f"127.0.0.1:{port}", "-c", f"{directory}/key", "-stun=false", "-http-port=-1"]
-        flags += ["-certmode=manual", f"-certdir={directory}", "-hostname=127.0.0.1"] if options.tls else []
+        flags = [
+            "-a",
+            f"127.0.0.1:{port}",
+            "-c",
+            f"{directory}/key",
+            "-stun=false",
+            "-http-port=-1",
+        ]
+        flags += (
+            ["-certmode=manual", f"-certdir={directory}", "-hostname=127.0.0.1"]
+            if options.tls
+            else []
+        )
         relay = subprocess.Popen([options.derper, *flags], stderr=subprocess.DEVNULL)
         try:
             return measure(relay.pid, port, derper_key(port, options.tls), options)
@@ -177,22 +197,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="CPU time of a relay per login")
     parser.add_argument("-n", type=int, default=3000, help="logins to measure")
     parser.add_argument("--tls", action="store_true", help="TLS 1.3")
-    parser.add_argument("--fast-start", action="store_true", help="the login in one write with the request")
+    parser.add_argument(
+        "--fast-start", action="store_true", help="the login in one write with the request"
+    )
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
     parser.add_argument("--derper", help="a derper binary to compare with")
-    parser.add_argument("--profile", action="store_true", help="show where the loop's Python spends its time")
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the loop's Python spends its time"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.loop, options.tls, options.profile)
         return
     kind = ("TLS 1.3" if options.tls else "plain") + (", fast start" if options.fast_start else "")
-    print(f"Python {platform.python_version()}, Linux {platform.release()}, {options.n} logins, {kind}, {options.loop}")
+    print(
+        f"Python {platform.python_version()}, Linux {platform.release()}, {options.n} logins, {kind}, {options.loop}"
+    )
     ours = measure_fastderp(options)
     print(f"fastderp  {ours:6.0f} CPU µs per login")
     if options.derper:
         theirs = measure_derper(options)
-        print(f"derper    {theirs:6.0f} CPU µs per login; fastderp uses {ours / theirs:.0%} of that")
+        print(
+            f"derper    {theirs:6.0f} CPU µs per login; fastderp uses {ours / theirs:.0%} of that"
+        )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loads = by_load(document)
         for name, label, values in (
             ("cost", "CPU µs of the relay per delivered packet", {"": cost}),
-            ("delay", "µs from sender to receiver: median (dark) and p99 (light)",
-             {"p50_us": _delay("p50_us"), "p99_us": _delay("p99_us")}),
+            (
+                "delay",
+                "µs from sender to receiver: median (dark) and p99 (light)",
+                {"p50_us": _delay("p50_us"), "p99_us": _delay("p99_us")},
+            ),
         ):
             path = options.results.with_name(f"{name}.svg")
             _draw(path, loads, label, values, _caption(document))
@@ -95,9 +98,13 @@ def _draw(
                 found = [value(result) for result in results]
                 median = statistics.median(found)
                 axes.barh(
-                    i - BAR / 2 + (j + 0.5) * height, median, height,
-                    color=COLOURS.get(relay, "#6a4c93"), alpha=1 if k == len(values) - 1 else 0.45,
-                    label=relay, xerr=[[median - min(found)], [max(found) - median]],
+                    i - BAR / 2 + (j + 0.5) * height,
+                    median,
+                    height,
+                    color=COLOURS.get(relay, "#6a4c93"),
+                    alpha=1 if k == len(values) - 1 else 0.45,
+                    label=relay,
+                    xerr=[[median - min(found)], [max(found) - median]],
                     error_kw={"elinewidth": 0.8},
                 )
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

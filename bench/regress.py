@@ -65,9 +65,13 @@ class Verdict:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; return 1 when a bench is slower, 2 when builds or benches failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.regress", description=__doc__)
-    parser.add_argument("base", nargs="?", default="HEAD~1", help="commit to compare with (%(default)s)")
+    parser.add_argument(
+        "base", nargs="?", default="HEAD~1", help="commit to compare with (%(default)s)"
+    )
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="%(default)s")
-    parser.add_argument("-k", dest="only", default="", metavar="EXPRESSION", help="only these benches")
+    parser.add_argument(
+        "-k", dest="only", default="", metavar="EXPRESSION", help="only these benches"
+    )
     options = parser.parse_args(arguments)
     try:
         with _base_tree(options.base) as base:
@@ -107,7 +111,8 @@ def judge(old: Medians, new: Medians) -> list[Verdict]:
     """Judge every bench that both builds could run."""
     return [
         Verdict(name, min(new[name]) / min(old[name]), max(_noise(old[name]), _noise(new[name])))
-        for name in new if name in old
+        for name in new
+        if name in old
     ]
 
 
@@ -152,9 +157,21 @@ def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
     report.parent.mkdir(parents=True, exist_ok=True)
     # The tree is the working directory, so its own fastderp comes before an installed one.
     _done(
-        [sys.executable, "-m", "pytest", str(MICRO), "-q", "-p", "no:cacheprovider", "-k", only,
-         f"--benchmark-json={report}"],
-        tree, {"BENCH_TREE": str(tree)}, good=(0, TESTS_FAILED) if is_base else (0,),
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(MICRO),
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            only,
+            f"--benchmark-json={report}",
+        ],
+        tree,
+        {"BENCH_TREE": str(tree)},
+        good=(0, TESTS_FAILED) if is_base else (0,),
     )
     found = json.loads(report.read_text())["benchmarks"]
     return {bench["name"]: bench["stats"]["median"] for bench in found}
@@ -167,8 +184,12 @@ def _done(
     good: Collection[int] = (0,),
 ) -> None:
     done = subprocess.run(
-        command, cwd=directory, env=os.environ | (environment or {}), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        cwd=directory,
+        env=os.environ | (environment or {}),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if done.returncode not in good:
         end = "\n".join(done.stdout.splitlines()[-15:])
@@ -178,7 +199,9 @@ def _done(
 def _print(verdicts: Sequence[Verdict], base: str) -> None:
     table = Table("bench", "CPU time", "allowed", "", title=f"beside {base}", box=None)
     for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
-        table.add_row(verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict))
+        table.add_row(
+            verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict)
+        )
     Console(width=max(Console().width, 120)).print(table)
 
 

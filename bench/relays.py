@@ -69,7 +69,10 @@ def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
     version = _output([binary, "-version"]).split()[0].partition("-")[0]
     environment = {"GOMAXPROCS": str(gomaxprocs)} if gomaxprocs else {}
     return Relay(
-        "derper", version, [binary, *DERPER_FLAGS], [binary, *DERPER_FLAGS, *TLS_FLAGS],
+        "derper",
+        version,
+        [binary, *DERPER_FLAGS],
+        [binary, *DERPER_FLAGS, *TLS_FLAGS],
         environment=environment,
     )
 
@@ -148,21 +151,32 @@ def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> 
 
 
 @contextmanager
-def running_region(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> Iterator[Running]:
+def running_region(
+    relay: Relay, *, cores: Collection[int] = (), tls: bool = False
+) -> Iterator[Running]:
     """Run two processes of `relay` that are linked to each other, as `running` runs one.
 
     Raises RelayError when they do not find each other.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-") as first, tempfile.TemporaryDirectory(prefix="bench-") as second:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as first,
+        tempfile.TemporaryDirectory(prefix="bench-") as second,
+    ):
         directories = [Path(first), Path(second)]
         ports = [_free_port(), _free_port()]
         secret = os.urandom(32).hex()
         for directory in directories:
             (directory / "mesh.key").write_text(secret)
-            manual_certificate(directory, "127.0.0.1")  # what both are told to trust must be there before they start
+            manual_certificate(
+                directory, "127.0.0.1"
+            )  # what both are told to trust must be there before they start
         with (
-            _running(_member(relay, directories[1], ports[1], tls), directories[0], ports[0], cores, tls) as here,
-            _running(_member(relay, directories[0], ports[0], tls), directories[1], ports[1], cores, tls) as there,
+            _running(
+                _member(relay, directories[1], ports[1], tls), directories[0], ports[0], cores, tls
+            ) as here,
+            _running(
+                _member(relay, directories[0], ports[0], tls), directories[1], ports[1], cores, tls
+            ) as there,
         ):
             _await_link(relay, here, directories[0])
             _await_link(relay, there, directories[1])
@@ -175,7 +189,10 @@ def _member(relay: Relay, directory: Path, port: int, tls: bool) -> Relay:
     flags = ["-mesh-psk-file={directory}/mesh.key", f"-mesh-with={other}"]
     trust = {"SSL_CERT_FILE": str(directory / "127.0.0.1.crt")}
     return replace(
-        relay, command=[*relay.command, *flags], tls_command=[*relay.tls_command, *flags], environment=relay.environment | trust
+        relay,
+        command=[*relay.command, *flags],
+        tls_command=[*relay.tls_command, *flags],
+        environment=relay.environment | trust,
     )
 
 
@@ -185,11 +202,15 @@ def _await_link(relay: Relay, started: Running, directory: Path) -> None:
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     while time.monotonic() < give_up:
-        with urllib.request.urlopen(f"{started.url}/debug/varz", timeout=5, context=anybody) as answer:
+        with urllib.request.urlopen(
+            f"{started.url}/debug/varz", timeout=5, context=anybody
+        ) as answer:
             if "\nderp_watchers 1\n" in answer.read().decode():
                 return
         time.sleep(0.1)
-    raise RelayError(f"{relay.name}: no link between the relays of a region\n{_end_of(directory / 'log')}")
+    raise RelayError(
+        f"{relay.name}: no link between the relays of a region\n{_end_of(directory / 'log')}"
+    )
 
 
 @contextmanager
@@ -219,7 +240,10 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | relay.environment,
+            command,
+            stdout=output,
+            stderr=output,
+            env=os.environ | relay.environment,
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -58,8 +58,10 @@ class Bench:
         self, relay: Relay, load: str, result: Measurement, flags: Sequence[str] = ()
     ) -> Measurement:
         """Keep and announce a measurement."""
-        self.say(f"  {' '.join((load, *flags)):<40} {relay.name:<10} {cost(result):8.2f} µs/packet  "
-                 f"p99 {result['latency']['p99_us']:,.0f} µs  loss {result['loss']:.2%}")
+        self.say(
+            f"  {' '.join((load, *flags)):<40} {relay.name:<10} {cost(result):8.2f} µs/packet  "
+            f"p99 {result['latency']['p99_us']:,.0f} µs  loss {result['loss']:.2%}"
+        )
         self.measurements.append(result | {"load": load, "flags": list(flags)})
         return result
 
@@ -93,8 +95,9 @@ def _beside_derper_and_floor(load: str, least: float) -> Callable[[Bench], Itera
             load, bench.derper, bench.floor, bench.fastderp
         )
         yield Finding("CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", least)
-        yield Finding("CPU per packet: fastderp ÷ floor", _ratios(ours, least_possible), "<=",
-                      stretch=1.2)
+        yield Finding(
+            "CPU per packet: fastderp ÷ floor", _ratios(ours, least_possible), "<=", stretch=1.2
+        )
 
     return find
 
@@ -102,20 +105,27 @@ def _beside_derper_and_floor(load: str, least: float) -> Callable[[Bench], Itera
 def _tls(bench: Bench) -> Iterator[Finding]:
     for load in ("pairs-10", "pairs-50"):
         theirs, ours = bench.in_turn(TLS + load, bench.derper, bench.fastderp)
-        yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=",
-                      2.8, 4.0)
+        yield Finding(
+            f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 2.8, 4.0
+        )
 
 
 def _latency(bench: Bench) -> Iterator[Finding]:
     for kind, prefix in (("plain", ""), ("TLS", TLS)):
         relays = [bench.derper, bench.fastderp] + ([] if prefix else [bench.floor])
         theirs, ours, *floor = bench.in_turn(prefix + "latency", *relays)
-        yield Finding(f"{kind}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 1.4)
+        yield Finding(
+            f"{kind}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 1.4
+        )
         yield Finding(f"{kind}: p50: fastderp ÷ derper", _ratios(ours, theirs, _p50), "<=", 1.0)
         yield Finding(f"{kind}: p99: fastderp ÷ derper", _ratios(ours, theirs, _p99), "<=", 1.0)
         if floor:
-            yield Finding(f"{kind}: CPU per packet: fastderp ÷ floor", _ratios(ours, floor[0]), "<=",
-                          stretch=1.1)
+            yield Finding(
+                f"{kind}: CPU per packet: fastderp ÷ floor",
+                _ratios(ours, floor[0]),
+                "<=",
+                stretch=1.1,
+            )
 
 
 def _never_wait(bench: Bench) -> Iterator[Finding]:
@@ -124,14 +134,22 @@ def _never_wait(bench: Bench) -> Iterator[Finding]:
     )
     yield Finding("goodput per CPU second: fastderp ÷ derper", _ratios(theirs, ours), ">=", 20)
     yield Finding("p99 delay", [_p99(r) / 1e3 for r in ours], "<=", 10, unit="ms")
-    bench.notes.append("p99 delay of the floor under the same load: "
-                       + ", ".join(f"{_p99(r) / 1e3:.1f} ms" for r in least_possible))
+    bench.notes.append(
+        "p99 delay of the floor under the same load: "
+        + ", ".join(f"{_p99(r) / 1e3:.1f} ms" for r in least_possible)
+    )
     busy = max(r["relay"]["cpu_share"] for r in ours)
-    bench.notes.append(f"fastderp used at most {busy:.0%} of its core: below 100 % it is the load that saturates")
+    bench.notes.append(
+        f"fastderp used at most {busy:.0%} of its core: below 100 % it is the load that saturates"
+    )
     yield _overload(bench, max(r["packets_per_s"] for r in ours))
     [crowded] = bench.in_turn("never-wait-16-to-1", bench.fastderp)
-    yield Finding("Jain's index between 16 senders of one receiver",
-                  [r["fairness"] for r in crowded], ">=", stretch=0.98)
+    yield Finding(
+        "Jain's index between 16 senders of one receiver",
+        [r["fairness"] for r in crowded],
+        ">=",
+        stretch=0.98,
+    )
 
 
 def _overload(bench: Bench, about: float) -> Finding:
@@ -153,7 +171,9 @@ def _fans(bench: Bench) -> Iterator[Finding]:
     for load in ("fan-in", "fan-out", "all-to-all"):
         theirs, ours = bench.in_turn(load, bench.derper, bench.fastderp)
         yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 5)
-        bench.notes.append(f"{load}: derper lost at most {_most_lost(theirs):.2%} of the packets, fastderp {_most_lost(ours):.2%}")
+        bench.notes.append(
+            f"{load}: derper lost at most {_most_lost(theirs):.2%} of the packets, fastderp {_most_lost(ours):.2%}"
+        )
     theirs, ours = bench.in_turn("fan-in", bench.derper, bench.fastderp, flags=("--window", "2"))
     bench.notes.append(f"fan-in with two in flight each: {median(_ratios(theirs, ours)):.2f}")
 
@@ -176,32 +196,52 @@ def _memory(bench: Bench) -> Iterator[Finding]:
         idle = (relay["rss_idle_kib"] - relay["rss_before_kib"]) / n
         settled = (relay["rss_settled_kib"] - relay["rss_before_kib"]) / n
         yield Finding(f"{name} sessions: KiB each, idle", [idle], "<=", 1.5, 1.0, "KiB")
-        yield Finding(f"{name} sessions: KiB each, after a burst through all of them", [settled],
-                      "<=", 1.5, 1.0, "KiB")
+        yield Finding(
+            f"{name} sessions: KiB each, after a burst through all of them",
+            [settled],
+            "<=",
+            1.5,
+            1.0,
+            "KiB",
+        )
         bench.notes.append(f"{name}: measured {relay['settle_s']:.0f} s after the burst")
     for kind, (few, many) in {"plain": results[:2], "TLS": results[2:]}.items():
         more = many["relay"]["rss_idle_kib"] - few["relay"]["rss_idle_kib"]
         each = more / (many["n_clients"] - few["n_clients"])
-        bench.notes.append(f"{kind}: {each:.2f} KiB for each further idle session between the two sizes; "
-                           "the rest is there once")
+        bench.notes.append(
+            f"{kind}: {each:.2f} KiB for each further idle session between the two sizes; "
+            "the rest is there once"
+        )
 
 
 def _logins(bench: Bench) -> Iterator[Finding]:
     flags = ("--warmup", "0", "--duration", "0.1")
     for kind, prefix, most in (("plain", "", 1 / 2), ("TLS", TLS, 2 / 3)):
-        theirs, ours = bench.in_turn(
-            prefix + "logins", bench.derper, bench.fastderp, flags=flags
+        theirs, ours = bench.in_turn(prefix + "logins", bench.derper, bench.fastderp, flags=flags)
+        yield Finding(
+            f"{kind}: CPU per login: fastderp ÷ derper",
+            _ratios(ours, theirs, _login_cost),
+            "<=",
+            most,
         )
-        yield Finding(f"{kind}: CPU per login: fastderp ÷ derper",
-                      _ratios(ours, theirs, _login_cost), "<=", most)
-    two = [bench.measure(bench.fastderp, TLS + "logins", *flags, cores=bench.lab.two_cores)
-           for _ in ours]
-    yield Finding("TLS: logins/s on two cores ÷ one core",
-                  _ratios(two, ours, lambda r: float(r["logins_per_s"])), ">=", stretch=1.6)
+    two = [
+        bench.measure(bench.fastderp, TLS + "logins", *flags, cores=bench.lab.two_cores)
+        for _ in ours
+    ]
+    yield Finding(
+        "TLS: logins/s on two cores ÷ one core",
+        _ratios(two, ours, lambda r: float(r["logins_per_s"])),
+        ">=",
+        stretch=1.6,
+    )
     busy = max(_login_cost(r) * r["logins_per_s"] / 1e6 for r in ours)
-    bench.notes.append(f"on one core the relay was busy {busy:.0%} of the time: what is left the load needed")
+    bench.notes.append(
+        f"on one core the relay was busy {busy:.0%} of the time: what is left the load needed"
+    )
     if bench.lab.load_core in bench.lab.two_cores:
-        bench.notes.append("the second of the two cores is the load's, too: this machine has no third")
+        bench.notes.append(
+            "the second of the two cores is the load's, too: this machine has no third"
+        )
 
 
 def _login_cost(result: Measurement) -> float:
@@ -216,8 +256,10 @@ def _workers(bench: Bench) -> Iterator[Finding]:
         two.append(bench.measure(bench.two_workers, "pairs-50", cores=cores))
     yield Finding("CPU per packet: 2 workers ÷ 1", _ratios(two, one), "<=", 1.15)
     if bench.lab.load_core in cores:
-        bench.notes.append("both relays may use two cores, one of which the load uses too: "
-                           "this machine has no third")
+        bench.notes.append(
+            "both relays may use two cores, one of which the load uses too: "
+            "this machine has no third"
+        )
 
 
 def _crowd(bench: Bench) -> Iterator[Finding]:
@@ -226,26 +268,39 @@ def _crowd(bench: Bench) -> Iterator[Finding]:
         few.append(bench.measure(bench.fastderp, "pairs-50"))
         crowd.append(bench.measure(bench.fastderp, "crowd"))
     yield Finding("CPU per packet: crowd ÷ pairs-50", _ratios(crowd, few), "<=", 1.3)
-    [floor] = _ratios([bench.measure(bench.floor, "crowd")], [bench.measure(bench.floor, "pairs-50")])
-    bench.notes.append(f"the same for the floor: {floor:.2f}; what it has more is the kernel's and the caches' work "
-                       "for many sockets")
+    [floor] = _ratios(
+        [bench.measure(bench.floor, "crowd")], [bench.measure(bench.floor, "pairs-50")]
+    )
+    bench.notes.append(
+        f"the same for the floor: {floor:.2f}; what it has more is the kernel's and the caches' work "
+        "for many sockets"
+    )
 
 
 def _storm(bench: Bench) -> Iterator[Finding]:
     ours = [_p99_above_quiet_ms(bench, bench.fastderp) for _ in range(bench.rounds)]
     yield Finding("p99 in the storm, above quiet", ours, "<=", 1.0, unit="ms")
     floor = _p99_above_quiet_ms(bench, bench.floor)
-    bench.notes.append(f"the same for the floor: {floor:.2f} ms; the storm's clients share the load's core")
-    stormy = [r for r in bench.measurements if r["scenario"]["storm"] and r["relay_name"] == bench.fastderp.name]
+    bench.notes.append(
+        f"the same for the floor: {floor:.2f} ms; the storm's clients share the load's core"
+    )
+    stormy = [
+        r
+        for r in bench.measurements
+        if r["scenario"]["storm"] and r["relay_name"] == bench.fastderp.name
+    ]
     busy = max(r["relay"]["cpu_share"] for r in stormy)
     late = max(1 - r["packets_per_s"] / r["scenario"]["rate"] for r in stormy)
-    bench.notes.append(f"fastderp used at most {busy:.0%} of its core in the storm, and the load fell behind its own schedule "
-                       f"by up to {late:.1%}: what is late then waits in the load")
+    bench.notes.append(
+        f"fastderp used at most {busy:.0%} of its core in the storm, and the load fell behind its own schedule "
+        f"by up to {late:.1%}: what is late then waits in the load"
+    )
 
 
 def _p99_above_quiet_ms(bench: Bench, relay: Relay) -> float:
     """Find out what `relay` carries, offer a part of that twice, the second time with the storm."""
     with bench.lab.running(relay) as target:
+
         def load(name: str, *flags: str) -> Measurement:
             return bench.keep(relay, name, bench.lab.load(target, relay, name, *flags), flags)
 
@@ -260,7 +315,9 @@ def _mesh(bench: Bench) -> Iterator[Finding]:
         load = prefix + "pairs-10"
         ratios = [_hop(bench, bench.fastderp, load) for _ in range(bench.rounds)]
         yield Finding(f"{kind}: CPU per packet: both relays ÷ one relay, no hop", ratios, "<=", 2.2)
-    bench.notes.append(f"the same for two derpers, which link over TLS only: {_hop(bench, bench.derper, TLS + 'pairs-10'):.2f}")
+    bench.notes.append(
+        f"the same for two derpers, which link over TLS only: {_hop(bench, bench.derper, TLS + 'pairs-10'):.2f}"
+    )
 
 
 def _hop(bench: Bench, relay: Relay, load: str) -> float:
@@ -282,12 +339,24 @@ class Row:
 
 
 ROWS = (
-    Row(1, "pairs-10", "plain, 1400 bytes, 10 pairs, 16 in flight",
-        _beside_derper_and_floor("pairs-10", 5)),
-    Row(2, "pairs-50", "plain, 1400 bytes, 50 pairs, 16 in flight",
-        _beside_derper_and_floor("pairs-50", 6.5)),
-    Row(3, "small", "plain, 100 bytes, 10 pairs, 16 in flight",
-        _beside_derper_and_floor("small", 3.5)),
+    Row(
+        1,
+        "pairs-10",
+        "plain, 1400 bytes, 10 pairs, 16 in flight",
+        _beside_derper_and_floor("pairs-10", 5),
+    ),
+    Row(
+        2,
+        "pairs-50",
+        "plain, 1400 bytes, 50 pairs, 16 in flight",
+        _beside_derper_and_floor("pairs-50", 6.5),
+    ),
+    Row(
+        3,
+        "small",
+        "plain, 100 bytes, 10 pairs, 16 in flight",
+        _beside_derper_and_floor("small", 3.5),
+    ),
     Row(4, "tls", "TLS 1.3, 1400 bytes, a record per packet, 16 in flight", _tls),
     Row(5, "latency", "plain and TLS 1.3, one packet in flight", _latency),
     Row(6, "never-wait", "plain, senders never wait", _never_wait),
@@ -297,5 +366,10 @@ ROWS = (
     Row(10, "workers", "2 workers instead of 1, 50 pairs", _workers),
     Row(11, "crowd", "1,000 active pairs beside 10,000 idle sessions", _crowd),
     Row(12, "storm", "2,000 logins beside 50 pairs at 70 % load", _storm),
-    Row(13, "mesh", "10 pairs, each from one relay of a region to another, 1400 bytes, 16 in flight", _mesh),
+    Row(
+        13,
+        "mesh",
+        "10 pairs, each from one relay of a region to another, 1400 bytes, 16 in flight",
+        _mesh,
+    ),
 )

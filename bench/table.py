@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table or write it into a document; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=KEPT, help="JSON of bench.goals")
-    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put it between the markers there")
+    parser.add_argument(
+        "--write", type=Path, metavar="DOCUMENT", help="put it between the markers there"
+    )
     options = parser.parse_args(arguments)
     try:
         text = markdown(json.loads(options.results.read_text()))
@@ -48,17 +50,22 @@ def markdown(document: Document) -> str:
             lines.append(f"| {first} | {what} | {goal} | {stretch} | {measured} | {verdict} |")
         if row["failed"]:
             lines.append(f"| {row['number']} | {row['title']} | could not be measured | | | | |")
-    notes = [f"- Row {row['number']}: {note}."
-             for row in document["rows"].values() for note in row["notes"]]
+    notes = [
+        f"- Row {row['number']}: {note}."
+        for row in document["rows"].values()
+        for note in row["notes"]
+    ]
     return "\n".join([*lines, "", _made_with(document), "", *notes, "", _again(document), ""])
 
 
 def _made_with(document: Document) -> str:
     found = document["environment"]
     relays = ", ".join(f"{name} {version}" for name, version in document["relays"].items())
-    text = (f"Medians, and the range over the rounds: {relays}; {found['cpu']}, Linux {found['kernel']}, Python "
-            f"{found['python']}, {found['suite']}, {found['when']}; one core for the relay, another for the load. "
-            f"`{' '.join(found['command'])}`")
+    text = (
+        f"Medians, and the range over the rounds: {relays}; {found['cpu']}, Linux {found['kernel']}, Python "
+        f"{found['python']}, {found['suite']}, {found['when']}; one core for the relay, another for the load. "
+        f"`{' '.join(found['command'])}`"
+    )
     return f"{text} {noise(document)}".rstrip()
 
 

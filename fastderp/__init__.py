@@ -24,6 +24,14 @@ if TYPE_CHECKING:
         PingTimeout,
         ProtocolError,
     )
+    from fastderp.server.admission.admission import Admission
+    from fastderp.server.admission.key_lists import KeyLists
+    from fastderp.server.admission.rate_limit import RateLimit
+    from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
+    from fastderp.server.mesh.forwarders import PacketForwarder
+    from fastderp.server.mesh.links import MeshPeer
+    from fastderp.server.observe.traffic import BytesSentRecv
+    from fastderp.server.server import Server
     from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
     from fastderp.wire.protocol import (
         MAX_PACKET_SIZE,
@@ -41,14 +49,6 @@ if TYPE_CHECKING:
         ServerInfo,
         ServerRestarting,
     )
-    from fastderp.server.admission.admission import Admission
-    from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
-    from fastderp.server.mesh.forwarders import PacketForwarder
-    from fastderp.server.admission.key_lists import KeyLists
-    from fastderp.server.admission.rate_limit import RateLimit
-    from fastderp.server.mesh.links import MeshPeer
-    from fastderp.server.server import Server
-    from fastderp.server.observe.traffic import BytesSentRecv
 
 # Read by the build as well, without importing anything.
 __version__ = "0.1.0"

@@ -46,7 +46,9 @@ def main() -> int:
 
 def _report(problems: list[str]) -> None:
     """Print everything; add the parts that are missing to `problems`."""
-    print(f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale networks\n")
+    print(
+        f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale networks\n"
+    )
     for name, find in _PARTS:
         try:
             print(f"  {name:<10} {find()}")
@@ -55,7 +57,9 @@ def _report(problems: list[str]) -> None:
             problems.append(name)
     print(f"\n{_USE}", end="")
     if problems:
-        print(f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install --force-reinstall fastderp")
+        print(
+            f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install --force-reinstall fastderp"
+        )
 
 
 def _installed(distribution: str) -> str:
@@ -75,7 +79,6 @@ def _openssl() -> str:
     import ssl
 
     # Loading it finds libssl and libcrypto, normally those of Python's own ssl module.
-    import fastderp.tls.handshake
 
     return ssl.OPENSSL_VERSION
 

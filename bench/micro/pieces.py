@@ -16,8 +16,14 @@ import fastderp
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "micro"
 # What setup.py gives the packet path: the calls are inlined into code like this.
-DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False,
-              "cdivision": True, "freethreading_compatible": True}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "freethreading_compatible": True,
+}
 
 
 @cache
@@ -39,7 +45,10 @@ def _compiled(name: str) -> Path:
     root = str(Path(fastderp.__file__).parents[1])
     [extension] = cythonize(  # type: ignore[no-untyped-call]
         [Extension(f"micro_{name}", [str(HERE / f"{name}.pyx")], extra_compile_args=["-O2"])],
-        compiler_directives=DIRECTIVES, include_path=[root], build_dir=str(BUILD), quiet=True,
+        compiler_directives=DIRECTIVES,
+        include_path=[root],
+        build_dir=str(BUILD),
+        quiet=True,
     )
     command = build_ext(Distribution({"ext_modules": [extension]}))
     command.build_lib = command.build_temp = str(BUILD)

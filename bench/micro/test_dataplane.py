@@ -16,7 +16,9 @@ KEY_SIZE = 32
 FRAMES = 128
 LOOKUPS = 1024
 
-pytestmark = pytest.mark.benchmark(timer=time.process_time, min_time=0.002, max_time=0.2, warmup=False)
+pytestmark = pytest.mark.benchmark(
+    timer=time.process_time, min_time=0.002, max_time=0.2, warmup=False
+)
 
 
 def keys(n: int, seed: int = 0) -> list[bytes]:

@@ -20,7 +20,16 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from fastderp.cli.output import show
-from fastderp.errors import EX_FAILURE, EX_IOERR, EX_OK, EX_OSERR, EX_UNAVAILABLE, EX_USAGE, DerpError, UsageError
+from fastderp.errors import (
+    EX_FAILURE,
+    EX_IOERR,
+    EX_OK,
+    EX_OSERR,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    DerpError,
+    UsageError,
+)
 from fastderp.loadgen.connect import Target
 from fastderp.loadgen.result import Result, environment
 from fastderp.loadgen.run import Timing, run
@@ -112,8 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", metavar="SIZES", help="payload bytes, or a mix such as 100:3,1400:1")
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--window", type=int, metavar="N", help="packets in flight per flow")
-    pace.add_argument("--rate", type=float, metavar="PPS",
-                      help="packets per second of all senders together, by schedule")
+    pace.add_argument(
+        "--rate",
+        type=float,
+        metavar="PPS",
+        help="packets per second of all senders together, by schedule",
+    )
     pace.add_argument("--never-wait", action="store_true", help="senders write whenever they can")
     add("--idle", type=int, metavar="N", help="clients that are logged in and silent besides")
     add("--in-a-row", type=int, metavar="N", help="packets of one flow before the next one's turn")
@@ -122,21 +135,40 @@ def _parser() -> argparse.ArgumentParser:
     add("--storm-rate", type=float, metavar="N", help="so many per second (as fast as they can)")
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
-    add("--settle", type=float, default=0.0, metavar="S",
-        help="give the relay so long before and after to give memory back (%(default)s)")
-    add("--source", action="append", default=[], metavar="ADDRESS",
-        help="connect from this local address; several share the clients")
+    add(
+        "--settle",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="give the relay so long before and after to give memory back (%(default)s)",
+    )
+    add(
+        "--source",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="connect from this local address; several share the clients",
+    )
     add("--insecure", action="store_true", help="https: do not verify the certificate")
     add("--cafile", metavar="FILE", help="https: more certificates to trust (PEM)")
     add("--suite", metavar="NAME", help="https: the only TLS 1.3 suite to offer")
-    add("--joined-records", action="store_const", const=True,
-        help="https: fill TLS records with packets; real clients send one record per packet")
+    add(
+        "--joined-records",
+        action="store_const",
+        const=True,
+        help="https: fill TLS records with packets; real clients send one record per packet",
+    )
     add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")
     add("--verify", action="store_true", help="compare every payload byte on arrival")
     add("--seed", type=int, default=0, help="fixes packet sizes and contents (%(default)s)")
     add("--to", metavar="URL", help="another relay of the region: who only receives logs in there")
-    add("--pid", type=int, action="append", default=[],
-        help="the relay's process, to read its CPU time and memory; of several the sums")
+    add(
+        "--pid",
+        type=int,
+        action="append",
+        default=[],
+        help="the relay's process, to read its CPU time and memory; of several the sums",
+    )
     add("--cpu", type=int, metavar="N", help="run the load on this core only")
     add("--json", metavar="FILE", help="write the result there; - for standard output")
     add("--quiet", action="store_true", help="no progress bar")
@@ -146,9 +178,13 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would mean something else than it says. ValueError names the flag."""
     if options.window is not None and options.window < 1:
-        raise ValueError(f"--window {options.window}: must be at least 1; --never-wait is the flag for no limit")
+        raise ValueError(
+            f"--window {options.window}: must be at least 1; --never-wait is the flag for no limit"
+        )
     if options.rate is not None and not 1 <= options.rate < float("inf"):
-        raise ValueError(f"--rate {options.rate:g}: must be at least 1; --never-wait is the flag for no limit")
+        raise ValueError(
+            f"--rate {options.rate:g}: must be at least 1; --never-wait is the flag for no limit"
+        )
     for source in options.source:
         try:
             ipaddress.ip_address(source)
@@ -159,7 +195,11 @@ def _check(options: argparse.Namespace) -> None:
 def _target(options: argparse.Namespace, url: str) -> Target:
     try:
         return Target.parse(
-            url, insecure=options.insecure, cafile=options.cafile, suite=options.suite, check_box=not options.no_box_check
+            url,
+            insecure=options.insecure,
+            cafile=options.cafile,
+            suite=options.suite,
+            check_box=not options.no_box_check,
         )
     except TlsError as error:
         raise ValueError(f"--cafile {options.cafile}: {error}") from None
@@ -217,11 +257,18 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
 
 
 def _run_with_bar(
-    target: Target, to: Target | None, scenario: Scenario, timing: Timing, options: argparse.Namespace
+    target: Target,
+    to: Target | None,
+    scenario: Scenario,
+    timing: Timing,
+    options: argparse.Namespace,
 ) -> Result:
     bar = Progress(
-        TextColumn("{task.description:>10}"), BarColumn(),
-        console=Console(stderr=True), transient=True, auto_refresh=False,
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
         disable=options.quiet or not sys.stderr.isatty(),
     )
     with bar:
@@ -232,8 +279,14 @@ def _run_with_bar(
             bar.refresh()
 
         return run(
-            target, scenario, timing,
-            to=to, pids=options.pid, verify=options.verify, seed=options.seed, sources=options.source,
+            target,
+            scenario,
+            timing,
+            to=to,
+            pids=options.pid,
+            verify=options.verify,
+            seed=options.seed,
+            sources=options.source,
             on_progress=on_progress,
         )
 
@@ -285,8 +338,11 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     rows = [
         ("delivered", f"{result.packets_per_s:,.0f} packets/s, {result.mbit_per_s:,.0f} Mbit/s"),
         ("lost", f"{result.loss:.3%} ({result.lost:,} of {result.sent:,})"),
-        ("latency", f"p50 {latency.p50_us:,.0f} µs   p99 {latency.p99_us:,.0f} µs   "
-                    f"p99.9 {latency.p999_us:,.0f} µs   max {latency.max_us:,.0f} µs"),
+        (
+            "latency",
+            f"p50 {latency.p50_us:,.0f} µs   p99 {latency.p99_us:,.0f} µs   "
+            f"p99.9 {latency.p999_us:,.0f} µs   max {latency.max_us:,.0f} µs",
+        ),
         ("fairness", f"{result.fairness:.3f} (Jain's index between flows)"),
         ("logins", f"{result.logins_per_s:,.0f} per second"),
     ]
@@ -297,16 +353,28 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     if relay:
         per_packet = relay.cpu_us_per_packet
         rows += [
-            ("relay CPU", f"{per_packet:.3f} µs per delivered packet, {relay.cpu_share:.0%} of a core"
-             if per_packet is not None else "nothing was delivered"),
+            (
+                "relay CPU",
+                f"{per_packet:.3f} µs per delivered packet, {relay.cpu_share:.0%} of a core"
+                if per_packet is not None
+                else "nothing was delivered",
+            ),
             ("per login", f"{relay.cpu_us_per_login:.0f} µs CPU"),
-            ("relay memory", f"{relay.rss_before_kib:,} KiB before, {relay.rss_connected_kib:,} "
-                             f"connected, {relay.rss_idle_kib:,} idle, {relay.rss_after_kib:,} after, "
-                             f"{relay.rss_settled_kib:,} {relay.settle_s:.0f} s later"),
+            (
+                "relay memory",
+                f"{relay.rss_before_kib:,} KiB before, {relay.rss_connected_kib:,} "
+                f"connected, {relay.rss_idle_kib:,} idle, {relay.rss_after_kib:,} after, "
+                f"{relay.rss_settled_kib:,} {relay.settle_s:.0f} s later",
+            ),
         ]
     if result.corrupt or result.unexpected or result.connections_lost:
-        rows.append(("WRONG", f"{result.corrupt} damaged, {result.unexpected} unexpected, "
-                              f"{result.connections_lost} connections lost"))
+        rows.append(
+            (
+                "WRONG",
+                f"{result.corrupt} damaged, {result.unexpected} unexpected, "
+                f"{result.connections_lost} connections lost",
+            )
+        )
     return rows
 
 

@@ -18,8 +18,13 @@ from cryptography import x509
 
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, UsageError
+from fastderp.server.certificates.acme.settings import (
+    GOOGLE,
+    LETS_ENCRYPT,
+    AcmeSettings,
+    ExternalAccount,
+)
 from fastderp.util.files import read_file
-from fastderp.server.certificates.acme.settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
 
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 
@@ -33,9 +38,12 @@ def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
     if ip_certs and mode != "letsencrypt":
         raise UsageError(f"-acme-ip-certs needs -certmode letsencrypt, not {mode}")
     if ip_certs and not http:
-        raise UsageError("-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out")
+        raise UsageError(
+            "-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out"
+        )
     return AcmeSettings(
-        directory_url=_directory(values["acme-directory"]) or (GOOGLE if mode == "gcp" else LETS_ENCRYPT),
+        directory_url=_directory(values["acme-directory"])
+        or (GOOGLE if mode == "gcp" else LETS_ENCRYPT),
         cert_dir=Path(values["certdir"]),
         hostname="" if ip_certs and _is_address(hostname) else _name(hostname, mode),
         ip_certs=ip_certs,
@@ -66,14 +74,16 @@ def check_ca_file(path: Path) -> None:
 
 def check_hostname(hostname: str) -> None:
     """Raise UsageError for what can be the name of no certificate's files."""
-    if not hostname or re.search(r"[\s/@]|:", hostname) and not _is_address(hostname):
+    if not hostname or (re.search(r"[\s/@]|:", hostname) and not _is_address(hostname)):
         raise UsageError(f'-hostname "{printable(hostname)}": want a host name or an address')
 
 
 def _name(hostname: str, mode: str) -> str:
     if _is_address(hostname):
         if mode == "gcp":
-            raise UsageError(f"-certmode gcp has no certificates for addresses such as -hostname {hostname}")
+            raise UsageError(
+                f"-certmode gcp has no certificates for addresses such as -hostname {hostname}"
+            )
         raise UsageError(
             f"-hostname {hostname} is an address: -acme-ip-certs gets certificates for it, -certmode manual makes one itself"
         )
@@ -83,7 +93,9 @@ def _name(hostname: str, mode: str) -> str:
         name = ""
     labels = name.split(".")
     if len(labels) < 2 or not all(_is_label(label) for label in labels):
-        raise UsageError(f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com")
+        raise UsageError(
+            f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com"
+        )
     return name
 
 
@@ -101,7 +113,9 @@ def _is_address(text: str) -> bool:
 
 def _directory(url: str) -> str:
     if url and not (url.startswith("https://") and _host(url)):
-        raise UsageError(f"-acme-directory {printable(url)}: want an https URL such as {LETS_ENCRYPT}")
+        raise UsageError(
+            f"-acme-directory {printable(url)}: want an https URL such as {LETS_ENCRYPT}"
+        )
     return url
 
 
@@ -127,7 +141,9 @@ def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
         return None
     for flag, value in given.items():
         if not value:
-            raise UsageError(f"-certmode {values['certmode']} with an external account needs -{flag}")
+            raise UsageError(
+                f"-certmode {values['certmode']} with an external account needs -{flag}"
+            )
     return ExternalAccount(kid, _mac_key(key))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,72 +26,296 @@ DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
 MAX_WORKERS = 256
 MAX_BURST = 2**63 - 1
 
-LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = "Listen", "Key", "Certificates", "Who may use it", "Serve", "Sockets and threads", "Other"
+LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = (
+    "Listen",
+    "Key",
+    "Certificates",
+    "Who may use it",
+    "Serve",
+    "Sockets and threads",
+    "Other",
+)
 MESH = "Region"
 CERTIFICATE_FLAGS = (
-    "certmode", "certdir", "hostname", "acme-email", "acme-ip-certs", "acme-eab-kid", "acme-eab-key", "acme-ca-file",
+    "certmode",
+    "certdir",
+    "hostname",
+    "acme-email",
+    "acme-ip-certs",
+    "acme-eab-kid",
+    "acme-eab-key",
+    "acme-ca-file",
 )
 
 
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
     """Return every flag of the command, in the order `-help` shows them."""
     return [
-        Flag("a", str, ":443", "address to serve on; HTTPS when the port is 443, -certmode is manual or there is an -acme-directory, else HTTP",
-             "[HOST]:PORT", LISTEN),
-        Flag("http-port", integer, "80", "port of the plain HTTP helper beside HTTPS; -1 for none", "PORT", LISTEN),
-        Flag("stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN),
+        Flag(
+            "a",
+            str,
+            ":443",
+            "address to serve on; HTTPS when the port is 443, -certmode is manual or there is an -acme-directory, else HTTP",
+            "[HOST]:PORT",
+            LISTEN,
+        ),
+        Flag(
+            "http-port",
+            integer,
+            "80",
+            "port of the plain HTTP helper beside HTTPS; -1 for none",
+            "PORT",
+            LISTEN,
+        ),
+        Flag(
+            "stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN
+        ),
         Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN),
-        Flag("dev", boolean, "false", "try it out: plain HTTP on :3340, a key that is forgotten at exit", "", LISTEN),
-        Flag("c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS),
-        Flag("certmode", str, "letsencrypt",
-             "where certificates come from: letsencrypt, gcp (Google's CA), or manual for files of your own", "MODE", CERTS),
-        Flag("certdir", str, default_cert_dir(environment),
-             "where they are kept; manual: HOSTNAME.crt and HOSTNAME.key, read again on SIGHUP, for an address made when absent",
-             "DIR", CERTS),
-        Flag("hostname", str, VENDOR_HOSTNAME, "name or address the certificate is for", "NAME", CERTS),
+        Flag(
+            "dev",
+            boolean,
+            "false",
+            "try it out: plain HTTP on :3340, a key that is forgotten at exit",
+            "",
+            LISTEN,
+        ),
+        Flag(
+            "c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS
+        ),
+        Flag(
+            "certmode",
+            str,
+            "letsencrypt",
+            "where certificates come from: letsencrypt, gcp (Google's CA), or manual for files of your own",
+            "MODE",
+            CERTS,
+        ),
+        Flag(
+            "certdir",
+            str,
+            default_cert_dir(environment),
+            "where they are kept; manual: HOSTNAME.crt and HOSTNAME.key, read again on SIGHUP, for an address made when absent",
+            "DIR",
+            CERTS,
+        ),
+        Flag(
+            "hostname",
+            str,
+            VENDOR_HOSTNAME,
+            "name or address the certificate is for",
+            "NAME",
+            CERTS,
+        ),
         Flag("acme-email", str, "", "where the CA reaches you", "ADDRESS", CERTS),
-        Flag("acme-ip-certs", boolean, "false",
-             "letsencrypt: get certificates for the addresses that clients connect to, too", "", CERTS),
-        Flag("acme-eab-kid", str, "", "account with the CA that orders belong to; gcp wants one", "ID", CERTS),
+        Flag(
+            "acme-ip-certs",
+            boolean,
+            "false",
+            "letsencrypt: get certificates for the addresses that clients connect to, too",
+            "",
+            CERTS,
+        ),
+        Flag(
+            "acme-eab-kid",
+            str,
+            "",
+            "account with the CA that orders belong to; gcp wants one",
+            "ID",
+            CERTS,
+        ),
         Flag("acme-eab-key", str, "", "its MAC key, base64", "KEY", CERTS),
-        Flag("acme-directory", str, "", "another CA's ACME directory; then HTTPS on any port", "URL", CERTS),
-        Flag("acme-ca-file", str, "", "certificates (PEM) to trust the CA's server by, instead of the system's", "FILE", CERTS),
-        Flag("verify-clients", boolean, "false", "let in only the nodes that this machine's tailscaled knows", "", ADMISSION),
-        Flag("socket", str, "", "where -verify-clients finds tailscaled, when not at its usual place", "FILE", ADMISSION),
-        Flag("verify-client-url", str, "", "ask a service at this URL about every client", "URL", ADMISSION),
-        Flag("verify-client-url-fail-open", boolean, "true",
-             "let everybody in while -verify-client-url cannot be reached", "", ADMISSION),
-        Flag("verify-interval", duration, "36s",
-             "ask again about connected clients this often, so that the revoked have to go; 0 never", "TIME", ADMISSION),
-        Flag("allow-keys", str, "", "let in only the keys in this file, one nodekey: per line; followed when it changes",
-             "FILE", ADMISSION),
-        Flag("deny-keys", str, "", "keep out the keys in this file; followed when it changes", "FILE", ADMISSION),
-        Flag("mesh-psk-file", str, default_mesh_psk_file(environment),
-             "file with the secret of the region's relays, 64 hex digits; read again on SIGHUP", "FILE", MESH),
-        Flag("secrets-url", str, "", "setec server that has the secret, instead of -mesh-psk-file; asked again on SIGHUP", "URL", MESH),
-        Flag("secrets-path-prefix", str, "prod/derp", "the secret is called PREFIX/meshkey there", "PREFIX", MESH),
-        Flag("secrets-cache-dir", str, os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
-             "file, or directory of a file, that keeps a copy for the time that server cannot be reached", "PATH", MESH),
-        Flag("mesh-with", str, "",
-             "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
-             "certificate of its own making, or an http:// or https:// URL; or @FILE with one a line, read again on SIGHUP", "HOSTS", MESH),
-        Flag("home", str, "", "what / shows: empty for a small page, blank, or a URL to redirect to", "PAGE", SERVE),
-        Flag("bootstrap-dns-names", str, "", "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
-             "NAMES", SERVE),
-        Flag("unpublished-bootstrap-dns-names", str, "",
-             "the same for those who ask for the name; NAME/TXT looks up there which percentage of them is told", "NAMES", SERVE),
-        Flag("derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE),
-        Flag("ace", boolean, "false", "take HTTPS clients that send CONNECT to hosts of tailscale.com that are no relays", "", SERVE),
+        Flag(
+            "acme-directory",
+            str,
+            "",
+            "another CA's ACME directory; then HTTPS on any port",
+            "URL",
+            CERTS,
+        ),
+        Flag(
+            "acme-ca-file",
+            str,
+            "",
+            "certificates (PEM) to trust the CA's server by, instead of the system's",
+            "FILE",
+            CERTS,
+        ),
+        Flag(
+            "verify-clients",
+            boolean,
+            "false",
+            "let in only the nodes that this machine's tailscaled knows",
+            "",
+            ADMISSION,
+        ),
+        Flag(
+            "socket",
+            str,
+            "",
+            "where -verify-clients finds tailscaled, when not at its usual place",
+            "FILE",
+            ADMISSION,
+        ),
+        Flag(
+            "verify-client-url",
+            str,
+            "",
+            "ask a service at this URL about every client",
+            "URL",
+            ADMISSION,
+        ),
+        Flag(
+            "verify-client-url-fail-open",
+            boolean,
+            "true",
+            "let everybody in while -verify-client-url cannot be reached",
+            "",
+            ADMISSION,
+        ),
+        Flag(
+            "verify-interval",
+            duration,
+            "36s",
+            "ask again about connected clients this often, so that the revoked have to go; 0 never",
+            "TIME",
+            ADMISSION,
+        ),
+        Flag(
+            "allow-keys",
+            str,
+            "",
+            "let in only the keys in this file, one nodekey: per line; followed when it changes",
+            "FILE",
+            ADMISSION,
+        ),
+        Flag(
+            "deny-keys",
+            str,
+            "",
+            "keep out the keys in this file; followed when it changes",
+            "FILE",
+            ADMISSION,
+        ),
+        Flag(
+            "mesh-psk-file",
+            str,
+            default_mesh_psk_file(environment),
+            "file with the secret of the region's relays, 64 hex digits; read again on SIGHUP",
+            "FILE",
+            MESH,
+        ),
+        Flag(
+            "secrets-url",
+            str,
+            "",
+            "setec server that has the secret, instead of -mesh-psk-file; asked again on SIGHUP",
+            "URL",
+            MESH,
+        ),
+        Flag(
+            "secrets-path-prefix",
+            str,
+            "prod/derp",
+            "the secret is called PREFIX/meshkey there",
+            "PREFIX",
+            MESH,
+        ),
+        Flag(
+            "secrets-cache-dir",
+            str,
+            os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
+            "file, or directory of a file, that keeps a copy for the time that server cannot be reached",
+            "PATH",
+            MESH,
+        ),
+        Flag(
+            "mesh-with",
+            str,
+            "",
+            "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
+            "certificate of its own making, or an http:// or https:// URL; or @FILE with one a line, read again on SIGHUP",
+            "HOSTS",
+            MESH,
+        ),
+        Flag(
+            "home",
+            str,
+            "",
+            "what / shows: empty for a small page, blank, or a URL to redirect to",
+            "PAGE",
+            SERVE,
+        ),
+        Flag(
+            "bootstrap-dns-names",
+            str,
+            "",
+            "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
+            "NAMES",
+            SERVE,
+        ),
+        Flag(
+            "unpublished-bootstrap-dns-names",
+            str,
+            "",
+            "the same for those who ask for the name; NAME/TXT looks up there which percentage of them is told",
+            "NAMES",
+            SERVE,
+        ),
+        Flag(
+            "derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE
+        ),
+        Flag(
+            "ace",
+            boolean,
+            "false",
+            "take HTTPS clients that send CONNECT to hosts of tailscale.com that are no relays",
+            "",
+            SERVE,
+        ),
         Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
-        Flag("tcp-write-timeout", duration, "2s", "drop a client that takes no data for this long; 0 never",
-             "TIME", LIMITS),
-        Flag("tcp-user-timeout", duration, "15s", "drop a connection whose data stays unacknowledged this long",
-             "TIME", LIMITS),
-        Flag("tcp-keepalive-time", duration, "10m", "probe a connection silent for this long", "TIME", LIMITS),
-        Flag("rate-config", str, "", "JSON file that limits what each client may send; read again on SIGHUP", "FILE", LIMITS),
-        Flag("accept-connection-limit", number, "+Inf", "accept so many HTTPS connections per second on average, close the rest",
-             "N", LIMITS),
-        Flag("accept-connection-burst", integer, str(MAX_BURST), "and so many at once", "N", LIMITS),
+        Flag(
+            "tcp-write-timeout",
+            duration,
+            "2s",
+            "drop a client that takes no data for this long; 0 never",
+            "TIME",
+            LIMITS,
+        ),
+        Flag(
+            "tcp-user-timeout",
+            duration,
+            "15s",
+            "drop a connection whose data stays unacknowledged this long",
+            "TIME",
+            LIMITS,
+        ),
+        Flag(
+            "tcp-keepalive-time",
+            duration,
+            "10m",
+            "probe a connection silent for this long",
+            "TIME",
+            LIMITS,
+        ),
+        Flag(
+            "rate-config",
+            str,
+            "",
+            "JSON file that limits what each client may send; read again on SIGHUP",
+            "FILE",
+            LIMITS,
+        ),
+        Flag(
+            "accept-connection-limit",
+            number,
+            "+Inf",
+            "accept so many HTTPS connections per second on average, close the rest",
+            "N",
+            LIMITS,
+        ),
+        Flag(
+            "accept-connection-burst", integer, str(MAX_BURST), "and so many at once", "N", LIMITS
+        ),
         Flag("version", boolean, "false", "print the version", "", OTHER),
         Flag("help", boolean, "false", "print this", "", OTHER),
         Flag("h", boolean, "false", "", "", ""),
@@ -168,7 +392,9 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
     dev = values["dev"]
     host, port = parse_address(DEV_ADDRESS if dev else values["a"])
     if values["certmode"] not in CERT_MODES:
-        raise UsageError(f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}')
+        raise UsageError(
+            f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}'
+        )
     manual = values["certmode"] == "manual"
     tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
     if tls and not values["certdir"]:
@@ -199,16 +425,22 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
         user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
         keepalive_s=_not_negative("tcp-keepalive-time", values["tcp-keepalive-time"]),
-        mesh_psk_file=Path(values["mesh-psk-file"]) if values["mesh-psk-file"] and not dev else None,
+        mesh_psk_file=Path(values["mesh-psk-file"])
+        if values["mesh-psk-file"] and not dev
+        else None,
         secrets=_secrets(values) if values["secrets-url"] and not dev else None,
         mesh_with=values["mesh-with"].strip(),
         dev=dev,
         address_overridden=dev and "a" in given,
-        idle_certificate_flags=() if tls or dev else tuple(name for name in CERTIFICATE_FLAGS if name in given),
+        idle_certificate_flags=()
+        if tls or dev
+        else tuple(name for name in CERTIFICATE_FLAGS if name in given),
     )
 
 
-def read_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+def read_flags(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[dict[str, Any], set[str]]:
     """Parse the command line by the relay's table of flags. Raises UsageError."""
     return parse(flag_table(environment), arguments)
 
@@ -216,12 +448,21 @@ def read_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
 def parse_address(text: str) -> tuple[str, int]:
     """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError."""
     host, colon, port = text.rpartition(":")
-    if not port or not colon or host.endswith(":") or (host.startswith("[") and not host.endswith("]")):
-        raise UsageError(f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443')
+    if (
+        not port
+        or not colon
+        or host.endswith(":")
+        or (host.startswith("[") and not host.endswith("]"))
+    ):
+        raise UsageError(
+            f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443'
+        )
     if host.startswith("["):
         host = host[1:-1]
     elif ":" in host:
-        raise UsageError(f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as [2001:db8::1]:443')
+        raise UsageError(
+            f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as [2001:db8::1]:443'
+        )
     return host, _port_or_service(port, text)
 
 
@@ -234,7 +475,9 @@ def _port_or_service(port: str, address: str) -> int:
             return socket.getservbyname(port, "tcp")
         except (OSError, UnicodeError):
             pass
-    raise UsageError(f'invalid address "{printable(address)}" for -a: unknown port "{printable(port)}"')
+    raise UsageError(
+        f'invalid address "{printable(address)}" for -a: unknown port "{printable(port)}"'
+    )
 
 
 def _port(flag: str, value: int) -> int:
@@ -248,7 +491,9 @@ def _key_file(text: str, is_root: bool) -> Path:
         return Path(text)
     if is_root:
         return Path(SYSTEM_KEY_FILE)
-    raise UsageError("-c FILE is missing: where the relay keeps its key (made when absent); or try -dev")
+    raise UsageError(
+        "-c FILE is missing: where the relay keeps its key (made when absent); or try -dev"
+    )
 
 
 def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
@@ -265,7 +510,9 @@ def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
 
 def _secrets(values: Mapping[str, Any]) -> SecretsConfig:
     if not values["secrets-cache-dir"]:
-        raise UsageError("-secrets-url needs -secrets-cache-dir: where a copy of the secret is kept")
+        raise UsageError(
+            "-secrets-url needs -secrets-cache-dir: where a copy of the secret is kept"
+        )
     return SecretsConfig(
         url=values["secrets-url"],
         name=posixpath.join(values["secrets-path-prefix"], "meshkey"),
@@ -274,10 +521,17 @@ def _secrets(values: Mapping[str, Any]) -> SecretsConfig:
 
 
 def _home(text: str) -> str:
-    is_url = text.startswith(("http://", "https://")) and text.isascii() and text.isprintable() and " " not in text
+    is_url = (
+        text.startswith(("http://", "https://"))
+        and text.isascii()
+        and text.isprintable()
+        and " " not in text
+    )
     if text in ("", "blank") or is_url:
         return text
-    raise UsageError(f'unknown -home value "{printable(text)}": leave it empty, or use blank or a URL')
+    raise UsageError(
+        f'unknown -home value "{printable(text)}": leave it empty, or use blank or a URL'
+    )
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -299,7 +553,10 @@ def _not_negative(flag: str, value: T) -> T:
 
 def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
     """Return derper's default for -mesh-psk-file: where Tailscale keeps it, if it is there."""
-    places = [Path("/home/derp/keys/derp-mesh.key"), Path(environment.get("HOME", ""), "keys/derp-mesh.key")]
+    places = [
+        Path("/home/derp/keys/derp-mesh.key"),
+        Path(environment.get("HOME", ""), "keys/derp-mesh.key"),
+    ]
     return next((str(place) for place in places if place.exists()), "")
 
 

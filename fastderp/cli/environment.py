@@ -80,4 +80,6 @@ def _public_key(text: str) -> NodePublic:
     try:
         return NodePublic.from_text("nodekey:" + text.removeprefix("nodekey:"))
     except ValueError:
-        raise ConfigError(f'${VERBOSE_DROPS}: "{printable(text)}" is no public key of 64 hex digits') from None
+        raise ConfigError(
+            f'${VERBOSE_DROPS}: "{printable(text)}" is no public key of 64 hex digits'
+        ) from None

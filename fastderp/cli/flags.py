@@ -15,7 +15,16 @@ from fastderp.errors import UsageError
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNIT_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _FLAG = re.compile(r"--?([^-=][^=]*)(?:=(.*))?", re.DOTALL)
 
@@ -80,7 +89,9 @@ class Flag:
         try:
             return self.read(text)
         except ValueError as error:
-            raise UsageError(f'invalid value "{printable(text)}" for -{self.name}: {error}') from None
+            raise UsageError(
+                f'invalid value "{printable(text)}" for -{self.name}: {error}'
+            ) from None
 
 
 def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -105,18 +116,24 @@ def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, An
             elif remaining:
                 text = remaining.pop(0)
             else:
-                raise UsageError(f"-{flag.name} needs a value: -{flag.name} {flag.metavar or 'VALUE'}")
+                raise UsageError(
+                    f"-{flag.name} needs a value: -{flag.name} {flag.metavar or 'VALUE'}"
+                )
         values[flag.name] = flag.value(text)
         given.add(flag.name)
         previous = flag
     return values, given
 
 
-def _recognise(table: dict[str, Flag], argument: str, previous: Flag | None) -> tuple[Flag, str | None]:
+def _recognise(
+    table: dict[str, Flag], argument: str, previous: Flag | None
+) -> tuple[Flag, str | None]:
     match = _FLAG.fullmatch(argument)
     if match is None:
         if previous is not None and previous.is_boolean and argument in _TRUE | _FALSE:
-            raise UsageError(f"-{previous.name} takes its value with an equals sign: -{previous.name}={argument}")
+            raise UsageError(
+                f"-{previous.name} takes its value with an equals sign: -{previous.name}={argument}"
+            )
         raise UsageError(f'unexpected argument "{printable(argument)}"')
     name, text = match.groups()
     if name not in table:

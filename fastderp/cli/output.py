@@ -24,7 +24,9 @@ def show(command: str, write: Callable[[], None]) -> int:
         sys.stdout.flush()
     except OSError as error:
         _discard_output()
-        return EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
+        return (
+            EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
+        )
     except SystemExit:  # rich has met the broken pipe first
         return EX_IOERR
     return EX_OK

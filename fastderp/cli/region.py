@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
-from fastderp.util.files import read_file
-from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.server import Server
+from fastderp.util.files import read_file
+from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
 if TYPE_CHECKING:
     from fastderp.server.mesh.setec import SecretsServer
@@ -42,14 +42,20 @@ class RegionSettings:
     @property
     def reloadable(self) -> bool:
         """Whether any of it comes from a file or a server."""
-        return bool(self._secrets or self._config.mesh_psk_file) or self._config.mesh_with.startswith("@")
+        return bool(
+            self._secrets or self._config.mesh_psk_file
+        ) or self._config.mesh_with.startswith("@")
 
     async def read(self, *, reloading: bool = False) -> None:
         """Read everything; when `reloading`, an empty file of members is a mistake, as for lists of keys.
 
         Raises ConfigError, SecretsError or UsageError for what cannot be used, and changes nothing then.
         """
-        keys = _keys(self._config) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
+        keys = (
+            _keys(self._config)
+            if self._secrets is None
+            else await self._secrets.fetch(parse_mesh_keys)
+        )
         peers = _peers(self._config.mesh_with, reloading=reloading)
         if self._config.mesh_with and not keys:
             raise UsageError(
@@ -104,11 +110,15 @@ def _keys(config: RelayConfig) -> list[MeshKey]:
 
 def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
     in_file = mesh_with.startswith("@")
-    items = _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
+    items = (
+        _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
+    )
     try:
         return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
     except ValueError as error:
-        raise (ConfigError if in_file else UsageError)(f"-mesh-with {printable(mesh_with)}: {error}") from None
+        raise (ConfigError if in_file else UsageError)(
+            f"-mesh-with {printable(mesh_with)}: {error}"
+        ) from None
 
 
 def _members_in(path: Path, *, reloading: bool) -> list[str]:

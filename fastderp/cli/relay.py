@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import fastderp
 from fastderp.cli.config import flag_table, read_flags, relay_config
-from fastderp.cli.shutdown import ended
 from fastderp.cli.output import show
+from fastderp.cli.shutdown import ended
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
 log = logging.getLogger("fastderp")
@@ -90,7 +90,9 @@ def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as the system lets us: each client is one. Raises ShortageError for too few to serve anybody."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
-        raise ShortageError(f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`")
+        raise ShortageError(
+            f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`"
+        )
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

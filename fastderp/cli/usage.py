@@ -33,9 +33,15 @@ EXIT_CODES = (
     (1, "did not manage to end in time, and says where it hung: a defect"),
     (2, "wrong flags, or a value in them that makes no sense"),
     (69, "a library is missing, such as OpenSSL or acme; or the secrets server cannot be reached"),
-    (71, "cannot listen on an address: in use, not allowed, not this machine's; or no descriptors or memory left"),
+    (
+        71,
+        "cannot listen on an address: in use, not allowed, not this machine's; or no descriptors or memory left",
+    ),
     (74, "this help, or the version, could not be written"),
-    (78, "a key, a certificate or another file that cannot be used, or a variable of the environment"),
+    (
+        78,
+        "a key, a certificate or another file that cannot be used, or a variable of the environment",
+    ),
 )
 
 
@@ -45,7 +51,9 @@ def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     purpose = " relays the packets of tailscale nodes that cannot reach each other."
     console.print(Text.assemble(("fastderp-relay", "bold"), purpose))
     console.print("Flags are derper's: one dash or two, -flag value or -flag=value.")
-    for group, members in groupby((flag for flag in flags if flag.group), key=lambda flag: flag.group):
+    for group, members in groupby(
+        (flag for flag in flags if flag.group), key=lambda flag: flag.group
+    ):
         _heading(console, group)
         _pairs(console, [(_spelling(flag), _explanation(flag)) for flag in members])
     _heading(console, "Examples")

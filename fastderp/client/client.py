@@ -10,9 +10,9 @@ import logging
 import secrets
 from typing import Self
 
-from fastderp.wire import login
-from fastderp.net.stream import AnyStream, Stream
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
+from fastderp.net.stream import AnyStream, Stream
+from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import (
     HEADER_SIZE,
@@ -51,7 +51,9 @@ class Client:
     connection is over, ConnectionLost when it broke, and waits while the relay takes no data. PROTOCOL §2, §4.
     """
 
-    def __init__(self, stream: Stream, private_key: NodePrivate, server: NodePublic, box: Box) -> None:
+    def __init__(
+        self, stream: Stream, private_key: NodePrivate, server: NodePublic, box: Box
+    ) -> None:
         """Used by `handshake`, which callers want instead.
 
         `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is between these two.
@@ -178,7 +180,9 @@ class Client:
             return
         await self._write(frame(FrameType.SEND_PACKET, destination.raw, data))
 
-    async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
+    async def forward_packet(
+        self, source: NodePublic, destination: NodePublic, data: bytes
+    ) -> None:
         """Send a packet to `destination` in the name of `source`. A relay closes on this without its mesh key.
 
         `data` has at most 65536 bytes; ValueError for more. The connection is closed, with ConnectionLost, when the relay does not
@@ -187,7 +191,9 @@ class Client:
         _check_packet(data)
         try:
             async with asyncio.timeout(FORWARD_TIMEOUT_S):
-                await self._write(frame(FrameType.FORWARD_PACKET, source.raw, destination.raw, data))
+                await self._write(
+                    frame(FrameType.FORWARD_PACKET, source.raw, destination.raw, data)
+                )
         except TimeoutError:
             error = ConnectionLost(f"the relay took no data for {FORWARD_TIMEOUT_S:g} s")
             raise self._fail(error) from None
@@ -230,7 +236,9 @@ class Client:
                 await self.send_ping(data)
                 await answered
         except TimeoutError:
-            raise PingTimeout(f"no pong within {timeout_s:g} s; is another task receiving?") from None
+            raise PingTimeout(
+                f"no pong within {timeout_s:g} s; is another task receiving?"
+            ) from None
         finally:
             del self._pings[data]
         return loop.time() - started_s

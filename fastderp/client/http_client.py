@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
-from fastderp.wire.derp_map import DerpNode
+from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
 from fastderp.net.stream import Stream
-from fastderp.net.target import PIN_PREFIX, Opened, RegionGetter, RegionTarget, UrlTarget, certificate_pin
+from fastderp.net.target import (
+    PIN_PREFIX,
+    Opened,
+    RegionGetter,
+    RegionTarget,
+    UrlTarget,
+    certificate_pin,
+)
 from fastderp.net.tls import TlsStream
 from fastderp.net.upgrade import server_key_in, upgrade
-from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
+from fastderp.tls.context import ClientContext
+from fastderp.wire.derp_map import DerpNode
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import Message
-from fastderp.tls.context import ClientContext
 
 # From the name look-up to the login.
 CONNECT_TIMEOUT_S = 10.0
@@ -87,7 +94,9 @@ class HTTPClient:
 
         Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its text.
         """
-        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
+        options = _Options(
+            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6
+        )
         self._setup(UrlTarget(url, cert_name, dial_host), private_key, options)
 
     @classmethod
@@ -118,12 +127,16 @@ class HTTPClient:
 
         Raises TypeError for a key that is none. What `region_getter` raises goes to whoever wanted to connect. PROTOCOL §13.
         """
-        options = _Options(can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6)
+        options = _Options(
+            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6
+        )
         client = cls.__new__(cls)
         client._setup(RegionTarget(region_getter, use_tls, use_websocket), private_key, options)
         return client
 
-    def _setup(self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: _Options) -> None:
+    def _setup(
+        self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: _Options
+    ) -> None:
         _check_type("private_key", private_key, NodePrivate)
         if options.mesh_key is not None:
             _check_type("mesh_key", options.mesh_key, MeshKey)
@@ -185,7 +198,9 @@ class HTTPClient:
         """
         await self._do(lambda client: client.send(destination, data))
 
-    async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
+    async def forward_packet(
+        self, source: NodePublic, destination: NodePublic, data: bytes
+    ) -> None:
         """Send a packet, `data` of at most 65536 bytes, to `destination` in the name of `source`, see `Client.forward_packet`.
 
         Raises what `send` does. PROTOCOL §7.6.
@@ -410,13 +425,17 @@ async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
     # Costs a start more than all the rest and few need it.
     from fastderp.client.websocket import WebSocketStream
 
-    return Stream.of(await WebSocketStream.open(stream, host=opened.host, path=opened.path, https=opened.https))
+    return Stream.of(
+        await WebSocketStream.open(stream, host=opened.host, path=opened.path, https=opened.https)
+    )
 
 
 def _check_type(name: str, key: object, wanted: type[NodePrivate] | type[MeshKey]) -> None:
     # Not quoted: it is a secret, in whatever form.
     if not isinstance(key, wanted):
-        raise TypeError(f"{name} is a {wanted.__name__}, not {type(key).__name__}; {wanted.__name__}.from_text reads its text")
+        raise TypeError(
+            f"{name} is a {wanted.__name__}, not {type(key).__name__}; {wanted.__name__}.from_text reads its text"
+        )
 
 
 def _pin(cert_name: str) -> bytes:

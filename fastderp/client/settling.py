@@ -16,9 +16,11 @@ LIMIT_S = 2.0
 class Settling:
     """Calls `settled` once, PAUSE_S behind the last client of the list or LIMIT_S behind its request, unless stopped before."""
 
-    __slots__ = ("_loop", "_settled", "_limit_s", "_due_s", "_timer")
+    __slots__ = ("_due_s", "_limit_s", "_loop", "_settled", "_timer")
 
-    def __init__(self, settled: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self, settled: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         """Begin now, on this loop's clock; None for the running one's."""
         self._loop = loop or asyncio.get_running_loop()
         self._settled = settled

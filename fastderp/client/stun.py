@@ -35,7 +35,9 @@ def binding_request(transaction_id: bytes) -> bytes:
         transaction_id: 12 random bytes; the answer has the same. ValueError for another number.
     """
     if len(transaction_id) != TRANSACTION_ID_SIZE:
-        raise ValueError(f"a STUN transaction id has {TRANSACTION_ID_SIZE} bytes, not {len(transaction_id)}")
+        raise ValueError(
+            f"a STUN transaction id has {TRANSACTION_ID_SIZE} bytes, not {len(transaction_id)}"
+        )
     n_attributes = len(_SOFTWARE) + len(_FINGERPRINT_HEAD) + 4
     asked = _BINDING_REQUEST + n_attributes.to_bytes(2) + _COOKIE + transaction_id + _SOFTWARE
     fingerprint = zlib.crc32(asked) ^ _FINGERPRINT_XOR
@@ -51,17 +53,23 @@ def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
     if len(datagram) < _HEADER_SIZE or datagram[4:8] != _COOKIE:
         raise ProtocolError("not a STUN datagram")
     if datagram[:2] != _BINDING_SUCCESS:
-        raise ProtocolError(f"STUN: a message of type 0x{datagram[:2].hex()} is no answer with an address")
+        raise ProtocolError(
+            f"STUN: a message of type 0x{datagram[:2].hex()} is no answer with an address"
+        )
     end = _HEADER_SIZE + int.from_bytes(datagram[2:4])
     if len(datagram) < end:
         raise ProtocolError(f"STUN: an answer of {end} bytes is cut to {len(datagram)}")
     transaction_id = datagram[8:_HEADER_SIZE]
-    attributes = dict(reversed([*_attributes(datagram[_HEADER_SIZE:end])]))  # of several of a kind the first counts
+    attributes = dict(
+        reversed([*_attributes(datagram[_HEADER_SIZE:end])])
+    )  # of several of a kind the first counts
     for number in (_XOR_MAPPED_ADDRESS, _XOR_MAPPED_ADDRESS_OLD):
         if number in attributes:
             return transaction_id, *_address(attributes[number], _COOKIE + transaction_id)
     if _MAPPED_ADDRESS in attributes:
-        return transaction_id, *_address(attributes[_MAPPED_ADDRESS], bytes(len(_COOKIE) + TRANSACTION_ID_SIZE))
+        return transaction_id, *_address(
+            attributes[_MAPPED_ADDRESS], bytes(len(_COOKIE) + TRANSACTION_ID_SIZE)
+        )
     raise ProtocolError("STUN: an answer without an address")
 
 

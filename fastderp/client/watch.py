@@ -45,7 +45,9 @@ async def run_watch_connection_loop(
 
     Logs every failure, and once for each connection how many clients the relay has listed.
     """
-    presence = _Presence(on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n))
+    presence = _Presence(
+        on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n)
+    )
     try:
         while not client.is_closed:
             failure = await _watch(client, presence, ignore_server_key)
@@ -60,7 +62,9 @@ async def run_watch_connection_loop(
         presence.withdraw()
 
 
-async def _watch(client: HTTPClient, presence: _Presence, ignore: NodePublic | None) -> DerpError | None:
+async def _watch(
+    client: HTTPClient, presence: _Presence, ignore: NodePublic | None
+) -> DerpError | None:
     """Follow one connection after the other until one fails; return why, or None when the relay is to be ignored.
 
     What is raised comes from the callbacks.
@@ -89,7 +93,10 @@ class _Presence:
     """The keys that were reported present and not yet gone."""
 
     def __init__(
-        self, on_present: Callable[[PeerPresent], None], on_gone: Callable[[PeerGone], None], on_listed: Callable[[int], None]
+        self,
+        on_present: Callable[[PeerPresent], None],
+        on_gone: Callable[[PeerGone], None],
+        on_listed: Callable[[int], None],
     ) -> None:
         self._on_present = on_present
         self._on_gone = on_gone

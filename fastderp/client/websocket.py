@@ -18,9 +18,9 @@ from websockets.protocol import CONNECTING, OPEN, Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from fastderp.errors import ConnectionLost, DialError
 from fastderp.net.stream import READ_SIZE, Stream
 from fastderp.net.upgrade import USER_AGENT, header_value, refusal
-from fastderp.errors import ConnectionLost, DialError
 from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 
 # derper closes on messages of more than 32 KiB.
@@ -57,7 +57,9 @@ class WebSocketStream:
             uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")
         except (InvalidURI, ValueError) as error:
             raise DialError(f"not a WebSocket's URL: {error}") from None
-        protocol = ClientProtocol(uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=_library_log)
+        protocol = ClientProtocol(
+            uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=_library_log
+        )
         request = protocol.connect()
         request.headers["User-Agent"] = USER_AGENT
         protocol.send_request(request)
@@ -116,7 +118,9 @@ class WebSocketStream:
         failure = self._protocol.handshake_exc
         if isinstance(failure, InvalidStatus):
             response = failure.response
-            raise refusal(f"{response.status_code} {response.reason_phrase}", bytes(response.body or b""))
+            raise refusal(
+                f"{response.status_code} {response.reason_phrase}", bytes(response.body or b"")
+            )
         if failure is not None:
             raise DialError(f"no WebSocket: {failure}")
         if self._protocol.subprotocol != DERP:

@@ -10,8 +10,8 @@ from fastderp.dataplane.reports import FrameEvent as FrameEvent
 from fastderp.dataplane.reports import SessionInfo as SessionInfo
 from fastderp.dataplane.reports import TcpInfo as TcpInfo
 from fastderp.dataplane.reports import Totals as Totals
-from fastderp.tls.record import RecordLayer
 from fastderp.errors import DerpError
+from fastderp.tls.record import RecordLayer
 
 DEFAULT_BACKLOG_AGE_S: float
 DEFAULT_BACKLOG_CAP_BYTES: int
@@ -75,4 +75,6 @@ class Plane:
     def unique_senders(self) -> dict[int, int]: ...
     def counters(
         self,
-    ) -> dict[str, int | float | dict[str, int] | dict[tuple[str, str], int] | tuple[list[int], int]]: ...
+    ) -> dict[
+        str, int | float | dict[str, int] | dict[tuple[str, str], int] | tuple[list[int], int]
+    ]: ...

@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from fastderp.tls.record import RecordLayer
 from fastderp.errors import DialError, ProtocolError
-from fastderp.wire.keys import Box, NodePrivate, NodePublic
 from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
-from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
-from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
+from fastderp.tls.record import RecordLayer
+from fastderp.wire.keys import Box, NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 
 LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
@@ -68,7 +68,9 @@ class Target:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise ValueError(f"{url}: no host and port can be made out, as in http://127.0.0.1:3340") from None
+            raise ValueError(
+                f"{url}: no host and port can be made out, as in http://127.0.0.1:3340"
+            ) from None
         if port == 0:
             raise ValueError(f"{url}: a relay's port is not 0")
         if parts.scheme not in ("http", "https"):
@@ -96,7 +98,8 @@ class Target:
     @property
     def fast_starts(self) -> bool:
         """Whether clients introduce themselves in one write with their request, as real ones do who were told the relay's key by
-        its certificates (PROTOCOL §3)."""
+        its certificates (PROTOCOL §3).
+        """
         return self.tls is not None
 
     def request(self, fast_start: bool = False) -> bytes:
@@ -143,7 +146,13 @@ class Crowd:
     """
 
     def __init__(
-        self, target: Target, n: int, *, sources: Sequence[str] = (), rate: float = 0.0, never_sleeps: bool = False
+        self,
+        target: Target,
+        n: int,
+        *,
+        sources: Sequence[str] = (),
+        rate: float = 0.0,
+        never_sleeps: bool = False,
     ) -> None:
         address = target.resolve()
         sources = sources or loopback_sources(address[0], n)
@@ -151,22 +160,34 @@ class Crowd:
         keys = [NodePrivate.generate() for _ in range(n)]
         boxes = [key.box(relay) for key in keys]
         info = ClientInfo(can_ack_pings=True)
-        infos = [client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)]
+        infos = [
+            client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)
+        ]
         request: bytes | None = target.request()
         if target.fast_starts:
             head, request = target.request(fast_start=True), None
             infos = [head + frame for frame in infos]
         shared = NodePrivate.generate()
-        hello = client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
+        hello = (
+            client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
+        )
         self._target = target
         self._keys = [key.public().raw for key in keys]
         self._boxes = boxes
         self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             self._logins = Logins(
-                socket_address(*address), relay.raw, request, infos,
-                hello=hello, hello_key=shared.to_bytes(), sources=[socket_address(source, 0) for source in sources],
-                at_once=LOGINS_AT_ONCE, rate=rate, limit_s=LOGIN_LIMIT_S, never_sleeps=never_sleeps,
+                socket_address(*address),
+                relay.raw,
+                request,
+                infos,
+                hello=hello,
+                hello_key=shared.to_bytes(),
+                sources=[socket_address(source, 0) for source in sources],
+                at_once=LOGINS_AT_ONCE,
+                rate=rate,
+                limit_s=LOGIN_LIMIT_S,
+                never_sleeps=never_sleeps,
             )
         except OSError as error:
             raise DialError(f"{target.url}: {_cause(error)}") from error
@@ -197,7 +218,9 @@ class Crowd:
         joined = []
         try:
             for number, descriptor, info, unread, records in self._logins.members():
-                sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
+                sock = socket.socket(
+                    self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor
+                )
                 joined.append(Joined(sock, self._keys[number], unread, records))
                 self._check(self._boxes[number], info)
         except BaseException:
@@ -217,7 +240,9 @@ def relay_key(target: Target, address: tuple[str, int], source: str = "") -> Nod
     Raises DialError, naming the relay and the cause, when that fails in any way.
     """
     try:
-        with socket.create_connection(address, LOGIN_LIMIT_S, (source, 0) if source else None) as sock:
+        with socket.create_connection(
+            address, LOGIN_LIMIT_S, (source, 0) if source else None
+        ) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return _Visit(sock, target).key()
     except (OSError, ProtocolError, TlsError) as error:
@@ -303,8 +328,12 @@ class _Visit:
 def socket_address(host: str, port: int) -> bytes:
     """Return an IP address and port as the kernel takes them (ip(7), ipv6(7))."""
     if ":" in host:
-        return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", port, 0, ipaddress.IPv6Address(host).packed, 0)
-    return struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, ipaddress.IPv4Address(host).packed)
+        return struct.pack("=H", socket.AF_INET6) + struct.pack(
+            "!HI16sI", port, 0, ipaddress.IPv6Address(host).packed, 0
+        )
+    return struct.pack("=H", socket.AF_INET) + struct.pack(
+        "!H4s8x", port, ipaddress.IPv4Address(host).packed
+    )
 
 
 def loopback_sources(host: str, n: int) -> list[str]:

@@ -139,7 +139,9 @@ def _only_receivers(scenario: Scenario) -> set[int]:
     flows = scenario.flows()
     found = {target for _, target in flows} - {source for source, _ in flows}
     if not found:
-        raise ValueError(f"{scenario.name}: nobody only receives, so nobody can log in at another relay")
+        raise ValueError(
+            f"{scenario.name}: nobody only receives, so nobody can log in at another relay"
+        )
     return found
 
 

@@ -141,7 +141,11 @@ def read_scenario(path: Path) -> Scenario:
 def _scenario_of(values: dict[str, Any], name: str) -> Scenario:
     # Every field of a Scenario is annotated with one of these, by name: annotations are text here.
     kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "Shape": (str,),
+        "str": (str,),
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "Shape": (str,),
     }
     known = {field.name: str(field.type) for field in fields(Scenario)} | {"sizes": "str"}
     for key, value in values.items():
@@ -166,30 +170,83 @@ _ALL = (
     Scenario("small", "10 pairs, 100 bytes, 16 in flight each", sizes=((100, 1.0),)),
     Scenario("latency", "1 pair, 1400 bytes, one packet in flight", n=1, window=1),
     Scenario("never-wait", "10 pairs, 1400 bytes, senders never wait", window=0),
-    Scenario("never-wait-16-to-1", "16 senders that never wait to one receiver, 1400 bytes",
-             shape=Shape.FAN_IN, n=16, window=0),
+    Scenario(
+        "never-wait-16-to-1",
+        "16 senders that never wait to one receiver, 1400 bytes",
+        shape=Shape.FAN_IN,
+        n=16,
+        window=0,
+    ),
     # Every relay drops what exceeds its queues: more under way would measure drops. Up to these windows none loses
     # more than one percent on a quiet machine.
-    Scenario("fan-in", "100 senders to one receiver, 1400 bytes, 8 in flight each",
-             shape=Shape.FAN_IN, n=100, window=8),
+    Scenario(
+        "fan-in",
+        "100 senders to one receiver, 1400 bytes, 8 in flight each",
+        shape=Shape.FAN_IN,
+        n=100,
+        window=8,
+    ),
     # In runs, because that is how a sender's kernel hands over what it has for one peer.
-    Scenario("fan-out", "one sender to 100 receivers, 1400 bytes, 16 in flight each, 8 in a row",
-             shape=Shape.FAN_OUT, n=100, window=16, in_a_row=8),
-    Scenario("all-to-all", "50 clients, each to all others, 1400 bytes, one in flight per pair",
-             shape=Shape.ALL_TO_ALL, n=50, window=1),
-    Scenario("mixed", "10 pairs, sizes of ordinary traffic, 16 in flight each",
-             sizes=((64, 4.0), (576, 2.0), (1400, 4.0))),
-    Scenario("slow-readers", "20 pairs, 1400 bytes, 40,000 packets/s, 5 of them read 64 KiB/s",
-             n=20, window=0, rate=40_000, slow=5),
-    Scenario("memory-5000", "5,000 clients, idle, then a burst through all of them",
-             shape=Shape.RING, n=5000, window=4),
-    Scenario("memory-15000", "15,000 clients, idle, then a burst through all of them",
-             shape=Shape.RING, n=15000, window=4),
-    Scenario("logins", "2,000 clients log in, 64 at a time; then one pair", n=1, window=1, idle=1998),
+    Scenario(
+        "fan-out",
+        "one sender to 100 receivers, 1400 bytes, 16 in flight each, 8 in a row",
+        shape=Shape.FAN_OUT,
+        n=100,
+        window=16,
+        in_a_row=8,
+    ),
+    Scenario(
+        "all-to-all",
+        "50 clients, each to all others, 1400 bytes, one in flight per pair",
+        shape=Shape.ALL_TO_ALL,
+        n=50,
+        window=1,
+    ),
+    Scenario(
+        "mixed",
+        "10 pairs, sizes of ordinary traffic, 16 in flight each",
+        sizes=((64, 4.0), (576, 2.0), (1400, 4.0)),
+    ),
+    Scenario(
+        "slow-readers",
+        "20 pairs, 1400 bytes, 40,000 packets/s, 5 of them read 64 KiB/s",
+        n=20,
+        window=0,
+        rate=40_000,
+        slow=5,
+    ),
+    Scenario(
+        "memory-5000",
+        "5,000 clients, idle, then a burst through all of them",
+        shape=Shape.RING,
+        n=5000,
+        window=4,
+    ),
+    Scenario(
+        "memory-15000",
+        "15,000 clients, idle, then a burst through all of them",
+        shape=Shape.RING,
+        n=15000,
+        window=4,
+    ),
+    Scenario(
+        "logins", "2,000 clients log in, 64 at a time; then one pair", n=1, window=1, idle=1998
+    ),
     # Runs as long as the windows of pairs-50, whose traffic this is, at a given rate.
-    Scenario("storm", "50 pairs by schedule, 1400 bytes, 16 in a row, while 2,000 more clients log in",
-             n=50, window=0, rate=100_000, in_a_row=16, storm=2000),
-    Scenario("crowd", "1,000 pairs, 1400 bytes, 16 in flight each, beside 10,000 idle clients",
-             n=1000, idle=10000),
+    Scenario(
+        "storm",
+        "50 pairs by schedule, 1400 bytes, 16 in a row, while 2,000 more clients log in",
+        n=50,
+        window=0,
+        rate=100_000,
+        in_a_row=16,
+        storm=2000,
+    ),
+    Scenario(
+        "crowd",
+        "1,000 pairs, 1400 bytes, 16 in flight each, beside 10,000 idle clients",
+        n=1000,
+        idle=10000,
+    ),
 )
 SCENARIOS: Final = {scenario.name: scenario for scenario in _ALL}

@@ -16,9 +16,9 @@ from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from fastderp.wire.derp_map import DerpNode, DerpRegion
-from fastderp.net.stream import READ_SIZE, Stream
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 NODE_TIMEOUT_S = 1.5
 # The head start of IPv6 where the caller prefers it.
@@ -40,7 +40,12 @@ class Reached(NamedTuple):
 
 
 async def dial_region(
-    region: DerpRegion, *, default_port: int, prefer_ipv6: bool, https: bool, secure_proxy: SecureProxy
+    region: DerpRegion,
+    *,
+    default_port: int,
+    prefer_ipv6: bool,
+    https: bool,
+    secure_proxy: SecureProxy,
 ) -> Reached:
     """Connect to the first node of the region, in its order, that can be reached.
 
@@ -65,7 +70,11 @@ async def dial_region(
 
 
 async def dial_node(
-    node: DerpNode, port: int, *, prefer_ipv6: bool = False, timeout_s: float | None = NODE_TIMEOUT_S
+    node: DerpNode,
+    port: int,
+    *,
+    prefer_ipv6: bool = False,
+    timeout_s: float | None = NODE_TIMEOUT_S,
 ) -> Stream:
     """Connect to the node over whichever address family answers first, within `timeout_s` if given.
 

@@ -173,7 +173,9 @@ class Stream:
         For streams of asyncio itself, at a moment when everything written has been sent: the peer has
         answered it. Raises ConnectionLost when the connection broke.
         """
-        if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(self._writer, asyncio.StreamWriter):
+        if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(
+            self._writer, asyncio.StreamWriter
+        ):
             raise TypeError("only a connection of asyncio's own can be given away")
         transport = self._writer.transport
         try:

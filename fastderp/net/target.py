@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fastderp.wire.derp_map import DerpNode, DerpRegion
+from fastderp.errors import DialError
 from fastderp.net.dial import SecureProxy, bracketed, dial_node, dial_region
 from fastderp.net.stream import Stream
-from fastderp.errors import DialError
+from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 # What a node in a region uses where TLS is switched off for tests.
 PLAIN_REGION_PORT = 3340
@@ -46,13 +46,17 @@ class UrlTarget:
             # Not quoted: there may be a password in it.
             raise ValueError("a relay's URL names no user")
         if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-            raise ValueError(f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}")
+            raise ValueError(
+                f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}"
+            )
         if not _PRINTABLE.fullmatch(url):
             raise ValueError(f"the URL has characters that need escaping: {url!r}")
         try:
             port = parts.port
         except ValueError:
-            raise ValueError(f"a port is a number up to 65535; there is another in {url!r}") from None
+            raise ValueError(
+                f"a port is a number up to 65535; there is another in {url!r}"
+            ) from None
         self.url = url
         self._https = parts.scheme in ("https", "wss")
         self._websocket = parts.scheme in ("ws", "wss")
@@ -69,7 +73,9 @@ class UrlTarget:
         """Connect to the relay; never through a proxy. DialError says what failed."""
         # There is no second node to leave time for.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
-        return Opened(stream, self._node, self._https, self._host_header, self._path, self._websocket, "")
+        return Opened(
+            stream, self._node, self._https, self._host_header, self._path, self._websocket, ""
+        )
 
 
 def certificate_pin(cert_name: str) -> bytes:
@@ -83,11 +89,15 @@ def certificate_pin(cert_name: str) -> bytes:
 class RegionTarget:
     """A region that is looked up on every connect."""
 
-    def __init__(self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None) -> None:
+    def __init__(
+        self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None
+    ) -> None:
         """Unset choices follow the environment, as tailscale's clients do."""
         self._getter = getter
         self._https = not _is_set("TS_DEBUG_USE_DERP_HTTP") if use_tls is None else use_tls
-        self._websocket = _is_set("TS_DEBUG_DERP_WS_CLIENT") if use_websocket is None else use_websocket
+        self._websocket = (
+            _is_set("TS_DEBUG_DERP_WS_CLIENT") if use_websocket is None else use_websocket
+        )
 
     def __str__(self) -> str:
         return "a DERP region"
@@ -106,7 +116,9 @@ class RegionTarget:
         )
         first = region.nodes[0]
         ideal = first.name if first is not node else ""
-        return Opened(stream, node, self._https, bracketed(node.host_name), "/derp", self._websocket, ideal)
+        return Opened(
+            stream, node, self._https, bracketed(node.host_name), "/derp", self._websocket, ideal
+        )
 
 
 def _is_set(variable: str) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from fastderp.net.stream import Stream
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
+from fastderp.net.stream import Stream
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -57,7 +57,9 @@ class _Tls12Session:
 class TlsStream:
     """The inside of a TLS connection. Is a Reader and a Writer; `connect` makes it."""
 
-    def __init__(self, outside: Stream, version: str, peer_chain: list[bytes], session: Session) -> None:
+    def __init__(
+        self, outside: Stream, version: str, peer_chain: list[bytes], session: Session
+    ) -> None:
         """Used by `connect`."""
         self._outside = outside
         self._session = session
@@ -87,7 +89,9 @@ class TlsStream:
             await _shake_hands(handshake, outside)
             # Both go with OpenSSL's object, which `records` frees.
             version, chain = handshake.version or "", handshake.peer_chain
-            session: Session = handshake.records() if version == "TLSv1.3" else _Tls12Session(handshake)
+            session: Session = (
+                handshake.records() if version == "TLSv1.3" else _Tls12Session(handshake)
+            )
             return cls(outside, version, chain, session)
         except (ConnectionClosed, TlsError, ValueError) as error:
             outside.abort()

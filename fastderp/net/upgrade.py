@@ -9,8 +9,8 @@ import asyncio
 import re
 from collections.abc import Iterable
 
-from fastderp.net.stream import Stream
 from fastderp.errors import DialError
+from fastderp.net.stream import Stream
 from fastderp.wire.keys import NodePublic
 
 _MAX_HEAD_SIZE = 64 << 10
@@ -46,7 +46,10 @@ async def upgrade(
         headers["Ideal-Node"] = ideal_node
     if fast_start:
         headers["Derp-Fast-Start"] = "1"
-    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {header_value(name, value)}" for name, value in headers.items())]
+    lines = [
+        f"GET {path} HTTP/1.1",
+        *(f"{name}: {header_value(name, value)}" for name, value in headers.items()),
+    ]
     stream.write("\r\n".join([*lines, "", ""]).encode())
     await stream.drain()
     if not fast_start:

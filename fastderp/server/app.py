@@ -21,29 +21,29 @@ from typing import Any, TypeVar
 import fastderp
 from fastderp.cli.certificates import check_acme_installed, check_ca_file
 from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
-from fastderp.cli.shutdown import begin_on_signal
 from fastderp.cli.environment import Environment
 from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
+from fastderp.cli.shutdown import begin_on_signal
 from fastderp.errors import ConfigError, ListenError, UsageError
-from fastderp.wire.keys import NodePrivate, load_or_create_server_key
-from fastderp.server.certificates.acme.provider import AcmeCertificates
-from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
-from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
+from fastderp.server.accept.listener import Listener
 from fastderp.server.admission.admission import Admission, Authority
-from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
+from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
+from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
+from fastderp.server.certificates.acme.provider import AcmeCertificates
+from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
 from fastderp.server.certificates.certificate import CertificateSource, certificate_files
+from fastderp.server.certificates.manual import ManualCertificate
+from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
 from fastderp.server.http.debug import DebugAccess, DebugPages
 from fastderp.server.http.message import Routes, Site, http_port_routes, relay_routes
-from fastderp.server.admission.key_lists import KeyLists
-from fastderp.server.accept.listener import Listener
-from fastderp.server.certificates.manual import ManualCertificate
+from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
-from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
 from fastderp.server.server import Server
 from fastderp.server.stun.server import StunServer, bind_stun
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.tls.context import ServerContext
+from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
 log = logging.getLogger("fastderp")
 
@@ -109,7 +109,9 @@ def _reload(reloads: list[Callable[[], None]]) -> None:
         reload()
 
 
-async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]) -> Server:
+async def _start(
+    config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]
+) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     environment = Environment.read(os.environ)
     if environment.debug_logs:
@@ -120,7 +122,11 @@ async def _start(config: RelayConfig, stack: contextlib.AsyncExitStack, reloads:
         check_acme_installed()
         if config.acme.ca_file is not None:
             check_ca_file(config.acme.ca_file)
-    manual = ManualCertificate(config.cert_dir, config.hostname) if config.tls and config.acme is None else None
+    manual = (
+        ManualCertificate(config.cert_dir, config.hostname)
+        if config.tls and config.acme is None
+        else None
+    )
     region = RegionSettings(config)
     stack.push_async_callback(region.close)
     await region.read()
@@ -212,7 +218,9 @@ def _warn_of_readers(config: RelayConfig) -> None:
         files.append(certificate_files(config.cert_dir, config.hostname)[1])
     for path in filter(None, files):
         if path.stat().st_mode & stat.S_IROTH:
-            log.warning("%s is a secret, and everybody on this machine can read it: chmod 600 it", path)
+            log.warning(
+                "%s is a secret, and everybody on this machine can read it: chmod 600 it", path
+            )
 
 
 def _listen(
@@ -235,7 +243,11 @@ def _listen(
             tunnels=tunnels,
         )
     except OSError as error:
-        hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)" if error.errno == errno.EACCES else ""
+        hint = (
+            " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
+            if error.errno == errno.EACCES
+            else ""
+        )
         raise ListenError(f"{error.strerror}{hint}") from error
 
 
@@ -260,9 +272,12 @@ def _admission(config: AdmissionConfig) -> Admission:
 
 
 def _bootstrap_dns(config: RelayConfig) -> BootstrapDns:
-    published = [_named("bootstrap-dns-names", text, checked_name) for text in config.bootstrap_names]
+    published = [
+        _named("bootstrap-dns-names", text, checked_name) for text in config.bootstrap_names
+    ]
     unpublished = [
-        _named("unpublished-bootstrap-dns-names", text, Unpublished.parse) for text in config.unpublished_bootstrap_names
+        _named("unpublished-bootstrap-dns-names", text, Unpublished.parse)
+        for text in config.unpublished_bootstrap_names
     ]
     if not published and not unpublished:
         return BootstrapDns()

@@ -15,36 +15,44 @@ from typing import Any
 
 from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, frame, restarting_payload
-from fastderp.server.certificates import certificate as certs
-from fastderp.server.http import message as http
-from fastderp.server.observe import traffic
-from fastderp.util.net import address_text
+from fastderp.server.accept.channel import Channel
+from fastderp.server.accept.duplicate_keys import Duplicates
+from fastderp.server.accept.embedded import Conversations, Reader, Writer
+from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
+from fastderp.server.accept.registrar import Entrance, Verify
 from fastderp.server.admission.admission import Client
 from fastderp.server.admission.client_rate import Allowance
-from fastderp.server.certificates.certificate import CertificateSource
-from fastderp.server.accept.channel import Channel
-from fastderp.server.observe.consistency import inconsistencies
-from fastderp.server.accept.duplicate_keys import Duplicates
-from fastderp.server.accept.registrar import Entrance, Verify
-from fastderp.server.mesh.forwarders import PacketForwarder
-from fastderp.server.http.message import Routes, Site
-from fastderp.server.observe.connection_log import Journal
-from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
-from fastderp.server.mesh.links import MeshPeer
-from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
 from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
-from fastderp.server.mesh.region import Region
-from fastderp.server.accept.embedded import Conversations, Reader, Writer
-from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.server.certificates import certificate as certs
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.http import message as http
+from fastderp.server.http.message import Routes, Site
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.mesh.forwarders import PacketForwarder
+from fastderp.server.mesh.links import MeshPeer
+from fastderp.server.mesh.region import Region
+from fastderp.server.observe import traffic
+from fastderp.server.observe.connection_log import Journal
+from fastderp.server.observe.consistency import inconsistencies
 from fastderp.server.observe.maintenance import Upkeep
+from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
+from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.tls.context import ClientContext, ServerContext
+from fastderp.util.net import address_text
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
 # Counters of the data plane that derper has no name for.
 _PLANE_OWN = frozenset(
-    {"reads", "writes", "backlog_bytes", "events_lost", "packets_forwarded_lost", "peer_gone_lost", "told_bytes"}
+    {
+        "reads",
+        "writes",
+        "backlog_bytes",
+        "events_lost",
+        "packets_forwarded_lost",
+        "peer_gone_lost",
+        "told_bytes",
+    }
 )
 # What a C uint32_t holds.
 _QUEUE_PACKETS_MAX = 2**32 - 1
@@ -98,7 +106,9 @@ class Server:
         login_timeout: float = LOGIN_BUDGET_S,
     ) -> None:
         if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
-            raise ValueError(f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}")
+            raise ValueError(
+                f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}"
+            )
         self._private_key = private_key or NodePrivate.generate()
         self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
@@ -114,10 +124,18 @@ class Server:
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
         self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
         self._entrance = Entrance(
-            self._private_key, plane, self._region, self._journal, self._allowance, self._duplicates, verify
+            self._private_key,
+            plane,
+            self._region,
+            self._journal,
+            self._allowance,
+            self._duplicates,
+            verify,
         )
         self._conversations = Conversations(self._entrance)
-        self._round_trips = traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
+        self._round_trips = (
+            traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
+        )
         self._upkeep = Upkeep(plane, self._round_trips, self._journal)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -172,7 +190,9 @@ class Server:
         Raises OSError that names the address when it cannot be had, and what `start` does.
         """
         self.start()
-        sockets = listen_sockets(host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s)
+        sockets = listen_sockets(
+            host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s
+        )
         listener = Listener(
             self._entrance,
             sockets,
@@ -186,7 +206,13 @@ class Server:
         self._listeners.append(listener)
         return listener
 
-    async def serve(self, host: str = "", port: int = 3340, *, tls: ServerContext | CertificateSource | None = None) -> None:
+    async def serve(
+        self,
+        host: str = "",
+        port: int = 3340,
+        *,
+        tls: ServerContext | CertificateSource | None = None,
+    ) -> None:
         """Listen on an address and serve until `close` is called elsewhere or this task is cancelled, which closes the relay.
 
         `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had; that closes the relay, too.
@@ -237,7 +263,9 @@ class Server:
 
     # One connection from elsewhere
 
-    async def accept(self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)) -> None:
+    async def accept(
+        self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)
+    ) -> None:
         """Serve one DERP conversation over a pair of streams, after whatever HTTP there was, until it ends.
 
         Args:
@@ -354,7 +382,9 @@ class Server:
         """
         self._allowance.set(limit, self._loop)
 
-    def announce_restart(self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0) -> int:
+    def announce_restart(
+        self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0
+    ) -> int:
         """Tell every client that the relay goes away for a moment; return how many were told. PROTOCOL §4, §6.11.
 
         Args:
@@ -365,7 +395,10 @@ class Server:
         return sum(
             self._plane.send(
                 session.handle,
-                frame(FrameType.RESTARTING, restarting_payload(reconnect_in_s + random.uniform(0, spread_s), try_for_s)),
+                frame(
+                    FrameType.RESTARTING,
+                    restarting_payload(reconnect_in_s + random.uniform(0, spread_s), try_for_s),
+                ),
             )
             for session in self._plane.sessions()
             if not session.link
@@ -440,14 +473,19 @@ class Server:
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
         active = self._tls_versions(plane.pop("sealed_connections"))
         return {
-            **{f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value for name, value in plane.items()},
+            **{
+                f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value
+                for name, value in plane.items()
+            },
             **self._journal.metrics(),
             **self._allowance.metrics(),
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "derper_tls_active_version": active,
             **self._tls_listener_metrics(),
-            "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in self._listeners),
+            "fastderp_connections_not_logged_in": sum(
+                listener.n_pending for listener in self._listeners
+            ),
         }
 
     def _tls_versions(self, n_in_plane: int) -> dict[str, Number]:
@@ -473,7 +511,9 @@ class Server:
         tree: dict[str, Any] = expvar(self.metrics())["derp"]
         return tree
 
-    async def debug_traffic(self, interval_s: float = traffic.ROUND_S) -> AsyncIterator[BytesSentRecv]:
+    async def debug_traffic(
+        self, interval_s: float = traffic.ROUND_S
+    ) -> AsyncIterator[BytesSentRecv]:
         """Yield, now and every `interval_s` seconds, the connections that have moved anything since the last time. PROTOCOL §6.10."""
         async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
             for one in moved:

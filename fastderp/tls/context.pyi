@@ -34,7 +34,9 @@ class ServerContext(Context):
 class DeferredContext(Context):
     """The rules of a listener whose certificate is chosen for each connection: see `Handshake.hello`."""
 
-    def __init__(self, *, max_version: str = "TLSv1.3", suites: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, *, max_version: str = "TLSv1.3", suites: Iterable[str] | None = None
+    ) -> None:
         """Prepare to answer handshakes that wait for a certificate; versions and suites are decided here."""
 
 class ClientContext(Context):

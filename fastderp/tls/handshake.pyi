@@ -2,9 +2,9 @@
 
 from typing import Final, NamedTuple
 
-from fastderp.tls.record import RecordLayer
 from fastderp.tls.context import Context, ServerContext
 from fastderp.tls.errors import TlsError
+from fastderp.tls.record import RecordLayer
 
 CAUSES: Final[tuple[str, ...]]
 """Every `TlsError.cause` that this module raises. `plain_http` asks for the answer of PROTOCOL §9.5."""
@@ -27,9 +27,12 @@ class Handshake:
     `step` may run in a helper thread while the owner feeds and takes output; all else is for the owner alone.
     """
 
-    def __init__(self, context: Context, server_name: str | None = None, *, cert_name: str | None = None) -> None:
+    def __init__(
+        self, context: Context, server_name: str | None = None, *, cert_name: str | None = None
+    ) -> None:
         """Begin; a client says `server_name` (not when it is an address) and checks the certificate against
-        `cert_name`, or the server name without one. Raises ValueError when there is no name to verify."""
+        `cert_name`, or the server name without one. Raises ValueError when there is no name to verify.
+        """
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over bytes of the peer, of any length.

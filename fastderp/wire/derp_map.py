@@ -252,5 +252,11 @@ def _number(value: Any, path: str) -> float:
 
 
 def _wrong_type(path: str, wanted: str, value: object) -> DerpMapError:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return DerpMapError(f"{path} should be {wanted}, not {names.get(type(value), 'a number')}")

@@ -18,7 +18,14 @@ from fastderp.errors import BoxError, KeyFileError
 from fastderp.util.files import read_file
 from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
-__all__ = ["Box", "MeshKey", "NodePrivate", "NodePublic", "load_mesh_keys", "load_or_create_server_key"]
+__all__ = [
+    "Box",
+    "MeshKey",
+    "NodePrivate",
+    "NodePublic",
+    "load_mesh_keys",
+    "load_or_create_server_key",
+]
 
 _PRIVATE_PREFIX = "privkey:"
 _NO_MESH = bytes(KEY_SIZE)

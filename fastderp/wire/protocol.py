@@ -58,7 +58,9 @@ class FrameType(IntEnum):
     KEEP_ALIVE = 0x06  # relay → client: empty
     NOTE_PREFERRED = 0x07  # client → relay: 1 byte, non-zero = this relay is my home
     PEER_GONE = 0x08  # relay → client: peer key 32 ‖ reason 1
-    PEER_PRESENT = 0x09  # relay → watcher: peer key 32 ‖ IPv6 or 4-in-6 address 16 ‖ port 2 ‖ flags 1
+    PEER_PRESENT = (
+        0x09  # relay → watcher: peer key 32 ‖ IPv6 or 4-in-6 address 16 ‖ port 2 ‖ flags 1
+    )
     FORWARD_PACKET = 0x0A  # mesh peer → relay: source key 32 ‖ destination key 32 ‖ data 0..65536
     WATCH_CONNS = 0x10  # mesh peer → relay: empty
     CLOSE_PEER = 0x11  # mesh peer → relay: peer key 32

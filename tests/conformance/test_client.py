@@ -8,7 +8,14 @@ import dataclasses
 import pytest
 
 import fastderp
-from fastderp import HTTPClient, NodePrivate, NodePublic, PeerGone, PeerPresent, run_watch_connection_loop
+from fastderp import (
+    HTTPClient,
+    NodePrivate,
+    NodePublic,
+    PeerGone,
+    PeerPresent,
+    run_watch_connection_loop,
+)
 from fastderp.wire.protocol import FrameType, peer_present_payload
 from tests.unit.fake_relay import RelayEnd, fake_server
 
@@ -56,7 +63,9 @@ async def test_a_link_broken_while_a_report_is_made_is_watched_anew() -> None:
                 links[-1].writer.transport.abort()
 
         loop = asyncio.create_task(
-            run_watch_connection_loop(client, on_present=report, on_gone=reports.put_nowait, retry_s=0)
+            run_watch_connection_loop(
+                client, on_present=report, on_gone=reports.put_nowait, retry_s=0
+            )
         )
         links.append((await server.next_login())[1])
         present(links[-1], ONE)
@@ -64,7 +73,11 @@ async def test_a_link_broken_while_a_report_is_made_is_watched_anew() -> None:
         present(links[-1], TWO)
         async with asyncio.timeout(10):
             told = [await reports.get() for _ in range(3)]
-        assert [(type(message), message.key) for message in told] == [(PeerPresent, ONE), (PeerGone, ONE), (PeerPresent, TWO)]
+        assert [(type(message), message.key) for message in told] == [
+            (PeerPresent, ONE),
+            (PeerGone, ONE),
+            (PeerPresent, TWO),
+        ]
         await client.close()
         await asyncio.wait_for(loop, 10)
 

@@ -99,7 +99,10 @@ class Cast:
         """Compare the gauges of duplicates with those who are here."""
         n = len(self._peers) if len(self._peers) > 1 else 0
         counters = self._plane.counters()
-        assert (counters["current_dup_client_keys"], counters["current_dup_client_conns"]) == (n > 0, n)
+        assert (counters["current_dup_client_keys"], counters["current_dup_client_conns"]) == (
+            n > 0,
+            n,
+        )
 
 
 def play(story: Story, *, disable_fighters: bool) -> None:

@@ -60,7 +60,12 @@ def test_a_client_that_moves_to_another_relay_is_not_gone(plane: Plane) -> None:
 
 
 def test_withdrawing_what_was_never_announced_changes_nothing(plane: Plane) -> None:
-    a, link, other, far = PlanePeer(plane), PlanePeer(plane, link=True), PlanePeer(plane, link=True), os.urandom(32)
+    a, link, other, far = (
+        PlanePeer(plane),
+        PlanePeer(plane, link=True),
+        PlanePeer(plane, link=True),
+        os.urandom(32),
+    )
     plane.remove_forwarder(far, link.handle)
     plane.remove_forwarder(a.key, link.handle)
     assert plane.counters()["packet_forwarder_delete_other_value"] == 0
@@ -94,7 +99,9 @@ def test_every_packet_takes_one_way_while_ways_come_and_go(plane: Plane) -> None
             for data in sent:
                 a.send_packet(far, data)
             arrived = forwarded(links, IN_FLIGHT)
-            assert sorted(payload for _, payload in arrived) == [a.key + far + data for data in sent]
+            assert sorted(payload for _, payload in arrived) == [
+                a.key + far + data for data in sent
+            ]
             taken += [link for link, _ in arrived]
     finally:
         stop.set()

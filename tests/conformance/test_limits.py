@@ -36,7 +36,9 @@ def test_without_a_limit_nobody_waits(plane: Plane) -> None:
     assert waited(plane) == 0
 
 
-def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again(plane: Plane) -> None:
+def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again(
+    plane: Plane,
+) -> None:
     plane.set_rate_limit(10 * LARGEST_FRAME_BYTES, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
     began_s = time.monotonic()
@@ -52,7 +54,9 @@ def test_a_frame_larger_than_the_burst_is_taken_when_the_bucket_is_full(plane: P
     plane.set_rate_limit(4 * LARGEST_FRAME_BYTES, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, BURST)
-    a.write(bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload))  # of no known type, and read all the same
+    a.write(
+        bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload)
+    )  # of no known type, and read all the same
     a.send_packet(b.key, BURST)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)

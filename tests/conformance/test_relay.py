@@ -27,13 +27,19 @@ def test_only_the_relays_own_mesh_key_makes_a_mesh_peer(start_relay: StartRelay)
                 assert peer.is_closed()
 
 
-def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(start_relay: StartRelay) -> None:
+def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(
+    start_relay: StartRelay,
+) -> None:
     relay = start_relay()
     key = NodePrivate.generate()
 
     def gauges() -> tuple[object, ...]:
         metrics = relay.metrics()
-        return metrics["derp_current_dup_client_keys"], metrics["derp_current_dup_client_conns"], metrics["derp_clients_local"]
+        return (
+            metrics["derp_current_dup_client_keys"],
+            metrics["derp_current_dup_client_conns"],
+            metrics["derp_clients_local"],
+        )
 
     with relay.login() as sender, relay.login(key=key) as old:
         assert gauges() == (0, 0, 2)
@@ -70,7 +76,9 @@ def test_a_server_tells_how_it_was_set_up(start_relay: StartRelay) -> None:
         return True
 
     identity, secret = NodePrivate.generate(), MeshKey.generate()
-    server = start_relay(private_key=identity, mesh_key=secret, verify=verify, write_timeout=3.5).server
+    server = start_relay(
+        private_key=identity, mesh_key=secret, verify=verify, write_timeout=3.5
+    ).server
     assert (server.private_key, server.public_key) == (identity, identity.public())
     assert (server.mesh_key, server.has_mesh_key) == (secret, True)
     assert server.verify is verify

@@ -19,9 +19,11 @@ N_LINES = 60
 @cache
 def names_in(module: str) -> frozenset[str]:
     """Return the names of a module's test functions, without `test_`."""
-    folder, _, name = module.partition("/")
+    folder, _, name = module.rpartition("/")
     tree = ast.parse((TESTS / folder / f"test_{name}.py").read_text())
-    functions = (node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    functions = (
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
     return frozenset(name.removeprefix("test_") for name in functions if name.startswith("test_"))
 
 
@@ -33,7 +35,11 @@ def test_every_numbered_line_has_a_row() -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_shown_by_tests_that_exist(name: str) -> None:
     row = ROWS[name]
-    absent = [test for test in row.tests if test.partition("::")[2] not in names_in(test.partition("::")[0])]
+    absent = [
+        test
+        for test in row.tests
+        if test.partition("::")[2] not in names_in(test.partition("::")[0])
+    ]
     assert not absent, f"{name}, {row.what}: no such test"
 
 

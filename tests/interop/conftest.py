@@ -19,7 +19,9 @@ Programs = TypeVar("Programs")
 class StartRelay(Protocol):
     """Starts one relay of a kind; a context manager."""
 
-    def __call__(self, *flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
+    def __call__(
+        self, *flags: str, tls: bool = False, **environment: str
+    ) -> AbstractAsyncContextManager[Relay]:
         """Run it with derper's `flags`, and additions to the environment, until the block ends."""
 
 
@@ -54,8 +56,16 @@ def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) ->
 def start_derper(go_programs: GoPrograms, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return how to start tailscale's derper."""
 
-    def start(*flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
-        return running(go_programs.derper, tmp_path_factory.mktemp("derper"), *flags, tls=tls, environment=environment)
+    def start(
+        *flags: str, tls: bool = False, **environment: str
+    ) -> AbstractAsyncContextManager[Relay]:
+        return running(
+            go_programs.derper,
+            tmp_path_factory.mktemp("derper"),
+            *flags,
+            tls=tls,
+            environment=environment,
+        )
 
     return start
 
@@ -73,7 +83,15 @@ def fastderp_relay() -> Path:
 def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return how to start fastderp-relay; its flags are derper's."""
 
-    def start(*flags: str, tls: bool = False, **environment: str) -> AbstractAsyncContextManager[Relay]:
-        return running(fastderp_relay, tmp_path_factory.mktemp("fastderp"), *flags, tls=tls, environment=environment)
+    def start(
+        *flags: str, tls: bool = False, **environment: str
+    ) -> AbstractAsyncContextManager[Relay]:
+        return running(
+            fastderp_relay,
+            tmp_path_factory.mktemp("fastderp"),
+            *flags,
+            tls=tls,
+            environment=environment,
+        )
 
     return start

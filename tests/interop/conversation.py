@@ -77,7 +77,9 @@ class Conversation:
 
     def key(self, who: str) -> NodePrivate:
         """Return the private key called `who`; nobody needs to log in with it."""
-        private = NodePrivate.from_bytes(hashlib.sha256(f"{self.name}/{self.attempt}/{who}".encode()).digest())
+        private = NodePrivate.from_bytes(
+            hashlib.sha256(f"{self.name}/{self.attempt}/{who}".encode()).digest()
+        )
         self.names[private.public().raw] = who
         return private
 

@@ -34,7 +34,9 @@ class Plan:
 
     def __init__(self, seed: int, sender: NodePublic, packets: int, max_size: int) -> None:
         """Draw them: SHAKE128(seed ‖ sender) gives a block, then each packet's size and place in it."""
-        stream = hashlib.shake_128(seed.to_bytes(8, "little") + sender.raw).digest(BLOCK_SIZE + 8 * packets)
+        stream = hashlib.shake_128(seed.to_bytes(8, "little") + sender.raw).digest(
+            BLOCK_SIZE + 8 * packets
+        )
         words = struct.unpack_from(f"<{2 * packets}I", stream, BLOCK_SIZE)
         self._block = stream[:BLOCK_SIZE]
         self._sizes = [_size(word, max_size) for word in words[0::2]]
@@ -75,7 +77,9 @@ def _size(word: int, max_size: int) -> int:
     return (word >> 2) % (limit + 1)
 
 
-async def exchange(client: PacketClient, own_key: NodePublic, peer: NodePublic, terms: Terms) -> Result:
+async def exchange(
+    client: PacketClient, own_key: NodePublic, peer: NodePublic, terms: Terms
+) -> Result:
     """Send every packet of ours, check every one of the peer's and return the totals.
 
     Packet i goes out once the peer's packet i − window/2 has arrived. AssertionError for a packet
@@ -92,7 +96,9 @@ async def exchange(client: PacketClient, own_key: NodePublic, peer: NodePublic, 
             n_sent += 1
         if n_arrived < terms.packets:
             packet = await next_packet(client, peer)
-            assert packet == theirs[n_arrived], f"packet {n_arrived}: {len(packet)} bytes, not what was sent"
+            assert packet == theirs[n_arrived], (
+                f"packet {n_arrived}: {len(packet)} bytes, not what was sent"
+            )
             bytes_arrived += len(packet)
     return Result(n_sent, bytes_sent, bytes_arrived, time.monotonic() - started_s)
 

@@ -23,14 +23,73 @@ NODE_TAGS = (
     "ts_include_cli",
     *(
         f"ts_omit_{feature}"
-        for feature in """
-        ace acme advertiseexitnode advertiseroutes appconnectors aws bakedroots bird c2n cachenetmap captiveportal capture
-        cliconndiag clientmetrics clientupdate cloud colorable completion completion_scripts conn25 dbus debugeventbus
-        debugportmapper desktop_sessions dns doctor drive gro health hujsonconf identityfederation iptables kube linkspeed
-        linuxdnsfight listenrawdisco logtail netlog networkmanager oauthkey osrouter peerapiclient peerapiserver portlist
-        portmapper posture qrcodes relayserver resolved sdnotify serve ssh synology syspolicy systray taildrop tap
-        tpm tundevstats useexitnode usermetrics useroutes wakeonlan webbrowser webclient
-        """.split()
+        for feature in [
+            "ace",
+            "acme",
+            "advertiseexitnode",
+            "advertiseroutes",
+            "appconnectors",
+            "aws",
+            "bakedroots",
+            "bird",
+            "c2n",
+            "cachenetmap",
+            "captiveportal",
+            "capture",
+            "cliconndiag",
+            "clientmetrics",
+            "clientupdate",
+            "cloud",
+            "colorable",
+            "completion",
+            "completion_scripts",
+            "conn25",
+            "dbus",
+            "debugeventbus",
+            "debugportmapper",
+            "desktop_sessions",
+            "dns",
+            "doctor",
+            "drive",
+            "gro",
+            "health",
+            "hujsonconf",
+            "identityfederation",
+            "iptables",
+            "kube",
+            "linkspeed",
+            "linuxdnsfight",
+            "listenrawdisco",
+            "logtail",
+            "netlog",
+            "networkmanager",
+            "oauthkey",
+            "osrouter",
+            "peerapiclient",
+            "peerapiserver",
+            "portlist",
+            "portmapper",
+            "posture",
+            "qrcodes",
+            "relayserver",
+            "resolved",
+            "sdnotify",
+            "serve",
+            "ssh",
+            "synology",
+            "syspolicy",
+            "systray",
+            "taildrop",
+            "tap",
+            "tpm",
+            "tundevstats",
+            "useexitnode",
+            "usermetrics",
+            "useroutes",
+            "wakeonlan",
+            "webbrowser",
+            "webclient",
+        ]
     ),
 )
 EVENT_TIMEOUT_S = 20.0
@@ -89,7 +148,16 @@ def build_program(program: Path, package: str, tags: Sequence[str] = ()) -> Path
 
     Raises GoError with the compiler's words when Go or its module cache is not up to it.
     """
-    command = ["go", "build", "-trimpath", "-tags", ",".join((BUILD_TAGS, *tags)), "-o", str(program), package]
+    command = [
+        "go",
+        "build",
+        "-trimpath",
+        "-tags",
+        ",".join((BUILD_TAGS, *tags)),
+        "-o",
+        str(program),
+        package,
+    ]
     try:
         subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
     except FileNotFoundError:
@@ -101,7 +169,9 @@ def build_program(program: Path, package: str, tags: Sequence[str] = ()) -> Path
 
 def plain_environment(**extra: str) -> dict[str, str]:
     """Return this process's environment without proxies, which region dials would obey."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    }
     return kept | extra
 
 
@@ -121,7 +191,9 @@ class GoClient:
         self._reader = asyncio.create_task(self._read_events())
 
     @classmethod
-    async def start(cls, derpkit: Path, *flags: str, environment: dict[str, str] | None = None) -> Self:
+    async def start(
+        cls, derpkit: Path, *flags: str, environment: dict[str, str] | None = None
+    ) -> Self:
         """Run derpkit with `flags` and wait for its login; raises GoError when it fails."""
         process = await asyncio.create_subprocess_exec(
             derpkit,
@@ -151,7 +223,9 @@ class GoClient:
         """
         try:
             async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._events[name] or self._events["error"] or self._ended)
+                await self._changed.wait_for(
+                    lambda: self._events[name] or self._events["error"] or self._ended
+                )
         except TimeoutError:
             raise GoError(f"no {name!r} event within {timeout_s} s") from None
         if self._events[name]:
@@ -194,7 +268,10 @@ class GoClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 

@@ -72,7 +72,9 @@ class Improviser:
             kinds += [self._forwarded, self._forwarded, self._watch]
         frames = [self._random.choice(kinds)(actor) for _ in range(self._random.randint(1, 5))]
         if self._random.random() < 0.3:
-            frames.append(frame(FrameType.PING, self._random.randbytes(self._random.choice((8, 9, 1000)))))
+            frames.append(
+                frame(FrameType.PING, self._random.randbytes(self._random.choice((8, 9, 1000))))
+            )
         self._c.send(actor, *frames)
         if self._random.random() < 0.1:
             self._end_badly(actor)
@@ -85,7 +87,12 @@ class Improviser:
             self._closed({other for other, its_key in self._present.items() if its_key == key})
         else:
             short_ping = frame(FrameType.PING, b"short")
-            mistakes = (WATCH, close_peer(self._c, "k0"), frame(FrameType.NOTE_PREFERRED), short_ping)
+            mistakes = (
+                WATCH,
+                close_peer(self._c, "k0"),
+                frame(FrameType.NOTE_PREFERRED),
+                short_ping,
+            )
             self._c.send(actor, self._random.choice(mistakes))
             self._closed({actor})
 
@@ -131,5 +138,6 @@ def improvised(seed: str, mesh_share: float) -> Script:
 def improvisations(n: int, first_seed: int = 0, mesh_share: float = 0.3) -> dict[str, Script]:
     """Return n random conversations; `mesh_share` of the logins are with the mesh key."""
     return {
-        f"improvisation {seed}": improvised(str(seed), mesh_share) for seed in range(first_seed, first_seed + n)
+        f"improvisation {seed}": improvised(str(seed), mesh_share)
+        for seed in range(first_seed, first_seed + n)
     }

@@ -94,7 +94,11 @@ class Connection:
     """One actor's connection. A task of its own takes down whatever arrives."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, private: NodePrivate, known: Acquaintances
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        private: NodePrivate,
+        known: Acquaintances,
     ) -> None:
         self.ended = False
         self.mute = False  # pings stay unanswered: the relay waits for the rest of a frame
@@ -126,7 +130,9 @@ class Connection:
             self._writer.write(data)
             await self._writer.drain()
 
-    async def wait_for(self, condition: Callable[[], object], timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
+    async def wait_for(
+        self, condition: Callable[[], object], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> bool:
         """Wait until the condition holds or the connection has ended; False after timeout_s."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
@@ -185,7 +191,11 @@ class Connection:
             start = await self._reader.readexactly(5)
 
     async def _frame_arrived(self, frame_type: int, payload: bytes) -> None:
-        if frame_type == FrameType.SERVER_KEY and payload.startswith(MAGIC) and len(payload) == len(MAGIC) + KEY_SIZE:
+        if (
+            frame_type == FrameType.SERVER_KEY
+            and payload.startswith(MAGIC)
+            and len(payload) == len(MAGIC) + KEY_SIZE
+        ):
             self.server_key = NodePublic(payload[len(MAGIC) :])
         if frame_type == FrameType.PONG and payload.startswith(BARRIER):
             self._pongs.add(payload)
@@ -210,7 +220,9 @@ class Connection:
             return None
         match frame_type:
             case FrameType.SERVER_KEY:
-                return Line(Lane.LOGIN, f"ServerKey with {len(payload) - KEY_SIZE} bytes before the key")
+                return Line(
+                    Lane.LOGIN, f"ServerKey with {len(payload) - KEY_SIZE} bytes before the key"
+                )
             case FrameType.SERVER_INFO:
                 return Line(Lane.LOGIN, f"ServerInfo {self._open(payload)}")
             case FrameType.RECV_PACKET:
@@ -234,7 +246,9 @@ class Connection:
         is_disco = data.startswith(DISCO_MAGIC) and len(data) >= DISCO_MIN_SIZE
         if source is None:
             return Line(Lane.DATA, f"RecvPacket without a known source {shown(payload)}")
-        return Line(Lane.DISCO if is_disco else Lane.DATA, f"RecvPacket from {source} {shown(data)}")
+        return Line(
+            Lane.DISCO if is_disco else Lane.DATA, f"RecvPacket from {source} {shown(data)}"
+        )
 
     def _presence_line(self, frame_type: FrameType, payload: bytes) -> Line | None:
         key, tail = payload[:KEY_SIZE], payload[KEY_SIZE:]
@@ -251,7 +265,9 @@ def http_line(head: bytes) -> Line:
     lines = head.decode("latin-1").split("\r\n")[:-2]
     if " 101 " not in lines[0]:
         return Line(Lane.LOGIN, f"HTTP status {lines[0].split()[1]}")
-    fields = [line if not line.startswith("Derp-Public-Key: ") else "Derp-Public-Key" for line in lines]
+    fields = [
+        line if not line.startswith("Derp-Public-Key: ") else "Derp-Public-Key" for line in lines
+    ]
     return Line(Lane.LOGIN, " | ".join(fields))
 
 
@@ -282,7 +298,11 @@ class Stage:
             case Leave():
                 await self._connections.pop(step.actor).close()
         await self._settle(step.actor)
-        return [f"{actor} <- {text}" for actor, c in self._connections.items() for text in c.take_lines()]
+        return [
+            f"{actor} <- {text}"
+            for actor, c in self._connections.items()
+            for text in c.take_lines()
+        ]
 
     async def close(self) -> None:
         """Close every connection that is left."""
@@ -324,7 +344,10 @@ class Stage:
         settled_s = loop.time() + self._settle_s
         while loop.time() < settled_s:
             await asyncio.sleep(settled_s - loop.time())
-            latest = max((connection.last_arrival_s for connection in self._connections.values()), default=0.0)
+            latest = max(
+                (connection.last_arrival_s for connection in self._connections.values()),
+                default=0.0,
+            )
             settled_s = latest + self._settle_s
 
 
@@ -347,7 +370,9 @@ def written(name: str, script: Script, attempt: int = 0) -> Conversation:
     return conversation
 
 
-async def play(relay: Endpoint, conversation: Conversation, settle_s: float = SETTLE_S[0]) -> Transcript:
+async def play(
+    relay: Endpoint, conversation: Conversation, settle_s: float = SETTLE_S[0]
+) -> Transcript:
     """Play a conversation and return what the relay said, `step actor <- frame` by line."""
     stage = Stage(relay, conversation, settle_s)
     transcript: list[str] = []
@@ -383,14 +408,19 @@ class Difference:
 
     def __str__(self) -> str:
         lines = [self.conversation.name]
-        lines += [f"    {number} {describe(step)}" for number, step in enumerate(self.conversation.steps)]
+        lines += [
+            f"    {number} {describe(step)}" for number, step in enumerate(self.conversation.steps)
+        ]
         lines += [f"  - {line}" for line in self.reference if line not in self.other]
         lines += [f"  + {line}" for line in self.other if line not in self.reference]
         return "\n".join(lines)
 
 
 async def differences(
-    reference: Endpoint, other: Endpoint, scripts: Mapping[str, Script], foreseen: Collection[str] = ()
+    reference: Endpoint,
+    other: Endpoint,
+    scripts: Mapping[str, Script],
+    foreseen: Collection[str] = (),
 ) -> list[Difference]:
     """Play every script to both relays and return those whose transcripts differ.
 
@@ -410,5 +440,7 @@ async def differences(
         ]
         certain += [difference for difference in found if difference.conversation.name in foreseen]
         found = [difference for difference in found if difference.conversation.name not in foreseen]
-        left = {difference.conversation.name: left[difference.conversation.name] for difference in found}
+        left = {
+            difference.conversation.name: left[difference.conversation.name] for difference in found
+        }
     return certain + found

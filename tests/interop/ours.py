@@ -13,7 +13,9 @@ from .relays import Relay, Transport
 
 
 @contextlib.asynccontextmanager
-async def connected(relay: Relay, transport: Transport, private: NodePrivate) -> AsyncIterator[Client | HTTPClient]:
+async def connected(
+    relay: Relay, transport: Transport, private: NodePrivate
+) -> AsyncIterator[Client | HTTPClient]:
     """Log a client in and close it when the block ends.
 
     HTTPClient chooses TLS and its start by itself, so what it would not choose is done by
@@ -23,7 +25,9 @@ async def connected(relay: Relay, transport: Transport, private: NodePrivate) ->
     if transport in (Transport.PLAIN, Transport.FAST_START):
         client = HTTPClient(relay.url, private, cafile=relay.root)
     else:
-        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=tls_context(relay, transport))
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", relay.port, ssl=tls_context(relay, transport)
+        )
         writer.write(UPGRADE)
         await reader.readuntil(b"\r\n\r\n")
         client = await Client.handshake((reader, writer), private)

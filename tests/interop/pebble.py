@@ -102,15 +102,28 @@ class Pebble:
         } | config
         (self.directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
         # Without its deliberate delays; and a nonce it refuses twice in a row would fail the order, as it should.
-        environment = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0"}
-        command = [self.program, "-config", self.directory / "pebble.json", "-dnsserver", self.nameserver]
+        environment = {
+            **os.environ,
+            "PEBBLE_VA_NOSLEEP": "1",
+            "PEBBLE_WFE_NONCEREJECT": "0",
+            "PEBBLE_AUTHZREUSE": "0",
+        }
+        command = [
+            self.program,
+            "-config",
+            self.directory / "pebble.json",
+            "-dnsserver",
+            self.nameserver,
+        ]
         with (self.directory / "pebble.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             with contextlib.suppress(OSError):
                 return self._read_root()
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.directory / "pebble.log").read_text()
+            assert self.process.poll() is None and time.monotonic() < deadline, (
+                self.directory / "pebble.log"
+            ).read_text()
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -124,7 +137,9 @@ class Pebble:
         """Keep the root that clients are to trust: Pebble makes another with each start."""
         for port, page in ((CA_PORT, "dir"), (MANAGEMENT_PORT, "roots/0")):
             trusting = ssl.create_default_context(cafile=str(self.directory / "pebble.pem"))
-            with urllib.request.urlopen(f"https://{self.address}:{port}/{page}", timeout=10, context=trusting) as answer:
+            with urllib.request.urlopen(
+                f"https://{self.address}:{port}/{page}", timeout=10, context=trusting
+            ) as answer:
                 self.root = answer.read().decode()
 
 
@@ -136,8 +151,13 @@ class Nameserver(socketserver.StreamRequestHandler):
             query = dns.message.from_wire(self.rfile.read(int.from_bytes(length, "big")))
             [question] = query.question
             answer = dns.message.make_response(query)
-            if question.name.to_text(omit_final_dot=True) == NAME and question.rdtype == dns.rdatatype.A:
-                answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "A", self.server.server_address[0]))
+            if (
+                question.name.to_text(omit_final_dot=True) == NAME
+                and question.rdtype == dns.rdatatype.A
+            ):
+                answer.answer.append(
+                    dns.rrset.from_text(question.name, 60, "IN", "A", self.server.server_address[0])
+                )
             self.wfile.write(answer.to_wire(prepend_length=True))
 
 
@@ -146,7 +166,9 @@ def nameserver(address: str) -> Iterator[str]:
     """Run a nameserver there while the block lasts; return its address and port."""
     with socketserver.ThreadingTCPServer((address, 0), Nameserver) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="nameserver")
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="nameserver"
+        )
         thread.start()
         try:
             yield f"{address}:{server.server_address[1]}"

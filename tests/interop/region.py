@@ -49,7 +49,9 @@ class Region:
     def of_nodes(self, *indices: int) -> str:
         """Return a DERPRegion of these nodes, in this order, as JSON for derpkit."""
         nodes = [self.node(i) for i in indices]
-        return json.dumps({"RegionID": REGION_ID, "RegionCode": REGION_CODE, "RegionName": "Test", "Nodes": nodes})
+        return json.dumps(
+            {"RegionID": REGION_ID, "RegionCode": REGION_CODE, "RegionName": "Test", "Nodes": nodes}
+        )
 
     def write_derp_map(self) -> str:
         """Write the DERP map to a file and return its URL."""
@@ -60,7 +62,9 @@ class Region:
 
 
 @contextlib.asynccontextmanager
-async def running_region(programs: Sequence[Path], directory: Path, *flags: str) -> AsyncIterator[Region]:
+async def running_region(
+    programs: Sequence[Path], directory: Path, *flags: str
+) -> AsyncIterator[Region]:
     """Run one relay of each program until the block ends, every one meshed with all, itself included.
 
     A region of one relay has no mesh key.
@@ -73,7 +77,9 @@ async def running_region(programs: Sequence[Path], directory: Path, *flags: str)
         members = ",".join(f"{HOSTNAME}:{port}/127.0.0.1" for port in ports)
         flags = (f"-mesh-psk-file={psk}", f"-mesh-with={members}", *flags)
     relays: list[Relay] = []
-    for program, port, stun_port in zip(programs, ports, free_ports(len(programs), socket.SOCK_DGRAM), strict=True):
+    for program, port, stun_port in zip(
+        programs, ports, free_ports(len(programs), socket.SOCK_DGRAM), strict=True
+    ):
         own = directory / f"relay-{len(relays)}"
         own.mkdir()
         relays.append(

@@ -61,7 +61,13 @@ class Relay:
         certdir = certdir or directory
         self.root = certdir / f"{hostname}.crt" if tls else None
         stun = f"-stun-port={stun_port}" if stun_port else "-stun=false"
-        self._flags = [f"-a=127.0.0.1:{self.port}", f"-c={directory / 'relay.key'}", "-http-port=-1", stun, *flags]
+        self._flags = [
+            f"-a=127.0.0.1:{self.port}",
+            f"-c={directory / 'relay.key'}",
+            "-http-port=-1",
+            stun,
+            *flags,
+        ]
         if tls:
             self._flags += ["-certmode=manual", f"-certdir={certdir}", f"-hostname={hostname}"]
         self._environment = {**os.environ, **(environment or {})}
@@ -88,7 +94,9 @@ class Relay:
     def metrics_page(self) -> str:
         """Return what it counts, as Prometheus would read it."""
         trust = ssl.create_default_context(cafile=self.root) if self.root else None
-        with urllib.request.urlopen(self.url.removesuffix("derp") + "debug/varz", context=trust) as response:
+        with urllib.request.urlopen(
+            self.url.removesuffix("derp") + "debug/varz", context=trust
+        ) as response:
             return str(response.read(), "utf-8")
 
     def go_flags(self, transport: Transport) -> list[str]:
@@ -145,7 +153,11 @@ def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int
 
 @contextlib.asynccontextmanager
 async def running(
-    program: Path, directory: Path, *flags: str, tls: bool = False, environment: Mapping[str, str] | None = None
+    program: Path,
+    directory: Path,
+    *flags: str,
+    tls: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Relay]:
     """Run one relay until the block ends."""
     relay = Relay(program, directory, *flags, tls=tls, environment=environment)

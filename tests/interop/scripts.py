@@ -151,14 +151,19 @@ def client_info_size(size: int) -> Script:
 
 def logins() -> dict[str, Script]:
     """Return every way to log in, or not to."""
-    zero_key, low_order_key, any_key = bytes(32), b"\x01" + bytes(31), NodePrivate.generate().public().raw
+    zero_key, low_order_key, any_key = (
+        bytes(32),
+        b"\x01" + bytes(31),
+        NodePrivate.generate().public().raw,
+    )
     firsts = {
         "an all-zero key": frame(FrameType.CLIENT_INFO, zero_key, bytes(100)),
         "a low-order key": frame(FrameType.CLIENT_INFO, low_order_key, bytes(100)),
         "a box that does not open": frame(FrameType.CLIENT_INFO, any_key, bytes(100)),
         "a payload of 55 bytes": frame(FrameType.CLIENT_INFO, bytes(55)),
         "a payload of 56 bytes": frame(FrameType.CLIENT_INFO, any_key, bytes(24)),
-        "the header of a payload of 262145 bytes": bytes((FrameType.CLIENT_INFO,)) + (262145).to_bytes(4),
+        "the header of a payload of 262145 bytes": bytes((FrameType.CLIENT_INFO,))
+        + (262145).to_bytes(4),
         "an empty ClientInfo": frame(FrameType.CLIENT_INFO),
         "a SendPacket first": frame(FrameType.SEND_PACKET, any_key),
         "a Ping first": frame(FrameType.PING, bytes(8)),
@@ -167,7 +172,10 @@ def logins() -> dict[str, Script]:
     }
     table = {f"login with {info.decode('latin-1')}": login_with(info) for info in INFOS}
     table |= {f"login with {what}": login_with_first_frame(first) for what, first in firsts.items()}
-    table |= {f"login with a payload of {size} bytes": client_info_size(size) for size in (74, 262143, 262144)}
+    table |= {
+        f"login with a payload of {size} bytes": client_info_size(size)
+        for size in (74, 262143, 262144)
+    }
     return table
 
 
@@ -178,24 +186,48 @@ def request(*lines: str) -> bytes:
 
 # Requests for the upgrade, granted or not (PROTOCOL 9.3).
 HEADS = {
-    "in capitals": request("GET /derp HTTP/1.1", "Host: relay", "CONNECTION: UPGRADE", "UPGRADE: DERP"),
-    "in small letters": request("GET /derp HTTP/1.1", "host: relay", "connection: upgrade", "upgrade: derp"),
+    "in capitals": request(
+        "GET /derp HTTP/1.1", "Host: relay", "CONNECTION: UPGRADE", "UPGRADE: DERP"
+    ),
+    "in small letters": request(
+        "GET /derp HTTP/1.1", "host: relay", "connection: upgrade", "upgrade: derp"
+    ),
     "without Connection": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP"),
-    "with Connection: close": request("GET /derp HTTP/1.1", "Host: relay", "Connection: close", "Upgrade: DERP"),
-    "by POST": request("POST /derp HTTP/1.1", "Host: relay", "Connection: Upgrade", "Upgrade: DERP"),
-    "by POST without a body": request("POST /derp HTTP/1.1", "Host: relay", "Content-Length: 0", "Upgrade: DERP"),
-    "by POST with a body": request("POST /derp HTTP/1.1", "Host: relay", "Content-Length: 5", "Upgrade: DERP"),
-    "by POST in chunks": request("POST /derp HTTP/1.1", "Host: relay", "Transfer-Encoding: chunked", "Upgrade: DERP"),
-    "expecting 100": request("POST /derp HTTP/1.1", "Host: relay", "Expect: 100-continue", "Upgrade: DERP"),
+    "with Connection: close": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Connection: close", "Upgrade: DERP"
+    ),
+    "by POST": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Connection: Upgrade", "Upgrade: DERP"
+    ),
+    "by POST without a body": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Content-Length: 0", "Upgrade: DERP"
+    ),
+    "by POST with a body": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Content-Length: 5", "Upgrade: DERP"
+    ),
+    "by POST in chunks": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Transfer-Encoding: chunked", "Upgrade: DERP"
+    ),
+    "expecting 100": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Expect: 100-continue", "Upgrade: DERP"
+    ),
     "by HTTP/1.0": request("GET /derp HTTP/1.0", "Upgrade: DERP"),
     "with a query": request("GET /derp?region=1 HTTP/1.1", "Host: relay", "Upgrade: DERP"),
     "by absolute URL": request("GET http://relay/derp HTTP/1.1", "Host: relay", "Upgrade: DERP"),
-    "to WebSocket without a subprotocol": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: WebSocket"),
-    "with two Upgrade lines, derp first": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Upgrade: x"),
-    "with two Upgrade lines, derp last": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: x", "Upgrade: DERP"),
+    "to WebSocket without a subprotocol": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: WebSocket"
+    ),
+    "with two Upgrade lines, derp first": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Upgrade: x"
+    ),
+    "with two Upgrade lines, derp last": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: x", "Upgrade: DERP"
+    ),
     "to a list": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP, websocket"),
     "to spaces around derp": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade:   DERP  "),
-    "to something else": request("GET /derp HTTP/1.1", "Host: relay", "Connection: Upgrade", "Upgrade: h2c"),
+    "to something else": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Connection: Upgrade", "Upgrade: h2c"
+    ),
     "to nothing": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: "),
     "not asked for": request("GET /derp HTTP/1.1", "Host: relay"),
     "of another path": request("GET /derp/ HTTP/1.1", "Host: relay", "Upgrade: DERP"),
@@ -204,17 +236,31 @@ HEADS = {
     "of a path in capitals": request("GET /DERP HTTP/1.1", "Host: relay", "Upgrade: DERP"),
     "with an escaped path": request("GET /%64erp HTTP/1.1", "Host: relay", "Upgrade: DERP"),
     "with a doubled slash": request("GET //derp HTTP/1.1", "Host: relay", "Upgrade: DERP"),
-    "fast start 1": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: 1"),
-    "fast start 0": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: 0"),
-    "fast start true": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: true"),
-    "with an ideal node": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Ideal-Node: 9a"),
-    "with an empty ideal node": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Ideal-Node: "),
+    "fast start 1": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: 1"
+    ),
+    "fast start 0": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: 0"
+    ),
+    "fast start true": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Derp-Fast-Start: true"
+    ),
+    "with an ideal node": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Ideal-Node: 9a"
+    ),
+    "with an empty ideal node": request(
+        "GET /derp HTTP/1.1", "Host: relay", "Upgrade: DERP", "Ideal-Node: "
+    ),
     "without Host": request("GET /derp HTTP/1.1", "Upgrade: DERP"),
     "with two Hosts": request("GET /derp HTTP/1.1", "Host: a", "Host: b", "Upgrade: DERP"),
     "by HTTP/3.0": request("GET /derp HTTP/3.0", "Host: relay", "Upgrade: DERP"),
     "with a space before a colon": request("GET /derp HTTP/1.1", "Host: relay", "Upgrade : DERP"),
-    "with a line that is no header": request("GET /derp HTTP/1.1", "Host: relay", "nonsense", "Upgrade: DERP"),
-    "with a length that is no number": request("POST /derp HTTP/1.1", "Host: relay", "Content-Length: x"),
+    "with a line that is no header": request(
+        "GET /derp HTTP/1.1", "Host: relay", "nonsense", "Upgrade: DERP"
+    ),
+    "with a length that is no number": request(
+        "POST /derp HTTP/1.1", "Host: relay", "Content-Length: x"
+    ),
 }
 
 
@@ -243,7 +289,9 @@ def upgrades() -> dict[str, Script]:
 
 
 def packets_to_oneself(c: Conversation) -> None:
-    c.login("a").send("a", send_packet(c, "a", b"note"), send_packet(c, "a", b""), send_packet(c, "a", disco(62)))
+    c.login("a").send(
+        "a", send_packet(c, "a", b"note"), send_packet(c, "a", b""), send_packet(c, "a", disco(62))
+    )
 
 
 def packets_to_nobody(c: Conversation) -> None:
@@ -286,23 +334,34 @@ def half_a_frame_and_gone(c: Conversation) -> None:
 
 def a_long_unknown_frame_between_packets(c: Conversation) -> None:
     c.login("b").login("a")
-    c.send("a", send_packet(c, "b", b"before"), frame(0x77, bytes(1 << 20)), send_packet(c, "b", b"behind"))
+    c.send(
+        "a",
+        send_packet(c, "b", b"before"),
+        frame(0x77, bytes(1 << 20)),
+        send_packet(c, "b", b"behind"),
+    )
 
 
 def a_departure_is_told_to_receivers_only(c: Conversation) -> None:
     c.login("a").login("b").login("c").login("d")
-    c.send("a", send_packet(c, "b", b"1"), send_packet(c, "b", b"2"), send_packet(c, "c", disco(62)))
+    c.send(
+        "a", send_packet(c, "b", b"1"), send_packet(c, "b", b"2"), send_packet(c, "c", disco(62))
+    )
     c.send("d", send_packet(c, "a", b"3")).leave("a")
 
 
 def a_departure_after_both_spoke(c: Conversation) -> None:
-    c.login("a").login("b").send("a", send_packet(c, "b", b"1")).send("b", send_packet(c, "a", b"2"))
+    c.login("a").login("b").send("a", send_packet(c, "b", b"1")).send(
+        "b", send_packet(c, "a", b"2")
+    )
     c.leave("a").send("b", send_packet(c, "a", disco(62)))
 
 
 def a_peer_that_comes_back_is_reachable(c: Conversation) -> None:
     c.login("a").login("b").send("a", send_packet(c, "b", b"1")).leave("b")
-    c.send("a", send_packet(c, "b", disco(62))).login("b again", key="b").send("a", send_packet(c, "b", b"2"))
+    c.send("a", send_packet(c, "b", disco(62))).login("b again", key="b").send(
+        "a", send_packet(c, "b", b"2")
+    )
 
 
 def a_second_departure(c: Conversation) -> None:
@@ -373,7 +432,9 @@ def a_watcher_sees_every_duplicate_come_and_the_last_go(c: Conversation) -> None
 
 
 def a_watcher_that_asks_twice_is_told_twice(c: Conversation) -> None:
-    c.login("a").login("w", MESH).send("w", WATCH).send("w", WATCH).login("b").send("w", WATCH, WATCH)
+    c.login("a").login("w", MESH).send("w", WATCH).send("w", WATCH).login("b").send(
+        "w", WATCH, WATCH
+    )
 
 
 def a_watcher_that_asks_ever_again(c: Conversation) -> None:
@@ -381,20 +442,29 @@ def a_watcher_that_asks_ever_again(c: Conversation) -> None:
 
 
 def two_watchers(c: Conversation) -> None:
-    c.login("w1", MESH).login("w2", MESH).send("w1", WATCH).send("w2", WATCH).login("a").leave("w1").leave("a")
+    c.login("w1", MESH).login("w2", MESH).send("w1", WATCH).send("w2", WATCH).login("a").leave(
+        "w1"
+    ).leave("a")
 
 
 def flags_of_every_kind(c: Conversation) -> None:
     not_ideal = HEADS["with an ideal node"]
     probing_mesh = MESH[:-1] + b',"IsProber":true}'
     c.login("w", MESH).send("w", WATCH)
-    infos = {"regular": ORDINARY, "prober": b'{"IsProber":true}', "mesh": MESH, "probing mesh": probing_mesh}
+    infos = {
+        "regular": ORDINARY,
+        "prober": b'{"IsProber":true}',
+        "mesh": MESH,
+        "probing mesh": probing_mesh,
+    }
     for kind, info in infos.items():
         c.login(kind, info).login(f"{kind}, not ideal", info, head=not_ideal)
 
 
 def a_mesh_peer_closes_others(c: Conversation) -> None:
-    c.login("a1", key="a").login("a2", key="a").login("b").login("w", MESH).send("w", WATCH).login("m", MESH)
+    c.login("a1", key="a").login("a2", key="a").login("b").login("w", MESH).send("w", WATCH).login(
+        "m", MESH
+    )
     c.send("m", close_peer(c, "ghost")).send("m", close_peer(c, "a")).send("m", close_peer(c, "b"))
 
 
@@ -406,7 +476,9 @@ def forwarding(c: Conversation) -> None:
     c.login("a").login("m", MESH)
     c.send("m", forward_packet(c, "remote", "a", b"1"), forward_packet(c, "remote", "a", disco(62)))
     c.send("m", forward_packet(c, "a", "a", b""), forward_packet(c, "m", "a", b"2"))
-    c.send("m", forward_packet(c, "remote", "ghost", b"3")).send("m", forward_packet(c, "remote", "ghost", disco(62)))
+    c.send("m", forward_packet(c, "remote", "ghost", b"3")).send(
+        "m", forward_packet(c, "remote", "ghost", disco(62))
+    )
 
 
 def forwarding_from_the_zero_key(c: Conversation) -> None:
@@ -415,7 +487,9 @@ def forwarding_from_the_zero_key(c: Conversation) -> None:
 
 
 def a_burst_of_forwarded_disco_to_nobody(c: Conversation) -> None:
-    c.login("m", MESH).send("m", *(forward_packet(c, "remote", f"ghost {i}", disco(62)) for i in range(6)))
+    c.login("m", MESH).send(
+        "m", *(forward_packet(c, "remote", f"ghost {i}", disco(62)) for i in range(6))
+    )
 
 
 def a_forwarded_source_that_comes_and_goes(c: Conversation) -> None:

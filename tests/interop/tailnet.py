@@ -35,7 +35,9 @@ class CommandFailed(Exception):
 class Node:
     """A tailscaled and the `tailscale` command that talks to it. `socket` is known before it runs."""
 
-    def __init__(self, program: Path, directory: Path, name: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: Path, directory: Path, name: str, environment: Mapping[str, str]
+    ) -> None:
         self.name = name
         self.socket = directory / f"{name}.sock"
         self._program = program
@@ -46,7 +48,12 @@ class Node:
 
     async def start(self) -> None:
         """Run tailscaled and return when it takes commands."""
-        flags = ["--tun=userspace-networking", f"--state={self._state}", f"--socket={self.socket}", "--port=0"]
+        flags = [
+            "--tun=userspace-networking",
+            f"--state={self._state}",
+            f"--socket={self.socket}",
+            "--port=0",
+        ]
         with self._log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 self._program, *flags, stdout=sink, stderr=sink, env=self._environment
@@ -58,11 +65,15 @@ class Node:
                     writer.close()
                     return
                 await asyncio.sleep(0.02)
-        raise CommandFailed(f"tailscaled exited with {self._process.returncode}:\n{self._log.read_text()}")
+        raise CommandFailed(
+            f"tailscaled exited with {self._process.returncode}:\n{self._log.read_text()}"
+        )
 
     async def log_in(self, control_url: str) -> None:
         """Join the tailnet of the control server."""
-        await self.tailscale("up", f"--login-server={control_url}", f"--hostname={self.name}", "--timeout=20s")
+        await self.tailscale(
+            "up", f"--login-server={control_url}", f"--hostname={self.name}", "--timeout=20s"
+        )
 
     async def kill(self) -> None:
         """End tailscaled if it runs."""
@@ -95,7 +106,9 @@ class Node:
         async with self.running(*command) as process:
             said, complained = await process.communicate()
             if process.returncode:
-                raise CommandFailed(f"tailscale {' '.join(command)}: {(said + complained).decode().strip()}")
+                raise CommandFailed(
+                    f"tailscale {' '.join(command)}: {(said + complained).decode().strip()}"
+                )
         return said.decode()
 
     async def status(self) -> dict[str, Any]:
@@ -111,7 +124,9 @@ class Node:
         """Return its node key, which is what DERP knows it by."""
         state = json.loads(self._state.read_text())
         [profile] = [value for name, value in state.items() if name.startswith("profile-")]
-        return NodePrivate.from_text(json.loads(base64.b64decode(profile))["Config"]["PrivateNodeKey"])
+        return NodePrivate.from_text(
+            json.loads(base64.b64decode(profile))["Config"]["PrivateNodeKey"]
+        )
 
 
 class Tailnet:
@@ -145,7 +160,9 @@ async def running_tailnet(
     nodes = [Node(programs.tailscaled, directory, name, environment or {}) for name in names]
     try:
         assert control.stdin is not None and control.stdout is not None
-        control.stdin.write(json.dumps({"Regions": {str(region["RegionID"]): region}}).encode() + b"\n")
+        control.stdin.write(
+            json.dumps({"Regions": {str(region["RegionID"]): region}}).encode() + b"\n"
+        )
         async with asyncio.timeout(START_TIMEOUT_S):
             url = (await control.stdout.readline()).decode().strip()
         yield Tailnet(url, nodes)

@@ -17,7 +17,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from tests.interop.gokit import GoClient, GoError, GoPrograms
 from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, NOBODYS_PORT, Pebble, build, pebble
@@ -102,7 +107,10 @@ def test_the_first_client_of_a_name_gets_a_certificate_by_tls_alpn_01(ca: Pebble
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [NAME]
     assert its.said.count("ordering") == 1
-    assert {path.name: mode(path) for path in ca.cert_dir.iterdir()} == {NAME: 0o600, "acme_account+key": 0o600}
+    assert {path.name: mode(path) for path in ca.cert_dir.iterdir()} == {
+        NAME: 0o600,
+        "acme_account+key": 0o600,
+    }
     kept = (ca.cert_dir / NAME).read_text()
     assert kept.startswith("-----BEGIN EC PRIVATE KEY-----")
     assert kept.count("BEGIN CERTIFICATE") == 2, "the leaf and its issuer"
@@ -120,7 +128,10 @@ def test_the_address_a_client_has_connected_to_gets_a_short_lived_certificate(ca
         certificate = leaf(ca, ca.address)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address(ca.address)]
-        assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < datetime.timedelta(days=7)
+        assert (
+            certificate.not_valid_after_utc - certificate.not_valid_before_utc
+            < datetime.timedelta(days=7)
+        )
         assert leaf(ca, ca.address) == certificate
         assert leaf(ca) != certificate, "the name has one of its own"
     assert its.said.count("ordering") == 2
@@ -133,19 +144,32 @@ def test_the_address_a_client_has_connected_to_gets_a_short_lived_certificate(ca
 def test_an_account_with_the_ca_is_bound_where_it_wants_one(ca: Pebble) -> None:
     key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
     ca.start(externalAccountBindingRequired=True, externalAccountMACKeys={"kid-1": key})
-    account = ("-certmode", "gcp", "-acme-eab-kid", "kid-1", "-acme-eab-key", key, "-acme-email", "ops@example.com")
+    account = (
+        "-certmode",
+        "gcp",
+        "-acme-eab-kid",
+        "kid-1",
+        "-acme-eab-key",
+        key,
+        "-acme-email",
+        "ops@example.com",
+    )
     with running(ca, *account):
         assert leaf(ca)
 
 
-async def test_a_go_client_waits_for_the_first_certificate_and_starts_fast(ca: Pebble, go_programs: GoPrograms, tmp_path: Path) -> None:
+async def test_a_go_client_waits_for_the_first_certificate_and_starts_fast(
+    ca: Pebble, go_programs: GoPrograms, tmp_path: Path
+) -> None:
     ca.start()
     root = tmp_path / "root.pem"
     root.write_text(ca.root)
     with running(ca, "-acme-ip-certs") as its:
         url = f"https://{ca.address}:{HTTPS_PORT}/derp"
         for _ in range(2):
-            async with await GoClient.start(go_programs.derpkit, "-url", url, "-root", str(root)) as client:
+            async with await GoClient.start(
+                go_programs.derpkit, "-url", url, "-root", str(root)
+            ) as client:
                 assert client.ready["tls"] == "1.3"
                 assert client.ready["fast_start"]
     assert its.said.count("ordering") == 1
@@ -155,7 +179,10 @@ def test_who_has_no_account_with_such_a_ca_is_told(ca: Pebble) -> None:
     ca.start(externalAccountBindingRequired=True)
     with running(ca) as its:
         assert "internal error" in alert(ca)
-    assert f"{NAME}: no certificate from {ca.address}: the CA wants an account of its own: -acme-eab-kid" in its.said
+    assert (
+        f"{NAME}: no certificate from {ca.address}: the CA wants an account of its own: -acme-eab-kid"
+        in its.said
+    )
 
 
 def test_a_certificate_is_renewed_before_it_ends_and_keeps_its_key(ca: Pebble) -> None:
@@ -191,7 +218,10 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
         eventually(lambda: "BEGIN EC PRIVATE KEY" in (ca.cert_dir / NAME).read_text(), PATIENCE_S)
         assert leaf(ca)
         _, said = its.stop()
-    assert re.search(r"no certificate from \S+: cannot reach https://\S+: Connection refused; the CA is left alone for 60 s", said)
+    assert re.search(
+        r"no certificate from \S+: cannot reach https://\S+: Connection refused; the CA is left alone for 60 s",
+        said,
+    )
     assert re.search(r"Connection refused; .*, or until SIGHUP; the one until", said)
     assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
 
@@ -225,7 +255,10 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
     with running(ca) as again:
         assert "internal error" in alert(ca)
     assert its.said.count("ordering") == 1
-    assert re.search(rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n", its.said)
+    assert re.search(
+        rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n",
+        its.said,
+    )
     assert "ordering" not in again.said
 
 
@@ -247,7 +280,9 @@ def test_what_derper_has_kept_is_used(ca: Pebble) -> None:
     assert "ordering" not in its.said
 
 
-def test_a_ca_that_is_not_trusted_is_told_apart_from_one_that_is_down(ca: Pebble, tmp_path: Path) -> None:
+def test_a_ca_that_is_not_trusted_is_told_apart_from_one_that_is_down(
+    ca: Pebble, tmp_path: Path
+) -> None:
     ca.start()
     other = tmp_path / "other.pem"
     other.write_text(ssl.DER_cert_to_PEM_cert(self_signed("other.test").der))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.wire import login
+from fastderp.errors import ConnectionClosed
 from fastderp.net.stream import Stream
 from fastderp.net.upgrade import upgrade
-from fastderp.errors import ConnectionClosed
+from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
@@ -73,7 +73,9 @@ async def lets_in(relay: Relay, key: NodePrivate) -> bool:
     try:
         await upgrade(stream, host="derp.example", path="/derp")
         server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
-        stream.write(login.client_info_frame(key.public(), key.box(server), ClientInfo(can_ack_pings=True)))
+        stream.write(
+            login.client_info_frame(key.public(), key.box(server), ClientInfo(can_ack_pings=True))
+        )
         frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
         return frame_type == FrameType.SERVER_INFO
     except ConnectionClosed:
@@ -98,24 +100,36 @@ async def test_the_admission_url_is_understood_alike(
     with serving(b"") as service:
         flags = (f"-verify-client-url={service.url}", f"-verify-client-url-fail-open={fail_open}")
         async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
-            theirs, ours = await verdicts(derper, service, ANSWERS), await verdicts(relay, service, ANSWERS)
+            theirs, ours = (
+                await verdicts(derper, service, ANSWERS),
+                await verdicts(relay, service, ANSWERS),
+            )
             stricter = ADMISSION_DEVIATIONS if fail_open == "true" else ()
-            assert {name: let_in for name, let_in in ours.items() if let_in != theirs[name]} == dict.fromkeys(stricter, False)
+            assert {
+                name: let_in for name, let_in in ours.items() if let_in != theirs[name]
+            } == dict.fromkeys(stricter, False)
             assert set(ours.values()) == {True, False}
     with serving(ok({"Allow": True})) as service:
         flags = (f"-verify-client-url={service.url}",)
         async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
             key = NodePrivate.generate()
             assert await lets_in(derper, key) and await lets_in(relay, key)
-        asked_by_derper, asked_by_us = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in service.requests)
+        asked_by_derper, asked_by_us = (
+            json.loads(request.partition(b"\r\n\r\n")[2]) for request in service.requests
+        )
         assert asked_by_derper == asked_by_us
 
 
-async def test_an_absent_admission_url_is_treated_alike(start_derper: StartRelay, start_fastderp: StartRelay) -> None:
+async def test_an_absent_admission_url_is_treated_alike(
+    start_derper: StartRelay, start_fastderp: StartRelay
+) -> None:
     with serving(b"") as service:
         url = service.url
     for fail_open in (True, False):
-        flags = (f"-verify-client-url={url}", f"-verify-client-url-fail-open={str(fail_open).lower()}")
+        flags = (
+            f"-verify-client-url={url}",
+            f"-verify-client-url-fail-open={str(fail_open).lower()}",
+        )
         async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
             key = NodePrivate.generate()
             assert (await lets_in(derper, key), await lets_in(relay, key)) == (fail_open, fail_open)
@@ -142,14 +156,22 @@ async def test_the_certificate_of_an_admission_url_is_judged_alike(
     with serving(ok({"Allow": True}), tls=server_context(certificate, tmp_path)) as service:
         trust = {"SSL_CERT_FILE": str(tmp_path / "served.crt")} if trusted else {}
         for fail_open in (True, False):
-            flags = (f"-verify-client-url={service.url}", f"-verify-client-url-fail-open={str(fail_open).lower()}")
-            async with start_derper(*flags, **trust) as derper, start_fastderp(*flags, **trust) as relay:
+            flags = (
+                f"-verify-client-url={service.url}",
+                f"-verify-client-url-fail-open={str(fail_open).lower()}",
+            )
+            async with (
+                start_derper(*flags, **trust) as derper,
+                start_fastderp(*flags, **trust) as relay,
+            ):
                 let_in = [await lets_in(each, NodePrivate.generate()) for each in (derper, relay)]
                 assert let_in == [usable or fail_open] * 2
         assert len(service.requests) == (4 if usable else 0)
 
 
-async def test_tailscaled_is_understood_alike(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
+async def test_tailscaled_is_understood_alike(
+    start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
+) -> None:
     path = tmp_path / "tailscaled.sock"
     with serving(b"", path) as service:
         service.answer = ok(b"{}")

@@ -31,8 +31,20 @@ FLAGS = [
     "missing.example.com,hidden.example.com/all.rollout.example.com",
 ]
 QUESTIONS = [
-    *("", "a.example.com", "hidden.example.com", "nobody.example.com", "wrong.example.com", "missing.example.com"),
-    *("other.example.com", "HIDDEN.example.com", "hidden.example.com&q=a.example.com", "%68idden.example.com"),
+    *(
+        "",
+        "a.example.com",
+        "hidden.example.com",
+        "nobody.example.com",
+        "wrong.example.com",
+        "missing.example.com",
+    ),
+    *(
+        "other.example.com",
+        "HIDDEN.example.com",
+        "hidden.example.com&q=a.example.com",
+        "%68idden.example.com",
+    ),
 ]
 
 
@@ -41,7 +53,13 @@ def meant(outcome: Outcome) -> list[object]:
     found = []
     for status, content_type, body in outcome.answers:
         names = json.loads(body) if body else None
-        found.append((status, content_type, names and {name: sorted(addresses) for name, addresses in names.items()}))
+        found.append(
+            (
+                status,
+                content_type,
+                names and {name: sorted(addresses) for name, addresses in names.items()},
+            )
+        )
     return found
 
 
@@ -59,7 +77,8 @@ def test_both_relays_tell_the_same_and_count_the_same(
     flags: list[str], until: list[str], go_programs: GoPrograms, fastderp_relay: Path
 ) -> None:
     theirs, ours = (
-        outcome_of(Trial(str(program), flags, RECORDS, until, QUESTIONS)) for program in (go_programs.derper, fastderp_relay)
+        outcome_of(Trial(str(program), flags, RECORDS, until, QUESTIONS))
+        for program in (go_programs.derper, fastderp_relay)
     )
     assert meant(ours) == meant(theirs)
     assert ours.counted == theirs.counted

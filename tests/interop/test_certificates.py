@@ -13,7 +13,9 @@ async def test_a_go_client_accepts_the_certificate_it_was_told_to_expect(
     go_programs: GoPrograms, start_fastderp: StartRelay
 ) -> None:
     async with start_fastderp(tls=True) as relay:
-        async with await GoClient.start(go_programs.derpkit, "-url", relay.url, "-pin", relay.pin) as client:
+        async with await GoClient.start(
+            go_programs.derpkit, "-url", relay.url, "-pin", relay.pin
+        ) as client:
             assert client.ready["fast_start"]
 
 
@@ -31,6 +33,8 @@ async def test_a_go_client_told_to_trust_anything_starts_fast(
     go_programs: GoPrograms, start_fastderp: StartRelay
 ) -> None:
     async with start_fastderp(tls=True) as relay:
-        async with await GoClient.start(go_programs.derpkit, "-url", relay.url, "-insecure") as client:
+        async with await GoClient.start(
+            go_programs.derpkit, "-url", relay.url, "-insecure"
+        ) as client:
             assert client.ready["tls"] == "1.3"
             assert client.ready["fast_start"]

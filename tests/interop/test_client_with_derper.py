@@ -52,7 +52,9 @@ async def relay(start_derper: StartRelay) -> AsyncIterator[Relay]:
 
 
 @asynccontextmanager
-async def logged_in(relay: Relay, key: NodePrivate | None = None, **options: Any) -> AsyncIterator[HTTPClient]:
+async def logged_in(
+    relay: Relay, key: NodePrivate | None = None, **options: Any
+) -> AsyncIterator[HTTPClient]:
     """Yield a client whose login the relay has answered."""
     options = {"cafile": relay.root} | options
     async with HTTPClient(relay.url, key or NodePrivate.generate(), **options) as client:
@@ -74,7 +76,9 @@ async def test_packets_of_any_size_arrive_with_their_source(relay: Relay) -> Non
             await alice.send(bob.public_key, data)
             assert await next_of(bob, ReceivedPacket) == ReceivedPacket(alice.public_key, data)
         await alice.send(alice.public_key, b"to myself")
-        assert await next_of(alice, ReceivedPacket) == ReceivedPacket(alice.public_key, b"to myself")
+        assert await next_of(alice, ReceivedPacket) == ReceivedPacket(
+            alice.public_key, b"to myself"
+        )
 
 
 async def test_pings_are_answered(relay: Relay) -> None:
@@ -90,9 +94,13 @@ async def test_departures_and_absent_peers_are_told(relay: Relay) -> None:
         async with logged_in(relay) as leaves:
             await leaves.send(stays.public_key, b"hello")
             assert (await next_of(stays, ReceivedPacket)).source == leaves.public_key
-        assert await next_of(stays, PeerGone) == PeerGone(leaves.public_key, PeerGoneReason.DISCONNECTED)
+        assert await next_of(stays, PeerGone) == PeerGone(
+            leaves.public_key, PeerGoneReason.DISCONNECTED
+        )
         await stays.send(leaves.public_key, DISCO_MAGIC + bytes(56))
-        assert await next_of(stays, PeerGone) == PeerGone(leaves.public_key, PeerGoneReason.NOT_HERE)
+        assert await next_of(stays, PeerGone) == PeerGone(
+            leaves.public_key, PeerGoneReason.NOT_HERE
+        )
 
 
 async def test_last_speaker_of_a_key_gets_its_packets(relay: Relay) -> None:
@@ -112,7 +120,9 @@ async def test_tls_by_root_by_pin_and_not_without(start_derper: StartRelay) -> N
         async with HTTPClient(relay.url, NodePrivate.generate()) as stranger:
             with pytest.raises(DialError, match="self-signed"):
                 await stranger.connect()
-        node = DerpNode("900a", 900, "127.0.0.1", cert_name=relay.pin, ipv6="none", derp_port=relay.port)
+        node = DerpNode(
+            "900a", 900, "127.0.0.1", cert_name=relay.pin, ipv6="none", derp_port=relay.port
+        )
         region = DerpRegion(900, "test", nodes=(node,))
         async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
             assert await client.recv() == ServerInfo()
@@ -157,7 +167,10 @@ async def test_mesh_peers_watch_forward_and_close(
     start_derper: StartRelay, mesh_key: tuple[MeshKey, Path]
 ) -> None:
     key, path = mesh_key
-    async with start_derper(f"-mesh-psk-file={path}") as relay, logged_in(relay, mesh_key=key) as mesh:
+    async with (
+        start_derper(f"-mesh-psk-file={path}") as relay,
+        logged_in(relay, mesh_key=key) as mesh,
+    ):
         await mesh.watch_connection_changes()
         itself = await next_of(mesh, PeerPresent)
         assert (itself.key, itself.flags) == (mesh.public_key, PeerPresentFlags.MESH_PEER)
@@ -211,7 +224,9 @@ async def test_watch_loop_finds_a_restarted_relay(
                 assert isinstance(report, DialError)
             assert report.key == watcher.public_key
         async with asyncio.timeout(PATIENCE_S):
-            assert await reports.get() == PeerGone(watcher.public_key, PeerGoneReason.MESH_LINK_BROKEN)
+            assert await reports.get() == PeerGone(
+                watcher.public_key, PeerGoneReason.MESH_LINK_BROKEN
+            )
             assert isinstance(await reports.get(), ConnectionClosed)
     await watcher.close()
     await loop

@@ -12,8 +12,19 @@ pytestmark = pytest.mark.timeout(600)
 
 # None that is taken: a test leaves control servers alone.
 TARGETS = [
-    *("example.com:443", "tailscale.com:443", "derp1.tailscale.com:443", "my-derp.tailscale.com:80", "control.tailscale.com:22"),
-    *("control.tailscale.com:8443", "control.tailscale.com.example.com:443", "eviltailscale.com:443", "127.0.0.1:443"),
+    *(
+        "example.com:443",
+        "tailscale.com:443",
+        "derp1.tailscale.com:443",
+        "my-derp.tailscale.com:80",
+        "control.tailscale.com:22",
+    ),
+    *(
+        "control.tailscale.com:8443",
+        "control.tailscale.com.example.com:443",
+        "eviltailscale.com:443",
+        "127.0.0.1:443",
+    ),
     *("[::1]:443", "CONTROL.TAILSCALE.COM:443", "control.tailscale.com.:443"),
 ]
 
@@ -22,7 +33,9 @@ async def answer(relay: Relay, target: str) -> tuple[str, bytes]:
     """Ask to be taken to a target; return the status and the body of the answer."""
     context = ssl._create_unverified_context() if relay.root else None
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=context)
-    writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n".encode())
+    writer.write(
+        f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n".encode()
+    )
     async with asyncio.timeout(20):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
@@ -30,7 +43,9 @@ async def answer(relay: Relay, target: str) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("flags", [(), ("-ace",)], ids=["off", "on"])
-async def test_the_same_targets_are_refused(start_derper: StartRelay, start_fastderp: StartRelay, flags: tuple[str, ...]) -> None:
+async def test_the_same_targets_are_refused(
+    start_derper: StartRelay, start_fastderp: StartRelay, flags: tuple[str, ...]
+) -> None:
     async with start_derper(*flags, tls=True) as theirs, start_fastderp(*flags, tls=True) as ours:
         expected = {target: await answer(theirs, target) for target in TARGETS}
         assert {target: await answer(ours, target) for target in TARGETS} == expected

@@ -29,7 +29,10 @@ async def exchange_between_go_clients(
 ) -> tuple[Result, Result]:
     """Log two Go clients in, run an exchange between them and return what each reports."""
     flags = relay.go_flags(transport)
-    async with await GoClient.start(go.derpkit, *flags) as a, await GoClient.start(go.derpkit, *flags) as b:
+    async with (
+        await GoClient.start(go.derpkit, *flags) as a,
+        await GoClient.start(go.derpkit, *flags) as b,
+    ):
         assert_came_by(transport, a)
         b.begin("exchange", peer=a.key, answer=True, **asdict(terms))
         await b.next("armed")
@@ -55,7 +58,12 @@ async def exchange_between_go_and_ours(
 
 def assert_came_by(transport: Transport, client: GoClient) -> None:
     """Check that the client took the way the test is about."""
-    versions = {Transport.PLAIN: "", Transport.TLS_1_2: "1.2", Transport.TLS_1_3: "1.3", Transport.FAST_START: "1.3"}
+    versions = {
+        Transport.PLAIN: "",
+        Transport.TLS_1_2: "1.2",
+        Transport.TLS_1_3: "1.3",
+        Transport.FAST_START: "1.3",
+    }
     assert client.ready["tls"] == versions[transport]
     assert client.ready["fast_start"] == (transport is Transport.FAST_START)
 
@@ -73,7 +81,9 @@ async def test_two_go_clients_exchange_packets_through_derper(
     """The measure itself: what tailscale's own programs do among themselves."""
     run = terms(2_000)
     async with start_derper(tls=transport.is_tls) as relay:
-        assert_all_arrived(*await exchange_between_go_clients(go_programs, relay, transport, run), run)
+        assert_all_arrived(
+            *await exchange_between_go_clients(go_programs, relay, transport, run), run
+        )
 
 
 @EVERY_WAY
@@ -82,7 +92,9 @@ async def test_a_go_client_and_ours_exchange_packets_through_derper(
 ) -> None:
     run = terms(20_000)
     async with start_derper(tls=transport.is_tls) as relay:
-        assert_all_arrived(*await exchange_between_go_and_ours(go_programs, relay, transport, run), run)
+        assert_all_arrived(
+            *await exchange_between_go_and_ours(go_programs, relay, transport, run), run
+        )
 
 
 @EVERY_WAY
@@ -91,7 +103,9 @@ async def test_two_go_clients_exchange_100000_packets(
 ) -> None:
     run = terms(100_000)
     async with start_fastderp(tls=transport.is_tls) as relay:
-        assert_all_arrived(*await exchange_between_go_clients(go_programs, relay, transport, run), run)
+        assert_all_arrived(
+            *await exchange_between_go_clients(go_programs, relay, transport, run), run
+        )
 
 
 @EVERY_WAY
@@ -100,4 +114,6 @@ async def test_a_go_client_and_ours_exchange_100000_packets(
 ) -> None:
     run = terms(100_000)
     async with start_fastderp(tls=transport.is_tls) as relay:
-        assert_all_arrived(*await exchange_between_go_and_ours(go_programs, relay, transport, run), run)
+        assert_all_arrived(
+            *await exchange_between_go_and_ours(go_programs, relay, transport, run), run
+        )

@@ -16,7 +16,14 @@ from .gokit import GoPrograms
 
 pytestmark = pytest.mark.timeout(600)
 
-KINDS = {"string": str, "int": integer, "float": number, "duration": duration, "": boolean, "0": str}
+KINDS = {
+    "string": str,
+    "int": integer,
+    "float": number,
+    "duration": duration,
+    "": boolean,
+    "0": str,
+}
 
 
 def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
@@ -31,7 +38,10 @@ def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
 
 def is_default(flag: Flag, text: str) -> bool:
     """Whether derper's help means our default; it leaves out what is false, zero or empty."""
-    return bool(flag.read(flag.default) == (flag.read(text) if text else flag.read({boolean: "false"}.get(flag.read, ""))))
+    return bool(
+        flag.read(flag.default)
+        == (flag.read(text) if text else flag.read({boolean: "false"}.get(flag.read, "")))
+    )
 
 
 def test_every_flag_of_derper_is_ours_with_its_kind_and_default(go_programs: GoPrograms) -> None:
@@ -49,7 +59,9 @@ def test_every_flag_of_derper_is_ours_with_its_kind_and_default(go_programs: GoP
 
 
 @pytest.mark.parametrize("flag", REFUSED_FLAGS)
-async def test_a_flag_that_derper_lets_pass_is_refused(flag: str, start_derper: StartRelay, start_fastderp: StartRelay) -> None:
+async def test_a_flag_that_derper_lets_pass_is_refused(
+    flag: str, start_derper: StartRelay, start_fastderp: StartRelay
+) -> None:
     async with start_derper(flag):
         pass
     with pytest.raises(RuntimeError, match="exited with 2"):

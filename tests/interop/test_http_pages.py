@@ -23,17 +23,59 @@ PATIENCE_S = 10.0
 
 # What browsers and clients act on. Left out: Date, Content-Length and how a body is framed.
 HEADERS = (
-    *("Location", "Access-Control-Allow-Origin", "Cache-Control", "X-Tailscale-Response", "Strict-Transport-Security"),
-    *("Content-Security-Policy", "X-Frame-Options", "X-Content-Type-Options", "Content-Type", "Connection", "Upgrade"),
+    *(
+        "Location",
+        "Access-Control-Allow-Origin",
+        "Cache-Control",
+        "X-Tailscale-Response",
+        "Strict-Transport-Security",
+    ),
+    *(
+        "Content-Security-Policy",
+        "X-Frame-Options",
+        "X-Content-Type-Options",
+        "Content-Type",
+        "Connection",
+        "Upgrade",
+    ),
     *("Derp-Version", "Sec-WebSocket-Version", "Allow"),
 )
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 PATHS = (
-    *("/", "/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/robots.txt", "/debug", "/debug/", "/bootstrap-dns"),
-    *("/nope", "/derp/", "/derp/x", "/derp/probe/", "/debugfoo", "/debug/nope", "/index.html", "/favicon.ico", "/DERP"),
+    *(
+        "/",
+        "/derp",
+        "/derp/probe",
+        "/derp/latency-check",
+        "/generate_204",
+        "/robots.txt",
+        "/debug",
+        "/debug/",
+        "/bootstrap-dns",
+    ),
+    *(
+        "/nope",
+        "/derp/",
+        "/derp/x",
+        "/derp/probe/",
+        "/debugfoo",
+        "/debug/nope",
+        "/index.html",
+        "/favicon.ico",
+        "/DERP",
+    ),
 )
-UNCLEAN_PATHS = ("//", "//derp/probe", "/derp//probe", "/./derp", "/derp/../nope", "/a/..", "/nope/.", "/%2e%2e/derp")
+UNCLEAN_PATHS = (
+    "//",
+    "//derp/probe",
+    "/derp//probe",
+    "/./derp",
+    "/derp/../nope",
+    "/a/..",
+    "/nope/.",
+    "/%2e%2e/derp",
+)
 ENCODED_PATHS = ("/derp%2Fprobe", "/%64erp/probe", "/a%20b?c=d", "/?q=%00", "/n%C3%B6")
 GO_PATHS = ("/debug/pprof/", "/debug/gc", "/debug/set-mutex-profile-fraction")
 DEBUG_PATHS = (
@@ -41,7 +83,18 @@ DEBUG_PATHS = (
     *("/debug/varz", "/debug/vars", "/debug/check"),
 )
 CHALLENGES = ("ts_derp.example", "a", "a" * 64, "a" * 65, "", "a b", "a/b", "A.b:c_d-9", "\xfc")
-UPGRADES = ("h2c", "derpx", "derp, websocket", "DERP", "Derp ", "websocket", "WebSocket", "", "foo\x01", "TLS/1.2")
+UPGRADES = (
+    "h2c",
+    "derpx",
+    "derp, websocket",
+    "DERP",
+    "Derp ",
+    "websocket",
+    "WebSocket",
+    "",
+    "foo\x01",
+    "TLS/1.2",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +110,11 @@ class Question:
     @property
     def raw(self) -> bytes:
         """The request as it is sent."""
-        lines = [f"{self.method} {self.path} HTTP/{self.version}", "Host: derp.example", *self.headers]
+        lines = [
+            f"{self.method} {self.path} HTTP/{self.version}",
+            "Host: derp.example",
+            *self.headers,
+        ]
         if self.body:
             lines.append(f"Content-Length: {len(self.body)}")
         return ("\r\n".join([*lines, "", ""]) + self.body).encode("latin-1")
@@ -86,15 +143,23 @@ def questions() -> Iterator[Question]:
     yield Question("http://other.example")
     for challenge in CHALLENGES:
         for method in ("GET", "POST"):
-            yield Question("/generate_204", method, headers=(f"X-Tailscale-Challenge: {challenge}",))
-    yield Question("/generate_204", headers=("X-Tailscale-Challenge: a", "X-Tailscale-Challenge: b"))
+            yield Question(
+                "/generate_204", method, headers=(f"X-Tailscale-Challenge: {challenge}",)
+            )
+    yield Question(
+        "/generate_204", headers=("X-Tailscale-Challenge: a", "X-Tailscale-Challenge: b")
+    )
     for upgrade in UPGRADES:
         yield Question("/derp", headers=(f"Upgrade: {upgrade}", "Connection: Upgrade"))
     yield Question("/derp", headers=("Upgrade: derp", "Upgrade: h2c"))
     yield Question("/derp", headers=("Upgrade: h2c", "Upgrade: derp"))
     yield Question("/nope", headers=("Upgrade: derp", "Connection: Upgrade"))
     yield Question("/derp/probe", headers=("Origin: https://login.example",))
-    yield Question("/derp/probe", "OPTIONS", headers=("Origin: https://login.example", "Access-Control-Request-Method: GET"))
+    yield Question(
+        "/derp/probe",
+        "OPTIONS",
+        headers=("Origin: https://login.example", "Access-Control-Request-Method: GET"),
+    )
     for forwarded in ("192.0.2.1", "127.0.0.1", ""):
         for path in ("/debug/", "/debug/vars", "/debug/nope", "/"):
             yield Question(path, headers=(f"X-Forwarded-For: {forwarded}",))
@@ -123,7 +188,9 @@ def answer(sock: socket.socket, question: Question) -> dict[str, str]:
     sock.sendall(question.raw)
     response = http.client.HTTPResponse(sock, method=question.method)
     response.begin()
-    said = {name: ", ".join(values) for name in HEADERS if (values := response.headers.get_all(name))}
+    said = {
+        name: ", ".join(values) for name in HEADERS if (values := response.headers.get_all(name))
+    }
     said["status"] = f"HTTP/{response.version / 10:.1f} {response.status} {response.reason}"
     if response.status != 101:
         body = response.read().decode()
@@ -170,7 +237,9 @@ class Place:
             return await asyncio.to_thread(self._ask, relay, port if self.beside else relay.port)
 
     def _ask(self, relay: Relay, port: int) -> dict[str, dict[str, str]]:
-        tls = ssl.create_default_context(cafile=relay.root) if self.tls and not self.beside else None
+        tls = (
+            ssl.create_default_context(cafile=relay.root) if self.tls and not self.beside else None
+        )
         said = {}
         for name, question in QUESTIONS.items():
             with connected(port, tls) as sock:
@@ -190,22 +259,30 @@ PLACES = {
 
 def differing(theirs: dict[str, str], ours: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Return the parts of two answers that are not the same."""
-    pairs = {part: (theirs.get(part, ""), ours.get(part, "")) for part in theirs.keys() | ours.keys()}
+    pairs = {
+        part: (theirs.get(part, ""), ours.get(part, "")) for part in theirs.keys() | ours.keys()
+    }
     return {part: pair for part, pair in pairs.items() if pair[0] != pair[1]}
 
 
-async def test_pages_are_answered_as_derper_does(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
+async def test_pages_are_answered_as_derper_does(
+    start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
+) -> None:
     key = tmp_path / "debug.key"
     key.write_text("s3cret\n")
     unforeseen, seen = [], set()
     for where, place in PLACES.items():
-        theirs, ours = await place.answers(start_derper, key), await place.answers(start_fastderp, key)
+        theirs, ours = (
+            await place.answers(start_derper, key),
+            await place.answers(start_fastderp, key),
+        )
         for name in QUESTIONS:
             for part, (their, our) in differing(theirs[name], ours[name]).items():
                 reasons = {
                     deviation
                     for deviation in HTTP_DEVIATIONS
-                    if re.fullmatch(deviation.requests, name) and part in (deviation.parts or (part,))
+                    if re.fullmatch(deviation.requests, name)
+                    and part in (deviation.parts or (part,))
                 }
                 seen |= reasons
                 if not reasons:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fastderp.wire import login
+from fastderp.errors import ConnectionClosed, LoginError
 from fastderp.net.stream import Stream
 from fastderp.net.upgrade import upgrade
-from fastderp.errors import ConnectionClosed, LoginError
+from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType, frame
 
@@ -44,14 +44,34 @@ EDGES = [
 
 # Not AppName: the derper at hand is older than that member and takes any type for it.
 NAMES = ["meshKey", "version", "CanAckPings", "IsProber", "VERSION", "meshkey", "isprober", "x"]
-VALUES = ["null", "true", "false", "0", "2", "-1", "2.5", "1e3", '""', '"a"', f'"{HEX}"', "[]", "{}", "[1,{}]"]
+VALUES = [
+    "null",
+    "true",
+    "false",
+    "0",
+    "2",
+    "-1",
+    "2.5",
+    "1e3",
+    '""',
+    '"a"',
+    f'"{HEX}"',
+    "[]",
+    "{}",
+    "[1,{}]",
+]
 
 
 def invented(n: int) -> list[str]:
     """Return `n` objects of plausible members, the same ones every time."""
     choose = random.Random(3)
     return [
-        "{" + ",".join(f"{json.dumps(choose.choice(NAMES))}:{choose.choice(VALUES)}" for _ in range(choose.randint(1, 3))) + "}"
+        "{"
+        + ",".join(
+            f"{json.dumps(choose.choice(NAMES))}:{choose.choice(VALUES)}"
+            for _ in range(choose.randint(1, 3))
+        )
+        + "}"
         for _ in range(n)
     ]
 
@@ -88,7 +108,15 @@ def we_let_in(text: bytes) -> bool:
 
 async def test_the_same_client_infos_are_let_in(relay: Relay) -> None:
     texts = [text.encode() for text in (*EDGES, *invented(300))]
-    texts += [b'{"AppName":"\xff"}', b'{"AppName":"\xed\xa0\x80"}', b'{"version":2}\xff', b'\xff\xfe{\0}\0', b'{"\xff":2}']
+    texts += [
+        b'{"AppName":"\xff"}',
+        b'{"AppName":"\xed\xa0\x80"}',
+        b'{"version":2}\xff',
+        b"\xff\xfe{\0}\0",
+        b'{"\xff":2}',
+    ]
     judged = {text: (await derper_lets_in(relay, text), we_let_in(text)) for text in texts}
-    assert {text[:100]: verdicts for text, verdicts in judged.items() if verdicts[0] != verdicts[1]} == {}
+    assert {
+        text[:100]: verdicts for text, verdicts in judged.items() if verdicts[0] != verdicts[1]
+    } == {}
     assert {theirs for theirs, _ in judged.values()} == {True, False}

@@ -24,11 +24,20 @@ async def test_a_mesh_peer_is_answered_as_derper_does(
     psk.write_text(MESH_KEY_TEXT + "\n")
     flag = f"-mesh-psk-file={psk}"
     table = (
-        scripts.frames_of_every_type() | scripts.logins() | scripts.behaviours() | improvisations(N_IMPROVISATIONS)
+        scripts.frames_of_every_type()
+        | scripts.logins()
+        | scripts.behaviours()
+        | improvisations(N_IMPROVISATIONS)
     )
     async with start_derper(flag) as derper, start_fastderp(flag) as relay:
-        found = await differences(await greet(derper.port), await greet(relay.port), table, MESH_DEVIATIONS)
+        found = await differences(
+            await greet(derper.port), await greet(relay.port), table, MESH_DEVIATIONS
+        )
     names = {difference.conversation.name for difference in found}
-    unforeseen = [str(difference) for difference in found if difference.conversation.name not in MESH_DEVIATIONS]
+    unforeseen = [
+        str(difference)
+        for difference in found
+        if difference.conversation.name not in MESH_DEVIATIONS
+    ]
     assert not unforeseen, "\n".join(unforeseen[:10])
     assert names == MESH_DEVIATIONS.keys() & table.keys(), "deviations that are none any more"

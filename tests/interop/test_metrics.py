@@ -18,12 +18,13 @@ from .relays import Relay, Transport
 PATIENCE_S = 10.0
 
 
-
 def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
     """Return each metric's type, "untyped" where there is none, and its samples by what follows the name."""
     scheme = "https" if relay.root else "http"
     context = ssl._create_unverified_context() if relay.root else None
-    with urllib.request.urlopen(f"{scheme}://127.0.0.1:{relay.port}/debug/varz", timeout=10, context=context) as page:
+    with urllib.request.urlopen(
+        f"{scheme}://127.0.0.1:{relay.port}/debug/varz", timeout=10, context=context
+    ) as page:
         text = page.read().decode()
     found: dict[str, tuple[str, dict[str, float]]] = {}
     for line in text.splitlines():
@@ -43,30 +44,52 @@ def shape(relay: Relay, without: Iterable[str]) -> dict[str, tuple[str, frozense
     found = {}
     for name, (kind, samples) in varz(relay).items():
         if not any(re.fullmatch(pattern, name) for pattern in without):
-            labels = frozenset(re.sub(r'(version|binary)="[^"]*[-.a-z][^"]*"', r"\1", rest) for rest in samples)
-            found[name] = (kind, labels if name not in ("derper_tls_active_version", "derper_tls_request_version") else frozenset())
+            labels = frozenset(
+                re.sub(r'(version|binary)="[^"]*[-.a-z][^"]*"', r"\1", rest) for rest in samples
+            )
+            found[name] = (
+                kind,
+                labels
+                if name not in ("derper_tls_active_version", "derper_tls_request_version")
+                else frozenset(),
+            )
     return found
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "tls"])
-async def both(request: pytest.FixtureRequest, start_derper: StartRelay, start_fastderp: StartRelay) -> AsyncIterator[list[Relay]]:
-    """derper and fastderp-relay with the same flags."""
+async def both(
+    request: pytest.FixtureRequest, start_derper: StartRelay, start_fastderp: StartRelay
+) -> AsyncIterator[list[Relay]]:
+    """Derper and fastderp-relay with the same flags."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(start(tls=request.param)) for start in (start_derper, start_fastderp)]
+        yield [
+            await stack.enter_async_context(start(tls=request.param))
+            for start in (start_derper, start_fastderp)
+        ]
 
 
 async def test_every_metric_of_derper_is_there_with_its_type_and_labels(both: list[Relay]) -> None:
-    theirs, ours = (shape(relay, without) for relay, without in zip(both, (THEIR_METRICS, OUR_METRICS), strict=True))
+    theirs, ours = (
+        shape(relay, without)
+        for relay, without in zip(both, (THEIR_METRICS, OUR_METRICS), strict=True)
+    )
     assert ours == theirs
 
 
 def told(relay: Relay) -> dict[str, float]:
     """Return every sample that is not zero."""
-    return {name + labels: n for name, (_, samples) in varz(relay).items() for labels, n in samples.items() if n}
+    return {
+        name + labels: n
+        for name, (_, samples) in varz(relay).items()
+        for labels, n in samples.items()
+        if n
+    }
 
 
 @pytest.mark.timeout(600)
-async def test_what_two_clients_do_is_counted_alike(both: list[Relay], go_programs: GoPrograms) -> None:
+async def test_what_two_clients_do_is_counted_alike(
+    both: list[Relay], go_programs: GoPrograms
+) -> None:
     for relay in both:
         flags = relay.go_flags(Transport.TLS_1_3 if relay.root else Transport.PLAIN)
         async with (
@@ -78,7 +101,9 @@ async def test_what_two_clients_do_is_counted_alike(both: list[Relay], go_progra
             active = {ACTIVE: 2.0 + (relay is both[0])} if relay.root else {}
             expected = COUNTED | active
             assert await settled(relay, expected) == expected, relay.program
-        gone = await settled(relay, {"derp_current_connections": 0, "derp_current_home_connections": 0})
+        gone = await settled(
+            relay, {"derp_current_connections": 0, "derp_current_home_connections": 0}
+        )
         assert set(gone.values()) == {0}
         if relay.root:
             active = {ACTIVE: 0.0 + (relay is both[0])}

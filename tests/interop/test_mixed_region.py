@@ -33,7 +33,11 @@ def counts(region: Region, i: int) -> tuple[int, int]:
     trusting = ssl.create_default_context(cafile=str(region.root))
     url = f"https://localhost:{region.relays[i].port}/debug/varz"
     with urllib.request.urlopen(url, timeout=5, context=trusting) as answer:
-        found = dict(re.findall(r"^derp_(clients_total|watchers) (\d+)$", answer.read().decode(), re.MULTILINE))
+        found = dict(
+            re.findall(
+                r"^derp_(clients_total|watchers) (\d+)$", answer.read().decode(), re.MULTILINE
+            )
+        )
     return int(found["clients_total"]), int(found["watchers"])
 
 
@@ -87,7 +91,10 @@ async def test_the_region_survives_a_relay_that_is_killed_and_started_again(
 ) -> None:
     everyone = list(range(len(programs)))
     survivors = [i for i in everyone if i != victim]
-    async with running_region(programs, tmp_path) as region, a_client_on_each_node(go_programs, region) as clients:
+    async with (
+        running_region(programs, tmp_path) as region,
+        a_client_on_each_node(go_programs, region) as clients,
+    ):
         await tables_are_true(region, 8, everyone)
         await every_direction(clients)
         await region.relays[victim].kill()

@@ -51,7 +51,9 @@ async def test_two_derpers_agree(start_derper: StartRelay, mesh_psk: str) -> Non
     assert not found, report(found)
 
 
-async def test_a_relay_without_the_mesh_key_is_told_apart(start_derper: StartRelay, mesh_psk: str) -> None:
+async def test_a_relay_without_the_mesh_key_is_told_apart(
+    start_derper: StartRelay, mesh_psk: str
+) -> None:
     """The comparison sees what it is there to see."""
     names = ("packets to oneself", "forwarding", "a mesh peer closes others", "two watchers")
     table = {name: scripts.behaviours()[name] for name in names}
@@ -66,20 +68,33 @@ async def test_the_relay_answers_as_derper_does(
 ) -> None:
     table = TABLES[name]()
     async with start_derper("-mesh-psk-file=") as derper, start_fastderp() as relay:
-        found = await differences(await greet(derper.port), await greet(relay.port), table, DEVIATIONS)
-    unforeseen = [difference for difference in found if difference.conversation.name not in DEVIATIONS]
+        found = await differences(
+            await greet(derper.port), await greet(relay.port), table, DEVIATIONS
+        )
+    unforeseen = [
+        difference for difference in found if difference.conversation.name not in DEVIATIONS
+    ]
     assert not unforeseen, report(unforeseen)
     found_names = {difference.conversation.name for difference in found}
     assert found_names == DEVIATIONS.keys() & table.keys(), "deviations that are none any more"
 
 
-async def test_only_we_tell_clients_their_rate_limit(start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path) -> None:
+async def test_only_we_tell_clients_their_rate_limit(
+    start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
+) -> None:
     path = tmp_path / "rate.json"
     path.write_text('{"PerClientRateLimitBytesPerSec": 1000000}')
     table = {"a login": scripts.packets_to_oneself}
-    async with start_derper(f"-rate-config={path}") as derper, start_fastderp(f"-rate-config={path}") as relay:
-        (found,) = await differences(await greet(derper.port), await greet(relay.port), table, table)
+    async with (
+        start_derper(f"-rate-config={path}") as derper,
+        start_fastderp(f"-rate-config={path}") as relay,
+    ):
+        (found,) = await differences(
+            await greet(derper.port), await greet(relay.port), table, table
+        )
     only_ours = [line for line in found.other if line not in found.reference]
     only_theirs = [line for line in found.reference if line not in found.other]
-    assert [("TokenBucketBytesPerSecond" in line, "ServerInfo" in line) for line in only_ours] == [(True, True)], RATE_LIMIT
+    assert [("TokenBucketBytesPerSecond" in line, "ServerInfo" in line) for line in only_ours] == [
+        (True, True)
+    ], RATE_LIMIT
     assert len(only_theirs) == 1 and "ServerInfo" in only_theirs[0]

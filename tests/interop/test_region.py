@@ -57,7 +57,11 @@ def every_probe(region: Region) -> set[str]:
     nodes = [str(region.node(i)["Name"]) for i in range(len(region.relays))]
     here = f"derp/{REGION_CODE}"
     single = {f"{here}/{node}/{kind}" for node in nodes for kind in ("tls", "udp")}
-    pairs = {f"{here}/{a}/{b}/{kind}" for a, b in itertools.product(nodes, nodes) for kind in ("mesh", "bw")}
+    pairs = {
+        f"{here}/{a}/{b}/{kind}"
+        for a, b in itertools.product(nodes, nodes)
+        for kind in ("mesh", "bw")
+    }
     return {"derpmap-probe"} | single | pairs
 
 

@@ -35,7 +35,9 @@ class Setec:
 
     def put(self, value: str) -> None:
         """Make this the newest version of the secret, and the one that is given out."""
-        version = self._call("put", {"Name": NAME, "Value": base64.b64encode(value.encode()).decode()})
+        version = self._call(
+            "put", {"Name": NAME, "Value": base64.b64encode(value.encode()).decode()}
+        )
         self._call("activate", {"Name": NAME, "Version": version})
 
     def stop(self) -> None:
@@ -45,7 +47,9 @@ class Setec:
 
     def _call(self, method: str, question: dict[str, object]) -> object:
         headers = {"Sec-X-Tailscale-No-Browsers": "setec", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api/{method}", json.dumps(question).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.url}/api/{method}", json.dumps(question).encode(), headers
+        )
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return json.load(answer)
 
@@ -81,7 +85,9 @@ async def running(program: Path, directory: Path, url: str, cache: Path) -> Asyn
 
 async def lets_watch(relay: Relay, key: str) -> bool:
     """Whether a client with this mesh key may watch who comes and goes: otherwise it is thrown out for asking."""
-    async with HTTPClient(relay.url, NodePrivate.generate(), mesh_key=MeshKey.from_text(key)) as client:
+    async with HTTPClient(
+        relay.url, NodePrivate.generate(), mesh_key=MeshKey.from_text(key)
+    ) as client:
         await client.watch_connection_changes()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(PATIENCE_S):
@@ -96,12 +102,16 @@ async def test_both_relays_take_the_secret_and_each_goes_on_with_the_others_copy
 ) -> None:
     programs = {"derper": go_programs.derper, "fastderp": fastderp_relay}
     for name, program in programs.items():
-        async with running(program, tmp_path / name, setec.url, tmp_path / f"copy-of-{name}") as relay:
+        async with running(
+            program, tmp_path / name, setec.url, tmp_path / f"copy-of-{name}"
+        ) as relay:
             assert await lets_watch(relay, OLD), name
             assert not await lets_watch(relay, NEW), name
     setec.stop()
     for name, other in (("derper", "fastderp"), ("fastderp", "derper")):
-        async with running(programs[name], tmp_path / name, setec.url, tmp_path / f"copy-of-{other}") as relay:
+        async with running(
+            programs[name], tmp_path / name, setec.url, tmp_path / f"copy-of-{other}"
+        ) as relay:
             assert await lets_watch(relay, OLD), f"{name} with the copy of {other}"
 
 
@@ -113,7 +123,10 @@ async def test_a_new_secret_is_used_after_a_signal_and_an_unusable_one_changes_n
         await reloaded(relay, "mesh: 2 keys, 0 members")
         assert await lets_watch(relay, NEW) and await lets_watch(relay, OLD)
         setec.put("not a key")
-        await reloaded(relay, "want one mesh key, or two while it is being changed, not 3; staging/meshkey is used as it was kept in ")
+        await reloaded(
+            relay,
+            "want one mesh key, or two while it is being changed, not 3; staging/meshkey is used as it was kept in ",
+        )
         assert await lets_watch(relay, NEW) and await lets_watch(relay, OLD)
 
 

@@ -64,7 +64,9 @@ async def reaches(node: Node, other: Node) -> str:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(CommandFailed):
-                said = await node.tailscale("ping", "--until-direct=false", "-c=1", "--timeout=1s", address)
+                said = await node.tailscale(
+                    "ping", "--until-direct=false", "-c=1", "--timeout=1s", address
+                )
                 if found := re.search(r"^pong from .* via (\S+) in", said, re.MULTILINE):
                     return found[1]
 
@@ -115,7 +117,9 @@ async def test_a_tailnet_lives_on_a_pinned_relay_that_lets_only_its_nodes_in(
     relay = Relay(fastderp_relay, tmp_path, *flags, tls=True, stun_port=free_ports(1)[0])
     try:
         await relay.start()
-        async with running_tailnet(tailnet_programs, tmp_path, region_of(pinned_node(relay)), "ann", "bob") as tailnet:
+        async with running_tailnet(
+            tailnet_programs, tmp_path, region_of(pinned_node(relay)), "ann", "bob"
+        ) as tailnet:
             ann, bob = tailnet.nodes
             await tailnet.join(ann)
             await tailnet.join(bob)
@@ -142,7 +146,11 @@ async def check_doctor_finds_nothing(node: Node, n_relays: int) -> None:
 
 @pytest.mark.parametrize("kinds", ["ff", "df"])
 async def test_nodes_on_different_relays_of_a_region_reach_each_other(
-    tailnet_programs: TailnetPrograms, go_programs: GoPrograms, fastderp_relay: Path, tmp_path: Path, kinds: str
+    tailnet_programs: TailnetPrograms,
+    go_programs: GoPrograms,
+    fastderp_relay: Path,
+    tmp_path: Path,
+    kinds: str,
 ) -> None:
     programs = {"d": go_programs.derper, "f": fastderp_relay}
     async with (
@@ -175,7 +183,10 @@ async def verdicts(relays: list[Relay], keys: list[NodePrivate]) -> list[list[bo
 
 
 async def test_derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled(
-    tailnet_programs: TailnetPrograms, start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
+    tailnet_programs: TailnetPrograms,
+    start_derper: StartRelay,
+    start_fastderp: StartRelay,
+    tmp_path: Path,
 ) -> None:
     flags = ("-verify-clients", f"-socket={tmp_path / 'ann.sock'}")
     async with (
@@ -200,7 +211,9 @@ async def test_derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled(
         await ann.log_in(tailnet.control_url)
         assert await both_let_in(ann, bob) == [True, True, False]
         await ann.tailscale("down")
-        assert await both_let_in(ann, bob) == [True, True, False], "down, and knows its tailnet still"
+        assert await both_let_in(ann, bob) == [True, True, False], (
+            "down, and knows its tailnet still"
+        )
         await ann.kill()
         # Of those asked about before, fastderp remembers the answer for some seconds.
         assert await both_let_in(cid) == [False, False], "nobody there any more"

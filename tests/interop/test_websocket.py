@@ -43,7 +43,9 @@ async def test_a_go_client_over_websocket_and_one_without_exchange_packets(
     async with start_fastderp(tls=tls) as relay:
         flags = relay.go_flags(Transport.FAST_START if tls else Transport.PLAIN)
         async with (
-            await GoClient.start(go_programs.derpkit, *flags, environment=websocket_environment(relay)) as a,
+            await GoClient.start(
+                go_programs.derpkit, *flags, environment=websocket_environment(relay)
+            ) as a,
             await GoClient.start(go_programs.derpkit, *flags) as b,
         ):
             b.begin("exchange", peer=a.key, answer=True, **asdict(EVERY_SIZE))
@@ -60,7 +62,9 @@ async def test_our_client_over_websocket_and_one_without_exchange_packets(
     start_derper: StartRelay, start_fastderp: StartRelay, kind: str, tls: bool
 ) -> None:
     async with {"derper": start_derper, "fastderp": start_fastderp}[kind](tls=tls) as relay:
-        inside = HTTPClient(relay.url.replace("http", "ws", 1), NodePrivate.generate(), cafile=relay.root)
+        inside = HTTPClient(
+            relay.url.replace("http", "ws", 1), NodePrivate.generate(), cafile=relay.root
+        )
         outside = HTTPClient(relay.url, NodePrivate.generate(), cafile=relay.root)
         async with inside, outside, asyncio.timeout(60):
             assert await inside.recv() == await outside.recv() == ServerInfo()
@@ -81,10 +85,15 @@ async def test_our_client_is_told_of_every_end_over_websocket_as_without(
 ) -> None:
     start = {"derper": start_derper, "fastderp": start_fastderp}[kind]
     async with start("-verify-clients", f"-socket={tmp_path / 'nobody'}") as relay:
-        async with HTTPClient(relay.url.replace("http", "ws", 1), NodePrivate.generate()) as stranger:
+        async with HTTPClient(
+            relay.url.replace("http", "ws", 1), NodePrivate.generate()
+        ) as stranger:
             with pytest.raises(ConnectionLost, match="instead of accepting the login"):
                 await asyncio.wait_for(stranger.recv(), 20)
-    async with start() as relay, HTTPClient(relay.url.replace("http", "ws", 1), NodePrivate.generate()) as client:
+    async with (
+        start() as relay,
+        HTTPClient(relay.url.replace("http", "ws", 1), NodePrivate.generate()) as client,
+    ):
         assert await client.recv() == ServerInfo()
         await relay.kill()
         with pytest.raises(ConnectionClosed):

@@ -32,7 +32,9 @@ def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + datetime.timedelta(days[0]))
         .not_valid_after(now + datetime.timedelta(days[1]))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+        )
         .sign(key, hashes.SHA256())
     )
     private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

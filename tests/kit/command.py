@@ -55,7 +55,12 @@ class RunningRelay:
 def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run the command with flags it cannot run with; return its exit code and what it said."""
     done = subprocess.run(
-        [COMMAND, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20, env=_environment(env)
+        [COMMAND, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=20,
+        env=_environment(env),
     )
     return done.returncode, done.stdout
 
@@ -80,7 +85,9 @@ def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[R
             if b"ready" in line:
                 break
         else:
-            raise AssertionError(f"{command[0]} ended with {process.wait()}:\n{''.join(running.lines)}")
+            raise AssertionError(
+                f"{command[0]} ended with {process.wait()}:\n{''.join(running.lines)}"
+            )
         yield running
     finally:
         if process.poll() is None:

@@ -32,7 +32,12 @@ class OpenSSLPeer:
     """One TLS connection in memory. With a certificate it is the server."""
 
     def __init__(
-        self, certificate: Certificate | None = None, *, suite: str | None = None, tickets: int = 2, version: int = 0x0304
+        self,
+        certificate: Certificate | None = None,
+        *,
+        suite: str | None = None,
+        tickets: int = 2,
+        version: int = 0x0304,
     ) -> None:
         method = _lib.TLS_server_method() if certificate else _lib.TLS_client_method()
         self._context = ctypes.c_void_p(_PEER["SSL_CTX_new"](ctypes.c_void_p(method)))
@@ -44,7 +49,11 @@ class OpenSSLPeer:
         if certificate:
             der, key = certificate.der, certificate.key_der
             _require(_lib.SSL_CTX_use_certificate_ASN1(self._context, len(der), der))
-            _require(_lib.SSL_CTX_use_PrivateKey_ASN1(_EVP_PKEY_EC, self._context, key, ctypes.c_long(len(key))))
+            _require(
+                _lib.SSL_CTX_use_PrivateKey_ASN1(
+                    _EVP_PKEY_EC, self._context, key, ctypes.c_long(len(key))
+                )
+            )
         self._ssl = ctypes.c_void_p(_PEER["SSL_new"](self._context))
         memory = ctypes.c_void_p(_PEER["BIO_s_mem"]())
         self._source, self._sink = (ctypes.c_void_p(_PEER["BIO_new"](memory)) for _ in range(2))

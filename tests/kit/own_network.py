@@ -58,7 +58,9 @@ class Outcome:
 def is_possible() -> bool:
     """Whether this system lets us have a network of our own."""
     try:
-        return subprocess.run([*BECOME_ROOT, "true"], capture_output=True, timeout=20).returncode == 0
+        return (
+            subprocess.run([*BECOME_ROOT, "true"], capture_output=True, timeout=20).returncode == 0
+        )
     except OSError:
         return False
 
@@ -117,7 +119,10 @@ def _ask(name: str) -> tuple[int, str, str] | None:
 def _counters() -> dict[str, int]:
     with urllib.request.urlopen(f"{URL}/debug/varz") as answer:
         text = answer.read().decode()
-    return {name: int(value) for name, value in re.findall(r"^(bootstrap_dns_\w+) (\d+)$", text, re.MULTILINE)}
+    return {
+        name: int(value)
+        for name, value in re.findall(r"^(bootstrap_dns_\w+) (\d+)$", text, re.MULTILINE)
+    }
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -18,7 +18,16 @@ MAGIC = b"DERP\xf0\x9f\x94\x91"
 DISCO = b"TS\xf0\x9f\x92\xac"
 
 SERVER_KEY, CLIENT_INFO, SERVER_INFO, SEND, RECV, KEEP_ALIVE, PREFERRED, GONE = range(1, 9)
-PRESENT, FORWARD, WATCH, CLOSE_PEER, PING, PONG, HEALTH, RESTARTING = 0x09, 0x0A, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15
+PRESENT, FORWARD, WATCH, CLOSE_PEER, PING, PONG, HEALTH, RESTARTING = (
+    0x09,
+    0x0A,
+    0x10,
+    0x11,
+    0x12,
+    0x13,
+    0x14,
+    0x15,
+)
 
 
 def frame(frame_type: int, payload: bytes = b"") -> bytes:
@@ -28,14 +37,24 @@ def frame(frame_type: int, payload: bytes = b"") -> bytes:
 
 def upgrade_request(*headers: str) -> bytes:
     """Build the request that real clients send."""
-    lines = ["GET /derp HTTP/1.1", "Host: derp.example.com", "Connection: Upgrade", "Upgrade: DERP", *headers, "", ""]
+    lines = [
+        "GET /derp HTTP/1.1",
+        "Host: derp.example.com",
+        "Connection: Upgrade",
+        "Upgrade: DERP",
+        *headers,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode()
 
 
 FAST_START = "Derp-Fast-Start: 1"
 
 
-def client_info(key: NodePrivate, relay: NodePublic, json: bytes = b'{"version":2,"CanAckPings":true}') -> bytes:
+def client_info(
+    key: NodePrivate, relay: NodePublic, json: bytes = b'{"version":2,"CanAckPings":true}'
+) -> bytes:
     """Build a whole ClientInfo frame around any JSON."""
     return frame(CLIENT_INFO, key.public().raw + key.seal_to(relay, json))
 
@@ -66,7 +85,12 @@ class Peer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:

@@ -82,13 +82,20 @@ class SealedPeer(PlanePeer):
     """The client's end of a session with TLS records."""
 
     def __init__(
-        self, plane: Plane, key: bytes | None = None, *, unread: bytes = b"", suite: str = "TLS_AES_128_GCM_SHA256",
+        self,
+        plane: Plane,
+        key: bytes | None = None,
+        *,
+        unread: bytes = b"",
+        suite: str = "TLS_AES_128_GCM_SHA256",
         **promote: Any,
     ) -> None:
         up, down = os.urandom(secret_size(suite)), os.urandom(secret_size(suite))
         self.records = RecordLayer(suite, down, up, client=True)
         theirs = RecordLayer(suite, up, down)
-        super().__init__(plane, key, unread=self.seal(unread) if unread else b"", records=theirs, **promote)
+        super().__init__(
+            plane, key, unread=self.seal(unread) if unread else b"", records=theirs, **promote
+        )
 
 
 @contextmanager

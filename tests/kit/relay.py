@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from fastderp.wire.keys import NodePublic
+from fastderp.server.accept.listener import Listener
 from fastderp.server.certificates.certificate import manual_certificate, meta_cert
 from fastderp.server.http.message import Routes
-from fastderp.server.accept.listener import Listener
-from fastderp.server.server import Server
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.server import Server
 from fastderp.tls.context import ServerContext
+from fastderp.wire.keys import NodePublic
 from tests.kit.peer import Peer
 from tests.kit.websocket import WebSocketPeer
 
@@ -70,7 +70,9 @@ without_websocket = pytest.mark.parametrize("relay", EVERY_RAW_SETUP, indirect=T
 class Relay:
     """A running relay with one listener on loopback, both families."""
 
-    def __init__(self, setup: Setup, server: Server, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, setup: Setup, server: Server, listener: Listener, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.setup = setup
         self.server = server
         self.listener = listener
@@ -137,7 +139,14 @@ def running(
         loop = asyncio.get_running_loop()
         try:
             relay = Server(**{"workers": 2, **server})
-            listener = relay.listen("", port, tls=_tls(setup, relay, certificates), routes=routes, idle_s=idle_s, tunnels=tunnels)
+            listener = relay.listen(
+                "",
+                port,
+                tls=_tls(setup, relay, certificates),
+                routes=routes,
+                idle_s=idle_s,
+                tunnels=tunnels,
+            )
         except BaseException as error:
             outcome.append(error)
             started.set()

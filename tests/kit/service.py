@@ -80,14 +80,20 @@ def _read_request(connection: socket.socket) -> bytes:
             return b""
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
-    lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    lengths = [
+        line.split(b":")[1]
+        for line in head.lower().split(b"\r\n")
+        if line.startswith(b"content-length:")
+    ]
     while len(body) < int(lengths[0] if lengths else 0):
         body += connection.recv(65536)
     return head + b"\r\n\r\n" + body
 
 
 @contextlib.contextmanager
-def serving(answer: Answer, path: Path | None = None, *, tls: ssl.SSLContext | None = None) -> Iterator[Service]:
+def serving(
+    answer: Answer, path: Path | None = None, *, tls: ssl.SSLContext | None = None
+) -> Iterator[Service]:
     """Run a service while the block lasts, over TCP, with TLS if wanted, or at a unix socket's path."""
     if path is None:
         listener = socket.create_server(("127.0.0.1", 0))

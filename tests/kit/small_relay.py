@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fastderp.tls.record import RecordLayer
 from fastderp.loadgen.connect import Joined
+from fastderp.tls.record import RecordLayer
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame
 
 Change = Callable[[bytes], bytes]

@@ -40,7 +40,9 @@ def heard(wire: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), min_size=1, max_size=4)
+)
 def test_any_bytes_of_it_may_be_others(changes: list[tuple[int, int]]) -> None:
     wire = bytearray(HELLO)
     for position, value in changes:

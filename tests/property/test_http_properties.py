@@ -11,11 +11,26 @@ from fastderp.server.http.message import HEAD_LIMIT_BYTES, BadRequest, HeadParse
 
 LINE_ENDS = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r", b"\r\n "])
 HEADERS = st.sampled_from(
-    [b"Host: x", b"Upgrade: DERP", b"Connection: Upgrade", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"A: \x80", b"A", b""]
+    [
+        b"Host: x",
+        b"Upgrade: DERP",
+        b"Connection: Upgrade",
+        b"Content-Length: 3",
+        b"Transfer-Encoding: chunked",
+        b"A: \x80",
+        b"A",
+        b"",
+    ]
 )
-REQUEST_LINES = st.sampled_from([b"GET /derp HTTP/1.1", b"POST / HTTP/1.0", b"CONNECT x:443 HTTP/1.1", b"GET / HTTP/1.1 ", b""])
-HEADS = st.tuples(REQUEST_LINES, st.lists(st.tuples(HEADERS, LINE_ENDS)), st.binary(max_size=40)).map(
-    lambda parts: parts[0] + b"\r\n" + b"".join(header + end for header, end in parts[1]) + b"\r\n" + parts[2]
+REQUEST_LINES = st.sampled_from(
+    [b"GET /derp HTTP/1.1", b"POST / HTTP/1.0", b"CONNECT x:443 HTTP/1.1", b"GET / HTTP/1.1 ", b""]
+)
+HEADS = st.tuples(
+    REQUEST_LINES, st.lists(st.tuples(HEADERS, LINE_ENDS)), st.binary(max_size=40)
+).map(
+    lambda parts: (
+        parts[0] + b"\r\n" + b"".join(header + end for header, end in parts[1]) + b"\r\n" + parts[2]
+    )
 )
 
 
@@ -33,13 +48,25 @@ def outcome(pieces: list[bytes]) -> tuple[str, object, bytes]:
 
 
 def _facts(request: Request) -> tuple[object, ...]:
-    return request.method, request.path, request.query, request.version, request.headers, request.keep_alive, request.has_body
+    return (
+        request.method,
+        request.path,
+        request.query,
+        request.version,
+        request.headers,
+        request.keep_alive,
+        request.has_body,
+    )
 
 
 @given(HEADS, st.data())
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\n", None)
 def test_how_a_head_is_cut_changes_nothing(head: bytes, data: st.DataObject | None) -> None:
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(head))))) if data is not None else range(len(head))
+    cuts = (
+        sorted(data.draw(st.sets(st.integers(0, len(head)))))
+        if data is not None
+        else range(len(head))
+    )
     pieces = [head[a:b] for a, b in zip([0, *cuts], [*cuts, len(head)], strict=True)]
     assert outcome([piece for piece in pieces if piece]) == outcome([head])
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.kit.records import ALERT, DATA, HANDSHAKE, KEY_UPDATE, SUITES, Direction, secret_size
 
-from fastderp.tls.record import RecordLayer
 from fastderp.tls.errors import TlsError
+from fastderp.tls.record import RecordLayer
+from tests.kit.records import ALERT, DATA, HANDSHAKE, KEY_UPDATE, SUITES, Direction, secret_size
 
 AES = "TLS_AES_128_GCM_SHA256"
 SECRET = bytes(range(32))
@@ -22,7 +22,8 @@ chunks = st.lists(st.binary(max_size=200) | st.integers(1, 40_000).map(os.urando
 inner_records = st.lists(
     st.tuples(
         st.sampled_from([DATA, DATA, HANDSHAKE, ALERT, 0, 20, 255]) | st.integers(0, 255),
-        st.sampled_from([b"", KEY_UPDATE, KEY_UPDATE[:2], bytes([4, 0, 0, 3]), b"\1\0", b"\2\50"]) | st.binary(max_size=60),
+        st.sampled_from([b"", KEY_UPDATE, KEY_UPDATE[:2], bytes([4, 0, 0, 3]), b"\1\0", b"\2\50"])
+        | st.binary(max_size=60),
         st.integers(0, 20),
     ),
     max_size=8,
@@ -47,7 +48,9 @@ def test_what_one_layer_seals_another_opens_however_the_stream_is_cut(
 
 
 @given(inner_records, st.booleans())
-def test_only_data_of_well_formed_records_is_released(records: list[tuple[int, bytes, int]], client: bool) -> None:
+def test_only_data_of_well_formed_records_is_released(
+    records: list[tuple[int, bytes, int]], client: bool
+) -> None:
     peer, layer = Direction(AES, SECRET), RecordLayer(AES, SECRET, SECRET, client=client)
     for kind, content, padding in records:
         wire = peer.seal(content, kind, padding)
@@ -82,7 +85,9 @@ def test_random_and_mutated_input_never_gets_through() -> None:
     for turn in range(FUZZ_INPUTS):
         if turn % 20 == 0:
             layer = RecordLayer(AES, SECRET, SECRET, client=bool(turn & 32))
-            wire = Direction(AES, SECRET).seal(choose.randbytes(choose.randrange(80)), choose.choice((DATA, HANDSHAKE, ALERT)))
+            wire = Direction(AES, SECRET).seal(
+                choose.randbytes(choose.randrange(80)), choose.choice((DATA, HANDSHAKE, ALERT))
+            )
         try:
             assert layer.open(mutated(wire, choose)) == b""
         except TlsError:

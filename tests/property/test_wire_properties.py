@@ -7,10 +7,10 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp.wire import login
 from fastderp.client import DerpMap
-from fastderp.net.stream import Stream
 from fastderp.errors import ConnectionClosed, DerpMapError, LoginError, ProtocolError
+from fastderp.net.stream import Stream
+from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import ServerInfo, frame, parse_message
@@ -23,7 +23,9 @@ frame_types = st.integers(0, 255)
 frames = st.lists(st.tuples(frame_types, st.binary(max_size=100)), max_size=10)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 member_names = st.sampled_from(
@@ -99,7 +101,12 @@ def test_public_keys_round_trip(raw: bytes) -> None:
 
 @given(text=st.text(st.sampled_from(string.hexdigits + "nodekey: \n\0ß"), max_size=80))
 def test_any_text_is_a_key_or_a_value_error(text: str) -> None:
-    for parse in (NodePublic.from_text, NodePublic.from_hex, NodePrivate.from_text, MeshKey.from_text):
+    for parse in (
+        NodePublic.from_text,
+        NodePublic.from_hex,
+        NodePrivate.from_text,
+        MeshKey.from_text,
+    ):
         try:
             parse(text)
         except ValueError:
@@ -114,7 +121,9 @@ def test_client_info_round_trips_through_its_box(info: ClientInfo) -> None:
     assert opened.info == info
 
 
-@given(rate=st.integers(0, 2**63 - 1), burst=st.integers(0, 2**63 - 1), version=st.integers(1, 2**31))
+@given(
+    rate=st.integers(0, 2**63 - 1), burst=st.integers(0, 2**63 - 1), version=st.integers(1, 2**31)
+)
 def test_server_info_round_trips(rate: int, burst: int, version: int) -> None:
     info = ServerInfo(version, rate, burst)
     assert login.parse_server_info(login.server_info_json(info)) == info
@@ -129,8 +138,12 @@ def test_random_client_info_is_read_or_refused(text: bytes) -> None:
 
 
 @given(members=st.lists(st.tuples(member_names, json_values), max_size=5))
-def test_wrong_types_in_client_info_are_refused_and_nothing_else(members: list[tuple[str, object]]) -> None:
-    text = "{" + ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members) + "}"
+def test_wrong_types_in_client_info_are_refused_and_nothing_else(
+    members: list[tuple[str, object]],
+) -> None:
+    text = (
+        "{" + ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members) + "}"
+    )
     try:
         info = login.parse_client_info(text.encode())
     except LoginError as error:
@@ -151,7 +164,11 @@ def test_random_logins_are_refused(payload: bytes) -> None:
         raise AssertionError("a random box opened")
 
 
-@given(document=st.dictionaries(st.sampled_from(["Regions", "HomeParams", "omitDefaultRegions"]), json_values))
+@given(
+    document=st.dictionaries(
+        st.sampled_from(["Regions", "HomeParams", "omitDefaultRegions"]), json_values
+    )
+)
 def test_any_json_is_a_derp_map_or_an_error_that_says_where(document: dict[str, object]) -> None:
     try:
         DerpMap.from_json(json.dumps(document))

@@ -66,7 +66,9 @@ def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[st
 
 def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ...]) -> None:
     with serving(ok({"Allow": True})) as service:
-        with relay(*base, "-verify-client-url", service.url, "-verify-interval", "200ms") as running:
+        with relay(
+            *base, "-verify-client-url", service.url, "-verify-interval", "200ms"
+        ) as running:
             peer = log_in(running)
             assert peer is not None
             service.answer = response(500)
@@ -98,18 +100,24 @@ def test_a_silent_url_delays_nobody_else(base: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("fail_open", ["true", "false"])
-def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(base: tuple[str, ...], fail_open: str) -> None:
+def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(
+    base: tuple[str, ...], fail_open: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
         taken.close()
-        with relay(*base, "-verify-client-url", url, f"-verify-client-url-fail-open={fail_open}") as running:
+        with relay(
+            *base, "-verify-client-url", url, f"-verify-client-url-fail-open={fail_open}"
+        ) as running:
             peer = log_in(running)
             assert (peer is not None) is (fail_open == "true")
             if peer is not None:
                 peer.close()
 
 
-def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(base: tuple[str, ...], tmp_path: Path) -> None:
+def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(
+    base: tuple[str, ...], tmp_path: Path
+) -> None:
     friend = NodePrivate.generate()
 
     def tailscaled(request: bytes) -> bytes:
@@ -118,7 +126,10 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(b
         return ok({"Node": {}}) if friend.public().hex.encode() in request else response(404)
 
     path = tmp_path / "tailscaled.sock"
-    with serving(tailscaled, path) as service, relay(*base, "-verify-clients", "-socket", str(path)) as running:
+    with (
+        serving(tailscaled, path) as service,
+        relay(*base, "-verify-clients", "-socket", str(path)) as running,
+    ):
         peer = log_in(running, friend)
         assert peer is not None
         assert log_in(running) is None
@@ -128,19 +139,27 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(b
         peer.close()
 
 
-def test_the_check_page_asks_tailscaled_anew_each_time(base: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_check_page_asks_tailscaled_anew_each_time(
+    base: tuple[str, ...], tmp_path: Path
+) -> None:
     own, path = NodePrivate.generate().public(), tmp_path / "tailscaled.sock"
 
     def check(running: RunningRelay) -> str:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/check", timeout=10) as page:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{running.port}/debug/check", timeout=10
+            ) as page:
                 return str(page.read().decode())
         except urllib.error.HTTPError as error:
             assert error.code == 500
             return error.read().decode()
 
     def tailscaled(request: bytes) -> bytes:
-        return ok({"Self": {"PublicKey": own.text}}) if b"status?peers=false" in request else ok({"Node": {}})
+        return (
+            ok({"Self": {"PublicKey": own.text}})
+            if b"status?peers=false" in request
+            else ok({"Node": {}})
+        )
 
     with relay(*base, "-verify-clients", "-socket", str(path), "-verify-interval=0") as running:
         assert f"tailscaled at {path}" in check(running)
@@ -150,7 +169,9 @@ def test_the_check_page_asks_tailscaled_anew_each_time(base: tuple[str, ...], tm
             assert "does not say who it is" in check(running) or "status 404" in check(running)
 
 
-def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(base: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(
+    base: tuple[str, ...], tmp_path: Path
+) -> None:
     deny = tmp_path / "deny"
     deny.write_text("# nobody yet\n")
     with relay(*base, "--deny-keys", str(deny)) as running:
@@ -164,7 +185,9 @@ def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(base
         friend.close()
 
 
-def test_what_cannot_be_used_is_one_line_at_the_start(base: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_one_line_at_the_start(
+    base: tuple[str, ...], tmp_path: Path
+) -> None:
     code, said = refused(*base, "--allow-keys", str(tmp_path / "absent"))
     assert (code, said.count("\n")) == (EX_CONFIG, 1) and "key list" in said
     code, said = refused(*base, "-verify-client-url", "admission.example.com")

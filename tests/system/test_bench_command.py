@@ -68,8 +68,20 @@ def test_json_has_the_whole_result(relay: Running, flags: list[str], n_flows: in
 
 def test_clients_log_in_while_it_is_measured_and_from_several_addresses(relay: Running) -> None:
     done = bench(
-        relay.url, *QUICK, "--pid", str(relay.pid), "--storm", "30", "--settle", "0.5", "--json", "-",
-        "--source", "127.0.0.2", "--source", "127.0.0.3",
+        relay.url,
+        *QUICK,
+        "--pid",
+        str(relay.pid),
+        "--storm",
+        "30",
+        "--settle",
+        "0.5",
+        "--json",
+        "-",
+        "--source",
+        "127.0.0.2",
+        "--source",
+        "127.0.0.3",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["result"]
@@ -83,13 +95,27 @@ def test_receivers_log_in_at_another_relay_of_the_region(tls: bool) -> None:
     with running_region(fastderp(), tls=tls) as here:
         assert here.neighbour is not None
         done = bench(
-            here.url, "--to", here.neighbour.url, "--insecure", "--pairs", "2", "--idle", "1", "--duration", "1", "--quiet",
-            *(word for pid in here.pids for word in ("--pid", str(pid))), "--json", "-",
+            here.url,
+            "--to",
+            here.neighbour.url,
+            "--insecure",
+            "--pairs",
+            "2",
+            "--idle",
+            "1",
+            "--duration",
+            "1",
+            "--quiet",
+            *(word for pid in here.pids for word in ("--pid", str(pid))),
+            "--json",
+            "-",
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["result"]["delivered"] > 0
         url = f"{here.neighbour.url}/debug/varz"
-        with urllib.request.urlopen(url, timeout=10, context=ssl._create_unverified_context()) as answer:
+        with urllib.request.urlopen(
+            url, timeout=10, context=ssl._create_unverified_context()
+        ) as answer:
             counters = dict(re.findall(r"^derp_(\w+) (\d+)$", answer.read().decode(), re.MULTILINE))
     assert int(counters["packets_forwarded_in"]) == int(counters["packets_sent"]) > 0
 
@@ -135,7 +161,15 @@ def test_a_run_that_fails_leaves_the_result_of_before(relay: Running, tmp_path: 
 def test_a_relay_that_does_not_know_the_keys_may_be_why(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text(f"nodekey:{'11' * 32}\n")
-    flags = ("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k"), "-allow-keys", str(allowed))
+    flags = (
+        "-a",
+        "127.0.0.1:0",
+        "-stun=false",
+        "-c",
+        str(tmp_path / "k"),
+        "-allow-keys",
+        str(allowed),
+    )
     with fastderp_relay(*flags) as closed:
         done = bench(f"http://127.0.0.1:{closed.port}", *QUICK)
     assert done.returncode == 69
@@ -169,10 +203,22 @@ def test_the_scenarios_are_listed() -> None:
         (["http://127.0.0.1:1", "--rate", "0"], "--rate 0: must be at least 1; --never-wait"),
         (["http://127.0.0.1:1", "--rate", "nan"], "--rate nan: must be at least 1"),
         (["http://127.0.0.1:1", "--source", "foo"], "--source foo: not an IP address"),
-        (["http://127.0.0.1:1", "--scenario-file", "/nosuch"], "--scenario-file /nosuch: No such file or directory"),
-        (["http://127.0.0.1:1", "--scenario-file", "/bin/sh"], "--scenario-file /bin/sh: not a text in UTF-8"),
-        (["http://127.0.0.1:1", "--json", "/nosuch/result"], "--json /nosuch/result: No such file or directory"),
-        (["https://127.0.0.1:1", "--cafile", "/nosuch"], "--cafile /nosuch: no usable certificates in /nosuch: No such file"),
+        (
+            ["http://127.0.0.1:1", "--scenario-file", "/nosuch"],
+            "--scenario-file /nosuch: No such file or directory",
+        ),
+        (
+            ["http://127.0.0.1:1", "--scenario-file", "/bin/sh"],
+            "--scenario-file /bin/sh: not a text in UTF-8",
+        ),
+        (
+            ["http://127.0.0.1:1", "--json", "/nosuch/result"],
+            "--json /nosuch/result: No such file or directory",
+        ),
+        (
+            ["https://127.0.0.1:1", "--cafile", "/nosuch"],
+            "--cafile /nosuch: no usable certificates in /nosuch: No such file",
+        ),
         (["relay.example"], "http://"),
         (["http://127.0.0.1:1", "--scenario", "nope"], "no such scenario"),
         (["http://127.0.0.1:1", "--slow", "11"], "slow readers"),
@@ -230,7 +276,8 @@ def test_a_relay_that_dies_is_exit_code_1(tmp_path: Path) -> None:
     with running(Relay("floor", "", [str(program), "{port}"])) as target:
         load = subprocess.Popen(
             [COMMAND, target.url, "--no-box-check", "--duration", "20", "--json", "-"],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         _wait_for_traffic(target.pid)
     output, _ = load.communicate(timeout=30)
@@ -247,7 +294,9 @@ def _wait_for_traffic(pid: int) -> None:
 
 def test_an_interrupt_ends_a_run_without_a_traceback(relay: Running) -> None:
     load = subprocess.Popen(
-        [COMMAND, relay.url, "--no-box-check", "--duration", "60"], stderr=subprocess.PIPE, text=True
+        [COMMAND, relay.url, "--no-box-check", "--duration", "60"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     _wait_for_traffic(relay.pid)
     load.send_signal(signal.SIGINT)

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench.compare", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=100,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
 
 
@@ -25,8 +28,20 @@ def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> No
     core = str(min(os.sched_getaffinity(0)))
     kept = tmp_path / "result.json"
     done = compare(
-        "--relays", "floor", "--rounds", "2", "--duration", "0.2", "--relay-core", core,
-        "--load-core", core, "--output", str(kept), "pairs-10", "small",
+        "--relays",
+        "floor",
+        "--rounds",
+        "2",
+        "--duration",
+        "0.2",
+        "--relay-core",
+        core,
+        "--load-core",
+        core,
+        "--output",
+        str(kept),
+        "pairs-10",
+        "small",
     )
     assert done.returncode == 0, done.stderr
     assert "CPU µs/packet" in done.stdout

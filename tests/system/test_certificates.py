@@ -27,7 +27,15 @@ def put(directory: Path, certificate: Certificate, name: str = NAME) -> Certific
 
 def flags(directory: Path, name: str = NAME) -> tuple[str, ...]:
     manual = ("-certmode", "manual", "-certdir", str(directory), "-hostname", name)
-    return ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(directory / "relay.key"), *manual)
+    return (
+        "-a",
+        "127.0.0.1:0",
+        "-stun=false",
+        "-http-port=-1",
+        "-c",
+        str(directory / "relay.key"),
+        *manual,
+    )
 
 
 def leaf(running: RunningRelay, name: str = NAME) -> bytes | None:
@@ -53,10 +61,16 @@ def test_new_files_are_used_from_sighup_on(tmp_path: Path) -> None:
     assert len(re.findall(rf"^certificate for {NAME}, valid until .* UTC$", said, re.M)) == 2
 
 
-def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_soon(tmp_path: Path) -> None:
+def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_soon(
+    tmp_path: Path,
+) -> None:
     put(tmp_path, self_signed(NAME, days=(-1, 90)))
     with relay(*flags(tmp_path)) as running:
-        assert re.search(rf"certificate for {NAME}, valid until \d{{4}}-\d\d-\d\d \d\d:\d\d UTC$", running.said, re.M)
+        assert re.search(
+            rf"certificate for {NAME}, valid until \d{{4}}-\d\d-\d\d \d\d:\d\d UTC$",
+            running.said,
+            re.M,
+        )
         assert "that is in" not in running.said
     put(tmp_path, self_signed(NAME, days=(-1, 20)))
     days_fly = "import fastderp.server.certificates.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
@@ -67,7 +81,9 @@ def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_
 
 
 @pytest.mark.parametrize("fault", ["junk", "other key", "other name", "expired", "absent"])
-def test_files_that_cannot_be_used_leave_the_certificate_of_before(tmp_path: Path, fault: str) -> None:
+def test_files_that_cannot_be_used_leave_the_certificate_of_before(
+    tmp_path: Path, fault: str
+) -> None:
     good = put(tmp_path, self_signed(NAME))
     with relay(*flags(tmp_path)) as running:
         if fault == "junk":

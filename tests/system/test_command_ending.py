@@ -95,11 +95,15 @@ def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> Non
         with never_answering(keys, running.process):
             code, _ = running.stop()
         assert code == 1
-        assert re.search(r'^  File ".*keylists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE)
+        assert re.search(
+            r'^  File ".*keylists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE
+        )
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
-def test_a_signal_ends_a_relay_whose_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+def test_a_signal_ends_a_relay_whose_standard_streams_are_closed(
+    tmp_path: Path, closed: str
+) -> None:
     port = free_port()
     script = f'exec "$0" -c "$1" -a 127.0.0.1:{port} -stun=false {closed}'
     process = subprocess.Popen(["bash", "-c", script, str(COMMAND), str(tmp_path / "k")])
@@ -115,10 +119,14 @@ def test_a_signal_ends_a_relay_whose_standard_streams_are_closed(tmp_path: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_relay_that_still_waits_for_its_secret(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_relay_that_still_waits_for_its_secret(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     flags = (*QUIET, "-c", str(tmp_path / "k"), "-secrets-cache-dir", str(tmp_path / "cache"))
     with serving(b"") as silent:
-        process = subprocess.Popen([COMMAND, *flags, f"-secrets-url={silent.url}"], stderr=subprocess.PIPE, env=no_proxy())
+        process = subprocess.Popen(
+            [COMMAND, *flags, f"-secrets-url={silent.url}"], stderr=subprocess.PIPE, env=no_proxy()
+        )
         try:
             eventually(lambda: silent.requests)
             process.send_signal(number)

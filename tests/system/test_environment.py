@@ -34,7 +34,9 @@ def varz(running: RunningRelay, name: str) -> int:
 
 def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: object) -> None:
     watched, other = NodePrivate.generate().public(), NodePrivate.generate().public()
-    with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"TS_DEBUG_VERBOSE_DROPS": watched.hex}) as running:
+    with relay(
+        *FLAGS, "-c", f"{tmp_path}/k", env={"TS_DEBUG_VERBOSE_DROPS": watched.hex}
+    ) as running:
         with log_in(running) as peer:
             for _ in range(20):
                 peer.send_packet(watched, b"data")
@@ -56,14 +58,21 @@ def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) 
     assert re.findall(r"^(\S+) \S+: a prober logged in$", said, re.MULTILINE) == [keys[0]]
 
 
-@pytest.mark.parametrize(("value", "is_logged"), [("", False), ("true", True)], ids=["without", "with debug logs"])
-def test_visitors_who_just_leave_are_logged_when_asked_for(tmp_path: object, value: str, is_logged: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "is_logged"), [("", False), ("true", True)], ids=["without", "with debug logs"]
+)
+def test_visitors_who_just_leave_are_logged_when_asked_for(
+    tmp_path: object, value: str, is_logged: bool
+) -> None:
     with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_DEBUG_LOGS": value}) as running:
         for _ in range(3):
             Peer.connect("127.0.0.1", running.port, None, 20).close()
         eventually(lambda: varz(running, "fastderp_closed") == 3)
         _, said = running.stop()
-    assert len(re.findall(r"^127\.0\.0\.1:\d+: closed at \w+: end$", said, re.MULTILINE)) == 3 * is_logged
+    assert (
+        len(re.findall(r"^127\.0\.0\.1:\d+: closed at \w+: end$", said, re.MULTILINE))
+        == 3 * is_logged
+    )
 
 
 def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None:
@@ -79,7 +88,9 @@ def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None
 
 
 @pytest.mark.parametrize(("depth", "at_least"), [(5, 0), (2000, 500)])
-def test_a_queue_depth_is_how_many_packets_wait_for_a_client(tmp_path: object, depth: int, at_least: int) -> None:
+def test_a_queue_depth_is_how_many_packets_wait_for_a_client(
+    tmp_path: object, depth: int, at_least: int
+) -> None:
     # Without it 32 packets of this size would wait. On a slow machine the reader may not be back in time for the write deadline.
     n_sent, size = 4000, 8192
     flags = (*FLAGS, "-c", f"{tmp_path}/k", "-tcp-write-timeout=0")
@@ -91,7 +102,9 @@ def test_a_queue_depth_is_how_many_packets_wait_for_a_client(tmp_path: object, d
             sender.sync()
             n_lost = varz(running, "derp_packets_dropped")
             n_waiting = varz(running, "fastderp_backlog_bytes") / (5 + 32 + size)
-            numbers = [int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)]
+            numbers = [
+                int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)
+            ]
     assert n_lost > 0 and numbers == sorted(numbers) and numbers[-1] == n_sent - 1
     # Counted besides: a packet that is on its way, what the memory of each costs, what the reader sent and is not whole yet.
     assert at_least <= n_waiting <= 1.1 * depth + 2

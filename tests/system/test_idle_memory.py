@@ -36,19 +36,48 @@ def tidy_relay() -> Relay:
     """Return the relay that gives back what logins leave in its heap at once, not ten seconds later."""
     relay, program = fastderp(), command_with_upkeep_every(0.2)
     return dataclasses.replace(
-        relay, command=[*program, *relay.command[1:]], tls_command=[*program, *relay.tls_command[1:]]
+        relay,
+        command=[*program, *relay.command[1:]],
+        tls_command=[*program, *relay.tls_command[1:]],
     )
 
 
-@pytest.mark.skipif(SANITIZED, reason="a sanitizer keeps what was freed, and has bytes of its own for each of the program's")
+@pytest.mark.skipif(
+    SANITIZED,
+    reason="a sanitizer keeps what was freed, and has bytes of its own for each of the program's",
+)
 @pytest.mark.usefixtures("descriptors")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS 1.3"])
-def test_an_idle_client_takes_two_kib_at_most_whatever_its_login_left_behind_included(tls: bool) -> None:
+def test_an_idle_client_takes_two_kib_at_most_whatever_its_login_left_behind_included(
+    tls: bool,
+) -> None:
     with running(tidy_relay(), tls=tls) as relay:
         done = subprocess.run(
-            [COMMAND, relay.url, *["--insecure"][: tls], "--pid", str(relay.pid), "--idle", str(N_CLIENTS), "--pairs", "1",
-             "--rate", "1", "--settle", "2", "--warmup", "0", "--duration", "0.1", "--quiet", "--json", "-"],
-            capture_output=True, text=True, timeout=120,
+            [
+                COMMAND,
+                relay.url,
+                *["--insecure"][:tls],
+                "--pid",
+                str(relay.pid),
+                "--idle",
+                str(N_CLIENTS),
+                "--pairs",
+                "1",
+                "--rate",
+                "1",
+                "--settle",
+                "2",
+                "--warmup",
+                "0",
+                "--duration",
+                "0.1",
+                "--quiet",
+                "--json",
+                "-",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["result"]

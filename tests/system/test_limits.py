@@ -33,23 +33,37 @@ def log_in(running: RunningRelay) -> tuple[Peer, dict[str, int]]:
 
 def varz(running: RunningRelay, scheme: str = "http") -> str:
     context = ssl._create_unverified_context() if scheme == "https" else None
-    with urllib.request.urlopen(f"{scheme}://127.0.0.1:{running.port}/debug/varz", timeout=10, context=context) as page:
+    with urllib.request.urlopen(
+        f"{scheme}://127.0.0.1:{running.port}/debug/varz", timeout=10, context=context
+    ) as page:
         return str(page.read().decode())
 
 
-def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "rate.json"
     file.write_text('{"PerClientRateLimitBytesPerSec": 1000000}')
     with relay(*QUIET, "-c", str(tmp_path / "key"), "-rate-config", str(file)) as running:
         assert "each client: 1000000 bytes/s with bursts of 65568 bytes" in running.said
         peer, info = log_in(running)
-        assert info == {"version": 2, "TokenBucketBytesPerSecond": 1_000_000, "TokenBucketBytesBurst": 65_568}
+        assert info == {
+            "version": 2,
+            "TokenBucketBytesPerSecond": 1_000_000,
+            "TokenBucketBytesBurst": 65_568,
+        }
         assert "\nderp_rate_limit_per_client_bytes_per_second 1000000\n" in varz(running)
-        file.write_text('{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}')
+        file.write_text(
+            '{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}'
+        )
         running.process.send_signal(signal.SIGHUP)
         public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
         told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
-        assert told == {"version": 2, "TokenBucketBytesPerSecond": 500_000, "TokenBucketBytesBurst": 100_000}
+        assert told == {
+            "version": 2,
+            "TokenBucketBytesPerSecond": 500_000,
+            "TokenBucketBytesBurst": 100_000,
+        }
         assert "\nderp_rate_limit_per_client_burst_bytes 100000\n" in varz(running)
         file.write_text('{"PerClientRateLimitBytesPerSec": -1}')
         running.process.send_signal(signal.SIGHUP)
@@ -72,7 +86,9 @@ def test_without_a_rate_file_nothing_is_said_about_rates(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", [None, "", '{"PerClientRateLimitBytesPerSec": -1}'])
-def test_a_rate_file_that_cannot_be_used_is_one_line_at_the_start(tmp_path: Path, text: str | None) -> None:
+def test_a_rate_file_that_cannot_be_used_is_one_line_at_the_start(
+    tmp_path: Path, text: str | None
+) -> None:
     file = tmp_path / "rate.json"
     if text is not None:
         file.write_text(text)
@@ -95,7 +111,11 @@ def test_connections_that_come_too_fast_are_closed_and_the_relay_lives_on(tmp_pa
                 pass
             connection.close()
         assert 5 <= closed <= 17
-        eventually(lambda: re.search(r"\ntls_listener_rejected_connections [1-9]", _varz_or_nothing(running)))
+        eventually(
+            lambda: re.search(
+                r"\ntls_listener_rejected_connections [1-9]", _varz_or_nothing(running)
+            )
+        )
         assert running.process.poll() is None
 
 

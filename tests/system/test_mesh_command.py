@@ -27,8 +27,14 @@ def secret(tmp_path: Path) -> Path:
 
 def members_of(running: RunningRelay) -> dict[str, str]:
     """Return the state of each link, by member."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as answer:
-        found = re.findall(r'^fastderp_mesh_links\{host="(.*?)",state="(\w+)"\} 1$', answer.read().decode(), re.MULTILINE)
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{running.port}/debug/varz", timeout=10
+    ) as answer:
+        found = re.findall(
+            r'^fastderp_mesh_links\{host="(.*?)",state="(\w+)"\} 1$',
+            answer.read().decode(),
+            re.MULTILINE,
+        )
     return dict(found)
 
 
@@ -46,7 +52,13 @@ def test_members_and_secret_are_read_again_on_sighup(tmp_path: Path, secret: Pat
     members.write_text("# none so far\n")
     with relay(*QUIET, "-c", str(tmp_path / "one"), f"-mesh-psk-file={secret}") as one:
         member = f"http://127.0.0.1:{one.port}"
-        with relay(*QUIET, "-c", str(tmp_path / "two"), f"-mesh-psk-file={secret}", f"-mesh-with=@{members}") as two:
+        with relay(
+            *QUIET,
+            "-c",
+            str(tmp_path / "two"),
+            f"-mesh-psk-file={secret}",
+            f"-mesh-with=@{members}",
+        ) as two:
             assert members_of(two) == {}
             members.write_text(f"{member}  # the first\n")
             two.process.send_signal(signal.SIGHUP)
@@ -58,19 +70,30 @@ def test_members_and_secret_are_read_again_on_sighup(tmp_path: Path, secret: Pat
     assert "nothing changes: -mesh-with" in said and "HOST/DIALHOST" in said
 
 
-def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them(tmp_path: Path, secret: Path) -> None:
+def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them(
+    tmp_path: Path, secret: Path
+) -> None:
     members = tmp_path / "members"
     with relay(*QUIET, "-c", str(tmp_path / "one"), f"-mesh-psk-file={secret}") as one:
         member = f"http://127.0.0.1:{one.port}"
         members.write_text(member)
-        with relay(*QUIET, "-c", str(tmp_path / "two"), f"-mesh-psk-file={secret}", f"-mesh-with=@{members}") as two:
+        with relay(
+            *QUIET,
+            "-c",
+            str(tmp_path / "two"),
+            f"-mesh-psk-file={secret}",
+            f"-mesh-with=@{members}",
+        ) as two:
             eventually(lambda: members_of(two) == {member: "up"})
             members.write_text("\n")
             two.process.send_signal(signal.SIGHUP)
             assert two.process.stderr is not None
             while b"nothing changes" not in (line := two.process.stderr.readline()):
                 assert line
-            assert f"-mesh-with @{members}: it is empty (write a # comment to mean nobody)" in line.decode()
+            assert (
+                f"-mesh-with @{members}: it is empty (write a # comment to mean nobody)"
+                in line.decode()
+            )
             assert members_of(two) == {member: "up"}
             members.write_text("# nobody\n")
             two.process.send_signal(signal.SIGHUP)
@@ -78,13 +101,23 @@ def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them
 
 
 def test_the_file_of_the_secret_may_have_comments(tmp_path: Path, secret: Path) -> None:
-    secret.write_text(f"# since March\n{secret.read_text().strip()}  # 64 digits\n# the next one will follow\n")
+    secret.write_text(
+        f"# since March\n{secret.read_text().strip()}  # 64 digits\n# the next one will follow\n"
+    )
     with relay(*QUIET, "-c", str(tmp_path / "k"), f"-mesh-psk-file={secret}") as running:
         assert running.stop()[0] == 0
 
 
-def test_relays_with_certificates_of_their_own_making_link_by_their_hashes(tmp_path: Path, secret: Path) -> None:
-    flags = (*QUIET, "-http-port=-1", f"-mesh-psk-file={secret}", "-certmode=manual", "-hostname=127.0.0.1")
+def test_relays_with_certificates_of_their_own_making_link_by_their_hashes(
+    tmp_path: Path, secret: Path
+) -> None:
+    flags = (
+        *QUIET,
+        "-http-port=-1",
+        f"-mesh-psk-file={secret}",
+        "-certmode=manual",
+        "-hostname=127.0.0.1",
+    )
     with relay(*flags, "-c", str(tmp_path / "one"), f"-certdir={tmp_path / 'certs'}") as one:
         where = f"127.0.0.1:{one.port}"
         pin = one.find(r'"CertName":"(sha256-raw:[0-9a-f]{64})"')
@@ -94,7 +127,10 @@ def test_relays_with_certificates_of_their_own_making_link_by_their_hashes(tmp_p
             eventually(lambda: members_of(two)[where] == "up")
             eventually(lambda: members_of(two)[f"{other}/127.0.0.1"] == "waiting")
             _, said = two.stop()
-    assert f"no link to {other}/127.0.0.1: TLS with localhost: " in said and "not the pinned one" in said
+    assert (
+        f"no link to {other}/127.0.0.1: TLS with localhost: " in said
+        and "not the pinned one" in said
+    )
 
 
 def test_dev_takes_the_secret_from_the_environment() -> None:
@@ -115,7 +151,9 @@ def test_dev_takes_the_secret_from_the_environment() -> None:
         ("\xff", "not a text file"),
     ],
 )
-def test_a_secret_that_cannot_be_is_refused_without_being_shown(tmp_path: Path, content: str, complaint: str) -> None:
+def test_a_secret_that_cannot_be_is_refused_without_being_shown(
+    tmp_path: Path, content: str, complaint: str
+) -> None:
     path = tmp_path / "mesh.key"
     path.write_bytes(content.encode("latin-1"))
     code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={path}")
@@ -126,10 +164,23 @@ def test_a_secret_that_cannot_be_is_refused_without_being_shown(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     "member",
-    ["a/b/c", "/b", "a/", "http://", "https://user@a", "a b", "a:b", "a:77777", "a=sha256-raw:00", f"http://a=sha256-raw:{'0' * 64}"],
+    [
+        "a/b/c",
+        "/b",
+        "a/",
+        "http://",
+        "https://user@a",
+        "a b",
+        "a:b",
+        "a:77777",
+        "a=sha256-raw:00",
+        f"http://a=sha256-raw:{'0' * 64}",
+    ],
 )
 def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
-    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}")
+    code, said = refused(
+        *QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}"
+    )
     assert code == 2 and said.count("\n") == 1 and "-mesh-with" in said
     assert "cast" not in said, "Python's own words"
 
@@ -137,19 +188,32 @@ def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member
 def test_a_file_of_the_secret_is_not_looked_at_beside_a_server_that_has_it(tmp_path: Path) -> None:
     answer = ok({"Value": base64.b64encode(b"ab" * 32).decode(), "Version": 1})
     with serving(answer) as service:
-        secrets = (f"-secrets-url={service.url}", f"-secrets-cache-dir={tmp_path / 'copy'}", f"-mesh-psk-file={tmp_path / 'nowhere'}")
-        with relay(*QUIET, "-c", str(tmp_path / "key"), *secrets, env={"no_proxy": "127.0.0.1"}) as running:
+        secrets = (
+            f"-secrets-url={service.url}",
+            f"-secrets-cache-dir={tmp_path / 'copy'}",
+            f"-mesh-psk-file={tmp_path / 'nowhere'}",
+        )
+        with relay(
+            *QUIET, "-c", str(tmp_path / "key"), *secrets, env={"no_proxy": "127.0.0.1"}
+        ) as running:
             assert "\nmesh: 1 keys, 0 members\n" in running.said
 
 
 def test_a_file_of_members_that_cannot_be_used_is_named(tmp_path: Path, secret: Path) -> None:
     flags = (*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}")
     (tmp_path / "members").write_text("a.example\na/b/c\n")
-    for name, reason in (("nowhere", "No such file"), ("members", "a mesh peer is HOST or HOST/DIALHOST, not 'a/b/c'")):
+    for name, reason in (
+        ("nowhere", "No such file"),
+        ("members", "a mesh peer is HOST or HOST/DIALHOST, not 'a/b/c'"),
+    ):
         code, said = refused(*flags, f"-mesh-with=@{tmp_path / name}")
-        assert code == 78 and said.startswith(f"fastderp-relay: -mesh-with @{tmp_path / name}: {reason}")
+        assert code == 78 and said.startswith(
+            f"fastderp-relay: -mesh-with @{tmp_path / name}: {reason}"
+        )
 
 
 def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
-    code, said = refused(*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={tmp_path / 'nowhere'}")
+    code, said = refused(
+        *QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={tmp_path / 'nowhere'}"
+    )
     assert code == 78 and "nowhere: No such file or directory" in said

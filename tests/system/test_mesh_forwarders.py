@@ -12,8 +12,8 @@ from itertools import cycle, pairwise
 import pytest
 
 from fastderp.client import HTTPClient
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.server.mesh.forwarders import PacketForwarder
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import DISCO, GONE, Peer
 from tests.kit.relay import Relay, eventually
 
@@ -52,7 +52,11 @@ def remove(relay: Relay, key: NodePublic, forwarder: PacketForwarder) -> None:
 def multi(relay: Relay) -> tuple[int, int, int]:
     """Return how many multi-forwarders there were, how many are over, and how many removals met another forwarder."""
     metrics = relay.metrics()
-    names = ("multiforwarder_created", "multiforwarder_deleted", "packet_forwarder_delete_other_value")
+    names = (
+        "multiforwarder_created",
+        "multiforwarder_deleted",
+        "packet_forwarder_delete_other_value",
+    )
     created, deleted, other = (metrics[f"derp_{name}"] for name in names)
     return created, deleted, other
 
@@ -78,7 +82,9 @@ def test_packets_for_a_key_elsewhere_go_to_its_forwarder(relay: Relay, key: Node
         assert remote_keys(relay) == 0
         client.send_packet(key, DISCO + bytes(56))
         assert client.read_frame() == (GONE, key.raw + b"\1")
-    eventually(lambda: relay.call(relay.server.consistency_check) == [])  # the client is just leaving
+    eventually(
+        lambda: relay.call(relay.server.consistency_check) == []
+    )  # the client is just leaving
 
 
 def test_removing_what_was_not_added_does_nothing(relay: Relay, key: NodePublic) -> None:
@@ -141,7 +147,9 @@ def test_receivers_learn_when_the_last_way_to_a_sender_is_gone(relay: Relay) -> 
         assert receiver.read_frame() == (GONE, private.public().raw + b"\0")
 
 
-def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(relay: Relay, key: NodePublic) -> None:
+def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(
+    relay: Relay, key: NodePublic
+) -> None:
     forwarders = [Collector() for _ in range(4)]
     add(relay, key, forwarders[0])
     over = threading.Event()
@@ -164,18 +172,24 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(relay
     finally:
         over.set()
         restless.join()
-    numbers = sorted(int.from_bytes(data, "big") for forwarder in forwarders for _, _, data in forwarder.packets)
+    numbers = sorted(
+        int.from_bytes(data, "big") for forwarder in forwarders for _, _, data in forwarder.packets
+    )
     assert numbers == list(range(5000))
     assert sum(bool(forwarder.packets) for forwarder in forwarders) > 1
 
 
-def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(relay: Relay, key: NodePublic) -> None:
+def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(
+    relay: Relay, key: NodePublic
+) -> None:
     class Gated(Collector):
         def __init__(self) -> None:
             super().__init__()
             self.gate = asyncio.Event()
 
-        async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:  # type: ignore[override]
+        async def forward_packet(
+            self, source: NodePublic, destination: NodePublic, data: bytes
+        ) -> None:  # type: ignore[override]
             await self.gate.wait()
             super().forward_packet(source, destination, data)
 
@@ -192,7 +206,9 @@ def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(relay: Rela
     assert relay.metrics()["fastderp_packets_forwarded_lost"] == 0
 
 
-def test_a_removed_forwarder_is_let_go(relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_forwarder_is_let_go(
+    relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.mesh.forwarders.LINGER_S", 0.01)
     forwarder = Collector()
     is_there = weakref.ref(forwarder)
@@ -225,7 +241,9 @@ def test_a_slow_forwarder_holds_nobody_up(relay: Relay, key: NodePublic) -> None
         def __init__(self) -> None:
             self.is_busy = threading.Event()
 
-        async def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
+        async def forward_packet(
+            self, source: NodePublic, destination: NodePublic, data: bytes
+        ) -> None:
             self.is_busy.set()
             await asyncio.Event().wait()
 
@@ -246,7 +264,9 @@ def test_our_client_is_a_forwarder(start_relay: Callable[..., Relay], relay: Rel
     elsewhere = start_relay(mesh_key=secret)
 
     async def client() -> HTTPClient:
-        return HTTPClient(f"http://127.0.0.1:{elsewhere.port}/derp", NodePrivate.generate(), mesh_key=secret)
+        return HTTPClient(
+            f"http://127.0.0.1:{elsewhere.port}/derp", NodePrivate.generate(), mesh_key=secret
+        )
 
     forwarder = relay.run(client())
     with relay.login() as a, elsewhere.login() as b:

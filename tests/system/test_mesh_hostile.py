@@ -12,12 +12,23 @@ from contextlib import contextmanager
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.login import open_client_info
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S
 from fastderp.server.mesh.links import LinkState, MeshLink
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import open_client_info
 from tests.kit.memory import resident_bytes
-from tests.kit.peer import CLOSE_PEER, FORWARD, GONE, MAGIC, PRESENT, RESTARTING, SERVER_INFO, SERVER_KEY, WATCH, frame
+from tests.kit.peer import (
+    CLOSE_PEER,
+    FORWARD,
+    GONE,
+    MAGIC,
+    PRESENT,
+    RESTARTING,
+    SERVER_INFO,
+    SERVER_KEY,
+    WATCH,
+    frame,
+)
 from tests.kit.relay import PATIENCE_S, Relay, eventually
 
 SECRET = MeshKey.generate()
@@ -44,7 +55,9 @@ class Member:
     def welcome(self, secret: MeshKey = SECRET) -> None:
         """Take a connection and log it in; it must ask for presence in the same breath."""
         self.accept()
-        self.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public().raw))
+        self.sock.sendall(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public().raw)
+        )
         self.client = open_client_info(self.key, self.read_frame()[1])
         assert self.client.info.mesh_key == secret
         assert self.read_frame() == (WATCH, b"")
@@ -96,7 +109,9 @@ def relay(start_relay: Callable[..., Relay]) -> Relay:
 
 
 def state_of(relay: Relay) -> str:
-    return next(state for (_, state), value in relay.metrics()["fastderp_mesh_links"].items() if value)
+    return next(
+        state for (_, state), value in relay.metrics()["fastderp_mesh_links"].items() if value
+    )
 
 
 def wait_state(relay: Relay, state: LinkState) -> None:
@@ -125,7 +140,9 @@ def test_ghost_keys_beyond_the_limit_are_ignored_and_counted(relay: Relay) -> No
 def test_announcing_a_key_again_and_again_costs_nothing(relay: Relay) -> None:
     with member_of(relay) as member:
         member.welcome()
-        member.sock.sendall(member.present(bytes(range(32))) * 10_000 + member.present(bytes(range(1, 33))))
+        member.sock.sendall(
+            member.present(bytes(range(32))) * 10_000 + member.present(bytes(range(1, 33)))
+        )
         eventually(lambda: remote_keys(relay) == 2)
         assert relay.metrics()["fastderp_mesh_keys"][member.url,] == 2
         assert relay.metrics()["fastderp_mesh_ignored"]["keys",] == 0
@@ -150,7 +167,10 @@ def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) 
 
 
 def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay: Relay) -> None:
-    with relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer, relay.login() as a:
+    with (
+        relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer,
+        relay.login() as a,
+    ):
         peer.send(frame(PRESENT, bytes(range(32)) + bytes(19)) + frame(GONE, a.public.raw + b"\0"))
         assert peer.sync() == []
         assert remote_keys(relay) == 0
@@ -159,24 +179,35 @@ def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay
 
 
 @pytest.mark.parametrize("size", [0, 63, 64 + 65537, 2**32 - 1])
-def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else(relay: Relay, size: int) -> None:
-    with relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer, relay.login() as a:
+def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else(
+    relay: Relay, size: int
+) -> None:
+    with (
+        relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer,
+        relay.login() as a,
+    ):
         peer.send(struct.pack(">BI", FORWARD, size) + bytes(min(size, 64)))
         assert peer.is_closed()
         assert a.sync() == []
         eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"bad_frame_size": 1})
 
 
-def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 0.001)
     monkeypatch.setattr("fastderp.server.mesh.links.LAST_RETRY_S", 0.001)
     with member_of(relay) as member, relay.login() as a:
         for number in range(30):
             member.welcome()
-            member.sock.sendall(b"".join(member.present(bytes([number, ghost]) + bytes(30)) for ghost in range(50)))
+            member.sock.sendall(
+                b"".join(member.present(bytes([number, ghost]) + bytes(30)) for ghost in range(50))
+            )
             if number % 2:
                 eventually(lambda: remote_keys(relay) == 50)
-            member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 3 == 0, 0))
+            member.sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 3 == 0, 0)
+            )
             member.sock.close()
         member.welcome()
         member.sock.sendall(member.present(bytes(range(32))))
@@ -184,7 +215,10 @@ def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(relay: Relay,
         assert relay.call(relay.server.consistency_check) == []
         assert relay.metrics()["fastderp_mesh_failures"][member.url,] == 30
         a.send_packet(NodePublic(bytes(range(32))), b"to the one that is there")
-        assert member.read_frame() == (FORWARD, a.public.raw + bytes(range(32)) + b"to the one that is there")
+        assert member.read_frame() == (
+            FORWARD,
+            a.public.raw + bytes(range(32)) + b"to the one that is there",
+        )
 
 
 def test_links_show_the_new_secret_once_it_is_there(relay: Relay) -> None:
@@ -203,7 +237,9 @@ def test_a_departure_of_what_was_never_announced_does_nothing(relay: Relay) -> N
         member.welcome()
         a.send_packet(b.public, b"x")
         b.read_packet()
-        member.sock.sendall(frame(GONE, a.public.raw + b"\0") + frame(GONE, bytes(32)) + member.present(bytes(32)))
+        member.sock.sendall(
+            frame(GONE, a.public.raw + b"\0") + frame(GONE, bytes(32)) + member.present(bytes(32))
+        )
         wait_state(relay, LinkState.UP)
         assert b.sync() == []
         a.send_packet(b.public, b"y")
@@ -224,7 +260,10 @@ def test_announcing_our_own_clients_takes_nobody_over(relay: Relay) -> None:
 @pytest.mark.parametrize(
     "garbage",
     [
-        pytest.param(frame(PRESENT, b"short") + frame(GONE, b"short") + frame(RESTARTING, b"x"), id="too short"),
+        pytest.param(
+            frame(PRESENT, b"short") + frame(GONE, b"short") + frame(RESTARTING, b"x"),
+            id="too short",
+        ),
         pytest.param(frame(0x77, bytes(100_000)), id="of no known type"),
         pytest.param(frame(SERVER_INFO, bytes(60)), id="a second ServerInfo"),
     ],
@@ -249,9 +288,16 @@ def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
     [
         pytest.param(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", id="another status"),
         pytest.param(b"SSH-2.0-OpenSSH\r\n\r\n", id="no HTTP"),
-        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, b"not magic" * 5), id="no magic"),
-        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + bytes(32)), id="a zero key"),
-        pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + b"\1" + bytes(31)), id="a low-order key"),
+        pytest.param(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, b"not magic" * 5), id="no magic"
+        ),
+        pytest.param(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + bytes(32)), id="a zero key"
+        ),
+        pytest.param(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + b"\1" + bytes(31)),
+            id="a low-order key",
+        ),
         pytest.param(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, bytes(2000)), id="a long key"),
         pytest.param(b"", id="silence, then nothing"),
     ],
@@ -275,17 +321,23 @@ def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
 def test_a_server_info_made_for_somebody_else_breaks_the_link(relay: Relay) -> None:
     with member_of(relay) as member:
         member.accept()
-        member.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw))
+        member.sock.sendall(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw)
+        )
         member.sock.sendall(frame(SERVER_INFO, bytes(60)))
         assert member.is_left()
 
 
-def test_a_member_that_never_answers_the_login_is_given_up(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_never_answers_the_login_is_given_up(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.mesh.links.CONNECT_TIMEOUT_S", 0.1)
     assert CONNECT_TIMEOUT_S == 10.0
     with member_of(relay) as member:
         member.accept()
-        member.sock.sendall(b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw))
+        member.sock.sendall(
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw)
+        )
         assert member.is_left()
 
 
@@ -300,7 +352,9 @@ def test_a_member_that_restarts_is_left_alone_for_as_long_as_it_asks(
     monkeypatch.setattr(MeshLink, "_pause", noted)
     with member_of(relay) as member:
         member.welcome()
-        member.sock.sendall(member.present(bytes(range(32))) + frame(RESTARTING, struct.pack(">II", 7000, 1000)))
+        member.sock.sendall(
+            member.present(bytes(range(32))) + frame(RESTARTING, struct.pack(">II", 7000, 1000))
+        )
         wait_state(relay, LinkState.UP)
         member.sock.close()
         member.welcome()
@@ -327,6 +381,8 @@ def test_frames_faster_than_they_can_be_dealt_with_close_their_sender_only() -> 
         while not isinstance(news[-1], ClosedEvent):
             assert select.select([plane.fileno()], [], [], PATIENCE_S)[0]
             news += plane.events()
-        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == ["control_overflow"]
+        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == [
+            "control_overflow"
+        ]
     finally:
         plane.close()

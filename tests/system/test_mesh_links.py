@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastderp.net.tls import ClientContext
-from fastderp.wire.keys import MeshKey, NodePrivate
 from fastderp.server.mesh.links import LinkState
 from fastderp.tls.context import ServerContext
+from fastderp.wire.keys import MeshKey, NodePrivate
 from tests.kit.certificates import self_signed
 from tests.kit.peer import DISCO, GONE, RECV
 from tests.kit.relay import Relay, Setup, eventually, running
@@ -20,16 +20,24 @@ from tests.kit.relay import Relay, Setup, eventually, running
 SECRET = MeshKey.generate()
 StartRelay = Callable[..., Relay]
 
-EVERY_LINK = [Setup(transport, loop) for transport in ("plain", "TLS 1.2", "TLS 1.3") for loop in ("uvloop", "asyncio")]
+EVERY_LINK = [
+    Setup(transport, loop)
+    for transport in ("plain", "TLS 1.2", "TLS 1.3")
+    for loop in ("uvloop", "asyncio")
+]
 
 
 def start_member(start_relay: StartRelay, setup: Setup = Setup(), **server: object) -> Relay:
     """Start a relay that is to be in a region and trusts any certificate."""
-    return start_relay(setup, **{"mesh_key": SECRET, "mesh_tls": ClientContext(verify=False), **server})
+    return start_relay(
+        setup, **{"mesh_key": SECRET, "mesh_tls": ClientContext(verify=False), **server}
+    )
 
 
 def url(relay: Relay) -> str:
-    return f"{'http' if relay.setup.transport == 'plain' else 'https'}://127.0.0.1:{relay.port}/derp"
+    return (
+        f"{'http' if relay.setup.transport == 'plain' else 'https'}://127.0.0.1:{relay.port}/derp"
+    )
 
 
 def link(relay: Relay, *others: Relay) -> None:
@@ -39,7 +47,9 @@ def link(relay: Relay, *others: Relay) -> None:
 
 def state(relay: Relay, of: Relay) -> str:
     states = relay.metrics()["fastderp_mesh_links"]
-    return next((name for (host, name), value in states.items() if host == url(of) and value), "none")
+    return next(
+        (name for (host, name), value in states.items() if host == url(of) and value), "none"
+    )
 
 
 def wait_linked(relay: Relay, other: Relay) -> None:
@@ -73,11 +83,17 @@ def test_packets_cross_from_relay_to_relay(pair: tuple[Relay, Relay]) -> None:
             b.send_packet(a.public, b"y" * size)
             assert a.read_packet() == (b.public, b"y" * size)
         for relay in pair:
-            assert relay.metrics()["derp_packets_forwarded_out"] == relay.metrics()["derp_packets_forwarded_in"] == 4
+            assert (
+                relay.metrics()["derp_packets_forwarded_out"]
+                == relay.metrics()["derp_packets_forwarded_in"]
+                == 4
+            )
             assert relay.call(relay.server.consistency_check) == []
 
 
-def test_a_link_is_told_with_the_number_of_clients_behind_it(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_is_told_with_the_number_of_clients_behind_it(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     one, other = start_member(start_relay), start_member(start_relay)
     with other.login(), other.login():
@@ -98,7 +114,10 @@ def test_receivers_elsewhere_learn_of_a_departure(pair: tuple[Relay, Relay]) -> 
 
 
 def test_a_large_burst_crosses_whole_and_in_order(start_relay: StartRelay) -> None:
-    one, other = start_member(start_relay, Setup("TLS 1.3")), start_member(start_relay, Setup("TLS 1.3"))
+    one, other = (
+        start_member(start_relay, Setup("TLS 1.3")),
+        start_member(start_relay, Setup("TLS 1.3")),
+    )
     link(one, other)
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
@@ -130,11 +149,16 @@ def test_a_relay_that_lists_itself_notices(start_relay: StartRelay) -> None:
     assert relay.metrics()["derp_current_connections"] == 0
 
 
-def test_a_member_may_be_dialled_elsewhere_than_its_name_says(start_relay: StartRelay, tmp_path: Path) -> None:
+def test_a_member_may_be_dialled_elsewhere_than_its_name_says(
+    start_relay: StartRelay, tmp_path: Path
+) -> None:
     certificate = self_signed("relay.example")
     trusted = tmp_path / "relay.example.pem"
     trusted.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
-    one, other = start_member(start_relay, mesh_tls=ClientContext(cafile=str(trusted))), start_member(start_relay)
+    one, other = (
+        start_member(start_relay, mesh_tls=ClientContext(cafile=str(trusted))),
+        start_member(start_relay),
+    )
     tls = ServerContext([certificate.der], certificate.key_der, required_sni="relay.example")
     port = other.call(lambda: other.server.listen("127.0.0.1", 0, tls=tls).port)
     member = f"relay.example:{port}/127.0.0.1"
@@ -146,7 +170,9 @@ def test_a_member_may_be_dialled_elsewhere_than_its_name_says(start_relay: Start
         assert b.read_packet() == (a.public, b"hello")
 
 
-def test_members_that_stay_keep_their_links_when_others_come_and_go(start_relay: StartRelay) -> None:
+def test_members_that_stay_keep_their_links_when_others_come_and_go(
+    start_relay: StartRelay,
+) -> None:
     one, stays, goes, comes = (start_member(start_relay) for _ in range(4))
     link(one, stays, goes)
     wait_linked(one, stays)
@@ -159,7 +185,9 @@ def test_members_that_stay_keep_their_links_when_others_come_and_go(start_relay:
     assert metrics["fastderp_mesh_failures"] == {(url(comes),): 0, (url(stays),): 0}
     # Of each, the relay itself, whose login there is a client like others.
     assert metrics["fastderp_mesh_keys"] == {(url(comes),): 1, (url(stays),): 1}
-    assert {state for (_, state), value in metrics["fastderp_mesh_links"].items() if value} == {"up"}
+    assert {state for (_, state), value in metrics["fastderp_mesh_links"].items() if value} == {
+        "up"
+    }
     assert len(metrics["fastderp_mesh_links"]) == 2 * len(LinkState)
 
 
@@ -173,14 +201,21 @@ def test_a_relay_with_another_secret_is_not_linked_to(
     assert one.metrics()["derp_clients_remote"] == 0
 
 
-def test_a_certificate_that_is_not_trusted_makes_no_link(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
-    one, other = start_member(start_relay, mesh_tls=ClientContext()), start_member(start_relay, Setup("TLS 1.3"))
+def test_a_certificate_that_is_not_trusted_makes_no_link(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = (
+        start_member(start_relay, mesh_tls=ClientContext()),
+        start_member(start_relay, Setup("TLS 1.3")),
+    )
     link(one, other)
     eventually(lambda: "no link to https://127.0.0.1" in caplog.text)
     assert "certificate" in caplog.text
 
 
-def test_a_member_that_is_away_is_linked_when_it_comes(start_relay: StartRelay, certificates: Path) -> None:
+def test_a_member_that_is_away_is_linked_when_it_comes(
+    start_relay: StartRelay, certificates: Path
+) -> None:
     one = start_member(start_relay)
     key = NodePrivate.generate()
     with running(Setup(), certificates, mesh_key=SECRET, private_key=key) as first:
@@ -191,10 +226,15 @@ def test_a_member_that_is_away_is_linked_when_it_comes(start_relay: StartRelay, 
             wait_knows(one, 2)
     eventually(lambda: state(one, first) != LinkState.UP)
     assert one.metrics()["derp_clients_remote"] == 0
-    with running(Setup(), certificates, mesh_key=SECRET, private_key=key, port=port) as again, again.login():
+    with (
+        running(Setup(), certificates, mesh_key=SECRET, private_key=key, port=port) as again,
+        again.login(),
+    ):
         wait_linked(one, first)
         wait_knows(one, 2)
-    connects, failures = (one.metrics()[f"fastderp_mesh_{name}"] for name in ("connects", "failures"))
+    connects, failures = (
+        one.metrics()[f"fastderp_mesh_{name}"] for name in ("connects", "failures")
+    )
     assert connects[first_url,] == 2 and failures[first_url,] >= 1
 
 
@@ -212,7 +252,9 @@ def test_a_member_that_logs_in_is_dialled_at_once(
         wait_linked(one, again)
 
 
-def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(start_relay: StartRelay) -> None:
+def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(
+    start_relay: StartRelay,
+) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
     link(one, other)
     link(other, one)
@@ -229,7 +271,9 @@ def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(start_
         assert one.metrics()["fastderp_mesh_links"] == {}
 
 
-def test_disco_to_a_client_that_has_left_the_other_relay_is_answered_not_here(start_relay: StartRelay) -> None:
+def test_disco_to_a_client_that_has_left_the_other_relay_is_answered_not_here(
+    start_relay: StartRelay,
+) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
     ghost = NodePrivate.generate().public()
     with other.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer:
@@ -245,7 +289,9 @@ def test_a_third_relay_does_not_hear_of_clients_through_the_second(start_relay: 
     with three.login() as c:
         wait_knows(two, 2)
         wait_linked(one, two)
-        assert one.metrics()["derp_clients_remote"] == 1  # the second relay's place of login: our own, remote key
+        assert (
+            one.metrics()["derp_clients_remote"] == 1
+        )  # the second relay's place of login: our own, remote key
         with one.login() as a:
             a.send_packet(c.public, b"two hops")
             assert c.sync() == []

@@ -64,12 +64,16 @@ def test_a_watcher_sees_itself_then_who_comes_and_goes(relay: Relay) -> None:
         assert w.read_frame() == gone(a.public)
 
 
-def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second(relay: Relay) -> None:
+def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second(
+    relay: Relay,
+) -> None:
     with watcher(relay) as first, relay.login() as a, relay.login() as b:
         assert first.read_frames(3) == [present(first, MESH), present(a), present(b)]
         with watcher(relay) as second:
             listed = second.read_frames(4)
-            assert sorted(listed) == sorted([present(first, MESH), present(a), present(b), present(second, MESH)])
+            assert sorted(listed) == sorted(
+                [present(first, MESH), present(a), present(b), present(second, MESH)]
+            )
             assert first.read_frame() == present(second, MESH)
             a.close()
             assert first.read_frame() == second.read_frame() == gone(a.public)
@@ -82,11 +86,16 @@ def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_sec
         ({"json": b'{"IsProber":true}'}, PROBER),
         ({"json": mesh_info()}, MESH),
         ({"headers": ["Ideal-Node: 1a"]}, NOT_IDEAL),
-        ({"json": mesh_info(extra=',"IsProber":true'), "headers": ["Ideal-Node: 1a"]}, PROBER | MESH | NOT_IDEAL),
+        (
+            {"json": mesh_info(extra=',"IsProber":true'), "headers": ["Ideal-Node: 1a"]},
+            PROBER | MESH | NOT_IDEAL,
+        ),
     ],
     ids=["regular", "prober", "mesh peer", "not ideal", "all of it"],
 )
-def test_flags_say_what_kind_of_client_came(relay: Relay, login: dict[str, Any], flags: int) -> None:
+def test_flags_say_what_kind_of_client_came(
+    relay: Relay, login: dict[str, Any], flags: int
+) -> None:
     with watcher(relay) as w, relay.login(**login) as client:
         assert w.read_frames(2) == [present(w, MESH), present(client, flags)]
         with watcher(relay) as late:
@@ -198,7 +207,12 @@ def test_while_the_secret_changes_both_keys_are_good(start_relay: Callable[..., 
 
 def test_a_mesh_peer_closes_every_connection_of_a_key(relay: Relay) -> None:
     key = NodePrivate.generate()
-    with relay.login(key=key) as one, relay.login(key=key) as other, relay.login() as bystander, mesh_peer(relay) as peer:
+    with (
+        relay.login(key=key) as one,
+        relay.login(key=key) as other,
+        relay.login() as bystander,
+        mesh_peer(relay) as peer,
+    ):
         peer.send_frame(CLOSE_PEER, key.public().raw)
         one.read_to_end()
         other.read_to_end()
@@ -278,7 +292,12 @@ def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: R
             assert crowded.metrics()["fastderp_backlog_bytes"] > CROWD_LIST_BYTES // 4
             listed = {payload[:32] for _, payload in deaf.read_frames(N_CROWD + 2)}
             assert {w.public.raw, deaf.public.raw} < listed and len(listed) == N_CROWD + 2
-            assert [frame_type for frame_type, _ in deaf.read_frames(4)] == [PRESENT, PRESENT, GONE, GONE]
+            assert [frame_type for frame_type, _ in deaf.read_frames(4)] == [
+                PRESENT,
+                PRESENT,
+                GONE,
+                GONE,
+            ]
 
 
 def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
@@ -291,7 +310,11 @@ def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
             assert w.read_frame() == present(deaf, MESH)
             n_lists = MESH_CONTROL_BYTES // CROWD_LIST_BYTES
             deaf.send(frame(WATCH) * (n_lists - 2))
-            eventually(lambda: crowded.metrics()["fastderp_backlog_bytes"] > (n_lists - 2) * CROWD_LIST_BYTES)
+            eventually(
+                lambda: (
+                    crowded.metrics()["fastderp_backlog_bytes"] > (n_lists - 2) * CROWD_LIST_BYTES
+                )
+            )
             hear_of_each_other(crowded, w)
             deaf.send(frame(WATCH) * 6)
             assert w.read_frame() == gone(deaf.public)

@@ -20,7 +20,12 @@ COMMANDS = {
 def run(what: str, stdout: int, **variables: str) -> tuple[int, str]:
     """Return the exit code and what was said on standard error."""
     done = subprocess.run(
-        COMMANDS[what], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, env=os.environ | variables
+        COMMANDS[what],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=os.environ | variables,
     )
     return done.returncode, done.stderr
 

@@ -23,7 +23,9 @@ def output_of(program: str, tmp_path: Path) -> str:
     """Run a program beside a relay and return what it prints."""
     with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k")) as running:
         program = program.replace("127.0.0.1:3340", f"127.0.0.1:{running.port}")
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+        )
     assert done.stderr == ""
     return done.stdout
 
@@ -34,14 +36,20 @@ def test_the_program_prints_what_was_sent(tmp_path: Path) -> None:
 
 
 def test_the_program_for_newcomers_prints_what_was_sent(tmp_path: Path) -> None:
-    shown = subprocess.run([sys.executable, "-m", "fastderp"], capture_output=True, text=True, timeout=30).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "fastderp"], capture_output=True, text=True, timeout=30
+    ).stdout
     program = textwrap.dedent(shown.partition("from Python:\n")[2].partition("\nEvery flag")[0])
     assert re.fullmatch(r"ReceivedPacket\(.*b'hello'.*\)\n", output_of(program, tmp_path))
 
 
 def test_the_commands_are_ones_the_relay_takes() -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    relays = [command.partition("fastderp-relay ")[2] for command in commands if "fastderp-relay " in command]
+    relays = [
+        command.partition("fastderp-relay ")[2]
+        for command in commands
+        if "fastderp-relay " in command
+    ]
     assert len(relays) == 3
     for arguments in relays:
         values, given = read_flags(shlex.split(arguments), {})
@@ -49,7 +57,10 @@ def test_the_commands_are_ones_the_relay_takes() -> None:
 
 
 def test_the_two_commands_come_first() -> None:
-    assert blocks("sh")[:2] == ["pip install . && fastderp-relay --dev\n", "pip install -e '.[test]' && pytest\n"]
+    assert blocks("sh")[:2] == [
+        "pip install . && fastderp-relay --dev\n",
+        "pip install -e '.[test]' && pytest\n",
+    ]
 
 
 def test_the_derp_map_is_one() -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastderp.wire.keys import NodePublic
+from fastderp.server.accept.listener import listen_sockets
 from fastderp.server.http import message as http
 from fastderp.server.http.message import Request, Response, Site
-from fastderp.server.accept.listener import listen_sockets
+from fastderp.wire.keys import NodePublic
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request
 from tests.kit.relay import Relay, Setup, client_context, eventually, without_websocket
@@ -39,11 +39,15 @@ def read_response(peer: Peer) -> tuple[bytes, bytes]:
     """Read one response with a Content-Length; return its status line and body."""
     head = peer.read_head()
     status, _, rest = head.partition(b"\r\n")
-    lengths = [line.split(b": ")[1] for line in rest.split(b"\r\n") if line.startswith(b"Content-Length: ")]
+    lengths = [
+        line.split(b": ")[1] for line in rest.split(b"\r\n") if line.startswith(b"Content-Length: ")
+    ]
     return status, peer.read(int(lengths[0]) if lengths else 0)
 
 
-def test_an_odd_upgrade_is_logged_once_escaped_and_cut(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_odd_upgrade_is_logged_once_escaped_and_cut(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     relay = start_relay()
     with relay.connect() as peer:
@@ -65,7 +69,10 @@ def test_pages_are_served_one_after_another_on_one_connection(relay: Relay) -> N
         peer.send(get("/robots.txt") + get("/generate_204") + get("/derp") + get("/"))
         assert read_response(peer) == (b"HTTP/1.1 200 OK", b"User-agent: *\nDisallow: /\n")
         assert read_response(peer) == (b"HTTP/1.1 204 No Content", b"")
-        assert read_response(peer) == (b"HTTP/1.1 426 Upgrade Required", b"DERP requires connection upgrade\n")
+        assert read_response(peer) == (
+            b"HTTP/1.1 426 Upgrade Required",
+            b"DERP requires connection upgrade\n",
+        )
         assert b"<h1>DERP</h1>" in read_response(peer)[1]
         peer.login(relay.server.public_key)
         assert peer.sync() == []
@@ -81,7 +88,12 @@ def test_a_client_that_says_close_is_closed_after_its_answer(relay: Relay) -> No
 @without_websocket
 def test_a_request_with_a_body_is_answered_and_closed(relay: Relay) -> None:
     with relay.connect() as peer:
-        peer.send(b"POST /derp/probe HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000)
+        peer.send(
+            b"POST /derp/probe HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Length: 100000\r\n\r\n"
+            + b"x" * 100_000
+        )
         answer = peer.read_to_end()
         assert answer.startswith(b"HTTP/1.1 405 ") and b"Connection: close\r\n" in answer
 
@@ -92,9 +104,15 @@ def test_a_request_with_a_body_is_answered_and_closed(relay: Relay) -> None:
     [
         pytest.param(b"GET / HTTP/1.1\n" + HOST + b"\r\n", b"400", id="bare LF"),
         pytest.param(b"GET / HTTP/1.1\r\n" + HOST + b"A: b\0c\r\n\r\n", b"400", id="NUL"),
-        pytest.param(b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", b"400", id="folded header"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", b"400", id="folded header"
+        ),
         pytest.param(b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", b"400", id="two Hosts"),
-        pytest.param(b"GET /derp HTTP/1.1\r\n" + HOST + b"A: " + b"x" * 30_000 + b"\r\n\r\n", b"431", id="oversized head"),
+        pytest.param(
+            b"GET /derp HTTP/1.1\r\n" + HOST + b"A: " + b"x" * 30_000 + b"\r\n\r\n",
+            b"431",
+            id="oversized head",
+        ),
         pytest.param(b"\x00" * 100, b"400", id="binary"),
     ],
 )
@@ -142,7 +160,12 @@ def test_an_answer_may_take_its_time_while_others_are_served(start_relay: StartR
     routes = http.relay_routes(Site())
     routes.exact["/later"] = later
     relay = start_relay(routes=routes)
-    with relay.connect() as waiting, relay.connect() as leaving, relay.connect() as failing, relay.connect() as other:
+    with (
+        relay.connect() as waiting,
+        relay.connect() as leaving,
+        relay.connect() as failing,
+        relay.connect() as other,
+    ):
         for number, peer in enumerate((waiting, leaving, failing), 1):
             peer.send(get("/later"))
             eventually(lambda: len(asked) == number)
@@ -176,7 +199,9 @@ def test_a_page_that_fails_answers_500_and_nothing_else_suffers(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_one_port_serves_ipv4_and_ipv6(start_relay: StartRelay, host: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_port_serves_ipv4_and_ipv6(
+    start_relay: StartRelay, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG, "fastderp")
     relay = start_relay()
     with relay.connect(host) as peer:
@@ -188,7 +213,13 @@ def test_one_port_serves_ipv4_and_ipv6(start_relay: StartRelay, host: str, caplo
 
 def test_a_port_in_use_is_an_error_that_names_it() -> None:
     [first] = listen_sockets("127.0.0.1", 0)
-    with first, pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{first.getsockname()[1]}: Address already in use"):
+    with (
+        first,
+        pytest.raises(
+            OSError,
+            match=rf"cannot listen on 127\.0\.0\.1:{first.getsockname()[1]}: Address already in use",
+        ),
+    ):
         listen_sockets("127.0.0.1", first.getsockname()[1])
 
 
@@ -206,7 +237,13 @@ def test_accepted_sockets_inherit_the_settings_of_the_listener(user_timeout_s: f
         with accepted:
             tcp = {
                 name: accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
-                for name in ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+                for name in (
+                    "TCP_NODELAY",
+                    "TCP_KEEPIDLE",
+                    "TCP_KEEPINTVL",
+                    "TCP_KEEPCNT",
+                    "TCP_USER_TIMEOUT",
+                )
             }
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert tcp == {
@@ -216,7 +253,12 @@ def test_accepted_sockets_inherit_the_settings_of_the_listener(user_timeout_s: f
 
 # TLS
 
-TLS_SETUPS = [Setup("TLS 1.3", "uvloop"), Setup("TLS 1.3", "asyncio"), Setup("TLS 1.2", "uvloop"), Setup("TLS 1.2", "asyncio")]
+TLS_SETUPS = [
+    Setup("TLS 1.3", "uvloop"),
+    Setup("TLS 1.3", "asyncio"),
+    Setup("TLS 1.2", "uvloop"),
+    Setup("TLS 1.2", "asyncio"),
+]
 
 
 @pytest.mark.parametrize("setup", TLS_SETUPS[:2], ids=str)
@@ -259,7 +301,9 @@ def test_a_handshake_that_fails_closes_that_connection_only_and_is_counted_and_l
 
 
 @pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
-def test_damaged_ciphertext_before_the_login_closes_that_connection_only(start_relay: StartRelay, setup: Setup) -> None:
+def test_damaged_ciphertext_before_the_login_closes_that_connection_only(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with relay.login() as bystander, relay.connect() as peer:
         raw = socket.socket(fileno=peer.sock.detach())
@@ -275,8 +319,15 @@ def test_damaged_ciphertext_before_the_login_closes_that_connection_only(start_r
 @pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
 def test_the_chain_ends_with_the_metacert(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
-    arguments = ["-connect", f"127.0.0.1:{relay.port}", "-showcerts", "-tls1_3" if setup.transport == "TLS 1.3" else "-tls1_2"]
-    shown = subprocess.run(["openssl", "s_client", *arguments], input=b"", capture_output=True, timeout=10).stdout.decode()
+    arguments = [
+        "-connect",
+        f"127.0.0.1:{relay.port}",
+        "-showcerts",
+        "-tls1_3" if setup.transport == "TLS 1.3" else "-tls1_2",
+    ]
+    shown = subprocess.run(
+        ["openssl", "s_client", *arguments], input=b"", capture_output=True, timeout=10
+    ).stdout.decode()
     subjects = [line for line in shown.splitlines() if line.strip().startswith(("0 s:", "1 s:"))]
     assert "derpkey" + relay.server.public_key.hex in subjects[1]
 
@@ -388,7 +439,9 @@ def test_a_pair_of_streams_can_be_served_without_http(start_relay: StartRelay) -
     served: list[asyncio.Server] = []
 
     async def listen() -> int:
-        server = await asyncio.start_server(lambda r, w: relay.server.accept(r, w, w.get_extra_info("peername")), "127.0.0.1", 0)
+        server = await asyncio.start_server(
+            lambda r, w: relay.server.accept(r, w, w.get_extra_info("peername")), "127.0.0.1", 0
+        )
         served.append(server)
         return int(server.sockets[0].getsockname()[1])
 

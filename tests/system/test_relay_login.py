@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import pytest
 
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.login import ClientInfo
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.listener import LOGIN_BUDGET_S
 from fastderp.server.accept.stream import Stream
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
 from tests.kit.peer import (
     CLIENT_INFO,
     FAST_START,
@@ -59,7 +59,13 @@ def test_the_end_of_every_session_is_a_line_that_says_whose_from_where_how_long_
             bystander.send_packet(leaving.public, b"y")
             leaving.read_packet()
         line = rf"{re.escape(leaving.public.short)} 127\.0\.0\.1:\d+: closed after \d+\.\d s: eof; "
-        eventually(lambda: re.search(line + "in 1 packets 100 bytes, out 1 packets 1 bytes, dropped 0$", caplog.text, re.MULTILINE))
+        eventually(
+            lambda: re.search(
+                line + "in 1 packets 100 bytes, out 1 packets 1 bytes, dropped 0$",
+                caplog.text,
+                re.MULTILINE,
+            )
+        )
         bystander.send(frame(PING, b"short"))
         eventually(lambda: f"{bystander.public.short} 127.0.0.1:" in caplog.text)
     assert "bad_frame_size; in 1 packets 1 bytes, out 1 packets 100 bytes" in caplog.messages[-1]
@@ -98,7 +104,12 @@ def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Rel
     relay_key = relay.server.public_key
     with relay.connect() as peer:
         login = client_info(peer.key, relay_key)
-        peer.send(upgrade_request(FAST_START) + login + frame(PING, b"\0" * 7 + b"1") + frame(PING, b"\0" * 7 + b"2")[:9])
+        peer.send(
+            upgrade_request(FAST_START)
+            + login
+            + frame(PING, b"\0" * 7 + b"1")
+            + frame(PING, b"\0" * 7 + b"2")[:9]
+        )
         assert peer.read_frame()[0] == SERVER_KEY
         peer.read_server_info(relay_key)
         assert peer.read_frame() == (PONG, b"\0" * 7 + b"1")
@@ -113,7 +124,9 @@ def test_frames_right_behind_the_login_are_served_after_server_info(relay: Relay
         packets = b"".join(frame(4, receiver.public.raw + b"%d" % i) for i in range(100))
         peer.send(client_info(peer.key, relay_key) + packets)
         peer.read_server_info(relay_key)
-        assert [receiver.read_packet() for _ in range(100)] == [(peer.public, b"%d" % i) for i in range(100)]
+        assert [receiver.read_packet() for _ in range(100)] == [
+            (peer.public, b"%d" % i) for i in range(100)
+        ]
 
 
 @without_websocket
@@ -132,7 +145,9 @@ def test_the_largest_login_is_accepted(relay: Relay) -> None:
         peer.login(relay.server.public_key, json=json)
 
 
-@pytest.mark.parametrize("json", [b"{}", b"null", b' {"VERSION":2,"future":[1]} ', b'{"meshKey":"' + b"0" * 64 + b'"}'])
+@pytest.mark.parametrize(
+    "json", [b"{}", b"null", b' {"VERSION":2,"future":[1]} ', b'{"meshKey":"' + b"0" * 64 + b'"}']
+)
 def test_what_clients_of_any_age_say_is_accepted(start_relay: StartRelay, json: bytes) -> None:
     relay = start_relay()
     with relay.connect() as peer:
@@ -164,7 +179,9 @@ def _bad_logins(key: NodePrivate, relay: NodePublic) -> dict[str, tuple[bytes, s
     }
 
 
-@pytest.mark.parametrize("what", _bad_logins(NodePrivate.generate(), NodePrivate.generate().public()))
+@pytest.mark.parametrize(
+    "what", _bad_logins(NodePrivate.generate(), NodePrivate.generate().public())
+)
 def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
     start_relay: StartRelay, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,12 +195,16 @@ def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
         assert bystander.sync() == []
         assert not relay.server.is_client_connected(peer.public)
         assert relay.refused() == {f"login_{reason}": 1}
-        [line] = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+        [line] = [
+            record.getMessage() for record in caplog.records if "refused" in record.getMessage()
+        ]
         assert line.startswith("127.0.0.1:") and "refused at login: " in line
         assert peer.key.to_bytes().hex() not in caplog.text
 
 
-def test_who_leaves_once_greeted_is_counted_and_alarms_nobody(start_relay: StartRelay, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_leaves_once_greeted_is_counted_and_alarms_nobody(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     relay = start_relay()
     with relay.connect() as peer:
@@ -218,8 +239,14 @@ def test_the_same_complaint_is_logged_once_and_counted_every_time(
     assert caplog.text.count("first frame has type") == 1
 
 
-@pytest.mark.parametrize("setup", [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")], ids=str)
-def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(start_relay: StartRelay, setup: Setup) -> None:
+@pytest.mark.parametrize(
+    "setup",
+    [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")],
+    ids=str,
+)
+def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     assert LOGIN_BUDGET_S == 10.0
     relay = start_relay(setup, login_timeout=0.5)
     with relay.connect_tcp() as silent, relay.connect_tcp() as slow, relay.connect() as waiting:
@@ -227,7 +254,9 @@ def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(start_relay
         stop = threading.Event()
 
         def trickle() -> None:
-            for byte in (b"GET / HTTP/1.1\r\n" if setup.transport == "plain" else b"\x16\x03\x01\x01\x00") * 100:
+            for byte in (
+                b"GET / HTTP/1.1\r\n" if setup.transport == "plain" else b"\x16\x03\x01\x01\x00"
+            ) * 100:
                 if stop.wait(0.05):
                     return
                 try:
@@ -241,14 +270,20 @@ def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(start_relay
         slow.read_to_end()
         stop.set()
         trickler.join()
-    n_timeouts = sum(count for reason, count in relay.refused().items() if reason.endswith("timeout"))
+    n_timeouts = sum(
+        count for reason, count in relay.refused().items() if reason.endswith("timeout")
+    )
     assert n_timeouts == 3
     with relay.login() as peer:
         assert peer.sync() == []
 
 
-def test_good_clients_get_in_while_thousands_hold_their_connections_silent(start_relay: StartRelay) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+def test_good_clients_get_in_while_thousands_hold_their_connections_silent(
+    start_relay: StartRelay,
+) -> None:
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2
+    )
     relay = start_relay(login_timeout=30.0)
     held = [relay.connect_tcp() for _ in range(N_SILENT)]
     with relay.login() as peer:
@@ -259,7 +294,9 @@ def test_good_clients_get_in_while_thousands_hold_their_connections_silent(start
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
 
 
-def test_oversized_logins_share_a_bounded_memory(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_logins_share_a_bounded_memory(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.accept.listener.RESERVE_LIMIT_BYTES", 500_000)
     relay = start_relay()
     header = struct.pack(">BI", CLIENT_INFO, 250_000)
@@ -277,7 +314,9 @@ def test_oversized_logins_share_a_bounded_memory(start_relay: StartRelay, monkey
     eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 0)
 
 
-def test_when_too_many_are_not_logged_in_the_oldest_goes(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_too_many_are_not_logged_in_the_oldest_goes(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.accept.listener.PENDING_LIMIT", 3)
     relay = start_relay()
     held = [relay.connect_tcp() for _ in range(3)]
@@ -341,7 +380,9 @@ def test_the_mesh_key_passes_the_verifier_by(start_relay: StartRelay) -> None:
         assert peer.sync() == []
     with relay.connect() as peer:
         peer.upgrade(relay.server.public_key)
-        peer.send(client_info(peer.key, relay.server.public_key, b'{"meshKey":"%s"}' % (b"ab" * 32)))
+        peer.send(
+            client_info(peer.key, relay.server.public_key, b'{"meshKey":"%s"}' % (b"ab" * 32))
+        )
         assert peer.is_closed()
 
 

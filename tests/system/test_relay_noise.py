@@ -22,7 +22,14 @@ def _prefix(peer: Peer, relay: Relay, stage: int) -> bytes:
     """Return a correct conversation up to some stage."""
     login = client_info(peer.key, relay.server.public_key)
     whole = upgrade_request(FAST_START) + login
-    return [b"", whole[:20], upgrade_request(FAST_START), whole[:-30], whole, whole + b"\x04\x00\x00\x00\x40" + bytes(20)][stage]
+    return [
+        b"",
+        whole[:20],
+        upgrade_request(FAST_START),
+        whole[:-30],
+        whole,
+        whole + b"\x04\x00\x00\x00\x40" + bytes(20),
+    ][stage]
 
 
 def _noise(dice: random.Random) -> bytes:
@@ -35,7 +42,11 @@ def _noise(dice: random.Random) -> bytes:
     return header + dice.randbytes(dice.randrange(0, 200))
 
 
-@pytest.mark.parametrize("setup", [Setup("plain"), Setup("plain", "asyncio"), Setup("TLS 1.3"), Setup("TLS 1.2")], ids=str)
+@pytest.mark.parametrize(
+    "setup",
+    [Setup("plain"), Setup("plain", "asyncio"), Setup("TLS 1.3"), Setup("TLS 1.2")],
+    ids=str,
+)
 def test_noise_at_every_stage_harms_nobody(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     dice = random.Random(str(setup))
@@ -73,7 +84,11 @@ def test_churn_leaves_nothing_behind(start_relay: StartRelay) -> None:
     def churn(n_logins: int) -> None:
         for i in range(n_logins):
             peer = relay.connect()
-            peer.send((upgrade_request(FAST_START) + client_info(peer.key, relay.server.public_key))[: None if i % 2 else 200])
+            peer.send(
+                (upgrade_request(FAST_START) + client_info(peer.key, relay.server.public_key))[
+                    : None if i % 2 else 200
+                ]
+            )
             if i % 2:
                 peer.read(45)
             peer.close()

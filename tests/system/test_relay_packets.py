@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.memory import resident_bytes
-from fastderp.server.admission.rate_limit import RateLimit
 from tests.kit.peer import (
     CLOSE_PEER,
     DISCO,
@@ -71,7 +71,9 @@ def test_packets_arrive_in_order_however_they_are_cut(relay: Relay) -> None:
     packets = [os.urandom(size % 1500) for size in range(0, 30_000, 301)]
     with relay.login() as a, relay.login() as b:
         stream = b"".join(frame(SEND, b.public.raw + data) for data in packets)
-        sender = threading.Thread(target=lambda: [a.send(stream[i : i + 977]) for i in range(0, len(stream), 977)])
+        sender = threading.Thread(
+            target=lambda: [a.send(stream[i : i + 977]) for i in range(0, len(stream), 977)]
+        )
         sender.start()
         assert [b.read_packet() for _ in packets] == [(a.public, data) for data in packets]
         sender.join()
@@ -137,7 +139,9 @@ class Talkers:
 
     def talk_while_python_is_blocked(self, duration_s: float) -> None:
         """Return when they have talked; meanwhile nothing written in Python runs in this process: a PyDLL call keeps the GIL."""
-        answer = ctypes.create_string_buffer(struct.pack("ihh", self.stdout.fileno(), select.POLLIN, 0))
+        answer = ctypes.create_string_buffer(
+            struct.pack("ihh", self.stdout.fileno(), select.POLLIN, 0)
+        )
         self.talk(duration_s)
         assert ctypes.PyDLL(None).poll(answer, 1, int(PATIENCE_S * 1000)) == 1
 
@@ -147,7 +151,9 @@ class Talkers:
 
 
 @pytest.mark.parametrize("setup", [Setup("plain"), Setup("TLS 1.3")], ids=str)
-def test_packets_keep_flowing_at_full_rate_while_python_is_blocked(start_relay: StartRelay, setup: Setup) -> None:
+def test_packets_keep_flowing_at_full_rate_while_python_is_blocked(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     arguments = [setup.transport, str(relay.port), relay.server.public_key.text]
     shares: list[float] = []
@@ -207,9 +213,13 @@ def test_a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged(
     assert any(peer.public.short in line and reason in line for line in caplog.messages)
 
 
-@pytest.mark.parametrize("frame_type", [0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x42, 0xFF])
+@pytest.mark.parametrize(
+    "frame_type", [0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x42, 0xFF]
+)
 @pytest.mark.parametrize("size", [0, 1, 70_000])
-def test_frames_a_relay_does_not_know_are_skipped(start_relay: StartRelay, frame_type: int, size: int) -> None:
+def test_frames_a_relay_does_not_know_are_skipped(
+    start_relay: StartRelay, frame_type: int, size: int
+) -> None:
     relay = start_relay()
     with relay.login() as peer:
         peer.send(frame(frame_type, bytes(size)))
@@ -245,7 +255,9 @@ def test_a_ping_is_answered_with_its_first_8_bytes(relay: Relay, size: int) -> N
 
 
 @pytest.mark.parametrize("yes", [1, 2, 255])
-def test_homes_are_counted_as_clients_declare_and_leave_them(start_relay: StartRelay, yes: int) -> None:
+def test_homes_are_counted_as_clients_declare_and_leave_them(
+    start_relay: StartRelay, yes: int
+) -> None:
     relay = start_relay()
 
     def homes() -> int:
@@ -271,7 +283,12 @@ def test_clients_away_from_their_first_node_are_counted(start_relay: StartRelay)
 
 
 def test_who_received_packets_is_told_when_the_sender_leaves_and_nobody_else(relay: Relay) -> None:
-    with relay.login() as sender, relay.login() as receiver, relay.login() as stranger, relay.login() as correspondent:
+    with (
+        relay.login() as sender,
+        relay.login() as receiver,
+        relay.login() as stranger,
+        relay.login() as correspondent,
+    ):
         sender.send_packet(receiver.public, b"hello")
         assert receiver.read_packet() == (sender.public, b"hello")
         correspondent.send_packet(sender.public, b"hi")
@@ -312,8 +329,12 @@ def test_another_not_here_is_due_a_second_later(start_relay: StartRelay) -> None
         assert 0.9 < time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("data", [DISCO_PACKET[:-1], b"x" * 100, DISCO[:-1] + b"x" + bytes(60), b""])
-def test_other_packets_to_an_absent_peer_are_not_answered(start_relay: StartRelay, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data", [DISCO_PACKET[:-1], b"x" * 100, DISCO[:-1] + b"x" + bytes(60), b""]
+)
+def test_other_packets_to_an_absent_peer_are_not_answered(
+    start_relay: StartRelay, data: bytes
+) -> None:
     relay = start_relay()
     with relay.login() as peer:
         peer.send_packet(NodePrivate.generate().public(), data)
@@ -336,7 +357,15 @@ def test_second_login_with_the_same_key_takes_over(relay: Relay) -> None:
         assert first.sock.fileno() >= 0
 
 
-@pytest.mark.parametrize("sent", [pytest.param(b"", id="Ping"), frame(PONG, b"x" * 8), frame(0x99, b"?"), frame(PREFERRED, b"\1")])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="Ping"),
+        frame(PONG, b"x" * 8),
+        frame(0x99, b"?"),
+        frame(PREFERRED, b"\1"),
+    ],
+)
 def test_whoever_spoke_last_gets_the_packets(relay: Relay, sent: bytes) -> None:
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
@@ -347,7 +376,9 @@ def test_whoever_spoke_last_gets_the_packets(relay: Relay, sent: bytes) -> None:
             assert speaker.read_packet() == (sender.public, b"?")
 
 
-def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently(relay: Relay) -> None:
+def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently(
+    relay: Relay,
+) -> None:
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
         with relay.login(key=key) as third:
@@ -407,7 +438,12 @@ def test_a_restart_is_announced_to_everybody_spread_over_time(start_relay: Start
     with ExitStack() as stack:
         peers = [stack.enter_context(relay.login()) for _ in range(8)]
         assert relay.call(lambda: relay.server.announce_restart(2.0, 30.0, spread_s=5.0)) == 8
-        announced = [struct.unpack(">II", payload) for peer in peers for kind, payload in peer.sync() if kind == RESTARTING]
+        announced = [
+            struct.unpack(">II", payload)
+            for peer in peers
+            for kind, payload in peer.sync()
+            if kind == RESTARTING
+        ]
     assert len(announced) == 8
     assert {try_for_ms for _, try_for_ms in announced} == {30_000}
     waits_ms = [reconnect_in_ms for reconnect_in_ms, _ in announced]
@@ -417,7 +453,9 @@ def test_a_restart_is_announced_to_everybody_spread_over_time(start_relay: Start
 # Limits
 
 
-def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clients(start_relay: StartRelay) -> None:
+def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clients(
+    start_relay: StartRelay,
+) -> None:
     relay = start_relay(rate_limit=RateLimit(400_000, 1), mesh_key=MeshKey(b"m" * 32))
     with relay.connect() as sender, relay.connect() as receiver:
         for peer in (sender, receiver):
@@ -454,18 +492,27 @@ def test_a_limit_changes_for_those_who_are_connected(start_relay: StartRelay) ->
         eventually(lambda: relay.metrics()["derp_rate_limit_per_client_waited"])
         relay.call(lambda: relay.server.set_rate_limit(RateLimit(0)))
         received = [receiver.read_frame() for _ in range(4)]
-        assert sorted((kind, len(payload)) for kind, payload in received if kind != SERVER_INFO) == [(RECV, 60_032)] * 3
+        assert (
+            sorted((kind, len(payload)) for kind, payload in received if kind != SERVER_INFO)
+            == [(RECV, 60_032)] * 3
+        )
 
 
 # Mesh peers
 
 
-def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(start_relay: StartRelay) -> None:
+def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(
+    start_relay: StartRelay,
+) -> None:
     secret = MeshKey.generate()
     relay = start_relay(mesh_key=secret)
     json = b'{"meshKey":"%s"}' % secret.to_text().encode()
     key = NodePrivate.generate()
-    with relay.login(json=json) as mesh, relay.login(key=key) as first, relay.login(key=key) as second:
+    with (
+        relay.login(json=json) as mesh,
+        relay.login(key=key) as first,
+        relay.login(key=key) as second,
+    ):
         assert first.sync() == second.sync() == []
         mesh.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
         mesh.send_frame(CLOSE_PEER, key.public().raw)
@@ -491,7 +538,9 @@ def _read_packets_until(peer: Peer, last: bytes) -> list[bytes]:
         packets.append(payload[32:])
 
 
-def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only(relay: Relay) -> None:
+def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only(
+    relay: Relay,
+) -> None:
     with relay.login() as sender, relay.login() as frozen, relay.login() as reader:
         chunk = b"".join(frame(SEND, frozen.public.raw + bytes([i]) * 10_000) for i in range(100))
         for _ in range(10):
@@ -504,7 +553,9 @@ def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_on
         assert all(len(set(data)) == 1 and len(data) == 10_000 for data in packets)
 
 
-def _flood_until_closed(relay: Relay, when_connected: Callable[[], None] = lambda: None) -> NodePublic:
+def _flood_until_closed(
+    relay: Relay, when_connected: Callable[[], None] = lambda: None
+) -> NodePublic:
     """Send to a client that does not read until the relay closes it; return who it was."""
     with relay.login() as sender, relay.login() as frozen:
         when_connected()
@@ -536,7 +587,9 @@ def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
     assert any("write_timeout" in line and frozen.short in line for line in caplog.messages)
 
 
-def test_a_write_timeout_that_is_assigned_holds_for_those_who_are_connected(start_relay: StartRelay) -> None:
+def test_a_write_timeout_that_is_assigned_holds_for_those_who_are_connected(
+    start_relay: StartRelay,
+) -> None:
     relay = start_relay(write_timeout=0)
 
     def assign() -> None:

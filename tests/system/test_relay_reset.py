@@ -21,7 +21,9 @@ def _reset(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("setup", EVERY_SETUP, ids=str)
-def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(start_relay: StartRelay, setup: Setup) -> None:
+def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     for _ in range(10):
         early, logged_in = relay.connect(), relay.login()

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from fastderp.errors import ConnectionClosed
-from fastderp.wire.keys import NodePrivate
 from fastderp.server.http.message import Response
 from fastderp.server.server import Server
+from fastderp.wire.keys import NodePrivate
 from tests.kit.peer import RESTARTING, SERVER_KEY, client_info
 from tests.kit.relay import EVERY_SETUP, EVERY_WEBSOCKET_SETUP, Relay, Setup, eventually
 from tests.kit.streams import StreamPair
@@ -26,7 +26,9 @@ AT_ONCE_S = 8.0
 
 
 @pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
-def test_websockets_are_told_that_the_relay_goes_away(start_relay: StartRelay, setup: Setup) -> None:
+def test_websockets_are_told_that_the_relay_goes_away(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with relay.login() as peer, relay.connect() as waiting:
         assert isinstance(peer, WebSocketPeer) and isinstance(waiting, WebSocketPeer)
@@ -39,7 +41,9 @@ def test_websockets_are_told_that_the_relay_goes_away(start_relay: StartRelay, s
 
 
 @pytest.mark.parametrize("setup", EVERY_SETUP, ids=str)
-def test_what_was_announced_before_the_end_still_arrives(start_relay: StartRelay, setup: Setup) -> None:
+def test_what_was_announced_before_the_end_still_arrives(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with relay.login() as peer:
         assert relay.call(relay.server.announce_restart, 2.0, 30.0) == 1
@@ -145,7 +149,10 @@ async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:
         pairs = [StreamPair(), StreamPair()]
         keys = [NodePrivate.generate(), NodePrivate.generate()]
         serving = [
-            asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes, ("2001:db8::7", 1))) for pair in pairs
+            asyncio.ensure_future(
+                server.accept(pair.relay_reads, pair.relay_writes, ("2001:db8::7", 1))
+            )
+            for pair in pairs
         ]
         for pair, key in zip(pairs, keys, strict=True):
             assert (await pair.read_frame())[0] == SERVER_KEY
@@ -174,7 +181,9 @@ async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
     assert server.metrics()["fastderp_closed"] == {"login_shutdown": 1}
 
 
-async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("fastderp.server.accept.embedded.FAREWELL_S", 0.1)
     over = asyncio.Event()
     async with Server(workers=1, write_timeout=0.5) as server:
@@ -206,7 +215,11 @@ async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(monkeypa
 
 def test_an_endless_page_ends_with_the_relay(start_relay: StartRelay) -> None:
     relay = start_relay()
-    relay.call(relay.listener.routes.exact.__setitem__, "/endless", lambda _: Response(pieces=relay.server.traffic_lines()))
+    relay.call(
+        relay.listener.routes.exact.__setitem__,
+        "/endless",
+        lambda _: Response(pieces=relay.server.traffic_lines()),
+    )
     with relay.connect() as browser:
         browser.send(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
         browser.read_head()

@@ -14,13 +14,19 @@ from tests.kit.relay import Relay, Setup, client_context, eventually
 
 StartRelay = Callable[..., Relay]
 
-SETUPS = [Setup(transport, loop) for transport in ("TLS 1.3", "TLS 1.2") for loop in ("uvloop", "asyncio")]
+SETUPS = [
+    Setup(transport, loop) for transport in ("TLS 1.3", "TLS 1.2") for loop in ("uvloop", "asyncio")
+]
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: there are no helper threads")
+pytestmark = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one core: there are no helper threads"
+)
 
 
 @pytest.fixture(params=SETUPS, ids=str)
-def relay(request: pytest.FixtureRequest, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+def relay(
+    request: pytest.FixtureRequest, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Relay]:
     """A relay that takes every handshake for part of a storm."""
     monkeypatch.setattr("fastderp.server.accept.stream.BUSY_EVENTS", 1)
     return start_relay(request.param)
@@ -79,7 +85,11 @@ def test_closing_during_a_storm_is_clean(relay: Relay) -> None:
 def _client_hello(relay: Relay) -> bytes:
     """Record what a client says first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: pytest.raises(OSError, Peer.connect, *listener.getsockname(), client_context(relay.setup), 10))
+        thread = threading.Thread(
+            target=lambda: pytest.raises(
+                OSError, Peer.connect, *listener.getsockname(), client_context(relay.setup), 10
+            )
+        )
         thread.start()
         accepted, _ = listener.accept()
         hello = accepted.recv(65536)

@@ -67,7 +67,9 @@ def taken(relay: Relay, control: Control, more: bytes = b"") -> tuple[Peer, Peer
 
 
 @pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
-def test_bytes_pass_both_ways_unchanged(start_relay: StartRelay, control: Control, setup: Setup) -> None:
+def test_bytes_pass_both_ways_unchanged(
+    start_relay: StartRelay, control: Control, setup: Setup
+) -> None:
     relay = start_relay(setup, tunnels=Tunnels(control.dial))
     client, server = taken(relay, control, b"said at once")
     with client, server:
@@ -133,20 +135,30 @@ def answer(relay: Relay, request: bytes) -> tuple[bytes, bytes]:
     return head.partition(b"\r\n")[0], body
 
 
-def test_other_targets_are_refused_and_nobody_is_dialled(start_relay: StartRelay, control: Control) -> None:
+def test_other_targets_are_refused_and_nobody_is_dialled(
+    start_relay: StartRelay, control: Control
+) -> None:
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial))
     refused = answer(relay, CONNECT.replace(b"control", b"derp1"))
     assert refused == (b"HTTP/1.1 403 Forbidden", b"Invalid CONNECT target\n")
     assert control.wanted == []
 
 
-def test_without_tunnels_and_without_tls_connect_is_refused(start_relay: StartRelay, control: Control) -> None:
-    assert answer(start_relay(Setup("TLS 1.3")), CONNECT) == (b"HTTP/1.1 403 Forbidden", b"CONNECT not enabled\n")
+def test_without_tunnels_and_without_tls_connect_is_refused(
+    start_relay: StartRelay, control: Control
+) -> None:
+    assert answer(start_relay(Setup("TLS 1.3")), CONNECT) == (
+        b"HTTP/1.1 403 Forbidden",
+        b"CONNECT not enabled\n",
+    )
     plain = start_relay(Setup("plain"), tunnels=Tunnels(control.dial))
     assert answer(plain, CONNECT)[0] == b"HTTP/1.1 404 Not Found"
 
 
-@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), socket.gaierror(-2, "no such name"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError(111, "refused"), socket.gaierror(-2, "no such name"), TimeoutError()],
+)
 def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error: OSError) -> None:
     async def dial(target: Target) -> socket.socket:
         raise error
@@ -157,17 +169,24 @@ def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error
     assert tunnels.metrics()["fastderp_ace_connects"] == {"failed": 1}
 
 
-def test_a_target_that_does_not_answer_is_given_up(start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_does_not_answer_is_given_up(
+    start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tunnel, "DIAL_S", 0.05)
 
     async def dial(target: Target) -> socket.socket:
         await asyncio.Event().wait()
         raise AssertionError
 
-    assert answer(start_relay(Setup("TLS 1.3"), tunnels=Tunnels(dial)), CONNECT)[0] == b"HTTP/1.1 502 Bad Gateway"
+    assert (
+        answer(start_relay(Setup("TLS 1.3"), tunnels=Tunnels(dial)), CONNECT)[0]
+        == b"HTTP/1.1 502 Bad Gateway"
+    )
 
 
-def test_the_system_is_asked_for_addresses_and_each_is_tried(start_relay: StartRelay, control: Control) -> None:
+def test_the_system_is_asked_for_addresses_and_each_is_tried(
+    start_relay: StartRelay, control: Control
+) -> None:
     port = control.listener.getsockname()[1]
     relay = start_relay(Setup("TLS 1.3"))
     # localhost is ::1 first on most systems, where nobody listens.
@@ -177,7 +196,9 @@ def test_the_system_is_asked_for_addresses_and_each_is_tried(start_relay: StartR
         relay.run(tunnel.dial(Target("no-such-name.invalid", port)))
 
 
-def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(start_relay: StartRelay, control: Control) -> None:
+def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(
+    start_relay: StartRelay, control: Control
+) -> None:
     control.may_answer.clear()
     tunnels = Tunnels(control.dial)
     relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
@@ -187,10 +208,17 @@ def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(start_
     control.may_answer.set()
     with control.accept() as server:
         assert server.read_to_end() == b""
-    eventually(lambda: tunnels.metrics() == {"fastderp_ace_tunnels": 0, "fastderp_ace_connects": {"connected": 1}})
+    eventually(
+        lambda: (
+            tunnels.metrics()
+            == {"fastderp_ace_tunnels": 0, "fastderp_ace_connects": {"connected": 1}}
+        )
+    )
 
 
-def test_who_does_not_read_makes_the_other_side_wait(start_relay: StartRelay, control: Control) -> None:
+def test_who_does_not_read_makes_the_other_side_wait(
+    start_relay: StartRelay, control: Control
+) -> None:
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e12, 1e12)))
     client, server = taken(relay, control)
     with client, server:
@@ -202,7 +230,9 @@ def test_who_does_not_read_makes_the_other_side_wait(start_relay: StartRelay, co
         assert n_sent < 32_000_000, "the kernel's buffers are the only ones"
 
 
-def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_held_up(start_relay: StartRelay, control: Control) -> None:
+def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_held_up(
+    start_relay: StartRelay, control: Control
+) -> None:
     # The budget is used up by the first read and comes back in ages.
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e-3, 4096)))
     client, server = taken(relay, control)
@@ -234,7 +264,9 @@ def test_no_more_tunnels_than_allowed_and_again_when_one_has_ended(
     assert tunnels.metrics()["fastderp_ace_connects"] == {"connected": 2, "refused": 1}
 
 
-def test_a_tunnel_that_nobody_uses_ends(start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tunnel_that_nobody_uses_ends(
+    start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tunnel, "IDLE_S", 0.05)
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial))
     client, server = taken(relay, control)
@@ -252,7 +284,9 @@ def test_tunnels_end_with_the_relay(start_relay: StartRelay, control: Control) -
         assert server.is_closed()
 
 
-def test_a_shared_budget_is_overdrawn_by_one_read_and_refills(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_budget_is_overdrawn_by_one_read_and_refills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     pace = Pace(10_000, 20_000, clock=lambda: now[0])
     assert pace.spend(16_000) == 0

@@ -12,12 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.wire.keys import NodePrivate
 from fastderp.server.accept.websocket import MESSAGE_LIMIT_BYTES
+from fastderp.wire.keys import NodePrivate
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import MAGIC, SEND, SERVER_INFO, SERVER_KEY, client_info, frame
 from tests.kit.relay import EVERY_WEBSOCKET_SETUP, Relay, Setup, eventually
-from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, WebSocketPeer, message, opening_request
+from tests.kit.websocket import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    PING,
+    PONG,
+    TEXT,
+    WebSocketPeer,
+    message,
+    opening_request,
+)
 
 StartRelay = Callable[..., Relay]
 
@@ -44,17 +55,46 @@ def login(relay: Relay) -> WebSocketPeer:
 @pytest.mark.parametrize(
     ("request_head", "status", "header"),
     [
-        pytest.param(opening_request(Connection=None), b"426", b"Upgrade: websocket", id="no Connection"),
-        pytest.param(opening_request(Connection="keep-alive"), b"426", b"Upgrade: websocket", id="no upgrade token"),
-        pytest.param(opening_request().replace(b"HTTP/1.1", b"HTTP/1.0"), b"426", b"Upgrade: websocket", id="HTTP/1.0"),
-        pytest.param(opening_request().replace(b"GET", b"POST"), b"405", b"Allow: GET", id="POST"),
-        pytest.param(opening_request(Sec_WebSocket_Version="12"), b"400", b"Sec-WebSocket-Version: 13", id="version 12"),
-        pytest.param(opening_request(Sec_WebSocket_Version=None), b"400", b"Sec-WebSocket-Version: 13", id="no version"),
-        pytest.param(opening_request(Sec_WebSocket_Key=None), b"400", b"Sec-WebSocket-Key", id="no key"),
-        pytest.param(opening_request(key="c2hvcnQ="), b"400", b"Sec-WebSocket-Key", id="short key"),
-        pytest.param(opening_request(key="not base64!"), b"400", b"Sec-WebSocket-Key", id="key not base64"),
         pytest.param(
-            opening_request(sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ=="), b"400", b"Sec-WebSocket-Key", id="two keys"
+            opening_request(Connection=None), b"426", b"Upgrade: websocket", id="no Connection"
+        ),
+        pytest.param(
+            opening_request(Connection="keep-alive"),
+            b"426",
+            b"Upgrade: websocket",
+            id="no upgrade token",
+        ),
+        pytest.param(
+            opening_request().replace(b"HTTP/1.1", b"HTTP/1.0"),
+            b"426",
+            b"Upgrade: websocket",
+            id="HTTP/1.0",
+        ),
+        pytest.param(opening_request().replace(b"GET", b"POST"), b"405", b"Allow: GET", id="POST"),
+        pytest.param(
+            opening_request(Sec_WebSocket_Version="12"),
+            b"400",
+            b"Sec-WebSocket-Version: 13",
+            id="version 12",
+        ),
+        pytest.param(
+            opening_request(Sec_WebSocket_Version=None),
+            b"400",
+            b"Sec-WebSocket-Version: 13",
+            id="no version",
+        ),
+        pytest.param(
+            opening_request(Sec_WebSocket_Key=None), b"400", b"Sec-WebSocket-Key", id="no key"
+        ),
+        pytest.param(opening_request(key="c2hvcnQ="), b"400", b"Sec-WebSocket-Key", id="short key"),
+        pytest.param(
+            opening_request(key="not base64!"), b"400", b"Sec-WebSocket-Key", id="key not base64"
+        ),
+        pytest.param(
+            opening_request(sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ=="),
+            b"400",
+            b"Sec-WebSocket-Key",
+            id="two keys",
         ),
     ],
 )
@@ -76,12 +116,19 @@ def test_an_opening_handshake_that_breaks_the_rules_is_answered(
     [
         pytest.param({}, id="plain"),
         pytest.param({"Origin": "https://anywhere.example"}, id="any origin"),
-        pytest.param({"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"}, id="extensions"),
-        pytest.param({"Upgrade": "WebSocket", "Connection": "keep-alive, upgrade"}, id="other spelling"),
+        pytest.param(
+            {"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"},
+            id="extensions",
+        ),
+        pytest.param(
+            {"Upgrade": "WebSocket", "Connection": "keep-alive, upgrade"}, id="other spelling"
+        ),
         pytest.param({"Sec_WebSocket_Protocol": "chat, derp"}, id="two subprotocols"),
     ],
 )
-def test_the_answer_names_the_subprotocol_and_no_extension(start_relay: StartRelay, headers: dict[str, str]) -> None:
+def test_the_answer_names_the_subprotocol_and_no_extension(
+    start_relay: StartRelay, headers: dict[str, str]
+) -> None:
     relay = start_relay(WEBSOCKET)
     with connect(relay) as peer:
         head = peer.open(opening_request(**headers))
@@ -105,7 +152,9 @@ def test_a_websocket_for_something_like_derp_is_closed_with_1008(start_relay: St
 
 
 @pytest.mark.parametrize("subprotocol", [None, "chat"])
-def test_without_a_derp_subprotocol_it_is_the_raw_upgrade(start_relay: StartRelay, subprotocol: str | None) -> None:
+def test_without_a_derp_subprotocol_it_is_the_raw_upgrade(
+    start_relay: StartRelay, subprotocol: str | None
+) -> None:
     relay = start_relay()
     with relay.connect() as peer:
         peer.send(opening_request(Sec_WebSocket_Protocol=subprotocol))
@@ -130,8 +179,12 @@ def test_packets_of_64_kib_cross_in_both_directions(start_relay: StartRelay, set
     relay.wait_connected(a.public, False)
 
 
-@pytest.mark.parametrize("setup", [Setup("WebSocket", "uvloop"), Setup("WebSocket over TLS 1.3", "asyncio")], ids=str)
-def test_everything_may_come_in_one_write_with_the_opening_handshake(start_relay: StartRelay, setup: Setup) -> None:
+@pytest.mark.parametrize(
+    "setup", [Setup("WebSocket", "uvloop"), Setup("WebSocket over TLS 1.3", "asyncio")], ids=str
+)
+def test_everything_may_come_in_one_write_with_the_opening_handshake(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with connect(relay) as peer:
         login_and_ping = client_info(peer.key, relay.server.public_key) + frame(0x12, b"12345678")
@@ -153,7 +206,9 @@ def test_message_boundaries_mean_nothing(start_relay: StartRelay) -> None:
         a.send_raw(message(b"still here?", FIN | PING))
         a.send_raw(message(b"", CONTINUATION))
         a.send_raw(message(stream[third:], FIN | CONTINUATION))
-        assert [b.read_packet() for _ in range(3 * len(packets))] == [(a.public, data) for data in packets] * 3
+        assert [b.read_packet() for _ in range(3 * len(packets))] == [
+            (a.public, data) for data in packets
+        ] * 3
         assert a.sync() == []
         assert a.controls == [(PONG, b"still here?")]
 
@@ -166,7 +221,9 @@ def test_frames_may_arrive_byte_by_byte(start_relay: StartRelay) -> None:
         assert a.read_packet() == (a.public, b"slow")
 
 
-def test_the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009(start_relay: StartRelay) -> None:
+def test_the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009(
+    start_relay: StartRelay,
+) -> None:
     relay = start_relay(WEBSOCKET)
     with login(relay) as a, login(relay) as b:
         packet = frame(SEND, b.public.raw + bytes(65536))
@@ -182,7 +239,9 @@ def test_the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009(star
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
-def test_pings_are_answered_before_and_after_the_login(start_relay: StartRelay, payload: bytes) -> None:
+def test_pings_are_answered_before_and_after_the_login(
+    start_relay: StartRelay, payload: bytes
+) -> None:
     relay = start_relay(WEBSOCKET)
     with connect(relay) as peer:
         peer.open(opening_request() + message(payload, FIN | PING))
@@ -197,7 +256,9 @@ def test_pings_are_answered_before_and_after_the_login(start_relay: StartRelay, 
 
 @pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
 @pytest.mark.parametrize("payload", [b"", b"\x03\xe8", b"\x03\xe9going away"])
-def test_a_close_frame_is_echoed_and_ends_the_session(start_relay: StartRelay, setup: Setup, payload: bytes) -> None:
+def test_a_close_frame_is_echoed_and_ends_the_session(
+    start_relay: StartRelay, setup: Setup, payload: bytes
+) -> None:
     relay = start_relay(setup)
     with login(relay) as bystander, login(relay) as peer:
         peer.send_packet(bystander.public, b"last words")
@@ -210,7 +271,9 @@ def test_a_close_frame_is_echoed_and_ends_the_session(start_relay: StartRelay, s
 
 
 @pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
-def test_a_session_the_relay_ends_is_closed_with_1000(start_relay: StartRelay, setup: Setup) -> None:
+def test_a_session_the_relay_ends_is_closed_with_1000(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with login(relay) as peer:
         peer.send(frame(SEND, b"too short"))
@@ -276,7 +339,9 @@ def test_a_breach_of_the_rules_is_told_by_code_counted_and_harms_nobody_else(
             peer.upgrade(relay.server.public_key)
             if what == "too much in pieces":
                 # Otherwise the zeros are a bad login.
-                breach = message(frame(2, bytes(262144))[: MESSAGE_LIMIT_BYTES - 10], BINARY) + message(bytes(11), FIN | CONTINUATION)
+                breach = message(
+                    frame(2, bytes(262144))[: MESSAGE_LIMIT_BYTES - 10], BINARY
+                ) + message(bytes(11), FIN | CONTINUATION)
         peer.send_raw(breach)
         assert peer.closing()[0] == code
         assert bystander.sync() == []
@@ -289,7 +354,9 @@ def test_a_breach_of_the_rules_is_told_by_code_counted_and_harms_nobody_else(
 
 
 @pytest.mark.parametrize("setup", [WEBSOCKET, Setup("WebSocket over TLS 1.3")], ids=str)
-def test_who_sends_pings_and_reads_no_pongs_is_not_read_either(start_relay: StartRelay, setup: Setup) -> None:
+def test_who_sends_pings_and_reads_no_pongs_is_not_read_either(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     before = resident_bytes()
     with login(relay) as flooder, login(relay) as bystander:
@@ -383,13 +450,22 @@ def node() -> list[str]:
     if program is None:
         pytest.skip("needs Node")
     command = [program, "--experimental-websocket"]
-    if subprocess.run([*command, "--eval", "WebSocket"], capture_output=True, timeout=20).returncode != 0:
+    if (
+        subprocess.run(
+            [*command, "--eval", "WebSocket"], capture_output=True, timeout=20
+        ).returncode
+        != 0
+    ):
         pytest.skip("needs a Node with the browsers' WebSocket (20.10 or newer)")
     return command
 
 
-@pytest.mark.parametrize("setup", [Setup("WebSocket", "uvloop"), Setup("WebSocket over TLS 1.3", "asyncio")], ids=str)
-def test_a_browsers_websocket_reaches_other_clients(start_relay: StartRelay, setup: Setup, node: list[str]) -> None:
+@pytest.mark.parametrize(
+    "setup", [Setup("WebSocket", "uvloop"), Setup("WebSocket over TLS 1.3", "asyncio")], ids=str
+)
+def test_a_browsers_websocket_reaches_other_clients(
+    start_relay: StartRelay, setup: Setup, node: list[str]
+) -> None:
     relay = start_relay(setup)
     key = NodePrivate.generate()
     with relay.login() as peer:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.wire.keys import NodePublic
 from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.wire.keys import NodePublic
 from tests.kit.command import relay as command
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import Relay, Setup, eventually
@@ -19,7 +19,9 @@ from tests.kit.relay import Relay, Setup, eventually
 StartRelay = Callable[..., Relay]
 
 
-@pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3", "WebSocket", "WebSocket over TLS 1.2"])
+@pytest.mark.parametrize(
+    "transport", ["plain", "TLS 1.2", "TLS 1.3", "WebSocket", "WebSocket over TLS 1.2"]
+)
 def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transport: str) -> None:
     relay = start_relay(Setup(transport))
 
@@ -64,7 +66,9 @@ def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
         assert code == 0 and "Traceback" not in said
 
 
-def test_round_trips_are_sampled_whatever_lies_between_but_websockets(start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_round_trips_are_sampled_whatever_lies_between_but_websockets(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastderp.server.observe.maintenance.INTERVAL_S", 0.02)
     for transport in ("plain", "TLS 1.2", "TLS 1.3"):
         relay = start_relay(Setup(transport))

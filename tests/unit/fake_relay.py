@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastderp.wire import login
 from fastderp.client import Client
+from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.protocol import HEADER, ServerInfo, frame
 

@@ -42,7 +42,11 @@ def function_of(member: Any) -> Callable[..., object] | None:
         return member.func
     function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
     # `typing` puts an __init__ of its own into a Protocol.
-    return function if inspect.isfunction(function) and function.__module__.startswith("fastderp.") else None
+    return (
+        function
+        if inspect.isfunction(function) and function.__module__.startswith("fastderp.")
+        else None
+    )
 
 
 def documented() -> Iterator[tuple[str, Callable[..., object], str]]:
@@ -68,7 +72,11 @@ def string_after(module: str, name: str) -> str:
     source = Path(str(sys.modules[module].__file__)).read_text()
     body = ast.parse(source).body
     for statement, following in zip(body, body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == name:
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.target.id == name
+        ):
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 return str(following.value.value)
     return ""

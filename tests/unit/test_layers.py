@@ -9,11 +9,18 @@ import fastderp
 
 ROOT = Path(fastderp.__file__).parent
 IMPORT = re.compile(
-    r"^\s*(?:from (fastderp\.[\w.]+) c?import\b|c?import (fastderp\.[\w.]+)|from (fastderp) c?import (\w+))", re.MULTILINE
+    r"^\s*(?:from (fastderp\.[\w.]+) c?import\b|c?import (fastderp\.[\w.]+)|from (fastderp) c?import (\w+))",
+    re.MULTILINE,
 )
 
 # What the modules under a name may import of ours, besides modules under the same name.
-BOTTOM = {"fastderp.wire.protocol", "fastderp.wire.keys", "fastderp.wire.login", "fastderp.errors", "fastderp.util.files"}
+BOTTOM = {
+    "fastderp.wire.protocol",
+    "fastderp.wire.keys",
+    "fastderp.wire.login",
+    "fastderp.errors",
+    "fastderp.util.files",
+}
 BELOW_PLANES = BOTTOM | {"fastderp.dataplane", "fastderp.tls"}
 ALLOWED = {
     "fastderp.wire.protocol": set(),
@@ -22,7 +29,12 @@ ALLOWED = {
     "fastderp.wire.keys": {"fastderp.wire.protocol", "fastderp.errors", "fastderp.util.files"},
     "fastderp.wire.login": {"fastderp.wire.protocol", "fastderp.errors", "fastderp.wire.keys"},
     "fastderp.tls": {"fastderp.errors", "fastderp.tls.record"},
-    "fastderp.dataplane": {"fastderp.wire.protocol", "fastderp.wire.keys", "fastderp.errors", "fastderp.tls"},
+    "fastderp.dataplane": {
+        "fastderp.wire.protocol",
+        "fastderp.wire.keys",
+        "fastderp.errors",
+        "fastderp.tls",
+    },
     "fastderp.client": BELOW_PLANES,
     "fastderp.server": BELOW_PLANES | {"fastderp.client"},
     "fastderp.loadgen": BELOW_PLANES | {"fastderp.client"},

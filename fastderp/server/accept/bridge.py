@@ -27,7 +27,18 @@ HELD_LIMIT_BYTES = 64 << 20
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
 
-    __slots__ = ("_channel", "_outside", "_inside", "_on_close", "_deadline", "_said_goodbye", "_hold", "_held_bytes", "tls_version", "handle")
+    __slots__ = (
+        "_channel",
+        "_deadline",
+        "_held_bytes",
+        "_hold",
+        "_inside",
+        "_on_close",
+        "_outside",
+        "_said_goodbye",
+        "handle",
+        "tls_version",
+    )
 
     def __init__(
         self,
@@ -53,7 +64,9 @@ class Bridge:
         self._deadline: asyncio.TimerHandle | None = None
         self._said_goodbye = False
         self._outside = outside
-        self._inside = Stream(poller, inside, self._from_plane, self._plane_ended, self._plane_drained)
+        self._inside = Stream(
+            poller, inside, self._from_plane, self._plane_ended, self._plane_drained
+        )
         outside.on_bytes = self._from_client
         outside.on_end = self._client_ended
         outside.on_drained = self._client_drained
@@ -105,7 +118,9 @@ class Bridge:
             self.close()
             return
         if isinstance(self._channel, WebSocket) and not self._count_held(self._channel.held_bytes):
-            self._outside.send(self._channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message"))
+            self._outside.send(
+                self._channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message")
+            )
         if not self._inside.send(plain):
             self._outside.pause()
         elif self._channel.eof:
@@ -186,7 +201,11 @@ class Bridges:
 
     def bytes_moved(self) -> dict[int, tuple[int, int]]:
         """Return the bytes sent and received of clients over TCP by the handles of their sessions."""
-        return {bridge.handle: moved for bridge in self._bridges if bridge.handle and (moved := bridge.bytes_moved())}
+        return {
+            bridge.handle: moved
+            for bridge in self._bridges
+            if bridge.handle and (moved := bridge.bytes_moved())
+        }
 
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
         """Start pumping between a stream and a new socket pair; return the data plane's end, and what wants to hear of the session's.

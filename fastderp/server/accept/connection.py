@@ -12,22 +12,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from fastderp.tls.record import RecordLayer
 from fastderp.errors import LoginError
-from fastderp.wire.login import ClientLogin, check_client_info_header
-from fastderp.wire.protocol import HEADER, HEADER_SIZE
 from fastderp.server.accept import websocket
-from fastderp.server.http import message as http
-from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
 from fastderp.server.accept.bridge import Bridge
 from fastderp.server.accept.channel import Channel, Clear, Tls12, farewell
-from fastderp.server.accept.tls_handshake import Negotiation
-from fastderp.server.http.message import BadRequest, HeadParser, Request, Response, Upgrade
 from fastderp.server.accept.stream import Stream
-from fastderp.server.http.tunnel import Target, Tunnels
+from fastderp.server.accept.tls_handshake import Negotiation
 from fastderp.server.accept.websocket import WebSocket
+from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
+from fastderp.server.http import message as http
+from fastderp.server.http.message import BadRequest, HeadParser, Request, Response, Upgrade
+from fastderp.server.http.tunnel import Target, Tunnels
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
+from fastderp.tls.record import RecordLayer
+from fastderp.wire.login import ClientLogin, check_client_info_header
+from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 if TYPE_CHECKING:
     from fastderp.server.accept.listener import Listener
@@ -83,25 +83,25 @@ class Connection:
     """Reads and answers until the client is logged in or has to go."""
 
     __slots__ = (
-        "_listener",
-        "_entrance",
-        "_journal",
-        "_loop",
-        "_stream",
         "_channel",
-        "_negotiation",
-        "_tls_version",
-        "_head",
-        "_unread",
+        "_entrance",
         "_greeting",
-        "_upgrade",
-        "_reserved_bytes",
-        "_n_lingered",
-        "_timer",
+        "_head",
         "_idle",
+        "_journal",
+        "_listener",
+        "_loop",
+        "_n_lingered",
+        "_negotiation",
+        "_reserved_bytes",
+        "_stream",
         "_task",
-        "state",
+        "_timer",
+        "_tls_version",
+        "_unread",
+        "_upgrade",
         "remote",
+        "state",
     )
 
     def __init__(self, listener: Listener, sock: socket.socket, remote: tuple[str, int]) -> None:
@@ -111,7 +111,9 @@ class Connection:
         self._journal = listener.entrance.journal
         self._loop = listener.loop
         self.remote = remote
-        self._stream = Stream(listener.entrance.poller, sock, self._on_bytes, self._on_end, self._on_drained)
+        self._stream = Stream(
+            listener.entrance.poller, sock, self._on_bytes, self._on_end, self._on_drained
+        )
         self._channel: Channel = Clear()
         self._negotiation: Negotiation | None = None
         self._tls_version = ""
@@ -139,7 +141,10 @@ class Connection:
 
     def leave(self) -> None:
         """End the connection because the relay goes away; say so if the peer can be told at once."""
-        if self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION) and self._stream.flushed:
+        if (
+            self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION)
+            and self._stream.flushed
+        ):
             websocket.leave(self._channel)
             self._stream.send(farewell(self._channel))
         self.close("shutdown")
@@ -252,7 +257,12 @@ class Connection:
         assert self._listener.tls is not None
         entrance = self._entrance
         return Negotiation(
-            self._listener.tls, self._stream, entrance.poller, entrance.handshakes, guard=self._guard, done=self._secured
+            self._listener.tls,
+            self._stream,
+            entrance.poller,
+            entrance.handshakes,
+            guard=self._guard,
+            done=self._secured,
         )
 
     def _secured(self, handshake: Handshake) -> None:
@@ -398,7 +408,11 @@ class Connection:
         channel = WebSocket(self._channel, self._stream, self._journal.websocket_failures)
         self._channel = channel
         if not opening.derp:
-            self._refuse("websocket", "no subprotocol is derp", channel.fail(1008, "the subprotocol must be derp"))
+            self._refuse(
+                "websocket",
+                "no subprotocol is derp",
+                channel.fail(1008, "the subprotocol must be derp"),
+            )
             return
         self._journal.note_websocket()
         self._unread = channel.unwrap(bytes(self._unread))

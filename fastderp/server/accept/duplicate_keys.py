@@ -18,7 +18,9 @@ _HEALTHY = frame(FrameType.HEALTH)
 class Duplicates:
     """Remembers who was told, so that nobody else hears that all is well again."""
 
-    def __init__(self, handles: Callable[[bytes], list[int]], send: Callable[[int, bytes], bool]) -> None:
+    def __init__(
+        self, handles: Callable[[bytes], list[int]], send: Callable[[int, bytes], bool]
+    ) -> None:
         """Take what the data plane offers: the sessions of a key, and sending to one."""
         self._handles = handles
         self._send = send

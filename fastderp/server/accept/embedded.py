@@ -10,11 +10,11 @@ import socket
 from typing import Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.wire.login import ClientLogin, check_client_info_header
-from fastderp.wire.protocol import HEADER, HEADER_SIZE
 from fastderp.server.accept.bridge import FAREWELL_S
 from fastderp.server.accept.registrar import Entrance
 from fastderp.server.accept.stream import READ_BYTES
+from fastderp.wire.login import ClientLogin, check_client_info_header
+from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 
 class Reader(Protocol):
@@ -50,7 +50,9 @@ class Conversations:
         self._logins: set[asyncio.Timeout] = set()
         self._closed = False
 
-    async def serve(self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float) -> None:
+    async def serve(
+        self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
+    ) -> None:
         """Serve one conversation until it ends; its streams are closed then, whatever happens.
 
         Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login, ConnectionClosed when the relay is closed
@@ -76,7 +78,9 @@ class Conversations:
         if others:
             await asyncio.wait(others, timeout=FAREWELL_S)
 
-    async def _converse(self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float) -> None:
+    async def _converse(
+        self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
+    ) -> None:
         entrance = self._entrance
         entrance.journal.note_accept()
         try:
@@ -91,7 +95,9 @@ class Conversations:
         entrance.promote(theirs.detach(), login, remote, first=first, mesh=mesh, on_end=ended.set)
         await _pump(reader, writer, ours, ended)
 
-    async def _log_in(self, reader: Reader, writer: Writer, ip: str, timeout_s: float) -> tuple[ClientLogin, bool]:
+    async def _log_in(
+        self, reader: Reader, writer: Writer, ip: str, timeout_s: float
+    ) -> tuple[ClientLogin, bool]:
         """Return who has logged in, and whether it is a mesh peer."""
         budget = asyncio.timeout(timeout_s)
         try:

@@ -11,14 +11,14 @@ import os
 import socket
 from collections import Counter
 
-from fastderp.util.net import format_address
-from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.registrar import Entrance
-from fastderp.server.http.message import KnownUpgrades, Routes
 from fastderp.server.admission.rate_limit import AcceptLimiter
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.http.message import KnownUpgrades, Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.tls.context import ServerContext
+from fastderp.util.net import format_address
 
 BACKLOG = 4096
 # So many at once, then other work gets its turn.
@@ -97,7 +97,9 @@ class Listener:
     @property
     def tls_versions(self) -> Counter[str]:
         """How many connections are at their login, or watch an endless page, by their TLS version."""
-        return Counter(connection.tls_version for connection in self._pending if connection.is_at_request)
+        return Counter(
+            connection.tls_version for connection in self._pending if connection.is_at_request
+        )
 
     def close(self) -> None:
         """Stop listening and close every connection that is not logged in."""
@@ -194,7 +196,10 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {format_address((host, port))}: {error.strerror}") from None
+        raise OSError(
+            errno.EADDRNOTAVAIL,
+            f"cannot listen on {format_address((host, port))}: {error.strerror}",
+        ) from None
     unique = dict.fromkeys((info[0], (str(info[4][0]), int(info[4][1]))) for info in infos)
     return list(unique)
 
@@ -209,7 +214,10 @@ def _has_ipv6() -> bool:
 
 
 def _listen(
-    family: socket.AddressFamily, address: tuple[str, int], keepalive_idle_s: float, user_timeout_s: float
+    family: socket.AddressFamily,
+    address: tuple[str, int],
+    keepalive_idle_s: float,
+    user_timeout_s: float,
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -227,6 +235,8 @@ def _listen(
     except OSError as error:
         sock.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(error.errno, f"cannot listen on {format_address(address)}: {reason}") from None
+        raise OSError(
+            error.errno, f"cannot listen on {format_address(address)}: {reason}"
+        ) from None
     sock.setblocking(False)
     return sock

@@ -10,21 +10,21 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastderp.dataplane.plane import Plane, PlaneError
-from fastderp.tls.record import RecordLayer
 from fastderp.errors import LoginError
+from fastderp.server.accept.bridge import Bridges
+from fastderp.server.accept.duplicate_keys import Duplicates
+from fastderp.server.accept.stream import Poller
+from fastderp.server.accept.tls_handshake import HandshakeThreads
+from fastderp.server.admission.client_rate import Allowance
+from fastderp.server.http import message as http
+from fastderp.server.mesh.presence import Arrival
+from fastderp.server.mesh.region import Region
+from fastderp.server.observe.connection_log import Journal
+from fastderp.tls.record import RecordLayer
+from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, ClientLogin, open_client_info, server_key_frame
 from fastderp.wire.protocol import ServerInfo
-from fastderp.server.http import message as http
-from fastderp.util.net import address_bytes
-from fastderp.server.admission.client_rate import Allowance
-from fastderp.server.accept.bridge import Bridges
-from fastderp.server.accept.duplicate_keys import Duplicates
-from fastderp.server.accept.tls_handshake import HandshakeThreads
-from fastderp.server.observe.connection_log import Journal
-from fastderp.server.mesh.presence import Arrival
-from fastderp.server.mesh.region import Region
-from fastderp.server.accept.stream import Poller
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 """Asked for every client but mesh peers, with its key, what it says of itself and its IP: may it use the relay? A LoginError is a no that
@@ -161,7 +161,10 @@ class Entrance:
             self.journal.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
-        self._region.arrived(handle, Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal))
+        self._region.arrived(
+            handle,
+            Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal),
+        )
         return handle
 
     def ended(self, handle: int) -> None:

@@ -33,7 +33,7 @@ class Poller:
     `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
     """
 
-    __slots__ = ("_loop", "_epoll", "_streams", "is_busy")
+    __slots__ = ("_epoll", "_loop", "_streams", "is_busy")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch through `loop` until `close`."""
@@ -80,7 +80,16 @@ class Stream:
     `close` or `detach` nothing is called any more.
     """
 
-    __slots__ = ("_poller", "_sock", "_unsent", "_events", "on_bytes", "on_end", "on_drained", "read_bytes")
+    __slots__ = (
+        "_events",
+        "_poller",
+        "_sock",
+        "_unsent",
+        "on_bytes",
+        "on_drained",
+        "on_end",
+        "read_bytes",
+    )
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.accept.stream import Poller, Stream
+from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello, Handshake
@@ -66,7 +66,18 @@ class Negotiation:
         done: called with the handshake when it is complete.
     """
 
-    __slots__ = ("_tls", "_handshake", "_stream", "_poller", "_threads", "_guard", "_done", "_certificate", "_hello_sent", "_cancelled")
+    __slots__ = (
+        "_cancelled",
+        "_certificate",
+        "_done",
+        "_guard",
+        "_handshake",
+        "_hello_sent",
+        "_poller",
+        "_stream",
+        "_threads",
+        "_tls",
+    )
 
     def __init__(
         self,

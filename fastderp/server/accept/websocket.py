@@ -18,10 +18,10 @@ from websockets.protocol import OPEN, SERVER, Event, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 from fastderp.server.accept.channel import Channel
-from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.accept.stream import READ_BYTES, Stream
+from fastderp.server.http.message import Request, Response, text_error
+from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
 # Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
@@ -80,7 +80,7 @@ class WebSocket:
     `eof` is true from then on, as after an orderly close.
     """
 
-    __slots__ = ("_protocol", "_below", "_stream", "_failures", "goodbye")
+    __slots__ = ("_below", "_failures", "_protocol", "_stream", "goodbye")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
         """Read and write behind an accepted opening handshake.
@@ -151,7 +151,9 @@ class WebSocket:
     def _pace(self, n_bytes: int, n_frames: int) -> None:
         """Read so much the next time that it holds FRAMES_PER_READ frames like these; more only little by little."""
         wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
-        self._stream.read_bytes = max(LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES))
+        self._stream.read_bytes = max(
+            LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES)
+        )
 
     def _to_send(self) -> bytes:
         return b"".join(self._protocol.data_to_send())

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from fastderp.errors import LoginError
-from fastderp.wire.keys import NodePublic
-from fastderp.wire.login import ClientInfo
 from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.server.observe.log_throttle import Summariser
 from fastderp.server.observe.metrics import Value
-from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.login import ClientInfo
 
 log = logging.getLogger("fastderp")
 
@@ -151,8 +151,12 @@ class Admission:
         return {
             "fastderp_admission_verdicts": dict(self._verdicts),
             "fastderp_admission_revoked": dict(self._revoked),
-            "fastderp_admission_list_keys": {name: len(found.keys) for name, found in lists.items() if found},
-            "fastderp_admission_list_refused": {name: found.n_refused for name, found in lists.items() if found},
+            "fastderp_admission_list_keys": {
+                name: len(found.keys) for name, found in lists.items() if found
+            },
+            "fastderp_admission_list_refused": {
+                name: found.n_refused for name, found in lists.items() if found
+            },
         }
 
     # Judging
@@ -180,7 +184,12 @@ class Admission:
         if verdict.certain:
             self._remember((authority.name, key.raw, ip), verdict)
         elif verdict.allowed:
-            self._summary.say(authority.name, "%s is let in without an answer, as configured: %s", key.short, verdict.detail)
+            self._summary.say(
+                authority.name,
+                "%s is let in without an answer, as configured: %s",
+                key.short,
+                verdict.detail,
+            )
         return verdict
 
     def _remember(self, question: tuple[str, bytes, str], verdict: Verdict) -> None:
@@ -205,7 +214,11 @@ class Admission:
         """Ask about everybody once per round, a part of the keys at a time and evenly, so that nobody is hammered."""
         while True:
             for part in range(ROUND_PARTS):
-                due = {client for client in clients.clients() if client.key.raw[0] * ROUND_PARTS >> 8 == part}
+                due = {
+                    client
+                    for client in clients.clients()
+                    if client.key.raw[0] * ROUND_PARTS >> 8 == part
+                }
                 await self._recheck_some(clients, due, self.recheck_s / ROUND_PARTS)
             await self.self_test()
 
@@ -225,14 +238,20 @@ class Admission:
             verdict = await self._ask_now(authority, client.key, client.ip)
             # Without an answer nobody is cut off: the service may just be restarting.
             if verdict.certain and not verdict.allowed:
-                self._revoke(clients, authority.name, lambda other: verdict if other == client else ALLOWED)
+                self._revoke(
+                    clients, authority.name, lambda other: verdict if other == client else ALLOWED
+                )
                 return
 
     def _revoke(self, clients: Clients, by: str, judge: Callable[[Client], Verdict]) -> None:
         """Disconnect whom `judge` does not allow."""
         for client in clients.disconnect(lambda client: not judge(client).allowed):
             self._revoked[by] += 1
-            log.info("%s is disconnected, for it is no longer allowed: %s", client.key.short, judge(client).detail)
+            log.info(
+                "%s is disconnected, for it is no longer allowed: %s",
+                client.key.short,
+                judge(client).detail,
+            )
 
     # Itself
 
@@ -252,4 +271,8 @@ class Admission:
         except Exception as error:
             return [str(error)]
         verdicts = [await authority.ask(key, "::1") for authority in self.authorities]
-        return [f"this machine's own node would not be let in: {verdict.detail}" for verdict in verdicts if not verdict.allowed]
+        return [
+            f"this machine's own node would not be let in: {verdict.detail}"
+            for verdict in verdicts
+            if not verdict.allowed
+        ]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 
 from fastderp.dataplane.plane import Plane
+from fastderp.server.admission.rate_limit import RateLimit
+from fastderp.server.observe.metrics import Value
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import server_info_json
 from fastderp.wire.protocol import FrameType, ServerInfo, frame
-from fastderp.server.observe.metrics import Value
-from fastderp.server.admission.rate_limit import RateLimit
 
 # Clients read the limit they are told as a signed number.
 _TOLD_MAX = (1 << 63) - 1
@@ -64,7 +64,9 @@ class Allowance:
     async def _tell(self) -> None:
         """Send everybody a new ServerInfo, a few at a time."""
         text = server_info_json(self.server_info())
-        clients = [session for session in self._plane.sessions() if not session.mesh and not session.link]
+        clients = [
+            session for session in self._plane.sessions() if not session.mesh and not session.link
+        ]
         for number, session in enumerate(clients, 1):
             sealed = self._private_key.seal_to(NodePublic(session.key), text)
             self._plane.send(session.handle, frame(FrameType.SERVER_INFO, sealed))

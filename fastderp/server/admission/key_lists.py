@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastderp.errors import ConfigError
-from fastderp.wire.keys import NodePublic
 from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.wire.keys import NodePublic
 
 log = logging.getLogger("fastderp")
 
@@ -71,7 +71,9 @@ class KeyList:
             raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean that)")
         keys = self._parse(text)
         if self.required and not keys:
-            raise ConfigError(f"key list {self.path}: no keys in it, so that nobody could use the relay")
+            raise ConfigError(
+                f"key list {self.path}: no keys in it, so that nobody could use the relay"
+            )
         return keys
 
     def _parse(self, text: bytes) -> frozenset[bytes]:
@@ -111,7 +113,9 @@ class KeyLists:
 
     def __str__(self) -> str:
         counts = (("allowed", self.allow), ("denied", self.deny))
-        return ", ".join(f"{len(found.keys)} keys {what}" for what, found in counts if found is not None)
+        return ", ".join(
+            f"{len(found.keys)} keys {what}" for what, found in counts if found is not None
+        )
 
     def judge(self, key: NodePublic) -> Verdict:
         """Tell whether the lists let the `key` in."""
@@ -126,7 +130,9 @@ class KeyLists:
 
         A file that cannot be used is logged and changes nothing.
         """
-        return any([found.reload(force=force) for found in (self.allow, self.deny) if found is not None])
+        return any(
+            [found.reload(force=force) for found in (self.allow, self.deny) if found is not None]
+        )
 
 
 def _fingerprint(path: Path) -> tuple[int, ...]:

@@ -43,7 +43,11 @@ class RateLimit:
         object.__setattr__(self, "burst_bytes", burst_bytes)
 
     def __str__(self) -> str:
-        return f"{self.bytes_per_s} bytes/s with bursts of {self.burst_bytes} bytes" if self.bytes_per_s else "no limit"
+        return (
+            f"{self.bytes_per_s} bytes/s with bursts of {self.burst_bytes} bytes"
+            if self.bytes_per_s
+            else "no limit"
+        )
 
     @classmethod
     def load(cls, path: Path) -> RateLimit:
@@ -51,7 +55,9 @@ class RateLimit:
         try:
             document = json.loads(read_file(path))
         except OSError as error:
-            raise ConfigError(f"rate configuration {path}: cannot read it: {error.strerror}") from None
+            raise ConfigError(
+                f"rate configuration {path}: cannot read it: {error.strerror}"
+            ) from None
         except (ValueError, RecursionError):
             raise ConfigError(f"rate configuration {path}: not valid JSON") from None
         if not isinstance(document, dict | None):
@@ -59,7 +65,11 @@ class RateLimit:
         members = {name.casefold(): (name, value) for name, value in (document or {}).items()}
         for folded, (name, _) in members.items():
             if folded not in (_RATE, _BURST):
-                log.warning("rate configuration %s: unknown member %s is ignored", path, json.dumps(name[:80]))
+                log.warning(
+                    "rate configuration %s: unknown member %s is ignored",
+                    path,
+                    json.dumps(name[:80]),
+                )
         try:
             return cls(_bytes(*members.get(_RATE, ("", 0))), _bytes(*members.get(_BURST, ("", 0))))
         except ValueError as error:
@@ -77,7 +87,9 @@ def _bytes(name: str, value: Any) -> int:
 class AcceptLimiter:
     """A token bucket: so many connections at once, so many per second after that. It starts full."""
 
-    def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Allow `per_s` (infinite for all) and at most `burst` together."""
         self._per_s = per_s
         self._burst = float(burst)

@@ -9,9 +9,9 @@ import json
 
 from yarl import URL
 
-from fastderp.wire.keys import NodePublic
-from fastderp.server.net.http_query import NoAnswer, Service, folded, http_url, members
 from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.server.net.http_query import NoAnswer, Service, folded, http_url, members
+from fastderp.wire.keys import NodePublic
 
 DEFAULT_SOCKET = "/var/run/tailscale/tailscaled.sock"
 
@@ -98,7 +98,9 @@ class AdmissionUrl:
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
         """Ask, for at most 5 s, whether the `key` may come in from `ip`. What goes wrong is in the verdict."""
-        question = json.dumps({"NodePublic": key.text, "Source": ip}, separators=(",", ":")).encode()
+        question = json.dumps(
+            {"NodePublic": key.text, "Source": ip}, separators=(",", ":")
+        ).encode()
         try:
             status, body = await self._service.exchange("POST", self._url, question)
             if status == 403:

@@ -25,14 +25,19 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fastderp.util import files
 from fastderp.errors import CertificateError
-from fastderp.wire.protocol import PROTOCOL_VERSION
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.handshake import ClientHello
+from fastderp.util import files
+from fastderp.wire.protocol import PROTOCOL_VERSION
 
 META_CERT_PREFIX = "derpkey"
 META_CERT_VALIDITY = datetime.timedelta(days=30)
@@ -88,7 +93,9 @@ class CertificateSource(Protocol):
     def context(self) -> DeferredContext:
         """What handshakes begin with."""
 
-    def choose(self, hello: ClientHello, local_ip: str) -> ServerContext | asyncio.Future[ServerContext]:
+    def choose(
+        self, hello: ClientHello, local_ip: str
+    ) -> ServerContext | asyncio.Future[ServerContext]:
         """Return the certificate for a client that was accepted on this address, or a future of the caller's own that brings it.
 
         Raises TlsError, as the future may, when the client gets none.
@@ -139,7 +146,9 @@ def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> 
     return certificate_from_pem(hostname, chain_pem, key_pem, crt=crt, key=key)
 
 
-def certificate_from_pem(hostname: str, chain_pem: bytes, key_pem: bytes, *, crt: Path, key: Path) -> Certificate:
+def certificate_from_pem(
+    hostname: str, chain_pem: bytes, key_pem: bytes, *, crt: Path, key: Path
+) -> Certificate:
     """Read a chain, leaf first, and its key, as found in the files crt and key.
 
     Raises CertificateError when either is malformed, when they do not belong together, and when the leaf is not valid today
@@ -183,7 +192,9 @@ def _load_key(pem: bytes, path: Path, leaf: x509.Certificate, leaf_path: Path) -
     try:
         private = serialization.load_pem_private_key(pem, password=None)
     except TypeError as error:
-        raise CertificateError(f"key file {path} is encrypted; store it without a passphrase") from error
+        raise CertificateError(
+            f"key file {path} is encrypted; store it without a passphrase"
+        ) from error
     except Exception as error:
         raise CertificateError(f"key file {path} is not a PEM private key") from error
     if _public_der(private.public_key()) != _public_der(leaf.public_key()):
@@ -209,13 +220,21 @@ def read_file(path: Path, what: str) -> bytes:
 def _check_leaf(leaf: x509.Certificate, hostname: str, path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     if now > leaf.not_valid_after_utc:
-        raise CertificateError(f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}{_remedy(leaf, hostname, path)}")
+        raise CertificateError(
+            f"certificate in {path} expired on {leaf.not_valid_after_utc:%Y-%m-%d}{_remedy(leaf, hostname, path)}"
+        )
     if now < leaf.not_valid_before_utc:
         since = f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-        raise CertificateError(f"certificate in {path} is not valid before {since}; is this machine's clock right?")
+        raise CertificateError(
+            f"certificate in {path} is not valid before {since}; is this machine's clock right?"
+        )
     names, addresses = _alternative_names(leaf, path)
     ip = ip_literal(hostname)
-    covered = ip in addresses if ip is not None else any(_name_matches(pattern, hostname) for pattern in names)
+    covered = (
+        ip in addresses
+        if ip is not None
+        else any(_name_matches(pattern, hostname) for pattern in names)
+    )
     if not covered:
         listed = ", ".join([*names, *map(str, addresses)]) or "no names at all"
         raise CertificateError(f"certificate in {path} is for {listed}, not for {hostname}")
@@ -226,7 +245,9 @@ def _remedy(leaf: x509.Certificate, hostname: str, path: Path) -> str:
     if ip_literal(hostname) is None or leaf.issuer != leaf.subject:
         return ""
     key = path.with_suffix(".key").name
-    return f": delete it and {key} to have both made anew, and put the new CertName into the DERP map"
+    return (
+        f": delete it and {key} to have both made anew, and put the new CertName into the DERP map"
+    )
 
 
 def _alternative_names(
@@ -238,7 +259,9 @@ def _alternative_names(
         return [], []
     except Exception as error:  # ValueError, DuplicateExtension, UnsupportedGeneralNameType, …
         raise CertificateError(f"certificate in {path} has malformed extensions") from error
-    addresses = [ip for ip in san.get_values_for_type(x509.IPAddress) if not hasattr(ip, "prefixlen")]
+    addresses = [
+        ip for ip in san.get_values_for_type(x509.IPAddress) if not hasattr(ip, "prefixlen")
+    ]
     return san.get_values_for_type(x509.DNSName), addresses
 
 
@@ -266,14 +289,19 @@ def _make_missing_files(crt: Path, key: Path, hostname: str) -> None:
                 for path, (pem, mode) in _self_signed_files(crt, key, hostname).items():
                     write_atomically(path, pem, mode)
     except OSError as error:
-        raise CertificateError(f"cannot keep certificates in {crt.parent}: {error.strerror}") from error
+        raise CertificateError(
+            f"cannot keep certificates in {crt.parent}: {error.strerror}"
+        ) from error
 
 
 def _self_signed_files(crt: Path, key: Path, hostname: str) -> Mapping[Path, tuple[bytes, int]]:
     certificate, private = self_signed(hostname)
     # The key first: a certificate without its key is the more confusing half.
     return {
-        key: (private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()), 0o600),
+        key: (
+            private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()),
+            0o600,
+        ),
         crt: (certificate.public_bytes(Encoding.PEM), 0o644),
     }
 
@@ -325,7 +353,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, content: bytes, mode: int) -> None:
     """Put a file in place whole or not at all, on disk when this returns. Raises OSError."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         temporary = Path(file.name)
         try:
             os.fchmod(file.fileno(), mode)

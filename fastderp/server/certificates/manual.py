@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from fastderp.errors import CertificateError
-from fastderp.server.certificates.certificate import Certificate, manual_certificate
 from fastderp.server.accept.listener import Listener
+from fastderp.server.certificates.certificate import Certificate, manual_certificate
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
@@ -67,16 +67,28 @@ class ManualCertificate:
     def _warn(self) -> None:
         left = self.certificate.not_after - datetime.datetime.now(datetime.UTC)
         if left < WARN_BEFORE:
-            log.warning("%s: %s", self._validity, f"that is in {left.days} days" if left.days >= 0 else "it has expired")
+            log.warning(
+                "%s: %s",
+                self._validity,
+                f"that is in {left.days} days" if left.days >= 0 else "it has expired",
+            )
         self._timer = asyncio.get_running_loop().call_later(WARN_EVERY_S, self._warn)
 
     def metrics(self) -> dict[str, Value]:
         """Return when it ends, by the name in the table of metrics."""
-        return {"fastderp_certificate_expiry_unix_time": {self._hostname: int(self.certificate.not_after.timestamp())}}
+        return {
+            "fastderp_certificate_expiry_unix_time": {
+                self._hostname: int(self.certificate.not_after.timestamp())
+            }
+        }
 
 
 def _context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
     try:
-        return ServerContext([*certificate.chain, meta_cert], certificate.key, required_sni=certificate.required_sni)
+        return ServerContext(
+            [*certificate.chain, meta_cert], certificate.key, required_sni=certificate.required_sni
+        )
     except TlsError as error:
-        raise CertificateError(f"OpenSSL refuses the certificate for {certificate.hostname}: {error}") from error
+        raise CertificateError(
+            f"OpenSSL refuses the certificate for {certificate.hostname}: {error}"
+        ) from error

@@ -139,7 +139,10 @@ class BootstrapDns:
         if self._unpublished_names:
             found, percents = await asyncio.gather(
                 self._addresses([entry.name for entry in self._unpublished_names]),
-                self._answers(self._resolver.text, {entry.rollout for entry in self._unpublished_names if entry.rollout}),
+                self._answers(
+                    self._resolver.text,
+                    {entry.rollout for entry in self._unpublished_names if entry.rollout},
+                ),
             )
             self._fractions = {
                 entry.name: fraction(percents.get(entry.rollout, "")) if entry.rollout else 1.0
@@ -188,7 +191,9 @@ class BootstrapDns:
             random.shuffle(addresses)
         return found
 
-    async def _answers(self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]) -> dict[str, T]:
+    async def _answers(
+        self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]
+    ) -> dict[str, T]:
         """Ask about names, some at a time and within the budget. Those without an answer are logged and left out."""
         turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         found: dict[str, T] = {}
@@ -253,7 +258,9 @@ def is_chosen(ip: str, share: float) -> bool:
 def _number_of(address: bytes) -> float:
     """Return the number in [0, 1) that every relay of the world gives to an IPv6 address: one step of PCG-DXSM from it."""
     high, low = int.from_bytes(address[:8], "little"), int.from_bytes(address[8:], "little")
-    state = (high << 64 | low) * 0x2360ED051FC65DA44385DF649FCCF645 + 0x5851F42D4C957F2D14057B7EF767814F
+    state = (
+        high << 64 | low
+    ) * 0x2360ED051FC65DA44385DF649FCCF645 + 0x5851F42D4C957F2D14057B7EF767814F
     state &= _MASK_128
     mixed = state >> 64
     mixed ^= mixed >> 32

@@ -17,19 +17,26 @@ from urllib.parse import parse_qs
 
 import fastderp
 from fastderp.errors import ConfigError
-from fastderp.util.files import read_file
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response, text_error
 from fastderp.server.observe.metrics import Process, Value, vars_json, varz
+from fastderp.util.files import read_file
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _TAILSCALE_IPV4 = ipaddress.ip_network("100.64.0.0/10")
-_CHROMEOS_IPV4 = ipaddress.ip_network("100.115.92.0/23")  # inside the range above, and not Tailscale's
+_CHROMEOS_IPV4 = ipaddress.ip_network(
+    "100.115.92.0/23"
+)  # inside the range above, and not Tailscale's
 _TAILSCALE_IPV6 = ipaddress.ip_network("fd7a:115c:a1e0::/48")
 
 _PAGE_HEADERS = tuple(
-    (name, value + "; style-src 'self' 'unsafe-inline'" if name == "Content-Security-Policy" else value)
+    (
+        name,
+        value + "; style-src 'self' 'unsafe-inline'"
+        if name == "Content-Security-Policy"
+        else value,
+    )
     for name, value in SECURITY_HEADERS
 )
 
@@ -57,7 +64,9 @@ class DebugAccess:
                 key_path=Path(key_path) if key_path else None,
                 extra_ip=ipaddress.ip_address(extra_ip) if extra_ip else None,
                 trusted=tuple(
-                    ipaddress.ip_network(text.strip(), strict=False) for text in trusted.split(",") if text.strip()
+                    ipaddress.ip_network(text.strip(), strict=False)
+                    for text in trusted.split(",")
+                    if text.strip()
                 ),
             )
         except ValueError as error:
@@ -75,7 +84,9 @@ class DebugAccess:
     def _has_key(self, request: Request) -> bool:
         if self.key_path is None or request.method != "GET":
             return False
-        offered = parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
+        offered = (
+            parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
+        )
         try:
             key = read_file(self.key_path).strip()
         except OSError:
@@ -85,7 +96,9 @@ class DebugAccess:
     def _trusts(self, source: Address) -> bool:
         if source.is_loopback or source == self.extra_ip:
             return True
-        if source in _TAILSCALE_IPV6 or (source in _TAILSCALE_IPV4 and source not in _CHROMEOS_IPV4):
+        if source in _TAILSCALE_IPV6 or (
+            source in _TAILSCALE_IPV4 and source not in _CHROMEOS_IPV4
+        ):
             return True
         return any(source in network for network in self.trusted)
 
@@ -120,7 +133,11 @@ class DebugPages:
         """Answer a request for `/debug/` or below."""
         page = request.path.removeprefix("/debug/")
         if not self.access.allows(request):
-            hint = f"; this is {request.remote[0]}, allow it with TS_ALLOW_DEBUG_IP" if self.dev and page else ""
+            hint = (
+                f"; this is {request.remote[0]}, allow it with TS_ALLOW_DEBUG_IP"
+                if self.dev and page
+                else ""
+            )
             return text_error(403, "debug access denied" + hint)
         pages: dict[str, Callable[[], Response | Awaitable[Response]]]
         pages = {"": self.index, "vars": self.vars, "varz": self.varz}
@@ -172,8 +189,15 @@ class DebugPages:
         if self.traffic is not None:
             links["traffic"] = "who moves how much, live"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
-        rows += [f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>' for page, text in links.items()]
-        body = "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n" + "\n".join(rows) + "\n</ul>\n"
+        rows += [
+            f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'
+            for page, text in links.items()
+        ]
+        body = (
+            "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n"
+            + "\n".join(rows)
+            + "\n</ul>\n"
+        )
         return Response(200, body.encode(), "text/html; charset=utf-8", SECURITY_HEADERS)
 
 

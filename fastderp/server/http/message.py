@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 import httptools
 
-from fastderp.wire.protocol import PROTOCOL_VERSION
 from fastderp.server.http import pages
+from fastderp.wire.protocol import PROTOCOL_VERSION
 
 # One attacker's share of memory: a real request is under 400 bytes.
 HEAD_LIMIT_BYTES = 24 * 1024
@@ -27,7 +27,9 @@ HEADERS_LIMIT = 100
 KNOWN_HEADS = 64
 KNOWN_HEAD_BYTES = 512
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+)
 
 SECURITY_HEADERS = (
     ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
@@ -42,7 +44,9 @@ SECURITY_HEADERS = (
 NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 
 # What a browser's plain request to the TLS port is told, before the connection is closed (PROTOCOL §9.5).
-PLAIN_HTTP_ON_TLS_PORT = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+PLAIN_HTTP_ON_TLS_PORT = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+)
 
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 _CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -137,7 +141,9 @@ class HeadParser:
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserCallbackError as error:
-            raise (error.__context__ if isinstance(error.__context__, BadRequest) else error) from None
+            raise (
+                error.__context__ if isinstance(error.__context__, BadRequest) else error
+            ) from None
         except httptools.HttpParserError as error:
             raise BadRequest(400, str(error)) from None
         if not ends:
@@ -202,7 +208,9 @@ class HeadParser:
         if len(self._headers) >= HEADERS_LIMIT:
             raise BadRequest(431, f"more than {HEADERS_LIMIT} headers")
         # The parser strips the space before a value, not the space behind it.
-        self._headers.append((name.decode("latin-1").lower(), value.rstrip(b" \t").decode("latin-1")))
+        self._headers.append(
+            (name.decode("latin-1").lower(), value.rstrip(b" \t").decode("latin-1"))
+        )
 
     def on_headers_complete(self) -> None:
         self._complete = True
@@ -264,7 +272,10 @@ def _http_date(now_s: int) -> str:
 def text_error(status: int, message: str) -> Response:
     """Build a plain-text error: the message and a newline."""
     return Response(
-        status, message.encode() + b"\n", "text/plain; charset=utf-8", (("X-Content-Type-Options", "nosniff"),)
+        status,
+        message.encode() + b"\n",
+        "text/plain; charset=utf-8",
+        (("X-Content-Type-Options", "nosniff"),),
     )
 
 
@@ -304,7 +315,9 @@ def derp_upgrade(request: Request) -> Upgrade | None:
 
 def wants_websocket(request: Request) -> bool:
     """Whether a request for `/derp` opens a WebSocket. Without a derp subprotocol it does not: ancient clients say so and mean a raw upgrade."""
-    return request.header("upgrade").lower() == "websocket" and "derp" in request.header("sec-websocket-protocol")
+    return request.header("upgrade").lower() == "websocket" and "derp" in request.header(
+        "sec-websocket-protocol"
+    )
 
 
 class KnownUpgrades:
@@ -400,7 +413,9 @@ def relay_routes(site: Site) -> Routes:
         fallback=lambda request: home(site, request),
         derp=site.derp,
         exact={
-            "/derp": upgrade_required if site.derp else lambda request: text_error(404, "derp server disabled"),
+            "/derp": upgrade_required
+            if site.derp
+            else lambda request: text_error(404, "derp server disabled"),
             "/derp/probe": probe,
             "/derp/latency-check": probe,
             "/generate_204": generate_204,
@@ -444,7 +459,9 @@ def generate_204(request: Request) -> Response:
 
 def robots(request: Request) -> Response:
     """Ask crawlers to stay away."""
-    return Response(200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS)
+    return Response(
+        200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS
+    )
 
 
 def to_debug(request: Request) -> Response:
@@ -463,7 +480,9 @@ def home(site: Site, request: Request) -> Response:
         return Response(200, b"", "text/html; charset=utf-8", SECURITY_HEADERS)
     if site.home:
         moved = redirect(request, 302, site.home)
-        return Response(moved.status, moved.body, moved.content_type, SECURITY_HEADERS + moved.headers)
+        return Response(
+            moved.status, moved.body, moved.content_type, SECURITY_HEADERS + moved.headers
+        )
     body = pages.home(site.hostname, disabled=not site.derp, debug=site.debug_allowed(request))
     return Response(200, body, "text/html; charset=utf-8", SECURITY_HEADERS)
 
@@ -483,4 +502,8 @@ def to_https(site: Site, request: Request) -> Response:
 
 def refuse_connect(request: Request) -> Response:
     """Refuse to be a forward proxy (PROTOCOL §9.8)."""
-    return text_error(403, "CONNECT not enabled") if request.secure else text_error(404, "404 page not found")
+    return (
+        text_error(403, "CONNECT not enabled")
+        if request.secure
+        else text_error(404, "404 page not found")
+    )

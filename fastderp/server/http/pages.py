@@ -40,7 +40,11 @@ def home(hostname: str, *, disabled: bool, debug: bool) -> bytes:
         disabled: say that this relay is decommissioned.
         debug: link the debug pages.
     """
-    host = f"\n<p class=host>{escape(hostname)}</p>" if hostname else "\n<p class=host>A relay for tailscale networks</p>"
+    host = (
+        f"\n<p class=host>{escape(hostname)}</p>"
+        if hostname
+        else "\n<p class=host>A relay for tailscale networks</p>"
+    )
     status = "\n<p class=status>Status: disabled</p>" if disabled else ""
     abuse = _ABUSE if _VENDOR_HOST.fullmatch(hostname) else ""
     link = '\n<p><a href="/debug/">Debug pages</a></p>' if debug else ""

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from fastderp.server.accept.channel import Channel, farewell
-from fastderp.server.observe.metrics import Value
 from fastderp.server.accept.stream import Poller, Stream
+from fastderp.server.observe.metrics import Value
 from fastderp.tls.errors import TlsError
 
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -60,7 +60,9 @@ async def dial(target: Target) -> socket.socket:
     """Connect to the first address of a target that answers, in the system's order. Raises OSError."""
     loop = asyncio.get_running_loop()
     failure = OSError(f"{target.host} has no address")
-    for family, _, _, _, address in await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
+    for family, _, _, _, address in await loop.getaddrinfo(
+        target.host, target.port, type=socket.SOCK_STREAM
+    ):
         try:
             async with asyncio.timeout(ADDRESS_S):
                 return await _connected(family, address)
@@ -85,7 +87,9 @@ async def _connected(family: int, address: tuple[Any, ...]) -> socket.socket:
 class Pace:
     """A budget of bytes that all tunnels share; it may be overdrawn, and who overdraws it waits."""
 
-    def __init__(self, bytes_per_s: float, burst_bytes: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bytes_per_s: float, burst_bytes: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Begin full."""
         self._bytes_per_s = bytes_per_s
         self._burst_bytes = burst_bytes
@@ -96,7 +100,9 @@ class Pace:
     def spend(self, n_bytes: int) -> float:
         """Take the cost of one read; return for how many seconds its side has to pause."""
         now_s = self._clock()
-        self._left = min(self._burst_bytes, self._left + (now_s - self._filled_s) * self._bytes_per_s)
+        self._left = min(
+            self._burst_bytes, self._left + (now_s - self._filled_s) * self._bytes_per_s
+        )
         self._filled_s = now_s
         self._left -= max(n_bytes, READ_COST_BYTES)
         return max(0.0, -self._left / self._bytes_per_s)
@@ -134,10 +140,14 @@ class Tunnels:
         self._outcomes["connected"] += 1
         return sock
 
-    def join(self, poller: Poller, client: Stream, channel: Channel, target: socket.socket, first: bytes) -> None:
+    def join(
+        self, poller: Poller, client: Stream, channel: Channel, target: socket.socket, first: bytes
+    ) -> None:
         """Tell the client that it is there, and pass on what it says, `first` of all what it has said already."""
         try:
-            self._tunnels.add(Tunnel(poller, client, channel, target, first, self._pace, self._tunnels.discard))
+            self._tunnels.add(
+                Tunnel(poller, client, channel, target, first, self._pace, self._tunnels.discard)
+            )
         except TlsError:
             client.close()
             target.close()
@@ -149,13 +159,27 @@ class Tunnels:
 
     def metrics(self) -> dict[str, Value]:
         """Return what was counted, by the names of `metrics.METRICS`."""
-        return {"fastderp_ace_tunnels": len(self._tunnels), "fastderp_ace_connects": dict(self._outcomes)}
+        return {
+            "fastderp_ace_tunnels": len(self._tunnels),
+            "fastderp_ace_connects": dict(self._outcomes),
+        }
 
 
 class Tunnel:
     """A client and its target, each fed by the other; ends when either does."""
 
-    __slots__ = ("_channel", "_client", "_target", "_pace", "_on_close", "_held", "_idle", "_used_s", "_farewell", "_loop")
+    __slots__ = (
+        "_channel",
+        "_client",
+        "_farewell",
+        "_held",
+        "_idle",
+        "_loop",
+        "_on_close",
+        "_pace",
+        "_target",
+        "_used_s",
+    )
 
     def __init__(
         self,

@@ -11,19 +11,19 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastderp.wire import login
+from fastderp.dataplane.plane import MAX_UNREAD_BYTES
+from fastderp.errors import ConnectionClosed, DialError, ProtocolError
 from fastderp.net.stream import Stream as ClientStream
 from fastderp.net.target import UrlTarget
 from fastderp.net.tls import TlsStream
 from fastderp.net.upgrade import upgrade
-from fastderp.dataplane.plane import MAX_UNREAD_BYTES
-from fastderp.tls.record import RecordLayer
-from fastderp.errors import ConnectionClosed, DialError, ProtocolError
-from fastderp.wire.keys import NodePublic
-from fastderp.wire.protocol import MAX_SERVER_KEY_SIZE
 from fastderp.server.accept.channel import Channel
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
+from fastderp.tls.record import RecordLayer
+from fastderp.wire import login
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.protocol import MAX_SERVER_KEY_SIZE
 
 JoinSocket = Callable[[socket.socket, Channel], int]
 """Puts a channel between a socket and a descriptor that it returns for the data plane."""
@@ -79,7 +79,14 @@ async def dial(target: UrlTarget, context: ClientContext) -> Dialled:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             opened = await target.open(prefer_ipv6=False, secure_proxy=_no_proxy)
             try:
-                return await _introduce(opened.stream, opened.node.host_name, opened.host, opened.path, opened.https, context)
+                return await _introduce(
+                    opened.stream,
+                    opened.node.host_name,
+                    opened.host,
+                    opened.path,
+                    opened.https,
+                    context,
+                )
             except BaseException:
                 opened.stream.abort()
                 raise
@@ -96,7 +103,9 @@ async def _introduce(
     stream = ClientStream.of(inside) if inside is not None else outside
     # No fast start: the answer proves that all we have written is on its way.
     await upgrade(stream, host=host, path=path)
-    server_key = login.parse_server_key(*await stream.read_frame(MAX_SERVER_KEY_SIZE, CONNECT_TIMEOUT_S))
+    server_key = login.parse_server_key(
+        *await stream.read_frame(MAX_SERVER_KEY_SIZE, CONNECT_TIMEOUT_S)
+    )
     opened = stream.take_unread() + (inside.take_unread() if inside is not None else b"")
     sock, unread = await outside.detach()
     try:
@@ -109,7 +118,9 @@ async def _introduce(
         raise
 
 
-def _dialled(sock: socket.socket, key: NodePublic, inside: TlsStream | None, unread: bytes, opened: bytes) -> Dialled:
+def _dialled(
+    sock: socket.socket, key: NodePublic, inside: TlsStream | None, unread: bytes, opened: bytes
+) -> Dialled:
     if inside is None:
         return Dialled(sock, key, None, b"", opened + unread)
     session = inside.session

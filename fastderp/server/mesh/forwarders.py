@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fastderp.dataplane.plane import Plane
+from fastderp.server.observe.log_throttle import Summariser
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, FrameType, frame
-from fastderp.server.observe.log_throttle import Summariser
 
 log = logging.getLogger("fastderp")
 
@@ -27,7 +27,9 @@ LINGER_S = 1.0
 class PacketForwarder(Protocol):
     """Takes packets to somewhere else; `HTTPClient` with a mesh key is one. PROTOCOL §7.5, §7.6."""
 
-    def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes, /) -> Awaitable[None] | None:
+    def forward_packet(
+        self, source: NodePublic, destination: NodePublic, data: bytes, /
+    ) -> Awaitable[None] | None:
         """Send a packet of `data` on to `destination`, in the name of `source`.
 
         What it returns is awaited before the next packet; what it raises is logged, and the packet is lost.
@@ -83,13 +85,20 @@ class _Carrier:
                 await self._forward(payload)
 
     async def _forward(self, payload: bytes) -> None:
-        source, destination = NodePublic(payload[:KEY_SIZE]), NodePublic(payload[KEY_SIZE : 2 * KEY_SIZE])
+        source, destination = (
+            NodePublic(payload[:KEY_SIZE]),
+            NodePublic(payload[KEY_SIZE : 2 * KEY_SIZE]),
+        )
         try:
             done = self.forwarder.forward_packet(source, destination, payload[2 * KEY_SIZE :])
             if done is not None:
                 await done
         except Exception as error:
-            self._summary.say(("forwarder", self.handle), "a packet forwarder failed: %s", error or type(error).__name__)
+            self._summary.say(
+                ("forwarder", self.handle),
+                "a packet forwarder failed: %s",
+                error or type(error).__name__,
+            )
 
 
 def _take_frame(unread: bytearray) -> bytes | None:
@@ -117,7 +126,9 @@ class Forwarders:
     def __init__(self, plane: Plane) -> None:
         """Begin with none."""
         self._plane = plane
-        self._carriers: dict[int, _Carrier] = {}  # by id() of the forwarder, which the carrier keeps alive
+        self._carriers: dict[
+            int, _Carrier
+        ] = {}  # by id() of the forwarder, which the carrier keeps alive
         self._summary = Summariser(log)
 
     @property
@@ -129,7 +140,9 @@ class Forwarders:
         """Use the forwarder for a key. Adding it twice is adding it once."""
         carrier = self._carriers.get(id(forwarder))
         if carrier is None:
-            carrier = self._carriers[id(forwarder)] = _Carrier(self._plane, forwarder, self._summary)
+            carrier = self._carriers[id(forwarder)] = _Carrier(
+                self._plane, forwarder, self._summary
+            )
         carrier.stay()
         self._plane.add_forwarder(key, carrier.handle)
         carrier.keys.add(key)

@@ -15,17 +15,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from fastderp.wire import login
 from fastderp.client.settling import Settling
-from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
-from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import KEY_SIZE, FrameType, PeerGoneReason, ServerRestarting, frame, parse_message
-from fastderp.util.net import address_bytes
+from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, Dialled, JoinSocket, dial
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import ClientContext
+from fastderp.util.net import address_bytes
+from fastderp.wire import login
+from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import (
+    KEY_SIZE,
+    FrameType,
+    PeerGoneReason,
+    ServerRestarting,
+    frame,
+    parse_message,
+)
 
 log = logging.getLogger("fastderp")
 
@@ -175,7 +182,9 @@ class MeshLink:
         except BoxError as error:
             raise ProtocolError(f"the relay's key cannot be used: {error}") from None
         info = login.ClientInfo(can_ack_pings=True, mesh_key=mesh.mesh_key())
-        first = login.client_info_frame(mesh.public_key, self._box, info) + frame(FrameType.WATCH_CONNS)
+        first = login.client_info_frame(mesh.public_key, self._box, info) + frame(
+            FrameType.WATCH_CONNS
+        )
         records, remote = dialled.records(), dialled.remote
         self.server_key = dialled.server_key
         self._handle = self._plane.promote(
@@ -255,7 +264,12 @@ class MeshLink:
 
     def _is_listed(self) -> None:
         assert self.server_key is not None
-        log.info("mesh: linked to %s %s; %d peers", self.peer.name, self.server_key.short, len(self._keys))
+        log.info(
+            "mesh: linked to %s %s; %d peers",
+            self.peer.name,
+            self.server_key.short,
+            len(self._keys),
+        )
 
     def _gone(self, payload: bytes) -> None:
         key = payload[:KEY_SIZE]
@@ -369,7 +383,10 @@ class Mesh:
         for peer in wanted:
             if peer not in self._links:
                 link = MeshLink(self, peer)
-                self._links[peer] = link, asyncio.get_running_loop().create_task(link.run(), name=f"mesh {peer.name}")
+                self._links[peer] = (
+                    link,
+                    asyncio.get_running_loop().create_task(link.run(), name=f"mesh {peer.name}"),
+                )
 
     def received(self, event: FrameEvent) -> bool:
         """Act on a frame of a link; False when it did not come from one."""
@@ -394,7 +411,9 @@ class Mesh:
         links = self.links
         return {
             "fastderp_mesh_links": {
-                (link.peer.name, state.value): int(link.state is state) for link in links for state in LinkState
+                (link.peer.name, state.value): int(link.state is state)
+                for link in links
+                for state in LinkState
             },
             "fastderp_mesh_keys": _by_host(links, lambda link: link.n_keys),
             "fastderp_mesh_connects": _by_host(links, lambda link: link.n_connects),

@@ -12,8 +12,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastderp.dataplane.plane import Plane
-from fastderp.wire.protocol import FrameType, PeerGoneReason, PeerPresentFlags, frame, peer_gone_payload, peer_present_payload
 from fastderp.server.observe.metrics import Histogram, Value
+from fastderp.wire.protocol import (
+    FrameType,
+    PeerGoneReason,
+    PeerPresentFlags,
+    frame,
+    peer_gone_payload,
+    peer_present_payload,
+)
 
 BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOOP_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -56,7 +63,9 @@ class _Watcher:
         self._at_s = now_s
 
     def may_have_flood(self, now_s: float) -> bool:
-        self._allowance = min(FLOODS_PER_SECOND, self._allowance + (now_s - self._at_s) * FLOODS_PER_SECOND)
+        self._allowance = min(
+            FLOODS_PER_SECOND, self._allowance + (now_s - self._at_s) * FLOODS_PER_SECOND
+        )
         self._at_s = now_s
         if self._allowance < 1:
             return False
@@ -115,7 +124,9 @@ class Presence:
         everybody = self._everybody(handle)
         self._watchers[handle] = watcher
         self._present.update(everybody)
-        self._send(handle, b"".join(arrival.frame() for arrival in everybody.values()), len(everybody))
+        self._send(
+            handle, b"".join(arrival.frame() for arrival in everybody.values()), len(everybody)
+        )
 
     def _everybody(self, asking: int) -> dict[bytes, Arrival]:
         """Return the active connection of each key. Of the watcher's key that is its own, which spoke when it asked."""
@@ -127,7 +138,12 @@ class Presence:
             elif not session.active or session.key == own_key:
                 continue
             listed[session.key] = Arrival(
-                session.key, session.addr, session.port, session.mesh, session.prober, session.not_ideal
+                session.key,
+                session.addr,
+                session.port,
+                session.mesh,
+                session.prober,
+                session.not_ideal,
             )
         return listed
 
@@ -145,7 +161,9 @@ class Presence:
             self._n_gone_in_news = 0
         if key in self._present and not self._plane.is_connected(key):
             self._present.remove(key)
-            self._add(frame(FrameType.PEER_GONE, peer_gone_payload(key, PeerGoneReason.DISCONNECTED)))
+            self._add(
+                frame(FrameType.PEER_GONE, peer_gone_payload(key, PeerGoneReason.DISCONNECTED))
+            )
             self._n_gone_in_news += 1
 
     def flush(self) -> None:

@@ -6,19 +6,19 @@ Joins presence, mesh links and packet forwarders to the one data plane. Loop thr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
+from fastderp.server.mesh.dial import JoinSocket
+from fastderp.server.mesh.forwarders import Forwarders
+from fastderp.server.mesh.links import Mesh
+from fastderp.server.mesh.presence import Arrival, Presence
+from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.observe.metrics import Value
+from fastderp.tls.context import ClientContext
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import FrameType
-from fastderp.server.mesh.dial import JoinSocket
-from fastderp.server.mesh.forwarders import Forwarders
-from fastderp.server.observe.log_throttle import Summariser
-from fastderp.server.mesh.links import Mesh
-from fastderp.server.observe.metrics import Value
-from fastderp.server.mesh.presence import Arrival, Presence
-from fastderp.tls.context import ClientContext
 
 log = logging.getLogger("fastderp")
 
@@ -27,7 +27,12 @@ class Region:
     """What makes a relay a member of a region, apart from moving the packets."""
 
     def __init__(
-        self, plane: Plane, private_key: NodePrivate, keys: Iterable[MeshKey], join: JoinSocket, tls: ClientContext | None
+        self,
+        plane: Plane,
+        private_key: NodePrivate,
+        keys: Iterable[MeshKey],
+        join: JoinSocket,
+        tls: ClientContext | None,
     ) -> None:
         """Begin alone. `keys` as in `set_keys`; `join` and `tls` as in `Mesh`."""
         self.keys: list[MeshKey] = []
@@ -85,7 +90,9 @@ class Region:
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
         what = f"{n_closed} connections" if n_closed else "it is not here"
-        self._summary.say("close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what)
+        self._summary.say(
+            "close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what
+        )
 
     # Looking in
 
@@ -94,7 +101,10 @@ class Region:
         return {
             **self.presence.metrics(),
             **self.mesh.metrics(),
-            "fastderp_mesh_ignored": {("keys",): self.mesh.n_keys_ignored, ("watch",): self.presence.n_refused},
+            "fastderp_mesh_ignored": {
+                ("keys",): self.mesh.n_keys_ignored,
+                ("watch",): self.presence.n_refused,
+            },
         }
 
     @property

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastderp.errors import ConfigError, DerpError, SecretsError
-from fastderp.util.files import read_file
 from fastderp.server.net.http_query import NoAnswer, Service, http_url, members
+from fastderp.util.files import read_file
 
 log = logging.getLogger("fastderp")
 
@@ -67,7 +67,9 @@ class SecretsServer:
             try:
                 return await self._ask(read)
             except ValueError as error:
-                return self._copy_despite(ConfigError(f"secrets server {self.host}: {self._name}: {error}"), read)
+                return self._copy_despite(
+                    ConfigError(f"secrets server {self.host}: {self._name}: {error}"), read
+                )
             except NoAnswer as error:
                 reason = SecretsError(f"secrets server {self.host}: {error}")
             try:
@@ -84,7 +86,11 @@ class SecretsServer:
         question = json.dumps({"Name": self._name}).encode()
         status, body = await self._service.exchange("POST", self._get, question)
         if status in (400, 403, 404):
-            reason = {400: "does not understand the question", 403: "does not let this machine have", 404: "does not know"}[status]
+            reason = {
+                400: "does not understand the question",
+                403: "does not let this machine have",
+                404: "does not know",
+            }[status]
             raise ConfigError(f"secrets server {self.host} {reason} {self._name}")
         answer = members(status, body)
         found = read(_text(answer.get("value")))
@@ -98,7 +104,9 @@ class SecretsServer:
         try:
             found = self._copy(read)
         except ValueError as error:
-            raise type(reason)(f"{reason}; the copy in {self._cache} is no use either: {error}") from None
+            raise type(reason)(
+                f"{reason}; the copy in {self._cache} is no use either: {error}"
+            ) from None
         if found is None:
             raise type(reason)(f"{reason}; nothing is kept in {self._cache}")
         log.warning("%s; %s is used as it was kept in %s", reason, self._name, self._cache)

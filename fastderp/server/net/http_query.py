@@ -62,23 +62,31 @@ class Service:
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
-    def at_url(cls, url: URL, limit_bytes: int, headers: Mapping[str, str] | None = None) -> Service:
+    def at_url(
+        cls, url: URL, limit_bytes: int, headers: Mapping[str, str] | None = None
+    ) -> Service:
         """Ask over TCP, with TLS for https, through the proxy that the environment names."""
         # The system's roots, as other programs use them, and not a list that came with a package.
         tls = ssl.create_default_context()
         return cls(
             limit_bytes,
-            lambda: aiohttp.TCPConnector(ssl=tls, limit=QUESTIONS_AT_ONCE, keepalive_timeout=KEEP_CONNECTION_S),
+            lambda: aiohttp.TCPConnector(
+                ssl=tls, limit=QUESTIONS_AT_ONCE, keepalive_timeout=KEEP_CONNECTION_S
+            ),
             headers=headers,
             proxy=_proxy(url),
         )
 
     @classmethod
-    def at_socket(cls, path: str, limit_bytes: int, headers: Mapping[str, str] | None = None) -> Service:
+    def at_socket(
+        cls, path: str, limit_bytes: int, headers: Mapping[str, str] | None = None
+    ) -> Service:
         """Ask over a unix socket."""
         return cls(
             limit_bytes,
-            lambda: aiohttp.UnixConnector(path, limit=QUESTIONS_AT_ONCE, keepalive_timeout=KEEP_CONNECTION_S),
+            lambda: aiohttp.UnixConnector(
+                path, limit=QUESTIONS_AT_ONCE, keepalive_timeout=KEEP_CONNECTION_S
+            ),
             headers=headers,
         )
 
@@ -87,13 +95,17 @@ class Service:
         if self._session is not None:
             await self._session.close()
 
-    async def exchange(self, method: str, url: URL, content: bytes | None = None) -> tuple[int, bytes]:
+    async def exchange(
+        self, method: str, url: URL, content: bytes | None = None
+    ) -> tuple[int, bytes]:
         """Ask; return the status and at most so many bytes of the body. Raises NoAnswer."""
         try:
             async with asyncio.timeout(TURN_S):
                 await self._turns.acquire()
         except TimeoutError:
-            raise NoAnswer("busy", f"{QUESTIONS_AT_ONCE} questions wait for an answer already") from None
+            raise NoAnswer(
+                "busy", f"{QUESTIONS_AT_ONCE} questions wait for an answer already"
+            ) from None
         try:
             async with asyncio.timeout(BUDGET_S):
                 return await self._ask(method, url, content)
@@ -110,7 +122,12 @@ class Service:
         if self._session is None:
             self._session = self._open_session()
         async with self._session.request(
-            method, url, data=content, proxy=self._proxy, allow_redirects=False, skip_auto_headers=("Content-Type",)
+            method,
+            url,
+            data=content,
+            proxy=self._proxy,
+            allow_redirects=False,
+            skip_auto_headers=("Content-Type",),
         ) as response:
             return response.status, await self._beginning(response.content)
 
@@ -125,7 +142,9 @@ class Service:
 
     async def _beginning(self, content: aiohttp.StreamReader) -> bytes:
         body = b""
-        while len(body) < self._limit_bytes and (piece := await content.read(self._limit_bytes - len(body))):
+        while len(body) < self._limit_bytes and (
+            piece := await content.read(self._limit_bytes - len(body))
+        ):
             body += piece
         return body
 

@@ -24,8 +24,15 @@ class SystemResolver:
 
     async def addresses(self, name: str) -> list[str]:
         """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError that says why there is none."""
-        answers = await asyncio.gather(self._ask(name, A), self._ask(name, AAAA), return_exceptions=True)
-        found = [record.address for answer in answers if not isinstance(answer, BaseException) for record in answer]
+        answers = await asyncio.gather(
+            self._ask(name, A), self._ask(name, AAAA), return_exceptions=True
+        )
+        found = [
+            record.address
+            for answer in answers
+            if not isinstance(answer, BaseException)
+            for record in answer
+        ]
         if not found:
             # The error of the first: who has no address of the other family is no error.
             raise next(answer for answer in answers if isinstance(answer, BaseException))

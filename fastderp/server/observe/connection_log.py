@@ -10,10 +10,10 @@ import os
 from collections import Counter
 
 from fastderp.dataplane.plane import ClosedEvent, DropEvent
-from fastderp.wire.keys import NodePublic
-from fastderp.util.net import address_text, format_address
 from fastderp.server.observe.log_throttle import WINDOW_S, Summariser
 from fastderp.server.observe.metrics import Value
+from fastderp.util.net import address_text, format_address
+from fastderp.wire.keys import NodePublic
 
 log = logging.getLogger("fastderp")
 
@@ -69,21 +69,39 @@ class Journal:
         if reason in _QUIET and not detail:
             log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
         else:
-            self._summary.say((stage, reason), "%s: refused at %s: %s", format_address(remote), stage, detail or reason)
+            self._summary.say(
+                (stage, reason),
+                "%s: refused at %s: %s",
+                format_address(remote),
+                stage,
+                detail or reason,
+            )
 
     def note_odd_upgrade(self, remote: tuple[str, int], upgrade: str) -> None:
         """Log a request for /derp that wants to be something else than DERP or a WebSocket. PROTOCOL §9.3."""
-        shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + ("…" if len(upgrade) > UPGRADE_CHARACTERS else "")
-        self._summary.say("upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown)
+        shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + (
+            "…" if len(upgrade) > UPGRADE_CHARACTERS else ""
+        )
+        self._summary.say(
+            "upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown
+        )
 
     def note_shortage(self, error: OSError) -> None:
         """Count and log that accepting had to pause."""
         self._n_shortages += 1
-        self._summary.say("shortage", "cannot accept connections for the moment: %s", os.strerror(error.errno or 0))
+        self._summary.say(
+            "shortage",
+            "cannot accept connections for the moment: %s",
+            os.strerror(error.errno or 0),
+        )
 
     def note_too_fast(self, remote: tuple[str, int]) -> None:
         """Log a connection that was closed because too many are accepted; its listener counts it."""
-        self._summary.say("too fast", "%s: closed: connections come faster than they are accepted", format_address(remote))
+        self._summary.say(
+            "too fast",
+            "%s: closed: connections come faster than they are accepted",
+            format_address(remote),
+        )
 
     # After it
 

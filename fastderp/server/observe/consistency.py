@@ -38,6 +38,14 @@ def _look(plane: Plane, announced: set[bytes]) -> list[str]:
         "remote keys": (counters["clients_remote"], len(announced - local)),
     }
     return [
-        *(f"session of {NodePublic(key).short} has no route" for key in local if not plane.is_connected(key)),
-        *(f"{counted} {what} counted, {found} found" for what, (counted, found) in expected.items() if counted != found),
+        *(
+            f"session of {NodePublic(key).short} has no route"
+            for key in local
+            if not plane.is_connected(key)
+        ),
+        *(
+            f"{counted} {what} counted, {found} found"
+            for what, (counted, found) in expected.items()
+            if counted != found
+        ),
     ]

@@ -17,7 +17,9 @@ LINE_LIMIT_CHARACTERS = 1000
 
 # Whatever a terminal or a log shipper could take for something else than a character: C0, DEL, C1, the separators of lines
 # and paragraphs, marks that turn the direction of writing, what cannot be encoded.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def one_line(text: str) -> str:
@@ -82,7 +84,11 @@ class Summariser:
         window = self._windows.get(kind)
         if window is None or now_s - window.since_s >= self._window_s:
             self._windows[kind] = _Window(now_s, n_logged=1)
-            return f" (and {window.n_held} more like it since the last such line)" if window and window.n_held else ""
+            return (
+                f" (and {window.n_held} more like it since the last such line)"
+                if window and window.n_held
+                else ""
+            )
         if window.n_logged < self._lines:
             window.n_logged += 1
             return ""

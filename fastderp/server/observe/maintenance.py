@@ -47,7 +47,7 @@ class Upkeep:
         self._journal.sum_up()
         n_moved = self._plane.n_moved()
         if n_moved == self._n_moved:
-            self.start(loop)    # an idle relay has nothing to give back
+            self.start(loop)  # an idle relay has nothing to give back
             return
         self._n_moved = n_moved
         self._plane.rest()

@@ -19,7 +19,9 @@ from typing import Any, Literal
 import fastderp
 
 Number = int | float
-Labelled = Mapping[Any, Number]  # by label values: a tuple of str, or one str where there is one label
+Labelled = Mapping[
+    Any, Number
+]  # by label values: a tuple of str, or one str where there is one label
 Kind = Literal["counter", "gauge", "histogram", "untyped"]
 
 
@@ -220,7 +222,10 @@ def varz(values: Mapping[str, Value]) -> str:
             lines.append(f"# TYPE {name} {metric.kind}")
         if metric.help:
             lines.append(f"# HELP {name} {metric.help}")
-        lines += (f"{name}{labels} {_number(value)}" for labels, value in _samples(metric, values.get(name, {})))
+        lines += (
+            f"{name}{labels} {_number(value)}"
+            for labels, value in _samples(metric, values.get(name, {}))
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -313,10 +318,18 @@ def _samples(metric: Metric, value: Value) -> Iterable[tuple[str, Number]]:
         yield "", value
         return
     rows: dict[tuple[str, ...], Number] = dict.fromkeys(metric.preset, 0)
-    rows.update((key if isinstance(key, tuple) else (key,), number) for key, number in value.items())
+    rows.update(
+        (key if isinstance(key, tuple) else (key,), number) for key, number in value.items()
+    )
     for key, number in sorted(rows.items()):
-        names = metric.labels if len(metric.labels) == len(key) else tuple(f"label{i}" for i in range(len(key)))
-        pairs = ",".join(f'{name}="{_escaped(text)}"' for name, text in zip(names, key, strict=True))
+        names = (
+            metric.labels
+            if len(metric.labels) == len(key)
+            else tuple(f"label{i}" for i in range(len(key)))
+        )
+        pairs = ",".join(
+            f'{name}="{_escaped(text)}"' for name, text in zip(names, key, strict=True)
+        )
         yield f"{{{pairs}}}", number
 
 
@@ -330,7 +343,9 @@ def _plain(metric: Metric, value: Value) -> Any:
     if len(metric.labels) > 1:
         return "MultiLabelMap"
     counts: dict[str, Number] = dict.fromkeys((key for (key,) in metric.preset), 0)
-    counts.update((key if isinstance(key, str) else key[0], number) for key, number in value.items())
+    counts.update(
+        (key if isinstance(key, str) else key[0], number) for key, number in value.items()
+    )
     return dict(sorted(counts.items()))
 
 

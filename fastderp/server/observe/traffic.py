@@ -40,7 +40,12 @@ class BytesSentRecv:
 
     def to_json(self) -> str:
         """Return it as a line of `/debug/traffic`."""
-        members = {"Sent": self.sent, "Recv": self.recv, "Key": self.key.text, "UniqueSenders": self.unique_senders}
+        members = {
+            "Sent": self.sent,
+            "Recv": self.recv,
+            "Key": self.key.text,
+            "UniqueSenders": self.unique_senders,
+        }
         if not self.unique_senders:
             del members["UniqueSenders"]
         return json.dumps(members, separators=(",", ":"))
@@ -50,7 +55,9 @@ Bridged = Callable[[], Mapping[int, tuple[int, int]]]
 """Tells the bytes sent and received of the sessions behind bridges, by handle."""
 
 
-async def rounds(plane: Plane, bridged: Bridged, interval_s: float = ROUND_S) -> AsyncIterator[list[BytesSentRecv]]:
+async def rounds(
+    plane: Plane, bridged: Bridged, interval_s: float = ROUND_S
+) -> AsyncIterator[list[BytesSentRecv]]:
     """Yield, now and after each interval, the connections that have moved bytes since the round before."""
     before: dict[int, tuple[int, int]] = {}
     while True:
@@ -65,7 +72,9 @@ async def rounds(plane: Plane, bridged: Bridged, interval_s: float = ROUND_S) ->
         await asyncio.sleep(interval_s)
 
 
-def _moved(plane: Plane, bridged: Mapping[int, tuple[int, int]]) -> dict[int, tuple[NodePublic, int, int]]:
+def _moved(
+    plane: Plane, bridged: Mapping[int, tuple[int, int]]
+) -> dict[int, tuple[NodePublic, int, int]]:
     """Return key, bytes sent and bytes received of every connection by handle."""
     others = {
         session.handle: (
@@ -75,11 +84,14 @@ def _moved(plane: Plane, bridged: Mapping[int, tuple[int, int]]) -> dict[int, tu
         for session in plane.sessions()
     }
     return others | {
-        info.handle: (NodePublic(info.key), info.bytes_sent, info.bytes_received) for info in plane.tcp_infos()
+        info.handle: (NodePublic(info.key), info.bytes_sent, info.bytes_received)
+        for info in plane.tcp_infos()
     }
 
 
-async def lines(plane: Plane, bridged: Bridged, interval_s: float = ROUND_S) -> AsyncIterator[bytes]:
+async def lines(
+    plane: Plane, bridged: Bridged, interval_s: float = ROUND_S
+) -> AsyncIterator[bytes]:
     """Yield the rounds as `/debug/traffic` shows them: a JSON line per connection and an empty one."""
     async for moved in rounds(plane, bridged, interval_s):
         yield "".join(f"{one.to_json()}\n" for one in moved).encode() + b"\n"
@@ -100,5 +112,8 @@ class RoundTrips:
         by_class, n_not_tcp, n_failed = self._plane.round_trips(bounds_us)
         for found_us in self._bridged_us():
             by_class[bisect_left(bounds_us, found_us)] += 1
-        found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {"non-tcp": n_not_tcp, "error": n_failed}
+        found = dict(zip(_RTT_LABELS, by_class, strict=True)) | {
+            "non-tcp": n_not_tcp,
+            "error": n_failed,
+        }
         self.counts.update({label: n for label, n in found.items() if n})

@@ -46,8 +46,14 @@ class StunCounters:
 
     def metrics(self) -> dict[str, dict[str, int]]:
         """Return the counters under the names of `/debug/varz`."""
-        requests = {name: getattr(self, name) for name in ("success", "not_stun", "read_error", "write_error")}
-        return {"stun_requests": requests, "stun_addrfamily": {"ipv4": self.ipv4, "ipv6": self.ipv6}}
+        requests = {
+            name: getattr(self, name)
+            for name in ("success", "not_stun", "read_error", "write_error")
+        }
+        return {
+            "stun_requests": requests,
+            "stun_addrfamily": {"ipv4": self.ipv4, "ipv6": self.ipv6},
+        }
 
 
 def transaction_id(datagram: bytes | memoryview) -> bytes | None:
@@ -85,7 +91,9 @@ def binding_response(txid: bytes, address: bytes, port: int) -> bytes:
 
     32 bytes for IPv4. The 44 bytes for IPv6 are 1.1 times a client's 40-byte request: there is no shorter answer.
     """
-    head, attribute = (_IPV4_HEAD, _IPV4_ATTRIBUTE) if len(address) == 4 else (_IPV6_HEAD, _IPV6_ATTRIBUTE)
+    head, attribute = (
+        (_IPV4_HEAD, _IPV4_ATTRIBUTE) if len(address) == 4 else (_IPV6_HEAD, _IPV6_ATTRIBUTE)
+    )
     mask = _COOKIE + txid
     hidden = int.from_bytes(address) ^ int.from_bytes(mask[: len(address)])
     return head + txid + attribute + (port ^ 0x2112).to_bytes(2) + hidden.to_bytes(len(address))
@@ -156,7 +164,9 @@ class StunServer:
     def _pause(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, error: OSError) -> None:
         """Leave a socket alone for a moment after a read error, instead of spinning on it."""
         self.counters.read_error += 1
-        log.warning("STUN read failed: %s; trying again in %g s", error.strerror, READ_ERROR_PAUSE_S)
+        log.warning(
+            "STUN read failed: %s; trying again in %g s", error.strerror, READ_ERROR_PAUSE_S
+        )
         loop.remove_reader(sock.fileno())
         self._resume[sock] = loop.call_later(
             READ_ERROR_PAUSE_S, loop.add_reader, sock.fileno(), self._on_readable, loop, sock
@@ -171,7 +181,9 @@ def bind_stun(host: str, port: int) -> StunServer:
     server = StunServer([])
     try:
         for family, address in _addresses(host):
-            server.sockets.append(_bound(family, address, server.addresses[0][1] if server.sockets else port))
+            server.sockets.append(
+                _bound(family, address, server.addresses[0][1] if server.sockets else port)
+            )
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
     except OSError as error:
@@ -185,7 +197,9 @@ def bind_stun(host: str, port: int) -> StunServer:
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     if host:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-        return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
+        return list(
+            dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found)
+        )
     both = [(socket.AF_INET, "0.0.0.0")]
     if _has_ipv6():
         both.append((socket.AF_INET6, "::"))

@@ -14,16 +14,29 @@ from fastderp.loadgen.scenario import SCENARIOS
 
 
 def result(relay: Relay, load: str) -> dict[str, Any]:
-    """derper costs ten times as much as the others."""
+    """Derper costs ten times as much as the others."""
     cost = 10.0 if relay.name == "derper" else 1.0
     return {
-        "packets_per_s": 1000.0, "n_clients": 15_000 if "15000" in load else 5000, "loss": 0.0, "fairness": 1.0, "logins_per_s": 100.0,
-        "storm_logins_per_s": 100.0, "foreign_share": 0.0, "relay_name": relay.name,
+        "packets_per_s": 1000.0,
+        "n_clients": 15_000 if "15000" in load else 5000,
+        "loss": 0.0,
+        "fairness": 1.0,
+        "logins_per_s": 100.0,
+        "storm_logins_per_s": 100.0,
+        "foreign_share": 0.0,
+        "relay_name": relay.name,
         "scenario": {"rate": 1000.0, "storm": 2000 if load == "storm" else 0},
         "latency": {"p50_us": cost, "p99_us": cost},
         "relay": {
-            "cpu_us_per_packet": cost, "cpu_share": 0.5, "cpu_us_per_login": cost, "rss_before_kib": 0,
-            "rss_connected_kib": 6000, "rss_idle_kib": 5000, "rss_after_kib": 9000, "rss_settled_kib": 5000, "settle_s": 1.0,
+            "cpu_us_per_packet": cost,
+            "cpu_share": 0.5,
+            "cpu_us_per_login": cost,
+            "rss_before_kib": 0,
+            "rss_connected_kib": 6000,
+            "rss_idle_kib": 5000,
+            "rss_after_kib": 9000,
+            "rss_settled_kib": 5000,
+            "settle_s": 1.0,
         },
     }
 
@@ -49,7 +62,6 @@ class DryLab(Lab):
         self, relay: Relay, load: str = "", cores: Collection[int] = ()
     ) -> Iterator[Running]:
         yield Running("", 0)
-
 
     @contextmanager
     def region(self, relay: Relay, load: str) -> Iterator[Running]:
@@ -90,5 +102,12 @@ def test_the_ratio_to_derper_says_how_many_times_more_derper_costs() -> None:
 def test_a_number_is_judged_by_its_median(
     sense: str, goal: float | None, stretch: float | None, values: list[float], verdict: str
 ) -> None:
-    finding = {"what": "x", "values": values, "sense": sense, "goal": goal, "stretch": stretch, "unit": ""}
+    finding = {
+        "what": "x",
+        "values": values,
+        "sense": sense,
+        "goal": goal,
+        "stretch": stretch,
+        "unit": "",
+    }
     assert columns(finding)[-1] == verdict

@@ -12,19 +12,46 @@ from bench.goals import main as goals
 
 def document(foreign_share: float = 0.0) -> dict[str, Any]:
     measurements = [
-        {"load": "pairs-10", "flags": [], "relay_name": name, "foreign_share": foreign_share,
-         "latency": {"p50_us": 10.0, "p99_us": 50.0}, "relay": {"cpu_us_per_packet": cost}}
+        {
+            "load": "pairs-10",
+            "flags": [],
+            "relay_name": name,
+            "foreign_share": foreign_share,
+            "latency": {"p50_us": 10.0, "p99_us": 50.0},
+            "relay": {"cpu_us_per_packet": cost},
+        }
         for name, cost in (("derper", 4.0), ("fastderp", 0.5), ("derper", 6.0), ("fastderp", 0.5))
     ]
-    finding = {"what": "derper ÷ fastderp", "values": [8.0, 12.0], "sense": ">=", "goal": 5.0,
-               "stretch": None, "unit": ""}
+    finding = {
+        "what": "derper ÷ fastderp",
+        "values": [8.0, 12.0],
+        "sense": ">=",
+        "goal": 5.0,
+        "stretch": None,
+        "unit": "",
+    }
     return {
-        "environment": {"cpu": "A CPU", "kernel": "6.1", "python": "3.13", "suite": "TLS_X", "when": "2026-01-01",
-                        "command": ["python", "-m", "bench.goals"]},
+        "environment": {
+            "cpu": "A CPU",
+            "kernel": "6.1",
+            "python": "3.13",
+            "suite": "TLS_X",
+            "when": "2026-01-01",
+            "command": ["python", "-m", "bench.goals"],
+        },
         "relays": {"derper": "1", "fastderp": "2"},
-        "rows": {"pairs-10": {"number": 1, "name": "pairs-10", "title": "ten pairs", "failed": "",
-                              "command": "python -m bench.goals pairs-10", "findings": [finding],
-                              "notes": ["a note"], "measurements": measurements}},
+        "rows": {
+            "pairs-10": {
+                "number": 1,
+                "name": "pairs-10",
+                "title": "ten pairs",
+                "failed": "",
+                "command": "python -m bench.goals pairs-10",
+                "findings": [finding],
+                "notes": ["a note"],
+                "measurements": measurements,
+            }
+        },
     }
 
 
@@ -42,7 +69,9 @@ def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> No
     assert text.startswith(f"before\n{table.BEGIN}| |")
     assert text.endswith(f"{table.END}after\n")
     assert "old" not in text
-    assert "| 1. | ten pairs | derper ÷ fastderp | ≥ 5.00 |  | 10.00 (8.00–12.00) | reached |" in text
+    assert (
+        "| 1. | ten pairs | derper ÷ fastderp | ≥ 5.00 |  | 10.00 (8.00–12.00) | reached |" in text
+    )
     assert "A CPU, Linux 6.1, Python 3.13, TLS_X, 2026-01-01" in text
     assert "Row 1: a note." in text
     assert "1 `python -m bench.goals pairs-10`" in text

@@ -11,15 +11,29 @@ import pytest
 from fastderp.cli import config
 from fastderp.cli.certificates import check_ca_file
 from fastderp.errors import EX_USAGE, ConfigError, UsageError
-from fastderp.server.certificates.acme.settings import GOOGLE, LETS_ENCRYPT, AcmeSettings, ExternalAccount
+from fastderp.server.certificates.acme.settings import (
+    GOOGLE,
+    LETS_ENCRYPT,
+    AcmeSettings,
+    ExternalAccount,
+)
 from tests.kit.certificates import self_signed
 
 KEY = bytes(range(64)) + b"\xfb\xff"
-ACCOUNT = ("-acme-eab-kid", "kid", "-acme-eab-key", base64.b64encode(KEY).decode(), "-acme-email", "ops@example.com")
+ACCOUNT = (
+    "-acme-eab-kid",
+    "kid",
+    "-acme-eab-key",
+    base64.b64encode(KEY).decode(),
+    "-acme-email",
+    "ops@example.com",
+)
 
 
 def acme(*arguments: str) -> AcmeSettings | None:
-    values, given = config.read_flags(["-c", "k", "-certdir", "/certs", *arguments], {"HOME": "/home/ann"})
+    values, given = config.read_flags(
+        ["-c", "k", "-certdir", "/certs", *arguments], {"HOME": "/home/ann"}
+    )
     return config.relay_config(values, given, is_root=False).acme
 
 
@@ -33,8 +47,12 @@ def refusal(*arguments: str) -> str:
 
 def test_lets_encrypt_is_the_default_as_derpers_is() -> None:
     assert acme() == AcmeSettings(LETS_ENCRYPT, Path("/certs"), "derp.tailscale.com")
-    ours = acme("-hostname", "Derp.Example.COM.", "-acme-email", "ops@example.com", "-http-port", "-1")
-    assert ours == AcmeSettings(LETS_ENCRYPT, Path("/certs"), "derp.example.com", http=False, email="ops@example.com")
+    ours = acme(
+        "-hostname", "Derp.Example.COM.", "-acme-email", "ops@example.com", "-http-port", "-1"
+    )
+    assert ours == AcmeSettings(
+        LETS_ENCRYPT, Path("/certs"), "derp.example.com", http=False, email="ops@example.com"
+    )
 
 
 def test_a_name_in_another_script_is_ordered_as_the_ca_writes_it() -> None:
@@ -61,16 +79,25 @@ def test_nothing_is_checked_where_no_certificate_is_served() -> None:
     ],
 )
 def test_gcp_takes_its_key_in_either_base64(text: str) -> None:
-    settings = acme("-certmode", "gcp", "-hostname", "derp.example.com", *ACCOUNT, "-acme-eab-key", text)
+    settings = acme(
+        "-certmode", "gcp", "-hostname", "derp.example.com", *ACCOUNT, "-acme-eab-key", text
+    )
     assert settings == AcmeSettings(
-        GOOGLE, Path("/certs"), "derp.example.com", email="ops@example.com", external_account=ExternalAccount("kid", KEY)
+        GOOGLE,
+        Path("/certs"),
+        "derp.example.com",
+        email="ops@example.com",
+        external_account=ExternalAccount("kid", KEY),
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*ACCOUNT, "-acme-eab-kid="), "-certmode gcp with an external account needs -acme-eab-kid"),
+        (
+            (*ACCOUNT, "-acme-eab-kid="),
+            "-certmode gcp with an external account needs -acme-eab-kid",
+        ),
         ((*ACCOUNT, "-acme-eab-key="), "needs -acme-eab-key"),
         ((*ACCOUNT, "-acme-email="), "needs -acme-email"),
         ((*ACCOUNT, "-acme-eab-key", "not*base64"), "-acme-eab-key is not base64"),
@@ -88,7 +115,14 @@ def test_gcp_needs_its_account_and_a_name(arguments: tuple[str, ...], message: s
 
 
 def test_an_account_may_be_bound_with_any_ca() -> None:
-    account = ("-hostname", "derp.example.com", "-acme-directory", "https://ca.test/dir", "-a", ":8443")
+    account = (
+        "-hostname",
+        "derp.example.com",
+        "-acme-directory",
+        "https://ca.test/dir",
+        "-a",
+        ":8443",
+    )
     settings = acme(*account, *ACCOUNT)
     assert settings
     assert settings.directory_url == "https://ca.test/dir"
@@ -103,7 +137,9 @@ def test_an_address_needs_the_flag_for_addresses(address: str) -> None:
     settings = acme("-hostname", address, "-acme-ip-certs")
     assert settings
     assert (settings.hostname, settings.ip_certs) == ("", True)
-    assert "leave -http-port -1 out" in refusal("-hostname", address, "-acme-ip-certs", "-http-port", "-1")
+    assert "leave -http-port -1 out" in refusal(
+        "-hostname", address, "-acme-ip-certs", "-http-port", "-1"
+    )
 
 
 def test_addresses_may_be_served_beside_a_name() -> None:
@@ -112,37 +148,65 @@ def test_addresses_may_be_served_beside_a_name() -> None:
     assert (settings.hostname, settings.ip_certs) == ("derp.example.com", True)
 
 
-@pytest.mark.parametrize("hostname", ["", "relay", "a..example", ".example", "a b.example", "a/b.example", "*.example.com", "x" * 64 + ".example"])
+@pytest.mark.parametrize(
+    "hostname",
+    [
+        "",
+        "relay",
+        "a..example",
+        ".example",
+        "a b.example",
+        "a/b.example",
+        "*.example.com",
+        "x" * 64 + ".example",
+    ],
+)
 def test_a_name_that_no_ca_signs_is_refused(hostname: str) -> None:
-    assert "a CA gives certificates for names such as derp.example.com" in refusal("-hostname", hostname)
+    assert "a CA gives certificates for names such as derp.example.com" in refusal(
+        "-hostname", hostname
+    )
 
 
-@pytest.mark.parametrize("url", ["http://ca.test/dir", "ca.test", "https://", "https://[::1/dir", "ftp://ca.test"])
+@pytest.mark.parametrize(
+    "url", ["http://ca.test/dir", "ca.test", "https://", "https://[::1/dir", "ftp://ca.test"]
+)
 def test_another_directory_is_an_https_url(url: str) -> None:
     assert "want an https URL" in refusal("-hostname", "derp.example.com", "-acme-directory", url)
 
 
 @pytest.mark.parametrize("email", ["ann", "ann@", "@example.com", "ann smith@example.com", "a@b@c"])
 def test_an_address_for_mail_has_a_name_and_a_host(email: str) -> None:
-    assert f"-acme-email {email}: want an address such as" in refusal("-hostname", "derp.example.com", "-acme-email", email)
+    assert f"-acme-email {email}: want an address such as" in refusal(
+        "-hostname", "derp.example.com", "-acme-email", email
+    )
 
 
-@pytest.mark.parametrize("hostname", ["", "https://relay.example", "relay.example:443", "relay.example/derp", "a b", "a@b"])
+@pytest.mark.parametrize(
+    "hostname",
+    ["", "https://relay.example", "relay.example:443", "relay.example/derp", "a b", "a@b"],
+)
 def test_a_url_is_no_name_for_files_of_certificates(hostname: str) -> None:
     assert "want a host name or an address" in refusal("-certmode", "manual", "-hostname", hostname)
 
 
-@pytest.mark.parametrize("hostname", ["relay", "relay.example", "203.0.113.7", "2001:db8::1", "_a.example"])
+@pytest.mark.parametrize(
+    "hostname", ["relay", "relay.example", "203.0.113.7", "2001:db8::1", "_a.example"]
+)
 def test_files_of_certificates_may_be_for_any_name_or_address(hostname: str) -> None:
     assert acme("-certmode", "manual", "-hostname", hostname) is None
 
 
-@pytest.mark.parametrize("content", [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
+)
 def test_a_file_of_roots_has_to_have_some(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"^-acme-ca-file {path}: (No such file|there are no certificates)"):
+    with pytest.raises(
+        ConfigError, match=f"^-acme-ca-file {path}: (No such file|there are no certificates)"
+    ):
         check_ca_file(path)
     path.write_text(ssl.DER_cert_to_PEM_cert(self_signed("ca.test").der))
     check_ca_file(path)

@@ -14,7 +14,16 @@ DEPTH = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH"
 
 def test_without_variables_everything_is_as_usual() -> None:
     assert Environment.read({}) == Environment()
-    empty = dict.fromkeys(("DERP_DEBUG_LOGS", "DERP_PROBER_DEBUG_LOGS", "TS_DERP_DISABLE_RTT_STATS", DEPTH, "TS_DEBUG_VERBOSE_DROPS"), "")
+    empty = dict.fromkeys(
+        (
+            "DERP_DEBUG_LOGS",
+            "DERP_PROBER_DEBUG_LOGS",
+            "TS_DERP_DISABLE_RTT_STATS",
+            DEPTH,
+            "TS_DEBUG_VERBOSE_DROPS",
+        ),
+        "",
+    )
     assert Environment.read(empty) == Environment()
 
 
@@ -27,10 +36,15 @@ def test_without_variables_everything_is_as_usual() -> None:
         ({"TS_DERP_DISABLE_RTT_STATS": "t"}, Environment(rtt_stats=False)),
         ({DEPTH: "64"}, Environment(queue_packets=64)),
         ({"TS_DEBUG_VERBOSE_DROPS": KEY.hex}, Environment(watched_drops=(KEY,))),
-        ({"TS_DEBUG_VERBOSE_DROPS": f" {KEY.text}, {KEY.hex.upper()},"}, Environment(watched_drops=(KEY, KEY))),
+        (
+            {"TS_DEBUG_VERBOSE_DROPS": f" {KEY.text}, {KEY.hex.upper()},"},
+            Environment(watched_drops=(KEY, KEY)),
+        ),
     ],
 )
-def test_a_variable_means_what_derper_makes_of_it(variables: dict[str, str], means: Environment) -> None:
+def test_a_variable_means_what_derper_makes_of_it(
+    variables: dict[str, str], means: Environment
+) -> None:
     assert Environment.read(variables) == means
 
 

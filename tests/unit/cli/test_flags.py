@@ -33,7 +33,13 @@ def relay(*arguments: str, is_root: bool = False) -> config.RelayConfig:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("-stun-port", "1"), ("--stun-port", "1"), ("-stun-port=1",), ("--stun-port=1",), ("-stun-port=0x1",)],
+    [
+        ("-stun-port", "1"),
+        ("--stun-port", "1"),
+        ("-stun-port=1",),
+        ("--stun-port=1",),
+        ("-stun-port=0x1",),
+    ],
 )
 def test_one_or_two_dashes_and_a_space_or_an_equals_sign(arguments: tuple[str, ...]) -> None:
     assert values(*arguments)["stun-port"] == 1
@@ -84,7 +90,9 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
     assert flags.duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "5", "2 s", "s", "1d", "--1s", "1s2", "1e3s", ".s", "1s,", "٣s"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "2 s", "s", "1d", "--1s", "1s2", "1e3s", ".s", "1s,", "٣s"]
+)
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="want a duration such as"):
         flags.duration(text)
@@ -105,7 +113,10 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["-stun-port", "abc"], 'invalid value "abc" for -stun-port: want a whole number'),
         (["-limit", "abc"], 'invalid value "abc" for -limit: want a number'),
         (["-stun=maybe"], 'invalid value "maybe" for -stun: want true or false'),
-        (["-timeout", "5"], 'invalid value "5" for -timeout: want a duration such as 500ms, 2s, 10m or 1h30m'),
+        (
+            ["-timeout", "5"],
+            'invalid value "5" for -timeout: want a duration such as 500ms, 2s, 10m or 1h30m',
+        ),
         (["-a"], "-a needs a value: -a ADDRESS"),
         (["-stun", "false"], "-stun takes its value with an equals sign: -stun=false"),
         (["serve"], 'unexpected argument "serve"'),
@@ -122,7 +133,12 @@ def test_a_mistake_is_named_in_one_line(arguments: list[str], message: str) -> N
     assert caught.value.exit_code == EX_USAGE
 
 
-@given(st.lists(st.text(max_size=12) | st.sampled_from(["-a", "-stun", "--stun-port", "=", "-timeout=1s"]), max_size=6))
+@given(
+    st.lists(
+        st.text(max_size=12) | st.sampled_from(["-a", "-stun", "--stun-port", "=", "-timeout=1s"]),
+        max_size=6,
+    )
+)
 def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str]) -> None:
     try:
         flags.parse(TABLE, arguments)
@@ -132,7 +148,13 @@ def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str])
 
 def test_dev_means_plain_http_on_3340_with_a_key_in_memory() -> None:
     dev = relay("-dev")
-    assert (dev.host, dev.port, dev.tls, dev.http_port, dev.key_file) == ("", 3340, False, None, None)
+    assert (dev.host, dev.port, dev.tls, dev.http_port, dev.key_file) == (
+        "",
+        3340,
+        False,
+        None,
+        None,
+    )
     assert not dev.address_overridden
     assert relay("-dev", "-a", ":443").port == 3340
     assert relay("-dev", "-a", ":443").address_overridden
@@ -160,7 +182,9 @@ def test_the_regions_secret_is_looked_for_where_derper_does(tmp_path: Path) -> N
 
 
 def test_a_region_is_a_secret_file_and_members() -> None:
-    member = relay("-c", "k", "-a", ":80", "-mesh-psk-file", "/k", "-mesh-with", "a.example, b.example")
+    member = relay(
+        "-c", "k", "-a", ":80", "-mesh-psk-file", "/k", "-mesh-with", "a.example, b.example"
+    )
     assert (member.mesh_psk_file, member.mesh_with) == (Path("/k"), "a.example, b.example")
     assert relay("-dev", "-mesh-psk-file", "/k").mesh_psk_file is None
 
@@ -184,7 +208,9 @@ def test_helpers_can_be_switched_off() -> None:
         ("relay.example:https", ("relay.example", 443)), (":http", ("", 80)),
     ],
 )  # fmt: skip
-def test_addresses_have_an_optional_host_and_a_port_or_service(text: str, address: tuple[str, int]) -> None:
+def test_addresses_have_an_optional_host_and_a_port_or_service(
+    text: str, address: tuple[str, int]
+) -> None:
     assert config.parse_address(text) == address
 
 
@@ -222,7 +248,10 @@ def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], mess
 
 
 def test_the_certificate_directory_follows_the_users_cache() -> None:
-    assert config.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == "/c/tailscale/derper-certs"
+    assert (
+        config.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"})
+        == "/c/tailscale/derper-certs"
+    )
 
 
 def test_who_may_use_the_relay_is_everybody_or_whom_all_checks_let_in() -> None:
@@ -232,6 +261,13 @@ def test_who_may_use_the_relay_is_everybody_or_whom_all_checks_let_in() -> None:
         "--allow-keys", "/a", "--deny-keys", "/d", "--verify-interval", "10s",
     ).admission  # fmt: skip
     assert not asked.everybody
-    assert asked == config.AdmissionConfig(True, "/s", "https://x/", False, 10.0, Path("/a"), Path("/d"))
-    for one in (("-verify-clients",), ("-verify-client-url", "http://x"), ("-allow-keys", "/a"), ("-deny-keys", "/d")):
+    assert asked == config.AdmissionConfig(
+        True, "/s", "https://x/", False, 10.0, Path("/a"), Path("/d")
+    )
+    for one in (
+        ("-verify-clients",),
+        ("-verify-client-url", "http://x"),
+        ("-allow-keys", "/a"),
+        ("-deny-keys", "/d"),
+    ):
         assert not relay("-a", ":1", "-c", "k", *one).admission.everybody

@@ -4,12 +4,12 @@ import asyncio
 from unittest.mock import patch
 
 import pytest
-from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, stream_pairs
 
-from fastderp.wire import login
-from fastderp.client import Client, client as client_module
-from fastderp.net import stream as stream_module
+from fastderp.client import Client
+from fastderp.client import client as client_module
 from fastderp.errors import ConnectionClosed, ConnectionLost, PingTimeout, ProtocolError
+from fastderp.net import stream as stream_module
+from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import (
     MAGIC,
@@ -23,6 +23,7 @@ from fastderp.wire.protocol import (
     ReceivedPacket,
     ServerInfo,
 )
+from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)
 OTHER = NodePublic(b"\x22" * 32)

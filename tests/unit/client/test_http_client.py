@@ -6,12 +6,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from tests.unit.fake_relay import FakeServer, fake_server
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient, http_client
 from fastderp.errors import ConnectionClosed, DialError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, Pong, ReceivedPacket, ServerInfo
+from tests.unit.fake_relay import FakeServer, fake_server
 
 PEER = NodePublic(b"\x11" * 32)
 
@@ -64,7 +64,8 @@ async def test_first_use_connects_with_the_request_relays_know(server: FakeServe
 
 
 @pytest.mark.parametrize(
-    ("path", "requested"), [("", b"/derp"), ("/", b"/"), ("/a//b/../derp?x=%20", b"/a//b/../derp?x=%20")]
+    ("path", "requested"),
+    [("", b"/derp"), ("/", b"/"), ("/a//b/../derp?x=%20", b"/a//b/../derp?x=%20")],
 )
 async def test_path_is_used_as_given(server: FakeServer, path: str, requested: bytes) -> None:
     client = HTTPClient(f"http://127.0.0.1:{server.port}{path}", NodePrivate.generate())
@@ -98,7 +99,9 @@ def test_unusable_urls_are_refused_at_once(url: str, complaint: str) -> None:
 
 @pytest.mark.parametrize("option", ["bogus", "certname", "ca_file"])
 @pytest.mark.parametrize("make", [HTTPClient, HTTPClient.for_region], ids=["url", "region"])
-def test_an_option_that_does_not_exist_is_refused_at_once(make: Callable[..., HTTPClient], option: str) -> None:
+def test_an_option_that_does_not_exist_is_refused_at_once(
+    make: Callable[..., HTTPClient], option: str
+) -> None:
     where: Any = "http://relay.invalid" if make is HTTPClient else lambda: None
     with pytest.raises(TypeError, match=option):
         make(where, NodePrivate.generate(), **{option: "x"})
@@ -133,7 +136,10 @@ async def test_failed_send_ends_the_receiver_of_that_connection_only(server: Fak
     async with client_of(server) as client:
         receiving = asyncio.create_task(client.recv())
         _, relay = await server.next_login(None)
-        with patch("fastderp.client.client.FORWARD_TIMEOUT_S", 0.01), pytest.raises(ConnectionClosed):
+        with (
+            patch("fastderp.client.client.FORWARD_TIMEOUT_S", 0.01),
+            pytest.raises(ConnectionClosed),
+        ):
             while True:
                 await client.forward_packet(PEER, PEER, bytes(65536))
         with pytest.raises(ConnectionClosed):
@@ -155,7 +161,9 @@ async def test_tasks_that_need_a_connection_at_once_share_it(server: FakeServer)
         assert client.generation == 1
 
 
-async def test_a_caller_that_gives_up_leaves_the_connecting_to_the_others(server: FakeServer) -> None:
+async def test_a_caller_that_gives_up_leaves_the_connecting_to_the_others(
+    server: FakeServer,
+) -> None:
     async with client_of(server) as client:
         hasty = asyncio.create_task(client.connect())
         patient = asyncio.create_task(client.connect())
@@ -168,7 +176,9 @@ async def test_a_caller_that_gives_up_leaves_the_connecting_to_the_others(server
         assert client.is_connected
 
 
-async def test_preference_is_told_on_change_and_repeated_on_every_connection(server: FakeServer) -> None:
+async def test_preference_is_told_on_change_and_repeated_on_every_connection(
+    server: FakeServer,
+) -> None:
     async with client_of(server) as client:
         await client.note_preferred(True)
         connecting = asyncio.create_task(client.connect())
@@ -334,7 +344,9 @@ async def test_second_node_of_a_region_hears_of_the_ideal_one(server: FakeServer
         node("901b", server.port),
     )
     region = DerpRegion(901, "home", nodes=nodes)
-    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False) as client:
+    async with HTTPClient.for_region(
+        lambda: region, NodePrivate.generate(), use_tls=False
+    ) as client:
         connecting = asyncio.create_task(client.connect())
         head, _ = await server.next_login()
         await connecting
@@ -342,10 +354,14 @@ async def test_second_node_of_a_region_hears_of_the_ideal_one(server: FakeServer
 
 
 @pytest.mark.parametrize("name", ["901a\r\nX-Injected: 1", "901a\0", "9 01", "é"])
-async def test_names_that_would_break_the_request_are_not_sent(server: FakeServer, name: str) -> None:
+async def test_names_that_would_break_the_request_are_not_sent(
+    server: FakeServer, name: str
+) -> None:
     nodes = (node(name, 0, stun_only=True), node("901b", server.port))
     region = DerpRegion(901, nodes=nodes)
-    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False) as client:
+    async with HTTPClient.for_region(
+        lambda: region, NodePrivate.generate(), use_tls=False
+    ) as client:
         with pytest.raises(DialError, match="Ideal-Node"):
             await client.connect()
     assert server.accepted.empty()
@@ -356,7 +372,9 @@ async def test_region_nobody_answers_in_names_every_node() -> None:
         closed_port = gone.port
     nodes = (node("901a", closed_port), node("901b", closed_port, ipv4="none"))
     region = DerpRegion(901, "home", nodes=nodes)
-    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False) as client:
+    async with HTTPClient.for_region(
+        lambda: region, NodePrivate.generate(), use_tls=False
+    ) as client:
         with pytest.raises(DialError, match="901a: .*refused; 901b: .*both disabled"):
             await client.connect()
 

@@ -56,10 +56,14 @@ def settled() -> list[float]:
 
 @pytest.fixture
 def settling(clock: Clock, settled: list[float]) -> Settling:
-    return Settling(lambda: settled.append(round(clock.now_s - 100, 3)), cast(asyncio.AbstractEventLoop, clock))
+    return Settling(
+        lambda: settled.append(round(clock.now_s - 100, 3)), cast(asyncio.AbstractEventLoop, clock)
+    )
 
 
-def test_a_list_is_complete_a_moment_behind_its_last_client(settling: Settling, clock: Clock, settled: list[float]) -> None:
+def test_a_list_is_complete_a_moment_behind_its_last_client(
+    settling: Settling, clock: Clock, settled: list[float]
+) -> None:
     clock.advance(0.5)
     for _ in range(3):
         settling.arrived()
@@ -74,7 +78,9 @@ def test_an_empty_list_is_waited_for_and_an_endless_one_not_for_ever(
 ) -> None:
     clock.advance(LIMIT_S + 1)
     assert settled == [LIMIT_S]
-    endless = Settling(lambda: settled.append(round(clock.now_s - 100, 3)), cast(asyncio.AbstractEventLoop, clock))
+    endless = Settling(
+        lambda: settled.append(round(clock.now_s - 100, 3)), cast(asyncio.AbstractEventLoop, clock)
+    )
     for _ in range(40):
         endless.arrived()
         clock.advance(PAUSE_S / 2)

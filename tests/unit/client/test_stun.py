@@ -13,7 +13,9 @@ from fastderp.errors import ProtocolError
 from fastderp.server.stun.server import binding_response, transaction_id
 
 # PROTOCOL §20: a request seen from 127.0.0.1:56360, and its answer.
-REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+REQUEST = bytes.fromhex(
+    "000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e"
+)
 ANSWER = bytes.fromhex("0101000c2112a44295b1f1b5eca41dcc023531e2002000080001fd3a5e12a443")
 TXID = REQUEST[8:20]
 
@@ -38,7 +40,9 @@ RFC_IPV6_ANSWER = bytes.fromhex(
 def answer(*attributes: str, n_cut: int = 0) -> bytes:
     """Build an answer of these attributes, in hex; the header's length is right before the cut."""
     body = bytes.fromhex("".join(attributes))
-    return (bytes.fromhex("0101") + len(body).to_bytes(2) + bytes.fromhex("2112a442") + TXID + body)[: -n_cut or None]
+    return (
+        bytes.fromhex("0101") + len(body).to_bytes(2) + bytes.fromhex("2112a442") + TXID + body
+    )[: -n_cut or None]
 
 
 XORED = "002000080001fd3a5e12a443"  # 127.0.0.1:56360
@@ -89,7 +93,9 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_taken_out() -> None:
     ids=["IPv4", "IPv6"],
 )
 def test_answers_of_other_servers_are_understood(datagram: bytes, address: str) -> None:
-    assert int.from_bytes(datagram[-4:]) == zlib.crc32(datagram[:-8]) ^ 0x5354554E, "the vector is as published"
+    assert int.from_bytes(datagram[-4:]) == zlib.crc32(datagram[:-8]) ^ 0x5354554E, (
+        "the vector is as published"
+    )
     assert parse_response(datagram) == (RFC_TXID, address, 32853)
 
 

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 
 from fastderp.client import HTTPClient, run_watch_connection_loop
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, DialError
@@ -22,6 +21,7 @@ from fastderp.wire.protocol import (
     peer_gone_payload,
     peer_present_payload,
 )
+from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 
 ONE, TWO = NodePublic(b"\x11" * 32), NodePublic(b"\x22" * 32)
 BROKEN = PeerGoneReason.MESH_LINK_BROKEN
@@ -34,7 +34,9 @@ class Watch:
         self.reports: asyncio.Queue[PeerPresent | PeerGone | DerpError] = asyncio.Queue()
         self.server = server
         self.client = HTTPClient(
-            f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), mesh_key=MeshKey.generate()
+            f"http://127.0.0.1:{server.port}/derp",
+            NodePrivate.generate(),
+            mesh_key=MeshKey.generate(),
         )
         self.loop = asyncio.create_task(
             run_watch_connection_loop(
@@ -101,7 +103,9 @@ class Lines(logging.Handler):
         self.queue.put_nowait(record.getMessage())
 
 
-async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, "fastderp.client")
     lines = Lines()
     logging.getLogger("fastderp.client").addHandler(lines)
@@ -112,7 +116,9 @@ async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(c
                 for key in keys:
                     present(relay, key)
                 line = await lines.queue.get()
-                assert line.startswith("watching ") and line.endswith(f": connected; {len(set(keys))} peers")
+                assert line.startswith("watching ") and line.endswith(
+                    f": connected; {len(set(keys))} peers"
+                )
                 relay.writer.transport.abort()
                 assert "connected;" not in await lines.queue.get()
     finally:
@@ -166,7 +172,12 @@ class Shared(HTTPClient):
 
 async def test_connection_made_by_another_user_of_the_client_starts_anew() -> None:
     client = Shared("http://relay.invalid", NodePrivate.generate())
-    client.script = [(ServerInfo(), 1), (PeerPresent(ONE), 1), (ServerInfo(), 2), (PeerPresent(TWO), 2)]
+    client.script = [
+        (ServerInfo(), 1),
+        (PeerPresent(ONE), 1),
+        (ServerInfo(), 2),
+        (PeerPresent(TWO), 2),
+    ]
     reports: list[object] = []
     await run_watch_connection_loop(client, on_present=reports.append, on_gone=reports.append)
     assert reports == [
@@ -178,10 +189,20 @@ async def test_connection_made_by_another_user_of_the_client_starts_anew() -> No
 
 
 @pytest.mark.parametrize("failing", ["on_present", "on_gone", "on_error"])
-@pytest.mark.parametrize("error", [DialError("not the connection's"), ValueError("a bug")], ids=["DerpError", "another"])
-async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_connection(failing: str, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [DialError("not the connection's"), ValueError("a bug")], ids=["DerpError", "another"]
+)
+async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_connection(
+    failing: str, error: Exception
+) -> None:
     async with Shared("http://relay.invalid", NodePrivate.generate()) as client:
-        client.script = [(ServerInfo(), 1), (PeerPresent(TWO), 1), (PeerPresent(ONE), 1), (PeerGone(ONE, BROKEN), 1), ConnectionLost("cut")]
+        client.script = [
+            (ServerInfo(), 1),
+            (PeerPresent(TWO), 1),
+            (PeerPresent(ONE), 1),
+            (PeerGone(ONE, BROKEN), 1),
+            ConnectionLost("cut"),
+        ]
         present: list[NodePublic] = []
         failures: list[DerpError] = []
 

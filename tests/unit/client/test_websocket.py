@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
-from tests.unit.fake_relay import abort
 
-from fastderp.wire import login
 from fastderp.client import DerpNode, DerpRegion, HTTPClient
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
+from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.protocol import HEADER, FrameType, KeepAlive, ReceivedPacket, ServerInfo, frame
+from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
+from tests.unit.fake_relay import abort
 
 PEER = NodePublic(b"\x11" * 32)
 KEEP_ALIVE = frame(FrameType.KEEP_ALIVE)
@@ -33,9 +33,20 @@ class RelayEnd:
     async def open(self, **changed: bytes) -> None:
         """Answer the opening handshake; `changed` replaces headers, b"" drops them."""
         self.head = await self.reader.readuntil(b"\r\n\r\n")
-        [key] = [line.split(b": ")[1] for line in self.head.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key: ")]
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        headers = {"Upgrade": b"websocket", "Connection": b"Upgrade", "Accept": accept, "Protocol": b"derp"} | changed
+        [key] = [
+            line.split(b": ")[1]
+            for line in self.head.split(b"\r\n")
+            if line.startswith(b"Sec-WebSocket-Key: ")
+        ]
+        accept = base64.b64encode(
+            hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        )
+        headers = {
+            "Upgrade": b"websocket",
+            "Connection": b"Upgrade",
+            "Accept": accept,
+            "Protocol": b"derp",
+        } | changed
         self.writer.write(b"HTTP/1.1 101 Switching Protocols\r\n")
         for name, value in headers.items():
             if value:
@@ -169,7 +180,9 @@ async def test_the_largest_frame_may_be_one_message(relay: Relay) -> None:
         assert await client.recv() == await client.recv() == ReceivedPacket(PEER, data)
 
 
-@pytest.mark.parametrize("code", [b"", b"\x03\xe8", b"\x03\xe9gone"], ids=["no code", "1000", "1001"])
+@pytest.mark.parametrize(
+    "code", [b"", b"\x03\xe8", b"\x03\xe9gone"], ids=["no code", "1000", "1001"]
+)
 async def test_a_goodbye_is_an_orderly_end_behind_what_was_sent(relay: Relay, code: bytes) -> None:
     async with logged_in(relay) as (client, end):
         end.say(KEEP_ALIVE)
@@ -256,7 +269,10 @@ async def test_an_opening_that_is_no_agreement_on_derp_is_a_dial_error(
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 7\r\n\r\nno DERP", "answered '426 Upgrade Required': 'no DERP'"),
+        (
+            b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 7\r\n\r\nno DERP",
+            "answered '426 Upgrade Required': 'no DERP'",
+        ),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000, "answered '200 OK': 'x{200}'$"),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "no WebSocket"),
         (b"", "no WebSocket"),
@@ -278,7 +294,12 @@ async def test_regions_are_reached_by_websocket_where_the_caller_or_the_environm
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     region = DerpRegion(1, nodes=(DerpNode("1a", 1, "127.0.0.1", derp_port=relay.port),))
-    for environment, use_websocket, expected in (("", True, True), ("1", None, True), ("", None, False), ("1", False, False)):
+    for environment, use_websocket, expected in (
+        ("", True, True),
+        ("1", None, True),
+        ("", None, False),
+        ("1", False, False),
+    ):
         monkeypatch.setenv("TS_DEBUG_DERP_WS_CLIENT", environment)
         async with HTTPClient.for_region(
             lambda: region, NodePrivate.generate(), use_tls=False, use_websocket=use_websocket

@@ -16,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from fastderp.dataplane.plane import MAX_UNREAD_BYTES, ClosedEvent, DropEvent, FrameEvent, Plane, PlaneError
+from fastderp.dataplane.plane import (
+    MAX_UNREAD_BYTES,
+    ClosedEvent,
+    DropEvent,
+    FrameEvent,
+    Plane,
+    PlaneError,
+)
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.memory import resident_bytes
 from tests.kit.plane import DISCO, PlanePeer, SealedPeer, dropped, events, running_plane
@@ -41,7 +48,9 @@ def accounted(plane: Plane) -> bool:
     """Whether every packet that came in was delivered, dropped with a reason, or handed to another relay."""
     c: dict[str, Any] = plane.counters()
     came = c["packets_received"] + c["packets_forwarded_in"]
-    return bool(came == c["packets_sent"] + sum(dropped(plane).values()) + c["packets_forwarded_out"])
+    return bool(
+        came == c["packets_sent"] + sum(dropped(plane).values()) + c["packets_forwarded_out"]
+    )
 
 
 def closed(plane: Plane) -> ClosedEvent:
@@ -123,7 +132,11 @@ def test_what_is_written_first_comes_first_although_the_socket_is_full(plane: Pl
 
 def test_bytes_read_behind_the_login_are_served(plane: Plane) -> None:
     a = PlanePeer(plane)
-    sent = frame(FrameType.SEND_PACKET, a.key, b"early") + frame(FrameType.PING, b"12345678") + b"\x04\0"
+    sent = (
+        frame(FrameType.SEND_PACKET, a.key, b"early")
+        + frame(FrameType.PING, b"12345678")
+        + b"\x04\0"
+    )
     b = PlanePeer(plane, unread=sent)
     assert a.receive() == (FrameType.RECV_PACKET, b.key + b"early")
     assert b.receive() == (FrameType.PONG, b"12345678")
@@ -145,7 +158,10 @@ def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
 def test_an_idle_client_keeps_no_memory_of_a_large_read(plane: Plane) -> None:
     large = frame(FrameType.HEALTH, bytes(MAX_UNREAD_BYTES // 8)) * 7
     before = resident_bytes()
-    peers = [PlanePeer(plane, unread=large + frame(FrameType.PING, b"12345678") + b"\x06\0\0") for _ in range(200)]
+    peers = [
+        PlanePeer(plane, unread=large + frame(FrameType.PING, b"12345678") + b"\x06\0\0")
+        for _ in range(200)
+    ]
     for peer in peers:
         assert peer.receive() == (FrameType.PONG, b"12345678")
     plane.trim_memory()
@@ -160,7 +176,9 @@ def test_an_idle_client_keeps_no_memory_of_a_large_read(plane: Plane) -> None:
         (FrameType.WATCH_CONNS, 1), (FrameType.CLOSE_PEER, 31),
     ],
 )  # fmt: skip
-def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_type: FrameType, size: int) -> None:
+def test_a_frame_of_a_wrong_size_closes_its_connection_only(
+    plane: Plane, frame_type: FrameType, size: int
+) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, b"before")
     a.write(struct.pack(">BI", frame_type, size))
@@ -175,13 +193,17 @@ def test_a_frame_of_a_wrong_size_closes_its_connection_only(plane: Plane, frame_
 
 def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pieces() -> None:
     plane = Plane(workers=1)
-    plane.set_rate_limit(1_000_000_000_000, 1_000_000_000)  # holds nobody back, but has them read in smaller pieces
+    plane.set_rate_limit(
+        1_000_000_000_000, 1_000_000_000
+    )  # holds nobody back, but has them read in smaller pieces
     piece = 66_560
     receiver = PlanePeer(plane)
     offender = PlanePeer(plane, unread=frame(FrameType.SEND_PACKET, receiver.key, b"before"))
     good = frame(FrameType.SEND_PACKET, receiver.key, b"behind")
     offender.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
-    offender.socket.settimeout(None)  # with a timeout it would wait until three quarters of that are free
+    offender.socket.settimeout(
+        None
+    )  # with a timeout it would wait until three quarters of that are free
     offender.write(struct.pack(">BI", 0xFF, piece - 5) + bytes(piece - 5))
     offender.write(frame(FrameType.NOTE_PREFERRED) + bytes(piece - 5))
     offender.write(good * 100)
@@ -207,7 +229,9 @@ def test_a_mesh_frame_from_an_ordinary_client_closes_it(plane: Plane, sent: byte
     assert closed(plane).reason == "frame_not_permitted"
 
 
-@pytest.mark.parametrize("frame_type", [0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x16, 0xFF])
+@pytest.mark.parametrize(
+    "frame_type", [0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x16, 0xFF]
+)
 @pytest.mark.parametrize("size", [0, 5, 70_000, 1_000_000])
 def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, size: int) -> None:
     a = PlanePeer(plane)
@@ -225,7 +249,12 @@ def test_frames_of_types_that_nobody_knows_are_counted_and_no_others(role: str) 
             peer.write(struct.pack(">BI", frame_type, 3) + b"???")
             peer.sync()
             assert plane.counters()["unknown_frames"] == n
-        for frame_type in (FrameType.SERVER_KEY, FrameType.KEEP_ALIVE, FrameType.PONG, FrameType.HEALTH):
+        for frame_type in (
+            FrameType.SERVER_KEY,
+            FrameType.KEEP_ALIVE,
+            FrameType.PONG,
+            FrameType.HEALTH,
+        ):
             peer.send(frame_type, bytes(8))
         peer.sync()
         assert plane.counters()["unknown_frames"] == len(unknown)
@@ -292,13 +321,17 @@ def test_others_are_served_while_very_many_learn_of_a_departure() -> None:
     with contextlib.closing(plane):
         n_before: list[int] = []
         for receiver in receivers:
-            assert receiver.receive() in [(FrameType.RECV_PACKET, peer.key) for peer in (popular, busy)]
+            assert receiver.receive() in [
+                (FrameType.RECV_PACKET, peer.key) for peer in (popular, busy)
+            ]
             frames = [receiver.receive() for _ in range(7)]
             n_before.append(frames.index((FrameType.PEER_GONE, popular.key + GONE)))
         assert max(n_before) - min(n_before) >= 2, "all were told in the same turn"
 
 
-def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom_it_wrote_to(plane: Plane) -> None:
+def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom_it_wrote_to(
+    plane: Plane,
+) -> None:
     relay, link, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), os.urandom(32)
     receivers, last = [PlanePeer(plane) for _ in range(600)], PlanePeer(plane)
     gone = (FrameType.PEER_GONE, far + GONE)
@@ -309,7 +342,9 @@ def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom
 
     def heard() -> list[list[tuple[int, bytes]]]:
         """Return what each receiver has heard when everybody was told of every departure so far."""
-        behind = [os.urandom(32) for _ in range(plane.n_workers)]  # the others, in each worker's line
+        behind = [
+            os.urandom(32) for _ in range(plane.n_workers)
+        ]  # the others, in each worker's line
         for key in behind:
             plane.add_forwarder(key, link.handle)
             relay.send(FrameType.FORWARD_PACKET, key, last.key, b"")
@@ -326,7 +361,9 @@ def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom
     plane.add_forwarder(far, link.handle)
     write_to(receivers[::2], b"2")
     before = heard()
-    assert all(news[-1] == (FrameType.RECV_PACKET, far + b"2") for news in before[::2]), "it is there"
+    assert all(news[-1] == (FrameType.RECV_PACKET, far + b"2") for news in before[::2]), (
+        "it is there"
+    )
     plane.remove_forwarder(far, link.handle)
     for old, new in zip(before, heard(), strict=True):
         assert new == ([] if old[-1] == gone else [gone]), "everybody knows in the end that it left"
@@ -335,7 +372,10 @@ def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom
 def test_what_is_remembered_of_who_wrote_to_whom_stays_under_its_cap() -> None:
     cap = 4096
     with running_plane(workers=1, told_cap_bytes=cap) as plane:
-        receivers, senders = [PlanePeer(plane) for _ in range(40)], [PlanePeer(plane) for _ in range(40)]
+        receivers, senders = (
+            [PlanePeer(plane) for _ in range(40)],
+            [PlanePeer(plane) for _ in range(40)],
+        )
         for sender in senders:
             for receiver in receivers:
                 sender.send_packet(receiver.key, b"x")
@@ -385,7 +425,11 @@ def test_of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets(plane: 
     new.close()
     closed(plane)
     check(old)
-    assert plane.counters()["current_dup_client_keys"] == plane.counters()["current_dup_client_conns"] == 0
+    assert (
+        plane.counters()["current_dup_client_keys"]
+        == plane.counters()["current_dup_client_conns"]
+        == 0
+    )
 
 
 def test_of_three_the_latest_speaker_left_takes_over(plane: Plane) -> None:
@@ -407,7 +451,11 @@ def test_sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy() -> 
             """Send one packet to the key; return which of the peers got it."""
             sender.send_packet(key, b"x")
             sender.sync()
-            return [i for i, peer in enumerate(peers) if select.select([peer.socket], [], [], 0)[0] and peer.receive()]
+            return [
+                i
+                for i, peer in enumerate(peers)
+                if select.select([peer.socket], [], [], 0)[0] and peer.receive()
+            ]
 
         first, second = PlanePeer(plane, key), PlanePeer(plane, key)
         assert receivers(first, second) == [1], "the newest is active"
@@ -457,7 +505,9 @@ def packet_number(receiver: PlanePeer) -> int:
     return number
 
 
-def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between(plane: Plane) -> None:
+def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between(
+    plane: Plane,
+) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 3000, 1400)
     n_lost = sum(dropped(plane).values())
@@ -503,7 +553,9 @@ def test_what_waited_too_long_is_dropped_when_its_sender_sends_again() -> None:
         n_lost = dropped(plane)[("queue_head", "other")]
         assert plane.sessions()[1].totals.dropped == n_lost
         arrived = [packet_number(slow) for _ in range(300 - n_lost + 1)]
-        assert arrived == [*range(300 - n_lost), 0], "all that waited is gone, from the oldest to the newest"
+        assert arrived == [*range(300 - n_lost), 0], (
+            "all that waited is gone, from the oldest to the newest"
+        )
         slow.sync()
 
 
@@ -521,9 +573,13 @@ def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
             senders[round_ % 2].sync()
             while round_ and plane.counters()["packets_sent"] == n_written:
                 rounds.append(packet_number(slow))
-        rounds += [struct.unpack_from(">I", payload, 32)[0] for _, payload in slow.receive_until_pong()]
+        rounds += [
+            struct.unpack_from(">I", payload, 32)[0] for _, payload in slow.receive_until_pong()
+        ]
         for round_, n_written in enumerate(n_written_before):
-            assert set(rounds[n_written:]) <= set(range(round_, 6)), f"older ones were written in round {round_}"
+            assert set(rounds[n_written:]) <= set(range(round_, 6)), (
+                f"older ones were written in round {round_}"
+            )
         assert max(rounds) == 5
         assert accounted(plane)
 
@@ -559,7 +615,9 @@ def test_what_waited_too_long_for_another_relay_is_lost_too() -> None:
         assert isinstance(n_lost, int) and n_lost > 0
         received = [link.receive()[1][64:] for _ in range(300 - n_lost + 1)]
         assert received[-1] == b"fresh"
-        assert [struct.unpack_from(">I", data)[0] for data in received[:-1]] == list(range(300 - n_lost))
+        assert [struct.unpack_from(">I", data)[0] for data in received[:-1]] == list(
+            range(300 - n_lost)
+        )
 
 
 def test_drops_are_told_of_for_watched_keys_only() -> None:
@@ -702,7 +760,9 @@ def test_whatever_waits_stays_under_the_global_cap() -> None:
 
 def test_readers_that_fill_the_global_cap_have_nobody_closed_and_leave_everybody_a_little() -> None:
     cap = 4 << 20
-    with running_plane(workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=cap) as plane:
+    with running_plane(
+        workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=cap
+    ) as plane:
         hostile = [PlanePeer(plane) for _ in range(60)]
         sender, polite, slow = (PlanePeer(plane) for _ in range(3))
         for size, n in ((65536, 8), (16000, 20), (1000, 60), (40, 100)):
@@ -722,8 +782,14 @@ def test_readers_that_fill_the_global_cap_have_nobody_closed_and_leave_everybody
 
 
 def test_a_few_readers_cannot_take_what_all_backlogs_may_hold() -> None:
-    with running_plane(workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=4 << 20) as plane:
-        greedy, sender, slow = [PlanePeer(plane) for _ in range(5)], PlanePeer(plane), PlanePeer(plane)
+    with running_plane(
+        workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=4 << 20
+    ) as plane:
+        greedy, sender, slow = (
+            [PlanePeer(plane) for _ in range(5)],
+            PlanePeer(plane),
+            PlanePeer(plane),
+        )
         for peer in greedy:
             fill(sender, peer.key, 40, 65536)
         n_lost = sum(dropped(plane).values())
@@ -790,7 +856,9 @@ def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> No
         eventually(lambda: n_dealt_with() == len(leaving))
         counters = plane.counters()
         assert counters["peer_gone_lost"]
-        told = [payload for kind, payload in stalled.receive_until_pong() if kind == FrameType.PEER_GONE]
+        told = [
+            payload for kind, payload in stalled.receive_until_pong() if kind == FrameType.PEER_GONE
+        ]
         assert len(told) == counters["peer_gone_disconnected_frames"]
         for peer in (mesh, stalled, link):
             peer.close()
@@ -809,11 +877,16 @@ def test_a_client_that_pings_while_news_pile_up_is_not_closed_for_the_pong() -> 
             pass
         assert (plane.counters()["got_ping"], plane.counters()["sent_pong"]) == (1, 0)
         for _ in range(3):
-            assert other.receive() == (FrameType.KEEP_ALIVE, b"")  # of which the stalled one's finds no room, either
+            assert other.receive() == (
+                FrameType.KEEP_ALIVE,
+                b"",
+            )  # of which the stalled one's finds no room, either
         assert not plane.events()
         while stalled.receive()[0] == FrameType.PEER_GONE:
             pass
-        assert {frame_type for frame_type, _ in stalled.receive_until_pong()} == {FrameType.KEEP_ALIVE}
+        assert {frame_type for frame_type, _ in stalled.receive_until_pong()} == {
+            FrameType.KEEP_ALIVE
+        }
 
 
 def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
@@ -829,7 +902,9 @@ def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
         assert plane.counters()["backlog_bytes"] == 0
 
 
-def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(plane: Plane) -> None:
+def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(
+    plane: Plane,
+) -> None:
     sender, broken = PlanePeer(plane), PlanePeer(plane)
     broken.socket.shutdown(socket.SHUT_RD)
     sender.write(frame(FrameType.SEND_PACKET, broken.key, b"data") * 100)
@@ -849,7 +924,9 @@ def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: 
 
 @pytest.mark.parametrize("role", ["mesh", "link"])
 @pytest.mark.parametrize("expected", ["client", "peer"])
-def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(role: str, expected: str) -> None:
+def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(
+    role: str, expected: str
+) -> None:
     client_s, mesh_s = (0.2, 600) if expected == "client" else (600, 0.2)
     with running_plane(workers=1, write_timeout_s=client_s, mesh_write_timeout_s=mesh_s) as plane:
         sender, far = PlanePeer(plane), os.urandom(32)
@@ -903,7 +980,9 @@ def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     received += [frame_type for frame_type, _ in slow.receive_until_pong()]
     assert received.count(FrameType.PONG) == 1
     counters = plane.counters()
-    assert (counters["got_ping"], counters["sent_pong"]) == (1 + 5000 + 1, 1 + 1 + 1), "the sender's, the flood, the last"
+    assert (counters["got_ping"], counters["sent_pong"]) == (1 + 5000 + 1, 1 + 1 + 1), (
+        "the sender's, the flood, the last"
+    )
 
 
 def test_pings_written_at_once_are_answered_by_the_pong_for_the_first() -> None:
@@ -950,7 +1029,9 @@ def test_disco_junk_leaves_a_slow_reader_half_of_its_line_for_data(plane: Plane)
     assert sources.count(polite.key) == 40
 
 
-def test_senders_that_flood_a_slow_reader_with_disco_junk_cost_a_polite_one_nothing(plane: Plane) -> None:
+def test_senders_that_flood_a_slow_reader_with_disco_junk_cost_a_polite_one_nothing(
+    plane: Plane,
+) -> None:
     first, *flooders = [PlanePeer(plane) for _ in range(5)]
     polite, slow = PlanePeer(plane), PlanePeer(plane)
     fill(first, slow.key, 300, 1400)
@@ -1022,7 +1103,9 @@ def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
     assert closed(plane).reason == "server"
     assert not plane.close_session(a.handle)
     assert plane.close_key(key) == 2
-    assert {event.reason for event in events(plane, 2) if isinstance(event, ClosedEvent)} == {"close_peer"}
+    assert {event.reason for event in events(plane, 2) if isinstance(event, ClosedEvent)} == {
+        "close_peer"
+    }
     for peer in (a, b, c):
         with pytest.raises((EOFError, ConnectionError)):
             peer.receive()
@@ -1034,13 +1117,19 @@ def test_a_late_handle_is_harmless(plane: Plane) -> None:
     closed(plane)
     b = PlanePeer(plane)
     assert not plane.send(a.handle, frame(FrameType.HEALTH, b"?"))
-    assert not plane.send(2**63, b"") and not plane.send(0, b"") and not plane.close_session(2**40 + 7)
+    assert (
+        not plane.send(2**63, b"") and not plane.send(0, b"") and not plane.close_session(2**40 + 7)
+    )
     b.sync()
 
 
 def test_part_of_a_frame_cannot_be_sent(plane: Plane) -> None:
     a = PlanePeer(plane)
-    for part in (b"\x14", frame(FrameType.HEALTH, b"half")[:-1], frame(FrameType.KEEP_ALIVE) + b"\x14\0\0\0"):
+    for part in (
+        b"\x14",
+        frame(FrameType.HEALTH, b"half")[:-1],
+        frame(FrameType.KEEP_ALIVE) + b"\x14\0\0\0",
+    ):
         with pytest.raises(ValueError, match="whole"):
             plane.send(a.handle, part)
     a.sync()
@@ -1064,7 +1153,12 @@ def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
     assert a.receive()[0] == FrameType.RECV_PACKET
     a.close()
     event = closed(plane)
-    assert (event.key, event.reason, event.addr[-4:], event.port) == (a.key, "eof", b"\x7f\0\0\1", 4711)
+    assert (event.key, event.reason, event.addr[-4:], event.port) == (
+        a.key,
+        "eof",
+        b"\x7f\0\0\1",
+        4711,
+    )
     assert event.totals[1:] == (1, 5, 1, 3, 0)
     assert 0 < event.totals.seconds < 60
 
@@ -1130,7 +1224,11 @@ def test_the_oldest_forwarder_is_preferred_and_the_next_takes_over(plane: Plane)
 
     def counts() -> tuple[object, ...]:
         c = plane.counters()
-        return (c["multiforwarder_created"], c["multiforwarder_deleted"], c["packet_forwarder_delete_other_value"])
+        return (
+            c["multiforwarder_created"],
+            c["multiforwarder_deleted"],
+            c["packet_forwarder_delete_other_value"],
+        )
 
     plane.remove_forwarder(far, old.handle)
     plane.add_forwarder(far, old.handle)
@@ -1150,7 +1248,12 @@ def test_the_oldest_forwarder_is_preferred_and_the_next_takes_over(plane: Plane)
 
 
 def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) -> None:
-    relay, link, b, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), PlanePeer(plane), os.urandom(32)
+    relay, link, b, far = (
+        PlanePeer(plane, mesh=True),
+        PlanePeer(plane, link=True),
+        PlanePeer(plane),
+        os.urandom(32),
+    )
     plane.add_forwarder(far, link.handle)
     relay.send(FrameType.FORWARD_PACKET, far, b.key, b"x")
     assert b.receive()[0] == FrameType.RECV_PACKET
@@ -1217,8 +1320,12 @@ def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
         nobody = os.urandom(32)
         stream = b""
         for receiver in receivers:
-            stream += frame(FrameType.SEND_PACKET, receiver.key, b"1") + frame(FrameType.PING, b"12345678")
-            stream += frame(FrameType.SEND_PACKET, receiver.key, b"2") + frame(FrameType.SEND_PACKET, nobody, DISCO)
+            stream += frame(FrameType.SEND_PACKET, receiver.key, b"1") + frame(
+                FrameType.PING, b"12345678"
+            )
+            stream += frame(FrameType.SEND_PACKET, receiver.key, b"2") + frame(
+                FrameType.SEND_PACKET, nobody, DISCO
+            )
             stream += frame(FrameType.SEND_PACKET, receiver.key, b"3")
         sender.write(stream)
         for receiver in receivers:
@@ -1244,7 +1351,11 @@ def test_who_sends_to_very_many_at_once_does_not_hold_up_others() -> None:
 def test_who_sends_very_many_tiny_records_does_not_hold_up_others() -> None:
     plane = Plane(workers=1)
     many, one, observer = SealedPeer(plane), PlanePeer(plane), PlanePeer(plane)
-    stream = struct.pack(">BI", 0xFF, 3000) + bytes(3000) + frame(FrameType.SEND_PACKET, observer.key, b"from many")
+    stream = (
+        struct.pack(">BI", 0xFF, 3000)
+        + bytes(3000)
+        + frame(FrameType.SEND_PACKET, observer.key, b"from many")
+    )
     many.socket.settimeout(None)
     many.socket.sendall(b"".join(many.seal(bytes([byte])) for byte in stream))
     many.close()
@@ -1257,10 +1368,15 @@ def test_who_sends_very_many_tiny_records_does_not_hold_up_others() -> None:
         assert closed(plane).reason == "eof"
 
 
-def test_what_was_written_to_very_many_behind_the_login_arrives_although_its_sender_is_gone() -> None:
+def test_what_was_written_to_very_many_behind_the_login_arrives_although_its_sender_is_gone() -> (
+    None
+):
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
-    words = b"".join(frame(FrameType.SEND_PACKET, receiver.key, b"first and last words") for receiver in receivers)
+    words = b"".join(
+        frame(FrameType.SEND_PACKET, receiver.key, b"first and last words")
+        for receiver in receivers
+    )
     many = PlanePeer(plane, unread=words)
     many.close()
     plane.start()
@@ -1274,7 +1390,11 @@ def test_what_was_written_to_very_many_before_hanging_up_arrives() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
     many = PlanePeer(plane)
-    many.write(b"".join(frame(FrameType.SEND_PACKET, receiver.key, b"last words") for receiver in receivers))
+    many.write(
+        b"".join(
+            frame(FrameType.SEND_PACKET, receiver.key, b"last words") for receiver in receivers
+        )
+    )
     many.close()
     plane.start()
     with contextlib.closing(plane):
@@ -1287,16 +1407,22 @@ def test_what_was_written_to_very_many_before_hanging_up_arrives() -> None:
 def test_senders_that_hang_up_while_they_flood_a_reader_are_heard_to_the_end() -> None:
     with running_plane(workers=1) as plane:
         slow, *flooders = [PlanePeer(plane) for _ in range(9)]
-        for _ in range(3):  # after that the reader is contended, and who sends to it read in small turns
+        for _ in range(
+            3
+        ):  # after that the reader is contended, and who sends to it read in small turns
             for flooder in flooders:
                 fill(flooder, slow.key, 50, 1400)
         plane.set_rate_limit(1, 1)
         for flooder in flooders:
             fill(flooder, slow.key, 40, 1400)
-            flooder.write(frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 60)  # of these most stay in the socket
+            flooder.write(
+                frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 60
+            )  # of these most stay in the socket
             flooder.socket.shutdown(socket.SHUT_WR)
         plane.set_rate_limit(0)
-        assert {event.reason for event in events(plane, 8) if isinstance(event, ClosedEvent)} == {"eof"}
+        assert {event.reason for event in events(plane, 8) if isinstance(event, ClosedEvent)} == {
+            "eof"
+        }
         assert plane.counters()["packets_received"] == 8 * (150 + 100)
 
 
@@ -1520,7 +1646,9 @@ def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
     plane.start()
     peers = [PlanePeer(plane) for _ in range(5)]
     plane.close()
-    assert {event.reason for event in plane.events() if isinstance(event, ClosedEvent)} == {"shutdown"}
+    assert {event.reason for event in plane.events() if isinstance(event, ClosedEvent)} == {
+        "shutdown"
+    }
     for peer in peers:
         with pytest.raises((EOFError, ConnectionError)):
             peer.receive()

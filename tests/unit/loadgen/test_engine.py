@@ -14,8 +14,8 @@ from fastderp.loadgen.connect import Joined
 from fastderp.loadgen.engine import Engine
 from fastderp.loadgen.process import Process
 from fastderp.loadgen.result import fairness
-from fastderp.wire.protocol import FrameType, frame
 from fastderp.tls.errors import TlsError
+from fastderp.wire.protocol import FrameType, frame
 from tests.kit.small_relay import Change, SmallRelay, small_relay
 
 PAIR = [(0, 1)]
@@ -67,9 +67,10 @@ def test_everything_arrives_through_a_relay_that_keeps_everything(
 @pytest.mark.parametrize("joined", [False, True], ids=["one record each", "joined records"])
 def test_mixed_sizes_up_to_the_largest_packet_arrive_unchanged(tls: bool, joined: bool) -> None:
     sizes = [(32, 1.0), (1400, 1.0), (65536, 1.0)]
-    with small_relay(2, tls=tls) as relay, load(
-        relay, sizes=sizes, window=8, verify=True, joined_records=joined
-    ) as engine:
+    with (
+        small_relay(2, tls=tls) as relay,
+        load(relay, sizes=sizes, window=8, verify=True, joined_records=joined) as engine,
+    ):
         engine.measure(0.2)
         engine.drain(5)
         totals = engine.totals()
@@ -263,8 +264,13 @@ def test_bytes_read_behind_the_login_are_the_start_of_the_stream() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"sizes": [(31, 1.0)]}, {"sizes": [(65537, 1.0)]}, {"sizes": [(100, 0.0)]},
-     {"flows": [(0, 2)]}, {"window": 1, "rate": 1.0}],
+    [
+        {"sizes": [(31, 1.0)]},
+        {"sizes": [(65537, 1.0)]},
+        {"sizes": [(100, 0.0)]},
+        {"flows": [(0, 2)]},
+        {"window": 1, "rate": 1.0},
+    ],
     ids=str,
 )
 def test_a_load_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
@@ -332,9 +338,12 @@ def test_a_schedule_lets_go_of_a_row_at_once_and_keeps_its_rate() -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_slow_reader_gets_what_it_reads_and_no_more(tls: bool) -> None:
-    with small_relay(2, tls=tls) as relay, load(
-        relay, sizes=[(1000, 1.0)], rate=200.0, slow=[1], slow_bytes_per_s=50_000, verify=True
-    ) as engine:
+    with (
+        small_relay(2, tls=tls) as relay,
+        load(
+            relay, sizes=[(1000, 1.0)], rate=200.0, slow=[1], slow_bytes_per_s=50_000, verify=True
+        ) as engine,
+    ):
         engine.measure(0.5)
         totals = engine.totals()
         median = engine.percentile_ns(50)

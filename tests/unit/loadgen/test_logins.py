@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import pytest
 
 from fastderp.errors import ProtocolError
-from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.loadgen.connect import SUITES, Crowd, Target, socket_address
 from fastderp.loadgen.engine import Engine
 from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
+from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import server_key_frame
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.relay import Relay, Setup, eventually
@@ -39,7 +39,9 @@ def test_everybody_gets_in_and_can_be_used_at_once(start_relay: StartRelay, tran
     joined = crowd.log_in()
     assert crowd.logins_per_s > 0
     assert len({client.key for client in joined}) == 100
-    eventually(lambda: all(relay.server.is_client_connected(NodePublic(client.key)) for client in joined))
+    eventually(
+        lambda: all(relay.server.is_client_connected(NodePublic(client.key)) for client in joined)
+    )
     flows = [(i, i + 1) for i in range(0, 100, 2)]
     engine = Engine(joined, flows, sizes=[(500, 1.0)], window=2, verify=True)
     try:
@@ -53,7 +55,9 @@ def test_everybody_gets_in_and_can_be_used_at_once(start_relay: StartRelay, tran
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_the_handshake_is_one_that_a_server_accepts_with_every_suite(start_relay: StartRelay, suite: str) -> None:
+def test_the_handshake_is_one_that_a_server_accepts_with_every_suite(
+    start_relay: StartRelay, suite: str
+) -> None:
     joined = Crowd(target(start_relay(Setup("TLS 1.3")), suite), 3).log_in()
     assert [client.records.suite for client in joined if client.records] == [suite] * 3
     for client in joined:
@@ -125,7 +129,10 @@ def test_what_comes_in_small_pieces_is_understood() -> None:
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "answered 'HTTP/1.1 404 Not Found'"),
         (UPGRADED + frame(FrameType.PING, bytes(8)), "frame 0x12 where ServerKey was expected"),
         (UPGRADED + server_key_frame(NodePrivate.generate().public()), "another relay"),
-        (UPGRADED + server_key_frame(KEY) + frame(FrameType.PEER_GONE, bytes(33)), "0x08 where ServerInfo"),
+        (
+            UPGRADED + server_key_frame(KEY) + frame(FrameType.PEER_GONE, bytes(33)),
+            "0x08 where ServerInfo",
+        ),
         (bytes(20000), "did not upgrade"),
     ],
 )
@@ -153,7 +160,10 @@ def test_a_login_that_takes_too_long_is_given_up() -> None:
 
 
 def hello() -> dict[str, object]:
-    return {"hello": client_hello("relay.example", SUITES, SHARE.public().raw), "hello_key": SHARE.to_bytes()}
+    return {
+        "hello": client_hello("relay.example", SUITES, SHARE.public().raw),
+        "hello_key": SHARE.to_bytes(),
+    }
 
 
 ALERT = b"\x15\3\3\0\2\2\x28"
@@ -183,8 +193,12 @@ def test_a_server_that_does_not_shake_hands_is_told(said: bytes, words: str) -> 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     address = socket_address("127.0.0.1", 1)
     for wrong in (
-        {"at_once": 0}, {"rate": -1.0}, {"limit_s": 0.0}, {"sources": [socket_address("::1", 0)]},
-        {"hello": b"x"}, {"hello": b"x", "hello_key": b"short"},
+        {"at_once": 0},
+        {"rate": -1.0},
+        {"limit_s": 0.0},
+        {"sources": [socket_address("::1", 0)]},
+        {"hello": b"x"},
+        {"hello": b"x", "hello_key": b"short"},
     ):
         with pytest.raises(ValueError):
             Logins(address, KEY.raw, REQUEST, [b"info"], **wrong)  # type: ignore[arg-type]

@@ -31,8 +31,16 @@ def test_every_named_scenario_only_names_clients_it_has() -> None:
         assert max(max(flow) for flow in scenario.flows()) < scenario.n_clients
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 1, "shape": Shape.ALL_TO_ALL}, {"window": -1},
-                                   {"window": 1, "rate": 5.0}, {"idle": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n": 0},
+        {"n": 1, "shape": Shape.ALL_TO_ALL},
+        {"window": -1},
+        {"window": 1, "rate": 5.0},
+        {"idle": -1},
+    ],
+)
 def test_an_impossible_load_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Scenario("x", "", **wrong)
@@ -73,8 +81,14 @@ def test_a_file_describes_a_scenario(tmp_path: Path) -> None:
     file = tmp_path / "office.toml"
     file.write_text('shape = "fan-in"\nn = 5\nsizes = "100:3,1400:1"\nrate = 500\nslow = 1\n')
     assert read_scenario(file) == Scenario(
-        "office", "", shape=Shape.FAN_IN, n=5, sizes=((100, 3.0), (1400, 1.0)), window=0,
-        rate=500, slow=1,
+        "office",
+        "",
+        shape=Shape.FAN_IN,
+        n=5,
+        sizes=((100, 3.0), (1400, 1.0)),
+        window=0,
+        rate=500,
+        slow=1,
     )
 
 

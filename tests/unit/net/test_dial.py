@@ -10,15 +10,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.kit.certificates import self_signed, server_context
-from tests.unit.fake_relay import fake_server, stream_pairs
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient
+from fastderp.errors import DialError
 from fastderp.net import dial
 from fastderp.net.stream import Stream
-from fastderp.errors import DialError
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.protocol import FrameType, ServerInfo
+from tests.kit.certificates import self_signed, server_context
+from tests.unit.fake_relay import fake_server, stream_pairs
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -134,14 +134,22 @@ async def never_secured(stream: Stream, host: str) -> Stream:
 
 async def dial_all(*nodes: DerpNode) -> dial.Reached:
     return await dial.dial_region(
-        DerpRegion(1, "one", nodes=nodes), default_port=443, prefer_ipv6=False, https=True, secure_proxy=never_secured
+        DerpRegion(1, "one", nodes=nodes),
+        default_port=443,
+        prefer_ipv6=False,
+        https=True,
+        secure_proxy=never_secured,
     )
 
 
 @pytest.mark.usefixtures("no_proxies")
-async def test_a_silent_node_is_given_up_after_its_share_of_the_time_and_the_next_is_tried(network: Network) -> None:
+async def test_a_silent_node_is_given_up_after_its_share_of_the_time_and_the_next_is_tried(
+    network: Network,
+) -> None:
     network.silent, network.refused = {"192.0.2.1"}, {"192.0.2.3"}
-    silent, answering, closed = (DerpNode(f"1{x}", 1, f"192.0.2.{n}") for n, x in enumerate("abc", 1))
+    silent, answering, closed = (
+        DerpNode(f"1{x}", 1, f"192.0.2.{n}") for n, x in enumerate("abc", 1)
+    )
     only_stun = DerpNode("1d", 1, "192.0.2.4", stun_only=True)
     reached, failed = await asyncio.gather(
         dial_all(silent, answering), dial_all(only_stun, silent, closed), return_exceptions=True
@@ -164,22 +172,39 @@ async def test_a_node_that_refuses_is_left_for_the_next_at_once(network: Network
 @pytest.mark.usefixtures("no_proxies")
 @pytest.mark.parametrize(
     ("variable", "use_tls", "port"),
-    [("", None, 443), ("1", None, 3340), ("true", None, 3340), ("0", None, 443), ("1", True, 443), ("", False, 3340)],
+    [
+        ("", None, 443),
+        ("1", None, 3340),
+        ("true", None, 3340),
+        ("0", None, 443),
+        ("1", True, 443),
+        ("", False, 3340),
+    ],
 )
 async def test_without_tls_a_regions_port_is_3340(
-    network: Network, monkeypatch: pytest.MonkeyPatch, variable: str, use_tls: bool | None, port: int
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    use_tls: bool | None,
+    port: int,
 ) -> None:
     monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", variable)
     network.refused = {V4}
-    region = DerpRegion(1, nodes=(DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443)))
-    async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=use_tls) as client:
+    region = DerpRegion(
+        1, nodes=(DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443))
+    )
+    async with HTTPClient.for_region(
+        lambda: region, NodePrivate.generate(), use_tls=use_tls
+    ) as client:
         with pytest.raises(DialError, match="refused"):
             await client.connect()
     assert network.dialled == [("192.0.2.1", port, V4), ("192.0.2.2", 8443, V4)]
 
 
 @pytest.mark.usefixtures("no_proxies")
-async def test_a_client_told_by_the_environment_speaks_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_told_by_the_environment_speaks_plain_http(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
     async with fake_server() as server:
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "127.0.0.1", derp_port=server.port),))
@@ -276,10 +301,15 @@ async def test_tls_to_the_relay_goes_inside_the_tunnel_of_either_kind_of_proxy(
     monkeypatch: pytest.MonkeyPatch, derp_example: tuple[ssl.SSLContext, Path], proxy_speaks: str
 ) -> None:
     context, trusted = derp_example
-    async with fake_server(context) as server, proxy_to(server.port, context if proxy_speaks == "https" else None) as proxy:
+    async with (
+        fake_server(context) as server,
+        proxy_to(server.port, context if proxy_speaks == "https" else None) as proxy,
+    ):
         monkeypatch.setenv("HTTPS_PROXY", f"{proxy_speaks}://127.0.0.1:{proxy.port}")
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
-        async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), cafile=trusted) as client:
+        async with HTTPClient.for_region(
+            lambda: region, NodePrivate.generate(), cafile=trusted
+        ) as client:
             connecting = asyncio.create_task(client.connect())
             head, relay = await server.next_login()
             await connecting
@@ -289,7 +319,9 @@ async def test_tls_to_the_relay_goes_inside_the_tunnel_of_either_kind_of_proxy(
             while (received := await relay.next_frame())[0] != FrameType.SEND_PACKET:
                 pass
             assert received[1] == client.public_key.raw + b"through both"
-        assert proxy.heads == [b"CONNECT derp.example:443 HTTP/1.1\r\nHost: derp.example:443\r\n\r\n"]
+        assert proxy.heads == [
+            b"CONNECT derp.example:443 HTTP/1.1\r\nHost: derp.example:443\r\n\r\n"
+        ]
 
 
 @pytest.mark.usefixtures("no_proxies")
@@ -300,7 +332,9 @@ async def test_an_https_proxy_that_shows_another_names_certificate_is_not_used(
     async with proxy_to(0, context) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.port}")
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
-        async with HTTPClient.for_region(lambda: region, NodePrivate.generate(), cafile=tmp_path / "served.crt") as client:
+        async with HTTPClient.for_region(
+            lambda: region, NodePrivate.generate(), cafile=tmp_path / "served.crt"
+        ) as client:
             with pytest.raises(DialError, match="certificate"):
                 await client.connect()
         assert proxy.heads == []
@@ -312,7 +346,9 @@ async def test_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         proxy.answer = b"HTTP/1.1 403 Forbidden\x1b[2J\r\n\r\n"
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
         async with region_client("2001:db8::1", 443) as client:
-            with pytest.raises(DialError, match=r"proxy 127.0.0.1 refused a tunnel: .*403 Forbidden\\x1b"):
+            with pytest.raises(
+                DialError, match=r"proxy 127.0.0.1 refused a tunnel: .*403 Forbidden\\x1b"
+            ):
                 await client.connect()
         assert proxy.heads == [
             b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n"

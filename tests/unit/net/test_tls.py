@@ -16,15 +16,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from tests.unit.fake_relay import FakeServer, fake_server
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient
-from fastderp.net.upgrade import server_key_in
 from fastderp.errors import ConnectionClosed, DialError
-from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo
+from fastderp.net.upgrade import server_key_in
 from fastderp.server.certificates.certificate import meta_cert
 from fastderp.tls.errors import TlsError
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo
+from tests.unit.fake_relay import FakeServer, fake_server
 
 PEER = NodePublic(b"\x11" * 32)
 
@@ -111,9 +111,7 @@ async def test_trusted_relay_is_used(identity: Identity, version: str) -> None:
         assert client.server_public_key == server.key.public()
 
 
-@pytest.mark.parametrize(
-    ("version", "starts_fast"), [("TLSv1_2", False), ("TLSv1_3", True)]
-)
+@pytest.mark.parametrize(("version", "starts_fast"), [("TLSv1_2", False), ("TLSv1_3", True)])
 async def test_metacert_saves_a_round_trip_where_it_can_be_trusted(
     identity: Identity, version: str, starts_fast: bool
 ) -> None:
@@ -159,7 +157,9 @@ async def test_pinned_certificate_needs_no_issuer(identity: Identity) -> None:
             assert b"Derp-Fast-Start: 1" in await logged_in_head(server, client)
 
 
-@pytest.mark.parametrize("pin", ["sha256-raw:" + "00" * 32, "sha256-raw:", "sha256-raw:" + "zz" * 32])
+@pytest.mark.parametrize(
+    "pin", ["sha256-raw:" + "00" * 32, "sha256-raw:", "sha256-raw:" + "zz" * 32]
+)
 async def test_wrong_and_malformed_pins_are_refused(identity: Identity, pin: str) -> None:
     async with tls_server(identity) as server, client_of(server, cert_name=pin) as client:
         with pytest.raises(DialError, match="pin"):
@@ -208,7 +208,9 @@ async def test_closing_says_goodbye_in_tls(identity: Identity) -> None:
         assert await relay.reader.read() == b""
 
 
-@pytest.mark.parametrize("says", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b"\x15\x03\x01\0\x02\x02\x28", b""])
+@pytest.mark.parametrize(
+    "says", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b"\x15\x03\x01\0\x02\x02\x28", b""]
+)
 async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -224,7 +226,9 @@ async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None
 
 
 def test_missing_root_file_is_named(tmp_path: Path) -> None:
-    client = HTTPClient("https://127.0.0.1:1/", NodePrivate.generate(), cafile=tmp_path / "none.pem")
+    client = HTTPClient(
+        "https://127.0.0.1:1/", NodePrivate.generate(), cafile=tmp_path / "none.pem"
+    )
     with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
         client._context(True, None)
 
@@ -251,7 +255,7 @@ def changed(old: bytes, new: bytes) -> bytes:
         (b"\x30", None),
     ],
 )
-def test_metacert_is_recognised_by_its_name_and_small_serial(der: bytes, key: NodePublic | None) -> None:
+def test_metacert_is_recognised_by_its_name_and_small_serial(
+    der: bytes, key: NodePublic | None
+) -> None:
     assert server_key_in([b"something else", der]) == key
-
-

@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from tests.kit.plane import SealedPeer, running_plane
-from tests.kit.records import SUITES
 
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.protocol import FrameType, frame
+from tests.kit.plane import SealedPeer, running_plane
+from tests.kit.records import SUITES
 
 N_SESSIONS = 200  # in each direction more than a worker has places for
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from tests.kit.certificates import Certificate, self_signed
-from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 
-from fastderp.tls.record import RecordLayer
 from fastderp.server.certificates.certificate import meta_cert
 from fastderp.tls import roots
 from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import CAUSES, INPUT_MAX_BYTES, Handshake, is_address
+from fastderp.tls.record import RecordLayer
+from tests.kit.certificates import Certificate, self_signed
+from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
 
 RELAY = self_signed("relay.test", "127.0.0.1", "::1")
 OTHER = self_signed("other.test")
@@ -100,7 +100,10 @@ def test_clients_with_fast_aes_get_the_cheapest_suite() -> None:
 
 
 def test_clients_that_prefer_chacha_get_it() -> None:
-    ours, theirs = server(), client(suites=["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"])
+    ours, theirs = (
+        server(),
+        client(suites=["TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"]),
+    )
     run(theirs, ours)
     assert ours.cipher == "TLS_CHACHA20_POLY1305_SHA256"
 
@@ -195,7 +198,9 @@ def test_a_server_learns_of_the_alert_of_a_client_that_does_not_trust_it() -> No
 
 
 def test_the_certificate_name_may_differ_from_the_server_name() -> None:
-    theirs = Handshake(ClientContext(roots=[RELAY.der], system_roots=False), "front.test", cert_name="relay.test")
+    theirs = Handshake(
+        ClientContext(roots=[RELAY.der], system_roots=False), "front.test", cert_name="relay.test"
+    )
     ours = server()
     run(theirs, ours)
     assert ours.server_name == "front.test"
@@ -226,7 +231,9 @@ def test_beside_a_pinned_certificate_only_metacerts_may_come() -> None:
     run(client(pin=pin_of(RELAY)), serving(RELAY.der, metacert, metacert))
     for chain in ([RELAY.der, OTHER.der], [RELAY.der, metacert, OTHER.der], [RELAY.der, RELAY.der]):
         assert "more certificates than" in str(failure(client(pin=pin_of(RELAY)), serving(*chain)))
-    assert "not the pinned one" in str(failure(client(pin=pin_of(OTHER)), serving(RELAY.der, OTHER.der)))
+    assert "not the pinned one" in str(
+        failure(client(pin=pin_of(OTHER)), serving(RELAY.der, OTHER.der))
+    )
 
 
 def test_a_metacert_cannot_be_pinned() -> None:
@@ -319,7 +326,9 @@ def test_tls_12_clients_cannot_renegotiate() -> None:
 
 @pytest.mark.parametrize("version", [0x0301, 0x0302])
 def test_older_versions_are_refused_with_a_protocol_version_alert(version: int) -> None:
-    body = version.to_bytes(2) + bytes(32) + bytes.fromhex("00 0004 c013 002f 0100")  # no session, two suites
+    body = (
+        version.to_bytes(2) + bytes(32) + bytes.fromhex("00 0004 c013 002f 0100")
+    )  # no session, two suites
     hello = bytes([1]) + len(body).to_bytes(3) + body
     ours = server()
     ours.feed(bytes([22, 3, 1]) + len(hello).to_bytes(2) + hello)
@@ -329,7 +338,10 @@ def test_older_versions_are_refused_with_a_protocol_version_alert(version: int) 
     assert ours.take_output()[-2:] == bytes([2, 70])  # fatal protocol_version
 
 
-@pytest.mark.parametrize("method", ["GET /", "HEAD /", "POST /", "PUT /", "OPTIONS /", "DELETE /", "PATCH /", "CONNECT x"])
+@pytest.mark.parametrize(
+    "method",
+    ["GET /", "HEAD /", "POST /", "PUT /", "OPTIONS /", "DELETE /", "PATCH /", "CONNECT x"],
+)
 def test_plain_http_on_a_tls_port_is_recognised(method: str) -> None:
     ours = server()
     ours.feed(f"{method} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -412,7 +424,9 @@ def test_one_context_serves_many_handshakes_and_may_be_dropped_meanwhile() -> No
 def test_unusable_certificates_and_keys_are_refused_with_the_reason() -> None:
     key = serialization.load_der_private_key(RELAY.key_der, None)
     encrypted = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
     )
     cases: list[tuple[list[bytes], bytes, str]] = [
         ([], RELAY.key_der, "empty"),
@@ -429,14 +443,22 @@ def test_unusable_certificates_and_keys_are_refused_with_the_reason() -> None:
         assert error.value.cause == "certificate"
 
 
-@pytest.mark.parametrize("options", [{"max_version": "TLSv1.1"}, {"suites": ["TLS_NULL"]}, {"required_sni": "a" * 300}])
+@pytest.mark.parametrize(
+    "options", [{"max_version": "TLSv1.1"}, {"suites": ["TLS_NULL"]}, {"required_sni": "a" * 300}]
+)
 def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         server(**options)
 
 
 def test_addresses_are_told_from_names() -> None:
-    assert [is_address(name) for name in ("1.2.3.4", "::1", "relay.test", "1.2.3", "")] == [True, True, False, False, False]
+    assert [is_address(name) for name in ("1.2.3.4", "::1", "relay.test", "1.2.3", "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def context_for(certificate: Certificate, **options: Any) -> ServerContext:
@@ -445,7 +467,10 @@ def context_for(certificate: Certificate, **options: Any) -> ServerContext:
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 def test_a_certificate_can_be_chosen_once_the_client_has_said_what_it_wants(version: str) -> None:
-    ours, theirs = Handshake(DeferredContext()), client("other.test", roots=[OTHER.der], max_version=version)
+    ours, theirs = (
+        Handshake(DeferredContext()),
+        client("other.test", roots=[OTHER.der], max_version=version),
+    )
     theirs.step()
     ours.feed(theirs.take_output())
     assert not ours.step()
@@ -484,7 +509,9 @@ def test_a_client_that_names_no_server_is_heard_too() -> None:
     assert ours.hello == (None, ())
 
 
-@pytest.mark.parametrize(("cause", "alert"), [("server_name", "unrecognized name"), ("no_certificate", "internal error")])
+@pytest.mark.parametrize(
+    ("cause", "alert"), [("server_name", "unrecognized name"), ("no_certificate", "internal error")]
+)
 def test_a_choice_that_is_refused_tells_the_client_why(cause: str, alert: str) -> None:
     ours, theirs = Handshake(DeferredContext()), client()
     theirs.step()

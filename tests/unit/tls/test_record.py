@@ -5,12 +5,20 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.kit.records import (
-    ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, SUITES, Direction, secret_size,
-)
 
-from fastderp.tls.record import RecordLayer
 from fastderp.tls.errors import TlsError
+from fastderp.tls.record import RecordLayer
+from tests.kit.records import (
+    ALERT,
+    CLOSE_NOTIFY,
+    DATA,
+    HANDSHAKE,
+    KEY_UPDATE,
+    KEY_UPDATE_REQUESTED,
+    SUITES,
+    Direction,
+    secret_size,
+)
 
 REKEY_RECORDS = 1 << 22
 AES = "TLS_AES_128_GCM_SHA256"
@@ -87,10 +95,17 @@ def test_every_single_flipped_bit_is_refused_and_nothing_is_released() -> None:
         changed[bit // 8] ^= 1 << bit % 8
         layer = RecordLayer(AES, secret, secret)
         # A larger length only waits for bytes that then do not authenticate.
-        assert refused(layer, bytes(changed) + bytes(17_000)) in {"bad_mac", "unexpected", "overflow", "decode"}
+        assert refused(layer, bytes(changed) + bytes(17_000)) in {
+            "bad_mac",
+            "unexpected",
+            "overflow",
+            "decode",
+        }
 
 
-def test_a_bad_record_keeps_the_good_data_read_with_it_unreleased_once_and_for_all(pair: Pair) -> None:
+def test_a_bad_record_keeps_the_good_data_read_with_it_unreleased_once_and_for_all(
+    pair: Pair,
+) -> None:
     good, bad = pair.peer.seal(b"good"), bytearray(pair.peer.seal(b"bad"))
     bad[-1] ^= 1
     assert refused(pair.layer, good + bad) == "bad_mac"
@@ -125,7 +140,9 @@ def test_our_own_records_reflected_are_refused(pair: Pair) -> None:
 
 @pytest.mark.parametrize("length", range(17))
 def test_a_record_without_room_for_tag_and_type_is_refused(length: int) -> None:
-    assert refused(Pair().layer, bytes([DATA, 3, 3]) + length.to_bytes(2) + bytes(length)) == "decode"
+    assert (
+        refused(Pair().layer, bytes([DATA, 3, 3]) + length.to_bytes(2) + bytes(length)) == "decode"
+    )
 
 
 def test_a_record_beyond_the_limit_is_refused_by_its_header_alone() -> None:
@@ -144,7 +161,10 @@ def test_unprotected_records_are_refused_after_the_handshake(outer: int) -> None
 
 @pytest.mark.parametrize("inner", [0, 1, 20, 24, 255])
 def test_protected_records_of_other_types_are_refused(pair: Pair, inner: int) -> None:
-    assert refused(pair.layer, pair.peer.seal_inner(b"x" + bytes([inner]) if inner else bytes(20))) == "unexpected"
+    assert (
+        refused(pair.layer, pair.peer.seal_inner(b"x" + bytes([inner]) if inner else bytes(20)))
+        == "unexpected"
+    )
 
 
 def test_a_record_of_zeros_only_is_refused(pair: Pair) -> None:
@@ -152,7 +172,11 @@ def test_a_record_of_zeros_only_is_refused(pair: Pair) -> None:
 
 
 def test_close_notify_ends_reading_and_what_follows_is_ignored(pair: Pair) -> None:
-    wire = pair.peer.seal(b"last words") + pair.peer.seal(CLOSE_NOTIFY, ALERT) + b"trailing bytes of any kind"
+    wire = (
+        pair.peer.seal(b"last words")
+        + pair.peer.seal(CLOSE_NOTIFY, ALERT)
+        + b"trailing bytes of any kind"
+    )
     assert pair.layer.open(wire) == b"last words"
     assert pair.layer.eof
     assert pair.layer.open(b"more") == b""
@@ -175,7 +199,10 @@ def test_alerts_of_a_wrong_length_are_refused(pair: Pair, alert: bytes) -> None:
 
 
 def test_user_canceled_is_only_an_announcement(pair: Pair) -> None:
-    assert pair.layer.open(pair.peer.seal(bytes([1, 90]), ALERT) + pair.peer.seal(b"still here")) == b"still here"
+    assert (
+        pair.layer.open(pair.peer.seal(bytes([1, 90]), ALERT) + pair.peer.seal(b"still here"))
+        == b"still here"
+    )
 
 
 def test_the_peer_may_change_its_key(pair: Pair) -> None:
@@ -191,7 +218,10 @@ def test_several_requests_for_a_new_key_are_answered_once_before_the_next_data(p
         wire = pair.peer.seal(KEY_UPDATE_REQUESTED, HANDSHAKE)
         pair.peer.update()
         pair.layer.open(wire)
-    assert pair.reader.open(pair.layer.seal(b"answer")) == [(HANDSHAKE, KEY_UPDATE), (DATA, b"answer")]
+    assert pair.reader.open(pair.layer.seal(b"answer")) == [
+        (HANDSHAKE, KEY_UPDATE),
+        (DATA, b"answer"),
+    ]
     assert pair.reader.open(pair.layer.seal(b"next")) == [(DATA, b"next")]
 
 
@@ -234,14 +264,21 @@ def test_other_handshake_messages_are_refused(message: bytes, cause: str, client
 
 
 @pytest.mark.parametrize("then", [(b"data", DATA), (CLOSE_NOTIFY, ALERT)])
-def test_nothing_may_come_between_the_pieces_of_a_message(pair: Pair, then: tuple[bytes, int]) -> None:
-    assert refused(pair.layer, pair.peer.seal(KEY_UPDATE[:2], HANDSHAKE) + pair.peer.seal(*then)) == "unexpected"
+def test_nothing_may_come_between_the_pieces_of_a_message(
+    pair: Pair, then: tuple[bytes, int]
+) -> None:
+    assert (
+        refused(pair.layer, pair.peer.seal(KEY_UPDATE[:2], HANDSHAKE) + pair.peer.seal(*then))
+        == "unexpected"
+    )
 
 
 def test_clients_skip_session_tickets_in_any_pieces() -> None:
     pair = Pair(client=True)
     together = pair.peer.seal(TICKET + TICKET, HANDSHAKE)
-    pieces = b"".join(pair.peer.seal(TICKET[at : at + 5], HANDSHAKE) for at in range(0, len(TICKET), 5))
+    pieces = b"".join(
+        pair.peer.seal(TICKET[at : at + 5], HANDSHAKE) for at in range(0, len(TICKET), 5)
+    )
     with_update = pair.peer.seal(TICKET + KEY_UPDATE, HANDSHAKE)
     pair.peer.update()
     assert pair.layer.open(together + pieces + with_update + pair.peer.seal(b"data")) == b"data"
@@ -320,7 +357,9 @@ def test_we_change_our_key_long_before_the_cipher_wears_out(pair: Pair) -> None:
 
 def test_we_ask_a_peer_that_never_changes_its_key_to_do_so(pair: Pair) -> None:
     secret = pair.peer.secret
-    layer = RecordLayer(pair.layer.suite, secret, pair.reader.secret, read_sequence=REKEY_RECORDS - 1)
+    layer = RecordLayer(
+        pair.layer.suite, secret, pair.reader.secret, read_sequence=REKEY_RECORDS - 1
+    )
     pair.peer.sequence = REKEY_RECORDS - 1
     assert layer.open(pair.peer.seal(b"a") + pair.peer.seal(b"b")) == b"ab"
     assert pair.reader.open(layer.seal(b"x")) == [(HANDSHAKE, KEY_UPDATE_REQUESTED), (DATA, b"x")]
@@ -335,8 +374,16 @@ def test_record_numbers_beyond_32_bits_work(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "read", "write"),
-    [("TLS_AES_128_CCM_SHA256", 32, 32), (0, 32, 32), (0x1304, 32, 32), (AES, 31, 32), (AES, 32, 48)],
+    [
+        ("TLS_AES_128_CCM_SHA256", 32, 32),
+        (0, 32, 32),
+        (0x1304, 32, 32),
+        (AES, 31, 32),
+        (AES, 32, 48),
+    ],
 )
-def test_unknown_suites_and_secrets_of_a_wrong_length_are_refused(suite: str | int, read: int, write: int) -> None:
+def test_unknown_suites_and_secrets_of_a_wrong_length_are_refused(
+    suite: str | int, read: int, write: int
+) -> None:
     with pytest.raises(ValueError):
         RecordLayer(suite, bytes(read), bytes(write))

@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.kit.certificates import self_signed
-from tests.kit.openssl_peer import OpenSSLPeer, PeerError
-from tests.kit.records import SUITES
 
-from fastderp.tls.record import RecordLayer
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
+from fastderp.tls.record import RecordLayer
+from tests.kit.certificates import self_signed
+from tests.kit.openssl_peer import OpenSSLPeer, PeerError
+from tests.kit.records import SUITES
 
 CERTIFICATE = self_signed("relay.test")
 SIZES = [1, 2, 100, 1400, 16383, 16384, 16385, 40_000]
@@ -30,7 +30,9 @@ def shake(ours: Handshake, peer: OpenSSLPeer) -> RecordLayer:
     return layer
 
 
-@pytest.fixture(params=[(side, suite) for side in ("server", "client") for suite in SUITES], ids="-".join)
+@pytest.fixture(
+    params=[(side, suite) for side in ("server", "client") for suite in SUITES], ids="-".join
+)
 def link(request: pytest.FixtureRequest) -> Iterator[tuple[RecordLayer, OpenSSLPeer]]:
     """Our record layer on the named side, OpenSSL on the other."""
     side, suite = request.param
@@ -44,7 +46,9 @@ def link(request: pytest.FixtureRequest) -> Iterator[tuple[RecordLayer, OpenSSLP
             yield shake(ours, peer), peer
 
 
-def test_openssl_reads_what_we_seal_and_we_read_what_it_seals(link: tuple[RecordLayer, OpenSSLPeer]) -> None:
+def test_openssl_reads_what_we_seal_and_we_read_what_it_seals(
+    link: tuple[RecordLayer, OpenSSLPeer],
+) -> None:
     layer, peer = link
     for size in SIZES:
         data = os.urandom(size)
@@ -70,7 +74,9 @@ def test_padded_records_of_openssl_are_read(link: tuple[RecordLayer, OpenSSLPeer
 
 
 @pytest.mark.parametrize("ask", [False, True])
-def test_openssl_changes_its_key_and_we_answer_when_asked(link: tuple[RecordLayer, OpenSSLPeer], ask: bool) -> None:
+def test_openssl_changes_its_key_and_we_answer_when_asked(
+    link: tuple[RecordLayer, OpenSSLPeer], ask: bool
+) -> None:
     layer, peer = link
     for turn in range(5):
         text = b"turn %d" % turn

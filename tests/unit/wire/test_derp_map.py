@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastderp.wire.derp_map import DerpMap, DerpNode, DerpRegion
 from fastderp.errors import DerpMapError
+from fastderp.wire.derp_map import DerpMap, DerpNode, DerpRegion
 
 
 def test_a_full_map_is_read() -> None:
@@ -53,7 +53,9 @@ def test_the_derp_map_of_a_policy_file_has_its_regions() -> None:
     assert DerpMap.from_json(policy) == DerpMap({900: DerpRegion(900)}, True)
 
 
-@pytest.mark.parametrize("text", ['{"Regions":null}', '{"Regions":{},"HomeParams":null}', '{"derpMap":{"Regions":{}}}'])
+@pytest.mark.parametrize(
+    "text", ['{"Regions":null}', '{"Regions":{},"HomeParams":null}', '{"derpMap":{"Regions":{}}}']
+)
 def test_empty_maps_are_maps(text: str) -> None:
     assert DerpMap.from_json(text) == DerpMap()
 
@@ -75,22 +77,37 @@ def node_with(**members: Any) -> str:
         ('{"derpMap":{}}', r"^derpMap\.Regions is missing"),
         ('{"derpMap":null}', r"^derpMap\.Regions is missing"),
         ('{"derpMap":[]}', "derpMap should be an object, not a list"),
-        ('{"derpMap":{"Regions":{"1":5}}}', r"derpMap\.Regions\.1 should be an object, not a number"),
+        (
+            '{"derpMap":{"Regions":{"1":5}}}',
+            r"derpMap\.Regions\.1 should be an object, not a number",
+        ),
         ('{"Regions":[]}', "Regions should be an object, not a list"),
         ('{"Regions":{"home":{}}}', "Regions.home: a region's id is a number"),
         ('{"Regions":{"1":5}}', r"Regions\.1 should be an object, not a number"),
-        ('{"Regions":{"1":{"RegionID":"1"}}}', r"Regions\.1\.RegionID should be a whole number, not a text"),
-        ('{"Regions":{"1":{"Latitude":true}}}', r"Regions\.1\.Latitude should be a number, not true or false"),
+        (
+            '{"Regions":{"1":{"RegionID":"1"}}}',
+            r"Regions\.1\.RegionID should be a whole number, not a text",
+        ),
+        (
+            '{"Regions":{"1":{"Latitude":true}}}',
+            r"Regions\.1\.Latitude should be a number, not true or false",
+        ),
         ('{"Regions":{"1":{"Latitude":1' + "0" * 400 + "}}}", r"Regions\.1\.Latitude is too large"),
         ('{"Regions":{"1":{"Nodes":{}}}}', r"Regions\.1\.Nodes should be a list, not an object"),
-        ('{"Regions":{"1":{"Nodes":[null]}}}', r"Regions\.1\.Nodes\[0\] should be an object, not null"),
+        (
+            '{"Regions":{"1":{"Nodes":[null]}}}',
+            r"Regions\.1\.Nodes\[0\] should be an object, not null",
+        ),
         (node_with(HostName=""), r"Regions\.1\.Nodes\[0\]\.HostName is missing"),
         (node_with(HostName=7), r"Regions\.1\.Nodes\[0\]\.HostName should be a text, not a number"),
         (node_with(STUNOnly="yes"), r"Nodes\[0\]\.STUNOnly should be true or false, not a text"),
         (node_with(DERPPort=-1), r"Nodes\[0\]\.DERPPort is -1, which is no port"),
         (node_with(DERPPort=65536), r"Nodes\[0\]\.DERPPort is 65536, which is no port"),
         (node_with(STUNPort=-2), r"Nodes\[0\]\.STUNPort is -2, which is no port"),
-        ('{"Regions":{},"HomeParams":{"RegionScore":{"1":"a"}}}', r"HomeParams\.RegionScore\.1 should be a number"),
+        (
+            '{"Regions":{},"HomeParams":{"RegionScore":{"1":"a"}}}',
+            r"HomeParams\.RegionScore\.1 should be a number",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_map_is_named(text: str, complaint: str) -> None:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.wire import vectors
 
 from fastderp.errors import BoxError, KeyFileError
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic, load_or_create_server_key
+from tests.wire import vectors
 
 SERVER = NodePrivate.from_bytes(vectors.SERVER_PRIVATE)
 CLIENT = NodePrivate.from_bytes(vectors.CLIENT_PRIVATE)
@@ -124,7 +124,9 @@ def test_mesh_key_is_read_with_space_around_and_in_either_case() -> None:
     assert key and not key.is_zero
 
 
-@pytest.mark.parametrize("text", ["", "ab" * 8, "ab" * 32 + "a", "ab" * 31 + "zz", "meshkey:" + "ab" * 32])
+@pytest.mark.parametrize(
+    "text", ["", "ab" * 8, "ab" * 32 + "a", "ab" * 31 + "zz", "meshkey:" + "ab" * 32]
+)
 def test_malformed_mesh_key_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(ValueError, match="key") as caught:
         MeshKey.from_text(text)

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.wire import vectors
 
-from fastderp.wire import login
 from fastderp.errors import LoginError, ProtocolError
+from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import MAGIC, FrameType, ServerInfo, frame
+from tests.wire import vectors
 
 SERVER = NodePrivate.from_bytes(vectors.SERVER_PRIVATE)
 CLIENT = NodePrivate.from_bytes(vectors.CLIENT_PRIVATE)
@@ -143,7 +143,17 @@ def test_client_info_is_read_as_strictly_as_the_reference(text: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ['""', "null", "5", "{}", "true", f'"{DIGITS}a"', f'"{DIGITS[1:]}"', f'"{DIGITS[2:]}zz"', f'" {DIGITS[1:]}"'],
+    [
+        '""',
+        "null",
+        "5",
+        "{}",
+        "true",
+        f'"{DIGITS}a"',
+        f'"{DIGITS[1:]}"',
+        f'"{DIGITS[2:]}zz"',
+        f'" {DIGITS[1:]}"',
+    ],
 )
 def test_malformed_mesh_key_is_refused_without_being_quoted(value: str) -> None:
     with pytest.raises(LoginError) as caught:
@@ -267,5 +277,8 @@ def test_what_nearly_everybody_says_is_remembered_but_no_mesh_key() -> None:
         assert login.parse_client_info(b'{"version":2,"CanAckPings":true}') == ClientInfo(2, True)
     n_remembered = login._short_client_info.cache_info().currsize
     assert n_remembered > 0
-    assert login.parse_client_info(json.dumps({"meshKey": secret.to_text()}).encode()).mesh_key == secret
+    assert (
+        login.parse_client_info(json.dumps({"meshKey": secret.to_text()}).encode()).mesh_key
+        == secret
+    )
     assert login._short_client_info.cache_info().currsize == n_remembered

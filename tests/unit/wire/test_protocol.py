@@ -3,7 +3,6 @@
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from tests.wire import vectors
 
 from fastderp.wire.protocol import (
     HEADER,
@@ -25,6 +24,7 @@ from fastderp.wire.protocol import (
     peer_present_payload,
     restarting_payload,
 )
+from tests.wire import vectors
 
 PEER = NodePublic(vectors.CLIENT_PUBLIC)
 LOOPBACK = bytes(10) + b"\xff\xff\x7f\0\0\1"

@@ -18,7 +18,7 @@ from josepy import jwa, jwk
 
 import fastderp
 from fastderp.errors import IssuanceError
-from fastderp.server.certificates.acme.challenges import HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.challenges import TLS_ALPN_01, Challenges
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.server.certificates.certificate import ip_literal
@@ -69,13 +69,19 @@ def obtain(order: Order, published: Challenges) -> bytes:
     except errors.TimeoutError:
         raise IssuanceError(f"not done after {order.budget_s:.0f} s") from None
     except requests.exceptions.SSLError:
-        raise IssuanceError(f"the certificate of {order.settings.directory_url} is not trusted; see -acme-ca-file") from None
+        raise IssuanceError(
+            f"the certificate of {order.settings.directory_url} is not trusted; see -acme-ca-file"
+        ) from None
     except requests.exceptions.Timeout:
         raise IssuanceError(f"no answer within {REQUEST_TIMEOUT_S} s") from None
     except requests.exceptions.ConnectionError as error:
-        raise IssuanceError(f"cannot reach {order.settings.directory_url}: {_cause(error)}") from None
+        raise IssuanceError(
+            f"cannot reach {order.settings.directory_url}: {_cause(error)}"
+        ) from None
     except Exception as error:  # whatever the library makes of an answer that is no ACME
-        raise IssuanceError(_one_line(f"the answer makes no sense: {type(error).__name__}: {error}")) from error
+        raise IssuanceError(
+            _one_line(f"the answer makes no sense: {type(error).__name__}: {error}")
+        ) from error
 
 
 @challenges.ChallengeResponse.register
@@ -125,7 +131,9 @@ class _Conversation:
         for method in self._order.methods:
             try:
                 return self._order_validated_by(method)
-            except errors.ValidationError as error:  # which spoils the order: the next method needs another
+            except (
+                errors.ValidationError
+            ) as error:  # which spoils the order: the next method needs another
                 reasons.append(f"{method}: {_validation_words(error)}")
             except _NotOffered as error:
                 reasons.append(str(error))
@@ -142,14 +150,20 @@ class _Conversation:
                 self._client.directory,
             )
         elif self._client.external_account_required():
-            raise IssuanceError("the CA wants an account of its own: -acme-eab-kid and -acme-eab-key")
+            raise IssuanceError(
+                "the CA wants an account of its own: -acme-eab-kid and -acme-eab-key"
+            )
         registration = messages.NewRegistration.from_data(
-            email=settings.email or None, terms_of_service_agreed=True, external_account_binding=binding
+            email=settings.email or None,
+            terms_of_service_agreed=True,
+            external_account_binding=binding,
         )
         try:
             self._client.new_account(registration)
         except errors.ConflictError as known:
-            account = messages.RegistrationResource(uri=known.location, body=messages.Registration())
+            account = messages.RegistrationResource(
+                uri=known.location, body=messages.Registration()
+            )
             self._client.net.account = account
 
     def _order_validated_by(self, method: str) -> bytes:
@@ -186,7 +200,9 @@ class _Conversation:
     def _profile(self) -> str | None:
         """Name the profile only to a CA that has said it knows it."""
         meta = getattr(self._client.directory, "meta", None)
-        return self._order.profile if meta and self._order.profile in (meta.profiles or {}) else None
+        return (
+            self._order.profile if meta and self._order.profile in (meta.profiles or {}) else None
+        )
 
 
 def _system_roots() -> str | None:
@@ -196,7 +212,12 @@ def _system_roots() -> str | None:
 
 
 def _validation_words(error: errors.ValidationError) -> str:
-    problems = [body.error for failed in error.failed_authzrs for body in failed.body.challenges if body.error]
+    problems = [
+        body.error
+        for failed in error.failed_authzrs
+        for body in failed.body.challenges
+        if body.error
+    ]
     return _words(problems[0]) if problems else "the CA could not verify that this is ours"
 
 

@@ -19,8 +19,12 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fastderp.errors import CertificateError, IssuanceError
-from fastderp.server.http import message as http
-from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL, HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.challenges import (
+    ALPN_PROTOCOL,
+    HTTP_01,
+    TLS_ALPN_01,
+    Challenges,
+)
 from fastderp.server.certificates.acme.settings import LETS_ENCRYPT, AcmeSettings
 from fastderp.server.certificates.acme.store import (
     ACCOUNT_KEY,
@@ -33,6 +37,7 @@ from fastderp.server.certificates.acme.store import (
     private_pem,
 )
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, ip_literal
+from fastderp.server.http import message as http
 from fastderp.server.http.message import Request, Response
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import DeferredContext, ServerContext
@@ -112,7 +117,9 @@ class AcmeCertificates:
         self._ca = urlsplit(settings.directory_url).hostname or settings.directory_url
         self._store = Store(settings.cert_dir)
         self._account_key = self._store.account_key(ACCOUNT_KEY)
-        self._ip_account_key = self._store.account_key(IP_ACCOUNT_KEY) if settings.ip_certs else self._account_key
+        self._ip_account_key = (
+            self._store.account_key(IP_ACCOUNT_KEY) if settings.ip_certs else self._account_key
+        )
         self._failures = Failures(settings.cert_dir / FAILURES)
         self._challenges = Challenges()
         self._managed: dict[str, Managed] = {}
@@ -151,7 +158,9 @@ class AcmeCertificates:
 
     # For handshakes
 
-    def choose(self, hello: ClientHello, local_ip: str) -> ServerContext | asyncio.Future[ServerContext]:
+    def choose(
+        self, hello: ClientHello, local_ip: str
+    ) -> ServerContext | asyncio.Future[ServerContext]:
         """Return the certificate for a client, or a future that brings it; an order is begun where one may be.
 
         Raises TlsError: `server_name` for a name that is not served, `no_certificate` when there is none and will not be
@@ -169,12 +178,17 @@ class AcmeCertificates:
             # Expired: the client says so better than we could.
             return managed.context
         wait_s = self._failures.wait_s(managed.name)
-        raise TlsError("no_certificate", f"no certificate for {managed.name}: the CA is left alone for another {wait_s:.0f} s")
+        raise TlsError(
+            "no_certificate",
+            f"no certificate for {managed.name}: the CA is left alone for another {wait_s:.0f} s",
+        )
 
     def _challenge(self, name: str) -> ServerContext:
         context = self._challenges.tls_context(name)
         if context is None:
-            raise TlsError("server_name", "a CA's question about a name that is not being validated")
+            raise TlsError(
+                "server_name", "a CA's question about a name that is not being validated"
+            )
         return context
 
     def _wanted(self, name: str, local_ip: str) -> str:
@@ -183,17 +197,25 @@ class AcmeCertificates:
         if self._settings.ip_certs and (not name or address is not None):
             local = ip_address(local_ip)
             if address not in (None, local):
-                raise TlsError("server_name", "the client asked for another address than it has connected to")
+                raise TlsError(
+                    "server_name", "the client asked for another address than it has connected to"
+                )
             if self._settings.directory_url == LETS_ENCRYPT and not local.is_global:
-                raise TlsError("no_certificate", f"{local} is no public address: the CA would refuse it")
+                raise TlsError(
+                    "no_certificate", f"{local} is no public address: the CA would refuse it"
+                )
             return str(local)
         if not self._settings.allows(name):
-            raise TlsError("server_name", "the client asked for a name that is not served, or for none")
+            raise TlsError(
+                "server_name", "the client asked for a name that is not served, or for none"
+            )
         return name
 
     def _wait(self, managed: Managed) -> asyncio.Future[ServerContext]:
         if sum(len(each.waiting) for each in self._managed.values()) >= WAITING_LIMIT:
-            raise TlsError("no_certificate", f"{WAITING_LIMIT} handshakes wait for a certificate already")
+            raise TlsError(
+                "no_certificate", f"{WAITING_LIMIT} handshakes wait for a certificate already"
+            )
         future: asyncio.Future[ServerContext] = asyncio.get_running_loop().create_future()
         managed.waiting.add(future)
         future.add_done_callback(managed.waiting.discard)
@@ -204,7 +226,9 @@ class AcmeCertificates:
     def respond(self, request: Request) -> Response:
         """Answer the CA's question below `acme_challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
         host = _host(request)
-        if not self._settings.allows(host) and not (self._settings.ip_certs and ip_literal(host) is not None):
+        if not self._settings.allows(host) and not (
+            self._settings.ip_certs and ip_literal(host) is not None
+        ):
             return http.text_error(403, "this name is not served here")
         answer = self._challenges.http_answer(request.path)
         if answer is None:
@@ -222,14 +246,22 @@ class AcmeCertificates:
                 if managed.certificate is not None
             },
             "fastderp_acme_orders": dict(self._n_orders),
-            "fastderp_acme_handshakes_waiting": sum(len(managed.waiting) for managed in self._managed.values()),
+            "fastderp_acme_handshakes_waiting": sum(
+                len(managed.waiting) for managed in self._managed.values()
+            ),
         }
 
     @property
     def summary(self) -> str:
         """What there is, for a log line."""
-        kept = [f"{each.name} until {each.certificate.not_after:%Y-%m-%d}" for each in self._managed.values() if each.certificate]
-        return f"certificates from {self._ca}: " + (", ".join(kept) or "none yet, ordered when the first client asks")
+        kept = [
+            f"{each.name} until {each.certificate.not_after:%Y-%m-%d}"
+            for each in self._managed.values()
+            if each.certificate
+        ]
+        return f"certificates from {self._ca}: " + (
+            ", ".join(kept) or "none yet, ordered when the first client asks"
+        )
 
     # Orders
 
@@ -239,7 +271,10 @@ class AcmeCertificates:
         if managed is None:
             is_ip = ip_literal(name) is not None
             if not is_ip and sum(not each.is_ip for each in self._managed.values()) >= NAMES_LIMIT:
-                raise TlsError("no_certificate", f"certificates for {NAMES_LIMIT} names are looked after already")
+                raise TlsError(
+                    "no_certificate",
+                    f"certificates for {NAMES_LIMIT} names are looked after already",
+                )
             certificate = self._store.load(name)
             managed = Managed(name, is_ip, private_key(certificate))
             if certificate is not None:
@@ -279,7 +314,9 @@ class AcmeCertificates:
         """See to it that a certificate is being ordered; False while the CA is not to be asked."""
         if managed.order is None:
             loop = asyncio.get_running_loop()
-            if self._failures.wait_s(managed.name) or (managed.valid and loop.time() < managed.rest_until):
+            if self._failures.wait_s(managed.name) or (
+                managed.valid and loop.time() < managed.rest_until
+            ):
                 return False
             managed.order = loop.create_task(self._run_order(managed))
         return True
@@ -290,7 +327,12 @@ class AcmeCertificates:
             async with self._turns[managed.is_ip]:
                 log.info("%s: ordering a certificate from %s", managed.name, self._ca)
                 chain = await self._in_thread(managed)
-            self._use(managed, certificate_from_pem(managed.name, chain, private_pem(managed.key), crt=_ANSWER, key=_ANSWER))
+            self._use(
+                managed,
+                certificate_from_pem(
+                    managed.name, chain, private_pem(managed.key), crt=_ANSWER, key=_ANSWER
+                ),
+            )
         except (IssuanceError, CertificateError, TlsError) as error:
             self._failed(managed, error)
         except Exception as error:
@@ -306,13 +348,21 @@ class AcmeCertificates:
         self._n_orders["failed"] += 1
         rate_limited = isinstance(error, IssuanceError) and error.rate_limited
         wait_s = self._failures.add(managed.name, rate_limited=rate_limited)
-        kept = f"; the one until {managed.certificate.not_after:%Y-%m-%d %H:%M} UTC stays" if managed.certificate else ""
+        kept = (
+            f"; the one until {managed.certificate.not_after:%Y-%m-%d %H:%M} UTC stays"
+            if managed.certificate
+            else ""
+        )
         alone = f"the CA is left alone for {wait_s:.0f} s, or until SIGHUP"
-        log.error("%s: no certificate from %s: %s; %s%s", managed.name, self._ca, error, alone, kept)
+        log.error(
+            "%s: no certificate from %s: %s; %s%s", managed.name, self._ca, error, alone, kept
+        )
         self._scan_later(wait_s)
         for future in list(managed.waiting):
             if not future.done():
-                future.set_exception(TlsError("no_certificate", f"no certificate for {managed.name} was issued"))
+                future.set_exception(
+                    TlsError("no_certificate", f"no certificate for {managed.name} was issued")
+                )
 
     def _succeeded(self, managed: Managed, chain: bytes) -> None:
         assert managed.certificate is not None
@@ -340,7 +390,9 @@ class AcmeCertificates:
 
         def work() -> None:
             try:
-                report = _setter(outcome, self._obtain(self._settings, managed, account_key, self._challenges))
+                report = _setter(
+                    outcome, self._obtain(self._settings, managed, account_key, self._challenges)
+                )
             except BaseException as error:
                 report = _raiser(outcome, error)
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -359,7 +411,9 @@ class AcmeCertificates:
 _ANSWER = Path("the CA's answer")
 
 
-def _obtain(settings: AcmeSettings, managed: Managed, account_key: PrivateKey, challenges: Challenges) -> bytes:
+def _obtain(
+    settings: AcmeSettings, managed: Managed, account_key: PrivateKey, challenges: Challenges
+) -> bytes:
     from fastderp.server.certificates.acme.order import Order, obtain
 
     order = Order(

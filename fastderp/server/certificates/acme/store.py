@@ -46,7 +46,9 @@ FAILURES = "acme-failures.json"
 RETRY_FIRST_S = 60.0
 RETRY_MAX_S = 1800.0
 
-_KEY_BLOCK = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
+_KEY_BLOCK = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL
+)
 
 
 class Store:
@@ -58,7 +60,9 @@ class Store:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise CertificateError(f"cannot keep certificates in {directory}: {error.strerror}") from error
+            raise CertificateError(
+                f"cannot keep certificates in {directory}: {error.strerror}"
+            ) from error
 
     def account_key(self, file_name: str) -> ec.EllipticCurvePrivateKey:
         """Read the account's key, made when absent; relays started together agree on one. Raises CertificateError."""
@@ -66,12 +70,20 @@ class Store:
         try:
             with locked(self.directory):
                 if not path.exists():
-                    write_atomically(path, private_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
+                    write_atomically(
+                        path, private_pem(ec.generate_private_key(ec.SECP256R1())), 0o600
+                    )
         except OSError as error:
-            raise CertificateError(f"cannot keep the ACME account's key in {path}: {error.strerror}") from error
+            raise CertificateError(
+                f"cannot keep the ACME account's key in {path}: {error.strerror}"
+            ) from error
         key = _private_key(read_file(path, "ACME account's key"), path)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise CertificateError(f"{path} is not an ECDSA P-256 key: delete it, and another account is made")
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(
+            key.curve, ec.SECP256R1
+        ):
+            raise CertificateError(
+                f"{path} is not an ECDSA P-256 key: delete it, and another account is made"
+            )
         return key
 
     def load(self, name: str) -> Certificate | None:
@@ -81,9 +93,13 @@ class Store:
             return None
         try:
             key_pem = _key_block(read_file(key, "certificate key"), key)
-            certificate = certificate_from_pem(name, read_file(crt, "certificate"), key_pem, crt=crt, key=key)
+            certificate = certificate_from_pem(
+                name, read_file(crt, "certificate"), key_pem, crt=crt, key=key
+            )
             if crt != key and _is_self_signed(certificate):
-                raise CertificateError(f"the certificate in {crt} is self-signed, as -certmode manual makes them")
+                raise CertificateError(
+                    f"the certificate in {crt} is self-signed, as -certmode manual makes them"
+                )
             return certificate
         except CertificateError as error:
             log.warning("%s; another one is ordered when it is needed", error)
@@ -100,7 +116,9 @@ class Store:
             write_atomically(key_path, private_pem(key), 0o600)
             write_atomically(crt_path, chain_pem, 0o600)
         except OSError as error:
-            raise CertificateError(f"cannot keep the certificate in {crt_path}: {error.strerror}") from error
+            raise CertificateError(
+                f"cannot keep the certificate in {crt_path}: {error.strerror}"
+            ) from error
 
     def _files(self, name: str) -> tuple[Path, Path]:
         """Return where chain and key of a name or an address are: of a name, in one file."""
@@ -135,7 +153,9 @@ class Failures:
     def add(self, name: str, *, rate_limited: bool = False) -> float:
         """Note another failure; return how long to wait. The CA's own limits are for hours: they get the longest."""
         n = self._of.get(name, (0, 0.0))[0] + 1
-        wait_s = RETRY_MAX_S if rate_limited else min(RETRY_FIRST_S * 2 ** min(n - 1, 10), RETRY_MAX_S)
+        wait_s = (
+            RETRY_MAX_S if rate_limited else min(RETRY_FIRST_S * 2 ** min(n - 1, 10), RETRY_MAX_S)
+        )
         self._of[name] = (n, self._clock() + wait_s)
         self._save()
         return wait_s

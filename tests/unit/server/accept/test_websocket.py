@@ -42,7 +42,10 @@ def unmasked(first: int, data: bytes) -> bytes:
 def test_payload_comes_out_as_it_arrives_not_when_the_message_ends() -> None:
     channel, stream, _ = make()
     assert channel.open(message(b"one", BINARY)) == b"one"
-    assert channel.open(message(b"two", CONTINUATION) + message(b"three", FIN | CONTINUATION)) == b"twothree"
+    assert (
+        channel.open(message(b"two", CONTINUATION) + message(b"three", FIN | CONTINUATION))
+        == b"twothree"
+    )
     assert stream.sent == b"" and not channel.eof
 
 
@@ -63,15 +66,26 @@ def test_pongs_that_the_peer_does_not_take_stop_the_reading() -> None:
 
 def test_after_a_close_frame_nothing_is_read_or_written() -> None:
     channel, stream, failures = make()
-    assert channel.open(message(b"last", FIN | BINARY) + message(b"\x03\xe8", FIN | CLOSE)) == b"last"
+    assert (
+        channel.open(message(b"last", FIN | BINARY) + message(b"\x03\xe8", FIN | CLOSE)) == b"last"
+    )
     assert channel.eof and stream.sent == unmasked(FIN | CLOSE, b"\x03\xe8")
-    assert channel.open(message(b"more", FIN | BINARY)) == channel.seal(b"more") == channel.close_notify() == b""
+    assert (
+        channel.open(message(b"more", FIN | BINARY))
+        == channel.seal(b"more")
+        == channel.close_notify()
+        == b""
+    )
     assert not failures
 
 
 def test_payload_before_a_text_message_still_counts_and_nothing_after_it() -> None:
     channel, stream, failures = make()
-    sent = message(b"good", FIN | BINARY) + message(b"bad", FIN | TEXT) + message(b"late", FIN | BINARY)
+    sent = (
+        message(b"good", FIN | BINARY)
+        + message(b"bad", FIN | TEXT)
+        + message(b"late", FIN | BINARY)
+    )
     assert channel.open(sent) == b"good"
     assert channel.eof and stream.sent[2:4] == (1003).to_bytes(2)
     assert failures == {"1003": 1}
@@ -91,7 +105,9 @@ def test_who_sends_tiny_frames_is_read_in_small_pieces_until_they_grow() -> None
     channel.open(tiny * (READ_BYTES // len(tiny)))
     assert stream.read_bytes // len(tiny) <= 2 * FRAMES_PER_READ
     channel.open(large)
-    assert stream.read_bytes < READ_BYTES // 4, "one large frame does not buy a whole read of tiny ones"
+    assert stream.read_bytes < READ_BYTES // 4, (
+        "one large frame does not buy a whole read of tiny ones"
+    )
     for _ in range(8):
         channel.open(large)
     assert stream.read_bytes == READ_BYTES
@@ -106,7 +122,9 @@ def test_bytes_of_an_incomplete_message_can_be_asked_for() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.data())
-def test_any_cut_of_any_messages_gives_the_same_bytes(messages: list[bytes], data: st.DataObject) -> None:
+def test_any_cut_of_any_messages_gives_the_same_bytes(
+    messages: list[bytes], data: st.DataObject
+) -> None:
     channel, _, _ = make()
     wire = b"".join(map(message, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import LoginError
-from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.login import ClientInfo
 from fastderp.server.admission import admission
 from fastderp.server.admission.admission import Admission, Client
 from fastderp.server.admission.key_lists import KeyLists
 from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.login import ClientInfo
 
 ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
 NO = Verdict(False, "denied", "says no")
@@ -69,7 +69,9 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def lists(tmp_path: Path, *, allow: tuple[NodePublic, ...] = (), deny: tuple[NodePublic, ...] = ()) -> KeyLists:
+def lists(
+    tmp_path: Path, *, allow: tuple[NodePublic, ...] = (), deny: tuple[NodePublic, ...] = ()
+) -> KeyLists:
     paths: list[Path | None] = []
     for name, keys in (("allow", allow), ("deny", deny)):
         path = tmp_path / name
@@ -117,7 +119,11 @@ async def test_the_same_question_soon_after_is_answered_from_memory() -> None:
 async def test_what_was_no_answer_is_not_remembered() -> None:
     oracle = Oracle()
     asked = Admission(None, [oracle])
-    for verdict, let_in in ((SILENCE, False), (Verdict(True, "fail_open", "down"), True), (NO, False)):
+    for verdict, let_in in (
+        (SILENCE, False),
+        (Verdict(True, "fail_open", "down"), True),
+        (NO, False),
+    ):
         oracle.verdict = verdict
         assert await is_let_in(asked) is let_in
 
@@ -146,10 +152,14 @@ async def test_letting_in_without_an_answer_is_said(caplog: pytest.LogCaptureFix
     asked = Admission(None, [oracle])
     for _ in range(20):
         assert await is_let_in(asked)
-    assert caplog.text.count("is let in without an answer, as configured: example.com: no answer") == 1
+    assert (
+        caplog.text.count("is let in without an answer, as configured: example.com: no answer") == 1
+    )
 
 
-async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
     relay = Connected(Client(ANN, IP), Client(BOB, IP), Client(BOB, "192.0.2.8"))
     asked = Admission(lists(tmp_path, allow=(ANN, BOB)))
@@ -163,7 +173,9 @@ async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_sta
     assert asked.metrics()["fastderp_admission_list_keys"] == {"allow": 1}
 
 
-async def test_reload_does_not_wait_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reload_does_not_wait_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 3600)
     relay = Connected(Client(EVE, IP))
     asked = Admission(lists(tmp_path, deny=(BOB,)))
@@ -210,7 +222,9 @@ async def test_asking_again_is_spread_over_the_round() -> None:
     assert len(oracle.asked) == 256
 
 
-async def test_the_self_test_says_what_would_keep_everybody_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_self_test_says_what_would_keep_everybody_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def own_key() -> NodePublic:
         return ANN
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import ConfigError
-from fastderp.wire.keys import NodePrivate
 from fastderp.server.admission.key_lists import KeyList, KeyLists
+from fastderp.wire.keys import NodePrivate
 
 ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
 
@@ -20,11 +20,23 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_list_is_keys_comments_and_empty_lines(file: Path) -> None:
-    file.write_text(f"# staff\n\n  {ANN.text}  # Ann's laptop\r\n{BOB.text.replace(BOB.hex, BOB.hex.upper())}\n")
+    file.write_text(
+        f"# staff\n\n  {ANN.text}  # Ann's laptop\r\n{BOB.text.replace(BOB.hex, BOB.hex.upper())}\n"
+    )
     assert KeyList.load(file, required=True).keys == {ANN.raw, BOB.raw}
 
 
-@pytest.mark.parametrize("line", ["nodekey:123", "privkey:" + "0" * 64, ANN.hex, ANN.text + " Ann", ANN.text + "," + BOB.text, "\udcff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nodekey:123",
+        "privkey:" + "0" * 64,
+        ANN.hex,
+        ANN.text + " Ann",
+        ANN.text + "," + BOB.text,
+        "\udcff",
+    ],
+)
 def test_a_line_that_is_no_key_is_named_and_not_quoted(file: Path, line: str) -> None:
     file.write_bytes(f"# first\n{line}\n".encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=f"key list {file}, line 2: ") as error:
@@ -69,7 +81,9 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(file: Path) ->
     assert not found.reload() and not found.reload(force=True)
 
 
-def test_a_file_put_in_its_place_counts_as_changed_even_with_the_same_size_and_time(file: Path) -> None:
+def test_a_file_put_in_its_place_counts_as_changed_even_with_the_same_size_and_time(
+    file: Path,
+) -> None:
     file.write_text(ANN.text)
     found = KeyList.load(file, required=True)
     before = file.stat()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.wire.keys import NodePrivate
-from fastderp.server.net import http_query as service_module
-from fastderp.server.admission.verifiers import AdmissionUrl, NoAnswer, Tailscaled
 from fastderp.server.admission.verdict import Verdict
+from fastderp.server.admission.verifiers import AdmissionUrl, NoAnswer, Tailscaled
+from fastderp.server.net import http_query as service_module
+from fastderp.wire.keys import NodePrivate
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Answer, ok, response, serving
 
@@ -72,7 +72,9 @@ async def test_a_yes_may_be_spelled_in_many_ways(body: bytes) -> None:
     assert (await ask_url(ok(body))).outcome == "allowed"
 
 
-@pytest.mark.parametrize("answer", [ok(b"{}"), ok({"Allow": False}), ok({"Allow": None}), response(403, b"no")])
+@pytest.mark.parametrize(
+    "answer", [ok(b"{}"), ok({"Allow": False}), ok({"Allow": None}), response(403, b"no")]
+)
 async def test_a_no_is_certain(answer: bytes) -> None:
     verdict = await ask_url(answer)
     assert (verdict.allowed, verdict.certain) == (False, True)
@@ -94,11 +96,16 @@ async def test_a_no_is_certain(answer: bytes) -> None:
         (response(201, b'{"Allow":true}'), "status"),
         (response(302, b"", "Location: http://127.0.0.1:1/"), "status"),
         (response(500, b'{"Allow":true}'), "status"),
-        (response(200, b'{"Allow":true}', "Content-Encoding: gzip", "X: " + "x" * 200_000), "malformed"),
+        (
+            response(200, b'{"Allow":true}', "Content-Encoding: gzip", "X: " + "x" * 200_000),
+            "malformed",
+        ),
     ],
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else value,
 )
-async def test_any_other_answer_is_no_even_when_failing_open_but_not_certain(answer: bytes, outcome: str) -> None:
+async def test_any_other_answer_is_no_even_when_failing_open_but_not_certain(
+    answer: bytes, outcome: str
+) -> None:
     verdict = await ask_url(answer)
     assert (verdict.allowed, verdict.outcome, verdict.certain) == (False, outcome, False)
 
@@ -121,13 +128,19 @@ async def test_an_endless_answer_costs_only_its_beginning() -> None:
 async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool) -> None:
     async with admission_url(NOBODY_LISTENS, fail_open=fail_open) as asked:
         verdict = await asked.ask(KEY, "192.0.2.7")
-    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
+    assert (verdict.allowed, verdict.outcome) == (
+        (True, "fail_open") if fail_open else (False, "unreachable")
+    )
     assert verdict.detail == "127.0.0.1: Connection refused"
     assert not verdict.certain
 
 
-async def test_a_url_with_a_certificate_the_system_trusts_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(ok({"Allow": True}), tls=server_context(self_signed("localhost"), tmp_path)) as service:
+async def test_a_url_with_a_certificate_the_system_trusts_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(
+        ok({"Allow": True}), tls=server_context(self_signed("localhost"), tmp_path)
+    ) as service:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "served.crt"))
         async with admission_url(service.url) as asked:
             assert await asked.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
@@ -158,24 +171,34 @@ async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unre
         async with admission_url(service.url, fail_open=fail_open) as asked:
             verdict = await asked.ask(KEY, "192.0.2.7")
         assert service.requests == []
-    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "unreachable"))
+    assert (verdict.allowed, verdict.outcome) == (
+        (True, "fail_open") if fail_open else (False, "unreachable")
+    )
     assert verdict.detail.startswith("localhost: TLS: ") and complaint in verdict.detail
     assert not verdict.certain
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_a_silent_url_is_given_up_in_time(fail_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_url_is_given_up_in_time(
+    fail_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
     verdict = await ask_url(b"", fail_open=fail_open)
-    assert (verdict.allowed, verdict.outcome) == ((True, "fail_open") if fail_open else (False, "timeout"))
+    assert (verdict.allowed, verdict.outcome) == (
+        (True, "fail_open") if fail_open else (False, "timeout")
+    )
 
 
 async def test_an_answer_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
-    assert (await ask_url(b"HTTP/1.1 200 -\r\nContent-Length: 14\r\n\r\n{", fail_open=False)).outcome == "timeout"
+    assert (
+        await ask_url(b"HTTP/1.1 200 -\r\nContent-Length: 14\r\n\r\n{", fail_open=False)
+    ).outcome == "timeout"
 
 
-async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.8)
     monkeypatch.setattr(service_module, "TURN_S", 0.1)
     monkeypatch.setattr(service_module, "QUESTIONS_AT_ONCE", 2)
@@ -186,7 +209,9 @@ async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_op
     assert sorted(verdict.outcome for verdict in verdicts) == ["busy"] * 3 + ["fail_open"] * 2
 
 
-async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with serving(ok({"Allow": True})) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -204,7 +229,17 @@ async def test_cookies_are_not_kept() -> None:
         assert b"tracked" not in service.requests[1]
 
 
-@pytest.mark.parametrize("url", ["", "admission.example.com", "ftp://example.com/", "http://", "http://[::1", "https://user:s3cret@:x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "admission.example.com",
+        "ftp://example.com/",
+        "http://",
+        "http://[::1",
+        "https://user:s3cret@:x/",
+    ],
+)
 def test_a_url_that_is_none_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="URL") as refused:
         AdmissionUrl(url)
@@ -241,7 +276,9 @@ async def test_tailscaled_is_asked_who_the_key_is(tmp_path: Path) -> None:
         (ok(b'{"Node":"' + b"x" * 300_000), "malformed"),
     ],
 )
-async def test_only_a_known_key_passes_tailscaled(answer: bytes, outcome: str, tmp_path: Path) -> None:
+async def test_only_a_known_key_passes_tailscaled(
+    answer: bytes, outcome: str, tmp_path: Path
+) -> None:
     verdict = await ask_tailscaled(answer, tmp_path)
     assert (verdict.outcome, verdict.allowed) == (outcome, outcome == "allowed")
 
@@ -263,7 +300,12 @@ async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
     with serving(ok({"Self": {"PublicKey": KEY.text}}), tmp_path / "socket") as service:
         tailscaled = Tailscaled(str(tmp_path / "socket"))
         assert await tailscaled.own_key() == KEY
-        for answer in (ok(b"{}"), ok({"Self": None}), ok({"Self": {"PublicKey": 7}}), ok({"Self": {"PublicKey": "nodekey:"}})):
+        for answer in (
+            ok(b"{}"),
+            ok({"Self": None}),
+            ok({"Self": {"PublicKey": 7}}),
+            ok({"Self": {"PublicKey": "nodekey:"}}),
+        ):
             service.answer = answer
             with pytest.raises(NoAnswer, match="does not say who it is"):
                 await tailscaled.own_key()

@@ -45,7 +45,9 @@ def write_pair(
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days)
-    san = [x509.DNSName(name) for name in names] + [x509.IPAddress(ipaddress.ip_address(a)) for a in addresses]
+    san = [x509.DNSName(name) for name in names] + [
+        x509.IPAddress(ipaddress.ip_address(a)) for a in addresses
+    ]
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -57,10 +59,14 @@ def write_pair(
     )
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
-    certificate = builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    certificate = builder.sign(
+        key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    )
     encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     (directory / f"{stem}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
-    (directory / f"{stem}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    (directory / f"{stem}.key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Attribute's length must be")
@@ -72,12 +78,16 @@ def test_the_metacert_carries_the_relays_key_and_nothing_else() -> None:
     assert certificate.issuer == certificate.subject
     assert certificate.serial_number == 2
     assert certificate.version == x509.Version.v3
-    assert [(e.critical, e.value) for e in certificate.extensions] == [(True, x509.BasicConstraints(False, None))]
+    assert [(e.critical, e.value) for e in certificate.extensions] == [
+        (True, x509.BasicConstraints(False, None))
+    ]
     assert isinstance(certificate.public_key(), ed25519.Ed25519PublicKey)
     certificate.verify_directly_issued_by(certificate)
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert lifetime == datetime.timedelta(days=60)
-    assert certificate.not_valid_before_utc + lifetime / 2 - datetime.datetime.now(datetime.UTC) < datetime.timedelta(minutes=1)
+    assert certificate.not_valid_before_utc + lifetime / 2 - datetime.datetime.now(
+        datetime.UTC
+    ) < datetime.timedelta(minutes=1)
 
 
 def test_every_start_makes_another_metacert() -> None:
@@ -105,8 +115,12 @@ def test_an_address_without_files_gets_a_self_signed_pair(tmp_path: Path, addres
     assert isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == "secp256r1"
     extensions = {type(e.value): (e.critical, e.value) for e in leaf.extensions}
     assert extensions.pop(x509.BasicConstraints) == (True, x509.BasicConstraints(False, None))
-    assert extensions.pop(x509.ExtendedKeyUsage)[1] == x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    assert extensions.pop(x509.SubjectAlternativeName)[1] == x509.SubjectAlternativeName([x509.IPAddress(ip)])
+    assert extensions.pop(x509.ExtendedKeyUsage)[1] == x509.ExtendedKeyUsage(
+        [ExtendedKeyUsageOID.SERVER_AUTH]
+    )
+    assert extensions.pop(x509.SubjectAlternativeName)[1] == x509.SubjectAlternativeName(
+        [x509.IPAddress(ip)]
+    )
     _, usage = extensions.pop(x509.KeyUsage)
     assert isinstance(usage, x509.KeyUsage) and usage.digital_signature and usage.key_encipherment
     assert not usage.key_cert_sign and not extensions
@@ -123,7 +137,10 @@ def test_a_second_start_keeps_the_certificate(tmp_path: Path) -> None:
 
 def test_two_first_starts_at_once_agree_on_one_certificate(tmp_path: Path) -> None:
     code = "import sys,pathlib;from fastderp.server.certificates.certificate import manual_certificate as m;print(m(pathlib.Path(sys.argv[1]),'127.0.0.1').pin)"
-    starts = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) for _ in range(3)]
+    starts = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
     assert len({start.communicate()[0] for start in starts}) == 1
     assert all(start.returncode == 0 for start in starts)
 
@@ -138,15 +155,26 @@ def test_the_printed_node_pins_the_certificate(tmp_path: Path) -> None:
     made = certs.manual_certificate(tmp_path, "127.0.0.1")
     node = {"Name": "custom", "RegionID": 900, "HostName": "127.0.0.1", "CertName": made.pin}
     assert made.derp_node(port=443, stun_port=3478) == json.dumps(node, separators=(",", ":"))
-    assert json.loads(made.derp_node(port=8443, stun_port=None)) == node | {"DERPPort": 8443, "STUNPort": -1}
+    assert json.loads(made.derp_node(port=8443, stun_port=None)) == node | {
+        "DERPPort": 8443,
+        "STUNPort": -1,
+    }
 
 
 @pytest.mark.parametrize(
     ("hostname", "stem"),
-    [("derp.example.com", "derp.example.com"), ("::1", "1"), ("../etc/x_y", "..etcxy"), ("10.0.0.1", "10.0.0.1")],
+    [
+        ("derp.example.com", "derp.example.com"),
+        ("::1", "1"),
+        ("../etc/x_y", "..etcxy"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
 )
 def test_file_names_keep_only_safe_characters(hostname: str, stem: str) -> None:
-    assert certs.certificate_files(Path("/c"), hostname) == (Path(f"/c/{stem}.crt"), Path(f"/c/{stem}.key"))
+    assert certs.certificate_files(Path("/c"), hostname) == (
+        Path(f"/c/{stem}.crt"),
+        Path(f"/c/{stem}.key"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +185,9 @@ def test_file_names_keep_only_safe_characters(hostname: str, stem: str) -> None:
         (("*.example.com",), "derp.example.com"),
     ],
 )
-def test_a_name_in_the_certificate_is_served_for_that_sni(tmp_path: Path, names: tuple[str, ...], hostname: str) -> None:
+def test_a_name_in_the_certificate_is_served_for_that_sni(
+    tmp_path: Path, names: tuple[str, ...], hostname: str
+) -> None:
     write_pair(tmp_path, hostname, names=names)
     loaded = certs.manual_certificate(tmp_path, hostname)
     assert loaded.required_sni == hostname
@@ -220,12 +250,19 @@ def test_half_a_self_signed_pair_is_not_overwritten(tmp_path: Path, lost: str) -
 
 def test_a_certificate_for_somebody_else_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("b.example", "*.c.example"), addresses=("10.0.0.1",))
-    refuse(tmp_path, "a.example", r"is for b\.example, \*\.c\.example, 10\.0\.0\.1, not for a\.example")
+    refuse(
+        tmp_path, "a.example", r"is for b\.example, \*\.c\.example, 10\.0\.0\.1, not for a\.example"
+    )
 
 
 @pytest.mark.parametrize(
     ("pattern", "hostname"),
-    [("*.example.com", "example.com"), ("*.example.com", "a.b.example.com"), ("*", "localhost"), ("a*.x.com", "ab.x.com")],
+    [
+        ("*.example.com", "example.com"),
+        ("*.example.com", "a.b.example.com"),
+        ("*", "localhost"),
+        ("a*.x.com", "ab.x.com"),
+    ],
 )
 def test_a_wildcard_covers_one_whole_label(tmp_path: Path, pattern: str, hostname: str) -> None:
     write_pair(tmp_path, hostname, names=(pattern,))
@@ -249,7 +286,11 @@ def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
 
 def test_an_expired_certificate_of_an_address_says_how_it_is_made_anew(tmp_path: Path) -> None:
     write_pair(tmp_path, "10.0.0.1", addresses=("10.0.0.1",), age_days=40)
-    refuse(tmp_path, "10.0.0.1", r"10\.0\.0\.1\.crt expired on [\d-]+: delete it and 10\.0\.0\.1\.key to have both made anew, and put")
+    refuse(
+        tmp_path,
+        "10.0.0.1",
+        r"10\.0\.0\.1\.crt expired on [\d-]+: delete it and 10\.0\.0\.1\.key to have both made anew, and put",
+    )
 
 
 def test_a_certificate_from_the_future_is_refused(tmp_path: Path) -> None:
@@ -269,7 +310,10 @@ def test_an_encrypted_key_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path, "a.example", r"a\.example\.key is encrypted")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 40, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00\xff" * 40, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
+)
 @pytest.mark.parametrize("suffix", ["crt", "key"])
 def test_garbage_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",))

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 import pytest
 
 from fastderp.server.http import bootstrap_dns as bootstrap
-from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name, fraction, is_chosen
+from fastderp.server.http.bootstrap_dns import (
+    BootstrapDns,
+    Unpublished,
+    checked_name,
+    fraction,
+    is_chosen,
+)
 from fastderp.server.http.message import Request, Response
 from fastderp.server.net.resolver import SystemResolver
 from tests.kit.nameserver import FAILURE, SILENCE, Nameserver, Records, nameserver
@@ -22,7 +28,9 @@ CLIENT = "192.0.2.200"
 class Answers:
     """A resolver that answers from a table and never fails otherwise."""
 
-    def __init__(self, addresses: dict[str, list[str]], texts: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, addresses: dict[str, list[str]], texts: dict[str, str] | None = None
+    ) -> None:
         self.known = addresses
         self.texts = texts or {}
 
@@ -38,7 +46,9 @@ def resolver_of(server: Nameserver) -> SystemResolver:
 
 
 def ask(dns: BootstrapDns, query: str = "", ip: str = CLIENT) -> Response:
-    return dns.respond(Request("GET", "/bootstrap-dns", "/bootstrap-dns", query, "1.1", [], remote=(ip, 1)))
+    return dns.respond(
+        Request("GET", "/bootstrap-dns", "/bootstrap-dns", query, "1.1", [], remote=(ip, 1))
+    )
 
 
 def told(dns: BootstrapDns, name: str = "", ip: str = CLIENT) -> dict[str, list[str]]:
@@ -49,7 +59,9 @@ def told(dns: BootstrapDns, name: str = "", ip: str = CLIENT) -> dict[str, list[
 
 def counted(dns: BootstrapDns) -> dict[str, object]:
     """Return the counters that are not zero, without what their names have in common."""
-    return {name.removeprefix("bootstrap_dns_"): value for name, value in dns.metrics().items() if value}
+    return {
+        name.removeprefix("bootstrap_dns_"): value for name, value in dns.metrics().items() if value
+    }
 
 
 async def resolved(
@@ -57,7 +69,9 @@ async def resolved(
 ) -> BootstrapDns:
     """Look names up once, from a nameserver with these records."""
     with nameserver(records) as server:
-        dns = BootstrapDns(list(published), [Unpublished.parse(text) for text in unpublished], resolver_of(server))
+        dns = BootstrapDns(
+            list(published), [Unpublished.parse(text) for text in unpublished], resolver_of(server)
+        )
         await dns.refresh()
         return dns
 
@@ -76,7 +90,9 @@ async def test_published_names_are_told_with_the_addresses_of_both_families_and_
     found = json.loads(response.body)
     assert list(found) == ["a.example.com", "b.example.com"]
     assert sorted(found["b.example.com"]) == ["192.0.2.1", "2001:db8::1"]
-    assert response.body.startswith(b'{\n\t"a.example.com": [\n\t\t"192.0.2.3"\n\t],\n\t"b.example.com": [')
+    assert response.body.startswith(
+        b'{\n\t"a.example.com": [\n\t\t"192.0.2.3"\n\t],\n\t"b.example.com": ['
+    )
 
 
 def test_without_names_the_answer_is_empty_and_counted() -> None:
@@ -86,7 +102,9 @@ def test_without_names_the_answer_is_empty_and_counted() -> None:
     assert counted(dns) == {"requests": 2, "unpublished_misses": 1, "queried_domains": 1}
 
 
-async def test_one_family_is_enough_and_its_absence_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_family_is_enough_and_its_absence_is_not_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     dns = await resolved({"six.example.com": ["AAAA 2001:db8::6"]}, ["six.example.com"])
     assert told(dns) == {"six.example.com": ["2001:db8::6"]}
     assert not caplog.records
@@ -102,9 +120,14 @@ async def test_one_family_is_enough_and_its_absence_is_not_an_error(caplog: pyte
     ],
 )
 async def test_a_name_without_an_answer_is_left_out_and_logged(
-    records: str | list[str] | None, why: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    records: str | list[str] | None,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known: Records = {"good.example.com": BOTH} | ({} if records is None else {"bad.example.com": records})
+    known: Records = {"good.example.com": BOTH} | (
+        {} if records is None else {"bad.example.com": records}
+    )
     if records == "nobody listens":
         known["bad.example.com"] = SILENCE
         patched = SystemResolver._resolver
@@ -131,7 +154,9 @@ async def test_a_name_that_takes_too_long_does_not_keep_the_others_from_being_to
             return await super().addresses(name)
 
     monkeypatch.setattr(bootstrap, "BUDGET_S", 0.05)
-    dns = BootstrapDns(["slow.example.com", "good.example.com"], (), Stuck({"good.example.com": ["192.0.2.1"]}))
+    dns = BootstrapDns(
+        ["slow.example.com", "good.example.com"], (), Stuck({"good.example.com": ["192.0.2.1"]})
+    )
     await dns.refresh()
     assert told(dns) == {"good.example.com": ["192.0.2.1"]}
     assert "slow.example.com is left out: no answer in time" in caplog.text
@@ -172,10 +197,18 @@ async def test_names_are_looked_up_at_once_and_the_task_ends_with_the_relay() ->
 
 async def test_an_unpublished_name_is_told_alone_and_only_to_who_asks_for_it() -> None:
     dns = await resolved(
-        {"open.example.com": BOTH, "hidden.example.com": ["A 192.0.2.7"]}, ["open.example.com"], ["hidden.example.com"]
+        {"open.example.com": BOTH, "hidden.example.com": ["A 192.0.2.7"]},
+        ["open.example.com"],
+        ["hidden.example.com"],
     )
     assert told(dns, "hidden.example.com") == {"hidden.example.com": ["192.0.2.7"]}
-    for name in ("", "open.example.com", "other.example.com", "HIDDEN.example.com", "hidden.example.com."):
+    for name in (
+        "",
+        "open.example.com",
+        "other.example.com",
+        "HIDDEN.example.com",
+        "hidden.example.com.",
+    ):
         assert list(told(dns, name)) == ["open.example.com"]
     assert counted(dns) == {
         "requests": 6,
@@ -190,20 +223,41 @@ async def test_an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_
     dns = BootstrapDns(
         ["open.example.com", "empty.example.com"],
         [Unpublished("hidden.example.com")],
-        Answers({"open.example.com": ["192.0.2.1"], "empty.example.com": [], "hidden.example.com": []}),
+        Answers(
+            {"open.example.com": ["192.0.2.1"], "empty.example.com": [], "hidden.example.com": []}
+        ),
     )
     await dns.refresh()
-    assert told(dns, "hidden.example.com") == {"open.example.com": ["192.0.2.1"], "empty.example.com": []}
+    assert told(dns, "hidden.example.com") == {
+        "open.example.com": ["192.0.2.1"],
+        "empty.example.com": [],
+    }
     told(dns, "empty.example.com")
-    assert counted(dns) == {"requests": 2, "unpublished_misses": 1, "published_misses": 1, "queried_domains": 2}
+    assert counted(dns) == {
+        "requests": 2,
+        "unpublished_misses": 1,
+        "published_misses": 1,
+        "queried_domains": 2,
+    }
 
 
 @pytest.mark.parametrize(
-    ("text", "is_told"), [('TXT "100"', True), ('TXT "10" "0"', True), ('TXT "0"', False), ('TXT "x"', False), ("A 192.0.2.1", False)]
+    ("text", "is_told"),
+    [
+        ('TXT "100"', True),
+        ('TXT "10" "0"', True),
+        ('TXT "0"', False),
+        ('TXT "x"', False),
+        ("A 192.0.2.1", False),
+    ],
 )
-async def test_the_rollouts_record_decides_whether_an_unpublished_name_is_told(text: str, is_told: bool) -> None:
+async def test_the_rollouts_record_decides_whether_an_unpublished_name_is_told(
+    text: str, is_told: bool
+) -> None:
     dns = await resolved(
-        {"hidden.example.com": BOTH, "rollout.example.com": [text]}, (), ["hidden.example.com/rollout.example.com"]
+        {"hidden.example.com": BOTH, "rollout.example.com": [text]},
+        (),
+        ["hidden.example.com/rollout.example.com"],
     )
     assert bool(ask(dns, "q=hidden.example.com").body) is is_told
     assert dns.metrics()["bootstrap_dns_unpublished_hits"] == 1
@@ -212,9 +266,13 @@ async def test_the_rollouts_record_decides_whether_an_unpublished_name_is_told(t
 
 async def test_half_a_rollout_reaches_the_clients_of_the_published_sample() -> None:
     dns = await resolved(
-        {"hidden.example.com": BOTH, "rollout.example.com": ['TXT "50"']}, (), ["hidden.example.com/rollout.example.com"]
+        {"hidden.example.com": BOTH, "rollout.example.com": ['TXT "50"']},
+        (),
+        ["hidden.example.com/rollout.example.com"],
     )
-    reached = [bool(ask(dns, "q=hidden.example.com", f"1.2.3.{last}").body) for last in range(4, 11)]
+    reached = [
+        bool(ask(dns, "q=hidden.example.com", f"1.2.3.{last}").body) for last in range(4, 11)
+    ]
     assert reached == [True, True, False, True, False, True, True]
     assert dns.metrics()["bootstrap_dns_unpublished_percent_misses"] == 2
 
@@ -261,13 +319,25 @@ def test_loopback_is_tried_anew_each_time(ip: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("0", 0.0), ("7", 0.07), ("100", 1.0), ("101", 0.0), ("-1", 0.0), ("", 0.0), ("50%", 0.0), ("٥", 0.0)]
+    ("text", "share"),
+    [
+        ("0", 0.0),
+        ("7", 0.07),
+        ("100", 1.0),
+        ("101", 0.0),
+        ("-1", 0.0),
+        ("", 0.0),
+        ("50%", 0.0),
+        ("٥", 0.0),
+    ],
 )
 def test_a_percentage_is_read_strictly(text: str, share: float) -> None:
     assert fraction(text) == share
 
 
-@pytest.mark.parametrize("text", ["", "a b", "a..b", ".a", "a/b/c", "a/", "/a", "x" * 64, "a." * 127 + "aa", "ä.example"])
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a..b", ".a", "a/b/c", "a/", "/a", "x" * 64, "a." * 127 + "aa", "ä.example"]
+)
 def test_what_is_no_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="want a host name"):
         Unpublished.parse(text)

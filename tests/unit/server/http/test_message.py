@@ -25,7 +25,9 @@ def refused(raw: bytes) -> BadRequest:
     return caught.value
 
 
-def get(path: str, *headers: str, method: str = "GET", version: str = "1.1", secure: bool = False) -> Request:
+def get(
+    path: str, *headers: str, method: str = "GET", version: str = "1.1", secure: bool = False
+) -> Request:
     """Parse a small request."""
     lines = [f"{method} {path} HTTP/{version}", "Host: derp.example.com", *headers, "", ""]
     request, rest = parse("\r\n".join(lines).encode("latin-1"))
@@ -46,7 +48,9 @@ def fields(encoded: bytes) -> tuple[str, dict[str, str], bytes]:
 
 def test_bytes_behind_the_head_are_kept_exactly() -> None:
     login = bytes(range(256)) + b"\r\n\r\nGET / HTTP/1.1\r\n"
-    request, rest = parse(b"GET /derp HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n" + login)
+    request, rest = parse(
+        b"GET /derp HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n" + login
+    )
     assert request.path == "/derp"
     assert rest == login
 
@@ -55,9 +59,13 @@ def test_space_around_a_header_value_is_not_part_of_it() -> None:
     assert get("/derp", "Upgrade: \t DERP \t ").header("upgrade") == "DERP"
 
 
-@pytest.mark.parametrize("body_header", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize(
+    "body_header", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"]
+)
 def test_a_body_announced_with_an_upgrade_is_part_of_the_stream(body_header: bytes) -> None:
-    request, rest = parse(b"POST /derp HTTP/1.1\r\n" + HOST + b"Upgrade: DERP\r\n" + body_header + b"\r\nabcde")
+    request, rest = parse(
+        b"POST /derp HTTP/1.1\r\n" + HOST + b"Upgrade: DERP\r\n" + body_header + b"\r\nabcde"
+    )
     assert http.derp_upgrade(request) is not None
     assert rest == b"abcde"
 
@@ -93,15 +101,33 @@ def test_the_end_of_the_head_may_be_split_anywhere(cut: int) -> None:
         pytest.param(b"GET / HTTP/1.1\r\nA: b\r\n folded\r\n" + HOST + b"\r\n", id="folded header"),
         pytest.param(b"GET / HTTP/1.1\r\n" + HOST + b" folded\r\n\r\n", id="folded Host"),
         pytest.param(b"GET / HTTP/1.1\r\nA : b\r\n" + HOST + b"\r\n", id="space before the colon"),
-        pytest.param(b"GET / HTTP/1.1\r\nnonsense\r\n" + HOST + b"\r\n", id="header without a colon"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nnonsense\r\n" + HOST + b"\r\n", id="header without a colon"
+        ),
         pytest.param(b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", id="two Hosts"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", id="malformed Host"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no Host in 1.1"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n" + HOST + b"\r\n", id="CL and TE"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n" + HOST + b"\r\n", id="two lengths"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: +3\r\n" + HOST + b"\r\n", id="signed length"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n" + HOST + b"\r\n", id="endless length"),
-        pytest.param(b"GET / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n" + HOST + b"\r\n", id="unknown coding"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n"
+            + HOST
+            + b"\r\n",
+            id="CL and TE",
+        ),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n" + HOST + b"\r\n",
+            id="two lengths",
+        ),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: +3\r\n" + HOST + b"\r\n", id="signed length"
+        ),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n" + HOST + b"\r\n",
+            id="endless length",
+        ),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n" + HOST + b"\r\n",
+            id="unknown coding",
+        ),
         pytest.param(b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", id="HTTP/2.0"),
         pytest.param(b"GET /\r\n\r\n", id="HTTP/0.9"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2 preface"),
@@ -159,7 +185,9 @@ def test_targets_are_read_in_every_form(target: bytes, path: str, query: str) ->
     ("version", "connection", "alive"),
     [("1.1", "", True), ("1.1", "close", False), ("1.0", "", False), ("1.0", "keep-alive", True)],
 )
-def test_the_connection_lives_as_the_client_asks(version: str, connection: str, alive: bool) -> None:
+def test_the_connection_lives_as_the_client_asks(
+    version: str, connection: str, alive: bool
+) -> None:
     headers = [f"Connection: {connection}"] if connection else []
     assert get("/", *headers, version=version).keep_alive is alive
 
@@ -170,12 +198,23 @@ def test_the_connection_lives_as_the_client_asks(version: str, connection: str, 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("value", ["DERP", "derp", "WebSocket"])
-def test_the_upgrade_needs_no_connection_header_no_get_and_no_http_1_1(method: str, version: str, value: str) -> None:
+def test_the_upgrade_needs_no_connection_header_no_get_and_no_http_1_1(
+    method: str, version: str, value: str
+) -> None:
     upgrade = http.derp_upgrade(get("/derp", f"Upgrade: {value}", method=method, version=version))
     assert upgrade == http.Upgrade(fast_start=False, not_ideal=False)
 
 
-@pytest.mark.parametrize("headers", [[], ["Upgrade: derp, foo"], ["Upgrade: h2c"], ["Upgrade: h2c", "Upgrade: DERP"], ["Upgrade: "]])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        ["Upgrade: derp, foo"],
+        ["Upgrade: h2c"],
+        ["Upgrade: h2c", "Upgrade: DERP"],
+        ["Upgrade: "],
+    ],
+)
 def test_other_requests_for_derp_are_told_to_upgrade(headers: list[str]) -> None:
     request = get("/derp", *headers)
     assert http.derp_upgrade(request) is None
@@ -185,7 +224,9 @@ def test_other_requests_for_derp_are_told_to_upgrade(headers: list[str]) -> None
     assert body == b"DERP requires connection upgrade\n"
 
 
-@pytest.mark.parametrize(("value", "fast"), [("1", True), ("0", False), ("true", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "fast"), [("1", True), ("0", False), ("true", False), ("", False)]
+)
 def test_only_the_value_1_asks_for_a_fast_start(value: str, fast: bool) -> None:
     upgrade = http.derp_upgrade(get("/derp", "Upgrade: DERP", f"Derp-Fast-Start: {value}"))
     assert upgrade is not None and upgrade.fast_start is fast
@@ -213,7 +254,9 @@ def relay(**site: object) -> Routes:
 
 def answer(request: Request, routes: Routes | None = None) -> tuple[str, dict[str, str], bytes]:
     """Answer a request as the wire would carry it, without the date."""
-    status, headers, body = fields((routes or relay()).respond(request).encode(request, close=False))
+    status, headers, body = fields(
+        (routes or relay()).respond(request).encode(request, close=False)
+    )
     assert headers.pop("Date").endswith(" GMT")
     return status, headers, body
 
@@ -249,7 +292,9 @@ def test_a_captive_portal_challenge_is_answered(challenge: str) -> None:
 
 @pytest.mark.parametrize("challenge", ["", "with space", "x" * 65, "caf\xe9", "semi;colon"])
 def test_an_odd_challenge_is_left_out_and_still_204(challenge: str) -> None:
-    status, headers, _ = answer(get("/generate_204", f"X-Tailscale-Challenge: {challenge}", method="POST"))
+    status, headers, _ = answer(
+        get("/generate_204", f"X-Tailscale-Challenge: {challenge}", method="POST")
+    )
     assert status == "HTTP/1.1 204 No Content"
     assert "X-Tailscale-Response" not in headers
 
@@ -284,7 +329,10 @@ def test_head_has_the_length_of_the_page_and_no_body() -> None:
 def test_the_home_page_says_what_the_operator_configured() -> None:
     _, _, plain = answer(get("/"))
     assert b"Status: disabled" not in plain and b"/debug/" not in plain and b"abuse" not in plain
-    _, _, full = answer(get("/"), relay(hostname="derp1.tailscale.com", derp=False, debug_allowed=lambda request: True))
+    _, _, full = answer(
+        get("/"),
+        relay(hostname="derp1.tailscale.com", derp=False, debug_allowed=lambda request: True),
+    )
     assert b"Status: disabled" in full and b'href="/debug/"' in full
     assert b"abuse" in full and b"https://tailscale.com/security-policies" in full
     _, _, escaped = answer(get("/"), relay(hostname="<b>"))
@@ -308,7 +356,9 @@ def test_a_decommissioned_relay_says_so_at_derp_only() -> None:
 def test_debug_pages_can_be_plugged_in_below_debug() -> None:
     routes = relay()
     assert answer(get("/debug/varz"), routes)[0] == "HTTP/1.1 404 Not Found"
-    routes.prefixes["/debug/"] = lambda request: http.Response(200, request.path.encode(), "text/plain")
+    routes.prefixes["/debug/"] = lambda request: http.Response(
+        200, request.path.encode(), "text/plain"
+    )
     assert answer(get("/debug/varz"), routes)[2] == b"/debug/varz"
 
 
@@ -316,18 +366,26 @@ def test_debug_pages_can_be_plugged_in_below_debug() -> None:
 def test_the_way_to_the_debug_pages_keeps_the_key(query: str) -> None:
     for routes in (relay(), plain_port()):
         status, headers, _ = answer(get(f"/debug{query}"), routes)
-        assert (status, headers["Location"]) == ("HTTP/1.1 307 Temporary Redirect", f"/debug/{query}")
+        assert (status, headers["Location"]) == (
+            "HTTP/1.1 307 Temporary Redirect",
+            f"/debug/{query}",
+        )
 
 
 def test_connect_is_refused() -> None:
-    assert answer(get("example.com:443", method="CONNECT", secure=True))[::2] == ("HTTP/1.1 403 Forbidden", b"CONNECT not enabled\n")
+    assert answer(get("example.com:443", method="CONNECT", secure=True))[::2] == (
+        "HTTP/1.1 403 Forbidden",
+        b"CONNECT not enabled\n",
+    )
     assert answer(get("example.com:443", method="CONNECT"))[0] == "HTTP/1.1 404 Not Found"
 
 
 def test_http_1_0_is_answered_in_its_version() -> None:
     request = get("/robots.txt", "Connection: keep-alive", version="1.0")
     encoded = relay().respond(request).encode(request, close=False)
-    assert encoded.startswith(b"HTTP/1.0 200 OK\r\n") and b"\r\nConnection: keep-alive\r\n" in encoded
+    assert (
+        encoded.startswith(b"HTTP/1.0 200 OK\r\n") and b"\r\nConnection: keep-alive\r\n" in encoded
+    )
     assert b"\r\nConnection:" not in relay().respond(request).encode(request, close=True)
 
 
@@ -364,7 +422,10 @@ def test_the_plain_port_redirects_to_the_same_page_over_tls(target: str, locatio
 
 def test_the_plain_port_serves_no_relay_and_no_other_method() -> None:
     assert answer(get("/derp", "Upgrade: DERP"), plain_port())[0] == "HTTP/1.1 302 Found"
-    assert answer(get("/", method="POST"), plain_port())[::2] == ("HTTP/1.1 400 Bad Request", b"Use HTTPS\n")
+    assert answer(get("/", method="POST"), plain_port())[::2] == (
+        "HTTP/1.1 400 Bad Request",
+        b"Use HTTPS\n",
+    )
 
 
 def test_the_plain_port_answers_captive_portal_checks_and_debug() -> None:
@@ -376,7 +437,10 @@ def test_the_plain_port_answers_captive_portal_checks_and_debug() -> None:
 
 def test_a_redirect_without_a_host_uses_the_configured_name() -> None:
     request, _ = parse(b"GET /x HTTP/1.0\r\n\r\n")
-    assert answer(request, plain_port(hostname="derp9.example.com"))[1]["Location"] == "https://derp9.example.com/x"
+    assert (
+        answer(request, plain_port(hostname="derp9.example.com"))[1]["Location"]
+        == "https://derp9.example.com/x"
+    )
     assert answer(request, plain_port())[0] == "HTTP/1.0 400 Bad Request"
 
 

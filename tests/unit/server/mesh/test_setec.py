@@ -53,7 +53,9 @@ def no_z(text: str) -> str:
     return text
 
 
-async def test_the_question_is_setecs_and_the_answer_is_kept_for_our_eyes_only(tmp_path: Path) -> None:
+async def test_the_question_is_setecs_and_the_answer_is_kept_for_our_eyes_only(
+    tmp_path: Path,
+) -> None:
     cache = tmp_path / "new" / "derper-secrets"
     with serving(value("ab" * 32, 7)) as service:
         assert await fetched(service.url.removesuffix("/admit") + "/", cache) == "ab" * 32
@@ -64,7 +66,12 @@ async def test_the_question_is_setecs_and_the_answer_is_kept_for_our_eyes_only(t
     assert json.loads(body) == {"Name": NAME}
     assert cache.stat().st_mode & 0o777 == 0o600
     kept = json.loads(cache.read_text())
-    assert kept == {NAME: {"secret": {"Value": base64.b64encode(b"ab" * 32).decode(), "Version": 7}, "lastAccess": "0"}}
+    assert kept == {
+        NAME: {
+            "secret": {"Value": base64.b64encode(b"ab" * 32).decode(), "Version": 7},
+            "lastAccess": "0",
+        }
+    }
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
@@ -74,7 +81,9 @@ async def test_a_path_below_the_host_is_kept(tmp_path: Path) -> None:
     assert service.requests[0].startswith(b"POST /admit/api/get ")
 
 
-async def test_the_copy_is_used_while_the_server_cannot_be_reached(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_copy_is_used_while_the_server_cannot_be_reached(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "fastderp")
     await fetched_from(value("one"), tmp_path)
     assert (tmp_path / "secrets.json").exists(), "in a directory it is a file of its own"
@@ -88,28 +97,48 @@ async def test_other_secrets_in_the_copy_are_left_alone(tmp_path: Path) -> None:
     cache = tmp_path / "c"
     cache.write_text('{"other": {"secret": {"Value": "AAAA", "Version": 3}, "lastAccess": "5"}}')
     await fetched_from(value("one"), cache)
-    assert json.loads(cache.read_text())["other"] == {"secret": {"Value": "AAAA", "Version": 3}, "lastAccess": "5"}
+    assert json.loads(cache.read_text())["other"] == {
+        "secret": {"Value": "AAAA", "Version": 3},
+        "lastAccess": "5",
+    }
 
 
-@pytest.mark.parametrize("copy", ["", "{", "[]", "7", '{"prod/derp/meshkey": null}', '{"prod/derp/meshkey": {"secret": []}}'])
-async def test_without_server_and_without_a_usable_copy_there_is_no_start(tmp_path: Path, copy: str) -> None:
+@pytest.mark.parametrize(
+    "copy",
+    ["", "{", "[]", "7", '{"prod/derp/meshkey": null}', '{"prod/derp/meshkey": {"secret": []}}'],
+)
+async def test_without_server_and_without_a_usable_copy_there_is_no_start(
+    tmp_path: Path, copy: str
+) -> None:
     (tmp_path / "c").write_text(copy)
-    with pytest.raises(SecretsError, match=r"^secrets server 127\.0\.0\.1: Connection refused; nothing is kept in "):
+    with pytest.raises(
+        SecretsError, match=r"^secrets server 127\.0\.0\.1: Connection refused; nothing is kept in "
+    ):
         await fetched(UNREACHABLE, tmp_path / "c")
 
 
-async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = tmp_path / "c"
     await fetched_from(value("ab" * 32), cache, no_z)
     kept = cache.read_bytes()
     assert await fetched_from(value("zz"), cache, no_z) == "ab" * 32
     assert cache.read_bytes() == kept
-    assert f"secrets server 127.0.0.1: {NAME}: hex digits only; {NAME} is used as it was kept in {cache}" in caplog.text
+    assert (
+        f"secrets server 127.0.0.1: {NAME}: hex digits only; {NAME} is used as it was kept in {cache}"
+        in caplog.text
+    )
     assert await fetched(UNREACHABLE, cache, no_z) == "ab" * 32
 
 
-async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; nothing is kept in {tmp_path}/c$"):
+async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_kept(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; nothing is kept in {tmp_path}/c$",
+    ):
         await fetched_from(value("zz"), tmp_path / "c", no_z)
     assert not (tmp_path / "c").exists()
 
@@ -117,7 +146,10 @@ async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_
 async def test_a_copy_that_is_no_good_is_named(tmp_path: Path) -> None:
     cache = tmp_path / "c"
     await fetched_from(value("zz"), cache)
-    with pytest.raises(SecretsError, match=f"Connection refused; the copy in {cache} is no use either: hex digits only$"):
+    with pytest.raises(
+        SecretsError,
+        match=f"Connection refused; the copy in {cache} is no use either: hex digits only$",
+    ):
         await fetched(UNREACHABLE, cache, no_z)
 
 
@@ -152,7 +184,9 @@ async def test_a_refusal_or_nonsense_is_one_line_that_names_the_server(
     assert not (tmp_path / "c").exists()
 
 
-async def test_a_copy_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_copy_that_cannot_be_written_is_only_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     assert await fetched_from(value("one"), tmp_path / "file" / "c") == "one"
     assert "cannot be kept in" in caplog.text
@@ -160,5 +194,7 @@ async def test_a_copy_that_cannot_be_written_is_only_logged(tmp_path: Path, capl
 
 @pytest.mark.parametrize("url", ["setec", "ftp://setec", "http://", "http://[::1"])
 def test_what_is_no_url_is_refused_without_being_quoted(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^(malformed URL|want a URL such as https://setec\.example\.ts\.net)$"):
+    with pytest.raises(
+        ValueError, match=r"^(malformed URL|want a URL such as https://setec\.example\.ts\.net)$"
+    ):
         SecretsServer(url, NAME, tmp_path)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastderp.wire.keys import NodePublic
 from fastderp.server.observe.consistency import LOOKS, inconsistencies
+from fastderp.wire.keys import NodePublic
 
 ANN, BOB, FAR = (os.urandom(32) for _ in range(3))
 
@@ -49,7 +49,10 @@ def test_duplicates_links_and_keys_that_are_here_and_there_are_no_inconsistency(
     ("counter", "problem"),
     [
         ("current_connections", "4 connections counted, 3 found"),
-        ("current_dup_client_conns", "2 connections beyond the first of their key counted, 1 found"),
+        (
+            "current_dup_client_conns",
+            "2 connections beyond the first of their key counted, 1 found",
+        ),
         ("clients_local", "3 local keys counted, 2 found"),
         ("clients_remote", "2 remote keys counted, 1 found"),
     ],

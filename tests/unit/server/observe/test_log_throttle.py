@@ -25,7 +25,9 @@ def summary(now: list[float], caplog: pytest.LogCaptureFixture) -> Summariser:
     return Summariser(logging.getLogger("fastderp"), window_s=10, clock=lambda: now[0])
 
 
-def test_the_first_of_a_kind_is_logged_at_once(summary: Summariser, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_of_a_kind_is_logged_at_once(
+    summary: Summariser, caplog: pytest.LogCaptureFixture
+) -> None:
     summary.say("box", "%s: refused", "192.0.2.1")
     summary.say("json", "%s: also refused", "192.0.2.2")
     assert caplog.messages == ["192.0.2.1: refused", "192.0.2.2: also refused"]
@@ -49,7 +51,9 @@ def test_repetitions_are_held_back_and_their_number_comes_with_the_next_line(
     ]
 
 
-def test_a_kind_may_have_several_lines_per_window(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kind_may_have_several_lines_per_window(
+    now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     summary = Summariser(logging.getLogger("fastderp"), lines=2, window_s=10, clock=lambda: now[0])
     for number in range(5):
@@ -65,7 +69,9 @@ def test_a_kind_may_have_several_lines_per_window(now: list[float], caplog: pyte
     assert caplog.messages[2:] == ["6 (and 1 more like it since the last such line)"]
 
 
-def test_nothing_is_held_back_while_debugging(summary: Summariser, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_held_back_while_debugging(
+    summary: Summariser, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG, "fastderp")
     for _ in range(3):
         summary.say("box", "refused")
@@ -93,6 +99,8 @@ def test_what_others_say_cannot_forge_a_line_or_steer_a_terminal(
 def test_any_text_becomes_one_printable_line_of_bounded_length(text: str) -> None:
     line = one_line(text)
     assert len(line.splitlines()) <= 1
-    assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in line)
+    assert not any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in line
+    )
     assert len(line) <= 10 * (LINE_LIMIT_CHARACTERS + 1)
     line.encode()

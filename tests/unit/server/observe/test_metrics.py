@@ -10,9 +10,9 @@ import pytest
 
 import fastderp
 from fastderp.errors import ConfigError
-from fastderp.server.observe import metrics
 from fastderp.server.http.debug import DebugAccess, DebugPages
 from fastderp.server.http.message import Request
+from fastderp.server.observe import metrics
 
 SAMPLE = re.compile(r'[a-z_0-9]+(\{[a-z_]+="[^"\n]*"(,[a-z_]+="[^"\n]*")*\})? \S+')
 
@@ -55,12 +55,16 @@ def test_metrics_that_do_not_exist_yet_are_absent() -> None:
 
 
 def test_every_line_is_prometheus_text() -> None:
-    values: dict[str, metrics.Value] = {metric.name: 1 for metric in metrics.METRICS if not metric.labels}
+    values: dict[str, metrics.Value] = {
+        metric.name: 1 for metric in metrics.METRICS if not metric.labels
+    }
     values |= metrics.Process().metrics() | {"derp_tcp_rtt": {"10ms": 4, "inf": 1}}
     text = metrics.varz(values)
     assert text.endswith("\n")
     for line in text.splitlines():
-        assert SAMPLE.fullmatch(line) or re.fullmatch(r"# (TYPE \w+ (counter|gauge|histogram)|HELP \w+ .+)", line), line
+        assert SAMPLE.fullmatch(line) or re.fullmatch(
+            r"# (TYPE \w+ (counter|gauge|histogram)|HELP \w+ .+)", line
+        ), line
 
 
 def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
@@ -69,18 +73,25 @@ def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
         histogram.observe(value)
     lines = lines_of({"derp_mesh_update_batch_size": histogram})
     assert "# TYPE derp_mesh_update_batch_size histogram" in lines
-    shown = [line.removeprefix("derp_mesh_update_batch_size_") for line in lines if line.startswith("derp_mesh")]
+    shown = [
+        line.removeprefix("derp_mesh_update_batch_size_")
+        for line in lines
+        if line.startswith("derp_mesh")
+    ]
     assert shown == [
         'bucket{le="0"} 1', 'bucket{le="1"} 3', 'bucket{le="5"} 4', 'bucket{le="+Inf"} 5', "sum 105", "count 5",
     ]  # fmt: skip
 
 
 def test_a_stranger_to_the_table_is_shown_untyped() -> None:
-    assert samples({"derp_new_thing": 5, "other": {"a\"b\n": 1}})["derp_new_thing"] == "5"
-    assert 'other{label0="a\\"b\\n"} 1' in lines_of({"other": {"a\"b\n": 1}})
+    assert samples({"derp_new_thing": 5, "other": {'a"b\n': 1}})["derp_new_thing"] == "5"
+    assert 'other{label0="a\\"b\\n"} 1' in lines_of({"other": {'a"b\n': 1}})
 
 
-@pytest.mark.parametrize(("value", "text"), [(float("inf"), "+Inf"), (float("-inf"), "-Inf"), (float("nan"), "NaN"), (2**63, str(2**63))])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(float("inf"), "+Inf"), (float("-inf"), "-Inf"), (float("nan"), "NaN"), (2**63, str(2**63))],
+)
 def test_numbers_are_written_as_prometheus_reads_them(value: float, text: str) -> None:
     assert samples({"derp_accepts": value})["derp_accepts"] == text
 
@@ -121,8 +132,14 @@ LABELS = {
 }  # fmt: skip
 
 
-def test_every_metric_of_the_protocol_is_there_with_its_type_and_labels_and_the_rest_is_called_ours() -> None:
-    promised = {name: (kind, LABELS.get(name, ())) for kind, names in PROMISED.items() for name in names.split()}
+def test_every_metric_of_the_protocol_is_there_with_its_type_and_labels_and_the_rest_is_called_ours() -> (
+    None
+):
+    promised = {
+        name: (kind, LABELS.get(name, ()))
+        for kind, names in PROMISED.items()
+        for name in names.split()
+    }
     table = {metric.name: (metric.kind, metric.labels) for metric in metrics.METRICS}
     assert {name: row for name, row in table.items() if not name.startswith("fastderp_")} == {
         **promised,
@@ -139,7 +156,12 @@ def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
         "accepts": 1, "gauge_current_connections": 2, "counter_packets_received_kind": {"disco": 3, "other": 0},
     }  # fmt: skip
     assert tree["counter_uptime_sec"] == 4
-    assert tree["stun"]["counter_requests"] == {"not_stun": 0, "read_error": 0, "success": 5, "write_error": 0}
+    assert tree["stun"]["counter_requests"] == {
+        "not_stun": 0,
+        "read_error": 0,
+        "success": 5,
+        "write_error": 0,
+    }
     assert tree["derp_packets_dropped"] == "MultiLabelMap"
     assert tree["version"] == fastderp.__version__
 
@@ -155,17 +177,47 @@ def test_the_process_tells_its_size_and_age() -> None:
 
 
 def request(
-    path: str = "/debug/", *, remote: str = "127.0.0.1", query: str = "", headers: dict[str, str] | None = None, method: str = "GET"
+    path: str = "/debug/",
+    *,
+    remote: str = "127.0.0.1",
+    query: str = "",
+    headers: dict[str, str] | None = None,
+    method: str = "GET",
 ) -> Request:
-    return Request(method, path, path, query, "1.1", list((headers or {}).items()), remote=(remote, 5000))
+    return Request(
+        method, path, path, query, "1.1", list((headers or {}).items()), remote=(remote, 5000)
+    )
 
 
-@pytest.mark.parametrize("remote", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "100.64.0.1", "100.127.255.254", "fd7a:115c:a1e0::5"])
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "::ffff:127.0.0.1",
+        "100.64.0.1",
+        "100.127.255.254",
+        "fd7a:115c:a1e0::5",
+    ],
+)
 def test_loopback_and_tailscale_addresses_may_look(remote: str) -> None:
     assert DebugAccess().allows(request(remote=remote))
 
 
-@pytest.mark.parametrize("remote", ["192.0.2.1", "10.0.0.1", "100.115.92.7", "100.115.93.200", "100.128.0.1", "fd7a:115c:a1e1::5", "::ffff:8.8.8.8", ""])
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "192.0.2.1",
+        "10.0.0.1",
+        "100.115.92.7",
+        "100.115.93.200",
+        "100.128.0.1",
+        "fd7a:115c:a1e1::5",
+        "::ffff:8.8.8.8",
+        "",
+    ],
+)
 def test_strangers_may_not(remote: str) -> None:
     assert not DebugAccess().allows(request(remote=remote))
 
@@ -179,8 +231,13 @@ def test_a_forwarded_request_may_not_wherever_it_comes_from() -> None:
 
 
 def test_the_environment_adds_an_address_and_networks() -> None:
-    access = DebugAccess.from_environment({"TS_ALLOW_DEBUG_IP": "192.0.2.1", "TS_DEBUG_TRUSTED_CIDRS": " 10.0.0.0/8 , 2001:db8::/32,"})
-    assert all(access.allows(request(remote=remote)) for remote in ("192.0.2.1", "10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"))
+    access = DebugAccess.from_environment(
+        {"TS_ALLOW_DEBUG_IP": "192.0.2.1", "TS_DEBUG_TRUSTED_CIDRS": " 10.0.0.0/8 , 2001:db8::/32,"}
+    )
+    assert all(
+        access.allows(request(remote=remote))
+        for remote in ("192.0.2.1", "10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1")
+    )
     assert not access.allows(request(remote="192.0.2.2"))
 
 
@@ -253,6 +310,9 @@ def test_an_unknown_page_is_404(pages: DebugPages) -> None:
 
 def test_a_refusal_tells_the_address_in_dev_mode_only(pages: DebugPages) -> None:
     stranger = request("/debug/varz", remote="192.0.2.1")
-    assert (pages.respond(stranger).status, pages.respond(stranger).body) == (403, b"debug access denied\n")
+    assert (pages.respond(stranger).status, pages.respond(stranger).body) == (
+        403,
+        b"debug access denied\n",
+    )
     pages.dev = True
     assert b"192.0.2.1" in pages.respond(stranger).body

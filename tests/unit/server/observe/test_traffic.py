@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from fastderp.dataplane.plane import TcpInfo
-from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.server.observe import traffic
 from fastderp.server.observe.traffic import BytesSentRecv, RoundTrips
+from fastderp.wire.keys import NodePrivate, NodePublic
 
 ANN, BOB = (NodePrivate.generate().public() for _ in range(2))
 
@@ -24,12 +24,18 @@ class Counters:
         self.rtt_us = 3000
 
     def tcp_infos(self) -> list[TcpInfo]:
-        return [TcpInfo(handle, key.raw, self.rtt_us, sent, received) for handle, key, sent, received in self.tcp]
+        return [
+            TcpInfo(handle, key.raw, self.rtt_us, sent, received)
+            for handle, key, sent, received in self.tcp
+        ]
 
     def sessions(self) -> list[Any]:
         return [
-            SimpleNamespace(handle=handle, key=key.raw, totals=SimpleNamespace(tx_bytes=sent, rx_bytes=received))
-            for handle, key, sent, received in [(row[0], row[1], 1, 1) for row in self.tcp] + self.bridged
+            SimpleNamespace(
+                handle=handle, key=key.raw, totals=SimpleNamespace(tx_bytes=sent, rx_bytes=received)
+            )
+            for handle, key, sent, received in [(row[0], row[1], 1, 1) for row in self.tcp]
+            + self.bridged
         ]
 
     def unique_senders(self) -> dict[int, int]:
@@ -52,7 +58,9 @@ async def test_a_round_has_the_totals_of_those_who_moved_something(plane: Any) -
     assert await anext(rounds) == []
 
 
-async def test_a_bridged_connection_is_counted_where_its_socket_is_and_one_without_by_its_packets(plane: Any) -> None:
+async def test_a_bridged_connection_is_counted_where_its_socket_is_and_one_without_by_its_packets(
+    plane: Any,
+) -> None:
     plane.bridged = [(8, ANN, 1400, 0), (9, BOB, 1400, 0)]
     rounds = traffic.rounds(plane, lambda: {9: (1499, 77)}, 0)
     assert await anext(rounds) == [BytesSentRecv(1400, 0, ANN), BytesSentRecv(1499, 77, BOB)]
@@ -67,7 +75,13 @@ async def test_a_line_is_what_derper_writes(plane: Any) -> None:
 
 
 def test_round_trips_are_counted_each_time_and_what_has_none_once() -> None:
-    looks = iter([([1, 0, 0, 0, 0, 0, 0, 0], 1, 0), ([0, 0, 0, 0, 0, 0, 1, 0], 0, 2), ([0, 0, 0, 0, 0, 0, 1, 2], 1, 1)])
+    looks = iter(
+        [
+            ([1, 0, 0, 0, 0, 0, 0, 0], 1, 0),
+            ([0, 0, 0, 0, 0, 0, 1, 0], 0, 2),
+            ([0, 0, 0, 0, 0, 0, 1, 2], 1, 1),
+        ]
+    )
     asked = []
 
     class Sessions:
@@ -78,5 +92,12 @@ def test_round_trips_are_counted_each_time_and_what_has_none_once() -> None:
     round_trips = RoundTrips(cast(Any, Sessions()), lambda: [10_000, 10_001])
     for _ in range(3):
         round_trips.sample()
-    assert round_trips.counts == {"10ms": 4, "20ms": 3, "500ms": 2, "inf": 2, "non-tcp": 2, "error": 3}
+    assert round_trips.counts == {
+        "10ms": 4,
+        "20ms": 3,
+        "500ms": 2,
+        "inf": 2,
+        "non-tcp": 2,
+        "error": 3,
+    }
     assert asked[0] == [10_000, 20_000, 50_000, 100_000, 150_000, 250_000, 500_000]

@@ -16,7 +16,9 @@ from fastderp.errors import EX_OSERR, ListenError
 from fastderp.server.stun import server as stun
 
 # PROTOCOL §20: a request seen from 127.0.0.1:56360, and its answer.
-REQUEST = bytes.fromhex("000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e")
+REQUEST = bytes.fromhex(
+    "000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e"
+)
 ANSWER = bytes.fromhex("0101000c2112a44295b1f1b5eca41dcc023531e2002000080001fd3a5e12a443")
 TXID = REQUEST[8:20]
 SOFTWARE = bytes.fromhex("802200087461696c6e6f6465")
@@ -25,7 +27,12 @@ SOFTWARE = bytes.fromhex("802200087461696c6e6f6465")
 def request(*attributes: bytes, txid: bytes = TXID, length: int | None = None) -> bytes:
     """Build a binding request with a right fingerprint after the given attributes."""
     body = b"".join(attributes)
-    head = b"\x00\x01" + (len(body) + 8 if length is None else length).to_bytes(2) + bytes.fromhex("2112a442") + txid
+    head = (
+        b"\x00\x01"
+        + (len(body) + 8 if length is None else length).to_bytes(2)
+        + bytes.fromhex("2112a442")
+        + txid
+    )
     fingerprint = zlib.crc32(head + body) ^ 0x5354554E
     return head + body + bytes.fromhex("80280004") + fingerprint.to_bytes(4)
 
@@ -47,15 +54,22 @@ def test_an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_tra
     assert response[:8] == bytes.fromhex("010100182112a442")
     assert response[20:26] == bytes.fromhex("002000140002")
     assert int.from_bytes(response[26:28]) ^ 0x2112 == 4000
-    assert bytes(a ^ b for a, b in zip(response[28:], bytes.fromhex("2112a442") + TXID, strict=True)) == address
+    assert (
+        bytes(a ^ b for a, b in zip(response[28:], bytes.fromhex("2112a442") + TXID, strict=True))
+        == address
+    )
 
 
 @pytest.mark.parametrize(
     "datagram",
     [
         pytest.param(request(SOFTWARE, length=0), id="the header's length is not looked at"),
-        pytest.param(request(bytes.fromhex("0001000161000000"), SOFTWARE), id="other attributes, padded"),
-        pytest.param(request(SOFTWARE, bytes.fromhex("00060000")), id="an empty attribute behind SOFTWARE"),
+        pytest.param(
+            request(bytes.fromhex("0001000161000000"), SOFTWARE), id="other attributes, padded"
+        ),
+        pytest.param(
+            request(SOFTWARE, bytes.fromhex("00060000")), id="an empty attribute behind SOFTWARE"
+        ),
     ],
 )
 def test_answered(datagram: bytes) -> None:
@@ -77,7 +91,10 @@ def test_answered(datagram: bytes) -> None:
         pytest.param(REQUEST[:-1] + b"\x9f", id="wrong fingerprint"),
         pytest.param(request(), id="no SOFTWARE"),
         pytest.param(request(bytes.fromhex("802200087461696c6e6f6466")), id="other software"),
-        pytest.param(request(bytes.fromhex("8022000c7461696c6e6f6465")), id="an attribute longer than the datagram"),
+        pytest.param(
+            request(bytes.fromhex("8022000c7461696c6e6f6465")),
+            id="an attribute longer than the datagram",
+        ),
         pytest.param(SOFTWARE * 3, id="no header"),
     ],
 )
@@ -101,7 +118,9 @@ def test_any_bytes_are_answered_or_ignored(tail: bytes) -> None:
 def test_noise_near_a_valid_request_is_ignored_or_answered_in_few_bytes() -> None:
     random = Random(24)  # fixed: a failure can be looked at again
     for _ in range(100_000):
-        datagram = bytearray(REQUEST[: random.randrange(41)] + random.randbytes(random.randrange(12)))
+        datagram = bytearray(
+            REQUEST[: random.randrange(41)] + random.randbytes(random.randrange(12))
+        )
         for _ in range(random.randrange(3)):
             if datagram:
                 datagram[random.randrange(len(datagram))] = random.randrange(256)
@@ -124,7 +143,9 @@ async def server() -> AsyncIterator[stun.StunServer]:
     server.close()
 
 
-async def ask(family: socket.AddressFamily, address: tuple[str, int], *datagrams: bytes) -> tuple[bytes, tuple[str, int]]:
+async def ask(
+    family: socket.AddressFamily, address: tuple[str, int], *datagrams: bytes
+) -> tuple[bytes, tuple[str, int]]:
     """Send datagrams from a fresh socket; return the first answer and the socket's own address."""
     loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -136,7 +157,9 @@ async def ask(family: socket.AddressFamily, address: tuple[str, int], *datagrams
             return await loop.sock_recv(sock, 2048), sock.getsockname()[:2]
 
 
-async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(server: stun.StunServer) -> None:
+async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(
+    server: stun.StunServer,
+) -> None:
     port = server.addresses[0][1]
     response, (_, own_port) = await ask(socket.AF_INET, ("127.0.0.1", port), REQUEST)
     assert response == stun.binding_response(TXID, bytes([127, 0, 0, 1]), own_port)
@@ -175,9 +198,14 @@ async def test_more_datagrams_than_one_turn_takes_are_all_answered(server: stun.
                 await loop.sock_recv(sock, 100)
 
 
-async def test_a_name_with_several_addresses_is_served_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_with_several_addresses_is_served_on_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def two_addresses(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.2")]
+        return [
+            (socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0))
+            for address in ("127.0.0.1", "127.0.0.2")
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
     server = stun.bind_stun("relay.example", 0)
@@ -204,7 +232,9 @@ def test_a_port_in_use_is_refused_and_nothing_stays_bound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", 0))
         port = taken.getsockname()[1]
-        with pytest.raises(ListenError, match=rf"STUN: cannot listen on UDP :{port}: Address already in use") as caught:
+        with pytest.raises(
+            ListenError, match=rf"STUN: cannot listen on UDP :{port}: Address already in use"
+        ) as caught:
             stun.bind_stun("", port)
         assert caught.value.exit_code == EX_OSERR
 
@@ -214,7 +244,9 @@ def test_a_foreign_address_is_refused() -> None:
         stun.bind_stun("192.0.2.1", 0)
 
 
-async def test_a_read_error_is_counted_and_the_socket_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_error_is_counted_and_the_socket_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Failing(socket.socket):
         failures = 1
 

@@ -58,7 +58,9 @@ def server() -> Iterator[Answering]:
 
 
 def failure(server: Answering, directory: Path) -> IssuanceError:
-    settings = AcmeSettings(f"http://127.0.0.1:{server.server_address[1]}/dir", directory, "derp.example.com")
+    settings = AcmeSettings(
+        f"http://127.0.0.1:{server.server_address[1]}/dir", directory, "derp.example.com"
+    )
     with pytest.raises(IssuanceError) as error:
         obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
     assert str(error.value).isprintable()
@@ -66,17 +68,35 @@ def failure(server: Answering, directory: Path) -> IssuanceError:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b"null", b"\xff", json.dumps({"newAccount": 7, "newNonce": 7}).encode(), b"[" * 9999]
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff",
+        json.dumps({"newAccount": 7, "newNonce": 7}).encode(),
+        b"[" * 9999,
+    ],
 )
-def test_what_is_no_directory_makes_no_sense(server: Answering, tmp_path: Path, body: bytes) -> None:
+def test_what_is_no_directory_makes_no_sense(
+    server: Answering, tmp_path: Path, body: bytes
+) -> None:
     server.body = body
     failure(server, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("ca", "reason"), [("127.0.0.1:1", "Connection refused"), ("no-such-host.invalid", "(Name or service|No address|Temporary failure).*")]
+    ("ca", "reason"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("no-such-host.invalid", "(Name or service|No address|Temporary failure).*"),
+    ],
 )
-def test_a_ca_that_cannot_be_reached_is_a_line_that_says_why(tmp_path: Path, ca: str, reason: str) -> None:
+def test_a_ca_that_cannot_be_reached_is_a_line_that_says_why(
+    tmp_path: Path, ca: str, reason: str
+) -> None:
     settings = AcmeSettings(f"https://{ca}/dir", tmp_path, "derp.example.com")
     with pytest.raises(IssuanceError, match=f"^cannot reach https://{ca}/dir: {reason}$"):
         obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
@@ -90,14 +110,18 @@ def test_an_error_page_is_no_answer(server: Answering, tmp_path: Path, status: i
 
 def test_what_the_ca_says_is_one_short_line(server: Answering, tmp_path: Path) -> None:
     server.status, server.content_type = 403, "application/problem+json"
-    server.body = json.dumps({"type": PROBLEM + "unauthorized", "detail": "no\r\n\x1b[31m " + "x" * 9999}).encode()
+    server.body = json.dumps(
+        {"type": PROBLEM + "unauthorized", "detail": "no\r\n\x1b[31m " + "x" * 9999}
+    ).encode()
     said = str(failure(server, tmp_path))
     assert said.startswith("no \\x1b[31m xxx")
     assert len(said) <= DETAIL_LIMIT + 1
 
 
 @pytest.mark.parametrize(("kind", "limited"), [("rateLimited", True), ("malformed", False)])
-def test_a_ca_that_counts_requests_is_understood(server: Answering, tmp_path: Path, kind: str, limited: bool) -> None:
+def test_a_ca_that_counts_requests_is_understood(
+    server: Answering, tmp_path: Path, kind: str, limited: bool
+) -> None:
     server.status, server.content_type = 429, "application/problem+json"
     server.body = json.dumps({"type": PROBLEM + kind, "detail": "slow down"}).encode()
     error = failure(server, tmp_path)
@@ -127,9 +151,14 @@ class FewMethods:
 
     def new_order(self, request: bytes, profile: str | None) -> SimpleNamespace:
         assert profile is None, "it has not said that it knows any"
-        challenges = [{"type": kind, "url": "https://ca.test/c", "token": "A" * 22, "status": "pending"} for kind in self.offered]
+        challenges = [
+            {"type": kind, "url": "https://ca.test/c", "token": "A" * 22, "status": "pending"}
+            for kind in self.offered
+        ]
         body = messages.Authorization.from_json({"status": "pending", "challenges": challenges})
-        return SimpleNamespace(authorizations=[messages.AuthorizationResource(body=body, uri="https://ca.test/a")])
+        return SimpleNamespace(
+            authorizations=[messages.AuthorizationResource(body=body, uri="https://ca.test/a")]
+        )
 
     def answer_challenge(self, body: messages.ChallengeBody, response: object) -> None:
         self.asked.append(body.chall.typ)
@@ -143,7 +172,12 @@ class FewMethods:
 
 @pytest.mark.parametrize(
     ("offered", "asked"),
-    [(("dns-01", HTTP_01), HTTP_01), ((HTTP_01, TLS_ALPN_01), TLS_ALPN_01), ((TLS_ALPN_01,), TLS_ALPN_01), (("dns-01",), None)],
+    [
+        (("dns-01", HTTP_01), HTTP_01),
+        ((HTTP_01, TLS_ALPN_01), TLS_ALPN_01),
+        ((TLS_ALPN_01,), TLS_ALPN_01),
+        (("dns-01",), None),
+    ],
 )
 def test_a_ca_is_shown_what_it_can_look_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: tuple[str, ...], asked: str | None
@@ -154,7 +188,10 @@ def test_a_ca_is_shown_what_it_can_look_at(
     settings = AcmeSettings("https://ca.test/dir", tmp_path, "derp.example.com")
     order = Order(settings, KEY, "derp.example.com", KEY, (TLS_ALPN_01, HTTP_01), "shortlived", 5.0)
     if asked is None:
-        with pytest.raises(IssuanceError, match="^the CA does not offer tls-alpn-01; the CA does not offer http-01$"):
+        with pytest.raises(
+            IssuanceError,
+            match="^the CA does not offer tls-alpn-01; the CA does not offer http-01$",
+        ):
             obtain(order, Challenges())
     else:
         assert obtain(order, Challenges()) == b"the chain"

@@ -20,10 +20,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fastderp.errors import CertificateError, IssuanceError
 from fastderp.server.certificates.acme import provider as acme
+from fastderp.server.certificates.acme.challenges import (
+    ALPN_PROTOCOL,
+    HTTP_01,
+    HTTP_PREFIX,
+    TLS_ALPN_01,
+    Challenges,
+)
 from fastderp.server.certificates.acme.provider import AcmeCertificates, Managed
-from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL, HTTP_01, HTTP_PREFIX, TLS_ALPN_01, Challenges
 from fastderp.server.certificates.acme.settings import LETS_ENCRYPT, VENDOR_HOSTNAME, AcmeSettings
-from fastderp.server.certificates.acme.store import ACCOUNT_KEY, RETRY_MAX_S, Failures, Store, private_key
+from fastderp.server.certificates.acme.store import (
+    ACCOUNT_KEY,
+    RETRY_MAX_S,
+    Failures,
+    Store,
+    private_key,
+)
 from fastderp.server.certificates.certificate import manual_certificate
 from fastderp.server.http.message import Request
 from fastderp.server.server import Server
@@ -42,7 +54,9 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
     """What a CA would answer, but for its signature."""
     now = datetime.datetime.now(datetime.UTC)
-    alternative = x509.IPAddress(acme.ip_literal(name)) if acme.ip_literal(name) else x509.DNSName(name)
+    alternative = (
+        x509.IPAddress(acme.ip_literal(name)) if acme.ip_literal(name) else x509.DNSName(name)
+    )
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
@@ -65,7 +79,9 @@ class Ca:
         self.open = threading.Event()
         self.open.set()
 
-    def obtain(self, settings: AcmeSettings, managed: Managed, account_key: Any, challenges: Challenges) -> bytes:
+    def obtain(
+        self, settings: AcmeSettings, managed: Managed, account_key: Any, challenges: Challenges
+    ) -> bytes:
         self.asked.append(managed.name)
         assert self.open.wait(PATIENCE_S)
         return self.answer(managed)
@@ -79,7 +95,10 @@ def ca() -> Ca:
 @contextlib.asynccontextmanager
 async def certificates(directory: Path, ca: Ca, **settings: Any) -> AsyncIterator[AcmeCertificates]:
     """Certificates from that CA, started."""
-    chosen = AcmeSettings(**{"directory_url": "https://ca.test/dir", "cert_dir": directory, "hostname": NAME} | settings)
+    chosen = AcmeSettings(
+        **{"directory_url": "https://ca.test/dir", "cert_dir": directory, "hostname": NAME}
+        | settings
+    )
     made = AcmeCertificates(chosen, META, obtain=ca.obtain)
     made.start()
     try:
@@ -93,7 +112,9 @@ def hello(name: str | None, *alpn: str) -> ClientHello:
     return ClientHello(name, alpn)
 
 
-async def chosen(certificates: AcmeCertificates, name: str | None = NAME, local_ip: str = "192.0.2.1") -> ServerContext:
+async def chosen(
+    certificates: AcmeCertificates, name: str | None = NAME, local_ip: str = "192.0.2.1"
+) -> ServerContext:
     """Return the certificate a client gets, in the end."""
     choice = certificates.choose(hello(name), local_ip)
     if isinstance(choice, asyncio.Future):
@@ -102,7 +123,9 @@ async def chosen(certificates: AcmeCertificates, name: str | None = NAME, local_
     return choice
 
 
-async def refused(certificates: AcmeCertificates, name: str | None, local_ip: str = "192.0.2.1") -> str:
+async def refused(
+    certificates: AcmeCertificates, name: str | None, local_ip: str = "192.0.2.1"
+) -> str:
     """Return why a client gets no certificate."""
     with pytest.raises(TlsError) as error:
         await chosen(certificates, name, local_ip)
@@ -116,9 +139,12 @@ def ready(certificates: AcmeCertificates, name: str | None = NAME) -> bool:
 
 # Names
 
+
 @pytest.mark.parametrize("label", ["derp", "derp1", "derp1b", "derp-nyc", "DERP2"])
 @pytest.mark.parametrize("dot", ["", "."])
-async def test_with_the_default_name_tailscales_own_names_are_served(tmp_path: Path, ca: Ca, label: str, dot: str) -> None:
+async def test_with_the_default_name_tailscales_own_names_are_served(
+    tmp_path: Path, ca: Ca, label: str, dot: str
+) -> None:
     async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME) as ours:
         await chosen(ours, f"{label}.tailscale.com{dot}")
     assert ca.asked == [f"{label.lower()}.tailscale.com"]
@@ -155,15 +181,20 @@ async def test_strangers_cannot_think_of_names_without_end(tmp_path: Path, ca: C
 
 # Addresses
 
+
 @pytest.mark.parametrize("local_ip", ["192.0.2.1", "2001:db8::1"])
-async def test_each_address_has_a_certificate_of_its_own(tmp_path: Path, ca: Ca, local_ip: str) -> None:
+async def test_each_address_has_a_certificate_of_its_own(
+    tmp_path: Path, ca: Ca, local_ip: str
+) -> None:
     async with certificates(tmp_path, ca, hostname="", ip_certs=True) as ours:
         without_name = await chosen(ours, None, local_ip)
         assert await chosen(ours, local_ip, local_ip) is without_name
         assert await chosen(ours, None, "192.0.2.7") is not without_name
     assert ca.asked == [local_ip, "192.0.2.7"]
     stem = local_ip.replace(":", ".")
-    assert {f"{stem}.crt", f"{stem}.key", "192.0.2.7.crt", "192.0.2.7.key"} <= {path.name for path in tmp_path.iterdir()}
+    assert {f"{stem}.crt", f"{stem}.key", "192.0.2.7.crt", "192.0.2.7.key"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
 
 
 async def test_a_client_that_names_another_address_is_refused(tmp_path: Path, ca: Ca) -> None:
@@ -181,14 +212,22 @@ async def test_beside_addresses_a_name_is_served_where_there_is_one(tmp_path: Pa
         assert await refused(addresses, "example.com") == "server_name"
 
 
-@pytest.mark.parametrize("local_ip", ["127.0.0.1", "10.0.0.1", "100.64.0.1", "::1", "fd00::1", "fe80::1"])
-async def test_lets_encrypt_is_not_asked_for_addresses_it_never_signs(tmp_path: Path, ca: Ca, local_ip: str) -> None:
-    async with certificates(tmp_path, ca, hostname="", ip_certs=True, directory_url=LETS_ENCRYPT) as ours:
+@pytest.mark.parametrize(
+    "local_ip", ["127.0.0.1", "10.0.0.1", "100.64.0.1", "::1", "fd00::1", "fe80::1"]
+)
+async def test_lets_encrypt_is_not_asked_for_addresses_it_never_signs(
+    tmp_path: Path, ca: Ca, local_ip: str
+) -> None:
+    async with certificates(
+        tmp_path, ca, hostname="", ip_certs=True, directory_url=LETS_ENCRYPT
+    ) as ours:
         assert await refused(ours, None, local_ip) == "no_certificate"
     assert not ca.asked
 
 
-def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastderp.server.certificates.acme import order as acme_order
 
     orders: list[acme_order.Order] = []
@@ -203,6 +242,7 @@ def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(tmp_path: P
 
 
 # Waiting
+
 
 async def test_handshakes_that_come_together_wait_for_one_order(tmp_path: Path, ca: Ca) -> None:
     ca.open.clear()
@@ -229,7 +269,9 @@ async def test_no_more_than_a_bounded_number_waits(tmp_path: Path, ca: Ca) -> No
         assert isinstance(ours.choose(hello(NAME), ""), asyncio.Future), "who has left makes room"
 
 
-async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(tmp_path: Path, ca: Ca) -> None:
+async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
+    tmp_path: Path, ca: Ca
+) -> None:
     ca.answer = lambda _: raising(IssuanceError("not today"))
     async with certificates(tmp_path, ca) as ours:
         assert await refused(ours, NAME) == "no_certificate"
@@ -248,7 +290,9 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(t
     assert ca.asked == [NAME, NAME]
 
 
-async def test_addresses_do_not_wait_for_names_that_strangers_have_thought_of(tmp_path: Path, ca: Ca) -> None:
+async def test_addresses_do_not_wait_for_names_that_strangers_have_thought_of(
+    tmp_path: Path, ca: Ca
+) -> None:
     answer = ca.answer
     never = threading.Event()
     ca.answer = lambda managed: answer(managed) if managed.is_ip or never.wait(PATIENCE_S) else b""
@@ -273,27 +317,36 @@ async def test_a_handshake_waits_no_longer_than_a_login_may_take(tmp_path: Path,
     async with certificates(tmp_path, ca) as ours, Server(login_timeout=0.2, workers=1) as relay:
         port = relay.listen("127.0.0.1", 0, tls=ours).port
         with pytest.raises(OSError):
-            await asyncio.open_connection("127.0.0.1", port, ssl=trusting_anybody, server_hostname=NAME)
+            await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trusting_anybody, server_hostname=NAME
+            )
         assert relay.metrics()["fastderp_closed"] == {"tls_timeout": 1}
         assert ours.metrics()["fastderp_acme_handshakes_waiting"] == 0
         ca.open.set()
         await chosen(ours)
         relay.login_timeout = 10
         _, writer = await asyncio.open_connection(
-            "127.0.0.1", relay.listen("127.0.0.1", 0, tls=ours).port, ssl=trusting_anybody, server_hostname=NAME
+            "127.0.0.1",
+            relay.listen("127.0.0.1", 0, tls=ours).port,
+            ssl=trusting_anybody,
+            server_hostname=NAME,
         )
         writer.close()
     assert ca.asked == [NAME]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_client_that_has_waited_is_served(tmp_path: Path, ca: Ca, version: ssl.TLSVersion) -> None:
+async def test_a_client_that_has_waited_is_served(
+    tmp_path: Path, ca: Ca, version: ssl.TLSVersion
+) -> None:
     ca.open.clear()
     client = ssl._create_unverified_context()
     client.minimum_version = client.maximum_version = version
     async with certificates(tmp_path, ca) as ours, Server(workers=1) as relay:
         port = relay.listen("127.0.0.1", 0, tls=ours).port
-        connecting = asyncio.create_task(asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=NAME))
+        connecting = asyncio.create_task(
+            asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=NAME)
+        )
         async with asyncio.timeout(PATIENCE_S):
             while not ours.metrics()["fastderp_acme_handshakes_waiting"]:
                 await asyncio.sleep(0.002)
@@ -317,6 +370,7 @@ async def test_the_metacert_is_behind_the_chain(tmp_path: Path, ca: Ca) -> None:
 
 # What a CA may get wrong
 
+
 def raising(error: Exception) -> bytes:
     raise error
 
@@ -331,7 +385,10 @@ def other_key(managed: Managed) -> bytes:
         (lambda managed: raising(IssuanceError("the CA says no")), "the CA says no"),
         (lambda managed: b"", "the CA's answer is not a PEM certificate chain"),
         (lambda managed: b"<html>", "the CA's answer is not a PEM certificate chain"),
-        (lambda managed: chain("other.example.com", managed.key), "is for other.example.com, not for"),
+        (
+            lambda managed: chain("other.example.com", managed.key),
+            "is for other.example.com, not for",
+        ),
         (lambda managed: chain(managed.name, managed.key, (-9, -1)), "expired on"),
         (lambda managed: chain(managed.name, managed.key, (1, 9)), "is not valid before"),
         (other_key, "does not belong to the certificate"),
@@ -340,7 +397,11 @@ def other_key(managed: Managed) -> bytes:
     ids=["refusal", "empty", "html", "other name", "expired", "future", "other key", "bug"],
 )
 async def test_a_bad_certificate_never_replaces_a_good_one(
-    tmp_path: Path, ca: Ca, answer: Callable[[Managed], bytes], reason: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    ca: Ca,
+    answer: Callable[[Managed], bytes],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ca.answer = lambda managed: chain(managed.name, managed.key, (-20, 5))
     async with certificates(tmp_path, ca) as ours:
@@ -362,7 +423,9 @@ async def test_no_login_fails_while_certificates_are_renewed(tmp_path: Path, ca:
     client = ssl._create_unverified_context()
 
     async def probe(port: int) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=NAME)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client, server_hostname=NAME
+        )
         writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         line = await reader.readline()
         writer.close()
@@ -373,12 +436,16 @@ async def test_no_login_fails_while_certificates_are_renewed(tmp_path: Path, ca:
         await probe(port)
         for _ in range(10):
             ours.retry()
-            assert set(await asyncio.gather(*(probe(port) for _ in range(8)))) == {b"HTTP/1.1 200 OK\r\n"}
+            assert set(await asyncio.gather(*(probe(port) for _ in range(8)))) == {
+                b"HTTP/1.1 200 OK\r\n"
+            }
         assert "tls" not in "".join(relay.metrics()["fastderp_closed"])  # type: ignore[arg-type]
     assert len(ca.asked) > 5
 
 
-async def test_a_certificate_is_renewed_when_a_third_of_its_life_is_left(tmp_path: Path, ca: Ca) -> None:
+async def test_a_certificate_is_renewed_when_a_third_of_its_life_is_left(
+    tmp_path: Path, ca: Ca
+) -> None:
     store = Store(tmp_path)
     key = private_key(None)
     for days, due in (((-61, 29), True), ((-59, 31), False)):
@@ -391,18 +458,24 @@ async def test_a_certificate_is_renewed_when_a_third_of_its_life_is_left(tmp_pat
         assert ca.asked == [NAME]
 
 
-async def test_an_expired_certificate_is_shown_when_there_is_no_other(tmp_path: Path, ca: Ca) -> None:
+async def test_an_expired_certificate_is_shown_when_there_is_no_other(
+    tmp_path: Path, ca: Ca
+) -> None:
     async with certificates(tmp_path, ca) as ours:
         old = await chosen(ours)
         managed = ours._managed[NAME]
         assert managed.certificate
-        managed.certificate = replace(managed.certificate, not_after=datetime.datetime.now(datetime.UTC))
+        managed.certificate = replace(
+            managed.certificate, not_after=datetime.datetime.now(datetime.UTC)
+        )
         ca.answer = lambda managed: raising(IssuanceError("not today"))
         assert await refused(ours, NAME) == "no_certificate"
         assert await chosen(ours) is old
 
 
-async def test_a_ca_whose_certificates_are_born_old_is_not_asked_without_end(tmp_path: Path, ca: Ca) -> None:
+async def test_a_ca_whose_certificates_are_born_old_is_not_asked_without_end(
+    tmp_path: Path, ca: Ca
+) -> None:
     ca.answer = lambda managed: chain(managed.name, managed.key, (-20, 5))
     async with certificates(tmp_path, ca) as ours:
         await chosen(ours)
@@ -415,9 +488,14 @@ async def test_a_ca_whose_certificates_are_born_old_is_not_asked_without_end(tmp
     assert ca.asked == [NAME, NAME], "the second because it was asked for"
 
 
-async def test_a_full_disk_costs_only_the_restart(tmp_path: Path, ca: Ca, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_disk_costs_only_the_restart(
+    tmp_path: Path, ca: Ca, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with certificates(tmp_path, ca) as ours:
-        monkeypatch.setattr("fastderp.server.certificates.acme.store.write_atomically", lambda *_: raising(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            "fastderp.server.certificates.acme.store.write_atomically",
+            lambda *_: raising(OSError(28, "No space left on device")),
+        )
         assert await chosen(ours)
         assert ready(ours)
     assert "No space left on device; it is used until the relay ends" in caplog.text
@@ -425,8 +503,13 @@ async def test_a_full_disk_costs_only_the_restart(tmp_path: Path, ca: Ca, monkey
 
 # What is kept
 
-@pytest.mark.parametrize("content", ["", "junk", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"])
-async def test_a_damaged_file_is_replaced(tmp_path: Path, ca: Ca, content: str, caplog: pytest.LogCaptureFixture) -> None:
+
+@pytest.mark.parametrize(
+    "content", ["", "junk", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"]
+)
+async def test_a_damaged_file_is_replaced(
+    tmp_path: Path, ca: Ca, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / NAME).write_text(content)
     async with certificates(tmp_path, ca) as ours:
         await chosen(ours)
@@ -474,7 +557,9 @@ def test_the_accounts_key_is_made_once_and_is_its_owners(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [b"", b"junk", rsa.generate_private_key(65537, 2048).private_bytes(
     Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())], ids=["empty", "junk", "rsa"])  # fmt: skip
-def test_an_accounts_key_that_cannot_be_used_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_an_accounts_key_that_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / ACCOUNT_KEY).write_bytes(content)
     with pytest.raises(CertificateError, match=r"acme_account\+key"):
         Store(tmp_path).account_key(ACCOUNT_KEY)
@@ -516,7 +601,9 @@ def test_a_clock_that_was_changed_makes_nobody_wait(tmp_path: Path) -> None:
     assert failures.wait_s(NAME) == 0
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a":1}', '{"a":[1]}', '{"a":["x","y"]}', "null", "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"a":1}', '{"a":[1]}', '{"a":["x","y"]}', "null", "\xff"]
+)
 def test_a_damaged_record_of_failures_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "f").write_text(content, "latin-1")
     assert Failures(tmp_path / "f").wait_s("a") == 0
@@ -524,16 +611,25 @@ def test_a_damaged_record_of_failures_says_nothing(tmp_path: Path, content: str)
 
 # Challenges
 
+
 def request(path: str, host: str = NAME) -> Request:
     return Request("GET", path, path, "", "1.1", [("host", host)])
 
 
-@pytest.mark.parametrize("host", [NAME, f"{NAME}:80", NAME.upper(), "192.0.2.1", "[2001:db8::1]:80"])
-async def test_a_token_that_is_ours_is_answered_and_no_other(tmp_path: Path, ca: Ca, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", [NAME, f"{NAME}:80", NAME.upper(), "192.0.2.1", "[2001:db8::1]:80"]
+)
+async def test_a_token_that_is_ours_is_answered_and_no_other(
+    tmp_path: Path, ca: Ca, host: str
+) -> None:
     async with certificates(tmp_path, ca, ip_certs=True) as ours:
         ours._challenges.publish(HTTP_01, NAME, "token.thumb")
         known = ours.respond(request(HTTP_PREFIX + "token", host))
-        assert (known.status, known.body, known.content_type) == (200, b"token.thumb", "text/plain; charset=utf-8")
+        assert (known.status, known.body, known.content_type) == (
+            200,
+            b"token.thumb",
+            "text/plain; charset=utf-8",
+        )
         unknown = ours.respond(request(HTTP_PREFIX + "other", host))
         assert (unknown.status, unknown.content_type) == (404, "text/plain; charset=utf-8")
         ours._challenges.withdraw(NAME, "token.thumb")
@@ -547,7 +643,9 @@ async def test_questions_about_other_names_are_refused(tmp_path: Path, ca: Ca, h
         assert ours.respond(request(HTTP_PREFIX + "token", host)).status == 403
 
 
-async def test_the_validating_certificate_is_for_the_validating_protocol_alone(tmp_path: Path, ca: Ca) -> None:
+async def test_the_validating_certificate_is_for_the_validating_protocol_alone(
+    tmp_path: Path, ca: Ca
+) -> None:
     async with certificates(tmp_path, ca) as ours:
         with pytest.raises(TlsError):
             ours.choose(hello(NAME, ALPN_PROTOCOL), "")
@@ -567,7 +665,9 @@ async def test_nothing_is_served_behind_a_validating_handshake(tmp_path: Path, c
     async with certificates(tmp_path, ca) as ours, Server(workers=1) as relay:
         ours._challenges.publish(TLS_ALPN_01, NAME, "token.thumb")
         port = relay.listen("127.0.0.1", 0, tls=ours).port
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=NAME)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client, server_hostname=NAME
+        )
         der = writer.get_extra_info("ssl_object").getpeercert(True)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(OSError):
