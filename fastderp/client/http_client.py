@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.errors import BoxError, ConnectionClosed, DialError, ProtocolError
+from fastderp.net.metacert import announced_key
 from fastderp.net.stream import Stream
 from fastderp.net.target import (
     PIN_PREFIX,
@@ -23,7 +24,7 @@ from fastderp.net.target import (
     certificate_pin,
 )
 from fastderp.net.tls import TlsStream
-from fastderp.net.upgrade import server_key_in, upgrade
+from fastderp.net.upgrade import upgrade
 from fastderp.tls.context import ClientContext
 from fastderp.wire.derp_map import DerpNode
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
@@ -406,7 +407,7 @@ class HTTPClient:
             pin, cert_name = _pin(node.cert_name), None
         context = self._context(verify, pin)
         inside = await TlsStream.connect(stream, context, node.host_name, cert_name=cert_name)
-        key = server_key_in(inside.peer_chain) if inside.version == "TLSv1.3" else None
+        key = announced_key(inside.peer_chain) if inside.version == "TLSv1.3" else None
         return Stream.of(inside), key
 
     async def _secure_proxy(self, stream: Stream, host: str) -> Stream:

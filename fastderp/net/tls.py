@@ -5,6 +5,7 @@ Belongs to the event loop of the stream underneath, which may itself be TLS (to 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Protocol
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
@@ -138,10 +139,8 @@ class TlsStream:
         """Begin an orderly close: what is queued is still sent."""
         if not self._closing:
             self._closing = True
-            try:
+            with contextlib.suppress(ConnectionLost, TlsError):  # too late for a close_notify
                 self._outside.write(self._session.close_notify())
-            except (ConnectionLost, TlsError):
-                pass  # Too late to say goodbye.
         self._outside.close()
 
     def abort(self) -> None:

@@ -1,30 +1,18 @@
-"""The HTTP request that turns a connection into DERP, and the certificate that saves it a round trip.
-
-PROTOCOL §9.3, §10 (metacert) and §13, from the client's side.
-"""
+"""The HTTP request that turns a connection into DERP, from the client's side (PROTOCOL §9.3, §13)."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
 
 from fastderp.errors import DialError
 from fastderp.net.stream import Stream
-from fastderp.wire.keys import NodePublic
 
 _MAX_HEAD_SIZE = 64 << 10
 _BODY_SHOWN_SIZE = 200
 _BODY_TIMEOUT_S = 0.5
 USER_AGENT = "fastderp"
 _HEADER_VALUE = re.compile("[!-~]*")
-
-# DER of a certificate as far as its serial number: an X.509 v3 one of 8 bits. X.509 libraries
-# complain about the next: a common name (2.5.4.3) of 71 characters is longer than allowed.
-_METACERT_SERIAL = re.compile(
-    rb"\x30\x82..\x30(?:\x82..|\x81.)\xa0\x03\x02\x01\x02\x02(?:\x01(.)|\x02\x00(.))", re.DOTALL
-)
-_METACERT_NAME = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13]\x47derpkey([0-9a-fA-F]{64})")
 
 
 async def upgrade(
@@ -87,18 +75,3 @@ async def _body(stream: Stream) -> bytes:
             return await stream.read(_BODY_SHOWN_SIZE)
     except TimeoutError:
         return b""
-
-
-def server_key_in(chain: Iterable[bytes]) -> NodePublic | None:
-    """Return the relay's key from the metacert among its certificates (DER), if there is one.
-
-    Only a TLS 1.3 handshake keeps the certificates secret and so makes this worth trusting.
-    """
-    for der in chain:
-        serial = _METACERT_SERIAL.match(der)
-        name = _METACERT_NAME.search(der)
-        if serial and name and any(serial[1] or serial[2]):
-            key = NodePublic.from_hex(name[1].decode())
-            if not key.is_zero:
-                return key
-    return None

@@ -262,35 +262,33 @@ cdef class Handshake:
         return 0
 
     cdef int _check_pin(self, bytes pin) except -1:
-        """Accept the one pinned certificate, beside which only metacerts may come, while it is valid and for the name."""
+        """Check the leaf, whose key has signed this handshake; only metacerts may come behind it (PROTOCOL §13)."""
         cdef OPENSSL_STACK* chain = ssl.SSL_get_peer_cert_chain(self.connection)
-        cdef X509* certificate
-        cdef X509* pinned = NULL
+        cdef X509* leaf
         cdef int i
-        for i, der in enumerate(self.peer_chain):
-            certificate = <X509*> crypto.OPENSSL_sk_value(chain, i)
-            if is_metacert(certificate):
-                continue
-            if pinned is not NULL:
+        if not self.peer_chain:
+            self._refuse("the server presents no certificate")
+        leaf = <X509*> crypto.OPENSSL_sk_value(chain, 0)
+        # A metacert's own key is discarded when it is made: as a leaf it is an impostor's.
+        if is_metacert(leaf) or hashlib.sha256(self.peer_chain[0]).digest() != pin:
+            self._refuse("the server's certificate is not the pinned one")
+        for i in range(1, crypto.OPENSSL_sk_num(chain)):
+            if not is_metacert(<X509*> crypto.OPENSSL_sk_value(chain, i)):
                 self._refuse("the server presents more certificates than the pinned one")
-            if hashlib.sha256(der).digest() != pin:
-                self._refuse("the server's certificate is not the pinned one")
-            pinned = certificate
-        if pinned is NULL:
-            self._refuse("the server does not present the pinned certificate")
         if self.pinned_name and crypto.X509_check_host(
-            pinned, self.pinned_name, len(self.pinned_name), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL
+            leaf, self.pinned_name, len(self.pinned_name), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL
         ) != 1:
             self._refuse(f"the server's certificate is pinned, but not for {self.pinned_name.decode()}")
         if (
-            crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(pinned)) >= 0
-            or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(pinned)) <= 0
+            crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
+            or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
         ):
             self._refuse("the server's certificate is pinned, but not valid today")
         return 0
 
     cdef int _refuse(self, str why) except -1:
-        self.output.clear()  # do not finish a handshake that is refused
+        with self.lock:
+            self.output.clear()  # our Finished must not complete a handshake that is refused
         raise TlsError("certificate", why)
 
     cdef int _alive(self) except -1:
@@ -382,8 +380,8 @@ cdef bytes bio_take(BIO* bio):
 
 
 cdef bint is_metacert(X509* certificate) noexcept:
-    """Whether it only tells the relay's key (PROTOCOL §10)."""
-    cdef char[16] name  # the beginning is enough
+    """Whether its common name is that of a metacert, which announces the relay's key (PROTOCOL §10)."""
+    cdef char[16] name  # holds the prefix; longer names are cut
     cdef int n = crypto.X509_NAME_get_text_by_NID(
         crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
     )

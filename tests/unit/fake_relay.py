@@ -93,6 +93,7 @@ class FakeServer:
         self.key = NodePrivate.generate()
         self.accepted: asyncio.Queue[tuple[bytes, RelayEnd]] = asyncio.Queue()
         self.refuse = b""
+        self.tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -103,6 +104,7 @@ class FakeServer:
         return port
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
 
     async def next_login(self, info: ServerInfo | None = ServerInfo()) -> tuple[bytes, RelayEnd]:

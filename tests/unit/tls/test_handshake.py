@@ -239,7 +239,25 @@ def test_beside_a_pinned_certificate_only_metacerts_may_come() -> None:
 def test_a_metacert_cannot_be_pinned() -> None:
     metacert = self_signed("derpkey" + "ab" * 28)
     ours = server(metacert)
-    assert "does not present" in str(failure(client("127.0.0.1", pin=pin_of(metacert)), ours))
+    assert "not the pinned one" in str(failure(client("127.0.0.1", pin=pin_of(metacert)), ours))
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("name", ["derpkey", "derpkey" + "ab" * 28, "relay.test"])
+def test_man_in_the_middle_with_the_genuine_certificate_behind_is_refused(
+    version: str, name: str
+) -> None:
+    impostor = self_signed(name, "relay.test")
+    genuine_chain = [RELAY.der, meta_cert("ab" * 32)]
+    ours = Handshake(
+        ServerContext([impostor.der, *genuine_chain], impostor.key_der, max_version=version)
+    )
+    theirs = client(pin=pin_of(RELAY))
+    error = failure(theirs, ours)
+    assert error.cause == "certificate"
+    assert "not the pinned one" in str(error)
+    assert not theirs.done
+    assert theirs.take_output() == b""
 
 
 def test_built_in_roots_are_trusted_beside_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
