@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+from fastderp.net.proxy import proxy_for
 from fastderp.net.stream import READ_SIZE, Stream
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
@@ -57,13 +58,13 @@ async def dial_region(
             continue
         port = node.derp_port or default_port
         try:
-            proxy = _proxy_for(node.host_name, https=https)
+            proxy = proxy_for("https" if https else "http", node.host_name, port)
             if proxy is None:
                 stream = await dial_node(node, port, prefer_ipv6=prefer_ipv6)
             else:
                 stream = await dial_through_proxy(proxy, node.host_name, port, secure_proxy)
             return Reached(node, stream)
-        except DialError as error:
+        except (DialError, ValueError) as error:
             failures.append(f"{node.name or node.host_name}: {error}")
     name = region.region_code or str(region.region_id)
     raise DialError(f"region {name}: " + ("; ".join(failures) or "no node to connect to"))
@@ -144,27 +145,6 @@ def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
         user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         lines.append("Proxy-Authorization: Basic " + base64.b64encode(user.encode()).decode())
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
-
-
-def _proxy_for(host: str, *, https: bool) -> SplitResult | None:
-    """Return the proxy that HTTPS_PROXY (or HTTP_PROXY) and NO_PROXY name for `host`."""
-    # Costs more to import than all the rest and few need it.
-    if not any(name.lower() in ("https_proxy", "http_proxy") for name in os.environ):
-        return None
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    proxies = getproxies_environment()
-    proxy = proxies.get("https" if https else "http")
-    if not proxy or _is_loopback(host) or proxy_bypass(host):
-        return None
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str | None:

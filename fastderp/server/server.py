@@ -42,18 +42,11 @@ from fastderp.util.net import address_text
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
-# Counters of the data plane that derper has no name for.
-_PLANE_OWN = frozenset(
-    {
-        "reads",
-        "writes",
-        "backlog_bytes",
-        "events_lost",
-        "packets_forwarded_lost",
-        "peer_gone_lost",
-        "told_bytes",
-    }
+# Counters and gauges of the data plane that derper has no name for.
+_PLANE_COUNTERS = frozenset(
+    {"reads", "writes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"}
 )
+_PLANE_GAUGES = frozenset({"backlog_bytes", "told_bytes"})
 # What a C uint32_t holds.
 _QUEUE_PACKETS_MAX = 2**32 - 1
 # Client connections whose TLS records the data plane opens are all of this version.
@@ -473,10 +466,7 @@ class Server:
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
         active = self._tls_versions(plane.pop("sealed_connections"))
         return {
-            **{
-                f"{'fastderp' if name in _PLANE_OWN else 'derp'}_{name}": value
-                for name, value in plane.items()
-            },
+            **{_plane_metric(name): value for name, value in plane.items()},
             **self._journal.metrics(),
             **self._allowance.metrics(),
             **self._region.metrics(),
@@ -541,3 +531,10 @@ class Server:
                 self._journal.note_drop(event)
             else:
                 self._region.received(event)
+
+
+def _plane_metric(name: str) -> str:
+    """Return the metric's name for a counter or a gauge of the data plane."""
+    if name in _PLANE_COUNTERS:
+        return f"fastderp_{name}_total"
+    return f"fastderp_{name}" if name in _PLANE_GAUGES else f"derp_{name}"

@@ -97,7 +97,7 @@ class Relay:
 
     def refused(self) -> dict[str, int]:
         """Return how many connections ended before their login, by stage and reason."""
-        return dict(self.metrics()["fastderp_closed"])
+        return dict(self.metrics()["fastderp_closed_total"])
 
     def connect(self, host: str = "127.0.0.1", timeout_s: float = PATIENCE_S) -> Peer:
         """Connect, with TLS if the relay speaks it; no HTTP yet."""

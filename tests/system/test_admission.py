@@ -58,9 +58,9 @@ def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[st
         assert peer.sync() == []
         peer.close()
         numbers = varz(running)
-        assert 'fastderp_admission_verdicts{by="url",verdict="allowed"} 1\n' in numbers
-        assert 'fastderp_admission_verdicts{by="url",verdict="denied"} 1\n' in numbers
-        assert 'fastderp_closed{reason="admission_denied"} 1\n' in numbers
+        assert 'fastderp_admission_verdicts_total{by="url",verdict="allowed"} 1\n' in numbers
+        assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in numbers
+        assert 'fastderp_closed_total{reason="admission_denied"} 1\n' in numbers
     assert {question["Source"] for question in service.questions()} == {"127.0.0.1"}
 
 
@@ -77,7 +77,7 @@ def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ..
             assert peer.sync() == []
             service.answer = ok({"Allow": False})
             assert peer.is_closed()
-            assert 'fastderp_admission_revoked{by="url"} 1\n' in varz(running)
+            assert 'fastderp_admission_revoked_total{by="url"} 1\n' in varz(running)
 
 
 def test_a_silent_url_delays_nobody_else(base: tuple[str, ...]) -> None:

@@ -67,7 +67,7 @@ def test_visitors_who_just_leave_are_logged_when_asked_for(
     with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_DEBUG_LOGS": value}) as running:
         for _ in range(3):
             Peer.connect("127.0.0.1", running.port, None, 20).close()
-        eventually(lambda: varz(running, "fastderp_closed") == 3)
+        eventually(lambda: varz(running, "fastderp_closed_total") == 3)
         _, said = running.stop()
     assert (
         len(re.findall(r"^127\.0\.0\.1:\d+: closed at \w+: end$", said, re.MULTILINE))

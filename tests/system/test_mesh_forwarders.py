@@ -203,7 +203,7 @@ def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(
         remove(relay, key, forwarder)
         relay.call(forwarder.gate.set)
         eventually(lambda: len(forwarder.packets) == 40)
-    assert relay.metrics()["fastderp_packets_forwarded_lost"] == 0
+    assert relay.metrics()["fastderp_packets_forwarded_lost_total"] == 0
 
 
 def test_a_removed_forwarder_is_let_go(
@@ -255,7 +255,7 @@ def test_a_slow_forwarder_holds_nobody_up(relay: Relay, key: NodePublic) -> None
         client.send_packet(other.public, b"x")
         assert other.read_packet() == (client.public, b"x")
         assert forwarder.is_busy.is_set()
-        assert relay.metrics()["fastderp_packets_forwarded_lost"] > 0
+        assert relay.metrics()["fastderp_packets_forwarded_lost_total"] > 0
         assert relay.metrics()["fastderp_backlog_bytes"] < 8 << 20
 
 

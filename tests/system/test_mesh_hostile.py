@@ -128,7 +128,7 @@ def test_ghost_keys_beyond_the_limit_are_ignored_and_counted(relay: Relay) -> No
         member.welcome()
         ghosts = [secrets.token_bytes(32) for _ in range(1500)]
         member.sock.sendall(b"".join(member.present(ghost) for ghost in ghosts))
-        eventually(lambda: relay.metrics()["fastderp_mesh_ignored"]["keys",] == 500)
+        eventually(lambda: relay.metrics()["fastderp_mesh_ignored_total"]["keys",] == 500)
         assert remote_keys(relay) == 1000
         member.sock.sendall(frame(GONE, ghosts[0] + b"\0") + member.present(ghosts[-1]))
         member.sock.sendall(frame(GONE, ghosts[1] + b"\0"))
@@ -145,7 +145,7 @@ def test_announcing_a_key_again_and_again_costs_nothing(relay: Relay) -> None:
         )
         eventually(lambda: remote_keys(relay) == 2)
         assert relay.metrics()["fastderp_mesh_keys"][member.url,] == 2
-        assert relay.metrics()["fastderp_mesh_ignored"]["keys",] == 0
+        assert relay.metrics()["fastderp_mesh_ignored_total"]["keys",] == 0
         member.sock.sendall(frame(GONE, bytes(range(32)) + b"\0"))
         eventually(lambda: remote_keys(relay) == 1)
 
@@ -189,7 +189,7 @@ def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_
         peer.send(struct.pack(">BI", FORWARD, size) + bytes(min(size, 64)))
         assert peer.is_closed()
         assert a.sync() == []
-        eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"bad_frame_size": 1})
+        eventually(lambda: relay.metrics()["fastderp_session_closed_total"] == {"bad_frame_size": 1})
 
 
 def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(
@@ -213,7 +213,7 @@ def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(
         member.sock.sendall(member.present(bytes(range(32))))
         eventually(lambda: remote_keys(relay) == 1 and state_of(relay) == LinkState.UP)
         assert relay.call(relay.server.consistency_check) == []
-        assert relay.metrics()["fastderp_mesh_failures"][member.url,] == 30
+        assert relay.metrics()["fastderp_mesh_failures_total"][member.url,] == 30
         a.send_packet(NodePublic(bytes(range(32))), b"to the one that is there")
         assert member.read_frame() == (
             FORWARD,
@@ -311,7 +311,7 @@ def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
         member.sock.sendall(greeting)
         member.sock.shutdown(socket.SHUT_WR)
         assert member.is_left()
-        eventually(lambda: relay.metrics()["fastderp_mesh_failures"][member.url,] == 1)
+        eventually(lambda: relay.metrics()["fastderp_mesh_failures_total"][member.url,] == 1)
         member.sock.close()
         member.welcome()
         member.sock.sendall(member.present(bytes(range(32))))

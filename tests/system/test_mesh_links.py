@@ -181,8 +181,8 @@ def test_members_that_stay_keep_their_links_when_others_come_and_go(
     wait_linked(one, comes)
     eventually(lambda: goes.metrics()["derp_current_connections"] == 0)
     metrics = one.metrics()
-    assert metrics["fastderp_mesh_connects"] == {(url(comes),): 1, (url(stays),): 1}
-    assert metrics["fastderp_mesh_failures"] == {(url(comes),): 0, (url(stays),): 0}
+    assert metrics["fastderp_mesh_connects_total"] == {(url(comes),): 1, (url(stays),): 1}
+    assert metrics["fastderp_mesh_failures_total"] == {(url(comes),): 0, (url(stays),): 0}
     # Of each, the relay itself, whose login there is a client like others.
     assert metrics["fastderp_mesh_keys"] == {(url(comes),): 1, (url(stays),): 1}
     assert {state for (_, state), value in metrics["fastderp_mesh_links"].items() if value} == {

@@ -148,7 +148,7 @@ def test_asking_again_lists_everybody_again(relay: Relay) -> None:
 def test_asking_a_thousand_times_is_not_answered_a_thousand_times(relay: Relay) -> None:
     with mesh_peer(relay) as w:
         w.send(frame(WATCH) * 1000)
-        eventually(lambda: relay.metrics()["fastderp_mesh_ignored"][("watch",)] > 900)
+        eventually(lambda: relay.metrics()["fastderp_mesh_ignored_total"][("watch",)] > 900)
         listed = w.read_frames(10)
         assert listed == [present(w, MESH)] * 10
         with relay.login() as a:
@@ -318,6 +318,6 @@ def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
             hear_of_each_other(crowded, w)
             deaf.send(frame(WATCH) * 6)
             assert w.read_frame() == gone(deaf.public)
-            assert crowded.metrics()["fastderp_session_closed"] == {"eof": 2, "control_overflow": 1}
+            assert crowded.metrics()["fastderp_session_closed_total"] == {"eof": 2, "control_overflow": 1}
             assert crowded.metrics()["fastderp_backlog_bytes"] == 0
         hear_of_each_other(crowded, w)

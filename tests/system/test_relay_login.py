@@ -80,7 +80,7 @@ def test_when_thousands_leave_at_once_some_are_lines_and_the_rest_a_number(
     for ours, theirs in peers:
         relay.call(relay.server._plane.promote, theirs.detach(), os.urandom(32))
         ours.close()
-    eventually(lambda: relay.metrics()["fastderp_session_closed"] == {"eof": 300})
+    eventually(lambda: relay.metrics()["fastderp_session_closed_total"] == {"eof": 300})
     relay.run(relay.server.close())
     assert sum(": closed after" in line for line in caplog.messages) == 100
     assert caplog.messages[-1] == "200 more sessions closed: eof"

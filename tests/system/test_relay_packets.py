@@ -207,8 +207,8 @@ def test_a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged(
         assert peer.is_closed()
         assert bystander.sync() == []
         relay.wait_connected(peer.public, False)
-        eventually(lambda: sum(relay.metrics()["fastderp_session_closed"].values()) == 1)
-        [reason] = relay.metrics()["fastderp_session_closed"]
+        eventually(lambda: sum(relay.metrics()["fastderp_session_closed_total"].values()) == 1)
+        [reason] = relay.metrics()["fastderp_session_closed_total"]
     assert reason in ("bad_frame_size", "frame_not_permitted")
     assert any(peer.public.short in line and reason in line for line in caplog.messages)
 

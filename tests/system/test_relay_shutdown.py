@@ -178,7 +178,7 @@ async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
     with pytest.raises(ConnectionClosed):
         await serving
     assert pair.relay_writes.is_closed
-    assert server.metrics()["fastderp_closed"] == {"login_shutdown": 1}
+    assert server.metrics()["fastderp_closed_total"] == {"login_shutdown": 1}
 
 
 async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(

@@ -101,7 +101,7 @@ def test_the_end_of_either_side_is_the_end_of_the_other_and_nothing_before_it_is
         client.close()
         assert server.read_to_end() == data
     eventually(lambda: tunnels.metrics()["fastderp_ace_tunnels"] == 0)
-    assert tunnels.metrics()["fastderp_ace_connects"] == {"connected": 2}
+    assert tunnels.metrics()["fastderp_ace_connects_total"] == {"connected": 2}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error
     tunnels = Tunnels(dial)
     relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
     assert answer(relay, CONNECT) == (b"HTTP/1.1 502 Bad Gateway", b"Connect failure\n")
-    assert tunnels.metrics()["fastderp_ace_connects"] == {"failed": 1}
+    assert tunnels.metrics()["fastderp_ace_connects_total"] == {"failed": 1}
 
 
 def test_a_target_that_does_not_answer_is_given_up(
@@ -211,7 +211,7 @@ def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(
     eventually(
         lambda: (
             tunnels.metrics()
-            == {"fastderp_ace_tunnels": 0, "fastderp_ace_connects": {"connected": 1}}
+            == {"fastderp_ace_tunnels": 0, "fastderp_ace_connects_total": {"connected": 1}}
         )
     )
 
@@ -261,7 +261,7 @@ def test_no_more_tunnels_than_allowed_and_again_when_one_has_ended(
     eventually(lambda: tunnels.metrics()["fastderp_ace_tunnels"] == 0)
     for end in taken(relay, control):
         end.close()
-    assert tunnels.metrics()["fastderp_ace_connects"] == {"connected": 2, "refused": 1}
+    assert tunnels.metrics()["fastderp_ace_connects_total"] == {"connected": 2, "refused": 1}
 
 
 def test_a_tunnel_that_nobody_uses_ends(

@@ -148,7 +148,7 @@ def test_a_websocket_for_something_like_derp_is_closed_with_1008(start_relay: St
         assert peer.closing()[0] == 1008
     assert relay.metrics()["derp_websocket_accepts"] == 0
     assert relay.refused() == {"http_websocket": 1}
-    assert relay.metrics()["fastderp_websocket_failures"] == {"1008": 1}
+    assert relay.metrics()["fastderp_websocket_failures_total"] == {"1008": 1}
 
 
 @pytest.mark.parametrize("subprotocol", [None, "chat"])
@@ -267,7 +267,7 @@ def test_a_close_frame_is_echoed_and_ends_the_session(
         assert peer.controls == [(CLOSE, payload)]
         assert bystander.read_packet() == (peer.public, b"last words")
         relay.wait_connected(peer.public, False)
-    assert relay.metrics()["fastderp_websocket_failures"] == {}
+    assert relay.metrics()["fastderp_websocket_failures_total"] == {}
 
 
 @pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
@@ -346,7 +346,7 @@ def test_a_breach_of_the_rules_is_told_by_code_counted_and_harms_nobody_else(
         assert peer.closing()[0] == code
         assert bystander.sync() == []
         relay.wait_connected(peer.public, False)
-    assert relay.metrics()["fastderp_websocket_failures"] == {str(code): 1}
+    assert relay.metrics()["fastderp_websocket_failures_total"] == {str(code): 1}
     assert relay.refused() == ({} if logged_in else {"login_end": 1})
 
 
@@ -437,7 +437,7 @@ def test_long_messages_after_the_login_share_a_bounded_memory(
         first.send_raw(long_message[:-100])
         eventually(lambda: held_bytes() > 100_000)
     eventually(lambda: held_bytes() == 0)
-    assert relay.metrics()["fastderp_websocket_failures"] == {"1013": 1}
+    assert relay.metrics()["fastderp_websocket_failures_total"] == {"1013": 1}
 
 
 # Somebody else's client

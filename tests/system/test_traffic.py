@@ -80,6 +80,6 @@ def test_round_trips_are_sampled_whatever_lies_between_but_websockets(
         with relay.login():
             eventually(lambda: relay.metrics()["derp_tcp_rtt"])
             relay.login().close()
-            eventually(lambda: relay.metrics()["fastderp_session_closed"])
+            eventually(lambda: relay.metrics()["fastderp_session_closed_total"])
         assert relay.metrics()["derp_tcp_rtt"].keys() == {"non-tcp"}
         assert 1 <= relay.metrics()["derp_tcp_rtt"]["non-tcp"] <= 2

@@ -149,12 +149,12 @@ class Admission:
         """Return what was counted, by the names of `metrics.METRICS`."""
         lists = {"allow": self.lists.allow, "deny": self.lists.deny}
         return {
-            "fastderp_admission_verdicts": dict(self._verdicts),
-            "fastderp_admission_revoked": dict(self._revoked),
+            "fastderp_admission_verdicts_total": dict(self._verdicts),
+            "fastderp_admission_revoked_total": dict(self._revoked),
             "fastderp_admission_list_keys": {
                 name: len(found.keys) for name, found in lists.items() if found
             },
-            "fastderp_admission_list_refused": {
+            "fastderp_admission_list_refused_total": {
                 name: found.n_refused for name, found in lists.items() if found
             },
         }

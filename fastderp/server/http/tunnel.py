@@ -161,7 +161,7 @@ class Tunnels:
         """Return what was counted, by the names of `metrics.METRICS`."""
         return {
             "fastderp_ace_tunnels": len(self._tunnels),
-            "fastderp_ace_connects": dict(self._outcomes),
+            "fastderp_ace_connects_total": dict(self._outcomes),
         }
 
 

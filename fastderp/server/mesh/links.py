@@ -416,8 +416,8 @@ class Mesh:
                 for state in LinkState
             },
             "fastderp_mesh_keys": _by_host(links, lambda link: link.n_keys),
-            "fastderp_mesh_connects": _by_host(links, lambda link: link.n_connects),
-            "fastderp_mesh_failures": _by_host(links, lambda link: link.n_failures),
+            "fastderp_mesh_connects_total": _by_host(links, lambda link: link.n_connects),
+            "fastderp_mesh_failures_total": _by_host(links, lambda link: link.n_failures),
         }
 
     async def close(self) -> None:

@@ -101,7 +101,7 @@ class Region:
         return {
             **self.presence.metrics(),
             **self.mesh.metrics(),
-            "fastderp_mesh_ignored": {
+            "fastderp_mesh_ignored_total": {
                 ("keys",): self.mesh.n_keys_ignored,
                 ("watch",): self.presence.n_refused,
             },

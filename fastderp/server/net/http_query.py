@@ -12,10 +12,11 @@ import os
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
+
+from fastderp.net.proxy import proxy_for
 
 # For one question: connecting, sending and reading; and for its turn before that. 5 s together.
 BUDGET_S = 4.0
@@ -161,11 +162,19 @@ def http_url(text: str, example: str) -> URL:
 
 
 def _proxy(url: URL) -> str | None:
-    """Return the proxy that the environment wants for a URL, as for other programs."""
+    """Return the proxy that the environment wants for a URL. Raises ValueError for one of no use."""
     assert url.host is not None
-    if proxy_bypass(url.host):
+    assert url.port is not None
+    found = proxy_for(url.scheme, url.host, url.port)
+    if found is None:
         return None
-    return getproxies().get(url.scheme)
+    if found.scheme not in ("http", "https") or not found.hostname:
+        # Not quoted: the variable may hold a password.
+        raise ValueError(
+            f"the proxy that {url.scheme.upper()}_PROXY names is neither http://HOST:PORT"
+            " nor https://HOST:PORT: correct it, or list the host in NO_PROXY"
+        )
+    return found.geturl()
 
 
 def _reason(error: aiohttp.ClientConnectionError) -> str:

@@ -167,8 +167,8 @@ class Journal:
             "derp_accepts": self._n_accepts,
             "derp_websocket_accepts": self._n_websockets,
             "derper_tls_request_version": dict(self._requests),
-            "fastderp_closed": dict(self._refused),
-            "fastderp_session_closed": dict(self._ended),
-            "fastderp_websocket_failures": dict(self.websocket_failures),
-            "fastderp_accept_shortages": self._n_shortages,
+            "fastderp_closed_total": dict(self._refused),
+            "fastderp_session_closed_total": dict(self._ended),
+            "fastderp_websocket_failures_total": dict(self.websocket_failures),
+            "fastderp_accept_shortages_total": self._n_shortages,
         }

@@ -245,7 +245,7 @@ class AcmeCertificates:
                 for managed in self._managed.values()
                 if managed.certificate is not None
             },
-            "fastderp_acme_orders": dict(self._n_orders),
+            "fastderp_acme_orders_total": dict(self._n_orders),
             "fastderp_acme_handshakes_waiting": sum(
                 len(managed.waiting) for managed in self._managed.values()
             ),

@@ -89,7 +89,7 @@ async def test_everything_configured_must_agree(tmp_path: Path) -> None:
     first.verdict, second.verdict = SILENCE, ALLOWED
     assert not await is_let_in(both, BOB, "192.0.2.8")
     assert not await is_let_in(both, EVE)
-    assert both.metrics()["fastderp_admission_verdicts"] == {
+    assert both.metrics()["fastderp_admission_verdicts_total"] == {
         ("lists", "allowed"): 3, ("lists", "denied"): 1, ("first", "allowed"): 2, ("first", "timeout"): 1,
         ("second", "allowed"): 1, ("second", "denied"): 1,
     }  # fmt: skip
@@ -165,11 +165,13 @@ async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_sta
     asked = Admission(lists(tmp_path, allow=(ANN, BOB)))
     async with asked.watching(relay):
         (tmp_path / "allow").write_text("")
-        await until(lambda: asked.metrics()["fastderp_admission_list_refused"] == {"allow": 1})
+        await until(
+            lambda: asked.metrics()["fastderp_admission_list_refused_total"] == {"allow": 1}
+        )
         assert len(relay.connected) == 3
         (tmp_path / "allow").write_text(ANN.text)
         await until(lambda: relay.connected == [Client(ANN, IP)])
-    assert asked.metrics()["fastderp_admission_revoked"] == {"lists": 2}
+    assert asked.metrics()["fastderp_admission_revoked_total"] == {"lists": 2}
     assert asked.metrics()["fastderp_admission_list_keys"] == {"allow": 1}
 
 
@@ -208,7 +210,7 @@ async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() 
         assert len(relay.connected) == 2
         oracle.verdict = NO
         await until(lambda: relay.connected == [])
-    assert asked.metrics()["fastderp_admission_revoked"] == {"oracle": 2}
+    assert asked.metrics()["fastderp_admission_revoked_total"] == {"oracle": 2}
 
 
 async def test_asking_again_is_spread_over_the_round() -> None:

@@ -213,12 +213,27 @@ async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with serving(ok({"Allow": True})) as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("http_proxy", proxy.url.removeprefix("http://"))
         async with admission_url("http://admission.example.com/derp") as asked:
             assert (await asked.ask(KEY, "192.0.2.7")).allowed
         assert proxy.requests[0].startswith(b"POST http://admission.example.com/derp HTTP/1.1\r\n")
-        assert not (await ask_url(ok({"Allow": False}))).allowed
+
+
+@pytest.mark.parametrize("no_proxy", ["", "192.0.2.0/24"])
+async def test_loopback_is_never_asked_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", NOBODY_LISTENS)
+    monkeypatch.setenv("no_proxy", no_proxy)
+    assert (await ask_url(ok({"Allow": True}), fail_open=False)).allowed
+
+
+def test_a_proxy_of_no_use_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for proxy in ("socks5://me:s3cret@proxy.example:1080", "http://me:s3cret@[::1"):
+        monkeypatch.setenv("https_proxy", proxy)
+        with pytest.raises(ValueError, match="HTTPS_PROXY") as refused:
+            AdmissionUrl("https://admission.example.com/derp")
+        assert "s3cret" not in str(refused.value)
 
 
 async def test_cookies_are_not_kept() -> None:

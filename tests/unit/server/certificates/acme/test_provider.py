@@ -253,7 +253,7 @@ async def test_handshakes_that_come_together_wait_for_one_order(tmp_path: Path, 
         ca.open.set()
         assert len(set(await asyncio.gather(*waiting))) == 1
         assert ours.metrics()["fastderp_acme_handshakes_waiting"] == 0
-        assert ours.metrics()["fastderp_acme_orders"] == {"failed": 0, "issued": 1}
+        assert ours.metrics()["fastderp_acme_orders_total"] == {"failed": 0, "issued": 1}
     assert ca.asked == [NAME]
 
 
@@ -276,7 +276,7 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
     async with certificates(tmp_path, ca) as ours:
         assert await refused(ours, NAME) == "no_certificate"
         assert await refused(ours, NAME) == "no_certificate"
-        assert ours.metrics()["fastderp_acme_orders"] == {"failed": 1, "issued": 0}
+        assert ours.metrics()["fastderp_acme_orders_total"] == {"failed": 1, "issued": 0}
     assert ca.asked == [NAME]
     async with certificates(tmp_path, ca) as after_a_restart:
         assert await refused(after_a_restart, NAME) == "no_certificate"
@@ -284,7 +284,7 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
         ca.answer = lambda managed: chain(managed.name, managed.key)
         after_a_restart.retry()
         async with asyncio.timeout(PATIENCE_S):
-            while after_a_restart.metrics()["fastderp_acme_orders"] != {"failed": 0, "issued": 1}:
+            while after_a_restart.metrics()["fastderp_acme_orders_total"] != {"failed": 0, "issued": 1}:
                 await asyncio.sleep(0.002)
         assert ready(after_a_restart)
     assert ca.asked == [NAME, NAME]
@@ -320,7 +320,7 @@ async def test_a_handshake_waits_no_longer_than_a_login_may_take(tmp_path: Path,
             await asyncio.open_connection(
                 "127.0.0.1", port, ssl=trusting_anybody, server_hostname=NAME
             )
-        assert relay.metrics()["fastderp_closed"] == {"tls_timeout": 1}
+        assert relay.metrics()["fastderp_closed_total"] == {"tls_timeout": 1}
         assert ours.metrics()["fastderp_acme_handshakes_waiting"] == 0
         ca.open.set()
         await chosen(ours)
@@ -410,7 +410,7 @@ async def test_a_bad_certificate_never_replaces_a_good_one(
         ca.answer = answer
         ours.retry()
         async with asyncio.timeout(PATIENCE_S):
-            while not ours.metrics()["fastderp_acme_orders"]["failed"]:  # type: ignore[index,call-overload]
+            while not ours.metrics()["fastderp_acme_orders_total"]["failed"]:  # type: ignore[index,call-overload]
                 await asyncio.sleep(0.002)
         assert await chosen(ours) is good
         assert (tmp_path / NAME).read_bytes() == kept
@@ -439,7 +439,7 @@ async def test_no_login_fails_while_certificates_are_renewed(tmp_path: Path, ca:
             assert set(await asyncio.gather(*(probe(port) for _ in range(8)))) == {
                 b"HTTP/1.1 200 OK\r\n"
             }
-        assert "tls" not in "".join(relay.metrics()["fastderp_closed"])  # type: ignore[arg-type]
+        assert "tls" not in "".join(relay.metrics()["fastderp_closed_total"])  # type: ignore[arg-type]
     assert len(ca.asked) > 5
 
 
@@ -483,7 +483,7 @@ async def test_a_ca_whose_certificates_are_born_old_is_not_asked_without_end(
         await chosen(ours)
         ours.retry()
         async with asyncio.timeout(PATIENCE_S):
-            while ours.metrics()["fastderp_acme_orders"] != {"failed": 0, "issued": 2}:
+            while ours.metrics()["fastderp_acme_orders_total"] != {"failed": 0, "issued": 2}:
                 await asyncio.sleep(0.002)
     assert ca.asked == [NAME, NAME], "the second because it was asked for"
 
