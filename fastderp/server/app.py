@@ -41,7 +41,7 @@ from fastderp.server.http.message import Routes, Site, http_port_routes, relay_r
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
-from fastderp.server.stun.server import StunServer, bind_stun
+from fastderp.server.stun.server import StunCounters, StunServer, bind_stun
 from fastderp.tls.context import ServerContext
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
@@ -323,8 +323,7 @@ def _metrics(
         values |= tunnels.metrics()
     if admission is not None:
         values |= admission.metrics()
-    if stun is not None:
-        values |= stun.counters.metrics()
+    values |= (StunCounters() if stun is None else stun.counters).metrics()
     if certificates is not None:
         values |= certificates.metrics()
     return values

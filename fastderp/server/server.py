@@ -18,7 +18,7 @@ from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.channel import Channel
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import Conversations, Reader, Writer
-from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listen_sockets
+from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
 from fastderp.server.accept.registrar import Entrance, Verify
 from fastderp.server.admission.admission import Client
 from fastderp.server.admission.client_rate import Allowance
@@ -31,6 +31,7 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.mesh.region import Region
+from fastderp.server.net.listen import listen_sockets
 from fastderp.server.observe import traffic
 from fastderp.server.observe.connection_log import Journal
 from fastderp.server.observe.consistency import inconsistencies

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastderp.server.accept.listener import listen_sockets
 from fastderp.server.http import message as http
 from fastderp.server.http.message import Request, Response, Site
+from fastderp.server.net.listen import listen_sockets
 from fastderp.wire.keys import NodePublic
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request

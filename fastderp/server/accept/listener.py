@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 from collections import Counter
 
@@ -20,7 +19,6 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
 
-BACKLOG = 4096
 # So many at once, then other work gets its turn.
 ACCEPTS_PER_TURN = 64
 # Out of descriptors or memory: look again after this long.
@@ -162,81 +160,3 @@ class Listener:
         self.loop.remove_reader(sock.fileno())
         self._shortage[sock] = self.loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
         self.entrance.journal.note_shortage(error)
-
-
-def listen_sockets(
-    host: str,
-    port: int,
-    *,
-    keepalive_idle_s: float = 600.0,
-    user_timeout_s: float = 15.0,
-) -> list[socket.socket]:
-    """Bind and listen on `host`; "" is every address of both families, where the machine has both.
-
-    What clients' sockets need is set here and inherited by them. Port 0 takes a free port, the same for both families.
-    Raises OSError that names the address.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        for family, address in _resolve(host, port):
-            if sockets and port == 0:
-                address = (address[0], sockets[0].getsockname()[1])
-            sockets.append(_listen(family, address, keepalive_idle_s, user_timeout_s))
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
-    if host == "":
-        found = [(socket.AF_INET, ("0.0.0.0", port))]
-        return [*found, (socket.AF_INET6, ("::", port))] if _has_ipv6() else found
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise OSError(
-            errno.EADDRNOTAVAIL,
-            f"cannot listen on {format_address((host, port))}: {error.strerror}",
-        ) from None
-    unique = dict.fromkeys((info[0], (str(info[4][0]), int(info[4][1]))) for info in infos)
-    return list(unique)
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-def _listen(
-    family: socket.AddressFamily,
-    address: tuple[str, int],
-    keepalive_idle_s: float,
-    user_timeout_s: float,
-) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(keepalive_idle_s)))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(
-            error.errno, f"cannot listen on {format_address(address)}: {reason}"
-        ) from None
-    sock.setblocking(False)
-    return sock

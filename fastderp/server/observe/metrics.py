@@ -198,6 +198,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("process_virtual_memory_bytes", "gauge", "virtual memory"),
     Metric("stun_addrfamily", "counter", "valid STUN requests, by address family", ("family",),
            (("ipv4",), ("ipv6",)), "stun", "counter_"),
+    Metric("stun_no_local_addr", "counter", "STUN requests for which the kernel did not tell the address that was asked", group="stun",
+           prefix="counter_"),
     Metric("stun_requests", "counter", "datagrams on the STUN port, by what became of them", ("disposition",),
            (("not_stun",), ("read_error",), ("success",), ("write_error",)), "stun", "counter_"),
     Metric("tls_listener_accepted_connections", "counter", "connections accepted on the TLS port"),

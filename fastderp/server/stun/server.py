@@ -7,13 +7,15 @@ Sockets are separate for IPv4 and IPv6, so an IPv4 client is answered with an IP
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
+import struct
 import zlib
 from dataclasses import dataclass, field
 
 from fastderp.errors import ListenError
+from fastderp.server.net.listen import datagram_sockets
+from fastderp.server.observe.metrics import Value
 
 log = logging.getLogger("fastderp.stun")
 
@@ -32,10 +34,17 @@ _FINGERPRINT_XOR = 0x5354554E
 _IPV4_HEAD, _IPV4_ATTRIBUTE = bytes.fromhex("0101000c2112a442"), bytes.fromhex("002000080001")
 _IPV6_HEAD, _IPV6_ATTRIBUTE = bytes.fromhex("010100182112a442"), bytes.fromhex("002000140002")
 
+# Linux's number; Python's socket module has it from 3.14 on.
+IP_PKTINFO = 8
+# struct in_pktinfo: interface, local address, destination. struct in6_pktinfo: address, interface.
+_PKTINFO4 = struct.Struct("=i4s4s")
+_PKTINFO6 = struct.Struct("=16si")
+_CONTROL_BYTES = socket.CMSG_SPACE(_PKTINFO6.size)
+
 
 @dataclass(slots=True)
 class StunCounters:
-    """What became of the datagrams, by the dispositions and families of PROTOCOL §14."""
+    """What became of the datagrams, by the dispositions and families of PROTOCOL §14, §22."""
 
     success: int = 0
     not_stun: int = 0
@@ -43,8 +52,9 @@ class StunCounters:
     write_error: int = 0
     ipv4: int = 0
     ipv6: int = 0
+    no_local_addr: int = 0
 
-    def metrics(self) -> dict[str, dict[str, int]]:
+    def metrics(self) -> dict[str, Value]:
         """Return the counters under the names of `/debug/varz`."""
         requests = {
             name: getattr(self, name)
@@ -53,6 +63,7 @@ class StunCounters:
         return {
             "stun_requests": requests,
             "stun_addrfamily": {"ipv4": self.ipv4, "ipv6": self.ipv6},
+            "stun_no_local_addr": self.no_local_addr,
         }
 
 
@@ -133,7 +144,7 @@ class StunServer:
         view = memoryview(self._buffer)
         for _ in range(TURN_DATAGRAMS):
             try:
-                n_bytes, sender = sock.recvfrom_into(self._buffer)
+                n_bytes, ancillary, _, sender = sock.recvmsg_into([self._buffer], _CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
@@ -141,9 +152,15 @@ class StunServer:
             except OSError as error:
                 self._pause(loop, sock, error)
                 return
-            self._answer(sock, view[:n_bytes], sender)
+            self._answer(sock, view[:n_bytes], sender, ancillary)
 
-    def _answer(self, sock: socket.socket, datagram: memoryview, sender: tuple[str, int]) -> None:
+    def _answer(
+        self,
+        sock: socket.socket,
+        datagram: memoryview,
+        sender: tuple[str, int],
+        ancillary: list[tuple[int, int, bytes]],
+    ) -> None:
         txid = transaction_id(datagram)
         if txid is None:
             self.counters.not_stun += 1
@@ -154,8 +171,11 @@ class StunServer:
             self.counters.ipv6 += 1
         # A link-local sender carries its zone as "fe80::1%eth0"; the address on the wire has none.
         address = socket.inet_pton(sock.family, sender[0].partition("%")[0])
+        source = _source_of_answer(ancillary)
+        if not source:
+            self.counters.no_local_addr += 1
         try:
-            sock.sendto(binding_response(txid, address, sender[1]), sender)
+            sock.sendmsg([binding_response(txid, address, sender[1])], source, 0, sender)
         except OSError:
             self.counters.write_error += 1
         else:
@@ -174,55 +194,35 @@ class StunServer:
 
 
 def bind_stun(host: str, port: int) -> StunServer:
-    """Bind the STUN sockets for every address of a host; an empty host means all of this machine's.
+    """Bind the STUN sockets for every address of a host; any wildcard means all addresses of both families.
 
-    Needs no running loop; call `start` on the result. Raises ListenError when the port cannot be had.
+    Needs no running loop; call `start` on the result. Raises ListenError when an address cannot be bound.
     """
-    server = StunServer([])
     try:
-        for family, address in _addresses(host):
-            server.sockets.append(
-                _bound(family, address, server.addresses[0][1] if server.sockets else port)
-            )
-    except socket.gaierror as error:
-        raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
+        return StunServer(datagram_sockets(host, port, _ask_for_destination))
     except OSError as error:
-        for sock in server.sockets:
-            sock.close()
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise ListenError(f"STUN: cannot listen on UDP {where}: {error.strerror}") from error
-    return server
+        raise ListenError(f"STUN: {error.strerror}") from error
 
 
-def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    if host:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-        return list(
-            dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found)
-        )
-    both = [(socket.AF_INET, "0.0.0.0")]
-    if _has_ipv6():
-        both.append((socket.AF_INET6, "::"))
-    return both
+def _ask_for_destination(sock: socket.socket) -> None:
+    """Have the kernel tell the address that each datagram was sent to."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
 
 
-def _has_ipv6() -> bool:
-    """Tell whether the kernel can bind an IPv6 socket at all; containers often have it switched off."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError as error:
-        return error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-    return True
-
-
-def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
+def _source_of_answer(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """Return the control message that sends an answer from the address that was asked; [] when the kernel did not tell it."""
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) == _PKTINFO4.size:
+            _, local, _ = _PKTINFO4.unpack(data)
+            return [(level, kind, _PKTINFO4.pack(0, local, bytes(4)))]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(
+            data
+        ) == _PKTINFO6.size:
+            local, interface = _PKTINFO6.unpack(data)
+            # The route decides about the interface, but a link-local address is one of its interface only.
+            is_link_local = local[0] == 0xFE and local[1] & 0xC0 == 0x80
+            return [(level, kind, _PKTINFO6.pack(local, interface if is_link_local else 0))]
+    return []

@@ -111,6 +111,7 @@ PROMISED = {
         derp_peer_gone_disconnected_frames derp_peer_gone_not_here_frames derp_got_ping derp_sent_pong derp_home_moves_in
         derp_home_moves_out derp_unknown_frames derp_sclient_write_timeouts derp_tcp_rtt derp_rate_limit_per_client_waited
         derp_websocket_accepts tls_listener_accepted_connections tls_listener_rejected_connections stun_requests stun_addrfamily
+        stun_no_local_addr
         bootstrap_dns_requests bootstrap_dns_published_hits bootstrap_dns_published_misses bootstrap_dns_unpublished_hits
         bootstrap_dns_unpublished_misses bootstrap_dns_unpublished_percent_misses bootstrap_dns_queried_domains uptime_sec
         process_cpu_seconds_total""",

@@ -1,0 +1,175 @@
+"""Binds the sockets of an address, TCP and UDP by the same rules: those of Go's net package. PROTOCOL §9.1, §11.
+
+Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket each. A family that the machine does not have is left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from fastderp.util.net import format_address
+
+BACKLOG = 4096
+# A free port of one family may be taken in the other; the next one hardly ever is.
+FREE_PORT_ATTEMPTS = 16
+
+SocketAddress = tuple[Any, ...]
+Prepare = Callable[[socket.socket], None]
+"""Sets options of a socket before it is bound."""
+
+
+def listen_sockets(
+    host: str,
+    port: int,
+    *,
+    keepalive_idle_s: float = 600.0,
+    user_timeout_s: float = 15.0,
+) -> list[socket.socket]:
+    """Return non-blocking TCP sockets that listen on every address of `host`, all on the same port.
+
+    Accepted connections inherit the options that are set here.
+
+    Args:
+        host: name or address; any wildcard for all addresses of both families.
+        port: 0 for a free one.
+        keepalive_idle_s: seconds of silence before the first keep-alive probe.
+        user_timeout_s: seconds that sent data may stay unacknowledged.
+
+    Raises OSError that names the address.
+    """
+
+    def prepare(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(keepalive_idle_s)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
+
+    return _bind_all(host, port, socket.SOCK_STREAM, prepare)
+
+
+def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.socket]:
+    """Return non-blocking UDP sockets bound to every address of `host`, all on the same port.
+
+    Arguments and errors are those of `listen_sockets`; prepare sets further options before the bind.
+    """
+    return _bind_all(host, port, socket.SOCK_DGRAM, prepare)
+
+
+def is_wildcard(host: str) -> bool:
+    """Tell whether a host stands for every address of both families."""
+    try:
+        return not host or _unmapped(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _bind_all(
+    host: str, port: int, kind: socket.SocketKind, prepare: Prepare
+) -> list[socket.socket]:
+    addresses = _addresses(host, port, kind)
+    for attempt in range(1, FREE_PORT_ATTEMPTS + 1):
+        try:
+            return _bind_each(addresses, kind, prepare)
+        except OSError as error:
+            if port or error.errno != errno.EADDRINUSE or attempt == FREE_PORT_ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def _addresses(
+    host: str, port: int, kind: socket.SocketKind
+) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+    """Return what to bind, IPv4 first; zones stay in the socket addresses of IPv6."""
+    if is_wildcard(host):
+        return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))]
+    try:
+        found = socket.getaddrinfo(_ipv4_if_mapped(host), port, type=kind)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            errno.EADDRNOTAVAIL, f"cannot listen on {format_address((host, port))}: {reason}"
+        ) from None
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _ipv4_if_mapped(host: str) -> str:
+    try:
+        return str(_unmapped(host))
+    except ValueError:
+        return host
+
+
+def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the address that `host` is, the IPv4 one of ::ffff:a.b.c.d. Raises ValueError for a name."""
+    address = ipaddress.ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _bind_each(
+    addresses: list[tuple[socket.AddressFamily, SocketAddress]],
+    kind: socket.SocketKind,
+    prepare: Prepare,
+) -> list[socket.socket]:
+    """Bind them all or none. Of several addresses, those of a family without support are left out."""
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in addresses:
+            host, port, *zone = address
+            if sockets:
+                port = sockets[0].getsockname()[1]
+            try:
+                sockets.append(_bind(family, (host, port, *zone), kind, prepare))
+            except OSError as error:
+                if not _lacks_family(error, host):
+                    raise
+                missing = error
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    if not sockets and missing is not None:
+        raise missing
+    return sockets
+
+
+def _lacks_family(error: OSError, host: str) -> bool:
+    """Tell whether an address cannot be bound because the machine has none of its family, as many containers have no IPv6."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return host in ("::", "::1")
+    return error.errno == errno.EAFNOSUPPORT
+
+
+def _bind(
+    family: socket.AddressFamily,
+    address: SocketAddress,
+    kind: socket.SocketKind,
+    prepare: Prepare,
+) -> socket.socket:
+    sock: socket.socket | None = None
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        if family == socket.AF_INET6:
+            # A socket per family: an IPv4 client keeps its IPv4 address in logs and answers.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        prepare(sock)
+        sock.bind(address)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(BACKLOG)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        where = format_address((str(address[0]), int(address[1])))
+        if kind == socket.SOCK_DGRAM:
+            where = f"UDP {where}"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"cannot listen on {where}: {reason}") from None
+    return sock

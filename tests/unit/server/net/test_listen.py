@@ -1,0 +1,134 @@
+"""The sockets of an address: wildcards, families, zones, and machines that lack IPv6 or a part of it."""
+
+import asyncio
+import errno
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from fastderp.server.net.listen import datagram_sockets, is_wildcard, listen_sockets
+from fastderp.server.stun import server as stun
+from tests.kit.own_network import BECOME_ROOT, is_possible
+from tests.unit.server.stun.test_server import answer_from
+
+WILDCARDS = ["", "0.0.0.0", "::", "::ffff:0.0.0.0"]
+BOTH = {socket.AF_INET, socket.AF_INET6}
+
+
+def close(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+@pytest.mark.parametrize("host", WILDCARDS)
+def test_any_wildcard_serves_both_families_on_one_port(host: str) -> None:
+    tcp = listen_sockets(host, 0)
+    udp = datagram_sockets(host, 0, lambda sock: None)
+    for sockets in (tcp, udp):
+        assert {sock.family for sock in sockets} == BOTH
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    for address in ("127.0.0.1", "::1"):
+        socket.create_connection((address, tcp[0].getsockname()[1]), timeout=5).close()
+    close(*tcp, *udp)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example", "1.2", "::ffff:127.0.0.1"])
+def test_an_address_and_a_name_are_no_wildcards(host: str) -> None:
+    assert not is_wildcard(host)
+
+
+def test_a_mapped_address_is_the_ipv4_address_in_it() -> None:
+    [tcp] = listen_sockets("::ffff:127.0.0.1", 0)
+    assert tcp.getsockname()[0] == "127.0.0.1"
+    close(tcp)
+
+
+def test_a_machine_without_ipv6_serves_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoIpv6(socket.socket):
+        def __init__(self, family: int = -1, *args: int, **kwargs: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "socket", NoIpv6)
+    for host in (*WILDCARDS, "localhost"):
+        tcp = listen_sockets(host, 0)
+        assert [sock.family for sock in tcp] == [socket.AF_INET]
+        close(*tcp)
+    with pytest.raises(OSError, match=r"cannot listen on \[::1\]:1: Address family not supported"):
+        listen_sockets("::1", 1)
+
+
+def test_a_free_port_is_free_in_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first port that IPv4 offers is taken in IPv6."""
+    taken = socket.socket(socket.AF_INET6)
+    taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    taken.bind(("::", 0))
+    taken.listen()
+    bad_port = taken.getsockname()[1]
+
+    class Unlucky(socket.socket):
+        n_offers = 0
+
+        def bind(self, address: tuple[str, int]) -> None:  # type: ignore[override]
+            if self.family == socket.AF_INET and address[1] == 0:
+                Unlucky.n_offers += 1
+                if Unlucky.n_offers == 1:
+                    address = (address[0], bad_port)
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Unlucky)
+    tcp = listen_sockets("", 0)
+    assert len(tcp) == 2 and Unlucky.n_offers == 2
+    assert tcp[0].getsockname()[1] != bad_port
+    close(taken, *tcp)
+
+
+# In a network of its own: loopback with an IPv6 address and a link-local one, but without ::1.
+NO_LOOPBACK_IPV6 = """
+ip link set lo up
+ip addr add fd00::7/64 dev lo nodad
+ip addr add fe80::7/64 dev lo nodad
+ip addr del ::1/128 dev lo
+exec "$0" -m tests.unit.server.net.test_listen
+"""
+
+
+@pytest.mark.skipif(not is_possible(), reason="no network of our own to be had here")
+def test_ipv6_is_served_where_loopback_has_no_ipv6_address_and_zones_are_kept() -> None:
+    done = subprocess.run(
+        [*BECOME_ROOT, "sh", "-e", "-c", NO_LOOPBACK_IPV6, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def main() -> None:
+    """Bind and connect in a network without ::1; run by the test above."""
+    tcp = listen_sockets("", 0)
+    assert {sock.family for sock in tcp} == BOTH, tcp
+    socket.create_connection(("fd00::7", tcp[0].getsockname()[1]), timeout=5).close()
+    [zoned] = listen_sockets("fe80::7%lo", 0)
+    socket.create_connection(("fe80::7%lo", zoned.getsockname()[1]), timeout=5).close()
+    listed = listen_sockets("localhost", 0)
+    assert [sock.family for sock in listed] == [socket.AF_INET], listed
+    for host, asked in (("", "fd00::7"), ("", "fe80::7%lo"), ("fe80::7%lo", "fe80::7%lo")):
+        asyncio.run(ask_stun(host, asked))
+
+
+async def ask_stun(host: str, asked: str) -> None:
+    """Ask a STUN server at `host` by one of its addresses, from a socket that takes answers from this address only."""
+    server = stun.bind_stun(host, 0)
+    server.start()
+    try:
+        assert (await answer_from(asked, server.addresses[0][1]))[:2] == b"\x01\x01"
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
