@@ -106,7 +106,7 @@ def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> f
     relay_key = NodePublic.from_hex(key_hex)
     keys = [NodePrivate.generate() for _ in range(N_KEYS)]
     logins = [
-        client_info_frame(key.public(), key.box(relay_key), ClientInfo(can_ack_pings=True))
+        client_info_frame(key.public_key, key.box(relay_key), ClientInfo(can_ack_pings=True))
         for key in keys
     ]
     context = None

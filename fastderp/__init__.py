@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         PingTimeout,
         ProtocolError,
     )
-    from fastderp.server.admission.admission import Admission
+    from fastderp.server.admission.admission import Admission, ConnectedClient
     from fastderp.server.admission.key_lists import KeyLists
     from fastderp.server.admission.rate_limit import RateLimit
     from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
@@ -88,7 +88,7 @@ _NAMES_OF = {
         "ServerInfo",
         "ServerRestarting",
     ),
-    "fastderp.server.admission.admission": ("Admission",),
+    "fastderp.server.admission.admission": ("Admission", "ConnectedClient"),
     "fastderp.server.admission.verifiers": ("AdmissionUrl", "Tailscaled"),
     "fastderp.server.mesh.forwarders": ("PacketForwarder",),
     "fastderp.server.admission.key_lists": ("KeyLists",),
@@ -106,6 +106,7 @@ __all__ = [
     "AdmissionUrl",
     "BytesSentRecv",
     "Client",
+    "ConnectedClient",
     "ConnectionClosed",
     "ConnectionLost",
     "DerpError",

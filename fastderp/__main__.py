@@ -28,7 +28,7 @@ Talk through it from Python:
         url = "http://127.0.0.1:3340/derp"
         async with HTTPClient(url, alice) as a, HTTPClient(url, bob) as b:
             await b.recv()  # the relay's greeting: bob can be reached now
-            await a.send(bob.public(), b"hello")
+            await a.send(bob.public_key, b"hello")
             print(await b.recv())
 
     asyncio.run(main())

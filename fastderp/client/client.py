@@ -59,7 +59,7 @@ class Client:
         `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is between these two.
         """
         self._stream = stream
-        self._public_key = private_key.public()
+        self._public_key = private_key.public_key
         self._server_public_key = server
         self._box = box
         self._server_info: ServerInfo | None = None
@@ -112,7 +112,7 @@ class Client:
                 first = await connection.read_frame(MAX_CLIENT_FRAME_SIZE, READ_TIMEOUT_S)
                 server = login.parse_server_key(*first)
             box = private_key.box(server)
-            connection.write(login.client_info_frame(private_key.public(), box, info))
+            connection.write(login.client_info_frame(private_key.public_key, box, info))
             await connection.drain()
         except BaseException:
             connection.abort()

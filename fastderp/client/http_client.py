@@ -156,7 +156,7 @@ class HTTPClient:
     @property
     def public_key(self) -> NodePublic:
         """The key this client is reached under."""
-        return self._private_key.public()
+        return self._private_key.public_key
 
     @property
     def server_public_key(self) -> NodePublic | None:

@@ -161,7 +161,8 @@ class Crowd:
         boxes = [key.box(relay) for key in keys]
         info = ClientInfo(can_ack_pings=True)
         infos = [
-            client_info_frame(key.public(), box, info) for key, box in zip(keys, boxes, strict=True)
+            client_info_frame(key.public_key, box, info)
+            for key, box in zip(keys, boxes, strict=True)
         ]
         request: bytes | None = target.request()
         if target.fast_starts:
@@ -169,10 +170,10 @@ class Crowd:
             infos = [head + frame for frame in infos]
         shared = NodePrivate.generate()
         hello = (
-            client_hello(target.host, target.suites, shared.public().raw) if target.tls else None
+            client_hello(target.host, target.suites, shared.public_key.raw) if target.tls else None
         )
         self._target = target
-        self._keys = [key.public().raw for key in keys]
+        self._keys = [key.public_key.raw for key in keys]
         self._boxes = boxes
         self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
@@ -182,7 +183,7 @@ class Crowd:
                 request,
                 infos,
                 hello=hello,
-                hello_key=shared.to_bytes(),
+                hello_key=shared.raw,
                 sources=[socket_address(source, 0) for source in sources],
                 at_once=LOGINS_AT_ONCE,
                 rate=rate,

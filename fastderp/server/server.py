@@ -20,7 +20,7 @@ from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import Conversations, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
 from fastderp.server.accept.registrar import Entrance, Verify
-from fastderp.server.admission.admission import Client
+from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import Allowance
 from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
 from fastderp.server.certificates import certificate as certs
@@ -408,7 +408,7 @@ class Server:
     @property
     def public_key(self) -> NodePublic:
         """The key that clients know the relay by."""
-        return self._private_key.public()
+        return self._private_key.public_key
 
     @cached_property
     def meta_cert(self) -> bytes:
@@ -438,11 +438,11 @@ class Server:
         """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""
         return self._plane.is_connected(key.raw)
 
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[ConnectedClient]:
         """Return who is connected, with the address it came from, once per connection; mesh peers left out. PROTOCOL §6.1."""
         return [client for _, client in self._clients()]
 
-    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+    def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
         """Close the connections of clients for which `unwanted` says so; return whose they were. PROTOCOL §6.2.
 
         Mesh peers are not asked about.
@@ -453,10 +453,13 @@ class Server:
                 closed.append(client)
         return closed
 
-    def _clients(self) -> Iterator[tuple[int, Client]]:
+    def _clients(self) -> Iterator[tuple[int, ConnectedClient]]:
         for session in self._plane.sessions():
             if not session.mesh and not session.link:
-                yield session.handle, Client(NodePublic(session.key), address_text(session.addr))
+                yield (
+                    session.handle,
+                    ConnectedClient(NodePublic(session.key), address_text(session.addr)),
+                )
 
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""

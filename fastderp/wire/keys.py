@@ -43,7 +43,7 @@ class Box:
     def __init__(self, private: NodePrivate, peer: NodePublic) -> None:
         """Agree on the shared key. BoxError for a zero or low-order `peer`."""
         try:
-            self._shared = bindings.crypto_box_beforenm(peer.raw, private.to_bytes())
+            self._shared = bindings.crypto_box_beforenm(peer.raw, private.raw)
         except nacl_errors.RuntimeError:
             raise BoxError("the public key is of low order") from None
 
@@ -67,9 +67,12 @@ class Box:
 
 
 class NodePrivate:
-    """The private key of a node or a relay. Comparison takes constant time; it has no hash. PROTOCOL §1."""
+    """The private key of a node or a relay. PROTOCOL §1.
 
-    __slots__ = ("_public", "_raw")
+    `raw` is its 32 bytes and `text` its typed form, both secret. Comparison takes constant time; it has no hash.
+    """
+
+    __slots__ = ("_public_key", "_raw")
 
     def __init__(self, raw: bytes) -> None:
         """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
@@ -78,50 +81,57 @@ class NodePrivate:
         if not any(raw):
             raise ValueError("an all-zero private key is no key")
         self._raw = bytes(raw)
-        self._public: NodePublic | None = None
+        self._public_key: NodePublic | None = None
 
     @classmethod
     def generate(cls) -> NodePrivate:
-        """Make a new random key, clamped as X25519 wants it."""
+        """Make a new random key, clamped as X25519 requires."""
         raw = bytearray(secrets.token_bytes(KEY_SIZE))
         raw[0] &= 248
         raw[31] = (raw[31] & 127) | 64
         return cls(bytes(raw))
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> NodePrivate:
-        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
-        return cls(raw)
-
-    @classmethod
     def from_text(cls, text: str) -> NodePrivate:
-        """Parse a `text` of `privkey:` and 64 hex digits of either case. ValueError for any other never quotes it."""
+        """Parse a `text` of `privkey:` and 64 hex digits of either case.
+
+        Raises ValueError for any other text, without quoting it.
+        """
         return cls(parse_key_text(text, _PRIVATE_PREFIX))
 
-    def to_bytes(self) -> bytes:
-        """Return the 32 secret bytes."""
+    @property
+    def raw(self) -> bytes:
+        """The 32 secret bytes."""
         return self._raw
 
-    def to_text(self) -> str:
-        """Return `privkey:` and 64 lower-case hex digits: a secret."""
+    @property
+    def text(self) -> str:
+        """The typed form, a secret: `privkey:` and 64 lower-case hex digits."""
         return _PRIVATE_PREFIX + self._raw.hex()
 
-    def public(self) -> NodePublic:
-        """Return the public half."""
-        if self._public is None:
-            self._public = NodePublic(bindings.crypto_scalarmult_base(self._raw))
-        return self._public
+    @property
+    def public_key(self) -> NodePublic:
+        """The public half: the address of the node. Computed once, in about 50 µs."""
+        if self._public_key is None:
+            self._public_key = NodePublic(bindings.crypto_scalarmult_base(self._raw))
+        return self._public_key
 
     def box(self, peer: NodePublic) -> Box:
         """Return the box shared with `peer`. BoxError for a zero or low-order key."""
         return Box(self, peer)
 
     def seal_to(self, peer: NodePublic, message: bytes) -> bytes:
-        """Return nonce 24 ‖ box(`message`) that only `peer` opens. BoxError for a zero or low-order key."""
+        """Return nonce 24 ‖ box(`message`) that only `peer` opens.
+
+        Raises BoxError for a zero or low-order key.
+        """
         return self.box(peer).seal(message)
 
     def open_from(self, peer: NodePublic, sealed: bytes) -> bytes:
-        """Return the message that `peer` sealed; `sealed` is nonce 24 ‖ box. BoxError when it does not open."""
+        """Return the message that `peer` sealed; `sealed` is nonce 24 ‖ box.
+
+        Raises BoxError when it does not open.
+        """
         return self.box(peer).open(sealed)
 
     def __eq__(self, other: object) -> bool:
@@ -132,13 +142,13 @@ class NodePrivate:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<NodePrivate of {self.public().short}>"
+        return f"<NodePrivate of {self.public_key.short}>"
 
 
 class MeshKey:
-    """The secret that the relays of one region share. Comparison takes constant time; no hash.
+    """The secret that the relays of one region share. PROTOCOL §1, §7.1.
 
-    The zero key means "no mesh" and makes nobody a mesh peer. PROTOCOL §1, §7.1.
+    The zero key means "no mesh" and makes no client a mesh peer. Comparison takes constant time; it has no hash.
     """
 
     __slots__ = ("_raw",)
@@ -156,7 +166,10 @@ class MeshKey:
 
     @classmethod
     def from_text(cls, text: str) -> MeshKey:
-        """Parse a `text` of 64 hex digits of either case, with or without white space around. ValueError for any other never quotes it."""
+        """Parse a `text` of 64 hex digits of either case, with or without white space around it.
+
+        Raises ValueError for any other text, without quoting it.
+        """
         return cls(parse_key_text(text.strip(), ""))
 
     @property
@@ -164,8 +177,14 @@ class MeshKey:
         """Whether this is the zero key: no mesh."""
         return self._raw == _NO_MESH
 
-    def to_text(self) -> str:
-        """Return 64 lower-case hex digits: a secret."""
+    @property
+    def raw(self) -> bytes:
+        """The 32 secret bytes."""
+        return self._raw
+
+    @property
+    def text(self) -> str:
+        """The text form, a secret: 64 lower-case hex digits."""
         return self._raw.hex()
 
     def __eq__(self, other: object) -> bool:
@@ -266,7 +285,7 @@ def _parse_key_file(text: str) -> NodePrivate:
 
 def _create_key_file(path: Path, key: NodePrivate) -> None:
     """Write a new file unless somebody else has; whoever links it first wins."""
-    text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+    text = json.dumps({"PrivateKey": key.text}, indent="\t")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

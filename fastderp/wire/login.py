@@ -57,7 +57,7 @@ class ClientInfo:
         """Return the compact JSON, members in the reference's order."""
         members: dict[str, Any] = {}
         if self.mesh_key:
-            members["meshKey"] = self.mesh_key.to_text()
+            members["meshKey"] = self.mesh_key.text
         if self.version:
             members["version"] = self.version
         members["CanAckPings"] = self.can_ack_pings

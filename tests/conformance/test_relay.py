@@ -19,7 +19,7 @@ def test_only_the_relays_own_mesh_key_makes_a_mesh_peer(start_relay: StartRelay)
     relay = start_relay(mesh_key=secret)
     for shown, welcome in ((secret, True), (MeshKey.generate(), False), (MeshKey(), False)):
         with relay.connect() as peer:
-            peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % shown.to_text().encode())
+            peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % shown.text.encode())
             peer.send_frame(WATCH)
             if welcome:
                 peer.sync()
@@ -46,7 +46,7 @@ def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(
         with relay.login(key=key):
             assert gauges() == (1, 2, 2)
         eventually(lambda: gauges() == (0, 0, 2))
-        sender.send_packet(key.public(), b"to who is left")
+        sender.send_packet(key.public_key, b"to who is left")
         while (received := old.read_frame())[0] != 5:
             pass
         assert received[1] == sender.public.raw + b"to who is left"
@@ -58,7 +58,7 @@ def test_the_policy_for_those_who_share_a_key_can_be_chosen(start_relay: StartRe
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
         assert second.sync() == first.sync() == []
-        sender.send_packet(key.public(), b"to whom?")
+        sender.send_packet(key.public_key, b"to whom?")
         assert sender.sync() == first.sync() == second.sync() == []
         assert relay.metrics()["derp_packets_dropped"]["dup_client", "other"] == 1
         assert relay.call(relay.server.consistency_check) == []
@@ -79,7 +79,7 @@ def test_a_server_tells_how_it_was_set_up(start_relay: StartRelay) -> None:
     server = start_relay(
         private_key=identity, mesh_key=secret, verify=verify, write_timeout=3.5
     ).server
-    assert (server.private_key, server.public_key) == (identity, identity.public())
+    assert (server.private_key, server.public_key) == (identity, identity.public_key)
     assert (server.mesh_key, server.has_mesh_key) == (secret, True)
     assert server.verify is verify
     assert server.write_timeout == 3.5

@@ -77,15 +77,13 @@ class Conversation:
 
     def key(self, who: str) -> NodePrivate:
         """Return the private key called `who`; nobody needs to log in with it."""
-        private = NodePrivate.from_bytes(
-            hashlib.sha256(f"{self.name}/{self.attempt}/{who}".encode()).digest()
-        )
-        self.names[private.public().raw] = who
+        private = NodePrivate(hashlib.sha256(f"{self.name}/{self.attempt}/{who}".encode()).digest())
+        self.names[private.public_key.raw] = who
         return private
 
     def public(self, who: str) -> NodePublic:
         """Return the public half of `key(who)`."""
-        return self.key(who).public()
+        return self.key(who).public_key
 
     def login(
         self,

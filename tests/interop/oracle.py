@@ -119,7 +119,7 @@ class Connection:
     async def open(cls, relay: Endpoint, private: NodePrivate, known: Acquaintances) -> Connection:
         """Connect to the relay as whoever has this key."""
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
-        known.ports[private.public().raw].add(writer.get_extra_info("sockname")[1])
+        known.ports[private.public_key.raw].add(writer.get_extra_info("sockname")[1])
         return cls(reader, writer, private, known)
 
     async def write(self, data: bytes) -> None:
@@ -315,7 +315,7 @@ class Stage:
         first = step.first
         if first is None:
             box = step.key.seal_to(self._relay.key, step.info)
-            first = frame(FrameType.CLIENT_INFO, step.key.public().raw, box)
+            first = frame(FrameType.CLIENT_INFO, step.key.public_key.raw, box)
         if step.at_once:
             await connection.write(step.head + first + step.then)
         else:
@@ -354,7 +354,9 @@ class Stage:
 async def greet(port: int) -> Endpoint:
     """Return the relay on this port with its key."""
     private = NodePrivate.generate()
-    connection = await Connection.open(Endpoint(port, private.public()), private, Acquaintances({}))
+    connection = await Connection.open(
+        Endpoint(port, private.public_key), private, Acquaintances({})
+    )
     await connection.write(UPGRADE)
     await connection.wait_for(lambda: connection.server_key)
     await connection.close()

@@ -154,7 +154,7 @@ def logins() -> dict[str, Script]:
     zero_key, low_order_key, any_key = (
         bytes(32),
         b"\x01" + bytes(31),
-        NodePrivate.generate().public().raw,
+        NodePrivate.generate().public_key.raw,
     )
     firsts = {
         "an all-zero key": frame(FrameType.CLIENT_INFO, zero_key, bytes(100)),

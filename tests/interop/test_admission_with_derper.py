@@ -74,7 +74,7 @@ async def lets_in(relay: Relay, key: NodePrivate) -> bool:
         await upgrade(stream, host="derp.example", path="/derp")
         server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
         stream.write(
-            login.client_info_frame(key.public(), key.box(server), ClientInfo(can_ack_pings=True))
+            login.client_info_frame(key.public_key, key.box(server), ClientInfo(can_ack_pings=True))
         )
         frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
         return frame_type == FrameType.SERVER_INFO

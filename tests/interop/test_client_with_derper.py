@@ -109,7 +109,7 @@ async def test_last_speaker_of_a_key_gets_its_packets(relay: Relay) -> None:
         for active in (new, old):
             await active.send(active.public_key, b"here I am")
             assert (await next_of(active, ReceivedPacket)).data == b"here I am"
-            await peer.send(key.public(), b"hello")
+            await peer.send(key.public_key, b"hello")
             assert (await next_of(active, ReceivedPacket)).source == peer.public_key
 
 
@@ -159,7 +159,7 @@ async def test_privileged_requests_of_ordinary_clients_close_them(relay: Relay) 
 @pytest.fixture
 def mesh_key(tmp_path: Path) -> tuple[MeshKey, Path]:
     key, path = MeshKey.generate(), tmp_path / "mesh.key"
-    path.write_text(key.to_text() + "\n")
+    path.write_text(key.text + "\n")
     return key, path
 
 
@@ -248,7 +248,7 @@ async def test_restarted_relay_is_reached_by_the_next_call(start_derper: StartRe
 async def test_relay_with_another_key_than_the_known_one_refuses_the_login(relay: Relay) -> None:
     stream = Stream(*await asyncio.open_connection("127.0.0.1", relay.port))
     await upgrade(stream, host="derp.example", path="/derp", fast_start=True)
-    wrong = NodePrivate.generate().public()
+    wrong = NodePrivate.generate().public_key
     async with await Client.handshake(
         stream, NodePrivate.generate(), server_public_key=wrong
     ) as client:

@@ -50,9 +50,9 @@ async def exchange_between_go_and_ours(
         connected(relay, transport, private) as ours,
     ):
         assert_came_by(transport, theirs)
-        theirs.begin("exchange", peer=private.public().text, answer=True, **asdict(terms))
+        theirs.begin("exchange", peer=private.public_key.text, answer=True, **asdict(terms))
         await theirs.next("armed")
-        result = await exchange(ours, private.public(), NodePublic.from_text(theirs.key), terms)
+        result = await exchange(ours, private.public_key, NodePublic.from_text(theirs.key), terms)
         return result, Result(**(await theirs.finish())["result"])
 
 

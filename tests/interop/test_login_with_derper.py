@@ -89,7 +89,7 @@ async def derper_lets_in(relay: Relay, text: bytes) -> bool:
         await upgrade(stream, host="derp.example", path="/derp")
         server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
         sealed = KEY.box(server).seal(text)
-        stream.write(frame(FrameType.CLIENT_INFO, KEY.public().raw, sealed))
+        stream.write(frame(FrameType.CLIENT_INFO, KEY.public_key.raw, sealed))
         frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
         return frame_type == FrameType.SERVER_INFO
     except ConnectionClosed:

@@ -56,7 +56,7 @@ def client_info(
     key: NodePrivate, relay: NodePublic, json: bytes = b'{"version":2,"CanAckPings":true}'
 ) -> bytes:
     """Build a whole ClientInfo frame around any JSON."""
-    return frame(CLIENT_INFO, key.public().raw + key.seal_to(relay, json))
+    return frame(CLIENT_INFO, key.public_key.raw + key.seal_to(relay, json))
 
 
 class Peer:
@@ -80,7 +80,7 @@ class Peer:
     @property
     def public(self) -> NodePublic:
         """Its address."""
-        return self.key.public()
+        return self.key.public_key
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import ServerInfo, frame, parse_message
 
 ALICE, BOB = NodePrivate.generate(), NodePrivate.generate()
-BOX = ALICE.box(BOB.public())
+BOX = ALICE.box(BOB.public_key)
 
 keys = st.binary(min_size=32, max_size=32)
 frame_types = st.integers(0, 255)
@@ -115,9 +115,9 @@ def test_any_text_is_a_key_or_a_value_error(text: str) -> None:
 
 @given(info=client_infos)
 def test_client_info_round_trips_through_its_box(info: ClientInfo) -> None:
-    sent = login.client_info_frame(ALICE.public(), BOX, info)
+    sent = login.client_info_frame(ALICE.public_key, BOX, info)
     opened = login.open_client_info(BOB, sent[5:])
-    assert opened.public == ALICE.public()
+    assert opened.public == ALICE.public_key
     assert opened.info == info
 
 

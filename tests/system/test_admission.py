@@ -49,7 +49,7 @@ def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[st
     friend, stranger = NodePrivate.generate(), NodePrivate.generate()
 
     def admit(request: bytes) -> bytes:
-        return ok({"Allow": friend.public().text.encode() in request})
+        return ok({"Allow": friend.public_key.text.encode() in request})
 
     with serving(admit) as service, relay(*base, "-verify-client-url", service.url) as running:
         peer = log_in(running, friend)
@@ -84,7 +84,7 @@ def test_a_silent_url_delays_nobody_else(base: tuple[str, ...]) -> None:
     friend = NodePrivate.generate()
 
     def admit(request: bytes) -> bytes:
-        return ok({"Allow": True}) if friend.public().text.encode() in request else b""
+        return ok({"Allow": True}) if friend.public_key.text.encode() in request else b""
 
     with serving(admit) as service, relay(*base, "-verify-client-url", service.url) as running:
         public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
@@ -122,8 +122,8 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(
 
     def tailscaled(request: bytes) -> bytes:
         if b"status?peers=false" in request:
-            return ok({"Self": {"PublicKey": friend.public().text}})
-        return ok({"Node": {}}) if friend.public().hex.encode() in request else response(404)
+            return ok({"Self": {"PublicKey": friend.public_key.text}})
+        return ok({"Node": {}}) if friend.public_key.hex.encode() in request else response(404)
 
     path = tmp_path / "tailscaled.sock"
     with (
@@ -142,7 +142,7 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(
 def test_the_check_page_asks_tailscaled_anew_each_time(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
-    own, path = NodePrivate.generate().public(), tmp_path / "tailscaled.sock"
+    own, path = NodePrivate.generate().public_key, tmp_path / "tailscaled.sock"
 
     def check(running: RunningRelay) -> str:
         try:

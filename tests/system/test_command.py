@@ -52,7 +52,7 @@ def test_a_first_start_makes_a_key_and_says_where_it_serves(tmp_path: Path) -> N
         assert str(key) in running.said
         assert "DERP" in get(f"http://127.0.0.1:{running.port}/")
     private = json.loads(key.read_text())["PrivateKey"]
-    assert NodePrivate.from_text(private).public().text == public
+    assert NodePrivate.from_text(private).public_key.text == public
     assert key.stat().st_mode & 0o777 == 0o600
     assert private.partition(":")[2] not in running.said
 
@@ -600,7 +600,7 @@ def test_flags_for_certificates_that_are_of_no_use_are_named(
 def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(
-        f"{NodePrivate.generate().public().text}\n{NodePrivate.generate().public().text}\n"
+        f"{NodePrivate.generate().public_key.text}\n{NodePrivate.generate().public_key.text}\n"
     )
     nobody = tmp_path / "nobody"
     nobody.write_text("# nobody\n")

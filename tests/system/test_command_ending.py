@@ -25,7 +25,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 def follow_a_file(tmp_path: Path) -> tuple[Path, list[str]]:
     """Return a list of keys and the flags of a relay that follows it."""
     keys = tmp_path / "keys"
-    keys.write_text(NodePrivate.generate().public().text + "\n")
+    keys.write_text(NodePrivate.generate().public_key.text + "\n")
     return keys, [*QUIET, "-c", str(tmp_path / "relay.key"), "-allow-keys", str(keys)]
 
 

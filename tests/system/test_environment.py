@@ -33,7 +33,7 @@ def varz(running: RunningRelay, name: str) -> int:
 
 
 def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: object) -> None:
-    watched, other = NodePrivate.generate().public(), NodePrivate.generate().public()
+    watched, other = NodePrivate.generate().public_key, NodePrivate.generate().public_key
     with relay(
         *FLAGS, "-c", f"{tmp_path}/k", env={"TS_DEBUG_VERBOSE_DROPS": watched.hex}
     ) as running:
@@ -42,7 +42,7 @@ def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: o
                 peer.send_packet(watched, b"data")
             peer.send_packet(other, b"data")
             peer.sync()
-            sender = peer.key.public().short
+            sender = peer.key.public_key.short
             eventually(lambda: varz(running, "derp_packets_dropped") == 21)
         _, said = running.stop()
     lines = [line for line in said.splitlines() if line.startswith("drop: ")]
@@ -52,7 +52,7 @@ def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: o
 def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) -> None:
     with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_PROBER_DEBUG_LOGS": "1"}) as running:
         with log_in(running, IsProber=True) as prober, log_in(running) as other:
-            keys = prober.key.public().short, other.key.public().short
+            keys = prober.key.public_key.short, other.key.public_key.short
         eventually(lambda: varz(running, "derp_current_connections") == 0)
         _, said = running.stop()
     assert re.findall(r"^(\S+) \S+: a prober logged in$", said, re.MULTILINE) == [keys[0]]
@@ -98,7 +98,7 @@ def test_a_queue_depth_is_how_many_packets_wait_for_a_client(
         assert f"at most {depth} packets of a kind wait for a client" in running.said
         with log_in(running) as sender, log_in(running) as slow:
             for number in range(n_sent):
-                sender.send_packet(slow.key.public(), number.to_bytes(4, "big") + bytes(size - 4))
+                sender.send_packet(slow.key.public_key, number.to_bytes(4, "big") + bytes(size - 4))
             sender.sync()
             n_lost = varz(running, "derp_packets_dropped")
             n_waiting = varz(running, "fastderp_backlog_bytes") / (5 + 32 + size)

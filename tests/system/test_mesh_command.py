@@ -21,7 +21,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false")
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     path = tmp_path / "mesh.key"
-    path.write_text(f" {MeshKey.generate().to_text().upper()}\n")
+    path.write_text(f" {MeshKey.generate().text.upper()}\n")
     return path
 
 

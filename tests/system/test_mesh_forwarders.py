@@ -38,7 +38,7 @@ def relay(start_relay: Callable[..., Relay]) -> Relay:
 @pytest.fixture
 def key() -> NodePublic:
     """Somebody who is not connected here."""
-    return NodePrivate.generate().public()
+    return NodePrivate.generate().public_key
 
 
 def add(relay: Relay, key: NodePublic, forwarder: PacketForwarder) -> None:
@@ -91,7 +91,7 @@ def test_removing_what_was_not_added_does_nothing(relay: Relay, key: NodePublic)
     remove(relay, key, Collector())
     forwarder = Collector()
     add(relay, key, forwarder)
-    remove(relay, NodePrivate.generate().public(), forwarder)
+    remove(relay, NodePrivate.generate().public_key, forwarder)
     assert multi(relay) == (0, 0, 0)
     remove(relay, key, Collector())
     assert multi(relay) == (0, 0, 1)
@@ -120,7 +120,7 @@ def test_of_several_forwarders_the_oldest_is_used(relay: Relay, key: NodePublic)
 
 def test_a_local_client_comes_before_a_forwarder_and_leaves_it_there(relay: Relay) -> None:
     forwarder, private = Collector(), NodePrivate.generate()
-    key = private.public()
+    key = private.public_key
     with relay.login() as client:
         with relay.login(key=private) as local:
             add(relay, key, forwarder)
@@ -139,12 +139,12 @@ def test_receivers_learn_when_the_last_way_to_a_sender_is_gone(relay: Relay) -> 
     with relay.login() as receiver, relay.login(key=private) as sender:
         sender.send_packet(receiver.public, b"x")
         receiver.read_packet()
-        add(relay, private.public(), forwarder)
+        add(relay, private.public_key, forwarder)
         sender.close()
-        relay.wait_connected(private.public(), False)
+        relay.wait_connected(private.public_key, False)
         assert receiver.sync() == []
-        remove(relay, private.public(), forwarder)
-        assert receiver.read_frame() == (GONE, private.public().raw + b"\0")
+        remove(relay, private.public_key, forwarder)
+        assert receiver.read_frame() == (GONE, private.public_key.raw + b"\0")
 
 
 def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(

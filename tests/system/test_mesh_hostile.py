@@ -56,7 +56,7 @@ class Member:
         """Take a connection and log it in; it must ask for presence in the same breath."""
         self.accept()
         self.sock.sendall(
-            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public().raw)
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public_key.raw)
         )
         self.client = open_client_info(self.key, self.read_frame()[1])
         assert self.client.info.mesh_key == secret
@@ -168,7 +168,7 @@ def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) 
 
 def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay: Relay) -> None:
     with (
-        relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer,
+        relay.login(json=b'{"meshKey":"%s"}' % SECRET.text.encode()) as peer,
         relay.login() as a,
     ):
         peer.send(frame(PRESENT, bytes(range(32)) + bytes(19)) + frame(GONE, a.public.raw + b"\0"))
@@ -183,7 +183,7 @@ def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_
     relay: Relay, size: int
 ) -> None:
     with (
-        relay.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer,
+        relay.login(json=b'{"meshKey":"%s"}' % SECRET.text.encode()) as peer,
         relay.login() as a,
     ):
         peer.send(struct.pack(">BI", FORWARD, size) + bytes(min(size, 64)))
@@ -322,7 +322,7 @@ def test_a_server_info_made_for_somebody_else_breaks_the_link(relay: Relay) -> N
     with member_of(relay) as member:
         member.accept()
         member.sock.sendall(
-            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw)
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public_key.raw)
         )
         member.sock.sendall(frame(SERVER_INFO, bytes(60)))
         assert member.is_left()
@@ -336,7 +336,7 @@ def test_a_member_that_never_answers_the_login_is_given_up(
     with member_of(relay) as member:
         member.accept()
         member.sock.sendall(
-            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public().raw)
+            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + member.key.public_key.raw)
         )
         assert member.is_left()
 

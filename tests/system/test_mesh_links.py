@@ -134,11 +134,11 @@ def test_a_local_client_is_reached_without_the_mesh(start_relay: StartRelay) -> 
     with one.login() as a, other.login(key=key) as elsewhere:
         wait_knows(one, 2)
         with one.login(key=key) as here:
-            a.send_packet(key.public(), b"to the local one")
+            a.send_packet(key.public_key, b"to the local one")
             assert here.read_packet() == (a.public, b"to the local one")
         assert a.sync() == []
-        one.wait_connected(key.public(), False)
-        a.send_packet(key.public(), b"to the other")
+        one.wait_connected(key.public_key, False)
+        a.send_packet(key.public_key, b"to the other")
         assert elsewhere.read_packet() == (a.public, b"to the other")
 
 
@@ -275,8 +275,8 @@ def test_disco_to_a_client_that_has_left_the_other_relay_is_answered_not_here(
     start_relay: StartRelay,
 ) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
-    ghost = NodePrivate.generate().public()
-    with other.login(json=b'{"meshKey":"%s"}' % SECRET.to_text().encode()) as peer:
+    ghost = NodePrivate.generate().public_key
+    with other.login(json=b'{"meshKey":"%s"}' % SECRET.text.encode()) as peer:
         disco = DISCO + bytes(56)
         peer.send_frame(0x0A, one.server.public_key.raw + ghost.raw + disco)
         assert peer.read_frame() == (GONE, ghost.raw + b"\1")

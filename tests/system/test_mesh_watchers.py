@@ -23,7 +23,7 @@ MESH_CONTROL_BYTES = 16 << 20
 
 
 def mesh_info(secret: MeshKey = SECRET, extra: str = "") -> bytes:
-    return b'{"meshKey":"%s","version":2%s}' % (secret.to_text().encode(), extra.encode())
+    return b'{"meshKey":"%s","version":2%s}' % (secret.text.encode(), extra.encode())
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_every_duplicate_is_announced_and_only_the_last_departure(relay: Relay) 
             assert w.read_frame() == present(later)
         assert w.read_frame() == gone(later.public)
         one.close()
-        assert w.read_frame() == gone(key.public())
+        assert w.read_frame() == gone(key.public_key)
 
 
 def test_a_duplicate_key_is_listed_once(relay: Relay) -> None:
@@ -213,7 +213,7 @@ def test_a_mesh_peer_closes_every_connection_of_a_key(relay: Relay) -> None:
         relay.login() as bystander,
         mesh_peer(relay) as peer,
     ):
-        peer.send_frame(CLOSE_PEER, key.public().raw)
+        peer.send_frame(CLOSE_PEER, key.public_key.raw)
         one.read_to_end()
         other.read_to_end()
         assert bystander.sync() == [] and peer.sync() == []
@@ -227,7 +227,7 @@ def test_a_mesh_peer_may_close_itself(relay: Relay) -> None:
 
 def test_closing_an_unknown_key_does_nothing(relay: Relay) -> None:
     with mesh_peer(relay) as peer:
-        peer.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
+        peer.send_frame(CLOSE_PEER, NodePrivate.generate().public_key.raw)
         assert peer.sync() == []
 
 

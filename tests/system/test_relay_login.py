@@ -165,9 +165,9 @@ def _bad_logins(key: NodePrivate, relay: NodePublic) -> dict[str, tuple[bytes, s
         "one byte too short": (struct.pack(">BI", CLIENT_INFO, 55), "frame_size"),
         "one byte too long": (struct.pack(">BI", CLIENT_INFO, 262145), "frame_size"),
         "4 GiB long": (struct.pack(">BI", CLIENT_INFO, 0xFFFFFFFF), "frame_size"),
-        "box for another relay": (client_info(key, NodePrivate.generate().public()), "box"),
+        "box for another relay": (client_info(key, NodePrivate.generate().public_key), "box"),
         "flipped bit": (bytes(flipped), "box"),
-        "no box at all": (frame(CLIENT_INFO, key.public().raw + bytes(24)), "box"),
+        "no box at all": (frame(CLIENT_INFO, key.public_key.raw + bytes(24)), "box"),
         "key of all zeros": (frame(CLIENT_INFO, bytes(32) + sealed), "client_key"),
         "key of low order": (frame(CLIENT_INFO, LOW_ORDER_KEY + sealed), "client_key"),
         "broken JSON": (client_info(key, relay, b"{"), "json"),
@@ -180,7 +180,7 @@ def _bad_logins(key: NodePrivate, relay: NodePublic) -> dict[str, tuple[bytes, s
 
 
 @pytest.mark.parametrize(
-    "what", _bad_logins(NodePrivate.generate(), NodePrivate.generate().public())
+    "what", _bad_logins(NodePrivate.generate(), NodePrivate.generate().public_key)
 )
 def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
     start_relay: StartRelay, what: str, caplog: pytest.LogCaptureFixture
@@ -199,7 +199,7 @@ def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
             record.getMessage() for record in caplog.records if "refused" in record.getMessage()
         ]
         assert line.startswith("127.0.0.1:") and "refused at login: " in line
-        assert peer.key.to_bytes().hex() not in caplog.text
+        assert peer.key.raw.hex() not in caplog.text
 
 
 def test_who_leaves_once_greeted_is_counted_and_alarms_nobody(
@@ -346,13 +346,13 @@ def test_whom_the_verifier_refuses_is_closed_and_others_get_in(
 
     relay = start_relay(Setup("plain", loop), verify=verify)
     friend = NodePrivate.generate()
-    allowed.add(friend.public())
+    allowed.add(friend.public_key)
     with relay.login(key=friend) as peer, relay.connect() as stranger:
         stranger.upgrade(relay.server.public_key)
         stranger.send(client_info(stranger.key, relay.server.public_key))
         assert stranger.is_closed()
         assert peer.sync() == []
-    assert asked == [(friend.public(), "127.0.0.1"), (stranger.public, "127.0.0.1")]
+    assert asked == [(friend.public_key, "127.0.0.1"), (stranger.public, "127.0.0.1")]
     assert relay.refused()["admission_denied"] == 1
     assert f"{stranger.public.short} is not allowed" in caplog.text
 
@@ -376,7 +376,7 @@ def test_the_mesh_key_passes_the_verifier_by(start_relay: StartRelay) -> None:
     secret = MeshKey.generate()
     relay = start_relay(verify=verify, mesh_key=secret)
     with relay.connect() as peer:
-        peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % secret.to_text().encode())
+        peer.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % secret.text.encode())
         assert peer.sync() == []
     with relay.connect() as peer:
         peer.upgrade(relay.server.public_key)
@@ -394,7 +394,7 @@ def test_server_info_is_the_first_frame_however_busy_the_peers_are(start_relay: 
 
         def shoot() -> None:
             while not stop.is_set():
-                sender.send_packet(key.public(), b"early")
+                sender.send_packet(key.public_key, b"early")
 
         shooter = threading.Thread(target=shoot)
         shooter.start()

@@ -90,7 +90,7 @@ def test_what_was_received_and_sent_is_counted(start_relay: StartRelay) -> None:
     with relay.login() as a, relay.login() as b:
         a.send_packet(b.public, b"x" * 100)
         a.send_packet(b.public, DISCO_PACKET)
-        a.send_packet(NodePrivate.generate().public(), b"x" * 10)
+        a.send_packet(NodePrivate.generate().public_key, b"x" * 10)
         a.sync()
         b.sync()
         metrics = relay.metrics()
@@ -304,12 +304,12 @@ def test_a_second_departure_is_told_again(relay: Relay) -> None:
         for _ in range(3):
             with relay.login(key=key) as sender:
                 sender.send_packet(receiver.public, b"hello again")
-                assert receiver.read_packet() == (key.public(), b"hello again")
-            assert receiver.read_frame() == (GONE, key.public().raw + b"\0")
+                assert receiver.read_packet() == (key.public_key, b"hello again")
+            assert receiver.read_frame() == (GONE, key.public_key.raw + b"\0")
 
 
 def test_disco_to_an_absent_peer_is_answered_not_here_three_times_at_once(relay: Relay) -> None:
-    absent = NodePrivate.generate().public()
+    absent = NodePrivate.generate().public_key
     with relay.login() as peer:
         for _ in range(6):
             peer.send_packet(absent, DISCO_PACKET)
@@ -318,7 +318,7 @@ def test_disco_to_an_absent_peer_is_answered_not_here_three_times_at_once(relay:
 
 def test_another_not_here_is_due_a_second_later(start_relay: StartRelay) -> None:
     relay = start_relay()
-    absent = NodePrivate.generate().public()
+    absent = NodePrivate.generate().public_key
     with relay.login() as peer:
         answers = 0
         began = time.monotonic()
@@ -337,7 +337,7 @@ def test_other_packets_to_an_absent_peer_are_not_answered(
 ) -> None:
     relay = start_relay()
     with relay.login() as peer:
-        peer.send_packet(NodePrivate.generate().public(), data)
+        peer.send_packet(NodePrivate.generate().public_key, data)
         assert peer.sync() == []
 
 
@@ -347,7 +347,7 @@ def test_other_packets_to_an_absent_peer_are_not_answered(
 def test_second_login_with_the_same_key_takes_over(relay: Relay) -> None:
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
-        sender.send_packet(key.public(), b"for the newest")
+        sender.send_packet(key.public_key, b"for the newest")
         assert second.read_packet() == (sender.public, b"for the newest")
         assert second.sync() == []
         metrics = relay.metrics()
@@ -372,7 +372,7 @@ def test_whoever_spoke_last_gets_the_packets(relay: Relay, sent: bytes) -> None:
         for speaker in (first, second, first):
             speaker.send(sent)
             speaker.sync()  # speaks, too: a ping
-            sender.send_packet(key.public(), b"?")
+            sender.send_packet(key.public_key, b"?")
             assert speaker.read_packet() == (sender.public, b"?")
 
 
@@ -386,13 +386,13 @@ def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_
             first.sync()
             third.sync()
             third.send_packet(sender.public, b"I was here")
-            assert sender.read_packet() == (key.public(), b"I was here")
+            assert sender.read_packet() == (key.public_key, b"I was here")
         eventually(lambda: relay.metrics()["derp_current_dup_client_conns"] == 2)
-        sender.send_packet(key.public(), b"who is left?")
+        sender.send_packet(key.public_key, b"who is left?")
         assert first.read_packet() == (sender.public, b"who is left?")
         first.close()
         eventually(lambda: relay.metrics()["derp_current_dup_client_conns"] == 0)
-        sender.send_packet(key.public(), b"and now?")
+        sender.send_packet(key.public_key, b"and now?")
         assert second.read_packet() == (sender.public, b"and now?")
         assert sender.sync() == []
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
@@ -419,7 +419,7 @@ def test_a_client_that_comes_back_is_told_nothing(start_relay: StartRelay) -> No
         with relay.login(key=key) as peer:
             peer.sync()
             assert peer.health == []
-        relay.wait_connected(key.public(), False)
+        relay.wait_connected(key.public_key, False)
 
 
 def test_telling_those_who_share_a_key_can_be_switched_off(start_relay: StartRelay) -> None:
@@ -506,7 +506,7 @@ def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(
 ) -> None:
     secret = MeshKey.generate()
     relay = start_relay(mesh_key=secret)
-    json = b'{"meshKey":"%s"}' % secret.to_text().encode()
+    json = b'{"meshKey":"%s"}' % secret.text.encode()
     key = NodePrivate.generate()
     with (
         relay.login(json=json) as mesh,
@@ -514,8 +514,8 @@ def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(
         relay.login(key=key) as second,
     ):
         assert first.sync() == second.sync() == []
-        mesh.send_frame(CLOSE_PEER, NodePrivate.generate().public().raw)
-        mesh.send_frame(CLOSE_PEER, key.public().raw)
+        mesh.send_frame(CLOSE_PEER, NodePrivate.generate().public_key.raw)
+        mesh.send_frame(CLOSE_PEER, key.public_key.raw)
         assert first.is_closed() and second.is_closed()
         assert mesh.sync() == []
         mesh.send_frame(CLOSE_PEER, mesh.public.raw)

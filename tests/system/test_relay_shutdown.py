@@ -160,8 +160,8 @@ async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:
             await pair.read_frame()
         ann, bob = pairs
         for size in (0, 1, 65536):
-            ann.send_packet(keys[1].public(), bytes(size))
-            assert (await bob.read_frame())[1] == keys[0].public().raw + bytes(size)
+            ann.send_packet(keys[1].public_key, bytes(size))
+            assert (await bob.read_frame())[1] == keys[0].public_key.raw + bytes(size)
         assert {client.ip for client in server.clients()} == {"2001:db8::7"}
         ann.end()
         await serving[0]
@@ -207,7 +207,7 @@ async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(
         await other.read_frame()
         async with asyncio.timeout(AT_ONCE_S):
             while not over.is_set():
-                other.send_packet(stuck.public(), bytes(65536))
+                other.send_packet(stuck.public_key, bytes(65536))
                 await asyncio.sleep(0.001)
         writer.transport.abort()
         listening.close()

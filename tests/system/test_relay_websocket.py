@@ -480,7 +480,7 @@ def test_a_browsers_websocket_reaches_other_clients(
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
-            assert peer.read_packet() == (key.public(), bytes(70))
-            peer.send_packet(key.public(), b"hello, browser")
+            assert peer.read_packet() == (key.public_key, bytes(70))
+            peer.send_packet(key.public_key, b"hello, browser")
             assert process.stdout is not None
             assert process.stdout.read().split() == [b"hello, browser".hex(), "1000"]

@@ -56,7 +56,7 @@ class RelayEnd:
 
     async def accept_login(self, info: ServerInfo | None = ServerInfo()) -> login.ClientLogin:
         """Send ServerKey, read ClientInfo and answer it unless `info` is None."""
-        self.writer.write(login.server_key_frame(self.key.public()))
+        self.writer.write(login.server_key_frame(self.key.public_key))
         frame_type, payload = await self.next_frame()
         login.check_client_info_header(frame_type, len(payload))
         self.login = login.open_client_info(self.key, payload)

@@ -66,7 +66,7 @@ class Entrance:
         self._allowance = allowance
         self._duplicates = duplicates
         self._on_end: dict[int, Callable[[], None]] = {}
-        public_key = private_key.public()
+        public_key = private_key.public_key
         self._server_key = server_key_frame(public_key)
         self._switching = http.switching_protocols(public_key.hex) + self._server_key
 

@@ -37,8 +37,13 @@ REMEMBER_S = 10.0
 REMEMBERED = 10_000
 
 
-class Client(NamedTuple):
-    """A key that is connected, and from where."""
+class ConnectedClient(NamedTuple):
+    """A client that is connected to a relay. `Server.clients` gives one per connection. PROTOCOL §6.1.
+
+    Args:
+        key: the client's public key.
+        ip: the address it connects from, as text; "" when the relay does not know it.
+    """
 
     key: NodePublic
     ip: str
@@ -47,10 +52,10 @@ class Client(NamedTuple):
 class Clients(Protocol):
     """The relay as admission needs it; `Server` is one."""
 
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[ConnectedClient]:
         """Return who is connected, mesh peers left out."""
 
-    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+    def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
         """Close the connections for which `unwanted` says so; return whose they were."""
 
 
@@ -222,7 +227,9 @@ class Admission:
                 await self._recheck_some(clients, due, self.recheck_s / ROUND_PARTS)
             await self.self_test()
 
-    async def _recheck_some(self, clients: Clients, due: set[Client], within_s: float) -> None:
+    async def _recheck_some(
+        self, clients: Clients, due: set[ConnectedClient], within_s: float
+    ) -> None:
         pause_s = within_s / (len(due) + 1)
         turns = asyncio.Semaphore(RECHECKS_AT_ONCE)
         async with asyncio.TaskGroup() as group:
@@ -233,7 +240,7 @@ class Admission:
                 task.add_done_callback(lambda _: turns.release())
             await asyncio.sleep(pause_s)
 
-    async def _recheck_one(self, clients: Clients, client: Client) -> None:
+    async def _recheck_one(self, clients: Clients, client: ConnectedClient) -> None:
         for authority in self.authorities:
             verdict = await self._ask_now(authority, client.key, client.ip)
             # Without an answer nobody is cut off: the service may just be restarting.
@@ -243,7 +250,9 @@ class Admission:
                 )
                 return
 
-    def _revoke(self, clients: Clients, by: str, judge: Callable[[Client], Verdict]) -> None:
+    def _revoke(
+        self, clients: Clients, by: str, judge: Callable[[ConnectedClient], Verdict]
+    ) -> None:
         """Disconnect whom `judge` does not allow."""
         for client in clients.disconnect(lambda client: not judge(client).allowed):
             self._revoked[by] += 1

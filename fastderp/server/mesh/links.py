@@ -353,7 +353,7 @@ class Mesh:
         """
         self.plane = plane
         self.private_key = private_key
-        self.public_key = private_key.public()
+        self.public_key = private_key.public_key
         self.mesh_key = mesh_key
         self.join = join
         self.max_keys_per_link = MAX_KEYS_PER_LINK

@@ -41,7 +41,7 @@ class Region:
         self.forwarders = Forwarders(plane)
         self.mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
         self._plane = plane
-        self._own_key = private_key.public()
+        self._own_key = private_key.public_key
         self._summary = Summariser(log)
         # Of the mesh peers that are logged in, by session: what they may ask for depends on who they are.
         self._peers: dict[int, NodePublic] = {}

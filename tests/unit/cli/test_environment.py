@@ -8,7 +8,7 @@ from fastderp.cli.environment import Environment
 from fastderp.errors import ConfigError
 from fastderp.wire.keys import NodePrivate
 
-KEY = NodePrivate.generate().public()
+KEY = NodePrivate.generate().public_key
 DEPTH = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH"
 
 

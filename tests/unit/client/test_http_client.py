@@ -58,7 +58,7 @@ async def test_first_use_connects_with_the_request_relays_know(server: FakeServe
         assert relay.login.info.app_name == "test"
         assert await relay.next_frame() == (FrameType.SEND_PACKET, PEER.raw + b"hello")
         assert await client.recv_with_generation() == (ServerInfo(), 1)
-        assert client.server_public_key == server.key.public()
+        assert client.server_public_key == server.key.public_key
         assert client.local_addr[0] == "127.0.0.1"
         assert client.is_connected
 
@@ -110,8 +110,8 @@ def test_an_option_that_does_not_exist_is_refused_at_once(
 def test_a_key_given_as_text_is_refused_at_once_and_not_quoted() -> None:
     private, text = NodePrivate.generate(), "11" * 32
     with pytest.raises(TypeError, match=r"private_key.*NodePrivate\.from_text") as caught:
-        HTTPClient("http://relay.invalid", private.to_text())  # type: ignore[arg-type]
-    assert private.to_text() not in str(caught.value)
+        HTTPClient("http://relay.invalid", private.text)  # type: ignore[arg-type]
+    assert private.text not in str(caught.value)
     with pytest.raises(TypeError, match=r"mesh_key.*MeshKey\.from_text") as caught:
         HTTPClient.for_region(lambda: None, private, mesh_key=text)  # type: ignore[arg-type]
     assert text not in str(caught.value)

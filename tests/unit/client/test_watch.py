@@ -233,7 +233,7 @@ async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_con
 
 async def test_relay_that_watches_itself_stops_for_good() -> None:
     async with fake_server() as server:
-        watch = Watch(server, ignore_server_key=server.key.public())
+        watch = Watch(server, ignore_server_key=server.key.public_key)
         await watch.next_link()
         await asyncio.wait_for(watch.loop, 10)
         assert watch.reports.empty()

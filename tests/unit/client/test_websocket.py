@@ -75,7 +75,7 @@ class RelayEnd:
         return frame_type, await self._read(length)
 
     async def accept_login(self, key: NodePrivate) -> None:
-        self.say(login.server_key_frame(key.public()))
+        self.say(login.server_key_frame(key.public_key))
         frame_type, payload = await self.next_frame()
         login.check_client_info_header(frame_type, len(payload))
         self.say(login.open_client_info(key, payload).server_info_frame(ServerInfo()))
@@ -145,7 +145,7 @@ async def test_the_opening_asks_for_derp_and_nothing_else(relay: Relay) -> None:
             "Sec-WebSocket-Protocol": "derp",
             "User-Agent": "fastderp",
         }
-        assert client.server_public_key == relay.key.public()
+        assert client.server_public_key == relay.key.public_key
         assert client.local_addr[0] == "127.0.0.1"
 
 

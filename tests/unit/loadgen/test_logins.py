@@ -23,7 +23,7 @@ StartRelay = Callable[..., Relay]
 
 REQUEST = b"GET /derp HTTP/1.1\r\nHost: x\r\n\r\n"
 UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-KEY = NodePrivate.generate().public()
+KEY = NodePrivate.generate().public_key
 SHARE = NodePrivate.generate()
 
 
@@ -128,7 +128,7 @@ def test_what_comes_in_small_pieces_is_understood() -> None:
     [
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "answered 'HTTP/1.1 404 Not Found'"),
         (UPGRADED + frame(FrameType.PING, bytes(8)), "frame 0x12 where ServerKey was expected"),
-        (UPGRADED + server_key_frame(NodePrivate.generate().public()), "another relay"),
+        (UPGRADED + server_key_frame(NodePrivate.generate().public_key), "another relay"),
         (
             UPGRADED + server_key_frame(KEY) + frame(FrameType.PEER_GONE, bytes(33)),
             "0x08 where ServerInfo",
@@ -161,8 +161,8 @@ def test_a_login_that_takes_too_long_is_given_up() -> None:
 
 def hello() -> dict[str, object]:
     return {
-        "hello": client_hello("relay.example", SUITES, SHARE.public().raw),
-        "hello_key": SHARE.to_bytes(),
+        "hello": client_hello("relay.example", SUITES, SHARE.public_key.raw),
+        "hello_key": SHARE.raw,
     }
 
 

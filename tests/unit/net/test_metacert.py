@@ -6,7 +6,7 @@ from fastderp.net.metacert import announced_key
 from fastderp.server.certificates.certificate import meta_cert
 from fastderp.wire.keys import NodePrivate, NodePublic
 
-KEY = NodePrivate.generate().public()
+KEY = NodePrivate.generate().public_key
 
 
 def changed(old: bytes, new: bytes) -> bytes:
@@ -35,7 +35,7 @@ def test_metacert_is_recognised_by_its_name_and_small_serial(
 
 
 def test_leaf_that_looks_like_a_metacert_announces_no_key() -> None:
-    own, other = (meta_cert(NodePrivate.generate().public().hex) for _ in range(2))
+    own, other = (meta_cert(NodePrivate.generate().public_key.hex) for _ in range(2))
     assert announced_key([own]) is None
     assert announced_key([own, b"something else"]) is None
     assert announced_key([b"leaf", meta_cert(KEY.hex), other]) == KEY

@@ -77,7 +77,7 @@ async def tls_server(
     async with fake_server(context) as server:
         if metacert:
             chain = identity.certificate.parent / "chain.pem"
-            extra = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public().hex))
+            extra = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public_key.hex))
             chain.write_text(identity.certificate.read_text() + extra)
             context.load_cert_chain(chain, identity.key)
         yield server
@@ -107,7 +107,7 @@ async def test_trusted_relay_is_used(identity: Identity, version: str) -> None:
         client_of(server, cafile=identity.certificate) as client,
     ):
         assert b"Derp-Fast-Start" not in await logged_in_head(server, client)
-        assert client.server_public_key == server.key.public()
+        assert client.server_public_key == server.key.public_key
 
 
 @pytest.mark.parametrize(("version", "starts_fast"), [("TLSv1_2", False), ("TLSv1_3", True)])
@@ -120,7 +120,7 @@ async def test_metacert_saves_a_round_trip_where_it_can_be_trusted(
     ):
         head = await logged_in_head(server, client)
         assert (b"\r\nDerp-Fast-Start: 1\r\n\r\n" in head) is starts_fast
-        assert client.server_public_key == server.key.public()
+        assert client.server_public_key == server.key.public_key
 
 
 async def test_unknown_relay_is_refused_and_told(identity: Identity) -> None:
@@ -165,7 +165,7 @@ async def test_man_in_the_middle_with_the_pinned_certificate_behind_is_told_noth
     impostor = make_identity(tmp_path, common_name="derpkey" + "ab" * 28)
     async with tls_server(impostor, version=version) as server:
         genuine = identity.certificate.read_text()
-        announced = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public().hex))
+        announced = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public_key.hex))
         impostor.certificate.write_text(impostor.certificate.read_text() + genuine + announced)
         assert server.tls is not None
         server.tls.load_cert_chain(impostor.certificate, impostor.key)

@@ -14,8 +14,8 @@ from fastderp.errors import BoxError, KeyFileError
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic, load_or_create_server_key
 from tests.wire import vectors
 
-SERVER = NodePrivate.from_bytes(vectors.SERVER_PRIVATE)
-CLIENT = NodePrivate.from_bytes(vectors.CLIENT_PRIVATE)
+SERVER = NodePrivate(vectors.SERVER_PRIVATE)
+CLIENT = NodePrivate(vectors.CLIENT_PRIVATE)
 
 # Points of small order and their non-canonical forms: whoever sends one as its key knows the
 # shared secret with everybody.
@@ -31,20 +31,20 @@ LOW_ORDER = [
 
 
 def test_public_keys_follow_from_the_private_ones() -> None:
-    assert SERVER.public() == NodePublic(vectors.SERVER_PUBLIC)
-    assert CLIENT.public() == NodePublic(vectors.CLIENT_PUBLIC)
+    assert SERVER.public_key == NodePublic(vectors.SERVER_PUBLIC)
+    assert CLIENT.public_key == NodePublic(vectors.CLIENT_PUBLIC)
 
 
 def test_new_private_keys_are_clamped_and_differ() -> None:
     one, other = NodePrivate.generate(), NodePrivate.generate()
     assert one != other
-    for raw in (one.to_bytes(), other.to_bytes()):
+    for raw in (one.raw, other.raw):
         assert raw[0] & 7 == 0
         assert raw[31] & 0xC0 == 0x40
 
 
 def test_private_key_text_round_trips_in_either_case() -> None:
-    text = SERVER.to_text()
+    text = SERVER.text
     assert text == "privkey:" + vectors.SERVER_PRIVATE.hex()
     assert NodePrivate.from_text(text) == SERVER
     assert NodePrivate.from_text("privkey:" + vectors.SERVER_PRIVATE.hex().upper()) == SERVER
@@ -69,7 +69,7 @@ def test_zero_and_short_private_keys_are_refused() -> None:
 
 def test_secrets_stay_out_of_reprs_and_hashes() -> None:
     mesh = MeshKey.from_text("ab" * 32)
-    shown = f"{SERVER!r} {SERVER} {mesh!r} {mesh} {CLIENT.box(SERVER.public())!r}"
+    shown = f"{SERVER!r} {SERVER} {mesh!r} {mesh} {CLIENT.box(SERVER.public_key)!r}"
     assert vectors.SERVER_PRIVATE.hex()[:8] not in shown
     assert "abab" not in shown
     for secret in (SERVER, mesh):
@@ -78,26 +78,26 @@ def test_secrets_stay_out_of_reprs_and_hashes() -> None:
 
 
 def test_public_keys_survive_pickling() -> None:
-    assert pickle.loads(pickle.dumps(SERVER.public())) == SERVER.public()
+    assert pickle.loads(pickle.dumps(SERVER.public_key)) == SERVER.public_key
 
 
 def test_sealed_message_is_nonce_and_box() -> None:
-    sealed = CLIENT.box(SERVER.public()).seal(vectors.CLIENT_INFO_JSON, vectors.NONCE)
+    sealed = CLIENT.box(SERVER.public_key).seal(vectors.CLIENT_INFO_JSON, vectors.NONCE)
     assert sealed == vectors.CLIENT_INFO_FRAME[5 + 32 :]
 
 
 def test_only_the_two_parties_open_a_box() -> None:
-    sealed = CLIENT.seal_to(SERVER.public(), b"hello")
-    assert SERVER.open_from(CLIENT.public(), sealed) == b"hello"
-    assert CLIENT.open_from(SERVER.public(), sealed) == b"hello"
+    sealed = CLIENT.seal_to(SERVER.public_key, b"hello")
+    assert SERVER.open_from(CLIENT.public_key, sealed) == b"hello"
+    assert CLIENT.open_from(SERVER.public_key, sealed) == b"hello"
     with pytest.raises(BoxError):
-        NodePrivate.generate().open_from(CLIENT.public(), sealed)
+        NodePrivate.generate().open_from(CLIENT.public_key, sealed)
     with pytest.raises(BoxError):
-        SERVER.open_from(NodePrivate.generate().public(), sealed)
+        SERVER.open_from(NodePrivate.generate().public_key, sealed)
 
 
 def test_every_changed_or_missing_byte_keeps_a_box_shut() -> None:
-    box = CLIENT.box(SERVER.public())
+    box = CLIENT.box(SERVER.public_key)
     sealed = box.seal(b"hello")
     for at in range(len(sealed)):
         with pytest.raises(BoxError):
@@ -107,7 +107,7 @@ def test_every_changed_or_missing_byte_keeps_a_box_shut() -> None:
 
 
 def test_sealing_twice_uses_two_nonces() -> None:
-    box = CLIENT.box(SERVER.public())
+    box = CLIENT.box(SERVER.public_key)
     assert box.seal(b"same")[:24] != box.seal(b"same")[:24]
 
 
@@ -120,7 +120,7 @@ def test_no_box_exists_for_a_low_order_key(raw: bytes) -> None:
 def test_mesh_key_is_read_with_space_around_and_in_either_case() -> None:
     key = MeshKey.from_text(" \t" + "AB" * 32 + "\r\n")
     assert key == MeshKey.from_text("ab" * 32) == MeshKey(b"\xab" * 32)
-    assert key.to_text() == "ab" * 32
+    assert key.text == "ab" * 32
     assert key and not key.is_zero
 
 
@@ -143,7 +143,7 @@ def test_first_start_creates_a_key_file_only_its_owner_reads(tmp_path: Path) -> 
     path = tmp_path / "not" / "yet" / "derper.key"
     key = load_or_create_server_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.read_text() == '{\n\t"PrivateKey": "' + key.to_text() + '"\n}'
+    assert path.read_text() == '{\n\t"PrivateKey": "' + key.text + '"\n}'
     assert [entry.name for entry in path.parent.iterdir()] == ["derper.key"]
     assert load_or_create_server_key(path) == key
 
@@ -159,7 +159,7 @@ def test_a_wide_open_umask_does_not_open_the_key_file(tmp_path: Path) -> None:
 
 def test_existing_key_file_of_the_reference_is_used_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "derper.key"
-    text = json.dumps({"Later": [1], "privatekey": SERVER.to_text()})
+    text = json.dumps({"Later": [1], "privatekey": SERVER.text})
     path.write_text(text)
     assert load_or_create_server_key(path) == SERVER
     assert path.read_text() == text
@@ -219,7 +219,7 @@ import sys
 from fastderp.wire.keys import load_or_create_server_key
 print("ready", flush=True)
 sys.stdin.readline()
-print(load_or_create_server_key(sys.argv[1]).public(), flush=True)
+print(load_or_create_server_key(sys.argv[1]).public_key, flush=True)
 """
 
 
@@ -241,7 +241,7 @@ def test_processes_that_start_together_get_the_same_key(tmp_path: Path) -> None:
         racer.stdin.write("\n")
         racer.stdin.flush()
     answers = {racer.communicate(timeout=30)[0] for racer in racers}
-    assert answers == {f"{load_or_create_server_key(path).public()}\n"}
+    assert answers == {f"{load_or_create_server_key(path).public_key}\n"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["derper.key"]
 
 
@@ -252,7 +252,7 @@ def test_the_loser_of_a_race_takes_the_winners_key(
     link = os.link
 
     def winner_was_faster(source: Path, target: Path) -> None:
-        path.write_text(json.dumps({"PrivateKey": SERVER.to_text()}))
+        path.write_text(json.dumps({"PrivateKey": SERVER.text}))
         link(source, target)
 
     monkeypatch.setattr(os, "link", winner_was_faster)

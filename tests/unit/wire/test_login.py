@@ -11,24 +11,24 @@ from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import MAGIC, FrameType, ServerInfo, frame
 from tests.wire import vectors
 
-SERVER = NodePrivate.from_bytes(vectors.SERVER_PRIVATE)
-CLIENT = NodePrivate.from_bytes(vectors.CLIENT_PRIVATE)
-BOX = CLIENT.box(SERVER.public())
+SERVER = NodePrivate(vectors.SERVER_PRIVATE)
+CLIENT = NodePrivate(vectors.CLIENT_PRIVATE)
+BOX = CLIENT.box(SERVER.public_key)
 MESH_KEY = MeshKey.from_text("ab" * 32)
 
 
 def client_info_payload(text: bytes) -> bytes:
-    return CLIENT.public().raw + BOX.seal(text)
+    return CLIENT.public_key.raw + BOX.seal(text)
 
 
 def test_server_key_frame_is_the_vector() -> None:
-    assert login.server_key_frame(SERVER.public()) == vectors.SERVER_KEY_FRAME
-    assert login.parse_server_key(0x01, vectors.SERVER_KEY_FRAME[5:]) == SERVER.public()
+    assert login.server_key_frame(SERVER.public_key) == vectors.SERVER_KEY_FRAME
+    assert login.parse_server_key(0x01, vectors.SERVER_KEY_FRAME[5:]) == SERVER.public_key
 
 
 def test_client_info_frame_is_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secrets.token_bytes", lambda size: vectors.NONCE)
-    sent = login.client_info_frame(CLIENT.public(), BOX, ClientInfo(can_ack_pings=True))
+    sent = login.client_info_frame(CLIENT.public_key, BOX, ClientInfo(can_ack_pings=True))
     assert sent == vectors.CLIENT_INFO_FRAME
 
 
@@ -40,7 +40,7 @@ def test_server_info_frame_is_the_vector(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_relay_opens_the_vector() -> None:
     opened = login.open_client_info(SERVER, vectors.CLIENT_INFO_FRAME[5:])
-    assert opened.public == CLIENT.public()
+    assert opened.public == CLIENT.public_key
     assert opened.info == ClientInfo(version=2, can_ack_pings=True)
 
 
@@ -197,7 +197,7 @@ def test_smallest_and_largest_client_info_pass_the_header_check() -> None:
         (vectors.CLIENT_PUBLIC + bytes(24), "box"),
         (vectors.CLIENT_PUBLIC + bytes(72), "box"),
         (vectors.CLIENT_INFO_FRAME[5:-1] + b"\0", "box"),
-        (NodePrivate.generate().public().raw + vectors.CLIENT_INFO_FRAME[37:], "box"),
+        (NodePrivate.generate().public_key.raw + vectors.CLIENT_INFO_FRAME[37:], "box"),
         (client_info_payload(b""), "json"),
         (client_info_payload(b'{"meshKey":""}'), "mesh_key"),
     ],
@@ -226,7 +226,7 @@ def test_client_refuses_what_is_no_server_key(frame_type: int, payload: bytes) -
 
 def test_server_key_may_carry_future_bytes() -> None:
     payload = vectors.SERVER_KEY_FRAME[5:] + bytes(984)
-    assert login.parse_server_key(FrameType.SERVER_KEY, payload) == SERVER.public()
+    assert login.parse_server_key(FrameType.SERVER_KEY, payload) == SERVER.public_key
 
 
 def test_server_info_tells_a_send_rate() -> None:
@@ -261,11 +261,11 @@ def test_client_refuses_a_server_info_it_cannot_read(payload: bytes) -> None:
 
 def test_both_sides_understand_each_other_with_fresh_keys() -> None:
     relay, node = NodePrivate.generate(), NodePrivate.generate()
-    key = login.parse_server_key(0x01, login.server_key_frame(relay.public())[5:])
+    key = login.parse_server_key(0x01, login.server_key_frame(relay.public_key)[5:])
     box = node.box(key)
     info = ClientInfo(can_ack_pings=True, mesh_key=MESH_KEY, app_name="test")
-    opened = login.open_client_info(relay, login.client_info_frame(node.public(), box, info)[5:])
-    assert opened.public == NodePublic(node.public().raw)
+    opened = login.open_client_info(relay, login.client_info_frame(node.public_key, box, info)[5:])
+    assert opened.public == NodePublic(node.public_key.raw)
     assert opened.info == info
     assert opened.server_info_frame()[:5] == frame(FrameType.SERVER_INFO, bytes(53))[:5]
     assert login.open_server_info(box, opened.server_info_frame()[5:]) == ServerInfo()
@@ -277,8 +277,5 @@ def test_what_nearly_everybody_says_is_remembered_but_no_mesh_key() -> None:
         assert login.parse_client_info(b'{"version":2,"CanAckPings":true}') == ClientInfo(2, True)
     n_remembered = login._short_client_info.cache_info().currsize
     assert n_remembered > 0
-    assert (
-        login.parse_client_info(json.dumps({"meshKey": secret.to_text()}).encode()).mesh_key
-        == secret
-    )
+    assert login.parse_client_info(json.dumps({"meshKey": secret.text}).encode()).mesh_key == secret
     assert login._short_client_info.cache_info().currsize == n_remembered

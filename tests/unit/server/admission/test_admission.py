@@ -11,13 +11,13 @@ import pytest
 
 from fastderp.errors import LoginError
 from fastderp.server.admission import admission
-from fastderp.server.admission.admission import Admission, Client
+from fastderp.server.admission.admission import Admission, ConnectedClient
 from fastderp.server.admission.key_lists import KeyLists
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 
-ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
+ANN, BOB, EVE = (NodePrivate.generate().public_key for _ in range(3))
 NO = Verdict(False, "denied", "says no")
 SILENCE = Verdict(False, "timeout", "no answer")
 IP = "192.0.2.7"
@@ -43,13 +43,13 @@ class Oracle:
 class Connected:
     """The relay's side: who is connected."""
 
-    def __init__(self, *clients: Client) -> None:
+    def __init__(self, *clients: ConnectedClient) -> None:
         self.connected = list(clients)
 
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[ConnectedClient]:
         return list(self.connected)
 
-    def disconnect(self, unwanted: Callable[[Client], bool]) -> list[Client]:
+    def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
         closed = [client for client in self.connected if unwanted(client)]
         self.connected = [client for client in self.connected if client not in closed]
         return closed
@@ -161,7 +161,9 @@ async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_sta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
-    relay = Connected(Client(ANN, IP), Client(BOB, IP), Client(BOB, "192.0.2.8"))
+    relay = Connected(
+        ConnectedClient(ANN, IP), ConnectedClient(BOB, IP), ConnectedClient(BOB, "192.0.2.8")
+    )
     asked = Admission(lists(tmp_path, allow=(ANN, BOB)))
     async with asked.watching(relay):
         (tmp_path / "allow").write_text("")
@@ -170,7 +172,7 @@ async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_sta
         )
         assert len(relay.connected) == 3
         (tmp_path / "allow").write_text(ANN.text)
-        await until(lambda: relay.connected == [Client(ANN, IP)])
+        await until(lambda: relay.connected == [ConnectedClient(ANN, IP)])
     assert asked.metrics()["fastderp_admission_revoked_total"] == {"lists": 2}
     assert asked.metrics()["fastderp_admission_list_keys"] == {"allow": 1}
 
@@ -179,7 +181,7 @@ async def test_reload_does_not_wait_for_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 3600)
-    relay = Connected(Client(EVE, IP))
+    relay = Connected(ConnectedClient(EVE, IP))
     asked = Admission(lists(tmp_path, deny=(BOB,)))
     async with asked.watching(relay):
         (tmp_path / "deny").write_text(EVE.text)
@@ -199,7 +201,7 @@ async def test_who_is_denied_while_an_authority_thinks_does_not_slip_in(tmp_path
 
 
 async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() -> None:
-    relay = Connected(Client(ANN, IP), Client(BOB, IP))
+    relay = Connected(ConnectedClient(ANN, IP), ConnectedClient(BOB, IP))
     oracle = Oracle()
     asked = Admission(None, [oracle], recheck_s=0.04)
     async with asked.watching(relay):
@@ -214,7 +216,9 @@ async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() 
 
 
 async def test_asking_again_is_spread_over_the_round() -> None:
-    clients = [Client(NodePublic(bytes([number]) + bytes(31)), IP) for number in range(256)]
+    clients = [
+        ConnectedClient(NodePublic(bytes([number]) + bytes(31)), IP) for number in range(256)
+    ]
     oracle = Oracle()
     asked = Admission(None, [oracle], recheck_s=1000)
     part = asyncio.create_task(asked._recheck_some(Connected(), set(clients), 0.5))

@@ -11,7 +11,7 @@ from fastderp.errors import ConfigError
 from fastderp.server.admission.key_lists import KeyList, KeyLists
 from fastderp.wire.keys import NodePrivate
 
-ANN, BOB, EVE = (NodePrivate.generate().public() for _ in range(3))
+ANN, BOB, EVE = (NodePrivate.generate().public_key for _ in range(3))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fastderp.wire.keys import NodePrivate
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Answer, ok, response, serving
 
-KEY = NodePrivate.generate().public()
+KEY = NodePrivate.generate().public_key
 NOBODY_LISTENS = "http://127.0.0.1:1/"
 
 

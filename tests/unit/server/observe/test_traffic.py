@@ -12,7 +12,7 @@ from fastderp.server.observe import traffic
 from fastderp.server.observe.traffic import BytesSentRecv, RoundTrips
 from fastderp.wire.keys import NodePrivate, NodePublic
 
-ANN, BOB = (NodePrivate.generate().public() for _ in range(2))
+ANN, BOB = (NodePrivate.generate().public_key for _ in range(2))
 
 
 class Counters:
