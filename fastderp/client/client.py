@@ -12,6 +12,7 @@ from typing import Self
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
 from fastderp.net.stream import AnyStream, Stream
+from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import (
@@ -63,7 +64,7 @@ class Client:
         self._server_public_key = server
         self._box = box
         self._server_info: ServerInfo | None = None
-        self._limiter: _TokenBucket | None = None
+        self._limiter: TokenBucket | None = None
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._error: DerpError | None = None
         self.n_packets_held_back = 0
@@ -281,7 +282,10 @@ class Client:
         """Send no faster than the relay asks."""
         self._server_info = info
         rate = info.token_bucket_bytes_per_second
-        self._limiter = _TokenBucket(rate, info.token_bucket_bytes_burst) if rate > 0 else None
+        # A burst of 0 is unsaid: then a second's worth, and at least the largest packet.
+        burst = info.token_bucket_bytes_burst or max(rate, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
+        clock = asyncio.get_running_loop().time
+        self._limiter = TokenBucket(rate, burst, clock=clock) if rate > 0 else None
         return info
 
     async def _write(self, data: bytes) -> None:
@@ -311,31 +315,6 @@ class Client:
             if not waiter.done():
                 waiter.set_exception(self._error)
         return self._error
-
-
-class _TokenBucket:
-    """A budget of bytes that grows with time up to a burst."""
-
-    __slots__ = ("_at_s", "_burst_bytes", "_bytes", "_rate_bytes_s", "_time")
-
-    def __init__(self, rate_bytes_s: int, burst_bytes: int) -> None:
-        """Start full. A burst of 0 is unsaid: then a second's worth, and at least the largest packet."""
-        self._time = asyncio.get_running_loop().time
-        self._rate_bytes_s = rate_bytes_s
-        self._burst_bytes = burst_bytes or max(rate_bytes_s, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
-        self._bytes = float(self._burst_bytes)
-        self._at_s = self._time()
-
-    def take(self, n_bytes: int) -> bool:
-        """Spend `n_bytes` if the budget has them."""
-        now_s = self._time()
-        grown = self._bytes + (now_s - self._at_s) * self._rate_bytes_s
-        self._bytes = min(grown, self._burst_bytes)
-        self._at_s = now_s
-        if self._bytes < n_bytes:
-            return False
-        self._bytes -= n_bytes
-        return True
 
 
 def _check_packet(data: bytes) -> None:

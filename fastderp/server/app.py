@@ -27,9 +27,9 @@ from fastderp.cli.region import RegionSettings
 from fastderp.cli.shutdown import begin_on_signal
 from fastderp.errors import ConfigError, ListenError, UsageError
 from fastderp.server.accept.listener import Listener
-from fastderp.server.admission.admission import Admission, Authority
+from fastderp.server.admission.admission import Admission, Verifier
 from fastderp.server.admission.key_lists import KeyLists
-from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
+from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
 from fastderp.server.certificates.acme.provider import AcmeCertificates
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
@@ -43,6 +43,7 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.stun.server import StunCounters, StunServer, bind_stun
 from fastderp.tls.context import ServerContext
+from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
 log = logging.getLogger("fastderp")
@@ -239,7 +240,7 @@ def _listen(
             routes=routes,
             keepalive_idle_s=config.keepalive_s,
             user_timeout_s=config.user_timeout_s,
-            accept_limiter=AcceptLimiter(config.accept_per_s, config.accept_burst) if tls else None,
+            accept_limiter=TokenBucket(config.accept_per_s, config.accept_burst) if tls else None,
             tunnels=tunnels,
         )
     except OSError as error:
@@ -253,7 +254,7 @@ def _listen(
 
 def _admission(config: AdmissionConfig) -> Admission:
     lists = KeyLists.load(config.allow_file, config.deny_file)
-    authorities: list[Authority] = []
+    verifiers: list[Verifier] = []
     own_key = None
     if config.tailscaled or config.url:
         # Only now: it brings aiohttp.
@@ -261,14 +262,14 @@ def _admission(config: AdmissionConfig) -> Admission:
 
         if config.tailscaled:
             tailscaled = Tailscaled(config.socket)
-            authorities.append(tailscaled)
+            verifiers.append(tailscaled)
             own_key = tailscaled.own_key
         if config.url:
             try:
-                authorities.append(AdmissionUrl(config.url, fail_open=config.url_fail_open))
+                verifiers.append(AdmissionUrl(config.url, fail_open=config.url_fail_open))
             except ValueError as error:
                 raise UsageError(f"-verify-client-url: {error}") from None
-    return Admission(lists, authorities, recheck_s=config.recheck_s, own_key=own_key)
+    return Admission(lists, verifiers, recheck_s=config.recheck_s, own_key=own_key)
 
 
 def _bootstrap_dns(config: RelayConfig) -> BootstrapDns:

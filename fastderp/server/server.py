@@ -21,8 +21,8 @@ from fastderp.server.accept.embedded import Conversations, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
 from fastderp.server.accept.registrar import Entrance, Verify
 from fastderp.server.admission.admission import ConnectedClient
-from fastderp.server.admission.client_rate import Allowance
-from fastderp.server.admission.rate_limit import AcceptLimiter, RateLimit
+from fastderp.server.admission.client_rate import ClientRate
+from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates import certificate as certs
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http import message as http
@@ -33,13 +33,14 @@ from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.mesh.region import Region
 from fastderp.server.net.listen import listen_sockets
 from fastderp.server.observe import traffic
-from fastderp.server.observe.connection_log import Journal
+from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.consistency import inconsistencies
-from fastderp.server.observe.maintenance import Upkeep
+from fastderp.server.observe.maintenance import Maintenance
 from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
 from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util.net import address_text
+from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
@@ -112,8 +113,8 @@ class Server:
             queue_packets=queue_packets,
             watch_drops=[key.raw for key in watched_drops],
         )
-        self._journal = Journal(prober_logs=prober_logs)
-        self._allowance = Allowance(plane, self._private_key)
+        self._journal = ConnectionLog(prober_logs=prober_logs)
+        self._client_rate = ClientRate(plane, self._private_key)
         self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
         self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
@@ -122,7 +123,7 @@ class Server:
             plane,
             self._region,
             self._journal,
-            self._allowance,
+            self._client_rate,
             self._duplicates,
             verify,
         )
@@ -130,7 +131,7 @@ class Server:
         self._round_trips = (
             traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
         )
-        self._upkeep = Upkeep(plane, self._round_trips, self._journal)
+        self._maintenance = Maintenance(plane, self._round_trips, self._journal)
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -151,7 +152,7 @@ class Server:
             loop = asyncio.get_running_loop()
             self._plane.start()
             self._entrance.open(loop)
-            self._upkeep.start(loop)
+            self._maintenance.start(loop)
             loop.add_reader(self._plane.fileno(), self._on_plane_events)
             self._loop = loop
 
@@ -165,7 +166,7 @@ class Server:
         keepalive_idle_s: float = 600.0,
         user_timeout_s: float = 15.0,
         idle_s: float = IDLE_S,
-        accept_limiter: AcceptLimiter | None = None,
+        accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
     ) -> Listener:
         """Accept connections on an address from now on. PROTOCOL §9.1.
@@ -231,8 +232,8 @@ class Server:
 
     async def _shut_down(self) -> None:
         """Take apart what `start` put together: first nobody comes in, then everybody leaves."""
-        self._upkeep.stop()
-        self._allowance.close()
+        self._maintenance.stop()
+        self._client_rate.close()
         for listener in self._listeners:
             listener.close()
         await self._region.close()
@@ -374,7 +375,7 @@ class Server:
 
         `limit` is bytes per second and at once; `RateLimit()` ends the limit and leaves it in the metrics.
         """
-        self._allowance.set(limit, self._loop)
+        self._client_rate.set(limit, self._loop)
 
     def announce_restart(
         self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0
@@ -432,7 +433,7 @@ class Server:
     @property
     def rate_limit(self) -> RateLimit | None:
         """What each client may send; None when nobody has said anything about it. PROTOCOL §6.8."""
-        return self._allowance.limit
+        return self._client_rate.limit
 
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""
@@ -464,7 +465,7 @@ class Server:
     def metrics(self) -> dict[str, Value]:
         """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
         plane: dict[str, Any] = self._plane.counters()
-        if self._allowance.limit is None:
+        if self._client_rate.limit is None:
             del plane["rate_limit_per_client_waited"]
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
@@ -472,7 +473,7 @@ class Server:
         return {
             **{_plane_metric(name): value for name, value in plane.items()},
             **self._journal.metrics(),
-            **self._allowance.metrics(),
+            **self._client_rate.metrics(),
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "derper_tls_active_version": active,

@@ -189,7 +189,9 @@ def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_
         peer.send(struct.pack(">BI", FORWARD, size) + bytes(min(size, 64)))
         assert peer.is_closed()
         assert a.sync() == []
-        eventually(lambda: relay.metrics()["fastderp_session_closed_total"] == {"bad_frame_size": 1})
+        eventually(
+            lambda: relay.metrics()["fastderp_session_closed_total"] == {"bad_frame_size": 1}
+        )
 
 
 def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(

@@ -303,7 +303,7 @@ def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: R
 def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
     crowded: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.mesh.presence.FLOODS_PER_SECOND", 1000.0)
+    monkeypatch.setattr("fastderp.server.mesh.presence.FLOODS_PER_S", 1000.0)
     with watcher(crowded) as w:
         w.read_frames(N_CROWD + 1)
         with deaf_watcher(crowded) as deaf:
@@ -318,6 +318,9 @@ def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
             hear_of_each_other(crowded, w)
             deaf.send(frame(WATCH) * 6)
             assert w.read_frame() == gone(deaf.public)
-            assert crowded.metrics()["fastderp_session_closed_total"] == {"eof": 2, "control_overflow": 1}
+            assert crowded.metrics()["fastderp_session_closed_total"] == {
+                "eof": 2,
+                "control_overflow": 1,
+            }
             assert crowded.metrics()["fastderp_backlog_bytes"] == 0
         hear_of_each_other(crowded, w)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fastderp.server.http import tunnel
-from fastderp.server.http.tunnel import Pace, Target, Tunnels
+from fastderp.server.http.tunnel import Target, Tunnels
+from fastderp.util.token_bucket import TokenBucket
 from tests.kit.peer import Peer
 from tests.kit.relay import LOOPS, PATIENCE_S, Relay, Setup, eventually
 
@@ -219,7 +220,7 @@ def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(
 def test_who_does_not_read_makes_the_other_side_wait(
     start_relay: StartRelay, control: Control
 ) -> None:
-    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e12, 1e12)))
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, TokenBucket(1e12, 1e12)))
     client, server = taken(relay, control)
     with client, server:
         server.sock.setblocking(False)
@@ -234,7 +235,7 @@ def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_held_up(
     start_relay: StartRelay, control: Control
 ) -> None:
     # The budget is used up by the first read and comes back in ages.
-    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, Pace(1e-3, 4096)))
+    relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, TokenBucket(1e-3, 4096)))
     client, server = taken(relay, control)
     with client, server:
         server.send(b"x" * 4000)
@@ -282,15 +283,3 @@ def test_tunnels_end_with_the_relay(start_relay: StartRelay, control: Control) -
     with client, server:
         relay.call(tunnels.close)
         assert server.is_closed()
-
-
-def test_a_shared_budget_is_overdrawn_by_one_read_and_refills(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    pace = Pace(10_000, 20_000, clock=lambda: now[0])
-    assert pace.spend(16_000) == 0
-    assert pace.spend(14_000) == 1.0
-    assert pace.spend(1) == 1.0 + 0.4096, "a byte costs as much as a small read"
-    now[0] = 100.0
-    assert pace.spend(20_000) == 0

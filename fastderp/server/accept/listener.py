@@ -12,12 +12,12 @@ from collections import Counter
 
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.registrar import Entrance
-from fastderp.server.admission.rate_limit import AcceptLimiter
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.message import KnownUpgrades, Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
+from fastderp.util.token_bucket import TokenBucket
 
 # So many at once, then other work gets its turn.
 ACCEPTS_PER_TURN = 64
@@ -56,7 +56,7 @@ class Listener:
         *,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
-        accept_limiter: AcceptLimiter | None = None,
+        accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
     ) -> None:
         self.entrance = entrance
@@ -144,7 +144,7 @@ class Listener:
             self._admit(accepted, (address[0].partition("%")[0], address[1]))
 
     def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
-        if self._accept_limiter is not None and not self._accept_limiter.allow():
+        if self._accept_limiter is not None and not self._accept_limiter.take():
             accepted.close()
             self.n_rejected += 1
             self.entrance.journal.note_too_fast(remote)

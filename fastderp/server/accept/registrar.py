@@ -15,11 +15,11 @@ from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.stream import Poller
 from fastderp.server.accept.tls_handshake import HandshakeThreads
-from fastderp.server.admission.client_rate import Allowance
+from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.http import message as http
 from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
-from fastderp.server.observe.connection_log import Journal
+from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.tls.record import RecordLayer
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
@@ -39,7 +39,7 @@ class Entrance:
         plane: where sessions go.
         region: knows mesh peers, and hears of who has come in.
         journal: counts and logs.
-        allowance: what each client may send, which it is told.
+        client_rate: what each client may send, which it is told.
         duplicates: tells clients that share a key; None for nobody.
         verify: asked who may come in; None for everybody.
     """
@@ -49,8 +49,8 @@ class Entrance:
         private_key: NodePrivate,
         plane: Plane,
         region: Region,
-        journal: Journal,
-        allowance: Allowance,
+        journal: ConnectionLog,
+        client_rate: ClientRate,
         duplicates: Duplicates | None,
         verify: Verify | None,
     ) -> None:
@@ -63,7 +63,7 @@ class Entrance:
         self._private_key = private_key
         self._plane = plane
         self._region = region
-        self._allowance = allowance
+        self._client_rate = client_rate
         self._duplicates = duplicates
         self._on_end: dict[int, Callable[[], None]] = {}
         public_key = private_key.public_key
@@ -109,7 +109,7 @@ class Entrance:
 
     def server_info(self, login: ClientLogin, mesh: bool) -> bytes:
         """Return the frame that ends a login, with the limit the client has to keep."""
-        return login.server_info_frame(ServerInfo() if mesh else self._allowance.server_info())
+        return login.server_info_frame(ServerInfo() if mesh else self._client_rate.server_info())
 
     def promote(
         self,

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from fastderp.errors import LoginError
 from fastderp.server.admission.key_lists import KeyLists
 from fastderp.server.admission.verdict import ALLOWED, Verdict
-from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.login import ClientInfo
@@ -30,7 +30,7 @@ LISTS_POLL_S = 2.0
 # and a slow one, who is revoked is gone within 60 s.
 RECHECK_S = 36.0
 ROUND_PARTS = 4
-# Of the authority's questions at once, so that logins come first.
+# Of the verifier's questions at once, so that logins come first.
 RECHECKS_AT_ONCE = 16
 # A client that reconnects again and again is asked about once per this time.
 REMEMBER_S = 10.0
@@ -59,8 +59,8 @@ class Clients(Protocol):
         """Close the connections for which `unwanted` says so; return whose they were."""
 
 
-class Authority(Protocol):
-    """Somebody to ask; `authority.Tailscaled` and `authority.AdmissionUrl` are two."""
+class Verifier(Protocol):
+    """Somebody to ask; `verifier.Tailscaled` and `verifier.AdmissionUrl` are two."""
 
     @property
     def name(self) -> str:
@@ -78,36 +78,36 @@ class Admission:
 
     Args:
         lists: keys in files.
-        authorities: asked in this order, until one says no.
+        verifiers: asked in this order, until one says no.
         recheck_s: every connected client is asked about again within 1.25 of this many seconds; 0 for never.
-        own_key: tells the key of this machine's own node, which all authorities must let in; for `problems`.
+        own_key: tells the key of this machine's own node, which all verifiers must let in; for `problems`.
         clock: seconds, for tests.
     """
 
     def __init__(
         self,
         lists: KeyLists | None = None,
-        authorities: Sequence[Authority] = (),
+        verifiers: Sequence[Verifier] = (),
         *,
         recheck_s: float = RECHECK_S,
         own_key: Callable[[], Awaitable[NodePublic]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lists = lists or KeyLists()
-        self.authorities = tuple(authorities)
+        self.verifiers = tuple(verifiers)
         self.recheck_s = recheck_s
         self.problems: list[str] = []
         self._own_key = own_key
         self._clock = clock
-        # (authority, key, ip) -> (verdict, until when it is good), oldest first
+        # (verifier, key, ip) -> (verdict, until when it is good), oldest first
         self._remembered: dict[tuple[str, bytes, str], tuple[Verdict, float]] = {}
         self._verdicts: Counter[tuple[str, str]] = Counter()
         self._revoked: Counter[str] = Counter()
-        self._summary = Summariser(log)
+        self._throttle = LogThrottle(log)
         self._reload = asyncio.Event()
 
     def __str__(self) -> str:
-        return "; ".join(filter(None, [str(self.lists), *map(str, self.authorities)]))
+        return "; ".join(filter(None, [str(self.lists), *map(str, self.verifiers)]))
 
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
         """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not.
@@ -118,10 +118,10 @@ class Admission:
             ip: where it connects from, without a port.
         """
         verdict = self._listed(key)
-        for authority in self.authorities:
+        for verifier in self.verifiers:
             if verdict.allowed:
-                verdict = await self._ask(authority, key, ip)
-        if verdict.allowed and self.authorities:
+                verdict = await self._ask(verifier, key, ip)
+        if verdict.allowed and self.verifiers:
             # A list may have changed meanwhile, and its round of revocations did not see this client.
             verdict = self.lists.judge(key)
         if not verdict.allowed:
@@ -132,7 +132,7 @@ class Admission:
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
         """Follow the files and ask again about who is connected to `clients`, a Server, while the block lasts."""
         tasks = [asyncio.create_task(self._follow_lists(clients))]
-        if self.authorities and self.recheck_s:
+        if self.verifiers and self.recheck_s:
             tasks.append(asyncio.create_task(self._recheck(clients)))
         try:
             yield self
@@ -142,9 +142,9 @@ class Admission:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give up the connections to the authorities, when nobody logs in any more."""
-        for authority in self.authorities:
-            await authority.close()
+        """Give up the connections to the verifiers, when nobody logs in any more."""
+        for verifier in self.verifiers:
+            await verifier.close()
 
     def reload(self) -> None:
         """Read the files again now, changed or not."""
@@ -172,25 +172,25 @@ class Admission:
             self._verdicts["lists", verdict.outcome] += 1
         return verdict
 
-    async def _ask(self, authority: Authority, key: NodePublic, ip: str) -> Verdict:
+    async def _ask(self, verifier: Verifier, key: NodePublic, ip: str) -> Verdict:
         """Ask unless the answer is remembered."""
-        verdict, until = self._remembered.get((authority.name, key.raw, ip), (ALLOWED, 0.0))
+        verdict, until = self._remembered.get((verifier.name, key.raw, ip), (ALLOWED, 0.0))
         if until <= self._clock():
-            verdict = await self._ask_now(authority, key, ip)
+            verdict = await self._ask_now(verifier, key, ip)
         return verdict
 
-    async def _ask_now(self, authority: Authority, key: NodePublic, ip: str) -> Verdict:
+    async def _ask_now(self, verifier: Verifier, key: NodePublic, ip: str) -> Verdict:
         try:
-            verdict = await authority.ask(key, ip)
+            verdict = await verifier.ask(key, ip)
         except Exception:
-            log.exception("%s cannot be asked: an error of ours", authority.name)
+            log.exception("%s cannot be asked: an error of ours", verifier.name)
             verdict = Verdict(False, "error", "an error of ours")
-        self._verdicts[authority.name, verdict.outcome] += 1
+        self._verdicts[verifier.name, verdict.outcome] += 1
         if verdict.certain:
-            self._remember((authority.name, key.raw, ip), verdict)
+            self._remember((verifier.name, key.raw, ip), verdict)
         elif verdict.allowed:
-            self._summary.say(
-                authority.name,
+            self._throttle.log(
+                verifier.name,
                 "%s is let in without an answer, as configured: %s",
                 key.short,
                 verdict.detail,
@@ -241,12 +241,12 @@ class Admission:
             await asyncio.sleep(pause_s)
 
     async def _recheck_one(self, clients: Clients, client: ConnectedClient) -> None:
-        for authority in self.authorities:
-            verdict = await self._ask_now(authority, client.key, client.ip)
+        for verifier in self.verifiers:
+            verdict = await self._ask_now(verifier, client.key, client.ip)
             # Without an answer nobody is cut off: the service may just be restarting.
             if verdict.certain and not verdict.allowed:
                 self._revoke(
-                    clients, authority.name, lambda other: verdict if other == client else ALLOWED
+                    clients, verifier.name, lambda other: verdict if other == client else ALLOWED
                 )
                 return
 
@@ -265,7 +265,7 @@ class Admission:
     # Itself
 
     async def self_test(self) -> list[str]:
-        """Ask all authorities about this machine's own node; keep what is wrong in `problems`, and log it when it is new. PROTOCOL §6.9."""
+        """Ask all verifiers about this machine's own node; keep what is wrong in `problems`, and log it when it is new. PROTOCOL §6.9."""
         found = await self._test_own_node() if self._own_key else []
         for problem in found:
             if problem not in self.problems:
@@ -279,7 +279,7 @@ class Admission:
             key = await self._own_key()
         except Exception as error:
             return [str(error)]
-        verdicts = [await authority.ask(key, "::1") for authority in self.authorities]
+        verdicts = [await verifier.ask(key, "::1") for verifier in self.verifiers]
         return [
             f"this machine's own node would not be let in: {verdict.detail}"
             for verdict in verdicts

@@ -20,7 +20,7 @@ _TOLD_MAX = (1 << 63) - 1
 TOLD_PER_TURN = 32
 
 
-class Allowance:
+class ClientRate:
     """The limit in force; None until somebody says something about it."""
 
     def __init__(self, plane: Plane, private_key: NodePrivate) -> None:

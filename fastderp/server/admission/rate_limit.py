@@ -1,15 +1,9 @@
-"""Limits: what each client may send (PROTOCOL §6.8), and how fast connections are accepted (§9.9).
-
-The data plane enforces the first; here is where it comes from. The second lives on the loop thread.
-"""
+"""What each client may send, as derper's file of `-rate-config` says it. The data plane enforces it. PROTOCOL §6.8."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,29 +76,3 @@ def _bytes(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _UINT64_MAX:
         raise ValueError(f"{name} is not a number of bytes")
     return value
-
-
-class AcceptLimiter:
-    """A token bucket: so many connections at once, so many per second after that. It starts full."""
-
-    def __init__(
-        self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Allow `per_s` (infinite for all) and at most `burst` together."""
-        self._per_s = per_s
-        self._burst = float(burst)
-        self._tokens = float(burst)
-        self._clock = clock
-        self._filled = clock()
-
-    def allow(self) -> bool:
-        """Whether one more may be accepted now."""
-        if math.isinf(self._per_s):
-            return True
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._per_s)
-        self._filled = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True

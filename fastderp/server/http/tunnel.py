@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from fastderp.server.accept.channel import Channel, farewell
 from fastderp.server.accept.stream import Poller, Stream
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.errors import TlsError
+from fastderp.util.token_bucket import TokenBucket
 
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -84,41 +84,17 @@ async def _connected(family: int, address: tuple[Any, ...]) -> socket.socket:
     return sock
 
 
-class Pace:
-    """A budget of bytes that all tunnels share; it may be overdrawn, and who overdraws it waits."""
-
-    def __init__(
-        self, bytes_per_s: float, burst_bytes: float, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Begin full."""
-        self._bytes_per_s = bytes_per_s
-        self._burst_bytes = burst_bytes
-        self._left = burst_bytes
-        self._clock = clock
-        self._filled_s = clock()
-
-    def spend(self, n_bytes: int) -> float:
-        """Take the cost of one read; return for how many seconds its side has to pause."""
-        now_s = self._clock()
-        self._left = min(
-            self._burst_bytes, self._left + (now_s - self._filled_s) * self._bytes_per_s
-        )
-        self._filled_s = now_s
-        self._left -= max(n_bytes, READ_COST_BYTES)
-        return max(0.0, -self._left / self._bytes_per_s)
-
-
 class Tunnels:
     """Every tunnel of a relay.
 
     Args:
         dial: connects to a target, or raises OSError.
-        pace: what all may move.
+        pace: the bytes that all tunnels together may move; an overdraft makes its side pause.
     """
 
-    def __init__(self, dial: Dial = dial, pace: Pace | None = None) -> None:
+    def __init__(self, dial: Dial = dial, pace: TokenBucket | None = None) -> None:
         self._dial = dial
-        self._pace = pace or Pace(BYTES_PER_S, BURST_BYTES)
+        self._pace = pace or TokenBucket(BYTES_PER_S, BURST_BYTES)
         self._tunnels: set[Tunnel] = set()
         self._n_dialling = 0
         self._outcomes: Counter[str] = Counter()
@@ -188,7 +164,7 @@ class Tunnel:
         channel: Channel,
         target: socket.socket,
         first: bytes,
-        pace: Pace,
+        pace: TokenBucket,
         on_close: Callable[[Tunnel], None],
     ) -> None:
         established = channel.seal(ESTABLISHED)
@@ -241,7 +217,7 @@ class Tunnel:
 
     def _after_read(self, n_bytes: int) -> None:
         self._used_s = self._loop.time()
-        wait_s = self._pace.spend(n_bytes)
+        wait_s = self._pace.overdraw(max(n_bytes, READ_COST_BYTES))
         if self._channel.eof:
             self._end()
         elif wait_s and self._held is None:

@@ -37,7 +37,7 @@ USER_TIMEOUT_MS = 15_000
 
 
 @dataclass(slots=True)
-class Dialled:
+class DialedRelay:
     """A connection to a relay that has told its key and waits for a login.
 
     channel is what TLS left: None for plain TCP. wire is what was read and not opened, opened what was opened and not used.
@@ -73,7 +73,7 @@ class Dialled:
         return join(socket.socket(fileno=self.sock.detach()), self.channel)
 
 
-async def dial(target: UrlTarget, context: ClientContext) -> Dialled:
+async def dial(target: UrlTarget, context: ClientContext) -> DialedRelay:
     """Connect to a relay and read its key, within 10 s. DialError says what failed."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -98,7 +98,7 @@ async def dial(target: UrlTarget, context: ClientContext) -> Dialled:
 
 async def _introduce(
     outside: ClientStream, name: str, host: str, path: str, https: bool, context: ClientContext
-) -> Dialled:
+) -> DialedRelay:
     inside = await TlsStream.connect(outside, context, name) if https else None
     stream = ClientStream.of(inside) if inside is not None else outside
     # No fast start: the answer proves that all we have written is on its way.
@@ -120,13 +120,13 @@ async def _introduce(
 
 def _dialled(
     sock: socket.socket, key: NodePublic, inside: TlsStream | None, unread: bytes, opened: bytes
-) -> Dialled:
+) -> DialedRelay:
     if inside is None:
-        return Dialled(sock, key, None, b"", opened + unread)
+        return DialedRelay(sock, key, None, b"", opened + unread)
     session = inside.session
     if isinstance(session, RecordLayer):
-        return Dialled(sock, key, session, session.pending + unread, opened)
-    return Dialled(sock, key, session, b"", opened + session.open(unread))
+        return DialedRelay(sock, key, session, session.pending + unread, opened)
+    return DialedRelay(sock, key, session, b"", opened + session.open(unread))
 
 
 def _watch_for_death(sock: socket.socket) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fastderp.dataplane.plane import Plane
-from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, FrameType, frame
 
@@ -39,7 +39,7 @@ class PacketForwarder(Protocol):
 class _Carrier:
     """One forwarder's session, and the keys it is used for."""
 
-    def __init__(self, plane: Plane, forwarder: PacketForwarder, summary: Summariser) -> None:
+    def __init__(self, plane: Plane, forwarder: PacketForwarder, throttle: LogThrottle) -> None:
         loop = asyncio.get_running_loop()
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -47,7 +47,7 @@ class _Carrier:
         self.forwarder = forwarder
         self.keys: set[bytes] = set()
         self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
-        self._summary = summary
+        self._throttle = throttle
         self._leaving: asyncio.TimerHandle | None = None
         self._beat = loop.create_task(_keep_alive(self._ours))
         self._carrying = loop.create_task(self._carry())
@@ -94,7 +94,7 @@ class _Carrier:
             if done is not None:
                 await done
         except Exception as error:
-            self._summary.say(
+            self._throttle.log(
                 ("forwarder", self.handle),
                 "a packet forwarder failed: %s",
                 error or type(error).__name__,
@@ -129,7 +129,7 @@ class Forwarders:
         self._carriers: dict[
             int, _Carrier
         ] = {}  # by id() of the forwarder, which the carrier keeps alive
-        self._summary = Summariser(log)
+        self._throttle = LogThrottle(log)
 
     @property
     def keys(self) -> set[bytes]:
@@ -141,7 +141,7 @@ class Forwarders:
         carrier = self._carriers.get(id(forwarder))
         if carrier is None:
             carrier = self._carriers[id(forwarder)] = _Carrier(
-                self._plane, forwarder, self._summary
+                self._plane, forwarder, self._throttle
             )
         carrier.stay()
         self._plane.add_forwarder(key, carrier.handle)

@@ -19,7 +19,7 @@ from fastderp.client.settling import Settling
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
 from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
-from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, Dialled, JoinSocket, dial
+from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, DialedRelay, JoinSocket, dial
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import ClientContext
 from fastderp.util.net import address_bytes
@@ -174,7 +174,7 @@ class MeshLink:
         finally:
             deadline.cancel()
 
-    def _promote(self, dialled: Dialled) -> None:
+    def _promote(self, dialled: DialedRelay) -> None:
         """Log in as this relay itself and ask for presence in the same breath (§7.3); the data plane says it."""
         mesh = self._mesh
         try:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fastderp.dataplane.plane import Plane
 from fastderp.server.observe.metrics import Histogram, Value
+from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.protocol import (
     FrameType,
     PeerGoneReason,
@@ -25,7 +26,7 @@ from fastderp.wire.protocol import (
 BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOOP_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100)
 # A list of everybody is a thousand times as long as the request for it; real watchers ask once per connection.
-FLOODS_PER_SECOND = 10.0
+FLOODS_PER_S = 10.0
 
 
 class Arrival(NamedTuple):
@@ -53,26 +54,6 @@ class Arrival(NamedTuple):
         )
 
 
-class _Watcher:
-    """What is known of one: how many floods it may still have at once."""
-
-    __slots__ = ("_allowance", "_at_s")
-
-    def __init__(self, now_s: float) -> None:
-        self._allowance = FLOODS_PER_SECOND
-        self._at_s = now_s
-
-    def may_have_flood(self, now_s: float) -> bool:
-        self._allowance = min(
-            FLOODS_PER_SECOND, self._allowance + (now_s - self._at_s) * FLOODS_PER_SECOND
-        )
-        self._at_s = now_s
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True
-
-
 class Presence:
     """Tells watchers of every new connection, and of a key's departure when its last connection has gone."""
 
@@ -80,7 +61,8 @@ class Presence:
         """Watch the clients of this data plane."""
         self._plane = plane
         self._clock = clock
-        self._watchers: dict[int, _Watcher] = {}
+        # The floods that each may still have.
+        self._watchers: dict[int, TokenBucket] = {}
         # Keys the watchers have been told of and not told to forget; empty without watchers.
         self._present: set[bytes] = set()
         self._news: list[bytes] = []
@@ -115,9 +97,10 @@ class Presence:
 
     def watch(self, handle: int) -> None:
         """List everybody to a session and tell it of changes from now on; asked again, list them again."""
-        now_s = self._clock()
-        watcher = self._watchers.get(handle) or _Watcher(now_s)
-        if not watcher.may_have_flood(now_s):
+        watcher = self._watchers.get(handle) or TokenBucket(
+            FLOODS_PER_S, FLOODS_PER_S, clock=self._clock
+        )
+        if not watcher.take():
             self._n_refused += 1
             return
         self.flush()

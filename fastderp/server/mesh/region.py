@@ -13,7 +13,7 @@ from fastderp.server.mesh.dial import JoinSocket
 from fastderp.server.mesh.forwarders import Forwarders
 from fastderp.server.mesh.links import Mesh
 from fastderp.server.mesh.presence import Arrival, Presence
-from fastderp.server.observe.log_throttle import Summariser
+from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import ClientContext
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
@@ -42,7 +42,7 @@ class Region:
         self.mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
         self._plane = plane
         self._own_key = private_key.public_key
-        self._summary = Summariser(log)
+        self._throttle = LogThrottle(log)
         # Of the mesh peers that are logged in, by session: what they may ask for depends on who they are.
         self._peers: dict[int, NodePublic] = {}
 
@@ -90,7 +90,7 @@ class Region:
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
         what = f"{n_closed} connections" if n_closed else "it is not here"
-        self._summary.say(
+        self._throttle.log(
             "close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what
         )
 

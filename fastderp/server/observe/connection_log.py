@@ -10,7 +10,7 @@ import os
 from collections import Counter
 
 from fastderp.dataplane.plane import ClosedEvent, DropEvent
-from fastderp.server.observe.log_throttle import WINDOW_S, Summariser
+from fastderp.server.observe.log_throttle import WINDOW_S, LogThrottle
 from fastderp.server.observe.metrics import Value
 from fastderp.util.net import address_text, format_address
 from fastderp.wire.keys import NodePublic
@@ -31,7 +31,7 @@ SESSION_LINES = 100
 UPGRADE_CHARACTERS = 40
 
 
-class Journal:
+class ConnectionLog:
     """Counts what happens to connections and logs what an operator wants to read."""
 
     def __init__(self, *, prober_logs: bool = False) -> None:
@@ -43,9 +43,9 @@ class Journal:
         self._refused: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
-        self._summary = Summariser(log)
-        self._ends = Summariser(log, lines=SESSION_LINES)
-        self._drops = Summariser(log, lines=DROP_LINES, window_s=DROP_WINDOW_S)
+        self._throttle = LogThrottle(log)
+        self._ends = LogThrottle(log, lines=SESSION_LINES)
+        self._drops = LogThrottle(log, lines=DROP_LINES, window_s=DROP_WINDOW_S)
         self._prober_logs = prober_logs
         self._probers: set[int] = set()
 
@@ -69,7 +69,7 @@ class Journal:
         if reason in _QUIET and not detail:
             log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
         else:
-            self._summary.say(
+            self._throttle.log(
                 (stage, reason),
                 "%s: refused at %s: %s",
                 format_address(remote),
@@ -82,14 +82,14 @@ class Journal:
         shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + (
             "…" if len(upgrade) > UPGRADE_CHARACTERS else ""
         )
-        self._summary.say(
+        self._throttle.log(
             "upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown
         )
 
     def note_shortage(self, error: OSError) -> None:
         """Count and log that accepting had to pause."""
         self._n_shortages += 1
-        self._summary.say(
+        self._throttle.log(
             "shortage",
             "cannot accept connections for the moment: %s",
             os.strerror(error.errno or 0),
@@ -97,7 +97,7 @@ class Journal:
 
     def note_too_fast(self, remote: tuple[str, int]) -> None:
         """Log a connection that was closed because too many are accepted; its listener counts it."""
-        self._summary.say(
+        self._throttle.log(
             "too fast",
             "%s: closed: connections come faster than they are accepted",
             format_address(remote),
@@ -113,7 +113,7 @@ class Journal:
 
     def note_drop(self, event: DropEvent) -> None:
         """Log a packet for a watched key that was dropped."""
-        self._drops.say(
+        self._drops.log(
             (event.destination, event.reason, event.kind),
             "drop: %s packet from %s to %s: %s",
             event.kind,
@@ -125,9 +125,9 @@ class Journal:
     def note_closed(self, event: ClosedEvent) -> None:
         """Count and log the end of a session: whose it was, from where, how long, what it carried, why it ended."""
         self._ended[event.reason] += 1
-        turn = "" if event.handle in self._probers else self._ends.turn(event.reason)
+        held = "" if event.handle in self._probers else self._ends.suffix(event.reason)
         self._probers.discard(event.handle)
-        if turn is None:
+        if held is None:
             return
         totals = event.totals
         log.info(
@@ -141,7 +141,7 @@ class Journal:
             totals.tx_packets,
             totals.tx_bytes,
             totals.dropped,
-            turn,
+            held,
         )
 
     def sum_up(self) -> None:

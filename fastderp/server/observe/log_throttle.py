@@ -45,7 +45,7 @@ class _Window:
     n_held: int = 0
 
 
-class Summariser:
+class LogThrottle:
     """Logs a few lines per kind and window; the first of the next window says how many were held back.
 
     Args:
@@ -70,13 +70,13 @@ class Summariser:
         # Kinds are few and ours.
         self._windows: dict[Hashable, _Window] = {}
 
-    def say(self, kind: Hashable, message: str, *args: object) -> None:
+    def log(self, kind: Hashable, message: str, *args: object) -> None:
         """Log the message unless enough of its kind was logged within the window."""
-        turn = self.turn(kind)
-        if turn is not None:
-            self._log.info(message + "%s", *args, turn)
+        suffix = self.suffix(kind)
+        if suffix is not None:
+            self._log.info(message + "%s", *args, suffix)
 
-    def turn(self, kind: Hashable) -> str | None:
+    def suffix(self, kind: Hashable) -> str | None:
         """Return what to add to a line of this kind, mostly nothing; None when it is held back."""
         if self._log.isEnabledFor(logging.DEBUG):
             return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from fastderp.dataplane.plane import Plane
-from fastderp.server.observe.connection_log import Journal
+from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.traffic import RoundTrips
 
 INTERVAL_S = 10.0
@@ -16,7 +16,7 @@ INTERVAL_S = 10.0
 RESTED_S = 0.2
 
 
-class Upkeep:
+class Maintenance:
     """Runs every INTERVAL_S seconds from `start` until `stop`.
 
     Args:
@@ -25,7 +25,9 @@ class Upkeep:
         journal: says how many lines it has held back.
     """
 
-    def __init__(self, plane: Plane, round_trips: RoundTrips | None, journal: Journal) -> None:
+    def __init__(
+        self, plane: Plane, round_trips: RoundTrips | None, journal: ConnectionLog
+    ) -> None:
         self._plane = plane
         self._round_trips = round_trips
         self._journal = journal

@@ -1,4 +1,4 @@
-"""Lists and authorities together: who is let in, what is remembered, who has to go. PROTOCOL §8, RELIABILITY F30."""
+"""Lists and verifiers together: who is let in, what is remembered, who has to go. PROTOCOL §8, RELIABILITY F30."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IP = "192.0.2.7"
 
 
 class Oracle:
-    """An authority that says what a test wants."""
+    """An verifier that says what a test wants."""
 
     def __init__(self, name: str = "oracle") -> None:
         self.name = name

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 
 from fastderp.errors import ConfigError
-from fastderp.server.admission.rate_limit import MIN_BURST_BYTES, AcceptLimiter, RateLimit
+from fastderp.server.admission.rate_limit import MIN_BURST_BYTES, RateLimit
 
 
 @pytest.fixture
@@ -75,20 +74,3 @@ def test_a_missing_file_is_refused_by_name(file: Path) -> None:
         ConfigError, match=f"rate configuration {file}: cannot read it: No such file"
     ):
         RateLimit.load(file)
-
-
-def test_accepting_begins_with_a_burst_and_goes_on_at_the_rate() -> None:
-    now = 0.0
-    limiter = AcceptLimiter(2.0, 3, clock=lambda: now)
-    assert [limiter.allow() for _ in range(5)] == [True] * 3 + [False] * 2
-    now = 0.4
-    assert not limiter.allow()
-    now = 0.5
-    assert [limiter.allow() for _ in range(2)] == [True, False]
-    now = 100.0
-    assert [limiter.allow() for _ in range(4)] == [True] * 3 + [False]
-
-
-def test_without_a_limit_everybody_is_accepted_and_without_a_burst_nobody() -> None:
-    assert AcceptLimiter(math.inf, 0).allow()
-    assert not AcceptLimiter(1000.0, 0).allow()

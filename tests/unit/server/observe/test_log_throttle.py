@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp.server.observe.log_throttle import LINE_LIMIT_CHARACTERS, Summariser, one_line
+from fastderp.server.observe.log_throttle import LINE_LIMIT_CHARACTERS, LogThrottle, one_line
 
 
 @pytest.fixture
@@ -19,31 +19,31 @@ def now() -> list[float]:
 
 
 @pytest.fixture
-def summary(now: list[float], caplog: pytest.LogCaptureFixture) -> Summariser:
+def throttle(now: list[float], caplog: pytest.LogCaptureFixture) -> LogThrottle:
     """A summariser with a window of 10 s on that clock."""
     caplog.set_level(logging.INFO, "fastderp")
-    return Summariser(logging.getLogger("fastderp"), window_s=10, clock=lambda: now[0])
+    return LogThrottle(logging.getLogger("fastderp"), window_s=10, clock=lambda: now[0])
 
 
 def test_the_first_of_a_kind_is_logged_at_once(
-    summary: Summariser, caplog: pytest.LogCaptureFixture
+    throttle: LogThrottle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    summary.say("box", "%s: refused", "192.0.2.1")
-    summary.say("json", "%s: also refused", "192.0.2.2")
+    throttle.log("box", "%s: refused", "192.0.2.1")
+    throttle.log("json", "%s: also refused", "192.0.2.2")
     assert caplog.messages == ["192.0.2.1: refused", "192.0.2.2: also refused"]
 
 
 def test_repetitions_are_held_back_and_their_number_comes_with_the_next_line(
-    summary: Summariser, now: list[float], caplog: pytest.LogCaptureFixture
+    throttle: LogThrottle, now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(1000):
-        summary.say("box", "%s: refused", "192.0.2.1")
+        throttle.log("box", "%s: refused", "192.0.2.1")
     now[0] += 9.9
-    summary.say("box", "%s: refused", "192.0.2.1")
+    throttle.log("box", "%s: refused", "192.0.2.1")
     now[0] += 0.2
-    summary.say("box", "%s: refused", "192.0.2.3")
+    throttle.log("box", "%s: refused", "192.0.2.3")
     now[0] += 60
-    summary.say("box", "%s: refused", "192.0.2.4")
+    throttle.log("box", "%s: refused", "192.0.2.4")
     assert caplog.messages == [
         "192.0.2.1: refused",
         "192.0.2.3: refused (and 1000 more like it since the last such line)",
@@ -55,26 +55,28 @@ def test_a_kind_may_have_several_lines_per_window(
     now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
-    summary = Summariser(logging.getLogger("fastderp"), lines=2, window_s=10, clock=lambda: now[0])
+    throttle = LogThrottle(
+        logging.getLogger("fastderp"), lines=2, window_s=10, clock=lambda: now[0]
+    )
     for number in range(5):
-        summary.say("end", "%d", number)
+        throttle.log("end", "%d", number)
     assert caplog.messages == ["0", "1"]
     now[0] += 5
-    assert summary.take_held(10) == {}
-    assert summary.take_held(5) == {"end": 3}
-    assert summary.take_held() == {}
-    summary.say("end", "5")
+    assert throttle.take_held(10) == {}
+    assert throttle.take_held(5) == {"end": 3}
+    assert throttle.take_held() == {}
+    throttle.log("end", "5")
     now[0] += 10
-    summary.say("end", "6")
+    throttle.log("end", "6")
     assert caplog.messages[2:] == ["6 (and 1 more like it since the last such line)"]
 
 
 def test_nothing_is_held_back_while_debugging(
-    summary: Summariser, caplog: pytest.LogCaptureFixture
+    throttle: LogThrottle, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "fastderp")
     for _ in range(3):
-        summary.say("box", "refused")
+        throttle.log("box", "refused")
     assert caplog.messages == ["refused"] * 3
 
 

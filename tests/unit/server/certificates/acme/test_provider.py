@@ -284,7 +284,10 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
         ca.answer = lambda managed: chain(managed.name, managed.key)
         after_a_restart.retry()
         async with asyncio.timeout(PATIENCE_S):
-            while after_a_restart.metrics()["fastderp_acme_orders_total"] != {"failed": 0, "issued": 1}:
+            while after_a_restart.metrics()["fastderp_acme_orders_total"] != {
+                "failed": 0,
+                "issued": 1,
+            }:
                 await asyncio.sleep(0.002)
         assert ready(after_a_restart)
     assert ca.asked == [NAME, NAME]
