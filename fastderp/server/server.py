@@ -17,9 +17,9 @@ from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.channel import Channel
 from fastderp.server.accept.duplicate_keys import Duplicates
-from fastderp.server.accept.embedded import Conversations, Reader, Writer
+from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
-from fastderp.server.accept.registrar import Entrance, Verify
+from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.rate_limit import RateLimit
@@ -118,7 +118,7 @@ class Server:
         self._duplicates = Duplicates(plane.handles, plane.send) if duplicate_health else None
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
         self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
-        self._entrance = Entrance(
+        self._registrar = Registrar(
             self._private_key,
             plane,
             self._region,
@@ -127,7 +127,7 @@ class Server:
             self._duplicates,
             verify,
         )
-        self._conversations = Conversations(self._entrance)
+        self._embedded = EmbeddedSessions(self._registrar)
         self._round_trips = (
             traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
         )
@@ -151,7 +151,7 @@ class Server:
         if self._loop is None:
             loop = asyncio.get_running_loop()
             self._plane.start()
-            self._entrance.open(loop)
+            self._registrar.open(loop)
             self._maintenance.start(loop)
             loop.add_reader(self._plane.fileno(), self._on_plane_events)
             self._loop = loop
@@ -189,7 +189,7 @@ class Server:
             host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s
         )
         listener = Listener(
-            self._entrance,
+            self._registrar,
             sockets,
             routes or http.relay_routes(Site()),
             tls,
@@ -238,15 +238,15 @@ class Server:
             listener.close()
         await self._region.close()
         if self._loop is not None:
-            self._entrance.bridges.leave()
+            self._registrar.bridges.leave()
         self._plane.close()
         self._on_plane_events()
         if self._loop is not None:
             self._loop.remove_reader(self._plane.fileno())
             async with asyncio.TaskGroup() as farewells:
-                farewells.create_task(self._entrance.bridges.close())
-                farewells.create_task(self._conversations.close())
-            self._entrance.close()
+                farewells.create_task(self._registrar.bridges.close())
+                farewells.create_task(self._embedded.close())
+            self._registrar.close()
         self._journal.close()
 
     async def __aenter__(self) -> Server:
@@ -275,7 +275,7 @@ class Server:
         except ConnectionClosed:
             writer.close()
             raise
-        await self._conversations.serve(reader, writer, remote, self._login_timeout_s)
+        await self._embedded.serve(reader, writer, remote, self._login_timeout_s)
 
     # The region
 
@@ -335,14 +335,14 @@ class Server:
         self._region.forwarders.remove(key.raw, forwarder)
 
     def _bridged_round_trips_us(self) -> list[int]:
-        return self._entrance.bridges.round_trips_us()
+        return self._registrar.bridges.round_trips_us()
 
     def _bridged_bytes(self) -> dict[int, tuple[int, int]]:
-        return {} if self._loop is None else self._entrance.bridges.bytes_moved()
+        return {} if self._loop is None else self._registrar.bridges.bytes_moved()
 
     def _join(self, outside: socket.socket, channel: Channel) -> int:
         """Bridge a connection that we dialled."""
-        return self._entrance.bridges.join_socket(outside, channel)
+        return self._registrar.bridges.join_socket(outside, channel)
 
     # What changes while it runs
 
@@ -424,11 +424,11 @@ class Server:
     @property
     def verify(self) -> Verify | None:
         """Who is asked about a client; None when everybody is let in. May be assigned at any time. PROTOCOL §8."""
-        return self._entrance.verify
+        return self._registrar.verify
 
     @verify.setter
     def verify(self, verify: Verify | None) -> None:
-        self._entrance.verify = verify
+        self._registrar.verify = verify
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -487,7 +487,7 @@ class Server:
         """Count the clients' connections that talk DERP or are about to by their TLS version, of the versions there ever were."""
         counts = Counter({_PLANE_TLS: n_in_plane})
         if self._loop is not None:
-            counts.update(self._entrance.bridges.tls_versions)
+            counts.update(self._registrar.bridges.tls_versions)
         for listener in self._listeners:
             counts.update(listener.tls_versions)
         return {version: counts[version] for version in self._journal.tls_versions}
@@ -528,7 +528,7 @@ class Server:
         for event in self._plane.events():
             if isinstance(event, ClosedEvent):
                 self._journal.note_closed(event)
-                self._entrance.ended(event.handle)
+                self._registrar.ended(event.handle)
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
                 self._region.closed(event)

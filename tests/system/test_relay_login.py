@@ -297,21 +297,25 @@ def test_good_clients_get_in_while_thousands_hold_their_connections_silent(
 def test_oversized_logins_share_a_bounded_memory(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.listener.RESERVE_LIMIT_BYTES", 500_000)
+    monkeypatch.setattr("fastderp.server.accept.login_memory.RESERVE_LIMIT_BYTES", 500_000)
     relay = start_relay()
     header = struct.pack(">BI", CLIENT_INFO, 250_000)
     with relay.connect() as first, relay.connect() as second, relay.connect() as third:
         for peer in (first, second):
             peer.upgrade(relay.server.public_key)
             peer.send(header)
-        eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 500_000)
+        eventually(
+            lambda: (
+                relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 500_000
+            )
+        )
         third.upgrade(relay.server.public_key)
         third.send(header)
         assert third.is_closed()
         assert relay.refused() == {"login_memory": 1}
         with relay.login() as small:
             assert small.sync() == []
-    eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 0)
+    eventually(lambda: relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 0)
 
 
 def test_when_too_many_are_not_logged_in_the_oldest_goes(

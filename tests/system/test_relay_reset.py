@@ -33,4 +33,4 @@ def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(
         _reset(logged_in)
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0, 2)
     eventually(lambda: relay.metrics()["derp_current_connections"] == 0, 2)
-    assert relay.call(lambda: len(relay.server._entrance.bridges)) == 0
+    assert relay.call(lambda: len(relay.server._registrar.bridges)) == 0

@@ -65,7 +65,7 @@ def test_a_client_that_reads_nothing_does_not_hold_up_the_end(
             sender.send_packet(stuck.public, bytes(65536))
         sender.sync()
         relay.run(relay.server.close())
-        assert relay.call(lambda: len(relay.server._entrance.bridges)) == 0
+        assert relay.call(lambda: len(relay.server._registrar.bridges)) == 0
 
 
 def test_closing_again_and_at_the_same_time_is_closing_once(start_relay: StartRelay) -> None:

@@ -389,28 +389,32 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
             shooter.join()
         assert sender.sync() == []
         # Not only its session: its socket too, although it still reads nothing.
-        eventually(lambda: relay.call(lambda: len(relay.server._entrance.bridges)) == 1)
+        eventually(lambda: relay.call(lambda: len(relay.server._registrar.bridges)) == 1)
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
 
 
 def test_long_messages_before_the_login_share_a_bounded_memory(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.listener.RESERVE_LIMIT_BYTES", 250_000)
+    monkeypatch.setattr("fastderp.server.accept.login_memory.RESERVE_LIMIT_BYTES", 250_000)
     relay = start_relay(WEBSOCKET)
     long_message = message(bytes(130_000))
     with connect(relay) as first, connect(relay) as second, connect(relay) as third:
         for peer in (first, second):
             peer.upgrade(relay.server.public_key)
             peer.send_raw(long_message[:120_000])
-        eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) > 230_000)
+        eventually(
+            lambda: (
+                relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) > 230_000
+            )
+        )
         third.upgrade(relay.server.public_key)
         third.send_raw(long_message[:120_000])
         assert third.closing() == (1000, b"")
         assert relay.refused() == {"login_memory": 1}
         with login(relay) as small:
             assert small.sync() == []
-    eventually(lambda: relay.call(lambda: relay.listener._reserved_bytes) == 0)
+    eventually(lambda: relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 0)
 
 
 def test_long_messages_after_the_login_share_a_bounded_memory(
@@ -422,7 +426,7 @@ def test_long_messages_after_the_login_share_a_bounded_memory(
     long_message = message(packet * 2)
 
     def held_bytes() -> int:
-        return relay.call(lambda: relay.server._entrance.bridges._held_bytes)
+        return relay.call(lambda: relay.server._registrar.bridges._held_bytes)
 
     with login(relay) as first, login(relay) as second, login(relay) as third:
         for peer in (first, second):

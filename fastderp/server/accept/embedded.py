@@ -1,6 +1,6 @@
-"""DERP over streams of a caller's own: the login read from them, the session joined to them by a socket pair. DESIGN §2.
+"""DERP over a caller's own streams: the login is read from them, a socket pair joins them to the session. DESIGN §2.
 
-What `Server.accept` does. Loop thread only.
+This is `Server.accept`. Loop thread only.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
 from fastderp.server.accept.bridge import FAREWELL_S
-from fastderp.server.accept.registrar import Entrance
+from fastderp.server.accept.derp_login import DerpLogin, Step
+from fastderp.server.accept.registrar import Registrar
 from fastderp.server.accept.stream import READ_BYTES
-from fastderp.wire.login import ClientLogin, check_client_info_header
-from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 
 class Reader(Protocol):
@@ -22,9 +21,6 @@ class Reader(Protocol):
 
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, b"" at the end."""
-
-    async def readexactly(self, n: int, /) -> bytes:
-        """Return `n` bytes or raise asyncio.IncompleteReadError."""
 
 
 class Writer(Protocol):
@@ -40,12 +36,12 @@ class Writer(Protocol):
         """Close the connection."""
 
 
-class Conversations:
-    """Every conversation over streams."""
+class EmbeddedSessions:
+    """All sessions over a caller's own streams, from the start of their login."""
 
-    def __init__(self, entrance: Entrance) -> None:
-        """Log clients in through this entrance."""
-        self._entrance = entrance
+    def __init__(self, registrar: Registrar) -> None:
+        """Log clients in through this registrar."""
+        self._registrar = registrar
         self._serving: set[asyncio.Task[object]] = set()
         self._logins: set[asyncio.Timeout] = set()
         self._closed = False
@@ -53,7 +49,7 @@ class Conversations:
     async def serve(
         self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
     ) -> None:
-        """Serve one conversation until it ends; its streams are closed then, whatever happens.
+        """Serve one client until its session ends; the streams are closed then, whatever happens.
 
         Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login, ConnectionClosed when the relay is closed
         before.
@@ -62,13 +58,13 @@ class Conversations:
         assert task is not None
         self._serving.add(task)
         try:
-            await self._converse(reader, writer, remote, login_timeout_s)
+            await self._serve(reader, writer, remote, login_timeout_s)
         finally:
             self._serving.discard(task)
             await _hang_up(writer)
 
     async def close(self) -> None:
-        """End every login; wait, not long, for the conversations whose sessions have ended."""
+        """End every login; wait up to FAREWELL_S for the streams of sessions that have ended."""
         self._closed = True
         now_s = asyncio.get_running_loop().time()
         for login in self._logins:
@@ -78,50 +74,62 @@ class Conversations:
         if others:
             await asyncio.wait(others, timeout=FAREWELL_S)
 
-    async def _converse(
+    async def _serve(
         self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
     ) -> None:
-        entrance = self._entrance
-        entrance.journal.note_accept()
+        registrar = self._registrar
+        registrar.connection_log.note_accept()
+        login = DerpLogin(registrar.login_terms, fast_start=True, reserve=lambda n_bytes: True)
         try:
-            login, mesh = await self._log_in(reader, writer, remote[0], login_timeout_s)
+            await self._log_in(login, reader, writer, remote[0], login_timeout_s)
         except BaseException as error:
-            entrance.journal.note_refused("login", _reason(error), remote, str(error))
+            registrar.connection_log.note_refused("login", _reason(error), remote, str(error))
             raise
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         ended = asyncio.Event()
-        first = entrance.server_info(login, mesh)
-        entrance.promote(theirs.detach(), login, remote, first=first, mesh=mesh, on_end=ended.set)
+        registrar.promote(
+            theirs.detach(),
+            login.client,
+            remote,
+            first=login.take_output(),
+            opened=login.rest,
+            mesh=login.is_mesh_peer,
+            on_end=ended.set,
+        )
         await _pump(reader, writer, ours, ended)
 
     async def _log_in(
-        self, reader: Reader, writer: Writer, ip: str, timeout_s: float
-    ) -> tuple[ClientLogin, bool]:
-        """Return who has logged in, and whether it is a mesh peer."""
+        self, login: DerpLogin, reader: Reader, writer: Writer, ip: str, timeout_s: float
+    ) -> None:
+        """Take a login through its steps, within its time. Raises what `serve` does."""
         budget = asyncio.timeout(timeout_s)
         try:
             async with budget:
                 self._logins.add(budget)
-                writer.write(self._entrance.greeting(fast_start=True))
-                await writer.drain()
-                login = await self._read_client_info(reader)
-                mesh = self._entrance.is_mesh_peer(login)
-                refusal = "" if mesh else await self._entrance.refusal(login, ip)
+                await self._take_steps(login, reader, writer, ip)
         except TimeoutError:
             if self._closed:
                 raise ConnectionClosed("the relay is closed") from None
             raise TimeoutError(f"no login within {timeout_s:g} s") from None
         finally:
             self._logins.discard(budget)
-        if refusal:
-            raise LoginError("denied", refusal)
-        return login, mesh
 
-    async def _read_client_info(self, reader: Reader) -> ClientLogin:
-        frame_type, length = HEADER.unpack(await reader.readexactly(HEADER_SIZE))
-        check_client_info_header(frame_type, length)
-        return self._entrance.open_client_info(await reader.readexactly(length))
+    async def _take_steps(self, login: DerpLogin, reader: Reader, writer: Writer, ip: str) -> None:
+        step = login.step()
+        while step is Step.READ:
+            if greeting := login.take_output():
+                writer.write(greeting)
+                await writer.drain()
+            data = await reader.read(READ_BYTES)
+            if not data:
+                raise asyncio.IncompleteReadError(login.rest, None)
+            login.feed(data)
+            step = login.step()
+        if step is Step.ASK:
+            step = login.judge(await self._registrar.refusal(login.client, ip))
+        if step is Step.REFUSE:
+            raise LoginError(login.reason, login.detail)
 
 
 def _reason(error: BaseException) -> str:
@@ -134,9 +142,9 @@ def _reason(error: BaseException) -> str:
 
 
 async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
-    """Pump between a pair of streams and our end of a socket pair until either side ends, or the session has ended.
+    """Pump between a pair of streams and our end of a socket pair until either side or the session ends.
 
-    The client gets FAREWELL_S then for what it has not read; one that reads nothing would never let us see that end.
+    After the session the client has FAREWELL_S for what it has not read; the end of a socket pair that is full would not be seen.
     """
     loop = asyncio.get_running_loop()
 
@@ -162,7 +170,7 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
 
 
 async def _hang_up(writer: Writer) -> None:
-    """Close the connection, also one whose peer takes nothing more: asyncio would keep it, and what it was to send, for ever."""
+    """Close the connection; abort it when its peer reads nothing more, as asyncio would keep it and its output for ever."""
     writer.close()
     if isinstance(writer, asyncio.StreamWriter):
         try:

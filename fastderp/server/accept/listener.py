@@ -1,6 +1,6 @@
 """Listening sockets, and the connections accepted there that are not logged in yet. PROTOCOL §9.1.
 
-Loop thread only. Accepting survives every shortage: existing clients are not touched, and it goes on when there are descriptors again.
+Loop thread only. Accepting survives every shortage: clients stay, and it goes on as soon as descriptors are free again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import asyncio
 import errno
 import socket
 from collections import Counter
+from dataclasses import replace
 
 from fastderp.server.accept.connection import Connection
-from fastderp.server.accept.registrar import Entrance
+from fastderp.server.accept.context import AcceptContext
+from fastderp.server.accept.registrar import Registrar
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.message import KnownUpgrades, Routes
 from fastderp.server.http.tunnel import Tunnels
@@ -19,37 +21,36 @@ from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
 from fastderp.util.token_bucket import TokenBucket
 
-# So many at once, then other work gets its turn.
+# Connections accepted in one iteration of the loop, at most.
 ACCEPTS_PER_TURN = 64
-# Out of descriptors or memory: look again after this long.
+# The wait after running out of descriptors or memory.
 SHORTAGE_PAUSE_S = 0.25
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# What connections before their login may hold together: sockets (the oldest goes first), and bytes of oversized ClientInfos.
+# Connections that are not logged in, at most; the oldest goes first.
 PENDING_LIMIT = 16384
-RESERVE_LIMIT_BYTES = 16 * 1024 * 1024
 
 LOGIN_BUDGET_S = 10.0
 IDLE_S = 30.0
 
 
 class Listener:
-    """Accepts on one address (both families) and sees each connection through to its login.
+    """Accepts on one address (both families) and keeps each connection until its login.
 
     Args:
-        entrance: where they log in.
+        registrar: turns logins into sessions.
         sockets: listening, non-blocking.
-        routes: who answers which path.
-        tls: a certificate, or who has one for each client; None to speak plain HTTP.
-        login_budget_s: from accept to login, whatever trickles in.
-        idle_s: how long a connection that was answered may wait with its next request.
-        accept_limiter: who comes too fast is closed at once.
-        tunnels: takes clients that ask for it elsewhere; None refuses.
+        routes: the handlers of paths.
+        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain HTTP.
+        login_budget_s: seconds from accept to login, whatever trickles in.
+        idle_s: seconds that an answered connection may wait with its next request.
+        accept_limiter: closes connections that come too fast.
+        tunnels: serves CONNECT; None refuses it.
     """
 
     def __init__(
         self,
-        entrance: Entrance,
+        registrar: Registrar,
         sockets: list[socket.socket],
         routes: Routes,
         tls: ServerContext | CertificateSource | None = None,
@@ -59,18 +60,14 @@ class Listener:
         accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
     ) -> None:
-        self.entrance = entrance
-        self.loop = asyncio.get_running_loop()
-        self.routes = routes
-        self.tls = tls
-        self.login_budget_s = login_budget_s
-        self.idle_s = idle_s
+        self._context = AcceptContext(
+            registrar, routes, tls, login_budget_s, idle_s, tunnels, KnownUpgrades()
+        )
+        self._loop = registrar.loop
+        self._connection_log = registrar.connection_log
         self._sockets = sockets
         self._pending: dict[Connection, None] = {}
-        self._reserved_bytes = 0
-        self.tunnels = tunnels
         self._accept_limiter = accept_limiter
-        self.known_upgrades = KnownUpgrades()
         self.n_accepted = 0
         self.n_rejected = 0
         self._shortage: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -78,23 +75,46 @@ class Listener:
             self._watch(sock)
 
     @property
+    def routes(self) -> Routes:
+        """The handlers of paths."""
+        return self._context.routes
+
+    @property
+    def tls(self) -> ServerContext | CertificateSource | None:
+        """The certificate of connections accepted from now on, None without TLS. May be assigned another."""
+        return self._context.tls
+
+    @tls.setter
+    def tls(self, tls: ServerContext | CertificateSource) -> None:
+        self._context = replace(self._context, tls=tls)
+
+    @property
+    def login_budget_s(self) -> float:
+        """Seconds that connections accepted from now on have until their login. May be assigned."""
+        return self._context.login_budget_s
+
+    @login_budget_s.setter
+    def login_budget_s(self, seconds: float) -> None:
+        self._context = replace(self._context, login_budget_s=seconds)
+
+    @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The TCP port."""
         return int(self._sockets[0].getsockname()[1])
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses it listens on, as `ip:port`."""
+        """The listening addresses, as `ip:port`."""
         return [format_address(sock.getsockname()) for sock in self._sockets]
 
     @property
     def n_pending(self) -> int:
-        """How many accepted connections are not logged in."""
+        """The number of accepted connections that are not logged in."""
         return len(self._pending)
 
     @property
     def tls_versions(self) -> Counter[str]:
-        """How many connections are at their login, or watch an endless page, by their TLS version."""
+        """The number of connections at their login, or with an endless page, by TLS version."""
         return Counter(
             connection.tls_version for connection in self._pending if connection.is_at_request
         )
@@ -105,29 +125,14 @@ class Listener:
             timer.cancel()
         for sock in self._sockets:
             if sock.fileno() >= 0:
-                self.loop.remove_reader(sock.fileno())
+                self._loop.remove_reader(sock.fileno())
                 sock.close()
         for connection in list(self._pending):
             connection.leave()
 
-    def forget(self, connection: Connection) -> None:
-        """Strike a connection that is logged in or closed from the list of the pending."""
-        self._pending.pop(connection, None)
-
-    def reserve(self, n_bytes: int) -> bool:
-        """Take `n_bytes` from the memory all pending logins share; False when it is used up."""
-        if self._reserved_bytes + n_bytes > RESERVE_LIMIT_BYTES:
-            return False
-        self._reserved_bytes += n_bytes
-        return True
-
-    def unreserve(self, n_bytes: int) -> None:
-        """Give back what `reserve` gave."""
-        self._reserved_bytes -= n_bytes
-
     def _watch(self, sock: socket.socket) -> None:
         self._shortage.pop(sock, None)
-        self.loop.add_reader(sock.fileno(), self._accept, sock)
+        self._loop.add_reader(sock.fileno(), self._accept, sock)
 
     def _accept(self, sock: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -139,7 +144,7 @@ class Listener:
                 if error.errno in SHORTAGES:
                     self._pause(sock, error)
                     return
-                # A connection that died in the queue (ECONNABORTED, EPROTO, ENETDOWN …): the next may be well.
+                # This connection died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
                 continue
             self._admit(accepted, (address[0].partition("%")[0], address[1]))
 
@@ -147,16 +152,20 @@ class Listener:
         if self._accept_limiter is not None and not self._accept_limiter.take():
             accepted.close()
             self.n_rejected += 1
-            self.entrance.journal.note_too_fast(remote)
+            self._connection_log.note_too_fast(remote)
             return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
-            # The newest has the best chance to be a good client: those are logged in within a second.
+            # A good client is logged in within a second, so the oldest is the worst candidate.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
-        self._pending[Connection(self, accepted, remote)] = None
+        self._pending[Connection(self._context, accepted, remote, self._forget)] = None
+
+    def _forget(self, connection: Connection) -> None:
+        """Strike a connection that is logged in or closed from the list of the pending."""
+        self._pending.pop(connection, None)
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
-        """Stop asking for a moment: the socket stays readable, and asking again and again would eat the processor."""
-        self.loop.remove_reader(sock.fileno())
-        self._shortage[sock] = self.loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
-        self.entrance.journal.note_shortage(error)
+        """Stop accepting for SHORTAGE_PAUSE_S: the socket stays readable, and retrying at once would eat the processor."""
+        self._loop.remove_reader(sock.fileno())
+        self._shortage[sock] = self._loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
+        self._connection_log.note_shortage(error)

@@ -7,6 +7,7 @@ and `detach` gives the descriptor away whole. Works the same on uvloop and async
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
 import sys
@@ -168,10 +169,8 @@ class Stream:
 
     def end_output(self) -> None:
         """Tell the peer that nothing more comes; call when flushed."""
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def detach(self) -> int:
         """Give the descriptor away; call when flushed. Unread input is still in the kernel."""

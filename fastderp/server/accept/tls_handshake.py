@@ -54,7 +54,7 @@ class HandshakeThreads:
         self._loop.call_soon_threadsafe(report, take_step(handshake))
 
 
-class Negotiation:
+class ServerHandshake:
     """One handshake, from the client's first byte until it is complete or has failed. Methods raise TlsError when it fails.
 
     Args:

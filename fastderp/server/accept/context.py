@@ -1,0 +1,34 @@
+"""What a listener's connections share: where they log in, the routes, the certificate, their time. PROTOCOL §9."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastderp.server.accept.registrar import Registrar
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.http.message import KnownUpgrades, Routes
+from fastderp.server.http.tunnel import Tunnels
+from fastderp.tls.context import ServerContext
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptContext:
+    """The terms on which a connection is accepted; a change concerns later connections.
+
+    Args:
+        registrar: turns logins into sessions.
+        routes: the handlers of paths.
+        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain HTTP.
+        login_budget_s: seconds from accept to login, whatever trickles in.
+        idle_s: seconds that an answered connection may wait with its next request.
+        tunnels: serves CONNECT; None refuses it.
+        known_upgrades: upgrade requests that need no parsing.
+    """
+
+    registrar: Registrar
+    routes: Routes
+    tls: ServerContext | CertificateSource | None
+    login_budget_s: float
+    idle_s: float
+    tunnels: Tunnels | None
+    known_upgrades: KnownUpgrades

@@ -1,0 +1,169 @@
+"""One client's DERP login: greeting, ClientInfo, the question to admission, ServerInfo. PROTOCOL §3, §8.
+
+Sans I/O: bytes in, bytes and the next step out. The caller owns the stream, the clock and the call to admission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from fastderp.errors import LoginError
+from fastderp.server.http import message as http
+from fastderp.wire.keys import NodePrivate
+from fastderp.wire.login import (
+    ClientInfo,
+    ClientLogin,
+    check_client_info_header,
+    open_client_info,
+    server_key_frame,
+)
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, ServerInfo
+
+# A real ClientInfo is a tenth of this. Larger ones are legal, but come out of the memory that all logins share.
+SMALL_LOGIN_BYTES = 1024
+
+
+class Step(Enum):
+    """What a login needs from its caller.
+
+    READ ─┬─► ASK ─┬─► ADMIT
+          ├────────┤
+          └────────┴─► REFUSE
+    """
+
+    READ = "read"
+    """More bytes of the client."""
+    ASK = "ask"
+    """The answer of admission about `client`, through `judge`."""
+    ADMIT = "admit"
+    """A session for `client`: the login is complete."""
+    REFUSE = "refuse"
+    """The end of the connection, for `reason` and `detail`."""
+
+
+class LoginTerms:
+    """What all logins of a relay have in common.
+
+    Args:
+        private_key: the relay's identity.
+        is_mesh_peer: whether a ClientInfo shows the region's secret.
+        server_info: the limits to announce to a client.
+    """
+
+    def __init__(
+        self,
+        private_key: NodePrivate,
+        is_mesh_peer: Callable[[ClientInfo], bool],
+        server_info: Callable[[], ServerInfo],
+    ) -> None:
+        self.private_key = private_key
+        self.is_mesh_peer = is_mesh_peer
+        self.server_info = server_info
+        # Whether admission has to be asked about clients other than mesh peers.
+        self.asks_admission = False
+        public_key = private_key.public_key
+        self._server_key = server_key_frame(public_key)
+        self._switching = http.switching_protocols(public_key.hex) + self._server_key
+
+    def greeting(self, fast_start: bool) -> bytes:
+        """Return the relay's first bytes: its key, behind the 101 response unless the client asked for a fast start."""
+        return self._server_key if fast_start else self._switching
+
+
+class DerpLogin:
+    """Reads one ClientInfo and decides, with the caller's help, about its client.
+
+    Args:
+        terms: what all logins have in common.
+        fast_start: leave the 101 response out of the greeting.
+        reserve: asks for bytes of the memory that all logins share; False when it is used up.
+    """
+
+    __slots__ = (
+        "_client",
+        "_output",
+        "_reserve",
+        "_terms",
+        "_unread",
+        "detail",
+        "is_mesh_peer",
+        "reason",
+    )
+
+    def __init__(
+        self, terms: LoginTerms, *, fast_start: bool, reserve: Callable[[int], bool]
+    ) -> None:
+        self._terms = terms
+        self._reserve = reserve
+        self._client: ClientLogin | None = None
+        self._unread = bytearray()
+        # The greeting waits for the first step: a pipelined login lets it share a write with ServerInfo.
+        self._output = terms.greeting(fast_start)
+        self.is_mesh_peer = False
+        self.reason = ""
+        self.detail = ""
+
+    @property
+    def client(self) -> ClientLogin:
+        """The client, once its ClientInfo was read."""
+        assert self._client is not None
+        return self._client
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes behind the ClientInfo, or those of one that is not complete."""
+        return bytes(self._unread)
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes of the client."""
+        self._unread += data
+
+    def step(self) -> Step:
+        """Read the ClientInfo if it is complete; return what is needed next."""
+        try:
+            payload = self._take_client_info()
+            if payload is None:
+                return Step.READ
+            self._client = open_client_info(self._terms.private_key, payload)
+        except LoginError as error:
+            return self._refuse(error.reason, str(error))
+        self.is_mesh_peer = self._terms.is_mesh_peer(self._client.info)
+        if self._terms.asks_admission and not self.is_mesh_peer:
+            return Step.ASK
+        return self._admit()
+
+    def judge(self, refusal: str) -> Step:
+        """Go on with the answer of admission: why the client may not use the relay, "" when it may."""
+        return self._refuse("denied", refusal) if refusal else self._admit()
+
+    def take_output(self) -> bytes:
+        """Return what is to be sent; after ADMIT it may go through the session."""
+        output, self._output = self._output, b""
+        return output
+
+    def _take_client_info(self) -> bytes | None:
+        """Return the payload of ClientInfo once its frame is complete."""
+        unread = self._unread
+        if len(unread) < HEADER_SIZE:
+            return None
+        frame_type, length = HEADER.unpack_from(unread)
+        check_client_info_header(frame_type, length)
+        if length > SMALL_LOGIN_BYTES and not self._reserve(length):
+            raise LoginError("memory", f"no memory left for a ClientInfo of {length} bytes")
+        end = HEADER_SIZE + length
+        if len(unread) < end:
+            return None
+        payload = bytes(unread[HEADER_SIZE:end])
+        del unread[:end]
+        return payload
+
+    def _admit(self) -> Step:
+        info = ServerInfo() if self.is_mesh_peer else self._terms.server_info()
+        self._output += self.client.server_info_frame(info)
+        return Step.ADMIT
+
+    def _refuse(self, reason: str, detail: str) -> Step:
+        self.reason = reason
+        self.detail = detail
+        return Step.REFUSE

@@ -1,0 +1,201 @@
+"""The HTTP part of a connection: requests in, what the connection has to do about each out. PROTOCOL §9.
+
+Sans I/O: it parses, asks the routes and builds responses. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+
+from fastderp.server.accept import websocket
+from fastderp.server.accept.context import AcceptContext
+from fastderp.server.accept.websocket import Opening
+from fastderp.server.http import message as http
+from fastderp.server.http.message import BadRequest, HeadParser, Request, Response, Upgrade
+from fastderp.server.http.tunnel import Target
+
+log = logging.getLogger("fastderp")
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """Send `data`; close behind it or wait for the next request."""
+
+    data: bytes
+    close: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Page:
+    """Send `head` and each of `chunks`, as they come, then close."""
+
+    head: bytes
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(slots=True, frozen=True)
+class Reject:
+    """Count and log a request that breaks the rules, send `data`, and close."""
+
+    status: int
+    reason: str
+    data: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class StartLogin:
+    """Speak DERP from here on."""
+
+    upgrade: Upgrade
+
+
+@dataclass(slots=True, frozen=True)
+class StartWebSocket:
+    """Speak WebSocket from here on, and DERP in it."""
+
+    opening: Opening
+
+
+@dataclass(slots=True, frozen=True)
+class StartTunnel:
+    """Connect to `target`; `HttpSession.tunnel_failed` answers when that fails."""
+
+    request: Request
+    target: Target
+
+
+Action = Reply | Page | Reject | StartLogin | StartWebSocket | StartTunnel
+
+
+class HttpSession:
+    """Takes the plain bytes of one connection until they are no HTTP any more.
+
+    Args:
+        context: the routes and what else the listener's connections share.
+        remote: (ip, port) of the client.
+        tls_version: "1.2", "1.3", or "" without TLS.
+    """
+
+    __slots__ = ("_context", "_head", "_remote", "_tls_version", "_unread")
+
+    def __init__(self, context: AcceptContext, remote: tuple[str, int], tls_version: str) -> None:
+        self._context = context
+        self._remote = remote
+        self._tls_version = tls_version
+        self._head: HeadParser | None = None
+        self._unread = b""
+
+    @property
+    def is_in_request(self) -> bool:
+        """Whether a request has begun and is not complete."""
+        return self._head is not None
+
+    @property
+    def has_input(self) -> bool:
+        """Whether there are bytes that `next_action` has not looked at."""
+        return bool(self._unread)
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes of the client."""
+        self._unread = self._unread + data if self._unread else data
+
+    def take_rest(self) -> bytes:
+        """Return the bytes behind the last request; they are another protocol's."""
+        rest, self._unread = self._unread, b""
+        return rest
+
+    def next_action(self) -> Action | None:
+        """Return what to do about the next request; None while it is not complete."""
+        data, self._unread = self._unread, b""
+        known = self._context.known_upgrades.find(data) if self._head is None else None
+        if known is None:
+            return self._parse(data)
+        upgrade, self._unread = known
+        self._note_request()
+        return StartLogin(upgrade)
+
+    def tunnel_failed(self, request: Request) -> Action:
+        """Answer a CONNECT whose target cannot be reached."""
+        return self._reply(request, http.text_error(502, "Connect failure"))
+
+    def _parse(self, data: bytes) -> Action | None:
+        is_whole = self._head is None
+        head = self._head = self._head or HeadParser()
+        try:
+            request = head.feed(data)
+        except BadRequest as error:
+            return Reject(error.status, error.reason, error.response())
+        if request is None:
+            return None
+        self._unread = head.rest
+        self._head = None
+        return self._answer(request, data[: len(data) - len(head.rest)] if is_whole else b"")
+
+    def _answer(self, request: Request, head: bytes) -> Action:
+        """Answer a request; `head` is its bytes, if they came in one piece."""
+        request.remote = self._remote
+        request.secure = bool(self._tls_version)
+        self._note_request()
+        if request.method == "CONNECT" and self._context.tunnels is not None:
+            target = Target.parse(request.target)
+            if target is None:
+                return self._reply(request, http.text_error(403, "Invalid CONNECT target"))
+            return StartTunnel(request, target)
+        if request.path == "/derp" and self._context.routes.derp:
+            opened = self._open_derp(request, head)
+            if opened is not None:
+                return opened
+        return self._page(request)
+
+    def _open_derp(self, request: Request, head: bytes) -> Action | None:
+        """Answer a request for /derp that is an upgrade."""
+        upgrade = http.derp_upgrade(request)
+        if upgrade is not None:
+            if head:
+                self._context.known_upgrades.remember(head, upgrade)
+            return StartLogin(upgrade)
+        if http.wants_websocket(request):
+            opening = websocket.accept(request)
+            if isinstance(opening, Response):
+                return self._reply(request, opening)
+            return StartWebSocket(opening)
+        if odd := request.header("upgrade"):
+            self._context.registrar.connection_log.note_odd_upgrade(self._remote, odd)
+        return None
+
+    def _page(self, request: Request) -> Action:
+        try:
+            answer = self._context.routes.respond(request)
+        except Exception:
+            answer = _internal_error(request)
+        if isinstance(answer, Response):
+            return self._reply(request, answer)
+        return Page(b"", _answer_later(request, answer))
+
+    def _reply(self, request: Request, response: Response) -> Action:
+        close = response.close or response.pieces is not None
+        close = close or not request.keep_alive or request.has_body or request.method == "CONNECT"
+        data = response.encode(request, close)
+        if response.pieces is not None and request.method != "HEAD":
+            return Page(data, response.pieces)
+        return Reply(data, close)
+
+    def _note_request(self) -> None:
+        if self._tls_version:
+            self._context.registrar.connection_log.note_request(self._tls_version)
+
+
+async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncIterator[bytes]:
+    try:
+        response = await answer
+    except Exception:
+        response = _internal_error(request)
+    yield response.encode(request, close=True)
+
+
+def _internal_error(request: Request) -> Response:
+    """Log the exception that took the place of an answer; return the response that says so."""
+    log.exception("no answer to %s %s: internal error", request.method, ascii(request.target))
+    return http.text_error(500, "internal server error")

@@ -1,0 +1,125 @@
+"""The login without a socket: bytes in, bytes and steps out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fastderp.server.accept.derp_login import DerpLogin, LoginTerms, Step
+from fastderp.wire import login
+from fastderp.wire.keys import MeshKey, NodePrivate
+from fastderp.wire.login import ClientInfo
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo
+
+SERVER = NodePrivate.generate()
+CLIENT = NodePrivate.generate()
+BOX = CLIENT.box(SERVER.public_key)
+SERVER_KEY = login.server_key_frame(SERVER.public_key)
+MESH_KEY = MeshKey.from_text("ab" * 32)
+LIMITS = ServerInfo(token_bucket_bytes_per_second=1000, token_bucket_bytes_burst=5000)
+
+
+def make(
+    *,
+    fast_start: bool = True,
+    asks_admission: bool = False,
+    reserve: Callable[[int], bool] = lambda n_bytes: True,
+) -> DerpLogin:
+    terms = LoginTerms(SERVER, lambda info: info.mesh_key == MESH_KEY, lambda: LIMITS)
+    terms.asks_admission = asks_admission
+    return DerpLogin(terms, fast_start=fast_start, reserve=reserve)
+
+
+def client_info(info: ClientInfo | None = None) -> bytes:
+    return login.client_info_frame(CLIENT.public_key, BOX, info or ClientInfo())
+
+
+def opened_server_info(sent: bytes) -> ServerInfo:
+    frame_type, length = HEADER.unpack(sent[:HEADER_SIZE])
+    assert frame_type == FrameType.SERVER_INFO
+    assert len(sent) == HEADER_SIZE + length
+    return login.open_server_info(BOX, sent[HEADER_SIZE:])
+
+
+def test_the_relay_speaks_first() -> None:
+    fast, slow = make(), make(fast_start=False)
+    assert fast.step() is slow.step() is Step.READ
+    assert fast.take_output() == SERVER_KEY
+    answer = slow.take_output()
+    assert answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    assert answer.endswith(b"\r\n\r\n" + SERVER_KEY)
+    assert fast.take_output() == slow.take_output() == b""
+
+
+def test_a_login_may_come_byte_by_byte() -> None:
+    one = make()
+    assert one.step() is Step.READ
+    one.take_output()
+    sent = client_info()
+    for index in range(len(sent) - 1):
+        one.feed(sent[index : index + 1])
+        assert one.step() is Step.READ
+    one.feed(sent[-1:])
+    assert one.step() is Step.ADMIT
+    assert one.client.public == CLIENT.public_key
+    assert opened_server_info(one.take_output()) == LIMITS
+    assert one.rest == b""
+
+
+def test_a_pipelined_login_is_answered_in_one_piece_and_its_packets_are_kept() -> None:
+    one = make()
+    one.feed(client_info() + b"packets")
+    assert one.step() is Step.ADMIT
+    answer = one.take_output()
+    assert answer.startswith(SERVER_KEY)
+    opened_server_info(answer[len(SERVER_KEY) :])
+    assert one.rest == b"packets"
+
+
+def test_admission_is_asked_about_clients_and_its_no_is_the_end() -> None:
+    allowed, refused = make(asks_admission=True), make(asks_admission=True)
+    for one in (allowed, refused):
+        one.feed(client_info())
+        assert one.step() is Step.ASK
+    assert allowed.judge("") is Step.ADMIT
+    assert refused.judge("not this one") is Step.REFUSE
+    assert (refused.reason, refused.detail) == ("denied", "not this one")
+    assert refused.take_output() == SERVER_KEY
+
+
+def test_a_mesh_peer_is_let_in_unasked_and_without_limits() -> None:
+    one = make(asks_admission=True)
+    one.feed(client_info(ClientInfo(mesh_key=MESH_KEY)))
+    assert one.step() is Step.ADMIT
+    assert one.is_mesh_peer
+    assert opened_server_info(one.take_output()[len(SERVER_KEY) :]) == ServerInfo()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (HEADER.pack(FrameType.PING, 8), "frame_type"),
+        (HEADER.pack(FrameType.CLIENT_INFO, 1 << 30), "frame_size"),
+        (client_info()[:-1] + b"\0", "box"),
+    ],
+)
+def test_a_login_that_breaks_the_rules_is_refused_with_the_reason(sent: bytes, reason: str) -> None:
+    one = make()
+    one.feed(sent)
+    assert one.step() is Step.REFUSE
+    assert one.reason == reason
+
+
+def test_a_long_client_info_needs_memory_that_all_logins_share() -> None:
+    asked: list[int] = []
+
+    def nothing_left(n_bytes: int) -> bool:
+        asked.append(n_bytes)
+        return False
+
+    one = make(reserve=nothing_left)
+    one.feed(HEADER.pack(FrameType.CLIENT_INFO, 100_000))
+    assert one.step() is Step.REFUSE
+    assert one.reason == "memory"
+    assert asked == [100_000]
