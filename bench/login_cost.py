@@ -34,7 +34,7 @@ def serve(loop: str, tls: bool, profile: bool) -> None:
 
     import uvloop
 
-    from fastderp.server.certificates.certificate import manual_certificate
+    from fastderp.server.certificates.manual import manual_certificate
     from fastderp.server.server import Server
     from fastderp.tls.context import ServerContext
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from fastderp.server.certificates.certificate import manual_certificate
+from fastderp.server.certificates.manual import manual_certificate
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"

@@ -24,7 +24,7 @@ from fastderp.server.certificates.acme.settings import (
     AcmeSettings,
     ExternalAccount,
 )
-from fastderp.util.files import read_file
+from fastderp.util import files
 
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 
@@ -63,7 +63,7 @@ def check_acme_installed() -> None:
 def check_ca_file(path: Path) -> None:
     """Raise ConfigError that names the file of -acme-ca-file when there is nothing in it to trust."""
     try:
-        found = x509.load_pem_x509_certificates(read_file(path))
+        found = x509.load_pem_x509_certificates(files.read(path))
     except OSError as error:
         raise ConfigError(f"-acme-ca-file {path}: {error.strerror}") from None
     except ValueError:

@@ -16,7 +16,7 @@ from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
 from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.server import Server
-from fastderp.util.files import read_file
+from fastderp.util import files
 from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
 def _members_in(path: Path, *, reloading: bool) -> list[str]:
     """Return the lines of a file of members, one each, without comments."""
     try:
-        text = read_file(path).decode()
+        text = files.read(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"-mesh-with @{path}: {reason}") from None

@@ -33,8 +33,8 @@ from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
 from fastderp.server.certificates.acme.provider import AcmeCertificates
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
-from fastderp.server.certificates.certificate import CertificateSource, certificate_files
-from fastderp.server.certificates.manual import ManualCertificate
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.certificates.manual import ManualCertificate, certificate_files
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
 from fastderp.server.http.debug import DebugAccess, DebugPages
 from fastderp.server.http.message import Routes, Site, http_port_routes, relay_routes
@@ -191,7 +191,7 @@ async def _start(
     tls = manual.context(server.meta_cert) if manual is not None else acme
     listener = _listen(server, config, config.port, routes, tls, tunnels)
     if manual is not None:
-        reloads.append(partial(manual.reload, listener, server.meta_cert))
+        reloads.append(partial(manual.reload, partial(setattr, listener, "tls"), server.meta_cert))
     plain = None
     if config.http_port is not None:
         plain_routes = http_port_routes(site, routes)
@@ -203,10 +203,11 @@ async def _start(
     server.set_mesh_peers(region.peers)
     if environment.queue_packets:
         log.info("at most %d packets of a kind wait for a client", environment.queue_packets)
-    _announce(config, server, admission, region, listener, plain, stun, manual, acme)
+    _announce(config, server, admission, region, listener, plain, stun, acme)
     if manual is not None:
         stack.callback(manual.close)
-        manual.start()
+        stun_port = stun.addresses[0][1] if stun is not None else None
+        manual.start(port=listener.port, stun_port=stun_port)
     if acme is not None:
         acme.start()
     return server
@@ -338,10 +339,9 @@ def _announce(
     listener: Listener,
     plain: Listener | None,
     stun: StunServer | None,
-    manual: ManualCertificate | None,
     acme: AcmeCertificates | None,
 ) -> None:
-    """Log where the relay is, who it is and who may use it; for a self-signed address also what goes into the DERP map."""
+    """Log where the relay is, its key, and which clients it admits."""
     scheme = "https" if config.tls else "http"
     served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(listener)}"]
     if plain is not None:
@@ -367,10 +367,6 @@ def _announce(
         log.warning("-accept-connection-limit has no effect without -accept-connection-burst")
     if not config.derp:
         log.warning("-derp=false: packets are not relayed")
-    if manual is not None and manual.certificate.required_sni is None:
-        log.info("the node for your DERP map, pinned to this certificate:")
-        stun_port = stun.addresses[0][1] if stun is not None else None
-        log.info("  %s", manual.certificate.derp_node(port=listener.port, stun_port=stun_port))
     if acme is not None and config.acme is not None:
         log.info("%s", acme.summary)
         if config.acme.hostname == VENDOR_HOSTNAME and not config.acme.ip_certs:

@@ -23,8 +23,8 @@ from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.rate_limit import RateLimit
-from fastderp.server.certificates import certificate as certs
 from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.certificates.metacert import meta_cert
 from fastderp.server.http import message as http
 from fastderp.server.http.message import Routes, Site
 from fastderp.server.http.tunnel import Tunnels
@@ -414,7 +414,7 @@ class Server:
     @cached_property
     def meta_cert(self) -> bytes:
         """The certificate (DER) to append to a chain: it tells TLS 1.3 clients our key before the first frame. PROTOCOL §10."""
-        return certs.meta_cert(self.public_key.hex)
+        return meta_cert(self.public_key.hex)
 
     @property
     def listeners(self) -> list[Listener]:

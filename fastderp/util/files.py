@@ -1,28 +1,116 @@
-"""Reading the small files of an operator: whatever the path leads to, it costs bounded time and memory.
+"""Reads and writes the small files of an operator: keys, lists, settings, certificates.
 
+Reading takes bounded time and memory whatever the path leads to. Files are written whole or not at
+all: a reader, and a relay that starts after a crash, finds the previous content or the new one.
 Any thread.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-LIMIT_BYTES = 1 << 20  # keys, members and settings are a few KiB; anything larger is the wrong file
+LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger file is the wrong one
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return what is in a regular file of at most 1 MiB. Raises OSError, whose strerror says what is wrong with any other.
+class Content(NamedTuple):
+    """What a file is to hold, and its mode."""
 
-    A pipe would keep its reader waiting, and a device may have no end.
+    data: bytes
+    mode: int = 0o600
+
+
+def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """Return the content of a regular file without the byte-order mark that some editors prepend.
+
+    Raises OSError whose strerror says what is wrong, also for anything but a regular file (a pipe
+    would block its reader, and a device may have no end) and for one above `limit_bytes`.
     """
-    # What is opened is not known before: a pipe without a writer must not hold us up.
+    # The type of the file is known once it is open: opening a pipe without a writer must not block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(LIMIT_BYTES + 1)
-    if len(content) > LIMIT_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {LIMIT_BYTES >> 20} MiB", str(path))
-    return content
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes >> 20} MiB", str(path))
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file or replace it; it is on disk when this returns. Raises OSError; then nothing has changed."""
+    write_all_atomic({path: Content(data, mode)})
+
+
+def write_all_atomic(contents: Mapping[Path, Content]) -> None:
+    """Write files that belong together: all are on disk before the first takes its name.
+
+    A full disk therefore changes none of them. They take their names in the given order; a crash in
+    between leaves the first ones. Raises OSError.
+    """
+    drafts: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            drafts[path] = _draft_of(path)
+            _write_new(drafts[path], content)
+        for path, draft in drafts.items():
+            draft.replace(path)
+    except BaseException:
+        for draft in drafts.values():
+            _remove(draft)
+        raise
+    for directory in {path.parent for path in contents}:
+        _sync_directory(directory)
+
+
+def create_private(path: Path, data: bytes) -> bool:
+    """Create a file that only its owner can read, and its directories; False when it exists already.
+
+    Of several processes that create it at the same moment one succeeds. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    try:
+        _write_new(draft, Content(data))
+        # Unlike a rename, a link fails where the name exists: it never replaces another key.
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        _remove(draft)
+    _sync_directory(path.parent)
+    return True
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _write_new(path: Path, content: Content) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, content.mode)  # whatever the umask is
+        file.write(content.data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _remove(draft: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is the one to report
+        draft.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make new names survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,13 +1,32 @@
-"""Addresses in their forms: 16 bytes for the data plane and PeerPresent frames (IPv4 as ::ffff:a.b.c.d, PROTOCOL §2), text for people."""
+"""IP addresses in their forms: 16 bytes for the data plane and PeerPresent frames, objects, text for people.
+
+IPv4 takes the form ::ffff:a.b.c.d in 16 bytes (PROTOCOL §2). Pure functions; any thread.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from typing import TypeAlias
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def parse_ip(text: str) -> IpAddress | None:
+    """Return the IPv4 or IPv6 address that a text spells; None for anything else, such as a name."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address; TLS never sends one as a server name (RFC 6066 §3)."""
+    return parse_ip(text) is not None
 
 
 def address_bytes(ip: str) -> bytes:
-    """Return the 16 bytes of an address; zeros when it is none."""
+    """Return the 16 bytes of an address; zeros for any other text."""
     try:
         if ":" in ip:
             return socket.inet_pton(socket.AF_INET6, ip)
@@ -23,6 +42,10 @@ def address_text(addr: bytes) -> str:
 
 
 def format_address(address: tuple[str, int]) -> str:
-    """Write (ip, port) as people and logs do: IPv6 in brackets."""
-    host, port = address[0], address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """Write (ip, port) as URLs and logs do: IPv6 in brackets."""
+    return f"{bracketed(address[0])}:{address[1]}"
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs and HTTP write it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host

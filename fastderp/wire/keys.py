@@ -15,7 +15,7 @@ from nacl import bindings
 from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
-from fastderp.util.files import read_file
+from fastderp.util import files
 from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
 __all__ = [
@@ -227,7 +227,7 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
     Raises KeyFileError naming the file and the reason, never its contents.
     """
     try:
-        return parse_mesh_keys(read_file(path).decode())
+        return parse_mesh_keys(files.read(path).decode())
     except OSError as error:
         raise KeyFileError(f"mesh key file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -254,7 +254,7 @@ def parse_mesh_keys(text: str) -> list[MeshKey]:
 def _read_key_file(path: Path) -> NodePrivate | None:
     """Return the key in the file, or None when there is no file."""
     try:
-        text = read_file(path).decode()
+        text = files.read(path).decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
@@ -284,36 +284,9 @@ def _parse_key_file(text: str) -> NodePrivate:
 
 
 def _create_key_file(path: Path, key: NodePrivate) -> None:
-    """Write a new file unless somebody else has; whoever links it first wins."""
+    """Write a new key file unless another process has just made one."""
     text = json.dumps({"PrivateKey": key.text}, indent="\t")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_private(draft, text.encode())
-            # Unlike a rename, a link fails where the name exists: nobody's key is replaced.
-            os.link(draft, path)
-        except FileExistsError:
-            return
-        finally:
-            draft.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        files.create_private(path, text.encode())
     except OSError as error:
         raise KeyFileError(f"key file {path}: cannot create it: {error.strerror}") from error
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the new name survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -72,16 +72,18 @@ def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_
             re.M,
         )
         assert "that is in" not in running.said
-    put(tmp_path, self_signed(NAME, days=(-1, 20)))
+    put(tmp_path, self_signed(NAME, days=(-70, 20)))
     days_fly = "import fastderp.server.certificates.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
     with started([sys.executable, "-c", days_fly, *flags(tmp_path)]) as running:
-        warning = running.find(f"(certificate for {NAME}, valid until .*: that is in 19 days)\n")
+        warning = running.find(
+            f"(certificate for {NAME}, valid until .*: that is in 19 days; replace .*)\n"
+        )
         assert running.process.stderr is not None
         assert warning in running.process.stderr.readline().decode()
 
 
 @pytest.mark.parametrize("fault", ["junk", "other key", "other name", "expired", "absent"])
-def test_files_that_cannot_be_used_leave_the_certificate_of_before(
+def test_files_that_cannot_be_used_leave_the_previous_certificate(
     tmp_path: Path, fault: str
 ) -> None:
     good = put(tmp_path, self_signed(NAME))
@@ -99,7 +101,7 @@ def test_files_that_cannot_be_used_leave_the_certificate_of_before(
         running.process.send_signal(signal.SIGHUP)
         assert leaf(running) == good.der
         _, said = running.stop()
-    assert said.count("; the certificate of before stays\n") == 1
+    assert said.count("; the previous certificate stays in use\n") == 1
 
 
 def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_path: Path) -> None:
@@ -110,4 +112,4 @@ def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_p
         running.process.send_signal(signal.SIGHUP)
         assert leaf(running, "127.0.0.1") == pinned
         _, said = running.stop()
-    assert "127.0.0.1.crt does not exist; the certificate of before stays" in said
+    assert "127.0.0.1.crt does not exist; the previous certificate stays in use" in said

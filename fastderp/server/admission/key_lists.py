@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fastderp.errors import ConfigError
 from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.util import files
 from fastderp.wire.keys import NodePublic
 
 log = logging.getLogger("fastderp")
@@ -60,12 +61,9 @@ class KeyList:
 
     def _read(self, *, reloading: bool = False) -> frozenset[bytes]:
         try:
-            with open(self.path, "rb") as file:
-                text = file.read(FILE_LIMIT_BYTES + 1)
+            text = files.read(self.path, limit_bytes=FILE_LIMIT_BYTES)
         except OSError as error:
             raise ConfigError(f"key list {self.path}: cannot read it: {error.strerror}") from None
-        if len(text) > FILE_LIMIT_BYTES:
-            raise ConfigError(f"key list {self.path}: larger than {FILE_LIMIT_BYTES >> 20} MiB")
         if reloading and not text.strip():
             # An editor that truncates before it writes would open the relay to everybody on a deny list.
             raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean that)")

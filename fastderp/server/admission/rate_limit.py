@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastderp.errors import ConfigError
-from fastderp.util.files import read_file
+from fastderp.util import files
 from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
 log = logging.getLogger("fastderp")
@@ -47,7 +47,7 @@ class RateLimit:
     def load(cls, path: Path) -> RateLimit:
         """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
         try:
-            document = json.loads(read_file(path))
+            document = json.loads(files.read(path))
         except OSError as error:
             raise ConfigError(
                 f"rate configuration {path}: cannot read it: {error.strerror}"

@@ -1,4 +1,4 @@
-"""The certificate of `-certmode manual`, as its files are: read at the start and whenever somebody asks (PROTOCOL §10).
+"""The certificate of `-certmode manual`: its files, read at the start and on SIGHUP (PROTOCOL §10).
 
 Loop thread only.
 """
@@ -8,87 +8,160 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from fastderp.errors import CertificateError
-from fastderp.server.accept.listener import Listener
-from fastderp.server.certificates.certificate import Certificate, manual_certificate
+from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, read_pem
+from fastderp.server.certificates.self_signed import make_missing_files
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
+from fastderp.util.net import is_address
 
 log = logging.getLogger("fastderp")
 
-# Nobody renews it but the operator, and clients that have it pinned need the new one's hash.
-WARN_BEFORE = datetime.timedelta(days=30)
+# The operator has to renew it, and clients that have it pinned need the new pin: warn while a third
+# of its life is left, and at most 30 days ahead.
+WARN_BEFORE_MAX = datetime.timedelta(days=30)
 WARN_EVERY_S = 24 * 3600.0
 
 
 class ManualCertificate:
-    """Files, and the certificate of theirs that was last good."""
+    """The certificate in a pair of files, as it was when they could last be used."""
 
     def __init__(self, directory: Path, hostname: str) -> None:
         """Read the files; for an address they are made when absent. Raises CertificateError."""
         self._directory = directory
         self._hostname = hostname
         self.certificate = manual_certificate(directory, hostname)
+        self._ports: tuple[int, int | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        """Log now until when the certificate is valid, and every day that it ends soon."""
-        log.info("%s", self._validity)
-        self._warn()
+    def start(self, *, port: int, stun_port: int | None) -> None:
+        """Log its validity, its DERP map node if clients need its pin, and a daily warning while time is against it.
+
+        The ports are those that clients use; `stun_port` is None without STUN.
+        """
+        self._ports = (port, stun_port)
+        self._announce_node()
+        self._log_validity()
 
     def close(self) -> None:
-        """Warn no more."""
+        """Stop the warnings."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def context(self, meta_cert: bytes) -> ServerContext:
-        """Return what a listener presents, with the metacert behind the chain. Raises CertificateError."""
+        """Return what a listener presents, the metacert behind the chain. Raises CertificateError."""
         return _context(self.certificate, meta_cert)
 
-    def reload(self, listener: Listener, meta_cert: bytes) -> None:
-        """Read the files again for handshakes from now on; what cannot be used changes nothing."""
+    def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
+        """Read the files again and `publish` what new handshakes present; files that cannot be used change nothing."""
         try:
-            # Not made anew when absent: clients know this one by its hash.
+            # Not made when absent: clients know the previous one by its pin.
             certificate = manual_certificate(self._directory, self._hostname, make=False)
-            listener.tls = _context(certificate, meta_cert)
+            self._check_is_no_worse(certificate)
+            publish(_context(certificate, meta_cert))
         except CertificateError as error:
-            log.error("%s; the certificate of before stays", error)
+            log.error("%s; the previous certificate stays in use", error)
             return
+        is_new = certificate.pin != self.certificate.pin
         self.certificate = certificate
-        log.info("%s", self._validity)
+        if is_new:
+            self._announce_node()
+        self._log_validity()
 
-    @property
-    def _validity(self) -> str:
-        return f"certificate for {self._hostname}, valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
-
-    def _warn(self) -> None:
-        left = self.certificate.not_after - datetime.datetime.now(datetime.UTC)
-        if left < WARN_BEFORE:
-            log.warning(
-                "%s: %s",
-                self._validity,
-                f"that is in {left.days} days" if left.days >= 0 else "it has expired",
-            )
-        self._timer = asyncio.get_running_loop().call_later(WARN_EVERY_S, self._warn)
+    def _check_is_no_worse(self, certificate: Certificate) -> None:
+        """Raise CertificateError when clients refuse this certificate today, but not the previous one."""
+        now = datetime.datetime.now(datetime.UTC)
+        fault = certificate.time_fault(now)
+        if fault and not self.certificate.time_fault(now):
+            crt, _ = certificate_files(self._directory, self._hostname)
+            raise CertificateError(f"certificate in {crt} {fault}")
 
     def metrics(self) -> dict[str, Value]:
-        """Return when it ends, by the name in the table of metrics."""
+        """Return when it expires, by the name in the table of metrics."""
         return {
             "fastderp_certificate_expiry_unix_time": {
                 self._hostname: int(self.certificate.not_after.timestamp())
             }
         }
 
+    def _announce_node(self) -> None:
+        if self.certificate.needs_pin and self._ports is not None:
+            port, stun_port = self._ports
+            log.info("the node for your DERP map, pinned to this certificate:")
+            log.info("  %s", self.certificate.derp_node(port=port, stun_port=stun_port))
+
+    def _log_validity(self) -> None:
+        log.info("%s", self._validity)
+        self._warn_daily()
+
+    @property
+    def _validity(self) -> str:
+        return f"certificate for {self._hostname}, valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+
+    def _warning(self, now: datetime.datetime) -> str:
+        """Say what the certificate's time demands of the operator; "" while that is nothing."""
+        certificate = self.certificate
+        if fault := certificate.time_fault(now):
+            return f"certificate for {self._hostname} {fault}: clients refuse it{self._remedy}"
+        left = certificate.not_after - now
+        life = certificate.not_after - certificate.not_before
+        if left < min(WARN_BEFORE_MAX, life / 3):
+            return f"{self._validity}: that is in {_time_text(left)}{self._remedy}"
+        return ""
+
+    @property
+    def _remedy(self) -> str:
+        crt, key = certificate_files(self._directory, self._hostname)
+        if is_address(self._hostname) and self.certificate.is_self_signed:
+            return (
+                f"; delete {crt} and {key.name} and restart to have both made anew, "
+                "and put the new CertName into the DERP map"
+            )
+        return f"; replace {crt} and {key.name} and send SIGHUP"
+
+    def _warn_daily(self) -> None:
+        self.close()
+        if warning := self._warning(datetime.datetime.now(datetime.UTC)):
+            log.warning("%s", warning)
+        self._timer = asyncio.get_running_loop().call_later(WARN_EVERY_S, self._warn_daily)
+
+
+def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> Certificate:
+    """Load `<directory>/<hostname>.crt` and `.key`; with `make` those of an address are made when absent (PROTOCOL §10).
+
+    Raises CertificateError when a file is missing, unreadable or malformed, when key and certificate
+    do not belong together or cannot be used by clients, and when the leaf is not for `hostname`.
+    """
+    crt, key = certificate_files(directory, hostname)
+    if make and is_address(hostname):
+        make_missing_files(crt, key, hostname)
+    chain_pem = read_pem(crt, f"certificate for {hostname}")
+    key_pem = read_pem(key, "certificate key")
+    return certificate_from_pem(hostname, chain_pem, key_pem, crt=crt, key=key)
+
+
+def certificate_files(directory: Path, hostname: str) -> tuple[Path, Path]:
+    """Return the paths of certificate and key for a hostname; characters unfit for a file name are left out."""
+    stem = re.sub(r"[^A-Za-z0-9.-]", "", hostname)
+    return directory / f"{stem}.crt", directory / f"{stem}.key"
+
 
 def _context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
     try:
-        return ServerContext(
-            [*certificate.chain, meta_cert], certificate.key, required_sni=certificate.required_sni
-        )
+        return certificate.server_context(meta_cert)
     except TlsError as error:
         raise CertificateError(
             f"OpenSSL refuses the certificate for {certificate.hostname}: {error}"
         ) from error
+
+
+def _time_text(left: datetime.timedelta) -> str:
+    if left.days < 1:
+        return f"{left.seconds // 3600} hours"
+    return f"{left.days} days" if left.days > 1 else "1 day"

@@ -19,7 +19,7 @@ import fastderp
 from fastderp.errors import ConfigError
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response, text_error
 from fastderp.server.observe.metrics import Process, Value, vars_json, varz
-from fastderp.util.files import read_file
+from fastderp.util import files
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -88,7 +88,7 @@ class DebugAccess:
             parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
         )
         try:
-            key = read_file(self.key_path).strip()
+            key = files.read(self.key_path).strip()
         except OSError:
             return False
         return bool(key) and hmac.compare_digest(key, offered)

@@ -10,15 +10,13 @@ import base64
 import binascii
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastderp.errors import ConfigError, DerpError, SecretsError
 from fastderp.server.net.http_query import NoAnswer, Service, http_url, members
-from fastderp.util.files import read_file
+from fastderp.util import files
 
 log = logging.getLogger("fastderp")
 
@@ -120,7 +118,7 @@ class SecretsServer:
 
     def _kept(self) -> dict[str, Any]:
         try:
-            found = json.loads(read_file(self._cache))
+            found = json.loads(files.read(self._cache))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -130,7 +128,7 @@ class SecretsServer:
         text = json.dumps(self._kept() | {self._name: {"secret": secret, "lastAccess": "0"}})
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace(self._cache, text.encode())
+            files.write_atomic(self._cache, text.encode())
         except OSError as error:
             log.warning("%s cannot be kept in %s: %s", self._name, self._cache, error.strerror)
 
@@ -143,15 +141,3 @@ def _text(value: object) -> str:
     except (binascii.Error, UnicodeDecodeError):
         pass
     raise ValueError("it is no text")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that only we can read, all of it or nothing."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

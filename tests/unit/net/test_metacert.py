@@ -3,7 +3,7 @@
 import pytest
 
 from fastderp.net.metacert import announced_key
-from fastderp.server.certificates.certificate import meta_cert
+from fastderp.server.certificates.metacert import meta_cert
 from fastderp.wire.keys import NodePrivate, NodePublic
 
 KEY = NodePrivate.generate().public_key

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient
 from fastderp.errors import ConnectionClosed, DialError
-from fastderp.server.certificates.certificate import meta_cert
+from fastderp.server.certificates.metacert import meta_cert
 from fastderp.tls.errors import TlsError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fastderp.server.certificates.certificate import meta_cert
+from fastderp.server.certificates.metacert import meta_cert
 from fastderp.tls import roots
 from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError

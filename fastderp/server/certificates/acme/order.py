@@ -21,7 +21,7 @@ from fastderp.errors import IssuanceError
 from fastderp.server.certificates.acme.challenges import TLS_ALPN_01, Challenges
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
-from fastderp.server.certificates.certificate import ip_literal
+from fastderp.util.net import parse_ip
 
 # For one request; the order as a whole has the caller's budget.
 REQUEST_TIMEOUT_S = 20
@@ -192,7 +192,7 @@ class _Conversation:
 
     def _signing_request(self) -> bytes:
         key_pem = self._order.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        address = ip_literal(self._order.name)
+        address = parse_ip(self._order.name)
         if address is not None:
             return crypto_util.make_csr(key_pem, ipaddrs=[address])
         return crypto_util.make_csr(key_pem, domains=[self._order.name])

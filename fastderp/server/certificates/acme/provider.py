@@ -1,131 +1,86 @@
-"""Certificates that a CA issues when the first client asks for them, and renews before they end (PROTOCOL §10).
+"""Certificates that a CA issues when the first client asks for them, and renews in time (PROTOCOL §10).
 
-Loop thread; talking to the CA blocks for seconds and is done in a thread. Handshakes of a name without a certificate wait for it,
-a bounded number and within their own time; clients come back, and find it the next time.
+Loop thread; the talk with the CA runs in a thread of its own. A handshake for a name without a
+certificate waits for the order: up to WAITING_LIMIT handshakes do, each within its own time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import logging
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fastderp.errors import CertificateError, IssuanceError
-from fastderp.server.certificates.acme.challenges import (
-    ALPN_PROTOCOL,
-    HTTP_01,
-    TLS_ALPN_01,
-    Challenges,
-)
+from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL, Challenges
+from fastderp.server.certificates.acme.failures import FILE_NAME, Failures
+from fastderp.server.certificates.acme.managed import ManagedCertificate
+from fastderp.server.certificates.acme.order_thread import Obtain, OrderThread, obtain_from_ca
 from fastderp.server.certificates.acme.settings import LETS_ENCRYPT, AcmeSettings
 from fastderp.server.certificates.acme.store import (
     ACCOUNT_KEY,
-    FAILURES,
     IP_ACCOUNT_KEY,
-    Failures,
-    PrivateKey,
     Store,
     private_key,
-    private_pem,
 )
-from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, ip_literal
+from fastderp.server.certificates.certificate import Certificate, certificate_from_pem
+from fastderp.server.certificates.self_signed import private_pem
 from fastderp.server.http import message as http
 from fastderp.server.http.message import Request, Response
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
+from fastderp.util.net import is_address, parse_ip
 
 log = logging.getLogger("fastderp")
 
-T = TypeVar("T")
-
-# One order; derper gives as much.
-ORDER_BUDGET_S = 180.0
-# The library checks its deadline between requests only.
-THREAD_GRACE_S = 30.0
+# Renewals are looked for this often, and when the next one is due.
 SCAN_S = 3600.0
 SCAN_MIN_S = 1.0
-# A CA whose certificates are born old is not asked for another at once.
-REST_S = 60.0
-# Each waiting handshake holds an OpenSSL object of tens of KiB.
+# Pause between two orders of a name: some CAs issue certificates that are due at once.
+ORDER_PAUSE_S = 60.0
+# A waiting handshake holds an OpenSSL object of tens of KiB.
 WAITING_LIMIT = 256
-# With Tailscale's own name for -hostname anybody can think of more such names.
+# With Tailscale's own name for -hostname clients can invent any number of names.
 NAMES_LIMIT = 32
 
-# Let's Encrypt signs addresses in this profile only.
-IP_PROFILE = "shortlived"
-
-
-@dataclass(eq=False, slots=True)
-class Managed:
-    """A name or an address, its certificate as far as there is one, and the handshakes that wait for it."""
-
-    name: str
-    is_ip: bool
-    key: PrivateKey
-    certificate: Certificate | None = None
-    context: ServerContext | None = None
-    order: asyncio.Task[None] | None = None
-    rest_until: float = 0.0  # by the loop's clock
-    waiting: set[asyncio.Future[ServerContext]] = field(default_factory=set)
-
-    @property
-    def valid(self) -> bool:
-        """Whether its certificate has not expired."""
-        return self.certificate is not None and _now() < self.certificate.not_after
-
-    @property
-    def due_in_s(self) -> float:
-        """Seconds until it is to be renewed, when a third of its life is left."""
-        if self.certificate is None:
-            return 0.0
-        life = self.certificate.not_after - self.certificate.not_before
-        return (self.certificate.not_after - life / 3 - _now()).total_seconds()
+# What errors name where a file is expected.
+_CA_ANSWER = Path("the CA's answer")
 
 
 class AcmeCertificates:
-    """The certificates of a listener, ordered as they are needed; a `certs.CertificateSource`.
+    """The certificates of a listener, ordered when they are needed; a `CertificateSource`.
 
     Args:
-        settings: what may be ordered, and from whom.
+        settings: what may be ordered, and from which CA.
         meta_cert: appended to each chain.
-        obtain: gets a chain from the CA, blocking; None for `acme_order.obtain`.
+        obtain: gets a chain from the CA, blocking.
 
-    Raises CertificateError when certificates cannot be kept, or those kept not be used.
+    Raises CertificateError when certificates cannot be kept, or an account key not be used.
     """
 
     def __init__(
-        self,
-        settings: AcmeSettings,
-        meta_cert: bytes,
-        *,
-        obtain: Callable[[AcmeSettings, Managed, PrivateKey, Challenges], bytes] | None = None,
+        self, settings: AcmeSettings, meta_cert: bytes, *, obtain: Obtain = obtain_from_ca
     ) -> None:
         self.context = DeferredContext()
         self._settings = settings
         self._meta_cert = meta_cert
-        self._obtain = obtain or _obtain
+        self._obtain = obtain
         self._ca = urlsplit(settings.directory_url).hostname or settings.directory_url
         self._store = Store(settings.cert_dir)
         self._account_key = self._store.account_key(ACCOUNT_KEY)
         self._ip_account_key = (
             self._store.account_key(IP_ACCOUNT_KEY) if settings.ip_certs else self._account_key
         )
-        self._failures = Failures(settings.cert_dir / FAILURES)
+        self._failures = Failures(settings.cert_dir / FILE_NAME)
         self._challenges = Challenges()
-        self._managed: dict[str, Managed] = {}
-        # One order at a time is plenty; addresses, which strangers cannot choose, do not wait for names.
-        self._turns = {is_ip: asyncio.Lock() for is_ip in (False, True)}
-        self._hung: dict[bool, threading.Thread] = {}
+        self._managed: dict[str, ManagedCertificate] = {}
+        # One order at a time for names and one for addresses, which clients cannot invent.
+        self._locks = {is_ip: asyncio.Lock() for is_ip in (False, True)}
+        self._threads = {is_ip: OrderThread() for is_ip in (False, True)}
         self._n_orders = {"failed": 0, "issued": 0}
         self._scan_timer: asyncio.TimerHandle | None = None
         if settings.hostname and settings.allows(settings.hostname):
@@ -142,16 +97,13 @@ class AcmeCertificates:
         if self._scan_timer is not None:
             self._scan_timer.cancel()
         for managed in self._managed.values():
-            if managed.order is not None:
-                managed.order.cancel()
-            for future in managed.waiting:
-                future.cancel()
+            managed.close()
 
     def retry(self) -> None:
-        """Order at once what has to wait, after failures or because it was ordered a moment ago."""
+        """Order at once what is due and has to wait, after a failure or a recent order."""
         failed = self._failures.forgive()
         for managed in self._managed.values():
-            managed.rest_until = 0.0
+            managed.retry_after = 0.0
             if managed.name in failed:
                 self._order(managed)
         self._scan()
@@ -161,10 +113,10 @@ class AcmeCertificates:
     def choose(
         self, hello: ClientHello, local_ip: str
     ) -> ServerContext | asyncio.Future[ServerContext]:
-        """Return the certificate for a client, or a future that brings it; an order is begun where one may be.
+        """Return the certificate for a client, or a future that brings it; begin an order where one is needed.
 
-        Raises TlsError: `server_name` for a name that is not served, `no_certificate` when there is none and will not be
-        in a moment.
+        Raises TlsError: `server_name` for a name that is not served, `no_certificate` when there is
+        none and no order is under way.
         """
         name = (hello.server_name or "").lower().removesuffix(".")
         if hello.alpn == (ALPN_PROTOCOL,):
@@ -175,30 +127,30 @@ class AcmeCertificates:
         if self._order(managed):
             return self._wait(managed)
         if managed.context is not None:
-            # Expired: the client says so better than we could.
+            # It has expired: the client's own error message says so.
             return managed.context
         wait_s = self._failures.wait_s(managed.name)
         raise TlsError(
             "no_certificate",
-            f"no certificate for {managed.name}: the CA is left alone for another {wait_s:.0f} s",
+            f"no certificate for {managed.name}: next attempt to order one in {wait_s:.0f} s",
         )
 
     def _challenge(self, name: str) -> ServerContext:
         context = self._challenges.tls_context(name)
         if context is None:
-            raise TlsError(
-                "server_name", "a CA's question about a name that is not being validated"
-            )
+            raise TlsError("server_name", f"no {ALPN_PROTOCOL} challenge is under way for {name!r}")
         return context
 
     def _wanted(self, name: str, local_ip: str) -> str:
         """Return the name or address to have a certificate for. Raises TlsError when there is to be none."""
-        address = ip_literal(name)
+        address = parse_ip(name)
         if self._settings.ip_certs and (not name or address is not None):
-            local = ip_address(local_ip)
+            local = parse_ip(local_ip)
+            if local is None:
+                raise TlsError("no_certificate", f"the local address is unknown: {local_ip!r}")
             if address not in (None, local):
                 raise TlsError(
-                    "server_name", "the client asked for another address than it has connected to"
+                    "server_name", f"the client asked for {address}, but connected to {local}"
                 )
             if self._settings.directory_url == LETS_ENCRYPT and not local.is_global:
                 raise TlsError(
@@ -206,39 +158,33 @@ class AcmeCertificates:
                 )
             return str(local)
         if not self._settings.allows(name):
-            raise TlsError(
-                "server_name", "the client asked for a name that is not served, or for none"
-            )
+            asked = f"for {name!r}, which is not served" if name else "for no server name"
+            raise TlsError("server_name", f"the client asked {asked}")
         return name
 
-    def _wait(self, managed: Managed) -> asyncio.Future[ServerContext]:
+    def _wait(self, managed: ManagedCertificate) -> asyncio.Future[ServerContext]:
         if sum(len(each.waiting) for each in self._managed.values()) >= WAITING_LIMIT:
             raise TlsError(
                 "no_certificate", f"{WAITING_LIMIT} handshakes wait for a certificate already"
             )
-        future: asyncio.Future[ServerContext] = asyncio.get_running_loop().create_future()
-        managed.waiting.add(future)
-        future.add_done_callback(managed.waiting.discard)
-        return future
+        return managed.wait()
 
     # For the plain port
 
     def respond(self, request: Request) -> Response:
-        """Answer the CA's question below `acme_challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
+        """Answer the CA's question below `challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
         host = _host(request)
-        if not self._settings.allows(host) and not (
-            self._settings.ip_certs and ip_literal(host) is not None
-        ):
+        if not self._settings.allows(host) and not (self._settings.ip_certs and is_address(host)):
             return http.text_error(403, "this name is not served here")
         answer = self._challenges.http_answer(request.path)
         if answer is None:
             return http.text_error(404, "no such challenge")
         return Response(200, answer.encode(), "text/plain; charset=utf-8")
 
-    # Looking in
+    # For operators
 
     def metrics(self) -> dict[str, Value]:
-        """Return what is known, by the names of the table of metrics."""
+        """Return values by the names in the table of metrics."""
         return {
             "fastderp_certificate_expiry_unix_time": {
                 managed.name: int(managed.certificate.not_after.timestamp())
@@ -253,7 +199,7 @@ class AcmeCertificates:
 
     @property
     def summary(self) -> str:
-        """What there is, for a log line."""
+        """Which certificates there are, for a log line."""
         kept = [
             f"{each.name} until {each.certificate.not_after:%Y-%m-%d}"
             for each in self._managed.values()
@@ -265,43 +211,43 @@ class AcmeCertificates:
 
     # Orders
 
-    def _get(self, name: str) -> Managed:
-        """Return what is known of a name that may be served. Raises TlsError when it would be one too many."""
+    def _get(self, name: str) -> ManagedCertificate:
+        """Return the state of a name that may be served. Raises TlsError for one above NAMES_LIMIT."""
         managed = self._managed.get(name)
         if managed is None:
-            is_ip = ip_literal(name) is not None
+            is_ip = is_address(name)
             if not is_ip and sum(not each.is_ip for each in self._managed.values()) >= NAMES_LIMIT:
                 raise TlsError(
-                    "no_certificate",
-                    f"certificates for {NAMES_LIMIT} names are looked after already",
+                    "no_certificate", f"{NAMES_LIMIT} names have certificates already: no more"
                 )
             certificate = self._store.load(name)
-            managed = Managed(name, is_ip, private_key(certificate))
+            managed = ManagedCertificate(name, is_ip, private_key(certificate))
             if certificate is not None:
                 self._use(managed, certificate)
             self._managed[name] = managed
             self._scan_later(managed.due_in_s)
         return managed
 
-    def _use(self, managed: Managed, certificate: Certificate) -> None:
-        """Serve this one from now on. Raises TlsError when OpenSSL will not have it; then nothing has changed."""
+    def _use(self, managed: ManagedCertificate, certificate: Certificate) -> None:
+        """Serve this one from now on. Raises TlsError when OpenSSL refuses it; then nothing has changed."""
+        # No required SNI: `choose` has compared the name.
         managed.context = ServerContext([*certificate.chain, self._meta_cert], certificate.key)
         managed.certificate = certificate
 
     def _scan(self) -> None:
-        """Order what is due, and look again when the next is, within the hour in any case."""
+        """Order what is due, and scan again when the next one is, within SCAN_S in any case."""
         next_in_s = SCAN_S
         for managed in self._managed.values():
             due_in_s = managed.due_in_s
             if managed.certificate is not None and due_in_s <= 0 and not self._order(managed):
-                due_in_s = self._failures.wait_s(managed.name) or REST_S
+                due_in_s = self._failures.wait_s(managed.name) or ORDER_PAUSE_S
             if due_in_s > 0:
                 next_in_s = min(next_in_s, due_in_s)
         self._scan_timer = None
         self._scan_later(next_in_s)
 
     def _scan_later(self, in_s: float) -> None:
-        """Scan after so long, unless that is to be sooner already."""
+        """Scan after this time, unless an earlier scan is due."""
         loop = asyncio.get_running_loop()
         in_s = max(SCAN_MIN_S, in_s)
         if self._scan_timer is not None:
@@ -310,33 +256,31 @@ class AcmeCertificates:
             self._scan_timer.cancel()
         self._scan_timer = loop.call_later(in_s, self._scan)
 
-    def _order(self, managed: Managed) -> bool:
-        """See to it that a certificate is being ordered; False while the CA is not to be asked."""
+    def _order(self, managed: ManagedCertificate) -> bool:
+        """Have a certificate ordered; False while the CA must not be asked."""
         if managed.order is None:
             loop = asyncio.get_running_loop()
             if self._failures.wait_s(managed.name) or (
-                managed.valid and loop.time() < managed.rest_until
+                managed.valid and loop.time() < managed.retry_after
             ):
                 return False
             managed.order = loop.create_task(self._run_order(managed))
         return True
 
-    async def _run_order(self, managed: Managed) -> None:
-        """Order, use and keep a certificate; tell those who wait. Whatever goes wrong leaves the one of before in use."""
+    async def _run_order(self, managed: ManagedCertificate) -> None:
+        """Order, use and keep a certificate. A failure leaves the previous one in use."""
         try:
-            async with self._turns[managed.is_ip]:
+            async with self._locks[managed.is_ip]:
                 log.info("%s: ordering a certificate from %s", managed.name, self._ca)
-                chain = await self._in_thread(managed)
-            self._use(
-                managed,
-                certificate_from_pem(
-                    managed.name, chain, private_pem(managed.key), crt=_ANSWER, key=_ANSWER
-                ),
-            )
+                account_key = self._ip_account_key if managed.is_ip else self._account_key
+                chain = await self._threads[managed.is_ip].run(
+                    partial(self._obtain, self._settings, managed, account_key, self._challenges)
+                )
+            self._use(managed, _issued(managed, chain))
         except (IssuanceError, CertificateError, TlsError) as error:
             self._failed(managed, error)
         except Exception as error:
-            log.exception("%s: an error of ours", managed.name)
+            log.exception("%s: internal error", managed.name)
             self._failed(managed, error)
         else:
             self._succeeded(managed, chain)
@@ -344,102 +288,43 @@ class AcmeCertificates:
             managed.order = None
         self._scan_later(managed.due_in_s)
 
-    def _failed(self, managed: Managed, error: Exception) -> None:
+    def _failed(self, managed: ManagedCertificate, error: Exception) -> None:
         self._n_orders["failed"] += 1
         rate_limited = isinstance(error, IssuanceError) and error.rate_limited
         wait_s = self._failures.add(managed.name, rate_limited=rate_limited)
-        kept = (
-            f"; the one until {managed.certificate.not_after:%Y-%m-%d %H:%M} UTC stays"
-            if managed.certificate
-            else ""
-        )
-        alone = f"the CA is left alone for {wait_s:.0f} s, or until SIGHUP"
+        kept = f"; the previous one stays, {managed.validity}" if managed.certificate else ""
         log.error(
-            "%s: no certificate from %s: %s; %s%s", managed.name, self._ca, error, alone, kept
+            "%s: no certificate from %s: %s; next attempt in %.0f s, or on SIGHUP%s",
+            managed.name,
+            self._ca,
+            error,
+            wait_s,
+            kept,
         )
         self._scan_later(wait_s)
-        for future in list(managed.waiting):
-            if not future.done():
-                future.set_exception(
-                    TlsError("no_certificate", f"no certificate for {managed.name} was issued")
-                )
+        managed.settle(TlsError("no_certificate", f"no certificate for {managed.name} was issued"))
 
-    def _succeeded(self, managed: Managed, chain: bytes) -> None:
-        assert managed.certificate is not None
+    def _succeeded(self, managed: ManagedCertificate, chain: bytes) -> None:
         assert managed.context is not None
         self._n_orders["issued"] += 1
-        managed.rest_until = asyncio.get_running_loop().time() + REST_S
+        managed.retry_after = asyncio.get_running_loop().time() + ORDER_PAUSE_S
         self._failures.clear(managed.name)
-        until = f"{managed.certificate.not_after:%Y-%m-%d %H:%M} UTC"
-        log.info("%s: certificate issued by %s, valid until %s", managed.name, self._ca, until)
-        for future in list(managed.waiting):
-            if not future.done():
-                future.set_result(managed.context)
+        log.info("%s: certificate issued by %s, %s", managed.name, self._ca, managed.validity)
+        managed.settle(managed.context)
         try:
             self._store.save(managed.name, chain, managed.key)
         except CertificateError as error:
             log.error("%s; it is used until the relay ends", error)
 
-    async def _in_thread(self, managed: Managed) -> bytes:
-        """Talk to the CA in a thread that nobody has to wait for: the relay may end meanwhile."""
-        if managed.is_ip in self._hung and self._hung[managed.is_ip].is_alive():
-            raise IssuanceError("the order before has not come to an end")
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[bytes] = loop.create_future()
-        account_key = self._ip_account_key if managed.is_ip else self._account_key
 
-        def work() -> None:
-            try:
-                report = _setter(
-                    outcome, self._obtain(self._settings, managed, account_key, self._challenges)
-                )
-            except BaseException as error:
-                report = _raiser(outcome, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(report)
-
-        thread = threading.Thread(target=work, name="fastderp-acme", daemon=True)
-        thread.start()
-        try:
-            async with asyncio.timeout(ORDER_BUDGET_S + THREAD_GRACE_S):
-                return await outcome
-        except TimeoutError:
-            self._hung[managed.is_ip] = thread
-            raise IssuanceError(f"not done after {ORDER_BUDGET_S + THREAD_GRACE_S:.0f} s") from None
-
-
-_ANSWER = Path("the CA's answer")
-
-
-def _obtain(
-    settings: AcmeSettings, managed: Managed, account_key: PrivateKey, challenges: Challenges
-) -> bytes:
-    from fastderp.server.certificates.acme.order import Order, obtain
-
-    order = Order(
-        settings=settings,
-        account_key=account_key,
-        name=managed.name,
-        key=managed.key,
-        methods=_methods(settings, managed),
-        profile=IP_PROFILE if managed.is_ip else "",
-        budget_s=ORDER_BUDGET_S,
+def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
+    """Read the CA's answer. Raises CertificateError when clients would refuse the certificate today."""
+    certificate = certificate_from_pem(
+        managed.name, chain, private_pem(managed.key), crt=_CA_ANSWER, key=_CA_ANSWER
     )
-    return obtain(order, challenges)
-
-
-def _methods(settings: AcmeSettings, managed: Managed) -> tuple[str, ...]:
-    if managed.is_ip:
-        return (HTTP_01,)
-    return (TLS_ALPN_01, HTTP_01) if settings.http else (TLS_ALPN_01,)
-
-
-def _setter(future: asyncio.Future[T], result: T) -> Callable[[], None]:
-    return lambda: None if future.done() else future.set_result(result)
-
-
-def _raiser(future: asyncio.Future[T], error: BaseException) -> Callable[[], None]:
-    return lambda: None if future.done() else future.set_exception(error)
+    if fault := certificate.time_fault(datetime.datetime.now(datetime.UTC)):
+        raise CertificateError(f"certificate in {_CA_ANSWER} {fault}")
+    return certificate
 
 
 def _host(request: Request) -> str:
@@ -448,7 +333,3 @@ def _host(request: Request) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].removesuffix(".")
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

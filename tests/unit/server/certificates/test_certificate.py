@@ -1,19 +1,15 @@
-"""Certificates: the metacert, the files of manual mode, and what is refused."""
+"""The files of -certmode manual: what is read, and what is refused."""
 
 import datetime
-import hashlib
 import ipaddress
-import json
 import os
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -21,13 +17,18 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from fastderp.errors import EX_CONFIG, CertificateError
-from fastderp.server.certificates import certificate as certs
+from fastderp.server.certificates.manual import certificate_files, manual_certificate
 
-PUBLIC_HEX = "07a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c"
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+Key = (
+    ec.EllipticCurvePrivateKey
+    | rsa.RSAPrivateKey
+    | dsa.DSAPrivateKey
+    | ed25519.Ed25519PrivateKey
+    | ed448.Ed448PrivateKey
+)
 
 
 def write_pair(
@@ -60,105 +61,16 @@ def write_pair(
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
     certificate = builder.sign(
-        key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+        key,
+        None
+        if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+        else hashes.SHA256(),
     )
     encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     (directory / f"{stem}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
     (directory / f"{stem}.key").write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     )
-
-
-@pytest.mark.filterwarnings("ignore:Attribute's length must be")
-def test_the_metacert_carries_the_relays_key_and_nothing_else() -> None:
-    certificate = x509.load_der_x509_certificate(certs.meta_cert(PUBLIC_HEX))
-    [name] = certificate.subject
-    assert name.oid == NameOID.COMMON_NAME
-    assert name.value == "derpkey" + PUBLIC_HEX
-    assert certificate.issuer == certificate.subject
-    assert certificate.serial_number == 2
-    assert certificate.version == x509.Version.v3
-    assert [(e.critical, e.value) for e in certificate.extensions] == [
-        (True, x509.BasicConstraints(False, None))
-    ]
-    assert isinstance(certificate.public_key(), ed25519.Ed25519PublicKey)
-    certificate.verify_directly_issued_by(certificate)
-    lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    assert lifetime == datetime.timedelta(days=60)
-    assert certificate.not_valid_before_utc + lifetime / 2 - datetime.datetime.now(
-        datetime.UTC
-    ) < datetime.timedelta(minutes=1)
-
-
-def test_every_start_makes_another_metacert() -> None:
-    assert certs.meta_cert(PUBLIC_HEX) != certs.meta_cert(PUBLIC_HEX)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "2001:db8::1"])
-def test_an_address_without_files_gets_a_self_signed_pair(tmp_path: Path, address: str) -> None:
-    directory = tmp_path / "deep" / "certs"
-    made = certs.manual_certificate(directory, address)
-    crt, key = certs.certificate_files(directory, address)
-
-    assert directory.stat().st_mode & 0o777 == 0o700
-    assert crt.stat().st_mode & 0o777 == 0o644
-    assert key.stat().st_mode & 0o777 == 0o600
-    assert {path.name for path in directory.iterdir()} == {crt.name, key.name}
-    assert key.read_bytes().startswith(b"-----BEGIN EC PRIVATE KEY-----")
-
-    leaf = x509.load_pem_x509_certificate(crt.read_bytes())
-    ip = ipaddress.ip_address(address)
-    assert [attribute.value for attribute in leaf.subject] == [str(ip)]
-    assert leaf.serial_number.bit_length() <= 128
-    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == datetime.timedelta(days=365)
-    public = leaf.public_key()
-    assert isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == "secp256r1"
-    extensions = {type(e.value): (e.critical, e.value) for e in leaf.extensions}
-    assert extensions.pop(x509.BasicConstraints) == (True, x509.BasicConstraints(False, None))
-    assert extensions.pop(x509.ExtendedKeyUsage)[1] == x509.ExtendedKeyUsage(
-        [ExtendedKeyUsageOID.SERVER_AUTH]
-    )
-    assert extensions.pop(x509.SubjectAlternativeName)[1] == x509.SubjectAlternativeName(
-        [x509.IPAddress(ip)]
-    )
-    _, usage = extensions.pop(x509.KeyUsage)
-    assert isinstance(usage, x509.KeyUsage) and usage.digital_signature and usage.key_encipherment
-    assert not usage.key_cert_sign and not extensions
-    leaf.verify_directly_issued_by(leaf)
-
-    assert made.required_sni is None
-    assert made.pin == "sha256-raw:" + hashlib.sha256(made.chain[0]).hexdigest()
-
-
-def test_a_second_start_keeps_the_certificate(tmp_path: Path) -> None:
-    first = certs.manual_certificate(tmp_path, "127.0.0.1")
-    assert certs.manual_certificate(tmp_path, "127.0.0.1") == first
-
-
-def test_two_first_starts_at_once_agree_on_one_certificate(tmp_path: Path) -> None:
-    code = "import sys,pathlib;from fastderp.server.certificates.certificate import manual_certificate as m;print(m(pathlib.Path(sys.argv[1]),'127.0.0.1').pin)"
-    starts = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    assert len({start.communicate()[0] for start in starts}) == 1
-    assert all(start.returncode == 0 for start in starts)
-
-
-def test_a_read_only_directory_serves_what_is_there(tmp_path: Path) -> None:
-    first = certs.manual_certificate(tmp_path, "127.0.0.1")
-    tmp_path.chmod(0o500)
-    assert certs.manual_certificate(tmp_path, "127.0.0.1") == first
-
-
-def test_the_printed_node_pins_the_certificate(tmp_path: Path) -> None:
-    made = certs.manual_certificate(tmp_path, "127.0.0.1")
-    node = {"Name": "custom", "RegionID": 900, "HostName": "127.0.0.1", "CertName": made.pin}
-    assert made.derp_node(port=443, stun_port=3478) == json.dumps(node, separators=(",", ":"))
-    assert json.loads(made.derp_node(port=8443, stun_port=None)) == node | {
-        "DERPPort": 8443,
-        "STUNPort": -1,
-    }
 
 
 @pytest.mark.parametrize(
@@ -171,7 +83,7 @@ def test_the_printed_node_pins_the_certificate(tmp_path: Path) -> None:
     ],
 )
 def test_file_names_keep_only_safe_characters(hostname: str, stem: str) -> None:
-    assert certs.certificate_files(Path("/c"), hostname) == (
+    assert certificate_files(Path("/c"), hostname) == (
         Path(f"/c/{stem}.crt"),
         Path(f"/c/{stem}.key"),
     )
@@ -189,7 +101,7 @@ def test_a_name_in_the_certificate_is_served_for_that_sni(
     tmp_path: Path, names: tuple[str, ...], hostname: str
 ) -> None:
     write_pair(tmp_path, hostname, names=names)
-    loaded = certs.manual_certificate(tmp_path, hostname)
+    loaded = manual_certificate(tmp_path, hostname)
     assert loaded.required_sni == hostname
 
 
@@ -198,15 +110,38 @@ def test_a_name_in_the_certificate_is_served_for_that_sni(
     [
         pytest.param(rsa.generate_private_key(65537, 2048), id="RSA"),
         pytest.param(ec.generate_private_key(ec.SECP384R1()), id="P-384"),
+        pytest.param(ec.generate_private_key(ec.SECP521R1()), id="P-521"),
         pytest.param(ed25519.Ed25519PrivateKey.generate(), id="Ed25519"),
     ],
 )
 def test_the_usual_kinds_of_key_load(tmp_path: Path, key: Key) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",), key=key)
-    loaded = certs.manual_certificate(tmp_path, "a.example")
+    loaded = manual_certificate(tmp_path, "a.example")
     pem = b"".join(ssl.DER_cert_to_PEM_cert(der).encode() for der in loaded.chain)
     assert pem.strip() == (tmp_path / "a.example.crt").read_bytes().strip()
     assert loaded.key == key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        pytest.param(ec.generate_private_key(ec.SECP256K1()), "secp256k1", id="secp256k1"),
+        pytest.param(ec.generate_private_key(ec.BrainpoolP256R1()), "brainpoolP256r1", id="brain"),
+        pytest.param(ed448.Ed448PrivateKey.generate(), "Ed448", id="Ed448"),
+        pytest.param(dsa.generate_private_key(1024), "DSA", id="DSA"),
+    ],
+)
+def test_a_key_that_no_client_can_use_is_refused(tmp_path: Path, key: Key, kind: str) -> None:
+    write_pair(tmp_path, "a.example", names=("a.example",), key=key)
+    refuse(tmp_path, "a.example", f"a key of type {kind}, which TLS clients cannot use; use ECDSA")
+
+
+def test_a_byte_order_mark_in_front_of_the_files_is_skipped(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a.example", names=("a.example",))
+    loaded = manual_certificate(tmp_path, "a.example")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert manual_certificate(tmp_path, "a.example") == loaded
 
 
 def test_a_chain_keeps_its_order(tmp_path: Path) -> None:
@@ -214,7 +149,7 @@ def test_a_chain_keeps_its_order(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",))
     with (tmp_path / "a.example.crt").open("ab") as file:
         file.write(b"# the issuer\n" + (tmp_path / "issuer.crt").read_bytes())
-    chain = certs.manual_certificate(tmp_path, "a.example").chain
+    chain = manual_certificate(tmp_path, "a.example").chain
     issuer = ssl.PEM_cert_to_DER_cert((tmp_path / "issuer.crt").read_text())
     assert len(chain) == 2
     assert chain[1] == issuer
@@ -222,7 +157,7 @@ def test_a_chain_keeps_its_order(tmp_path: Path) -> None:
 
 def refuse(directory: Path, hostname: str, message: str) -> None:
     with pytest.raises(CertificateError, match=message) as caught:
-        certs.manual_certificate(directory, hostname)
+        manual_certificate(directory, hostname)
     assert caught.value.exit_code == EX_CONFIG
     assert "\n" not in str(caught.value)
 
@@ -238,17 +173,7 @@ def test_a_missing_key_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path, "a.example", r"certificate key: .*\.key does not exist")
 
 
-@pytest.mark.parametrize("lost", ["crt", "key"])
-def test_half_a_self_signed_pair_is_not_overwritten(tmp_path: Path, lost: str) -> None:
-    certs.manual_certificate(tmp_path, "127.0.0.1")
-    (tmp_path / f"127.0.0.1.{lost}").unlink()
-    [left] = tmp_path.iterdir()
-    before = left.read_bytes()
-    refuse(tmp_path, "127.0.0.1", rf"exists without 127\.0\.0\.1\.{lost}")
-    assert left.read_bytes() == before
-
-
-def test_a_certificate_for_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.example", names=("b.example", "*.c.example"), addresses=("10.0.0.1",))
     refuse(
         tmp_path, "a.example", r"is for b\.example, \*\.c\.example, 10\.0\.0\.1, not for a\.example"
@@ -277,25 +202,6 @@ def test_an_address_needs_an_address_in_the_certificate(tmp_path: Path) -> None:
 def test_a_certificate_without_alternative_names_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "test")
     refuse(tmp_path, "test", "is for no names at all, not for test")
-
-
-def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a.example", names=("a.example",), age_days=40)
-    refuse(tmp_path, "a.example", r"a\.example\.crt expired on \d{4}-\d\d-\d\d")
-
-
-def test_an_expired_certificate_of_an_address_says_how_it_is_made_anew(tmp_path: Path) -> None:
-    write_pair(tmp_path, "10.0.0.1", addresses=("10.0.0.1",), age_days=40)
-    refuse(
-        tmp_path,
-        "10.0.0.1",
-        r"10\.0\.0\.1\.crt expired on [\d-]+: delete it and 10\.0\.0\.1\.key to have both made anew, and put",
-    )
-
-
-def test_a_certificate_from_the_future_is_refused(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a.example", names=("a.example",), age_days=-2)
-    refuse(tmp_path, "a.example", "is not valid before .* clock")
 
 
 def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
@@ -347,12 +253,12 @@ def test_an_unreadable_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_error_texts_never_quote_a_key(tmp_path: Path) -> None:
-    certs.manual_certificate(tmp_path, "127.0.0.1")
+    manual_certificate(tmp_path, "127.0.0.1")
     key = tmp_path / "127.0.0.1.key"
     secret = load_pem_private_key(key.read_bytes(), None)
     assert secret is not None
     body = key.read_text().splitlines()[1]
     key.write_text(f"-----BEGIN EC PRIVATE KEY-----\n{body}\n")
     with pytest.raises(CertificateError) as caught:
-        certs.manual_certificate(tmp_path, "127.0.0.1")
+        manual_certificate(tmp_path, "127.0.0.1")
     assert body not in str(caught.value)

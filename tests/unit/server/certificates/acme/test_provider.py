@@ -3,139 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from fastderp.errors import CertificateError, IssuanceError
+from fastderp.errors import IssuanceError
 from fastderp.server.certificates.acme import provider as acme
 from fastderp.server.certificates.acme.challenges import (
-    ALPN_PROTOCOL,
     HTTP_01,
-    HTTP_PREFIX,
     TLS_ALPN_01,
     Challenges,
 )
-from fastderp.server.certificates.acme.provider import AcmeCertificates, Managed
+from fastderp.server.certificates.acme.managed import ManagedCertificate
+from fastderp.server.certificates.acme.order_thread import obtain_from_ca
 from fastderp.server.certificates.acme.settings import LETS_ENCRYPT, VENDOR_HOSTNAME, AcmeSettings
 from fastderp.server.certificates.acme.store import (
-    ACCOUNT_KEY,
-    RETRY_MAX_S,
-    Failures,
     Store,
     private_key,
 )
-from fastderp.server.certificates.certificate import manual_certificate
-from fastderp.server.http.message import Request
 from fastderp.server.server import Server
-from fastderp.tls.context import ClientContext, ServerContext
-from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import ClientHello, Handshake
-from tests.kit.certificates import self_signed
-
-NAME = "derp.example.com"
-META = self_signed("derpkey").der
-PATIENCE_S = 20.0
-
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-
-
-def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
-    """What a CA would answer, but for its signature."""
-    now = datetime.datetime.now(datetime.UTC)
-    alternative = (
-        x509.IPAddress(acme.ip_literal(name)) if acme.ip_literal(name) else x509.DNSName(name)
-    )
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + datetime.timedelta(days[0]))
-        .not_valid_after(now + datetime.timedelta(days[1]))
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-    )
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
-
-class Ca:
-    """A CA that does what the test says."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.answer: Callable[[Managed], bytes] = lambda managed: chain(managed.name, managed.key)
-        self.open = threading.Event()
-        self.open.set()
-
-    def obtain(
-        self, settings: AcmeSettings, managed: Managed, account_key: Any, challenges: Challenges
-    ) -> bytes:
-        self.asked.append(managed.name)
-        assert self.open.wait(PATIENCE_S)
-        return self.answer(managed)
-
-
-@pytest.fixture
-def ca() -> Ca:
-    return Ca()
-
-
-@contextlib.asynccontextmanager
-async def certificates(directory: Path, ca: Ca, **settings: Any) -> AsyncIterator[AcmeCertificates]:
-    """Certificates from that CA, started."""
-    chosen = AcmeSettings(
-        **{"directory_url": "https://ca.test/dir", "cert_dir": directory, "hostname": NAME}
-        | settings
-    )
-    made = AcmeCertificates(chosen, META, obtain=ca.obtain)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.close()
-        ca.open.set()
-
-
-def hello(name: str | None, *alpn: str) -> ClientHello:
-    return ClientHello(name, alpn)
-
-
-async def chosen(
-    certificates: AcmeCertificates, name: str | None = NAME, local_ip: str = "192.0.2.1"
-) -> ServerContext:
-    """Return the certificate a client gets, in the end."""
-    choice = certificates.choose(hello(name), local_ip)
-    if isinstance(choice, asyncio.Future):
-        async with asyncio.timeout(PATIENCE_S):
-            return await choice
-    return choice
-
-
-async def refused(
-    certificates: AcmeCertificates, name: str | None, local_ip: str = "192.0.2.1"
-) -> str:
-    """Return why a client gets no certificate."""
-    with pytest.raises(TlsError) as error:
-        await chosen(certificates, name, local_ip)
-    return error.value.cause
-
-
-def ready(certificates: AcmeCertificates, name: str | None = NAME) -> bool:
-    """Whether a client would not have to wait."""
-    return isinstance(certificates.choose(hello(name), "192.0.2.1"), ServerContext)
-
+from fastderp.tls.context import ClientContext
+from fastderp.tls.handshake import Handshake
+from tests.unit.server.certificates.acme.ca import (
+    META,
+    NAME,
+    PATIENCE_S,
+    Ca,
+    certificates,
+    chain,
+    chosen,
+    hello,
+    raising,
+    ready,
+    refused,
+)
 
 # Names
 
@@ -235,7 +142,7 @@ def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(
     key = ec.generate_private_key(ec.SECP256R1())
     for name, http in (("2001:db8::1", True), (NAME, True), (NAME, False)):
         settings = AcmeSettings(LETS_ENCRYPT, tmp_path, NAME, ip_certs=True, http=http)
-        acme._obtain(settings, Managed(name, name != NAME, key), key, Challenges())
+        obtain_from_ca(settings, ManagedCertificate(name, name != NAME, key), key, Challenges())
     assert [(order.methods, order.profile) for order in orders] == [
         ((HTTP_01,), "shortlived"), ((TLS_ALPN_01, HTTP_01), ""), ((TLS_ALPN_01,), ""),
     ]  # fmt: skip
@@ -374,11 +281,7 @@ async def test_the_metacert_is_behind_the_chain(tmp_path: Path, ca: Ca) -> None:
 # What a CA may get wrong
 
 
-def raising(error: Exception) -> bytes:
-    raise error
-
-
-def other_key(managed: Managed) -> bytes:
+def other_key(managed: ManagedCertificate) -> bytes:
     return chain(managed.name, ec.generate_private_key(ec.SECP256R1()))
 
 
@@ -402,7 +305,7 @@ def other_key(managed: Managed) -> bytes:
 async def test_a_bad_certificate_never_replaces_a_good_one(
     tmp_path: Path,
     ca: Ca,
-    answer: Callable[[Managed], bytes],
+    answer: Callable[[ManagedCertificate], bytes],
     reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -496,186 +399,9 @@ async def test_a_full_disk_costs_only_the_restart(
 ) -> None:
     async with certificates(tmp_path, ca) as ours:
         monkeypatch.setattr(
-            "fastderp.server.certificates.acme.store.write_atomically",
+            "fastderp.util.files.write_all_atomic",
             lambda *_: raising(OSError(28, "No space left on device")),
         )
         assert await chosen(ours)
         assert ready(ours)
     assert "No space left on device; it is used until the relay ends" in caplog.text
-
-
-# What is kept
-
-
-@pytest.mark.parametrize(
-    "content", ["", "junk", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"]
-)
-async def test_a_damaged_file_is_replaced(
-    tmp_path: Path, ca: Ca, content: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / NAME).write_text(content)
-    async with certificates(tmp_path, ca) as ours:
-        await chosen(ours)
-    assert Store(tmp_path).load(NAME)
-    assert "another one is ordered when it is needed" in caplog.text
-
-
-async def test_a_new_process_goes_on_with_what_is_on_disk(tmp_path: Path, ca: Ca) -> None:
-    async with certificates(tmp_path, ca, ip_certs=True) as ours:
-        await chosen(ours)
-        await chosen(ours, None)
-    async with certificates(tmp_path, ca, ip_certs=True) as again:
-        assert ready(again)
-        assert ready(again, None)
-    assert ca.asked == [NAME, "192.0.2.1"]
-
-
-async def test_a_self_signed_certificate_of_manual_mode_is_replaced(tmp_path: Path, ca: Ca) -> None:
-    own = manual_certificate(tmp_path, "192.0.2.1")
-    async with certificates(tmp_path, ca, hostname="", ip_certs=True) as ours:
-        await chosen(ours, None)
-    assert ca.asked == ["192.0.2.1"]
-    kept = Store(tmp_path).load("192.0.2.1")
-    assert kept
-    assert kept.chain != own.chain
-
-
-def test_an_rsa_key_of_before_is_kept(tmp_path: Path) -> None:
-    key = rsa.generate_private_key(65537, 2048)
-    Store(tmp_path).save(NAME, chain(NAME, key), key)
-    certificate = Store(tmp_path).load(NAME)
-    assert certificate
-    again = private_key(certificate)
-    assert isinstance(again, rsa.RSAPrivateKey)
-    assert again.private_numbers() == key.private_numbers()
-
-
-def test_the_accounts_key_is_made_once_and_is_its_owners(tmp_path: Path) -> None:
-    directory = tmp_path / "deep" / "certs"
-    first = Store(directory).account_key(ACCOUNT_KEY)
-    assert Store(directory).account_key(ACCOUNT_KEY).private_numbers() == first.private_numbers()
-    assert directory.stat().st_mode & 0o777 == 0o700
-    assert (directory / ACCOUNT_KEY).stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", rsa.generate_private_key(65537, 2048).private_bytes(
-    Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())], ids=["empty", "junk", "rsa"])  # fmt: skip
-def test_an_accounts_key_that_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / ACCOUNT_KEY).write_bytes(content)
-    with pytest.raises(CertificateError, match=r"acme_account\+key"):
-        Store(tmp_path).account_key(ACCOUNT_KEY)
-    assert (tmp_path / ACCOUNT_KEY).read_bytes() == content
-
-
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CertificateError, match="cannot keep certificates in"):
-        Store(tmp_path / "file" / "certs")
-
-
-def test_waits_double_up_to_half_an_hour_and_outlive_a_restart(tmp_path: Path) -> None:
-    now = [1e9]
-    failures = Failures(tmp_path / "f", clock=lambda: now[0])
-    assert failures.wait_s(NAME) == 0
-    assert [failures.add(NAME) for _ in range(7)] == [60, 120, 240, 480, 960, 1800, 1800]
-    again = Failures(tmp_path / "f", clock=lambda: now[0])
-    assert again.wait_s(NAME) == 1800
-    assert again.wait_s("other") == 0
-    now[0] += 1801
-    assert again.wait_s(NAME) == 0
-    again.clear(NAME)
-    assert again.add(NAME) == 60
-    now[0] += 4000
-    Failures(tmp_path / "f", clock=lambda: now[0]).add("other")
-    assert NAME not in (tmp_path / "f").read_text(), "what is long ago is forgotten"
-
-
-def test_a_ca_that_counts_requests_is_left_alone_the_longest(tmp_path: Path) -> None:
-    assert Failures(tmp_path / "f").add(NAME, rate_limited=True) == RETRY_MAX_S
-
-
-def test_a_clock_that_was_changed_makes_nobody_wait(tmp_path: Path) -> None:
-    now = [1e9]
-    failures = Failures(tmp_path / "f", clock=lambda: now[0])
-    failures.add(NAME)
-    now[0] -= 1e6
-    assert failures.wait_s(NAME) == 0
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"a":1}', '{"a":[1]}', '{"a":["x","y"]}', "null", "\xff"]
-)
-def test_a_damaged_record_of_failures_says_nothing(tmp_path: Path, content: str) -> None:
-    (tmp_path / "f").write_text(content, "latin-1")
-    assert Failures(tmp_path / "f").wait_s("a") == 0
-
-
-# Challenges
-
-
-def request(path: str, host: str = NAME) -> Request:
-    return Request("GET", path, path, "", "1.1", [("host", host)])
-
-
-@pytest.mark.parametrize(
-    "host", [NAME, f"{NAME}:80", NAME.upper(), "192.0.2.1", "[2001:db8::1]:80"]
-)
-async def test_a_token_that_is_ours_is_answered_and_no_other(
-    tmp_path: Path, ca: Ca, host: str
-) -> None:
-    async with certificates(tmp_path, ca, ip_certs=True) as ours:
-        ours._challenges.publish(HTTP_01, NAME, "token.thumb")
-        known = ours.respond(request(HTTP_PREFIX + "token", host))
-        assert (known.status, known.body, known.content_type) == (
-            200,
-            b"token.thumb",
-            "text/plain; charset=utf-8",
-        )
-        unknown = ours.respond(request(HTTP_PREFIX + "other", host))
-        assert (unknown.status, unknown.content_type) == (404, "text/plain; charset=utf-8")
-        ours._challenges.withdraw(NAME, "token.thumb")
-        assert ours.respond(request(HTTP_PREFIX + "token", host)).status == 404
-
-
-@pytest.mark.parametrize("host", ["other.example.com", "", "192.0.2.1"])
-async def test_questions_about_other_names_are_refused(tmp_path: Path, ca: Ca, host: str) -> None:
-    async with certificates(tmp_path, ca) as ours:
-        ours._challenges.publish(HTTP_01, NAME, "token.thumb")
-        assert ours.respond(request(HTTP_PREFIX + "token", host)).status == 403
-
-
-async def test_the_validating_certificate_is_for_the_validating_protocol_alone(
-    tmp_path: Path, ca: Ca
-) -> None:
-    async with certificates(tmp_path, ca) as ours:
-        with pytest.raises(TlsError):
-            ours.choose(hello(NAME, ALPN_PROTOCOL), "")
-        ours._challenges.publish(TLS_ALPN_01, NAME, "token.thumb")
-        validating = ours.choose(hello(NAME, ALPN_PROTOCOL), "")
-        assert isinstance(validating, ServerContext)
-        assert not ca.asked
-        assert await chosen(ours) is not validating
-        assert ours.choose(hello(NAME, "http/1.1", ALPN_PROTOCOL), "") is not validating
-        with pytest.raises(TlsError):
-            ours.choose(hello("other.example.com", ALPN_PROTOCOL), "")
-
-
-async def test_nothing_is_served_behind_a_validating_handshake(tmp_path: Path, ca: Ca) -> None:
-    client = ssl._create_unverified_context()
-    client.set_alpn_protocols([ALPN_PROTOCOL])
-    async with certificates(tmp_path, ca) as ours, Server(workers=1) as relay:
-        ours._challenges.publish(TLS_ALPN_01, NAME, "token.thumb")
-        port = relay.listen("127.0.0.1", 0, tls=ours).port
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=client, server_hostname=NAME
-        )
-        der = writer.get_extra_info("ssl_object").getpeercert(True)
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        with contextlib.suppress(OSError):
-            assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
-        writer.close()
-    [identifier] = [e for e in x509.load_der_x509_certificate(der).extensions if e.critical]
-    assert identifier.oid.dotted_string == "1.3.6.1.5.5.7.1.31"
-    assert identifier.value.public_bytes()[:2] == b"\x04\x20"

@@ -1,0 +1,74 @@
+"""One name or address whose certificate a CA issues (PROTOCOL §10). Loop thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from dataclasses import dataclass, field
+
+from fastderp.server.certificates.acme.store import PrivateKey
+from fastderp.server.certificates.certificate import Certificate
+from fastderp.tls.context import ServerContext
+from fastderp.tls.errors import TlsError
+
+
+@dataclass(eq=False, slots=True)
+class ManagedCertificate:
+    """A name or an address, its certificate if there is one, and the handshakes that wait for it."""
+
+    name: str
+    is_ip: bool
+    key: PrivateKey
+    certificate: Certificate | None = None
+    context: ServerContext | None = None  # of the certificate
+    order: asyncio.Task[None] | None = None
+    retry_after: float = 0.0  # no new order before this time of the loop's clock
+    waiting: set[asyncio.Future[ServerContext]] = field(default_factory=set)
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a certificate that has not expired."""
+        return self.certificate is not None and _now() < self.certificate.not_after
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until it is to be renewed, when a third of its life is left; 0 without one."""
+        if self.certificate is None:
+            return 0.0
+        life = self.certificate.not_after - self.certificate.not_before
+        return (self.certificate.not_after - life / 3 - _now()).total_seconds()
+
+    @property
+    def validity(self) -> str:
+        """Until when it is valid, for log lines; "" without a certificate."""
+        if self.certificate is None:
+            return ""
+        return f"valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+
+    def wait(self) -> asyncio.Future[ServerContext]:
+        """Return a future that the end of an order settles."""
+        future: asyncio.Future[ServerContext] = asyncio.get_running_loop().create_future()
+        self.waiting.add(future)
+        future.add_done_callback(self.waiting.discard)
+        return future
+
+    def settle(self, outcome: ServerContext | TlsError) -> None:
+        """Give every waiting handshake its certificate, or the error that refuses it."""
+        for future in list(self.waiting):
+            if future.done():
+                continue
+            if isinstance(outcome, TlsError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def close(self) -> None:
+        """Abandon the order and the waiting handshakes."""
+        if self.order is not None:
+            self.order.cancel()
+        for future in list(self.waiting):
+            future.cancel()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,97 @@
+"""Runs an order, which blocks for seconds, in a thread of its own (PROTOCOL §10).
+
+Loop thread; only `work` runs in the other one. The thread is a daemon: the relay may end meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+from fastderp.errors import IssuanceError
+from fastderp.server.certificates.acme.challenges import HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.managed import ManagedCertificate
+from fastderp.server.certificates.acme.settings import AcmeSettings
+from fastderp.server.certificates.acme.store import PrivateKey
+
+# Of one order; derper gives as much.
+ORDER_BUDGET_S = 180.0
+# The library checks its deadline between requests only.
+THREAD_GRACE_S = 30.0
+
+# Let's Encrypt issues certificates for addresses in this profile only.
+IP_PROFILE = "shortlived"
+
+Obtain = Callable[[AcmeSettings, ManagedCertificate, PrivateKey, Challenges], bytes]
+"""Gets a chain in PEM from the CA; blocks, and raises IssuanceError."""
+
+
+class OrderThread:
+    """Runs one order at a time; `run` is called when the previous one has returned."""
+
+    def __init__(self) -> None:
+        self._hung: threading.Thread | None = None
+
+    async def run(self, work: Callable[[], bytes]) -> bytes:
+        """Return what `work` returns. Raises what it raises, and IssuanceError when it does not end in time."""
+        if self._hung is not None and self._hung.is_alive():
+            raise IssuanceError("the previous order has not ended yet")
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[bytes] = loop.create_future()
+
+        def report() -> None:
+            result: bytes | BaseException
+            try:
+                result = work()
+            except BaseException as error:
+                result = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, outcome, result)
+
+        thread = threading.Thread(target=report, name="fastderp-acme", daemon=True)
+        thread.start()
+        limit_s = ORDER_BUDGET_S + THREAD_GRACE_S
+        try:
+            async with asyncio.timeout(limit_s):
+                return await outcome
+        except TimeoutError:
+            self._hung = thread
+            raise IssuanceError(f"not done after {limit_s:.0f} s") from None
+
+
+def obtain_from_ca(
+    settings: AcmeSettings,
+    managed: ManagedCertificate,
+    account_key: PrivateKey,
+    challenges: Challenges,
+) -> bytes:
+    """Order a certificate and return its chain in PEM. Blocks. Raises IssuanceError."""
+    from fastderp.server.certificates.acme.order import Order, obtain  # slow to import
+
+    order = Order(
+        settings=settings,
+        account_key=account_key,
+        name=managed.name,
+        key=managed.key,
+        methods=_methods(settings, managed),
+        profile=IP_PROFILE if managed.is_ip else "",
+        budget_s=ORDER_BUDGET_S,
+    )
+    return obtain(order, challenges)
+
+
+def _methods(settings: AcmeSettings, managed: ManagedCertificate) -> tuple[str, ...]:
+    if managed.is_ip:
+        return (HTTP_01,)
+    return (TLS_ALPN_01, HTTP_01) if settings.http else (TLS_ALPN_01,)
+
+
+def _settle(future: asyncio.Future[bytes], result: bytes | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
