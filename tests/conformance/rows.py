@@ -247,7 +247,7 @@ PROTOCOL = {
     # TLS and certificates
     "39": _row(
         "the metacert",
-        "unit/server/certificates/certificate::the_metacert_carries_the_relays_key_and_nothing_else",
+        "unit/server/certificates/metacert::the_metacert_carries_the_relays_key_and_nothing_else",
     ),
     "40": _row(
         "the chain is the certificate's and the metacert",
@@ -257,8 +257,8 @@ PROTOCOL = {
     ),
     "41": _row(
         "an address gets a certificate that clients can pin",
-        "unit/server/certificates/certificate::an_address_without_files_gets_a_self_signed_pair",
-        "unit/server/certificates/certificate::the_printed_node_pins_the_certificate",
+        "unit/server/certificates/self_signed::an_address_without_files_gets_a_self_signed_pair",
+        "unit/server/certificates/self_signed::the_printed_node_pins_the_certificate",
         "unit/net/tls::pinned_certificate_needs_no_issuer",
         "unit/tls/handshake::beside_a_pinned_certificate_only_metacerts_may_come",
         "unit/tls/handshake::a_pinned_certificate_is_for_the_name_if_there_is_one",
@@ -277,8 +277,8 @@ PROTOCOL = {
         "unit/server/certificates/acme/provider::each_address_has_a_certificate_of_its_own",
         "unit/server/certificates/acme/provider::a_client_that_names_another_address_is_refused",
         "unit/server/certificates/acme/provider::beside_addresses_a_name_is_served_where_there_is_one",
-        "unit/server/certificates/acme/provider::a_new_process_goes_on_with_what_is_on_disk",
-        "unit/server/certificates/acme/provider::a_token_that_is_ours_is_answered_and_no_other",
+        "unit/server/certificates/acme/store::a_new_process_goes_on_with_what_is_on_disk",
+        "unit/server/certificates/acme/challenges::a_token_that_is_ours_is_answered_and_no_other",
         "unit/cli/certificates::an_address_needs_the_flag_for_addresses",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
         "interop/acme::the_address_a_client_has_connected_to_gets_a_short_lived_certificate",
