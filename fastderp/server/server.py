@@ -15,7 +15,6 @@ from typing import Any
 
 from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
-from fastderp.server.accept.channel import Channel
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
@@ -38,6 +37,7 @@ from fastderp.server.observe.consistency import inconsistencies
 from fastderp.server.observe.maintenance import Maintenance
 from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
 from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util.net import address_text
 from fastderp.util.token_bucket import TokenBucket

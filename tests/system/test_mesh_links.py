@@ -233,7 +233,7 @@ def test_a_member_that_is_away_is_linked_when_it_comes(
         wait_linked(one, first)
         wait_knows(one, 2)
     connects, failures = (
-        one.metrics()[f"fastderp_mesh_{name}"] for name in ("connects", "failures")
+        one.metrics()[f"fastderp_mesh_{name}_total"] for name in ("connects", "failures")
     )
     assert connects[first_url,] == 2 and failures[first_url,] >= 1
 

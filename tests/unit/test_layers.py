@@ -45,7 +45,6 @@ FENCES = {"dataplane/sys.pxd", "loadgen/sys.pxd"}
 UPWARDS = {
     ("server.app", "cli"),
     ("server.http", "server.accept"),
-    ("server.mesh", "server.accept"),
 }
 # Circles that are still to be cut. Nothing may be added.
 CIRCLES = {

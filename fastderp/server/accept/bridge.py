@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from websockets.frames import CloseCode
 
-from fastderp.server.accept.channel import Channel, Tls12, farewell
 from fastderp.server.accept.stream import Poller, Stream
 from fastderp.server.accept.websocket import WebSocket, leave
+from fastderp.tls.channel import Channel, Tls12, close_notify
 from fastderp.tls.errors import TlsError
 
 # How long a client may take to read the rest of what was sent before the session ended, and to close.
@@ -173,7 +173,7 @@ class Bridge:
         self.session_ended()
         self._outside.on_bytes = _ignore
         self._outside.resume()
-        if self._outside.send(farewell(self._channel)):
+        if self._outside.send(close_notify(self._channel)):
             self._outside.end_output()
 
 

@@ -14,7 +14,6 @@ from enum import Enum
 
 from fastderp.server.accept import websocket
 from fastderp.server.accept.bridge import Bridge
-from fastderp.server.accept.channel import Channel, Clear, Tls12, farewell
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.accept.derp_login import SMALL_LOGIN_BYTES, DerpLogin, Step
 from fastderp.server.accept.http_session import (
@@ -33,6 +32,7 @@ from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
 from fastderp.server.http import message as http
 from fastderp.server.http.message import Upgrade
+from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
@@ -128,7 +128,7 @@ class Connection:
         self._stream = Stream(
             context.registrar.poller, sock, self._on_bytes, self._on_input_end, self._on_drained
         )
-        self._channel: Channel = Clear()
+        self._channel: Channel = Plain()
         # "1.2" or "1.3" once TLS is spoken, "" before that and without.
         self.tls_version = ""
         self._tls: ServerHandshake | None = None
@@ -162,7 +162,7 @@ class Connection:
             and self._stream.flushed
         ):
             websocket.leave(self._channel)
-            self._stream.send(farewell(self._channel))
+            self._stream.send(close_notify(self._channel))
         self.close("shutdown")
 
     @property
@@ -286,10 +286,7 @@ class Connection:
         self._tls = None
         assert handshake.version is not None
         self.tls_version = handshake.version.removeprefix("TLSv")
-        if self.tls_version == "1.3":
-            self._channel = handshake.records()
-        else:
-            self._channel = Tls12(handshake)
+        self._channel = channel_of(handshake)
         self._start_http()
         self._take(self._channel.open(b""))
 
@@ -523,7 +520,7 @@ class Connection:
 
     def _give_away_stream(self) -> tuple[int, Bridge | None]:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
-        if isinstance(self._channel, (Clear, RecordLayer)):
+        if isinstance(self._channel, (Plain, RecordLayer)):
             return self._stream.detach(), None
         return self._registrar.bridges.join(self._stream, self._channel, self.tls_version)
 
@@ -536,7 +533,7 @@ class Connection:
     def _linger(self) -> None:
         """Let the answer arrive before closing: closing on unread input would reset the connection under it."""
         if self.state is not State.TLS:
-            self._stream.send(farewell(self._channel))
+            self._stream.send(close_notify(self._channel))
         self._move(State.LINGER)
         self._http = None
         self._login = None

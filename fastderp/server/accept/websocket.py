@@ -18,9 +18,9 @@ from websockets.protocol import OPEN, SERVER, Event, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from fastderp.server.accept.channel import Channel
 from fastderp.server.accept.stream import READ_BYTES, Stream
 from fastderp.server.http.message import Request, Response, text_error
+from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
 # Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from fastderp.server.accept.channel import Channel, farewell
 from fastderp.server.accept.stream import Poller, Stream
 from fastderp.server.observe.metrics import Value
+from fastderp.tls.channel import Channel, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.util.token_bucket import TokenBucket
 
@@ -257,7 +257,7 @@ class Tunnel:
         self._farewell = self._loop.call_later(FAREWELL_S, self.close)
         self._client.pause()
         self._target.pause()
-        self._client.send(farewell(self._channel))
+        self._client.send(close_notify(self._channel))
         self._hang_up()
 
     def _hang_up(self) -> None:

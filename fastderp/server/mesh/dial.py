@@ -17,7 +17,7 @@ from fastderp.net.stream import Stream as ClientStream
 from fastderp.net.target import UrlTarget
 from fastderp.net.tls import TlsStream
 from fastderp.net.upgrade import upgrade
-from fastderp.server.accept.channel import Channel
+from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.record import RecordLayer
@@ -123,10 +123,10 @@ def _dialled(
 ) -> DialedRelay:
     if inside is None:
         return DialedRelay(sock, key, None, b"", opened + unread)
-    session = inside.session
-    if isinstance(session, RecordLayer):
-        return DialedRelay(sock, key, session, session.pending + unread, opened)
-    return DialedRelay(sock, key, session, b"", opened + session.open(unread))
+    channel = inside.channel
+    if isinstance(channel, RecordLayer):
+        return DialedRelay(sock, key, channel, channel.pending + unread, opened)
+    return DialedRelay(sock, key, channel, b"", opened + channel.open(unread))
 
 
 def _watch_for_death(sock: socket.socket) -> None:

@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp.server.accept.channel import Clear
 from fastderp.server.accept.stream import READ_BYTES
 from fastderp.server.accept.websocket import FRAMES_PER_READ, MESSAGE_LIMIT_BYTES, WebSocket
+from fastderp.tls.channel import Plain
 from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
 
 
@@ -32,7 +32,7 @@ class FakeStream:
 
 def make() -> tuple[WebSocket, FakeStream, Counter[str]]:
     stream, failures = FakeStream(), Counter[str]()
-    return WebSocket(Clear(), stream, failures), stream, failures  # type: ignore[arg-type]
+    return WebSocket(Plain(), stream, failures), stream, failures  # type: ignore[arg-type]
 
 
 def unmasked(first: int, data: bytes) -> bytes:

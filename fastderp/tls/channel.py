@@ -1,0 +1,99 @@
+"""What lies between the bytes of a TCP connection and its plain bytes: nothing, TLS 1.2, or TLS 1.3 records.
+
+For either side of a connection. A channel has one owner at a time and is not for two threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastderp.tls.errors import TlsError
+from fastderp.tls.handshake import Handshake
+
+# OpenSSL returns the data of one record at a time (RFC 5246 §6.2.1).
+_RECORD_PLAIN_MAX = 1 << 14
+
+
+class Channel(Protocol):
+    """Turns wire bytes into plain bytes and back. Methods raise TlsError when the peer breaks the rules."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the peer has announced the end of its output."""
+
+    def open(self, wire: bytes) -> bytes:
+        """Take bytes from the wire; return the plain bytes that are complete."""
+
+    def seal(self, plain: bytes) -> bytes:
+        """Return the wire bytes for `plain`."""
+
+    def close_notify(self) -> bytes:
+        """Return the wire bytes that announce the end of our output."""
+
+
+class Plain:
+    """No TLS: wire bytes are plain bytes, and the end of the TCP stream announces the end of output."""
+
+    @property
+    def eof(self) -> bool:
+        """Return False: the channel itself never announces an end."""
+        return False
+
+    def open(self, wire: bytes) -> bytes:
+        """Return `wire`."""
+        return wire
+
+    def seal(self, plain: bytes) -> bytes:
+        """Return `plain`."""
+        return plain
+
+    def close_notify(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+
+class Tls12:
+    """TLS 1.2 through the OpenSSL object that has made the handshake."""
+
+    def __init__(self, handshake: Handshake) -> None:
+        """Take over a finished handshake."""
+        self._handshake = handshake
+
+    @property
+    def eof(self) -> bool:
+        """Whether the peer has sent its close_notify."""
+        return self._handshake.eof
+
+    def open(self, wire: bytes) -> bytes:
+        """Decrypt; an attempt to renegotiate is a TlsError."""
+        self._handshake.feed(wire)
+        pieces = []
+        while piece := self._handshake.read(_RECORD_PLAIN_MAX):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt."""
+        self._handshake.write(plain)
+        return self._handshake.take_output()
+
+    def close_notify(self) -> bytes:
+        """Return the closing alert."""
+        self._handshake.close_notify()
+        return self._handshake.take_output()
+
+
+def channel_of(handshake: Handshake) -> Channel:
+    """Return the channel of a finished handshake: a RecordLayer for TLS 1.3, which frees OpenSSL's object, or Tls12.
+
+    Output of the handshake that was not taken is still to be sent first. Raises TlsError.
+    """
+    return handshake.records() if handshake.version == "TLSv1.3" else Tls12(handshake)
+
+
+def close_notify(channel: Channel) -> bytes:
+    """Return the wire bytes that end our output in order; none when the channel can send nothing more."""
+    try:
+        return channel.close_notify()
+    except TlsError:
+        return b""
