@@ -8,7 +8,7 @@ and `open_server_info`. Each end makes one `Box` and uses it for both directions
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -18,6 +18,7 @@ from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import (
     KEY_SIZE,
     MAGIC,
+    MAX_APP_NAME_BYTES,
     MAX_CLIENT_INFO_SIZE,
     MAX_SERVER_INFO_SIZE,
     MAX_SERVER_KEY_SIZE,
@@ -31,7 +32,16 @@ from fastderp.wire.protocol import (
     parse_key_text,
 )
 
-REASONS: Final = ("frame_type", "frame_size", "client_key", "box", "json", "mesh_key")
+REASONS: Final = (
+    "frame_type",
+    "frame_size",
+    "client_key",
+    "box",
+    "json",
+    "mesh_key",
+    "app_name",
+    "app_name_disallowed",
+)
 """Every `LoginError.reason`, so that counters can start at zero."""
 
 
@@ -44,7 +54,7 @@ class ClientInfo:
         can_ack_pings: it answers every Ping with a Pong.
         is_prober: it only measures.
         mesh_key: the region's secret; a zero key means none.
-        app_name: name of the program, for statistics.
+        app_name: name of the program, up to 32 bytes of printable ASCII; shown to operators and mesh peers.
     """
 
     version: int = PROTOCOL_VERSION
@@ -96,8 +106,9 @@ def check_client_info_header(frame_type: int, length: int) -> None:
 def open_client_info(server_private: NodePrivate, payload: bytes) -> ClientLogin:
     """Open and parse the payload of a ClientInfo frame.
 
-    Raises LoginError, with one of REASONS, for a wrong size, a key that nobody can own, a
-    box that does not open and JSON the reference would refuse. The relay closes without a reply.
+    Raises LoginError, with one of REASONS, for a wrong size, a key that cannot exist, a box
+    that does not open, JSON the reference would refuse and an AppName that breaks the rules
+    (PROTOCOL §22). The relay closes without a reply.
     """
     check_client_info_header(FrameType.CLIENT_INFO, len(payload))
     public = NodePublic(payload[:KEY_SIZE])
@@ -110,6 +121,12 @@ def open_client_info(server_private: NodePrivate, payload: bytes) -> ClientLogin
     except BoxError as error:
         raise LoginError("box", str(error)) from None
     return ClientLogin(public, parse_client_info(text), box)
+
+
+def check_app_name_allowed(info: ClientInfo, disallowed: Collection[str]) -> None:
+    """Judge the AppName of a client that is no mesh peer (PROTOCOL §22). LoginError closes."""
+    if info.app_name in disallowed:
+        raise LoginError("app_name_disallowed", f'the app name "{info.app_name}" is not allowed')
 
 
 def parse_server_key(frame_type: int, payload: bytes) -> NodePublic:
@@ -144,7 +161,7 @@ def open_server_info(box: Box, payload: bytes) -> ServerInfo:
 def parse_client_info(text: bytes) -> ClientInfo:
     """Read ClientInfo JSON just as leniently and as strictly as the reference (PROTOCOL §3.1).
 
-    Raises LoginError with the reason "json" or "mesh_key".
+    Raises LoginError with the reason "json", "mesh_key" or "app_name".
     """
     return _short_client_info(text) if len(text) <= _SHORT_BYTES else _client_info(text)
 
@@ -165,6 +182,7 @@ def _client_info(text: bytes) -> ClientInfo:
         raise LoginError("mesh_key", "malformed mesh key") from None
     except ValueError as error:
         raise LoginError("json", f"ClientInfo: {error}") from None
+    _check_app_name(values.get("appname", ""))
     return ClientInfo(
         version=values.get("version", 0),
         can_ack_pings=values.get("canackpings", False),
@@ -172,6 +190,13 @@ def _client_info(text: bytes) -> ClientInfo:
         mesh_key=values.get("meshkey") or MeshKey(),
         app_name=values.get("appname", ""),
     )
+
+
+def _check_app_name(name: str) -> None:
+    if len(name) > MAX_APP_NAME_BYTES or not (name.isascii() and name.isprintable()):
+        raise LoginError(
+            "app_name", f"want an AppName of up to {MAX_APP_NAME_BYTES} printable ASCII characters"
+        )
 
 
 def parse_server_info(text: bytes) -> ServerInfo:
@@ -263,8 +288,8 @@ def _checked(name: str, kind: _Kind, value: object) -> int | bool | str:
     if kind == "int" and type(value) is int and -(1 << 63) <= value < 1 << 63:
         return value
     if kind == "text" and isinstance(value, str):
-        # A lone surrogate could not be printed later.
-        return value.encode("utf-8", "replace").decode()
+        # A lone surrogate is a replacement character to the reference, and could not be printed.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     raise ValueError(f"{name!r} has the wrong type")
 
 

@@ -34,13 +34,15 @@ MIN_CLIENT_INFO_SIZE: Final = KEY_SIZE + NONCE_SIZE
 MAX_CLIENT_INFO_SIZE: Final = 256 << 10
 MIN_SERVER_INFO_SIZE: Final = NONCE_SIZE
 MAX_SERVER_INFO_SIZE: Final = NONCE_SIZE + (1 << 20)
+MAX_APP_NAME_BYTES: Final = 32
+"""Bytes of a client's AppName, printable ASCII. PROTOCOL §22."""
 # A relay closes on a longer ping.
 MAX_PING_SIZE: Final = 1000
 # A client closes on a longer frame of any type.
 MAX_CLIENT_FRAME_SIZE: Final = 1 << 20
 
 HEADER: Final = struct.Struct(">BI")
-_PORT_FLAGS: Final = struct.Struct(">HB")
+_PORT_FLAGS_LENGTH: Final = struct.Struct(">HBB")
 _RESTARTING: Final = struct.Struct(">II")
 
 _PEER_GONE_REASON_END: Final = KEY_SIZE + 1
@@ -224,12 +226,14 @@ class PeerPresent:
         key: the client's.
         ip, port: where it connects from; None and 0 when the relay does not know or is too old to say.
         flags: what kind of client it is.
+        app_name: name of the client's program; "" when the client or the relay does not tell.
     """
 
     key: NodePublic
     ip: IPv4Address | IPv6Address | None = None
     port: int = 0
     flags: PeerPresentFlags = PeerPresentFlags(0)
+    app_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,12 +295,15 @@ def peer_gone_payload(key: bytes, reason: int) -> bytes:
     return key + bytes((reason,))
 
 
-def peer_present_payload(key: bytes, ip: bytes, port: int, flags: int) -> bytes:
-    """Return the 51 bytes of a PeerPresent.
+def peer_present_payload(
+    key: bytes, ip: bytes, port: int, flags: int, app_name: bytes = b""
+) -> bytes:
+    """Return the 52 bytes of a PeerPresent and the AppName behind them. PROTOCOL §22.
 
     `ip` is 16 bytes, IPv4 as ::ffff:a.b.c.d; 16 zero bytes and port 0 for an unknown address.
+    `app_name` has up to MAX_APP_NAME_BYTES bytes.
     """
-    return key + ip + _PORT_FLAGS.pack(port, flags)
+    return key + ip + _PORT_FLAGS_LENGTH.pack(port, flags, len(app_name)) + app_name
 
 
 def restarting_payload(reconnect_in_s: float, try_for_s: float) -> bytes:
@@ -349,6 +356,10 @@ def _parse_peer_present(payload: bytes) -> PeerPresent:
         return PeerPresent(key)
     address = IPv6Address(payload[KEY_SIZE : KEY_SIZE + 16])
     port = int.from_bytes(payload[KEY_SIZE + 16 : _PEER_PRESENT_PORT_END], "big")
-    flags = payload[_PEER_PRESENT_PORT_END] if len(payload) > _PEER_PRESENT_PORT_END else 0
+    rest = payload[_PEER_PRESENT_PORT_END:]
+    flags = rest[0] if rest else 0
+    # A name that is cut is not shown as if it were whole.
+    length = rest[1] if 1 < len(rest) and rest[1] + 2 <= len(rest) else 0
+    app_name = rest[2 : 2 + length].decode("utf-8", "replace")
     ip = None if address.is_unspecified else address.ipv4_mapped or address
-    return PeerPresent(key, ip, port, PeerPresentFlags(flags))
+    return PeerPresent(key, ip, port, PeerPresentFlags(flags), app_name)

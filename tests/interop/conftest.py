@@ -10,7 +10,15 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from .gokit import GoError, GoPrograms, TailnetPrograms, build, build_setecd, build_tailnet
+from .gokit import (
+    GoError,
+    GoPrograms,
+    TailnetPrograms,
+    build,
+    build_newest_derper,
+    build_setecd,
+    build_tailnet,
+)
 from .relays import Relay, running
 
 Programs = TypeVar("Programs")
@@ -29,6 +37,12 @@ class StartRelay(Protocol):
 def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
     """Build the Go programs; without Go the tests are skipped, except where CI demands them."""
     return _built(request, build)
+
+
+@pytest.fixture(scope="session")
+def newest_derper(request: pytest.FixtureRequest) -> Path:
+    """Build derper 1.104.7, as `go_programs` does."""
+    return _built(request, build_newest_derper)
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +67,28 @@ def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) ->
 
 
 @pytest.fixture
-def start_derper(go_programs: GoPrograms, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
-    """Return how to start tailscale's derper."""
+def start_derper(newest_derper: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+    """Return how to start derper 1.104.7."""
+    return _starter(newest_derper, tmp_path_factory)
 
+
+@pytest.fixture(params=["1.98.9", "1.104.7"])
+def start_each_derper(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> StartRelay:
+    """Return how to start derper, first the older release, then the newest."""
+    if request.param == "1.98.9":
+        return _starter(request.getfixturevalue("go_programs").derper, tmp_path_factory)
+    return _starter(request.getfixturevalue("newest_derper"), tmp_path_factory)
+
+
+def _starter(program: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     def start(
         *flags: str, tls: bool = False, **environment: str
     ) -> AbstractAsyncContextManager[Relay]:
         return running(
-            go_programs.derper,
-            tmp_path_factory.mktemp("derper"),
+            program,
+            tmp_path_factory.mktemp(program.name),
             *flags,
             tls=tls,
             environment=environment,
@@ -82,16 +109,4 @@ def fastderp_relay() -> Path:
 @pytest.fixture
 def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return how to start fastderp-relay; its flags are derper's."""
-
-    def start(
-        *flags: str, tls: bool = False, **environment: str
-    ) -> AbstractAsyncContextManager[Relay]:
-        return running(
-            fastderp_relay,
-            tmp_path_factory.mktemp("fastderp"),
-            *flags,
-            tls=tls,
-            environment=environment,
-        )
-
-    return start
+    return _starter(fastderp_relay, tmp_path_factory)

@@ -60,9 +60,9 @@ HTTP_DEVIATIONS = (
         "it is an unknown path like any other",
     ),
     Pages(
-        r"GET /derp%2Fprobe",
+        r"GET /(healthz|readyz|metrics)",
         (),
-        "an encoded slash separates nothing for Go's request router; here it is a slash, and no client encodes one",
+        "derper shows its home page; load balancers and scrapers would take the 200 for an answer",
     ),
     Pages(
         r"GET http://other\.example/nope\?q",
@@ -104,13 +104,12 @@ REFUSED_FLAGS = {
 
 # Metrics that only one of the two can have, by patterns of their names.
 THEIR_METRICS = {
-    r"go_.*|goroutines|memstats_.*": "the Go runtime's own numbers",
+    r"go_.*|goamd64_.*|goroutines|memstats_.*": "the Go runtime's own numbers",
     r"process_network_.*|process_virtual_memory_max_bytes": "of the machine's network interfaces and of limits that Go's client library "
     "reads; nothing about a relay",
 }
 OUR_METRICS = {
     r"fastderp_.*|process_threads": "what derper has no counterpart for",
-    r"node_boot_time_seconds": "of derper's monitoring (PROTOCOL 14), but not shown by the derper at hand",
 }
 
 # Seen by no comparison; tests of our own show these.

@@ -16,6 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 MODULE = Path(__file__).parent / "go"
+# derper 1.104.7 (PROTOCOL §22), in a module of its own: it needs a newer Go than the programs around 1.98.9.
+NEWEST_MODULE = Path(__file__).parent / "go_newest"
+NEWEST_GO = {"GOTOOLCHAIN": "go1.27.4", "GOFLAGS": "-mod=mod"}
 # derphttp's WebSocket dialler is compiled in by this tag and used when the environment asks for it.
 BUILD_TAGS = "ts_debug_websockets"
 # tailscaled with what a node in user space needs, and `tailscale` inside: half the time to build, and few other modules.
@@ -130,6 +133,13 @@ def build(into: Path) -> GoPrograms:
     )
 
 
+def build_newest_derper(into: Path) -> Path:
+    """Build derper 1.104.7; GoError as in `build_program`."""
+    return build_program(
+        into / "derper-newest", "tailscale.com/cmd/derper", module=NEWEST_MODULE, **NEWEST_GO
+    )
+
+
 def build_setecd(into: Path) -> Path:
     """Build tailscale's setec server from the same module; GoError as in `build_program`."""
     return build_program(into / "setecd", "./setecd")
@@ -143,8 +153,14 @@ def build_tailnet(into: Path) -> TailnetPrograms:
     )
 
 
-def build_program(program: Path, package: str, tags: Sequence[str] = ()) -> Path:
-    """Build one program of the module and return its path.
+def build_program(
+    program: Path,
+    package: str,
+    tags: Sequence[str] = (),
+    module: Path = MODULE,
+    **environment: str,
+) -> Path:
+    """Build one program of a module, with additions to the environment, and return its path.
 
     Raises GoError with the compiler's words when Go or its module cache is not up to it.
     """
@@ -159,7 +175,14 @@ def build_program(program: Path, package: str, tags: Sequence[str] = ()) -> Path
         package,
     ]
     try:
-        subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
+        subprocess.run(
+            command,
+            cwd=module,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+        )
     except FileNotFoundError:
         raise GoError("Go is not installed") from None
     except subprocess.CalledProcessError as error:

@@ -46,8 +46,8 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-async def relay(start_derper: StartRelay) -> AsyncIterator[Relay]:
-    async with start_derper() as relay:
+async def relay(start_each_derper: StartRelay) -> AsyncIterator[Relay]:
+    async with start_each_derper() as relay:
         yield relay
 
 
@@ -113,8 +113,8 @@ async def test_last_speaker_of_a_key_gets_its_packets(relay: Relay) -> None:
             assert (await next_of(active, ReceivedPacket)).source == peer.public_key
 
 
-async def test_tls_by_root_by_pin_and_not_without(start_derper: StartRelay) -> None:
-    async with start_derper(tls=True) as relay:
+async def test_tls_by_root_by_pin_and_not_without(start_each_derper: StartRelay) -> None:
+    async with start_each_derper(tls=True) as relay:
         async with logged_in(relay) as client:
             await client.note_preferred(True)
         async with HTTPClient(relay.url, NodePrivate.generate()) as stranger:
@@ -164,11 +164,11 @@ def mesh_key(tmp_path: Path) -> tuple[MeshKey, Path]:
 
 
 async def test_mesh_peers_watch_forward_and_close(
-    start_derper: StartRelay, mesh_key: tuple[MeshKey, Path]
+    start_each_derper: StartRelay, mesh_key: tuple[MeshKey, Path]
 ) -> None:
     key, path = mesh_key
     async with (
-        start_derper(f"-mesh-psk-file={path}") as relay,
+        start_each_derper(f"-mesh-psk-file={path}") as relay,
         logged_in(relay, mesh_key=key) as mesh,
     ):
         await mesh.watch_connection_changes()
@@ -202,7 +202,7 @@ class MovingRegion:
 
 
 async def test_watch_loop_finds_a_restarted_relay(
-    start_derper: StartRelay, mesh_key: tuple[MeshKey, Path]
+    start_each_derper: StartRelay, mesh_key: tuple[MeshKey, Path]
 ) -> None:
     key, path = mesh_key
     region = MovingRegion()
@@ -218,7 +218,10 @@ async def test_watch_loop_finds_a_restarted_relay(
         )
     )
     for _start in range(2):
-        async with start_derper(f"-mesh-psk-file={path}") as relay, asyncio.timeout(PATIENCE_S):
+        async with (
+            start_each_derper(f"-mesh-psk-file={path}") as relay,
+            asyncio.timeout(PATIENCE_S),
+        ):
             region.port = relay.port
             while not isinstance(report := await reports.get(), PeerPresent):
                 assert isinstance(report, DialError)
@@ -232,11 +235,11 @@ async def test_watch_loop_finds_a_restarted_relay(
     await loop
 
 
-async def test_restarted_relay_is_reached_by_the_next_call(start_derper: StartRelay) -> None:
+async def test_restarted_relay_is_reached_by_the_next_call(start_each_derper: StartRelay) -> None:
     region = MovingRegion()
     async with HTTPClient.for_region(region, NodePrivate.generate(), use_tls=False) as client:
         for generation in (1, 2):
-            async with start_derper() as relay:
+            async with start_each_derper() as relay:
                 region.port = relay.port
                 assert await client.recv_with_generation() == (ServerInfo(), generation)
             with pytest.raises(ConnectionClosed):

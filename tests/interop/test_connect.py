@@ -44,9 +44,12 @@ async def answer(relay: Relay, target: str) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("flags", [(), ("-ace",)], ids=["off", "on"])
 async def test_the_same_targets_are_refused(
-    start_derper: StartRelay, start_fastderp: StartRelay, flags: tuple[str, ...]
+    start_each_derper: StartRelay, start_fastderp: StartRelay, flags: tuple[str, ...]
 ) -> None:
-    async with start_derper(*flags, tls=True) as theirs, start_fastderp(*flags, tls=True) as ours:
+    async with (
+        start_each_derper(*flags, tls=True) as theirs,
+        start_fastderp(*flags, tls=True) as ours,
+    ):
         expected = {target: await answer(theirs, target) for target in TARGETS}
         assert {target: await answer(ours, target) for target in TARGETS} == expected
         words = b"Invalid CONNECT target\n" if flags else b"CONNECT not enabled\n"

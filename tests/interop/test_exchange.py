@@ -76,11 +76,11 @@ def assert_all_arrived(a: Result, b: Result, terms: Terms) -> None:
 
 @EVERY_WAY
 async def test_two_go_clients_exchange_packets_through_derper(
-    go_programs: GoPrograms, start_derper: StartRelay, transport: Transport
+    go_programs: GoPrograms, start_each_derper: StartRelay, transport: Transport
 ) -> None:
     """The measure itself: what tailscale's own programs do among themselves."""
     run = terms(2_000)
-    async with start_derper(tls=transport.is_tls) as relay:
+    async with start_each_derper(tls=transport.is_tls) as relay:
         assert_all_arrived(
             *await exchange_between_go_clients(go_programs, relay, transport, run), run
         )
@@ -88,10 +88,10 @@ async def test_two_go_clients_exchange_packets_through_derper(
 
 @EVERY_WAY
 async def test_a_go_client_and_ours_exchange_packets_through_derper(
-    go_programs: GoPrograms, start_derper: StartRelay, transport: Transport
+    go_programs: GoPrograms, start_each_derper: StartRelay, transport: Transport
 ) -> None:
     run = terms(20_000)
-    async with start_derper(tls=transport.is_tls) as relay:
+    async with start_each_derper(tls=transport.is_tls) as relay:
         assert_all_arrived(
             *await exchange_between_go_and_ours(go_programs, relay, transport, run), run
         )

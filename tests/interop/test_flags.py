@@ -12,7 +12,6 @@ from fastderp.cli.flags import Flag, boolean, duration, integer, number
 
 from .conftest import StartRelay
 from .deviations import OUR_FLAGS, REFUSED_FLAGS
-from .gokit import GoPrograms
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -44,9 +43,9 @@ def is_default(flag: Flag, text: str) -> bool:
     )
 
 
-def test_every_flag_of_derper_is_ours_with_its_kind_and_default(go_programs: GoPrograms) -> None:
+def test_every_flag_of_derper_is_ours_with_its_kind_and_default(newest_derper: Path) -> None:
     ours = {flag.name: flag for flag in flag_table(os.environ)}
-    theirs = flags_of(go_programs.derper)
+    theirs = flags_of(newest_derper)
     assert len(theirs) >= 30
     assert theirs.keys() <= ours.keys()
     wrong = {

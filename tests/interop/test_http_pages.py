@@ -76,7 +76,15 @@ UNCLEAN_PATHS = (
     "/nope/.",
     "/%2e%2e/derp",
 )
-ENCODED_PATHS = ("/derp%2Fprobe", "/%64erp/probe", "/a%20b?c=d", "/?q=%00", "/n%C3%B6")
+ENCODED_PATHS = (
+    "/derp%2Fprobe",
+    "/derp%2fprobe",
+    "/%64erp/probe",
+    "/a%20b?c=d",
+    "/?q=%00",
+    "/n%C3%B6",
+)
+PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
 GO_PATHS = ("/debug/pprof/", "/debug/gc", "/debug/set-mutex-profile-fraction")
 DEBUG_PATHS = (
     *("/debug?debugkey=s3cret", "/debug/?debugkey=wrong", "/debug?", "/?debugkey=s3cret"),
@@ -137,7 +145,7 @@ def questions() -> Iterator[Question]:
         yield Question(path, version="1.0", headers=("Connection: keep-alive",))
         yield Question(path, headers=("Connection: close",))
         yield Question(path, headers=("Connection: Keep-Alive",))
-    for path in (*UNCLEAN_PATHS, *ENCODED_PATHS, *DEBUG_PATHS, *GO_PATHS):
+    for path in (*UNCLEAN_PATHS, *ENCODED_PATHS, *PROBED_PATHS, *DEBUG_PATHS, *GO_PATHS):
         yield Question(path)
     yield Question("http://other.example/nope?q")
     yield Question("http://other.example")

@@ -34,6 +34,7 @@ EDGES = [
     '{"version":true}', '{"version":[]}', '{"version":{}}', '{"CanAckPings":true}', '{"canackpings":null}', '{"CanAckPings":1}',
     '{"CanAckPings":"true"}', '{"IsProber":false}', '{"IsProber":{}}', '{"AppName":"x"}', '{"AppName":null}',
     '{"AppName":"\\ud800"}', '{"AppName":"\\u00"}', '{"AppName":"\\x41"}', '{"AppName":"\n"}', '{"AppName":"\x7f"}',
+    f'{{"AppName":"{"x" * 32}"}}', f'{{"AppName":"{"x" * 33}"}}', '{"AppName":"a~ "}', '{"AppName":"\\u00e9"}', '{"AppName":"\\u001f"}',
     '{"later":NaN}', '{"later":Infinity}', '{"later":-Infinity}', '{"later":nan}', '{"later":"\ud7ff"}', '{"":""}',
     '\ufeff{"version":2}', '{"version":2}//', '{"a":{"version":"x"}}', '{"a":[{"version":"x"}]}',
     f'{{"meshKey":"{HEX}"}}', f'{{"MESHKEY":"{HEX.upper()}"}}', f'{{"meshKey":"{HEX}0"}}', f'{{"meshKey":"{HEX[1:]}"}}',
@@ -42,8 +43,10 @@ EDGES = [
     f'{{"meshKey":"{HEX}","meshKey":null}}', '{"a":' * 500 + "1" + "}" * 500, "[" * 100_000, '{"a":' * 40_000,
 ]  # fmt: skip
 
-# Not AppName: the derper at hand is older than that member and takes any type for it.
-NAMES = ["meshKey", "version", "CanAckPings", "IsProber", "VERSION", "meshkey", "isprober", "x"]
+NAMES = [
+    *("meshKey", "version", "CanAckPings", "IsProber", "AppName"),
+    *("VERSION", "meshkey", "isprober", "appname", "x"),
+]
 VALUES = [
     "null",
     "true",

@@ -1,4 +1,4 @@
-"""Two derpers and two fastderp relays in one region, with a Go client on each."""
+"""Two derpers, of two releases, and two fastderp relays in one region, with a Go client on each."""
 
 import asyncio
 import itertools
@@ -16,16 +16,18 @@ from .test_region import a_client_on_each_node, derpprobe, every_probe
 # Building the Go programs for the first time takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
-MEMBERS = "dfdf"
+# The older derper, the newest one, and two of ours between them.
+MEMBERS = "dfnf"
 # A relay that was down is dialled again after 5 s at most.
 TRUTH_WITHIN_S = 10.0
 POLL_S = 0.2
 
 
 @pytest.fixture
-def programs(go_programs: GoPrograms, fastderp_relay: Path) -> list[Path]:
-    """Return a relay for each member: d(erper) or f(astderp)."""
-    return [{"d": go_programs.derper, "f": fastderp_relay}[member] for member in MEMBERS]
+def programs(go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path) -> list[Path]:
+    """Return a relay for each member: d(erper 1.98.9), n(ewest derper) or f(astderp)."""
+    known = {"d": go_programs.derper, "n": newest_derper, "f": fastderp_relay}
+    return [known[member] for member in MEMBERS]
 
 
 def counts(region: Region, i: int) -> tuple[int, int]:

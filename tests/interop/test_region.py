@@ -23,9 +23,11 @@ RESEND_S = 0.2
 
 
 @pytest.fixture
-def programs(go_programs: GoPrograms, fastderp_relay: Path) -> dict[str, Path]:
-    """Return the relays that regions in this module are spelled with: d(erper) and f(astderp)."""
-    return {"d": go_programs.derper, "f": fastderp_relay}
+def programs(
+    go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path
+) -> dict[str, Path]:
+    """Return the relays that regions are spelled with: d(erper 1.98.9), n(ewest derper), f(astderp)."""
+    return {"d": go_programs.derper, "n": newest_derper, "f": fastderp_relay}
 
 
 async def derpprobe(go: GoPrograms, region: Region) -> dict[str, str]:
@@ -106,7 +108,7 @@ async def test_derpprobe_finds_everything_good(
         assert await derpprobe(go_programs, region) == dict.fromkeys(every_probe(region), "good")
 
 
-@pytest.mark.parametrize("members", ["dd"])
+@pytest.mark.parametrize("members", ["dd", "nf"])
 async def test_clients_reach_each_other_across_nodes_and_learn_of_departures(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path, members: str
 ) -> None:
@@ -120,7 +122,7 @@ async def test_clients_reach_each_other_across_nodes_and_learn_of_departures(
                 assert (gone["peer"], gone["reason"]) == (leaving.key, 0)
 
 
-@pytest.mark.parametrize("members", ["dd"])
+@pytest.mark.parametrize("members", ["dd", "nf"])
 async def test_a_killed_node_comes_back_into_its_region(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path, members: str
 ) -> None:

@@ -59,9 +59,9 @@ async def test_a_go_client_over_websocket_and_one_without_exchange_packets(
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("kind", ["derper", "fastderp"])
 async def test_our_client_over_websocket_and_one_without_exchange_packets(
-    start_derper: StartRelay, start_fastderp: StartRelay, kind: str, tls: bool
+    start_each_derper: StartRelay, start_fastderp: StartRelay, kind: str, tls: bool
 ) -> None:
-    async with {"derper": start_derper, "fastderp": start_fastderp}[kind](tls=tls) as relay:
+    async with {"derper": start_each_derper, "fastderp": start_fastderp}[kind](tls=tls) as relay:
         inside = HTTPClient(
             relay.url.replace("http", "ws", 1), NodePrivate.generate(), cafile=relay.root
         )
@@ -81,9 +81,9 @@ async def test_our_client_over_websocket_and_one_without_exchange_packets(
 
 @pytest.mark.parametrize("kind", ["derper", "fastderp"])
 async def test_our_client_is_told_of_every_end_over_websocket_as_without(
-    start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path, kind: str
+    start_each_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path, kind: str
 ) -> None:
-    start = {"derper": start_derper, "fastderp": start_fastderp}[kind]
+    start = {"derper": start_each_derper, "fastderp": start_fastderp}[kind]
     async with start("-verify-clients", f"-socket={tmp_path / 'nobody'}") as relay:
         async with HTTPClient(
             relay.url.replace("http", "ws", 1), NodePrivate.generate()

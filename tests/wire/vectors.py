@@ -49,12 +49,13 @@ PONG_FRAME = wire("13 00000008 0102030405060708")
 
 # PeerPresent of 127.0.0.1:48620 for CLIENT_PUBLIC, a regular client.
 PEER_PRESENT_FRAME = wire("""
-    09 00000033                         # PeerPresent, 51 bytes
+    09 00000036                         # PeerPresent, 54 bytes
     5869aff450549732cbaaed5e5df9b30a    # peer
     6da31cb0e5742bad5ad4a1a768f1a67b
     00000000000000000000ffff 7f000001   # ::ffff:127.0.0.1
     bdec                                # port
     01                                  # regular
+    02 6f6b                             # AppName "ok"
 """)
 PEER_GONE_NOT_HERE_FRAME = wire("""
     08 00000021                         # PeerGone, 33 bytes

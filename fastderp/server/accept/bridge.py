@@ -23,6 +23,14 @@ FAREWELL_S = 2.0
 # What the messages that clients have begun and not finished may take together; each is limited besides.
 HELD_LIMIT_BYTES = 64 << 20
 
+# The data plane lets the kernel hold 128 KiB that a client has not taken, in one socket. A bridge shares them between two: beyond the
+# first, the sealed bytes; before it, what the plane has written. More would only be stale packets.
+UNSENT_BYTES = 64 << 10
+PAIR_BYTES = 32 << 10  # the kernel doubles it, for its own overhead
+# Unread bytes the kernel may hold of a client that is near, as the data plane has it.
+NEAR_RECEIVE_BYTES = 212_992
+NEAR_US = 2000
+
 
 class Bridge:
     """Two streams, each fed by the other through the channel; ends itself when either side does."""
@@ -214,6 +222,8 @@ class Bridges:
         """
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PAIR_BYTES)
+        outside.limit_kernel(UNSENT_BYTES, NEAR_RECEIVE_BYTES, NEAR_US)
         bridge = Bridge(self._poller, outside, channel, ours, self._forget, self._hold, tls_version)
         self._bridges.add(bridge)
         return theirs.detach(), bridge

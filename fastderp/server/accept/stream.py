@@ -19,6 +19,9 @@ EVENTS_PER_TURN = 64
 # So many sockets ready at once: a storm.
 BUSY_EVENTS = 4
 
+# Linux's number; Python's socket module has it from 3.12 on.
+TCP_NOTSENT_LOWAT = 25
+
 # Where tcpi_rtt, tcpi_bytes_received and tcpi_bytes_sent are in Linux's struct tcp_info.
 _RTT_AT = 68
 _RECEIVED_AT = 128
@@ -145,6 +148,16 @@ class Stream:
         except OSError:
             return None
         return int.from_bytes(info[at:], sys.byteorder) if len(info) == at + n_bytes else None
+
+    def limit_kernel(self, unsent_bytes: int, near_receive_bytes: int, near_us: int) -> None:
+        """Bound what the kernel queues: unsent output, and unread input of peers within a round-trip time of near_us.
+
+        A peer further away needs the receive buffer that the kernel finds for it. A no-op for what is not TCP.
+        """
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent_bytes)
+            if (self.round_trip_us() or 0) <= near_us:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, near_receive_bytes)
 
     def resume(self) -> None:
         """Read from now on."""

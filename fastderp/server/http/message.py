@@ -49,6 +49,7 @@ PLAIN_HTTP_ON_TLS_PORT = (
 )
 
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
 _CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -74,7 +75,7 @@ class Request:
 
     Args:
         method: one of METHODS.
-        path: percent-decoded, without query; "" for CONNECT.
+        path: percent-decoded except for encoded slashes ("%2F"), without query; "" for CONNECT.
         query: as sent, without the question mark.
         version: "1.0" or "1.1".
         headers: (lower-case name, value) in the order sent.
@@ -219,14 +220,17 @@ class HeadParser:
 
 
 def _split_target(target: bytes) -> tuple[str, str]:
-    """Return (decoded path, raw query) of an origin-form or absolute-form target."""
+    """Return (decoded path, raw query) of an origin-form or absolute-form target.
+
+    An encoded slash separates no segments and stays encoded: "/derp%2fprobe" is not "/derp/probe".
+    """
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
         raise BadRequest(400, "malformed request target") from None
     path = (url.path or b"/").decode("latin-1")
     if "%" in path:
-        path = unquote(path, errors="replace")
+        path = "%2F".join(unquote(part, errors="replace") for part in _ENCODED_SLASH.split(path))
     return path, (url.query or b"").decode("latin-1")
 
 
@@ -407,6 +411,10 @@ class Routes:
         return (handler or self.fallback)(request)
 
 
+# What load balancers and scrapers ask for. The home page's 200 would tell them that it exists.
+PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
+
+
 def relay_routes(site: Site) -> Routes:
     """Build the table of the main listener (PROTOCOL §9.2); add the debug pages under the prefix "/debug/"."""
     return Routes(
@@ -422,8 +430,9 @@ def relay_routes(site: Site) -> Routes:
             "/robots.txt": robots,
             pages.STYLE_PATH: stylesheet,
             "/debug": to_debug,
+            **dict.fromkeys(PROBED_PATHS, not_found),
         },
-        prefixes={"/debug/": lambda request: text_error(404, "404 page not found")},
+        prefixes={"/debug/": not_found},
     )
 
 
@@ -439,6 +448,11 @@ def http_port_routes(site: Site, relay: Routes) -> Routes:
 def upgrade_required(request: Request) -> Response:
     """Answer a request for /derp that asks for no upgrade we have."""
     return text_error(426, "DERP requires connection upgrade")
+
+
+def not_found(request: Request) -> Response:
+    """Answer a path that has no page."""
+    return text_error(404, "404 page not found")
 
 
 def probe(request: Request) -> Response:
@@ -502,8 +516,4 @@ def to_https(site: Site, request: Request) -> Response:
 
 def refuse_connect(request: Request) -> Response:
     """Refuse to be a forward proxy (PROTOCOL §9.8)."""
-    return (
-        text_error(403, "CONNECT not enabled")
-        if request.secure
-        else text_error(404, "404 page not found")
-    )
+    return text_error(403, "CONNECT not enabled") if request.secure else not_found(request)

@@ -82,8 +82,7 @@ DIGITS = "ab" * 32
         ('{"version":-9223372036854775808}', ClientInfo(version=-(2**63))),
         ('{"version":2,"later":{"version":"x"},"list":[{"a":1}],"n":1.5}', ClientInfo()),
         ('{"CanAckPings":null,"IsProber":null,"AppName":null}', ClientInfo(version=0)),
-        ('{"IsProber":false,"AppName":"a\\u00e9"}', ClientInfo(version=0, app_name="aé")),
-        ('{"AppName":"\\ud800"}', ClientInfo(version=0, app_name="?")),
+        ('{"IsProber":false,"AppName":"a\\u0062 ~"}', ClientInfo(version=0, app_name="ab ~")),
         (f'{{"meshKey":"{DIGITS}"}}', ClientInfo(version=0, mesh_key=MESH_KEY)),
         (f'{{"MeshKey":"{DIGITS.upper()}"}}', ClientInfo(version=0, mesh_key=MESH_KEY)),
         (f'{{"meshKey":"{"0" * 64}"}}', ClientInfo(version=0)),
@@ -94,9 +93,44 @@ def test_client_info_is_read_as_leniently_as_the_reference(text: str, info: Clie
 
 
 def test_bytes_that_are_not_utf8_are_allowed_inside_strings_only() -> None:
-    assert login.parse_client_info(b'{"AppName":"\xff"}').app_name == "\ufffd"
+    assert login.parse_client_info(b'{"version":2,"later":"\xff"}') == ClientInfo()
     with pytest.raises(LoginError):
         login.parse_client_info(b'{"version":2}\xff')
+
+
+@pytest.mark.parametrize("name", ["", "tailscaled", " ~", "x" * 32])
+def test_an_app_name_of_up_to_32_printable_ascii_characters_is_taken(name: str) -> None:
+    text = json.dumps({"AppName": name}).encode()
+    assert login.parse_client_info(text).app_name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"AppName":"' + b"x" * 33 + b'"}',
+        b'{"AppName":"a\\u00e9"}',
+        b'{"AppName":"\\ud800"}',
+        b'{"AppName":"\\n"}',
+        b'{"AppName":"\\u001f"}',
+        b'{"AppName":"\x7f"}',
+        b'{"AppName":"\xff"}',
+    ],
+)
+def test_an_app_name_that_is_long_or_not_printable_is_refused(text: bytes) -> None:
+    with pytest.raises(LoginError) as caught:
+        login.parse_client_info(text)
+    assert caught.value.reason == "app_name"
+    assert "32 printable ASCII characters" in str(caught.value)
+
+
+def test_only_app_names_of_the_list_are_disallowed() -> None:
+    disallowed = ("noisy", " spaced ")
+    for name in ("", "noisy2", "NOISY", "spaced"):
+        login.check_app_name_allowed(ClientInfo(app_name=name), disallowed)
+    for name in disallowed:
+        with pytest.raises(LoginError, match=f'"{name}" is not allowed') as caught:
+            login.check_app_name_allowed(ClientInfo(app_name=name), disallowed)
+        assert caught.value.reason in login.REASONS
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ LOOPBACK = bytes(10) + b"\xff\xff\x7f\0\0\1"
         (frame(FrameType.PING, bytes(range(1, 9))), vectors.PING_FRAME),
         (frame(FrameType.PONG, bytes(range(1, 9))), vectors.PONG_FRAME),
         (
-            frame(FrameType.PEER_PRESENT, peer_present_payload(PEER.raw, LOOPBACK, 48620, 1)),
+            frame(
+                FrameType.PEER_PRESENT, peer_present_payload(PEER.raw, LOOPBACK, 48620, 1, b"ok")
+            ),
             vectors.PEER_PRESENT_FRAME,
         ),
         (
@@ -73,7 +75,7 @@ def test_header_is_a_type_and_a_big_endian_length() -> None:
         ),
         (
             FrameType.PEER_PRESENT,
-            PEER.raw + IPv6Address("2001:db8::1").packed + b"\0\x50\x0elater",
+            PEER.raw + IPv6Address("2001:db8::1").packed + b"\0\x50\x0e",
             PeerPresent(
                 PEER,
                 IPv6Address("2001:db8::1"),
@@ -82,6 +84,14 @@ def test_header_is_a_type_and_a_big_endian_length() -> None:
             ),
         ),
         (FrameType.PEER_PRESENT, PEER.raw + bytes(19), PeerPresent(PEER, None, 0)),
+        (FrameType.PEER_PRESENT, PEER.raw + bytes(20), PeerPresent(PEER, None, 0)),
+        (
+            FrameType.PEER_PRESENT,
+            PEER.raw + bytes(19) + b"\x02oklater",
+            PeerPresent(PEER, app_name="ok"),
+        ),
+        # A name that is cut, or something else behind the flags.
+        (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x09later", PeerPresent(PEER)),
         (FrameType.PING, b"12345678later", Ping(b"12345678")),
         (FrameType.PONG, b"12345678", Pong(b"12345678")),
         (FrameType.HEALTH, b"two of you", Health("two of you")),

@@ -174,6 +174,8 @@ def test_too_many_headers_are_refused_with_431() -> None:
         (b"/%64erp?x=%20y", "/derp", "x=%20y"),
         (b"http://derp.example.com:80/derp/probe", "/derp/probe", ""),
         (b"http://derp.example.com", "/", ""),
+        (b"/derp%2fprobe", "/derp%2Fprobe", ""),
+        (b"/a%20b%2Fc%2fd?q=%2f", "/a b%2Fc%2Fd", "q=%2f"),
     ],
 )
 def test_targets_are_read_in_every_form(target: bytes, path: str, query: str) -> None:
@@ -305,7 +307,15 @@ def test_crawlers_are_turned_away() -> None:
     assert headers["X-Frame-Options"] == "DENY"
 
 
-@pytest.mark.parametrize("path", ["/", "/derp/", "/derp/x", "/nope", "/index.html"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_health_checks_and_scrapers_do_not_take_the_home_page_for_an_answer(path: str) -> None:
+    for routes in (relay(), relay(home="blank"), relay(derp=False)):
+        assert answer(get(path), routes)[0] == "HTTP/1.1 404 Not Found"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/derp/", "/derp/x", "/derp%2fprobe", "/nope", "/index.html"]
+)
 def test_every_other_path_shows_the_home_page_with_security_headers(path: str) -> None:
     status, headers, body = answer(get(path))
     assert status == "HTTP/1.1 200 OK"
