@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,7 @@ class Server:
         prober_logs: log who comes and goes of the clients that say they are probers, however many.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
+        disallowed_app_names: refuse clients with one of these AppNames, mesh peers excepted, before `verify` is asked. PROTOCOL §22.
 
     Raises ValueError for values that make no sense, and `dataplane.plane.PlaneError`, a DerpError, when memory or descriptors are out.
     """
@@ -99,6 +100,7 @@ class Server:
         prober_logs: bool = False,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
+        disallowed_app_names: Collection[str] = (),
     ) -> None:
         if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
             raise ValueError(
@@ -126,6 +128,7 @@ class Server:
             self._client_rate,
             self._duplicates,
             verify,
+            disallowed_app_names,
         )
         self._embedded = EmbeddedSessions(self._registrar)
         self._round_trips = (
@@ -528,7 +531,7 @@ class Server:
         for event in self._plane.events():
             if isinstance(event, ClosedEvent):
                 self._journal.note_closed(event)
-                self._registrar.ended(event.handle)
+                self._registrar.ended(event.handle, event.reason)
                 if self._duplicates is not None:
                     self._duplicates.left(event.key, event.handle)
                 self._region.closed(event)

@@ -423,3 +423,19 @@ def test_a_peer_is_dropped_from_python_once_it_is_logged_in(start_relay: StartRe
     assert alive == []
     for peer in peers:
         peer.close()
+
+
+def test_clients_with_a_disallowed_or_malformed_app_name_are_closed_counted_and_logged(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay(disallowed_app_names=["noisy"])
+    for name in (b"noisy", b"x" * 33):
+        with relay.connect() as peer:
+            peer.upgrade(relay.server.public_key)
+            json = b'{"version":2,"AppName":"' + name + b'"}'
+            peer.send(client_info(peer.key, relay.server.public_key, json))
+            assert peer.is_closed()
+    relay.login(json=b'{"version":2,"AppName":"noisy2"}').close()
+    assert relay.refused() == {"login_app_name_disallowed": 1, "login_app_name": 1}
+    assert 'refused at login: the app name "noisy" is not allowed' in caplog.text

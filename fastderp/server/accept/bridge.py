@@ -87,11 +87,17 @@ class Bridge:
         """Have the goodbye say that it is the relay which goes."""
         leave(self._channel)
 
-    def session_ended(self) -> None:
-        """Note that the data plane has closed its end: the client gets FAREWELL_S for what it has not read yet.
+    def session_ended(self, reason: str) -> None:
+        """Note that the data plane has closed its end: the client gets FAREWELL_S to read the rest.
 
-        A client that reads nothing would never let us see that end.
+        A client that was closed because it reads nothing has had its time and is closed at once.
         """
+        if reason == "write_timeout":
+            self.close()
+        else:
+            self._start_farewell()
+
+    def _start_farewell(self) -> None:
         if self._deadline is None and not self._outside.closed:
             self._deadline = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
 
@@ -178,7 +184,7 @@ class Bridge:
         self._inside.close()
         self._said_goodbye = True
         self._count_held(0)
-        self.session_ended()
+        self._start_farewell()
         self._outside.on_bytes = _ignore
         self._outside.resume()
         if self._outside.send(close_notify(self._channel)):

@@ -5,7 +5,7 @@ Sans I/O: bytes in, bytes and the next step out. The caller owns the stream, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 
 from fastderp.errors import LoginError
@@ -14,6 +14,7 @@ from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import (
     ClientInfo,
     ClientLogin,
+    check_app_name_allowed,
     check_client_info_header,
     open_client_info,
     server_key_frame,
@@ -49,6 +50,7 @@ class LoginTerms:
         private_key: the relay's identity.
         is_mesh_peer: whether a ClientInfo shows the region's secret.
         server_info: the limits to announce to a client.
+        disallowed_app_names: clients other than mesh peers with one of these AppNames are refused. PROTOCOL §22.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class LoginTerms:
         private_key: NodePrivate,
         is_mesh_peer: Callable[[ClientInfo], bool],
         server_info: Callable[[], ServerInfo],
+        disallowed_app_names: Collection[str] = (),
     ) -> None:
         self.private_key = private_key
         self.is_mesh_peer = is_mesh_peer
         self.server_info = server_info
+        self.disallowed_app_names = frozenset(disallowed_app_names)
         # Whether admission has to be asked about clients other than mesh peers.
         self.asks_admission = False
         public_key = private_key.public_key
@@ -126,9 +130,11 @@ class DerpLogin:
             if payload is None:
                 return Step.READ
             self._client = open_client_info(self._terms.private_key, payload)
+            self.is_mesh_peer = self._terms.is_mesh_peer(self._client.info)
+            if not self.is_mesh_peer:
+                check_app_name_allowed(self._client.info, self._terms.disallowed_app_names)
         except LoginError as error:
             return self._refuse(error.reason, str(error))
-        self.is_mesh_peer = self._terms.is_mesh_peer(self._client.info)
         if self._terms.asks_admission and not self.is_mesh_peer:
             return Step.ASK
         return self._admit()

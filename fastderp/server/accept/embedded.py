@@ -95,7 +95,7 @@ class EmbeddedSessions:
             first=login.take_output(),
             opened=login.rest,
             mesh=login.is_mesh_peer,
-            on_end=ended.set,
+            on_end=lambda reason: ended.set(),
         )
         await _pump(reader, writer, ours, ended)
 

@@ -6,7 +6,7 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from fastderp.dataplane.plane import Plane, PlaneError
 from fastderp.errors import LoginError
@@ -41,6 +41,7 @@ class Registrar:
         client_rate: the rate limit that each client is told.
         duplicates: tells clients that share a key; None to tell none.
         verify: admission; None to let every client in.
+        disallowed_app_names: clients with one of these AppNames are refused. PROTOCOL §22.
     """
 
     def __init__(
@@ -52,9 +53,12 @@ class Registrar:
         client_rate: ClientRate,
         duplicates: Duplicates | None,
         verify: Verify | None,
+        disallowed_app_names: Collection[str] = (),
     ) -> None:
         self.connection_log = connection_log
-        self.login_terms = LoginTerms(private_key, region.is_mesh_peer, client_rate.server_info)
+        self.login_terms = LoginTerms(
+            private_key, region.is_mesh_peer, client_rate.server_info, disallowed_app_names
+        )
         self.login_memory = LoginMemory()
         # Made by `open`, which knows the loop.
         self.loop: asyncio.AbstractEventLoop
@@ -64,7 +68,7 @@ class Registrar:
         self._plane = plane
         self._region = region
         self._duplicates = duplicates
-        self._on_end: dict[int, Callable[[], None]] = {}
+        self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
 
     @property
@@ -112,7 +116,7 @@ class Registrar:
         records: RecordLayer | None = None,
         mesh: bool = False,
         not_ideal: bool = False,
-        on_end: Callable[[], None] | None = None,
+        on_end: Callable[[str], None] | None = None,
         own_rtt: bool = False,
     ) -> int:
         """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
@@ -123,7 +127,7 @@ class Registrar:
             first: frames to write before any other.
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
-            on_end: called when the session is over; not when it never began.
+            on_end: called with the reason when the session is over; not when it never began.
             own_rtt: its round-trip time is measured by `Bridges.round_trips_us` instead of the data plane.
         """
         addr = address_bytes(remote[0])
@@ -157,8 +161,8 @@ class Registrar:
         )
         return handle
 
-    def ended(self, handle: int) -> None:
-        """Call the `on_end` that a session was promoted with."""
+    def ended(self, handle: int, reason: str) -> None:
+        """Call the `on_end` that a session was promoted with; `reason` is one of `CLOSE_REASONS`."""
         on_end = self._on_end.pop(handle, None)
         if on_end is not None:
-            on_end()
+            on_end(reason)

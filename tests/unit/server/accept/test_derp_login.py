@@ -25,8 +25,11 @@ def make(
     fast_start: bool = True,
     asks_admission: bool = False,
     reserve: Callable[[int], bool] = lambda n_bytes: True,
+    disallowed_app_names: tuple[str, ...] = (),
 ) -> DerpLogin:
-    terms = LoginTerms(SERVER, lambda info: info.mesh_key == MESH_KEY, lambda: LIMITS)
+    terms = LoginTerms(
+        SERVER, lambda info: info.mesh_key == MESH_KEY, lambda: LIMITS, disallowed_app_names
+    )
     terms.asks_admission = asks_admission
     return DerpLogin(terms, fast_start=fast_start, reserve=reserve)
 
@@ -75,6 +78,22 @@ def test_a_pipelined_login_is_answered_in_one_piece_and_its_packets_are_kept() -
     assert answer.startswith(SERVER_KEY)
     opened_server_info(answer[len(SERVER_KEY) :])
     assert one.rest == b"packets"
+
+
+def test_a_disallowed_app_name_is_refused_before_admission_is_asked_and_mesh_peers_are_exempt() -> (
+    None
+):
+    for info, step in (
+        (ClientInfo(app_name="noisy"), Step.REFUSE),
+        (ClientInfo(app_name="quiet"), Step.ASK),
+        (ClientInfo(), Step.ASK),
+        (ClientInfo(app_name="noisy", mesh_key=MESH_KEY), Step.ADMIT),
+    ):
+        one = make(asks_admission=True, disallowed_app_names=("noisy",))
+        one.feed(client_info(info))
+        assert one.step() is step, info
+        if step is Step.REFUSE:
+            assert one.reason == "app_name_disallowed" and '"noisy"' in one.detail
 
 
 def test_admission_is_asked_about_clients_and_its_no_is_the_end() -> None:
