@@ -197,6 +197,14 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             ADMISSION,
         ),
         Flag(
+            "disallow-app-names",
+            str,
+            "",
+            "refuse clients that call their program by one of these names; commas between",
+            "NAMES",
+            ADMISSION,
+        ),
+        Flag(
             "mesh-psk-file",
             str,
             default_mesh_psk_file(environment),
@@ -333,6 +341,7 @@ class AdmissionConfig:
     recheck_s: float = 0.0  # 0: never
     allow_file: Path | None = None
     deny_file: Path | None = None
+    disallowed_app_names: tuple[str, ...] = ()
 
     @property
     def everybody(self) -> bool:
@@ -505,6 +514,7 @@ def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
         recheck_s=_not_negative("verify-interval", values["verify-interval"]),
         allow_file=Path(values["allow-keys"]) if values["allow-keys"] else None,
         deny_file=Path(values["deny-keys"]) if values["deny-keys"] else None,
+        disallowed_app_names=_literal_list(values["disallow-app-names"]),
     )
 
 
@@ -537,6 +547,11 @@ def _home(text: str) -> str:
 def _list(text: str) -> tuple[str, ...]:
     """Split a list with commas."""
     return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _literal_list(text: str) -> tuple[str, ...]:
+    """Split a list with commas as derper does: spaces count, and an empty item is one (PROTOCOL §22)."""
+    return tuple(text.split(",")) if text else ()
 
 
 def _workers(value: int) -> int:

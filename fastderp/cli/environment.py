@@ -16,6 +16,7 @@ DEBUG_LOGS = "DERP_DEBUG_LOGS"
 PROBER_LOGS = "DERP_PROBER_DEBUG_LOGS"
 NO_RTT_STATS = "TS_DERP_DISABLE_RTT_STATS"
 QUEUE_DEPTH = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH"
+SENDER_CARDINALITY = "TS_DERP_SENDER_CARDINALITY"
 VERBOSE_DROPS = "TS_DEBUG_VERBOSE_DROPS"
 
 MAX_QUEUE_DEPTH = 1 << 20
@@ -30,7 +31,8 @@ class Environment:
         debug_logs: log more about every client.
         prober_logs: log more about clients that say they are probers.
         rtt_stats: look at round-trip times.
-        queue_packets: how many packets of a kind wait for a client; 0 when not given.
+        queue_packets: how many packets of a kind wait for a client; 0 when not given, or not positive.
+        sender_cardinality: estimate how many peers have sent to each client.
         watched_drops: keys; dropped packets for them are logged.
     """
 
@@ -39,6 +41,7 @@ class Environment:
     rtt_stats: bool = True
     queue_packets: int = 0
     watched_drops: tuple[NodePublic, ...] = ()
+    sender_cardinality: bool = False
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> Environment:
@@ -49,6 +52,7 @@ class Environment:
             rtt_stats=not _switch(variables, NO_RTT_STATS),
             queue_packets=_queue_packets(variables),
             watched_drops=_watched_drops(variables),
+            sender_cardinality=_switch(variables, SENDER_CARDINALITY),
         )
 
 
@@ -62,11 +66,11 @@ def _switch(variables: Mapping[str, str], name: str) -> bool:
 def _queue_packets(variables: Mapping[str, str]) -> int:
     try:
         depth = integer(variables.get(QUEUE_DEPTH) or "0")
-        if not 0 <= depth <= MAX_QUEUE_DEPTH:
+        if depth > MAX_QUEUE_DEPTH:
             raise ValueError(f"want 1 to {MAX_QUEUE_DEPTH} packets")
     except ValueError as error:
         raise ConfigError(f"${QUEUE_DEPTH}: {error}") from None
-    return depth
+    return max(0, depth)
 
 
 def _watched_drops(variables: Mapping[str, str]) -> tuple[NodePublic, ...]:

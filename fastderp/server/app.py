@@ -152,6 +152,7 @@ async def _start(
             queue_packets=environment.queue_packets,
             watched_drops=environment.watched_drops,
             prober_logs=environment.prober_logs,
+            disallowed_app_names=config.admission.disallowed_app_names,
         )
     )
     tunnels = Tunnels() if config.ace else None
@@ -357,6 +358,9 @@ def _announce(
             ", -".join(config.idle_certificate_flags),
         )
     log.info("admission: %s", admission or "anybody")
+    if config.admission.disallowed_app_names:
+        names = ", ".join(f'"{printable(name)}"' for name in config.admission.disallowed_app_names)
+        log.info("refused app names: %s", names)
     if region.keys:
         log.info("%s", region)
     if config.address_overridden:

@@ -25,13 +25,15 @@ def base(tmp_path: Path) -> tuple[str, ...]:
     return (*QUIET, "-c", str(tmp_path / "relay.key"))
 
 
-def log_in(running: RunningRelay, key: NodePrivate | None = None) -> Peer | None:
+def log_in(
+    running: RunningRelay, key: NodePrivate | None = None, json: bytes = b'{"version":2}'
+) -> Peer | None:
     """Log in; return None when the relay closes instead of answering."""
     peer = Peer.connect("127.0.0.1", running.port, None, 20)
     peer.key = key or peer.key
     public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
     peer.upgrade(public)
-    peer.send(client_info(peer.key, public))
+    peer.send(client_info(peer.key, public, json))
     try:
         peer.read_server_info(public)
     except EOFError:
@@ -62,6 +64,22 @@ def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[st
         assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in numbers
         assert 'fastderp_closed_total{reason="admission_denied"} 1\n' in numbers
     assert {question["Source"] for question in service.questions()} == {"127.0.0.1"}
+
+
+def test_a_disallowed_app_name_is_refused_and_the_admission_url_not_asked(
+    base: tuple[str, ...],
+) -> None:
+    with serving(ok({"Allow": True})) as service:
+        flags = ("-verify-client-url", service.url, "-disallow-app-names", "noisy,loud one")
+        with relay(*base, *flags) as running:
+            assert 'refused app names: "noisy", "loud one"' in running.said
+            for name in (b"noisy", b"loud one"):
+                assert log_in(running, json=b'{"AppName":"' + name + b'"}') is None
+            assert not service.questions()
+            peer = log_in(running, json=b'{"AppName":"quiet"}')
+            assert peer is not None
+            peer.close()
+            assert 'fastderp_closed_total{reason="login_app_name_disallowed"} 2\n' in varz(running)
 
 
 def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ...]) -> None:

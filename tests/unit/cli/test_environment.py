@@ -21,6 +21,7 @@ def test_without_variables_everything_is_as_usual() -> None:
             "TS_DERP_DISABLE_RTT_STATS",
             DEPTH,
             "TS_DEBUG_VERBOSE_DROPS",
+            "TS_DERP_SENDER_CARDINALITY",
         ),
         "",
     )
@@ -35,6 +36,9 @@ def test_without_variables_everything_is_as_usual() -> None:
         ({"DERP_PROBER_DEBUG_LOGS": "true"}, Environment(prober_logs=True)),
         ({"TS_DERP_DISABLE_RTT_STATS": "t"}, Environment(rtt_stats=False)),
         ({DEPTH: "64"}, Environment(queue_packets=64)),
+        ({DEPTH: "0"}, Environment()),
+        ({DEPTH: "-1"}, Environment()),
+        ({"TS_DERP_SENDER_CARDINALITY": "true"}, Environment(sender_cardinality=True)),
         ({"TS_DEBUG_VERBOSE_DROPS": KEY.hex}, Environment(watched_drops=(KEY,))),
         (
             {"TS_DEBUG_VERBOSE_DROPS": f" {KEY.text}, {KEY.hex.upper()},"},
@@ -54,8 +58,8 @@ def test_a_variable_means_what_derper_makes_of_it(
         ("DERP_DEBUG_LOGS", "yes please"),
         ("DERP_PROBER_DEBUG_LOGS", "2"),
         ("TS_DERP_DISABLE_RTT_STATS", "on"),
+        ("TS_DERP_SENDER_CARDINALITY", "on"),
         (DEPTH, "many"),
-        (DEPTH, "-1"),
         (DEPTH, "1048577"),
         (DEPTH, "6.4"),
         ("TS_DEBUG_VERBOSE_DROPS", "all"),

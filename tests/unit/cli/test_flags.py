@@ -271,3 +271,13 @@ def test_who_may_use_the_relay_is_everybody_or_whom_all_checks_let_in() -> None:
         ("-deny-keys", "/d"),
     ):
         assert not relay("-a", ":1", "-c", "k", *one).admission.everybody
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("", ()), ("a", ("a",)), ("a, b,", ("a", " b", "")), (" ", (" ",))]
+)
+def test_disallowed_app_names_are_split_at_commas_and_taken_literally(
+    text: str, names: tuple[str, ...]
+) -> None:
+    admission = relay("-a", ":1", "-c", "k", "-disallow-app-names", text).admission
+    assert admission.disallowed_app_names == names
