@@ -359,7 +359,7 @@ def _parse_peer_present(payload: bytes) -> PeerPresent:
     rest = payload[_PEER_PRESENT_PORT_END:]
     flags = rest[0] if rest else 0
     # A name that is cut is not shown as if it were whole.
-    length = rest[1] if 1 < len(rest) and rest[1] + 2 <= len(rest) else 0
+    length = rest[1] if len(rest) > 1 and rest[1] + 2 <= len(rest) else 0
     app_name = rest[2 : 2 + length].decode("utf-8", "replace")
     ip = None if address.is_unspecified else address.ipv4_mapped or address
     return PeerPresent(key, ip, port, PeerPresentFlags(flags), app_name)
