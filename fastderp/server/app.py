@@ -37,7 +37,8 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.manual import ManualCertificate, certificate_files
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
 from fastderp.server.http.debug import DebugAccess, DebugPages
-from fastderp.server.http.message import Routes, Site, http_port_routes, relay_routes
+from fastderp.server.http.pages import Site
+from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server

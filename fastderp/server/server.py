@@ -24,8 +24,8 @@ from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.metacert import meta_cert
-from fastderp.server.http import message as http
-from fastderp.server.http.message import Routes, Site
+from fastderp.server.http.pages import Site
+from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.server.mesh.links import MeshPeer
@@ -178,7 +178,7 @@ class Server:
             host: "" for every address, IPv4 and IPv6.
             port: TCP port, 0 for a free one.
             tls: a certificate, or who has one for each client; None for plain HTTP.
-            routes: who answers which path; None for the relay's own (`http.relay_routes`).
+            routes: who answers which path; None for the relay's own (`routes.relay_routes`).
             keepalive_idle_s: seconds of silence after which TCP asks whether a client is still there.
             user_timeout_s: seconds that what was sent to a client may stay unacknowledged; then it is gone.
             idle_s: how many seconds an HTTP connection may wait with its next request.
@@ -194,7 +194,7 @@ class Server:
         listener = Listener(
             self._registrar,
             sockets,
-            routes or http.relay_routes(Site()),
+            routes or relay_routes(Site()),
             tls,
             login_budget_s=self._login_timeout_s,
             idle_s=idle_s,

@@ -295,21 +295,21 @@ PROTOCOL = {
     # HTTP
     "46": _row(
         "the probes answer 200, what is no upgrade 426",
-        "unit/server/http/message::probes_answer_200_to_any_origin",
-        "unit/server/http/message::other_requests_for_derp_are_told_to_upgrade",
+        "unit/server/http/routes::probes_answer_200_to_any_origin",
+        "unit/server/http/upgrade::other_requests_for_derp_are_told_to_upgrade",
     ),
     "47": _row(
         "captive-portal challenges",
-        "unit/server/http/message::a_captive_portal_challenge_is_answered",
-        "unit/server/http/message::an_odd_challenge_is_left_out_and_still_204",
+        "unit/server/http/routes::a_captive_portal_challenge_is_answered",
+        "unit/server/http/routes::an_odd_challenge_is_left_out_and_still_204",
     ),
     "48": _row(
-        "the home page", "unit/server/http/message::the_home_page_says_what_the_operator_configured"
+        "the home page", "unit/server/http/routes::the_home_page_says_what_the_operator_configured"
     ),
     "49": _row(
         "the plain port's redirects",
-        "unit/server/http/message::the_plain_port_redirects_to_the_same_page_over_tls",
-        "unit/server/http/message::a_redirect_without_a_host_uses_the_configured_name",
+        "unit/server/http/routes::the_plain_port_redirects_to_the_same_page_over_tls",
+        "unit/server/http/routes::a_redirect_without_a_host_uses_the_configured_name",
     ),
     "50": _row(
         "who may see the debug pages",

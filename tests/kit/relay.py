@@ -21,7 +21,7 @@ import uvloop
 from fastderp.server.accept.listener import Listener
 from fastderp.server.certificates.manual import manual_certificate
 from fastderp.server.certificates.metacert import meta_cert
-from fastderp.server.http.message import Routes
+from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.server import Server
 from fastderp.tls.context import ServerContext

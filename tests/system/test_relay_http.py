@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastderp.server.http import message as http
-from fastderp.server.http.message import Request, Response, Site
+from fastderp.server.http.message import Request, Response
+from fastderp.server.http.pages import Site
+from fastderp.server.http.routes import relay_routes
 from fastderp.server.net.listen import listen_sockets
 from fastderp.wire.keys import NodePublic
 from tests.kit.memory import resident_bytes
@@ -157,7 +158,7 @@ def test_an_answer_may_take_its_time_while_others_are_served(start_relay: StartR
         asked.append(asyncio.get_running_loop().create_future())
         return asked[-1]
 
-    routes = http.relay_routes(Site())
+    routes = relay_routes(Site())
     routes.exact["/later"] = later
     relay = start_relay(routes=routes)
     with (
@@ -187,7 +188,7 @@ def test_a_page_that_fails_answers_500_and_nothing_else_suffers(
     def broken(request: Request) -> Response:
         raise ZeroDivisionError
 
-    routes = http.relay_routes(Site())
+    routes = relay_routes(Site())
     routes.exact["/broken"] = broken
     relay = start_relay(routes=routes)
     with relay.connect() as peer:

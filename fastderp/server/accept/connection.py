@@ -30,8 +30,8 @@ from fastderp.server.accept.stream import Stream
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
-from fastderp.server.http import message as http
-from fastderp.server.http.message import Upgrade
+from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT
+from fastderp.server.http.upgrade import Upgrade
 from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -295,7 +295,7 @@ class Connection:
         if self.state is State.LINGER:
             self.close("end")
         elif error.cause == "plain_http":
-            self._refuse(error.cause, str(error), http.PLAIN_HTTP_ON_TLS_PORT)
+            self._refuse(error.cause, str(error), PLAIN_HTTP_ON_TLS_PORT)
         elif self._tls is not None:
             self._refuse(error.cause, str(error), self._tls.take_output())
         else:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.certificates.certificate import CertificateSource
-from fastderp.server.http.message import KnownUpgrades, Routes
+from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.tls.context import ServerContext
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from enum import Enum
 
 from fastderp.errors import LoginError
-from fastderp.server.http import message as http
+from fastderp.server.http.upgrade import switching_protocols
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import (
     ClientInfo,
@@ -68,7 +68,7 @@ class LoginTerms:
         self.asks_admission = False
         public_key = private_key.public_key
         self._server_key = server_key_frame(public_key)
-        self._switching = http.switching_protocols(public_key.hex) + self._server_key
+        self._switching = switching_protocols(public_key.hex) + self._server_key
 
     def greeting(self, fast_start: bool) -> bytes:
         """Return the relay's first bytes: its key, behind the 101 response unless the client asked for a fast start."""

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from fastderp.server.accept import websocket
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.accept.websocket import Opening
-from fastderp.server.http import message as http
-from fastderp.server.http.message import BadRequest, HeadParser, Request, Response, Upgrade
+from fastderp.server.http.message import (
+    BadRequest,
+    HeadParser,
+    Request,
+    Response,
+    text_error,
+)
 from fastderp.server.http.tunnel import Target
+from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 
 log = logging.getLogger("fastderp")
 
@@ -118,7 +124,7 @@ class HttpSession:
 
     def tunnel_failed(self, request: Request) -> Action:
         """Answer a CONNECT whose target cannot be reached."""
-        return self._reply(request, http.text_error(502, "Connect failure"))
+        return self._reply(request, text_error(502, "Connect failure"))
 
     def _parse(self, data: bytes) -> Action | None:
         is_whole = self._head is None
@@ -141,7 +147,7 @@ class HttpSession:
         if request.method == "CONNECT" and self._context.tunnels is not None:
             target = Target.parse(request.target)
             if target is None:
-                return self._reply(request, http.text_error(403, "Invalid CONNECT target"))
+                return self._reply(request, text_error(403, "Invalid CONNECT target"))
             return StartTunnel(request, target)
         if request.path == "/derp" and self._context.routes.derp:
             opened = self._open_derp(request, head)
@@ -151,12 +157,12 @@ class HttpSession:
 
     def _open_derp(self, request: Request, head: bytes) -> Action | None:
         """Answer a request for /derp that is an upgrade."""
-        upgrade = http.derp_upgrade(request)
+        upgrade = derp_upgrade(request)
         if upgrade is not None:
             if head:
                 self._context.known_upgrades.remember(head, upgrade)
             return StartLogin(upgrade)
-        if http.wants_websocket(request):
+        if wants_websocket(request):
             opening = websocket.accept(request)
             if isinstance(opening, Response):
                 return self._reply(request, opening)
@@ -198,4 +204,4 @@ async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncI
 def _internal_error(request: Request) -> Response:
     """Log the exception that took the place of an answer; return the response that says so."""
     log.exception("no answer to %s %s: internal error", request.method, ascii(request.target))
-    return http.text_error(500, "internal server error")
+    return text_error(500, "internal server error")

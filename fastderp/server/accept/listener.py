@@ -15,8 +15,9 @@ from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.certificates.certificate import CertificateSource
-from fastderp.server.http.message import KnownUpgrades, Routes
+from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
 from fastderp.util.token_bucket import TokenBucket

@@ -1,6 +1,6 @@
 """The pages under `/debug/`: who may see them, the index, the counters (PROTOCOL §9.7).
 
-Content only: the route table of `fastderp.server.http.message` calls `DebugPages.respond`.
+Content only: `fastderp.server.app` puts `DebugPages.respond` into the route table.
 """
 
 from __future__ import annotations

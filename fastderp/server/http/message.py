@@ -1,15 +1,15 @@
-"""HTTP/1.1 for a relay: request heads in, responses and the derp upgrade out, and who answers which path.
+"""HTTP/1.1 messages: request heads in, responses out. PROTOCOL §9.1.
 
-Sans I/O: bytes and values only; the listener owns sockets and time. PROTOCOL §9.1–§9.5, §9.8. llhttp does the parsing, and is given the
-head alone, so whatever follows it (a pipelined login) stays exactly as it came.
+Sans I/O: bytes and values only. llhttp parses the head and is given the head alone, so the bytes behind it (a pipelined login) are
+untouched.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from email.utils import formatdate
 from html import escape
 from http import HTTPStatus
@@ -17,15 +17,9 @@ from urllib.parse import unquote
 
 import httptools
 
-from fastderp.server.http import pages
-from fastderp.wire.protocol import PROTOCOL_VERSION
-
-# One attacker's share of memory: a real request is under 400 bytes.
+# Memory per connection. A real request is under 400 bytes.
 HEAD_LIMIT_BYTES = 24 * 1024
 HEADERS_LIMIT = 100
-# Upgrades remembered by their bytes: a few kinds of clients, under the relay's few names.
-KNOWN_HEADS = 64
-KNOWN_HEAD_BYTES = 512
 
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
@@ -41,16 +35,14 @@ SECURITY_HEADERS = (
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
 )
-NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 
-# What a browser's plain request to the TLS port is told, before the connection is closed (PROTOCOL §9.5).
+# The answer to a browser's plain request on the TLS port; the connection is closed behind it (PROTOCOL §9.5).
 PLAIN_HTTP_ON_TLS_PORT = (
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 )
 
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 _ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
-_CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class BadRequest(Exception):
@@ -62,10 +54,13 @@ class BadRequest(Exception):
         self.reason = reason
 
     def response(self) -> bytes:
-        """Build the whole answer, ready to send."""
+        """Return the whole answer, ready to send."""
         line = f"{self.status} {HTTPStatus(self.status).phrase}"
         return (
-            f"HTTP/1.1 {line}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n{line}: {self.reason}"
+            f"HTTP/1.1 {line}\r\n"
+            "Content-Type: text/plain; charset=utf-8\r\n"
+            "Connection: close\r\n"
+            f"\r\n{line}: {self.reason}"
         ).encode()
 
 
@@ -79,10 +74,10 @@ class Request:
         query: as sent, without the question mark.
         version: "1.0" or "1.1".
         headers: (lower-case name, value) in the order sent.
-        keep_alive: whether the client lets the connection live after the response.
+        keep_alive: whether the client keeps the connection open behind the response.
         has_body: whether a body follows the head.
         remote: (ip, port) of the TCP peer.
-        secure: whether it came over TLS.
+        secure: whether the request came over TLS.
     """
 
     method: str
@@ -113,7 +108,7 @@ class Request:
 
 
 class HeadParser:
-    """Reads one request head from pieces of any size; use a new one for each request."""
+    """Reads one request head from pieces of any size. Each request needs a new parser."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -126,11 +121,11 @@ class HeadParser:
         self.rest = b""
 
     def feed(self, data: bytes) -> Request | None:
-        """Take the next bytes; return the request once its head is complete, with what follows in `rest`.
+        """Take the next bytes; return the request once its head is complete, with the bytes behind it in `rest`.
 
         Raises BadRequest for anything malformed, oversized or ambiguous (smuggling forms included).
         """
-        head, self.rest = self._up_to_the_end_of_head(data)
+        head, self.rest = self._split_behind_head(data)
         ends = self._tail == b"\r\n\r\n"
         if self._n_bytes == 0 and head[:1] in (b"\r", b"\n"):
             raise BadRequest(400, "empty request line")
@@ -153,8 +148,8 @@ class HeadParser:
             raise BadRequest(400, "malformed head")
         return self._request()
 
-    def _up_to_the_end_of_head(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split `data` behind the empty line, which may have begun in an earlier piece."""
+    def _split_behind_head(self, data: bytes) -> tuple[bytes, bytes]:
+        """Split `data` behind the empty line, which may begin in an earlier piece."""
         window = self._tail + data
         end = window.find(b"\r\n\r\n")
         if end < 0:
@@ -215,12 +210,12 @@ class HeadParser:
 
     def on_headers_complete(self) -> None:
         self._complete = True
-        # Asked here because llhttp forgets it once the message is complete.
+        # llhttp forgets it once the message is complete.
         self._keep_alive = self._parser.should_keep_alive()
 
 
 def _split_target(target: bytes) -> tuple[str, str]:
-    """Return (decoded path, raw query) of an origin-form or absolute-form target.
+    """Return (decoded path, raw query) of a target in origin form or absolute form.
 
     An encoded slash separates no segments and stays encoded: "/derp%2fprobe" is not "/derp/probe".
     """
@@ -236,7 +231,10 @@ def _split_target(target: bytes) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Response:
-    """An answer with a short body, or with an endless one in pieces: then the connection ends with it, as with `close`."""
+    """An answer with a short body, or with an endless one in `pieces`.
+
+    The connection ends behind an endless body, and with `close`.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -246,7 +244,7 @@ class Response:
     close: bool = False
 
     def encode(self, request: Request, close: bool) -> bytes:
-        """Build the bytes to send: no body for HEAD; says what becomes of the connection."""
+        """Return the bytes to send, without a body for HEAD; `close` is whether the connection ends behind them."""
         lines = [f"HTTP/{request.version} {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         if self.content_type:
@@ -274,7 +272,7 @@ def _http_date(now_s: int) -> str:
 
 
 def text_error(status: int, message: str) -> Response:
-    """Build a plain-text error: the message and a newline."""
+    """Return a plain-text error: the message and a newline."""
     return Response(
         status,
         message.encode() + b"\n",
@@ -283,237 +281,15 @@ def text_error(status: int, message: str) -> Response:
     )
 
 
-def redirect(request: Request, status: int, location: str) -> Response:
-    """Build a redirect with a link for those who do not follow it."""
-    where = (("Location", location),)
-    if request.method not in ("GET", "HEAD"):
-        return Response(status, headers=where)
-    body = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
-    return Response(status, body, "text/html; charset=utf-8", where)
-
-
-# The derp upgrade
-
-
-@dataclass(slots=True, frozen=True)
-class Upgrade:
-    """What an upgrade request asks for: no response head, and the flag of a client away from its first node."""
-
-    fast_start: bool
-    not_ideal: bool
-
-
-def derp_upgrade(request: Request) -> Upgrade | None:
-    """Read the upgrade out of a request for `/derp`; None when it is none.
-
-    As lenient as the reference: neither `Connection`, GET nor HTTP/1.1 is asked for. A WebSocket with a derp subprotocol is not a raw
-    upgrade. PROTOCOL §9.3.
-    """
-    if request.header("upgrade").lower() not in ("derp", "websocket") or wants_websocket(request):
-        return None
-    return Upgrade(
-        fast_start=request.header("derp-fast-start") == "1",
-        not_ideal=bool(request.header("ideal-node")),
-    )
-
-
-def wants_websocket(request: Request) -> bool:
-    """Whether a request for `/derp` opens a WebSocket. Without a derp subprotocol it does not: ancient clients say so and mean a raw upgrade."""
-    return request.header("upgrade").lower() == "websocket" and "derp" in request.header(
-        "sec-websocket-protocol"
-    )
-
-
-class KnownUpgrades:
-    """Upgrade requests as they came, so that what clients of one kind all say alike is parsed once.
-
-    Bounded, the oldest goes first: whoever asks in ever new words only has everybody's parsed.
-    """
-
-    __slots__ = ("_upgrades",)
-
-    def __init__(self) -> None:
-        self._upgrades: dict[bytes, Upgrade] = {}
-
-    def find(self, data: bytes) -> tuple[Upgrade, bytes] | None:
-        """Return the upgrade that `data` begins with, and what is behind it; None when its head was not seen before."""
-        end = data.find(b"\r\n\r\n") + 4
-        upgrade = self._upgrades.get(data[:end])
-        return None if upgrade is None else (upgrade, data[end:])
-
-    def remember(self, head: bytes, upgrade: Upgrade) -> None:
-        """Keep what a whole head asks for."""
-        if len(head) <= KNOWN_HEAD_BYTES:
-            if len(self._upgrades) >= KNOWN_HEADS:
-                del self._upgrades[next(iter(self._upgrades))]
-            self._upgrades[head] = upgrade
-
-
-def switching_protocols(server_key_hex: str) -> bytes:
-    """Build the 101 response: these headers, this order, no others (PROTOCOL §9.3)."""
-    return (
-        "HTTP/1.1 101 Switching Protocols\r\n"
-        "Upgrade: DERP\r\n"
-        "Connection: Upgrade\r\n"
-        f"Derp-Version: {PROTOCOL_VERSION}\r\n"
-        f"Derp-Public-Key: {server_key_hex}\r\n"
-        "\r\n"
-    ).encode("ascii")
-
-
-# Who answers what
-
-Handler = Callable[[Request], Response | Awaitable[Response]]
-"""Answers at once, or when it has found out; the connection waits for the second kind and ends with its answer."""
-
-
-@dataclass(slots=True)
-class Site:
-    """What the operator chose about the pages.
-
-    Args:
-        hostname: the name of this relay, "" when unknown.
-        derp: False for a decommissioned relay: `/derp` says so, the rest stays.
-        home: "" for our page, "blank", or an http(s) URL to send visitors to.
-        debug_allowed: whether a request may see the debug pages.
-    """
-
-    hostname: str = ""
-    derp: bool = True
-    home: str = ""
-    debug_allowed: Callable[[Request], bool] = lambda request: False
-
-    def __post_init__(self) -> None:
-        if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
-            raise ValueError(f'unknown --home value "{self.home}"')
-
-
-@dataclass(slots=True)
-class Routes:
-    """A table of exact paths, prefixes (the longest wins) and one answer for everything else.
-
-    `derp` says whether `/derp` may be upgraded here.
-    """
-
-    fallback: Handler
-    derp: bool = False
-    exact: dict[str, Handler] = field(default_factory=dict)
-    prefixes: dict[str, Handler] = field(default_factory=dict)
-
-    def respond(self, request: Request) -> Response | Awaitable[Response]:
-        """Answer a request that is not an upgrade."""
-        if request.method == "CONNECT":
-            return refuse_connect(request)
-        handler = self.exact.get(request.path)
-        if handler is None and self.prefixes:
-            matching = [prefix for prefix in self.prefixes if request.path.startswith(prefix)]
-            handler = self.prefixes[max(matching, key=len)] if matching else None
-        return (handler or self.fallback)(request)
-
-
-# What load balancers and scrapers ask for. The home page's 200 would tell them that it exists.
-PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
-
-
-def relay_routes(site: Site) -> Routes:
-    """Build the table of the main listener (PROTOCOL §9.2); add the debug pages under the prefix "/debug/"."""
-    return Routes(
-        fallback=lambda request: home(site, request),
-        derp=site.derp,
-        exact={
-            "/derp": upgrade_required
-            if site.derp
-            else lambda request: text_error(404, "derp server disabled"),
-            "/derp/probe": probe,
-            "/derp/latency-check": probe,
-            "/generate_204": generate_204,
-            "/robots.txt": robots,
-            pages.STYLE_PATH: stylesheet,
-            "/debug": to_debug,
-            **dict.fromkeys(PROBED_PATHS, not_found),
-        },
-        prefixes={"/debug/": not_found},
-    )
-
-
-def http_port_routes(site: Site, relay: Routes) -> Routes:
-    """Build the table of the plain port beside a TLS one: the captive-portal check, debug pages, and the way to https (PROTOCOL §9.5)."""
-    return Routes(
-        fallback=lambda request: to_https(site, request),
-        exact={"/generate_204": generate_204},
-        prefixes={"/debug": relay.respond},
-    )
-
-
-def upgrade_required(request: Request) -> Response:
-    """Answer a request for /derp that asks for no upgrade we have."""
-    return text_error(426, "DERP requires connection upgrade")
-
-
 def not_found(request: Request) -> Response:
     """Answer a path that has no page."""
     return text_error(404, "404 page not found")
 
 
-def probe(request: Request) -> Response:
-    """Answer the latency probes of clients and browsers."""
+def redirect(request: Request, status: int, location: str) -> Response:
+    """Return a redirect, for GET and HEAD with a page that links the target."""
+    where = (("Location", location),)
     if request.method not in ("GET", "HEAD"):
-        return text_error(405, "bogus probe method")
-    return Response(headers=(("Access-Control-Allow-Origin", "*"),))
-
-
-def generate_204(request: Request) -> Response:
-    """Answer a captive-portal check, proving with its challenge that it reached a relay (PROTOCOL §9.4)."""
-    challenge = request.header("x-tailscale-challenge")
-    headers = [NO_CACHE]
-    if _CHALLENGE.fullmatch(challenge):
-        headers.append(("X-Tailscale-Response", f"response {challenge}"))
-    return Response(204, headers=tuple(headers))
-
-
-def robots(request: Request) -> Response:
-    """Ask crawlers to stay away."""
-    return Response(
-        200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS
-    )
-
-
-def to_debug(request: Request) -> Response:
-    """Send a visitor on to the debug pages, with the key that lets them in if they have brought one (PROTOCOL §9.7)."""
-    return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
-
-
-def stylesheet(request: Request) -> Response:
-    """Serve the home page's style: a file of its own because the security policy allows none inline."""
-    return Response(200, pages.STYLE, "text/css; charset=utf-8", SECURITY_HEADERS)
-
-
-def home(site: Site, request: Request) -> Response:
-    """Answer every path nobody else claims."""
-    if site.home == "blank":
-        return Response(200, b"", "text/html; charset=utf-8", SECURITY_HEADERS)
-    if site.home:
-        moved = redirect(request, 302, site.home)
-        return Response(
-            moved.status, moved.body, moved.content_type, SECURITY_HEADERS + moved.headers
-        )
-    body = pages.home(site.hostname, disabled=not site.derp, debug=site.debug_allowed(request))
-    return Response(200, body, "text/html; charset=utf-8", SECURITY_HEADERS)
-
-
-def to_https(site: Site, request: Request) -> Response:
-    """Send a browser from the plain port to the same page over TLS."""
-    if request.method not in ("GET", "HEAD"):
-        return text_error(400, "Use HTTPS")
-    host = request.header("host") or site.hostname
-    if not host:
-        return text_error(400, "Use HTTPS")
-    location = request.location
-    if location == "/" and site.debug_allowed(request):
-        location = "/debug/"
-    return redirect(request, 302, f"https://{host}{location}")
-
-
-def refuse_connect(request: Request) -> Response:
-    """Refuse to be a forward proxy (PROTOCOL §9.8)."""
-    return text_error(403, "CONNECT not enabled") if request.secure else not_found(request)
+        return Response(status, headers=where)
+    body = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
+    return Response(status, body, "text/html; charset=utf-8", where)

@@ -1,12 +1,23 @@
-"""The relay's home page: what a person sees who opens its address in a browser. PROTOCOL §9.2.
+"""The relay's pages, one handler each: probes, captive-portal check, redirects and the home page. PROTOCOL §9.2, §9.4, §9.5.
 
-The security policy of the relay allows no inline style, so the stylesheet is a resource of its own.
+The security policy allows no inline style, so the home page's style sheet is a page of its own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
+
+from fastderp.server.http.message import (
+    SECURITY_HEADERS,
+    Request,
+    Response,
+    not_found,
+    redirect,
+    text_error,
+)
 
 STYLE_PATH = "/derp.css"
 
@@ -24,6 +35,9 @@ a { color: var(--mark) }
 footer { margin-top: 2.5rem; font-size: .85rem; color: var(--dim) }
 """
 
+NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
+
+_CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _VENDOR_HOST = re.compile(r"derp[^.]*\.tailscale\.com\.?")
 
 _ABUSE = """
@@ -32,13 +46,108 @@ _ABUSE = """
 <a href="https://tailscale.com/tailscale-aup">acceptable use</a>.</p>"""
 
 
-def home(hostname: str, *, disabled: bool, debug: bool) -> bytes:
-    """Build the home page.
+@dataclass(slots=True)
+class Site:
+    """The operator's choices about the pages.
 
     Args:
-        hostname: shown under the title; a name of the vendor's own relays adds where to report abuse.
-        disabled: say that this relay is decommissioned.
-        debug: link the debug pages.
+        hostname: the name of this relay, "" when unknown.
+        derp: False for a decommissioned relay: `/derp` says so, all else stays.
+        home: "" for our page, "blank", or an http(s) URL to redirect to.
+        debug_allowed: whether a request may see the debug pages.
+    """
+
+    hostname: str = ""
+    derp: bool = True
+    home: str = ""
+    debug_allowed: Callable[[Request], bool] = lambda request: False
+
+    def __post_init__(self) -> None:
+        if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
+            raise ValueError(f'unknown --home value "{self.home}"')
+
+
+def upgrade_required(request: Request) -> Response:
+    """Answer a request for /derp without an upgrade to DERP."""
+    return text_error(426, "DERP requires connection upgrade")
+
+
+def derp_disabled(request: Request) -> Response:
+    """Answer a request for /derp on a decommissioned relay."""
+    return text_error(404, "derp server disabled")
+
+
+def probe(request: Request) -> Response:
+    """Answer the latency probes of clients and browsers."""
+    if request.method not in ("GET", "HEAD"):
+        return text_error(405, "bogus probe method")
+    return Response(headers=(("Access-Control-Allow-Origin", "*"),))
+
+
+def generate_204(request: Request) -> Response:
+    """Answer a captive-portal check; the challenge in it proves that it reached a relay (PROTOCOL §9.4)."""
+    challenge = request.header("x-tailscale-challenge")
+    headers = [NO_CACHE]
+    if _CHALLENGE.fullmatch(challenge):
+        headers.append(("X-Tailscale-Response", f"response {challenge}"))
+    return Response(204, headers=tuple(headers))
+
+
+def robots(request: Request) -> Response:
+    """Tell crawlers to stay away."""
+    return Response(
+        200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS
+    )
+
+
+def to_debug(request: Request) -> Response:
+    """Redirect to the debug pages, with the query, which may hold the debug key (PROTOCOL §9.7)."""
+    return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
+
+
+def stylesheet(request: Request) -> Response:
+    """Answer with the style sheet of the home page."""
+    return Response(200, STYLE, "text/css; charset=utf-8", SECURITY_HEADERS)
+
+
+def home(site: Site, request: Request) -> Response:
+    """Answer every path without a handler of its own."""
+    if site.home == "blank":
+        return Response(200, b"", "text/html; charset=utf-8", SECURITY_HEADERS)
+    if site.home:
+        moved = redirect(request, 302, site.home)
+        return Response(
+            moved.status, moved.body, moved.content_type, SECURITY_HEADERS + moved.headers
+        )
+    body = _home_page(site.hostname, disabled=not site.derp, debug=site.debug_allowed(request))
+    return Response(200, body, "text/html; charset=utf-8", SECURITY_HEADERS)
+
+
+def to_https(site: Site, request: Request) -> Response:
+    """Redirect from the plain port to the same page over TLS."""
+    if request.method not in ("GET", "HEAD"):
+        return text_error(400, "Use HTTPS")
+    host = request.header("host") or site.hostname
+    if not host:
+        return text_error(400, "Use HTTPS")
+    location = request.location
+    if location == "/" and site.debug_allowed(request):
+        location = "/debug/"
+    return redirect(request, 302, f"https://{host}{location}")
+
+
+def refuse_connect(request: Request) -> Response:
+    """Refuse to be a forward proxy (PROTOCOL §9.8)."""
+    return text_error(403, "CONNECT not enabled") if request.secure else not_found(request)
+
+
+def _home_page(hostname: str, *, disabled: bool, debug: bool) -> bytes:
+    """Return the home page.
+
+    Args:
+        hostname: shown under the title; for the vendor's own relays the page says where to report abuse.
+        disabled: the page says that this relay is decommissioned.
+        debug: the page links the debug pages.
     """
     host = (
         f"\n<p class=host>{escape(hostname)}</p>"

@@ -27,8 +27,7 @@ from fastderp.server.certificates.acme.store import (
 )
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem
 from fastderp.server.certificates.self_signed import private_pem
-from fastderp.server.http import message as http
-from fastderp.server.http.message import Request, Response
+from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.observe.metrics import Value
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
@@ -175,10 +174,10 @@ class AcmeCertificates:
         """Answer the CA's question below `challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
         host = _host(request)
         if not self._settings.allows(host) and not (self._settings.ip_certs and is_address(host)):
-            return http.text_error(403, "this name is not served here")
+            return text_error(403, "this name is not served here")
         answer = self._challenges.http_answer(request.path)
         if answer is None:
-            return http.text_error(404, "no such challenge")
+            return text_error(404, "no such challenge")
         return Response(200, answer.encode(), "text/plain; charset=utf-8")
 
     # For operators

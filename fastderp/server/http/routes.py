@@ -1,0 +1,76 @@
+"""Which handler answers which path, on the main listener and on the plain port beside TLS. PROTOCOL §9.2, §9.5."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from fastderp.server.http import pages
+from fastderp.server.http.message import Request, Response, not_found
+from fastderp.server.http.pages import Site
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Answers at once, or later by an awaitable. A connection ends with an answer that it had to await."""
+
+
+@dataclass(slots=True)
+class Routes:
+    """A table of handlers by path.
+
+    Args:
+        fallback: answers what no other handler does.
+        derp: whether `/derp` may be upgraded here.
+        exact: by whole path.
+        prefixes: by the beginning of the path; the longest wins.
+    """
+
+    fallback: Handler
+    derp: bool = False
+    exact: dict[str, Handler] = field(default_factory=dict)
+    prefixes: dict[str, Handler] = field(default_factory=dict)
+
+    def respond(self, request: Request) -> Response | Awaitable[Response]:
+        """Answer a request that is not an upgrade."""
+        if request.method == "CONNECT":
+            return pages.refuse_connect(request)
+        handler = self.exact.get(request.path)
+        if handler is None and self.prefixes:
+            matching = [prefix for prefix in self.prefixes if request.path.startswith(prefix)]
+            handler = self.prefixes[max(matching, key=len)] if matching else None
+        return (handler or self.fallback)(request)
+
+
+# What load balancers and scrapers ask for. The home page's 200 would tell them that it exists.
+PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
+
+
+def relay_routes(site: Site) -> Routes:
+    """Return the table of the main listener (PROTOCOL §9.2).
+
+    The caller adds the debug pages under the prefix "/debug/".
+    """
+    return Routes(
+        fallback=partial(pages.home, site),
+        derp=site.derp,
+        exact={
+            "/derp": pages.upgrade_required if site.derp else pages.derp_disabled,
+            "/derp/probe": pages.probe,
+            "/derp/latency-check": pages.probe,
+            "/generate_204": pages.generate_204,
+            "/robots.txt": pages.robots,
+            pages.STYLE_PATH: pages.stylesheet,
+            "/debug": pages.to_debug,
+            **dict.fromkeys(PROBED_PATHS, not_found),
+        },
+        prefixes={"/debug/": not_found},
+    )
+
+
+def http_port_routes(site: Site, relay: Routes) -> Routes:
+    """Return the table of the plain port beside a TLS one: captive-portal check, debug pages, redirects to https. PROTOCOL §9.5."""
+    return Routes(
+        fallback=partial(pages.to_https, site),
+        exact={"/generate_204": pages.generate_204},
+        prefixes={"/debug": relay.respond},
+    )

@@ -1,0 +1,33 @@
+"""Request heads as they come, and responses as they go, for tests without sockets."""
+
+from __future__ import annotations
+
+from fastderp.server.http.message import HeadParser, Request
+
+HOST = b"Host: derp.example.com\r\n"
+
+
+def parse(raw: bytes) -> tuple[Request, bytes]:
+    """Parse one head given whole; return it and what follows."""
+    parser = HeadParser()
+    request = parser.feed(raw)
+    assert request is not None
+    return request, parser.rest
+
+
+def get(
+    path: str, *headers: str, method: str = "GET", version: str = "1.1", secure: bool = False
+) -> Request:
+    """Parse a small request."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: derp.example.com", *headers, "", ""]
+    request, rest = parse("\r\n".join(lines).encode("latin-1"))
+    assert rest == b""
+    request.secure = secure
+    return request
+
+
+def fields(encoded: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Split an encoded response into status line, headers and body."""
+    head, _, body = encoded.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    return status, dict(line.split(": ", 1) for line in lines), body
