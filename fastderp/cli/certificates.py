@@ -1,12 +1,11 @@
-"""What the flags say about certificates from a CA, checked (PROTOCOL §10, §12).
+"""Checks the flags about certificates (PROTOCOL §10, §12).
 
-Reads values only; what opens a file is called `check_ca_file`.
+Reads values only, except `check_ca_file`, which reads the file.
 """
 
 from __future__ import annotations
 
 import base64
-import ipaddress
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -25,6 +24,10 @@ from fastderp.server.certificates.acme.settings import (
     ExternalAccount,
 )
 from fastderp.util import files
+from fastderp.util.net import is_address, parse_ip
+
+# Clients also ask for names with underscores, though no CA issues certificates for them.
+_SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 
@@ -45,7 +48,7 @@ def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
         directory_url=_directory(values["acme-directory"])
         or (GOOGLE if mode == "gcp" else LETS_ENCRYPT),
         cert_dir=Path(values["certdir"]),
-        hostname="" if ip_certs and _is_address(hostname) else _name(hostname, mode),
+        hostname="" if ip_certs and is_address(hostname) else _name(hostname, mode),
         ip_certs=ip_certs,
         http=http,
         email=_email(values["acme-email"]),
@@ -72,14 +75,44 @@ def check_ca_file(path: Path) -> None:
         raise ConfigError(f"-acme-ca-file {path}: there are no certificates (PEM) in it")
 
 
-def check_hostname(hostname: str) -> None:
-    """Raise UsageError for what can be the name of no certificate's files."""
-    if not hostname or (re.search(r"[\s/@]|:", hostname) and not _is_address(hostname)):
-        raise UsageError(f'-hostname "{printable(hostname)}": want a host name or an address')
+def manual_hostname(text: str) -> str:
+    """Return the -hostname of `-certmode manual` as clients ask for it.
+
+    Brackets around an IPv6 address and a dot behind a name are left out, and a name in another
+    script gets its ASCII form. Raises UsageError for what no client can ask for.
+    """
+    address = parse_ip(text.removeprefix("[").removesuffix("]"))
+    if address is not None:
+        if getattr(address, "scope_id", None):
+            raise UsageError(
+                f"-hostname {printable(text)}: certificates are for addresses without a zone"
+            )
+        return text.removeprefix("[").removesuffix("]")
+    if "*" in text:
+        raise UsageError(
+            f"-hostname {printable(text)}: clients ask for one name, never for a wildcard; "
+            "a certificate for the wildcard serves each of its names"
+        )
+    name = _ascii_name(text)
+    labels = name.split(".")
+    if not all(_SNI_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
+        raise UsageError(
+            f'-hostname "{printable(text)}": want a host name or an address such as '
+            "derp.example.com or 203.0.113.7, without scheme, port and path"
+        )
+    return name
+
+
+def _ascii_name(text: str) -> str:
+    """Return a name in ASCII without the dot of its root; "" for what is no name."""
+    try:
+        return text.removesuffix(".").encode("idna").decode()
+    except UnicodeError:
+        return ""
 
 
 def _name(hostname: str, mode: str) -> str:
-    if _is_address(hostname):
+    if is_address(hostname):
         if mode == "gcp":
             raise UsageError(
                 f"-certmode gcp has no certificates for addresses such as -hostname {hostname}"
@@ -87,10 +120,7 @@ def _name(hostname: str, mode: str) -> str:
         raise UsageError(
             f"-hostname {hostname} is an address: -acme-ip-certs gets certificates for it, -certmode manual makes one itself"
         )
-    try:
-        name = hostname.lower().removesuffix(".").encode("idna").decode()
-    except UnicodeError:
-        name = ""
+    name = _ascii_name(hostname.lower())
     labels = name.split(".")
     if len(labels) < 2 or not all(_is_label(label) for label in labels):
         raise UsageError(
@@ -101,14 +131,6 @@ def _name(hostname: str, mode: str) -> str:
 
 def _is_label(text: str) -> bool:
     return text.replace("-", "a").isalnum() and text.isascii()
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _directory(url: str) -> str:

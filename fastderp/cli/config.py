@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastderp.cli.certificates import CERT_MODES, acme_settings, check_hostname
+from fastderp.cli.certificates import CERT_MODES, acme_settings, manual_hostname
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
@@ -408,8 +408,6 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
     tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
     if tls and not values["certdir"]:
         raise UsageError("missing required -certdir: the directory of the certificates")
-    if tls and manual:
-        check_hostname(values["hostname"])
     http = tls and values["http-port"] != -1
     return RelayConfig(
         host=host,
@@ -419,7 +417,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         stun_port=_port("stun-port", values["stun-port"]) if values["stun"] else None,
         key_file=None if dev else _key_file(values["c"], is_root),
         cert_dir=Path(values["certdir"]),
-        hostname=values["hostname"],
+        hostname=manual_hostname(values["hostname"]) if tls and manual else values["hostname"],
         acme=acme_settings(values, http=http) if tls and not manual else None,
         home=_home(values["home"]),
         bootstrap_names=_list(values["bootstrap-dns-names"]),

@@ -62,6 +62,41 @@ def test_a_name_in_another_script_is_ordered_as_the_ca_writes_it() -> None:
     assert settings.allows("xn--bcher-kva.example")
 
 
+def manual(hostname: str) -> str:
+    values, given = config.read_flags(
+        ["-c", "k", "-certdir", "/certs", "-certmode", "manual", "-hostname", hostname], {}
+    )
+    return config.relay_config(values, given, is_root=False).hostname
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("derp.test.", "derp.test"),
+        ("Derp.Test", "Derp.Test"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("relay", "relay"),
+        ("derp_1.test", "derp_1.test"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_a_hostname_is_served_as_clients_ask_for_it(given: str, served: str) -> None:
+    assert manual(given) == served
+
+
+@pytest.mark.parametrize(
+    "hostname",
+    ["", ".", "*.test", "*", "https://derp.test", "derp.test/derp", "derp.test:443", "derp test", "derp..test",
+     "-derp.test", "256.0.0.1", "10.1", "user@derp.test", "fe80::1%eth0", "a" * 64 + ".test", "[derp.test]"],
+)  # fmt: skip
+def test_a_hostname_that_no_client_can_ask_for_is_refused(hostname: str) -> None:
+    with pytest.raises(UsageError, match="-hostname") as refused:
+        manual(hostname)
+    assert str(refused.value).isprintable()
+
+
 def test_nothing_is_checked_where_no_certificate_is_served() -> None:
     for arguments in (("-a", ":80"), ("-dev",), ("-certmode", "manual")):
         assert acme(*arguments, "-hostname", "203.0.113.7", "-acme-eab-key", "!") is None
