@@ -13,7 +13,7 @@ from fastderp.tls.aead cimport (
 from fastderp.tls.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
-from fastderp.tls.handshake import is_address
+from fastderp.util.net import is_address
 
 cdef enum:
     MESSAGE_HEADER = 4

@@ -160,7 +160,7 @@ cdef void nonce_make(const TrafficKey* key, uint8_t* nonce) noexcept nogil:
     cdef int i
     memcpy(nonce, key.iv, 12)
     for i in range(8):
-        nonce[11 - i] ^= <uint8_t> (sequence >> (8 * i))
+        nonce[11 - i] ^= <uint8_t>(sequence >> (8 * i))
 
 
 cdef bint aead_open(
@@ -175,7 +175,7 @@ cdef bint aead_open(
         and crypto.EVP_CipherUpdate(expanded, inner, &n, record + AEAD_HEADER, n_inner) == 1
         and n == n_inner
         and crypto.EVP_CIPHER_CTX_ctrl(
-            expanded, EVP_CTRL_AEAD_SET_TAG, AEAD_TAG, <void*> (record + AEAD_HEADER + n_inner)) == 1
+            expanded, EVP_CTRL_AEAD_SET_TAG, AEAD_TAG, <void*>(record + AEAD_HEADER + n_inner)) == 1
         and crypto.EVP_CipherFinal_ex(expanded, inner + n_inner, &n) == 1
     ):
         key.sequence += 1

@@ -42,7 +42,7 @@ cdef size_t hex_decode(const char* text, uint8_t* out, size_t cap) noexcept nogi
         low = hex_digit(text[2 * i + 1])
         if high < 0 or low < 0:
             return 0
-        out[i] = <uint8_t> (high << 4 | low)
+        out[i] = <uint8_t>(high << 4 | low)
     return n // 2
 
 
@@ -58,7 +58,7 @@ cdef int hex_digit(char c) noexcept nogil:
 
 cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
     """Keep the two application traffic secrets of `LABEL client-random secret` lines."""
-    cdef Watch* watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
+    cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
     cdef const char* secret = strchr(line, c' ')
     if secret is not NULL:
         secret = strchr(secret + 1, c' ')
@@ -71,22 +71,23 @@ cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
 
 
 cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
-    """Refuse a ClientHello that names another server, or none (PROTOCOL §10, manual certificates)."""
-    cdef const char* wanted = (<Policy*> arg).server_name
+    """Keep the name that a ClientHello asks for; refuse another one than required (PROTOCOL §10)."""
+    cdef const char* wanted = (<Policy*>arg).server_name
     cdef const char* name = ssl.SSL_get_servername(connection, 0)
-    cdef Watch* watch
+    cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
+    if name is not NULL:
+        watch.n_server_name = min(strlen(name), sizeof(watch.server_name))
+        memcpy(watch.server_name, name, watch.n_server_name)
     if wanted[0] == 0 or (name is not NULL and strcasecmp(name, wanted) == 0):
         return SSL_TLSEXT_ERR_OK
-    watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
-    if watch is not NULL:
-        watch.name_refused = True
+    watch.name_refused = True
     alert[0] = SSL_AD_UNRECOGNIZED_NAME
     return SSL_TLSEXT_ERR_ALERT_FATAL
 
 
 cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
     """Keep what the client asks for and stop there; called again by each step until another context takes over."""
-    cdef Watch* watch = <Watch*> ssl.SSL_get_ex_data(connection, 0)
+    cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
     cdef const uint8_t* value = NULL
     cdef size_t n = 0
     if watch.alert:
@@ -107,14 +108,14 @@ cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
 
 
 cdef size_t be16(const uint8_t* bytes) noexcept nogil:
-    return <size_t> bytes[0] << 8 | bytes[1]
+    return <size_t>bytes[0] << 8 | bytes[1]
 
 
 cdef int on_alpn(
     SSL* connection, const uint8_t** out, uint8_t* n_out, const uint8_t* offered, unsigned int n_offered, void* arg
 ) noexcept nogil:
     """Take the first of our protocols that the client offers; both lists are length-prefixed names."""
-    cdef Policy* policy = <Policy*> arg
+    cdef Policy* policy = <Policy*>arg
     cdef size_t ours = 0
     cdef unsigned int theirs
     while ours < policy.n_alpn:
@@ -160,10 +161,10 @@ cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
     cdef EVP_PKEY* key
     cdef BIO* bio
     if b"-----BEGIN" in data:
-        bio = crypto.BIO_new_mem_buf(start, <int> len(data))
+        bio = crypto.BIO_new_mem_buf(start, <int>len(data))
         if bio is NULL:
             raise MemoryError
-        key = crypto.PEM_read_bio_PrivateKey(bio, NULL, NULL, <void*> <char*> "")
+        key = crypto.PEM_read_bio_PrivateKey(bio, NULL, NULL, <void*><char*> "")
         crypto.BIO_free(bio)
     else:
         key = crypto.d2i_AutoPrivateKey(NULL, &start, len(data))
@@ -223,12 +224,12 @@ cdef class ServerContext(Context):
     cdef int _set_policy(self, tuple alpn, required_sni) except -1:
         cdef bytes name = required_sni.encode("idna") if required_sni else b""
         cdef bytes protocols = b"".join([bytes([len(p)]) + p.encode("ascii") for p in alpn])
-        if len(name) >= <Py_ssize_t> sizeof(self.policy.server_name):
+        if len(name) >= <Py_ssize_t>sizeof(self.policy.server_name):
             raise ValueError("a server name has at most 255 characters")
-        if len(protocols) > <Py_ssize_t> sizeof(self.policy.alpn):
+        if len(protocols) > <Py_ssize_t>sizeof(self.policy.alpn):
             raise ValueError("too many ALPN protocols")
-        memcpy(self.policy.server_name, <const char*> name, len(name))
-        memcpy(self.policy.alpn, <const char*> protocols, len(protocols))
+        memcpy(self.policy.server_name, <const char*>name, len(name))
+        memcpy(self.policy.alpn, <const char*>protocols, len(protocols))
         self.policy.n_alpn = len(protocols)
         return 0
 

@@ -101,6 +101,3 @@ class Handshake:
     @property
     def peer_chain(self) -> list[bytes]:
         """The server's certificates in DER as it sent them, for a client once done."""
-
-def is_address(name: str) -> bool:
-    """Whether `name` is an IPv4 or IPv6 address, which is never sent as a server name."""

@@ -18,11 +18,11 @@ from fastderp.tls.openssl cimport (
 )
 
 import hashlib
-import ipaddress
 from _thread import allocate_lock
 from typing import NamedTuple
 
 from fastderp.tls.errors import TlsError
+from fastderp.util.net import is_address
 
 # Far more than the largest ClientHello or certificate chain OpenSSL takes; what waits beyond it is a flood.
 INPUT_MAX_BYTES = 512 * 1024
@@ -112,9 +112,9 @@ cdef class Handshake:
         cdef int ok = 1
         if server_name and not is_address(server_name):
             name = server_name.encode("idna")
-            ok = ssl.SSL_ctrl(self.connection, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, <char*> name)
+            ok = ssl.SSL_ctrl(self.connection, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, <char*>name)
             self.pinned_name = name
-        if ok and (<ClientContext> self.context).verify:
+        if ok and (<ClientContext>self.context).verify:
             if not cert_name:
                 raise ValueError("a server name is needed to verify its certificate")
             if is_address(cert_name):
@@ -201,7 +201,7 @@ cdef class Handshake:
         with self.lock:
             data = bytes(self.input)
             self.input.clear()
-        if data and crypto.BIO_write(self.source, <const char*> data, <int> len(data)) != len(data):
+        if data and crypto.BIO_write(self.source, <const char*>data, <int>len(data)) != len(data):
             raise MemoryError
         return bool(data)
 
@@ -219,18 +219,25 @@ cdef class Handshake:
         while rest:
             protocols.append(rest[1:1 + rest[0]].decode("ascii", "replace"))
             rest = rest[1 + rest[0]:]
-        name = bytes(w.server_name[:w.n_server_name]).decode("ascii", "replace") if w.n_server_name else None
-        return ClientHello(name, tuple(protocols))
+        return ClientHello(self._asked_name(), tuple(protocols))
+
+    cdef object _asked_name(self):
+        """The server name in the ClientHello, as far as OpenSSL's callbacks have seen one."""
+        cdef const Watch* w = &self.watch
+        return bytes(w.server_name[:w.n_server_name]).decode("ascii", "replace") if w.n_server_name else None
 
     cdef object _failure(self, unsigned long code):
         """The exception for OpenSSL's error `code`."""
         cdef int reason = code & 0xFFF  # OpenSSL 1.1.1 keeps 12 bits, and no reason of libssl is larger
         cdef long verified
         text = reason_text(code)
+        name = self._asked_name()
         if self.refusal is not None:
             return self.refusal
         if self.watch.name_refused:
-            return TlsError("server_name", "the client asked for another server name, or for none")
+            wanted = (<ServerContext>self.context).policy.server_name.decode()
+            asked = f"asked for {name!r}" if name else "sent no server name"
+            return TlsError("server_name", f"the client {asked}; only {wanted!r} is served")
         if self.context.is_server and self.head.startswith(_HTTP_HEADS):
             return TlsError("plain_http", "plain HTTP on a TLS port")
         if self.head and self.head[0] != 22:
@@ -239,6 +246,8 @@ cdef class Handshake:
         if cause == "certificate":
             verified = ssl.SSL_get_verify_result(self.connection)
             text = f"{text}: {crypto.X509_verify_cert_error_string(verified).decode()}"
+        if name:
+            text = f"{text}; the client asked for {name!r}"
         return TlsError(cause, f"TLS handshake failed: {text}")
 
     cdef int _finish(self) except -1:
@@ -253,11 +262,11 @@ cdef class Handshake:
         self.cipher = ssl.SSL_CIPHER_get_name(ssl.SSL_get_current_cipher(self.connection)).decode()
         self.server_name = name.decode("ascii", "replace") if name is not NULL else None
         ssl.SSL_get0_alpn_selected(self.connection, &alpn, &n_alpn)
-        self.alpn = (<const char*> alpn)[:n_alpn].decode("ascii", "replace") if n_alpn else None
+        self.alpn = (<const char*>alpn)[:n_alpn].decode("ascii", "replace") if n_alpn else None
         if not self.context.is_server:
             self.peer_chain = chain_to_der(ssl.SSL_get_peer_cert_chain(self.connection))
-            if (<ClientContext> self.context).pin is not None:
-                self._check_pin((<ClientContext> self.context).pin)
+            if (<ClientContext>self.context).pin is not None:
+                self._check_pin((<ClientContext>self.context).pin)
         self.done = True
         return 0
 
@@ -268,12 +277,12 @@ cdef class Handshake:
         cdef int i
         if not self.peer_chain:
             self._refuse("the server presents no certificate")
-        leaf = <X509*> crypto.OPENSSL_sk_value(chain, 0)
+        leaf = <X509*>crypto.OPENSSL_sk_value(chain, 0)
         # A metacert's own key is discarded when it is made: as a leaf it is an impostor's.
         if is_metacert(leaf) or hashlib.sha256(self.peer_chain[0]).digest() != pin:
             self._refuse("the server's certificate is not the pinned one")
         for i in range(1, crypto.OPENSSL_sk_num(chain)):
-            if not is_metacert(<X509*> crypto.OPENSSL_sk_value(chain, i)):
+            if not is_metacert(<X509*>crypto.OPENSSL_sk_value(chain, i)):
                 self._refuse("the server presents more certificates than the pinned one")
         if self.pinned_name and crypto.X509_check_host(
             leaf, self.pinned_name, len(self.pinned_name), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL
@@ -331,7 +340,7 @@ cdef class Handshake:
         self._usable()
         self._push_input()
         data = bytes(max(n, 2))  # never Python's shared one-byte objects
-        target = <char*> data  # ours alone until returned
+        target = <char*>data  # ours alone until returned
         with nogil:
             crypto.ERR_clear_error()
             result = ssl.SSL_read(self.connection, target, n)
@@ -349,7 +358,7 @@ cdef class Handshake:
 
     def write(self, data not None):
         cdef const uint8_t[::1] view = data
-        cdef int result, n = <int> min(view.shape[0], 1 << 30)
+        cdef int result, n = <int>min(view.shape[0], 1 << 30)
         cdef const uint8_t* start
         self._usable()
         if n == 0:
@@ -376,7 +385,7 @@ cdef bytes bio_take(BIO* bio):
     if n <= 0:
         return b""
     data = bytes(max(n, 2))  # never Python's shared one-byte objects
-    return data[:max(0, crypto.BIO_read(bio, <char*> data, <int> n))]
+    return data[:max(0, crypto.BIO_read(bio, <char*>data, <int>n))]
 
 
 cdef bint is_metacert(X509* certificate) noexcept:
@@ -391,7 +400,7 @@ cdef bint is_metacert(X509* certificate) noexcept:
 cdef bytes certificate_to_der(X509* certificate):
     cdef int n = crypto.i2d_X509(certificate, NULL)
     cdef bytes der = bytes(n)
-    cdef uint8_t* target = <uint8_t*> <char*> der  # ours alone until returned
+    cdef uint8_t* target = <uint8_t*><char*>der  # ours alone until returned
     crypto.i2d_X509(certificate, &target)
     return der
 
@@ -401,14 +410,5 @@ cdef list chain_to_der(OPENSSL_STACK* chain):
     if chain is NULL:
         return []
     return [
-        certificate_to_der(<X509*> crypto.OPENSSL_sk_value(chain, i)) for i in range(crypto.OPENSSL_sk_num(chain))
+        certificate_to_der(<X509*>crypto.OPENSSL_sk_value(chain, i)) for i in range(crypto.OPENSSL_sk_num(chain))
     ]
-
-
-def is_address(str name not None):
-    """Whether `name` is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -113,7 +113,7 @@ cdef RecordStatus record_ahead(
         return RECORD_OK
     if wire[0] != TYPE_DATA:
         return RECORD_UNEXPECTED
-    n_sealed = (<size_t> wire[3] << 8) | wire[4]
+    n_sealed = (<size_t>wire[3] << 8) | wire[4]
     if n_sealed > INNER_MAX + AEAD_TAG:
         return RECORD_OVERFLOW
     if n_sealed <= AEAD_TAG:
@@ -133,7 +133,7 @@ cdef RecordStatus record_open_one(
     n_plain[0] = 0
     if expanded is NULL:
         return RECORD_NO_MEMORY
-    if not aead_open(expanded, &r.rx, record, plain, <int> n):
+    if not aead_open(expanded, &r.rx, record, plain, <int>n):
         return RECORD_BAD_MAC
     if r.rx.sequence == REKEY_RECORDS:
         fastderp_or(&r.duty, DUTY_ASK)
@@ -193,8 +193,8 @@ cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data
         return RECORD_UNEXPECTED
     while at < n:
         if r.rx_skip_bytes > 0:
-            n_skip = min(<size_t> r.rx_skip_bytes, n - at)
-            r.rx_skip_bytes -= <uint32_t> n_skip
+            n_skip = min(<size_t>r.rx_skip_bytes, n - at)
+            r.rx_skip_bytes -= <uint32_t>n_skip
             at += n_skip
             continue
         r.rx_message[r.rx_n_message] = data[at]
@@ -214,7 +214,7 @@ cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data
 cdef RecordStatus message_begun(Records* r) noexcept nogil:
     """Judge type and length of a handshake message: KeyUpdate waits for its byte, a ticket is skipped."""
     cdef uint32_t n_body = (
-        (<uint32_t> r.rx_message[1] << 16) | (<uint32_t> r.rx_message[2] << 8) | r.rx_message[3]
+        (<uint32_t>r.rx_message[1] << 16) | (<uint32_t>r.rx_message[2] << 8) | r.rx_message[3]
     )
     if r.rx_message[0] == MESSAGE_KEY_UPDATE:
         return RECORD_OK if n_body == 1 else RECORD_DECODE
@@ -253,10 +253,10 @@ cdef RecordStatus record_seal(
     if fastderp_load(&r.duty) != 0 or r.tx.sequence >= REKEY_RECORDS:
         status = key_update_send(r, ring, wire, produced)
     while n_left > 0 and status == RECORD_OK:
-        n = min(n_left, <size_t> RECORD_PLAIN_MAX)
+        n = min(n_left, <size_t>RECORD_PLAIN_MAX)
         iov_gather(&iov, &offset, wire + produced[0] + AEAD_HEADER, n)
         wire[produced[0] + AEAD_HEADER + n] = TYPE_DATA
-        if not seal_one(r, ring, wire + produced[0], <int> n + 1):
+        if not seal_one(r, ring, wire + produced[0], <int>n + 1):
             status = RECORD_NO_MEMORY
             break
         produced[0] += n + RECORD_OVERHEAD
@@ -277,7 +277,7 @@ cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) 
     cdef size_t n_part
     while n > 0:
         n_part = min(n, iov[0].iov_len - offset[0])
-        memcpy(out, <const uint8_t*> iov[0].iov_base + offset[0], n_part)
+        memcpy(out, <const uint8_t*>iov[0].iov_base + offset[0], n_part)
         out += n_part
         n -= n_part
         offset[0] += n_part
@@ -418,7 +418,7 @@ cdef class RecordLayer:
         cdef size_t n = record_secret_size(number)
         if n == 0:
             raise ValueError(f"not a TLS 1.3 suite of ours: {suite!r}")
-        if <size_t> len(read_secret) != n or <size_t> len(write_secret) != n:
+        if <size_t>len(read_secret) != n or <size_t>len(write_secret) != n:
             raise ValueError(f"traffic secrets of this suite have {n} bytes")
         self._wipe()
         self._check(record_init(&self.c, number, client, read_secret, write_secret))
@@ -453,7 +453,7 @@ cdef class RecordLayer:
         cdef bytes wire = self._pending + data
         cdef bytes plain = bytes(len(wire))
         cdef const uint8_t* source = wire
-        cdef uint8_t* target = <uint8_t*> <char*> plain  # ours alone until returned
+        cdef uint8_t* target = <uint8_t*><char*>plain  # ours alone until returned
         cdef size_t n_wire = len(wire), consumed = 0, produced = 0
         cdef RecordStatus status
         self._alive()
@@ -473,11 +473,11 @@ cdef class RecordLayer:
         cdef const uint8_t[::1] view = data
         cdef size_t cap = record_sealed_size(view.shape[0]), produced = 0
         cdef bytes wire = bytes(cap)
-        cdef uint8_t* target = <uint8_t*> <char*> wire  # ours alone until returned
+        cdef uint8_t* target = <uint8_t*><char*>wire  # ours alone until returned
         cdef iovec part
         cdef RecordStatus status
         self._alive()
-        part.iov_base = <void*> &view[0] if view.shape[0] else NULL
+        part.iov_base = <void*>&view[0] if view.shape[0] else NULL
         part.iov_len = view.shape[0]
         with nogil:
             status = record_seal(&self.c, &self.ring, &part, 1, target, cap, &produced)

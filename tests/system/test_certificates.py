@@ -113,3 +113,21 @@ def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_p
         assert leaf(running, "127.0.0.1") == pinned
         _, said = running.stop()
     assert "127.0.0.1.crt does not exist; the previous certificate stays in use" in said
+
+
+def test_the_line_of_a_refused_client_says_which_server_it_asked_for(tmp_path: Path) -> None:
+    put(tmp_path, self_signed(NAME))
+    with relay(*flags(tmp_path)) as running:
+        with pytest.raises(ssl.SSLError):
+            leaf(running, "other.test")
+        _, said = running.stop()
+    assert "the client asked for 'other.test'; only 'relay.test' is served" in said
+
+
+def test_a_certificate_that_has_expired_is_served(tmp_path: Path) -> None:
+    old = put(tmp_path, self_signed(NAME, days=(-9, -1)))
+    with relay(*flags(tmp_path)) as running:
+        running.find(
+            r"(certificate for relay\.test expired on [\d-]+: clients refuse it; replace .*)"
+        )
+        assert leaf(running) == old.der
