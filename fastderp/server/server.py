@@ -36,6 +36,7 @@ from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.consistency import inconsistencies
 from fastderp.server.observe.maintenance import Maintenance
 from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext, ServerContext
@@ -135,6 +136,14 @@ class Server:
             traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
         )
         self._maintenance = Maintenance(plane, self._round_trips, self._journal)
+        self._on_closed: list[Callable[[ClosedEvent], object]] = [
+            self._journal.note_closed,
+            lambda event: self._registrar.ended(event.handle, event.reason),
+            *self._region.on_closed,
+        ]
+        if self._duplicates is not None:
+            duplicates = self._duplicates
+            self._on_closed.append(lambda event: duplicates.left(event.key, event.handle))
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -156,7 +165,9 @@ class Server:
             self._plane.start()
             self._registrar.open(loop)
             self._maintenance.start(loop)
-            loop.add_reader(self._plane.fileno(), self._on_plane_events)
+            loop.add_reader(
+                self._plane.fileno(), supervisor.guarded("plane events", self._on_plane_events)
+            )
             self._loop = loop
 
     def listen(
@@ -477,6 +488,7 @@ class Server:
             **{_plane_metric(name): value for name, value in plane.items()},
             **self._journal.metrics(),
             **self._client_rate.metrics(),
+            **supervisor.metrics(),
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "derper_tls_active_version": active,
@@ -528,17 +540,16 @@ class Server:
     # What the data plane reports
 
     def _on_plane_events(self) -> None:
+        """Hand on what the data plane reports. A handler that fails costs neither the other handlers nor other events."""
         for event in self._plane.events():
             if isinstance(event, ClosedEvent):
-                self._journal.note_closed(event)
-                self._registrar.ended(event.handle, event.reason)
-                if self._duplicates is not None:
-                    self._duplicates.left(event.key, event.handle)
-                self._region.closed(event)
+                for handler in self._on_closed:
+                    supervisor.guard("session end", handler, event)
             elif isinstance(event, DropEvent):
-                self._journal.note_drop(event)
-            else:
-                self._region.received(event)
+                supervisor.guard("drop report", self._journal.note_drop, event)
+            elif not supervisor.guard("control frame", self._region.received, event):
+                # What this peer was told, or has told us, is not known any more: it logs in anew.
+                self._plane.close_session(event.handle)
 
 
 def _plane_metric(name: str) -> str:

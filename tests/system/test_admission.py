@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fastderp.errors import EX_CONFIG, EX_USAGE
+from fastderp.util.shortage import DESCRIPTOR_RESERVE
 from fastderp.wire.keys import NodePrivate, NodePublic
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.peer import Peer, client_info
@@ -140,7 +143,7 @@ def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(
 
     def tailscaled(request: bytes) -> bytes:
         if b"status?peers=false" in request:
-            return ok({"Self": {"PublicKey": friend.public_key.text}})
+            return ok({"BackendState": "Running", "Self": {"PublicKey": friend.public_key.text}})
         return ok({"Node": {}}) if friend.public_key.hex.encode() in request else response(404)
 
     path = tmp_path / "tailscaled.sock"
@@ -174,7 +177,7 @@ def test_the_check_page_asks_tailscaled_anew_each_time(
 
     def tailscaled(request: bytes) -> bytes:
         return (
-            ok({"Self": {"PublicKey": own.text}})
+            ok({"BackendState": "Running", "Self": {"PublicKey": own.text}})
             if b"status?peers=false" in request
             else ok({"Node": {}})
         )
@@ -210,3 +213,29 @@ def test_what_cannot_be_used_is_one_line_at_the_start(
     assert (code, said.count("\n")) == (EX_CONFIG, 1) and "key list" in said
     code, said = refused(*base, "-verify-client-url", "admission.example.com")
     assert (code, said.count("\n")) == (EX_USAGE, 1) and "-verify-client-url" in said
+
+
+def test_a_crowd_that_takes_all_descriptors_lets_no_stranger_in_although_the_url_fails_open(
+    base: tuple[str, ...],
+) -> None:
+    with (
+        serving(ok({"Allow": False})) as service,
+        relay(*base, "-verify-client-url", service.url) as running,
+    ):
+        address = ("127.0.0.1", running.port)
+        process = psutil.Process(running.process.pid)
+        # The command has raised its limit; lower it again below what the crowd takes.
+        limit = process.num_fds() + 60
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        stranger = Peer.connect(*address, None, 20)
+        stranger.upgrade(public)
+        crowd = [socket.create_connection(address, 10) for _ in range(120)]
+        full = limit - min(DESCRIPTOR_RESERVE, limit // 4)
+        eventually(lambda: process.num_fds() >= full)
+        stranger.send(client_info(stranger.key, public))
+        assert stranger.is_closed()
+        assert len(service.requests) == 1, "the stranger was asked about"
+        for sock in crowd:
+            sock.close()
+        assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in varz(running)

@@ -612,7 +612,7 @@ def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
         said = running.find(r"\nadmission: (.*)\n")
         assert (
             said
-            == "2 keys allowed, 0 keys denied; https://a.example (everybody gets in while it cannot be reached)"
+            == "2 keys allowed, 0 keys denied; https://a.example (all clients get in while it cannot be reached)"
         )
     with relay(*start, "-verify-clients", "-socket", "/nowhere") as running:
         assert "\nadmission: tailscaled at /nowhere\n" in running.said

@@ -18,15 +18,16 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
+from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
 from fastderp.util.token_bucket import TokenBucket
 
 # Connections accepted in one iteration of the loop, at most.
 ACCEPTS_PER_TURN = 64
 # The wait after running out of descriptors or memory.
 SHORTAGE_PAUSE_S = 0.25
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # Connections that are not logged in, at most; the oldest goes first.
 PENDING_LIMIT = 16384
@@ -136,6 +137,10 @@ class Listener:
         self._loop.add_reader(sock.fileno(), self._accept, sock)
 
     def _accept(self, sock: socket.socket) -> None:
+        if reserve_is_touched():
+            self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
+            return
+        first_reserved = first_reserved_descriptor()
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 accepted, address = sock.accept()
@@ -147,7 +152,12 @@ class Listener:
                     return
                 # This connection died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
                 continue
-            self._admit(accepted, (address[0].partition("%")[0], address[1]))
+            remote = (address[0].partition("%")[0], address[1])
+            touches_reserve = accepted.fileno() >= first_reserved
+            if not supervisor.guard("accept", self._admit, accepted, remote):
+                accepted.close()
+            if touches_reserve:
+                return
 
     def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
         if self._accept_limiter is not None and not self._accept_limiter.take():

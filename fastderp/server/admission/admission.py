@@ -1,7 +1,8 @@
 """Who may use the relay: lists of keys, the local tailscaled, an admission URL; all that are configured must agree. PROTOCOL §8.
 
-Loop thread only. An `Admission` is what `Server(verify=…)` takes. While `watching` a server it also disconnects those who lose their
-permission: at once when a list changes, within a minute when somebody has to be asked again.
+Loop thread only. An `Admission` is what `Server(verify=…)` takes. While it is `watching` a server it
+also disconnects clients that lose their permission: at once when a list changes, within a minute
+when a service has to be asked again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from fastderp.errors import LoginError
-from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.admission.key_lists import KeyLists, Reading
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.login import ClientInfo
 
@@ -26,13 +29,15 @@ log = logging.getLogger("fastderp")
 
 # How often the files of keys are looked at.
 LISTS_POLL_S = 2.0
-# Every client is asked about again this often. With a quarter of it because rounds have four parts, a remembered answer
-# and a slow one, who is revoked is gone within 60 s.
+# The service is asked about every client again this often. With a quarter of it because rounds have
+# four parts, a remembered answer and a slow one, a revoked client is gone within 60 s.
 RECHECK_S = 36.0
 ROUND_PARTS = 4
-# Of the verifier's questions at once, so that logins come first.
+# Questions of the rounds at once, so that logins come first.
 RECHECKS_AT_ONCE = 16
-# A client that reconnects again and again is asked about once per this time.
+# Clients that the service revokes within this time are looked for in one pass over all sessions.
+REVOKE_BATCH_S = 0.2
+# For a client that reconnects again and again the service is asked once per this time.
 REMEMBER_S = 10.0
 REMEMBERED = 10_000
 
@@ -53,14 +58,14 @@ class Clients(Protocol):
     """The relay as admission needs it; `Server` is one."""
 
     def clients(self) -> list[ConnectedClient]:
-        """Return who is connected, mesh peers left out."""
+        """Return the connected clients, mesh peers left out."""
 
     def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
-        """Close the connections for which `unwanted` says so; return whose they were."""
+        """Close the connections for which `unwanted` is true; return whose they were."""
 
 
 class Verifier(Protocol):
-    """Somebody to ask; `verifier.Tailscaled` and `verifier.AdmissionUrl` are two."""
+    """A service to ask; `verifiers.Tailscaled` and `verifiers.AdmissionUrl` are two."""
 
     @property
     def name(self) -> str:
@@ -70,16 +75,17 @@ class Verifier(Protocol):
         """Judge the client with this `key` that connects from `ip`, within bounded time."""
 
     async def close(self) -> None:
-        """Give up what it holds."""
+        """Close its connections."""
 
 
 class Admission:
-    """Decides who may use a relay. PROTOCOL §8.
+    """Decides which clients may use a relay. PROTOCOL §8.
 
     Args:
         lists: keys in files.
         verifiers: asked in this order, until one says no.
-        recheck_s: every connected client is asked about again within 1.25 of this many seconds; 0 for never.
+        recheck_s: the verifiers are asked about every connected client again within 1.25 of this many
+            seconds; 0 for never.
         own_key: tells the key of this machine's own node, which all verifiers must let in; for `problems`.
         clock: seconds, for tests.
     """
@@ -104,7 +110,12 @@ class Admission:
         self._verdicts: Counter[tuple[str, str]] = Counter()
         self._revoked: Counter[str] = Counter()
         self._throttle = LogThrottle(log)
+        # Verifiers without an answer, and the outcome that was logged.
+        self._silent: dict[str, str] = {}
         self._reload = asyncio.Event()
+        # Of the connected clients that a verifier no longer allows: (verifier, verdict).
+        self._denied: dict[ConnectedClient, tuple[str, Verdict]] = {}
+        self._revoking: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
         return "; ".join(filter(None, [str(self.lists), *map(str, self.verifiers)]))
@@ -130,19 +141,25 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
-        """Follow the files and ask again about who is connected to `clients`, a Server, while the block lasts."""
-        tasks = [asyncio.create_task(self._follow_lists(clients))]
+        """Follow the files and ask again about the connected `clients`, a Server, while the block lasts."""
+        # A thread of its own, kept for good: later there may be none to be had.
+        reader = ThreadPoolExecutor(1, "fastderp-lists")
+        tasks = [supervisor.start("admission lists", lambda: self._follow_lists(clients, reader))]
         if self.verifiers and self.recheck_s:
-            tasks.append(asyncio.create_task(self._recheck(clients)))
+            tasks.append(supervisor.start("admission recheck", lambda: self._recheck(clients)))
         try:
             yield self
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            reader.shutdown(wait=False, cancel_futures=True)
+            if self._revoking is not None:
+                self._revoking.cancel()
+                self._revoking = None
 
     async def close(self) -> None:
-        """Give up the connections to the verifiers, when nobody logs in any more."""
+        """Close the connections to the verifiers, when no client logs in any more."""
         for verifier in self.verifiers:
             await verifier.close()
 
@@ -168,7 +185,7 @@ class Admission:
 
     def _listed(self, key: NodePublic) -> Verdict:
         verdict = self.lists.judge(key)
-        if self.lists.allow or self.lists.deny:
+        if self.lists.in_force:
             self._verdicts["lists", verdict.outcome] += 1
         return verdict
 
@@ -182,10 +199,11 @@ class Admission:
     async def _ask_now(self, verifier: Verifier, key: NodePublic, ip: str) -> Verdict:
         try:
             verdict = await verifier.ask(key, ip)
-        except Exception:
-            log.exception("%s cannot be asked: an error of ours", verifier.name)
-            verdict = Verdict(False, "error", "an error of ours")
+        except Exception as error:
+            supervisor.note(f"admission {verifier.name}", error)
+            verdict = Verdict(False, "error", f"internal error while {verifier.name} was asked")
         self._verdicts[verifier.name, verdict.outcome] += 1
+        self._note_silence(verifier, verdict)
         if verdict.certain:
             self._remember((verifier.name, key.raw, ip), verdict)
         elif verdict.allowed:
@@ -197,26 +215,72 @@ class Admission:
             )
         return verdict
 
+    def _note_silence(self, verifier: Verifier, verdict: Verdict) -> None:
+        """Log when a verifier stops giving answers, and when it gives them again."""
+        logged = self._silent.get(verifier.name, "")
+        outcome = "" if verdict.certain else verdict.outcome
+        if outcome == logged:
+            return
+        # One that answers every other time does not fill the log.
+        suffix = self._throttle.suffix((verifier.name, outcome))
+        if suffix is None:
+            return
+        self._silent[verifier.name] = outcome
+        if outcome:
+            log.warning(
+                "admission: %s gives no answer: %s; new clients are %s, connected ones stay%s",
+                verifier.name,
+                verdict.detail,
+                "let in as configured" if verdict.allowed else "refused",
+                suffix,
+            )
+        else:
+            log.info("admission: %s answers again%s", verifier.name, suffix)
+
     def _remember(self, question: tuple[str, bytes, str], verdict: Verdict) -> None:
         self._remembered.pop(question, None)
         self._remembered[question] = (verdict, self._clock() + REMEMBER_S)
         if len(self._remembered) > REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
 
-    # Revoking
+    # Revoking by lists
 
-    async def _follow_lists(self, clients: Clients) -> None:
+    async def _follow_lists(self, clients: Clients, reader: ThreadPoolExecutor) -> None:
+        """Read the files when they change, and disconnect the clients that the keys in force exclude.
+
+        The keys in force are compared with those of the last round, and not with what this task has
+        read itself: so every change reaches the connected clients, however it came about.
+        """
+        loop = asyncio.get_running_loop()
+        in_force: tuple[frozenset[bytes], ...] | None = None
+        n_rounds = 0
         while True:
+            if self.lists.in_force != in_force:
+                # Twice: a client that was judged by the previous keys may still be on its way in.
+                in_force, n_rounds = self.lists.in_force, 2
+            if n_rounds:
+                self._revoke(clients, lambda client: ("lists", self.lists.judge(client.key)))
+                n_rounds -= 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reload.wait(), LISTS_POLL_S)
             force = self._reload.is_set()
             self._reload.clear()
-            # In a thread: reading a large file takes longer than a client should wait.
-            if await asyncio.to_thread(self.lists.reload, force=force):
-                self._revoke(clients, "lists", lambda client: self.lists.judge(client.key))
+            try:
+                # In a thread: reading a large file takes longer than a client should wait.
+                readings = await loop.run_in_executor(reader, self._read_lists, force)
+            except Exception:
+                if force:
+                    self._reload.set()
+                raise
+            self.lists.apply(readings)
+
+    def _read_lists(self, force: bool) -> list[Reading | None]:
+        return self.lists.read(force=force)
+
+    # Revoking by verifiers
 
     async def _recheck(self, clients: Clients) -> None:
-        """Ask about everybody once per round, a part of the keys at a time and evenly, so that nobody is hammered."""
+        """Ask about every client once per round, a part of the keys at a time and evenly, to spare the service."""
         while True:
             for part in range(ROUND_PARTS):
                 due = {
@@ -231,35 +295,47 @@ class Admission:
         self, clients: Clients, due: set[ConnectedClient], within_s: float
     ) -> None:
         pause_s = within_s / (len(due) + 1)
-        turns = asyncio.Semaphore(RECHECKS_AT_ONCE)
+        free = asyncio.Semaphore(RECHECKS_AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for client in due:
                 await asyncio.sleep(pause_s)
-                await turns.acquire()
+                await free.acquire()
                 task = group.create_task(self._recheck_one(clients, client))
-                task.add_done_callback(lambda _: turns.release())
+                task.add_done_callback(lambda _: free.release())
             await asyncio.sleep(pause_s)
 
     async def _recheck_one(self, clients: Clients, client: ConnectedClient) -> None:
         for verifier in self.verifiers:
             verdict = await self._ask_now(verifier, client.key, client.ip)
-            # Without an answer nobody is cut off: the service may just be restarting.
+            # Without an answer the client stays: the service may just be restarting.
             if verdict.certain and not verdict.allowed:
-                self._revoke(
-                    clients, verifier.name, lambda other: verdict if other == client else ALLOWED
-                )
+                self._deny(clients, client, verifier.name, verdict)
                 return
 
+    def _deny(self, clients: Clients, client: ConnectedClient, by: str, verdict: Verdict) -> None:
+        """Disconnect a client soon, together with others: each pass looks at every session."""
+        self._denied[client] = (by, verdict)
+        if self._revoking is None:
+            self._revoking = asyncio.get_running_loop().call_later(
+                REVOKE_BATCH_S,
+                supervisor.guarded("admission recheck", self._revoke_denied),
+                clients,
+            )
+
+    def _revoke_denied(self, clients: Clients) -> None:
+        self._revoking = None
+        denied, self._denied = self._denied, {}
+        self._revoke(clients, lambda client: denied.get(client, ("", ALLOWED)))
+
     def _revoke(
-        self, clients: Clients, by: str, judge: Callable[[ConnectedClient], Verdict]
+        self, clients: Clients, judge: Callable[[ConnectedClient], tuple[str, Verdict]]
     ) -> None:
-        """Disconnect whom `judge` does not allow."""
-        for client in clients.disconnect(lambda client: not judge(client).allowed):
+        """Disconnect the clients that `judge` does not allow."""
+        for client in clients.disconnect(lambda client: not judge(client)[1].allowed):
+            by, verdict = judge(client)
             self._revoked[by] += 1
             log.info(
-                "%s is disconnected, for it is no longer allowed: %s",
-                client.key.short,
-                judge(client).detail,
+                "%s is disconnected: it is no longer allowed: %s", client.key.short, verdict.detail
             )
 
     # Itself
@@ -279,6 +355,7 @@ class Admission:
             key = await self._own_key()
         except Exception as error:
             return [str(error)]
+        # Not remembered, and not counted: it is no client.
         verdicts = [await verifier.ask(key, "::1") for verifier in self.verifiers]
         return [
             f"this machine's own node would not be let in: {verdict.detail}"

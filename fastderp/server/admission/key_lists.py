@@ -1,76 +1,131 @@
-"""Keys that may, and keys that may not, use the relay: text files that are read again whenever they change.
+"""Keys that may, and keys that may not, use the relay: text files that are read again when they change.
 
-One `nodekey:…` per line; a `#` and what follows it is a comment. Once there is a good list, a broken file never
-replaces it. Judged on the loop thread; reloading may take a while and may run in another.
+One `nodekey:…` per line; a `#` and what follows it is a comment. A file that cannot be used never
+replaces a good list. Everything is judged and put in force on the loop thread; `read` changes
+nothing, may take a while, and may run in another thread.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastderp.errors import ConfigError
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.util import files
+from fastderp.util.shortage import shortage_of
 from fastderp.wire.keys import NodePublic
 
 log = logging.getLogger("fastderp")
 
 # A million keys; more is not a list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024
+# A file that was written this shortly before it was read may change again without another time stamp.
+RACY_S = 2.0
+
+Fingerprint = tuple[int, ...]
+
+
+class Reading(NamedTuple):
+    """What came of reading a file that has changed: its keys, or the error."""
+
+    fingerprint: Fingerprint
+    keys: frozenset[bytes] | None
+    error: ConfigError | None
+    forced: bool
 
 
 @dataclass(slots=True)
 class KeyList:
-    """The keys of one file, at `path`. `required`: a list without keys is a mistake. `n_refused` counts changes that were of no use."""
+    """The keys of one file.
+
+    Args:
+        path: the file.
+        required: a list without keys is an error.
+        keys: those in force.
+        n_refused: changes of the file that could not be used.
+    """
 
     path: Path
     required: bool
     keys: frozenset[bytes] = frozenset()
     n_refused: int = 0
-    _seen: tuple[int, ...] = field(default=())
+    # Of the file as it is in force, or as it was found to be of no use.
+    _seen: Fingerprint | None = None
+    _complaint: str = ""
 
     @classmethod
     def load(cls, path: Path, *, required: bool) -> KeyList:
         """Read the list at `path` at the start. Raises ConfigError that names file and line, also for one without keys if `required`."""
         found = cls(path, required)
-        found._seen = _fingerprint(path)
-        found.keys = found._read()
+        fingerprint = _fingerprint(path)
+        found.keys = found._read_keys()
+        found._seen = _settled(fingerprint)
         return found
 
-    def reload(self, *, force: bool = False) -> bool:
-        """Read the file again if it has changed, or with `force`; return whether the keys have.
-
-        A file that cannot be used is logged once and changes nothing.
-        """
+    def read(self, *, force: bool = False) -> Reading | None:
+        """Read the file if it has changed, or with `force`; None when it has not. Changes nothing here."""
+        # Taken before the file is read, so that a change meanwhile is seen the next time.
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
-            return False
-        self._seen = fingerprint
-        before = self.keys
+            return None
         try:
-            self.keys = self._read(reloading=True)
+            return Reading(fingerprint, self._read_keys(reloading=True), None, force)
         except ConfigError as error:
-            self.n_refused += 1
-            log.error("%s; the %d keys read before stay in force", error, len(self.keys))
-            return False
-        log.info("%s: read again, %d keys", self.path, len(self.keys))
-        return self.keys != before
+            return Reading(fingerprint, None, error, force)
 
-    def _read(self, *, reloading: bool = False) -> frozenset[bytes]:
+    def apply(self, reading: Reading | None) -> bool:
+        """Put what was read in force; return whether the keys have changed.
+
+        A file that cannot be used changes nothing and is logged once. It is read again at the next
+        look if the system, and not its content, was to blame.
+        """
+        if reading is None:
+            return False
+        if reading.keys is None:
+            assert reading.error is not None
+            self._refuse(reading.fingerprint, reading.error)
+            return False
+        previous, self.keys = self.keys, reading.keys
+        self._seen = _settled(reading.fingerprint)
+        self._complaint = ""
+        if reading.forced or self.keys != previous:
+            log.info("%s: read again, %d keys", self.path, len(self.keys))
+        return self.keys != previous
+
+    def reload(self, *, force: bool = False) -> bool:
+        """Do `read` and `apply` together."""
+        return self.apply(self.read(force=force))
+
+    def _refuse(self, fingerprint: Fingerprint, error: ConfigError) -> None:
+        complaint = str(error)
+        cause = error.__cause__
+        content_is_to_blame = not isinstance(cause, OSError) or cause.errno == errno.EFBIG
+        if complaint != self._complaint:
+            self._complaint = complaint
+            if not shortage_of(error):
+                self.n_refused += 1
+            log.error("%s; the %d keys read before stay in force", error, len(self.keys))
+        self._seen = _settled(fingerprint) if content_is_to_blame else None
+
+    def _read_keys(self, *, reloading: bool = False) -> frozenset[bytes]:
         try:
             text = files.read(self.path, limit_bytes=FILE_LIMIT_BYTES)
         except OSError as error:
-            raise ConfigError(f"key list {self.path}: cannot read it: {error.strerror}") from None
+            raise ConfigError(f"key list {self.path}: cannot read it: {error.strerror}") from error
         if reloading and not text.strip():
-            # An editor that truncates before it writes would open the relay to everybody on a deny list.
+            # An editor that truncates before it writes would open the relay to all on a deny list.
             raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean that)")
         keys = self._parse(text)
         if self.required and not keys:
             raise ConfigError(
-                f"key list {self.path}: no keys in it, so that nobody could use the relay"
+                f"key list {self.path}: no keys in it, so that no client could use the relay"
             )
         return keys
 
@@ -88,11 +143,11 @@ class KeyList:
 
 @dataclass(slots=True)
 class KeyLists:
-    """An allow list, a deny list or both, for what PROTOCOL §8 calls admission; the lists are fastderp's own idea.
+    """An allow list, a deny list or both: fastderp's own addition to the admission of PROTOCOL §8.
 
     Args:
-        allow: who may use the relay; None for everybody.
-        deny: who may not, also when it is on the other list; None for nobody.
+        allow: keys that may use the relay; None for all.
+        deny: keys that may not, also when they are on the other list; None for none.
     """
 
     allow: KeyList | None = None
@@ -115,6 +170,15 @@ class KeyLists:
             f"{len(found.keys)} keys {what}" for what, found in counts if found is not None
         )
 
+    def __iter__(self) -> Iterator[KeyList]:
+        """Yield the lists there are."""
+        yield from (found for found in (self.allow, self.deny) if found is not None)
+
+    @property
+    def in_force(self) -> tuple[frozenset[bytes], ...]:
+        """The keys that `judge` goes by; compare it to see whether it has changed."""
+        return tuple(found.keys for found in self)
+
     def judge(self, key: NodePublic) -> Verdict:
         """Tell whether the lists let the `key` in."""
         if self.deny is not None and key.raw in self.deny.keys:
@@ -123,20 +187,32 @@ class KeyLists:
             return Verdict(False, "denied", "not on the allow list")
         return ALLOWED
 
-    def reload(self, *, force: bool = False) -> bool:
-        """Read again the files that have changed, or all with `force`; return whether any keys have.
+    def read(self, *, force: bool = False) -> list[Reading | None]:
+        """Read the files that have changed, or all with `force`. Changes nothing here; any thread."""
+        return [found.read(force=force) for found in self]
 
-        A file that cannot be used is logged and changes nothing.
+    def apply(self, readings: list[Reading | None]) -> bool:
+        """Put the `readings` of `read` in force; return whether any keys have changed.
+
+        Files that cannot be used are logged and change nothing.
         """
-        return any(
-            [found.reload(force=force) for found in (self.allow, self.deny) if found is not None]
-        )
+        return any([found.apply(reading) for found, reading in zip(self, readings, strict=True)])
+
+    def reload(self, *, force: bool = False) -> bool:
+        """Read the changed files, or all with `force`, and put them in force; return whether any keys have changed."""
+        return self.apply(self.read(force=force))
 
 
-def _fingerprint(path: Path) -> tuple[int, ...]:
-    """Return what changes with the file; () when it cannot be seen."""
+def _fingerprint(path: Path) -> Fingerprint:
+    """Return what changes with the file; () when it cannot be looked at."""
     try:
         status = os.stat(path)
     except OSError:
         return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _settled(fingerprint: Fingerprint) -> Fingerprint | None:
+    """Return the fingerprint to remember; None while the file is so new that it could change unnoticed."""
+    newest_ns = max(fingerprint[:2], default=0)
+    return fingerprint if abs(time.time_ns() - newest_ns) > RACY_S * 1e9 else None

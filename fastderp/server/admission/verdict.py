@@ -1,4 +1,4 @@
-"""The answer to the question whether a client may use the relay; what every kind of admission gives. PROTOCOL §8."""
+"""The answer to the question whether a client may use the relay. PROTOCOL §8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ class Verdict:
 
     Args:
         allowed: let it in.
-        outcome: one word for a counter: allowed, denied, fail_open, or what went wrong: unreachable, timeout, busy, status, malformed.
+        outcome: one word for a counter: allowed, denied, fail_open, or why there is no answer:
+            unreachable, timeout, busy, status, malformed, not_ready (the service does not know yet),
+            shortage (of descriptors, memory or threads here), error (an internal one).
         detail: the reason in words, without a subject.
     """
 
@@ -21,7 +23,7 @@ class Verdict:
 
     @property
     def certain(self) -> bool:
-        """Whether somebody said yes or no, so that it can be remembered and acted upon."""
+        """Whether it is a yes or a no, which can be remembered and acted upon."""
         return self.outcome in ("allowed", "denied")
 
 

@@ -1,16 +1,25 @@
-"""Who else is asked whether a key may use the relay: the local tailscaled and an admission URL. PROTOCOL §8.
+"""The services that say whether a key may use the relay: the local tailscaled and an admission URL. PROTOCOL §8.
 
-Loop thread only. Whatever they answer, or do not, is one `Verdict`. Import this module only when somebody is to be asked, as `service`.
+Loop thread only. Every answer, and the want of one, becomes one `Verdict`. Import this module only
+when there is a service to ask, as `http_query`.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from yarl import URL
 
 from fastderp.server.admission.verdict import ALLOWED, Verdict
-from fastderp.server.net.http_query import NoAnswer, Service, folded, http_url, members
+from fastderp.server.net.http_query import (
+    HttpService,
+    NoAnswer,
+    checked,
+    folded,
+    http_url,
+    members,
+)
 from fastderp.wire.keys import NodePublic
 
 DEFAULT_SOCKET = "/var/run/tailscale/tailscaled.sock"
@@ -31,7 +40,7 @@ class Tailscaled:
     def __init__(self, socket_path: str = "") -> None:
         """Ask over the unix socket at `socket_path`, "" for tailscaled's usual one."""
         self.socket_path = socket_path or DEFAULT_SOCKET
-        self._service = Service.at_socket(
+        self._service = HttpService.at_socket(
             self.socket_path, TAILSCALED_ANSWER_LIMIT_BYTES, {"Tailscale-Cap": TAILSCALE_CAPABILITY}
         )
 
@@ -39,31 +48,42 @@ class Tailscaled:
         return f"tailscaled at {self.socket_path}"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask, for at most 5 s, whether tailscaled knows the `key`; `ip` makes no difference. What goes wrong is in the verdict."""
+        """Ask whether tailscaled knows the `key`; up to 5 s per question. `ip` makes no difference.
+
+        A no is certain only from a tailscaled that is running and knows its own node: without a
+        network map (just started, logged out, own key expired) it knows no key at all. So a first
+        no is followed by a look at its state and the same question again. Errors are in the verdict.
+        """
         try:
-            status, body = await self._get(f"whois?addr=nodekey%3A{key.hex}")
-            if status == 404:
-                return Verdict(False, "denied", "tailscaled does not know it")
-            members(status, body)
+            if await self._knows(key):
+                return ALLOWED
+            await self._own_key()
+            if await self._knows(key):
+                return ALLOWED
         except NoAnswer as error:
             return Verdict(False, error.outcome, f"{self}: {error}")
-        return ALLOWED
+        return Verdict(False, "denied", "tailscaled does not know it")
 
     async def own_key(self) -> NodePublic:
-        """Return the key of this machine's own node. Raises NoAnswer."""
+        """Return the key of this machine's own node. Raises NoAnswer unless tailscaled is running and has one."""
         try:
-            node = members(*await self._get("status?peers=false")).get("self")
-            if isinstance(node, dict):
-                return NodePublic.from_text(folded(node)["publickey"])
+            return await self._own_key()
         except NoAnswer as error:
             raise NoAnswer(error.outcome, f"{self}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError):
-            pass
-        raise NoAnswer("malformed", f"{self} does not say who it is")
 
     async def close(self) -> None:
         """Close its connections."""
         await self._service.close()
+
+    async def _own_key(self) -> NodePublic:
+        return _own_key(members(*await self._get("status?peers=false")))
+
+    async def _knows(self, key: NodePublic) -> bool:
+        status, body = await self._get(f"whois?addr=nodekey%3A{key.hex}")
+        if status == 404:
+            return False
+        _check_whois(members(status, body), key)
+        return True
 
     async def _get(self, question: str) -> tuple[int, bytes]:
         url = URL(f"http://local-tailscaled.sock/localapi/v0/{question}", encoded=True)
@@ -73,31 +93,62 @@ class Tailscaled:
         return status, body
 
 
+def _own_key(status: dict[str, Any]) -> NodePublic:
+    """Return the key of the own node from a tailscaled's status. Raises NoAnswer while it knows no keys."""
+    state = checked(status, "BackendState", str, "a string")
+    if state != "Running":
+        raise NoAnswer(
+            "not_ready", f"its state is {state or 'unknown'}, not Running: see tailscale status"
+        )
+    node = checked(status, "Self", dict, "an object")
+    text = checked(folded(node or {}), "PublicKey", str, "a string")
+    try:
+        own = NodePublic.from_text(text or "")
+    except ValueError:
+        own = NodePublic(bytes(32))
+    if own.is_zero:
+        raise NoAnswer("not_ready", "it does not know its own node: see tailscale status")
+    return own
+
+
+def _check_whois(answer: dict[str, Any], key: NodePublic) -> None:
+    """Check that an answer describes the node with this key. Raises NoAnswer for what is no such answer."""
+    node = checked(answer, "Node", dict, "an object")
+    checked(answer, "UserProfile", dict, "an object")
+    checked(answer, "CapMap", dict, "an object")
+    named = checked(folded(node or {}), "Key", str, "a string")
+    if named is not None and named != key.text:
+        raise NoAnswer("malformed", "the answer is about another key")
+
+
 class AdmissionUrl:
     """Asks a service of the operator's about every key and address. PROTOCOL §8.
 
-    What it says counts. What happens when it cannot be reached, or takes longer than 4 s, is `fail_open`'s to say; any other answer than
-    the wanted one, and more questions at once than can get through, are a no.
+    `fail_open` says what happens while the service cannot be reached or takes longer than 4 s. Any
+    answer but the wanted one is a no, and so are more questions at once than can get through and
+    a shortage of descriptors, memory or threads on this machine.
     """
 
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`; let everybody in while it cannot be reached if `fail_open`, or else nobody.
+        """Ask at an http or https `url`; with `fail_open`, let all clients in while it cannot be reached, else none.
 
-        Raises ValueError for a URL of no use, never quoting it, for it may hold a password.
+        Raises ValueError for a URL, or a proxy of the environment, that cannot be used, never quoting
+        it, for it may hold a password.
         """
         self._url = http_url(url, "https://admission.example.com/derp")
         self.fail_open = fail_open
         self.host = str(self._url.host)
-        self._service = Service.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
+        self._service = HttpService.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
 
     def __str__(self) -> str:
         # The rest of the URL may hold a secret.
-        return f"{self._url.scheme}://{self.host} ({'everybody' if self.fail_open else 'nobody'} gets in while it cannot be reached)"
+        meanwhile = "all" if self.fail_open else "no"
+        return f"{self._url.scheme}://{self.host} ({meanwhile} clients get in while it cannot be reached)"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask, for at most 5 s, whether the `key` may come in from `ip`. What goes wrong is in the verdict."""
+        """Ask, for up to 5 s, whether the `key` may come in from `ip`. Errors are in the verdict."""
         question = json.dumps(
             {"NodePublic": key.text, "Source": ip}, separators=(",", ":")
         ).encode()
@@ -105,9 +156,8 @@ class AdmissionUrl:
             status, body = await self._service.exchange("POST", self._url, question)
             if status == 403:
                 return Verdict(False, "denied", f"{self.host} says no")
-            allow = members(status, body).get("allow")
-            if allow is not None and not isinstance(allow, bool):
-                raise NoAnswer("malformed", '"Allow" is neither true nor false')
+            answer = members(status, body, more_may_follow=True)
+            allow = checked(answer, "Allow", bool, "true or false")
         except NoAnswer as error:
             detail = f"{self.host}: {error}"
             if self.fail_open and error.outcome in ("unreachable", "timeout"):

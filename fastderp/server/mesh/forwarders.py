@@ -1,4 +1,4 @@
-"""Packet forwarders that a program adds: any object that takes packets for a key which is not connected here. PROTOCOL §7.5.
+"""Packet forwarders that a program adds: objects that take packets for keys which are not connected here. PROTOCOL §7.5.
 
 To the data plane each is a mesh link, over a socket pair whose other end is read here. Loop thread only.
 """
@@ -11,17 +11,20 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from fastderp.dataplane.plane import Plane
+from fastderp.dataplane.plane import Plane, PlaneError
 from fastderp.server.observe.log_throttle import LogThrottle
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, FrameType, frame
 
 log = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
-# A packet may be on its way to a forwarder when that is removed: in a worker's turn, which lasts milliseconds, or waiting for
-# the forwarder to take it. One that takes nothing for longer loses it.
+# A packet may be on its way to a forwarder when that is removed: in a worker's turn, which lasts
+# milliseconds, or waiting for the forwarder to take it. After this time it is lost.
 LINGER_S = 1.0
+# The wait after the system has refused a forwarder a new session.
+RETRY_S = 0.5
 
 
 class PacketForwarder(Protocol):
@@ -40,18 +43,25 @@ class _Carrier:
     """One forwarder's session, and the keys it is used for."""
 
     def __init__(self, plane: Plane, forwarder: PacketForwarder, throttle: LogThrottle) -> None:
-        loop = asyncio.get_running_loop()
+        """Open the session. Raises OSError or PlaneError when descriptors or memory are out."""
         self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
+        try:
+            self._ours.setblocking(False)
+            # The data plane owns the descriptor, also when it refuses the session.
+            self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
+        except BaseException:
+            self._ours.close()
+            theirs.close()
+            raise
         self._plane = plane
+        self._unread = bytearray()
         self.forwarder = forwarder
         self.keys: set[bytes] = set()
-        self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
         self._throttle = throttle
         self._leaving: asyncio.TimerHandle | None = None
-        self._beat = loop.create_task(_keep_alive(self._ours))
-        self._carrying = loop.create_task(self._carry())
-        self._carrying.add_done_callback(self._carried)
+        self._beat = supervisor.start("packet forwarder", self._keep_alive)
+        self.carrying = supervisor.start("packet forwarder", self._carry)
+        self.carrying.add_done_callback(self._carried)
 
     def leave(self, left: Callable[[_Carrier], None]) -> None:
         """Have `left` called once what is on its way has arrived, unless it is to stay."""
@@ -64,13 +74,13 @@ class _Carrier:
             self._leaving = None
 
     def finish(self) -> None:
-        """End the session; what has left the data plane is still forwarded."""
+        """End the session; packets that have left the data plane are still forwarded."""
         self._plane.close_session(self.handle)
 
     def close(self) -> None:
         """End at once."""
         self.stay()
-        self._carrying.cancel()
+        self.carrying.cancel()
 
     def _carried(self, _: object) -> None:
         self._beat.cancel()
@@ -78,11 +88,16 @@ class _Carrier:
 
     async def _carry(self) -> None:
         loop = asyncio.get_running_loop()
-        unread = bytearray()
-        while data := await loop.sock_recv(self._ours, READ_BYTES):
-            unread += data
-            while (payload := _take_frame(unread)) is not None:
+        while data := await self._received(loop):
+            self._unread += data
+            while (payload := _take_frame(self._unread)) is not None:
                 await self._forward(payload)
+
+    async def _received(self, loop: asyncio.AbstractEventLoop) -> bytes:
+        try:
+            return await loop.sock_recv(self._ours, READ_BYTES)
+        except ConnectionError:
+            return b""  # the data plane has closed its end with something unread
 
     async def _forward(self, payload: bytes) -> None:
         source, destination = (
@@ -100,6 +115,16 @@ class _Carrier:
                 error or type(error).__name__,
             )
 
+    async def _keep_alive(self) -> None:
+        """Send what every relay at the other end of a link sends: silence would end the session."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(KEEPALIVE_S)
+            try:
+                await loop.sock_sendall(self._ours, frame(FrameType.KEEP_ALIVE))
+            except ConnectionError:
+                return  # the session is over
+
 
 def _take_frame(unread: bytearray) -> bytes | None:
     """Return the payload of the first frame once it is whole. The data plane sends ForwardPacket only."""
@@ -113,42 +138,53 @@ def _take_frame(unread: bytearray) -> bytes | None:
     return payload
 
 
-async def _keep_alive(ours: socket.socket) -> None:
-    """Be heard, as every relay at the other end of a link is: silence ends the session."""
-    while True:
-        await asyncio.sleep(KEEPALIVE_S)
-        await asyncio.get_running_loop().sock_sendall(ours, frame(FrameType.KEEP_ALIVE))
-
-
 class Forwarders:
     """Every packet forwarder of a relay. The same object is the same forwarder."""
 
     def __init__(self, plane: Plane) -> None:
         """Begin with none."""
         self._plane = plane
-        self._carriers: dict[
-            int, _Carrier
-        ] = {}  # by id() of the forwarder, which the carrier keeps alive
+        # By id() of the forwarder, which the carrier keeps alive.
+        self._carriers: dict[int, _Carrier] = {}
+        # Those whose session has ended and whose keys wait for a new one.
+        self._lost: list[_Carrier] = []
+        self._retry: asyncio.TimerHandle | None = None
+        self._carrying: set[asyncio.Task[None]] = set()
         self._throttle = LogThrottle(log)
 
     @property
     def keys(self) -> set[bytes]:
         """The keys that some forwarder takes packets for."""
-        return {key for carrier in self._carriers.values() for key in carrier.keys}
+        return {key for carrier in (*self._carriers.values(), *self._lost) for key in carrier.keys}
 
     def add(self, key: bytes, forwarder: PacketForwarder) -> None:
-        """Use the forwarder for a key. Adding it twice is adding it once."""
+        """Use the forwarder for a key. Adding it twice is adding it once.
+
+        Raises OSError or PlaneError when descriptors or memory are out.
+        """
         carrier = self._carriers.get(id(forwarder))
         if carrier is None:
             carrier = self._carriers[id(forwarder)] = _Carrier(
                 self._plane, forwarder, self._throttle
             )
+            self._carrying.add(carrier.carrying)
+            carrier.carrying.add_done_callback(self._carrying.discard)
         carrier.stay()
-        self._plane.add_forwarder(key, carrier.handle)
+        try:
+            self._plane.add_forwarder(key, carrier.handle)
+        except BaseException:
+            if not carrier.keys:
+                carrier.leave(self._left)
+            raise
         carrier.keys.add(key)
 
     def remove(self, key: bytes, forwarder: PacketForwarder) -> None:
         """Use the forwarder for a key no longer; packets on their way still arrive. One that was never added only counts."""
+        for lost in self._lost:
+            if lost.forwarder is forwarder and key in lost.keys:
+                lost.keys.remove(key)
+                self._plane.remove_forwarder(key, lost.handle)
+                return
         carrier = self._carriers.get(id(forwarder))
         self._plane.remove_forwarder(key, carrier.handle if carrier is not None else 0)
         if carrier is not None and key in carrier.keys:
@@ -157,7 +193,7 @@ class Forwarders:
                 carrier.leave(self._left)
 
     def _left(self, carrier: _Carrier) -> None:
-        del self._carriers[id(carrier.forwarder)]
+        self._carriers.pop(id(carrier.forwarder), None)
         carrier.finish()
 
     def closed(self, handle: int) -> None:
@@ -165,12 +201,44 @@ class Forwarders:
         for carrier in [carrier for carrier in self._carriers.values() if carrier.handle == handle]:
             del self._carriers[id(carrier.forwarder)]
             carrier.stay()
-            for key in carrier.keys:
-                self.add(key, carrier.forwarder)
-                self._plane.remove_forwarder(key, handle)
+            self._lost.append(carrier)
+            self._replace_lost()
 
-    def close(self) -> None:
-        """End them all."""
+    def _replace_lost(self) -> None:
+        """Give the keys of ended sessions to new ones; what the system refuses is tried again after a while."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._lost:
+            carrier = self._lost[0]
+            try:
+                while carrier.keys:
+                    key = next(iter(carrier.keys))
+                    self.add(key, carrier.forwarder)
+                    self._plane.remove_forwarder(key, carrier.handle)
+                    carrier.keys.remove(key)
+            except (OSError, PlaneError) as error:
+                self._throttle.log(
+                    "refused",
+                    "a packet forwarder has no session for the moment: %s; the next attempt is in %g s",
+                    error,
+                    RETRY_S,
+                )
+                self._retry = asyncio.get_running_loop().call_later(
+                    RETRY_S, supervisor.guarded("packet forwarder", self._replace_lost)
+                )
+                return
+            self._lost.pop(0)
+
+    async def close(self) -> None:
+        """End them all, also those that still forward what was on its way."""
+        if self._retry is not None:
+            self._retry.cancel()
         for carrier in self._carriers.values():
             carrier.close()
         self._carriers.clear()
+        self._lost.clear()
+        tasks = list(self._carrying)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -20,7 +20,9 @@ from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
 from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, DialedRelay, JoinSocket, dial
+from fastderp.server.mesh.withdrawals import KEYS_PER_TURN, Withdrawals
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ClientContext
 from fastderp.util.net import address_bytes
 from fastderp.wire import login
@@ -44,6 +46,8 @@ JITTER = 0.2
 GOOD_LINK_S = 30.0
 # Longest advice of a restarting relay that is heeded.
 MAX_RESTART_WAIT_S = 30.0
+# The wait after the data plane had no memory for a key.
+REFUSED_RETRY_S = 1.0
 # Routes are memory: what one relay may announce, some 50 MB worth.
 MAX_KEYS_PER_LINK = 250_000
 
@@ -116,6 +120,9 @@ class MeshLink:
         self._plane = mesh.plane
         self._handle = 0
         self._keys: set[bytes] = set()
+        # Announced, and refused by the data plane for want of memory.
+        self._refused: set[bytes] = set()
+        self._retry: asyncio.TimerHandle | None = None
         self._box: Box | None = None
         self._ended: asyncio.Future[str] | None = None
         self._settling: Settling | None = None
@@ -147,8 +154,8 @@ class MeshLink:
                     return
                 except (DerpError, OSError) as error:
                     self._complain(str(error))
-                except Exception:
-                    log.exception("mesh: %s: an error of ours", self.peer.name)
+                except Exception as error:
+                    supervisor.note("mesh link", error, f"{self.peer.name} is dialled again")
                 self._withdraw()
                 self.state = LinkState.WAITING
                 self.n_failures += 1
@@ -168,7 +175,9 @@ class MeshLink:
             dialled.close()
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
-        deadline = loop.call_later(CONNECT_TIMEOUT_S, self._login_expired)
+        deadline = loop.call_later(
+            CONNECT_TIMEOUT_S, supervisor.guarded("mesh link", self._login_expired)
+        )
         try:
             raise DialError(await self._ended)
         finally:
@@ -243,17 +252,40 @@ class MeshLink:
             self._is_up()
         if self._settling is not None:
             self._settling.arrived()
-        if key in self._keys:
+        if key in self._keys or key in self._refused:
             return
-        if len(self._keys) >= self._mesh.max_keys_per_link:
+        if len(self._keys) + len(self._refused) >= self._mesh.max_keys_per_link:
             self._mesh.n_keys_ignored += 1
-            return
+        elif not self._add(key):
+            self._mesh.n_keys_ignored += 1
+            self._refused.add(key)
+            self._retry_later()
+
+    def _add(self, key: bytes) -> bool:
+        """Make the key reachable through this link; False when there is no memory for it."""
         try:
             self._plane.add_forwarder(key, self._handle)
         except PlaneError:
-            self._mesh.n_keys_ignored += 1
-        else:
-            self._keys.add(key)
+            return False
+        self._keys.add(key)
+        return True
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(
+                REFUSED_RETRY_S, supervisor.guarded("mesh link", self._retry_refused)
+            )
+
+    def _retry_refused(self) -> None:
+        """Add the keys that there was no memory for, some at a time, until one is refused again."""
+        self._retry = None
+        for _ in range(min(len(self._refused), KEYS_PER_TURN)):
+            key = next(iter(self._refused))
+            if not self._add(key):
+                break
+            self._refused.discard(key)
+        if self._refused:
+            self._retry_later()
 
     def _is_up(self) -> None:
         self.state = LinkState.UP
@@ -276,6 +308,7 @@ class MeshLink:
         if payload[KEY_SIZE:] == bytes((PeerGoneReason.NOT_HERE,)):
             log.debug("mesh: %s does not have %s", self.peer.name, NodePublic(key).short)
         self._keys.discard(key)
+        self._refused.discard(key)
         self._plane.remove_forwarder(key, self._handle)
 
     def _check_server_info(self, payload: bytes) -> None:
@@ -310,11 +343,15 @@ class MeshLink:
         self._box = None
         if self._settling is not None:
             self._settling.stop()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._refused.clear()
+        keys, self._keys = self._keys, set()
+        self._mesh.withdrawals.add(handle, keys)
         if handle:
             self._mesh.links_by_handle.pop(handle, None)
             self._plane.close_session(handle)
-        while self._keys:
-            self._plane.remove_forwarder(self._keys.pop(), handle)
 
     def _next_wait_s(self) -> float:
         advised_s, self._advised_s = self._advised_s, 0.0
@@ -359,6 +396,7 @@ class Mesh:
         self.max_keys_per_link = MAX_KEYS_PER_LINK
         self.n_keys_ignored = 0
         self.links_by_handle: dict[int, MeshLink] = {}
+        self.withdrawals = Withdrawals(plane)
         self._tls = tls
         self._links: dict[MeshPeer, tuple[MeshLink, asyncio.Task[None]]] = {}
 
@@ -366,6 +404,11 @@ class Mesh:
     def links(self) -> list[MeshLink]:
         """One per member."""
         return [link for link, _ in self._links.values()]
+
+    @property
+    def keys(self) -> set[bytes]:
+        """The keys that the data plane reaches through links, also through ended ones."""
+        return self.withdrawals.keys.union(*(link.keys for link in self.links))
 
     def tls_context(self, pin: bytes | None) -> ClientContext:
         """Return what to trust: the certificate with this hash, or without one whatever the system's roots vouch for, read once."""
@@ -383,10 +426,8 @@ class Mesh:
         for peer in wanted:
             if peer not in self._links:
                 link = MeshLink(self, peer)
-                self._links[peer] = (
-                    link,
-                    asyncio.get_running_loop().create_task(link.run(), name=f"mesh {peer.name}"),
-                )
+                task = supervisor.start("mesh link", link.run, name=f"mesh link {peer.name}")
+                self._links[peer] = (link, task)
 
     def received(self, event: FrameEvent) -> bool:
         """Act on a frame of a link; False when it did not come from one."""
@@ -427,6 +468,7 @@ class Mesh:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.withdrawals.close()
 
 
 def _by_host(links: list[MeshLink], number: Callable[[MeshLink], int]) -> dict[Any, int]:

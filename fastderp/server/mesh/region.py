@@ -6,7 +6,7 @@ Joins presence, mesh links and packet forwarders to the one data plane. Loop thr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
 from fastderp.server.mesh.dial import JoinSocket
@@ -80,12 +80,15 @@ class Region:
         elif event.type == FrameType.CLOSE_PEER:
             self._close_peer(peer, NodePublic(event.payload))
 
-    def closed(self, event: ClosedEvent) -> None:
-        """Note the end of any session."""
-        self._peers.pop(event.handle, None)
-        self.presence.left(event.handle, event.key)
-        self.mesh.closed(event)
-        self.forwarders.closed(event.handle)
+    @property
+    def on_closed(self) -> list[Callable[[ClosedEvent], object]]:
+        """What to call at the end of any session, each whether or not the others succeed."""
+        return [
+            lambda event: self._peers.pop(event.handle, None),
+            lambda event: self.presence.left(event.handle, event.key),
+            self.mesh.closed,
+            lambda event: self.forwarders.closed(event.handle),
+        ]
 
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
@@ -110,9 +113,9 @@ class Region:
     @property
     def announced(self) -> set[bytes]:
         """The keys that are reached through others."""
-        return {key for link in self.mesh.links for key in link.keys} | self.forwarders.keys
+        return self.mesh.keys | self.forwarders.keys
 
     async def close(self) -> None:
         """End every link and every forwarder."""
         await self.mesh.close()
-        self.forwarders.close()
+        await self.forwarders.close()

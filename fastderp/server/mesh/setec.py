@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastderp.errors import ConfigError, DerpError, SecretsError
-from fastderp.server.net.http_query import NoAnswer, Service, http_url, members
+from fastderp.server.net.http_query import HttpService, NoAnswer, checked, http_url, members
 from fastderp.util import files
 
 log = logging.getLogger("fastderp")
@@ -49,7 +49,7 @@ class SecretsServer:
         self._name = name
         # derper's is a file although its flag calls it a directory.
         self._cache = cache / "secrets.json" if cache.is_dir() else cache
-        self._service = Service.at_url(base, ANSWER_LIMIT_BYTES, _NO_BROWSERS)
+        self._service = HttpService.at_url(base, ANSWER_LIMIT_BYTES, _NO_BROWSERS)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -91,6 +91,7 @@ class SecretsServer:
             }[status]
             raise ConfigError(f"secrets server {self.host} {reason} {self._name}")
         answer = members(status, body)
+        checked(answer, "Version", int, "a number")
         found = read(_text(answer.get("value")))
         self._keep({"Value": answer["value"], "Version": answer.get("version")})
         return found

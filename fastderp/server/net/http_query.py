@@ -1,7 +1,7 @@
-"""Short questions to HTTP services: whatever they answer, or do not, costs bounded time and memory.
+"""Short questions to HTTP services: any answer, or none, costs bounded time and memory.
 
-Loop thread only. Import this module only when somebody is to be asked: aiohttp costs a start 105 ms and 14 MiB. (httpx costs a
-quarter of that, but eight times the CPU per question.)
+Loop thread only. Import this module only when there is a service to ask: aiohttp costs a start 105 ms
+and 14 MiB. (httpx costs a quarter of that, but eight times the CPU per question.)
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 from yarl import URL
 
 from fastderp.net.proxy import proxy_for
+from fastderp.util.shortage import lookups_are_short, shortage_of
 
 # For one question: connecting, sending and reading; and for its turn before that. 5 s together.
 BUDGET_S = 4.0
 TURN_S = 1.0
 QUESTIONS_AT_ONCE = 64
-# A connection is kept for the next login of a storm, and closed long before any server would: who closes first has no race.
+# A connection is kept for the next login of a storm, and closed long before any server would: when
+# both sides close at once, a question may be lost.
 KEEP_CONNECTION_S = 2.0
-
-_DECODER = json.JSONDecoder()
 
 
 class NoAnswer(Exception):
@@ -36,14 +36,14 @@ class NoAnswer(Exception):
         self.outcome = outcome
 
 
-class Service:
+class HttpService:
     """An HTTP server that answers short questions.
 
     Args:
-        limit_bytes: what is read of an answer.
-        connector: makes the way there, on first use.
+        limit_bytes: most that is read of an answer.
+        connector: opens connections to the server; called on first use.
         headers: sent with every question.
-        proxy: what is asked to pass it on; None for nobody.
+        proxy: URL of the proxy to ask through; None for a direct connection.
     """
 
     def __init__(
@@ -59,14 +59,17 @@ class Service:
         # An encoded answer would have to be inflated before it could be limited.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "fastderp", **(headers or {})}
         self._proxy = proxy
-        self._turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     def at_url(
         cls, url: URL, limit_bytes: int, headers: Mapping[str, str] | None = None
-    ) -> Service:
-        """Ask over TCP, with TLS for https, through the proxy that the environment names."""
+    ) -> HttpService:
+        """Ask over TCP, with TLS for https, through the proxy that the environment names.
+
+        Raises ValueError for a proxy that cannot be used.
+        """
         # The system's roots, as other programs use them, and not a list that came with a package.
         tls = ssl.create_default_context()
         return cls(
@@ -81,7 +84,7 @@ class Service:
     @classmethod
     def at_socket(
         cls, path: str, limit_bytes: int, headers: Mapping[str, str] | None = None
-    ) -> Service:
+    ) -> HttpService:
         """Ask over a unix socket."""
         return cls(
             limit_bytes,
@@ -99,10 +102,10 @@ class Service:
     async def exchange(
         self, method: str, url: URL, content: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Ask; return the status and at most so many bytes of the body. Raises NoAnswer."""
+        """Ask; return the status and the body, up to its limit. Raises NoAnswer."""
         try:
             async with asyncio.timeout(TURN_S):
-                await self._turns.acquire()
+                await self._questions.acquire()
         except TimeoutError:
             raise NoAnswer(
                 "busy", f"{QUESTIONS_AT_ONCE} questions wait for an answer already"
@@ -113,11 +116,16 @@ class Service:
         except TimeoutError:
             raise NoAnswer("timeout", f"no answer within {BUDGET_S:g} s") from None
         except aiohttp.ClientConnectionError as error:
-            raise NoAnswer("unreachable", _reason(error)) from None
+            raise _no_connection(error) from None
         except aiohttp.ClientError:
             raise NoAnswer("malformed", "the answer is not HTTP") from None
+        except (OSError, RuntimeError, MemoryError) as error:
+            # No thread for the name lookup, no memory for the connection.
+            if shortage := shortage_of(error):
+                raise _not_asked(shortage) from None
+            raise
         finally:
-            self._turns.release()
+            self._questions.release()
 
     async def _ask(self, method: str, url: URL, content: bytes | None) -> tuple[int, bytes]:
         if self._session is None:
@@ -177,6 +185,19 @@ def _proxy(url: URL) -> str | None:
     return found.geturl()
 
 
+def _no_connection(error: aiohttp.ClientConnectionError) -> NoAnswer:
+    """Say why there was no connection, and whether that was for want of something here."""
+    shortage = shortage_of(error)
+    # A name lookup without descriptors fails like one of an unknown name.
+    if not shortage and isinstance(error, aiohttp.ClientConnectorError) and lookups_are_short():
+        shortage = "Too many open files"
+    return _not_asked(shortage) if shortage else NoAnswer("unreachable", _reason(error))
+
+
+def _not_asked(shortage: str) -> NoAnswer:
+    return NoAnswer("shortage", f"it was not asked, this relay is short of resources: {shortage}")
+
+
 def _reason(error: aiohttp.ClientConnectionError) -> str:
     """Return what the system said, without the words of the library around it."""
     cause: Exception = error
@@ -191,16 +212,32 @@ def _reason(error: aiohttp.ClientConnectionError) -> str:
     return os.strerror(number) if number and number > 0 else str(cause)
 
 
-def members(status: int, body: bytes) -> dict[str, Any]:
-    """Return the JSON object that a 200 begins with, names folded. Raises NoAnswer."""
+# Reading answers
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[str, Any]:
+    """Return the JSON object that is the body of a 200, its members' names folded. Raises NoAnswer.
+
+    With `more_may_follow`, the bytes behind the first JSON value are ignored, else there may be none.
+    """
     if 300 <= status < 400:
         raise NoAnswer("status", f"it redirects (status {status}), which is not followed")
     if status != 200:
         raise NoAnswer("status", f"it answers with status {status}")
+    text = body.decode("utf-8", "replace").strip(" \t\r\n")
     try:
-        document, _ = _DECODER.raw_decode(body.decode("utf-8", "replace").lstrip(" \t\r\n"))
+        document, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         raise NoAnswer("malformed", "the answer is not JSON") from None
+    if end < len(text) and not more_may_follow:
+        raise NoAnswer("malformed", "there is more than JSON in the answer")
     if not isinstance(document, dict):
         raise NoAnswer("malformed", "the answer is not a JSON object")
     return folded(document)
@@ -209,3 +246,18 @@ def members(status: int, body: bytes) -> dict[str, Any]:
 def folded(document: dict[str, Any]) -> dict[str, Any]:
     """Return an object with its members' names in lower case, as Go matches them."""
     return {name.casefold(): value for name, value in document.items()}
+
+
+def checked(document: dict[str, Any], name: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """Return a member of a folded object; None where it is null or absent. Raises NoAnswer for another type.
+
+    Args:
+        name: the member's, as the service spells it.
+        kind: the type that JSON gives it.
+        what: the type in words, for the error.
+    """
+    value = document.get(name.casefold())
+    # A bool is an int to Python.
+    if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    raise NoAnswer("malformed", f'"{name}" in the answer is not {what}')

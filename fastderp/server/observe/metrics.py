@@ -172,6 +172,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_events_lost_total", "counter", "reports of the data plane that found no memory"),
     Metric("fastderp_peer_gone_lost_total", "counter", "departures that clients were not told of because too much waited for them"),
     Metric("fastderp_packets_forwarded_lost_total", "counter", "packets for mesh peers that never reached their socket"),
+    Metric("fastderp_internal_errors_total", "counter", "unexpected exceptions, by the background task or handler that raised them",
+           ("task",)),
     Metric("fastderp_mesh_connects_total", "counter", "logins to another relay of the region", ("host",)),
     Metric("fastderp_mesh_failures_total", "counter", "links to another relay that could not be made, or broke", ("host",)),
     Metric("fastderp_mesh_ignored_total", "counter", "what a mesh peer said too much and was not acted on", ("reason",),

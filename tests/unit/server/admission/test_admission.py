@@ -12,8 +12,10 @@ import pytest
 from fastderp.errors import LoginError
 from fastderp.server.admission import admission
 from fastderp.server.admission.admission import Admission, ConnectedClient
-from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.admission.key_lists import KeyLists, Reading
 from fastderp.server.admission.verdict import ALLOWED, Verdict
+from fastderp.server.observe import supervisor as supervisor_module
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 
@@ -61,6 +63,13 @@ async def is_let_in(asked: Admission, key: NodePublic = ANN, ip: str = IP) -> bo
     except LoginError as error:
         assert key.short in str(error)
         return False
+
+
+def internal_errors(task: str) -> int:
+    """Return how many unexpected exceptions a background task has had."""
+    errors = supervisor.metrics()["fastderp_internal_errors_total"]
+    assert isinstance(errors, dict)
+    return int(errors.get(task, 0))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -136,13 +145,13 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked._remembered) == 10
 
 
-async def test_an_authority_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_verifier_that_breaks_lets_no_client_in(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Oracle):
         async def ask(self, key: NodePublic, ip: str) -> Verdict:
             raise KeyError("oops")
 
     assert not await is_let_in(Admission(None, [Broken()]))
-    assert "an error of ours" in caplog.text
+    assert "internal error in admission oracle: 'oops'" in caplog.text
 
 
 async def test_letting_in_without_an_answer_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -198,6 +207,119 @@ async def test_who_is_denied_while_an_authority_thinks_does_not_slip_in(tmp_path
 
     found = lists(tmp_path, deny=(EVE,))
     assert not await is_let_in(Admission(found, [Slow()]), ANN)
+
+
+async def test_following_the_lists_survives_an_unexpected_error_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 0.01)
+    n_before = internal_errors("admission lists")
+    relay = Connected(ConnectedClient(EVE, IP), ConnectedClient(ANN, IP))
+    asked = Admission(lists(tmp_path, deny=(BOB,)))
+    failures = iter([KeyError("oops"), MemoryError(), RuntimeError("can't start new thread")])
+    read = KeyLists.read
+
+    def failing(self: KeyLists, *, force: bool = False) -> list[Reading | None]:
+        for failure in failures:
+            raise failure
+        return read(self, force=force)
+
+    monkeypatch.setattr(KeyLists, "read", failing)
+    async with asked.watching(relay):
+        (tmp_path / "deny").write_text(EVE.text)
+        await until(lambda: relay.connected == [ConnectedClient(ANN, IP)])
+    assert internal_errors("admission lists") == n_before + 3
+    assert (
+        "internal error in admission lists: 'oops'; admission lists starts again in" in caplog.text
+    )
+
+
+async def test_a_list_that_was_read_by_something_else_still_reaches_the_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
+    relay = Connected(ConnectedClient(EVE, IP), ConnectedClient(ANN, IP))
+    asked = Admission(lists(tmp_path, deny=(BOB,)))
+    async with asked.watching(relay):
+        (tmp_path / "deny").write_text(EVE.text)
+        asked.lists.reload()
+        assert not await is_let_in(asked, EVE)
+        await until(lambda: relay.connected == [ConnectedClient(ANN, IP)])
+
+
+async def test_a_relay_that_cannot_disconnect_at_first_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Connected):
+        n_failures = 2
+
+        def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
+            if self.connected and unwanted(self.connected[0]) and self.n_failures:
+                self.n_failures -= 1
+                raise OSError("not now")
+            return super().disconnect(unwanted)
+
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 0.01)
+    relay = Failing(ConnectedClient(EVE, IP))
+    asked = Admission(lists(tmp_path, deny=(BOB,)))
+    async with asked.watching(relay):
+        (tmp_path / "deny").write_text(EVE.text)
+        await until(lambda: relay.connected == [])
+
+
+async def test_a_client_on_its_way_in_while_the_list_changes_is_disconnected_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
+    relay = Connected(ConnectedClient(EVE, IP))
+    asked = Admission(lists(tmp_path, deny=(BOB,)))
+    async with asked.watching(relay):
+        assert await is_let_in(asked, EVE)
+        (tmp_path / "deny").write_text(EVE.text)
+        await until(lambda: relay.connected == [])
+        relay.connected.append(ConnectedClient(EVE, "192.0.2.8"))
+        await until(lambda: relay.connected == [])
+
+
+async def test_asking_again_survives_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 0.01)
+    relay = Connected(ConnectedClient(ANN, IP), ConnectedClient(BOB, IP))
+    n_before = internal_errors("admission recheck")
+    clients = relay.clients
+    failures = iter([KeyError("oops"), OSError("oops")])
+
+    def failing() -> list[ConnectedClient]:
+        for failure in failures:
+            raise failure
+        return clients()
+
+    monkeypatch.setattr(relay, "clients", failing)
+    oracle = Oracle()
+    oracle.verdict = NO
+    async with Admission(None, [oracle], recheck_s=0.04).watching(relay):
+        await until(lambda: relay.connected == [])
+    assert internal_errors("admission recheck") == n_before + 2
+
+
+async def test_one_line_says_why_there_is_no_answer_and_one_that_there_is_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    oracle = Oracle()
+    oracle.verdict = Verdict(False, "not_ready", "tailscaled: its state is Starting, not Running")
+    asked = Admission(None, [oracle])
+    for _ in range(5):
+        assert not await is_let_in(asked)
+    oracle.verdict = ALLOWED
+    for _ in range(5):
+        assert await is_let_in(asked)
+    assert [record.getMessage() for record in caplog.records] == [
+        "admission: oracle gives no answer: tailscaled: its state is Starting, not Running;"
+        " new clients are refused, connected ones stay",
+        "admission: oracle answers again",
+    ]
 
 
 async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() -> None:

@@ -10,6 +10,7 @@ import pytest
 from fastderp.errors import ConfigError
 from fastderp.server.admission.key_lists import KeyList, KeyLists
 from fastderp.wire.keys import NodePrivate
+from tests.kit.shortage import no_descriptors
 
 ANN, BOB, EVE = (NodePrivate.generate().public_key for _ in range(3))
 
@@ -50,7 +51,7 @@ def test_a_file_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> N
             KeyList.load(path, required=False)
 
 
-def test_nobody_allowed_is_a_mistake_and_nobody_denied_is_not(file: Path) -> None:
+def test_nobody_allowed_is_a_mistake_and_none_denied_is_not(file: Path) -> None:
     file.write_text("# nobody\n")
     with pytest.raises(ConfigError, match="no keys in it"):
         KeyLists.load(file, None)
@@ -109,10 +110,75 @@ def test_an_empty_or_broken_file_keeps_the_last_good_list_and_says_so_once(
     if broken == "# only a comment" and not required:
         assert found.reload() and found.keys == frozenset()
         return
-    assert not found.reload() and not found.reload()
+    assert [found.reload() for _ in range(3)] == [False] * 3
     assert found.keys == {ANN.raw}
     assert found.n_refused == 1
     [line] = [record.getMessage() for record in caplog.records]
     assert str(file) in line and "the 1 keys read before stay in force" in line
     file.write_text(BOB.text)
     assert found.reload() and found.keys == {BOB.raw}
+
+
+def age(file: Path) -> None:
+    """Make a file's change old enough to be told from a later one by its time stamp."""
+    os.utime(file, ns=(0, 0))
+
+
+def test_a_list_that_changes_while_descriptors_are_used_up_is_read_when_there_are_some_again(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=True)
+    file.write_text(f"{ANN.text}\n{BOB.text}")
+    age(file)
+    with no_descriptors():
+        assert [found.reload() for _ in range(3)] == [False] * 3
+    assert found.keys == {ANN.raw}
+    assert found.n_refused == 0, "nothing is wrong with the file"
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "Too many open files" in line
+    assert found.reload()
+    assert found.keys == {ANN.raw, BOB.raw}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_list_that_becomes_readable_again_is_read(file: Path) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=True)
+    file.write_text(BOB.text)
+    file.chmod(0)
+    assert not found.reload()
+    file.chmod(0o600)
+    assert found.reload()
+
+
+def test_two_changes_within_one_time_stamp_are_both_seen(file: Path) -> None:
+    file.write_text(ANN.text)
+    found = KeyList.load(file, required=True)
+    status = file.stat()
+    file.write_text(BOB.text)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found.reload()
+    assert found.keys == {BOB.raw}
+
+
+def test_reading_changes_nothing_until_it_is_put_in_force(file: Path) -> None:
+    file.write_text(ANN.text)
+    lists = KeyLists.load(file, None)
+    file.write_text(BOB.text)
+    readings = lists.read()
+    assert lists.judge(ANN).allowed and not lists.judge(BOB).allowed
+    assert lists.read() == readings, "a reading that was lost is repeated"
+    assert lists.apply(readings)
+    assert lists.judge(BOB).allowed and not lists.judge(ANN).allowed
+
+
+def test_a_byte_order_mark_is_skipped(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + ANN.text.encode())
+    assert KeyList.load(file, required=True).keys == {ANN.raw}
+
+
+def test_a_pipe_is_no_list_and_is_not_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        KeyList.load(file, required=True)

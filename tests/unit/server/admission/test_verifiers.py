@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,8 +20,9 @@ from fastderp.server.net import http_query as service_module
 from fastderp.wire.keys import NodePrivate
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Answer, ok, response, serving
+from tests.kit.shortage import no_descriptors
 
-KEY = NodePrivate.generate().public_key
+KEY, OWN_KEY = (NodePrivate.generate().public_key for _ in range(2))
 NOBODY_LISTENS = "http://127.0.0.1:1/"
 
 
@@ -33,6 +39,14 @@ async def ask_url(answer: Answer, *, fail_open: bool = True) -> Verdict:
     with serving(answer) as service:
         async with admission_url(service.url, fail_open=fail_open) as asked:
             return await asked.ask(KEY, "192.0.2.7")
+
+
+RUNNING = ok({"BackendState": "Running", "Self": {"PublicKey": OWN_KEY.text}})
+
+
+def tailscaled_that_says(whois: bytes, status: bytes = RUNNING) -> Answer:
+    """Make a tailscaled that gives one answer to every whois and one about itself."""
+    return lambda request: status if b"/status?" in request else whois
 
 
 async def ask_tailscaled(answer: Answer, tmp_path: Path) -> Verdict:
@@ -278,7 +292,7 @@ async def test_tailscaled_is_asked_who_the_key_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
-        (response(404, b"no match for IP:port"), "denied"),
+        (tailscaled_that_says(response(404, b"no match for IP:port")), "denied"),
         (response(403, b"access denied"), "status"),
         (response(412), "status"),
         (response(500), "status"),
@@ -292,13 +306,84 @@ async def test_tailscaled_is_asked_who_the_key_is(tmp_path: Path) -> None:
     ],
 )
 async def test_only_a_known_key_passes_tailscaled(
-    answer: bytes, outcome: str, tmp_path: Path
+    answer: Answer, outcome: str, tmp_path: Path
 ) -> None:
     verdict = await ask_tailscaled(answer, tmp_path)
     assert (verdict.outcome, verdict.allowed) == (outcome, outcome == "allowed")
 
 
-async def test_without_tailscaled_nobody_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"Node":7}',
+        b'{"Node":"x"}',
+        b'{"Node":[]}',
+        b'{"Node":true}',
+        b'{"node":{},"NODE":1}',
+        b'{"Node":{},"UserProfile":5}',
+        b'{"Node":{},"CapMap":[]}',
+        b'{"Node":{"Key":7}}',
+        b'{"Node":{"Key":"' + OWN_KEY.text.encode() + b'"}}',
+        b'{"Node":{}} text',
+        b'{"Node":{}}{"Node":{}}',
+        b'{"Node":{"x":NaN}}',
+        b'{"Node":{}',
+        b"{}\x00",
+    ],
+    ids=lambda body: body.decode()[:40],
+)
+async def test_a_whois_answer_of_another_shape_lets_no_client_in(
+    body: bytes, tmp_path: Path
+) -> None:
+    verdict = await ask_tailscaled(ok(body), tmp_path)
+    assert (verdict.allowed, verdict.outcome, verdict.certain) == (False, "malformed", False)
+
+
+async def test_a_whois_answer_as_tailscaled_gives_it_lets_the_client_in(tmp_path: Path) -> None:
+    answer = {
+        "Node": {"ID": 1, "Key": KEY.text, "Tags": None},
+        "UserProfile": {"ID": 2, "LoginName": "ann@example.com"},
+        "CapMap": None,
+    }
+    assert (await ask_tailscaled(ok(answer), tmp_path)).allowed
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        *(
+            ok({"BackendState": state, "Self": {"PublicKey": OWN_KEY.text}})
+            for state in ("NoState", "NeedsLogin", "NeedsMachineAuth", "Stopped", "Starting", "")
+        ),
+        ok({"BackendState": 7}),
+        ok({"BackendState": "Running"}),
+        ok({"BackendState": "Running", "Self": None}),
+        ok({"BackendState": "Running", "Self": []}),
+        ok({"BackendState": "Running", "Self": {"PublicKey": "nodekey:" + "0" * 64}}),
+        ok({"BackendState": "Running", "Self": {"PublicKey": "nodekey:"}}),
+        ok(b""),
+        ok(b'{"BackendState":"Runn'),
+        response(404),
+        response(500),
+        b"HTTP/1.1 200 -\r\nContent-Length: 100\r\n\r\n{",
+    ],
+)
+async def test_a_no_of_a_tailscaled_without_a_network_map_is_not_certain(
+    status: bytes, tmp_path: Path
+) -> None:
+    verdict = await ask_tailscaled(tailscaled_that_says(response(404), status), tmp_path)
+    assert (verdict.allowed, verdict.certain) == (False, False)
+    assert verdict.detail.startswith(f"tailscaled at {tmp_path / 'socket'}: ")
+
+
+async def test_a_tailscaled_that_gets_its_network_map_between_two_questions_lets_the_client_in(
+    tmp_path: Path,
+) -> None:
+    answers = iter([response(404), RUNNING, ok({"Node": {"Key": KEY.text}})])
+    assert (await ask_tailscaled(lambda request: next(answers), tmp_path)).allowed
+
+
+async def test_without_tailscaled_no_client_passes(tmp_path: Path) -> None:
     tailscaled = Tailscaled(str(tmp_path / "absent"))
     verdict = await tailscaled.ask(KEY, "192.0.2.7")
     await tailscaled.close()
@@ -312,17 +397,81 @@ async def test_an_old_tailscaled_is_said_to_be_old(tmp_path: Path) -> None:
 
 
 async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
-    with serving(ok({"Self": {"PublicKey": KEY.text}}), tmp_path / "socket") as service:
+    with serving(RUNNING, tmp_path / "socket") as service:
         tailscaled = Tailscaled(str(tmp_path / "socket"))
-        assert await tailscaled.own_key() == KEY
-        for answer in (
-            ok(b"{}"),
-            ok({"Self": None}),
-            ok({"Self": {"PublicKey": 7}}),
-            ok({"Self": {"PublicKey": "nodekey:"}}),
+        assert await tailscaled.own_key() == OWN_KEY
+        for answer, complaint in (
+            (ok(b"{}"), "its state is unknown, not Running"),
+            (ok({"BackendState": "Running", "Self": None}), "does not know its own node"),
+            (ok({"BackendState": "Running", "Self": {"PublicKey": 7}}), "is not a string"),
         ):
             service.answer = answer
-            with pytest.raises(NoAnswer, match="does not say who it is"):
+            with pytest.raises(NoAnswer, match=complaint):
                 await tailscaled.own_key()
         await tailscaled.close()
     assert service.requests[0].startswith(b"GET /localapi/v0/status?peers=false HTTP/1.1\r\n")
+
+
+# A shortage of this machine's own
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "admission.invalid"])
+@pytest.mark.parametrize("n_left", [0, 1, 2])
+async def test_used_up_descriptors_let_no_client_in_although_the_url_fails_open(
+    host: str, n_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "BUDGET_S", 20.0)
+    async with admission_url(f"http://{host}:1/") as asked:
+        with no_descriptors(n_left):
+            verdict = await asked.ask(KEY, "192.0.2.7")
+        assert (verdict.allowed, verdict.outcome, verdict.certain) == (False, "shortage", False)
+        assert "Too many open files" in verdict.detail
+    async with admission_url("http://127.0.0.1:1/") as asked:
+        assert (await asked.ask(KEY, "192.0.2.7")).outcome == "fail_open"
+
+
+async def test_used_up_descriptors_are_not_taken_for_an_absent_tailscaled(tmp_path: Path) -> None:
+    tailscaled = Tailscaled(str(tmp_path / "socket"))
+    with no_descriptors():
+        assert (await tailscaled.ask(KEY, "192.0.2.7")).outcome == "shortage"
+    with serving(ok({"Node": {}}), tmp_path / "socket"):
+        assert (await tailscaled.ask(KEY, "192.0.2.7")).allowed
+        await tailscaled.close()
+
+
+async def test_without_a_thread_for_the_name_lookup_no_client_is_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with admission_url("http://localhost:1/") as asked:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            verdict = await asked.ask(KEY, "192.0.2.7")
+    assert (verdict.allowed, verdict.outcome) == (False, "shortage")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL]
+)
+@pytest.mark.parametrize("call", ["socket", "connect"])
+async def test_each_shortage_of_each_call_is_our_own(
+    number: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Short(socket.socket):
+        def __init__(self, *args: object, **kw: object) -> None:
+            if call == "socket":
+                raise OSError(number, os.strerror(number))
+            super().__init__(*args, **kw)  # type: ignore[arg-type]
+
+        def connect(self, address: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+    async with admission_url(NOBODY_LISTENS) as asked:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", Short)
+            verdict = await asked.ask(KEY, "192.0.2.7")
+    assert (verdict.allowed, verdict.outcome) == (False, "shortage")
+    assert os.strerror(number) in verdict.detail

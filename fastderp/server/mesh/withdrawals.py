@@ -1,0 +1,70 @@
+"""Takes back the forwarders of links that have ended, a few per iteration of the loop. PROTOCOL §7.5.
+
+A link may have announced 250,000 keys; taking them back at once would hold up logins for half a
+second. Until a key's turn has come, packets for it are dropped as those of any ended session.
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from fastderp.dataplane.plane import Plane
+from fastderp.server.observe.supervisor import supervisor
+
+# Some 2 ms.
+KEYS_PER_TURN = 1000
+# The wait after an internal error.
+RETRY_S = 1.0
+
+
+class Withdrawals:
+    """The keys that are still to be taken back, by link."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._due: deque[tuple[int, set[bytes]]] = deque()
+        self._next: asyncio.Handle | None = None
+
+    @property
+    def keys(self) -> set[bytes]:
+        """The keys that the data plane still has as announced."""
+        return set().union(*(keys for _, keys in self._due))
+
+    def add(self, handle: int, keys: set[bytes]) -> None:
+        """Take back `keys`, a set that is the caller's no longer, from the link of this session."""
+        if keys:
+            self._due.append((handle, keys))
+            self._step()
+
+    def close(self) -> None:
+        """Forget what is left: the data plane is about to close."""
+        if self._next is not None:
+            self._next.cancel()
+        self._due.clear()
+
+    def _step(self) -> None:
+        if self._next is None and self._due:
+            loop = asyncio.get_running_loop()
+            if supervisor.guard("mesh withdrawal", self._take_back):
+                if self._due:
+                    self._next = loop.call_soon(self._go_on)
+            else:
+                self._next = loop.call_later(RETRY_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._next = None
+        self._step()
+
+    def _take_back(self) -> None:
+        left = KEYS_PER_TURN
+        while left and self._due:
+            handle, keys = self._due[0]
+            while left and keys:
+                key = next(iter(keys))
+                self._plane.remove_forwarder(key, handle)
+                keys.remove(key)
+                left -= 1
+            if not keys:
+                self._due.popleft()

@@ -1,0 +1,125 @@
+"""Keeps the relay's background work going: every unexpected exception is logged and counted, and the work goes on.
+
+Long-lived tasks run under `start`, callbacks of the event loop under `guard` or `guarded`. One per
+process, as its log is. Loop thread only, except `note`. RELIABILITY F36.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
+
+from fastderp.server.observe.log_throttle import LogThrottle
+from fastderp.server.observe.metrics import Value
+
+log = logging.getLogger("fastderp")
+
+P = ParamSpec("P")
+
+# The wait before a failed task is started again doubles from the first to the last, ± a fifth.
+FIRST_RESTART_S = 0.5
+LAST_RESTART_S = 30.0
+JITTER = 0.2
+# After a run of this length the wait is the first again.
+GOOD_RUN_S = 60.0
+
+
+class Supervisor:
+    """Logs, counts and survives internal errors."""
+
+    def __init__(self) -> None:
+        self._errors: Counter[str] = Counter()
+        self._throttle = LogThrottle(log)
+
+    def start(
+        self, task: str, work: Callable[[], Coroutine[Any, Any, None]], *, name: str = ""
+    ) -> asyncio.Task[None]:
+        """Run `work` in a task until it returns or the task is cancelled; start it again when it raises.
+
+        Args:
+            task: what it is, for the log and the label of the counter; of a bounded set.
+            work: makes the coroutine, anew for every start.
+            name: tells tasks of one kind apart in the log; "" for `task`.
+        """
+        self._errors.setdefault(task, 0)
+        name = name or task
+        return asyncio.get_running_loop().create_task(self._run(task, name, work), name=name)
+
+    async def _run(
+        self, task: str, name: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = FIRST_RESTART_S
+        while True:
+            began_s = loop.time()
+            try:
+                await work()
+            except asyncio.CancelledError as error:
+                current = asyncio.current_task()
+                if current is None or current.cancelling():
+                    raise
+                # Something it awaited was cancelled, not the task.
+                failure: BaseException = error
+            except Exception as error:
+                failure = error
+            else:
+                return
+            if loop.time() - began_s >= GOOD_RUN_S:
+                wait_s = FIRST_RESTART_S
+            pause_s = wait_s * random.uniform(1 - JITTER, 1 + JITTER)
+            self.note(task, failure, f"{name} starts again in {pause_s:.1f} s")
+            wait_s = min(2 * wait_s, LAST_RESTART_S)
+            await asyncio.sleep(pause_s)
+
+    def guard(
+        self, task: str, callback: Callable[P, object], *args: P.args, **kw: P.kwargs
+    ) -> bool:
+        """Call `callback`; return whether it came to its end. An exception is logged and counted."""
+        try:
+            callback(*args, **kw)
+        except Exception as error:
+            self.note(task, error)
+            return False
+        return True
+
+    def guarded(self, task: str, callback: Callable[P, object]) -> Callable[P, None]:
+        """Return a callback for the event loop that does the same under `guard`."""
+        self._errors.setdefault(task, 0)
+
+        def call(*args: P.args, **kw: P.kwargs) -> None:
+            self.guard(task, callback, *args, **kw)
+
+        return call
+
+    def note(self, task: str, error: BaseException, what_now: str = "") -> None:
+        """Count an unexpected exception of `task` and log it with its traceback, once per window and task."""
+        self._errors[task] += 1
+        held = self._throttle.suffix(task)
+        if held is not None:
+            log.error(
+                "internal error in %s: %s%s%s",
+                task,
+                error or type(error).__name__,
+                f"; {what_now}" if what_now else "",
+                held,
+                exc_info=error,
+            )
+
+    def note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Count and log what reached the event loop from a callback without a guard: its exception handler."""
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self.note("event loop", error, str(context.get("message", "")))
+        else:
+            loop.default_exception_handler(context)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return what was counted, by the names of `metrics.METRICS`."""
+        return {"fastderp_internal_errors_total": dict(self._errors)}
+
+
+supervisor = Supervisor()
