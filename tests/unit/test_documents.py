@@ -1,0 +1,66 @@
+"""The documents hold together: every link, citation and named file exists."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench/README.md"])
+SOURCES = sorted(
+    path
+    for folder in ("fastderp", "tests", "bench", "docs")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".py", ".pyx", ".pxd", ".pxi", ".pyi", ".md", ".go"}
+)
+# What sources cite, and the document that has the sections.
+CITED = {"PROTOCOL": "docs/protocol.md", "ARCHITECTURE": "docs/architecture.md"}
+CITATION = re.compile(r"\b(PROTOCOL|ARCHITECTURE) ((?:,? ?(?:to|and|–)? ?§\d+[a-z]?(?:\.\d+)?)+)")
+LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
+
+
+@cache
+def sections(document: str) -> frozenset[str]:
+    """Return the numbers of the headings of a document."""
+    text = (ROOT / document).read_text()
+    return frozenset(re.findall(r"^#{2,4} (\d+[a-z]?(?:\.\d+)?)\.? ", text, re.M))
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that Markdown renderers give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_section_that_is_cited_exists(path: Path) -> None:
+    missing = {
+        f"{name} §{number}"
+        for name, numbers in CITATION.findall(path.read_text())
+        for number in re.findall(r"§(\d+[a-z]?(?:\.\d+)?)", numbers)
+        if number not in sections(CITED[name])
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = document if not name else (document.parent / name)
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+            assert anchor in {slug(heading) for heading in headings}, target
+
+
+def test_no_source_cites_a_document_that_is_not_in_the_repository() -> None:
+    foreign = re.compile(r"\b(?:DESIGN|HOUSE|OPERATORS|STYLE) (?:§|\d)")
+    citing = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if path != Path(__file__) and foreign.search(path.read_text())
+    }
+    assert not citing
