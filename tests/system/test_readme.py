@@ -1,4 +1,4 @@
-"""What the README and `python -m fastderp` show is what happens: programs run, flags exist, exit codes are the real ones."""
+"""What the documents and `python -m fastderp` show is what happens: programs run, flags exist, exit codes are real."""
 
 import re
 import shlex
@@ -12,11 +12,13 @@ from fastderp.cli.config import read_flags, relay_config
 from fastderp.client import DerpMap
 from tests.kit.command import relay
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.M | re.S)
 
 
 def output_of(program: str, tmp_path: Path) -> str:
@@ -44,13 +46,18 @@ def test_the_program_for_newcomers_prints_what_was_sent(tmp_path: Path) -> None:
 
 
 def test_the_commands_are_ones_the_relay_takes() -> None:
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [
+        line
+        for document in (README, OPERATIONS)
+        for block in blocks("sh", document)
+        for line in block.splitlines()
+    ]
     relays = [
         command.partition("fastderp-relay ")[2]
         for command in commands
         if "fastderp-relay " in command
     ]
-    assert len(relays) == 3
+    assert len(relays) == 4
     for arguments in relays:
         values, given = read_flags(shlex.split(arguments), {})
         relay_config(values, given, is_root=True)
@@ -64,12 +71,12 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_the_derp_map_is_one() -> None:
-    [text] = blocks("json")
+    [text] = blocks("json", OPERATIONS)
     derp_map = DerpMap.from_json(text)
     assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
     known = {value for name, value in vars(fastderp.errors).items() if name.startswith("EX_")}
-    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", OPERATIONS, re.M)}
     assert shown and shown <= known

@@ -1,0 +1,13 @@
+{{- define "fastderp.labels" -}}
+app.kubernetes.io/name: fastderp
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "fastderp.members" -}}
+{{- $members := list -}}
+{{- range $number := until (int .Values.replicas) -}}
+{{- $host := printf "%s-%d" $.Release.Name $number -}}
+{{- $members = append $members (printf "%s.%s/%s.%s-mesh.%s.svc" $host $.Values.domain $host $.Release.Name $.Release.Namespace) -}}
+{{- end -}}
+{{- join "," $members -}}
+{{- end -}}
