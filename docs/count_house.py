@@ -76,7 +76,6 @@ def percentile(values: list[int], share: float) -> int:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-
 def main(tree: Path) -> None:
     graph = graph_of(tree)
     package = sources(tree / "fastderp")

@@ -1,4 +1,4 @@
-"""The relay: listeners and logins in front, the data plane behind. What `fastderp-relay` runs and a program can embed. DESIGN §2, §7.
+"""The relay: listeners and logins in front, the data plane behind. What `fastderp-relay` runs and a program can embed. ARCHITECTURE §2, §8.
 
 Loop thread only, except that the data plane's workers do their work without it.
 """

@@ -1,7 +1,7 @@
 """What the relay and the library promise, row by row, and the tests that show it.
 
 `PROTOCOL` are the numbered lines of PROTOCOL §16 (what Go's own tests check) and the extra cases below them, `API` the rows of
-DESIGN §7.
+ARCHITECTURE §8.
 `test_table.py` holds that every row is shown by tests that exist.
 """
 

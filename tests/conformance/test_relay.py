@@ -1,4 +1,4 @@
-"""The relay's API and its view of clients, where no other test looks. DESIGN §7, PROTOCOL §16 lines 18 and 26."""
+"""The relay's API and its view of clients, where no other test looks. ARCHITECTURE §8, PROTOCOL §16 lines 18 and 26."""
 
 from __future__ import annotations
 

@@ -23,9 +23,7 @@ RESEND_S = 0.2
 
 
 @pytest.fixture
-def programs(
-    go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path
-) -> dict[str, Path]:
+def programs(go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path) -> dict[str, Path]:
     """Return the relays that regions are spelled with: d(erper 1.98.9), n(ewest derper), f(astderp)."""
     return {"d": go_programs.derper, "n": newest_derper, "f": fastderp_relay}
 

@@ -1,4 +1,4 @@
-"""Joins what the data plane cannot read itself (TLS 1.2, WebSocket, somebody else's streams) to a socket pair that it can. DESIGN §2.
+"""Joins what the data plane cannot read itself (TLS 1.2, WebSocket, somebody else's streams) to a socket pair that it can. ARCHITECTURE §2.
 
 The data plane owns one end, the loop thread pumps the other; who cannot take more makes the other side wait.
 """

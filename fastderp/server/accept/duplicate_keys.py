@@ -1,4 +1,4 @@
-"""Tells clients that share a key that they do, and when it is over, with Health frames. PROTOCOL §6.3, OPERATORS 14.
+"""Tells clients that share a key that they do, and when it is over, with Health frames. PROTOCOL §6.3.
 
 Loop thread only. A copied machine state is a mistake that its owner sees nowhere else: packets arrive now here, now there.
 """

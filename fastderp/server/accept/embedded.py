@@ -1,4 +1,4 @@
-"""DERP over a caller's own streams: the login is read from them, a socket pair joins them to the session. DESIGN §2.
+"""DERP over a caller's own streams: the login is read from them, a socket pair joins them to the session. ARCHITECTURE §2.
 
 This is `Server.accept`. Loop thread only.
 """

@@ -1,4 +1,4 @@
-"""The memory that connections of a relay may hold together before their login. DESIGN §5a, RELIABILITY F31.
+"""The memory that connections of a relay may hold together before their login. ARCHITECTURE §2, RELIABILITY F31.
 
 Loop thread only.
 """

@@ -1,4 +1,4 @@
-"""The TLS handshake of an accepted connection, its expensive step in a helper thread while many are waiting for theirs. DESIGN §5, PROTOCOL §10.
+"""The TLS handshake of an accepted connection, its expensive step in a helper thread while many are waiting for theirs. ARCHITECTURE §5, PROTOCOL §10.
 
 A step costs a few hundred microseconds without the GIL: in a login storm other cores can do it. With little to do the loop thread
 does it itself, which is cheaper in all.

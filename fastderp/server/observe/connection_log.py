@@ -1,4 +1,4 @@
-"""What became of connections: counted by reason, and told in the log without drowning it. PROTOCOL §14, OPERATORS 19.
+"""What became of connections: counted by reason, and told in the log without drowning it. PROTOCOL §14.
 
 Loop thread only.
 """

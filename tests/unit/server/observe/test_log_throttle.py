@@ -1,4 +1,4 @@
-"""Log lines anyone can cause. RELIABILITY F27, OPERATORS 19."""
+"""Log lines anyone can cause. RELIABILITY F27."""
 
 from __future__ import annotations
 
