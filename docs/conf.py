@@ -1,0 +1,106 @@
+"""The documentation site: `sphinx-build -W docs build/site`; the man page: `sphinx-build -b man docs build/man`.
+
+The references of flags, metrics and the API are generated from the code at every build.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fastderp
+from fastderp.cli.config import flag_table
+from fastderp.server.observe.metrics import METRICS
+
+HERE = Path(__file__).parent
+
+project = "fastderp"
+author = "the fastderp developers"
+release = version = fastderp.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build", "README.md"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = f"fastderp {release}"
+html_theme_options = {"source_repository": "https://github.com/fastderp/fastderp"}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "undoc-members": False}
+# Citations such as PROTOCOL §3.2 stay text; links into the tree lead nowhere on the site.
+suppress_warnings = ["myst.xref_missing", "myst.header"]
+man_pages = [
+    ("flags", "fastderp-relay", "a DERP relay for tailscale networks", [author], 1),
+]
+
+
+def cell(text: str) -> str:
+    """Return text as it may stand in a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
+
+
+def flags_page() -> str:
+    """Return the reference of `fastderp-relay`'s flags, by group."""
+    lines = [
+        "# Flags of fastderp-relay",
+        "",
+        "Generated from the command's own table. Flags take one dash or two, and `-flag value` or `-flag=value`.",
+    ]
+    group = None
+    for flag in flag_table({}):
+        if flag.group != group:
+            group = flag.group
+            lines += ["", f"## {group}", ""]
+        default = f" (default `{flag.default}`)" if flag.default else ""
+        lines += [
+            f"`-{flag.name} {flag.metavar}`".replace(" `", "`"),
+            f": {flag.help}{default}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def metrics_page() -> str:
+    """Return the reference of the metrics."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from the table of metrics. `/debug/varz` shows them for Prometheus, `/debug/vars` as JSON.",
+        "",
+        "| metric | type | labels | moves with |",
+        "|---|---|---|---|",
+    ]
+    for metric in sorted(METRICS, key=lambda metric: metric.name):
+        labels = ", ".join(metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {cell(metric.help)} |")
+    return "\n".join([*lines, ""])
+
+
+def api_page() -> str:
+    """Return the reference of everything the package exports."""
+    lines = ["# API reference", "", "Generated from the docstrings.", ""]
+    for name in sorted(fastderp.__all__):
+        value = getattr(fastderp, name)
+        kind = (
+            "autoclass"
+            if isinstance(value, type)
+            else "autofunction"
+            if callable(value)
+            else "autodata"
+        )
+        lines += [f"## {name}", "", "```{eval-rst}", f".. {kind}:: fastderp.{name}", "```", ""]
+    return "\n".join(lines)
+
+
+def write_references(_: Any) -> None:
+    """Write the generated pages, if they have changed."""
+    for name, text in (("flags", flags_page()), ("metrics", metrics_page()), ("api", api_page())):
+        path = HERE / f"{name}.md"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def setup(app: Any) -> None:
+    """Generate the references before the documents are read."""
+    app.connect("builder-inited", write_references)
