@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import os
 import resource
@@ -35,6 +34,7 @@ from fastderp.loadgen.result import Result, environment
 from fastderp.loadgen.run import Timing, run
 from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 from fastderp.tls.errors import TlsError
+from fastderp.util.net import is_address
 
 NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
@@ -186,10 +186,8 @@ def _check(options: argparse.Namespace) -> None:
             f"--rate {options.rate:g}: must be at least 1; --never-wait is the flag for no limit"
         )
     for source in options.source:
-        try:
-            ipaddress.ip_address(source)
-        except ValueError:
-            raise ValueError(f"--source {source}: not an IP address") from None
+        if not is_address(source):
+            raise ValueError(f"--source {source}: not an IP address")
 
 
 def _target(options: argparse.Namespace, url: str) -> Target:

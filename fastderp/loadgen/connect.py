@@ -6,7 +6,6 @@ Unlike `fastderp.client` a login stops right behind ServerInfo. Nothing here is 
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
+from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import Box, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
@@ -253,10 +253,7 @@ def relay_key(target: Target, address: tuple[str, int], source: str = "") -> Nod
 def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no login within {LOGIN_LIMIT_S:.0f} s"
-    if isinstance(error, OSError) and error.errno:
-        # The resolver has numbers of its own, below 0.
-        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
-    return str(error)
+    return errno_text(error) if isinstance(error, OSError) else str(error)
 
 
 def _hint(error: Exception) -> str:

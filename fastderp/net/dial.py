@@ -1,24 +1,24 @@
-"""From a DERP node to a TCP connection: address families in a race, or through an HTTP proxy.
+"""Connects to a DERP node by the rules of PROTOCOL §13: a race of address families, or an HTTP proxy.
 
-Implements the dialling rules of PROTOCOL §13. Runs in the event loop of the caller.
+Runs in the event loop of the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote
 
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
 from fastderp.net.proxy import proxy_for
 from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.util.net import bracketed, parse_ip
+from fastderp.util.reasons import errno_text
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 NODE_TIMEOUT_S = 1.5
@@ -26,11 +26,11 @@ NODE_TIMEOUT_S = 1.5
 IPV4_DELAY_S = 0.2
 
 _MAX_PROXY_HEAD_SIZE = 64 << 10
-# Host names come from a DERP map and must not end the request line.
+# Host names come from a DERP map: one with a space or a line break would change the request.
 _HOST = re.compile("[!-~]+")
 
-# Shakes hands with an HTTPS proxy of this host name.
 SecureProxy = Callable[[Stream, str], Awaitable[Stream]]
+"""Shakes hands with an HTTPS proxy of this host name; returns the inside of the connection."""
 
 
 class Reached(NamedTuple):
@@ -50,7 +50,7 @@ async def dial_region(
 ) -> Reached:
     """Connect to the first node of the region, in its order, that can be reached.
 
-    Raises DialError with what was wrong with each node.
+    Raises DialError with the reason for each node.
     """
     failures = []
     for node in region.nodes:
@@ -77,9 +77,9 @@ async def dial_node(
     prefer_ipv6: bool = False,
     timeout_s: float | None = NODE_TIMEOUT_S,
 ) -> Stream:
-    """Connect to the node over whichever address family answers first, within `timeout_s` if given.
+    """Connect to the node over the address family that answers first, within `timeout_s` if given.
 
-    Raises DialError saying what was wrong with each.
+    Raises DialError with the reason for each family.
     """
     attempts: list[tuple[float, Callable[[], Awaitable[Stream]]]] = []
     for family, setting, delay_s in (
@@ -91,7 +91,7 @@ async def dial_node(
             attempts.append((delay_s, partial(_connect, host, port, family)))
     if not attempts:
         raise DialError(f"{node.host_name}: IPv4 and IPv6 are both disabled")
-    # Where only one family is left it has nothing to wait for.
+    # A single family waits for no other.
     if len(attempts) == 1:
         attempts = [(0.0, attempts[0][1])]
     try:
@@ -104,10 +104,10 @@ async def dial_node(
 async def dial_through_proxy(
     proxy: SplitResult, host: str, port: int, secure_proxy: SecureProxy
 ) -> Stream:
-    """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`. DialError when it refuses."""
+    """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`. Raises DialError when it refuses."""
     called = f"proxy {proxy.hostname}"
     if not _HOST.fullmatch(host):
-        raise DialError(f"{called}: not a host to ask for: {host!r}")
+        raise DialError(f"{called}: cannot ask for the host {host!r}")
     if proxy.scheme not in ("http", "https") or proxy.hostname is None:
         raise DialError(f"{called}: only http:// and https:// proxies are supported")
     try:
@@ -133,11 +133,6 @@ async def dial_through_proxy(
     return stream
 
 
-def bracketed(host: str) -> str:
-    """Return the host as URLs and HTTP write it: IPv6 addresses in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
     target = f"{bracketed(host)}:{port}"
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
@@ -151,26 +146,18 @@ def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str
     """Return what to dial in this family, or None where the node disables it."""
     version = 4 if family == socket.AF_INET else 6
     host = setting or host_name
-    try:
-        return host if ip_address(host).version == version else None
-    except ValueError:
-        # A name is looked up; a setting that is no address, such as "none", disables the family.
-        return None if setting else host
+    address = parse_ip(host)
+    if address is not None:
+        return host if address.version == version else None
+    # A name is looked up; a setting that is no address, such as "none", disables the family.
+    return None if setting else host
 
 
 async def _connect(host: str, port: int, family: socket.AddressFamily) -> Stream:
     try:
         return Stream(*await asyncio.open_connection(host, port, family=family, limit=READ_SIZE))
     except (OSError, UnicodeError) as error:
-        raise DialError(f"{bracketed(host)}:{port}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    # getaddrinfo has its own, negative numbers and says it in words.
-    if isinstance(number, int) and number > 0:
-        return os.strerror(number)
-    return getattr(error, "strerror", None) or str(error)
+        raise DialError(f"{bracketed(host)}:{port}: {errno_text(error)}") from error
 
 
 async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]]) -> Stream:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from urllib.parse import SplitResult, urlsplit
+
+from fastderp.util.net import IpAddress, client_ip
 
 
 def proxy_for(
@@ -45,14 +47,14 @@ def _variable(variables: Mapping[str, str], name: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    address = _address(host)
+    address = client_ip(host)
     if address is not None:
         return address.is_loopback
     return host.lower().removesuffix(".") == "localhost"
 
 
 def _is_exempt(host: str, port: int, entries: str) -> bool:
-    name, address = host.lower().removesuffix("."), _address(host)
+    name, address = host.lower().removesuffix("."), client_ip(host)
     return any(
         _matches(entry, name, address, port)
         for entry in map(str.strip, entries.lower().split(","))
@@ -60,7 +62,7 @@ def _is_exempt(host: str, port: int, entries: str) -> bool:
     )
 
 
-def _matches(entry: str, name: str, address: IPv4Address | IPv6Address | None, port: int) -> bool:
+def _matches(entry: str, name: str, address: IpAddress | None, port: int) -> bool:
     """Tell whether an entry of `NO_PROXY` covers a host. One that makes no sense covers none."""
     if entry == "*":
         return True
@@ -69,7 +71,7 @@ def _matches(entry: str, name: str, address: IPv4Address | IPv6Address | None, p
     wanted, wanted_port = _split_port(entry)
     if wanted_port and wanted_port != str(port):
         return False
-    listed = _address(wanted)
+    listed = client_ip(wanted)
     if listed is not None or address is not None:
         return listed is not None and listed == address
     suffix = wanted.removeprefix("*").removesuffix(".")
@@ -87,18 +89,9 @@ def _split_port(entry: str) -> tuple[str, str]:
     return (host, port) if colon and ":" not in host else (entry, "")
 
 
-def _is_within(address: IPv4Address | IPv6Address, cidr: str) -> bool:
+def _is_within(address: IpAddress, cidr: str) -> bool:
     try:
         network = ip_network(cidr, strict=False)
     except ValueError:
         return False
     return address in network
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that a text is, an IPv4-mapped one as IPv4; None for names."""
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address

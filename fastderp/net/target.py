@@ -10,8 +10,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fastderp.errors import DialError
-from fastderp.net.dial import SecureProxy, bracketed, dial_node, dial_region
+from fastderp.net.dial import SecureProxy, dial_node, dial_region
 from fastderp.net.stream import Stream
+from fastderp.util.net import bracketed
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 # What a node in a region uses where TLS is switched off for tests.

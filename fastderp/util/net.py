@@ -20,6 +20,12 @@ def parse_ip(text: str) -> IpAddress | None:
         return None
 
 
+def client_ip(text: str) -> IpAddress | None:
+    """Return the address of a peer as the system writes it: without its zone, an IPv4-mapped one as IPv4."""
+    address = parse_ip(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def is_address(text: str) -> bool:
     """Whether a text is an IPv4 or IPv6 address; TLS never sends one as a server name (RFC 6066 §3)."""
     return parse_ip(text) is not None

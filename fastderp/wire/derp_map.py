@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastderp.errors import DerpMapError
+from fastderp.util.json_members import folded
 
 _T = TypeVar("_T")
 
@@ -156,7 +157,7 @@ class _Members:
 
     def __init__(self, value: Any, path: str) -> None:
         members = _dict(value, path or "the DERP map")
-        self._values = {name.casefold(): member for name, member in members.items()}
+        self._values = folded(members)
         self._path = path
 
     def __contains__(self, name: str) -> bool:

@@ -16,6 +16,7 @@ from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
 from fastderp.util import files
+from fastderp.util.json_members import folded
 from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
 
 __all__ = [
@@ -276,8 +277,7 @@ def _parse_key_file(text: str) -> NodePrivate:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     # The reference matches names in any case, and people edit these files by hand.
-    names = {str(name).casefold(): value for name, value in content.items()}
-    value = names.get("privatekey")
+    value = folded(content).get("privatekey")
     if not isinstance(value, str):
         raise ValueError('it has no "PrivateKey" text')
     return NodePrivate.from_text(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastderp.errors import ConfigError
 from fastderp.util import files
+from fastderp.util.json_members import folded
 from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
 log = logging.getLogger("fastderp")
@@ -56,9 +57,9 @@ class RateLimit:
             raise ConfigError(f"rate configuration {path}: not valid JSON") from None
         if not isinstance(document, dict | None):
             raise ConfigError(f"rate configuration {path}: not a JSON object")
-        members = {name.casefold(): (name, value) for name, value in (document or {}).items()}
-        for folded, (name, _) in members.items():
-            if folded not in (_RATE, _BURST):
+        members = folded({name: (name, value) for name, value in (document or {}).items()})
+        for known, (name, _) in members.items():
+            if known not in (_RATE, _BURST):
                 log.warning(
                     "rate configuration %s: unknown member %s is ignored",
                     path,

@@ -16,10 +16,10 @@ from fastderp.server.net.http_query import (
     HttpService,
     NoAnswer,
     checked,
-    folded,
     http_url,
     members,
 )
+from fastderp.util.json_members import folded
 from fastderp.wire.keys import NodePublic
 
 DEFAULT_SOCKET = "/var/run/tailscale/tailscaled.sock"

@@ -20,6 +20,7 @@ from fastderp.errors import ConfigError
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response, text_error
 from fastderp.server.observe.metrics import Process, Value, vars_json, varz
 from fastderp.util import files
+from fastderp.util.net import client_ip
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -105,11 +106,7 @@ class DebugAccess:
 
 def source_address(request: Request) -> Address | None:
     """Return the address a request came from, an IPv4 one also when it arrived mapped into IPv6."""
-    try:
-        address = ipaddress.ip_address(request.remote[0].partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return client_ip(request.remote[0])
 
 
 @dataclass(slots=True)

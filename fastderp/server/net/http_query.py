@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -17,6 +16,8 @@ import aiohttp
 from yarl import URL
 
 from fastderp.net.proxy import proxy_for
+from fastderp.util.json_members import folded
+from fastderp.util.reasons import errno_text
 from fastderp.util.shortage import lookups_are_short, shortage_of
 
 # For one question: connecting, sending and reading; and for its turn before that. 5 s together.
@@ -208,8 +209,7 @@ def _reason(error: aiohttp.ClientConnectionError) -> str:
     if isinstance(cause, ssl.SSLError):
         # Its errno is OpenSSL's and no number of the system's.
         return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
-    number = cause.errno if isinstance(cause, OSError) else None
-    return os.strerror(number) if number and number > 0 else str(cause)
+    return errno_text(cause)
 
 
 # Reading answers

@@ -2,7 +2,14 @@
 
 import pytest
 
-from fastderp.util.net import address_bytes, address_text, format_address, is_address, parse_ip
+from fastderp.util.net import (
+    address_bytes,
+    address_text,
+    client_ip,
+    format_address,
+    is_address,
+    parse_ip,
+)
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "fe80::1%eth0"])
@@ -17,6 +24,12 @@ def test_an_address_is_one(text: str) -> None:
 def test_other_texts_are_none(text: str) -> None:
     assert not is_address(text)
     assert parse_ip(text) is None
+
+
+def test_the_address_of_a_peer_has_no_zone_and_is_not_mapped() -> None:
+    for text, address in (("fe80::1%eth0", "fe80::1"), ("::ffff:192.0.2.1", "192.0.2.1")):
+        assert str(client_ip(text)) == address
+    assert client_ip("unix") is None
 
 
 def test_addresses_take_16_bytes() -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import BoxError, KeyFileError
-from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic, load_or_create_server_key
+from fastderp.wire.keys import (
+    Box,
+    MeshKey,
+    NodePrivate,
+    NodePublic,
+    load_mesh_keys,
+    load_or_create_server_key,
+)
 from tests.wire import vectors
 
 SERVER = NodePrivate(vectors.SERVER_PRIVATE)
@@ -258,3 +265,12 @@ def test_the_loser_of_a_race_takes_the_winners_key(
     monkeypatch.setattr(os, "link", winner_was_faster)
     assert load_or_create_server_key(path) == SERVER
     assert [entry.name for entry in tmp_path.iterdir()] == ["derper.key"]
+
+
+def test_a_byte_order_mark_in_front_of_a_key_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "derper.key"
+    key = load_or_create_server_key(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_or_create_server_key(path) == key
+    path.write_bytes(b"\xef\xbb\xbf" + b"ab" * 32 + b"\r\n")
+    assert load_mesh_keys(path) == [MeshKey.from_text("ab" * 32)]

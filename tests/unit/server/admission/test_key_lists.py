@@ -27,6 +27,11 @@ def test_a_list_is_keys_comments_and_empty_lines(file: Path) -> None:
     assert KeyList.load(file, required=True).keys == {ANN.raw, BOB.raw}
 
 
+def test_a_byte_order_mark_in_front_of_a_list_is_skipped(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + ANN.text.encode())
+    assert KeyList.load(file, required=True).keys == {ANN.raw}
+
+
 @pytest.mark.parametrize(
     "line",
     [

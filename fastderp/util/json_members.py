@@ -1,0 +1,13 @@
+"""Members of JSON objects by their names in any case, as Go's programs read them. Any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+V = TypeVar("V")
+
+
+def folded(document: Mapping[str, V]) -> dict[str, V]:
+    """Return an object's members by case-folded name; of several that differ in case the last one."""
+    return {name.casefold(): value for name, value in document.items()}

@@ -1,0 +1,16 @@
+"""What the system says about an error, for log lines and messages. Any thread."""
+
+from __future__ import annotations
+
+import os
+
+
+def errno_text(error: BaseException) -> str:
+    """Return the system's text for the number of an error; the error's own text where it has none.
+
+    asyncio writes addresses into `strerror`, and getaddrinfo has numbers of its own, below 0.
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number)
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,28 @@
+"""What the system says about an error."""
+
+import socket
+
+import pytest
+
+from fastderp.util.json_members import folded
+from fastderp.util.reasons import errno_text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (OSError("odd"), "odd"),
+        (ValueError("a port is a number"), "a port is a number"),
+    ],
+)
+def test_the_systems_text_stands_for_the_number_of_an_error(error: Exception, text: str) -> None:
+    assert errno_text(error) == text
+
+
+def test_members_are_found_by_their_names_in_any_case_and_the_last_one_counts() -> None:
+    assert folded({"PrivateKey": 1, "privatekey": 2, "\u017fecret": 3}) == {
+        "privatekey": 2,
+        "secret": 3,
+    }
