@@ -243,11 +243,6 @@ def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[
     return folded(document)
 
 
-def folded(document: dict[str, Any]) -> dict[str, Any]:
-    """Return an object with its members' names in lower case, as Go matches them."""
-    return {name.casefold(): value for name, value in document.items()}
-
-
 def checked(document: dict[str, Any], name: str, kind: type | tuple[type, ...], what: str) -> Any:
     """Return a member of a folded object; None where it is null or absent. Raises NoAnswer for another type.
 
