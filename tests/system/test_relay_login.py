@@ -16,7 +16,7 @@ import pytest
 
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.listener import LOGIN_BUDGET_S
-from fastderp.server.accept.stream import Stream
+from fastderp.server.net.stream import Stream
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from tests.kit.peer import (

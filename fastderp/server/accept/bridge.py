@@ -1,6 +1,6 @@
-"""Joins what the data plane cannot read itself (TLS 1.2, WebSocket, somebody else's streams) to a socket pair that it can. ARCHITECTURE §2.
+"""Joins connections that the data plane cannot read itself (TLS 1.2, WebSocket) to a socket pair that it can. ARCHITECTURE §2.
 
-The data plane owns one end, the loop thread pumps the other; who cannot take more makes the other side wait.
+The data plane owns one end of the pair; the loop thread pumps between the other and the connection.
 """
 
 from __future__ import annotations
@@ -13,40 +13,29 @@ from collections.abc import Callable
 
 from websockets.frames import CloseCode
 
-from fastderp.server.accept.stream import Poller, Stream
 from fastderp.server.accept.websocket import WebSocket, leave
-from fastderp.tls.channel import Channel, Tls12, close_notify
-from fastderp.tls.errors import TlsError
+from fastderp.server.net.pump import Pump
+from fastderp.server.net.stream import Poller, Stream
+from fastderp.tls.channel import Channel, Tls12
 
-# How long a client may take to read the rest of what was sent before the session ended, and to close.
+# For a client to read the rest after its session has ended, and to close.
 FAREWELL_S = 2.0
-# What the messages that clients have begun and not finished may take together; each is limited besides.
+# For all incomplete messages of all clients together; each is limited besides.
 HELD_LIMIT_BYTES = 64 << 20
 
-# The data plane lets the kernel hold 128 KiB that a client has not taken, in one socket. A bridge shares them between two: beyond the
-# first, the sealed bytes; before it, what the plane has written. More would only be stale packets.
+# The data plane lets the kernel hold 128 KiB that a client has not taken. A bridge shares them between its two sockets: sealed bytes in
+# the client's, frames in the pair. More would only be stale packets.
 UNSENT_BYTES = 64 << 10
 PAIR_BYTES = 32 << 10  # the kernel doubles it, for its own overhead
-# Unread bytes the kernel may hold of a client that is near, as the data plane has it.
+# Unread bytes the kernel may hold of a client that is near, as in the data plane.
 NEAR_RECEIVE_BYTES = 212_992
 NEAR_US = 2000
 
 
-class Bridge:
-    """Two streams, each fed by the other through the channel; ends itself when either side does."""
+class Bridge(Pump):
+    """A client's connection and our end of a socket pair, each fed by the other; ends with either."""
 
-    __slots__ = (
-        "_channel",
-        "_deadline",
-        "_held_bytes",
-        "_hold",
-        "_inside",
-        "_on_close",
-        "_outside",
-        "_said_goodbye",
-        "handle",
-        "tls_version",
-    )
+    __slots__ = ("_held_bytes", "_hold", "_on_close", "handle", "tls_version")
 
     def __init__(
         self,
@@ -62,29 +51,17 @@ class Bridge:
 
         hold: counts bytes that all bridges together hold of incomplete messages; False when they are too many.
         """
+        super().__init__(poller, outside, channel, inside, FAREWELL_S)
         self._hold = hold
         self._held_bytes = 0
+        self._on_close = on_close
         self.tls_version = tls_version
         # The session at the other end, once there is one.
         self.handle = 0
-        self._channel = channel
-        self._on_close = on_close
-        self._deadline: asyncio.TimerHandle | None = None
-        self._said_goodbye = False
-        self._outside = outside
-        self._inside = Stream(
-            poller, inside, self._from_plane, self._plane_ended, self._plane_drained
-        )
-        outside.on_bytes = self._from_client
-        outside.on_end = self._client_ended
-        outside.on_drained = self._client_drained
-        self._inside.resume()
-        outside.resume()
-        if channel.eof:
-            self._end()
+        self.start()
 
     def leave(self) -> None:
-        """Have the goodbye say that it is the relay which goes."""
+        """Have the closing handshake say that the relay goes away."""
         leave(self._channel)
 
     def session_ended(self, reason: str) -> None:
@@ -95,50 +72,31 @@ class Bridge:
         if reason == "write_timeout":
             self.close()
         else:
-            self._start_farewell()
-
-    def _start_farewell(self) -> None:
-        if self._deadline is None and not self._outside.closed:
-            self._deadline = asyncio.get_running_loop().call_later(FAREWELL_S, self.close)
-
-    def close(self) -> None:
-        """Close both sides; what is on its way is lost."""
-        if self._outside.closed:
-            return
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._inside.close()
-        self._outside.close()
-        self._count_held(0)
-        self._on_close(self)
+            # Behind a full pair, the pump does not see its end before the client reads.
+            self.start_deadline()
 
     @property
     def has_round_trips(self) -> bool:
-        """Whether its client's round-trip time is looked at: over TLS 1.2. A WebSocket counts as no TCP at all (PROTOCOL §14)."""
+        """Whether its client's round-trip time counts: over TLS 1.2. A WebSocket counts as no TCP at all (PROTOCOL §14)."""
         return bool(self.tls_version) and isinstance(self._channel, Tls12)
 
     def round_trip_us(self) -> int | None:
         """Return the client's round-trip time in microseconds, None without one."""
-        return self._outside.round_trip_us() if self.has_round_trips else None
+        return self._client.round_trip_us() if self.has_round_trips else None
 
     def bytes_moved(self) -> tuple[int, int] | None:
-        """Return how many bytes went to the client and came from it, as the kernel counts them; None when they are not over TCP."""
-        return self._outside.bytes_moved()
+        """Return how many bytes the kernel has sent to the client and received from it; None for what is not TCP."""
+        return self._client.bytes_moved()
 
-    def _from_client(self, data: bytes) -> None:
-        try:
-            plain = self._channel.open(data)
-        except TlsError:
-            self.close()
-            return
-        if isinstance(self._channel, WebSocket) and not self._count_held(self._channel.held_bytes):
-            self._outside.send(
-                self._channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message")
+    def _opened(self) -> None:
+        channel = self._channel
+        if isinstance(channel, WebSocket) and not self._count_held(channel.held_bytes):
+            self._client.send(
+                channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message")
             )
-        if not self._inside.send(plain):
-            self._outside.pause()
-        elif self._channel.eof:
-            self._end()
+
+    def _may_read_client(self) -> bool:
+        return not isinstance(self._channel, WebSocket) or not self._channel.owes_replies
 
     def _count_held(self, n_bytes: int) -> bool:
         """Note how much is held of an incomplete message; False when that is too much for the relay."""
@@ -146,49 +104,22 @@ class Bridge:
         self._held_bytes = n_bytes
         return not more or self._hold(more)
 
-    def _from_plane(self, data: bytes) -> None:
-        try:
-            wire = self._channel.seal(data)
-        except TlsError:
-            self.close()
-            return
-        if not self._outside.send(wire):
-            self._inside.pause()
-
-    def _plane_drained(self) -> None:
-        if self._channel.eof:
-            self._end()
-        else:
-            self._outside.resume()
-
-    def _client_drained(self) -> None:
-        if self._said_goodbye:
-            self._outside.end_output()
-            return
-        self._inside.resume()
-        if self._inside.flushed:
-            self._outside.resume()
-
-    def _client_ended(self, error: OSError | None) -> None:
-        # Nothing is lost: reading goes on only when the plane's end has taken everything.
-        self.close()
-
-    def _plane_ended(self, error: OSError | None) -> None:
-        self._end()
-
     def _end(self) -> None:
-        """Leave the plane, say goodbye and wait a moment for the client to go.
-
-        Closing on unread input would reset the connection under the goodbye.
-        """
-        self._inside.close()
-        self._said_goodbye = True
         self._count_held(0)
-        self._start_farewell()
-        self._outside.on_bytes = _ignore
-        self._outside.resume()
-        if self._outside.send(close_notify(self._channel)):
-            self._outside.end_output()
+        super()._end()
+
+    def _closed(self) -> None:
+        self._count_held(0)
+        self._on_close(self)
+
+
+def plane_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a socket pair, the second for the data plane: the kernel holds little that it has written."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PAIR_BYTES)
+    return ours, theirs
 
 
 class Bridges:
@@ -222,29 +153,27 @@ class Bridges:
         }
 
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
-        """Start pumping between a stream and a new socket pair; return the data plane's end, and what wants to hear of the session's.
+        """Start pumping between a stream and a new socket pair; return the data plane's end and the bridge.
 
-        tls_version is what counts as such in `tls_versions`; "" for no TLS, or for none of a client.
+        tls_version is counted in `tls_versions`; "" for no TLS, and for connections that are no client's.
         """
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PAIR_BYTES)
+        ours, theirs = plane_pair()
         outside.limit_kernel(UNSENT_BYTES, NEAR_RECEIVE_BYTES, NEAR_US)
         bridge = Bridge(self._poller, outside, channel, ours, self._forget, self._hold, tls_version)
         self._bridges.add(bridge)
         return theirs.detach(), bridge
 
     def join_socket(self, outside: socket.socket, channel: Channel) -> int:
-        """Do the same for a connected socket; its TCP_USER_TIMEOUT ends it when nobody is told."""
+        """Do the same for a connected socket that has no session to report its end: its TCP_USER_TIMEOUT ends it."""
         return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
 
     def leave(self) -> None:
-        """Have every goodbye from now on say that it is the relay which goes."""
+        """Have every closing handshake from now on say that the relay goes away."""
         for bridge in self._bridges:
             bridge.leave()
 
     async def close(self) -> None:
-        """Wait until the clients have taken the goodbye, not longer than FAREWELL_S; the data plane has ended the sessions before."""
+        """Wait up to FAREWELL_S until the clients have closed; the data plane has ended the sessions before."""
         if self._bridges:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):
@@ -264,4 +193,4 @@ class Bridges:
 
 
 def _ignore(*_: object) -> None:
-    """Take what nobody wants: input after the end, callbacks that the bridge has not set yet."""
+    """Stand in for callbacks that the bridge is about to set."""

@@ -26,12 +26,12 @@ from fastderp.server.accept.http_session import (
     StartTunnel,
     StartWebSocket,
 )
-from fastderp.server.accept.stream import Stream
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT
 from fastderp.server.http.upgrade import Upgrade
+from fastderp.server.net.stream import Stream
 from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake

@@ -10,10 +10,10 @@ import socket
 from typing import Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.server.accept.bridge import FAREWELL_S
+from fastderp.server.accept.bridge import FAREWELL_S, plane_pair
 from fastderp.server.accept.derp_login import DerpLogin, Step
 from fastderp.server.accept.registrar import Registrar
-from fastderp.server.accept.stream import READ_BYTES
+from fastderp.server.net.stream import READ_BYTES
 
 
 class Reader(Protocol):
@@ -85,8 +85,7 @@ class EmbeddedSessions:
         except BaseException as error:
             registrar.connection_log.note_refused("login", _reason(error), remote, str(error))
             raise
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours, theirs = plane_pair()
         ended = asyncio.Event()
         registrar.promote(
             theirs.detach(),

@@ -14,11 +14,11 @@ from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.login_memory import LoginMemory
-from fastderp.server.accept.stream import Poller
 from fastderp.server.accept.tls_handshake import HandshakeThreads
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
+from fastderp.server.net.stream import Poller
 from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.tls.record import RecordLayer
 from fastderp.util.net import address_bytes

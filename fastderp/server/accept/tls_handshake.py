@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from fastderp.server.accept.stream import Poller, Stream
 from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello, Handshake

@@ -18,8 +18,8 @@ from websockets.protocol import OPEN, SERVER, Event, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from fastderp.server.accept.stream import READ_BYTES, Stream
 from fastderp.server.http.message import Request, Response, text_error
+from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
@@ -80,7 +80,7 @@ class WebSocket:
     `eof` is true from then on, as after an orderly close.
     """
 
-    __slots__ = ("_below", "_failures", "_protocol", "_stream", "goodbye")
+    __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
         """Read and write behind an accepted opening handshake.
@@ -94,6 +94,7 @@ class WebSocket:
         self._below = below
         self._stream = stream
         self._failures = failures
+        self._owes_replies = False
         # The code of an orderly close by us.
         self.goodbye = CloseCode.NORMAL_CLOSURE
 
@@ -101,6 +102,12 @@ class WebSocket:
     def eof(self) -> bool:
         """Whether nothing more will be read: a close frame came or was sent, or the channel below has ended."""
         return self._protocol.state is not OPEN or self._below.eof
+
+    @property
+    def owes_replies(self) -> bool:
+        """Whether the client has not taken the answers to its pings yet, and must not be read."""
+        self._owes_replies = self._owes_replies and not self._stream.flushed
+        return self._owes_replies
 
     @property
     def held_bytes(self) -> int:
@@ -123,7 +130,8 @@ class WebSocket:
             self._count_failure()
         replies = self._to_send()
         if replies and not self._stream.send(self._below.seal(replies)):
-            # Who does not read its pongs is not read either; the drained stream is resumed by its owner.
+            # Stop reading from a peer that does not read our pongs; the owner resumes the drained stream.
+            self._owes_replies = True
             self._stream.pause()
         return payload
 

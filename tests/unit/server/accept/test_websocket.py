@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp.server.accept.stream import READ_BYTES
 from fastderp.server.accept.websocket import FRAMES_PER_READ, MESSAGE_LIMIT_BYTES, WebSocket
+from fastderp.server.net.stream import READ_BYTES
 from fastderp.tls.channel import Plain
 from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
 

@@ -1,0 +1,162 @@
+"""Moves bytes between a client's connection, through its channel, and another stream. Bridges and tunnels are made of it.
+
+Loop thread only. A side is read only while the other has taken all it was sent, so a pump holds up to one read of each side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from fastderp.server.net.stream import Poller, Stream
+from fastderp.tls.channel import Channel, close_notify
+from fastderp.tls.errors import TlsError
+
+
+class Pump:
+    """Two streams, each fed by the other, until either ends.
+
+    After the end the client has `farewell_s` to read the rest and to close: closing on its unread input would reset the connection
+    under what it was sent. Subclasses say what else ends or delays a pump.
+    """
+
+    __slots__ = ("_channel", "_client", "_deadline", "_farewell_s", "_is_ending", "_loop", "_other")
+
+    def __init__(
+        self,
+        poller: Poller,
+        client: Stream,
+        channel: Channel,
+        other: socket.socket,
+        farewell_s: float,
+    ) -> None:
+        """Take over both sides; `start` reads them."""
+        self._loop = asyncio.get_running_loop()
+        self._channel = channel
+        self._client = client
+        self._other = Stream(poller, other, self._from_other, self._other_ended, self._drained)
+        self._farewell_s = farewell_s
+        # When the client has had its time, once an end is in sight; and whether the end was announced.
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_ending = False
+        client.on_bytes = self._from_client
+        client.on_end = self._client_ended
+        client.on_drained = self._drained
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._go_on()
+
+    def close(self) -> None:
+        """Close both sides; what is on its way is lost."""
+        if self._client.closed:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._client.close()
+        self._other.close()
+        self._closed()
+
+    def start_deadline(self) -> None:
+        """Close both sides in `farewell_s`, whether the end can be announced until then or not."""
+        if self._deadline is None and not self._client.closed:
+            self._deadline = self._loop.call_later(self._farewell_s, self.close)
+
+    # For subclasses
+
+    def _may_read_client(self) -> bool:
+        """Tell whether the client may be read as far as the subclass is concerned."""
+        return True
+
+    def _may_read_other(self) -> bool:
+        """Tell whether the other side may be read as far as the subclass is concerned."""
+        return True
+
+    def _moved(self, n_bytes: int) -> None:
+        """Note a read of either side."""
+
+    def _opened(self) -> None:
+        """Note that the channel has opened what came from the client."""
+
+    def _closed(self) -> None:
+        """Note that both sides are closed."""
+
+    def _client_ended(self, error: OSError | None) -> None:
+        """Act on the end of the client's input."""
+        self.close()
+
+    def _other_ended(self, error: OSError | None) -> None:
+        """Act on the end of the other side's input."""
+        self._end()
+
+    # Both ways
+
+    def _from_client(self, data: bytes) -> None:
+        try:
+            plain = self._channel.open(data)
+        except TlsError:
+            self.close()
+            return
+        self._opened()
+        self._other.send(plain)
+        self._moved(len(data))
+        self._go_on()
+
+    def _from_other(self, data: bytes) -> None:
+        try:
+            wire = self._channel.seal(data)
+        except TlsError:
+            self.close()
+            return
+        self._client.send(wire)
+        self._moved(len(data))
+        self._go_on()
+
+    def _drained(self) -> None:
+        if self._is_ending:
+            self._hang_up()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Read each side while the other takes what it is sent; end when the client has said so and that was passed on."""
+        if self._is_ending or self._client.closed:
+            return
+        if self._channel.eof and self._other.flushed:
+            self._end()
+            return
+        _read_if(self._client, self._other.flushed and self._may_read_client())
+        _read_if(self._other, self._client.flushed and self._may_read_other())
+
+    # The end
+
+    def _end(self) -> None:
+        """Pass on no more: announce the end to the client, and give both sides a moment to take what they have been sent."""
+        if self._is_ending or self._client.closed:
+            return
+        self._is_ending = True
+        self.start_deadline()
+        self._client.pause()
+        self._other.pause()
+        self._client.send(close_notify(self._channel))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End the output of each side that has taken everything. The client closes first, its input until then is ignored."""
+        if self._other.flushed:
+            self._other.close()
+        if self._client.flushed:
+            self._client.end_output()
+            self._client.on_bytes = _ignore
+            self._client.resume()
+
+
+def _read_if(stream: Stream, wanted: bool) -> None:
+    if wanted:
+        stream.resume()
+    else:
+        stream.pause()
+
+
+def _ignore(data: bytes) -> None:
+    """Take input that has no use any more."""
