@@ -24,7 +24,7 @@ PACKET_PATH = {
 MODULES = {
     "tls": ("aead record", "context handshake openssl"),
     "dataplane": (
-        "arena backlog events fair_queue frame output peer_gone routes session timer_wheel worker",
+        "arena backlog cardinality events fair_queue frame output peer_gone routes session timer_wheel worker",
         "plane reports",
     ),
     "loadgen": ("engine hello histogram load logins payload", ""),

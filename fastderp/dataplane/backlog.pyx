@@ -3,7 +3,8 @@ from libc.string cimport memcpy
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
 from fastderp.dataplane.fair_queue cimport (
-    Flow, Flows, flows_free, flows_growth_bytes, flows_init, flows_pop, flows_pop_excess, flows_pop_older, flows_push,
+    NO_FLOW, REMEMBERED_SLOTS, Flow, Flows, flows_arrive, flows_free, flows_growth_bytes, flows_init, flows_pop,
+    flows_pop_excess, flows_pop_older, flows_push,
 )
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
@@ -103,10 +104,10 @@ cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room,
     return weight <= room.limit_bytes
 
 
-cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, const uint8_t* newcomer, uint32_t n) noexcept nogil:
-    # The packet that has to go when its lane is full.
+cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, uint32_t own) noexcept nogil:
+    # The packet that has to go when its lane is full; NULL when it is the newcomer, of the flow `own`.
     if b.flows[lane].n:
-        return flows_pop_excess(&b.flows[lane], newcomer, n)
+        return flows_pop_excess(&b.flows[lane], own)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
 
 
@@ -121,18 +122,19 @@ cdef inline uint64_t oldest_ns(const Backlog* b, uint64_t now_ns) noexcept nogil
     return now_ns - b.age_ns if 0 < b.age_ns < now_ns else 0
 
 
-cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, const uint8_t* newcomer, uint32_t n,
+cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t own, uint32_t n,
                     uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
-    # Displace packets until the newcomer fits. False when that does not help: others use up the global cap.
+    # Displace packets until a newcomer of the flow `own` fits. False when that does not help: others use up the global
+    # cap, or all that wait are of senders that have asked for less.
     cdef uint64_t since_ns = oldest_ns(b, now_ns)
-    cdef Node* node = flows_pop_older(&b.flows[lane], newcomer, n, since_ns)
+    cdef Node* node = flows_pop_older(&b.flows[lane], own, since_ns)
     cdef Room room
     while node is not NULL:
         node_displace(budget, node, drop, context)
-        node = flows_pop_older(&b.flows[lane], newcomer, n, since_ns)
+        node = flows_pop_older(&b.flows[lane], own, since_ns)
     room = lane_room(b, lane, budget, n)
     while not lane_has_room(b, lane, &room, n):
-        node = lane_pop_excess(b, lane, newcomer, n)
+        node = lane_pop_excess(b, lane, own)
         if node is NULL:
             return False
         node_displace(budget, node, drop, context)
@@ -153,13 +155,16 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
     """
     cdef Node* node
     cdef bint is_rest = offset != 0 or lane == LANE_WIRE
+    cdef uint32_t own = NO_FLOW
     if is_rest:
         pass
     elif lane == LANE_CONTROL:
         if b.lanes[lane].bytes + n > b.control_bytes:
             return False
-    elif not room_make(b, lane, budget, frame, n, now_ns, drop, context):
-        return False
+    else:
+        own = flows_arrive(&b.flows[lane], frame, n)
+        if not room_make(b, lane, budget, own, n, now_ns, drop, context):
+            return False
     node = node_new(budget, lane, frame, n, offset, now_ns)
     if node is NULL:
         return False
@@ -167,7 +172,7 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
         fifo_append(&b.lanes[LANE_WIRE], node)
     elif lane == LANE_CONTROL:
         fifo_append(&b.lanes[lane], node)
-    elif not flow_push(&b.flows[lane], budget, node):
+    elif not flow_push(&b.flows[lane], budget, own, node):
         node_refund(budget, node)
         free(node)
         return False
@@ -179,9 +184,10 @@ cdef bint backlog_is_cramped(const Backlog* b, const BacklogBudget* budget, uint
     return budget_exceeds(budget, n + NODE_BYTES, budget.cap_bytes) and b.lanes[LANE_CONTROL].bytes + n > LITTLE_BYTES
 
 
-cdef bint flow_push(Flows* flows, BacklogBudget* budget, Node* node) noexcept nogil:
+cdef bint flow_push(Flows* flows, BacklogBudget* budget, uint32_t own, Node* node) noexcept nogil:
     cdef uint32_t before = flows.capacity
-    cdef bint pushed = flows_push(flows, node)
+    cdef bint has_memory = not budget_exceeds(budget, REMEMBERED_SLOTS * sizeof(Flow), budget.cap_bytes // 2)
+    cdef bint pushed = flows_push(flows, own, node, has_memory)
     atomic_add_u64(&budget.bytes, (<uint64_t>flows.capacity - before) * sizeof(Flow))
     return pushed
 

@@ -28,7 +28,7 @@ cdef struct Event:               # owned by the queue, then by whoever popped it
     uint16_t port
     uint64_t lived_ns
     Totals totals
-    uint32_t n_frame             # of EVENT_FRAME; of EVENT_DROP the sender's key
+    uint32_t n_frame             # of EVENT_FRAME; of EVENT_DROP the sender's key, of EVENT_CLOSED the program's name
     uint8_t frame[1]
 
 cdef enum:
@@ -47,4 +47,4 @@ cdef void events_destroy(EventQueue* q) noexcept nogil
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
                       uint32_t n_frame) noexcept nogil
 cdef void events_push(EventQueue* q, Event* event) noexcept nogil
-cdef Event* events_take_all(EventQueue* q) noexcept nogil
+cdef Event* events_take(EventQueue* q, uint64_t n_most) noexcept nogil

@@ -61,14 +61,26 @@ cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
         eventfd_wake(q.fd)
 
 
-cdef Event* events_take_all(EventQueue* q) noexcept nogil:
-    """Return the chain of all events, oldest first; the caller frees each."""
+cdef Event* events_take(EventQueue* q, uint64_t n_most) noexcept nogil:
+    """Return the chain of the n_most oldest events, oldest first; the caller frees each. 0 means all.
+
+    The descriptor stays readable while there are more.
+    """
     cdef Event* head
+    cdef Event* last
+    cdef uint64_t n = 0
     eventfd_drain(q.fd)
     pthread_mutex_lock(&q.lock)
-    head = q.head
-    q.head = NULL
-    q.tail = NULL
-    atomic_poke_u64(&q.n, 0)
+    head = last = q.head
+    if n_most == 0 or n_most >= q.n:
+        q.head = q.tail = NULL
+        atomic_poke_u64(&q.n, 0)
+    else:
+        for n in range(1, n_most):
+            last = last.next
+        q.head = last.next
+        last.next = NULL
+        atomic_poke_u64(&q.n, q.n - n_most)
+        eventfd_wake(q.fd)
     pthread_mutex_unlock(&q.lock)
     return head

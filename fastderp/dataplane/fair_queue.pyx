@@ -5,16 +5,21 @@ from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
 from fastderp.dataplane.frame cimport FRAME_HEADER
 
 cdef extern from *:
-    int count_leading_zeros "__builtin_clz"(unsigned int x) noexcept nogil
+    int count_leading_zeros "__builtin_clzll"(unsigned long long x) noexcept nogil
 
 cdef enum:
     FIRST_SLOTS = 8
+    N_LOOKED_AT = 4
+    SERVED_BITS = 8              # the fraction of `served` and `asked`
+    RANK_BITS = SERVED_BITS + 10     # 1 KiB a rank
+    MODEST = FLOW_QUANTUM << SERVED_BITS
+    ASKED_MAX = N_RANKS // 2 << RANK_BITS    # 32 KiB, some 22 full-sized packets
 
 
 cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
     """Prepare zeroed flows. The secret need not be odd."""
     f.secret = secret | 1
-    f.current = NO_FLOW
+    f.current = f.jumper = NO_FLOW
 
 
 cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nogil:
@@ -34,24 +39,34 @@ cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
     return i
 
 
+cdef void ring_link(Flows* f, uint32_t i, uint32_t following) noexcept nogil:
+    # Just before another flow.
+    cdef uint32_t previous = f.slots[following].previous
+    f.slots[i].next = following
+    f.slots[i].previous = previous
+    f.slots[previous].next = i
+    f.slots[following].previous = i
+
+
 cdef void ring_insert(Flows* f, uint32_t i) noexcept nogil:
-    # Last in turn: just before the current one.
+    # Last in turn. A flow below its fair share comes next, so that its packets do not wait for a turn of hundreds of
+    # others; only one at a time may, so that the others get at least every second turn.
     cdef Flow* flow = &f.slots[i]
-    cdef Flow* current
     flow.deficit = 0
     f.n_active += 1
     if f.current == NO_FLOW:
         flow.previous = flow.next = f.current = i
         flow.deficit = FLOW_QUANTUM
-        return
-    current = &f.slots[f.current]
-    flow.next = f.current
-    flow.previous = current.previous
-    f.slots[current.previous].next = i
-    current.previous = i
+    elif f.jumper == NO_FLOW and is_modest(f, flow):
+        ring_link(f, i, f.slots[f.current].next)
+        f.jumper = i
+    else:
+        ring_link(f, i, f.current)
 
 
 cdef void turn_pass(Flows* f) noexcept nogil:
+    if f.current == f.jumper:
+        f.jumper = NO_FLOW
     f.current = f.slots[f.current].next
     f.slots[f.current].deficit += FLOW_QUANTUM
 
@@ -60,16 +75,48 @@ cdef void ring_remove(Flows* f, uint32_t i) noexcept nogil:
     cdef Flow* flow = &f.slots[i]
     f.n_active -= 1
     if f.n_active == 0:
-        f.current = NO_FLOW
+        f.current = f.jumper = NO_FLOW
         return
     if f.current == i:
         turn_pass(f)
+    if f.jumper == i:
+        f.jumper = NO_FLOW
     f.slots[flow.previous].next = flow.next
     f.slots[flow.next].previous = flow.previous
 
 
-cdef inline uint32_t rank_of(uint32_t n_bytes) noexcept nogil:
-    return min(32 - count_leading_zeros(n_bytes), <uint32_t>N_RANKS - 1) if n_bytes else 0
+# ---- who has asked for most
+
+cdef inline bint is_modest(const Flows* f, const Flow* flow) noexcept nogil:
+    return flow.asked <= f.served + MODEST
+
+
+cdef inline bint is_wanting(const Flows* f, const Flow* flow) noexcept nogil:
+    return flow.asked >> RANK_BITS >= f.served >> RANK_BITS
+
+
+cdef inline void wanting_add(Flows* f, const Flow* flow, uint32_t step) noexcept nogil:
+    f.n_wanting += step
+    f.wanting[flow.asked >> RANK_BITS & N_RANKS - 1] += step
+
+
+cdef inline void flow_ask(Flows* f, Flow* flow, uint32_t n_bytes) noexcept nogil:
+    # A flow that was idle starts at `served`; one that floods is not held to more than ASKED_MAX, so that what it did is
+    # forgiven in time.
+    if is_wanting(f, flow):
+        wanting_add(f, flow, <uint32_t>-1)
+    flow.asked = min(max(flow.asked, f.served) + (<uint64_t>n_bytes << SERVED_BITS), f.served + ASKED_MAX)
+    wanting_add(f, flow, 1)
+
+
+cdef void served_advance(Flows* f, uint64_t n_bytes) noexcept nogil:
+    # Those whose rank is passed have been due all they asked for.
+    cdef uint64_t rank = f.served >> RANK_BITS
+    f.served += (n_bytes << SERVED_BITS) // max(f.n_wanting, <uint32_t>1)
+    while rank < f.served >> RANK_BITS and f.n_wanting:
+        f.n_wanting -= f.wanting[rank & N_RANKS - 1]
+        f.wanting[rank & N_RANKS - 1] = 0
+        rank += 1
 
 
 cdef void rank_enter(Flows* f, uint32_t i, uint32_t rank) noexcept nogil:
@@ -78,7 +125,7 @@ cdef void rank_enter(Flows* f, uint32_t i, uint32_t rank) noexcept nogil:
     cdef Flow* first
     flow.rank = rank
     if not f.ranks_used >> rank & 1:
-        f.ranks_used |= <uint32_t>1 << rank
+        f.ranks_used |= <uint64_t>1 << rank
         f.ranks[rank] = flow.rank_previous = flow.rank_next = i
         return
     first = &f.slots[f.ranks[rank]]
@@ -91,29 +138,40 @@ cdef void rank_enter(Flows* f, uint32_t i, uint32_t rank) noexcept nogil:
 cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
     cdef Flow* flow = &f.slots[i]
     if flow.rank_next == i:
-        f.ranks_used &= ~(<uint32_t>1 << flow.rank)
+        f.ranks_used &= ~(<uint64_t>1 << flow.rank)
     elif f.ranks[flow.rank] == i:
         f.ranks[flow.rank] = flow.rank_next
     f.slots[flow.rank_previous].rank_next = flow.rank_next
     f.slots[flow.rank_next].rank_previous = flow.rank_previous
-    flow.rank = 0
+    flow.rank = NO_FLOW
 
 
 cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
-    """Keep a flow among those that hold about as many bytes: who holds most is then known without looking at all."""
-    cdef uint32_t rank = rank_of(f.slots[i].packets.bytes)
+    """Keep a flow with packets among those that have asked for about as much: the greediest are found at once."""
+    cdef uint32_t rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS if f.slots[i].packets.n else NO_FLOW
     if rank == f.slots[i].rank:
         return
-    if f.slots[i].rank:
+    if f.slots[i].rank != NO_FLOW:
         rank_leave(f, i)
-    if rank:
+    if rank != NO_FLOW:
         rank_enter(f, i, rank)
 
 
-cdef inline uint32_t slots_needed(const Flows* f) noexcept nogil:
-    # For those with packets and a newcomer: a quarter to a half of the slots are in use then.
+cdef inline uint32_t rank_greediest(const Flows* f) noexcept nogil:
+    # Of flows with packets: the rank furthest ahead of `served`, else the one least far behind it. The ranks are a circle
+    # of which flows use half ahead of `served` (ASKED_MAX), and few behind it: each is served a quantum in every round.
+    cdef uint32_t now = <uint32_t>(f.served >> RANK_BITS) % N_RANKS
+    cdef uint64_t turned = f.ranks_used >> now | (f.ranks_used << (N_RANKS - now) if now else 0)
+    cdef uint64_t ahead = turned & ((<uint64_t>1 << N_RANKS // 2 + 1) - 1)
+    return (now + 63 - count_leading_zeros(ahead if ahead else turned)) % N_RANKS
+
+
+# ---- slots
+
+cdef inline uint32_t slots_for(uint32_t n_flows) noexcept nogil:
+    # For these and a newcomer: a quarter to a half of the slots are in use then.
     cdef uint32_t capacity = FIRST_SLOTS
-    while capacity < 2 * (f.n_active + 1):
+    while capacity < 2 * (n_flows + 1):
         capacity *= 2
     return capacity
 
@@ -123,33 +181,55 @@ cdef inline bint slots_are_full(const Flows* f) noexcept nogil:
 
 
 cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil:
-    """Return what the slots may grow by when another packet is pushed."""
-    cdef uint32_t needed = slots_needed(f) if slots_are_full(f) else 0
+    """Return what the slots may grow by when another packet is pushed and senders without packets are forgotten."""
+    cdef uint32_t needed = slots_for(f.n_active) if slots_are_full(f) else 0
     return (needed - f.capacity) * sizeof(Flow) if needed > f.capacity else 0
 
 
-cdef bint slots_grow(Flows* f) noexcept nogil:
-    # Only flows with packets move on, in the order of their turns: senders of long ago are forgotten.
+cdef inline bint is_worth_a_slot(const Flows* f, const Flow* flow) noexcept nogil:
+    return flow.sender != 0 and flow.packets.n == 0 and flow.asked > f.served
+
+
+cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
+    # Senders without packets that have asked for more than they were due, as many as there are slots for.
+    cdef uint32_t n = 0
+    cdef uint32_t i
+    for i in range(f.capacity):
+        n += is_worth_a_slot(f, &f.slots[i])
+    return min(n, <uint32_t>REMEMBERED_SLOTS // 2 - min(f.n_active, <uint32_t>REMEMBERED_SLOTS // 2))
+
+
+cdef bint slots_grow(Flows* f, bint remember) noexcept nogil:
+    # Flows with packets move on, in the order of their turns, and with `remember` those that were not due all they asked for:
+    # a flooder all of whose packets were lost would come back as a stranger. Other senders are forgotten.
     cdef Flows fresh
     cdef uint32_t i = f.current
     cdef uint32_t left = f.n_active
+    cdef uint32_t n_remembered = remembered_count(f) if remember else 0
     cdef uint32_t slot
     memset(&fresh, 0, sizeof(fresh))
     flows_init(&fresh, f.secret)
-    fresh.capacity = slots_needed(f)
+    fresh.served = f.served
+    fresh.capacity = slots_for(f.n_active + n_remembered)
     fresh.slots = <Flow*>calloc(fresh.capacity, sizeof(Flow))
     if fresh.slots is NULL:
         return False
+    fresh.n_used = f.n_active + n_remembered
     while left:
-        slot = slot_find(&fresh, f.slots[i].sender)
-        fresh.slots[slot] = f.slots[i]
+        slot = flow_move(&fresh, &f.slots[i])
+        fresh.jumper = slot      # the next one is not let in ahead
         ring_insert(&fresh, slot)
         fresh.slots[slot].deficit = f.slots[i].deficit
-        fresh.slots[slot].rank = 0
         rank_update(&fresh, slot)
         i = f.slots[i].next
         left -= 1
-    fresh.n_used = f.n_active
+    fresh.jumper = NO_FLOW
+    i = 0
+    while n_remembered:
+        if is_worth_a_slot(f, &f.slots[i]):
+            flow_move(&fresh, &f.slots[i])
+            n_remembered -= 1
+        i += 1
     fresh.n = f.n
     fresh.bytes = f.bytes
     free(f.slots)
@@ -157,31 +237,66 @@ cdef bint slots_grow(Flows* f) noexcept nogil:
     return True
 
 
-cdef bint flows_push(Flows* f, Node* node) noexcept nogil:
-    """Queue a packet behind its sender's others. False without memory."""
-    cdef uint64_t sender = frame_sender(node.data, node.n)
-    cdef uint32_t i
-    if slots_are_full(f) and not slots_grow(f):
-        return False
-    i = slot_find(f, sender)
-    if f.slots[i].sender == 0:
-        f.slots[i].sender = sender
+cdef uint32_t flow_move(Flows* into, const Flow* flow) noexcept nogil:
+    cdef uint32_t slot = slot_find(into, flow.sender)
+    into.slots[slot] = flow[0]
+    into.slots[slot].rank = NO_FLOW
+    if is_wanting(into, flow):
+        wanting_add(into, flow, 1)
+    return slot
+
+
+# ---- packets
+
+cdef uint32_t flows_arrive(Flows* f, const uint8_t* frame, uint32_t n) noexcept nogil:
+    """Note that a sender asks for a packet, a frame of n bytes, to be queued. Return its flow, NO_FLOW for a new one.
+
+    Good for the functions below until a packet is pushed.
+    """
+    cdef uint32_t own
+    if f.capacity == 0:
+        return NO_FLOW
+    own = slot_find(f, frame_sender(frame, n))
+    if f.slots[own].sender == 0:
+        return NO_FLOW
+    flow_ask(f, &f.slots[own], n)
+    rank_update(f, own)
+    return own
+
+
+cdef bint flows_push(Flows* f, uint32_t own, Node* node, bint remember) noexcept nogil:
+    """Queue a packet behind its sender's others; own is what flows_arrive said of it. False without memory."""
+    cdef uint32_t i = own
+    if own == NO_FLOW:
+        if slots_are_full(f) and not slots_grow(f, remember):
+            return False
+        i = slot_find(f, frame_sender(node.data, node.n))
+        f.slots[i].sender = frame_sender(node.data, node.n)
+        f.slots[i].asked = f.served
+        f.slots[i].rank = NO_FLOW
         f.n_used += 1
-    if f.slots[i].packets.n == 0:
-        ring_insert(f, i)
+        wanting_add(f, &f.slots[i], 1)
+        flow_ask(f, &f.slots[i], node.n)
     fifo_append(&f.slots[i].packets, node)
-    rank_update(f, i)
+    if f.slots[i].packets.n == 1:
+        ring_insert(f, i)
+        rank_update(f, i)
     f.n += 1
     f.bytes += node.n
     return True
 
 
+cdef void flows_bypass(Flows* f, uint64_t n_bytes) noexcept nogil:
+    """Note that packets went past an empty lane: what they took was due to its senders, too."""
+    served_advance(f, n_bytes)
+
+
 cdef Node* flow_pop(Flows* f, uint32_t i) noexcept nogil:
     cdef Node* node = fifo_pop(&f.slots[i].packets)
-    rank_update(f, i)
     f.n -= 1
     f.bytes -= node.n
     if f.slots[i].packets.n == 0:
+        rank_leave(f, i)
         ring_remove(f, i)
     return node
 
@@ -195,39 +310,52 @@ cdef Node* flows_pop(Flows* f) noexcept nogil:
         flow = &f.slots[f.current]
         if flow.packets.head.n <= flow.deficit:
             flow.deficit -= flow.packets.head.n
+            served_advance(f, flow.packets.head.n)
             return flow_pop(f, f.current)
         turn_pass(f)
 
 
-cdef Node* flows_pop_older(Flows* f, const uint8_t* newcomer, uint32_t n, uint64_t since_ns) noexcept nogil:
-    """Take out the oldest packet of the sender of newcomer, a frame of n bytes, if it was queued before since_ns."""
-    cdef uint32_t own
-    if f.n == 0:
-        return NULL
-    own = slot_find(f, frame_sender(newcomer, n))
-    if f.slots[own].packets.n and f.slots[own].packets.head.queued_ns < since_ns:
+cdef Node* flows_pop_older(Flows* f, uint32_t own, uint64_t since_ns) noexcept nogil:
+    """Take out a flow's oldest packet if it was queued before since_ns."""
+    if own != NO_FLOW and f.slots[own].packets.n and f.slots[own].packets.head.queued_ns < since_ns:
         return flow_pop(f, own)
     return NULL
 
 
-cdef Node* flows_pop_excess(Flows* f, const uint8_t* newcomer, uint32_t n) noexcept nogil:
-    """Take out the packet that has to go so that the newcomer finds room; NULL when there is none.
+cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
+    # Of the next few flows of a rank the one with most bytes. All of the rank get their turn to be looked at.
+    cdef uint32_t i = f.ranks[rank]
+    cdef uint32_t fattest = i
+    cdef int left = N_LOOKED_AT
+    while left:
+        if f.slots[i].packets.bytes > f.slots[fattest].packets.bytes:
+            fattest = i
+        i = f.slots[i].rank_next
+        left -= 1
+    f.ranks[rank] = i
+    return fattest
 
-    newcomer is a frame of n bytes. What goes is the oldest packet of its own sender if that one has its fair share
-    already, otherwise the oldest of whoever has most, give or take a factor of two.
+
+cdef Node* flows_pop_excess(Flows* f, uint32_t own) noexcept nogil:
+    """Take out the packet that has to go so that one of the flow `own` finds room; NULL when that one should go.
+
+    Of the flows that have asked for most above their fair share, one with much waiting loses its oldest packet.
     """
-    cdef uint32_t own
     cdef uint32_t rank
-    cdef uint32_t i
+    cdef uint32_t fattest
+    cdef Flow* flow
     if f.n == 0:
         return NULL
-    own = slot_find(f, frame_sender(newcomer, n))
-    if <uint64_t>f.slots[own].packets.bytes * f.n_active >= f.bytes and f.slots[own].packets.n:
+    rank = rank_greediest(f)
+    if own == NO_FLOW:
+        return flow_pop(f, fattest_pick(f, rank))
+    flow = &f.slots[own]
+    if flow.packets.n == 0 and flow.asked >> RANK_BITS > f.slots[f.ranks[rank]].asked >> RANK_BITS:
+        return NULL
+    fattest = fattest_pick(f, rank)
+    if flow.rank == rank and flow.packets.bytes >= f.slots[fattest].packets.bytes:
         return flow_pop(f, own)
-    rank = 31 - count_leading_zeros(f.ranks_used)
-    i = f.ranks[rank]
-    f.ranks[rank] = f.slots[i].rank_next     # they lose in turn
-    return flow_pop(f, i)
+    return flow_pop(f, fattest)
 
 
 cdef void flows_free(Flows* f) noexcept nogil:

@@ -28,6 +28,7 @@ cdef enum:
     PACKET_MAX = 65536
     PACKET_OVERHEAD = 37         # FRAME_HEADER + KEY_SIZE of SendPacket and RecvPacket
     FORWARD_OVERHEAD = 69        # FRAME_HEADER + two keys of ForwardPacket
+    SKIPPED_MAX = 65568          # payload of a frame that a client may send and the relay ignores
     FRAME_MAX = 65605            # a ForwardPacket of the largest packet, header included
     PING_DATA = 8
     PING_MAX = 1000

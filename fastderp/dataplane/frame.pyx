@@ -29,7 +29,7 @@ cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noex
         if size != KEY_SIZE:
             return FRAME_BAD_SIZE
         return FRAME_READY if mesh else FRAME_NOT_PERMITTED
-    return FRAME_SKIP
+    return FRAME_SKIP if size <= SKIPPED_MAX else FRAME_BAD_SIZE
 
 
 cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:

@@ -13,7 +13,7 @@ cdef void turn_rest(Turn* t) noexcept nogil
 cdef void turn_free(Turn* t) noexcept nogil
 
 # By any thread.
-cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
+cdef bint session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
 cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
 cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
 cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* src,
@@ -31,4 +31,5 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil
 cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil
 cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil
 cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n) noexcept nogil
+cdef void spare_free_locked(Turn* t, Session* s) noexcept nogil
 cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil

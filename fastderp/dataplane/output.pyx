@@ -10,9 +10,10 @@ from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
 )
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
+from fastderp.dataplane.fair_queue cimport flows_bypass
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, KEY_SIZE,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, GONE_NOT_HERE, KEY_SIZE,
     PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.backlog cimport (
@@ -115,6 +116,14 @@ cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n
         packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL, dst)
 
 
+cdef inline void answer_uncount(Turn* t, const uint8_t* frame) noexcept nogil:
+    # Answers are counted as sent when they are made; this one is thrown away.
+    if frame[0] == FRAME_PONG:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+    elif frame[0] == FRAME_PEER_GONE and frame[FRAME_HEADER + KEY_SIZE] == GONE_NOT_HERE:
+        counter_add(&t.counters.peer_gone_not_here_frames, <uint64_t>-1)
+
+
 cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
     # The packet that was being written is lost to the write error, those behind it to the end of the session (§6.6).
     return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
@@ -138,6 +147,8 @@ cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t take
                 if frame_is_packet(p):
                     packet_lose(t, reason, p, size, dst)
                     reason = reason_behind(reason)
+                else:
+                    answer_uncount(t, p)
             p += size
 
 
@@ -166,6 +177,8 @@ cdef void drop_gone(void* context, const Node* node) noexcept nogil:
         d.session.dropped += 1
         packet_lose(d.turn, d.reason, node.data, node.n, d.session.peer.key)
         d.reason = reason_behind(d.reason)
+    elif node.lane == LANE_CONTROL:
+        answer_uncount(d.turn, node.data)
 
 
 cdef void queue_time_fold(Turn* t) noexcept nogil:
@@ -281,11 +294,18 @@ cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
 cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     # The session's backlog, made when there is none yet; NULL without memory.
     if s.backlog is NULL:
-        s.backlog = backlog_for(t.core, s.peer.role)
+        s.backlog = s.spare if s.spare is not NULL else backlog_for(t.core, s.peer.role)
+        s.spare = NULL
         if s.backlog is not NULL:
             poll_set_locked(t, s, True, s.is_held)
             deadline_restart_locked(t, s)
     return s.backlog
+
+
+cdef void spare_free_locked(Turn* t, Session* s) noexcept nogil:
+    if s.spare is not NULL:
+        backlog_free(s.spare, &t.core.budget, drop_displaced, NULL)
+        s.spare = NULL
 
 
 cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
@@ -296,6 +316,7 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
     dropper.reason = DROP_GONE_DISCONNECTED
     if s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR:
         dropper.reason = DROP_WRITE_ERROR
+    spare_free_locked(t, s)
     if s.backlog is not NULL:
         backlog_free(s.backlog, &t.core.budget, drop_gone, &dropper)
         s.backlog = NULL
@@ -311,18 +332,12 @@ cdef inline bint control_is_vital(const Session* s, const uint8_t* frame) noexce
 cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
     if control_is_vital(s, frame):
         fail_locked(t, s, CLOSE_CONTROL_OVERFLOW, 0)
-    elif frame[0] == FRAME_PEER_GONE:
-        peer_gone_lose(t, frame)
-    elif frame[0] == FRAME_PONG:
-        counter_add(&t.counters.sent_pong, <uint64_t>-1)
-
-
-cdef void peer_gone_lose(Turn* t, const uint8_t* frame) noexcept nogil:
-    counter_add(&t.counters.peer_gone_lost, 1)
-    if frame[FRAME_HEADER + KEY_SIZE] == GONE_DISCONNECTED:
-        counter_add(&t.counters.peer_gone_disconnected_frames, <uint64_t>-1)
-    else:
-        counter_add(&t.counters.peer_gone_not_here_frames, <uint64_t>-1)
+        return
+    answer_uncount(t, frame)
+    if frame[0] == FRAME_PEER_GONE:
+        counter_add(&t.counters.peer_gone_lost, 1)
+        if frame[FRAME_HEADER + KEY_SIZE] == GONE_DISCONNECTED:
+            counter_add(&t.counters.peer_gone_disconnected_frames, <uint64_t>-1)
 
 
 cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_t offset) noexcept nogil:
@@ -387,6 +402,7 @@ cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept 
     cdef uint32_t n_packets = 0
     cdef size_t n_data = 0
     if taken >= batch.n_bytes:
+        t.n_direct += batch.n_packets
         count_written(t, s, batch.n_packets, batch.n_data)
         return
     for i in range(batch.n_iov):
@@ -395,6 +411,7 @@ cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept 
         while p < end:
             size = frame_size(p)
             if taken < size:
+                t.n_direct += n_packets
                 count_written(t, s, n_packets, n_data)
                 return
             taken -= size
@@ -426,6 +443,8 @@ cdef void batch_rest(Turn* t, Session* s, Batch* batch, size_t taken) noexcept n
     # Count what the socket took of a batch, and queue the rest unless the session broke.
     if taken:
         count_flush(t, max(batch.n_packets, 1))    # frames of the relay itself mostly go alone
+        if s.spare is not NULL:
+            flows_bypass(&s.spare.flows[LANE_DATA], taken)
     count_taken(t, s, batch, taken)
     if taken >= batch.n_bytes:
         return
@@ -496,9 +515,13 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
 
 
 cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil:
-    """Have everything wait for output_first_locked, in a session that nobody knows yet. False without memory."""
+    """Have all output wait for output_first_locked. False without memory."""
+    cdef bint made
+    pthread_mutex_lock(&s.output_lock)    # the session is new, but a reader of all sessions may be looking at it
     s.backlog = backlog_for(core, s.peer.role)
-    return s.backlog is not NULL
+    made = s.backlog is not NULL
+    pthread_mutex_unlock(&s.output_lock)
+    return made
 
 
 cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
@@ -618,12 +641,15 @@ cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
             break
     if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
         if s.backlog is not NULL:
-            backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
+            if s.contended:
+                s.spare = s.backlog
+            else:
+                backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
             s.backlog = NULL
         poll_set_locked(t, s, False, s.is_held)
 
 
-cdef inline void contention_note(Session* s) noexcept nogil:
+cdef inline void contention_note(Turn* t, Session* s) noexcept nogil:
     # Several senders want more than the socket takes: their workers read them in small equal pieces from now on, so
     # that none has the socket to itself whenever there is room, and TCP slows them all down alike.
     if s.backlog is not NULL:
@@ -631,29 +657,39 @@ cdef inline void contention_note(Session* s) noexcept nogil:
             atomic_store_u8(&s.contended, CONTENDED_FOR)
     elif s.contended:
         atomic_store_u8(&s.contended, s.contended - 1)
+        if s.contended == 0:
+            spare_free_locked(t, s)
 
 
 # ---- output, by any thread
 
-cdef void session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
-    """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks."""
+cdef bint session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
+    """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks.
+
+    False when the session is gone, is being closed, or broke over them: then some or all of them are lost.
+    """
+    cdef bint is_open = False
     pthread_mutex_lock(&s.output_lock)
     if atomic_load_u64(&s.handle) != handle:
-        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)    # the slot is somebody else's
+        # The slot has another session, or none: beside the handle none of its fields may be read.
+        batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)
     elif s.state != SESSION_OPEN:
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, s.peer.key)
-    elif s.backlog is not NULL:
-        frames_queue(t, s, batch, 0)
-    elif s.records is NULL:
-        output_plain(t, s, batch)
     else:
-        output_sealed(t, s, batch)
-    contention_note(s)
+        if s.backlog is not NULL:
+            frames_queue(t, s, batch, 0)
+        elif s.records is NULL:
+            output_plain(t, s, batch)
+        else:
+            output_sealed(t, s, batch)
+        contention_note(t, s)
+        is_open = s.state == SESSION_OPEN
     pthread_mutex_unlock(&s.output_lock)
+    return is_open
 
 
 cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil:
-    """Send frames of the relay itself. False when the session is gone."""
+    """Send frames of the relay itself. False as session_output."""
     cdef Session* s = session_at(t.core, handle)
     cdef Batch batch
     cdef iovec iov
@@ -666,8 +702,7 @@ cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t 
     batch.n_bytes = n
     batch.n_packets = 0
     batch.n_data = 0
-    session_output(t, s, handle, &batch)
-    return True
+    return session_output(t, s, handle, &batch)
 
 
 cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil:

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.peer_gone cimport Departures, departures_destroy, departures_hand_over
-from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take_all
+from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
 from fastderp.dataplane.reports cimport (
     Glance, counters_dict, counters_moved, counters_sum, event_object, session_excuse, session_glance, session_info, tcp_info,
@@ -23,7 +23,7 @@ from fastderp.dataplane.routes cimport (
     routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN, CloseReason,
+    APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN, CloseReason,
     Core, Peer, Session, Turn, session_at, session_discard, session_end, session_is_alive, session_open,
     session_publish, stash_put,
 )
@@ -82,6 +82,7 @@ cdef class Plane:
     backlog_age_s: seconds after which a packet that still waits for its receiver's socket is dropped; 0 means never.
     queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
         as fit into 256 KiB and at least 32. Then they wait without an age. Other relays are not meant.
+    sender_cardinality: estimate how many distinct peers have sent to each session (SessionInfo.senders, §22).
     watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
 
     Raises PlaneError when memory or descriptors are out.
@@ -100,7 +101,8 @@ cdef class Plane:
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double mesh_write_timeout_s=30.0,
                   double home_settled_s=5.0, double keep_alive_s=60.0, bint disable_fighters=False,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES, uint64_t told_cap_bytes=TOLD_CAP_BYTES,
-                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0, watch_drops=()):
+                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0, watch_drops=(),
+                  bint sender_cardinality=False):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -124,6 +126,7 @@ cdef class Plane:
         self.core.home_settled_ns = <uint64_t>(home_settled_s * 1e9)
         self.core.packet_age_ns = <uint64_t>(backlog_age_s * 1e9)
         self.core.lane_packets = queue_packets
+        self.core.counts_senders = sender_cardinality
         self.watch_drops(watch_drops)
         self.core.n_workers = n
         self.core.epolls = <int*>calloc(n, sizeof(int))
@@ -133,7 +136,8 @@ cdef class Plane:
         if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.departures is NULL
                 or self.workers is NULL):
             raise MemoryError
-        if (not routes_init(&self.core.routes, n, disable_fighters, told_cap_bytes)
+        if (not routes_init(
+                &self.core.routes, n, disable_fighters, told_cap_bytes, session_is_alive, &self.core)
                 or not turn_init(&self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
@@ -236,7 +240,7 @@ cdef class Plane:
 
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
                 RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
-                bint not_ideal=False, bytes addr=bytes(16), int port=0, bint own_rtt=False):
+                bint not_ideal=False, bytes addr=bytes(16), int port=0, bytes app_name=b"", bint own_rtt=False):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
@@ -249,6 +253,7 @@ cdef class Plane:
         link: this relay dialled the connection, to the relay with this key; packets are forwarded there for the keys
             that add_forwarder names.
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
+        app_name: name of the client's program, at most 32 bytes, for SessionInfo and ClosedEvent (§22).
         own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it out.
 
         Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
@@ -260,8 +265,9 @@ cdef class Plane:
         cdef bint published = False
         try:
             if (len(key) != KEY_SIZE or len(addr) != 16 or len(first) > SEAL_CHUNK
-                    or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535):
-                raise ValueError("promote: key, addr, first, unread or port of a wrong size")
+                    or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535
+                    or len(app_name) > APP_NAME_MAX):
+                raise ValueError("promote: key, addr, first, unread, port or app_name of a wrong size")
             os.set_blocking(fd, False)
             socket_tune(fd)
             if self.closed:
@@ -276,10 +282,12 @@ cdef class Plane:
             peer.not_ideal = not_ideal
             pthread_mutex_lock(&self.control_lock)
             self.control.now_ns = clock_ns()
-            s = session_open(&self.control, self.worker_pick(), fd, &peer, &keys if records is not None else NULL)
+            s = session_open(
+                &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name), own_rtt,
+                &keys if records is not None else NULL,
+            )
             if s is not NULL:
                 handle = s.handle
-                s.rtt_excused = own_rtt
                 published = (
                     stash_put(&s.record if records is not None else &s.frame, unread, len(unread))
                     and (not opened or stash_put(&s.frame, opened, len(opened)))
@@ -302,8 +310,9 @@ cdef class Plane:
         return worker
 
     def send(self, uint64_t handle, bytes frames not None):
-        """Send whole frames of the relay itself, any number. False when the session is gone.
+        """Send whole frames of the relay itself, any number.
 
+        Returns False when the session is gone, is being closed, or broke over them: some or all frames are lost then.
         Raises ValueError when the last frame is not whole.
         """
         cdef const uint8_t* p = frames
@@ -423,9 +432,12 @@ cdef class Plane:
 
     # ---- news and numbers
 
-    def events(self):
-        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and DropEvent objects."""
-        cdef Event* event = events_take_all(&self.core.events)
+    def events(self, uint32_t n_most=0):
+        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and DropEvent objects.
+
+        n_most: how many events to take, 0 for all; fileno() stays readable while there are more.
+        """
+        cdef Event* event = events_take(&self.core.events, n_most)
         cdef Event* following
         news = []
         while event is not NULL:

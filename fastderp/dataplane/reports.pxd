@@ -1,7 +1,7 @@
 # What the data plane has to tell, as Python objects: events, sessions, counters, and the names of what they are about.
 # For plane.pyx, which hands them out; nothing here changes anything but `rtt_excused`. Never on the packet path.
 
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.events cimport Event, Totals as EventTotals
@@ -19,6 +19,9 @@ cdef struct Glance:              # of a session, taken under its output lock
     bint is_tcp
     bint has_tcp                 # and the kernel told what it counts
     size_t backlog_bytes
+    uint8_t n_app_name
+    uint8_t app_name[32]
+    double senders
     EventTotals totals
 
 cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept nogil

@@ -26,6 +26,7 @@ class ClosedEvent(NamedTuple):
     addr: bytes
     port: int
     totals: Totals
+    app_name: bytes
 
 class DropEvent(NamedTuple):
     source: bytes
@@ -48,6 +49,8 @@ class SessionInfo(NamedTuple):
     worker: int
     backlog_bytes: int
     totals: Totals
+    app_name: bytes
+    senders: int
 
 class TcpInfo(NamedTuple):
     handle: int

@@ -1,5 +1,8 @@
 from typing import NamedTuple
 
+from libc.string cimport memcpy
+
+from fastderp.dataplane.cardinality cimport sketch_estimate
 from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS
 from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
@@ -49,7 +52,8 @@ class FrameEvent(NamedTuple):
 class ClosedEvent(NamedTuple):
     """The end of a session.
 
-    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it.
+    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it; `app_name` as the
+    client gave it.
     """
 
     handle: int
@@ -59,6 +63,7 @@ class ClosedEvent(NamedTuple):
     addr: bytes
     port: int
     totals: Totals
+    app_name: bytes
 
 
 class DropEvent(NamedTuple):
@@ -71,7 +76,10 @@ class DropEvent(NamedTuple):
 
 
 class SessionInfo(NamedTuple):
-    """A connected session, for debug pages and tests."""
+    """A connected session, for debug pages and tests.
+
+    `senders` estimates how many distinct peers have sent to it; 0 unless the plane has `sender_cardinality`.
+    """
 
     handle: int
     key: bytes
@@ -87,6 +95,8 @@ class SessionInfo(NamedTuple):
     worker: int
     backlog_bytes: int
     totals: Totals
+    app_name: bytes
+    senders: int
 
 
 class TcpInfo(NamedTuple):
@@ -122,6 +132,10 @@ cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept no
         seen.active = s.route is not NULL and atomic_load_u64(&s.route.active) == s.handle
         seen.tls = s.records is not NULL
         seen.backlog_bytes = backlog_bytes(s.backlog) if s.backlog is not NULL else 0
+        seen.n_app_name = s.app_name[0] if s.app_name is not NULL else 0
+        if seen.n_app_name:
+            memcpy(seen.app_name, s.app_name + 1, seen.n_app_name)
+        seen.senders = sketch_estimate(s.senders) if s.senders is not NULL else 0
         session_totals(s, &seen.totals)
         if info is not NULL:
             failed = getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, info, &n) != 0
@@ -149,7 +163,8 @@ cdef object session_info(Session* s):
         seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
         seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober), bool(seen.peer.not_ideal),
         seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
-        totals_object(clock_ns() - seen.opened_ns, &seen.totals),
+        totals_object(clock_ns() - seen.opened_ns, &seen.totals), seen.app_name[:seen.n_app_name],
+        int(seen.senders + 0.5),
     )
 
 
@@ -178,7 +193,7 @@ cdef object event_object(Event* event):
         event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
         record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
         event.addr[:16], event.port,
-        totals_object(event.lived_ns, &event.totals),
+        totals_object(event.lived_ns, &event.totals), event.frame[:event.n_frame],
     )
 
 

@@ -12,6 +12,8 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 
 cdef enum:
     ROUTES_READERS = 256         # worker threads
+    STRANGER_BUCKETS = 256       # by hash of the key; with their places 165 KB, taken when the first one is noted
+    STRANGER_PLACES = 16
     TOLD_CAP_BYTES = 67108864    # of all sets of receivers to tell: 2 million pairs at least, 20 for each of 100,000 keys
 
 cdef struct HandleList:          # guarded by the table's lock; stays where it is
@@ -43,6 +45,14 @@ cdef struct Route:
     HandleList disabled          # only under disable_fighters: members that are sent nothing
     HandleSet told               # receivers to tell when the key leaves (§6.7)
 
+cdef struct Stranger:            # a session got a packet of a key that is not in the region (yet)
+    uint64_t receiver            # 0 = this place is free
+    uint8_t key[32]
+
+cdef struct StrangerBucket:
+    Stranger places[STRANGER_PLACES]
+    uint32_t next                # the place that is overwritten next
+
 cdef struct Buckets:
     uint64_t mask
     uint64_t n_used              # live and deleted ones
@@ -55,6 +65,8 @@ cdef struct Reader:              # written by its worker only, read by whoever r
     uint64_t epoch               # atomic; READER_AWAY while it holds nothing
     uint64_t pad[7]
 
+ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
+
 cdef struct RouteTable:
     pthread_mutex_t lock
     uint64_t secret[2]
@@ -63,7 +75,10 @@ cdef struct RouteTable:
     uint64_t told_bytes          # atomic: … and what they do
     Buckets* buckets             # atomic pointer
     Arena routes
-    uint64_t next_stamp
+    uint64_t next_stamp          # atomic, written under the lock
+    StrangerBucket* strangers    # guarded by the lock; NULL until there is one
+    handle_alive_fn alive        # fixed: whether a handle's session is still there
+    void* alive_context
     uint64_t epoch               # atomic
     Buckets* retired             # guarded by the lock
     uint32_t* limbo              # removed routes with their epochs; guarded by the lock
@@ -80,22 +95,23 @@ cdef struct RouteTable:
     uint32_t n_readers
     Reader readers[ROUTES_READERS]
 
-ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
-
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes) noexcept nogil
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes,
+                      handle_alive_fn alive, void* alive_context) noexcept nogil
 cdef void routes_destroy(RouteTable* t) noexcept nogil
 cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil
 cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil
 
 # For readers between enter and leave.
 cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil
+cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogil
+cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil
 
 # For anybody; they take the lock.
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
-cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
-                           void* context) noexcept nogil
+cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil
+cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
 cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil
 cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil

@@ -28,7 +28,8 @@ cdef inline void sip_round(uint64_t* v) noexcept nogil:
     v[2] += v[1]; v[1] = rotl(v[1], 17) ^ v[2]; v[2] = rotl(v[2], 32)
 
 
-cdef uint64_t key_hash(const RouteTable* t, const uint8_t* key) noexcept nogil:
+cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogil:
+    """Return the key's hash, which its owner cannot foretell."""
     cdef uint64_t v[4]
     cdef uint64_t word
     cdef int i
@@ -69,7 +70,8 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
     return b
 
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes) noexcept nogil:
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes,
+                      handle_alive_fn alive, void* alive_context) noexcept nogil:
     """Return False when there is no memory for the first buckets."""
     cdef int i
     memset(t, 0, sizeof(RouteTable))
@@ -81,6 +83,8 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, 
     arena_init(&t.routes, sizeof(Route))
     t.disable_fighters = disable_fighters
     t.told_cap_bytes = told_cap_bytes
+    t.alive = alive
+    t.alive_context = alive_context
     t.next_stamp = 1
     t.epoch = 1
     t.n_readers = n_readers
@@ -102,6 +106,7 @@ cdef void routes_destroy(RouteTable* t) noexcept nogil:
     free(t.buckets)
     free(t.limbo)
     free(t.limbo_epoch)
+    free(t.strangers)
     arena_destroy(&t.routes)
     pthread_mutex_destroy(&t.lock)
 
@@ -120,7 +125,7 @@ cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil:
 cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil:
     """Return the key's route, or NULL. Good until the reader leaves."""
     cdef Buckets* b = <Buckets*>atomic_load_ptr(<void**>&t.buckets)
-    cdef uint64_t hash = key_hash(t, key)
+    cdef uint64_t hash = routes_hash(t, key)
     cdef uint64_t i = hash & b.mask
     cdef uint64_t word
     cdef Route* route
@@ -273,9 +278,10 @@ cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
     memset(route, 0, sizeof(Route))
     route.index = index
     memcpy(route.key, key, 32)
-    route.hash = key_hash(t, key)
+    route.hash = routes_hash(t, key)
     route.stamp = t.next_stamp
-    t.next_stamp += 1
+    atomic_store_u64(&t.next_stamp, t.next_stamp + 1)
+    strangers_join(t, route)
     bucket_insert(t.buckets, route.hash, index)
     return route
 
@@ -467,7 +473,8 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
     pthread_mutex_lock(&t.lock)
     route = route_get(t, key)
     if route is not NULL and not list_append(&route.members, handle):
-        route_settle(t, route, &none)
+        if route_settle(t, route, &none):
+            handle_set_free(t, &none)
         route = NULL
     if route is not NULL:
         n_members[0] = route.members.n
@@ -538,7 +545,8 @@ cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link)
             atomic_store_u64(&route.forwarder, route.forwarders.items[0])
             t.n_multiforwarders_created += <uint64_t>(route.forwarders.n == 2)
         else:
-            route_settle(t, route, &none)
+            if route_settle(t, route, &none):
+                handle_set_free(t, &none)
     pthread_mutex_unlock(&t.lock)
     return added
 
@@ -578,11 +586,11 @@ cdef void handle_set_put(HandleSet* s, uint64_t handle) noexcept nogil:
     s.n += 1
 
 
-cdef uint32_t handle_set_living(const HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
+cdef uint32_t handle_set_living(const RouteTable* t, const HandleSet* s) noexcept nogil:
     cdef uint32_t n = 0
     cdef uint32_t i
     for i in range(s.capacity):
-        n += s.slots[i] != 0 and alive(context, s.slots[i])
+        n += s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i])
     return n
 
 
@@ -591,7 +599,7 @@ cdef inline bint told_has_room(const RouteTable* t, const HandleSet* s, uint32_t
         atomic_peek_u64(&t.told_bytes) + (capacity - s.capacity) * sizeof(uint64_t) <= t.told_cap_bytes)
 
 
-cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, void* context) noexcept nogil:
+cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
     # Receivers that have left are dropped here and need no room, so the set is bounded by those connected at once.
     cdef HandleSet fresh
     cdef uint32_t n_living
@@ -599,7 +607,7 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, vo
     if s.n_pause:
         s.n_pause -= 1
         return False
-    n_living = handle_set_living(s, alive, context)
+    n_living = handle_set_living(t, s)
     memset(&fresh, 0, sizeof(fresh))
     fresh.capacity = 4
     while fresh.capacity < 2 * (n_living + 1):
@@ -612,7 +620,7 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, vo
         return False
     for i in range(s.capacity):
         # Some may have left since they were counted, but nobody comes back to life.
-        if s.slots[i] != 0 and alive(context, s.slots[i]):
+        if s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i]):
             handle_set_put(&fresh, s.slots[i])
     atomic_add_u64(&t.told_bytes, fresh.capacity * sizeof(uint64_t))
     handle_set_free(t, s)
@@ -620,17 +628,63 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s, handle_alive_fn alive, vo
     return True
 
 
-cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver, handle_alive_fn alive,
-                           void* context) noexcept nogil:
+cdef void told_add_locked(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
+    if 4 * (route.told.n + 1) <= 3 * route.told.capacity or handle_set_grow(t, &route.told):
+        handle_set_put(&route.told, receiver)
+
+
+cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
     """Remember that receiver got data from route's key. False when the key has left the region meanwhile.
 
     Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
     """
-    cdef HandleSet* s = &route.told
     cdef bint is_here
     pthread_mutex_lock(&t.lock)
     is_here = route.members.n != 0 or route.forwarders.n != 0
-    if is_here and (4 * (s.n + 1) <= 3 * s.capacity or handle_set_grow(t, s, alive, context)):
-        handle_set_put(s, receiver)
+    if is_here:
+        told_add_locked(t, route, receiver)
     pthread_mutex_unlock(&t.lock)
     return is_here
+
+
+# ---- keys that were heard of before they came (§6.7)
+
+cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
+    """Return what stands for a key without a route until the next key comes to the region."""
+    return routes_hash(t, key) + atomic_peek_u64(&t.next_stamp)
+
+
+cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
+    """Remember that receiver got data from a key that had no route, for when it has one. Of many the last count."""
+    cdef Route* route
+    cdef StrangerBucket* bucket
+    cdef int i
+    pthread_mutex_lock(&t.lock)
+    route = routes_find(t, key)
+    if t.strangers is NULL:
+        t.strangers = <StrangerBucket*>calloc(STRANGER_BUCKETS, sizeof(StrangerBucket))
+    if route is not NULL:
+        told_add_locked(t, route, receiver)
+    elif t.strangers is not NULL:
+        bucket = &t.strangers[routes_hash(t, key) % STRANGER_BUCKETS]
+        for i in range(STRANGER_PLACES):
+            if bucket.places[i].receiver == receiver and memcmp(bucket.places[i].key, key, 32) == 0:
+                break
+        else:
+            bucket.places[bucket.next].receiver = receiver
+            memcpy(bucket.places[bucket.next].key, key, 32)
+            bucket.next = (bucket.next + 1) % STRANGER_PLACES
+    pthread_mutex_unlock(&t.lock)
+
+
+cdef void strangers_join(RouteTable* t, Route* route) noexcept nogil:
+    # The key of a new route is no stranger any more: its receivers are told when it leaves.
+    cdef StrangerBucket* bucket
+    cdef int i
+    if t.strangers is NULL:
+        return
+    bucket = &t.strangers[route.hash % STRANGER_BUCKETS]
+    for i in range(STRANGER_PLACES):
+        if bucket.places[i].receiver != 0 and memcmp(bucket.places[i].key, route.key, 32) == 0:
+            told_add_locked(t, route, bucket.places[i].receiver)
+            bucket.places[i].receiver = 0

@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.tls.aead cimport Keyring
 from fastderp.dataplane.arena cimport Arena, arena_at
+from fastderp.dataplane.cardinality cimport SenderSketch
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.peer_gone cimport Departures
 from fastderp.dataplane.events cimport EventQueue, Totals
@@ -25,6 +26,9 @@ cdef enum:
     OUTPUT_IOVS = 1024           # UIO_MAXIOV: what one sendmsg takes
     NOT_HERE_BURST = 3           # answers at once to disco packets for unknown keys (§6.4)
     TELL_SLOTS = 256             # of sets of receivers in one turn: 192 of them at most, each a write others wait for
+
+cdef enum:
+    APP_NAME_MAX = 32            # bytes (PROTOCOL §22)
 
 cdef enum SessionState:
     SESSION_FREE = 0
@@ -112,6 +116,9 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint8_t is_held              # EPOLLIN is not: over the rate limit
     uint8_t rtt_excused          # without a round-trip time, and not to be counted as such (again)
     Backlog* backlog             # NULL while empty
+    Backlog* spare               # an empty one that knows who floods the session, while it is contended; or NULL
+    uint8_t* app_name            # its length, then its bytes; NULL without one
+    SenderSketch* senders        # NULL until the first sender, and while core.counts_senders is False
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets
     uint64_t tx_bytes
@@ -142,6 +149,7 @@ cdef struct Core:                # what all threads of one plane share
     Wheel* wheels
     Departures* departures
     uint32_t lane_packets        # exactly so many packets wait for a client in each lane; 0 = the rule of LANE_BYTES
+    bint counts_senders          # fixed: each session estimates how many peers have sent to it
     int n_watched
     uint8_t* watched             # keys; packets for them that are dropped are told of
     uint64_t pad[8]
@@ -153,6 +161,7 @@ cdef struct Turn:                # what one thread needs to act on sessions; nev
     uint64_t now_ns
     uint64_t n_timed             # packets written or displaced since the last queue_time_fold …
     uint64_t waited_ns           # … and how long they waited, together
+    uint64_t n_direct            # packets that went straight to their sockets; only ever grows
     uint64_t told_since_ns       # drops told of in the second that began then
     int n_told
     Keyring keyring
@@ -167,7 +176,8 @@ cdef struct Batch:               # whole frames for one session, with what is co
     size_t n_data                # payload bytes of the packets
 
 # Birth, in the control thread: open, publish; discard after a failure.
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const Records* keys) noexcept nogil
+cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const uint8_t* app_name, uint8_t n_app_name,
+                           bint own_rtt, const Records* keys) noexcept nogil
 cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil
 cdef void session_discard(Turn* t, Session* s) noexcept nogil
 
@@ -176,6 +186,7 @@ cdef void session_due(Turn* t, Session* s) noexcept nogil
 cdef void session_end(Turn* t, Session* s) noexcept nogil
 cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil
 
+cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil

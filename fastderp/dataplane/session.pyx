@@ -1,10 +1,11 @@
 # The life of a session: born in the control thread, kept alive and ended by its worker. Writing to it is output.pyx,
 # reading from it worker.pyx.
 
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
+from fastderp.dataplane.cardinality cimport SenderSketch, sketch_add
 from fastderp.dataplane.peer_gone cimport (
     Departure, departures_add, departures_first, departures_hand_over, departures_pop,
 )
@@ -15,11 +16,11 @@ from fastderp.dataplane.frame cimport (
 )
 from fastderp.dataplane.output cimport (
     backlog_discard_locked, backlog_gate, fail_locked, flush_locked, goodbye_locked, output_first_locked,
-    poll_set_locked, session_fail, session_output_frame,
+    poll_set_locked, spare_free_locked, session_fail, session_output_frame,
 )
 from fastderp.tls.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport (
-    HandleSet, routes_find, routes_note_told, routes_register, routes_unregister,
+    HandleSet, Route, routes_find, routes_note_told, routes_register, routes_unregister,
 )
 from fastderp.dataplane.sys cimport (
     EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
@@ -69,12 +70,13 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
 
 
 cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
-    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 = no need.
+    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 = no need. A session
+    # that broke at the deadline, or was closed before, did not time out.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
         flush_locked(t, s)       # the kernel announces room by the half buffer: a slow reader may have made some
-    due_ns[0] = s.write_deadline_ns if s.backlog is not NULL else 0
+    due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
     if expired:
         counter_add(&t.counters.sclient_write_timeouts, 1)
@@ -86,6 +88,9 @@ cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
 cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
     cdef uint8_t frame[FRAME_HEADER]
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
+    pthread_mutex_lock(&s.output_lock)
+    spare_free_locked(t, s)      # of a contention that may be long over
+    pthread_mutex_unlock(&s.output_lock)
     if not stuck:                # otherwise the write deadline already watches the peer
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
@@ -154,8 +159,18 @@ cdef void slot_give_back(Core* core, Session* s) noexcept nogil:
     pthread_mutex_unlock(&core.sessions_lock)
 
 
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const Records* keys) noexcept nogil:
-    """Return a new session that nobody knows yet, with a copy of the keys, or NULL without memory."""
+cdef uint8_t* app_name_new(const uint8_t* name, uint8_t n) noexcept nogil:
+    # NULL without a name, and without memory: the name is informative only.
+    cdef uint8_t* copy = <uint8_t*>malloc(<size_t>n + 1) if n else NULL
+    if copy is not NULL:
+        copy[0] = n
+        memcpy(copy + 1, name, n)
+    return copy
+
+
+cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const uint8_t* app_name, uint8_t n_app_name,
+                           bint own_rtt, const Records* keys) noexcept nogil:
+    """Return a new session that no other thread knows yet, with copies of name and keys, or NULL without memory."""
     cdef Core* core = t.core
     cdef Session* s = slot_take(core, keys is not NULL)
     cdef uint32_t generation
@@ -191,11 +206,13 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
     s.close_detail = 0
-    s.backlog = NULL
+    s.backlog = s.spare = NULL
     atomic_store_u8(&s.contended, 0)
     s.write_deadline_ns = 0
     s.is_held = False
-    s.rtt_excused = False
+    s.rtt_excused = own_rtt
+    s.app_name = app_name_new(app_name, n_app_name)
+    s.senders = NULL
     s.wants_out = False
     memset(&s.timer, 0, sizeof(Timer))
     s.timer.handle = <uint64_t>generation << 32 | s.slot
@@ -204,7 +221,15 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     return s
 
 
-cdef void records_wipe_locked(Turn* t, Session* s) noexcept nogil:
+cdef void slot_clear_locked(Turn* t, Session* s) noexcept nogil:
+    """End the session's life for every other thread, and free what the output lock guards."""
+    atomic_store_u8(&s.state, SESSION_FREE)
+    atomic_store_u64(&s.handle, 0)
+    backlog_discard_locked(t, s)
+    free(s.app_name)
+    s.app_name = NULL
+    free(s.senders)
+    s.senders = NULL
     if s.records is not NULL:
         record_wipe(s.records, &t.keyring)
         s.records = NULL
@@ -213,10 +238,7 @@ cdef void records_wipe_locked(Turn* t, Session* s) noexcept nogil:
 cdef void session_discard(Turn* t, Session* s) noexcept nogil:
     """Undo session_open. The socket stays the caller's."""
     pthread_mutex_lock(&s.output_lock)
-    atomic_store_u8(&s.state, SESSION_FREE)
-    atomic_store_u64(&s.handle, 0)
-    backlog_discard_locked(t, s)
-    records_wipe_locked(t, s)
+    slot_clear_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
     stash_free(&s.frame)
     stash_free(&s.record)
@@ -236,18 +258,20 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
     cdef bint not_ideal = s.peer.not_ideal
     cdef bint sealed = s.records is not NULL and s.peer.role != ROLE_LINK
     cdef uint8_t role = s.peer.role
+    cdef Route* route = NULL
     cdef bint has_unread
     cdef bint added
     if not backlog_gate(t.core, s):
         return False
-    if s.peer.role != ROLE_LINK:     # nobody sends to the relay at the other end
-        s.route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
-        if s.route is NULL:
+    if role != ROLE_LINK:        # the relay at the other end is sent packets by its forwarders only
+        route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
+        if route is NULL:
             return False
     has_unread = s.frame.n != 0 or s.record.n != 0
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
     event.data.u64 = handle
     pthread_mutex_lock(&s.output_lock)
+    s.route = route
     added = epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_ADD, s.fd, &event) == 0
     if added:
         output_first_locked(t, s, first, n_first)
@@ -262,7 +286,7 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.notideal_connections, not_ideal)
         counter_add(&t.counters.sealed_connections, sealed)
         return True
-    if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
+    if route is not NULL and routes_unregister(&t.core.routes, route, handle, &told):
         departures_hand_over(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
     return False
 
@@ -273,7 +297,7 @@ cdef bint has_returned(Turn* t, const uint8_t* key, uint64_t receiver) noexcept 
     # Whether the key is in the region again before the receiver was told that it had left. Now that would be wrong, and
     # might come behind what the key has sent since; the receiver is told when it leaves the next time.
     cdef Route* route = routes_find(&t.core.routes, key)
-    return route is not NULL and routes_note_told(&t.core.routes, route, receiver, session_is_alive, t.core)
+    return route is not NULL and routes_note_told(&t.core.routes, route, receiver)
 
 
 cdef uint32_t departure_tell(Turn* t, Departure* departure, uint32_t n_slots) noexcept nogil:
@@ -307,6 +331,18 @@ cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil:
 
 # ---- the end
 
+cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil:
+    """Count a sender for the session it has sent to, if that is still there. Without memory the estimate stays 0."""
+    cdef Session* s = session_at(core, handle)
+    pthread_mutex_lock(&s.output_lock)
+    if atomic_load_u64(&s.handle) == handle:
+        if s.senders is NULL:
+            s.senders = <SenderSketch*>calloc(1, sizeof(SenderSketch))
+        if s.senders is not NULL:
+            sketch_add(s.senders, sender_hash)
+    pthread_mutex_unlock(&s.output_lock)
+
+
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
     """Copy what a session has carried. Under its output lock, or when it is nobody else's any more."""
     totals.rx_packets = atomic_peek_u64(&s.rx_packets)
@@ -316,8 +352,12 @@ cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
     totals.dropped = s.dropped
 
 
-cdef void closed_report(Turn* t, Session* s, uint64_t handle) noexcept nogil:
-    cdef Event* event = event_new(&t.core.events, EVENT_CLOSED, handle, NULL, 0)
+cdef void closed_report(Turn* t, Session* s, uint64_t handle, const uint8_t* app_name) noexcept nogil:
+    cdef Event* event
+    if app_name is not NULL:
+        event = event_new(&t.core.events, EVENT_CLOSED, handle, app_name + 1, app_name[0])
+    else:
+        event = event_new(&t.core.events, EVENT_CLOSED, handle, NULL, 0)
     if event is NULL:
         return
     event.reason = s.close_reason
@@ -334,15 +374,15 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
     """End a session: stop output, leave the table, have those told who must know, free everything. By its worker only."""
     cdef uint64_t handle = s.handle
     cdef HandleSet told
+    cdef uint8_t* app_name
     pthread_mutex_lock(&s.output_lock)
     if s.state == SESSION_OPEN:
         goodbye_locked(t, s)
-    atomic_store_u8(&s.state, SESSION_FREE)
-    atomic_store_u64(&s.handle, 0)
-    backlog_discard_locked(t, s)
     if s.records is not NULL:
         counter_add(&t.counters.sealed_connections, <uint64_t>-1 if s.peer.role != ROLE_LINK else 0)
-    records_wipe_locked(t, s)
+    app_name = s.app_name        # for the report
+    s.app_name = NULL
+    slot_clear_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
 
     wheel_disarm(&t.core.wheels[s.worker], &s.timer)
@@ -358,5 +398,6 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
         counter_add(&t.counters.notideal_connections, <uint64_t>-1)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
         departures_add(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
-    closed_report(t, s, handle)
+    closed_report(t, s, handle, app_name)
+    free(app_name)
     slot_give_back(t.core, s)

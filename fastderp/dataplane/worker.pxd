@@ -22,7 +22,7 @@ cdef enum:
     TARGET_BUCKETS = 4096        # power of two, larger than MAX_TARGETS
     MAX_EVENTS = 512
     MAX_ENDING = 1024            # sessions that end in one turn; the rest is found ended in the next one
-    TOLD_CACHE = 4096            # power of two
+    SEEN_PAIRS = 4096            # power of two
 
 cdef struct Run:                 # whole frames for one target that lie behind each other in the gather buffer
     uint8_t* data
@@ -46,7 +46,7 @@ cdef struct Line:                # sessions with more to do than one turn allows
     Session* last
     int n
 
-cdef struct Told:                # a (sender, receiver) pair that the routing table knows already
+cdef struct SeenPair:            # a (sender, receiver) pair that the routing table knows already
     uint64_t stamp
     uint64_t receiver
 
@@ -60,15 +60,13 @@ cdef struct Worker:
     uint8_t wants_rest
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
+    uint64_t gather_ns           # when the first of what is gathered may have been read
     uint8_t* forward             # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
     size_t n_forwarded
     uint8_t* cipher              # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
     int n_runs
     int n_targets
     int n_ending
-    uint64_t talkers[2]          # whose turns were the last with nobody else's in them
-    bint is_quick                # the same one or two answer each other fast, and nobody else says anything
-    uint64_t poll_again_ns       # when polling in vain may be tried again
     int n_touched                # targets that the present session has brought
     Line unfinished
     bint has_last                # last_dst and last_target are of this read, and no flush has come in between
@@ -78,7 +76,7 @@ cdef struct Worker:
     Run runs[MAX_RUNS]
     Target targets[MAX_TARGETS]
     uint16_t buckets[TARGET_BUCKETS]     # target + 1
-    Told told[TOLD_CACHE]
+    SeenPair seen[SEEN_PAIRS]
     Session* ending[MAX_ENDING]
     epoll_event events[MAX_EVENTS]
     iovec iov[MAX_RUNS]

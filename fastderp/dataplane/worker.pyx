@@ -24,12 +24,13 @@ from fastderp.dataplane.output cimport (
 )
 from fastderp.tls.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
 from fastderp.dataplane.routes cimport (
-    Route, routes_find, routes_note_speaker, routes_note_told, routes_reader_enter, routes_reader_leave,
+    Route, RouteTable, routes_find, routes_hash, routes_note_speaker, routes_note_stranger, routes_note_told,
+    routes_reader_enter, routes_reader_leave, routes_stranger_stamp,
 )
 from fastderp.dataplane.session cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS,
     NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, departures_tell, session_at, session_due, session_end,
-    session_is_alive, stash_put,
+    session_note_sender, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC,
@@ -46,12 +47,10 @@ cdef enum:
     STACK_BYTES = 262144
     SLICE_NS = 100000            # the shortest the kernel grants, and far more than most turns take
     WORKER_KEYS = 256            # expanded at once
+    TIMED_PACKETS = 16           # written in one go, from which on the time they waited for it counts
 
 cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
 cdef uint64_t SECOND_NS = 1000000000
-cdef uint64_t QUICK_TURN_NS = 100000             # from turn to turn: an answer over a link this fast may come any moment
-cdef uint64_t POLL_NS = 50000                    # an answer from a thread that must be woken first takes this long
-cdef uint64_t POLL_PAUSE_NS = 1000000            # polling in vain thus takes 5 % of a core at most
 cdef uint64_t RECHECK_NS = 20000000              # a few ticks of the wheel: never due in the turn that sets it
 
 
@@ -245,6 +244,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             counter_add(&w.counters.unknown_frames, not frame_is_known(p[0]))
             s.skip_bytes = total
         else:
+            counter_add(&w.counters.got_ping, p[0] == FRAME_PING)    # counted before its size is judged (§5)
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED, p[0])
             return n
     return <size_t>(p - start)
@@ -273,7 +273,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     counter_add(&w.counters.bytes_received, n_data)
     if not w.has_last or memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
         memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
-        w.last_target = destination_find(w, s.route, s.handle, w.last_dst, False)
+        w.last_target = destination_find(w, s.route, s.peer.key, s.handle, w.last_dst, False)
         w.has_last = True
     if w.last_target < 0:
         packet_drop(&w.turn, DROP_UNKNOWN_DEST if w.last_target == NO_TARGET else DROP_DUP_CLIENT, p, total,
@@ -309,7 +309,7 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     cdef int target
     counter_add(&w.counters.packets_forwarded_in, 1)
     memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
-    target = destination_find(w, source, 0, w.last_dst, True)
+    target = destination_find(w, source, p + FRAME_HEADER, 0, w.last_dst, True)
     w.has_last = False           # found among local ones only: a SendPacket behind this has to look anew
     if target < 0:
         packet_drop(&w.turn, DROP_UNKNOWN_DEST_ON_FWD if target == NO_TARGET else DROP_DUP_CLIENT, p, total,
@@ -331,7 +331,7 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
     return (words[0] | words[1] | words[2] | words[3]) == 0
 
 
-cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8_t* dst,
+cdef int destination_find(Worker* w, Route* source, const uint8_t* source_key, uint64_t sender, const uint8_t* dst,
                           bint only_local) noexcept nogil:
     # The target for a key, or NO_TARGET or FIGHTING (§6.4): local beats mesh.
     # A local receiver is noted as one to be told when the source leaves. w.last_is_link says what was found: the
@@ -347,17 +347,27 @@ cdef int destination_find(Worker* w, Route* source, uint64_t sender, const uint8
     if receiver == 0:
         receiver = 0 if only_local else atomic_load_u64(&route.forwarder)
         return target_get(w, receiver) if receiver != 0 else NO_TARGET
-    if source is not NULL and receiver != sender:
-        told_note(w, source, receiver)
+    if receiver != sender:
+        seen_pair_note(w, source, source_key, receiver)
     return target_get(w, receiver)
 
 
-cdef void told_note(Worker* w, Route* source, uint64_t receiver) noexcept nogil:
-    cdef Told* told = &w.told[((source.stamp * 0x9E3779B97F4A7C15u) ^ (receiver * 0xC2B2AE3D27D4EB4Fu)) >> 52]
-    if told.stamp != source.stamp or told.receiver != receiver:
-        routes_note_told(&w.turn.core.routes, source, receiver, session_is_alive, w.turn.core)
-        told.stamp = source.stamp
-        told.receiver = receiver
+cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key, uint64_t receiver) noexcept nogil:
+    # A mesh peer forwards packets of keys that are not known here, too: such a key is remembered by its hash, as long as
+    # no key is new to the region.
+    cdef RouteTable* routes = &w.turn.core.routes
+    cdef uint64_t stamp = source.stamp if source is not NULL else routes_stranger_stamp(routes, source_key)
+    cdef SeenPair* pair = &w.seen[((stamp * 0x9E3779B97F4A7C15u) ^ (receiver * 0xC2B2AE3D27D4EB4Fu)) >> 52]
+    if pair.stamp == stamp and pair.receiver == receiver:
+        return
+    if source is not NULL:
+        routes_note_told(routes, source, receiver)
+    else:
+        routes_note_stranger(routes, source_key, receiver)
+    if w.turn.core.counts_senders:
+        session_note_sender(w.turn.core, receiver, routes_hash(routes, source_key))
+    pair.stamp = stamp
+    pair.receiver = receiver
 
 
 cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
@@ -494,6 +504,7 @@ cdef void target_send(Worker* w, Target* target) noexcept nogil:
 cdef void targets_flush(Worker* w) noexcept nogil:
     """Write every target once. What was gathered is not needed any more."""
     cdef int i
+    cdef uint64_t n_before = w.turn.n_direct
     for i in range(w.n_targets):
         if w.targets[i].n_runs:
             target_send(w, &w.targets[i])
@@ -501,6 +512,17 @@ cdef void targets_flush(Worker* w) noexcept nogil:
     w.n_targets = 0
     w.n_runs = 0
     w.has_last = False
+    gather_time_note(w, w.turn.n_direct - n_before)
+
+
+cdef inline void gather_time_note(Worker* w, uint64_t n_direct) noexcept nogil:
+    # Packets that went straight to their sockets waited here, each for half of the time that reading and writing all of
+    # them took, on average. A handful takes microseconds, not worth a look at the clock.
+    cdef uint64_t now_ns
+    if n_direct >= TIMED_PACKETS:
+        now_ns = clock_ns()
+        w.turn.waited_ns += n_direct * ((now_ns - w.gather_ns) // 2)
+        w.gather_ns = now_ns
 
 
 # ---- the line of unfinished sessions
@@ -590,23 +612,12 @@ cdef void timers_run(Worker* w) noexcept nogil:
         session_due(&w.turn, s)
 
 
-cdef bint talker_is_known(Worker* w) noexcept nogil:
-    # Of a turn with one event: whether its session is one of the last two that had a turn to themselves.
-    cdef uint64_t handle = w.events[0].data.u64
-    if handle == w.talkers[0] or handle == w.talkers[1]:
-        return True
-    w.talkers[1] = w.talkers[0]
-    w.talkers[0] = handle
-    return False
-
-
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     cdef int i
     cdef int n_unfinished = min(w.unfinished.n, <int>MAX_EVENTS)
     cdef uint64_t handle
-    cdef uint64_t before_ns = w.turn.now_ns
     w.turn.now_ns = clock_ns()
-    w.is_quick = n_events == 1 and talker_is_known(w) and w.turn.now_ns - before_ns < QUICK_TURN_NS
+    w.gather_ns = w.turn.now_ns
     limit_refresh(w)
     line_rotate(&w.unfinished)
     for i in range(n_unfinished):
@@ -634,30 +645,14 @@ cdef void scratch_release(Worker* w) noexcept nogil:
     pages_release(w.cipher, UNREAD_MAX + READ_MAX)
 
 
-cdef int events_poll(Worker* w) noexcept nogil:
-    # Two peers that answer each other at once would put the thread to sleep and wake it for every single packet, which
-    # costs more than looking for the next one for a moment does. With more of them asleep is better: their packets
-    # gather meanwhile.
-    cdef uint64_t until_ns = clock_ns() + POLL_NS
-    cdef int n_events = 0
-    while n_events == 0 and clock_ns() < until_ns:
-        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
-    if n_events == 0:
-        w.poll_again_ns = until_ns + POLL_PAUSE_NS
-    return n_events
-
-
 cdef int events_wait(Worker* w) noexcept nogil:
     # Until there is something to do; the number of events, which may be 0 or an error's -1.
     cdef Wheel* wheel = &w.turn.core.wheels[w.index]
-    cdef int n_events = 0
+    cdef int n_events
     if w.unfinished.n or departures_first(&w.turn.core.departures[w.index]) is not NULL:
         return epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
-    if w.is_quick and w.turn.now_ns >= w.poll_again_ns:
-        n_events = events_poll(w)
-    if n_events == 0:
-        n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(wheel, w.turn.now_ns))
-        wheel_awake(wheel)
+    n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(wheel, w.turn.now_ns))
+    wheel_awake(wheel)
     return n_events
 
 

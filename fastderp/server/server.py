@@ -50,6 +50,8 @@ _PLANE_COUNTERS = frozenset(
     {"reads", "writes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"}
 )
 _PLANE_GAUGES = frozenset({"backlog_bytes", "told_bytes"})
+# A mesh peer may announce 250,000 keys at once, each worth some microseconds here: logins come in between.
+_EVENTS_PER_TURN = 256
 # What a C uint32_t holds.
 _QUEUE_PACKETS_MAX = 2**32 - 1
 # Client connections whose TLS records the data plane opens are all of this version.
@@ -254,7 +256,7 @@ class Server:
         if self._loop is not None:
             self._registrar.bridges.leave()
         self._plane.close()
-        self._on_plane_events()
+        self._on_plane_events(n_most=0)
         if self._loop is not None:
             self._loop.remove_reader(self._plane.fileno())
             async with asyncio.TaskGroup() as farewells:
@@ -539,9 +541,12 @@ class Server:
 
     # What the data plane reports
 
-    def _on_plane_events(self) -> None:
-        """Hand on what the data plane reports. A handler that fails costs neither the other handlers nor other events."""
-        for event in self._plane.events():
+    def _on_plane_events(self, n_most: int = _EVENTS_PER_TURN) -> None:
+        """Hand on what the data plane reports; what is left makes its descriptor readable in the next turn of the loop.
+
+        A handler that fails costs neither the other handlers nor other events. `n_most` 0 means all.
+        """
+        for event in self._plane.events(n_most):
             if isinstance(event, ClosedEvent):
                 for handler in self._on_closed:
                     supervisor.guard("session end", handler, event)

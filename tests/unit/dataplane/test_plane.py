@@ -69,7 +69,7 @@ def test_a_packet_arrives_with_its_sender_and_nothing_else_changed(plane: Plane,
 
 def test_a_plane_sleeps_when_the_conversation_is_over(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
-    for _ in range(1000):  # quick enough for the worker to wait awake
+    for _ in range(1000):
         a.send_packet(b.key, b"well?")
         b.receive()
     used = time.process_time()
@@ -204,7 +204,7 @@ def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pie
     offender.socket.settimeout(
         None
     )  # with a timeout it would wait until three quarters of that are free
-    offender.write(struct.pack(">BI", 0xFF, piece - 5) + bytes(piece - 5))
+    offender.write((struct.pack(">BI", 0xFF, piece // 2 - 5) + bytes(piece // 2 - 5)) * 2)
     offender.write(frame(FrameType.NOTE_PREFERRED) + bytes(piece - 5))
     offender.write(good * 100)
     plane.start()  # the first turn reads the first piece; in the second there are an event and something to go on with
@@ -232,12 +232,30 @@ def test_a_mesh_frame_from_an_ordinary_client_closes_it(plane: Plane, sent: byte
 @pytest.mark.parametrize(
     "frame_type", [0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x16, 0xFF]
 )
-@pytest.mark.parametrize("size", [0, 5, 70_000, 1_000_000])
-def test_other_frames_of_any_size_are_discarded(plane: Plane, frame_type: int, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 5, 65_568])
+def test_other_frames_of_any_legal_size_are_discarded(
+    plane: Plane, frame_type: int, size: int
+) -> None:
     a = PlanePeer(plane)
     a.write(struct.pack(">BI", frame_type, size) + bytes(size))
     a.sync()
     assert plane.counters()["unknown_frames"] == (frame_type not in set(FrameType))
+
+
+@pytest.mark.parametrize("frame_type", [0x01, 0x14, 0x16, 0xFF])
+@pytest.mark.parametrize("mesh", [False, True], ids=["client", "mesh"])
+def test_another_frame_longer_than_any_packet_closes_its_connection(
+    plane: Plane, frame_type: int, mesh: bool
+) -> None:
+    a = PlanePeer(plane, mesh=mesh)
+    a.write(struct.pack(">BI", frame_type, 65_569))
+    assert closed(plane).reason == "bad_frame_size"
+
+
+def test_a_link_discards_longer_frames_as_a_client_does(plane: Plane) -> None:
+    link = PlanePeer(plane, link=True)
+    link.write(struct.pack(">BI", 0x77, 1_000_000) + bytes(1_000_000))
+    link.sync()
 
 
 @pytest.mark.parametrize("role", ["client", "mesh", "link"])
@@ -258,6 +276,14 @@ def test_frames_of_types_that_nobody_knows_are_counted_and_no_others(role: str) 
             peer.send(frame_type, bytes(8))
         peer.sync()
         assert plane.counters()["unknown_frames"] == len(unknown)
+
+
+@pytest.mark.parametrize("size", [7, 1001])
+def test_a_ping_of_a_wrong_size_counts_as_received(plane: Plane, size: int) -> None:
+    a = PlanePeer(plane)
+    a.write(struct.pack(">BI", FrameType.PING, size))
+    assert closed(plane).reason == "bad_frame_size"
+    assert (plane.counters()["got_ping"], plane.counters()["sent_pong"]) == (1, 0)
 
 
 def test_only_the_first_eight_bytes_of_a_ping_come_back(plane: Plane) -> None:
@@ -680,6 +706,18 @@ def test_packets_of_another_thread_never_seem_to_have_waited_for_centuries() -> 
         assert max(averages) < 3_600_000
 
 
+def test_the_time_that_packets_wait_in_a_busy_turn_is_averaged_too() -> None:
+    plane = Plane(workers=1)
+    sender, receiver = PlanePeer(plane), PlanePeer(plane)
+    packet = frame(FrameType.SEND_PACKET, receiver.key, b"data")
+    sender.write(packet * 100)
+    plane.start()  # it finds them all at once
+    with contextlib.closing(plane):
+        for _ in range(100):
+            receiver.receive()
+        eventually(lambda: 0 < plane.counters()["average_queue_duration_ms"] < 1000)  # type: ignore[operator]
+
+
 def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
     sender, receiver = PlanePeer(plane), PlanePeer(plane)
     counts, total = [0] * 17, 0
@@ -689,7 +727,8 @@ def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
             receiver.receive()
         counts[bucket] += 1
         total += n
-        eventually(lambda: plane.counters()["buffered_write_frames"] == (counts, total))
+        expected = (counts, total)
+        eventually(lambda expected=expected: plane.counters()["buffered_write_frames"] == expected)
 
 
 def test_disco_packets_overtake_data_that_waits(plane: Plane) -> None:
@@ -729,6 +768,63 @@ def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane
     assert sources.count(polite.key) == 10
     shares = [sources.count(flooder.key) for flooder in flooders]
     assert min(shares) > 0.8 * max(shares)
+
+
+@pytest.mark.parametrize(
+    ("n_flooders", "options"),
+    [(300, {}), (300, {"queue_packets": 100}), (1000, {})],
+    ids=["300", "300, 100 packets wait", "1000"],
+)
+def test_more_flooders_than_there_is_room_for_cost_a_polite_sender_nothing(
+    n_flooders: int, options: dict[str, int]
+) -> None:
+    with running_plane(workers=1, write_timeout_s=0, **options) as plane:
+        mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        flooders, polite = [os.urandom(32) for _ in range(n_flooders)], os.urandom(32)
+        sources: list[bytes] = []
+        n_sent = 0
+        every = (
+            n_flooders // 50
+        )  # rounds from one packet of the polite one to the next: half of its fair share
+        for round_ in range(20 * every):  # each of which has room for 100 packets
+            if round_ >= 10 * every and round_ % every == 0:  # the flooders are known by then
+                mesh.send(FrameType.FORWARD_PACKET, polite, slow.key, bytes(1000))
+                n_sent += 1
+            mesh.write(
+                b"".join(
+                    frame(FrameType.FORWARD_PACKET, flooder, slow.key, bytes(1000))
+                    for flooder in random.sample(flooders, 300)
+                )
+            )
+            mesh.sync()
+            sources += [slow.receive()[1][:32] for _ in range(100)]
+        n_left = 20 * every * 300 + n_sent - sum(dropped(plane).values()) - len(sources)
+        sources += [slow.receive()[1][:32] for _ in range(n_left)]
+        assert sources.count(polite) == n_sent
+
+
+def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_flooders_of_small_ones() -> (
+    None
+):
+    with running_plane(workers=1, write_timeout_s=0) as plane:
+        mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        flooders, polite = [os.urandom(32) for _ in range(50)], os.urandom(32)
+        flood = b"".join(
+            frame(FrameType.FORWARD_PACKET, flooder, slow.key, bytes(100)) for flooder in flooders
+        )
+        please = frame(FrameType.FORWARD_PACKET, polite, slow.key, b"please" + bytes(1400))
+        mesh.write(flood * 100)
+        mesh.sync()
+        n_read = 0
+        sources: list[bytes] = []
+        for _ in range(20):
+            mesh.write(please + flood * 40)
+            mesh.sync()
+            sources += [slow.receive()[1][:32] for _ in range(1000)]
+            n_read += 1000
+        n_left = 20 + 50 * 900 - sum(dropped(plane).values()) - n_read
+        sources += [slow.receive()[1][:32] for _ in range(n_left)]
+        assert sources.count(polite) == 20
 
 
 def test_backlogs_share_a_global_cap() -> None:
@@ -887,6 +983,20 @@ def test_a_client_that_pings_while_news_pile_up_is_not_closed_for_the_pong() -> 
         assert {frame_type for frame_type, _ in stalled.receive_until_pong()} == {
             FrameType.KEEP_ALIVE
         }
+
+
+def test_a_write_error_at_the_deadline_is_no_write_timeout() -> None:
+    plane = Plane(workers=1, write_timeout_s=0.02)
+    broken = PlanePeer(plane)
+    while not plane.counters()["backlog_bytes"]:
+        plane.send(broken.handle, frame(FrameType.HEALTH, bytes(1000)))
+    broken.socket.shutdown(socket.SHUT_RD)
+    deadline = time.monotonic() + 0.04  # two ticks of the timers behind it
+    eventually(lambda: time.monotonic() > deadline)
+    plane.start()  # it finds the error and the deadline in one turn
+    with contextlib.closing(plane):
+        assert closed(plane).reason == "write_error"
+        assert plane.counters()["sclient_write_timeouts"] == 0
 
 
 def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
@@ -1123,6 +1233,33 @@ def test_a_late_handle_is_harmless(plane: Plane) -> None:
     b.sync()
 
 
+def test_frames_for_a_session_that_is_being_closed_are_not_sent() -> None:
+    plane = Plane(workers=1)  # not started: nothing that is closed ends yet
+    with contextlib.closing(plane):
+        a, broken = PlanePeer(plane), PlanePeer(plane)
+        assert plane.send(a.handle, frame(FrameType.HEALTH, b"!"))
+        plane.close_session(a.handle)
+        assert not plane.send(a.handle, frame(FrameType.HEALTH, b"?"))
+        broken.socket.shutdown(socket.SHUT_RD)
+        assert not plane.send(broken.handle, frame(FrameType.HEALTH, b"?"))
+
+
+def test_answers_that_a_closing_session_does_not_get_do_not_count_as_sent(plane: Plane) -> None:
+    sender, slow, nobody = PlanePeer(plane), PlanePeer(plane), os.urandom(32)
+    fill(sender, slow.key, 1000, 1400)
+    slow.send(FrameType.PING, b"12345678")
+    slow.send_packet(nobody, DISCO)
+    slow.send_packet(sender.key, b"done")
+    assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
+    assert plane.counters()["peer_gone_not_here_frames"] == 1
+    n_pongs = plane.counters()["got_ping"]
+    assert plane.counters()["sent_pong"] == n_pongs
+    slow.close()
+    closed(plane)
+    assert plane.counters()["sent_pong"] == n_pongs - 1
+    assert plane.counters()["peer_gone_not_here_frames"] == 0
+
+
 def test_part_of_a_frame_cannot_be_sent(plane: Plane) -> None:
     a = PlanePeer(plane)
     for part in (
@@ -1259,6 +1396,27 @@ def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) ->
     assert b.receive()[0] == FrameType.RECV_PACKET
     plane.remove_forwarder(far, link.handle)
     assert b.receive() == (FrameType.PEER_GONE, far + GONE)
+
+
+def test_receivers_learn_when_a_peer_leaves_that_was_forwarded_to_them_before_it_came(
+    plane: Plane,
+) -> None:
+    relay, b, c, far = (
+        PlanePeer(plane, mesh=True),
+        PlanePeer(plane),
+        PlanePeer(plane),
+        os.urandom(32),
+    )
+    for _ in range(2):  # also the next time
+        for receiver in (b, c):
+            relay.send(FrameType.FORWARD_PACKET, far, receiver.key, b"x")
+            assert receiver.receive() == (FrameType.RECV_PACKET, far + b"x")
+        here = PlanePeer(plane, far)
+        here.sync()
+        here.close()
+        closed(plane)
+        for receiver in (b, c):
+            assert receiver.receive() == (FrameType.PEER_GONE, far + GONE)
 
 
 def test_what_a_slow_link_loses_is_counted_once_as_forwarded(plane: Plane) -> None:
@@ -1443,10 +1601,10 @@ def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
     assert not dropped(plane)
 
 
-def test_a_frame_longer_than_the_burst_costs_the_whole_burst_and_no_more(plane: Plane) -> None:
+def test_a_frame_as_long_as_the_burst_costs_the_whole_burst(plane: Plane) -> None:
     plane.set_rate_limit(1, 1)  # what is not there at once does not come any more
     a = PlanePeer(plane)
-    a.write(struct.pack(">BI", 0x77, 1_000_000) + bytes(1_000_000))
+    a.write(struct.pack(">BI", 0x77, 65_568) + bytes(65_568))
     eventually(lambda: plane.counters()["unknown_frames"])
     a.send(FrameType.PING, b"12345678")
     eventually(lambda: plane.counters()["rate_limit_per_client_waited"])
@@ -1639,6 +1797,61 @@ def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
         with pytest.raises(ValueError):
             Plane(**options)  # type: ignore[arg-type]
     assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"
+
+
+def test_events_can_be_taken_a_few_at_a_time(plane: Plane) -> None:
+    mesh = PlanePeer(plane, mesh=True)
+    for i in range(10):
+        mesh.send(FrameType.CLOSE_PEER, bytes([i]) * 32)
+    mesh.sync()
+    taken: list[bytes] = []
+    sizes = []
+    while select.select([plane.fileno()], [], [], 0)[0]:
+        batch = plane.events(4)
+        sizes.append(len(batch))
+        taken += [event.payload for event in batch if isinstance(event, FrameEvent)]
+    assert taken == [bytes([i]) * 32 for i in range(10)]
+    assert sizes == [4, 4, 2]
+    assert plane.events(4) == []
+
+
+# ---- what is known of a session
+
+
+def test_the_name_of_a_clients_program_is_told_with_its_session(plane: Plane) -> None:
+    named, unnamed = PlanePeer(plane, app_name=b"tailscale" * 3), PlanePeer(plane)
+    names = {session.handle: session.app_name for session in plane.sessions()}
+    assert names == {named.handle: b"tailscale" * 3, unnamed.handle: b""}
+    named.close()
+    assert closed(plane).app_name == b"tailscale" * 3
+    unnamed.close()
+    assert closed(plane).app_name == b""
+    with pytest.raises(ValueError, match="app_name"):
+        PlanePeer(plane, app_name=bytes(33))
+
+
+@pytest.mark.parametrize("n_senders", [1, 10, 1000])
+def test_the_number_of_peers_that_sent_to_a_session_is_estimated(n_senders: int) -> None:
+    with running_plane(workers=1, sender_cardinality=True) as plane:
+        mesh, receiver = PlanePeer(plane, mesh=True), PlanePeer(plane)
+        other = PlanePeer(plane)
+        sources = [os.urandom(32) for _ in range(n_senders)]
+        for source in sources * 2:
+            mesh.send(FrameType.FORWARD_PACKET, source, receiver.key, b"")
+            receiver.receive()
+        senders = {session.handle: session.senders for session in plane.sessions()}
+        assert abs(senders[receiver.handle] - n_senders) <= 0.3 * n_senders
+        assert senders[other.handle] == senders[mesh.handle] == 0
+        other.send_packet(mesh.key, b"")
+        mesh.receive()
+        assert {s.handle: s.senders for s in plane.sessions()}[mesh.handle] == 1
+
+
+def test_senders_are_not_counted_unless_asked_for(plane: Plane) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    a.send_packet(b.key, b"x")
+    b.receive()
+    assert [session.senders for session in plane.sessions()] == [0, 0]
 
 
 def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
