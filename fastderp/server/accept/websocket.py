@@ -23,29 +23,29 @@ from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
-# Two of the longest packets, four times what derper takes. A frame is held until it is complete: so much can each client occupy.
+# Two of the longest packets, four times as much as derper takes. Each client can occupy this much, since frames are held until complete.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 
-# What a frame costs the loop hardly depends on its size: who sends many small ones is read in small pieces, and others have their
-# turn in between.
+# A frame costs the loop nearly the same at any size: clients that send many small ones are read in small pieces, so that others
+# have their turn in between.
 FRAMES_PER_READ = 64
 LEAST_READ_BYTES = 512
 
-# The library tells every connection at INFO and every payload at DEBUG; of that only its own faults are for an operator.
+# The library logs every connection at INFO and every payload at DEBUG; operators need only its faults.
 _library_log = logging.getLogger("fastderp.websocket")
 _library_log.setLevel(logging.ERROR)
 
 
 @dataclass(slots=True, frozen=True)
 class Opening:
-    """An accepted opening handshake: what to answer, and whether DERP was agreed on."""
+    """An accepted opening handshake: the answer, and whether DERP was agreed on."""
 
     response: bytes
     derp: bool
 
 
 def accept(request: Request) -> Opening | Response:
-    """Answer the opening handshake of a client that wants a WebSocket: the opening, or the response that refuses it."""
+    """Judge the opening handshake of a WebSocket; return the opening, or the response that refuses it."""
     if request.version != "1.1":
         return _refusal(426, "the opening handshake needs HTTP/1.1")
     if request.method != "GET":
@@ -62,7 +62,7 @@ def _derp_among(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Su
 
 
 def _refusal(status: int, reason: str) -> Response:
-    """Build the answer to an opening handshake that breaks the rules; its headers say what would be right."""
+    """Return the answer to an opening handshake that breaks the rules; its headers tell the right form."""
     response = text_error(status, f"no WebSocket: {reason}")
     advice = {
         400: (("Sec-WebSocket-Version", "13"),),
@@ -76,26 +76,26 @@ def _refusal(status: int, reason: str) -> Response:
 class WebSocket:
     """A Channel on top of another: the payload of binary messages, whatever their boundaries, is the plain bytes.
 
-    Pings and the closing handshake are answered on the way. Who breaks the rules is sent the close code and not listened to any more:
-    `eof` is true from then on, as after an orderly close.
+    Pings and the closing handshake are answered on the way. A client that breaks the rules is sent the close code and not read any
+    more: `eof` is true from then on, as after an orderly close.
     """
 
     __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
-        """Read and write behind an accepted opening handshake.
+        """Begin behind an accepted opening handshake.
 
         Args:
             below: the connection's channel so far.
             stream: takes the answers.
-            failures: counts by close code when a client breaks the rules.
+            failures: counts breaches of the rules by close code.
         """
         self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=_library_log)
         self._below = below
         self._stream = stream
         self._failures = failures
         self._owes_replies = False
-        # The code of an orderly close by us.
+        # The code of an orderly close by the relay.
         self.goodbye = CloseCode.NORMAL_CLOSURE
 
     @property
@@ -119,7 +119,7 @@ class WebSocket:
         return self.unwrap(self._below.open(wire))
 
     def unwrap(self, data: bytes) -> bytes:
-        """Take the channel below's plain bytes; answer what wants an answer, return the payload complete so far."""
+        """Take plain bytes of the channel below; answer control frames, return the payload that is complete."""
         if self._protocol.state is not OPEN:
             return b""
         self._protocol.receive_data(data)
@@ -143,7 +143,7 @@ class WebSocket:
         return self._below.seal(self._to_send())
 
     def close_notify(self) -> bytes:
-        """Return a close frame, unless one was sent, and the farewell of the channel below."""
+        """Return a close frame, unless one was sent, and the close_notify of the channel below."""
         closing = b""
         if self._protocol.state is OPEN:
             self._protocol.send_close(self.goodbye)
@@ -151,13 +151,13 @@ class WebSocket:
         return closing + self._below.close_notify()
 
     def fail(self, code: int, reason: str) -> bytes:
-        """Break off and count it; return the close frame that says why."""
+        """Close with a code and count it; return the close frame."""
         self._protocol.fail(code, reason)
         self._count_failure()
         return self._below.seal(self._to_send())
 
     def _pace(self, n_bytes: int, n_frames: int) -> None:
-        """Read so much the next time that it holds FRAMES_PER_READ frames like these; more only little by little."""
+        """Size the next read for FRAMES_PER_READ frames like these; let it grow by no more than a factor of two."""
         wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
         self._stream.read_bytes = max(
             LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES)
@@ -178,13 +178,13 @@ class WebSocket:
         return b"".join(pieces)
 
     def _count_failure(self) -> None:
-        """Count a close that is not the echo of the client's."""
+        """Count a close that does not echo the client's."""
         sent = self._protocol.close_sent
         if sent is not None and sent is not self._protocol.close_rcvd:
             self._failures[str(int(sent.code))] += 1
 
 
 def leave(channel: Channel) -> None:
-    """Have the farewell of a channel say that it is the relay which goes (1001), where there are words for it."""
+    """Have a WebSocket's close frame say that the relay goes away (1001); a no-op for other channels."""
     if isinstance(channel, WebSocket):
         channel.goodbye = CloseCode.GOING_AWAY

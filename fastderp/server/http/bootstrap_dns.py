@@ -30,7 +30,7 @@ REFRESH_S = 600.0
 BUDGET_S = 60.0
 LOOKUPS_AT_ONCE = 16
 
-# Names asked for that are remembered, to count them; forgotten all together beyond this. Longer ones are no names.
+# Distinct names in queries, remembered to be counted; all are forgotten beyond this. Longer texts are no names.
 QUERIED_LIMIT = 500
 NAME_MAX = 253
 
@@ -41,10 +41,10 @@ _MASK_128 = (1 << 128) - 1
 
 
 class Resolver(Protocol):
-    """Where answers come from; `resolver.SystemResolver` is one."""
+    """Looks names up; `resolver.SystemResolver` is one."""
 
     async def addresses(self, name: str) -> list[str]:
-        """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError that says why there is none."""
+        """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError with the reason for none."""
 
     async def text(self, name: str) -> str:
         """Return the text of a name's first TXT record. Raises LookupError."""
@@ -52,7 +52,7 @@ class Resolver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """A name that is told only to those who ask for it.
+    """A name that is answered only when a query asks for it.
 
     rollout names a TXT record with the percentage of clients that are told, 0 to 100; "" is all of them.
     """
@@ -68,19 +68,19 @@ class Unpublished:
 
 
 def checked_name(text: str) -> str:
-    """Return a host name as it is. Raises ValueError when it is none."""
+    """Return a host name unchanged. Raises ValueError for any other text."""
     if len(text) <= NAME_MAX and _NAME.fullmatch(text):
         return text
     raise ValueError("want a host name such as login.example.com")
 
 
 class BootstrapDns:
-    """Answers requests for `/bootstrap-dns`, and looks its names up while `running`.
+    """Answers requests for `/bootstrap-dns` and looks its names up while `running`.
 
     Args:
-        published: names that everybody is told.
-        unpublished: names that are told only to those who ask for one of them.
-        resolver: whom to ask; None only without names.
+        published: names in every answer.
+        unpublished: names that are answered only when a query asks for one of them.
+        resolver: looks them up; None only without names.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class BootstrapDns:
         self._counts: Counter[str] = Counter()
 
     def respond(self, request: Request) -> Response:
-        """Answer a request: an unpublished name alone when it is asked for, else everything that is published."""
+        """Answer a request: with an unpublished name alone when the query asks for it, else with all published names."""
         self._counts["requests"] += 1
         body = self._published_body
         name = parse_qs(request.query).get("q", [""])[0]
@@ -113,7 +113,7 @@ class BootstrapDns:
         return Response(200, body, "application/json", SECURITY_HEADERS, close=True)
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         return {
             **{f"bootstrap_dns_{name}": self._counts[name] for name in _COUNTED},
             "bootstrap_dns_queried_domains": len(self._queried),
@@ -121,7 +121,7 @@ class BootstrapDns:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[BootstrapDns]:
-        """Look the names up now and again while the block lasts; without names do nothing."""
+        """Look the names up every REFRESH_S while the block lasts; a no-op without names."""
         task = asyncio.create_task(self._refresh_for_ever()) if self._resolver else None
         try:
             yield self
@@ -131,7 +131,7 @@ class BootstrapDns:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Look every name up once; a name without an answer is left out until the next time."""
+        """Look every name up once. A name without an answer is left out until the next time."""
         assert self._resolver is not None
         if self._published_names:
             self._published = await self._addresses(self._published_names)
@@ -180,21 +180,21 @@ class BootstrapDns:
             try:
                 await self.refresh()
             except Exception:
-                log.exception("bootstrap DNS: names stay as they are: an error of ours")
+                log.exception("bootstrap DNS: names stay as they are: internal error")
             await asyncio.sleep(REFRESH_S)
 
     async def _addresses(self, names: Iterable[str]) -> dict[str, list[str]]:
         assert self._resolver is not None
         found = await self._answers(self._resolver.addresses, names)
         for addresses in found.values():
-            # Clients take the first: not always the same one, and not always IPv6.
+            # Clients take the first address: a random one, of either family.
             random.shuffle(addresses)
         return found
 
     async def _answers(
         self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]
     ) -> dict[str, T]:
-        """Ask about names, some at a time and within the budget. Those without an answer are logged and left out."""
+        """Ask about names, LOOKUPS_AT_ONCE at a time, within BUDGET_S. Names without an answer are logged and left out."""
         turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         found: dict[str, T] = {}
         failed = dict.fromkeys(names, "no answer in time")
@@ -234,14 +234,14 @@ def _json(addresses: Mapping[str, list[str]]) -> bytes:
 
 
 def fraction(percent: str) -> float:
-    """Read the text of a rollout's TXT record; anything but a number from 0 to 100 is nobody."""
+    """Return the share of clients in the text of a rollout's TXT record, 0.0 for anything but a number from 0 to 100."""
     if _PERCENT.fullmatch(percent) and int(percent) <= 100:
         return int(percent) / 100
     return 0.0
 
 
 def is_chosen(ip: str, share: float) -> bool:
-    """Whether a client at an address is among a share of all, 0.0 to 1.0; the same client always, but for loopback, which is tried anew."""
+    """Tell whether a client is in a share of all, 0.0 to 1.0: always the same by its address, by chance on loopback."""
     if share <= 0.0 or share >= 1.0:
         return share >= 1.0
     try:
@@ -256,7 +256,7 @@ def is_chosen(ip: str, share: float) -> bool:
 
 
 def _number_of(address: bytes) -> float:
-    """Return the number in [0, 1) that every relay of the world gives to an IPv6 address: one step of PCG-DXSM from it."""
+    """Return the number in [0, 1) that every relay gives to an IPv6 address: one step of PCG-DXSM seeded by it."""
     high, low = int.from_bytes(address[:8], "little"), int.from_bytes(address[8:], "little")
     state = (
         high << 64 | low

@@ -1,4 +1,4 @@
-"""The pages under `/debug/`: who may see them, the index, the counters (PROTOCOL §9.7).
+"""The pages under `/debug/`: access rules, index, counters. PROTOCOL §9.7.
 
 Content only: `fastderp.server.app` puts `DebugPages.respond` into the route table.
 """
@@ -28,7 +28,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _TAILSCALE_IPV4 = ipaddress.ip_network("100.64.0.0/10")
 _CHROMEOS_IPV4 = ipaddress.ip_network(
     "100.115.92.0/23"
-)  # inside the range above, and not Tailscale's
+)  # inside the range above, but not Tailscale's
 _TAILSCALE_IPV6 = ipaddress.ip_network("fd7a:115c:a1e0::/48")
 
 _PAGE_HEADERS = tuple(
@@ -44,9 +44,9 @@ _PAGE_HEADERS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class DebugAccess:
-    """Decides who may see the debug pages.
+    """Decides which requests may see the debug pages.
 
-    Loopback and Tailscale addresses may, and what the environment adds: key_path ($TS_DEBUG_KEY_PATH, compared with
+    Those from loopback and Tailscale addresses may, and those that the environment adds: key_path ($TS_DEBUG_KEY_PATH, compared with
     `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and trusted networks ($TS_DEBUG_TRUSTED_CIDRS).
     """
 
@@ -74,7 +74,7 @@ class DebugAccess:
             raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
 
     def allows(self, request: Request) -> bool:
-        """Tell whether a request may see the debug pages. A forwarded request may only by the key."""
+        """Tell whether a request may see the debug pages. A forwarded request needs the key."""
         if self._has_key(request):
             return True
         if any(name == "x-forwarded-for" and value for name, value in request.headers):
@@ -113,8 +113,8 @@ def source_address(request: Request) -> Address | None:
 class DebugPages:
     """The debug pages of one relay.
 
-    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check looks
-    whether all is well with the relay and returns what is not. dev adds the asker's address to a refusal.
+    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check compares
+    the relay's tables and returns its findings. dev adds the client's address to a refusal.
     """
 
     values: Callable[[], Mapping[str, Value]]
@@ -146,7 +146,7 @@ class DebugPages:
         return handler() if handler else text_error(404, "404 page not found")
 
     def metrics(self) -> dict[str, Value]:
-        """Collect everything there is to show."""
+        """Collect all metrics."""
         return {**self.process.metrics(), **self.values()}
 
     def varz(self) -> Response:
@@ -158,7 +158,7 @@ class DebugPages:
         return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
 
     async def consistency(self) -> Response:
-        """Look, now, whether all is well: 200 when it is, 500 and what is not. PROTOCOL §6.9."""
+        """Check the relay now: 200 when nothing was found, else 500 with the findings. PROTOCOL §6.9."""
         assert self.check is not None
         problems = await self.check()
         if problems:
@@ -166,7 +166,7 @@ class DebugPages:
         return _page("derp.Server ConsistencyCheck okay", "text/plain; charset=utf-8")
 
     def live_traffic(self) -> Response:
-        """Answer with what connections move, round after round. PROTOCOL §6.10."""
+        """Answer with the bytes that connections move, round after round. PROTOCOL §6.10."""
         assert self.traffic is not None
         return Response(200, b"", "text/plain; charset=utf-8", _PAGE_HEADERS, self.traffic())
 
@@ -182,9 +182,9 @@ class DebugPages:
         }
         links = {"vars": "metrics, JSON", "varz": "metrics, Prometheus"}
         if self.check is not None:
-            links["check"] = "is all well?"
+            links["check"] = "consistency check"
         if self.traffic is not None:
-            links["traffic"] = "who moves how much, live"
+            links["traffic"] = "bytes by connection, live"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
         rows += [
             f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'

@@ -6,13 +6,12 @@ Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket each.
 from __future__ import annotations
 
 import errno
-import ipaddress
-import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
-from fastderp.util.net import format_address
+from fastderp.util.net import client_ip, format_address
+from fastderp.util.reasons import errno_text
 
 BACKLOG = 4096
 # A free port of one family may be taken in the other; the next one hardly ever is.
@@ -65,10 +64,8 @@ def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.sock
 
 def is_wildcard(host: str) -> bool:
     """Tell whether a host stands for every address of both families."""
-    try:
-        return not host or _unmapped(host).is_unspecified
-    except ValueError:
-        return False
+    ip = client_ip(host)
+    return not host or (ip is not None and ip.is_unspecified)
 
 
 def _bind_all(
@@ -90,27 +87,17 @@ def _addresses(
     """Return what to bind, IPv4 first; zones stay in the socket addresses of IPv6."""
     if is_wildcard(host):
         return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))]
+    ip = client_ip(host)
+    if ip is not None and ip.version == 4:
+        host = str(ip)  # it may have been written as ::ffff:a.b.c.d
     try:
-        found = socket.getaddrinfo(_ipv4_if_mapped(host), port, type=kind)
+        found = socket.getaddrinfo(host, port, type=kind)
     except (socket.gaierror, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        where = format_address((host, port))
         raise OSError(
-            errno.EADDRNOTAVAIL, f"cannot listen on {format_address((host, port))}: {reason}"
+            errno.EADDRNOTAVAIL, f"cannot listen on {where}: {errno_text(error)}"
         ) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-
-
-def _ipv4_if_mapped(host: str) -> str:
-    try:
-        return str(_unmapped(host))
-    except ValueError:
-        return host
-
-
-def _unmapped(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the address that `host` is, the IPv4 one of ::ffff:a.b.c.d. Raises ValueError for a name."""
-    address = ipaddress.ip_address(host)
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _bind_each(
@@ -170,6 +157,5 @@ def _bind(
         where = format_address((str(address[0]), int(address[1])))
         if kind == socket.SOCK_DGRAM:
             where = f"UDP {where}"
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(error.errno, f"cannot listen on {where}: {reason}") from None
+        raise OSError(error.errno, f"cannot listen on {where}: {errno_text(error)}") from None
     return sock

@@ -44,7 +44,7 @@ _CONTROL_BYTES = socket.CMSG_SPACE(_PKTINFO6.size)
 
 @dataclass(slots=True)
 class StunCounters:
-    """What became of the datagrams, by the dispositions and families of PROTOCOL §14, §22."""
+    """Datagrams by the dispositions and families of PROTOCOL §14, §22."""
 
     success: int = 0
     not_stun: int = 0
@@ -112,7 +112,7 @@ def binding_response(txid: bytes, address: bytes, port: int) -> bytes:
 
 @dataclass(slots=True)
 class StunServer:
-    """Answers STUN on the sockets it is given until `close`; made by `serve_stun`."""
+    """Answers STUN on the sockets it is given until `close`; made by `bind_stun`."""
 
     sockets: list[socket.socket]
     counters: StunCounters = field(default_factory=StunCounters)
@@ -148,7 +148,7 @@ class StunServer:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                continue  # an ICMP answer to an earlier reply: says nothing about this socket
+                continue  # an ICMP error for an earlier answer; the socket is well
             except OSError as error:
                 self._pause(loop, sock, error)
                 return
@@ -182,7 +182,7 @@ class StunServer:
             self.counters.success += 1
 
     def _pause(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, error: OSError) -> None:
-        """Leave a socket alone for a moment after a read error, instead of spinning on it."""
+        """Stop reading a socket for a moment after a read error, instead of spinning on it."""
         self.counters.read_error += 1
         log.warning(
             "STUN read failed: %s; trying again in %g s", error.strerror, READ_ERROR_PAUSE_S
