@@ -153,6 +153,7 @@ async def _start(
             queue_packets=environment.queue_packets,
             watched_drops=environment.watched_drops,
             prober_logs=environment.prober_logs,
+            sender_cardinality=environment.sender_cardinality,
             disallowed_app_names=config.admission.disallowed_app_names,
         )
     )

@@ -79,6 +79,7 @@ class Server:
             256 KiB and at least 32.
         watched_drops: log packets for these keys that are dropped, and why.
         prober_logs: log who comes and goes of the clients that say they are probers, however many.
+        sender_cardinality: estimate for each client how many distinct peers have sent to it. PROTOCOL §22.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
         disallowed_app_names: refuse clients with one of these AppNames, mesh peers excepted, before `verify` is asked. PROTOCOL §22.
@@ -101,6 +102,7 @@ class Server:
         queue_packets: int = 0,
         watched_drops: Iterable[NodePublic] = (),
         prober_logs: bool = False,
+        sender_cardinality: bool = False,
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
         disallowed_app_names: Collection[str] = (),
@@ -117,6 +119,7 @@ class Server:
             disable_fighters=disable_fighters,
             queue_packets=queue_packets,
             watch_drops=[key.raw for key in watched_drops],
+            sender_cardinality=sender_cardinality,
         )
         self._journal = ConnectionLog(prober_logs=prober_logs)
         self._client_rate = ClientRate(plane, self._private_key)

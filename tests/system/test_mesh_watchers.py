@@ -17,7 +17,7 @@ from tests.kit.relay import PATIENCE_S, Relay, Setup, client_context, eventually
 SECRET = MeshKey.generate()
 REGULAR, MESH, PROBER, NOT_IDEAL = 1, 2, 4, 8
 N_CROWD = 5000
-CROWD_LIST_BYTES = N_CROWD * (5 + 51)
+CROWD_LIST_BYTES = N_CROWD * (5 + 52)
 # What a mesh peer may let wait of the relay's own frames.
 MESH_CONTROL_BYTES = 16 << 20
 
@@ -44,11 +44,12 @@ def watcher(relay: Relay, **login: Any) -> Peer:
     return peer
 
 
-def present(peer: Peer, flags: int = REGULAR) -> tuple[int, bytes]:
+def present(peer: Peer, flags: int = REGULAR, app_name: bytes = b"") -> tuple[int, bytes]:
     """Return the PeerPresent that announces this connection."""
     ip, port = peer.sock.getsockname()[:2]
     address = bytes(10) + b"\xff\xff" + socket.inet_aton(ip)
-    return PRESENT, peer.public.raw + address + struct.pack(">HB", port, flags)
+    told = struct.pack(">HBB", port, flags, len(app_name)) + app_name
+    return PRESENT, peer.public.raw + address + told
 
 
 def gone(key: NodePublic) -> tuple[int, bytes]:
@@ -62,6 +63,17 @@ def test_a_watcher_sees_itself_then_who_comes_and_goes(relay: Relay) -> None:
         with relay.login() as a:
             assert w.read_frame() == present(a)
         assert w.read_frame() == gone(a.public)
+
+
+def test_a_watcher_is_told_the_app_names_of_those_who_are_there_and_of_those_who_come(
+    relay: Relay,
+) -> None:
+    with relay.login(json=b'{"AppName":"tailscaled"}') as before, watcher(relay) as w:
+        assert sorted(w.read_frames(2)) == sorted(
+            [present(before, app_name=b"tailscaled"), present(w, MESH)]
+        )
+        with relay.login(json=b'{"AppName":"' + b"x" * 32 + b'"}') as after:
+            assert w.read_frame() == present(after, app_name=b"x" * 32)
 
 
 def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second(

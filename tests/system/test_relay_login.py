@@ -436,6 +436,10 @@ def test_clients_with_a_disallowed_or_malformed_app_name_are_closed_counted_and_
             json = b'{"version":2,"AppName":"' + name + b'"}'
             peer.send(client_info(peer.key, relay.server.public_key, json))
             assert peer.is_closed()
-    relay.login(json=b'{"version":2,"AppName":"noisy2"}').close()
+    with relay.login(json=b'{"version":2,"AppName":"noisy2"}') as peer:
+        pass
+    eventually(lambda: f"{peer.public.short} 127.0.0.1:" in caplog.text)
+    [line] = (line for line in caplog.messages if line.startswith(peer.public.short))
+    assert " (noisy2): closed after " in line
     assert relay.refused() == {"login_app_name_disallowed": 1, "login_app_name": 1}
     assert 'refused at login: the app name "noisy" is not allowed' in caplog.text

@@ -131,6 +131,7 @@ class Registrar:
             own_rtt: its round-trip time is measured by `Bridges.round_trips_us` instead of the data plane.
         """
         addr = address_bytes(remote[0])
+        app_name = login.info.app_name.encode()
         try:
             handle = self._plane.promote(
                 descriptor,
@@ -144,6 +145,7 @@ class Registrar:
                 not_ideal=not_ideal,
                 addr=addr,
                 port=remote[1],
+                app_name=app_name,
                 own_rtt=own_rtt,
             )
         except PlaneError as error:
@@ -157,7 +159,15 @@ class Registrar:
             self._duplicates.joined(login.public.raw)
         self._region.arrived(
             handle,
-            Arrival(login.public.raw, addr, remote[1], mesh, login.info.is_prober, not_ideal),
+            Arrival(
+                login.public.raw,
+                addr,
+                remote[1],
+                mesh,
+                login.info.is_prober,
+                not_ideal,
+                app_name,
+            ),
         )
         return handle
 

@@ -30,7 +30,7 @@ FLOODS_PER_S = 10.0
 
 
 class Arrival(NamedTuple):
-    """What watchers are told of a connection: key and address as on the wire, and what kind of client it is."""
+    """What watchers are told of a connection: key, address and AppName as on the wire, and its kind."""
 
     key: bytes
     addr: bytes
@@ -38,6 +38,7 @@ class Arrival(NamedTuple):
     mesh: bool
     prober: bool
     not_ideal: bool
+    app_name: bytes = b""
 
     def frame(self) -> bytes:
         """Return the PeerPresent frame."""
@@ -50,7 +51,13 @@ class Arrival(NamedTuple):
             flags |= PeerPresentFlags.NOT_IDEAL
         return frame(
             FrameType.PEER_PRESENT,
-            peer_present_payload(self.key, self.addr, self.port, flags or PeerPresentFlags.REGULAR),
+            peer_present_payload(
+                self.key,
+                self.addr,
+                self.port,
+                flags or PeerPresentFlags.REGULAR,
+                self.app_name,
+            ),
         )
 
 
@@ -127,6 +134,7 @@ class Presence:
                 session.mesh,
                 session.prober,
                 session.not_ideal,
+                session.app_name,
             )
         return listed
 

@@ -123,7 +123,7 @@ class ConnectionLog:
         )
 
     def note_closed(self, event: ClosedEvent) -> None:
-        """Count and log the end of a session: whose it was, from where, how long, what it carried, why it ended."""
+        """Count and log the end of a session: key, address, AppName, duration, reason and traffic."""
         self._ended[event.reason] += 1
         held = "" if event.handle in self._probers else self._ends.suffix(event.reason)
         self._probers.discard(event.handle)
@@ -131,9 +131,10 @@ class ConnectionLog:
             return
         totals = event.totals
         log.info(
-            "%s %s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d%s",
+            "%s %s%s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d%s",
             NodePublic(event.key).short,
             format_address((address_text(event.addr), event.port)),
+            f" ({event.app_name.decode()})" if event.app_name else "",
             totals.seconds,
             f"{event.reason} ({event.detail})" if event.detail else event.reason,
             totals.rx_packets,
