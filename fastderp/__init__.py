@@ -4,8 +4,8 @@ The public names are imported when they are first used, so that a program pays o
 the half it needs.
 """
 
-from typing import TYPE_CHECKING
-
+# Type checkers take it for true. Importing typing would cost more than all of this module.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastderp.client import (
         Client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -94,7 +95,7 @@ def _command() -> str:
     if found := shutil.which(name):
         return found
     beside = Path(sys.executable).with_name(name)
-    if beside.exists():
+    if os.path.exists(beside):
         return f"{beside} (its directory is not on the PATH)"
     raise LookupError(f"{name} is neither on the PATH nor beside {sys.executable}")
 

@@ -11,19 +11,17 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastderp.cli.certificates import CERT_MODES, acme_settings, manual_hostname
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
 from fastderp.errors import UsageError
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
-
-T = TypeVar("T", int, float)
+from fastderp.util import bounds
 
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
 DEV_ADDRESS = ":3340"
 DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
-MAX_WORKERS = 256
 MAX_BURST = 2**63 - 1
 
 LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = (
@@ -66,11 +64,12 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "port of the plain HTTP helper beside HTTPS; -1 for none",
             "PORT",
             LISTEN,
+            bounds.Bounds(-1, 65535),
         ),
         Flag(
             "stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN
         ),
-        Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN),
+        Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN, bounds.PORT),
         Flag(
             "dev",
             boolean,
@@ -179,6 +178,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "ask again about connected clients this often, so that the revoked have to go; 0 never",
             "TIME",
             ADMISSION,
+            bounds.RECHECK,
         ),
         Flag(
             "allow-keys",
@@ -280,7 +280,15 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "",
             SERVE,
         ),
-        Flag("workers", integer, "0", "threads that move packets; 0 for one per core", "N", LIMITS),
+        Flag(
+            "workers",
+            integer,
+            "0",
+            "threads that move packets; 0 for one per core",
+            "N",
+            LIMITS,
+            bounds.WORKERS,
+        ),
         Flag(
             "tcp-write-timeout",
             duration,
@@ -288,6 +296,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "drop a client that takes no data for this long; 0 never",
             "TIME",
             LIMITS,
+            bounds.WRITE_TIMEOUT,
         ),
         Flag(
             "tcp-user-timeout",
@@ -296,6 +305,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "drop a connection whose data stays unacknowledged this long",
             "TIME",
             LIMITS,
+            bounds.USER_TIMEOUT,
         ),
         Flag(
             "tcp-keepalive-time",
@@ -304,6 +314,7 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "probe a connection silent for this long",
             "TIME",
             LIMITS,
+            bounds.KEEPALIVE,
         ),
         Flag(
             "rate-config",
@@ -320,9 +331,16 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             "accept so many HTTPS connections per second on average, close the rest",
             "N",
             LIMITS,
+            bounds.ACCEPTS_PER_S,
         ),
         Flag(
-            "accept-connection-burst", integer, str(MAX_BURST), "and so many at once", "N", LIMITS
+            "accept-connection-burst",
+            integer,
+            str(MAX_BURST),
+            "and so many at once",
+            "N",
+            LIMITS,
+            bounds.ACCEPT_BURST,
         ),
         Flag("version", boolean, "false", "print the version", "", OTHER),
         Flag("help", boolean, "false", "print this", "", OTHER),
@@ -413,8 +431,8 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         host=host,
         port=port,
         tls=tls,
-        http_port=_port("http-port", values["http-port"]) if http else None,
-        stun_port=_port("stun-port", values["stun-port"]) if values["stun"] else None,
+        http_port=values["http-port"] if http else None,
+        stun_port=values["stun-port"] if values["stun"] else None,
         key_file=None if dev else _key_file(values["c"], is_root),
         cert_dir=Path(values["certdir"]),
         hostname=manual_hostname(values["hostname"]) if tls and manual else values["hostname"],
@@ -426,12 +444,12 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         ace=values["ace"],
         admission=_admission(values),
         rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
-        accept_per_s=_not_negative("accept-connection-limit", values["accept-connection-limit"]),
-        accept_burst=_not_negative("accept-connection-burst", values["accept-connection-burst"]),
-        workers=_workers(values["workers"]),
-        write_timeout_s=_not_negative("tcp-write-timeout", values["tcp-write-timeout"]),
-        user_timeout_s=_not_negative("tcp-user-timeout", values["tcp-user-timeout"]),
-        keepalive_s=_not_negative("tcp-keepalive-time", values["tcp-keepalive-time"]),
+        accept_per_s=values["accept-connection-limit"],
+        accept_burst=values["accept-connection-burst"],
+        workers=values["workers"],
+        write_timeout_s=values["tcp-write-timeout"],
+        user_timeout_s=values["tcp-user-timeout"],
+        keepalive_s=values["tcp-keepalive-time"],
         mesh_psk_file=Path(values["mesh-psk-file"])
         if values["mesh-psk-file"] and not dev
         else None,
@@ -487,12 +505,6 @@ def _port_or_service(port: str, address: str) -> int:
     )
 
 
-def _port(flag: str, value: int) -> int:
-    if not 0 <= value < 65536:
-        raise UsageError(f"-{flag} {value} is not a port")
-    return value
-
-
 def _key_file(text: str, is_root: bool) -> Path:
     if text:
         return Path(text)
@@ -509,7 +521,7 @@ def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
         socket=values["socket"],
         url=values["verify-client-url"],
         url_fail_open=values["verify-client-url-fail-open"],
-        recheck_s=_not_negative("verify-interval", values["verify-interval"]),
+        recheck_s=values["verify-interval"],
         allow_file=Path(values["allow-keys"]) if values["allow-keys"] else None,
         deny_file=Path(values["deny-keys"]) if values["deny-keys"] else None,
         disallowed_app_names=_literal_list(values["disallow-app-names"]),
@@ -552,25 +564,14 @@ def _literal_list(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
-def _workers(value: int) -> int:
-    if not 0 <= value <= MAX_WORKERS:
-        raise UsageError(f"-workers {value}: want 0 (one per core) to {MAX_WORKERS}")
-    return value
-
-
-def _not_negative(flag: str, value: T) -> T:
-    if not value >= 0:  # NaN is not either
-        raise UsageError(f"-{flag} cannot be negative")
-    return value
-
-
 def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
-    """Return derper's default for -mesh-psk-file: where Tailscale keeps it, if it is there."""
+    """Return derper's default for -mesh-psk-file: where Tailscale keeps it; "" when no such file can be seen."""
     places = [
-        Path("/home/derp/keys/derp-mesh.key"),
-        Path(environment.get("HOME", ""), "keys/derp-mesh.key"),
+        "/home/derp/keys/derp-mesh.key",
+        os.path.join(environment.get("HOME", ""), "keys/derp-mesh.key"),
     ]
-    return next((str(place) for place in places if place.exists()), "")
+    # Not Path.exists: it raises where a folder may not be searched, such as /home with ProtectHome=yes.
+    return next((place for place in places if os.path.exists(place)), "")
 
 
 def default_cert_dir(environment: Mapping[str, str]) -> str:

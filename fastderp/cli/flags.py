@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastderp.errors import UsageError
+from fastderp.util.bounds import Bounds
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -78,6 +79,7 @@ class Flag:
     help: str
     metavar: str = ""
     group: str = ""
+    bounds: Bounds | None = None
 
     @property
     def is_boolean(self) -> bool:
@@ -85,9 +87,12 @@ class Flag:
         return self.read is boolean
 
     def value(self, text: str) -> Any:
-        """Read the flag's text. Raises UsageError when it cannot be read."""
+        """Read the flag's text. Raises UsageError that names the flag for text that makes no sense or a number out of bounds."""
         try:
-            return self.read(text)
+            value = self.read(text)
+            if self.bounds is not None:
+                self.bounds.check(value)
+            return value
         except ValueError as error:
             raise UsageError(
                 f'invalid value "{printable(text)}" for -{self.name}: {error}'

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import fastderp
 from fastderp.cli.certificates import check_acme_installed, check_ca_file
@@ -24,7 +24,6 @@ from fastderp.cli.config import MAX_BURST, AdmissionConfig, RelayConfig
 from fastderp.cli.environment import Environment
 from fastderp.cli.flags import printable
 from fastderp.cli.region import RegionSettings
-from fastderp.cli.shutdown import begin_on_signal
 from fastderp.errors import ConfigError, ListenError, UsageError
 from fastderp.server.accept.listener import Listener
 from fastderp.server.admission.admission import Admission, Verifier
@@ -40,6 +39,7 @@ from fastderp.server.http.debug import DebugAccess, DebugPages
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.observe.log_queue import LogQueue
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.stun.server import StunCounters, StunServer, bind_stun
@@ -61,24 +61,46 @@ RECONNECT_SPREAD_S = 2.0
 TRY_FOR_S = 5.0
 
 
-async def serve(config: RelayConfig) -> None:
+class Signals(Protocol):
+    """Where the signals of the process come from; `cli.signals.Signals` is one."""
+
+    def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
+        """Call `end` on the running loop with the first signal to end, `reload` for each SIGHUP."""
+
+    def detach(self) -> None:
+        """Call nothing any more."""
+
+
+async def serve(config: RelayConfig, signals: Signals, lines: LogQueue) -> None:
     """Start everything, say so, and run until SIGTERM or SIGINT asks for the end.
 
     SIGTERM is how a relay is restarted: its clients are told (PROTOCOL §6.11).
 
     Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
     """
-    loop = asyncio.get_running_loop()
-    stopping: asyncio.Future[signal.Signals] = loop.create_future()
-    begin_on_signal(stopping.set_result)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "nothing to reload: still starting")
+    stopping: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    started = asyncio.Event()
     reloads: list[Callable[[], None]] = []
+    reload_wanted = False
+
+    def reload() -> None:
+        nonlocal reload_wanted
+        reload_wanted = not started.is_set()
+        if reload_wanted:
+            log.info("SIGHUP: files are read again when the relay has started")
+        else:
+            _reload(reloads)
+
+    signals.attach(stopping.set_result, reload)
     async with contextlib.AsyncExitStack() as stack:
-        server = await _unless(stopping, _start(config, stack, reloads))
+        stack.callback(signals.detach)
+        server = await _unless(stopping, _start(config, stack, reloads, lines))
+        started.set()
         if server is not None:
             _let_packets_go_first()
-            loop.add_signal_handler(signal.SIGHUP, _reload, reloads)
             log.info("ready")
+            if reload_wanted:
+                _reload(reloads)
         number = await stopping
         log.info("stopping")
         if server is not None and number == signal.SIGTERM:
@@ -112,7 +134,10 @@ def _reload(reloads: list[Callable[[], None]]) -> None:
 
 
 async def _start(
-    config: RelayConfig, stack: contextlib.AsyncExitStack, reloads: list[Callable[[], None]]
+    config: RelayConfig,
+    stack: contextlib.AsyncExitStack,
+    reloads: list[Callable[[], None]],
+    lines: LogQueue,
 ) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
     environment = Environment.read(os.environ)
@@ -180,7 +205,9 @@ async def _start(
     )
     routes = relay_routes(site)
     debug = DebugPages(
-        values=lambda: _metrics(server, bootstrap, tunnels, admission, stun, manual or acme),
+        values=lambda: (
+            _metrics(server, bootstrap, tunnels, admission, stun, manual or acme) | lines.metrics()
+        ),
         check=partial(_check, server, admission),
         traffic=server.traffic_lines,
         access=access,

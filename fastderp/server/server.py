@@ -40,6 +40,7 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext, ServerContext
+from fastderp.util import bounds
 from fastderp.util.net import address_text
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
@@ -52,8 +53,6 @@ _PLANE_COUNTERS = frozenset(
 _PLANE_GAUGES = frozenset({"backlog_bytes", "told_bytes"})
 # A mesh peer may announce 250,000 keys at once, each worth some microseconds here: logins come in between.
 _EVENTS_PER_TURN = 256
-# What a C uint32_t holds.
-_QUEUE_PACKETS_MAX = 2**32 - 1
 # Client connections whose TLS records the data plane opens are all of this version.
 _PLANE_TLS = "1.3"
 
@@ -107,10 +106,10 @@ class Server:
         login_timeout: float = LOGIN_BUDGET_S,
         disallowed_app_names: Collection[str] = (),
     ) -> None:
-        if not 0 <= queue_packets <= _QUEUE_PACKETS_MAX:
-            raise ValueError(
-                f"queue_packets must be between 0 and {_QUEUE_PACKETS_MAX}, not {queue_packets}"
-            )
+        bounds.QUEUE_PACKETS.check_argument("queue_packets", queue_packets)
+        bounds.WORKERS.check_argument("workers", workers)
+        bounds.WRITE_TIMEOUT.check_argument("write_timeout", write_timeout)
+        bounds.LOGIN_TIMEOUT.check_argument("login_timeout", login_timeout)
         self._private_key = private_key or NodePrivate.generate()
         self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
@@ -201,8 +200,12 @@ class Server:
             accept_limiter: who comes too fast is closed at once.
             tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
 
-        Raises OSError that names the address when it cannot be had, and what `start` does.
+        Raises ValueError for a number out of bounds, OSError that names the address when it cannot be had, and what `start` does.
         """
+        bounds.PORT.check_argument("port", port)
+        bounds.KEEPALIVE.check_argument("keepalive_idle_s", keepalive_idle_s)
+        bounds.USER_TIMEOUT.check_argument("user_timeout_s", user_timeout_s)
+        bounds.IDLE.check_argument("idle_s", idle_s)
         self.start()
         sockets = listen_sockets(
             host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s
@@ -370,21 +373,26 @@ class Server:
         """How long in seconds a client may refuse to take a frame before it is closed; 0 for ever. PROTOCOL §6.6.
 
         May be assigned at any time, for what is written from then on: a client that is stuck already has the time it was given.
-        Raises ValueError when less than 0 is assigned.
+        Raises ValueError when less than 0 or more than a year is assigned.
         """
         return self._plane.write_timeout_s
 
     @write_timeout.setter
     def write_timeout(self, seconds: float) -> None:
+        bounds.WRITE_TIMEOUT.check_argument("write_timeout", seconds)
         self._plane.write_timeout_s = seconds
 
     @property
     def login_timeout(self) -> float:
-        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then."""
+        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then.
+
+        Raises ValueError for what is out of bounds.
+        """
         return self._login_timeout_s
 
     @login_timeout.setter
     def login_timeout(self, seconds: float) -> None:
+        bounds.LOGIN_TIMEOUT.check_argument("login_timeout", seconds)
         self._login_timeout_s = seconds
         for listener in self._listeners:
             listener.login_budget_s = seconds
@@ -405,7 +413,11 @@ class Server:
             reconnect_in_s: seconds after which to come back.
             try_for_s: seconds to go on trying before looking for another relay.
             spread_s: each is given up to so many seconds more, so that they do not come back all at once.
+
+        Raises ValueError for times that do not fit into the frame: together up to 1,193 hours.
         """
+        bounds.RESTART.check_argument("reconnect_in_s + spread_s", reconnect_in_s + spread_s)
+        bounds.RESTART.check_argument("try_for_s", try_for_s)
         return sum(
             self._plane.send(
                 session.handle,

@@ -90,13 +90,13 @@ def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.
 
 def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
     keys, flags = follow_a_file(tmp_path)
-    impatient = "import fastderp.cli.shutdown as ending, fastderp.cli.relay as relay, sys; ending.LIMIT_S = 0.5; sys.exit(relay.main())"
+    impatient = "import fastderp.cli.signals as signals, fastderp.cli.relay as relay, sys; signals.LIMIT_S = 0.5; sys.exit(relay.main())"
     with started([sys.executable, "-c", impatient, *flags]) as running:
         with never_answering(keys, running.process):
             code, _ = running.stop()
         assert code == 1
         assert re.search(
-            r'^  File ".*keylists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE
+            r'^  File ".*key_lists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE
         )
 
 

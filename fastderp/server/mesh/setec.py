@@ -47,8 +47,9 @@ class SecretsServer:
         self.host = str(base.host)
         self._get = base.joinpath("api", "get")
         self._name = name
-        # derper's is a file although its flag calls it a directory.
-        self._cache = cache / "secrets.json" if cache.is_dir() else cache
+        # derper's is a file although its flag calls it a directory. Path.is_dir would raise where a folder may not be
+        # searched: the copy is not there then, and that is no reason not to ask.
+        self._cache = cache / "secrets.json" if os.path.isdir(cache) else cache
         self._service = HttpService.at_url(base, ANSWER_LIMIT_BYTES, _NO_BROWSERS)
 
     async def close(self) -> None:

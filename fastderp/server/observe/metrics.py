@@ -174,6 +174,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_packets_forwarded_lost_total", "counter", "packets for mesh peers that never reached their socket"),
     Metric("fastderp_internal_errors_total", "counter", "unexpected exceptions, by the background task or handler that raised them",
            ("task",)),
+    Metric("fastderp_log_lines_lost_total", "counter", "log lines that standard error did not take in time, or at all"),
     Metric("fastderp_mesh_connects_total", "counter", "logins to another relay of the region", ("host",)),
     Metric("fastderp_mesh_failures_total", "counter", "links to another relay that could not be made, or broke", ("host",)),
     Metric("fastderp_mesh_ignored_total", "counter", "what a mesh peer said too much and was not acted on", ("reason",),

@@ -232,12 +232,18 @@ def test_other_addresses_are_refused(text: str, message: str) -> None:
     [
         (["-certmode", "magic"], 'unknown -certmode "magic": use manual, letsencrypt, gcp'),
         (["-a", ":80"], "-c FILE is missing"),
-        (["-dev", "-stun-port", "65536"], "-stun-port 65536 is not a port"),
-        (["-c", "k", "-certmode=manual", "-http-port", "-2"], "-http-port -2 is not a port"),
+        (["-dev", "-stun-port", "65536"], 'invalid value "65536" for -stun-port: want 0 to 65535'),
+        (
+            ["-c", "k", "-certmode=manual", "-http-port", "-2"],
+            'invalid value "-2" for -http-port: want -1 to 65535',
+        ),
         (["-dev", "-home", "ftp://x"], 'unknown -home value "ftp://x"'),
         (["-dev", "-home", "http://x\r\nSet-Cookie: y"], "unknown -home value"),
-        (["-dev", "-workers", "-1"], "-workers -1: want 0"),
-        (["-dev", "-tcp-write-timeout", "-1s"], "-tcp-write-timeout cannot be negative"),
+        (["-dev", "-workers", "-1"], 'invalid value "-1" for -workers: want 0 to 256'),
+        (
+            ["-dev", "-tcp-write-timeout", "-1s"],
+            'invalid value "-1s" for -tcp-write-timeout: want 0 to 8760h',
+        ),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
@@ -281,3 +287,50 @@ def test_disallowed_app_names_are_split_at_commas_and_taken_literally(
 ) -> None:
     admission = relay("-a", ":1", "-c", "k", "-disallow-app-names", text).admission
     assert admission.disallowed_app_names == names
+
+
+NUMBERS = [
+    # flag, accepted, refused, what is wanted
+    ("stun-port", ["0", "65535"], ["-1", "65536"], "0 to 65535"),
+    ("http-port", ["-1", "65535"], ["-2", "65536"], "-1 to 65535"),
+    ("workers", ["0", "256"], ["-1", "257", "9" * 400], "0 to 256"),
+    ("tcp-write-timeout", ["0", "8760h"], ["-1ns", "8760h1s", "9999999h"], "0 to 8760h"),
+    ("tcp-user-timeout", ["0", "596h"], ["-1ms", "596h1ms", "600h"], "0 to 596h"),
+    ("tcp-keepalive-time", ["0", "32767s"], ["-1s", "32768s", "10h"], "0 to 32767s"),
+    ("verify-interval", ["0", "10ms", "8760h"], ["1ns", "-1s", "8761h"], "0 or 10ms to 8760h"),
+    ("accept-connection-limit", ["0", "1e300", "+Inf"], ["-0.1", "-Inf", "NaN"], "0 or more"),
+    ("accept-connection-burst", ["0", str(2**63 - 1)], ["-1", str(2**63)], f"0 to {2**63 - 1}"),
+]
+
+
+def test_every_flag_with_a_number_has_bounds() -> None:
+    numeric = {
+        flag.name
+        for flag in config.flag_table({})
+        if flag.read in (flags.integer, flags.number, flags.duration)
+    }
+    assert numeric == {name for name, *_ in NUMBERS}
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused", "wanted"), NUMBERS, ids=lambda value: str(value)[:24]
+)
+def test_a_number_beyond_its_bounds_is_refused_with_the_flag_and_its_bounds(
+    name: str, accepted: list[str], refused: list[str], wanted: str
+) -> None:
+    for text in accepted:
+        relay("-dev", f"-{name}={text}")
+    for text in refused:
+        with pytest.raises(UsageError) as caught:
+            relay("-dev", f"-{name}={text}")
+        assert f" for -{name}: want " in str(caught.value)
+        if len(text) < 100:
+            assert str(caught.value) == f'invalid value "{text}" for -{name}: want {wanted}'
+
+
+def test_a_default_that_may_not_be_looked_at_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", stat)
+    assert config.default_mesh_psk_file({"HOME": "/root"}) == ""

@@ -74,7 +74,12 @@ class Store:
         that is not valid yet is returned: the machine's clock may have to be set first.
         """
         crt, key = self._files(name)
-        if not crt.exists():
+        try:
+            crt.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("cannot look at the certificate in %s: %s", crt, error.strerror)
             return None
         try:
             key_pem = _key_block(read_pem(key, "certificate key"), key)

@@ -1,0 +1,93 @@
+"""The command `fastderp-relay`: flags in, a running relay, one clear line when it cannot run (PROTOCOL §12).
+
+What the flags mean is in `fastderp.cli.config`, what is started in `fastderp.server.app`, what signals do in
+`fastderp.cli.signals`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import sys
+from collections.abc import Sequence
+
+import fastderp
+from fastderp.cli.config import flag_table, read_flags, relay_config
+from fastderp.cli.output import show
+from fastderp.cli.signals import SIGNALS
+from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
+
+log = logging.getLogger("fastderp")
+
+
+# For a relay itself, with a worker for each of many cores; less gives errors in the midst of the start.
+MIN_DESCRIPTORS = 64
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code; `-help` lists the codes."""
+    _open_standard_streams()
+    try:
+        return _run(arguments)
+    except DerpError as error:
+        return _refuse(error, error.exit_code)
+    except ImportError as error:  # OpenSSL or a dependency is not installed
+        return _refuse(error, EX_UNAVAILABLE)
+
+
+def _open_standard_streams() -> None:
+    """Open those of the descriptors 0 to 2 that are closed: a socket with such a number would get text meant for a terminal."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
+def _refuse(error: Exception, exit_code: int) -> int:
+    print(f"fastderp-relay: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    values, given = read_flags(arguments, os.environ)
+    if values["help"] or values["h"]:
+        from fastderp.cli.usage import print_usage
+
+        return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
+    if values["version"]:
+        return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
+    config = relay_config(values, given, is_root=os.geteuid() == 0)
+    _raise_descriptor_limit()
+    import uvloop
+
+    from fastderp.server.app import serve
+    from fastderp.server.observe.log_queue import LogQueue
+
+    lines = LogQueue()
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, SIGNALS, lines))
+    finally:
+        lines.close()
+    return EX_OK
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system lets us: each client is one. Raises ShortageError for too few to serve anybody."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
+        raise ShortageError(
+            f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`"
+        )
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

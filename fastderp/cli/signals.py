@@ -1,0 +1,109 @@
+"""What signals do to `fastderp-relay`, from its first line to its last.
+
+| when | SIGTERM, SIGINT | SIGHUP |
+|---|---|---|
+| nothing is served yet, or nothing any more | ends the process with 0 | is kept for `attach` |
+| `attach` to `detach`, the first | ends the relay in order | reloads |
+| `attach` to `detach`, the second | kills, whatever hangs | does nothing |
+
+One handler stays in place all the time: while a signal is pending, Python complains on standard error about a handler that
+was taken away. Main thread only. Imports next to nothing, because it comes first.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import NoReturn
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
+# An orderly end takes up to 2 s for clients that do not take their close_notify, and some for connections to other services.
+LIMIT_S = 15.0
+
+
+class Signals:
+    """Calls what the relay has attached, on its loop."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: Callable[[int], None] | None = None
+        self._reload: Callable[[], None] | None = None
+        self._ending = False
+        self._hung_up = False
+
+    def settle(self) -> None:
+        """Take the signals over from the system's defaults."""
+        for number in (*ENDING, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
+        """Call `end` on the running loop with the first signal to end, `reload` for each SIGHUP, one that came before included."""
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self._end, self._reload = end, reload
+        if self._hung_up:
+            self._loop.call_soon(reload)
+
+    def detach(self) -> None:
+        """Call nothing any more: the loop is about to end."""
+        self._loop = None
+        self._end = self._reload = None
+
+    def leave(self, exit_code: int) -> NoReturn:
+        """End the process now. Python's own end would give SIGHUP back its default first, which kills."""
+        faulthandler.cancel_dump_traceback_later()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # its reader has left, or it is closed
+                pass
+        os._exit(exit_code)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._hung_up = True
+            if self._loop is not None and self._reload is not None and not self._ending:
+                self._loop.call_soon_threadsafe(self._reload)
+        elif self._ending:  # the second came before the first had put the default back
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._loop is None or self._end is None:
+            os._exit(0)
+        else:
+            self._ending = True
+            self._loop.call_soon_threadsafe(self._end, number)
+            self._let_the_next_kill()
+
+    def _let_the_next_kill(self) -> None:
+        """Give the next signal its default, and set a limit: neither needs the loop, or Python, to be alive.
+
+        After LIMIT_S the process writes where every thread hangs and ends with 1.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=_unblocked_stderr())
+
+
+def _unblocked_stderr() -> int:
+    """Return a descriptor for standard error that never waits for a reader; the one there is where there is no other.
+
+    Not O_NONBLOCK on descriptor 2 itself: a terminal shares it with the shell.
+    """
+    try:
+        return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:  # a socket, or opened by another user
+        return 2
+
+
+SIGNALS = Signals()

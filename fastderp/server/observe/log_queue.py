@@ -1,0 +1,122 @@
+"""The log on standard error: lines are queued and a thread writes them, so that a reader that stalls stalls nothing else.
+
+Lines may come from any thread. The queue is bounded in bytes; what finds no room, or cannot be written, is counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+
+from fastderp.server.observe.metrics import Value
+
+# About 10,000 lines.
+LIMIT_BYTES = 1 << 20
+# The time an orderly end gives the reader for what is queued.
+CLOSE_S = 1.0
+_WRITE_BYTES = 1 << 16
+_FORMAT = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
+
+
+class LogQueue(logging.Handler):
+    """Writes records to a descriptor, from a thread of its own."""
+
+    def __init__(self, descriptor: int = 2, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Start the thread; `limit_bytes` bounds what is queued. The descriptor is not closed."""
+        super().__init__()
+        self.setFormatter(logging.Formatter(*_FORMAT))
+        self._descriptor = descriptor
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition()
+        # Guarded by _changed.
+        self._lines: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._n_lost = 0
+        self._closing = False
+        # The thread's own.
+        self._n_lost_reported = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def metrics(self) -> dict[str, Value]:
+        """Return how many lines were lost, by the name in the table of metrics."""
+        return {"fastderp_log_lines_lost_total": self._n_lost}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record, or count it as lost; never waits."""
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:
+            self.handleError(record)
+            return
+        with self._changed:
+            if self._closing or self._queued_bytes + len(line) > self._limit_bytes:
+                self._n_lost += 1
+                return
+            self._lines.append(line)
+            self._queued_bytes += len(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what is queued, for up to a second, and end the thread if it can be ended. Safe to repeat."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_S)
+        super().close()
+
+    # In the thread
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while lines := self._next():
+            self._report_losses()
+            self._write(lines)
+
+    def _next(self) -> list[bytes]:
+        """Wait for lines and return some; none when the queue is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._closing)
+            lines, n_bytes = [], 0
+            while self._lines and n_bytes < _WRITE_BYTES:
+                lines.append(self._lines.popleft())
+                n_bytes += len(lines[-1])
+            self._queued_bytes -= n_bytes
+            return lines
+
+    def _report_losses(self) -> None:
+        n_new = self._n_lost - self._n_lost_reported
+        if n_new:
+            stamp = time.strftime(_FORMAT[1])
+            reason = "standard error took them too slowly or not at all"
+            if not self._write([f"{stamp} {n_new} log lines were lost: {reason}\n".encode()]):
+                self._n_lost_reported += n_new
+
+    def _write(self, lines: list[bytes]) -> int:
+        """Write lines and return how many of them were lost."""
+        rest = memoryview(b"".join(lines))
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except OSError as error:
+                if error.errno == errno.EAGAIN:  # another process has made it non-blocking
+                    _wait_writable(self._descriptor)
+                    continue
+                n_lost = bytes(rest).count(b"\n")
+                with self._changed:
+                    self._n_lost += n_lost
+                return n_lost
+        return 0
+
+
+def _wait_writable(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    poll.poll()

@@ -1,0 +1,68 @@
+"""Between which values a number has to be: what the kernel and our own clocks take. One row for each number of an operator's.
+
+The command line checks flags by them, `Server` its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Two ends, both allowed; unit is "" or "s" for seconds. allows_none: 0 is allowed, too, and means never."""
+
+    low: float
+    high: float
+    unit: str = ""
+    allows_none: bool = False
+
+    def check(self, value: float) -> None:
+        """Raise ValueError that says what is wanted."""
+        if not (self.low <= value <= self.high or (self.allows_none and value == 0)):
+            raise ValueError(f"want {self}")
+
+    def check_argument(self, name: str, value: float) -> None:
+        """Raise ValueError that names an argument of the library, and its value."""
+        try:
+            self.check(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}, not {value}") from None
+
+    def __str__(self) -> str:
+        none = "0 or " if self.allows_none and self.low > 0 else ""
+        if math.isinf(self.high):
+            return f"{none}{self._text(self.low)} or more"
+        return f"{none}{self._text(self.low)} to {self._text(self.high)}"
+
+    def _text(self, value: float) -> str:
+        if self.unit != "s" or value == 0:
+            return str(value)
+        for unit, seconds in (("h", 3600), ("m", 60), ("s", 1)):
+            if value % seconds == 0:
+                return f"{value / seconds:.0f}{unit}"
+        return f"{value * 1000:.0f}ms" if value < 1 else f"{value:g}s"
+
+
+# Timers of the event loop and of the data plane take far more; a time above a year is a mistake.
+_YEAR_S: Final = 365 * 24 * 3600.0
+
+PORT: Final = Bounds(0, 65535)
+WORKERS: Final = Bounds(0, 256)
+WRITE_TIMEOUT: Final = Bounds(0, _YEAR_S, "s")
+# TCP_USER_TIMEOUT is a C int of milliseconds.
+USER_TIMEOUT: Final = Bounds(0, 596 * 3600.0, "s")
+# TCP_KEEPIDLE: MAX_TCP_KEEPIDLE of the kernel.
+KEEPALIVE: Final = Bounds(0, 32767.0, "s")
+RECHECK: Final = Bounds(0.01, _YEAR_S, "s", allows_none=True)
+LOGIN_TIMEOUT: Final = Bounds(0.001, _YEAR_S, "s")
+IDLE: Final = Bounds(0, _YEAR_S, "s")
+ACCEPTS_PER_S: Final = Bounds(0, math.inf)
+# An int of Go's: derper's default.
+ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
+# A uint32_t of the data plane's.
+QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
+# A uint32 of milliseconds in a Restarting frame.
+RESTART: Final = Bounds(0, 1193 * 3600.0, "s")

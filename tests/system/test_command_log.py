@@ -1,0 +1,111 @@
+"""`fastderp-relay` whose log nobody reads, or nobody can write: it serves, answers signals and counts what is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fastderp.client.stun import binding_request, parse_response
+from fastderp.wire.keys import NodePrivate, NodePublic
+from tests.kit.command import COMMAND
+from tests.kit.peer import Peer
+from tests.kit.relay import eventually
+from tests.system.test_command_ending import free_port, is_served
+
+
+class Unread:
+    """A relay whose standard error is a full pipe."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, stun_port: int, key_file: Path
+    ) -> None:
+        self.process, self.port, self.stun_port = process, port, stun_port
+        self.key_file = key_file
+
+    @property
+    def public_key(self) -> NodePublic:
+        """Its key, which it cannot say."""
+        return NodePrivate.from_text(json.loads(self.key_file.read_text())["PrivateKey"]).public()
+
+    def lost(self) -> int:
+        """Return how many lines it says it has lost."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/debug/varz", timeout=10) as page:
+            found = re.search(r"^fastderp_log_lines_lost_total (\d+)$", page.read().decode(), re.M)
+        assert found
+        return int(found[1])
+
+
+@contextmanager
+def unread(tmp_path: Path, stderr: int) -> Iterator[Unread]:
+    """Run a relay with this standard error until the block ends; it serves when the block begins."""
+    port, stun_port = free_port(), free_port()
+    flags = ("-a", f"127.0.0.1:{port}", "-stun-port", str(stun_port), "-c", str(tmp_path / "k"))
+    # Every login and every departure is a line or two.
+    process = subprocess.Popen(
+        [COMMAND, *flags], stderr=stderr, env={**os.environ, "DERP_DEBUG_LOGS": "1"}
+    )
+    try:
+        eventually(lambda: is_served(port))
+        yield Unread(process, port, stun_port, tmp_path / "k")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writing, bytes(1024))
+    os.set_blocking(writing, True)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_log_reader_that_stalls_stalls_neither_logins_nor_stun_nor_signals(
+    tmp_path: Path, full_pipe: tuple[int, int], number: signal.Signals
+) -> None:
+    with unread(tmp_path, full_pipe[1]) as running:
+        for _ in range(20):
+            with Peer.connect("127.0.0.1", running.port, None, 10) as peer:
+                peer.login(running.public_key)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.connect(("127.0.0.1", running.stun_port))
+            asked = os.urandom(12)
+            client.send(binding_request(asked))
+            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
+        running.process.send_signal(signal.SIGHUP)
+        assert running.lost() == 0  # they wait for the reader
+        running.process.send_signal(number)
+        assert running.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("gone", ["reader", "room on the disk"])
+def test_lines_that_cannot_be_written_are_counted(tmp_path: Path, gone: str) -> None:
+    if gone == "reader":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with unread(tmp_path, writing) as running:
+            eventually(lambda: running.lost() >= 4)  # of the start
+            running.process.terminate()
+            assert running.process.wait(20) == 0
+    finally:
+        os.close(writing)

@@ -1,0 +1,89 @@
+"""The log's queue: bounded, counted, never waiting for its reader."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastderp.server.observe.log_queue import LogQueue
+from tests.kit.relay import eventually
+
+
+@contextmanager
+def queue(descriptor: int, limit_bytes: int = 1 << 20) -> Iterator[tuple[LogQueue, logging.Logger]]:
+    lines = LogQueue(descriptor, limit_bytes=limit_bytes)
+    log = logging.Logger("test")
+    log.addHandler(lines)
+    try:
+        yield lines, log
+    finally:
+        lines.close()
+
+
+def n_lost(lines: LogQueue) -> object:
+    return lines.metrics()["fastderp_log_lines_lost_total"]
+
+
+def test_lines_arrive_in_order_with_their_time() -> None:
+    reading, writing = os.pipe()
+    with queue(writing) as (_, log):
+        for number in range(100):
+            log.info("line %d", number)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read().splitlines()
+    assert [line[20:] for line in said] == [f"line {number}" for number in range(100)]
+
+
+def test_what_finds_no_room_is_counted_and_reported_when_the_reader_goes_on() -> None:
+    reading, writing = os.pipe()
+    with queue(writing, limit_bytes=100_000) as (lines, log):
+        for _ in range(3000):
+            log.info("x" * 100)  # three times what pipe and queue hold
+        lost = n_lost(lines)
+        assert isinstance(lost, int) and lost > 0
+        said = b""
+        while b"lost" not in said:
+            said += os.read(reading, 1 << 16)
+        assert f" {lost} log lines were lost: standard error".encode() in said
+    assert said.count(b"x\n") + lost <= 3000
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_reader_that_has_left_loses_each_line() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with queue(writing) as (lines, log):
+        for _ in range(3):
+            log.info("unheard")
+        eventually(lambda: n_lost(lines) == 3)
+    os.close(writing)
+
+
+def test_closing_does_not_wait_for_a_reader_that_stalls() -> None:
+    reading, writing = os.pipe()
+    with queue(writing) as (lines, log):
+        for _ in range(3000):
+            log.info("x" * 100)
+        lines.close()
+        log.info("too late")
+        assert n_lost(lines) == 1
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_descriptor_made_non_blocking_by_another_process_loses_nothing() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with queue(writing) as (lines, log):
+        for _ in range(2000):
+            log.info("x" * 100)
+        said = b""
+        while said.count(b"\n") < 2000:
+            said += os.read(reading, 1 << 16)
+        assert n_lost(lines) == 0
+    os.close(writing)
+    os.close(reading)
