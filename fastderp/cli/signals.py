@@ -62,7 +62,7 @@ class Signals:
         """End the process now. Python's own end would give SIGHUP back its default first, which kills."""
         faulthandler.cancel_dump_traceback_later()
         for stream in (sys.stdout, sys.stderr):
-            try:
+            try:  # noqa: SIM105 - contextlib is not needed otherwise
                 stream.flush()
             except (OSError, ValueError):  # its reader has left, or it is closed
                 pass

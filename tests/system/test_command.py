@@ -570,7 +570,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     for helpers in (QUIET, ("-stun-port=0",)):
         flags = ("-a", "no-such-host.invalid:0", "-c", str(tmp_path / "k"), *helpers)
-        one_line(flags, 71, r"relay: cannot listen on no-such-host\.invalid(:0)?: ")
+        one_line(flags, 71, r"relay: (STUN: )?cannot listen on no-such-host\.invalid(:0)?: ")
 
 
 def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
