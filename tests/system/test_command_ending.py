@@ -22,11 +22,23 @@ from tests.kit.service import serving
 QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
 
-def follow_a_file(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Return a list of keys and the flags of a relay that follows it."""
+# The relay, but its reads of files wait as those of a disk that does not answer: a pipe stands for it.
+PATIENT_READER = """
+import pathlib, sys
+import fastderp.cli.signals as signals, fastderp.util.files as files
+files.read_file = lambda path: pathlib.Path(path).read_bytes()
+signals.LIMIT_S = {limit_s}
+from fastderp.cli.relay import main
+main()
+"""
+
+
+def follow_a_file(tmp_path: Path, limit_s: float = 15.0) -> tuple[Path, list[str]]:
+    """Return a list of keys and the command of a relay that follows it."""
     keys = tmp_path / "keys"
-    keys.write_text(NodePrivate.generate().public_key.text + "\n")
-    return keys, [*QUIET, "-c", str(tmp_path / "relay.key"), "-allow-keys", str(keys)]
+    keys.write_text(NodePrivate.generate().public.text + "\n")
+    flags = [*QUIET, "-c", str(tmp_path / "relay.key"), "-allow-keys", str(keys)]
+    return keys, [sys.executable, "-c", PATIENT_READER.format(limit_s=limit_s), *flags]
 
 
 @contextmanager
@@ -80,8 +92,8 @@ def is_served(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.Signals) -> None:
-    keys, flags = follow_a_file(tmp_path)
-    with relay(*flags) as running, never_answering(keys, running.process):
+    keys, command = follow_a_file(tmp_path)
+    with started(command) as running, never_answering(keys, running.process):
         running.process.send_signal(number)
         wait_refusing(running.port)
         assert running.process.poll() is None
@@ -89,9 +101,8 @@ def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.
 
 
 def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
-    keys, flags = follow_a_file(tmp_path)
-    impatient = "import fastderp.cli.signals as signals, fastderp.cli.relay as relay, sys; signals.LIMIT_S = 0.5; sys.exit(relay.main())"
-    with started([sys.executable, "-c", impatient, *flags]) as running:
+    keys, command = follow_a_file(tmp_path, limit_s=0.5)
+    with started(command) as running:
         with never_answering(keys, running.process):
             code, _ = running.stop()
         assert code == 1

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
