@@ -26,7 +26,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 PATIENT_READER = """
 import pathlib, sys
 import fastderp.cli.signals as signals, fastderp.util.files as files
-files.read_file = lambda path: pathlib.Path(path).read_bytes()
+files.read = lambda path, **_: pathlib.Path(path).read_bytes()
 signals.LIMIT_S = {limit_s}
 from fastderp.cli.relay import main
 main()
@@ -36,7 +36,7 @@ main()
 def follow_a_file(tmp_path: Path, limit_s: float = 15.0) -> tuple[Path, list[str]]:
     """Return a list of keys and the command of a relay that follows it."""
     keys = tmp_path / "keys"
-    keys.write_text(NodePrivate.generate().public.text + "\n")
+    keys.write_text(NodePrivate.generate().public_key.text + "\n")
     flags = [*QUIET, "-c", str(tmp_path / "relay.key"), "-allow-keys", str(keys)]
     return keys, [sys.executable, "-c", PATIENT_READER.format(limit_s=limit_s), *flags]
 

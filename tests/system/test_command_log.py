@@ -35,7 +35,7 @@ class Unread:
     @property
     def public_key(self) -> NodePublic:
         """Its key, which it cannot say."""
-        return NodePrivate.from_text(json.loads(self.key_file.read_text())["PrivateKey"]).public
+        return NodePrivate.from_text(json.loads(self.key_file.read_text())["PrivateKey"]).public_key
 
     def lost(self) -> int:
         """Return how many lines it says it has lost."""
