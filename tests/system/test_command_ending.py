@@ -1,4 +1,4 @@
-"""How `fastderp-relay` ends when something of it hangs: a file that never answers stands for a disk that does not."""
+"""How `fastderp-relay` ends when something of it hangs, when its streams are closed, and while it still starts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from fastderp.wire.keys import NodePrivate
 from tests.kit.command import COMMAND, relay, started
 from tests.kit.relay import eventually
 from tests.kit.service import serving
@@ -22,51 +19,30 @@ from tests.kit.service import serving
 QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
 
-# The relay, but its reads of files wait as those of a disk that does not answer: a pipe stands for it.
-PATIENT_READER = """
-import pathlib, sys
-import fastderp.cli.signals as signals, fastderp.util.files as files
-files.read = lambda path, **_: pathlib.Path(path).read_bytes()
+# The relay, but it never comes to the end of closing its connections.
+HANGING = """
+import sys, time
+import fastderp.cli.signals as signals
+from fastderp.server.server import Server
+async def close(self):
+    time.sleep(3600)
+Server.close = close
 signals.LIMIT_S = {limit_s}
 from fastderp.cli.relay import main
 main()
 """
 
 
-def follow_a_file(tmp_path: Path, limit_s: float = 15.0) -> tuple[Path, list[str]]:
-    """Return a list of keys and the command of a relay that follows it."""
-    keys = tmp_path / "keys"
-    keys.write_text(NodePrivate.generate().public_key.text + "\n")
-    flags = [*QUIET, "-c", str(tmp_path / "relay.key"), "-allow-keys", str(keys)]
-    return keys, [sys.executable, "-c", PATIENT_READER.format(limit_s=limit_s), *flags]
+def hanging(tmp_path: Path, limit_s: float = 15.0) -> list[str]:
+    """Return the command of a relay that does not manage to end."""
+    program = HANGING.format(limit_s=limit_s)
+    return [sys.executable, "-c", program, *QUIET, "-c", str(tmp_path / "relay.key")]
 
 
-@contextmanager
-def never_answering(keys: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Put a pipe that nobody writes to in the file's place, and see to it that the relay reads it."""
-    keys.unlink()
-    os.mkfifo(keys)
-    process.send_signal(signal.SIGHUP)
-    opened: list[int] = []
-
-    def is_read() -> bool:
-        try:
-            opened.append(os.open(keys, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # ENXIO: nobody has it open
-            return False
-        return True
-
-    try:
-        eventually(is_read)
-        yield
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-
-
-def wait_refusing(port: int) -> None:
-    """Wait until nobody listens any more."""
-    eventually(lambda: not is_served(port))
+def wait_for(line: bytes, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a relay has said something."""
+    assert process.stderr is not None
+    assert any(said.endswith(line) for said in process.stderr), line
 
 
 def no_proxy() -> dict[str, str]:
@@ -92,23 +68,18 @@ def is_served(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.Signals) -> None:
-    keys, command = follow_a_file(tmp_path)
-    with started(command) as running, never_answering(keys, running.process):
+    with started(hanging(tmp_path)) as running:
         running.process.send_signal(number)
-        wait_refusing(running.port)
+        wait_for(b"stopping\n", running.process)
         assert running.process.poll() is None
         assert running.stop(number)[0] == -number
 
 
 def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
-    keys, command = follow_a_file(tmp_path, limit_s=0.5)
-    with started(command) as running:
-        with never_answering(keys, running.process):
-            code, _ = running.stop()
+    with started(hanging(tmp_path, limit_s=0.5)) as running:
+        code, _ = running.stop()
         assert code == 1
-        assert re.search(
-            r'^  File ".*key_lists\.py", line \d+ in ', "".join(running.lines), re.MULTILINE
-        )
+        assert re.search(r'^  File "<string>", line 6 in close$', "".join(running.lines), re.M)
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
