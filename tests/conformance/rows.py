@@ -212,7 +212,7 @@ PROTOCOL = {
     "33": _row(
         "a frame larger than the burst is still taken, later",
         "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
-        "conformance/limits::a_frame_larger_than_the_burst_is_taken_when_the_bucket_is_full",
+        "conformance/limits::a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full",
     ),
     "34": _row(
         "a new rate counts for who is connected, duplicates too; 0 lifts it",
@@ -407,8 +407,8 @@ PROTOCOL = {
         "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else",
     ),
     "huge frames": _row(
-        "huge unknown frames are discarded",
-        "system/relay_packets::an_unknown_frame_of_4_gib_is_drained_without_being_kept",
+        "ignored frames are discarded, and close their connection above 65,568 bytes",
+        "system/relay_packets::an_unknown_frame_longer_than_any_packet_closes_its_connection",
     ),
     "second departure": _row(
         "who leaves twice is reported twice",
