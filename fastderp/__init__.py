@@ -8,14 +8,22 @@ the half it needs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastderp.client import (
+        Backoff,
         Client,
+        ClientEvent,
+        Connected,
+        ConnectionState,
         DerpMap,
         DerpNode,
         DerpRegion,
+        DialFailed,
+        Disconnected,
+        EventStream,
         HTTPClient,
         run_watch_connection_loop,
     )
     from fastderp.errors import (
+        ConcurrencyError,
         ConnectionClosed,
         ConnectionLost,
         DerpError,
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
         LoginError,
         PingTimeout,
         ProtocolError,
+        WrongLoopError,
     )
     from fastderp.server.admission.admission import Admission, ConnectedClient
     from fastderp.server.admission.key_lists import KeyLists
@@ -55,14 +64,22 @@ __version__ = "0.1.0"
 
 _NAMES_OF = {
     "fastderp.client": (
+        "Backoff",
         "Client",
+        "Connected",
+        "ConnectionState",
         "DerpMap",
         "DerpNode",
         "DerpRegion",
+        "DialFailed",
+        "Disconnected",
+        "EventStream",
         "HTTPClient",
         "run_watch_connection_loop",
     ),
+    "fastderp.client.events": ("ClientEvent",),
     "fastderp.errors": (
+        "ConcurrencyError",
         "ConnectionClosed",
         "ConnectionLost",
         "DerpError",
@@ -70,6 +87,7 @@ _NAMES_OF = {
         "LoginError",
         "PingTimeout",
         "ProtocolError",
+        "WrongLoopError",
     ),
     "fastderp.wire.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
     "fastderp.wire.protocol": (
@@ -104,16 +122,24 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Admission",
     "AdmissionUrl",
+    "Backoff",
     "BytesSentRecv",
     "Client",
+    "ClientEvent",
+    "ConcurrencyError",
+    "Connected",
     "ConnectedClient",
     "ConnectionClosed",
     "ConnectionLost",
+    "ConnectionState",
     "DerpError",
     "DerpMap",
     "DerpNode",
     "DerpRegion",
     "DialError",
+    "DialFailed",
+    "Disconnected",
+    "EventStream",
     "HTTPClient",
     "Health",
     "KeepAlive",
@@ -139,6 +165,7 @@ __all__ = [
     "ServerInfo",
     "ServerRestarting",
     "Tailscaled",
+    "WrongLoopError",
     "load_or_create_server_key",
     "run_watch_connection_loop",
 ]

@@ -79,16 +79,27 @@ class ConnectionLost(ConnectionClosed):
     """The connection broke: reset, cut inside a frame or before the login was over, silent for too long or not taking data. PROTOCOL §4."""
 
 
-class DialError(DerpError):
-    """No connection to the relay could be made: name, TCP, proxy, TLS, HTTP or the relay's key. PROTOCOL §13."""
+class DialError(DerpError, OSError):
+    """No connection to the relay could be made: name, TCP, proxy, TLS, HTTP or the relay's key.
+
+    Also an OSError, as of every function that connects; `__cause__` has the system's, when there is one. PROTOCOL §13.
+    """
 
     exit_code = EX_UNAVAILABLE
 
 
-class PingTimeout(DerpError):
-    """The relay did not answer a ping in time. PROTOCOL §13."""
+class PingTimeout(DerpError, TimeoutError):
+    """The relay did not answer a ping in time. Also a TimeoutError. PROTOCOL §13."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class ConcurrencyError(DerpError, RuntimeError):
+    """A second task receives from a client while another one waits there. PROTOCOL §13."""
+
+
+class WrongLoopError(DerpError, RuntimeError):
+    """A client is used in another event loop than its own, or in a child process after a fork. PROTOCOL §13."""
 
 
 class UsageError(DerpError):

@@ -1,30 +1,45 @@
 """A DERP connection as its client sees it, over a stream that is already there (PROTOCOL §3, §4).
 
-One task receives at a time; any number of tasks send. Belongs to the stream's event loop.
+Any number of tasks send, one receives at a time. Two tasks of its own serve each connection: one reads ahead, up to a limit,
+and answers what needs no program; the other writes. Belongs to the stream's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Callable, Iterable
 from typing import Self
 
+from fastderp.client.arguments import (
+    bytes_of,
+    check_packet_size,
+    check_type,
+    ping_data,
+    wrong_loop_error,
+)
+from fastderp.client.inbox import Inbox
+from fastderp.client.outbox import Outbox, SendRate
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
-from fastderp.net.stream import AnyStream, Stream
-from fastderp.util.token_bucket import TokenBucket
+from fastderp.net.stream import READ_SIZE, AnyStream, Stream
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
+from fastderp.wire.message_reader import MessageReader
 from fastderp.wire.protocol import (
+    HEADER,
     HEADER_SIZE,
     KEEPALIVE_S,
     KEY_SIZE,
     MAX_CLIENT_FRAME_SIZE,
-    MAX_PACKET_SIZE,
-    MAX_SEND_PACKET_SIZE,
     PING_SIZE,
     FrameType,
+    KeepAlive,
     Message,
+    Ping,
     Pong,
     ServerInfo,
     frame,
@@ -36,39 +51,68 @@ READ_TIMEOUT_S = 2 * KEEPALIVE_S
 FORWARD_TIMEOUT_S = 5.0
 PING_TIMEOUT_S = 5.0
 
+_PACKET_HEAD_SIZE = HEADER_SIZE + KEY_SIZE
+_SEND_PACKET = int(FrameType.SEND_PACKET)
+
 _log = logging.getLogger("fastderp.client")
 
 
 class Client:
-    """A connection to a relay, made by `Client.handshake`.
+    """A connection to a relay, made by `Client.handshake`. PROTOCOL §2, §4.
 
         async with await Client.handshake((reader, writer), key) as client:
             await client.send(peer, b"hello")
             async for message in client:
                 ...
 
-    The first message received is ServerInfo. Once receiving or sending has failed the client is of
-    no more use: every later call raises the same error. What sends raises ConnectionClosed when the
-    connection is over, ConnectionLost when it broke, and waits while the relay takes no data. PROTOCOL §2, §4.
+    Everything that sends waits while the relay takes no more: at most 64 KiB wait here besides what the stream buffers. A call
+    that is cancelled or timed out while it waits has sent nothing; one that returns has handed its frame over, in order.
+
+    Received messages are kept until `recv` takes them, up to 512 KiB; the relay is not read from meanwhile. The first message is
+    ServerInfo. KeepAlive, Ping and Pong are dealt with inside unless the client was made with `control_messages`.
+
+    Once the connection is over every call raises the same error, `recv` when it has returned what came before:
+    ConnectionClosed after an orderly end, ConnectionLost when it broke, ProtocolError for a frame that ends it.
+    ConcurrencyError and WrongLoopError are raised for wrong use and change nothing.
     """
 
     def __init__(
-        self, stream: Stream, private_key: NodePrivate, server: NodePublic, box: Box
+        self,
+        stream: Stream,
+        private_key: NodePrivate,
+        server: NodePublic,
+        box: Box,
+        *,
+        can_ack_pings: bool = True,
+        control_messages: bool = False,
     ) -> None:
         """Used by `handshake`, which callers want instead.
 
         `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is between these two.
+        `can_ack_pings` and `control_messages` are those of `handshake`.
         """
         self._stream = stream
         self._public_key = private_key.public_key
         self._server_public_key = server
         self._box = box
-        self._server_info: ServerInfo | None = None
-        self._limiter: TokenBucket | None = None
-        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._can_ack_pings = can_ack_pings
+        self._control_messages = control_messages
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
         self._error: DerpError | None = None
-        self.n_packets_held_back = 0
-        """Packets not sent because of the rate the relay asked for."""
+        self._server_info: ServerInfo | None = None
+        self._accepted: asyncio.Future[None] = self._loop.create_future()
+        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._on_message: Callable[[Message], object] | None = None
+        self._on_end: Callable[[Client, DerpError], object] | None = None
+        self._inbox = Inbox()
+        # When the latest whole frame came.
+        self._heard_s = self._loop.time()
+        self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
+        self._outbox = Outbox(stream, self._fail)
+        # What a frame of the latest destination and size begins with: most packets are like the one before.
+        self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
+        self._reading = self._loop.create_task(self._read())
 
     @classmethod
     async def handshake(
@@ -76,11 +120,12 @@ class Client:
         stream: AnyStream,
         private_key: NodePrivate,
         *,
-        can_ack_pings: bool = False,
+        can_ack_pings: bool = True,
         is_prober: bool = False,
         mesh_key: MeshKey | None = None,
         server_public_key: NodePublic | None = None,
         app_name: str = "",
+        control_messages: bool = False,
     ) -> Client:
         """Log in over `stream` and return the client, which then owns the stream.
 
@@ -90,24 +135,30 @@ class Client:
 
         Args:
             private_key: whose public half the client is reached under.
-            can_ack_pings: promise to answer every Ping with `send_pong`.
+            can_ack_pings: answer every Ping of the relay, and tell it so.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             server_public_key: the relay's key, when it is known: then the relay's first frame is not waited for. A zero key is none.
             app_name: name of the program, for the relay's statistics.
+            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to the caller's `send_pong`.
 
-        Does not wait for the relay's answer: a refused login shows as a ConnectionLost in `recv`. Raises ProtocolError when the other
-        side is no relay, ConnectionClosed when it ends the connection, and BoxError for a key of the relay that is of no use; the
-        stream is closed then. PROTOCOL §3.
+        Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when the other side is no relay,
+        ConnectionClosed when it ends the connection, BoxError for a key of the relay that is of no use, TypeError for a key that is
+        none; the stream is closed then. PROTOCOL §3.
         """
         connection = Stream.of(stream)
-        info = login.ClientInfo(
-            can_ack_pings=can_ack_pings,
-            is_prober=is_prober,
-            mesh_key=mesh_key or MeshKey(),
-            app_name=app_name,
-        )
         try:
+            check_type("private_key", private_key, NodePrivate)
+            if mesh_key is not None:
+                check_type("mesh_key", mesh_key, MeshKey)
+            if server_public_key is not None:
+                check_type("server_public_key", server_public_key, NodePublic)
+            info = login.ClientInfo(
+                can_ack_pings=can_ack_pings,
+                is_prober=is_prober,
+                mesh_key=mesh_key or MeshKey(),
+                app_name=app_name,
+            )
             server = server_public_key
             if server is None or server.is_zero:
                 first = await connection.read_frame(MAX_CLIENT_FRAME_SIZE, READ_TIMEOUT_S)
@@ -118,7 +169,14 @@ class Client:
         except BaseException:
             connection.abort()
             raise
-        return cls(connection, private_key, server, box)
+        return cls(
+            connection,
+            private_key,
+            server,
+            box,
+            can_ack_pings=can_ack_pings,
+            control_messages=control_messages,
+        )
 
     @property
     def public_key(self) -> NodePublic:
@@ -131,6 +189,16 @@ class Client:
         return self._server_public_key
 
     @property
+    def server_info(self) -> ServerInfo | None:
+        """What the relay has said about itself, and how fast to send; None before it accepted the login. PROTOCOL §3.2."""
+        return self._server_info
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection has ended, as far as is known."""
+        return self._error is not None
+
+    @property
     def local_addr(self) -> tuple[str, int]:
         """Our address and port. ConnectionClosed when the connection is over or has none."""
         self._check_alive()
@@ -139,23 +207,149 @@ class Client:
             raise ConnectionClosed("the connection has no local address")
         return address[0], address[1]
 
-    async def recv(self) -> Message:
-        """Wait for the next message from the relay.
+    async def wait_accepted(self) -> None:
+        """Wait until the relay has accepted the login: from then on others reach this client.
 
-        Frames that are too short for their type or unknown are skipped, and so are the pongs
-        that `ping` waits for. Raises ConnectionClosed at an orderly end, ConnectionLost when the
-        connection broke or nothing came for 120 s, ProtocolError for frames that end the connection.
-        PROTOCOL §4.
+        Raises ConnectionLost when it refused, which relays do without a word, and what else ends the connection. PROTOCOL §3.
         """
-        self._check_alive()
+        self._check_use()
+        await asyncio.shield(self._accepted)
+
+    # Sending
+
+    async def send(self, destination: NodePublic, data: bytes) -> None:
+        """Send a packet to `destination`, waiting for room and for the rate that the relay asks for.
+
+        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. Nothing is sent when this is cancelled. The relay
+        drops the packet without a word where `destination` is not connected or does not take it: DERP promises no delivery.
+
+        Raises TypeError and ValueError for other arguments, ConnectionClosed, ConnectionLost or ProtocolError when the connection
+        is over. PROTOCOL §3.2, §4.
+        """
+        if not self.try_send(destination, data):
+            data = bytes(data)
+            await self._outbox.reserve(_PACKET_HEAD_SIZE + len(data), rated=True)
+            self._check_alive()
+            self._outbox.put(self._packet_head(destination, len(data)), data)
+
+    def try_send(self, destination: NodePublic, data: bytes) -> bool:
+        """Send a packet, `data` to `destination`, if that is possible without waiting; return whether it was.
+
+        False means dropped: the connection or the relay's rate is full, or others wait for it. Raises what `send` does. PROTOCOL §4.
+        """
+        if running_loop() is not self._loop:
+            raise wrong_loop_error(self._pid)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        if type(data) is not bytes:
+            data = bytes_of("data", data)
+        size = len(data)
+        latest, latest_size, head = self._latest_head
+        if destination is not latest or size != latest_size:
+            head = self._packet_head(destination, size)
+        if not self._outbox.try_reserve(_PACKET_HEAD_SIZE + size, rated=True):
+            return False
+        self._outbox.put(head, data)
+        return True
+
+    async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
+        """Send `packets`, pairs of destination and data, in order, as `send` does each.
+
+        Costs less than as many calls of `send`. When it is cancelled or fails, some first packets are sent and the others are not.
+        Raises what `send` does. PROTOCOL §3.2, §4.
+        """
+        for destination, data in packets:
+            if not self.try_send(destination, data):
+                await self.send(destination, data)
+
+    async def forward_packet(
+        self, source: NodePublic, destination: NodePublic, data: bytes
+    ) -> None:
+        """Send a packet to `destination` in the name of `source`. A relay closes on this without its mesh key.
+
+        `data` has at most 65536 bytes. The connection is closed, with ConnectionLost, when the relay does not take it in 5 s.
+        Raises what `send` does. PROTOCOL §7.6.
+        """
+        check_type("source", source, NodePublic)
+        check_type("destination", destination, NodePublic)
+        data = bytes_of("data", data)
+        check_packet_size(len(data))
+        whole = frame(FrameType.FORWARD_PACKET, source.raw, destination.raw, data)
         try:
-            while True:
-                received = await self._stream.read_frame(MAX_CLIENT_FRAME_SIZE, READ_TIMEOUT_S)
-                message = self._understand(*received)
-                if message is not None:
-                    return message
-        except DerpError as error:
-            raise self._fail(error) from error.__cause__
+            async with asyncio.timeout(FORWARD_TIMEOUT_S):
+                await self._put(whole)
+        except TimeoutError:
+            error = ConnectionLost(f"the relay took no data for {FORWARD_TIMEOUT_S:g} s")
+            raise self._fail(error) from None
+
+    async def note_preferred(self, preferred: bool) -> None:
+        """Tell the relay whether it is this client's home, its `preferred` relay; it only counts them. PROTOCOL §6.6."""
+        await self._put(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
+
+    async def close_peer(self, target: NodePublic) -> None:
+        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL §5."""
+        check_type("target", target, NodePublic)
+        await self._put(frame(FrameType.CLOSE_PEER, target.raw))
+
+    async def watch_connection_changes(self) -> None:
+        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL §7.2."""
+        await self._put(frame(FrameType.WATCH_CONNS))
+
+    async def send_ping(self, data: bytes) -> None:
+        """Send a Ping of 8 bytes of `data`; ValueError for other sizes. PROTOCOL §2.
+
+        The Pong comes as a message to a client with `control_messages`. See `ping` for both in one.
+        """
+        await self._put(frame(FrameType.PING, ping_data(data)))
+
+    async def send_pong(self, data: bytes) -> None:
+        """Answer a Ping with its 8 bytes of `data`. ValueError for other sizes. PROTOCOL §2."""
+        await self._put(frame(FrameType.PONG, ping_data(data)))
+
+    async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
+        """Ping the relay and return the seconds until its pong came.
+
+        Raises PingTimeout after `timeout_s` seconds, for example because nothing takes the messages that came before the pong, and
+        what ended the connection when that happens before. PROTOCOL §13.
+        """
+        self._check_use()
+        data = secrets.token_bytes(PING_SIZE)
+        answered = self._pings[data] = self._loop.create_future()
+        started_s = self._loop.time()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.send_ping(data)
+                await answered
+        except TimeoutError:
+            full = ": received messages wait for recv" if self._inbox.is_full else ""
+            raise PingTimeout(f"no pong within {timeout_s:g} s{full}") from None
+        finally:
+            del self._pings[data]
+        return self._loop.time() - started_s
+
+    # Receiving
+
+    async def recv(self) -> Message:
+        """Wait for the next message from the relay. Nothing is lost when this is cancelled.
+
+        Frames that are too short for their type or unknown are skipped. Raises ConnectionClosed at an orderly end, ConnectionLost when
+        the connection broke or nothing came for 120 s, ProtocolError for frames that end the connection, ConcurrencyError while
+        another task receives. PROTOCOL §4.
+        """
+        if self._inbox.must_wait or running_loop() is not self._loop:
+            await self._wait_for_message()
+        return self._inbox.take()
+
+    async def recv_many(self, limit: int | None = None) -> list[Message]:
+        """Wait for a message; return all that are here then, up to `limit`. Raises what `recv` does. PROTOCOL §4.
+
+        Costs less per message than `recv` where many come.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 or None, not {limit}")
+        if self._inbox.must_wait or running_loop() is not self._loop:
+            await self._wait_for_message()
+        return self._inbox.take_many(limit)
 
     def __aiter__(self) -> Self:
         """Iterate over messages until an orderly end; other failures raise as in `recv`."""
@@ -164,95 +358,32 @@ class Client:
     async def __anext__(self) -> Message:
         try:
             return await self.recv()
-        except ConnectionLost:
+        except ConnectionClosed as error:
+            if type(error) is ConnectionClosed:
+                raise StopAsyncIteration from None
             raise
-        except ConnectionClosed:
-            raise StopAsyncIteration from None
 
-    async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet, `data` of at most 65536 bytes, to the client `destination`.
-
-        The packet is dropped silently, and counted in `n_packets_held_back`, when it would exceed
-        the rate the relay asked for. ValueError for a larger packet. PROTOCOL §3.2, §4.
-        """
-        _check_packet(data)
-        if self._limiter and not self._limiter.take(HEADER_SIZE + KEY_SIZE + len(data)):
-            self.n_packets_held_back += 1
-            return
-        await self._write(frame(FrameType.SEND_PACKET, destination.raw, data))
-
-    async def forward_packet(
-        self, source: NodePublic, destination: NodePublic, data: bytes
-    ) -> None:
-        """Send a packet to `destination` in the name of `source`. A relay closes on this without its mesh key.
-
-        `data` has at most 65536 bytes; ValueError for more. The connection is closed, with ConnectionLost, when the relay does not
-        take it in 5 s. PROTOCOL §7.6.
-        """
-        _check_packet(data)
-        try:
-            async with asyncio.timeout(FORWARD_TIMEOUT_S):
-                await self._write(
-                    frame(FrameType.FORWARD_PACKET, source.raw, destination.raw, data)
-                )
-        except TimeoutError:
-            error = ConnectionLost(f"the relay took no data for {FORWARD_TIMEOUT_S:g} s")
-            raise self._fail(error) from None
-
-    async def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is this client's home, its `preferred` relay; it only counts them. PROTOCOL §6.6."""
-        await self._write(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
-
-    async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL §5."""
-        await self._write(frame(FrameType.CLOSE_PEER, target.raw))
-
-    async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL §7.2."""
-        await self._write(frame(FrameType.WATCH_CONNS))
-
-    async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes of `data`; the Pong comes as a message. ValueError for other sizes. PROTOCOL §2.
-
-        See `ping` for both in one.
-        """
-        await self._write(frame(FrameType.PING, _ping_data(data)))
-
-    async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes of `data`. ValueError for other sizes. PROTOCOL §2."""
-        await self._write(frame(FrameType.PONG, _ping_data(data)))
-
-    async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
-        """Ping the relay and return the seconds until its pong came.
-
-        Another task has to receive meanwhile. Raises PingTimeout after `timeout_s` seconds, and what ended the connection when
-        that happens before. PROTOCOL §13.
-        """
-        loop = asyncio.get_running_loop()
-        data = secrets.token_bytes(PING_SIZE)
-        answered = self._pings[data] = loop.create_future()
-        started_s = loop.time()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.send_ping(data)
-                await answered
-        except TimeoutError:
-            raise PingTimeout(
-                f"no pong within {timeout_s:g} s; is another task receiving?"
-            ) from None
-        finally:
-            del self._pings[data]
-        return loop.time() - started_s
+    # The end
 
     async def close(self) -> None:
-        """Close the connection, waiting at most 1 s for what is unsent; a receiver is told with ConnectionClosed. May be called again."""
+        """Close the connection, waiting at most 1 s for what is unsent to go.
+
+        A task that receives is told with ConnectionClosed; what it has not taken is lost. Safe to repeat.
+        """
+        if running_loop() is not self._loop:
+            raise wrong_loop_error(self._pid)
+        if self._error is None:
+            with contextlib.suppress(ConnectionClosed):  # It broke before.
+                self._outbox.flush()
         self._end(ConnectionClosed("the client is closed"))
+        self._inbox.take_many()
         self._stream.close()
         await self._stream.wait_closed()
 
     def abort(self) -> None:
         """Close at once, without waiting for what is still unsent."""
         self._end(ConnectionClosed("the client is closed"))
+        self._inbox.take_many()
         self._stream.abort()
 
     async def __aenter__(self) -> Self:
@@ -265,36 +396,140 @@ class Client:
         state = f"over: {self._error}" if self._error else "open"
         return f"<Client {self._public_key.short} at {self._server_public_key.short}, {state}>"
 
-    def _understand(self, frame_type: int, payload: bytes) -> Message | None:
-        """Return the message to hand out, or None for a frame that is skipped or used up here."""
-        if frame_type == FrameType.SERVER_INFO:
-            return self._obey(login.open_server_info(self._box, payload))
-        message = parse_message(frame_type, payload)
-        if message is None:
-            _log.debug("skipped a frame of type %#04x with %d bytes", frame_type, len(payload))
-        elif isinstance(message, Pong) and (waiter := self._pings.get(message.data)):
-            if not waiter.done():
-                waiter.set_result(None)
+    # For HTTPClient
+
+    def observe(
+        self,
+        on_message: Callable[[Message], object],
+        on_end: Callable[[Client, DerpError], object],
+    ) -> None:
+        """Call `on_message` with each message that is no packet as it comes, and `on_end` once with what ended the connection."""
+        self._on_message = on_message
+        self._on_end = on_end
+
+    def take_ready(self) -> Message | None:
+        """Return the next message if it is here, None where `recv` would wait or raise."""
+        if self._inbox.must_wait or running_loop() is not self._loop:
             return None
+        return self._inbox.take()
+
+    def take_all_ready(self, limit: int | None) -> list[Message]:
+        """Return the messages that are here, up to `limit`."""
+        return [] if self._inbox.must_wait else self._inbox.take_many(limit)
+
+    def take_unread(self) -> list[Message]:
+        """Return what was received and not taken; `recv` returns it no more."""
+        return self._inbox.take_many()
+
+    # Reading
+
+    async def _read(self) -> None:
+        """Read ahead until the connection ends."""
+        reader = MessageReader(self._understand)
+        messages: list[Message] = []
+        try:
+            while True:
+                data = await self._stream.read(READ_SIZE)
+                if not data:
+                    reader.end()
+                    raise ConnectionClosed("the connection was closed")
+                try:
+                    if reader.feed(data, messages):
+                        self._heard_s = self._loop.time()
+                finally:
+                    self._inbox.add(messages, len(data))
+                    messages.clear()
+                if await self._inbox.wait_for_room():
+                    self._heard_s = self._loop.time()
+        except DerpError as error:
+            self._fail(error)
+        except Exception as error:  # what a stream of the caller's own may raise
+            lost = ConnectionLost(f"reading failed: {error!r}")
+            lost.__cause__ = error
+            self._fail(lost)
+
+    def _understand(self, frame_type: int, payload: bytes) -> Message | None:
+        """Return the message to hand out of a frame that is no packet, or None when it is dealt with."""
+        message: Message | None
+        if frame_type == FrameType.SERVER_INFO:
+            message = self._obey(login.open_server_info(self._box, payload))
+        else:
+            message = parse_message(frame_type, payload)
+            if message is None:
+                _log.debug("skipped a frame of type %#04x with %d bytes", frame_type, len(payload))
+                return None
+        if isinstance(message, Pong):
+            waiter = self._pings.get(message.data)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+                return None
+        if isinstance(message, KeepAlive | Ping | Pong):
+            if self._control_messages:
+                return message
+            if isinstance(message, Ping) and self._can_ack_pings:
+                self._answer(message)
+            return None
+        if self._on_message is not None:
+            self._on_message(message)
         return message
+
+    def _answer(self, ping: Ping) -> None:
+        """Send the pong if there is room; a relay that does not read its pongs is not owed more."""
+        pong = frame(FrameType.PONG, ping.data)
+        if self._outbox.try_reserve(len(pong), rated=False):
+            self._outbox.put(pong)
 
     def _obey(self, info: ServerInfo) -> ServerInfo:
         """Send no faster than the relay asks."""
         self._server_info = info
         rate = info.token_bucket_bytes_per_second
-        # A burst of 0 is unsaid: then a second's worth, and at least the largest packet.
-        burst = info.token_bucket_bytes_burst or max(rate, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
-        clock = asyncio.get_running_loop().time
-        self._limiter = TokenBucket(rate, burst, clock=clock) if rate > 0 else None
+        self._outbox.set_rate(
+            SendRate(rate, info.token_bucket_bytes_burst, self._loop.time) if rate > 0 else None
+        )
+        if not self._accepted.done():
+            self._accepted.set_result(None)
         return info
 
-    async def _write(self, data: bytes) -> None:
+    async def _wait_for_message(self) -> None:
+        self._check_loop()
+        await self._inbox.wait(self._check_alive)
+
+    def _check_silence(self) -> None:
+        """Give up a relay that has sent no frame for too long, while we read from it."""
+        now_s = self._loop.time()
+        heard_s = now_s if self._inbox.is_full else self._heard_s
+        if now_s >= heard_s + READ_TIMEOUT_S:
+            self._fail(ConnectionLost(f"nothing from the relay for {READ_TIMEOUT_S:g} s"))
+        else:
+            self._silence = self._loop.call_at(heard_s + READ_TIMEOUT_S, self._check_silence)
+
+    # Writing
+
+    async def _put(self, whole: bytes) -> None:
+        """Send a frame that the relay's rate does not count."""
+        self._check_use()
+        if not self._outbox.try_reserve(len(whole), rated=False):
+            await self._outbox.reserve(len(whole), rated=False)
+            self._check_alive()
+        self._outbox.put(whole)
+
+    def _packet_head(self, destination: NodePublic, size: int) -> bytes:
+        """Return what a SendPacket frame begins with. TypeError or ValueError for arguments that are of no use."""
+        check_type("destination", destination, NodePublic)
+        check_packet_size(size)
+        head = HEADER.pack(_SEND_PACKET, KEY_SIZE + size) + destination.raw
+        self._latest_head = (destination, size, head)
+        return head
+
+    # What goes wrong
+
+    def _check_use(self) -> None:
+        self._check_loop()
         self._check_alive()
-        try:
-            self._stream.write(data)
-            await self._stream.drain()
-        except ConnectionClosed as error:
-            raise self._fail(error) from error.__cause__
+
+    def _check_loop(self) -> None:
+        if running_loop() is not self._loop:
+            raise wrong_loop_error(self._pid)
 
     def _check_alive(self) -> None:
         if self._error is not None:
@@ -309,20 +544,18 @@ class Client:
         return self._end(error)
 
     def _end(self, error: DerpError) -> DerpError:
-        if self._error is None:
-            self._error = error
-        for waiter in self._pings.values():
+        """Tell all who wait what ended the connection; return that, the first error if there were several."""
+        if self._error is not None:
+            return self._error
+        self._error = error
+        self._silence.cancel()
+        self._reading.cancel()
+        self._outbox.end(error)
+        for waiter in (self._accepted, *self._pings.values()):
             if not waiter.done():
-                waiter.set_exception(self._error)
-        return self._error
-
-
-def _check_packet(data: bytes) -> None:
-    if len(data) > MAX_PACKET_SIZE:
-        raise ValueError(f"a packet has at most {MAX_PACKET_SIZE} bytes, not {len(data)}")
-
-
-def _ping_data(data: bytes) -> bytes:
-    if len(data) != PING_SIZE:
-        raise ValueError(f"a ping has {PING_SIZE} bytes, not {len(data)}")
-    return data
+                waiter.set_exception(error)
+        self._accepted.exception()  # Seen here, in case no task waits for it.
+        self._inbox.wake()
+        if self._on_end is not None:
+            self._on_end(self, error)
+        return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from websockets.client import ClientProtocol
@@ -92,10 +93,8 @@ class WebSocketStream:
         """Begin an orderly close: what is queued is still sent."""
         if self._protocol.state is OPEN:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
-            try:
+            with suppress(ConnectionLost):  # It may be too late for a close frame.
                 self._flush()
-            except ConnectionLost:
-                pass  # Too late to say goodbye.
         self._outside.close()
 
     def abort(self) -> None:

@@ -53,6 +53,7 @@ async def dial_region(
     Raises DialError with the reason for each node.
     """
     failures = []
+    cause: BaseException | None = None
     for node in region.nodes:
         if node.stun_only:
             continue
@@ -66,8 +67,10 @@ async def dial_region(
             return Reached(node, stream)
         except (DialError, ValueError) as error:
             failures.append(f"{node.name or node.host_name}: {error}")
+            cause = cause or error.__cause__ or error
     name = region.region_code or str(region.region_id)
-    raise DialError(f"region {name}: " + ("; ".join(failures) or "no node to connect to"))
+    text = "; ".join(failures) or "no node to connect to"
+    raise DialError(f"region {name}: {text}") from cause
 
 
 async def dial_node(
@@ -164,16 +167,17 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
     """Start each attempt after its delay; return the first success and undo the others."""
     tasks = [asyncio.create_task(_after(*attempt)) for attempt in attempts]
     winner: Stream | None = None
-    failures = []
+    failures: list[DerpError] = []
     try:
         for task in asyncio.as_completed(tasks):
             try:
                 winner = await task
                 return winner
             except DerpError as error:
-                failures.append(str(error))
+                failures.append(error)
         # The families often fail alike.
-        raise DialError("; ".join(dict.fromkeys(failures)))
+        texts = dict.fromkeys(str(error) for error in failures)
+        raise DialError("; ".join(texts)) from failures[0].__cause__ or failures[0]
     finally:
         for running in tasks:
             running.cancel()

@@ -53,9 +53,10 @@ PROTOCOL = {
         "unit/client/client::every_request_is_its_frame",
     ),
     "5": _row(
-        "the client keeps the rate its relay asks for by dropping",
-        "unit/client/client::without_a_rate_everything_is_sent",
-        "unit/client/client::relays_rate_is_kept_by_dropping",
+        "the client keeps the rate its relay asks for, by waiting or on request by dropping",
+        "unit/client/sending::without_a_rate_everything_is_sent_at_once",
+        "unit/client/sending::the_relays_rate_is_kept_by_waiting_and_every_packet_arrives",
+        "unit/client/sending::try_send_drops_what_is_above_the_rate_and_says_so",
     ),
     "6": _row(
         "ClientInfo is read in any case; a malformed mesh key is an error",

@@ -56,7 +56,7 @@ async def logged_in(
     relay: Relay, key: NodePrivate | None = None, **options: Any
 ) -> AsyncIterator[HTTPClient]:
     """Yield a client whose login the relay has answered."""
-    options = {"cafile": relay.root} | options
+    options = {"cafile": relay.root, "control_messages": True} | options
     async with HTTPClient(relay.url, key or NodePrivate.generate(), **options) as client:
         assert await client.recv() == ServerInfo()
         yield client
@@ -117,7 +117,7 @@ async def test_tls_by_root_by_pin_and_not_without(start_each_derper: StartRelay)
     async with start_each_derper(tls=True) as relay:
         async with logged_in(relay) as client:
             await client.note_preferred(True)
-        async with HTTPClient(relay.url, NodePrivate.generate()) as stranger:
+        async with HTTPClient(relay.url, NodePrivate.generate(), lazy=True) as stranger:
             with pytest.raises(DialError, match="self-signed"):
                 await stranger.connect()
         node = DerpNode(
@@ -138,7 +138,7 @@ async def test_client_over_streams_of_the_callers_own(relay: Relay) -> None:
 
 
 async def test_wrong_path_shows_what_the_relay_answered(relay: Relay) -> None:
-    async with HTTPClient(relay.url + "/nope", NodePrivate.generate()) as client:
+    async with HTTPClient(relay.url + "/nope", NodePrivate.generate(), lazy=True) as client:
         with pytest.raises(DialError, match="200 OK"):
             await client.connect()
 
@@ -237,7 +237,9 @@ async def test_watch_loop_finds_a_restarted_relay(
 
 async def test_restarted_relay_is_reached_by_the_next_call(start_each_derper: StartRelay) -> None:
     region = MovingRegion()
-    async with HTTPClient.for_region(region, NodePrivate.generate(), use_tls=False) as client:
+    async with HTTPClient.for_region(
+        region, NodePrivate.generate(), use_tls=False, lazy=True
+    ) as client:
         for generation in (1, 2):
             async with start_each_derper() as relay:
                 region.port = relay.port

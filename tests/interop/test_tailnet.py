@@ -44,7 +44,10 @@ def pinned_node(relay: Relay) -> dict[str, Any]:
 
 async def lets_in(relay: Relay, key: NodePrivate) -> bool:
     """Log in and return whether the relay answers with ServerInfo."""
-    async with HTTPClient(relay.url, key, cafile=relay.root) as client, asyncio.timeout(PATIENCE_S):
+    async with (
+        HTTPClient(relay.url, key, cafile=relay.root, lazy=True) as client,
+        asyncio.timeout(PATIENCE_S),
+    ):
         try:
             return isinstance(await client.recv(), ServerInfo)
         except ConnectionLost:

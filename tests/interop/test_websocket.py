@@ -86,7 +86,7 @@ async def test_our_client_is_told_of_every_end_over_websocket_as_without(
     start = {"derper": start_each_derper, "fastderp": start_fastderp}[kind]
     async with start("-verify-clients", f"-socket={tmp_path / 'nobody'}") as relay:
         async with HTTPClient(
-            relay.url.replace("http", "ws", 1), NodePrivate.generate()
+            relay.url.replace("http", "ws", 1), NodePrivate.generate(), lazy=True
         ) as stranger:
             with pytest.raises(ConnectionLost, match="instead of accepting the login"):
                 await asyncio.wait_for(stranger.recv(), 20)

@@ -163,12 +163,12 @@ async def test_fatal_frames_end_the_client_for_good(sent: bytes) -> None:
 
 
 async def test_silence_ends_the_client() -> None:
-    async with logged_in() as (client, relay):
-        with patch.object(client_module, "READ_TIMEOUT_S", 0.01):
+    with patch.object(client_module, "READ_TIMEOUT_S", 0.05):
+        async with logged_in() as (client, relay):
             relay.writer.write(b"\x06\0")
             with pytest.raises(ConnectionLost, match="nothing from the relay"):
                 await client.recv()
-        assert await relay.reader.read() == b""
+            assert await relay.reader.read() == b""
 
 
 async def test_cancelled_receive_loses_nothing() -> None:
@@ -236,7 +236,7 @@ async def test_ping_waits_for_its_own_pong_and_lets_others_pass() -> None:
 
 async def test_ping_gives_up_and_the_connection_lives_on() -> None:
     async with logged_in() as (client, relay):
-        with pytest.raises(PingTimeout, match=r"0\.01 s; is another task receiving\?"):
+        with pytest.raises(PingTimeout, match=r"no pong within 0\.01 s"):
             await client.ping(timeout_s=0.01)
         relay.send(FrameType.KEEP_ALIVE)
         assert await client.recv() == KeepAlive()
@@ -251,34 +251,6 @@ async def test_ping_learns_of_the_connections_end() -> None:
             await client.recv()
         with pytest.raises(ConnectionClosed):
             await pinging
-
-
-async def test_relays_rate_is_kept_by_dropping() -> None:
-    packet_cost = 5 + 32 + 1000
-    async with logged_in(ServerInfo(2, 1, 2 * packet_cost)) as (client, relay):
-        for _ in range(1000):
-            await client.send(PEER, bytes(1000))
-        await client.close_peer(PEER)
-        sent = 0
-        while (await relay.next_frame())[0] == FrameType.SEND_PACKET:
-            sent += 1
-        assert 2 <= sent < 1000
-        assert client.n_packets_held_back == 1000 - sent
-
-
-async def test_without_a_rate_everything_is_sent() -> None:
-    async with logged_in() as (client, relay):
-        for _ in range(200):
-            await client.send(PEER, bytes(100))
-        for _ in range(200):
-            assert (await relay.next_frame())[0] == FrameType.SEND_PACKET
-        assert client.n_packets_held_back == 0
-
-
-async def test_rate_without_a_burst_lets_the_largest_packet_through() -> None:
-    async with logged_in(ServerInfo(2, 1, 0)) as (client, relay):
-        await client.send(PEER, bytes(65536))
-        assert (await relay.next_frame())[0] == FrameType.SEND_PACKET
 
 
 async def test_forwarding_to_a_relay_that_takes_nothing_closes_the_connection() -> None:

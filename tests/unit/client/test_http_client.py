@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from fastderp.client import DerpNode, DerpRegion, HTTPClient, http_client
+from fastderp.client import Backoff, DerpNode, DerpRegion, HTTPClient, connector
 from fastderp.errors import ConnectionClosed, DialError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, Pong, ReceivedPacket, ServerInfo
@@ -23,6 +23,8 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 def client_of(server: FakeServer, **options: Any) -> HTTPClient:
+    """Return a client that connects when it is used, and shows all that the relay says."""
+    options = {"lazy": True, "control_messages": True, "backoff": Backoff(0, 0)} | options
     return HTTPClient(f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
 
 
@@ -212,7 +214,7 @@ async def test_watching_is_asked_for_before_the_login_is_answered(server: FakeSe
             await relay.close()
             with pytest.raises(ConnectionClosed):
                 await client.recv()
-            watching = asyncio.create_task(client.connect())
+            watching = asyncio.create_task(client.send(PEER, b""))
         await server.next_login()
         await watching
 
@@ -295,7 +297,7 @@ async def test_other_answers_than_an_upgrade_are_dial_errors(
 
 
 async def test_relay_that_never_answers_is_given_up(server: FakeServer) -> None:
-    with patch.object(http_client, "CONNECT_TIMEOUT_S", 0.05):
+    with patch.object(connector, "CONNECT_TIMEOUT_S", 0.05):
         async with client_of(server) as client:
             with pytest.raises(DialError, match=r"no connection to http://.* in 0\.05 s"):
                 await client.connect()
@@ -306,7 +308,7 @@ async def test_relay_that_never_answers_is_given_up(server: FakeServer) -> None:
 async def test_closed_port_is_a_dial_error_that_names_it() -> None:
     async with fake_server() as server:
         port = server.port
-    async with HTTPClient(f"http://127.0.0.1:{port}", NodePrivate.generate()) as client:
+    async with HTTPClient(f"http://127.0.0.1:{port}", NodePrivate.generate(), lazy=True) as client:
         with pytest.raises(DialError, match=f"127.0.0.1:{port}: Connection refused"):
             await client.connect()
 
@@ -322,7 +324,7 @@ async def test_region_is_asked_for_on_every_connect(server: FakeServer) -> None:
         DerpRegion(901, "home", nodes=(node("901a", server.port),)),
     ]
     async with HTTPClient.for_region(
-        lambda: regions.pop(0), NodePrivate.generate(), use_tls=False
+        lambda: regions.pop(0), NodePrivate.generate(), use_tls=False, lazy=True
     ) as client:
         with pytest.raises(DialError, match="no such DERP region"):
             await client.connect()
@@ -345,7 +347,7 @@ async def test_second_node_of_a_region_hears_of_the_ideal_one(server: FakeServer
     )
     region = DerpRegion(901, "home", nodes=nodes)
     async with HTTPClient.for_region(
-        lambda: region, NodePrivate.generate(), use_tls=False
+        lambda: region, NodePrivate.generate(), use_tls=False, lazy=True
     ) as client:
         connecting = asyncio.create_task(client.connect())
         head, _ = await server.next_login()
@@ -360,7 +362,7 @@ async def test_names_that_would_break_the_request_are_not_sent(
     nodes = (node(name, 0, stun_only=True), node("901b", server.port))
     region = DerpRegion(901, nodes=nodes)
     async with HTTPClient.for_region(
-        lambda: region, NodePrivate.generate(), use_tls=False
+        lambda: region, NodePrivate.generate(), use_tls=False, lazy=True
     ) as client:
         with pytest.raises(DialError, match="Ideal-Node"):
             await client.connect()
@@ -373,7 +375,7 @@ async def test_region_nobody_answers_in_names_every_node() -> None:
     nodes = (node("901a", closed_port), node("901b", closed_port, ipv4="none"))
     region = DerpRegion(901, "home", nodes=nodes)
     async with HTTPClient.for_region(
-        lambda: region, NodePrivate.generate(), use_tls=False
+        lambda: region, NodePrivate.generate(), use_tls=False, lazy=True
     ) as client:
         with pytest.raises(DialError, match="901a: .*refused; 901b: .*both disabled"):
             await client.connect()

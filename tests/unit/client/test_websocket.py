@@ -115,7 +115,9 @@ async def relay() -> AsyncIterator[Relay]:
 
 
 def client_of(relay: Relay, **options: Any) -> HTTPClient:
-    return HTTPClient(f"ws://127.0.0.1:{relay.port}/derp", NodePrivate.generate(), **options)
+    return HTTPClient(
+        f"ws://127.0.0.1:{relay.port}/derp", NodePrivate.generate(), lazy=True, **options
+    )
 
 
 @asynccontextmanager
@@ -302,7 +304,11 @@ async def test_regions_are_reached_by_websocket_where_the_caller_or_the_environm
     ):
         monkeypatch.setenv("TS_DEBUG_DERP_WS_CLIENT", environment)
         async with HTTPClient.for_region(
-            lambda: region, NodePrivate.generate(), use_tls=False, use_websocket=use_websocket
+            lambda: region,
+            NodePrivate.generate(),
+            lazy=True,
+            use_tls=False,
+            use_websocket=use_websocket,
         ) as client:
             connecting = asyncio.create_task(client.connect())
             end = await relay.accepted.get()
@@ -318,7 +324,7 @@ async def test_a_host_that_cannot_be_said_is_a_dial_error(relay: Relay) -> None:
         node = DerpNode("1a", 1, host, ipv4="127.0.0.1", ipv6="none", derp_port=relay.port)
         region = DerpRegion(1, nodes=(node,))
         async with HTTPClient.for_region(
-            lambda: region, NodePrivate.generate(), use_tls=False, use_websocket=True
+            lambda: region, NodePrivate.generate(), lazy=True, use_tls=False, use_websocket=True
         ) as client:
             with pytest.raises(DialError):
                 await asyncio.wait_for(client.connect(), 5)

@@ -194,7 +194,7 @@ async def test_without_tls_a_regions_port_is_3340(
         1, nodes=(DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443))
     )
     async with HTTPClient.for_region(
-        lambda: region, NodePrivate.generate(), use_tls=use_tls
+        lambda: region, NodePrivate.generate(), use_tls=use_tls, lazy=True
     ) as client:
         with pytest.raises(DialError, match="refused"):
             await client.connect()
@@ -208,7 +208,9 @@ async def test_a_client_told_by_the_environment_speaks_plain_http(
     monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
     async with fake_server() as server:
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "127.0.0.1", derp_port=server.port),))
-        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+        async with HTTPClient.for_region(
+            lambda: region, NodePrivate.generate(), lazy=True
+        ) as client:
             connecting = asyncio.create_task(client.connect())
             head, _ = await server.next_login()
             await connecting
@@ -266,7 +268,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def region_client(host_name: str, port: int) -> HTTPClient:
     region = DerpRegion(1, nodes=(DerpNode("1a", 1, host_name, derp_port=port),))
-    return HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False)
+    return HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False, lazy=True)
 
 
 @pytest.mark.usefixtures("no_proxies")
@@ -308,7 +310,7 @@ async def test_tls_to_the_relay_goes_inside_the_tunnel_of_either_kind_of_proxy(
         monkeypatch.setenv("HTTPS_PROXY", f"{proxy_speaks}://127.0.0.1:{proxy.port}")
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
         async with HTTPClient.for_region(
-            lambda: region, NodePrivate.generate(), cafile=trusted
+            lambda: region, NodePrivate.generate(), lazy=True, cafile=trusted
         ) as client:
             connecting = asyncio.create_task(client.connect())
             head, relay = await server.next_login()
@@ -333,7 +335,7 @@ async def test_an_https_proxy_that_shows_another_names_certificate_is_not_used(
         monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.port}")
         region = DerpRegion(1, nodes=(DerpNode("1a", 1, "derp.example"),))
         async with HTTPClient.for_region(
-            lambda: region, NodePrivate.generate(), cafile=tmp_path / "served.crt"
+            lambda: region, NodePrivate.generate(), lazy=True, cafile=tmp_path / "served.crt"
         ) as client:
             with pytest.raises(DialError, match="certificate"):
                 await client.connect()

@@ -84,7 +84,9 @@ async def tls_server(
 
 
 def client_of(server: FakeServer, **options: Any) -> HTTPClient:
-    return HTTPClient(f"https://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
+    return HTTPClient(
+        f"https://127.0.0.1:{server.port}/derp", NodePrivate.generate(), lazy=True, **options
+    )
 
 
 async def logged_in_head(server: FakeServer, client: HTTPClient) -> bytes:
@@ -139,11 +141,11 @@ async def test_certificate_for_another_name_is_refused(identity: Identity) -> No
     async with tls_server(identity) as server:
         url = f"https://other.example:{server.port}/derp"
         options: dict[str, Any] = {"dial_host": "127.0.0.1", "cafile": identity.certificate}
-        async with HTTPClient(url, NodePrivate.generate(), **options) as client:
+        async with HTTPClient(url, NodePrivate.generate(), lazy=True, **options) as client:
             with pytest.raises(DialError, match=r"TLS with other\.example"):
                 await client.connect()
         async with HTTPClient(
-            url, NodePrivate.generate(), cert_name="derp.example", **options
+            url, NodePrivate.generate(), cert_name="derp.example", lazy=True, **options
         ) as client:
             await logged_in_head(server, client)
 
@@ -152,7 +154,9 @@ async def test_pinned_certificate_needs_no_issuer(identity: Identity) -> None:
     async with tls_server(identity, metacert=True) as server:
         node = DerpNode("1a", 1, "127.0.0.1", cert_name=identity.pin, derp_port=server.port)
         region = DerpRegion(1, nodes=(node,))
-        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+        async with HTTPClient.for_region(
+            lambda: region, NodePrivate.generate(), lazy=True
+        ) as client:
             assert b"Derp-Fast-Start: 1" in await logged_in_head(server, client)
 
 
@@ -173,7 +177,9 @@ async def test_man_in_the_middle_with_the_pinned_certificate_behind_is_told_noth
         client = (
             client_of(server, cert_name=identity.pin)
             if by == "url"
-            else HTTPClient.for_region(lambda: DerpRegion(1, nodes=(node,)), NodePrivate.generate())
+            else HTTPClient.for_region(
+                lambda: DerpRegion(1, nodes=(node,)), NodePrivate.generate(), lazy=True
+            )
         )
         async with client:
             with pytest.raises(DialError, match="not the pinned one"):
@@ -205,7 +211,9 @@ async def test_node_marked_insecure_for_tests_is_not_checked(identity: Identity)
     async with tls_server(identity) as server:
         node = DerpNode("1a", 1, "127.0.0.1", derp_port=server.port, insecure_for_tests=True)
         region = DerpRegion(1, nodes=(node,))
-        async with HTTPClient.for_region(lambda: region, NodePrivate.generate()) as client:
+        async with HTTPClient.for_region(
+            lambda: region, NodePrivate.generate(), lazy=True
+        ) as client:
             await logged_in_head(server, client)
 
 
@@ -243,7 +251,9 @@ async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    async with HTTPClient(f"https://127.0.0.1:{port}/derp", NodePrivate.generate()) as client:
+    async with HTTPClient(
+        f"https://127.0.0.1:{port}/derp", NodePrivate.generate(), lazy=True
+    ) as client:
         with pytest.raises(DialError, match=r"TLS with 127\.0\.0\.1"):
             await client.connect()
     listener.close()

@@ -1,0 +1,96 @@
+"""When a client dials again: back-off with jitter, and what a relay asks for before it restarts (PROTOCOL §4, §13).
+
+Belongs to the client's event loop; `clock` and `random` can be a test's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastderp.wire.protocol import ServerRestarting
+
+# A connection that lasted this long is no sign of trouble when it ends.
+STABLE_S = 10.0
+# A relay may ask for no longer pause than this, and for no longer time of quick attempts.
+RESTART_LIMIT_S = 300.0
+# While a relay restarts it is dialled this often: it said that it comes back.
+RESTART_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a relay is dialled again. PROTOCOL §13.
+
+    The wait before the first attempt after a connection was lost is random, up to `first_s` seconds, so that a relay's clients do
+    not return all at once. From one failure to the next it doubles, up to `limit_s` seconds, and a random part of up to half is
+    taken off.
+    """
+
+    first_s: float = 0.25
+    limit_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for times that make no sense."""
+        if not 0 <= self.first_s <= self.limit_s:
+            raise ValueError(
+                f"first_s must be between 0 and limit_s, not {self.first_s:g} with limit_s {self.limit_s:g}"
+            )
+
+
+DEFAULT_BACKOFF = Backoff()
+
+
+class RetrySchedule:
+    """What has gone wrong so far, and so when to dial next."""
+
+    __slots__ = (
+        "_backoff",
+        "_clock",
+        "_connected_s",
+        "_n_failures",
+        "_not_before_s",
+        "_quick_until_s",
+    )
+
+    def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
+        """Begin without failures. `clock` tells seconds."""
+        self._backoff = backoff
+        self._clock = clock
+        self._n_failures = 0
+        self._connected_s = 0.0
+        self._not_before_s = 0.0
+        self._quick_until_s = 0.0
+
+    def wait_s(self) -> float:
+        """Return the seconds until the next attempt may begin."""
+        return max(0.0, self._not_before_s - self._clock())
+
+    def connected(self) -> None:
+        """Note that the relay accepted the login."""
+        self._connected_s = self._clock()
+
+    def restarting(self, message: ServerRestarting) -> None:
+        """Note what a relay asks for that is about to restart."""
+        wait_s = min(message.reconnect_in_s, RESTART_LIMIT_S)
+        self._not_before_s = self._clock() + wait_s
+        self._quick_until_s = self._not_before_s + min(message.try_for_s, RESTART_LIMIT_S)
+
+    def failed(self, *, was_connected: bool) -> None:
+        """Note the end of a connection that `was_connected`, or of an attempt."""
+        now_s = self._clock()
+        if was_connected and now_s - self._connected_s >= STABLE_S:
+            self._n_failures = 0
+        self._n_failures += 1
+        backoff = self._backoff
+        if self._n_failures == 1:
+            wait_s = random.uniform(0, backoff.first_s)
+        else:
+            # Doubling is over before the exponent is too large for a float.
+            wait_s = backoff.first_s * 2.0 ** min(self._n_failures - 2, 60)
+            limit_s = backoff.limit_s
+            if now_s < self._quick_until_s:
+                limit_s = min(limit_s, RESTART_RETRY_S)
+            wait_s = min(wait_s, limit_s) * random.uniform(0.5, 1.0)
+        self._not_before_s = max(self._not_before_s, now_s + wait_s)

@@ -1,0 +1,268 @@
+"""One connection at a time for an HTTPClient: made when it is needed, kept until it fails, made again (PROTOCOL §13).
+
+Belongs to the event loop that it is first used in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from weakref import WeakSet
+
+from fastderp.client.arguments import wrong_loop_error
+from fastderp.client.backoff import Backoff, RetrySchedule
+from fastderp.client.client import Client
+from fastderp.client.dialer import Dialer
+from fastderp.client.events import (
+    ClientEvent,
+    Connected,
+    ConnectionState,
+    DialFailed,
+    Disconnected,
+    EventStream,
+)
+from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.protocol import Health, Message, ServerInfo, ServerRestarting
+
+# From the name look-up to the login, and once more for the relay's answer to it.
+CONNECT_TIMEOUT_S = 10.0
+
+OVER = (ConnectionClosed, ProtocolError)
+"""What a connection ends with."""
+
+_T = TypeVar("_T")
+
+
+class Connector:
+    """Connects, and with `reconnect` stays connected, until `close`."""
+
+    def __init__(self, dialer: Dialer, backoff: Backoff, *, reconnect: bool) -> None:
+        """Begin without a connection; a loop need not run yet."""
+        self.target = dialer.target
+        self.reconnect = reconnect
+        self.state = ConnectionState.IDLE
+        self.is_closed = False
+        # One that is over stays until a call has met its error; with `reconnect` it is replaced at once.
+        self.client: Client | None = None
+        self.generation = 0
+        self.server_public_key: NodePublic | None = None
+        # Received on earlier connections and not yet taken, with their generations.
+        self.unread: deque[tuple[Message, int]] = deque()
+        # What every new connection is told.
+        self.preferred = False
+        self.watching = False
+        self._dialer = dialer
+        self._backoff = backoff
+        self._retry: RetrySchedule
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._connecting: asyncio.Task[Client] | None = None
+        self._events: WeakSet[EventStream] = WeakSet()
+
+    def events(self) -> EventStream:
+        """Return an iterator over what happens from now on."""
+        stream = EventStream()
+        if self.is_closed:
+            stream.end()
+        self._events.add(stream)
+        return stream
+
+    async def connect(self) -> None:
+        """Connect unless there is a connection; return when the relay has accepted the login. DialError says what failed."""
+        self.check_use()
+        client = self.client
+        if client is not None and client.is_over:
+            self.forget(client)
+            client = None
+        client = client or await self._join(self._connect_once)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.wait_accepted()
+        except TimeoutError:
+            self.forget(client)
+            text = f"{self.target}: no answer to the login in {CONNECT_TIMEOUT_S:g} s"
+            raise DialError(text) from None
+        except OVER as error:
+            self.forget(client)
+            if self.is_closed:
+                raise
+            raise DialError(f"{self.target}: {error}") from error
+
+    async def close(self) -> None:
+        """Close for good. Safe to repeat."""
+        if self._loop is not None:
+            self._check_loop()
+        self.is_closed = True
+        self.state = ConnectionState.CLOSED
+        self.unread.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self.client is not None:
+            await self.client.close()
+            self.client = None
+        for stream in self._events:
+            stream.end()
+
+    # Making a connection
+
+    async def do(self, request: Callable[[Client], Awaitable[_T]]) -> _T:
+        """Make a request of the connection; with `reconnect` of the next one, when it failed: it has sent nothing then."""
+        while True:
+            client = await self.ready()
+            try:
+                return await self.guard(client, request(client))
+            except OVER:
+                if self.is_closed or not self.reconnect:
+                    raise
+
+    async def guard(self, client: Client, request: Awaitable[_T]) -> _T:
+        """Forget a connection on which a request failed, so that the next call makes a new one."""
+        try:
+            return await request
+        except OVER:
+            self.forget(client)
+            raise
+
+    def forget(self, client: Client) -> None:
+        """Give up a connection; what came on it and was not taken is kept."""
+        if self.client is client:
+            self.client = None
+            unread = client.take_unread()
+            self.unread.extend((message, self.generation) for message in unread)
+        client.abort()
+
+    def connected_client(self) -> Client:
+        if self.client is None:
+            raise ConnectionClosed("the client is closed" if self.is_closed else "not connected")
+        return self.client
+
+    async def ready(self) -> Client:
+        """Return the connection, made first when there is none. One that is over is returned, too, for its error."""
+        while True:
+            self.check_use()
+            if self.client is not None:
+                return self.client
+            if not self.reconnect:
+                return await self._join(self._connect_once)
+            try:
+                return await self._join(self._connect_until_done)
+            except DialError:
+                pass  # It was an attempt of `connect`, which tells its caller; go on here.
+
+    async def _join(self, connect: Callable[[], Awaitable[Client]]) -> Client:
+        """Wait for the attempt that is being made, or make one.
+
+        Tasks that come meanwhile share it, and it goes on when one of them gives up.
+        """
+        if self._connecting is None or self._connecting.done():
+            self._start(connect)
+        assert self._connecting is not None
+        try:
+            return await asyncio.shield(self._connecting)
+        except asyncio.CancelledError:
+            if self.is_closed:
+                raise ConnectionClosed("the client is closed") from None
+            raise
+
+    def _start(self, connect: Callable[[], Awaitable[Client]]) -> None:
+        async def attempt() -> Client:
+            return await connect()
+
+        self._connecting = asyncio.get_running_loop().create_task(attempt())
+        self._connecting.add_done_callback(self._attempted)
+
+    def _attempted(self, task: asyncio.Task[Client]) -> None:
+        if self._connecting is task:
+            self._connecting = None
+        if not task.cancelled():
+            # Seen here, in case all that waited for it have given up.
+            task.exception()
+
+    async def _connect_until_done(self) -> Client:
+        while True:
+            try:
+                return await self._connect_once()
+            except (DialError, *OVER):
+                pass  # `_connect_once` has told the events.
+
+    async def _connect_once(self) -> Client:
+        """Wait until it is time, and connect."""
+        if (wait_s := self._retry.wait_s()) > 0:
+            self.state = ConnectionState.WAITING
+            await asyncio.sleep(wait_s)
+        self.state = ConnectionState.CONNECTING
+        try:
+            client = await self._dialer.dial(CONNECT_TIMEOUT_S)
+        except BaseException as error:
+            self.state = ConnectionState.CLOSED if self.is_closed else ConnectionState.IDLE
+            if isinstance(error, DerpError):
+                self._retry.failed(was_connected=False)
+                self._tell(DialFailed(error))
+            raise
+        self.client = client
+        self.generation += 1
+        self.server_public_key = client.server_public_key
+        client.observe(self._on_message, self._on_end)
+        # The relay's answer to the login is not waited for.
+        await self.guard(client, self._say_again(client))
+        return client
+
+    async def _say_again(self, client: Client) -> None:
+        """Tell a new connection what the relay was told before."""
+        if self.preferred:
+            await client.note_preferred(True)
+        if self.watching:
+            await client.watch_connection_changes()
+
+    # What happens to the connection
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, ServerInfo):
+            if self.state is ConnectionState.CONNECTING:
+                self.state = ConnectionState.CONNECTED
+                self._retry.connected()
+                assert self.server_public_key is not None
+                self._tell(Connected(self.generation, self.server_public_key))
+        elif isinstance(message, ServerRestarting):
+            self._retry.restarting(message)
+        elif not isinstance(message, Health):
+            return
+        self._tell(message)
+
+    def _on_end(self, client: Client, error: DerpError) -> None:
+        if client is not self.client:
+            return
+        was_connected = client.server_info is not None
+        self._retry.failed(was_connected=was_connected)
+        self._tell(Disconnected(self.generation, error) if was_connected else DialFailed(error))
+        if self.is_closed:
+            return
+        self.state = ConnectionState.IDLE
+        if self.reconnect:
+            self.forget(client)
+            if self._connecting is None or self._connecting.done():
+                self._start(self._connect_until_done)
+
+    def _tell(self, event: ClientEvent) -> None:
+        for stream in self._events:
+            stream.put(event)
+
+    # Use
+
+    def check_use(self) -> None:
+        """Raise what wrong use deserves; remember the loop of the first."""
+        self._check_loop()
+        if self.is_closed:
+            raise ConnectionClosed("the client is closed")
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._pid = loop, os.getpid()
+            self._retry = RetrySchedule(self._backoff, loop.time)
+        elif loop is not self._loop:
+            raise wrong_loop_error(self._pid)

@@ -1,0 +1,121 @@
+"""What happens to the connection of an HTTPClient, as a program can follow it (PROTOCOL §13).
+
+Belongs to the client's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self, TypeAlias
+
+from fastderp.errors import ConcurrencyError, DerpError
+from fastderp.wire.keys import NodePublic
+from fastderp.wire.protocol import Health, ServerInfo, ServerRestarting
+
+# A program that does not follow its events loses the oldest.
+LIMIT_EVENTS = 1000
+
+
+class ConnectionState(Enum):
+    """Whether an HTTPClient has a connection, or is about to. PROTOCOL §13."""
+
+    IDLE = "not connected"  # the next call that needs a connection makes one
+    WAITING = "waiting to connect"  # until the relay is dialled again
+    CONNECTING = "connecting"  # from the name look-up until the relay accepts the login
+    CONNECTED = "connected"
+    CLOSED = "closed"  # for good
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A relay has accepted the login: from now on others reach the client. PROTOCOL §3, §13.
+
+    Args:
+        generation: the number of the connection, from 1.
+        server_public_key: the relay's key.
+    """
+
+    generation: int
+    server_public_key: NodePublic
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """A connection is over. PROTOCOL §13.
+
+    Args:
+        generation: its number.
+        reason: what calls raise: ConnectionClosed for an orderly end, ConnectionLost for another, or ProtocolError.
+    """
+
+    generation: int
+    reason: DerpError
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """An attempt to connect has failed, or the relay has refused the login. PROTOCOL §13.
+
+    Args:
+        reason: what went wrong.
+    """
+
+    reason: DerpError
+
+
+ClientEvent: TypeAlias = (
+    Connected | Disconnected | DialFailed | ServerInfo | Health | ServerRestarting
+)
+"""What `HTTPClient.events` yields.
+
+ServerInfo has the rate that the relay asks for, Health a problem it sees or the end of one. PROTOCOL §4, §13."""
+
+
+class EventStream:
+    """Events in order, from the moment `HTTPClient.events` was called until the client is closed. PROTOCOL §13.
+
+    Keeps up to 1,000 events that were not taken; older ones are dropped. One task iterates at a time.
+    """
+
+    __slots__ = ("__weakref__", "_events", "_is_over", "_waiter")
+
+    def __init__(self) -> None:
+        """Used by `HTTPClient.events`."""
+        self._events: deque[ClientEvent] = deque(maxlen=LIMIT_EVENTS)
+        self._is_over = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> Self:
+        """Iterate over events, waiting for new ones."""
+        return self
+
+    async def __anext__(self) -> ClientEvent:
+        """Wait for the next event. ConcurrencyError while another task does."""
+        if self._waiter is not None:
+            raise ConcurrencyError("another task waits for these events already")
+        while not self._events:
+            if self._is_over:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._events.popleft()
+
+    def put(self, event: ClientEvent) -> None:
+        """Add an event. For the client."""
+        self._events.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """Iterate no further than the events that are there. For the client."""
+        self._is_over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

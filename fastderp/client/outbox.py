@@ -1,0 +1,209 @@
+"""What a client has to send: the order and the pace in which frames go to the stream (PROTOCOL §3.2, §4).
+
+Frames are gathered and written many at a time by one task per connection. Memory is bounded: a sender waits for room before
+its frame is taken, so what was cancelled while it waited was never taken. Belongs to the stream's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from fastderp.errors import ConnectionLost, DerpError
+from fastderp.net.stream import Stream
+from fastderp.util.token_bucket import TokenBucket
+from fastderp.wire.protocol import HEADER_SIZE, MAX_SEND_PACKET_SIZE
+
+# Bytes taken and not yet with the transport, which buffers 64 KiB of its own. The frame that reaches the limit may exceed it.
+LIMIT_BYTES = 64 << 10
+# The shortest wait for the rate: timers of some loops count milliseconds, and a wake-up per packet is not needed.
+_PACE_S = 0.005
+
+
+class SendRate(TokenBucket):
+    """The budget of bytes that a relay announced. PROTOCOL §3.2."""
+
+    __slots__ = ()
+
+    def __init__(self, rate_bytes_s: int, burst_bytes: int, clock: Callable[[], float]) -> None:
+        """Start full.
+
+        A burst of 0 is unsaid: then it is a second's worth, and at least the largest packet. `clock` tells seconds.
+        """
+        burst_bytes = burst_bytes or max(rate_bytes_s, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
+        super().__init__(rate_bytes_s, burst_bytes, clock=clock)
+
+    def take(self, n: float = 1) -> bool:
+        """Spend `n` bytes if the budget has them, or is full: a frame larger than the burst leaves a debt."""
+        if self._refilled() < min(n, self._burst):
+            return False
+        self._tokens -= n
+        return True
+
+    def give_back(self, n: float) -> None:
+        """Undo a `take`."""
+        self._tokens += n
+
+    def wait_s(self, n: float) -> float:
+        """Return the seconds until `take` may succeed."""
+        return max(0.0, min(n, self._burst) - self._refilled()) / self._per_s
+
+
+class _Turn:
+    """A sender that waits for room, and how much."""
+
+    __slots__ = ("granted", "n_bytes", "rated")
+
+    def __init__(self, n_bytes: int, rated: bool, granted: asyncio.Future[None]) -> None:
+        self.n_bytes = n_bytes
+        self.rated = rated
+        self.granted = granted
+
+
+class Outbox:
+    """The sending side of a connection.
+
+    A frame is put in three steps: `reserve` or `try_reserve` its bytes, then `put` it at once.
+    """
+
+    __slots__ = (
+        "_error",
+        "_frames",
+        "_idle",
+        "_loop",
+        "_n_granted",
+        "_on_failure",
+        "_pacing",
+        "_rate",
+        "_stream",
+        "_taken_bytes",
+        "_task",
+        "_turns",
+    )
+
+    def __init__(self, stream: Stream, on_failure: Callable[[DerpError], object]) -> None:
+        """Write to `stream` until it fails, which is told to `on_failure`, or `close`."""
+        self._stream = stream
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        # Parts of whole frames in order. The reserved bytes of frames that are not put yet count as taken.
+        self._frames: list[bytes] = []
+        self._taken_bytes = 0
+        self._turns: deque[_Turn] = deque()
+        # Senders that have their turn and were not resumed yet; others may not overtake them.
+        self._n_granted = 0
+        self._rate: SendRate | None = None
+        self._pacing: asyncio.TimerHandle | None = None
+        self._error: DerpError | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._task = self._loop.create_task(self._write())
+
+    def set_rate(self, rate: SendRate | None) -> None:
+        """Send no faster than this from now on."""
+        self._rate = rate
+        self._grant()
+
+    def try_reserve(self, n_bytes: int, *, rated: bool) -> bool:
+        """Take room for a frame of `n_bytes`; return False where it would have to wait.
+
+        A `rated` frame takes its share of the rate as well, and its turn behind all who wait.
+        """
+        if self._taken_bytes >= LIMIT_BYTES or (rated and (self._turns or self._n_granted)):
+            return False
+        if rated and self._rate is not None and not self._rate.take(n_bytes):
+            return False
+        self._taken_bytes += n_bytes
+        return True
+
+    async def reserve(self, n_bytes: int, *, rated: bool) -> None:
+        """Wait for what `try_reserve` takes, behind all who wait already. Nothing is taken when it is cancelled.
+
+        Raises what the connection ended with.
+        """
+        turn = _Turn(n_bytes, rated, self._loop.create_future())
+        self._turns.append(turn)
+        self._grant()
+        try:
+            await turn.granted
+        except BaseException:
+            if turn.granted.done() and not turn.granted.cancelled() and not self._error:
+                self._n_granted -= 1
+                self._taken_bytes -= n_bytes
+                if rated and self._rate is not None:
+                    self._rate.give_back(n_bytes)
+            elif turn in self._turns:
+                self._turns.remove(turn)
+            self._grant()
+            raise
+        self._n_granted -= 1
+
+    def put(self, *parts: bytes) -> None:
+        """Take the parts of a frame for which there is a reservation. They are on their way with the loop's next turn."""
+        self._frames += parts
+        if self._idle is not None:
+            if not self._idle.done():
+                self._idle.set_result(None)
+            self._idle = None
+
+    def flush(self) -> None:
+        """Hand what was put to the stream at once: before it is closed. ConnectionLost when it broke."""
+        if self._frames:
+            data = b"".join(self._frames)
+            self._frames.clear()
+            self._stream.write(data)
+
+    def end(self, error: DerpError) -> None:
+        """Send no more; all who wait for room are told the error."""
+        if self._error is not None:
+            return
+        self._error = error
+        if self._pacing is not None:
+            self._pacing.cancel()
+        turns, self._turns = self._turns, deque()
+        for turn in turns:
+            if not turn.granted.done():
+                turn.granted.set_exception(error)
+        self._frames.clear()
+        self._task.cancel()
+
+    async def _write(self) -> None:
+        """Write what was put, all of it at once, whenever the stream takes more."""
+        try:
+            while True:
+                if not self._frames:
+                    self._idle = self._loop.create_future()
+                    await self._idle
+                data = b"".join(self._frames)
+                self._frames.clear()
+                self._stream.write(data)
+                await self._stream.drain()
+                self._taken_bytes -= len(data)
+                self._grant()
+        except DerpError as error:
+            self._on_failure(error)
+        except Exception as error:  # what a stream of the caller's own may raise
+            lost = ConnectionLost(f"writing failed: {error!r}")
+            lost.__cause__ = error
+            self._on_failure(lost)
+
+    def _grant(self) -> None:
+        """Give senders that wait their turn, in order, as far as there are room and rate."""
+        while self._turns and self._taken_bytes < LIMIT_BYTES:
+            turn = self._turns[0]
+            if turn.granted.done():  # cancelled, and not resumed yet
+                self._turns.popleft()
+                continue
+            if turn.rated and self._rate is not None and not self._rate.take(turn.n_bytes):
+                if self._pacing is None:
+                    wait_s = max(self._rate.wait_s(turn.n_bytes), _PACE_S)
+                    self._pacing = self._loop.call_later(wait_s, self._paced)
+                return
+            self._turns.popleft()
+            self._taken_bytes += turn.n_bytes
+            self._n_granted += 1
+            turn.granted.set_result(None)
+
+    def _paced(self) -> None:
+        self._pacing = None
+        self._grant()
