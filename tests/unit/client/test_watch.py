@@ -171,7 +171,7 @@ class Shared(HTTPClient):
 
 
 async def test_connection_made_by_another_user_of_the_client_starts_anew() -> None:
-    client = Shared("http://relay.invalid", NodePrivate.generate())
+    client = Shared("http://relay.invalid", NodePrivate.generate(), lazy=True)
     client.script = [
         (ServerInfo(), 1),
         (PeerPresent(ONE), 1),
@@ -195,7 +195,7 @@ async def test_connection_made_by_another_user_of_the_client_starts_anew() -> No
 async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_connection(
     failing: str, error: Exception
 ) -> None:
-    async with Shared("http://relay.invalid", NodePrivate.generate()) as client:
+    async with Shared("http://relay.invalid", NodePrivate.generate(), lazy=True) as client:
         client.script = [
             (ServerInfo(), 1),
             (PeerPresent(TWO), 1),

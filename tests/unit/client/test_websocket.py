@@ -116,7 +116,11 @@ async def relay() -> AsyncIterator[Relay]:
 
 def client_of(relay: Relay, **options: Any) -> HTTPClient:
     return HTTPClient(
-        f"ws://127.0.0.1:{relay.port}/derp", NodePrivate.generate(), lazy=True, **options
+        f"ws://127.0.0.1:{relay.port}/derp",
+        NodePrivate.generate(),
+        lazy=True,
+        control_messages=True,
+        **options,
     )
 
 

@@ -266,9 +266,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def region_client(host_name: str, port: int) -> HTTPClient:
+def region_client(host_name: str, port: int, *, use_tls: bool = False) -> HTTPClient:
     region = DerpRegion(1, nodes=(DerpNode("1a", 1, host_name, derp_port=port),))
-    return HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=False, lazy=True)
+    return HTTPClient.for_region(lambda: region, NodePrivate.generate(), use_tls=use_tls, lazy=True)
 
 
 @pytest.mark.usefixtures("no_proxies")
@@ -377,8 +377,7 @@ async def test_loopback_and_exempt_hosts_go_without_the_proxy(
     monkeypatch.setenv("NO_PROXY", no_proxy)
     network.refused = {V4, V6, socket.AF_UNSPEC}
     host = "derp.example" if no_proxy else "127.0.0.1"
-    async with region_client(host, 443) as client:
-        client._target._https = True
+    async with region_client(host, 443, use_tls=True) as client:
         with pytest.raises(DialError):
             await client.connect()
     assert {host for host, _, _ in network.dialled} == {host}

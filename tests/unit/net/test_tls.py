@@ -259,9 +259,9 @@ async def test_port_that_does_not_speak_tls_is_a_dial_error(says: bytes) -> None
     listener.close()
 
 
-def test_missing_root_file_is_named(tmp_path: Path) -> None:
-    client = HTTPClient(
-        "https://127.0.0.1:1/", NodePrivate.generate(), cafile=tmp_path / "none.pem"
-    )
-    with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
-        client._context(True, None)
+async def test_missing_root_file_is_named(tmp_path: Path) -> None:
+    async with fake_server() as server:
+        client = client_of(server, cafile=tmp_path / "none.pem")
+        with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
+            await client.connect()
+        await client.close()
