@@ -5,7 +5,11 @@ checks on, and with `address` (plus undefined behaviour) or `thread` the sanitiz
 FASTDERP_BUILD_JOBS=N limits how many modules are translated and compiled at once.
 """
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -35,8 +39,6 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
 }
-# The two variants never share an object file.
-BUILD_BASE = os.path.join("build", "checked" if CHECKED else "release")
 JOBS = int(os.environ.get("FASTDERP_BUILD_JOBS", 0)) or len(os.sched_getaffinity(0))
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -57,20 +59,48 @@ def extension(wing, name):
     )
 
 
-def translated(column, directives):
+def extensions(column):
+    """Return the extensions of one column of MODULES."""
+    return [extension(wing, name) for wing, row in MODULES.items() for name in row[column].split()]
+
+
+def translated(column, directives, build_base):
     """Return the extensions of one column of MODULES, translated to C in parallel."""
     return cythonize(
-        [extension(wing, name) for wing, row in MODULES.items() for name in row[column].split()],
+        extensions(column),
         compiler_directives=EVERYWHERE | directives,
-        build_dir=os.path.join(BUILD_BASE, "cython"),
+        build_dir=os.path.join(build_base, "cython"),
         nthreads=JOBS,
+    )
+
+
+def main():
+    """Run the command of the command line."""
+    asked = set(sys.argv)
+    in_tree = not asked.isdisjoint({"build_ext", "develop", "editable_wheel", "sdist"})
+    if in_tree:
+        # Only what has changed is built again. The two variants never share an object file.
+        build_base = os.path.join("build", "checked" if CHECKED else "release")
+    else:
+        # Leaves nothing in the folder: after `sudo pip install .` it would be root's, and in the way of the next install.
+        build_base = tempfile.mkdtemp(prefix="fastderp-build-")
+        atexit.register(shutil.rmtree, build_base, ignore_errors=True)
+    if asked.isdisjoint({"egg_info", "dist_info"}):
+        modules = translated(0, {} if CHECKED else PACKET_PATH, build_base)
+        modules += translated(1, {}, build_base)
+    else:  # only names and versions are asked for
+        modules = extensions(0) + extensions(1)
+    setup(
+        ext_modules=modules,
+        options={
+            "build": {"build_base": build_base},
+            "build_ext": {"parallel": JOBS},
+            "egg_info": {} if in_tree else {"egg_base": build_base},
+        },
     )
 
 
 # `pip install` imports this file; the worker processes of cythonize do as well, where they are
 # spawned instead of forked.
 if __name__ == "__main__":
-    setup(
-        ext_modules=translated(0, {} if CHECKED else PACKET_PATH) + translated(1, {}),
-        options={"build": {"build_base": BUILD_BASE}, "build_ext": {"parallel": JOBS}},
-    )
+    main()

@@ -1,0 +1,52 @@
+"""Names are looked up as the system does: /etc/hosts first."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fastderp.server.net.resolver import SystemResolver, addresses_in
+
+HOSTS = """
+127.0.0.1 localhost
+192.0.2.7\tcontrol.example Login.Example # a comment, other.example
+2001:db8::7 control.example.
+nonsense control.example
+192.0.2.8 control.example
+192.0.2.7 control.example
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("control.example", ["192.0.2.7", "2001:db8::7", "192.0.2.8"]),
+        ("CONTROL.example.", ["192.0.2.7", "2001:db8::7", "192.0.2.8"]),
+        ("login.example", ["192.0.2.7"]),
+        ("other.example", []),
+        ("example", []),
+    ],
+)
+def test_a_hosts_file_is_read_as_the_system_reads_it(
+    tmp_path: Path, name: str, addresses: list[str]
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(HOSTS)
+    assert addresses_in(hosts, name) == addresses
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"#" * 3_000_000])
+def test_a_hosts_file_that_says_nothing_is_no_error(tmp_path: Path, content: bytes | None) -> None:
+    hosts = tmp_path / "hosts"
+    if content is not None:
+        hosts.write_bytes(content)
+    assert addresses_in(hosts, "control.example") == []
+
+
+def test_a_name_in_the_hosts_file_needs_no_nameserver(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(HOSTS)
+    silent = SystemResolver("127.0.0.1", 9, hosts=hosts)
+    assert asyncio.run(silent.addresses("login.example")) == ["192.0.2.7"]

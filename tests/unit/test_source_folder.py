@@ -1,0 +1,70 @@
+"""A folder with the sources only: what it says when it is imported, and what a build leaves in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastderp
+
+ROOT = Path(fastderp.__file__).parents[1]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A checkout in which nothing is compiled."""
+    folder = tmp_path / "checkout"
+    leave_out = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "fastderp", folder / "fastderp", ignore=leave_out)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def run(sources: Path, *arguments: str, installed: Path | None = ROOT) -> tuple[int, str]:
+    """Run Python in the folder, with or without another fastderp installed."""
+    path = ":".join(path for path in sys.path if path and not Path(path, "fastderp").is_dir())
+    env = os.environ | {"PYTHONPATH": f"{sources}:{path}" + (f":{installed}" if installed else "")}
+    command = [sys.executable, "-S", *arguments]
+    done = subprocess.run(command, cwd=sources, env=env, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", "fastderp"), ("-m", "pydoc", "fastderp.HTTPClient"), ("-c", "from fastderp import Server")],
+    ids=["python -m fastderp", "pydoc", "import"],
+)  # fmt: skip
+def test_sources_that_hide_an_installed_fastderp_say_so_and_what_to_type(
+    sources: Path, arguments: tuple[str, ...]
+) -> None:
+    _, said = run(sources, *arguments)
+    assert (
+        f"fastderp in {sources} is not compiled, and it hides the one installed in {ROOT}" in said
+    )
+    assert f"work in another folder, or compile it once: pip install -e {sources}" in said
+
+
+def test_sources_alone_say_what_to_type(sources: Path) -> None:
+    code, said = run(sources, "-m", "fastderp.cli.relay", "-dev", installed=None)
+    assert code == 69
+    assert said == (
+        f"fastderp-relay: fastderp in {sources} is not compiled: "
+        f"compile it once: pip install -e {sources}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["egg_info", "dist_info"])
+def test_asking_for_the_packages_name_leaves_nothing_in_the_folder(
+    sources: Path, command: str
+) -> None:
+    before = set(sources.rglob("*"))
+    output = ("--output-dir", str(sources.parent)) if command == "dist_info" else ()
+    code, said = run(sources, "setup.py", "-q", command, *output)
+    assert code == 0, said
+    assert {path for path in sources.rglob("*") if "__pycache__" not in path.parts} <= before
