@@ -158,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         help="https: fill TLS records with packets; real clients send one record per packet",
     )
+    add(
+        "--busy-wait",
+        action="store_const",
+        const=True,
+        help="poll for packets instead of sleeping until they come; real clients sleep",
+    )
     add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")
     add("--verify", action="store_true", help="compare every payload byte on arrival")
     add("--seed", type=int, default=0, help="fixes packet sizes and contents (%(default)s)")
@@ -219,7 +225,15 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         changes |= {"window": 0, "rate": options.rate}
     if options.never_wait:
         changes |= {"window": 0, "rate": 0.0}
-    for name in ("idle", "in_a_row", "slow", "storm", "storm_rate", "joined_records"):
+    for name in (
+        "idle",
+        "in_a_row",
+        "slow",
+        "storm",
+        "storm_rate",
+        "joined_records",
+        "busy_wait",
+    ):
         if (value := getattr(options, name)) is not None:
             changes[name] = value
     if not changes:

@@ -140,7 +140,7 @@ class Crowd:
 
     The relay's certificate is verified when it is asked for its key; the clients then know it by its boxes.
     They connect from `sources` in turn; without any, to a relay on 127.0.0.1, from as many loopback addresses as
-    ports suffice for. With `rate` no more than that many per second log in. With `never_sleeps` the load's core is kept
+    ports suffice for. With `rate` no more than that many per second log in. With `busy_wait` the load's core is kept
     busy meanwhile: to wake it is not the relay's cost. Raises DialError, naming the relay and the cause, when the
     relay cannot be asked for its key.
     """
@@ -152,7 +152,7 @@ class Crowd:
         *,
         sources: Sequence[str] = (),
         rate: float = 0.0,
-        never_sleeps: bool = False,
+        busy_wait: bool = False,
     ) -> None:
         address = target.resolve()
         sources = sources or loopback_sources(address[0], n)
@@ -188,7 +188,7 @@ class Crowd:
                 at_once=LOGINS_AT_ONCE,
                 rate=rate,
                 limit_s=LOGIN_LIMIT_S,
-                never_sleeps=never_sleeps,
+                busy_wait=busy_wait,
             )
         except OSError as error:
             raise DialError(f"{target.url}: {_cause(error)}") from error

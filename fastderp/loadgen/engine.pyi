@@ -42,7 +42,9 @@ class Engine:
     every payload byte. A connection with several flows sends `in_a_row` packets of one before the
     next one's turn; a schedule lets go as many at once. The connections numbered in `slow` read `slow_bytes_per_s` each, and latency leaves
     out what goes to them. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
-    many packets as fit; otherwise each packet has its own, as real clients send. Raises ValueError
+    many packets as fit; otherwise each packet has its own, as real clients send. With
+    `busy_wait` the thread polls for packets instead of sleeping, as no client does: the relay then
+    does not pay for waking it. Raises ValueError
     for arguments out of range, TlsError for keys that were moved away, OSError when the kernel has
     no more descriptors.
     """
@@ -59,6 +61,7 @@ class Engine:
         slow: Iterable[int] = (),
         slow_bytes_per_s: int = 0,
         joined_records: bool = False,
+        busy_wait: bool = False,
         verify: bool = False,
         seed: int = 0,
     ) -> None: ...

@@ -34,7 +34,7 @@ cdef class Engine:
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
                   uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0, bint joined_records=False,
-                  bint verify=False, int seed=0):
+                  bint busy_wait=False, bint verify=False, int seed=0):
         cdef Load* load = &self.load
         load.epoll = load.timer = -1
         if window and rate:
@@ -46,6 +46,7 @@ cdef class Engine:
         load.in_a_row = in_a_row
         load.verify = verify
         load.joined_records = joined_records
+        load.busy_wait = busy_wait
         if rate:
             load.gap_ns = 1e9 / rate
         self.draw(sizes, random.Random(seed))
@@ -132,7 +133,6 @@ cdef class Engine:
             load.n_flows += 1
         if not load.n_flows:
             load.pace = PACE_WINDOW            # a schedule needs somebody to send
-        load.never_sleeps = load.n_flows * load.window == 1
 
     cdef watch(self):
         cdef Load* load = &self.load

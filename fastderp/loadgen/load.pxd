@@ -81,7 +81,7 @@ cdef struct Load:
     Phase phase
     bint verify
     bint joined_records
-    bint never_sleeps               # with one packet under way in all: to wake the load for it is not the relay's cost
+    bint busy_wait                  # poll for packets instead of sleeping until there are some
     int stopped                     # set by any thread, through flag_set
     Connection* connections
     uint32_t n_connections

@@ -412,7 +412,7 @@ cdef void load_measure(Load* load) noexcept nogil:
 
 cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
     """How long epoll may sleep: not at all when a connection has more to send."""
-    if load.never_sleeps or (load.first_dirty != NULL and load.phase != DRAIN):
+    if load.busy_wait or (load.first_dirty != NULL and load.phase != DRAIN):
         return 0
     cdef uint64_t left_ns = min(until_ns - now_ns, <uint64_t>IDLE_WAIT_MS * 1000000)
     if load.n_slow:
@@ -446,7 +446,7 @@ cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
         if load.pace == PACE_SCHEDULE and load.phase != DRAIN:
             schedule_grant(load, now_ns)
         send_turn(load)
-        if load.never_sleeps:
+        if load.busy_wait:
             sched_yield()
         events_take(load, wait_ms(load, now_ns, until_ns))
         now_ns = clock_ns()

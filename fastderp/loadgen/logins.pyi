@@ -10,7 +10,7 @@ class Logins:
     each ClientInfo, and both are sent at once. With `hello`, what `client_hello` returned, they
     speak TLS 1.3, and `hello_key` is the private key to it; they look at no certificate. They connect from `sources` in
     turn, at most `at_once` at a time and, with `rate`, no more than that many per second. `limit_s` is the time one login may take. With
-    `never_sleeps` the thread keeps its core busy, so that the relay does not pay for waking it.
+    `busy_wait` the thread keeps its core busy, so that the relay does not pay for waking it.
     Raises ValueError for arguments that do not fit, OSError when the kernel has no more descriptors.
     """
 
@@ -27,7 +27,7 @@ class Logins:
         at_once: int = 64,
         rate: float = 0.0,
         limit_s: float = 30.0,
-        never_sleeps: bool = False,
+        busy_wait: bool = False,
     ) -> None: ...
     def run(self, seconds: float) -> bool:
         """Go on for at most so long; return whether everybody is in, or `stop` was called.

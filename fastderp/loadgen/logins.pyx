@@ -107,7 +107,7 @@ cdef struct Crowd:
     uint64_t first_ns
     uint64_t last_ns                # when the last one got in
     uint64_t limit_ns               # for one login
-    bint never_sleeps
+    bint busy_wait
     Trouble trouble                 # of the first client that had any
     unsigned long code
     uint32_t who
@@ -395,9 +395,9 @@ cdef void crowd_run(Crowd* c, uint64_t until_ns) noexcept nogil:
         c.first_ns = now_ns
     while c.n_inside < c.n and c.trouble == NO_TROUBLE and now_ns < until_ns and not flag_is_set(&c.stopped):
         crowd_enter(c, now_ns)
-        if c.never_sleeps:
+        if c.busy_wait:
             sched_yield()
-        n = epoll_wait(c.epoll, events, N_EVENTS, 0 if c.never_sleeps else wait_ms(until_ns - now_ns))
+        n = epoll_wait(c.epoll, events, N_EVENTS, 0 if c.busy_wait else wait_ms(until_ns - now_ns))
         for i in range(n):
             if events[i].data.u32 == TIMER:
                 read(c.timer, &expirations, sizeof(expirations))
@@ -417,7 +417,7 @@ cdef class Logins:
 
     def __cinit__(self, bytes address not None, bytes server_key not None, bytes request, infos, *,
                   bytes hello=None, bytes hello_key=None, sources=(), int at_once=64,
-                  double rate=0.0, double limit_s=30.0, bint never_sleeps=False):
+                  double rate=0.0, double limit_s=30.0, bint busy_wait=False):
         cdef Crowd* c = &self.crowd
         cdef bytes joined = b"".join(infos)
         cdef epoll_event event
@@ -439,7 +439,7 @@ cdef class Logins:
         c.n = len(infos)
         c.n_info = len(joined) // c.n if c.n else 0
         c.n_at_once = at_once
-        c.never_sleeps = never_sleeps
+        c.busy_wait = busy_wait
         c.gap_ns = 1e9 / rate if rate else 0.0
         c.limit_ns = <uint64_t>(limit_s * 1e9)
         if hello is not None:

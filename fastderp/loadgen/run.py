@@ -77,8 +77,12 @@ def run(
     n_clients = scenario.n_clients + scenario.idle
     on_progress("preparing", 0.0)
     there = _only_receivers(scenario) if to is not None else set()
-    crowd = Crowd(target, n_clients - len(there), sources=sources, never_sleeps=True)
-    beyond = Crowd(to, len(there), sources=sources, never_sleeps=True) if to is not None else None
+    crowd = Crowd(target, n_clients - len(there), sources=sources, busy_wait=scenario.busy_wait)
+    beyond = (
+        Crowd(to, len(there), sources=sources, busy_wait=scenario.busy_wait)
+        if to is not None
+        else None
+    )
     cpu_before = relay.cpu_s() if relay else 0.0
     joined = crowd.log_in(lambda n: on_progress("logging in", n / n_clients))
     if beyond is not None:
@@ -169,6 +173,7 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
             slow=scenario.slow_readers(),
             slow_bytes_per_s=scenario.slow_kib_per_s * 1024,
             joined_records=scenario.joined_records,
+            busy_wait=scenario.busy_wait,
             verify=verify,
             seed=seed,
         )

@@ -37,7 +37,8 @@ class Scenario:
     A client with several flows sends `in_a_row` packets of one before the next, and a schedule lets
     go as many at once. The last `slow`
     receivers read `slow_kib_per_s` each and are left out of the latency. `storm` more clients log
-    in while it is measured, `storm_rate` per second or as fast as they can.
+    in while it is measured, `storm_rate` per second or as fast as they can. With `busy_wait` the load
+    polls instead of sleeping until packets arrive, as no client does.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Scenario:
     storm: int = 0
     storm_rate: float = 0.0
     joined_records: bool = False
+    busy_wait: bool = False
 
     def __post_init__(self) -> None:
         least = 2 if self.shape in (Shape.ALL_TO_ALL, Shape.RING) else 1
