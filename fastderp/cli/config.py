@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastderp.cli.certificates import CERT_MODES, acme_settings, manual_hostname
-from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable
+from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable, size
 from fastderp.errors import UsageError
+from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
 from fastderp.util import bounds
 
@@ -281,6 +282,15 @@ def flag_table(environment: Mapping[str, str]) -> list[Flag]:
             SERVE,
         ),
         Flag(
+            "login-memory",
+            size,
+            f"{LOGIN_MEMORY_BYTES >> 20}MiB",
+            "memory that all connections together may hold before their login",
+            "SIZE",
+            LIMITS,
+            bounds.LOGIN_MEMORY,
+        ),
+        Flag(
             "workers",
             integer,
             "0",
@@ -398,6 +408,7 @@ class RelayConfig:
     rate_file: Path | None
     accept_per_s: float  # infinite: no limit
     accept_burst: int
+    login_memory_bytes: int
     workers: int  # 0: one per core
     write_timeout_s: float  # 0: none
     user_timeout_s: float
@@ -446,6 +457,7 @@ def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -
         rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
         accept_per_s=values["accept-connection-limit"],
         accept_burst=values["accept-connection-burst"],
+        login_memory_bytes=values["login-memory"],
         workers=values["workers"],
         write_timeout_s=values["tcp-write-timeout"],
         user_timeout_s=values["tcp-user-timeout"],

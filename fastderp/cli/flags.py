@@ -27,6 +27,7 @@ _UNIT_S = {
     "h": 3600.0,
 }
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,9})(MiB|GiB)", re.ASCII)
 _FLAG = re.compile(r"--?([^-=][^=]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -64,6 +65,14 @@ def duration(text: str) -> float:
     if not parts or "".join(count + unit for count, unit in parts) != digits:
         raise ValueError("want a duration such as 500ms, 2s, 10m or 1h30m")
     return sign * sum(float(count) * _UNIT_S[unit] for count, unit in parts)
+
+
+def size(text: str) -> int:
+    """Read a size (`64MiB`, `1GiB`) as bytes. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError("want a size such as 64MiB or 1GiB")
+    return int(found[1]) << (20 if found[2] == "MiB" else 30)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ async def _start(
             key,
             write_timeout=config.write_timeout_s,
             workers=config.workers,
+            login_memory_bytes=config.login_memory_bytes,
             mesh_key=region.keys,
             verify=admission,
             rate_limit=rate_limit,

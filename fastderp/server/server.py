@@ -18,6 +18,7 @@ from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
+from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
@@ -34,6 +35,7 @@ from fastderp.server.net.listen import listen_sockets
 from fastderp.server.observe import traffic
 from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.consistency import inconsistencies
+from fastderp.server.observe.loop_lag import LoopLag
 from fastderp.server.observe.maintenance import Maintenance
 from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
 from fastderp.server.observe.supervisor import supervisor
@@ -82,6 +84,8 @@ class Server:
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
         disallowed_app_names: refuse clients with one of these AppNames, mesh peers excepted, before `verify` is asked. PROTOCOL §22.
+        login_memory_bytes: memory that all connections may hold together before their login. When it is used up, TLS handshakes
+            wait for their turn, and the connections that hold most are closed, the oldest first.
 
     Raises ValueError for values that make no sense, and `dataplane.plane.PlaneError`, a DerpError, when memory or descriptors are out.
     """
@@ -105,11 +109,13 @@ class Server:
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
         disallowed_app_names: Collection[str] = (),
+        login_memory_bytes: int = LOGIN_MEMORY_BYTES,
     ) -> None:
         bounds.QUEUE_PACKETS.check_argument("queue_packets", queue_packets)
         bounds.WORKERS.check_argument("workers", workers)
         bounds.WRITE_TIMEOUT.check_argument("write_timeout", write_timeout)
         bounds.LOGIN_TIMEOUT.check_argument("login_timeout", login_timeout)
+        bounds.LOGIN_MEMORY.check_argument("login_memory_bytes", login_memory_bytes)
         self._private_key = private_key or NodePrivate.generate()
         self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
@@ -134,12 +140,19 @@ class Server:
             self._duplicates,
             verify,
             disallowed_app_names,
+            login_memory_bytes,
         )
         self._embedded = EmbeddedSessions(self._registrar)
         self._round_trips = (
             traffic.RoundTrips(plane, self._bridged_round_trips_us) if rtt_stats else None
         )
-        self._maintenance = Maintenance(plane, self._round_trips, self._journal)
+        self._maintenance = Maintenance(
+            plane,
+            self._round_trips,
+            self._journal,
+            lambda: self._registrar.login_memory.freed_bytes,
+        )
+        self._loop_lag = LoopLag()
         self._on_closed: list[Callable[[ClosedEvent], object]] = [
             self._journal.note_closed,
             lambda event: self._registrar.ended(event.handle, event.reason),
@@ -169,6 +182,7 @@ class Server:
             self._plane.start()
             self._registrar.open(loop)
             self._maintenance.start(loop)
+            self._loop_lag.start(loop)
             loop.add_reader(
                 self._plane.fileno(), supervisor.guarded("plane events", self._on_plane_events)
             )
@@ -255,6 +269,7 @@ class Server:
     async def _shut_down(self) -> None:
         """Take apart what `start` put together: first nobody comes in, then everybody leaves."""
         self._maintenance.stop()
+        self._loop_lag.stop()
         self._client_rate.close()
         for listener in self._listeners:
             listener.close()
@@ -504,6 +519,8 @@ class Server:
         return {
             **{_plane_metric(name): value for name, value in plane.items()},
             **self._journal.metrics(),
+            **self._registrar.metrics(),
+            **self._loop_lag.metrics(),
             **self._client_rate.metrics(),
             **supervisor.metrics(),
             **self._region.metrics(),

@@ -12,7 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Two ends, both allowed; unit is "" or "s" for seconds. allows_none: 0 is allowed, too, and means never."""
+    """Two ends, both allowed; unit is "", "s" for seconds or "B" for bytes. allows_none: 0 is allowed, too, and means never."""
 
     low: float
     high: float
@@ -38,6 +38,8 @@ class Bounds:
         return f"{none}{self._text(self.low)} to {self._text(self.high)}"
 
     def _text(self, value: float) -> str:
+        if self.unit == "B":
+            return f"{int(value) >> 20}MiB" if value < 1 << 30 else f"{int(value) >> 30}GiB"
         if self.unit != "s" or value == 0:
             return str(value)
         for unit, seconds in (("h", 3600), ("m", 60), ("s", 1)):
@@ -64,5 +66,7 @@ ACCEPTS_PER_S: Final = Bounds(0, math.inf)
 ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
 # A uint32_t of the data plane's.
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
+# Room for the smallest number of TLS handshakes that makes sense, and more than any machine needs.
+LOGIN_MEMORY: Final = Bounds(4 << 20, 64 << 30, "B")
 # A uint32 of milliseconds in a Restarting frame.
 RESTART: Final = Bounds(0, 1193 * 3600.0, "s")

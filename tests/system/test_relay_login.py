@@ -254,9 +254,9 @@ def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
         stop = threading.Event()
 
         def trickle() -> None:
-            for byte in (
-                b"GET / HTTP/1.1\r\n" if setup.transport == "plain" else b"\x16\x03\x01\x01\x00"
-            ) * 100:
+            head = b"GET / HTTP/1.1\r\n" * 100
+            hello = b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03" + bytes(245)
+            for byte in head if setup.transport == "plain" else hello:
                 if stop.wait(0.05):
                     return
                 try:
@@ -294,28 +294,25 @@ def test_good_clients_get_in_while_thousands_hold_their_connections_silent(
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
 
 
-def test_oversized_logins_share_a_bounded_memory(
-    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+def test_oversized_logins_share_a_bounded_memory_and_the_oldest_goes(
+    start_relay: StartRelay,
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.login_memory.RESERVE_LIMIT_BYTES", 500_000)
-    relay = start_relay()
-    header = struct.pack(">BI", CLIENT_INFO, 250_000)
-    with relay.connect() as first, relay.connect() as second, relay.connect() as third:
-        for peer in (first, second):
-            peer.upgrade(relay.server.public_key)
-            peer.send(header)
-        eventually(
-            lambda: (
-                relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 500_000
-            )
-        )
-        third.upgrade(relay.server.public_key)
-        third.send(header)
-        assert third.is_closed()
-        assert relay.refused() == {"login_memory": 1}
-        with relay.login() as small:
-            assert small.sync() == []
-    eventually(lambda: relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 0)
+    relay = start_relay(login_memory_bytes=4 << 20)
+    begun = struct.pack(">BI", CLIENT_INFO, 250_000) + bytes(240_000)
+    held = []
+    for _ in range(18):
+        peer = relay.connect()
+        peer.upgrade(relay.server.public_key)
+        peer.send(begun)
+        held.append(peer)
+    eventually(lambda: "login_memory" in relay.refused())
+    assert held[0].is_closed()
+    assert relay.metrics()["fastderp_login_memory_bytes"] <= 4 << 20
+    with relay.login() as small:
+        assert small.sync() == []
+    for peer in held:
+        peer.close()
+    eventually(lambda: relay.metrics()["fastderp_login_memory_bytes"] == 0)
 
 
 def test_when_too_many_are_not_logged_in_the_oldest_goes(

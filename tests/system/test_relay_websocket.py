@@ -393,28 +393,22 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
 
 
-def test_long_messages_before_the_login_share_a_bounded_memory(
-    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastderp.server.accept.login_memory.RESERVE_LIMIT_BYTES", 250_000)
-    relay = start_relay(WEBSOCKET)
-    long_message = message(bytes(130_000))
-    with connect(relay) as first, connect(relay) as second, connect(relay) as third:
-        for peer in (first, second):
-            peer.upgrade(relay.server.public_key)
-            peer.send_raw(long_message[:120_000])
-        eventually(
-            lambda: (
-                relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) > 230_000
-            )
-        )
-        third.upgrade(relay.server.public_key)
-        third.send_raw(long_message[:120_000])
-        assert third.closing() == (1000, b"")
-        assert relay.refused() == {"login_memory": 1}
-        with login(relay) as small:
-            assert small.sync() == []
-    eventually(lambda: relay.call(lambda: relay.server._registrar.login_memory.reserved_bytes) == 0)
+def test_long_messages_before_the_login_share_a_bounded_memory(start_relay: StartRelay) -> None:
+    relay = start_relay(WEBSOCKET, login_memory_bytes=4 << 20)
+    begun = message(bytes(130_000))[:120_000]
+    held = []
+    for _ in range(35):
+        peer = connect(relay)
+        peer.upgrade(relay.server.public_key)
+        peer.send_raw(begun)
+        held.append(peer)
+    eventually(lambda: "login_memory" in relay.refused())
+    assert relay.metrics()["fastderp_login_memory_bytes"] <= 4 << 20
+    with login(relay) as small:
+        assert small.sync() == []
+    for peer in held:
+        peer.close()
+    eventually(lambda: relay.metrics()["fastderp_login_memory_bytes"] == 0)
 
 
 def test_long_messages_after_the_login_share_a_bounded_memory(

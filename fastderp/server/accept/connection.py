@@ -15,7 +15,7 @@ from enum import Enum
 from fastderp.server.accept import websocket
 from fastderp.server.accept.bridge import Bridge
 from fastderp.server.accept.context import AcceptContext
-from fastderp.server.accept.derp_login import SMALL_LOGIN_BYTES, DerpLogin, Step
+from fastderp.server.accept.derp_login import DerpLogin, Step
 from fastderp.server.accept.http_session import (
     Action,
     HttpSession,
@@ -26,6 +26,7 @@ from fastderp.server.accept.http_session import (
     StartTunnel,
     StartWebSocket,
 )
+from fastderp.server.accept.login_memory import CONNECTION_BYTES, HANDSHAKE_BYTES, Account
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
@@ -36,6 +37,7 @@ from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
+from fastderp.util.shortage import SHORTAGES
 
 log = logging.getLogger("fastderp")
 
@@ -44,6 +46,11 @@ LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # A page that takes its time ends after this long: a forgotten browser would keep it open for days.
 PAGE_S = 300.0
+# A client waits up to this long for the memory that its TLS handshake takes.
+TURN_BUDGET_S = 30.0
+# What channels hold besides bytes that are not complete.
+RECORD_LAYER_BYTES = 1024
+WEBSOCKET_BYTES = 8 * 1024
 
 
 class State(Enum):
@@ -93,7 +100,10 @@ class Connection:
     """
 
     __slots__ = (
+        "_account",
+        "_awaits_turn",
         "_channel",
+        "_channel_bytes",
         "_connection_log",
         "_context",
         "_http",
@@ -103,11 +113,11 @@ class Connection:
         "_not_ideal",
         "_on_end",
         "_registrar",
-        "_reserved_bytes",
         "_stream",
         "_task",
         "_timer",
         "_tls",
+        "_was_served",
         "remote",
         "state",
         "tls_version",
@@ -128,21 +138,29 @@ class Connection:
         self._stream = Stream(
             context.registrar.poller, sock, self._on_bytes, self._on_input_end, self._on_drained
         )
+        self._account = Account(self._evict)
         self._channel: Channel = Plain()
+        self._channel_bytes = 0
         # "1.2" or "1.3" once TLS is spoken, "" before that and without.
         self.tls_version = ""
         self._tls: ServerHandshake | None = None
         self._http: HttpSession | None = None
         self._login: DerpLogin | None = None
         self._not_ideal = False
-        self._reserved_bytes = 0
         self._n_lingered = 0
+        # The first request of a connection is served as it comes, each further one in a turn.
+        self._was_served = False
+        self._awaits_turn = False
         self._idle = False
         self._task: asyncio.Task[None] | None = None
         self.state = State.TLS
         self._timer = context.registrar.loop.call_later(context.login_budget_s, self._on_time)
         if context.tls is None:
             self._start_http()
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._charge()
         self._stream.resume()
 
     def close(self, reason: str, detail: str = "") -> None:
@@ -179,8 +197,7 @@ class Connection:
     def _release(self) -> None:
         """Give back the timer, the memory and the place among the connections that are not logged in."""
         self._timer.cancel()
-        self._registrar.login_memory.unreserve(self._reserved_bytes)
-        self._reserved_bytes = 0
+        self._registrar.login_memory.release(self._account)
         self._http = None
         self._login = None
         if self._tls is not None:
@@ -203,14 +220,44 @@ class Connection:
         self._guard(self._continue)
 
     def _guard(self, act: Callable[..., None], *args: object) -> None:
-        """Act; an exception ends this connection and nothing else."""
+        """Act, and account for the memory it took; an exception ends this connection only."""
         try:
             act(*args)
         except TlsError as error:
             self._refuse_tls(error)
-        except Exception:
-            log.exception("%s: internal error", self.remote[0])
-            self.close("internal")
+        except MemoryError:
+            self.close("shortage", "out of memory")
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in SHORTAGES:
+                self.close("shortage", error.strerror or "")
+            else:
+                log.exception("%s: internal error", self.remote[0])
+                self.close("internal")
+        self._charge()
+
+    def _charge(self) -> None:
+        """Account for all that the connection holds; close it when the budget does not allow it."""
+        if self.state in (State.CLOSED, State.PROMOTED):
+            return
+        n_bytes = CONNECTION_BYTES + self._channel_bytes + self._stream.n_unsent
+        if self._tls is not None:
+            n_bytes += self._tls.held_bytes
+        elif isinstance(self._channel, RecordLayer):
+            n_bytes += len(self._channel.pending)
+        elif isinstance(self._channel, WebSocket):
+            n_bytes += self._channel.held_bytes
+        if self._http is not None:
+            n_bytes += self._http.held_bytes
+        if self._login is not None:
+            n_bytes += self._login.held_bytes
+        if not self._registrar.login_memory.charge(self._account, n_bytes):
+            self._evict()
+
+    def _evict(self) -> None:
+        """End the connection: it holds more, or holds it longer, than others that are not logged in."""
+        if self.state in (State.HTTP, State.PAGE, State.LOGIN) and self._stream.flushed:
+            self._stream.send(close_notify(self._channel))
+        self.close("memory", "the memory for connections before their login is used up")
 
     def _receive(self, data: bytes) -> None:
         if self.state is State.TLS:
@@ -219,9 +266,15 @@ class Connection:
             self._tls.feed(data)
         else:
             self._take(self._channel.open(data))
-        if isinstance(self._channel, WebSocket):
-            self._after_frames(self._channel)
-        elif self._channel.eof and self.state in (State.HTTP, State.PAGE, State.LOGIN):
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """End the connection if its client has, inside the channel; input before the end comes first."""
+        if (
+            self._channel.eof
+            and self.state in (State.HTTP, State.PAGE, State.LOGIN)
+            and not self._awaits_turn
+        ):
             self._on_input_end(None)
 
     def _continue(self) -> None:
@@ -231,6 +284,7 @@ class Connection:
         else:
             self._stream.resume()
             self._advance()
+            self._check_end()
 
     def _on_input_end(self, error: OSError | None) -> None:
         if self.state is State.LINGER:
@@ -257,6 +311,8 @@ class Connection:
     def _on_time(self) -> None:
         if self._idle:
             self.close("idle")
+        elif self._tls is not None and self._tls.waits_for_turn:
+            self.close("shortage", "there was no memory for its handshake in time")
         elif self._tls is not None and self._tls.waits_for_certificate:
             self.close("timeout", "its certificate was not issued in time")
         else:
@@ -265,17 +321,27 @@ class Connection:
     # TLS
 
     def _start_tls(self) -> ServerHandshake:
-        """Begin the handshake, at the client's first bytes: an OpenSSL object is large."""
+        """Begin the handshake, at the client's first bytes."""
         assert self._context.tls is not None
         registrar = self._registrar
         return ServerHandshake(
             self._context.tls,
             self._stream,
             registrar.poller,
-            registrar.handshakes,
+            registrar.handshake_threads,
+            registrar.handshake_queue,
             guard=self._guard,
+            waits=self._wait_for_turn,
+            give_way=self._give_way,
             done=self._secured,
         )
+
+    def _wait_for_turn(self, waits: bool) -> None:
+        """Stop the client's time while its handshake waits for memory: the shortage is ours."""
+        self._set_budget(TURN_BUDGET_S if waits else self._context.login_budget_s)
+
+    def _give_way(self) -> None:
+        self.close("crowded", "its handshake was not finished while others waited for theirs")
 
     def _secured(self, handshake: Handshake) -> None:
         """Go on to HTTP behind a handshake that is complete."""
@@ -283,10 +349,14 @@ class Connection:
             # A CA has seen its answer; RFC 8737 §3 allows nothing behind the handshake.
             self._linger()
             return
+        assert self._tls is not None and handshake.version is not None
+        self._tls.cancel()
         self._tls = None
-        assert handshake.version is not None
         self.tls_version = handshake.version.removeprefix("TLSv")
         self._channel = channel_of(handshake)
+        # The handshake's OpenSSL object stays for TLS 1.2.
+        is_record_layer = isinstance(self._channel, RecordLayer)
+        self._channel_bytes = RECORD_LAYER_BYTES if is_record_layer else HANDSHAKE_BYTES
         self._start_http()
         self._take(self._channel.open(b""))
 
@@ -316,17 +386,37 @@ class Connection:
             return
         self._advance()
 
-    def _advance(self) -> None:
-        """Act as long as there is input and the client takes the output."""
-        while self._stream.flushed:
+    def _advance(self, *, has_turn: bool = False) -> None:
+        """Act on complete input, one request at most, once the client has taken the output."""
+        if self._stream.flushed:
             if self.state is State.HTTP and self._http is not None and self._http.has_input:
+                if self._was_served and not has_turn:
+                    self._ask_for_turn()
+                    return
                 self._serve_request(self._http)
-            else:
-                if self.state is State.LOGIN and self._login is not None:
-                    self._follow(self._login, self._login.step())
-                break
+            if self.state is State.LOGIN and self._login is not None:
+                self._follow(self._login, self._login.step())
         if not self._stream.flushed:
             self._stream.pause()
+
+    def _ask_for_turn(self) -> None:
+        """Have the next request served after those of other connections; logins come before it."""
+        self._stream.pause()
+        if not self._awaits_turn:
+            self._awaits_turn = True
+            self._registrar.turns.ask(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._awaits_turn = False
+        if self.state is State.HTTP:
+            self._guard(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if not self._stream.flushed:
+            return  # `_continue` asks for another
+        self._stream.resume()
+        self._advance(has_turn=True)
+        self._check_end()
 
     # HTTP
 
@@ -339,8 +429,12 @@ class Connection:
             self._idle = False
             self._set_budget(self._context.login_budget_s)
         action = session.next_action()
-        if action is not None:
-            self._act(action)
+        if action is None:
+            return
+        self._was_served = True
+        self._act(action)
+        if self.state is State.HTTP and session.has_input:
+            self._ask_for_turn()
 
     def _act(self, action: Action) -> None:
         """Do what a request asks for."""
@@ -395,6 +489,7 @@ class Connection:
         self._stream.send(self._channel.seal(opening.response))
         channel = WebSocket(self._channel, self._stream, self._connection_log.websocket_failures)
         self._channel = channel
+        self._channel_bytes += WEBSOCKET_BYTES
         if not opening.derp:
             self._refuse(
                 "websocket",
@@ -405,16 +500,6 @@ class Connection:
         self._connection_log.note_websocket()
         self._http.feed(channel.unwrap(self._http.take_rest()))
         self._start_login(Upgrade(fast_start=True, not_ideal=False))
-        self._after_frames(channel)
-
-    def _after_frames(self, channel: WebSocket) -> None:
-        """Check a WebSocket after reading: it may be closing, or hold much of a message that is not complete."""
-        if self.state is not State.LOGIN:
-            return
-        if channel.eof:
-            self._on_input_end(None)
-        elif channel.held_bytes > SMALL_LOGIN_BYTES and not self._reserve(channel.held_bytes):
-            self._refuse("memory", "no memory left for a long message", b"")
 
     def _open_tunnel(self, tunnel: StartTunnel) -> None:
         """Begin to connect to the target of a CONNECT."""
@@ -452,9 +537,7 @@ class Connection:
         self._connection_log.note_accept()
         self._move(State.LOGIN)
         self._not_ideal = upgrade.not_ideal
-        self._login = DerpLogin(
-            self._registrar.login_terms, fast_start=upgrade.fast_start, reserve=self._reserve
-        )
+        self._login = DerpLogin(self._registrar.login_terms, fast_start=upgrade.fast_start)
         self._login.feed(self._http.take_rest())
         self._http = None
 
@@ -482,15 +565,6 @@ class Connection:
         self._task = None
         if self.state is State.ADMISSION:
             self._guard(self._follow, login, login.judge(refusal))
-
-    def _reserve(self, n_bytes: int) -> bool:
-        """Hold at least `n_bytes` of the memory that all logins share; False when it is used up."""
-        more = n_bytes - self._reserved_bytes
-        if more > 0:
-            if not self._registrar.login_memory.reserve(more):
-                return False
-            self._reserved_bytes = n_bytes
-        return True
 
     # The end
 
@@ -535,6 +609,9 @@ class Connection:
         if self.state is not State.TLS:
             self._stream.send(close_notify(self._channel))
         self._move(State.LINGER)
+        if self._tls is not None:
+            self._tls.cancel()
+            self._tls = None
         self._http = None
         self._login = None
         self._set_budget(LINGER_S)

@@ -21,9 +21,6 @@ from fastderp.wire.login import (
 )
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, ServerInfo
 
-# A real ClientInfo is a tenth of this. Larger ones are legal, but come out of the memory that all logins share.
-SMALL_LOGIN_BYTES = 1024
-
 
 class Step(Enum):
     """What a login needs from its caller.
@@ -81,13 +78,11 @@ class DerpLogin:
     Args:
         terms: what all logins have in common.
         fast_start: leave the 101 response out of the greeting.
-        reserve: asks for bytes of the memory that all logins share; False when it is used up.
     """
 
     __slots__ = (
         "_client",
         "_output",
-        "_reserve",
         "_terms",
         "_unread",
         "detail",
@@ -95,11 +90,8 @@ class DerpLogin:
         "reason",
     )
 
-    def __init__(
-        self, terms: LoginTerms, *, fast_start: bool, reserve: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, terms: LoginTerms, *, fast_start: bool) -> None:
         self._terms = terms
-        self._reserve = reserve
         self._client: ClientLogin | None = None
         self._unread = bytearray()
         # The greeting waits for the first step: a pipelined login lets it share a write with ServerInfo.
@@ -118,6 +110,11 @@ class DerpLogin:
     def rest(self) -> bytes:
         """The bytes behind the ClientInfo, or those of one that is not complete."""
         return bytes(self._unread)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that the client's bytes take."""
+        return len(self._unread)
 
     def feed(self, data: bytes) -> None:
         """Add bytes of the client."""
@@ -155,8 +152,6 @@ class DerpLogin:
             return None
         frame_type, length = HEADER.unpack_from(unread)
         check_client_info_header(frame_type, length)
-        if length > SMALL_LOGIN_BYTES and not self._reserve(length):
-            raise LoginError("memory", f"no memory left for a ClientInfo of {length} bytes")
         end = HEADER_SIZE + length
         if len(unread) < end:
             return None

@@ -79,7 +79,7 @@ class EmbeddedSessions:
     ) -> None:
         registrar = self._registrar
         registrar.connection_log.note_accept()
-        login = DerpLogin(registrar.login_terms, fast_start=True, reserve=lambda n_bytes: True)
+        login = DerpLogin(registrar.login_terms, fast_start=True)
         try:
             await self._log_in(login, reader, writer, remote[0], login_timeout_s)
         except BaseException as error:

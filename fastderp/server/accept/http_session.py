@@ -24,6 +24,14 @@ from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 
 log = logging.getLogger("fastderp")
 
+# What the parser of a request that is not complete holds: itself, and for each header, which takes
+# at least 4 bytes, Python objects of 180 bytes; up to 100 of them.
+PARSER_BYTES = 1024
+HEADER_FACTOR = 45
+HEADERS_BYTES = 18 * 1024
+# The first byte of a TLS connection, and of no request.
+TLS_HANDSHAKE = 0x16
+
 
 @dataclass(slots=True, frozen=True)
 class Reply:
@@ -84,19 +92,28 @@ class HttpSession:
         tls_version: "1.2", "1.3", or "" without TLS.
     """
 
-    __slots__ = ("_context", "_head", "_remote", "_tls_version", "_unread")
+    __slots__ = ("_context", "_head", "_n_head", "_remote", "_tls_version", "_unread")
 
     def __init__(self, context: AcceptContext, remote: tuple[str, int], tls_version: str) -> None:
         self._context = context
         self._remote = remote
         self._tls_version = tls_version
         self._head: HeadParser | None = None
+        self._n_head = 0
         self._unread = b""
 
     @property
     def is_in_request(self) -> bool:
         """Whether a request has begun and is not complete."""
         return self._head is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that the client's bytes take."""
+        if self._head is None:
+            return len(self._unread)
+        headers = min(HEADER_FACTOR * self._n_head, HEADERS_BYTES)
+        return len(self._unread) + PARSER_BYTES + self._n_head + headers
 
     @property
     def has_input(self) -> bool:
@@ -128,15 +145,20 @@ class HttpSession:
 
     def _parse(self, data: bytes) -> Action | None:
         is_whole = self._head is None
+        if is_whole and data[0] == TLS_HANDSHAKE:
+            error = BadRequest(400, "the client speaks TLS on a plain HTTP port")
+            return Reject(error.status, error.reason, error.response())
         head = self._head = self._head or HeadParser()
         try:
             request = head.feed(data)
         except BadRequest as error:
             return Reject(error.status, error.reason, error.response())
         if request is None:
+            self._n_head += len(data)
             return None
         self._unread = head.rest
         self._head = None
+        self._n_head = 0
         return self._answer(request, data[: len(data) - len(head.rest)] if is_whole else b"")
 
     def _answer(self, request: Request, head: bytes) -> Action:

@@ -169,7 +169,9 @@ class Listener:
         if len(self._pending) >= PENDING_LIMIT:
             # A good client is logged in within a second, so the oldest is the worst candidate.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
-        self._pending[Connection(self._context, accepted, remote, self._forget)] = None
+        connection = Connection(self._context, accepted, remote, self._forget)
+        self._pending[connection] = None
+        connection.start()
 
     def _forget(self, connection: Connection) -> None:
         """Strike a connection that is logged in or closed from the list of the pending."""

@@ -1,26 +1,120 @@
-"""The memory that connections of a relay may hold together before their login. ARCHITECTURE §2, RELIABILITY F31.
+"""The memory that a relay's connections may hold together before their login, in bytes.
 
-Loop thread only.
+ARCHITECTURE §2, RELIABILITY F31. Loop thread only.
 """
 
 from __future__ import annotations
 
-RESERVE_LIMIT_BYTES = 16 * 1024 * 1024
+from collections.abc import Callable
+
+LOGIN_MEMORY_BYTES = 64 * 1024 * 1024
+
+# What a connection costs besides the bytes it has sent. Resident memory, measured by
+# bench/login_memory.py, which shows both figures, rounded up.
+CONNECTION_BYTES = 2 * 1024
+HANDSHAKE_BYTES = 56 * 1024
+
+# Connections that hold less than this are small: silent ones, and those whose handshake has not
+# begun or is over. Both kinds have a share that the other cannot take: handshakes go on however
+# many clients wait for theirs, and clients may come however many handshakes are under way.
+SMALL_BYTES = 32 * 1024
+SMALL_SHARE = 5 / 8
+
+# Sizes are told apart by powers of two, from 4 KiB on.
+_CLASS_SHIFT = 12
+_N_CLASSES = 10
+_N_SMALL = (SMALL_BYTES >> _CLASS_SHIFT).bit_length()
+
+
+class Account:
+    """What one connection holds. `evict` is called, once, when others need the memory more."""
+
+    __slots__ = ("evict", "n_bytes")
+
+    def __init__(self, evict: Callable[[], None]) -> None:
+        self.evict = evict
+        self.n_bytes = 0
 
 
 class LoginMemory:
-    """A budget of bytes: what does not fit is refused."""
+    """One budget for all connections. When it is used up the largest go first, of these the oldest.
 
-    def __init__(self) -> None:
-        self.reserved_bytes = 0
+    Args:
+        limit_bytes: the budget, within `bounds.LOGIN_MEMORY`.
+    """
 
-    def reserve(self, n_bytes: int) -> bool:
-        """Take `n_bytes` out of the budget; False when they are not there."""
-        if self.reserved_bytes + n_bytes > RESERVE_LIMIT_BYTES:
-            return False
-        self.reserved_bytes += n_bytes
+    def __init__(self, limit_bytes: int = LOGIN_MEMORY_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self.n_evicted = 0
+        # All that was ever given back; where it moves, the heap has something to return.
+        self.freed_bytes = 0
+        # Called after memory was given back.
+        self.on_free: Callable[[], None] = _nothing
+        self._small_bytes = 0
+        self._small_limit_bytes = int(limit_bytes * SMALL_SHARE)
+        # By size; the oldest first.
+        self._accounts: list[dict[Account, None]] = [{} for _ in range(_N_CLASSES)]
+
+    @property
+    def has_room_for_handshake(self) -> bool:
+        """Whether another handshake fits into the share of connections that are not small."""
+        large_bytes = self.held_bytes - self._small_bytes + HANDSHAKE_BYTES
+        return large_bytes <= self.limit_bytes - self._small_limit_bytes
+
+    def charge(self, account: Account, n_bytes: int) -> bool:
+        """Have an account hold `n_bytes` from now on; False when it is the one that has to go."""
+        before = account.n_bytes
+        if n_bytes == before:
+            return True
+        old, new = _class_of(before), _class_of(n_bytes)
+        if old != new or not before or not n_bytes:
+            if before:
+                del self._accounts[old][account]
+            if n_bytes:
+                self._accounts[new][account] = None
+        account.n_bytes = n_bytes
+        self.held_bytes += n_bytes - before
+        if old < _N_SMALL:
+            self._small_bytes -= before
+        if new < _N_SMALL:
+            self._small_bytes += n_bytes
+        if n_bytes < before:
+            self.freed_bytes += before - n_bytes
+            self.on_free()
+            return True
+        return self._make_room(account)
+
+    def release(self, account: Account) -> None:
+        """Have an account hold nothing."""
+        self.charge(account, 0)
+
+    def _make_room(self, charged: Account) -> bool:
+        """Evict until the budget is kept; return whether `charged` may stay."""
+        while self._small_bytes > self._small_limit_bytes:
+            if not self._evict(_N_SMALL - 1, charged):
+                return False
+        while self.held_bytes > self.limit_bytes:
+            if not self._evict(_N_CLASSES - 1, charged):
+                return False
         return True
 
-    def unreserve(self, n_bytes: int) -> None:
-        """Give back what `reserve` gave."""
-        self.reserved_bytes -= n_bytes
+    def _evict(self, largest: int, charged: Account) -> bool:
+        """Evict the oldest of the largest accounts up to a class; False when that is `charged`."""
+        accounts = next(found for found in self._accounts[largest::-1] if found)
+        victim = next(iter(accounts))
+        self.n_evicted += 1
+        if victim is charged:
+            return False
+        victim.evict()
+        # An owner that does not let go must not be asked again.
+        self.release(victim)
+        return True
+
+
+def _class_of(n_bytes: int) -> int:
+    return min((n_bytes >> _CLASS_SHIFT).bit_length(), _N_CLASSES - 1)
+
+
+def _nothing() -> None:
+    """Take the place of `on_free` before a queue waits for memory."""

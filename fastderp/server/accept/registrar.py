@@ -13,13 +13,16 @@ from fastderp.errors import LoginError
 from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
-from fastderp.server.accept.login_memory import LoginMemory
+from fastderp.server.accept.handshake_queue import HandshakeQueue
+from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES, LoginMemory
 from fastderp.server.accept.tls_handshake import HandshakeThreads
+from fastderp.server.accept.turns import Turns
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
 from fastderp.server.net.stream import Poller
 from fastderp.server.observe.connection_log import ConnectionLog
+from fastderp.server.observe.metrics import Value
 from fastderp.tls.record import RecordLayer
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
@@ -42,6 +45,7 @@ class Registrar:
         duplicates: tells clients that share a key; None to tell none.
         verify: admission; None to let every client in.
         disallowed_app_names: clients with one of these AppNames are refused. PROTOCOL §22.
+        login_memory_bytes: what all connections may hold together before their login.
     """
 
     def __init__(
@@ -54,16 +58,19 @@ class Registrar:
         duplicates: Duplicates | None,
         verify: Verify | None,
         disallowed_app_names: Collection[str] = (),
+        login_memory_bytes: int = LOGIN_MEMORY_BYTES,
     ) -> None:
         self.connection_log = connection_log
         self.login_terms = LoginTerms(
             private_key, region.is_mesh_peer, client_rate.server_info, disallowed_app_names
         )
-        self.login_memory = LoginMemory()
+        self.login_memory = LoginMemory(login_memory_bytes)
         # Made by `open`, which knows the loop.
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller
-        self.handshakes: HandshakeThreads
+        self.turns: Turns
+        self.handshake_threads: HandshakeThreads
+        self.handshake_queue: HandshakeQueue
         self.bridges: Bridges
         self._plane = plane
         self._region = region
@@ -85,12 +92,16 @@ class Registrar:
         """Let connections in on this loop."""
         self.loop = loop
         self.poller = Poller(loop)
-        self.handshakes = HandshakeThreads(loop)
+        self.turns = Turns(loop)
+        self.handshake_threads = HandshakeThreads(loop)
+        self.handshake_queue = HandshakeQueue(loop, self.login_memory)
         self.bridges = Bridges(self.poller)
 
     def close(self) -> None:
         """End the threads and stop watching sockets; call it after the last connection has gone."""
-        self.handshakes.close()
+        self.turns.close()
+        self.handshake_queue.close()
+        self.handshake_threads.close()
         self.poller.close()
 
     async def refusal(self, login: ClientLogin, ip: str) -> str:
@@ -176,3 +187,12 @@ class Registrar:
         on_end = self._on_end.pop(handle, None)
         if on_end is not None:
             on_end(reason)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return what was counted, by the names of `metrics.METRICS`."""
+        is_open = hasattr(self, "loop")
+        return {
+            "fastderp_login_memory_bytes": self.login_memory.held_bytes,
+            "fastderp_handshakes_waiting": self.handshake_queue.n_waiting if is_open else 0,
+            "fastderp_thread_shortages_total": self.handshake_threads.n_shortages if is_open else 0,
+        }

@@ -1,68 +1,120 @@
-"""The TLS handshake of an accepted connection, its expensive step in a helper thread while many are waiting for theirs. ARCHITECTURE §5, PROTOCOL §10.
+"""The TLS handshake of an accepted connection. ARCHITECTURE §2, §5, PROTOCOL §10.
 
-A step costs a few hundred microseconds without the GIL: in a login storm other cores can do it. With little to do the loop thread
-does it itself, which is cheaper in all.
+A step costs a few hundred microseconds without the GIL. In a login storm helper threads take it on
+other cores; with little to do the loop thread takes it itself, which is cheaper in all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
+from fastderp.server.accept.client_hello import TOO_LONG_ALERT, ClientHelloReader
+from fastderp.server.accept.handshake_queue import HandshakeQueue, Ticket
+from fastderp.server.accept.login_memory import HANDSHAKE_BYTES
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello, Handshake
 
-Outcome = bool | TlsError
+log = logging.getLogger("fastderp")
+
+Outcome = bool | TlsError | MemoryError
 """What a step led to: whether the handshake is done, or why it failed."""
 
 # The loop thread has more to do per connection than a thread here: a few keep it busy.
 THREADS_LIMIT = 4
+# What a client may send between its ClientHello and the end of the handshake: another ClientHello,
+# its Finished, and what it pipelines behind that.
+FLIGHT_LIMIT_BYTES = 40 * 1024
 
 
 def take_step(handshake: Handshake) -> Outcome:
     """Take a step in this thread."""
     try:
         return handshake.step()
-    except TlsError as error:
+    except (TlsError, MemoryError) as error:
         return error
 
 
 class HandshakeThreads:
-    """Threads that take steps and report back to the loop; none is started before there is work."""
+    """Threads that take steps and report back to the loop; none is started before there is work.
+
+    When the system refuses a thread, those that run take its work; without any the loop does.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report to callbacks on `loop`."""
         n_cores = len(os.sched_getaffinity(0))
         self._loop = loop
-        self._pool = ThreadPoolExecutor(min(n_cores, THREADS_LIMIT), "fastderp-tls")
+        self._limit = min(n_cores, THREADS_LIMIT)
+        self._threads: list[threading.Thread] = []
+        self._work: SimpleQueue[tuple[Handshake, Callable[[Outcome], None]] | None] = SimpleQueue()
         self.worthwhile = n_cores > 1
+        # Threads that the system has refused.
+        self.n_shortages = 0
 
     def submit(self, handshake: Handshake, report: Callable[[Outcome], None]) -> None:
         """Take a step in some thread; `report` is called on the loop with the outcome."""
-        self._pool.submit(self._work, handshake, report)
+        if len(self._threads) < self._limit:
+            self._start_thread()
+        if self._threads:
+            self._work.put((handshake, report))
+        else:
+            self._loop.call_soon(lambda: report(take_step(handshake)))
 
     def close(self) -> None:
-        """End the threads; steps under way are finished and reported to nobody."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads; steps under way are finished and not reported."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self, handshake: Handshake, report: Callable[[Outcome], None]) -> None:
+    def _start_thread(self) -> None:
+        name = f"fastderp-tls-{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.n_shortages += 1
+            if self.n_shortages == 1:
+                log.warning("no thread for TLS handshakes: %s; logins are slower", error)
+        else:
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        while self._do_work(self._work.get()):
+            pass
+
+    def _do_work(self, work: tuple[Handshake, Callable[[Outcome], None]] | None) -> bool:
+        """Take a step; in a function of its own, so that a waiting thread keeps no connection."""
+        if work is None:
+            return False
+        handshake, report = work
         self._loop.call_soon_threadsafe(report, take_step(handshake))
+        return True
 
 
 class ServerHandshake:
-    """One handshake, from the client's first byte until it is complete or has failed. Methods raise TlsError when it fails.
+    """One handshake, from the client's first byte until it is complete or has failed.
+
+    Methods raise TlsError when it fails, MemoryError when OpenSSL gets no memory.
 
     Args:
-        tls: the certificate, or who has one for each client.
-        stream: takes what there is to say, and is paused while a step or a certificate is waited for.
+        tls: the certificate, or a `CertificateSource` that picks one for each client.
+        stream: takes the output, and is paused during a step in a thread and while a certificate is
+            issued.
         poller: tells whether there is a storm.
         threads: take the expensive step in one.
-        guard: called with what goes on after such a wait, and handles what goes wrong with it.
+        queue: says when there is memory for an OpenSSL object.
+        guard: called with what follows a wait, and handles its exceptions.
+        waits: called with True when the handshake has to wait in the queue, with False after that.
+        give_way: ends the connection, unfinished for too long, for others that wait.
         done: called with the handshake when it is complete.
     """
 
@@ -70,13 +122,20 @@ class ServerHandshake:
         "_cancelled",
         "_certificate",
         "_done",
+        "_give_way",
         "_guard",
         "_handshake",
+        "_hello",
         "_hello_sent",
+        "_n_fed",
+        "_output",
         "_poller",
+        "_queue",
         "_stream",
         "_threads",
+        "_ticket",
         "_tls",
+        "_waits",
     )
 
     def __init__(
@@ -85,20 +144,42 @@ class ServerHandshake:
         stream: Stream,
         poller: Poller,
         threads: HandshakeThreads,
+        queue: HandshakeQueue,
         *,
         guard: Callable[[Callable[[], None]], None],
+        waits: Callable[[bool], None],
+        give_way: Callable[[], None],
         done: Callable[[Handshake], None],
     ) -> None:
         self._tls = tls
-        self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
         self._stream = stream
         self._poller = poller
         self._threads = threads
+        self._queue = queue
         self._guard = guard
+        self._waits = waits
         self._done = done
+        self._hello = ClientHelloReader()
+        self._ticket: Ticket | None = None
+        self._give_way = give_way
+        self._handshake: Handshake | None = None
         self._certificate: asyncio.Future[ServerContext] | None = None
         self._hello_sent = False
+        self._n_fed = 0
+        self._output = b""
         self._cancelled = False
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory it takes: bytes of the client, and the OpenSSL object once there is one."""
+        if self._handshake is None:
+            return len(self._hello)
+        return HANDSHAKE_BYTES + self._n_fed
+
+    @property
+    def waits_for_turn(self) -> bool:
+        """Whether it waits for memory: a shortage of ours."""
+        return self._ticket is not None and self._handshake is None
 
     @property
     def waits_for_certificate(self) -> bool:
@@ -106,37 +187,82 @@ class ServerHandshake:
         return self._certificate is not None
 
     def feed(self, data: bytes) -> None:
-        """Go on with what the client has said."""
-        self._handshake.feed(data)
-        self._step()
+        """Go on with bytes of the client."""
+        if self._handshake is not None:
+            self._n_fed += len(data)
+            if self._n_fed > FLIGHT_LIMIT_BYTES:
+                raise TlsError("flood", f"more than {FLIGHT_LIMIT_BYTES} bytes in a handshake")
+            self._handshake.feed(data)
+            self._step()
+            return
+        try:
+            self._hello.feed(data)
+        except TlsError:
+            self._output = TOO_LONG_ALERT
+            raise
+        if self._hello.is_complete and self._ticket is None:
+            self._ask_for_turn()
 
     def take_output(self) -> bytes:
-        """Return what is still to be said, after a failure the alert."""
-        return self._handshake.take_output()
+        """Return what is still to be sent, after a failure the alert."""
+        return self._output if self._handshake is None else self._handshake.take_output()
 
     def cancel(self) -> None:
-        """Do nothing more, whatever a thread or an issued certificate has to report."""
+        """Do nothing more, whatever a thread or an issued certificate has to report.
+
+        The OpenSSL object goes at once; a cycle would keep it until the garbage collector runs.
+        """
         self._cancelled = True
+        self._handshake = None
+        if self._ticket is not None:
+            self._queue.leave(self._ticket)
+            self._ticket = None
         if self._certificate is not None:
             self._certificate.cancel()
 
+    def _ask_for_turn(self) -> None:
+        """Begin, as soon as there is memory for an OpenSSL object."""
+        came_at_once = True
+
+        def start() -> None:
+            if came_at_once:
+                self._start()
+            elif not self._cancelled:
+                self._waits(False)
+                self._guard(self._start)
+
+        self._ticket = Ticket(start, self._give_way)
+        came_at_once = self._queue.enter(self._ticket)
+        if not came_at_once:
+            self._waits(True)
+
+    def _start(self) -> None:
+        tls = self._tls
+        self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
+        hello = self._hello.take()
+        self._n_fed = len(hello)
+        self._handshake.feed(hello)
+        self._step()
+
     def _step(self) -> None:
+        assert self._handshake is not None
         # The first step is the expensive one: key agreement and signature.
         if not self._hello_sent and self._threads.worthwhile and self._poller.is_busy:
             self._stream.pause()
-            self._threads.submit(self._handshake, self._go_on)
+            self._threads.submit(self._handshake, self._continue)
         else:
             self._stepped(take_step(self._handshake))
 
-    def _go_on(self, outcome: Outcome) -> None:
-        """Hear from a helper thread."""
+    def _continue(self, outcome: Outcome) -> None:
+        """Go on after a step in a helper thread."""
         if not self._cancelled:
             self._stream.resume()
             self._guard(lambda: self._stepped(outcome))
 
     def _stepped(self, outcome: Outcome) -> None:
-        """Act on a step: say what it has to say, choose a certificate when it asks for one."""
-        if isinstance(outcome, TlsError):
+        """Act on a step: send its output, choose a certificate when it asks for one."""
+        assert self._handshake is not None
+        if not isinstance(outcome, bool):
             raise outcome
         output = self._handshake.take_output()
         if output:
@@ -146,10 +272,13 @@ class ServerHandshake:
             self._done(self._handshake)
         elif self._handshake.hello is not None:
             self._choose_certificate(self._handshake.hello)
+        elif not self._hello.is_hello:
+            # OpenSSL would wait for the rest of an SSLv2 ClientHello.
+            raise TlsError("not_tls", "the peer does not begin with a TLS ClientHello")
 
     def _choose_certificate(self, hello: ClientHello) -> None:
-        """Answer with the certificate for this client, or wait for it; whoever gets none is told so by an alert."""
-        assert not isinstance(self._tls, ServerContext)
+        """Answer with the certificate for this client, with an alert without one, or wait for it."""
+        assert self._handshake is not None and not isinstance(self._tls, ServerContext)
         try:
             choice = self._tls.choose(hello, self._stream.local_ip)
         except TlsError as error:
@@ -165,6 +294,7 @@ class ServerHandshake:
 
     def _on_certificate(self, certificate: asyncio.Future[ServerContext]) -> None:
         """Go on with the certificate that was waited for."""
+        assert self._handshake is not None
         if self._cancelled or certificate.cancelled():
             return
         self._certificate = None

@@ -11,12 +11,17 @@ import contextlib
 import select
 import socket
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
 READ_BYTES = 16 * 1024
 EVENTS_PER_TURN = 64
-# So many sockets ready at once: a storm.
+# What they may take of one iteration of the loop: STUN, the data plane's events and new
+# connections come between two iterations.
+SLICE_S = 0.004
+# A storm is this many sockets ready at once.
 BUSY_EVENTS = 4
 
 # Linux's number; Python's socket module has it from 3.12 on.
@@ -37,13 +42,15 @@ class Poller:
     `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
     """
 
-    __slots__ = ("_epoll", "_loop", "_streams", "is_busy")
+    __slots__ = ("_epoll", "_loop", "_ready", "_streams", "is_busy")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch through `loop` until `close`."""
         self._loop = loop
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
+        # What was ready at the last look and has not been told yet.
+        self._ready: deque[tuple[int, int]] = deque()
         self.is_busy = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
@@ -68,13 +75,22 @@ class Poller:
             self._streams[descriptor] = stream
 
     def _dispatch(self) -> None:
-        ready = self._epoll.poll(0, EVENTS_PER_TURN)
-        self.is_busy = len(ready) >= BUSY_EVENTS
-        for descriptor, events in ready:
-            # One that an earlier event of this turn has closed is not there any more.
+        """Tell streams what is ready, for up to SLICE_S; what is left comes in the next iteration."""
+        ready = self._ready
+        if not ready:
+            found = self._epoll.poll(0, EVENTS_PER_TURN)
+            self.is_busy = len(found) >= BUSY_EVENTS
+            ready.extend(found)
+        deadline_s = time.monotonic() + SLICE_S
+        while ready:
+            descriptor, events = ready.popleft()
+            # A stream that an earlier event has closed is not there any more; one that has taken
+            # its descriptor since finds nothing to read.
             stream = self._streams.get(descriptor)
             if stream is not None:
                 stream.ready(events)
+                if time.monotonic() > deadline_s:
+                    break
 
 
 class Stream:
@@ -119,6 +135,11 @@ class Stream:
     def closed(self) -> bool:
         """Whether the socket is closed or given away."""
         return self._sock.fileno() < 0
+
+    @property
+    def n_unsent(self) -> int:
+        """The bytes that the socket has not taken yet."""
+        return len(self._unsent)
 
     @property
     def local_ip(self) -> str:

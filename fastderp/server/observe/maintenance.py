@@ -6,6 +6,7 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastderp.dataplane.plane import Plane
 from fastderp.server.observe.connection_log import ConnectionLog
@@ -23,16 +24,22 @@ class Maintenance:
         plane: whose memory is given back.
         round_trips: samples `derp_tcp_rtt` (PROTOCOL §14); None for no samples.
         journal: says how many lines it has held back.
+        freed_bytes: counts the memory that connections have given back before their login.
     """
 
     def __init__(
-        self, plane: Plane, round_trips: RoundTrips | None, journal: ConnectionLog
+        self,
+        plane: Plane,
+        round_trips: RoundTrips | None,
+        journal: ConnectionLog,
+        freed_bytes: Callable[[], int],
     ) -> None:
         self._plane = plane
         self._round_trips = round_trips
         self._journal = journal
         self._timer: asyncio.TimerHandle | None = None
-        self._n_moved = 0
+        self._freed_bytes = freed_bytes
+        self._moved = (0, 0)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin."""
@@ -47,11 +54,11 @@ class Maintenance:
         if self._round_trips is not None:
             self._round_trips.sample()
         self._journal.sum_up()
-        n_moved = self._plane.n_moved()
-        if n_moved == self._n_moved:
+        moved = (self._plane.n_moved(), self._freed_bytes())
+        if moved == self._moved:
             self.start(loop)  # an idle relay has nothing to give back
             return
-        self._n_moved = n_moved
+        self._moved = moved
         self._plane.rest()
         self._timer = loop.call_later(RESTED_S, self._trim, loop)
 

@@ -166,7 +166,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
         host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
         cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", acme=None, home="", ace=False,
         bootstrap_names=(),
-        unpublished_bootstrap_names=(), derp=True, workers=0,
+        unpublished_bootstrap_names=(), derp=True, workers=0, login_memory_bytes=64 << 20,
         write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
         address_overridden=False, idle_certificate_flags=(),
         admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
@@ -244,6 +244,11 @@ def test_other_addresses_are_refused(text: str, message: str) -> None:
             ["-dev", "-tcp-write-timeout", "-1s"],
             'invalid value "-1s" for -tcp-write-timeout: want 0 to 8760h',
         ),
+        (
+            ["-dev", "-login-memory", "1MiB"],
+            'invalid value "1MiB" for -login-memory: want 4MiB to 64GiB',
+        ),
+        (["-dev", "-login-memory", "64"], 'invalid value "64" for -login-memory: want a size'),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from fastderp.server.accept.derp_login import DerpLogin, LoginTerms, Step
@@ -24,14 +22,13 @@ def make(
     *,
     fast_start: bool = True,
     asks_admission: bool = False,
-    reserve: Callable[[int], bool] = lambda n_bytes: True,
     disallowed_app_names: tuple[str, ...] = (),
 ) -> DerpLogin:
     terms = LoginTerms(
         SERVER, lambda info: info.mesh_key == MESH_KEY, lambda: LIMITS, disallowed_app_names
     )
     terms.asks_admission = asks_admission
-    return DerpLogin(terms, fast_start=fast_start, reserve=reserve)
+    return DerpLogin(terms, fast_start=fast_start)
 
 
 def client_info(info: ClientInfo | None = None) -> bytes:
@@ -128,17 +125,3 @@ def test_a_login_that_breaks_the_rules_is_refused_with_the_reason(sent: bytes, r
     one.feed(sent)
     assert one.step() is Step.REFUSE
     assert one.reason == reason
-
-
-def test_a_long_client_info_needs_memory_that_all_logins_share() -> None:
-    asked: list[int] = []
-
-    def nothing_left(n_bytes: int) -> bool:
-        asked.append(n_bytes)
-        return False
-
-    one = make(reserve=nothing_left)
-    one.feed(HEADER.pack(FrameType.CLIENT_INFO, 100_000))
-    assert one.step() is Step.REFUSE
-    assert one.reason == "memory"
-    assert asked == [100_000]

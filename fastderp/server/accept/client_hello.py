@@ -1,0 +1,89 @@
+"""Collects a client's first bytes until they hold a whole ClientHello. RFC 8446 §4.1.2, §5.1.
+
+Sans I/O. Nothing is parsed but lengths: a begun ClientHello has to wait somewhere, and OpenSSL's
+objects are large.
+"""
+
+from __future__ import annotations
+
+from fastderp.tls.errors import TlsError
+
+# Real ones take 0.3 to 2 KiB, with post-quantum key shares and encrypted server names, too.
+HELLO_LIMIT_BYTES = 16 * 1024
+# Record headers besides, and what a client sends behind its ClientHello before the answer.
+RAW_LIMIT_BYTES = HELLO_LIMIT_BYTES + 4096
+
+# Answers a ClientHello that is too long: fatal, illegal_parameter, as OpenSSL does.
+TOO_LONG_ALERT = b"\x15\x03\x01\x00\x02\x02\x2f"
+
+_RECORD_HEADER = 5
+_RECORD_LIMIT = 16384
+_MESSAGE_HEADER = 4
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+
+
+class ClientHelloReader:
+    """Reads until OpenSSL can tell at once what to do: answer, or refuse.
+
+    `is_complete` says that it can. `is_hello` is False then for bytes that are no ClientHello.
+    """
+
+    __slots__ = ("_at", "_head", "_n_message", "_raw", "is_complete", "is_hello")
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+        # Where the first record begins that was not complete, what those before held of the
+        # message, and the message's first bytes in them.
+        self._at = 0
+        self._n_message = 0
+        self._head = b""
+        self.is_complete = False
+        self.is_hello = True
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes. Raises TlsError "flood" for more than any ClientHello takes."""
+        self._raw += data
+        if len(self._raw) > RAW_LIMIT_BYTES:
+            raise TlsError("flood", f"more than {RAW_LIMIT_BYTES} bytes before the handshake")
+        while not self.is_complete and self._read_record():
+            pass
+
+    def take(self) -> bytes:
+        """Return all bytes so far, and forget them."""
+        raw = bytes(self._raw)
+        self._raw.clear()
+        return raw
+
+    def _read_record(self) -> bool:
+        """Look at the next record; return whether it was complete and another may follow."""
+        raw, at = self._raw, self._at
+        if len(raw) < at + _RECORD_HEADER:
+            return False
+        n_record = int.from_bytes(raw[at + 3 : at + 5], "big")
+        if raw[at] != _HANDSHAKE or raw[at + 1] != 3 or not 0 < n_record <= _RECORD_LIMIT:
+            return self._end(is_hello=False)
+        begin, end = at + _RECORD_HEADER, at + _RECORD_HEADER + n_record
+        head = self._head + raw[begin : min(end, begin + _MESSAGE_HEADER - len(self._head))]
+        n_wanted = _RECORD_LIMIT
+        if len(head) == _MESSAGE_HEADER:
+            if head[0] != _CLIENT_HELLO:
+                return self._end(is_hello=False)
+            n_wanted = _MESSAGE_HEADER + int.from_bytes(head[1:], "big")
+            if n_wanted > HELLO_LIMIT_BYTES:
+                raise TlsError(
+                    "flood", f"a ClientHello of {n_wanted} bytes, more than {HELLO_LIMIT_BYTES}"
+                )
+        if len(raw) < end:
+            return False
+        self._at, self._head = end, head
+        self._n_message += n_record
+        return self._end(is_hello=True) if self._n_message >= n_wanted else True
+
+    def _end(self, *, is_hello: bool) -> bool:
+        self.is_complete = True
+        self.is_hello = is_hello
+        return False

@@ -1,0 +1,110 @@
+"""Clients with a whole ClientHello wait here until there is memory for their handshake.
+
+ARCHITECTURE §2, RELIABILITY F31. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fastderp.server.accept.login_memory import LoginMemory
+
+# Handshakes that begin in one iteration of the loop, at most.
+STARTS_PER_TURN = 8
+# A handshake whose client has not finished it in this time gives way to those that wait.
+PATIENCE_S = 2.0
+# How often the queue looks for such handshakes.
+LOOK_S = 0.25
+
+
+class Ticket:
+    """One handshake's place, in the queue or among those under way.
+
+    Args:
+        start: begins the handshake; called once, on the loop.
+        give_way: ends one that is under way for others.
+    """
+
+    __slots__ = ("give_way", "start", "started_s")
+
+    def __init__(self, start: Callable[[], None], give_way: Callable[[], None]) -> None:
+        self.start = start
+        self.give_way = give_way
+        self.started_s = 0.0
+
+
+class HandshakeQueue:
+    """First come, first served; no waiting while there is room.
+
+    Args:
+        memory: what handshakes are charged to. The queue goes on when some is given back.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, memory: LoginMemory) -> None:
+        self._loop = loop
+        self._memory = memory
+        self._waiting: dict[Ticket, None] = {}
+        self._running: dict[Ticket, None] = {}
+        self._pumping: asyncio.Handle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        memory.on_free = self._on_free
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of clients that wait for their handshake."""
+        return len(self._waiting)
+
+    def enter(self, ticket: Ticket) -> bool:
+        """Start a handshake, now or later; return whether it was now."""
+        if not self._waiting and self._memory.has_room_for_handshake:
+            self._start(ticket)
+            return True
+        self._waiting[ticket] = None
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_S, self._look)
+        return False
+
+    def leave(self, ticket: Ticket) -> None:
+        """Strike a handshake that is over or given up; a no-op for one that has left."""
+        self._waiting.pop(ticket, None)
+        self._running.pop(ticket, None)
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._waiting.clear()
+        if self._pumping is not None:
+            self._pumping.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _start(self, ticket: Ticket) -> None:
+        ticket.started_s = self._loop.time()
+        self._running[ticket] = None
+        ticket.start()
+
+    def _on_free(self) -> None:
+        if self._waiting and self._pumping is None and self._memory.has_room_for_handshake:
+            self._pumping = self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = None
+        for _ in range(STARTS_PER_TURN):
+            if not self._waiting or not self._memory.has_room_for_handshake:
+                return
+            ticket = next(iter(self._waiting))
+            del self._waiting[ticket]
+            self._start(ticket)
+        self._on_free()
+
+    def _look(self) -> None:
+        """While clients wait, end the handshakes whose clients keep us waiting."""
+        self._looking = None
+        if not self._waiting:
+            return
+        self._looking = self._loop.call_later(LOOK_S, self._look)
+        oldest_s = self._loop.time() - PATIENCE_S
+        slow = [ticket for ticket in self._running if ticket.started_s < oldest_s]
+        for ticket in slow[: len(self._waiting)]:
+            ticket.give_way()
+        self._on_free()

@@ -1,0 +1,44 @@
+"""Shares the loop thread between connections that have more to do than fits into one turn.
+
+A turn is one bounded piece of work of one connection. ARCHITECTURE §2, RELIABILITY F32. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+# What all turns of one iteration of the loop may take; at least one is taken. Logins, STUN and
+# the data plane's events come between two iterations.
+SLICE_S = 0.001
+
+
+class Turns:
+    """Round robin: one turn each, up to SLICE_S an iteration of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._handle: asyncio.Handle | None = None
+
+    def ask(self, turn: Callable[[], None]) -> None:
+        """Have `turn` called when it is this caller's; it may come after its owner has gone."""
+        self._waiting.append(turn)
+        if self._handle is None:
+            self._handle = self._loop.call_soon(self._run)
+
+    def close(self) -> None:
+        """Call nothing more."""
+        self._waiting.clear()
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _run(self) -> None:
+        deadline_s = time.monotonic() + SLICE_S
+        while self._waiting:
+            self._waiting.popleft()()
+            if time.monotonic() > deadline_s:
+                break
+        self._handle = self._loop.call_soon(self._run) if self._waiting else None

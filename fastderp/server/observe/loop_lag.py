@@ -1,0 +1,40 @@
+"""How late the event loop is: what a login, a page or a STUN request waits before anything else.
+
+Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastderp.server.observe.metrics import Histogram, Value
+
+INTERVAL_S = 0.25
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class LoopLag:
+    """Asks the loop to call back every INTERVAL_S and observes by how much it is late."""
+
+    def __init__(self) -> None:
+        self._seconds = Histogram(BOUNDS_S)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch a loop."""
+        due_s = loop.time() + INTERVAL_S
+        self._timer = loop.call_at(due_s, self._observe, loop, due_s)
+
+    def stop(self) -> None:
+        """End; safe to repeat."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _observe(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
+        # Timers of uvloop have a resolution of 1 ms and may come early by that.
+        self._seconds.observe(max(0.0, loop.time() - due_s))
+        self.start(loop)
+
+    def metrics(self) -> dict[str, Value]:
+        """Return what was observed, by the names of `metrics.METRICS`."""
+        return {"fastderp_loop_lag_seconds": self._seconds}
