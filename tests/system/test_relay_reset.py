@@ -28,7 +28,7 @@ def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(
     for _ in range(10):
         early, logged_in = relay.connect(), relay.login()
         early.send(upgrade_request() + frame(2, b"x" * 40_000)[:30_000])
-        logged_in.send(frame(PING, b"x" * 8) + frame(0x77, bytes(100_000)))
+        logged_in.send(frame(PING, b"x" * 8) + frame(0x77, bytes(50_000)) * 2)
         _reset(early)
         _reset(logged_in)
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0, 2)

@@ -137,7 +137,7 @@ async def test_a_relay_that_cannot_listen_leaves_nothing_running() -> None:
 
 @pytest.mark.parametrize("queue_packets", [-1, 2**32])
 def test_a_queue_of_an_impossible_length_is_a_value_error_that_names_it(queue_packets: int) -> None:
-    with pytest.raises(ValueError, match=f"queue_packets .*not {queue_packets}"):
+    with pytest.raises(ValueError, match=f"queue_packets: .*not {queue_packets}"):
         Server(workers=1, queue_packets=queue_packets)
 
 

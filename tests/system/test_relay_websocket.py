@@ -227,7 +227,9 @@ def test_the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009(
     relay = start_relay(WEBSOCKET)
     with login(relay) as a, login(relay) as b:
         packet = frame(SEND, b.public.raw + bytes(65536))
-        a.send_raw(message(packet + frame(0x7F, bytes(MESSAGE_LIMIT_BYTES - len(packet) - 5))))
+        ignored = frame(0x7F, bytes(1000))
+        rest = frame(0x7F, bytes(MESSAGE_LIMIT_BYTES - len(packet) - len(ignored) - 5))
+        a.send_raw(message(packet + ignored + rest))
         assert b.read_packet() == (a.public, bytes(65536))
         assert a.sync() == []
         a.send_raw(message(bytes(MESSAGE_LIMIT_BYTES + 1)))
