@@ -1,15 +1,17 @@
+"""The ciphers of TLS 1.3, by libcrypto: see aead.pxd."""
+
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, HMAC_CTX, crypto
 
 
-# Constant after import; index is the suite's number - 0x1301.
+# Constant after import; the index is the suite's number - SUITE_AES_128_GCM.
 cdef Suite[3] suites
 
 
 cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwise) noexcept nogil:
-    """Fetch once from OpenSSL 3's providers, which it would otherwise search for each new context."""
+    """Fetch a cipher once: OpenSSL 3 would search its providers for each new context."""
     cdef const EVP_CIPHER* cipher = NULL
     if crypto.EVP_CIPHER_fetch is not NULL:
         cipher = crypto.EVP_CIPHER_fetch(NULL, name, NULL)
@@ -17,7 +19,7 @@ cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwis
 
 
 cdef const EVP_MD* hash_named(const char* name, const EVP_MD* otherwise) noexcept nogil:
-    """The same for a hash."""
+    """Fetch a hash once, as `cipher_named` does."""
     cdef const EVP_MD* found = NULL
     if crypto.EVP_MD_fetch is not NULL:
         found = crypto.EVP_MD_fetch(NULL, name, NULL)
@@ -37,10 +39,13 @@ cdef const Suite* suite_of(uint16_t number) noexcept nogil:
     return &suites[number - SUITE_AES_128_GCM]
 
 
-# ---- traffic keys
+# Traffic keys
 
-cdef bint hmac(const Suite* suite, const uint8_t* secret, const uint8_t* data, size_t n, uint8_t* out) noexcept nogil:
-    """HMAC() in steps: in one, OpenSSL 3 searches its providers each time, which costs more than the hashing."""
+
+cdef bint hmac(
+    const Suite* suite, const uint8_t* secret, const uint8_t* data, size_t n, uint8_t* out
+) noexcept nogil:
+    """Make an HMAC in steps: HMAC() of OpenSSL 3 would search the providers each time."""
     cdef unsigned int n_out = 0
     cdef HMAC_CTX* context = crypto.HMAC_CTX_new()
     cdef bint done = (
@@ -54,9 +59,10 @@ cdef bint hmac(const Suite* suite, const uint8_t* secret, const uint8_t* data, s
 
 
 cdef bint expand_label(
-    const Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out, uint8_t n_out
+    const Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out,
+    uint8_t n_out
 ) noexcept nogil:
-    """HKDF-Expand-Label without context for at most one hash of output: a single HMAC."""
+    """Do HKDF-Expand-Label without context for up to one hash of output: a single HMAC."""
     cdef uint8_t[32] info
     cdef uint8_t[64] digest
     info[0] = 0
@@ -87,7 +93,8 @@ cdef bint traffic_key_advance(TrafficKey* key, const Suite* suite) noexcept nogi
     return traffic_key_derive(key, suite)
 
 
-# ---- keyrings
+# Keyrings
+
 
 cdef bint keyring_init(Keyring* ring, uint32_t n_places) noexcept nogil:
     ring.places = <Expanded*>calloc(n_places, sizeof(Expanded))
@@ -115,15 +122,19 @@ cdef void place_clear(Expanded* place) noexcept nogil:
 
 
 cdef inline Expanded* place_of(Keyring* ring, const TrafficKey* key, bint sealing) noexcept nogil:
-    # A key is as good as random. The two directions of a connection never share a place.
+    # Keys are random. The two directions of a connection never share a place.
     cdef uint32_t bits
     memcpy(&bits, key.key, sizeof(bits))
     return &ring.places[(2 * bits + sealing) & (ring.n_places - 1)]
 
 
-cdef inline bint place_has(const Expanded* place, const TrafficKey* key, const Suite* suite, bint sealing) noexcept nogil:
-    return (place.suite is suite and place.sealing == sealing
-            and memcmp(place.key, key.key, sizeof(place.key)) == 0)
+cdef inline bint place_has(
+    const Expanded* place, const TrafficKey* key, const Suite* suite, bint sealing
+) noexcept nogil:
+    return (
+        place.suite is suite and place.sealing == sealing
+        and memcmp(place.key, key.key, sizeof(place.key)) == 0
+    )
 
 
 cdef void keyring_forget(Keyring* ring, const TrafficKey* key, bint sealing) noexcept nogil:
@@ -132,10 +143,11 @@ cdef void keyring_forget(Keyring* ring, const TrafficKey* key, bint sealing) noe
         place_clear(place)
 
 
-cdef EVP_CIPHER_CTX* key_expanded(Keyring* ring, const TrafficKey* key, const Suite* suite, bint sealing) noexcept nogil:
-    """The context for a key, made from that of another one unless the ring has it; NULL without memory."""
+cdef EVP_CIPHER_CTX* key_expanded(
+    Keyring* ring, const TrafficKey* key, const Suite* suite, bint sealing
+) noexcept nogil:
     cdef Expanded* place = place_of(ring, key, sealing)
-    cdef const EVP_CIPHER* cipher = NULL    # the context's own, again
+    cdef const EVP_CIPHER* cipher = NULL    # NULL keeps the cipher that the context has
     if place_has(place, key, suite, sealing):
         return place.context
     if place.context is NULL:
@@ -153,7 +165,8 @@ cdef EVP_CIPHER_CTX* key_expanded(Keyring* ring, const TrafficKey* key, const Su
     return place.context
 
 
-# ---- records
+# Records
+
 
 cdef void nonce_make(const TrafficKey* key, uint8_t* nonce) noexcept nogil:
     cdef uint64_t sequence = key.sequence
@@ -180,20 +193,23 @@ cdef bint aead_open(
     ):
         key.sequence += 1
         return True
-    memset(inner, 0, n_inner)  # unauthenticated plaintext goes nowhere
-    crypto.ERR_clear_error()   # the queue is the thread's: others must not find our failure in it
+    memset(inner, 0, n_inner)  # unauthenticated plaintext must not be used
+    crypto.ERR_clear_error()   # the queue is the thread's: its next user must not find our failure
     return False
 
 
-cdef bint aead_seal(EVP_CIPHER_CTX* expanded, TrafficKey* key, uint8_t* record, int n_inner) noexcept nogil:
+cdef bint aead_seal(
+    EVP_CIPHER_CTX* expanded, TrafficKey* key, uint8_t* record, int n_inner
+) noexcept nogil:
     cdef uint8_t[12] nonce
     cdef int n = 0
     nonce_make(key, nonce)
-    key.sequence += 1  # spent even when sealing fails: a nonce is never used twice
+    key.sequence += 1  # spent even when sealing fails: no nonce is used twice
     return (
         crypto.EVP_CipherInit_ex(expanded, NULL, NULL, NULL, nonce, 1) == 1
         and crypto.EVP_CipherUpdate(expanded, NULL, &n, record, AEAD_HEADER) == 1
-        and crypto.EVP_CipherUpdate(expanded, record + AEAD_HEADER, &n, record + AEAD_HEADER, n_inner) == 1
+        and crypto.EVP_CipherUpdate(
+            expanded, record + AEAD_HEADER, &n, record + AEAD_HEADER, n_inner) == 1
         and n == n_inner
         and crypto.EVP_CipherFinal_ex(expanded, record + AEAD_HEADER + n_inner, &n) == 1
         and crypto.EVP_CIPHER_CTX_ctrl(

@@ -1,6 +1,6 @@
-"""What lies between the bytes of a TCP connection and its plain bytes: nothing, TLS 1.2, or TLS 1.3 records.
+"""Channels turn the bytes of a TCP connection into plain bytes and back: Plain, Tls12, RecordLayer.
 
-For either side of a connection. A channel has one owner at a time and is not for two threads at once.
+For either side of a connection. A channel has one owner at a time; not for two threads at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ _RECORD_PLAIN_MAX = 1 << 14
 
 
 class Channel(Protocol):
-    """Turns wire bytes into plain bytes and back. Methods raise TlsError when the peer breaks the rules."""
+    """Turns wire bytes into plain bytes and back.
+
+    Methods raise TlsError when the peer breaks the rules.
+    """
 
     @property
     def eof(self) -> bool:
@@ -32,7 +35,7 @@ class Channel(Protocol):
 
 
 class Plain:
-    """No TLS: wire bytes are plain bytes, and the end of the TCP stream announces the end of output."""
+    """No TLS: wire bytes are plain bytes. The end of the TCP stream announces the end of output."""
 
     @property
     def eof(self) -> bool:
@@ -84,15 +87,16 @@ class Tls12:
 
 
 def channel_of(handshake: Handshake) -> Channel:
-    """Return the channel of a finished handshake: a RecordLayer for TLS 1.3, which frees OpenSSL's object, or Tls12.
+    """Return the channel of a finished handshake: Tls12, or a RecordLayer for TLS 1.3.
 
-    Output of the handshake that was not taken is still to be sent first. Raises TlsError.
+    The latter frees OpenSSL's object. Output of the handshake that was not taken is still to be
+    sent first. Raises TlsError.
     """
     return handshake.records() if handshake.version == "TLSv1.3" else Tls12(handshake)
 
 
 def close_notify(channel: Channel) -> bytes:
-    """Return the wire bytes that end our output in order; none when the channel can send nothing more."""
+    """Return the wire bytes that end our output in order; none when the channel is broken."""
     try:
         return channel.close_notify()
     except TlsError:

@@ -1,4 +1,4 @@
-# What TLS connections have in common (context.pyx), and what OpenSSL's callbacks leave for each of them.
+# What TLS connections share (context.pyx), and what OpenSSL's callbacks note for each of them.
 
 from libc.stdint cimport uint8_t
 
@@ -6,13 +6,14 @@ from fastderp.tls.openssl cimport SSL_CTX
 
 
 cdef struct Watch:
-    # What OpenSSL's callbacks leave for the Handshake they are called for.
+    # What OpenSSL's callbacks note for their Handshake. Belongs to the running step, and between
+    # steps to the owner of the Handshake.
     uint8_t client_secret[48]
     uint8_t server_secret[48]
     size_t n_client
     size_t n_server
     bint name_refused
-    # Of a ClientHello whose certificate is still to be chosen; `alert` is the refusal, 0 for none.
+    # Of the ClientHello; `alert` refuses it, 0 for none.
     uint8_t server_name[256]
     uint8_t alpn[256]
     size_t n_server_name
@@ -21,7 +22,7 @@ cdef struct Watch:
 
 
 cdef struct Policy:
-    # What OpenSSL's callbacks read; constant once the context is made.
+    # What OpenSSL's callbacks read. Constant once the context is made.
     char server_name[256]
     uint8_t alpn[256]
     size_t n_alpn

@@ -1,17 +1,20 @@
-"""What TLS connections have in common: a listener's certificate and rules, or what a client trusts (PROTOCOL §10)."""
+"""What TLS connections share: a certificate and rules, or a client's trust (PROTOCOL §10)."""
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
 
 class Context:
-    """What many connections share; make a ServerContext or a ClientContext. Never changes, any thread."""
+    """The base of every context. Contexts never change once made; any thread may use them."""
 
     @property
     def is_server(self) -> bool:
         """Which side it is for."""
 
 class ServerContext(Context):
-    """A certificate and the rules of a listener: TLS 1.2 or 1.3, no tickets, compression, renegotiation, early data."""
+    """A certificate and the rules of a listener.
+
+    TLS 1.2 or 1.3, without tickets, compression, renegotiation and early data.
+    """
 
     def __init__(
         self,
@@ -25,19 +28,24 @@ class ServerContext(Context):
     ) -> None:
         """Prepare to answer handshakes.
 
-        `chain` holds certificates in DER, the leaf first; it is presented exactly as given. `key` is the leaf's
-        private key in PEM or DER. A client that offers ALPN must offer one of `alpn`. With `required_sni` a client
-        that names no server or another one is refused. `suites` are TLS 1.3 suites in order of preference.
+        Args:
+            chain: certificates in DER, the leaf first; presented exactly as given.
+            key: the leaf's private key in PEM or DER.
+            alpn: protocols; a client that offers ALPN must offer one of them.
+            required_sni: the server name that a client must send; None for any or none.
+            max_version: `TLSv1.2` or `TLSv1.3`.
+            suites: TLS 1.3 suites in order of preference.
+
         Raises TlsError (cause `certificate`) for a chain or a key that cannot be used.
         """
 
 class DeferredContext(Context):
-    """The rules of a listener whose certificate is chosen for each connection: see `Handshake.hello`."""
+    """The rules of a listener whose certificate is chosen per connection: see `Handshake.hello`."""
 
     def __init__(
         self, *, max_version: str = "TLSv1.3", suites: Iterable[str] | None = None
     ) -> None:
-        """Prepare to answer handshakes that wait for a certificate; versions and suites are decided here."""
+        """Prepare to answer handshakes; versions and suites are decided before the certificate."""
 
 class ClientContext(Context):
     """What a client trusts."""
@@ -55,10 +63,18 @@ class ClientContext(Context):
     ) -> None:
         """Prepare to dial.
 
-        With `verify` the server's chain must lead to the system's roots (which have `roots.BUILT_IN` beside them), those of
-        `cafile` (PEM) or `roots` (DER), and its certificate must be for the name. `pin` is the SHA-256 of the one certificate
-        accepted, whoever issued it: no other but metacerts may come with it, and it must be valid and, where the server has
-        a name and not just an address, for that name. Raises TlsError (cause `certificate`) for roots that cannot be read.
+        Args:
+            verify: whether the chain must lead to a trusted root and the leaf be for the name.
+            system_roots: trust the system's roots and `roots.BUILT_IN`.
+            cafile: more roots, a file of PEM.
+            roots: more roots, in DER.
+            pin: SHA-256 of the only leaf to accept, whatever its issuer. Only metacerts may come
+                behind it. It must be valid today and, unless the server is named by an address, be
+                for its name (PROTOCOL §13).
+            max_version: `TLSv1.2` or `TLSv1.3`.
+            suites: TLS 1.3 suites to offer, in order of preference.
+
+        Raises TlsError (cause `certificate`) for roots that cannot be read.
         """
 
     @property
@@ -67,4 +83,4 @@ class ClientContext(Context):
 
     @property
     def pin(self) -> bytes | None:
-        """SHA-256 of the only acceptable certificate."""
+        """SHA-256 of the only acceptable leaf."""

@@ -1,7 +1,7 @@
-"""What TLS connections have in common: a listener's certificate and rules, or what a client trusts.
+"""What TLS connections share: a listener's certificate and rules, or a client's trust.
 
-Control plane. A context never changes once it is made, and any thread may use it. OpenSSL's callbacks are here, too: they read the
-context's policy and leave what they see in the Watch of the one connection they are called for.
+Control plane. A context never changes once it is made, and any thread may use it. OpenSSL's
+callbacks are here, too: they read the context's policy and note what they see in a Watch.
 """
 
 from libc.stdint cimport uint8_t
@@ -10,11 +10,12 @@ from posix.strings cimport strcasecmp
 
 from fastderp.tls.openssl cimport (
     BIO, EVP_PKEY, SSL, SSL_AD_DECODE_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR,
-    SSL_CLIENT_HELLO_RETRY, SSL_CTRL_EXTRA_CHAIN_CERT, SSL_CTRL_MODE, SSL_CTRL_SET_MAX_PROTO_VERSION,
-    SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG,
-    SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_MODE_NO_AUTO_CHAIN, SSL_OP_CIPHER_SERVER_PREFERENCE,
-    SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF,
-    SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION,
+    SSL_CLIENT_HELLO_RETRY, SSL_CTRL_EXTRA_CHAIN_CERT, SSL_CTRL_MODE,
+    SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
+    SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_MODE_NO_AUTO_CHAIN,
+    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION,
+    SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL,
+    SSL_TLSEXT_ERR_OK, SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION,
     TLSEXT_TYPE_alpn, TLSEXT_TYPE_server_name, X509, crypto, ssl,
 )
 
@@ -24,15 +25,15 @@ from fastderp.tls import roots as built_in
 from fastderp.tls.errors import TlsError
 
 VERSIONS = {"TLSv1.2": TLS1_2_VERSION, "TLSv1.3": TLS1_3_VERSION}
-# AES first where the client has it in hardware; clients without say so by preferring ChaCha20.
+# AES first where the client has it in hardware; clients without prefer ChaCha20 and get it.
 SUITES_13 = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 CIPHERS_12 = "ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20"
-# ERR_SYSTEM_FLAG of OpenSSL 3 (err.h): the system has refused something, such as to open a file, and the rest is its errno.
+# ERR_SYSTEM_FLAG of OpenSSL 3 (err.h): a system call has failed, and the other bits are its errno.
 _SYSTEM_FLAG = 1 << 31
 
 
 cdef size_t hex_decode(const char* text, uint8_t* out, size_t cap) noexcept nogil:
-    """Bytes decoded, 0 when `text` is not that or longer than `cap` bytes."""
+    """Return the number of bytes decoded; 0 for other text and for more than `cap` bytes."""
     cdef size_t i, n = strlen(text)
     cdef int high, low
     if n % 2 or n // 2 > cap:
@@ -57,7 +58,7 @@ cdef int hex_digit(char c) noexcept nogil:
 
 
 cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
-    """Keep the two application traffic secrets of `LABEL client-random secret` lines."""
+    """Keep the two application traffic secrets, from lines of `LABEL client-random secret`."""
     cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
     cdef const char* secret = strchr(line, c' ')
     if secret is not NULL:
@@ -71,7 +72,7 @@ cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
 
 
 cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
-    """Keep the name that a ClientHello asks for; refuse another one than required (PROTOCOL §10)."""
+    """Keep the name in a ClientHello; refuse another one than required (PROTOCOL §10)."""
     cdef const char* wanted = (<Policy*>arg).server_name
     cdef const char* name = ssl.SSL_get_servername(connection, 0)
     cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
@@ -86,7 +87,7 @@ cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
 
 
 cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
-    """Keep what the client asks for and stop there; called again by each step until another context takes over."""
+    """Keep what the client asks for, and pause; each step calls it until a certificate is there."""
     cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
     cdef const uint8_t* value = NULL
     cdef size_t n = 0
@@ -95,13 +96,19 @@ cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
         return SSL_CLIENT_HELLO_ERROR
     watch.n_server_name = watch.n_alpn = 0
     if ssl.SSL_client_hello_get0_ext(connection, TLSEXT_TYPE_server_name, &value, &n):
-        # RFC 6066 §3: a list (2 bytes of length) of one name: its type, 2 bytes of length, the host.
-        if n < 6 or n - 5 > sizeof(watch.server_name) or value[2] != 0 or be16(value) != n - 2 or be16(value + 3) != n - 5:
+        # RFC 6066 §3: the length of a list (2 bytes), and one entry: type, length (2 bytes), host.
+        if (
+            n < 6 or n - 5 > sizeof(watch.server_name) or value[2] != 0
+            or be16(value) != n - 2 or be16(value + 3) != n - 5
+        ):
             alert[0] = SSL_AD_DECODE_ERROR
             return SSL_CLIENT_HELLO_ERROR
         watch.n_server_name = n - 5
         memcpy(watch.server_name, value + 5, n - 5)
-    if ssl.SSL_client_hello_get0_ext(connection, TLSEXT_TYPE_alpn, &value, &n) and 2 <= n <= sizeof(watch.alpn) + 2:
+    if (
+        ssl.SSL_client_hello_get0_ext(connection, TLSEXT_TYPE_alpn, &value, &n)
+        and 2 <= n <= sizeof(watch.alpn) + 2
+    ):
         watch.n_alpn = n - 2
         memcpy(watch.alpn, value + 2, n - 2)
     return SSL_CLIENT_HELLO_RETRY
@@ -112,9 +119,10 @@ cdef size_t be16(const uint8_t* bytes) noexcept nogil:
 
 
 cdef int on_alpn(
-    SSL* connection, const uint8_t** out, uint8_t* n_out, const uint8_t* offered, unsigned int n_offered, void* arg
+    SSL* connection, const uint8_t** out, uint8_t* n_out, const uint8_t* offered,
+    unsigned int n_offered, void* arg
 ) noexcept nogil:
-    """Take the first of our protocols that the client offers; both lists are length-prefixed names."""
+    """Take the first of our protocols that the client offers; lists are length-prefixed names."""
     cdef Policy* policy = <Policy*>arg
     cdef size_t ours = 0
     cdef unsigned int theirs
@@ -141,7 +149,7 @@ cdef str reason_text(unsigned long code):
 
 
 cdef str first_reason():
-    """The oldest error of this thread's OpenSSL queue, which is emptied."""
+    """Return the oldest error of this thread's OpenSSL queue, and empty the queue."""
     cdef unsigned long code = crypto.ERR_get_error()
     crypto.ERR_clear_error()
     return reason_text(code)
@@ -156,7 +164,7 @@ cdef X509* certificate_from_der(bytes der) except NULL:
 
 
 cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
-    """Read a private key in PEM or DER. An encrypted one is refused instead of asking on the terminal."""
+    """Read a private key in PEM or DER; an encrypted one is refused, without a prompt for it."""
     cdef const uint8_t* start = data
     cdef EVP_PKEY* key
     cdef BIO* bio
@@ -169,12 +177,15 @@ cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
     else:
         key = crypto.d2i_AutoPrivateKey(NULL, &start, len(data))
     if key is NULL:
-        raise TlsError("certificate", f"not a usable private key (PEM or DER, not encrypted): {first_reason()}")
+        raise TlsError(
+            "certificate",
+            f"not a usable private key (PEM or DER, not encrypted): {first_reason()}",
+        )
     return key
 
 
 cdef class Context:
-    """What the contexts of both sides share: versions, suites and where the traffic secrets go."""
+    """See context.pyi. Versions, suites and the way of the traffic secrets, for both sides."""
 
     def __dealloc__(self):
         if self.ctx is not NULL:
@@ -187,7 +198,9 @@ cdef class Context:
             raise ValueError(f"max_version is one of {', '.join(VERSIONS)}, not {max_version!r}")
         self.is_server = is_server
         crypto.ERR_clear_error()
-        self.ctx = ssl.SSL_CTX_new(ssl.TLS_server_method() if is_server else ssl.TLS_client_method())
+        self.ctx = ssl.SSL_CTX_new(
+            ssl.TLS_server_method() if is_server else ssl.TLS_client_method()
+        )
         if self.ctx is NULL:
             raise MemoryError
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_2_VERSION, NULL)
@@ -248,12 +261,16 @@ cdef class ServerContext(Context):
         ok = ssl.SSL_CTX_use_PrivateKey(self.ctx, key) and ssl.SSL_CTX_check_private_key(self.ctx)
         crypto.EVP_PKEY_free(key)
         if not ok:
-            raise TlsError("certificate", f"the private key does not fit the certificate: {first_reason()}")
+            raise TlsError(
+                "certificate", f"the private key does not fit the certificate: {first_reason()}"
+            )
         for der in chain[1:]:
             certificate = certificate_from_der(der)
             if not ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_EXTRA_CHAIN_CERT, 0, certificate):
                 crypto.X509_free(certificate)
-                raise TlsError("certificate", f"OpenSSL refuses a certificate of the chain: {first_reason()}")
+                raise TlsError(
+                    "certificate", f"OpenSSL refuses a certificate of the chain: {first_reason()}"
+                )
         return 0
 
 
@@ -284,14 +301,18 @@ cdef class ClientContext(Context):
         cdef int ok
         if system_roots:
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
-            crypto.ERR_clear_error()  # a system without roots is no error: there are others
+            crypto.ERR_clear_error()  # a system without roots is no error: there are built-in ones
             roots = (*built_in.BUILT_IN, *roots)
-        if cafile is not None and not ssl.SSL_CTX_load_verify_locations(self.ctx, str(cafile).encode(), NULL):
+        if cafile is not None and not ssl.SSL_CTX_load_verify_locations(
+            self.ctx, str(cafile).encode(), NULL
+        ):
             raise TlsError("certificate", f"no usable certificates in {cafile}: {first_reason()}")
         for der in roots:
             certificate = certificate_from_der(der)
             ok = crypto.X509_STORE_add_cert(ssl.SSL_CTX_get_cert_store(self.ctx), certificate)
             crypto.X509_free(certificate)
             if not ok:
-                raise TlsError("certificate", f"OpenSSL refuses a root certificate: {first_reason()}")
+                raise TlsError(
+                    "certificate", f"OpenSSL refuses a root certificate: {first_reason()}"
+                )
         return 0

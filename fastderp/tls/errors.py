@@ -1,4 +1,4 @@
-"""What goes wrong in TLS: one exception with a short cause that listeners count and answer by."""
+"""The exception of TLS: its short cause decides what listeners count and answer."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from fastderp.errors import EX_UNAVAILABLE, DerpError
 class TlsError(DerpError):
     """A handshake or a record that ends the connection, or a certificate that cannot be used.
 
-    `cause` is a short word fit for a counter label: one of `handshake.CAUSES` or `record.CAUSES`.
+    `cause` is a short word for a counter's label: one of `handshake.CAUSES` or `record.CAUSES`.
     """
 
     exit_code: ClassVar[int] = EX_UNAVAILABLE

@@ -1,19 +1,22 @@
 """TLS handshakes by OpenSSL through memory buffers, for either side of a connection.
 
-Control plane. A Handshake belongs to the task that made it; `step` runs without the GIL and may be sent to a helper
-thread, `feed` and `take_output` may be called meanwhile. A finished TLS 1.3 handshake turns into a RecordLayer
-and its OpenSSL object is freed; TLS 1.2 goes on through OpenSSL.
+Control plane. A Handshake belongs to the task that made it; `step` runs without the GIL and may run
+in a helper thread, while the owner calls `feed` and `take_output`. A finished TLS 1.3 handshake
+becomes a RecordLayer, and its OpenSSL object is freed; TLS 1.2 continues through OpenSSL.
 """
 
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 
 from fastderp.tls.record cimport RecordLayer, record_layer_new, record_secret_size
-from fastderp.tls.context cimport ClientContext, Context, ServerContext, Watch, first_reason, reason_text
+from fastderp.tls.context cimport (
+    ClientContext, Context, ServerContext, Watch, first_reason, reason_text,
+)
 from fastderp.tls.openssl cimport (
-    BIO, BIO_CTRL_PENDING, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_INTERNAL_ERROR, SSL_AD_UNRECOGNIZED_NAME,
-    SSL_CTRL_MODE, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ,
-    SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_MODE_RELEASE_BUFFERS, TLS1_3_VERSION, X509,
+    BIO, BIO_CTRL_PENDING, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_INTERNAL_ERROR,
+    SSL_AD_UNRECOGNIZED_NAME, SSL_CTRL_MODE, SSL_CTRL_SET_TLSEXT_HOSTNAME,
+    SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE,
+    SSL_ERROR_ZERO_RETURN, SSL_MODE_RELEASE_BUFFERS, TLS1_3_VERSION, X509,
     X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, X509_VERIFY_PARAM, crypto, ssl,
 )
 
@@ -24,21 +27,28 @@ from typing import NamedTuple
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
 
-# Far more than the largest ClientHello or certificate chain OpenSSL takes; what waits beyond it is a flood.
+# More than the largest ClientHello or certificate chain that OpenSSL takes: more input is a flood.
 INPUT_MAX_BYTES = 512 * 1024
 
 CAUSES = (
-    "plain_http", "not_tls", "version", "no_shared", "server_name", "no_certificate", "certificate", "alert", "protocol", "flood",
-    "closed",
+    "plain_http", "not_tls", "version", "no_shared", "server_name", "no_certificate",
+    "certificate", "alert", "protocol", "flood", "closed",
 )
 
-# OpenSSL's reason numbers (sslerr.h, the same from 1.1.1 on); 1000 + description is an alert from the peer.
+# OpenSSL's reason numbers (sslerr.h, the same from 1.1.1 on); 1000 + description is an alert.
 _REASONS = {
-    155: "plain_http", 156: "plain_http",                                  # HTTPS_PROXY_REQUEST, HTTP_REQUEST
-    252: "version", 258: "version", 266: "version", 396: "version",        # UNKNOWN_, UNSUPPORTED_PROTOCOL, VERSION_*
-    1070: "version",                                                       # the peer's protocol_version alert
-    101: "no_shared", 118: "no_shared", 193: "no_shared", 235: "no_shared",  # key share, signature, cipher, ALPN
-    134: "certificate",                                                    # CERTIFICATE_VERIFY_FAILED
+    101: "no_shared",    # NO_SUITABLE_KEY_SHARE
+    118: "no_shared",    # NO_SUITABLE_SIGNATURE_ALGORITHM
+    134: "certificate",  # CERTIFICATE_VERIFY_FAILED
+    155: "plain_http",   # HTTPS_PROXY_REQUEST
+    156: "plain_http",   # HTTP_REQUEST
+    193: "no_shared",    # NO_SHARED_CIPHER
+    235: "no_shared",    # NO_APPLICATION_PROTOCOL
+    252: "version",      # UNKNOWN_PROTOCOL
+    258: "version",      # UNSUPPORTED_PROTOCOL
+    266: "version",      # WRONG_SSL_VERSION
+    396: "version",      # VERSION_TOO_LOW
+    1070: "version",     # protocol_version
 }
 _HTTP_HEADS = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO", b"CONNE", b"DELET", b"PATCH")
 
@@ -53,29 +63,29 @@ cdef class Handshake:
     """See handshake.pyi."""
 
     cdef Context context
-    cdef SSL* connection      # freed when done with it: records(), an error, the end of this object
+    cdef SSL* connection      # freed by records(), an error, or the end of this object
     cdef BIO* source          # owned by connection
     cdef BIO* sink            # owned by connection
     cdef Watch watch
     cdef object lock          # guards input and output
     cdef bytearray input      # fed, not yet given to OpenSSL
     cdef bytearray output
-    cdef bytes head           # first bytes of the peer, to tell HTTP from noise
+    cdef bytes head           # the peer's first bytes, which tell HTTP from noise
     cdef bint stepping
     cdef readonly bint done
     cdef readonly bint eof
-    cdef readonly object hello  # while a context is to be chosen
+    cdef readonly object hello  # None unless a certificate is to be chosen
     cdef object refusal
     cdef readonly str version
     cdef readonly str cipher
     cdef readonly str server_name
     cdef readonly str alpn
     cdef readonly list peer_chain
-    cdef bytes pinned_name    # what a pinned certificate has to be for; none for an address
+    cdef bytes pinned_name    # the name a pinned certificate has to be for; None for an address
 
     def __init__(self, Context context not None, server_name=None, *, cert_name=None):
         if self.connection is not NULL:
-            raise RuntimeError("a handshake is made once")
+            raise RuntimeError("a handshake is initialised once")
         self.context = context
         self.lock = allocate_lock()
         self.input = bytearray()
@@ -106,7 +116,7 @@ cdef class Handshake:
         return 0
 
     cdef int _name_server(self, server_name, cert_name) except -1:
-        """Say and check the server's name; an address is checked but never sent (RFC 6066 §3)."""
+        """Send and check the server's name; an address is checked but never sent (RFC 6066 §3)."""
         cdef X509_VERIFY_PARAM* param = ssl.SSL_get0_param(self.connection)
         cdef bytes name
         cdef int ok = 1
@@ -135,14 +145,16 @@ cdef class Handshake:
     def choose(self, ServerContext context not None):
         self._alive()
         if self.hello is None:
-            raise RuntimeError("nothing is to be chosen")
+            raise RuntimeError("no certificate is to be chosen")
         if ssl.SSL_set_SSL_CTX(self.connection, context.ctx) is NULL:
             raise MemoryError
         self.context = context
         self.hello = None
 
     def refuse(self, refusal not None):
-        self.watch.alert = SSL_AD_UNRECOGNIZED_NAME if refusal.cause == "server_name" else SSL_AD_INTERNAL_ERROR
+        self.watch.alert = (
+            SSL_AD_UNRECOGNIZED_NAME if refusal.cause == "server_name" else SSL_AD_INTERNAL_ERROR
+        )
         self.refusal = refusal
         self.hello = None
 
@@ -213,7 +225,7 @@ cdef class Handshake:
         return 0
 
     cdef object _client_hello(self):
-        """What `on_client_hello` has kept."""
+        """Return what `on_client_hello` has kept."""
         cdef const Watch* w = &self.watch
         protocols, rest = [], bytes(w.alpn[:w.n_alpn])
         while rest:
@@ -222,13 +234,15 @@ cdef class Handshake:
         return ClientHello(self._asked_name(), tuple(protocols))
 
     cdef object _asked_name(self):
-        """The server name in the ClientHello, as far as OpenSSL's callbacks have seen one."""
+        """Return the server name that OpenSSL's callbacks have seen in the ClientHello, or None."""
         cdef const Watch* w = &self.watch
-        return bytes(w.server_name[:w.n_server_name]).decode("ascii", "replace") if w.n_server_name else None
+        if w.n_server_name == 0:
+            return None
+        return bytes(w.server_name[:w.n_server_name]).decode("ascii", "replace")
 
     cdef object _failure(self, unsigned long code):
-        """The exception for OpenSSL's error `code`."""
-        cdef int reason = code & 0xFFF  # OpenSSL 1.1.1 keeps 12 bits, and no reason of libssl is larger
+        """Return the exception for OpenSSL's error `code`."""
+        cdef int reason = code & 0xFFF  # 12 bits in OpenSSL 1.1.1; libssl has no larger reason
         cdef long verified
         text = reason_text(code)
         name = self._asked_name()
@@ -255,9 +269,10 @@ cdef class Handshake:
         cdef const uint8_t* alpn = NULL
         cdef unsigned int n_alpn = 0
         cdef const char* name = ssl.SSL_get_servername(self.connection, 0)
-        self.version = "TLSv1.3" if ssl.SSL_version(self.connection) == TLS1_3_VERSION else "TLSv1.2"
+        cdef bint is_13 = ssl.SSL_version(self.connection) == TLS1_3_VERSION
+        self.version = "TLSv1.3" if is_13 else "TLSv1.2"
         if self.version == "TLSv1.2":
-            # It goes on through OpenSSL. A handshake that did this, too, would allocate its buffers for every record.
+            # Only now: during the handshake this mode would allocate the buffers for each record.
             ssl.SSL_ctrl(self.connection, SSL_CTRL_MODE, SSL_MODE_RELEASE_BUFFERS, NULL)
         self.cipher = ssl.SSL_CIPHER_get_name(ssl.SSL_get_current_cipher(self.connection)).decode()
         self.server_name = name.decode("ascii", "replace") if name is not NULL else None
@@ -271,7 +286,7 @@ cdef class Handshake:
         return 0
 
     cdef int _check_pin(self, bytes pin) except -1:
-        """Check the leaf, whose key has signed this handshake; only metacerts may come behind it (PROTOCOL §13)."""
+        """Check the leaf, whose key has signed this handshake, and the rest (PROTOCOL §13)."""
         cdef OPENSSL_STACK* chain = ssl.SSL_get_peer_cert_chain(self.connection)
         cdef X509* leaf
         cdef int i
@@ -287,7 +302,9 @@ cdef class Handshake:
         if self.pinned_name and crypto.X509_check_host(
             leaf, self.pinned_name, len(self.pinned_name), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL
         ) != 1:
-            self._refuse(f"the server's certificate is pinned, but not for {self.pinned_name.decode()}")
+            self._refuse(
+                f"the server's certificate is pinned, but not for {self.pinned_name.decode()}"
+            )
         if (
             crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
             or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
@@ -317,10 +334,13 @@ cdef class Handshake:
         cdef uint16_t suite
         self._usable()
         if self.version != "TLSv1.3":
-            raise RuntimeError(f"{self.version} goes on through read and write")
+            raise RuntimeError(f"{self.version} continues through read and write")
         suite = ssl.SSL_CIPHER_get_protocol_id(ssl.SSL_get_current_cipher(self.connection))
         size = record_secret_size(suite)
-        if size == 0 or w.n_client != size or w.n_server != size or ssl.SSL_has_pending(self.connection):
+        if (
+            size == 0 or w.n_client != size or w.n_server != size
+            or ssl.SSL_has_pending(self.connection)
+        ):
             raise TlsError("protocol", "OpenSSL did not give the traffic secrets")
         try:
             with self.lock:
@@ -353,7 +373,8 @@ cdef class Handshake:
         if error == SSL_ERROR_ZERO_RETURN:
             self.eof = True
         elif error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
-            raise TlsError("alert" if code & 0xFFF > 1000 else "protocol", f"TLS failed: {reason_text(code)}")
+            cause = "alert" if code & 0xFFF > 1000 else "protocol"
+            raise TlsError(cause, f"TLS failed: {reason_text(code)}")
         return b""
 
     def write(self, data not None):
@@ -379,7 +400,7 @@ cdef class Handshake:
 
 
 cdef bytes bio_take(BIO* bio):
-    """Everything a memory buffer holds."""
+    """Take everything a memory buffer holds."""
     cdef long n = crypto.BIO_ctrl(bio, BIO_CTRL_PENDING, 0, NULL)
     cdef bytes data
     if n <= 0:
@@ -389,7 +410,7 @@ cdef bytes bio_take(BIO* bio):
 
 
 cdef bint is_metacert(X509* certificate) noexcept:
-    """Whether its common name is that of a metacert, which announces the relay's key (PROTOCOL §10)."""
+    """Whether it has the common name of a metacert (PROTOCOL §10)."""
     cdef char[16] name  # holds the prefix; longer names are cut
     cdef int n = crypto.X509_NAME_get_text_by_NID(
         crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
@@ -410,5 +431,6 @@ cdef list chain_to_der(OPENSSL_STACK* chain):
     if chain is NULL:
         return []
     return [
-        certificate_to_der(<X509*>crypto.OPENSSL_sk_value(chain, i)) for i in range(crypto.OPENSSL_sk_num(chain))
+        certificate_to_der(<X509*>crypto.OPENSSL_sk_value(chain, i))
+        for i in range(crypto.OPENSSL_sk_num(chain))
     ]

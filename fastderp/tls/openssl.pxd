@@ -1,11 +1,11 @@
-# The functions of libcrypto and libssl that this package calls, as pointers found at run time (openssl.pyx).
-# With the .pyx the only file that names OpenSSL's interface: no headers, no link-time dependency.
-# Numbers are those of OpenSSL's public headers; they are part of its ABI from 1.1.1 on.
+# The functions of libcrypto and libssl that this package calls, as pointers that openssl.pyx finds
+# at run time. No other file declares OpenSSL's interface; there is no link-time dependency.
+# Numbers are those of OpenSSL's public headers, part of its ABI from 1.1.1 on.
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 
-# Opaque: OpenSSL never shows what is inside.
+# Opaque structs.
 cdef extern from *:
     """
     typedef struct fastderp_evp_cipher EVP_CIPHER;
@@ -100,7 +100,9 @@ cdef enum:
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
 ctypedef int (*ServerNameCallback)(SSL*, int*, void*) noexcept nogil
 ctypedef int (*ClientHelloCallback)(SSL*, int*, void*) noexcept nogil
-ctypedef int (*AlpnCallback)(SSL*, const uint8_t**, uint8_t*, const uint8_t*, unsigned int, void*) noexcept nogil
+ctypedef int (*AlpnCallback)(
+    SSL*, const uint8_t**, uint8_t*, const uint8_t*, unsigned int, void*
+) noexcept nogil
 
 
 cdef struct Crypto:
@@ -108,7 +110,8 @@ cdef struct Crypto:
     const char* (*OpenSSL_version)(int) noexcept nogil
     void (*OPENSSL_cleanse)(void*, size_t) noexcept nogil
 
-    EVP_CIPHER* (*EVP_CIPHER_fetch)(void*, const char*, const char*) noexcept nogil  # NULL before OpenSSL 3
+    # The fetch functions are NULL before OpenSSL 3.
+    EVP_CIPHER* (*EVP_CIPHER_fetch)(void*, const char*, const char*) noexcept nogil
     const EVP_CIPHER* (*EVP_aes_128_gcm)() noexcept nogil
     const EVP_CIPHER* (*EVP_aes_256_gcm)() noexcept nogil
     const EVP_CIPHER* (*EVP_chacha20_poly1305)() noexcept nogil
@@ -123,7 +126,7 @@ cdef struct Crypto:
 
     const EVP_MD* (*EVP_sha256)() noexcept nogil
     const EVP_MD* (*EVP_sha384)() noexcept nogil
-    EVP_MD* (*EVP_MD_fetch)(void*, const char*, const char*) noexcept nogil  # NULL before OpenSSL 3
+    EVP_MD* (*EVP_MD_fetch)(void*, const char*, const char*) noexcept nogil
     uint8_t* (*HMAC)(
         const EVP_MD*, const void*, int, const uint8_t*, size_t, uint8_t*, unsigned int*
     ) noexcept nogil
@@ -133,7 +136,9 @@ cdef struct Crypto:
     int (*HMAC_Update)(HMAC_CTX*, const uint8_t*, size_t) noexcept nogil
     int (*HMAC_Final)(HMAC_CTX*, uint8_t*, unsigned int*) noexcept nogil
 
-    int (*EVP_Digest)(const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*) noexcept nogil
+    int (*EVP_Digest)(
+        const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*
+    ) noexcept nogil
 
     EVP_PKEY* (*EVP_PKEY_new_raw_private_key)(int, void*, const uint8_t*, size_t) noexcept nogil
     EVP_PKEY* (*EVP_PKEY_new_raw_public_key)(int, void*, const uint8_t*, size_t) noexcept nogil

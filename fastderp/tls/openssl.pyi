@@ -1,4 +1,4 @@
-"""The OpenSSL this process uses: found at run time, the one of Python's own ssl module where there is one."""
+"""The OpenSSL of this process, found at run time: the one of Python's ssl module, if any."""
 
 from typing import Final
 
@@ -9,8 +9,9 @@ VERSION: Final[str]
 """Version text of the OpenSSL in use."""
 
 def load_first(candidates: list[str]) -> str:
-    """Use the first library that has everything; return its version. Runs at import.
+    """Use the first library that has every function; return its version. Runs at import.
 
-    A candidate is the path or name of a library that is or brings libssl, "" the program itself. Raises ImportError
-    that says what to install and what was wrong with each candidate; what was in use stays in use.
+    A candidate is the path or name of a library that is or loads libssl; "" is the program itself.
+    Raises ImportError that says what to install and why each candidate was refused; the previous
+    library stays in use.
     """

@@ -1,8 +1,8 @@
-"""Find libcrypto and libssl at run time and fill the tables of openssl.pxd.
+"""Finds libcrypto and libssl at run time and fills the tables of openssl.pxd.
 
-They are the ones Python's own `ssl` module has loaded, so that the process holds one OpenSSL and security
-updates come from wherever Python gets them. A Python with a static ssl gets the system's libssl.
-Runs once, at import; the tables are constant afterwards. Any thread.
+They are those that Python's own `ssl` module has loaded: the process holds one OpenSSL, with the
+security updates of Python's. A Python with a static ssl gets the system's libssl. Runs once, at
+import; the tables are constant afterwards. Any thread.
 """
 
 from libc.string cimport memcpy
@@ -12,12 +12,13 @@ MINIMUM = 0x1010100F  # 1.1.1: the first with TLS 1.3
 SYSTEM_LIBRARIES = ("libssl.so.3", "libssl.so.1.1")
 INSTALL = (
     "fastderp needs the shared libraries of OpenSSL 1.1.1 or later (libssl and libcrypto); "
-    "install your system's libssl package (Debian, Ubuntu: libssl3; Fedora: openssl-libs; Alpine: libssl3)"
+    "install your system's libssl package "
+    "(Debian, Ubuntu: libssl3; Fedora: openssl-libs; Alpine: libssl3)"
 )
 
 
 cdef int bind(void* library, const char* name, void* slot) except -1:
-    """Store the function of this name in the pointer at `slot`; NULL and False when there is none."""
+    """Store the function of this name in the pointer at `slot`; NULL and False without one."""
     cdef void* symbol = dlsym(library, name)
     memcpy(slot, &symbol, sizeof(symbol))  # C has no cast between data and function pointers
     return symbol is not NULL
@@ -141,19 +142,19 @@ cdef int bind_ssl(void* library, Ssl* ssl) except -1:
 
 
 def _candidates() -> list[str]:
-    """Name what to open, best first: the extension behind Python's ssl brings its libraries with it."""
+    """Name what to open, best first: the extension of Python's ssl loads its libraries."""
     found = []
     try:
         import _ssl
     except ImportError:
         pass
     else:
-        found.append(getattr(_ssl, "__file__", None) or "")  # "" is the program itself: ssl built in
+        found.append(getattr(_ssl, "__file__", None) or "")  # "": ssl is built in
     return [*found, *SYSTEM_LIBRARIES]
 
 
 cdef str load(str candidate):
-    """Take libcrypto and libssl from there, all or nothing; return the version text."""
+    """Take every function from a candidate, or none; return the version text."""
     cdef bytes path = candidate.encode()
     cdef const char* name = path
     cdef void* library = dlopen(name if path else NULL, RTLD_NOW | RTLD_LOCAL)
@@ -173,11 +174,7 @@ cdef str load(str candidate):
 
 
 def load_first(candidates: list[str]) -> str:
-    """Fill the tables from the first candidate that has everything and return its OpenSSL's version text.
-
-    A candidate is the path or name of a library that is or brings libssl; "" is the program itself.
-    Raises ImportError that says what to install and what was wrong with each.
-    """
+    # See openssl.pyi.
     refusals = []
     for candidate in candidates:
         try:

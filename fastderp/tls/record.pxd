@@ -1,6 +1,7 @@
-# TLS 1.3 records (RFC 8446 §5): open and seal batches with traffic keys that a handshake left behind.
-# One Records per session. The rx side belongs to the thread that reads the session, the tx side to whoever holds
-# the session's output lock; the only field both touch is `duty`, and that atomically. No function here needs the GIL.
+# TLS 1.3 records (RFC 8446 §5), opened and sealed in batches with the keys of a finished handshake.
+# One Records per session. The rx side belongs to the thread that reads the session, the tx side to
+# the holder of the session's output lock. Both touch only `duty`, atomically. No function needs the
+# GIL.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
@@ -11,14 +12,14 @@ from fastderp.tls.aead cimport Expanded, Keyring, TrafficKey
 cdef enum:
     RECORD_PLAIN_MAX = 16384
     RECORD_OVERHEAD = 22                  # header 5, inner content type 1, tag 16
-    RECORD_WIRE_MAX = 16384 + 256 + 5     # what a peer may announce (RFC 8446 §5.2); larger never becomes valid
+    RECORD_WIRE_MAX = 16384 + 256 + 5     # largest length a peer may announce (RFC 8446 §5.2)
 
 
 cdef enum RecordStatus:
     RECORD_OK = 0
     RECORD_CLOSE_NOTIFY      # the peer closed its direction in order
-    RECORD_ALERT             # the peer sent another alert: Records.alert
-    RECORD_BAD_MAC           # not sealed with the keys of this connection, or changed, reordered, replayed
+    RECORD_ALERT             # the peer sent another alert: Records.rx_alert
+    RECORD_BAD_MAC           # sealed with other keys, or changed, reordered, replayed
     RECORD_OVERFLOW          # announces more than RFC 8446 §5.2 permits
     RECORD_UNEXPECTED        # a type or message that has no place after the handshake
     RECORD_DECODE            # malformed alert, KeyUpdate or record length
@@ -46,54 +47,57 @@ cdef enum:
     DUTY_ASK = 2             # the peer's key is well used: ask for a change
 
 
-# Prepare `r` with the two application traffic secrets of a finished handshake. `suite` is a SuiteNumber;
-# the secrets are as long as its hash (32 or 48 bytes).
+# Prepare `r` with the two application traffic secrets of a finished handshake. `suite` is a
+# SuiteNumber; the secrets are as long as its hash (32 or 48 bytes).
 cdef RecordStatus record_init(
     Records* r, uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret
 ) noexcept nogil
 
-# Bytes of a traffic secret of this suite; 0 for a suite that is not ours.
+# Return the bytes of a traffic secret of this suite; 0 for any other number than a SuiteNumber.
 cdef size_t record_secret_size(uint16_t suite) noexcept nogil
 
-# What opens and seals takes the keyring of the thread it runs in.
+# Functions that open and seal take the keyring of the calling thread.
 
-# Open every complete record of wire[0:n_wire] into plain, one behind the other. Stops in front of an incomplete
-# record, or of one that plain has no room for (its inner plaintext: content, content type and padding).
-# consumed and produced are valid whatever the status and cover only records that were good.
-# plain must not overlap wire. With plain_cap >= n_wire room never runs out.
+# Open every complete record of wire[0:n_wire] into plain, one behind the other. Stops at a record
+# that is incomplete or whose inner plaintext (content, content type, padding) does not fit.
+# consumed and produced are valid for every status and cover only records that were good.
+# plain must not overlap wire. With plain_cap >= n_wire every record fits.
 cdef RecordStatus record_open(
     Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced
 ) noexcept nogil
 
-# The same, of up to *n_left records, which are counted down.
+# Open up to *n_left records, which are counted down; otherwise as record_open.
 cdef RecordStatus record_open_some(
     Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* n_left, size_t* consumed, size_t* produced
 ) noexcept nogil
 
-# Upper bound of what record_seal writes for n_plain bytes, KeyUpdate included.
+# Return an upper bound of what record_seal writes for n_plain bytes, KeyUpdate included.
 cdef size_t record_sealed_size(size_t n_plain) noexcept nogil
 
-# Join the iovecs into records of up to 16 KiB and seal them into wire. Sends a KeyUpdate first when one is due.
-# Anything but RECORD_OK and RECORD_NO_ROOM means that the connection must be closed: numbers may be spent.
+# Join the iovecs into records of up to 16 KiB and seal them into wire, behind a KeyUpdate when one
+# is due. After any status but RECORD_OK and RECORD_NO_ROOM the connection must be closed: record
+# numbers may be spent.
 cdef RecordStatus record_seal(
-    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap,
+    size_t* produced
 ) noexcept nogil
 
 # Seal one alert (24 bytes of wire).
 cdef RecordStatus record_seal_alert(
-    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap,
+    size_t* produced
 ) noexcept nogil
 
-# Forget every key (overwritten), in the keyring too unless that is NULL. Safe to repeat. Another thread's keyring loses
-# the key when it needs the place.
+# Overwrite every key, in the keyring too unless that is NULL. Safe to repeat. Another thread's
+# keyring keeps the key until it needs the place.
 cdef void record_wipe(Records* r, Keyring* ring) noexcept nogil
 
-# A short English phrase for logs and exceptions.
+# Return a short phrase for logs and exceptions.
 cdef const char* record_status_text(RecordStatus status) noexcept nogil
 
-# The alert description (RFC 8446 §6) that tells the peer about a failed record_open; 255 when none is due.
+# Return the alert description (RFC 8446 §6) for the peer after a failed record_open; 255 for none.
 cdef uint8_t record_status_alert(RecordStatus status) noexcept nogil
 
 
@@ -108,14 +112,15 @@ cdef class RecordLayer:
     cdef int _alive(self) except -1
     cdef int _check(self, RecordStatus status) except -1
 
-    # Move the keys into `into`; this object is dead afterwards. Raises TlsError when it already is.
+    # Move the keys into `into`. Raises TlsError when they have been moved away before.
     cdef int take(self, Records* into) except -1
 
 
-# The Python object around already derived secrets; `pending` is ciphertext read but not opened yet.
+# Make a RecordLayer from derived secrets; `pending` is ciphertext that was read and not opened.
 cdef RecordLayer record_layer_new(
-    uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret, bytes pending
+    uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret,
+    bytes pending,
 )
 
-# The Python object around keys in use, which are moved out of `records`.
+# Make a RecordLayer of keys in use, which are moved out of `records`.
 cdef RecordLayer record_layer_of(Records* records, bytes pending)

@@ -1,4 +1,4 @@
-"""TLS 1.3 records with the traffic keys a finished handshake left behind (RFC 8446 §5)."""
+"""TLS 1.3 records, with the traffic keys of a finished handshake (RFC 8446 §5)."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -12,8 +12,8 @@ CAUSES: Final[tuple[str, ...]]
 class RecordLayer:
     """One connection's keys: opens the peer's records and seals ours.
 
-    Made by a handshake, or from two traffic secrets. Not for two threads at once. After any error
-    but ValueError the connection is lost: send `alert` if you like, then close it.
+    A handshake makes it, or its caller from two traffic secrets. Not for two threads at once. After
+    any error but ValueError the connection is lost: send an `alert`, or close it at once.
     """
 
     def __init__(
@@ -29,15 +29,21 @@ class RecordLayer:
     ) -> None:
         """Derive the keys of both directions.
 
-        `suite` is a name or number of SUITES; the secrets are application traffic secrets as long as its hash.
-        `client` permits session tickets, which only clients are sent. The sequences number the next records.
-        `pending` is ciphertext that was read behind the handshake. Raises ValueError for an unknown suite
-        or a secret of the wrong length.
+        Args:
+            suite: a name or number of SUITES.
+            read_secret: the peer's application traffic secret, as long as the suite's hash.
+            write_secret: our application traffic secret.
+            client: accept session tickets, which servers send to clients.
+            read_sequence: number of the next record to open.
+            write_sequence: number of the next record to seal.
+            pending: ciphertext that was read behind the handshake.
+
+        Raises ValueError for an unknown suite or a secret of the wrong length.
         """
 
     @property
     def suite(self) -> str:
-        """Name of the suite, empty once the keys were moved away."""
+        """Name of the suite; "" once the keys have been moved away."""
 
     @property
     def pending(self) -> bytes:
@@ -50,12 +56,12 @@ class RecordLayer:
     def open(self, data: bytes = b"") -> bytes:
         """Open every record that `data` completes and return their application data joined.
 
-        Raises TlsError (a cause of CAUSES) for anything else than data, KeyUpdate, close_notify and, for a client,
-        tickets; then nothing of this call's data is returned. Returns b"" after close_notify.
+        Returns b"" after close_notify. Raises TlsError (a cause of CAUSES) for anything else than
+        data, KeyUpdate, close_notify and, for a client, tickets; this call's data is lost then.
         """
 
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Seal data into records of up to 16 KiB; starts with a KeyUpdate when one is due, also for no data."""
+        """Seal data into records of up to 16 KiB, behind a KeyUpdate when one is due."""
 
     def close_notify(self) -> bytes:
         """Seal the alert that ends our direction in order."""

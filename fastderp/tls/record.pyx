@@ -1,14 +1,15 @@
-"""TLS 1.3 records: open and seal batches with the traffic keys a handshake left behind (RFC 8446 §5).
+"""TLS 1.3 records, opened and sealed in batches with the keys of a handshake (RFC 8446 §5).
 
-aead.pyx does the arithmetic; this module frames, numbers, rekeys and refuses. record.pxd says which thread
-owns which field. Locks: none; the caller brings the session's output lock for everything that seals.
+aead.pyx does the cryptography; this module frames, numbers, rekeys and refuses. record.pxd says
+which thread owns which field. It takes no locks: to seal, the caller holds the output lock.
 """
 
 from libc.string cimport memcpy, memset
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305, Suite, aead_open, aead_seal,
-    key_expanded, keyring_clear, keyring_forget, suite_of, traffic_key_advance, traffic_key_derive,
+    AEAD_HEADER, AEAD_TAG, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305, Suite,
+    aead_open, aead_seal, key_expanded, keyring_clear, keyring_forget, suite_of,
+    traffic_key_advance, traffic_key_derive,
 )
 from fastderp.tls.openssl cimport EVP_CIPHER_CTX, crypto
 
@@ -27,7 +28,7 @@ cdef extern from *:
 
 
 cdef enum:
-    INNER_MAX = RECORD_PLAIN_MAX + 1          # content, content type and padding together (RFC 8446 §5.4)
+    INNER_MAX = RECORD_PLAIN_MAX + 1          # content, content type and padding (RFC 8446 §5.4)
     KEY_UPDATE_WIRE = RECORD_OVERHEAD + 5
     ALERT_WIRE = RECORD_OVERHEAD + 2
 
@@ -37,15 +38,15 @@ cdef enum:
 
     MESSAGE_TICKET = 4
     MESSAGE_KEY_UPDATE = 24
-    TICKET_MAX = 132000                       # largest NewSessionTicket RFC 8446 §4.6.1 can express, rounded up
+    TICKET_MAX = 132000                       # largest session ticket (RFC 8446 §4.6.1), rounded up
 
     ALERT_CLOSE_NOTIFY = 0
     ALERT_USER_CANCELED = 90
 
     # AES-GCM is safe for 2^24.5 records of full size (RFC 8446 §5.5); change keys long before.
     REKEY_RECORDS = 1 << 22
-    BARREN_MAX = 32                           # more than any peer sends in a row without data: tickets, KeyUpdates
-    UPDATES_MAX = 32                          # KeyUpdates; every 64 records of data under one key pay for one
+    BARREN_MAX = 32                           # records in a row without data: more than peers send
+    UPDATES_MAX = 32                          # KeyUpdates; 64 records of data under a key pay one
 
 
 cdef size_t record_secret_size(uint16_t suite) noexcept nogil:
@@ -54,16 +55,18 @@ cdef size_t record_secret_size(uint16_t suite) noexcept nogil:
 
 
 cdef bint key_update(Records* r, Keyring* ring, TrafficKey* key, bint sealing) noexcept nogil:
-    """Go on to the next generation of one direction, as a KeyUpdate demands."""
+    """Advance one direction to its next generation, as a KeyUpdate demands."""
     keyring_forget(ring, key, sealing)
     return traffic_key_advance(key, suite_of(r.suite))
 
 
 cdef bint seal_one(Records* r, Keyring* ring, uint8_t* record, int n_inner) noexcept nogil:
-    """Make a record of the inner plaintext at record + AEAD_HEADER. False: the connection is lost."""
+    """Make a record of the inner plaintext at record + AEAD_HEADER; False ends the connection."""
     cdef const Suite* suite = suite_of(r.suite)
-    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.tx, suite, True) if suite is not NULL else NULL
+    cdef EVP_CIPHER_CTX* expanded = NULL
     cdef int n_sealed = n_inner + AEAD_TAG
+    if suite is not NULL:
+        expanded = key_expanded(ring, &r.tx, suite, True)
     if expanded is NULL:
         return False
     record[0] = TYPE_DATA
@@ -91,10 +94,14 @@ cdef RecordStatus record_open_some(
     consumed[0] = 0
     produced[0] = 0
     while n_left[0]:
-        status = record_ahead(wire + consumed[0], n_wire - consumed[0], plain_cap - produced[0], &n_record)
+        status = record_ahead(
+            wire + consumed[0], n_wire - consumed[0], plain_cap - produced[0], &n_record
+        )
         if status != RECORD_OK or n_record == 0:
             break
-        status = record_open_one(r, ring, wire + consumed[0], n_record, plain + produced[0], &n_plain)
+        status = record_open_one(
+            r, ring, wire + consumed[0], n_record, plain + produced[0], &n_plain
+        )
         if status != RECORD_OK:
             break
         consumed[0] += n_record
@@ -106,7 +113,7 @@ cdef RecordStatus record_open_some(
 cdef RecordStatus record_ahead(
     const uint8_t* wire, size_t n_wire, size_t n_room, size_t* n_record
 ) noexcept nogil:
-    """Size of the next record; 0 when it is not complete or plain has no room for it. Judges the header alone."""
+    """Return the next record's size by its header; 0 while it is incomplete or has no room."""
     cdef size_t n_sealed
     n_record[0] = 0
     if n_wire < AEAD_HEADER:
@@ -124,13 +131,16 @@ cdef RecordStatus record_ahead(
 
 
 cdef RecordStatus record_open_one(
-    Records* r, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* plain, size_t* n_plain
+    Records* r, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* plain,
+    size_t* n_plain
 ) noexcept nogil:
     """Open one complete record; n_plain is the application data it left in `plain`."""
     cdef const Suite* suite = suite_of(r.suite)
-    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &r.rx, suite, False) if suite is not NULL else NULL
+    cdef EVP_CIPHER_CTX* expanded = NULL
     cdef size_t n = n_record - AEAD_HEADER - AEAD_TAG
     n_plain[0] = 0
+    if suite is not NULL:
+        expanded = key_expanded(ring, &r.rx, suite, False)
     if expanded is NULL:
         return RECORD_NO_MEMORY
     if not aead_open(expanded, &r.rx, record, plain, <int>n):
@@ -185,7 +195,9 @@ cdef RecordStatus alert_taken(Records* r, const uint8_t* alert, size_t n) noexce
     return RECORD_ALERT
 
 
-cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data, size_t n) noexcept nogil:
+cdef RecordStatus handshake_taken(
+    Records* r, Keyring* ring, const uint8_t* data, size_t n
+) noexcept nogil:
     """Read the handshake messages of one record; a message may continue in the next one."""
     cdef RecordStatus status
     cdef size_t at = 0, n_skip
@@ -212,7 +224,7 @@ cdef RecordStatus handshake_taken(Records* r, Keyring* ring, const uint8_t* data
 
 
 cdef RecordStatus message_begun(Records* r) noexcept nogil:
-    """Judge type and length of a handshake message: KeyUpdate waits for its byte, a ticket is skipped."""
+    """Judge a message's type and length: KeyUpdate waits for its byte, a ticket is skipped."""
     cdef uint32_t n_body = (
         (<uint32_t>r.rx_message[1] << 16) | (<uint32_t>r.rx_message[2] << 8) | r.rx_message[3]
     )
@@ -238,11 +250,13 @@ cdef RecordStatus key_update_taken(Records* r, Keyring* ring) noexcept nogil:
 
 
 cdef size_t record_sealed_size(size_t n_plain) noexcept nogil:
-    return n_plain + RECORD_OVERHEAD * ((n_plain + RECORD_PLAIN_MAX - 1) // RECORD_PLAIN_MAX) + KEY_UPDATE_WIRE
+    cdef size_t n_records = (n_plain + RECORD_PLAIN_MAX - 1) // RECORD_PLAIN_MAX
+    return n_plain + RECORD_OVERHEAD * n_records + KEY_UPDATE_WIRE
 
 
 cdef RecordStatus record_seal(
-    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, const iovec* iov, int n_iov, uint8_t* wire, size_t wire_cap,
+    size_t* produced
 ) noexcept nogil:
     cdef RecordStatus status = RECORD_OK
     cdef size_t n_left = iov_size(iov, n_iov)
@@ -273,7 +287,7 @@ cdef size_t iov_size(const iovec* iov, int n_iov) noexcept nogil:
 
 
 cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) noexcept nogil:
-    """Copy the next n bytes; `iov` and `offset` stay where the next call goes on."""
+    """Copy the next n bytes and move `iov` and `offset` behind them."""
     cdef size_t n_part
     while n > 0:
         n_part = min(n, iov[0].iov_len - offset[0])
@@ -286,8 +300,10 @@ cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) 
             offset[0] = 0
 
 
-cdef RecordStatus key_update_send(Records* r, Keyring* ring, uint8_t* wire, size_t* produced) noexcept nogil:
-    """Seal a KeyUpdate with the old key and go on to the next. Answers any number of requests at once."""
+cdef RecordStatus key_update_send(
+    Records* r, Keyring* ring, uint8_t* wire, size_t* produced
+) noexcept nogil:
+    """Seal a KeyUpdate with the old key and advance it. Answers any number of requests at once."""
     cdef uint32_t duty = fastderp_take(&r.duty)
     cdef uint8_t[5] message
     message[0] = MESSAGE_KEY_UPDATE
@@ -300,7 +316,8 @@ cdef RecordStatus key_update_send(Records* r, Keyring* ring, uint8_t* wire, size
 
 
 cdef RecordStatus record_seal_alert(
-    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap, size_t* produced
+    Records* r, Keyring* ring, uint8_t level, uint8_t description, uint8_t* wire, size_t wire_cap,
+    size_t* produced
 ) noexcept nogil:
     cdef uint8_t[2] alert
     produced[0] = 0
@@ -314,7 +331,8 @@ cdef RecordStatus record_seal_alert(
 
 
 cdef bint seal_small(
-    Records* r, Keyring* ring, uint8_t content_type, const uint8_t* content, int n, uint8_t* wire, size_t* produced
+    Records* r, Keyring* ring, uint8_t content_type, const uint8_t* content, int n, uint8_t* wire,
+    size_t* produced
 ) noexcept nogil:
     """Seal one short record that is not application data."""
     memcpy(wire + AEAD_HEADER, content, n)
@@ -460,7 +478,9 @@ cdef class RecordLayer:
         if self._eof:
             return b""
         with nogil:
-            status = record_open(&self.c, &self.ring, source, n_wire, target, n_wire, &consumed, &produced)
+            status = record_open(
+                &self.c, &self.ring, source, n_wire, target, n_wire, &consumed, &produced
+            )
         if status == RECORD_CLOSE_NOTIFY:
             self._eof = True
             consumed = n_wire
@@ -498,7 +518,9 @@ cdef class RecordLayer:
         cdef uint8_t[ALERT_WIRE] wire
         cdef size_t produced = 0
         self._alive()
-        self._check(record_seal_alert(&self.c, &self.ring, level, description, wire, sizeof(wire), &produced))
+        self._check(record_seal_alert(
+            &self.c, &self.ring, level, description, wire, sizeof(wire), &produced
+        ))
         return wire[:produced]
 
     cdef int _alive(self) except -1:
@@ -523,7 +545,8 @@ cdef class RecordLayer:
 
 
 cdef RecordLayer record_layer_new(
-    uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret, bytes pending
+    uint16_t suite, bint is_client, const uint8_t* rx_secret, const uint8_t* tx_secret,
+    bytes pending,
 ):
     cdef RecordLayer layer = RecordLayer.__new__(RecordLayer)
     layer._check(record_init(&layer.c, suite, is_client, rx_secret, tx_secret))

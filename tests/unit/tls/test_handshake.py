@@ -566,5 +566,5 @@ def test_noise_does_not_reach_the_choice() -> None:
     with pytest.raises(TlsError) as refused:
         ours.step()
     assert refused.value.cause == "plain_http"
-    with pytest.raises(RuntimeError, match="nothing is to be chosen"):
+    with pytest.raises(RuntimeError, match="no certificate is to be chosen"):
         server().choose(context_for(RELAY))
