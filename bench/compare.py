@@ -19,15 +19,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.lab import QUIET, Lab, Measurement, cost
-from bench.relays import HERE, Relay, RelayError, derper, fastderp, floor, other
+from bench.lab import QUIET, Lab, Measurement, cost, per_core
+from bench.relays import (
+    HERE,
+    Relay,
+    RelayError,
+    derper,
+    fastderp,
+    floor,
+    older_derper,
+    other,
+)
 from fastderp.loadgen.result import environment
 from fastderp.loadgen.scenario import SCENARIOS
 
 RESULTS = HERE / "results"
 BASE = "derper"
-TABLE_WIDTH = 110
+TABLE_WIDTH = 140
 CROWD = 1000
+QUICK_DURATION_S = 0.5
 DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
 
 
@@ -45,11 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a comparison, print its table, keep its JSON; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        scenarios = _scenarios(options.scenario)
         plan = Plan(
             relays=_relays(options),
-            scenarios=_scenarios(options.scenario),
-            rounds=options.rounds,
-            lab=Lab(options.relay_core, options.load_core, options.duration),
+            scenarios=scenarios,
+            rounds=1 if options.quick else options.rounds,
+            lab=Lab(
+                options.relay_core,
+                options.load_core,
+                QUICK_DURATION_S if options.quick else options.duration,
+            ),
         )
         _check(plan)
         measured = compare(plan, lambda text: print(text, file=sys.stderr, flush=True))
@@ -77,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"names of `fastderp-bench --list`, with tls/ in front over TLS; or all "
         f"(default: {' '.join(DEFAULT_SCENARIOS)})",
     )
-    add("--relays", default="derper,floor,fastderp", help="which of them (%(default)s)")
+    add("--relays", default="derper,derper-1.98,floor,fastderp", help="which of them (%(default)s)")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
     add(
@@ -92,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=3.0, metavar="S", help="per measurement (%(default)s)")
     add("--relay-core", type=int, default=0, metavar="N", help="%(default)s")
     add("--load-core", type=int, default=1, metavar="N", help="%(default)s")
+    add("--quick", action="store_true", help="one round of half a second each: under two minutes")
     add("--output", metavar="FILE", help="JSON; by default a new file in bench/results")
     return parser
 
@@ -99,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _relays(options: argparse.Namespace) -> list[Relay]:
     known: dict[str, Callable[[], Relay]] = {
         "derper": lambda: derper(options.derper, options.gomaxprocs),
+        "derper-1.98": lambda: older_derper(options.gomaxprocs),
         "floor": floor,
         "fastderp": lambda: fastderp(options.workers),
     }
@@ -155,6 +172,8 @@ def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
         "CPU µs/packet",
         "derper costs",
         "packets/s",
+        "packets/s per core",
+        "Gbit/s per core",
         "p50 µs",
         "p99 µs",
         "loss",
@@ -169,6 +188,8 @@ def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
             _median(results, cost, ".2f"),
             _ratios(base, results),
             _median(results, lambda r: r["packets_per_s"], ",.0f"),
+            _median(results, lambda r: per_core(r)[0], ",.0f"),
+            _median(results, lambda r: per_core(r)[1], ".1f"),
             _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
             _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
             _median(results, lambda r: 100 * r["loss"], ".2f") + " %",

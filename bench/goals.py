@@ -130,8 +130,7 @@ def _measured(bench: Bench, row: Row) -> dict[str, Any]:
     bench.measurements, bench.notes, failed = [], [], ""
     findings = []
     try:
-        for finding in row.find(bench):
-            findings.append(asdict(finding))
+        findings.extend(asdict(finding) for finding in row.find(bench))
     except (RelayError, ZeroDivisionError) as error:
         failed = str(error) or "nothing was delivered"
         bench.say(f"  could not be measured: {failed}")

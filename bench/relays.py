@@ -21,7 +21,11 @@ from fastderp.server.certificates.manual import manual_certificate
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
-DERPER_VERSION = "1.98.9"
+# The releases of derper that are compared with: the newest, and one from before its last rewrite.
+DERPER_VERSION = "1.104.7"
+OLDER_DERPER_VERSION = "1.98.9"
+# The Go module that the newest derper builds in: it replaces a dependency that is not published.
+DERPER_MODULE = HERE.parent / "tests/interop/go_newest"
 START_LIMIT_S = 15.0
 
 
@@ -63,13 +67,21 @@ TLS_FLAGS = ("-certmode=manual", "-hostname=127.0.0.1", "-certdir={directory}")
 
 
 def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
-    """Return tailscale's derper: the binary at `path`, or one built with Go into bench/build."""
-    binary = path or str(_build_derper())
-    # Go adds what it does not know about the build.
+    """Return tailscale's derper: the binary at `path`, or the newest built with Go into bench/build."""
+    return _derper("derper", path or str(build_derper()), gomaxprocs)
+
+
+def older_derper(gomaxprocs: int | None = None) -> Relay:
+    """Return derper 1.98.9, built with Go into bench/build."""
+    return _derper("derper-1.98", str(build_older_derper()), gomaxprocs)
+
+
+def _derper(name: str, binary: str, gomaxprocs: int | None) -> Relay:
+    # Go appends what it does not know about the build.
     version = _output([binary, "-version"]).split()[0].partition("-")[0]
     environment = {"GOMAXPROCS": str(gomaxprocs)} if gomaxprocs else {}
     return Relay(
-        "derper",
+        name,
         version,
         [binary, *DERPER_FLAGS],
         [binary, *DERPER_FLAGS, *TLS_FLAGS],
@@ -111,26 +123,49 @@ def build_floor(directory: Path) -> Path:
     return binary
 
 
-def _build_derper() -> Path:
+def build_derper() -> Path:
+    """Build the newest derper with Go, unless that was done already; return the program."""
     binary = BUILD / f"derper-{DERPER_VERSION}"
-    if binary.exists():
-        return binary
+    if not binary.exists():
+        command = ["build", "-o", str(binary), "tailscale.com/cmd/derper"]
+        newest_go = {"GOTOOLCHAIN": "go1.27.4", "GOFLAGS": "-mod=mod"}
+        _go(DERPER_VERSION, command, newest_go, DERPER_MODULE)
+    return binary
+
+
+def build_older_derper() -> Path:
+    """Build derper 1.98.9 with Go, unless that was done already; return the program."""
+    binary = BUILD / f"derper-{OLDER_DERPER_VERSION}"
+    if not binary.exists():
+        command = ["install", f"tailscale.com/cmd/derper@v{OLDER_DERPER_VERSION}"]
+        _go(OLDER_DERPER_VERSION, command, {"GOBIN": str(BUILD)})
+        (BUILD / "derper").rename(binary)
+    return binary
+
+
+def _go(
+    version: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path | None = None,
+) -> None:
     go = shutil.which("go")
     if go is None:
         raise RelayError("no Go to build derper with; give --derper PATH")
     BUILD.mkdir(parents=True, exist_ok=True)
-    print(f"building derper v{DERPER_VERSION} …", file=sys.stderr)
-    _output(
-        [go, "install", f"tailscale.com/cmd/derper@v{DERPER_VERSION}"],
-        os.environ | {"GOBIN": str(BUILD), "GOMAXPROCS": "1"},
-    )
-    (BUILD / "derper").rename(binary)
-    return binary
+    print(f"building derper v{version} …", file=sys.stderr)
+    _output([go, *command], {**os.environ, "GOMAXPROCS": "1", **environment}, directory)
 
 
-def _output(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+def _output(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> str:
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, env=environment, cwd=directory, capture_output=True, text=True, check=True
+        )
     except FileNotFoundError:
         raise RelayError(f"{command[0]}: not found") from None
     except subprocess.CalledProcessError as error:
@@ -192,7 +227,7 @@ def _member(relay: Relay, directory: Path, port: int, tls: bool) -> Relay:
         relay,
         command=[*relay.command, *flags],
         tls_command=[*relay.tls_command, *flags],
-        environment=relay.environment | trust,
+        environment={**relay.environment, **trust},
     )
 
 
@@ -243,7 +278,7 @@ def _start(
             command,
             stdout=output,
             stderr=output,
-            env=os.environ | relay.environment,
+            env={**os.environ, **relay.environment},
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -56,7 +56,7 @@ def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> No
     ("arguments", "words"),
     [
         (["nope"], "no such scenario"),
-        (["--relays", "nope"], "derper, floor, fastderp"),
+        (["--relays", "nope"], "derper, derper-1.98, floor, fastderp"),
         (["--relays", "", "--relay", "x=sleep 1"], "{port}"),
         (["--relays", "", "--relay", "x=no-such-program {port}", "pairs-10"], "no-such-program"),
         (["--relays", "", "--relay", "x=false {port}", "pairs-10"], "x did not start"),
