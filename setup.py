@@ -31,6 +31,7 @@ MODULES = {
         "arena backlog cardinality events fair_queue frame output peer_gone routes session timer_wheel worker",
         "plane reports",
     ),
+    "server/stun": ("responder", ""),
     "loadgen": ("engine hello histogram load logins payload", ""),
 }
 
@@ -52,7 +53,7 @@ if CHECKED:
 
 def extension(wing, name):
     return Extension(
-        f"fastderp.{wing}.{name}",
+        f"fastderp.{wing.replace('/', '.')}.{name}",
         [str(Path("fastderp", wing, f"{name}.pyx"))],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

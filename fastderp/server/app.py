@@ -42,7 +42,7 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.log_queue import LogQueue
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
-from fastderp.server.stun.server import StunCounters, StunServer, bind_stun
+from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
 from fastderp.tls.context import ServerContext
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
@@ -356,7 +356,7 @@ def _metrics(
         values |= tunnels.metrics()
     if admission is not None:
         values |= admission.metrics()
-    values |= (StunCounters() if stun is None else stun.counters).metrics()
+    values |= stun_metrics({}) if stun is None else stun.metrics()
     if certificates is not None:
         values |= certificates.metrics()
     return values

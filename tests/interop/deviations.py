@@ -16,8 +16,6 @@ DEVIATIONS = {
 }
 MESH_DEVIATIONS = {
     **DEVIATIONS,
-    "a forwarded source that comes and goes": "derper remembers who got packets from a key that no relay of the region has "
-    "announced; here a source is one that is connected somewhere, so keys made up in packets take no memory",
     "a watcher that asks ever again": "PROTOCOL 21 says to list everybody anew each time; real watchers ask once, and the answer is a "
     "thousand times as long as the question, so of one that asks more than 10 times a second some questions are not answered",
 }
@@ -96,8 +94,7 @@ HTTP_DEVIATIONS = (
     ),
 )
 
-# Flags that derper does not have, and values on a plain port that it takes.
-OUR_FLAGS = {"acme-ip-certs": "newer than the derper at hand"}
+# Values on a plain port that derper takes.
 REFUSED_FLAGS = {
     "-certmode=bogus": "PROTOCOL 9.1: derper does not look at -certmode where there is no TLS; a mistyped flag is told at once here",
 }

@@ -1,0 +1,113 @@
+"""What a STUN answer costs a relay: CPU time per answer with 32 requests in flight, of derper, fastderp and a bare C server in turn.
+
+    python -m bench.stun_cost --derper PATH [--rounds 3] [--seconds 3]
+
+The relay has one core, the load another. Medians of the rounds; every round measures all three, so that other work on the
+machine harms all of them. `lost` counts requests without an answer within half a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.relays import BUILD, HERE, Relay, derper, fastderp, running
+
+RELAY_CORE, LOAD_CORE = 0, 1
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process's threads have used, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def load(program: Path, port: int, seconds: float) -> tuple[int, int]:
+    """Keep 32 requests under way; return how many were answered and how many were lost."""
+    command = [str(program), str(port), str(seconds)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    n_answered, n_lost = map(int, said.split())
+    return n_answered, n_lost
+
+
+def built(name: str) -> Path:
+    """Compile a C program of bench/floor and return it."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source, program = HERE / "floor" / f"{name}.c", BUILD / name
+    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", program, source], check=True)
+    return program
+
+
+def free_port() -> int:
+    """Return a UDP port of loopback that is free at the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float, float, int]:
+    """Load a server; return its CPU µs per answer, answers per second, and how many were lost."""
+    load(program, port, 0.2)
+    before_s = cpu_s(pid)
+    n_answered, n_lost = load(program, port, seconds)
+    return (cpu_s(pid) - before_s) / n_answered * 1e6, n_answered / seconds, n_lost
+
+
+def relay_measured(relay: Relay, program: Path, seconds: float) -> tuple[float, float, int]:
+    """Run a relay and measure it."""
+    port = free_port()
+    command = [flag for flag in relay.command if flag != "-stun=false"]
+    command.append(f"-stun-port={port}")
+    with running(replace(relay, command=command), cores=[RELAY_CORE]) as started:
+        return measured(started.pid, port, program, seconds)
+
+
+def floor_measured(floor: Path, program: Path, seconds: float) -> tuple[float, float, int]:
+    """Run the floor and measure it."""
+    port = free_port()
+    with subprocess.Popen(["taskset", "-c", str(RELAY_CORE), floor, str(port)]) as process:
+        try:
+            while f":{port:04X} " not in Path("/proc/net/udp").read_text():
+                time.sleep(0.01)
+            return measured(process.pid, port, program, seconds)
+        finally:
+            process.kill()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--derper", help="binary to compare with; built when absent")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    options = parser.parse_args(arguments)
+    program, floor = built("stun_load"), built("stun_floor")
+    os.sched_setaffinity(0, {LOAD_CORE})
+    theirs, ours = derper(options.derper), fastderp()
+    names = [f"derper {theirs.version}", f"fastderp {ours.version}", "floor"]
+    rounds = [
+        (
+            relay_measured(theirs, program, options.seconds),
+            relay_measured(ours, program, options.seconds),
+            floor_measured(floor, program, options.seconds),
+        )
+        for _ in range(options.rounds)
+    ]
+    for name, results in zip(names, zip(*rounds, strict=True), strict=True):
+        cost_us, per_s = (statistics.median(result[i] for result in results) for i in range(2))
+        n_lost = sum(result[2] for result in results)
+        print(f"{name}: {cost_us:.2f} µs CPU per answer, {per_s:.0f} answers/s, {n_lost} lost")
+    for text, a, b in (("derper ÷ fastderp", 0, 1), ("fastderp ÷ floor", 1, 2)):
+        print(f"{text}, per round:", ", ".join(f"{r[a][0] / r[b][0]:.2f}" for r in rounds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
