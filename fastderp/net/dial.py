@@ -1,4 +1,4 @@
-"""Connects to a DERP node by the rules of PROTOCOL §13: a race of address families, or an HTTP proxy.
+"""Connects to a DERP node: a race of address families, or an HTTP proxy (PROTOCOL §13).
 
 Runs in the event loop of the caller.
 """
@@ -107,7 +107,10 @@ async def dial_node(
 async def dial_through_proxy(
     proxy: SplitResult, host: str, port: int, secure_proxy: SecureProxy
 ) -> Stream:
-    """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`. Raises DialError when it refuses."""
+    """Ask an HTTP or HTTPS proxy for a tunnel to `host` and `port`.
+
+    Raises DialError when it refuses.
+    """
     called = f"proxy {proxy.hostname}"
     if not _HOST.fullmatch(host):
         raise DialError(f"{called}: cannot ask for the host {host!r}")

@@ -1,6 +1,6 @@
-"""Frames and HTTP heads over any pair of asyncio streams.
+"""Reads and writes frames and HTTP heads over any pair of asyncio streams.
 
-Turns what streams raise into ConnectionClosed and ConnectionLost. One task reads at a time;
+Turns the exceptions of streams into ConnectionClosed and ConnectionLost. One task reads at a time;
 any number of tasks write. Belongs to the event loop of its streams.
 """
 
@@ -17,36 +17,36 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 # Large enough that a burst of packets costs one read, small enough to copy quickly.
 READ_SIZE = 256 << 10
-# How long an orderly close may take before what is unsent is thrown away.
+# How long an orderly close may take before unsent data is dropped.
 CLOSE_TIMEOUT_S = 1.0
 
 _HEAD_END = b"\r\n\r\n"
 
 
 class Reader(Protocol):
-    """The part of asyncio.StreamReader a client needs."""
+    """The part of asyncio.StreamReader that a client needs."""
 
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, at least one, or b"" at the end."""
 
 
 class Writer(Protocol):
-    """The part of asyncio.StreamWriter a client needs."""
+    """The part of asyncio.StreamWriter that a client needs."""
 
     def write(self, data: bytes, /) -> None:
-        """Send, buffering what cannot go yet."""
+        """Send, buffering what the connection cannot take yet."""
 
     async def drain(self) -> None:
         """Wait until the buffer has room."""
 
     def close(self) -> None:
-        """Close the connection when what is buffered has gone."""
+        """Close the connection when the buffered data has been sent."""
 
     async def wait_closed(self) -> None:
         """Wait for the end of `close`."""
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return what is known under `name`, such as "sockname"; None for nothing."""
+        """Return the information under `name`, such as "sockname"; None without any."""
 
 
 class ReaderWriter(Reader, Writer, Protocol):
@@ -64,7 +64,7 @@ class Stream:
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
-        # What was read and not yet taken is _buffer[_at:].
+        # Data that was read and not taken is _buffer[_at:].
         self._buffer = bytearray()
         self._at = 0
         self._over = False
@@ -105,7 +105,7 @@ class Stream:
             raise ConnectionLost(f"nothing from the relay for {timeout_s:g} s") from None
 
     async def read_head(self, limit: int) -> bytes:
-        """Return an HTTP head up to and with its blank line.
+        """Return an HTTP head, including its blank line.
 
         Raises ProtocolError for one above `limit` bytes, otherwise as `read_frame`.
         """
@@ -119,59 +119,59 @@ class Stream:
             await self._fill("an HTTP head")
 
     def write(self, data: bytes, /) -> None:
-        """Queue `data`; `drain` waits until most of it is on its way. ConnectionLost when broken."""
+        """Queue `data`; `drain` waits until most of it is sent. Raises ConnectionLost."""
         try:
             self._writer.write(data)
         except (OSError, RuntimeError) as error:
             raise ConnectionLost(f"writing failed: {error}") from error
 
     async def drain(self) -> None:
-        """Wait until there is room for more. ConnectionLost when the connection broke."""
+        """Wait until there is room for more. Raises ConnectionLost when the connection broke."""
         try:
             await self._writer.drain()
         except (OSError, RuntimeError) as error:
             raise ConnectionLost(f"writing failed: {error}") from error
 
     def close(self) -> None:
-        """Begin an orderly close: what is queued is still sent."""
+        """Begin an orderly close: queued data is still sent."""
         self._writer.close()
 
     def abort(self) -> None:
-        """Close now; what is queued is lost."""
+        """Close now; queued data is lost."""
         transport = getattr(self._writer, "transport", None)
         abort = getattr(transport, "abort", None) or getattr(self._writer, "abort", None)
         if abort is None:
             self._writer.close()
         else:
-            # An asyncio transport that was closed with data queued, and is over, has no loop left to abort on.
+            # A closed asyncio transport has no loop left to abort on.
             with contextlib.suppress(AttributeError):
                 abort()
 
     async def wait_closed(self) -> None:
-        """Wait for the end of `close`, for a short time only; then abort."""
+        """Wait for the end of `close`, up to CLOSE_TIMEOUT_S; then abort."""
         if self._over:
-            # An asyncio writer that was not waited for to the end cannot be waited for again.
+            # An asyncio writer whose wait was interrupted cannot be waited for again.
             return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except OSError:
-            # The peer broke it first, or (TimeoutError) never reads: closed either way.
+            # The peer broke it first, or (TimeoutError) does not read: closed either way.
             self.abort()
         finally:
             self._over = True
 
     def take_unread(self) -> bytes:
-        """Return what was read ahead and not taken yet; it is not read again."""
+        """Return the data that was read ahead and not taken; it is not read again."""
         data = bytes(memoryview(self._buffer)[self._at :])
         self._at = len(self._buffer)
         return data
 
     async def detach(self) -> tuple[socket.socket, bytes]:
-        """Give the connection away: its socket, and what was read ahead. The stream is over then.
+        """Give the connection away: its socket, and the data that was read ahead. Ends the stream.
 
-        For streams of asyncio itself, at a moment when everything written has been sent: the peer has
-        answered it. Raises ConnectionLost when the connection broke.
+        For asyncio's own streams, when everything written has been sent: the peer has answered
+        it. Raises ConnectionLost when the connection broke.
         """
         if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(
             self._writer, asyncio.StreamWriter
@@ -193,7 +193,7 @@ class Stream:
             transport.abort()
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return what the writer knows under `name`."""
+        """Return the writer's information under `name`."""
         return self._writer.get_extra_info(name)
 
     async def _read(self, n: int) -> bytes:
@@ -203,7 +203,7 @@ class Stream:
             raise ConnectionLost(f"reading failed: {error}") from error
 
     async def _fill(self, wanted: str) -> None:
-        """Read more behind what is there."""
+        """Read more data into the buffer."""
         del self._buffer[: self._at]
         self._at = 0
         data = await self._read(READ_SIZE)
@@ -215,7 +215,7 @@ class Stream:
             raise ConnectionClosed("the connection was closed")
 
     def _take_frame(self, limit: int) -> tuple[int, bytes] | None:
-        """Return the next frame when all of it is here."""
+        """Return the next frame if it is complete."""
         start = self._at + HEADER_SIZE
         if len(self._buffer) < start:
             return None

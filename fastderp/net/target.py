@@ -1,4 +1,4 @@
-"""Where a client connects to: a relay by URL, or the best node of a region (PROTOCOL §13)."""
+"""The targets of a client: a relay by URL, or the best node of a region (PROTOCOL §13)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastderp.net.stream import Stream
 from fastderp.util.net import bracketed
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
-# What a node in a region uses where TLS is switched off for tests.
+# The default port of a region's nodes where TLS is switched off for tests.
 PLAIN_REGION_PORT = 3340
 
 RegionGetter = Callable[[], DerpRegion | None]
@@ -26,7 +26,7 @@ _PRINTABLE = re.compile("[!-~]*")
 
 
 class Opened(NamedTuple):
-    """A TCP connection to a node and what HTTP says on it."""
+    """A TCP connection to a node, and the parts of the HTTP request to send on it."""
 
     stream: Stream
     node: DerpNode
@@ -38,10 +38,10 @@ class Opened(NamedTuple):
 
 
 class UrlTarget:
-    """A relay by URL; `cert_name` and `dial_host` as in HTTPClient."""
+    """A relay by URL; `cert_name` and `dial_host` are those of HTTPClient."""
 
     def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
-        """Take the URL apart. ValueError says why it is of no use."""
+        """Split the URL. Raises ValueError that says what is wrong with it."""
         parts = urlsplit(url)
         if "@" in parts.netloc:
             # Not quoted: there may be a password in it.
@@ -71,8 +71,8 @@ class UrlTarget:
         return self.url
 
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
-        """Connect to the relay; never through a proxy. DialError says what failed."""
-        # There is no second node to leave time for.
+        """Connect to the relay, never through a proxy. Raises DialError that says what failed."""
+        # No time limit per node: there is no second one.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
         return Opened(
             stream, self._node, self._https, self._host_header, self._path, self._websocket, ""
@@ -80,7 +80,7 @@ class UrlTarget:
 
 
 def certificate_pin(cert_name: str) -> bytes:
-    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError when it is none."""
+    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError for no hash."""
     digits = cert_name.removeprefix(PIN_PREFIX)
     if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
         raise ValueError(f"a certificate pin is {PIN_PREFIX} and 64 hex digits")
@@ -88,12 +88,12 @@ def certificate_pin(cert_name: str) -> bytes:
 
 
 class RegionTarget:
-    """A region that is looked up on every connect."""
+    """A region that is looked up for every connection."""
 
     def __init__(
         self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None
     ) -> None:
-        """Unset choices follow the environment, as tailscale's clients do."""
+        """Read unset choices from the environment, as tailscale's clients do."""
         self._getter = getter
         self._https = not _is_set("TS_DEBUG_USE_DERP_HTTP") if use_tls is None else use_tls
         self._websocket = (
@@ -104,7 +104,10 @@ class RegionTarget:
         return "a DERP region"
 
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
-        """Ask for the region and connect to its first node that answers. DialError says what failed."""
+        """Get the region and connect to its first node that answers.
+
+        Raises DialError that says what failed.
+        """
         region = self._getter()
         if region is None:
             raise DialError("there is no such DERP region")

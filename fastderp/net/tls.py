@@ -1,4 +1,4 @@
-"""The inside of a TLS connection as a pair of streams: what the asyncio client and the mesh read and write.
+"""The inside of a TLS connection as a pair of streams, for the asyncio client and the mesh.
 
 Belongs to the event loop of the stream outside, which may itself be TLS (to a proxy).
 """
@@ -70,12 +70,12 @@ class TlsStream:
         return self._channel
 
     def take_unread(self) -> bytes:
-        """Return what was opened ahead and not taken yet; it is not read again."""
+        """Return the data that was opened ahead and not taken; it is not read again."""
         data, self._plain = self._plain, b""
         return data
 
     async def read(self, n: int, /) -> bytes:
-        """Return up to `n` bytes, at least one, or b"" at the end. Raises ConnectionLost when it broke."""
+        """Return up to `n` bytes, at least one; b"" at the end. Raises ConnectionLost."""
         while not self._plain and not self._channel.eof:
             wire = await self._outside.read(_READ_SIZE)
             if not wire:

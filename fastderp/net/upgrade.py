@@ -1,4 +1,4 @@
-"""The HTTP request that turns a connection into DERP, from the client's side (PROTOCOL §9.3, §13)."""
+"""The client's HTTP request that turns a connection into DERP (PROTOCOL §9.3, §13)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ async def upgrade(
 ) -> None:
     """Ask for DERP and, unless `fast_start`, wait for the relay's 101.
 
-    `host` goes into the Host header, `ideal_node` is the node we would rather be connected to.
-    A fast start is answered with DERP at once. DialError for any other answer than 101, and for
-    names that could not be said in a header: they come from a DERP map.
+    Args:
+        stream: the connection to the relay.
+        host: for the Host header.
+        path: of the request, with its query.
+        ideal_node: the node that the client would prefer; "" for this one.
+        fast_start: the relay answers with DERP at once, without a 101.
+
+    Raises DialError for any other answer than 101, and for values that do not fit into a header:
+    they come from a DERP map.
     """
     headers = {
         "Host": host,
@@ -45,15 +51,15 @@ async def upgrade(
 
 
 def header_value(name: str, value: str) -> str:
-    """Return a value that can be said in the header of this name. DialError otherwise."""
+    """Return a value that fits into the header of this name. Raises DialError for any other."""
     if not _HEADER_VALUE.fullmatch(value):
-        raise DialError(f"not fit for the {name} header: {value!r}")
+        raise DialError(f"the {name} header cannot hold {value!r}")
     return value
 
 
 def refusal(status: str, body: bytes) -> DialError:
     """Return the error for another answer than 101, with the beginning of its text."""
-    # Shown as literals: they come from a stranger and may end up in a log.
+    # Quoted as literals: the text is the peer's, and may be logged.
     text = body[:_BODY_SHOWN_SIZE].decode("utf-8", "replace").strip()
     return DialError(f"the relay answered {status[:100]!r}" + (f": {text!r}" if body else ""))
 
@@ -69,7 +75,7 @@ async def _expect_101(stream: Stream) -> None:
 
 
 async def _body(stream: Stream) -> bytes:
-    """Return the beginning of an error's text, if any comes soon."""
+    """Return the beginning of an error's text, b"" when none comes within _BODY_TIMEOUT_S."""
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             return await stream.read(_BODY_SHOWN_SIZE)

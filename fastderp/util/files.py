@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> byt
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file or replace it; it is on disk when this returns. Raises OSError; then nothing has changed."""
+    """Write or replace a file and sync it to disk. Raises OSError; nothing changes then."""
     write_all_atomic({path: Content(data, mode)})
 
 
@@ -71,7 +71,7 @@ def write_all_atomic(contents: Mapping[Path, Content]) -> None:
 
 
 def create_private(path: Path, data: bytes) -> bool:
-    """Create a file that only its owner can read, and its directories; False when it exists already.
+    """Create a file that only its owner can read, and its directories; False when it exists.
 
     Of several processes that create it at the same moment one succeeds. Raises OSError.
     """

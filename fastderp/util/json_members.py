@@ -9,5 +9,5 @@ V = TypeVar("V")
 
 
 def folded(document: Mapping[str, V]) -> dict[str, V]:
-    """Return an object's members by case-folded name; of several that differ in case the last one."""
+    """Return an object's members by case-folded name; the last of several that differ in case."""
     return {name.casefold(): value for name, value in document.items()}

@@ -1,4 +1,4 @@
-"""IP addresses in their forms: 16 bytes for the data plane and PeerPresent frames, objects, text for people.
+"""IP addresses: objects, text, and the 16 bytes of the data plane and of PeerPresent frames.
 
 IPv4 takes the form ::ffff:a.b.c.d in 16 bytes (PROTOCOL §2). Pure functions; any thread.
 """
@@ -13,7 +13,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_ip(text: str) -> IpAddress | None:
-    """Return the IPv4 or IPv6 address that a text spells; None for anything else, such as a name."""
+    """Return the IPv4 or IPv6 address that a text spells; None for any other text."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -21,13 +21,13 @@ def parse_ip(text: str) -> IpAddress | None:
 
 
 def client_ip(text: str) -> IpAddress | None:
-    """Return the address of a peer as the system writes it: without its zone, an IPv4-mapped one as IPv4."""
+    """Return the address of a peer without its zone, an IPv4-mapped one as IPv4, or None."""
     address = parse_ip(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an IPv4 or IPv6 address; TLS never sends one as a server name (RFC 6066 §3)."""
+    """Whether a text is an IPv4 or IPv6 address."""
     return parse_ip(text) is not None
 
 

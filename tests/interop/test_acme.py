@@ -180,7 +180,7 @@ def test_who_has_no_account_with_such_a_ca_is_told(ca: Pebble) -> None:
     with running(ca) as its:
         assert "internal error" in alert(ca)
     assert (
-        f"{NAME}: no certificate from {ca.address}: the CA wants an account of its own: -acme-eab-kid"
+        f"{NAME}: no certificate from {ca.address}: the CA needs an external account: set -acme-eab-kid"
         in its.said
     )
 
@@ -219,10 +219,10 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
         assert leaf(ca)
         _, said = its.stop()
     assert re.search(
-        r"no certificate from \S+: cannot reach https://\S+: Connection refused; the CA is left alone for 60 s",
+        r"no certificate from \S+: cannot reach https://\S+: Connection refused; next attempt in 60 s",
         said,
     )
-    assert re.search(r"Connection refused; .*, or until SIGHUP; the one until", said)
+    assert re.search(r"Connection refused; .*, or on SIGHUP; the previous one stays, valid until", said)
     assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
 
 
@@ -256,7 +256,7 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
         assert "internal error" in alert(ca)
     assert its.said.count("ordering") == 1
     assert re.search(
-        rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; the CA is left alone for 60 s, or until SIGHUP\n",
+        rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; next attempt in 60 s, or on SIGHUP\n",
         its.said,
     )
     assert "ordering" not in again.said

@@ -1,4 +1,4 @@
-"""A certificate chain with its key: read from PEM, checked, and what clients pin it by (PROTOCOL §10).
+"""A certificate chain with its key, read from PEM and checked (PROTOCOL §10).
 
 Any thread. Errors are one line that an operator can act on; they never contain key material.
 """
@@ -16,6 +16,7 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -50,24 +51,24 @@ class Certificate:
 
     @property
     def required_sni(self) -> str | None:
-        """The server name a client must send; None for an address, with which any or none will do."""
+        """The server name a client must send; None for an address, which accepts any or none."""
         return None if is_address(self.hostname) else self.hostname
 
     @property
     def pin(self) -> str:
-        """The DERP map's CertName that accepts this leaf only: `sha256-raw:` and the hex SHA-256 of its DER."""
+        """The CertName of a DERP map that accepts this leaf only: `sha256-raw:` and its hash."""
         return "sha256-raw:" + hashlib.sha256(self.chain[0]).hexdigest()
 
     @property
     def needs_pin(self) -> bool:
-        """Whether clients accept it by its pin only: no CA vouches for it, or it is for an address."""
+        """Whether clients may need its pin: it is self-signed, or it is for an address."""
         return self.is_self_signed or is_address(self.hostname)
 
     def derp_node(self, *, port: int, stun_port: int | None) -> str:
         """Return the JSON of a DERP map node for this relay, pinned to its certificate.
 
-        Ports are named only where they differ from what a client assumes (443 and 3478). `stun_port`
-        is None for a relay that answers no STUN.
+        Ports are named where they differ from a client's defaults (443 and 3478). `stun_port` is
+        None for a relay without STUN.
         """
         node: dict[str, str | int] = {
             "Name": "custom",
@@ -91,7 +92,7 @@ class Certificate:
         return ""
 
     def server_context(self, meta_cert: bytes) -> ServerContext:
-        """Return what a listener presents: the chain and the metacert behind it. Raises TlsError."""
+        """Return what a listener presents: the chain, then the metacert. Raises TlsError."""
         return ServerContext([*self.chain, meta_cert], self.key, required_sni=self.required_sni)
 
 
@@ -105,10 +106,10 @@ class CertificateSource(Protocol):
     def choose(
         self, hello: ClientHello, local_ip: str
     ) -> ServerContext | asyncio.Future[ServerContext]:
-        """Return the certificate for a client that was accepted on `local_ip`, or a future that brings it.
+        """Return the certificate for a client, or a future of it that the caller may cancel.
 
-        The future belongs to the caller, who may cancel it. Raises TlsError, as the future may, when
-        the client gets none.
+        `local_ip` is the address that the client has connected to. Raises TlsError, as the future
+        may, when the client gets none.
         """
 
 
@@ -173,7 +174,7 @@ def _load_key(pem: bytes, path: Path, leaf: x509.Certificate, leaf_path: Path) -
 
 
 def _unusable_type(private: object) -> str | None:
-    """Return the name of a key type for which clients offer no signature scheme; None for a usable one."""
+    """Return the name of a key type that clients cannot use; None for a usable one."""
     if isinstance(private, ec.EllipticCurvePrivateKey):
         return None if private.curve.name in USABLE_CURVES else private.curve.name
     if isinstance(private, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey):
@@ -181,9 +182,8 @@ def _unusable_type(private: object) -> str | None:
     return type(private).__name__.removesuffix("PrivateKey")
 
 
-def _public_der(key: object) -> bytes:
-    der: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
-    return der
+def _public_der(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _check_names(leaf: x509.Certificate, hostname: str, path: Path) -> None:

@@ -40,7 +40,7 @@ class ManualCertificate:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, *, port: int, stun_port: int | None) -> None:
-        """Log its validity, its DERP map node if clients need its pin, and a daily warning while time is against it.
+        """Log its validity and its DERP map node, and from now on a daily warning while one is due.
 
         The ports are those that clients use; `stun_port` is None without STUN.
         """
@@ -55,11 +55,14 @@ class ManualCertificate:
             self._timer = None
 
     def context(self, meta_cert: bytes) -> ServerContext:
-        """Return what a listener presents, the metacert behind the chain. Raises CertificateError."""
+        """Return what a listener presents, metacert included. Raises CertificateError."""
         return _context(self.certificate, meta_cert)
 
     def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
-        """Read the files again and `publish` what new handshakes present; files that cannot be used change nothing."""
+        """Read the files again and `publish` what new handshakes present.
+
+        Files that cannot be used are logged and change nothing.
+        """
         try:
             # Not made when absent: clients know the previous one by its pin.
             certificate = manual_certificate(self._directory, self._hostname, make=False)
@@ -75,7 +78,7 @@ class ManualCertificate:
         self._log_validity()
 
     def _check_is_no_worse(self, certificate: Certificate) -> None:
-        """Raise CertificateError when clients refuse this certificate today, but not the previous one."""
+        """Raise CertificateError when clients refuse this one today, and not the previous one."""
         now = datetime.datetime.now(datetime.UTC)
         fault = certificate.time_fault(now)
         if fault and not self.certificate.time_fault(now):
@@ -102,7 +105,8 @@ class ManualCertificate:
 
     @property
     def _validity(self) -> str:
-        return f"certificate for {self._hostname}, valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        until = f"{self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        return f"certificate for {self._hostname}, valid until {until}"
 
     def _warning(self, now: datetime.datetime) -> str:
         """Say what the certificate's time demands of the operator; "" while that is nothing."""
@@ -133,10 +137,13 @@ class ManualCertificate:
 
 
 def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> Certificate:
-    """Load `<directory>/<hostname>.crt` and `.key`; with `make` those of an address are made when absent (PROTOCOL §10).
+    """Load `<directory>/<hostname>.crt` and `.key` (PROTOCOL §10).
 
-    Raises CertificateError when a file is missing, unreadable or malformed, when key and certificate
-    do not belong together or cannot be used by clients, and when the leaf is not for `hostname`.
+    With `make`, those of an address are made when they are absent.
+
+    Raises CertificateError when a file is missing, unreadable or malformed, when key and
+    certificate do not belong together or are useless to clients, and when the leaf is not for
+    `hostname`.
     """
     crt, key = certificate_files(directory, hostname)
     if make and is_address(hostname):
@@ -147,7 +154,7 @@ def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> 
 
 
 def certificate_files(directory: Path, hostname: str) -> tuple[Path, Path]:
-    """Return the paths of certificate and key for a hostname; characters unfit for a file name are left out."""
+    """Return the paths of certificate and key; unsafe characters of the hostname are left out."""
     stem = re.sub(r"[^A-Za-z0-9.-]", "", hostname)
     return directory / f"{stem}.crt", directory / f"{stem}.key"
 

@@ -1,4 +1,4 @@
-"""Makes the metacert: the certificate that announces the relay's key to TLS 1.3 clients (PROTOCOL §10).
+"""Makes the metacert, which announces the relay's key to TLS 1.3 clients (PROTOCOL §10).
 
 Pure functions; any thread.
 """

@@ -141,5 +141,6 @@ def _key_of_ours(path: Path) -> ec.EllipticCurvePrivateKey | None:
 
 def _half_lost(found: Path, missing: Path) -> CertificateError:
     return CertificateError(
-        f"{found} exists without {missing.name}: restore it, or delete {found} to have both made anew"
+        f"{found} exists without {missing.name}: "
+        f"restore it, or delete {found} to have both made anew"
     )

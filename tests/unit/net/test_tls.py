@@ -1,4 +1,4 @@
-"""HTTPClient over TLS: whom it trusts, fast start, pins; OpenSSL as the relay (PROTOCOL 10, 13)."""
+"""HTTPClient over TLS: trust, fast start and pins, with OpenSSL as the relay (PROTOCOL 10, 13)."""
 
 import asyncio
 import hashlib
@@ -132,7 +132,7 @@ async def test_unknown_relay_is_refused_and_told(identity: Identity) -> None:
         assert server.accepted.empty()
 
 
-async def test_insecure_accepts_anybody(identity: Identity) -> None:
+async def test_insecure_accepts_any_certificate(identity: Identity) -> None:
     async with tls_server(identity) as server, client_of(server, insecure=True) as client:
         await logged_in_head(server, client)
 
@@ -228,7 +228,7 @@ async def test_orderly_end_of_tls_is_an_orderly_end(identity: Identity) -> None:
             await client.recv()
 
 
-async def test_closing_says_goodbye_in_tls(identity: Identity) -> None:
+async def test_closing_sends_a_close_notify(identity: Identity) -> None:
     async with tls_server(identity) as server:
         client = client_of(server, insecure=True)
         connecting = asyncio.create_task(client.connect())

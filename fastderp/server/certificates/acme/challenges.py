@@ -1,6 +1,6 @@
-"""What a CA may ask to see, while a certificate is ordered, that we hold a name or an address (RFC 8555 §8.3, RFC 8737).
+"""The proofs of a name or an address that a CA asks for during an order (RFC 8555 §8.3, RFC 8737).
 
-Published by the thread that orders, looked at by the loop: every change is one operation on a dict.
+The ordering thread publishes them, the loop reads them: every change is one operation on a dict.
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ class Challenges:
         self._contexts: dict[str, ServerContext] = {}
 
     def publish(self, method: str, name: str, key_authorization: str) -> None:
-        """Be ready to show the key authorization for a name or an address by HTTP_01 or TLS_ALPN_01."""
+        """Show the key authorization of a name or an address by HTTP_01 or TLS_ALPN_01."""
         if method == HTTP_01:
             self._answers[_token(key_authorization)] = key_authorization
         else:
             self._contexts[name] = _tls_alpn_context(name, key_authorization)
 
     def withdraw(self, name: str, key_authorization: str) -> None:
-        """Forget it again."""
+        """Stop showing it."""
         self._answers.pop(_token(key_authorization), None)
         self._contexts.pop(name, None)
 
     def http_answer(self, path: str) -> str | None:
-        """Return the body for a path below HTTP_PREFIX; None for tokens that are not ours."""
+        """Return the body for a path below HTTP_PREFIX; None for an unknown token."""
         return self._answers.get(path.removeprefix(HTTP_PREFIX))
 
     def tls_context(self, name: str) -> ServerContext | None:
-        """Return the certificate for who asks for this name with ALPN_PROTOCOL; None while the name is not being validated."""
+        """Return the certificate for a client that asks for this name with ALPN_PROTOCOL.
+
+        None unless the name is being validated.
+        """
         return self._contexts.get(name)
 
 

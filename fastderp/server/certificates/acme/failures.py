@@ -1,4 +1,4 @@
-"""Failed orders, and how long to wait before the next one: kept in -certdir, over restarts (PROTOCOL §10).
+"""Failed orders, and the wait before the next one; kept in -certdir (PROTOCOL §10).
 
 Loop thread only.
 """
@@ -43,7 +43,7 @@ class Failures:
         return remaining if 0 < remaining <= RETRY_MAX_S else 0.0
 
     def add(self, name: str, *, rate_limited: bool = False) -> float:
-        """Note another failure; return how long to wait: the longest time where the CA has limited us."""
+        """Note another failure and return the wait; it is the longest where the CA limits us."""
         n = self._of.get(name, (0, 0.0))[0] + 1
         wait_s = (
             RETRY_MAX_S if rate_limited else min(RETRY_FIRST_S * 2 ** min(n - 1, 10), RETRY_MAX_S)

@@ -14,7 +14,7 @@ from fastderp.tls.errors import TlsError
 
 @dataclass(eq=False, slots=True)
 class ManagedCertificate:
-    """A name or an address, its certificate if there is one, and the handshakes that wait for it."""
+    """A name or an address, its certificate if there is one, and the handshakes waiting for it."""
 
     name: str
     is_ip: bool

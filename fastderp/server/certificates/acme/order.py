@@ -1,6 +1,7 @@
-"""One certificate from a CA, from directory to chain (RFC 8555), by certbot's `acme` library.
+"""Gets one certificate from a CA, from directory to chain (RFC 8555), by certbot's `acme` library.
 
-Blocks, for seconds: runs in a thread of its own, and is imported there, as the library takes a quarter of a second to load.
+Blocks for seconds: runs in a thread of its own, and is imported there, since the library takes a
+quarter of a second to load.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.util.net import parse_ip
 
-# For one request; the order as a whole has the caller's budget.
+# Of one request; the order as a whole has the caller's budget.
 REQUEST_TIMEOUT_S = 20
 DETAIL_LIMIT = 300
 
@@ -32,15 +33,16 @@ USER_AGENT = f"fastderp/{fastderp.__version__}"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is ordered.
+    """An order for one certificate.
 
     Args:
-        settings: from whom, with which account.
+        settings: the CA and the account.
         account_key: ECDSA P-256; an account is made for it when the CA has none.
         name: a DNS name or an IP address.
-        key: what the certificate is for.
-        methods: HTTP_01 and TLS_ALPN_01, the preferred first; the next is tried when the CA does not have one, or has seen it fail.
-        profile: asked for where the CA has it, "" for none.
+        key: the key of the certificate.
+        methods: HTTP_01 and TLS_ALPN_01, the preferred one first. The next one is tried when the
+            CA does not offer a method, or could not validate by it.
+        profile: asked for where the CA has it; "" for none.
         budget_s: how long to wait for the CA.
     """
 
@@ -56,7 +58,7 @@ class Order:
 def obtain(order: Order, published: Challenges) -> bytes:
     """Return the chain in PEM, leaf first, as the CA gives it.
 
-    Raises IssuanceError for whatever goes wrong, in one line.
+    Raises IssuanceError, in one line, for every failure.
     """
     try:
         return _Conversation(order, published).run()
@@ -78,22 +80,22 @@ def obtain(order: Order, published: Challenges) -> bytes:
         raise IssuanceError(
             f"cannot reach {order.settings.directory_url}: {_cause(error)}"
         ) from None
-    except Exception as error:  # whatever the library makes of an answer that is no ACME
+    except Exception as error:  # the library raises many types for answers that are not ACME
         raise IssuanceError(
-            _one_line(f"the answer makes no sense: {type(error).__name__}: {error}")
+            _one_line(f"the answer is not ACME: {type(error).__name__}: {error}")
         ) from error
 
 
 @challenges.ChallengeResponse.register
 class _TlsAlpn01Response(challenges.KeyAuthorizationChallengeResponse):
-    """tls-alpn-01, which the library has given up: the answer."""
+    """The answer of tls-alpn-01, which the library no longer has."""
 
     typ = TLS_ALPN_01
 
 
 @challenges.Challenge.register
 class _TlsAlpn01(challenges.KeyAuthorizationChallenge):
-    """tls-alpn-01: the question. RFC 8737 §3 shows the same key authorization as http-01 does."""
+    """The question of tls-alpn-01: RFC 8737 §3 shows the same key authorization as http-01."""
 
     typ = TLS_ALPN_01
     response_cls = _TlsAlpn01Response
@@ -103,11 +105,11 @@ class _TlsAlpn01(challenges.KeyAuthorizationChallenge):
 
 
 class _NotOffered(IssuanceError):
-    """A method that this CA does not have."""
+    """The CA does not offer a method."""
 
 
 class _Conversation:
-    """One account's talk with the CA about one order."""
+    """One account's requests to the CA for one order."""
 
     def __init__(self, order: Order, published: Challenges) -> None:
         self._order = order
@@ -118,7 +120,8 @@ class _Conversation:
         network = client.ClientNetwork(
             self._account_key,
             alg=jwa.ES256,
-            verify_ssl=str(trusted) if trusted else True,  # type: ignore[arg-type]  # handed to requests, which takes a path
+            # requests takes a path, too.
+            verify_ssl=str(trusted) if trusted else True,  # type: ignore[arg-type]
             user_agent=USER_AGENT,
             timeout=REQUEST_TIMEOUT_S,
         )
@@ -131,16 +134,15 @@ class _Conversation:
         for method in self._order.methods:
             try:
                 return self._order_validated_by(method)
-            except (
-                errors.ValidationError
-            ) as error:  # which spoils the order: the next method needs another
+            except errors.ValidationError as error:
+                # The order is invalid now: the next method needs another.
                 reasons.append(f"{method}: {_validation_words(error)}")
             except _NotOffered as error:
                 reasons.append(str(error))
         raise IssuanceError("; ".join(reasons))
 
     def _log_in(self) -> None:
-        """Find the account of our key, or make it."""
+        """Find the account of our key, or make one."""
         settings, binding = self._order.settings, None
         if settings.external_account is not None:
             binding = messages.ExternalAccountBinding.from_data(
@@ -151,7 +153,7 @@ class _Conversation:
             )
         elif self._client.external_account_required():
             raise IssuanceError(
-                "the CA wants an account of its own: -acme-eab-kid and -acme-eab-key"
+                "the CA needs an external account: set -acme-eab-kid and -acme-eab-key"
             )
         registration = messages.NewRegistration.from_data(
             email=settings.email or None,
@@ -172,7 +174,8 @@ class _Conversation:
         try:
             for authorization in order.authorizations:
                 if authorization.body.status != messages.STATUS_VALID:
-                    shown.append(self._answer(authorization, method))
+                    # One by one: what is shown when an answer fails is withdrawn, too.
+                    shown.append(self._answer(authorization, method))  # noqa: PERF401
             order = self._client.poll_authorizations(order, self._deadline)
         finally:
             for key_authorization in shown:
@@ -180,7 +183,7 @@ class _Conversation:
         return self._client.finalize_order(order, self._deadline).fullchain_pem.encode()
 
     def _answer(self, authorization: messages.AuthorizationResource, method: str) -> str:
-        """Be ready for the CA's question, then say so; return what is shown."""
+        """Show the proof and tell the CA that it is there; return the key authorization."""
         offered = [body for body in authorization.body.challenges if body.chall.typ == method]
         if not offered:
             raise _NotOffered(f"the CA does not offer {method}")
@@ -198,7 +201,7 @@ class _Conversation:
         return crypto_util.make_csr(key_pem, domains=[self._order.name])
 
     def _profile(self) -> str | None:
-        """Name the profile only to a CA that has said it knows it."""
+        """Return the order's profile where the CA lists it; None otherwise."""
         meta = getattr(self._client.directory, "meta", None)
         return (
             self._order.profile if meta and self._order.profile in (meta.profiles or {}) else None
@@ -206,7 +209,7 @@ class _Conversation:
 
 
 def _system_roots() -> str | None:
-    """Where this system keeps the roots it trusts; None leaves it to the list that comes with requests."""
+    """Return the path of the system's trusted roots; None without any, for those of requests."""
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath
 
@@ -218,11 +221,11 @@ def _validation_words(error: errors.ValidationError) -> str:
         for body in failed.body.challenges
         if body.error
     ]
-    return _words(problems[0]) if problems else "the CA could not verify that this is ours"
+    return _words(problems[0]) if problems else "the CA could not validate the name"
 
 
 def _cause(error: BaseException) -> str:
-    """Return what the system said, under the libraries' own errors."""
+    """Return the system's text beneath the errors of the libraries."""
     said = "the connection was closed"
     below: BaseException | None = error
     while below is not None:
@@ -237,6 +240,6 @@ def _words(problem: messages.Error) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Make what a CA says fit for a log."""
+    """Escape and shorten the text of a CA for a log line."""
     escaped = " ".join(text.split()).encode("unicode_escape").decode()
     return escaped if len(escaped) <= DETAIL_LIMIT else escaped[:DETAIL_LIMIT] + "…"

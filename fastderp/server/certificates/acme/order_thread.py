@@ -35,7 +35,7 @@ class OrderThread:
         self._hung: threading.Thread | None = None
 
     async def run(self, work: Callable[[], bytes]) -> bytes:
-        """Return what `work` returns. Raises what it raises, and IssuanceError when it does not end in time."""
+        """Return the result of `work`, or raise its exception; IssuanceError after too long."""
         if self._hung is not None and self._hung.is_alive():
             raise IssuanceError("the previous order has not ended yet")
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Certificates that a CA issues when the first client asks for them, and renews in time (PROTOCOL §10).
+"""Certificates that a CA issues when a client asks for them, renewed in time (PROTOCOL §10).
 
 Loop thread; the talk with the CA runs in a thread of its own. A handshake for a name without a
 certificate waits for the order: up to WAITING_LIMIT handshakes do, each within its own time limit.
@@ -112,7 +112,7 @@ class AcmeCertificates:
     def choose(
         self, hello: ClientHello, local_ip: str
     ) -> ServerContext | asyncio.Future[ServerContext]:
-        """Return the certificate for a client, or a future that brings it; begin an order where one is needed.
+        """Return the certificate for a client, or a future of it; begin an order where needed.
 
         Raises TlsError: `server_name` for a name that is not served, `no_certificate` when there is
         none and no order is under way.
@@ -141,7 +141,7 @@ class AcmeCertificates:
         return context
 
     def _wanted(self, name: str, local_ip: str) -> str:
-        """Return the name or address to have a certificate for. Raises TlsError when there is to be none."""
+        """Return the name or address to have a certificate for. Raises TlsError for any other."""
         address = parse_ip(name)
         if self._settings.ip_certs and (not name or address is not None):
             local = parse_ip(local_ip)
@@ -211,7 +211,7 @@ class AcmeCertificates:
     # Orders
 
     def _get(self, name: str) -> ManagedCertificate:
-        """Return the state of a name that may be served. Raises TlsError for one above NAMES_LIMIT."""
+        """Return the state of a name that may be served. Raises TlsError beyond NAMES_LIMIT."""
         managed = self._managed.get(name)
         if managed is None:
             is_ip = is_address(name)
@@ -228,7 +228,7 @@ class AcmeCertificates:
         return managed
 
     def _use(self, managed: ManagedCertificate, certificate: Certificate) -> None:
-        """Serve this one from now on. Raises TlsError when OpenSSL refuses it; then nothing has changed."""
+        """Serve this one from now on. Raises TlsError when OpenSSL refuses it; nothing changes."""
         # No required SNI: `choose` has compared the name.
         managed.context = ServerContext([*certificate.chain, self._meta_cert], certificate.key)
         managed.certificate = certificate
@@ -317,7 +317,7 @@ class AcmeCertificates:
 
 
 def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
-    """Read the CA's answer. Raises CertificateError when clients would refuse the certificate today."""
+    """Read the CA's answer. Raises CertificateError for what clients would refuse today."""
     certificate = certificate_from_pem(
         managed.name, chain, private_pem(managed.key), crt=_CA_ANSWER, key=_CA_ANSWER
     )

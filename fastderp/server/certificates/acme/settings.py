@@ -1,6 +1,6 @@
-"""Which certificates may be issued, by whom and for whom: what the operator has decided about ACME (PROTOCOL §10).
+"""The operator's settings of ACME: the CA, and the names to have certificates for (PROTOCOL §10).
 
-Values only, constant once made; imports nothing that is slow to load.
+Constant values; imports nothing that is slow to load.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE = "https://dv.acme-v02.api.pki.goog/directory"
 
-# The -hostname of derper's that nobody has to give: Tailscale's own relays, each under a name of this form.
+# derper's default for -hostname: it stands for Tailscale's own relays and their names.
 VENDOR_HOSTNAME = "derp.tailscale.com"
 _VENDOR_NAME = re.compile(r"derp[a-z0-9-]*\.tailscale\.com")
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalAccount:
-    """An account with the CA that our ACME account is to belong to (RFC 8555 §7.3.4); key is the MAC key, raw."""
+    """The CA's account to bind ours to (RFC 8555 §7.3.4); `key` is the raw MAC key."""
 
     kid: str
     key: bytes
@@ -27,17 +27,17 @@ class ExternalAccount:
 
 @dataclass(frozen=True, slots=True)
 class AcmeSettings:
-    """What to ask which CA for.
+    """The CA, and what to order.
 
     Args:
         directory_url: the CA's ACME directory.
         cert_dir: where account keys and certificates are kept.
         hostname: the name to serve, in lower case; "" for addresses only.
-        ip_certs: also serve the address a client has connected to.
-        http: whether the CA may ask on the plain port (http-01).
-        email: contact for the CA, "" for none.
-        external_account: for CAs that want one.
-        ca_file: certificates (PEM) to trust the CA's server by; None for the system's.
+        ip_certs: also serve the address that a client has connected to.
+        http: whether the CA can use the plain port (http-01).
+        email: contact for the CA; "" for none.
+        external_account: for CAs that need one.
+        ca_file: roots (PEM) for the connection to the CA; None for the system's.
     """
 
     directory_url: str
@@ -50,7 +50,7 @@ class AcmeSettings:
     ca_file: Path | None = None
 
     def allows(self, name: str) -> bool:
-        """Whether a certificate for this name, lower case without a trailing dot, may be ordered."""
+        """Whether a certificate may be ordered for a name, in lower case without a trailing dot."""
         if self.hostname == VENDOR_HOSTNAME:
             return _VENDOR_NAME.fullmatch(name) is not None
         return name == self.hostname and bool(name)

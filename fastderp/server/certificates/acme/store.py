@@ -48,7 +48,10 @@ class Store:
             ) from error
 
     def account_key(self, file_name: str) -> ec.EllipticCurvePrivateKey:
-        """Read an account's key, made when absent; relays that start together agree on one. Raises CertificateError."""
+        """Read an account's key, made when absent; relays that start together agree on one.
+
+        Raises CertificateError.
+        """
         path = self.directory / file_name
         try:
             with locked(self.directory):
@@ -70,7 +73,7 @@ class Store:
     def load(self, name: str) -> Certificate | None:
         """Return the kept certificate of a name or an address; None without one.
 
-        Files that cannot be used are logged and count as absent, as an expired certificate does. One
+        Files that cannot be used are logged and count as absent, as do expired certificates. One
         that is not valid yet is returned: the machine's clock may have to be set first.
         """
         crt, key = self._files(name)
@@ -108,7 +111,7 @@ class Store:
             if crt_path == key_path:
                 files.write_atomic(crt_path, private_pem(key) + chain_pem)
             else:
-                # A renewed certificate has the same key: a crash in between leaves a pair that fits.
+                # Renewed certificates keep their key: a crash in between leaves a valid pair.
                 files.write_all_atomic(
                     {
                         key_path: files.Content(private_pem(key)),
@@ -129,7 +132,7 @@ class Store:
 
 
 def private_key(certificate: Certificate | None) -> PrivateKey:
-    """Return the key to order a certificate for: that of the certificate to be replaced, or a new one."""
+    """Return the key for an order: that of the certificate to be replaced, or a new one."""
     if certificate is not None:
         key = load_der_private_key(certificate.key, None)
         if isinstance(key, ec.EllipticCurvePrivateKey | RSAPrivateKey):

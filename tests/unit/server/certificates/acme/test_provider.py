@@ -77,7 +77,7 @@ async def test_only_the_name_itself_is_served(tmp_path: Path, ca: Ca) -> None:
     assert ca.asked == [NAME]
 
 
-async def test_strangers_cannot_think_of_names_without_end(tmp_path: Path, ca: Ca) -> None:
+async def test_clients_cannot_invent_any_number_of_names(tmp_path: Path, ca: Ca) -> None:
     async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME, ip_certs=True) as ours:
         for n in range(acme.NAMES_LIMIT - 1):
             await chosen(ours, f"derp{n}.tailscale.com")
@@ -173,10 +173,12 @@ async def test_no_more_than_a_bounded_number_waits(tmp_path: Path, ca: Ca) -> No
             assert isinstance(future, asyncio.Future)
             future.cancel()
         await asyncio.sleep(0)
-        assert isinstance(ours.choose(hello(NAME), ""), asyncio.Future), "who has left makes room"
+        assert isinstance(ours.choose(hello(NAME), ""), asyncio.Future), (
+            "a client that has left makes room"
+        )
 
 
-async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
+async def test_waiting_handshakes_fail_with_their_order_and_the_next_one_comes_later(
     tmp_path: Path, ca: Ca
 ) -> None:
     ca.answer = lambda _: raising(IssuanceError("not today"))
@@ -200,7 +202,7 @@ async def test_who_waits_is_told_when_the_order_fails_and_the_ca_is_left_alone(
     assert ca.asked == [NAME, NAME]
 
 
-async def test_addresses_do_not_wait_for_names_that_strangers_have_thought_of(
+async def test_addresses_do_not_wait_for_names_that_clients_have_invented(
     tmp_path: Path, ca: Ca
 ) -> None:
     answer = ca.answer
@@ -212,7 +214,7 @@ async def test_addresses_do_not_wait_for_names_that_strangers_have_thought_of(
         never.set()
 
 
-async def test_an_order_that_is_abandoned_keeps_nobody(tmp_path: Path, ca: Ca) -> None:
+async def test_an_abandoned_order_cancels_the_waiting_handshakes(tmp_path: Path, ca: Ca) -> None:
     ca.open.clear()
     async with certificates(tmp_path, ca) as ours:
         future = ours.choose(hello(NAME), "")
@@ -379,7 +381,7 @@ async def test_an_expired_certificate_is_shown_when_there_is_no_other(
         assert await chosen(ours) is old
 
 
-async def test_a_ca_whose_certificates_are_born_old_is_not_asked_without_end(
+async def test_a_ca_whose_certificates_are_due_at_once_is_asked_after_a_pause(
     tmp_path: Path, ca: Ca
 ) -> None:
     ca.answer = lambda managed: chain(managed.name, managed.key, (-20, 5))

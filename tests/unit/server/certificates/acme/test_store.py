@@ -59,7 +59,7 @@ async def test_a_self_signed_certificate_of_manual_mode_is_replaced(tmp_path: Pa
     assert kept.chain != own.chain
 
 
-def test_an_rsa_key_of_before_is_kept(tmp_path: Path) -> None:
+def test_a_previous_rsa_key_is_kept(tmp_path: Path) -> None:
     key = rsa.generate_private_key(65537, 2048)
     Store(tmp_path).save(NAME, chain(NAME, key), key)
     certificate = Store(tmp_path).load(NAME)
@@ -69,7 +69,7 @@ def test_an_rsa_key_of_before_is_kept(tmp_path: Path) -> None:
     assert again.private_numbers() == key.private_numbers()
 
 
-def test_the_accounts_key_is_made_once_and_is_its_owners(tmp_path: Path) -> None:
+def test_the_accounts_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "certs"
     first = Store(directory).account_key(ACCOUNT_KEY)
     assert Store(directory).account_key(ACCOUNT_KEY).private_numbers() == first.private_numbers()
@@ -111,11 +111,11 @@ def test_waits_double_up_to_half_an_hour_and_outlive_a_restart(tmp_path: Path) -
     assert NAME not in (tmp_path / "f").read_text(), "what is long ago is forgotten"
 
 
-def test_a_ca_that_counts_requests_is_left_alone_the_longest(tmp_path: Path) -> None:
+def test_a_ca_that_limits_requests_is_asked_after_the_longest_wait(tmp_path: Path) -> None:
     assert Failures(tmp_path / "f").add(NAME, rate_limited=True) == RETRY_MAX_S
 
 
-def test_a_clock_that_was_changed_makes_nobody_wait(tmp_path: Path) -> None:
+def test_a_changed_clock_ends_every_wait(tmp_path: Path) -> None:
     now = [1e9]
     failures = Failures(tmp_path / "f", clock=lambda: now[0])
     failures.add(NAME)
