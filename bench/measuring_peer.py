@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from fastderp.server.certificates.certificate import certificate_files, manual_certificate
+from fastderp.server.certificates.manual import certificate_files, manual_certificate
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEY_SIZE, FrameType, frame

@@ -409,9 +409,7 @@ class Client:
 
     def take_ready(self) -> Message | None:
         """Return the next message if it is here, None where `recv` would wait or raise."""
-        if self._inbox.must_wait or running_loop() is not self._loop:
-            return None
-        return self._inbox.take()
+        return self._inbox.take_ready() if running_loop() is self._loop else None
 
     def take_all_ready(self, limit: int | None) -> list[Message]:
         """Return the messages that are here, up to `limit`."""

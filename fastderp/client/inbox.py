@@ -75,6 +75,16 @@ class Inbox:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
 
+    def take_ready(self) -> Message | None:
+        """Remove and return the first message; None where a receiver has to `wait`."""
+        messages = self.messages
+        if not messages or self._receiver is not None:
+            return None
+        message = messages.popleft()
+        if not messages:
+            self._note_empty()
+        return message
+
     def take(self) -> Message:
         """Remove and return the first message."""
         message = self.messages.popleft()

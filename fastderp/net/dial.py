@@ -16,7 +16,8 @@ from urllib.parse import SplitResult, unquote
 
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
 from fastderp.net.proxy import proxy_for
-from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.net.socket_stream import open_socket_stream
+from fastderp.net.stream import Stream
 from fastderp.util.net import bracketed, parse_ip
 from fastderp.util.reasons import errno_text
 from fastderp.wire.derp_map import DerpNode, DerpRegion
@@ -161,7 +162,7 @@ def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str
 
 async def _connect(host: str, port: int, family: socket.AddressFamily) -> Stream:
     try:
-        return Stream(*await asyncio.open_connection(host, port, family=family, limit=READ_SIZE))
+        return Stream.of(await open_socket_stream(host, port, family))
     except (OSError, UnicodeError) as error:
         raise DialError(f"{bracketed(host)}:{port}: {errno_text(error)}") from error
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from typing import Any, Protocol, TypeAlias
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
+from fastderp.net.socket_stream import SocketStream
 from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 # Large enough that a burst of packets costs one read, small enough to copy quickly.
@@ -167,30 +167,19 @@ class Stream:
         self._at = len(self._buffer)
         return data
 
-    async def detach(self) -> tuple[socket.socket, bytes]:
+    def detach(self) -> tuple[socket.socket, bytes]:
         """Give the connection away: its socket, and the data that was read ahead. Ends the stream.
 
-        For asyncio's own streams, when everything written has been sent: the peer has answered
-        it. Raises ConnectionLost when the connection broke.
+        For dialled connections, when everything written has been sent: the peer has answered it.
+        Raises ConnectionLost when the connection broke.
         """
-        if not isinstance(self._reader, asyncio.StreamReader) or not isinstance(
-            self._writer, asyncio.StreamWriter
-        ):
-            raise TypeError("only a connection of asyncio's own can be given away")
-        transport = self._writer.transport
+        if not isinstance(self._writer, SocketStream):
+            raise TypeError("only a dialled connection can be given away")
         try:
-            transport.pause_reading()  # type: ignore[attr-defined]
-            own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            own, unread = self._writer.detach()
         except (OSError, RuntimeError) as error:
             raise ConnectionLost(f"the connection broke: {error}") from error
-        try:
-            self._reader.feed_eof()
-            return own, self.take_unread() + await self._read(-1)
-        except BaseException:
-            own.close()
-            raise
-        finally:
-            transport.abort()
+        return own, self.take_unread() + unread
 
     def get_extra_info(self, name: str, /) -> Any:
         """Return the writer's information under `name`."""

@@ -107,7 +107,7 @@ async def _introduce(
         *await stream.read_frame(MAX_SERVER_KEY_SIZE, CONNECT_TIMEOUT_S)
     )
     opened = stream.take_unread() + (inside.take_unread() if inside is not None else b"")
-    sock, unread = await outside.detach()
+    sock, unread = outside.detach()
     try:
         if len(opened) + len(unread) > MAX_UNREAD_BYTES // 2:
             raise DialError("the relay says much more than its key before the login")
