@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from fastderp.util import files
 from fastderp.wire.protocol import MAX_PACKET_SIZE
 
 MIN_SIZE: Final = 32
@@ -130,7 +131,7 @@ def read_scenario(path: Path) -> Scenario:
     Raises ValueError naming the file and the field that is wrong or why it cannot be read.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(files.read(path).decode())
         return _scenario_of(values, path.stem)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None

@@ -6,13 +6,13 @@ Loop thread only.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 
 from fastderp.dataplane.plane import ClosedEvent, DropEvent
 from fastderp.server.observe.log_throttle import WINDOW_S, LogThrottle
 from fastderp.server.observe.metrics import Value
 from fastderp.util.net import address_text, format_address
+from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import NodePublic
 
 log = logging.getLogger("fastderp")
@@ -92,7 +92,7 @@ class ConnectionLog:
         self._throttle.log(
             "shortage",
             "cannot accept connections for the moment: %s",
-            os.strerror(error.errno or 0),
+            errno_text(error),
         )
 
     def note_too_fast(self, remote: tuple[str, int]) -> None:

@@ -59,6 +59,19 @@ async def test_a_self_signed_certificate_of_manual_mode_is_replaced(tmp_path: Pa
     assert kept.chain != own.chain
 
 
+def test_a_kept_certificate_that_is_not_valid_yet_is_used_and_an_expired_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock that is behind, as after a start without the time, is set later."""
+    store, key = Store(tmp_path), private_key(None)
+    store.save(NAME, chain(NAME, key, (1, 90)), key)
+    assert store.load(NAME)
+    assert "is not valid before" in caplog.text
+    store.save(NAME, chain(NAME, key, (-90, -1)), key)
+    assert store.load(NAME) is None
+    assert "another one is ordered when it is needed" in caplog.text
+
+
 def test_a_previous_rsa_key_is_kept(tmp_path: Path) -> None:
     key = rsa.generate_private_key(65537, 2048)
     Store(tmp_path).save(NAME, chain(NAME, key), key)
