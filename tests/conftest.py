@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fastderp.server.observe.log_throttle import LogThrottle
+from fastderp.server.observe.supervisor import supervisor
 from tests.kit.relay import EVERY_SETUP, Relay, Setup, running
 
 # A shell has its background jobs ignore interrupts, and what they start would, too: tests that send one need it heard.
@@ -20,6 +23,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for certificates made at run time, shared because making them takes a while."""
     return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(autouse=True)
+def fresh_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each test see its own internal errors: the throttle of their log lines is one per process."""
+    monkeypatch.setattr(supervisor, "_throttle", LogThrottle(logging.getLogger("fastderp")))
 
 
 @pytest.fixture(params=EVERY_SETUP, ids=str)

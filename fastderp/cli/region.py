@@ -15,8 +15,11 @@ from fastderp.cli.config import DEV_MESH_KEY, RelayConfig, SecretsConfig
 from fastderp.cli.flags import printable
 from fastderp.errors import ConfigError, DerpError, UsageError
 from fastderp.server.mesh.links import MeshPeer
+from fastderp.server.observe.reloads import RETRY_S
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.server import Server
 from fastderp.util import files
+from fastderp.util.shortage import shortage_of
 from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class RegionSettings:
         """Read everything again and use it, soon; what cannot be used changes nothing."""
         if self._reloading is not None:
             self._reloading.cancel()
-        self._reloading = asyncio.create_task(self._reload(server))
+        self._reloading = supervisor.start("reload", lambda: self._reload(server))
 
     async def close(self) -> None:
         """Read nothing any more."""
@@ -78,11 +81,20 @@ class RegionSettings:
             await self._secrets.close()
 
     async def _reload(self, server: Server) -> None:
-        try:
-            await self.read(reloading=True)
-        except DerpError as error:
-            log.error("nothing changes: %s", error)
-            return
+        while True:
+            try:
+                await self.read(reloading=True)
+                break
+            except DerpError as error:
+                if not shortage_of(error):
+                    log.error("mesh: keys and members stay as they are: %s", error)
+                    return
+                log.error(
+                    "mesh: keys and members stay as they are until the next attempt in %g s: %s",
+                    RETRY_S,
+                    error,
+                )
+            await asyncio.sleep(RETRY_S)
         server.mesh_keys = self.keys
         server.set_mesh_peers(self.peers)
         log.info("%s", self)

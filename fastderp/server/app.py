@@ -41,9 +41,12 @@ from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.log_queue import LogQueue
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.reloads import Reloads
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.server import Server
 from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
 from fastderp.tls.context import ServerContext
+from fastderp.util.shortage import shortage_of
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
@@ -80,7 +83,8 @@ async def serve(config: RelayConfig, signals: Signals, lines: LogQueue) -> None:
     """
     stopping: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     started = asyncio.Event()
-    reloads: list[Callable[[], None]] = []
+    reloads = Reloads()
+    asyncio.get_running_loop().set_exception_handler(supervisor.note_loop_error)
     reload_wanted = False
 
     def reload() -> None:
@@ -89,18 +93,19 @@ async def serve(config: RelayConfig, signals: Signals, lines: LogQueue) -> None:
         if reload_wanted:
             log.info("SIGHUP: files are read again when the relay has started")
         else:
-            _reload(reloads)
+            reloads.run()
 
     signals.attach(stopping.set_result, reload)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(signals.detach)
+        stack.callback(reloads.close)
         server = await _unless(stopping, _start(config, stack, reloads, lines))
         started.set()
         if server is not None:
             _let_packets_go_first()
             log.info("ready")
             if reload_wanted:
-                _reload(reloads)
+                reloads.run()
         number = await stopping
         log.info("stopping")
         if server is not None and number == signal.SIGTERM:
@@ -127,16 +132,10 @@ def _let_packets_go_first() -> None:
         os.nice(CONTROL_NICENESS)
 
 
-def _reload(reloads: list[Callable[[], None]]) -> None:
-    log.info("reloading" if reloads else "nothing to reload")
-    for reload in reloads:
-        reload()
-
-
 async def _start(
     config: RelayConfig,
     stack: contextlib.AsyncExitStack,
-    reloads: list[Callable[[], None]],
+    reloads: Reloads,
     lines: LogQueue,
 ) -> Server:
     """Open files and sockets, most likely mistakes first, and start serving; stack undoes it all, reloads gets what SIGHUP calls."""
@@ -332,7 +331,9 @@ def _reload_rate_limit(server: Server, path: Path) -> None:
     try:
         server.set_rate_limit(RateLimit.load(path))
     except ConfigError as error:
-        log.error("%s; the limits of before stay in force", error)
+        if shortage_of(error):
+            raise
+        log.error("%s; the previous limits stay in force", error)
     else:
         log.info("each client: %s", server.rate_limit)
 

@@ -181,7 +181,7 @@ class Server:
             loop = asyncio.get_running_loop()
             self._plane.start()
             self._registrar.open(loop)
-            self._maintenance.start(loop)
+            self._maintenance.start()
             self._loop_lag.start(loop)
             loop.add_reader(
                 self._plane.fileno(), supervisor.guarded("plane events", self._on_plane_events)

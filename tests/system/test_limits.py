@@ -74,7 +74,7 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
             client.close()
         code, said = running.stop()
         assert code == 0
-        assert "is not a number of bytes; the limits of before stay in force" in said
+        assert "is not a number of bytes; the previous limits stay in force" in said
 
 
 def test_without_a_rate_file_nothing_is_said_about_rates(tmp_path: Path) -> None:

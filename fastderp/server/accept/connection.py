@@ -33,6 +33,7 @@ from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT
 from fastderp.server.http.upgrade import Upgrade
 from fastderp.server.net.stream import Stream
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -154,7 +155,9 @@ class Connection:
         self._idle = False
         self._task: asyncio.Task[None] | None = None
         self.state = State.TLS
-        self._timer = context.registrar.loop.call_later(context.login_budget_s, self._on_time)
+        self._timer = context.registrar.loop.call_later(
+            context.login_budget_s, self._guard, self._on_time
+        )
         if context.tls is None:
             self._start_http()
 
@@ -209,7 +212,7 @@ class Connection:
 
     def _set_budget(self, budget_s: float) -> None:
         self._timer.cancel()
-        self._timer = self._registrar.loop.call_later(budget_s, self._on_time)
+        self._timer = self._registrar.loop.call_later(budget_s, self._guard, self._on_time)
 
     # The stream and the clock
 
@@ -231,7 +234,7 @@ class Connection:
             if isinstance(error, OSError) and error.errno in SHORTAGES:
                 self.close("shortage", error.strerror or "")
             else:
-                log.exception("%s: internal error", self.remote[0])
+                supervisor.note("connection", error, f"{self.remote[0]} is disconnected")
                 self.close("internal")
         self._charge()
 
@@ -477,8 +480,8 @@ class Connection:
                         self._stream.send(self._channel.seal(chunk))
         except TimeoutError:
             pass
-        except Exception:
-            log.exception("%s: a page ended with an internal error", self.remote[0])
+        except Exception as error:
+            supervisor.note("page", error, f"the page for {self.remote[0]} ends here")
         self._task = None
         if self.state is State.PAGE:
             self._guard(self._linger)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from fastderp.server.accept.login_memory import LoginMemory
+from fastderp.server.observe.supervisor import supervisor
 
 # Handshakes that begin in one iteration of the loop, at most.
 STARTS_PER_TURN = 8
@@ -62,7 +63,9 @@ class HandshakeQueue:
             return True
         self._waiting[ticket] = None
         if self._looking is None:
-            self._looking = self._loop.call_later(LOOK_S, self._look)
+            self._looking = self._loop.call_later(
+                LOOK_S, supervisor.guarded("TLS handshakes", self._look)
+            )
         return False
 
     def leave(self, ticket: Ticket) -> None:
@@ -102,7 +105,9 @@ class HandshakeQueue:
         self._looking = None
         if not self._waiting:
             return
-        self._looking = self._loop.call_later(LOOK_S, self._look)
+        self._looking = self._loop.call_later(
+            LOOK_S, supervisor.guarded("TLS handshakes", self._look)
+        )
         oldest_s = self._loop.time() - PATIENCE_S
         slow = [ticket for ticket in self._running if ticket.started_s < oldest_s]
         for ticket in slow[: len(self._waiting)]:

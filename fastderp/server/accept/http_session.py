@@ -21,6 +21,7 @@ from fastderp.server.http.message import (
 )
 from fastderp.server.http.tunnel import Target
 from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
+from fastderp.server.observe.supervisor import supervisor
 
 log = logging.getLogger("fastderp")
 
@@ -196,8 +197,8 @@ class HttpSession:
     def _page(self, request: Request) -> Action:
         try:
             answer = self._context.routes.respond(request)
-        except Exception:
-            answer = _internal_error(request)
+        except Exception as error:
+            answer = _internal_error(request, error)
         if isinstance(answer, Response):
             return self._reply(request, answer)
         return Page(b"", _answer_later(request, answer))
@@ -218,12 +219,12 @@ class HttpSession:
 async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncIterator[bytes]:
     try:
         response = await answer
-    except Exception:
-        response = _internal_error(request)
+    except Exception as error:
+        response = _internal_error(request, error)
     yield response.encode(request, close=True)
 
 
-def _internal_error(request: Request) -> Response:
+def _internal_error(request: Request, error: Exception) -> Response:
     """Log the exception that took the place of an answer; return the response that says so."""
-    log.exception("no answer to %s %s: internal error", request.method, ascii(request.target))
+    supervisor.note("page", error, f"no answer to {request.method} {ascii(request.target)}")
     return text_error(500, "internal server error")

@@ -134,7 +134,7 @@ class Listener:
 
     def _watch(self, sock: socket.socket) -> None:
         self._shortage.pop(sock, None)
-        self._loop.add_reader(sock.fileno(), self._accept, sock)
+        self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
         if reserve_is_touched():

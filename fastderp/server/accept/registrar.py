@@ -23,6 +23,7 @@ from fastderp.server.mesh.region import Region
 from fastderp.server.net.stream import Poller
 from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.record import RecordLayer
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
@@ -113,6 +114,7 @@ class Registrar:
         except LoginError as error:
             return str(error)
         except Exception as error:
+            supervisor.note("admission", error, f"{login.public.short} is refused")
             return f"{login.public.short} could not be verified: {error}"
         return "" if allowed else f"{login.public.short} is not allowed"
 

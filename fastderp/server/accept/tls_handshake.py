@@ -24,7 +24,7 @@ from fastderp.tls.handshake import ClientHello, Handshake
 
 log = logging.getLogger("fastderp")
 
-Outcome = bool | TlsError | MemoryError
+Outcome = bool | Exception
 """What a step led to: whether the handshake is done, or why it failed."""
 
 # The loop thread has more to do per connection than a thread here: a few keep it busy.
@@ -38,7 +38,7 @@ def take_step(handshake: Handshake) -> Outcome:
     """Take a step in this thread."""
     try:
         return handshake.step()
-    except (TlsError, MemoryError) as error:
+    except Exception as error:  # an internal one, too, is for the connection and not for the thread
         return error
 
 

@@ -10,6 +10,7 @@ import asyncio
 from fastderp.dataplane.plane import Plane
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import server_info_json
 from fastderp.wire.protocol import FrameType, ServerInfo, frame
@@ -41,7 +42,7 @@ class ClientRate:
         self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
         self.close()
         if loop is not None:
-            self._telling = loop.create_task(self._tell())
+            self._telling = supervisor.start("rate limit notices", self._tell)
 
     def server_info(self) -> ServerInfo:
         """Return what a client is told at its login."""

@@ -16,9 +16,11 @@ from fastderp.errors import CertificateError
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, read_pem
 from fastderp.server.certificates.self_signed import make_missing_files
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
+from fastderp.util.shortage import shortage_of
 
 log = logging.getLogger("fastderp")
 
@@ -62,6 +64,8 @@ class ManualCertificate:
         """Read the files again and `publish` what new handshakes present.
 
         Files that cannot be used are logged and change nothing.
+
+        Raises CertificateError only while descriptors or memory are out: to be called again.
         """
         try:
             # Not made when absent: clients know the previous one by its pin.
@@ -69,6 +73,8 @@ class ManualCertificate:
             self._check_is_no_worse(certificate)
             publish(_context(certificate, meta_cert))
         except CertificateError as error:
+            if shortage_of(error):
+                raise
             log.error("%s; the previous certificate stays in use", error)
             return
         is_new = certificate.pin != self.certificate.pin
@@ -131,9 +137,11 @@ class ManualCertificate:
 
     def _warn_daily(self) -> None:
         self.close()
+        self._timer = asyncio.get_running_loop().call_later(
+            WARN_EVERY_S, supervisor.guarded("certificate warning", self._warn_daily)
+        )
         if warning := self._warning(datetime.datetime.now(datetime.UTC)):
             log.warning("%s", warning)
-        self._timer = asyncio.get_running_loop().call_later(WARN_EVERY_S, self._warn_daily)
 
 
 def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> Certificate:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 
 log = logging.getLogger("fastderp")
 
@@ -122,7 +123,7 @@ class BootstrapDns:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[BootstrapDns]:
         """Look the names up every REFRESH_S while the block lasts; a no-op without names."""
-        task = asyncio.create_task(self._refresh_for_ever()) if self._resolver else None
+        task = supervisor.start("bootstrap DNS", self._refresh_for_ever) if self._resolver else None
         try:
             yield self
         finally:
@@ -177,10 +178,7 @@ class BootstrapDns:
 
     async def _refresh_for_ever(self) -> None:
         while True:
-            try:
-                await self.refresh()
-            except Exception:
-                log.exception("bootstrap DNS: names stay as they are: internal error")
+            await self.refresh()
             await asyncio.sleep(REFRESH_S)
 
     async def _addresses(self, names: Iterable[str]) -> dict[str, list[str]]:

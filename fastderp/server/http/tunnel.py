@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel
 from fastderp.tls.errors import TlsError
 from fastderp.util.token_bucket import TokenBucket
@@ -162,7 +163,9 @@ class Tunnel(Pump):
         self._on_close = on_close
         self._held: asyncio.TimerHandle | None = None
         self._used_s = self._loop.time()
-        self._idle = self._loop.call_later(IDLE_S, self._look_at_idleness)
+        self._idle = self._loop.call_later(
+            IDLE_S, supervisor.guarded("tunnel", self._look_at_idleness)
+        )
         client.send(established)
         self._other.send(first)
         self.start()
@@ -177,7 +180,7 @@ class Tunnel(Pump):
         self._used_s = self._loop.time()
         wait_s = self._pace.overdraw(max(n_bytes, READ_COST_BYTES))
         if wait_s and self._held is None:
-            self._held = self._loop.call_later(wait_s, self._release)
+            self._held = self._loop.call_later(wait_s, supervisor.guarded("tunnel", self._release))
 
     def _release(self) -> None:
         self._held = None
@@ -203,4 +206,6 @@ class Tunnel(Pump):
         if silent_s >= IDLE_S:
             self._end()
         else:
-            self._idle = self._loop.call_later(IDLE_S - silent_s, self._look_at_idleness)
+            self._idle = self._loop.call_later(
+                IDLE_S - silent_s, supervisor.guarded("tunnel", self._look_at_idleness)
+            )

@@ -65,7 +65,9 @@ class _Carrier:
 
     def leave(self, left: Callable[[_Carrier], None]) -> None:
         """Have `left` called once what is on its way has arrived, unless it is to stay."""
-        self._leaving = asyncio.get_running_loop().call_later(LINGER_S, left, self)
+        self._leaving = asyncio.get_running_loop().call_later(
+            LINGER_S, supervisor.guarded("packet forwarder", left), self
+        )
 
     def stay(self) -> None:
         """Go on, or have come to an end otherwise."""
@@ -213,10 +215,13 @@ class Forwarders:
             carrier = self._lost[0]
             try:
                 while carrier.keys:
-                    key = next(iter(carrier.keys))
-                    self.add(key, carrier.forwarder)
+                    key = carrier.keys.pop()
+                    try:
+                        self.add(key, carrier.forwarder)
+                    except BaseException:
+                        carrier.keys.add(key)
+                        raise
                     self._plane.remove_forwarder(key, carrier.handle)
-                    carrier.keys.remove(key)
             except (OSError, PlaneError) as error:
                 self._throttle.log(
                     "refused",

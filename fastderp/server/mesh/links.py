@@ -280,10 +280,10 @@ class MeshLink:
         """Add the keys that there was no memory for, some at a time, until one is refused again."""
         self._retry = None
         for _ in range(min(len(self._refused), KEYS_PER_TURN)):
-            key = next(iter(self._refused))
+            key = self._refused.pop()
             if not self._add(key):
+                self._refused.add(key)
                 break
-            self._refused.discard(key)
         if self._refused:
             self._retry_later()
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fastderp.dataplane.plane import Plane
 from fastderp.server.observe.metrics import Histogram, Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.protocol import (
     FrameType,
@@ -164,13 +165,18 @@ class Presence:
         frames, n_frames, n_gone = b"".join(self._news), len(self._news), self._n_gone_in_news
         self._news.clear()
         self._n_gone_in_news = 0
-        for handle in self._watchers:
-            if self._send(handle, frames, n_frames):
-                self._n_gone_sent += n_gone
+        for handle in list(self._watchers):
+            if not supervisor.guard("presence", self._send_news, handle, frames, n_frames, n_gone):
+                # It has missed something: with a new connection it gets the whole list.
+                self._plane.close_session(handle)
+
+    def _send_news(self, handle: int, frames: bytes, n_frames: int, n_gone: int) -> None:
+        if self._send(handle, frames, n_frames):
+            self._n_gone_sent += n_gone
 
     def _add(self, news: bytes) -> None:
         if not self._news:
-            asyncio.get_running_loop().call_soon(self.flush)
+            asyncio.get_running_loop().call_soon(supervisor.guarded("presence", self.flush))
         self._news.append(news)
 
     def _send(self, handle: int, frames: bytes, n_frames: int) -> bool:

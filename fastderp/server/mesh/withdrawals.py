@@ -28,6 +28,11 @@ class Withdrawals:
         self._next: asyncio.Handle | None = None
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to take back."""
+        return not self._due
+
+    @property
     def keys(self) -> set[bytes]:
         """The keys that the data plane still has as announced."""
         return set().union(*(keys for _, keys in self._due))
@@ -62,9 +67,13 @@ class Withdrawals:
         while left and self._due:
             handle, keys = self._due[0]
             while left and keys:
-                key = next(iter(keys))
-                self._plane.remove_forwarder(key, handle)
-                keys.remove(key)
+                # Not next(iter(keys)): behind many removals that looks at every empty place again.
+                key = keys.pop()
+                try:
+                    self._plane.remove_forwarder(key, handle)
+                except BaseException:
+                    keys.add(key)
+                    raise
                 left -= 1
             if not keys:
                 self._due.popleft()

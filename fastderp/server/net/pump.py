@@ -9,6 +9,7 @@ import asyncio
 import socket
 
 from fastderp.server.net.stream import Poller, Stream
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel, close_notify
 from fastderp.tls.errors import TlsError
 
@@ -60,7 +61,9 @@ class Pump:
     def start_deadline(self) -> None:
         """Close both sides in `farewell_s`, whether the end can be announced until then or not."""
         if self._deadline is None and not self._client.closed:
-            self._deadline = self._loop.call_later(self._farewell_s, self.close)
+            self._deadline = self._loop.call_later(
+                self._farewell_s, supervisor.guarded("bridge", self.close)
+            )
 
     # For subclasses
 

@@ -15,7 +15,6 @@ from dns.exception import DNSException, Timeout
 from dns.rdatatype import AAAA, TXT, A, RdataType
 from dns.resolver import NXDOMAIN, NoAnswer, NoNameservers, NoResolverConfiguration
 
-
 HOSTS = Path("/etc/hosts")
 
 

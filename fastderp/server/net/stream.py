@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import select
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+
+from fastderp.server.observe.supervisor import supervisor
 
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
 READ_BYTES = 16 * 1024
@@ -88,7 +91,9 @@ class Poller:
             # its descriptor since finds nothing to read.
             stream = self._streams.get(descriptor)
             if stream is not None:
-                stream.ready(events)
+                # Connections guard themselves; this one is for bridges and tunnels.
+                if not supervisor.guard("stream", stream.ready, events):
+                    supervisor.guard("stream", stream.on_end, OSError(errno.EIO, "internal error"))
                 if time.monotonic() > deadline_s:
                     break
 

@@ -31,9 +31,9 @@ class LoopLag:
             self._timer.cancel()
 
     def _observe(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
+        self.start(loop)
         # Timers of uvloop have a resolution of 1 ms and may come early by that.
         self._seconds.observe(max(0.0, loop.time() - due_s))
-        self.start(loop)
 
     def metrics(self) -> dict[str, Value]:
         """Return what was observed, by the names of `metrics.METRICS`."""

@@ -10,20 +10,21 @@ from collections.abc import Callable
 
 from fastderp.dataplane.plane import Plane
 from fastderp.server.observe.connection_log import ConnectionLog
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import RoundTrips
 
 INTERVAL_S = 10.0
 # What the workers need to let go before the heap is looked at.
-RESTED_S = 0.2
+TRIM_DELAY_S = 0.2
 
 
 class Maintenance:
-    """Runs every INTERVAL_S seconds from `start` until `stop`.
+    """Works every INTERVAL_S seconds from `start` until `stop`.
 
     Args:
         plane: whose memory is given back.
         round_trips: samples `derp_tcp_rtt` (PROTOCOL §14); None for no samples.
-        journal: says how many lines it has held back.
+        connection_log: logs the number of lines that it has held back.
         freed_bytes: counts the memory that connections have given back before their login.
     """
 
@@ -31,38 +32,40 @@ class Maintenance:
         self,
         plane: Plane,
         round_trips: RoundTrips | None,
-        journal: ConnectionLog,
+        connection_log: ConnectionLog,
         freed_bytes: Callable[[], int],
     ) -> None:
         self._plane = plane
         self._round_trips = round_trips
-        self._journal = journal
-        self._timer: asyncio.TimerHandle | None = None
+        self._connection_log = connection_log
         self._freed_bytes = freed_bytes
+        self._task: asyncio.Task[None] | None = None
         self._moved = (0, 0)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin."""
-        self._timer = loop.call_later(INTERVAL_S, self._run, loop)
+    def start(self) -> None:
+        """Begin, on the running loop."""
+        self._task = supervisor.start("maintenance", self._run)
 
     def stop(self) -> None:
         """End; safe to repeat."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._round_trips is not None:
-            self._round_trips.sample()
-        self._journal.sum_up()
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            # Each on its own: one that fails does not keep the others from it.
+            if self._round_trips is not None:
+                supervisor.guard("maintenance", self._round_trips.sample)
+            supervisor.guard("maintenance", self._connection_log.sum_up)
+            await self._trim_memory()
+
+    async def _trim_memory(self) -> None:
+        """Return to the system what a storm of logins or a burst left in the heap."""
         moved = (self._plane.n_moved(), self._freed_bytes())
         if moved == self._moved:
-            self.start(loop)  # an idle relay has nothing to give back
-            return
+            return  # an idle relay has nothing to give back
         self._moved = moved
         self._plane.rest()
-        self._timer = loop.call_later(RESTED_S, self._trim, loop)
-
-    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Return to the system what a storm of logins or a burst left in the heap."""
+        await asyncio.sleep(TRIM_DELAY_S)
         self._plane.trim_memory()
-        self.start(loop)

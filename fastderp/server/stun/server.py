@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fastderp.errors import ListenError
 from fastderp.server.net.listen import datagram_sockets
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.stun.responder import StunResponder
 
 log = logging.getLogger("fastderp.stun")
@@ -54,7 +55,9 @@ class StunServer:
     def start(self) -> None:
         """Begin to answer. Raises OSError when the system refuses a thread."""
         self._responder.start()
-        asyncio.get_running_loop().add_reader(self._responder.fileno(), self._log_read_error)
+        asyncio.get_running_loop().add_reader(
+            self._responder.fileno(), supervisor.guarded("STUN", self._log_read_error)
+        )
         self._is_running = True
 
     def close(self) -> None:

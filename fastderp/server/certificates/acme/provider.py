@@ -29,6 +29,7 @@ from fastderp.server.certificates.certificate import Certificate, certificate_fr
 from fastderp.server.certificates.self_signed import private_pem
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
@@ -235,14 +236,18 @@ class AcmeCertificates:
 
     def _scan(self) -> None:
         """Order what is due, and scan again when the next one is, within SCAN_S in any case."""
+        if self._scan_timer is not None:
+            self._scan_timer.cancel()
+        self._scan_timer = None
+        # Whatever happens to this scan, there is a next one.
+        self._scan_later(SCAN_S)
         next_in_s = SCAN_S
-        for managed in self._managed.values():
+        for managed in list(self._managed.values()):
             due_in_s = managed.due_in_s
             if managed.certificate is not None and due_in_s <= 0 and not self._order(managed):
                 due_in_s = self._failures.wait_s(managed.name) or ORDER_PAUSE_S
             if due_in_s > 0:
                 next_in_s = min(next_in_s, due_in_s)
-        self._scan_timer = None
         self._scan_later(next_in_s)
 
     def _scan_later(self, in_s: float) -> None:
@@ -253,7 +258,9 @@ class AcmeCertificates:
             if self._scan_timer.when() <= loop.time() + in_s:
                 return
             self._scan_timer.cancel()
-        self._scan_timer = loop.call_later(in_s, self._scan)
+        self._scan_timer = loop.call_later(
+            in_s, supervisor.guarded("certificate renewal", self._scan)
+        )
 
     def _order(self, managed: ManagedCertificate) -> bool:
         """Have a certificate ordered; False while the CA must not be asked."""
@@ -279,13 +286,13 @@ class AcmeCertificates:
         except (IssuanceError, CertificateError, TlsError) as error:
             self._failed(managed, error)
         except Exception as error:
-            log.exception("%s: internal error", managed.name)
+            supervisor.note("certificate order", error, f"{managed.name} is ordered again later")
             self._failed(managed, error)
         else:
-            self._succeeded(managed, chain)
+            supervisor.guard("certificate order", self._succeeded, managed, chain)
         finally:
             managed.order = None
-        self._scan_later(managed.due_in_s)
+            self._scan_later(managed.due_in_s)
 
     def _failed(self, managed: ManagedCertificate, error: Exception) -> None:
         self._n_orders["failed"] += 1

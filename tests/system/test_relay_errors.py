@@ -1,0 +1,118 @@
+"""One handler, task or call that fails: what else happens with the same event, and afterwards. RELIABILITY F36."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastderp.server.mesh import forwarders, links
+from fastderp.server.mesh.links import LinkState
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.protocol import FrameType, frame
+from tests.kit.relay import Relay, eventually
+
+SECRET = MeshKey.generate()
+MESH_PEER = b'{"meshKey":"%s","version":2}' % SECRET.text.encode()
+StartRelay = Callable[..., Relay]
+
+
+@pytest.fixture
+def relay(start_relay: StartRelay) -> Relay:
+    return start_relay(mesh_key=SECRET)
+
+
+def failing(*_: object) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def internal_errors(relay: Relay, task: str) -> int:
+    return int(relay.metrics()["fastderp_internal_errors_total"].get(task, 0))
+
+
+def test_watchers_hear_of_everyone_who_leaves_although_the_log_of_it_fails(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_before = internal_errors(relay, "session end")
+    with relay.login(json=MESH_PEER) as watcher:
+        watcher.send(frame(FrameType.WATCH_CONNS))
+        crowd = [relay.login() for _ in range(20)]
+        eventually(lambda: relay.metrics()["derp_watchers"] == 1)
+        monkeypatch.setattr("fastderp.server.observe.connection_log.address_text", failing)
+        left = {peer.public.raw for peer in crowd}
+        for peer in crowd:
+            peer.close()
+        while left:
+            frame_type, payload = watcher.read_frame()
+            if frame_type == FrameType.PEER_GONE:
+                left.discard(payload[:32])
+        eventually(lambda: internal_errors(relay, "session end") == n_before + 20)
+        assert relay.call(relay.server.consistency_check) == []
+
+
+def test_a_mesh_link_comes_back_although_another_handler_of_its_end_fails(
+    relay: Relay, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "FIRST_RETRY_S", 0.01)
+    other = start_relay(mesh_key=SECRET)
+    relay.call(relay.server.set_mesh_peers, [f"http://127.0.0.1:{other.port}/derp"])
+
+    def is_up() -> bool:
+        states = relay.metrics()["fastderp_mesh_links"]
+        return any(value for (_, state), value in states.items() if state == LinkState.UP)
+
+    eventually(is_up)
+    region: Any = relay.server._region
+    monkeypatch.setattr(region.presence, "left", failing)
+    monkeypatch.setattr(region.forwarders, "closed", failing)
+    assert other.call(other.server._plane.close_key, relay.server.public_key.raw) == 1
+    eventually(lambda: sum(relay.metrics()["fastderp_mesh_connects_total"].values()) == 2)
+    eventually(is_up)
+
+
+def test_a_peer_whose_request_meets_an_internal_error_is_disconnected_and_others_stay(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region: Any = relay.server._region
+    with relay.login() as client, relay.login(json=MESH_PEER) as watcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(region.presence, "watch", failing)
+            watcher.send(frame(FrameType.WATCH_CONNS))
+            assert watcher.is_closed()
+        assert client.sync() == []
+
+
+def test_a_forwarder_whose_session_ends_while_descriptors_are_out_goes_on_when_there_are_some(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Collector:
+        def __init__(self) -> None:
+            self.packets: list[bytes] = []
+
+        def forward_packet(self, source: NodePublic, destination: NodePublic, data: bytes) -> None:
+            self.packets.append(data)
+
+    monkeypatch.setattr(forwarders, "RETRY_S", 0.01)
+    key, forwarder = NodePrivate.generate().public_key, Collector()
+    relay.call(relay.server.add_packet_forwarder, key, forwarder)
+    region: Any = relay.server._region
+    refusals = []
+    pair = socket.socketpair
+
+    def refuses_thrice() -> Any:
+        if len(refusals) < 3:
+            refusals.append(1)
+            failing()
+        return pair()
+
+    with relay.login() as client:
+        [carrier] = region.forwarders._carriers.values()
+        monkeypatch.setattr("fastderp.server.mesh.forwarders.socket.socketpair", refuses_thrice)
+        relay.call(relay.server._plane.close_session, carrier.handle)
+        eventually(lambda: len(refusals) == 3 and region.forwarders._carriers)
+        eventually(lambda: region.forwarders.keys == {key.raw})
+        eventually(lambda: client.send_packet(key, b"again") or forwarder.packets)
+        assert relay.call(relay.server.consistency_check) == []

@@ -1,0 +1,148 @@
+"""Background work that fails is logged, counted, and goes on. RELIABILITY F36."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from fastderp.errors import ConfigError
+from fastderp.server.observe import reloads as reloads_module
+from fastderp.server.observe import supervisor as supervisor_module
+from fastderp.server.observe.reloads import Reloads
+from fastderp.server.observe.supervisor import Supervisor
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 0.001)
+    monkeypatch.setattr(supervisor_module, "LAST_RESTART_S", 0.002)
+    return Supervisor()
+
+
+def counted(supervisor: Supervisor) -> object:
+    return supervisor.metrics()["fastderp_internal_errors_total"]
+
+
+async def test_a_task_that_fails_is_started_again_until_it_returns(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[Exception] = [KeyError("one"), OSError("two"), RuntimeError("three")]
+
+    async def work() -> None:
+        if failures:
+            raise failures.pop(0)
+
+    await asyncio.wait_for(supervisor.start("work", work, name="work of ann"), 10)
+    assert counted(supervisor) == {"work": 3}
+    [record] = caplog.records
+    assert "internal error in work: 'one'; work of ann starts again in" in record.getMessage()
+    assert record.exc_info is not None
+
+
+async def test_a_supervised_task_can_be_cancelled_while_it_works_and_while_it_waits(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 3600.0)
+    began = asyncio.Event()
+
+    async def working() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async def failing() -> None:
+        began.set()
+        raise OSError("no")
+
+    for work in (working, failing):
+        began.clear()
+        task = supervisor.start("work", work)
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_something_cancelled_inside_a_task_does_not_end_the_task(
+    supervisor: Supervisor,
+) -> None:
+    n_runs = 0
+
+    async def work() -> None:
+        nonlocal n_runs
+        n_runs += 1
+        if n_runs == 1:
+            inner = asyncio.get_running_loop().create_future()
+            inner.cancel()
+            await inner
+
+    await asyncio.wait_for(supervisor.start("work", work), 10)
+    assert n_runs == 2
+    assert counted(supervisor) == {"work": 1}
+
+
+def test_a_guarded_callback_that_fails_is_counted_and_logged_once_per_window(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(number: int) -> None:
+        raise ValueError(f"number {number}")
+
+    call = supervisor.guarded("callback", fail)
+    assert counted(supervisor) == {"callback": 0}, "shown before the first error"
+    for number in range(20):
+        call(number)
+    assert counted(supervisor) == {"callback": 20}
+    assert [record.getMessage() for record in caplog.records] == [
+        "internal error in callback: number 0"
+    ]
+    assert supervisor.guard("callback", len, [])
+    assert not supervisor.guard("callback", fail, 1)
+
+
+async def test_what_reaches_the_event_loop_is_counted_too(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(supervisor.note_loop_error)
+    loop.call_soon(dict().__getitem__, "oops")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert counted(supervisor) == {"event loop": 1}
+    assert "oops" in caplog.text
+
+
+async def test_a_part_that_fails_to_reload_does_not_keep_the_others_from_it() -> None:
+    reloaded = []
+
+    def fails() -> None:
+        raise KeyError("oops")
+
+    reloads = Reloads()
+    for part in (fails, lambda: reloaded.append("second")):
+        reloads.append(part)
+    reloads.run()
+    assert reloaded == ["second"]
+
+
+async def test_a_part_that_lacks_descriptors_is_reloaded_when_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    monkeypatch.setattr(reloads_module, "RETRY_S", 0.001)
+    done = asyncio.Event()
+    failures = [OSError(24, "Too many open files")] * 3
+
+    def reload() -> None:
+        try:
+            if failures:
+                raise failures.pop()
+        except OSError as error:
+            raise ConfigError(f"list: cannot read it: {error.strerror}") from None
+        done.set()
+
+    reloads = Reloads()
+    reloads.append(reload)
+    reloads.run()
+    await asyncio.wait_for(done.wait(), 10)
+    assert caplog.text.count("cannot read it: Too many open files; nothing changes until") == 3
