@@ -210,6 +210,7 @@ async def _start(
         ),
         check=partial(_check, server, admission),
         traffic=server.traffic_lines,
+        clients=server.clients_page(),
         access=access,
         hostname=config.hostname,
         has_mesh_key=server.has_mesh_key,

@@ -25,6 +25,7 @@ from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.metacert import meta_cert
+from fastderp.server.http.clients import ClientsPage
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
@@ -566,6 +567,10 @@ class Server:
     def traffic_lines(self) -> AsyncIterator[bytes]:
         """Return the endless body of `/debug/traffic`: a round of JSON lines every 2 seconds. PROTOCOL §6.10."""
         return traffic.lines(self._plane, self._bridged_bytes)
+
+    def clients_page(self) -> ClientsPage:
+        """Return the content of `/debug/clients/`, for `DebugPages`. PROTOCOL §22."""
+        return ClientsPage(self._plane.sessions, self._registrar.version)
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""

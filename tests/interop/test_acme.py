@@ -222,7 +222,9 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
         r"no certificate from \S+: cannot reach https://\S+: Connection refused; next attempt in 60 s",
         said,
     )
-    assert re.search(r"Connection refused; .*, or on SIGHUP; the previous one stays, valid until", said)
+    assert re.search(
+        r"Connection refused; .*, or on SIGHUP; the previous one stays, valid until", said
+    )
     assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
 
 

@@ -108,3 +108,33 @@ def test_a_queue_depth_is_how_many_packets_wait_for_a_client(
     assert n_lost > 0 and numbers == sorted(numbers) and numbers[-1] == n_sent - 1
     # Counted besides: a packet that is on its way, what the memory of each costs, what the reader sent and is not whole yet.
     assert at_least <= n_waiting <= 1.1 * depth + 2
+
+
+def clients_of(running: RunningRelay) -> list[dict[str, object]]:
+    """Return the clients that `/debug/clients/` lists."""
+    url = f"http://127.0.0.1:{running.port}/debug/clients/?all=1&format=json&sort=conn"
+    with urllib.request.urlopen(url, timeout=10) as page:
+        found: list[dict[str, object]] = json.load(page)["clients"]
+    return found
+
+
+@pytest.mark.parametrize(("switch", "n_senders"), [("1", 2), ("", 0)])
+def test_connected_clients_are_listed_with_their_senders_if_those_are_estimated(
+    tmp_path: object, switch: str, n_senders: int
+) -> None:
+    env = {"TS_DERP_SENDER_CARDINALITY": switch}
+    with (
+        relay(*FLAGS, "-c", f"{tmp_path}/k", env=env) as running,
+        log_in(running, AppName="ann", version=1) as ann,
+        log_in(running) as bob,
+        log_in(running) as cid,
+    ):
+        for sender in (bob, cid):
+            sender.send_packet(ann.public, b"hello")
+            ann.read_packet()
+        listed = {client["key"]: client for client in clients_of(running)}
+        assert listed.keys() == {peer.public.text for peer in (ann, bob, cid)}
+        of_ann = listed[ann.public.text]
+        assert (of_ann["appName"], of_ann["version"]) == ("ann", 1)
+        assert (of_ann["txPkts"], of_ann["txBytes"], of_ann["senders"]) == (2, 10, n_senders)
+        assert listed[bob.public.text]["rxPkts"] == 1

@@ -28,6 +28,7 @@ from fastderp.tls.record import RecordLayer
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, ClientLogin
+from fastderp.wire.protocol import PROTOCOL_VERSION
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 """Decides about every client but mesh peers, by its key, its ClientInfo and its IP. A LoginError is a no with its reason;
@@ -76,6 +77,8 @@ class Registrar:
         self._plane = plane
         self._region = region
         self._duplicates = duplicates
+        # Of the sessions whose client announced another version than ours: hardly any.
+        self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
 
@@ -166,6 +169,8 @@ class Registrar:
             return 0
         if on_end is not None:
             self._on_end[handle] = on_end
+        if login.info.version != PROTOCOL_VERSION:
+            self._versions[handle] = login.info.version
         if login.info.is_prober:
             self.connection_log.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
@@ -184,8 +189,13 @@ class Registrar:
         )
         return handle
 
+    def version(self, handle: int) -> int:
+        """Return the protocol version that a session's client has announced."""
+        return self._versions.get(handle, PROTOCOL_VERSION)
+
     def ended(self, handle: int, reason: str) -> None:
         """Call the `on_end` that a session was promoted with; `reason` is one of `CLOSE_REASONS`."""
+        self._versions.pop(handle, None)
         on_end = self._on_end.pop(handle, None)
         if on_end is not None:
             on_end(reason)

@@ -10,14 +10,22 @@ import ipaddress
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import fastderp
 from fastderp.errors import ConfigError
-from fastderp.server.http.message import SECURITY_HEADERS, Request, Response, text_error
+from fastderp.server.http.clients import ClientsPage
+from fastderp.server.http.message import (
+    SECURITY_HEADERS,
+    Request,
+    Response,
+    redirect,
+    text_error,
+)
 from fastderp.server.observe.metrics import Process, Value, vars_json, varz
 from fastderp.util import files
 from fastderp.util.net import client_ip
@@ -120,6 +128,7 @@ class DebugPages:
     values: Callable[[], Mapping[str, Value]]
     check: Callable[[], Awaitable[list[str]]] | None = None
     traffic: Callable[[], AsyncIterator[bytes]] | None = None
+    clients: ClientsPage | None = None
     access: DebugAccess = field(default_factory=DebugAccess)
     hostname: str = ""
     has_mesh_key: bool = False
@@ -142,6 +151,10 @@ class DebugPages:
             pages["check"] = self.consistency
         if self.traffic is not None:
             pages["traffic"] = self.live_traffic
+        if self.clients is not None:
+            query = f"?{request.query}" if request.query else ""
+            pages["clients"] = partial(redirect, request, 307, f"/debug/clients/{query}")
+            pages["clients/"] = partial(self._client_list, request)
         handler = pages.get(page)
         return handler() if handler else text_error(404, "404 page not found")
 
@@ -170,6 +183,12 @@ class DebugPages:
         assert self.traffic is not None
         return Response(200, b"", "text/plain; charset=utf-8", _PAGE_HEADERS, self.traffic())
 
+    def _client_list(self, request: Request) -> Response:
+        """Answer with the connected clients. PROTOCOL §22."""
+        assert self.clients is not None
+        response = self.clients.respond(request)
+        return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
+
     def index(self) -> Response:
         """Answer with facts about the relay and links to the other pages."""
         facts = {
@@ -185,6 +204,8 @@ class DebugPages:
             links["check"] = "consistency check"
         if self.traffic is not None:
             links["traffic"] = "bytes by connection, live"
+        if self.clients is not None:
+            links["clients/"] = "connected clients"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
         rows += [
             f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'
