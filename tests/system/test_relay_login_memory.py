@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.login_memory import CONNECTION_BYTES, HANDSHAKE_BYTES
+from fastderp.server.net.stream import Stream
 from fastderp.tls.context import ClientContext
 from fastderp.tls.handshake import Handshake
 from tests.kit.memory import resident_bytes
@@ -173,22 +175,23 @@ def test_a_client_that_speaks_on_while_it_waits_for_its_turn_is_closed(
     hang_up(made)
 
 
-@pytest.mark.parametrize("say", ["begun", "whole"])
+@pytest.mark.parametrize("say", ["nothing", "begun", "whole"])
 def test_what_strangers_held_is_free_before_the_garbage_collector_runs(
     start_relay: StartRelay, say: str
 ) -> None:
     relay = start_relay(TLS13)
-    hello = whole_hello() if say == "whole" else begun_hello(512, 100)
+    hello = {"nothing": b"", "begun": begun_hello(512, 100), "whole": whole_hello()}[say]
     gc.collect()
     gc.disable()
     try:
         made = strangers(relay, 20, hello)
         eventually(lambda: relay.listener.n_pending == 20)
-        eventually(lambda: held_bytes(relay) >= 20 * (CONNECTION_BYTES + 100))
+        eventually(lambda: held_bytes(relay) >= 20 * (CONNECTION_BYTES + min(100, len(hello))))
         hang_up(made)
         eventually(lambda: relay.listener.n_pending == 0)
         relay.call(lambda: None)
-        assert [one for one in gc.get_objects() if isinstance(one, Handshake)] == []
+        held = (Connection, Stream, Handshake)
+        assert [one for one in gc.get_objects() if isinstance(one, held)] == []
     finally:
         gc.enable()
 
@@ -224,3 +227,38 @@ def test_when_the_system_has_no_thread_the_handshake_is_made_without_one(
     with relay.login() as peer:
         assert peer.sync() == []
     assert relay.refused() == {}
+
+
+@pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3", "WebSocket"])
+def test_what_a_login_a_page_and_a_refusal_held_is_free_before_the_garbage_collector_runs(
+    start_relay: StartRelay, transport: str
+) -> None:
+    async def verify(*_: object) -> bool:
+        return True
+
+    relay = start_relay(Setup(transport), verify=verify)
+    gc.collect()
+    gc.disable()
+    try:
+        for request in (
+            b"GET /derp/probe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            b"no request\r\n\r\n",
+        ):
+            with relay.connect() as peer:
+                peer.send(request)
+                peer.read_to_end()
+        logged_in = relay.login()
+        assert logged_in.sync() == []
+        if transport in ("plain", "TLS 1.3"):
+            eventually(lambda: relay.listener.n_pending == 0)
+            relay.call(lambda: None)
+            held = (Connection, Stream, Handshake)
+            assert [one for one in gc.get_objects() if isinstance(one, held)] == []
+        logged_in.close()
+        eventually(lambda: relay.metrics()["derp_current_connections"] == 0)
+        eventually(lambda: len(relay.server._registrar.bridges) == 0)
+        relay.call(lambda: None)
+        held = (Connection, Handshake)
+        assert [one for one in gc.get_objects() if isinstance(one, held)] == []
+    finally:
+        gc.enable()

@@ -86,7 +86,8 @@ class LoginMemory:
         return self._make_room(account)
 
     def release(self, account: Account) -> None:
-        """Have an account hold nothing."""
+        """Have an account hold nothing, and drop its callback with the cycle through its owner."""
+        account.evict = _nothing
         self.charge(account, 0)
 
     def _make_room(self, charged: Account) -> bool:
