@@ -47,8 +47,8 @@ LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # A page that takes its time ends after this long: a forgotten browser would keep it open for days.
 PAGE_S = 300.0
-# A client waits up to this long for the memory that its TLS handshake takes.
-TURN_BUDGET_S = 30.0
+# A client waits up to this long for the memory that its TLS handshake takes; most leave earlier.
+TURN_BUDGET_S = 60.0
 # What channels hold besides bytes that are not complete.
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024

@@ -13,8 +13,13 @@ from fastderp.server.observe.supervisor import supervisor
 
 # Handshakes that begin in one iteration of the loop, at most.
 STARTS_PER_TURN = 8
-# A handshake whose client has not finished it in this time gives way to those that wait.
+# A handshake that takes much longer than others gives way to those that wait: after PATIENCE_S at
+# least, PATIENCE times what finished ones have taken lately, and MAX_PATIENCE_S at most.
 PATIENCE_S = 2.0
+PATIENCE = 4
+MAX_PATIENCE_S = 10.0
+# The share of the latest one in what finished ones have taken.
+WEIGHT = 1 / 16
 # How often the queue looks for such handshakes.
 LOOK_S = 0.25
 
@@ -47,6 +52,7 @@ class HandshakeQueue:
         self._memory = memory
         self._waiting: dict[Ticket, None] = {}
         self._running: dict[Ticket, None] = {}
+        self._usual_s = 0.0
         self._pumping: asyncio.Handle | None = None
         self._looking: asyncio.TimerHandle | None = None
         memory.on_free = self._on_free
@@ -67,6 +73,10 @@ class HandshakeQueue:
                 LOOK_S, supervisor.guarded("TLS handshakes", self._look)
             )
         return False
+
+    def note_finished(self, ticket: Ticket) -> None:
+        """Learn how long handshakes take: all do when a storm's clients share a slow machine or link."""
+        self._usual_s += WEIGHT * (self._loop.time() - ticket.started_s - self._usual_s)
 
     def leave(self, ticket: Ticket) -> None:
         """Strike a handshake that is over or given up; a no-op for one that has left."""
@@ -108,7 +118,8 @@ class HandshakeQueue:
         self._looking = self._loop.call_later(
             LOOK_S, supervisor.guarded("TLS handshakes", self._look)
         )
-        oldest_s = self._loop.time() - PATIENCE_S
+        patience_s = min(max(PATIENCE_S, PATIENCE * self._usual_s), MAX_PATIENCE_S)
+        oldest_s = self._loop.time() - patience_s
         slow = [ticket for ticket in self._running if ticket.started_s < oldest_s]
         for ticket in slow[: len(self._waiting)]:
             ticket.give_way()

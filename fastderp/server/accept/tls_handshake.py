@@ -269,6 +269,8 @@ class ServerHandshake:
             self._hello_sent = True
             self._stream.send(output)
         if outcome:
+            assert self._ticket is not None
+            self._queue.note_finished(self._ticket)
             self._done(self._handshake)
         elif self._handshake.hello is not None:
             self._choose_certificate(self._handshake.hello)

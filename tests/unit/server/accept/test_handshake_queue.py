@@ -88,3 +88,21 @@ async def test_a_handshake_that_is_not_finished_gives_way_to_those_that_wait(
     await until(lambda: clients[-1] in started)
     assert [client.gave_way for client in clients] == [True] + [False] * ROOM_FOR
     queue.close()
+
+
+async def test_where_all_handshakes_are_slow_none_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handshake_queue, "LOOK_S", 0.01)
+    monkeypatch.setattr(handshake_queue, "PATIENCE_S", 0.0)
+    clients, started, queue = make(ROOM_FOR + 2)
+    for client in clients:
+        queue.enter(client.ticket)
+    slow = clients[0]
+    slow.ticket.started_s -= 60.0
+    queue.note_finished(slow.ticket)
+    slow.end()
+    await until(lambda: clients[-2] in started)
+    await asyncio.sleep(0.05)
+    assert not any(client.gave_way for client in clients)
+    queue.close()
