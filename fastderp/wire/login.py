@@ -54,7 +54,8 @@ class ClientInfo:
         can_ack_pings: it answers every Ping with a Pong.
         is_prober: it only measures.
         mesh_key: the region's secret; a zero key means none.
-        app_name: name of the program, up to 32 bytes of printable ASCII; shown to operators and mesh peers.
+        app_name: name of the program, up to 32 bytes of printable ASCII; operators and mesh peers
+            see it.
     """
 
     version: int = PROTOCOL_VERSION
@@ -166,7 +167,7 @@ def parse_client_info(text: bytes) -> ClientInfo:
     return _short_client_info(text) if len(text) <= _SHORT_BYTES else _client_info(text)
 
 
-# Nearly every client says the same. A mesh key does not fit into so short a text, and so no secret is kept.
+# Nearly every client says the same. A mesh key does not fit into this length: no secret is kept.
 _SHORT_BYTES: Final = 64
 
 

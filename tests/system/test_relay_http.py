@@ -471,3 +471,16 @@ def test_closing_the_relay_closes_everyone(start_relay: StartRelay) -> None:
         closing.result(10)
         with pytest.raises(OSError):
             relay.connect_tcp()
+
+
+def test_tls_on_a_plain_port_is_called_that(
+    start_relay: StartRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    relay = start_relay()
+    context = client_context(Setup("TLS 1.3"))
+    assert context is not None
+    with relay.connect_tcp() as peer, pytest.raises(ssl.SSLError):
+        context.wrap_socket(peer.sock, server_hostname="127.0.0.1")
+    assert relay.refused() == {"http_400": 1}
+    assert "refused at http: the client speaks TLS on a plain HTTP port" in caplog.text

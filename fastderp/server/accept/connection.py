@@ -1,7 +1,8 @@
-"""One accepted connection from its first byte to the hand-over: TLS, then HTTP, then the login. PROTOCOL §3, §9, §10.
+"""One accepted connection from its first byte to the hand-over. PROTOCOL §3, §9, §10.
 
-What is said is decided by `ServerHandshake`, `HttpSession` and `DerpLogin`; the connection carries the bytes, keeps the time and ends
-it all. Loop thread only; nothing of it remains once the data plane has the connection.
+`ServerHandshake`, `HttpSession` and `DerpLogin` decide what is said, one after another; the
+connection carries the bytes, keeps the time and ends it all. Loop thread only; nothing of it
+remains once the data plane has the connection.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from enum import Enum
 
 from fastderp.server.accept import websocket
 from fastderp.server.accept.bridge import Bridge
+from fastderp.server.accept.connection_state import LEGAL_MOVES, State
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.accept.derp_login import DerpLogin, Step
 from fastderp.server.accept.http_session import (
@@ -42,7 +43,7 @@ from fastderp.util.shortage import SHORTAGES
 
 log = logging.getLogger("fastderp")
 
-# The time that the peer of a refused connection has to read the answer, and the input that is ignored meanwhile.
+# The time that a refused client has to read the answer, and the input that is ignored meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # A page that takes its time ends after this long: a forgotten browser would keep it open for days.
@@ -52,42 +53,6 @@ TURN_BUDGET_S = 60.0
 # What channels hold besides bytes that are not complete.
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024
-
-
-class State(Enum):
-    """Where a connection is.
-
-    accept ─┬─► TLS ─┐
-            └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
-                         ▲  │ │         └─► ADMISSION ────┘
-            next request └──┘ ├─► PAGE (one that takes its time)
-                              └─► TUNNEL (dialling) ─► PROMOTED
-
-    From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
-    """
-
-    TLS = "tls"
-    HTTP = "http"
-    PAGE = "page"
-    TUNNEL = "tunnel"
-    LOGIN = "login"
-    ADMISSION = "admission"
-    PROMOTED = "promoted"
-    LINGER = "linger"
-    CLOSED = "closed"
-
-
-_LEGAL_MOVES = {
-    State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
-    State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
-    State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},
-    State.PAGE: {State.LINGER, State.CLOSED},
-    State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
-    State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
-    State.LINGER: {State.CLOSED},
-    State.PROMOTED: set(),
-    State.CLOSED: set(),
-}
 
 
 class Connection:
@@ -188,17 +153,17 @@ class Connection:
 
     @property
     def is_at_request(self) -> bool:
-        """Whether a request is being served that takes its time: a login, a page, a tunnel before it is open."""
+        """Whether it is at a login, a page that takes its time, or a tunnel that is not open yet."""
         return self.state in (State.LOGIN, State.ADMISSION, State.PAGE, State.TUNNEL)
 
     def _move(self, state: State) -> None:
         """Change state; RuntimeError for a move that the diagram does not have."""
-        if state not in _LEGAL_MOVES[self.state]:
+        if state not in LEGAL_MOVES[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
 
     def _release(self) -> None:
-        """Give back the timer, the memory and the place among the connections that are not logged in."""
+        """Give back the timer, the memory and the place among the pending connections."""
         self._timer.cancel()
         self._registrar.login_memory.release(self._account)
         self._http = None
@@ -257,7 +222,7 @@ class Connection:
             self._evict()
 
     def _evict(self) -> None:
-        """End the connection: it holds more, or holds it longer, than others that are not logged in."""
+        """End the connection: it holds more, or holds it longer, than other pending ones."""
         if self.state in (State.HTTP, State.PAGE, State.LOGIN) and self._stream.flushed:
             self._stream.send(close_notify(self._channel))
         self.close("memory", "the memory for connections before their login is used up")
@@ -272,7 +237,7 @@ class Connection:
         self._check_end()
 
     def _check_end(self) -> None:
-        """End the connection if its client has, inside the channel; input before the end comes first."""
+        """End the connection if the channel has ended and its input is used up."""
         if (
             self._channel.eof
             and self.state in (State.HTTP, State.PAGE, State.LOGIN)
@@ -304,7 +269,7 @@ class Connection:
             self.close("end", self._unfinished())
 
     def _unfinished(self) -> str:
-        """Say what the client left unfinished; "" when it had not begun, like a probe that only wants our key."""
+        """Say what the client left unfinished; "" when it had not begun, like a probe for our key."""
         if self.state is State.LOGIN and self._login is not None and self._login.rest:
             return "the client left before its login was complete"
         if self.state is State.HTTP and self._http is not None and self._http.is_in_request:
@@ -464,7 +429,7 @@ class Connection:
             self._set_budget(self._context.idle_s)
 
     def _start_page(self, page: Page) -> None:
-        """Begin a page that takes its time, up to PAGE_S; the client's input is ignored meanwhile."""
+        """Begin a page that takes up to PAGE_S; the client's input is ignored meanwhile."""
         self._move(State.PAGE)
         self._http = None
         self._timer.cancel()
@@ -572,7 +537,7 @@ class Connection:
     # The end
 
     def _promote(self, login: DerpLogin) -> None:
-        """Hand the connection to the data plane: descriptor, keys, the first output and the input behind the login."""
+        """Hand descriptor, keys, first output and unread input to the data plane."""
         try:
             descriptor, bridge = self._give_away_stream()
         except OSError as error:
@@ -608,7 +573,7 @@ class Connection:
         self._linger()
 
     def _linger(self) -> None:
-        """Let the answer arrive before closing: closing on unread input would reset the connection under it."""
+        """Let the answer arrive before closing: closing on unread input would reset the connection."""
         if self.state is not State.TLS:
             self._stream.send(close_notify(self._channel))
         self._move(State.LINGER)

@@ -1,4 +1,4 @@
-"""What a listener's connections share: where they log in, the routes, the certificate, their time. PROTOCOL §9."""
+"""What a listener's connections share. PROTOCOL §9."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class AcceptContext:
     Args:
         registrar: turns logins into sessions.
         routes: the handlers of paths.
-        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain HTTP.
+        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain
+            HTTP.
         login_budget_s: seconds from accept to login, whatever trickles in.
         idle_s: seconds that an answered connection may wait with its next request.
         tunnels: serves CONNECT; None refuses it.

@@ -1,6 +1,7 @@
-"""One client's DERP login: greeting, ClientInfo, the question to admission, ServerInfo. PROTOCOL §3, §8.
+"""One client's DERP login: greeting, ClientInfo, admission, ServerInfo. PROTOCOL §3, §8.
 
-Sans I/O: bytes in, bytes and the next step out. The caller owns the stream, the clock and the call to admission.
+Sans I/O: bytes in, bytes and the next step out. The caller owns the stream, the clock and the
+call to admission.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LoginTerms:
         private_key: the relay's identity.
         is_mesh_peer: whether a ClientInfo shows the region's secret.
         server_info: the limits to announce to a client.
-        disallowed_app_names: clients other than mesh peers with one of these AppNames are refused. PROTOCOL §22.
+        disallowed_app_names: AppNames of clients to refuse, mesh peers excepted. PROTOCOL §22.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LoginTerms:
         self._switching = switching_protocols(public_key.hex) + self._server_key
 
     def greeting(self, fast_start: bool) -> bytes:
-        """Return the relay's first bytes: its key, behind the 101 response unless the client asked for a fast start."""
+        """Return the relay's first bytes: the 101 response, without a fast start, and its key."""
         return self._server_key if fast_start else self._switching
 
 
@@ -94,7 +95,7 @@ class DerpLogin:
         self._terms = terms
         self._client: ClientLogin | None = None
         self._unread = bytearray()
-        # The greeting waits for the first step: a pipelined login lets it share a write with ServerInfo.
+        # It waits for the first step: a pipelined login lets it share a write with ServerInfo.
         self._output = terms.greeting(fast_start)
         self.is_mesh_peer = False
         self.reason = ""
@@ -137,7 +138,7 @@ class DerpLogin:
         return self._admit()
 
     def judge(self, refusal: str) -> Step:
-        """Go on with the answer of admission: why the client may not use the relay, "" when it may."""
+        """Go on with the answer of admission: why the client is refused, "" when it is not."""
         return self._refuse("denied", refusal) if refusal else self._admit()
 
     def take_output(self) -> bytes:

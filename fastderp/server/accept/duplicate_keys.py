@@ -1,6 +1,7 @@
-"""Tells clients that share a key that they do, and when it is over, with Health frames. PROTOCOL §6.3.
+"""Health frames that tell clients when they share a key, and when that is over. PROTOCOL §6.3.
 
-Loop thread only. A copied machine state is a mistake that its owner sees nowhere else: packets arrive now here, now there.
+Loop thread only. The owner of a copied machine state sees it nowhere else: packets arrive now
+here, now there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from collections.abc import Callable
 
 from fastderp.wire.protocol import FrameType, frame
 
-PROBLEM = "another connection uses the same node key, and packets go to whichever spoke last; was a machine's state copied?"
+PROBLEM = (
+    "another connection uses the same node key, and packets go to whichever spoke last; "
+    "was a machine's state copied?"
+)
 
 _PROBLEM = frame(FrameType.HEALTH, PROBLEM.encode())
 _HEALTHY = frame(FrameType.HEALTH)

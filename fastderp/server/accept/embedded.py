@@ -1,6 +1,6 @@
-"""DERP over a caller's own streams: the login is read from them, a socket pair joins them to the session. ARCHITECTURE §2.
+"""DERP over a caller's own streams: `Server.accept`. ARCHITECTURE §2.
 
-This is `Server.accept`. Loop thread only.
+The login is read from them, a socket pair joins them to the session. Loop thread only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastderp.server.net.stream import READ_BYTES
 
 
 class Reader(Protocol):
-    """The reading half of what `Server.accept` takes: an asyncio.StreamReader or anything like it."""
+    """The reading half of a connection: an asyncio.StreamReader or anything like it."""
 
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, b"" at the end."""
@@ -51,8 +51,8 @@ class EmbeddedSessions:
     ) -> None:
         """Serve one client until its session ends; the streams are closed then, whatever happens.
 
-        Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login, ConnectionClosed when the relay is closed
-        before.
+        Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login,
+        ConnectionClosed when the relay is closed before.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -141,9 +141,10 @@ def _reason(error: BaseException) -> str:
 
 
 async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
-    """Pump between a pair of streams and our end of a socket pair until either side or the session ends.
+    """Pump between streams and our end of a socket pair until either side or the session ends.
 
-    After the session the client has FAREWELL_S for what it has not read; the end of a socket pair that is full would not be seen.
+    After the session the client has FAREWELL_S for what it has not read; the end of a socket pair
+    that is full would not be seen.
     """
     loop = asyncio.get_running_loop()
 
@@ -169,7 +170,7 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
 
 
 async def _hang_up(writer: Writer) -> None:
-    """Close the connection; abort it when its peer reads nothing more, as asyncio would keep it and its output for ever."""
+    """Close the connection; abort it when its peer reads nothing: asyncio would keep it for ever."""
     writer.close()
     if isinstance(writer, asyncio.StreamWriter):
         try:

@@ -1,4 +1,4 @@
-"""The HTTP part of a connection: requests in, what the connection has to do about each out. PROTOCOL §9.
+"""The HTTP part of a connection: requests in, what to do about each out. PROTOCOL §9.
 
 Sans I/O: it parses, asks the routes and builds responses. Loop thread only.
 """
@@ -226,5 +226,5 @@ async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncI
 
 def _internal_error(request: Request, error: Exception) -> Response:
     """Log the exception that took the place of an answer; return the response that says so."""
-    supervisor.note("page", error, f"no answer to {request.method} {ascii(request.target)}")
+    supervisor.note("page", error, f"no answer to {request.method} {request.target!a}")
     return text_error(500, "internal server error")

@@ -1,6 +1,7 @@
 """Listening sockets, and the connections accepted there that are not logged in yet. PROTOCOL §9.1.
 
-Loop thread only. Accepting survives every shortage: clients stay, and it goes on as soon as descriptors are free again.
+Loop thread only. Accepting survives every shortage: clients stay, and it goes on as soon as
+descriptors are free again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve
 from fastderp.util.token_bucket import TokenBucket
 
 # Connections accepted in one iteration of the loop, at most.
-ACCEPTS_PER_TURN = 64
+ACCEPTS_PER_TURN = 16
 # The wait after running out of descriptors or memory.
 SHORTAGE_PAUSE_S = 0.25
 
@@ -43,7 +44,8 @@ class Listener:
         registrar: turns logins into sessions.
         sockets: listening, non-blocking.
         routes: the handlers of paths.
-        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain HTTP.
+        tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain
+            HTTP.
         login_budget_s: seconds from accept to login, whatever trickles in.
         idle_s: seconds that an answered connection may wait with its next request.
         accept_limiter: closes connections that come too fast.
@@ -83,7 +85,7 @@ class Listener:
 
     @property
     def tls(self) -> ServerContext | CertificateSource | None:
-        """The certificate of connections accepted from now on, None without TLS. May be assigned another."""
+        """The certificate of connections accepted from now on, None without TLS. May be assigned."""
         return self._context.tls
 
     @tls.setter
@@ -150,7 +152,7 @@ class Listener:
                 if error.errno in SHORTAGES:
                     self._pause(sock, error)
                     return
-                # This connection died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
+                # This one died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
                 continue
             remote = (address[0].partition("%")[0], address[1])
             touches_reserve = accepted.fileno() >= first_reserved
@@ -178,7 +180,7 @@ class Listener:
         self._pending.pop(connection, None)
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
-        """Stop accepting for SHORTAGE_PAUSE_S: the socket stays readable, and retrying at once would eat the processor."""
+        """Stop accepting for SHORTAGE_PAUSE_S: retrying at once would eat the processor."""
         self._loop.remove_reader(sock.fileno())
         self._shortage[sock] = self._loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
         self._connection_log.note_shortage(error)

@@ -1,4 +1,4 @@
-"""Turns an authenticated connection into a data-plane session, after admission has agreed. PROTOCOL §3, §8.
+"""Turns an authenticated connection into a data-plane session. PROTOCOL §3, §8.
 
 Loop thread only.
 """
@@ -31,12 +31,12 @@ from fastderp.wire.login import ClientInfo, ClientLogin
 from fastderp.wire.protocol import PROTOCOL_VERSION
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
-"""Decides about every client but mesh peers, by its key, its ClientInfo and its IP. A LoginError is a no with its reason;
-`admission.Admission` is one."""
+"""Decides about every client but mesh peers, by its key, its ClientInfo and its IP. A LoginError is
+a no with its reason; `admission.Admission` is one."""
 
 
 class Registrar:
-    """Asks admission about clients, registers those it lets in, and owns what connections share until then.
+    """Asks admission about clients, registers those it lets in, and owns what connections share.
 
     Args:
         private_key: the relay's identity.
@@ -109,7 +109,10 @@ class Registrar:
         self.poller.close()
 
     async def refusal(self, login: ClientLogin, ip: str) -> str:
-        """Ask admission about a client; return why it may not use the relay, "" when it may. An error means no."""
+        """Ask admission about a client; return why it is refused, "" when it is not.
+
+        An error means no.
+        """
         if self._verify is None:
             return ""
         try:
@@ -135,7 +138,7 @@ class Registrar:
         on_end: Callable[[str], None] | None = None,
         own_rtt: bool = False,
     ) -> int:
-        """Hand a logged-in connection to the data plane, which owns the descriptor and the keys from now on.
+        """Hand a logged-in connection, with descriptor and keys, to the data plane.
 
         Returns the session's handle, 0 when memory for it is out.
 
@@ -144,7 +147,7 @@ class Registrar:
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session is over; not when it never began.
-            own_rtt: its round-trip time is measured by `Bridges.round_trips_us` instead of the data plane.
+            own_rtt: `Bridges.round_trips_us` measures its round-trip time, not the data plane.
         """
         addr = address_bytes(remote[0])
         app_name = login.info.app_name.encode()
@@ -194,7 +197,7 @@ class Registrar:
         return self._versions.get(handle, PROTOCOL_VERSION)
 
     def ended(self, handle: int, reason: str) -> None:
-        """Call the `on_end` that a session was promoted with; `reason` is one of `CLOSE_REASONS`."""
+        """Call the `on_end` of a session with its reason, one of `CLOSE_REASONS`."""
         self._versions.pop(handle, None)
         on_end = self._on_end.pop(handle, None)
         if on_end is not None:

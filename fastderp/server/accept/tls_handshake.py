@@ -279,7 +279,7 @@ class ServerHandshake:
             raise TlsError("not_tls", "the peer does not begin with a TLS ClientHello")
 
     def _choose_certificate(self, hello: ClientHello) -> None:
-        """Answer with the certificate for this client, with an alert without one, or wait for it."""
+        """Answer with the certificate for this client, with an alert, or wait for it."""
         assert self._handshake is not None and not isinstance(self._tls, ServerContext)
         try:
             choice = self._tls.choose(hello, self._stream.local_ip)

@@ -1,0 +1,39 @@
+"""The states of an accepted connection, and the moves between them. PROTOCOL §9."""
+
+from enum import Enum
+
+
+class State(Enum):
+    """Where a connection is.
+
+    accept ─┬─► TLS ─┐
+            └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
+                         ▲  │ │         └─► ADMISSION ────┘
+            next request └──┘ ├─► PAGE (one that takes its time)
+                              └─► TUNNEL (dialling) ─► PROMOTED
+
+    From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
+    """
+
+    TLS = "tls"
+    HTTP = "http"
+    PAGE = "page"
+    TUNNEL = "tunnel"
+    LOGIN = "login"
+    ADMISSION = "admission"
+    PROMOTED = "promoted"
+    LINGER = "linger"
+    CLOSED = "closed"
+
+
+LEGAL_MOVES = {
+    State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
+    State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
+    State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},
+    State.PAGE: {State.LINGER, State.CLOSED},
+    State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
+    State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
+    State.LINGER: {State.CLOSED},
+    State.PROMOTED: set(),
+    State.CLOSED: set(),
+}
