@@ -46,7 +46,7 @@ def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
 
 
 def server_context(certificate: Certificate, directory: Path) -> ssl.SSLContext:
-    """Return what a server needs to present the certificate; Python wants it in files, which go into the directory."""
+    """Return the context of a server that presents the certificate; Python reads it from files."""
     chain, key = directory / "served.crt", directory / "served.key"
     chain.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
     key.write_bytes(certificate.key_pem)

@@ -1,4 +1,4 @@
-"""A peer that is OpenSSL itself, driven through ctypes: tickets, KeyUpdates, padding and record sizes at will.
+"""A peer by OpenSSL itself, through ctypes: with tickets, KeyUpdates, padding and record sizes.
 
 Python's ssl module cannot send a KeyUpdate or choose record sizes, and its OpenSSL is the one every peer of ours may be.
 """
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from tests.kit.certificates import Certificate
 
-_lib = ctypes.CDLL(_ssl.__file__)  # brings libssl and libcrypto with it
+_lib = ctypes.CDLL(_ssl.__file__)  # loads libssl and libcrypto
 _PEER = {name: getattr(_lib, name) for name in ("SSL_new", "SSL_CTX_new", "BIO_new", "BIO_s_mem")}
 for _function in (*_PEER.values(), _lib.TLS_server_method, _lib.TLS_client_method):
     _function.restype = ctypes.c_void_p
@@ -20,12 +20,12 @@ _CTRL_MAX_SEND_FRAGMENT, _CTRL_MIN_VERSION, _CTRL_MAX_VERSION, _CTRL_PENDING = 5
 
 
 def openssl_errors() -> int:
-    """Number of the oldest error in this thread's OpenSSL queue, 0 for none."""
+    """Return the number of the oldest error in this thread's OpenSSL queue, 0 for none."""
     return int(_lib.ERR_peek_error())
 
 
 class PeerError(Exception):
-    """OpenSSL refused what it was fed."""
+    """OpenSSL has refused its input or a call."""
 
 
 class OpenSSLPeer:
@@ -78,17 +78,17 @@ class OpenSSLPeer:
         return buffer.raw[:size]
 
     def step(self) -> bool:
-        """Go on with the handshake; whether it is done."""
+        """Continue the handshake; return whether it is done."""
         return self._result(_lib.SSL_do_handshake(self._ssl)) > 0
 
     def write(self, data: bytes) -> bytes:
-        """The records OpenSSL makes of `data`, and of what it owes before."""
+        """Return the records that OpenSSL makes of `data`, behind those it owes."""
         written = _lib.SSL_write(self._ssl, data, len(data)) if data else 0
         _require(written == len(data))
         return self.take_output()
 
     def read(self, wire: bytes = b"") -> bytes:
-        """Everything OpenSSL reads from `wire`; raises PeerError when it refuses."""
+        """Return everything OpenSSL reads from `wire`; raises PeerError when it refuses."""
         self.feed(wire)
         plain = b""
         buffer = ctypes.create_string_buffer(16384)

@@ -30,10 +30,10 @@ async def stream_pairs() -> AsyncIterator[tuple[Pair, Pair]]:
 
 
 async def abort(*writers: asyncio.StreamWriter) -> None:
-    """Close at once, and wait until it has happened."""
+    """Close at once, and wait for the end."""
     for writer in writers:
         writer.transport.abort()
-        # CancelledError: somebody has waited before, but not to the end.
+        # CancelledError: an earlier wait was cancelled.
         with suppress(OSError, asyncio.CancelledError):
             await writer.wait_closed()
     await asyncio.sleep(0)

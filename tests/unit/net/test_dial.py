@@ -1,4 +1,4 @@
-"""From a node to a connection: families, races, proxies (PROTOCOL section 13)."""
+"""Dialling a node: families, races, proxies (PROTOCOL §13)."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 class Network:
-    """Stands in for TCP: what was dialled, and when; `refused` families and hosts fail, `silent` ones hang."""
+    """Stands in for TCP and records each dial; `refused` families and hosts fail, `silent` ones hang."""
 
     def __init__(self) -> None:
         self.dialled: list[tuple[str, int, socket.AddressFamily]] = []
@@ -79,7 +79,7 @@ async def test_each_family_is_dialled_as_the_node_says(
     assert {port for _, port, _ in network.dialled} == {443}
 
 
-async def test_a_reason_that_both_families_have_is_said_once(network: Network) -> None:
+async def test_a_reason_that_both_families_have_is_given_once(network: Network) -> None:
     network.refused = {V4, V6}
     with pytest.raises(DialError, match=r"^a\.example: refused$"):
         await dial.dial_node(DerpNode("1a", 1, "a.example"), 443)
@@ -143,7 +143,7 @@ async def dial_all(*nodes: DerpNode) -> dial.Reached:
 
 
 @pytest.mark.usefixtures("no_proxies")
-async def test_a_silent_node_is_given_up_after_its_share_of_the_time_and_the_next_is_tried(
+async def test_after_a_silent_node_the_next_one_is_tried_in_time(
     network: Network,
 ) -> None:
     network.silent, network.refused = {"192.0.2.1"}, {"192.0.2.3"}
@@ -162,7 +162,7 @@ async def test_a_silent_node_is_given_up_after_its_share_of_the_time_and_the_nex
 
 
 @pytest.mark.usefixtures("no_proxies")
-async def test_a_node_that_refuses_is_left_for_the_next_at_once(network: Network) -> None:
+async def test_after_a_node_that_refuses_the_next_one_is_tried_at_once(network: Network) -> None:
     network.refused = {"192.0.2.1"}
     first, second = DerpNode("1a", 1, "192.0.2.1"), DerpNode("1b", 1, "192.0.2.2", derp_port=8443)
     assert (await dial_all(first, second)).node == second
@@ -224,7 +224,7 @@ async def test_unknown_names_are_dial_errors(host: str) -> None:
 
 
 class Proxy:
-    """An HTTP or HTTPS proxy that tunnels to `target` whatever it is asked for."""
+    """An HTTP or HTTPS proxy that tunnels every request to `target`."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -292,7 +292,7 @@ async def test_regions_are_reached_through_the_proxy_of_the_environment(
 
 @pytest.fixture
 def derp_example(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
-    """What a server needs to be derp.example or 127.0.0.1, and the file that clients trust it by."""
+    """Return the context of a server for derp.example and 127.0.0.1, and the roots to trust it by."""
     certificate = self_signed("derp.example", "127.0.0.1")
     return server_context(certificate, tmp_path), tmp_path / "served.crt"
 

@@ -1,4 +1,4 @@
-"""The keys a thread keeps expanded: many sessions share few, and notice nothing of it."""
+"""Keyrings: many sessions share a few expanded keys, without an effect on their packets."""
 
 import os
 
@@ -9,11 +9,11 @@ from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import SealedPeer, running_plane
 from tests.kit.records import SUITES
 
-N_SESSIONS = 200  # in each direction more than a worker has places for
+N_SESSIONS = 200  # more per direction than a worker's keyring has places
 
 
 def around(peers: list[SealedPeer]) -> None:
-    """Have everybody send to the next one, and all of it arrive."""
+    """Have each client send to the next one, and check that every packet arrives."""
     data = os.urandom(100)
     for sender, receiver in zip(peers, peers[1:] + peers[:1], strict=True):
         sender.send_packet(receiver.key, data)
@@ -22,7 +22,7 @@ def around(peers: list[SealedPeer]) -> None:
 
 
 def mixed(plane: Plane, n: int) -> list[SealedPeer]:
-    """Log in with all suites in turn."""
+    """Log clients in with each suite in turn."""
     suites = list(SUITES)
     return [SealedPeer(plane, suite=suites[i % len(suites)]) for i in range(n)]
 
@@ -37,7 +37,7 @@ def test_more_sessions_than_expanded_keys_of_all_suites_are_served(workers: int)
             peer.close()
 
 
-def test_a_key_that_changes_is_not_mistaken_for_the_former_one() -> None:
+def test_a_changed_key_is_not_mistaken_for_the_previous_one() -> None:
     with running_plane(workers=1) as plane:
         peers = mixed(plane, 6)
         for _ in range(4):
@@ -50,7 +50,7 @@ def test_a_key_that_changes_is_not_mistaken_for_the_former_one() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_threads_that_rest_in_the_middle_of_a_frame_lose_nothing(workers: int) -> None:
+def test_threads_that_pause_in_the_middle_of_a_frame_lose_nothing(workers: int) -> None:
     with running_plane(workers=workers) as plane:
         a, b = mixed(plane, 2)
         data = os.urandom(60_000)

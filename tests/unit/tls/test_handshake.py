@@ -1,4 +1,4 @@
-"""Handshakes through memory buffers: what is agreed, what is refused, and what a listener learns of it."""
+"""Handshakes through memory buffers: what is agreed, what is refused, and with which cause."""
 
 import hashlib
 import ssl
@@ -36,7 +36,7 @@ def pin_of(certificate: Certificate) -> bytes:
 
 
 class PythonClient:
-    """A client made of Python's own ssl module."""
+    """A client by Python's own ssl module."""
 
     def __init__(self, protocols: list[str]) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -84,7 +84,7 @@ def talk(one: RecordLayer, other: RecordLayer) -> None:
 @pytest.mark.parametrize(
     "suite", ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 )
-def test_a_finished_handshake_turns_into_record_layers_of_the_agreed_suite(suite: str) -> None:
+def test_a_finished_handshake_becomes_record_layers_of_the_agreed_suite(suite: str) -> None:
     ours, theirs = server(), client(suites=[suite])
     run(theirs, ours)
     assert (ours.version, ours.cipher) == (theirs.version, theirs.cipher) == ("TLSv1.3", suite)
@@ -178,7 +178,7 @@ def test_another_server_name_or_none_is_refused_with_an_alert(name: str | None) 
 def test_the_error_of_a_refused_client_names_the_server_it_asked_for(
     version: str, deferred: bool
 ) -> None:
-    """The client does not trust the certificate, as one that was sent to the wrong relay."""
+    """The client does not accept the certificate: it has been sent to the wrong relay."""
     context = ServerContext([RELAY.der], RELAY.key_der, max_version=version)
     ours = Handshake(DeferredContext(max_version=version) if deferred else context)
     theirs = client("wrong.test")
@@ -322,7 +322,7 @@ def test_verifying_needs_a_name() -> None:
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
-def test_tls_12_goes_on_through_openssl(side: str) -> None:
+def test_tls_12_continues_through_openssl(side: str) -> None:
     ours = server(max_version="TLSv1.2" if side == "server" else "TLSv1.3")
     theirs = client(max_version="TLSv1.2" if side == "client" else "TLSv1.3")
     run(theirs, ours)
@@ -414,7 +414,7 @@ def test_a_failed_handshake_stays_failed() -> None:
         assert error.value.cause == "closed"
 
 
-def test_failures_leave_nothing_behind_for_other_users_of_openssl() -> None:
+def test_failures_leave_no_error_for_other_users_of_openssl() -> None:
     failure(client(roots=[OTHER.der]), server())
     failure(client(pin=bytes(32)), server())
     ours, theirs = server(), client()
@@ -424,7 +424,7 @@ def test_failures_leave_nothing_behind_for_other_users_of_openssl() -> None:
     assert openssl_errors() == 0
 
 
-def test_a_client_that_sends_without_end_is_cut_off() -> None:
+def test_a_client_that_floods_its_handshake_is_refused() -> None:
     ours = server()
     ours.feed(bytes(INPUT_MAX_BYTES))
     with pytest.raises(TlsError) as error:
@@ -500,7 +500,7 @@ def context_for(certificate: Certificate, **options: Any) -> ServerContext:
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-def test_a_certificate_can_be_chosen_once_the_client_has_said_what_it_wants(version: str) -> None:
+def test_a_certificate_can_be_chosen_by_the_client_hello(version: str) -> None:
     ours, theirs = (
         Handshake(DeferredContext()),
         client("other.test", roots=[OTHER.der], max_version=version),
@@ -535,7 +535,7 @@ def test_the_chosen_certificate_brings_its_own_protocols(protocols: list[str]) -
     assert ours.alpn == theirs.tls.selected_alpn_protocol() == protocols[-1]
 
 
-def test_a_client_that_names_no_server_is_heard_too() -> None:
+def test_a_certificate_can_be_chosen_for_a_client_that_names_no_server() -> None:
     ours, theirs = Handshake(DeferredContext()), client("127.0.0.1")
     theirs.step()
     ours.feed(theirs.take_output())

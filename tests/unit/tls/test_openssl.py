@@ -10,7 +10,7 @@ from fastderp.tls import openssl
 
 
 def version_without_ssl_module() -> str:
-    """The OpenSSL that a Python without a loadable ssl module gets."""
+    """Return the OpenSSL that a Python without a loadable ssl module gets."""
     code = "import sys; sys.modules['_ssl'] = None; from fastderp.tls import openssl; print(openssl.VERSION)"
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

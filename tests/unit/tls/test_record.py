@@ -1,4 +1,4 @@
-"""The TLS 1.3 record layer: beside a second implementation, and everything it has to refuse."""
+"""The TLS 1.3 record layer: against a second implementation, and everything it has to refuse."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ TICKET = bytes([4, 0, 0, 9]) + bytes(9)
 
 
 class Pair:
-    """Our layer and the second implementation at the other end."""
+    """Return our layer, and the second implementation at the other end."""
 
     def __init__(self, suite: str = AES, *, client: bool = False) -> None:
         theirs, ours = os.urandom(secret_size(suite)), os.urandom(secret_size(suite))
@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def refused(layer: RecordLayer, wire: bytes) -> str:
-    """The cause for which the layer refuses these bytes."""
+    """Return the cause with which the layer refuses these bytes."""
     with pytest.raises(TlsError) as error:
         layer.open(wire)
     return error.value.cause
@@ -79,7 +79,7 @@ def test_bytes_read_behind_the_handshake_are_opened_first() -> None:
 
 
 @pytest.mark.parametrize("padding", [1, 100, 16384 - 5])
-def test_padding_is_taken_off(pair: Pair, padding: int) -> None:
+def test_padding_is_removed(pair: Pair, padding: int) -> None:
     assert pair.layer.open(pair.peer.seal(b"data\0", padding=padding)) == b"data\0"
 
 
@@ -309,7 +309,7 @@ def barren_records(pair: Pair) -> dict[str, Callable[[], bytes]]:
 
 
 @pytest.mark.parametrize("kind", ["empty", "update", "canceled", "update between data"])
-def test_a_storm_of_records_that_only_make_work_is_cut(kind: str) -> None:
+def test_a_storm_of_records_without_data_is_refused(kind: str) -> None:
     pair = Pair()
     make = barren_records(pair)[kind]
     for _ in range(32):
@@ -347,7 +347,7 @@ def test_one_thread_may_read_while_another_writes() -> None:
     assert 1 <= sum(kind == HANDSHAKE for kind, _ in records) <= 100
 
 
-def test_we_change_our_key_long_before_the_cipher_wears_out(pair: Pair) -> None:
+def test_we_change_our_key_long_before_the_limit_of_the_cipher(pair: Pair) -> None:
     secret = pair.reader.secret
     layer = RecordLayer(pair.layer.suite, secret, secret, write_sequence=REKEY_RECORDS - 1)
     pair.reader.sequence = REKEY_RECORDS - 1

@@ -34,7 +34,7 @@ def shake(ours: Handshake, peer: OpenSSLPeer) -> RecordLayer:
     params=[(side, suite) for side in ("server", "client") for suite in SUITES], ids="-".join
 )
 def link(request: pytest.FixtureRequest) -> Iterator[tuple[RecordLayer, OpenSSLPeer]]:
-    """Our record layer on the named side, OpenSSL on the other."""
+    """Return our record layer on the named side and OpenSSL on the other."""
     side, suite = request.param
     if side == "server":
         ours = Handshake(ServerContext([CERTIFICATE.der], CERTIFICATE.key_der))

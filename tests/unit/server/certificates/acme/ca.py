@@ -1,4 +1,4 @@
-"""A CA that does what the test says, and what clients of its certificates do."""
+"""A CA that a test controls, and clients of its certificates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
-    """What a CA would answer, but for its signature."""
+    """Make a certificate as a CA would, but for its signature."""
     now = datetime.datetime.now(datetime.UTC)
     ip = parse_ip(name)
     alternative = x509.DNSName(name) if ip is None else x509.IPAddress(ip)
@@ -54,7 +54,7 @@ def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
 
 
 class Ca:
-    """A CA that does what the test says."""
+    """A CA that a test controls."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -78,7 +78,7 @@ class Ca:
 
 @contextlib.asynccontextmanager
 async def certificates(directory: Path, ca: Ca, **settings: Any) -> AsyncIterator[AcmeCertificates]:
-    """Certificates from that CA, started."""
+    """Yield certificates from that CA, started."""
     chosen = AcmeSettings(
         **{"directory_url": "https://ca.test/dir", "cert_dir": directory, "hostname": NAME}
         | settings
@@ -99,7 +99,7 @@ def hello(name: str | None, *alpn: str) -> ClientHello:
 async def chosen(
     certificates: AcmeCertificates, name: str | None = NAME, local_ip: str = "192.0.2.1"
 ) -> ServerContext:
-    """Return the certificate a client gets, in the end."""
+    """Return the certificate that a client gets, after its wait if there is one."""
     choice = certificates.choose(hello(name), local_ip)
     if isinstance(choice, asyncio.Future):
         async with asyncio.timeout(PATIENCE_S):
@@ -110,7 +110,7 @@ async def chosen(
 async def refused(
     certificates: AcmeCertificates, name: str | None, local_ip: str = "192.0.2.1"
 ) -> str:
-    """Return why a client gets no certificate."""
+    """Return the cause with which a client is refused."""
     with pytest.raises(TlsError) as error:
         await chosen(certificates, name, local_ip)
     return error.value.cause

@@ -1,4 +1,4 @@
-"""Talking to a CA: whatever answers instead of one is a line for the log."""
+"""Orders: every answer that is not a CA's becomes one line for the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBLEM = "urn:ietf:params:acme:error:"
 
 
 class Answering(http.server.ThreadingHTTPServer):
-    """Answers every question the same."""
+    """Gives the same answer to every request."""
 
     daemon_threads = True
     status = 200
@@ -129,7 +129,7 @@ def test_a_ca_that_counts_requests_is_understood(
 
 
 class FewMethods:
-    """A CA that verifies by the methods it is made with, and by no other."""
+    """A CA that validates by the given methods only."""
 
     offered: tuple[str, ...] = ()
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""Certificates from a CA: who may have one, who waits, what is kept, and what a CA's failures and mistakes lead to."""
+"""Certificates from a CA: names, addresses, waiting handshakes, and failures of the CA."""
 
 from __future__ import annotations
 
