@@ -7,6 +7,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -239,3 +240,44 @@ def test_a_crowd_that_takes_all_descriptors_lets_no_stranger_in_although_the_url
         for sock in crowd:
             sock.close()
         assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in varz(running)
+
+
+def has_more_than(requests: list[bytes], n: int) -> bool:
+    return len(requests) > n
+
+
+def test_a_tailscaled_that_loses_its_network_map_keeps_strangers_out_and_disconnects_no_client(
+    base: tuple[str, ...], tmp_path: Path
+) -> None:
+    friend, own, path = NodePrivate.generate(), NodePrivate.generate(), tmp_path / "tailscaled.sock"
+    state, known = ["Running"], [friend.public_key.hex.encode()]
+
+    def tailscaled(request: bytes) -> bytes:
+        if b"/status?" in request:
+            return ok({"BackendState": state[0], "Self": {"PublicKey": own.public_key.text}})
+        found = state[0] == "Running" and any(key in request for key in known)
+        return ok({"Node": {}}) if found else response(404)
+
+    with (
+        serving(tailscaled, path) as service,
+        relay(
+            *base, "-verify-clients", "-socket", str(path), "-verify-interval", "200ms"
+        ) as running,
+    ):
+        peer = log_in(running, friend)
+        assert peer is not None
+        for state[0] in ("NoState", "NeedsLogin", "Starting"):
+            n_asked = len(service.requests)
+            eventually(partial(has_more_than, service.requests, n_asked + 4))
+            assert log_in(running) is None
+            assert peer.sync() == []
+        state[0] = "Running"
+        n_asked = len(service.requests)
+        eventually(lambda: len(service.requests) > n_asked + 2)
+        assert peer.sync() == []
+        known.clear()
+        assert peer.is_closed()
+        _, said = running.stop()
+        assert (
+            said.count("its state is NoState, not Running: see tailscale status; new clients") == 1
+        )
