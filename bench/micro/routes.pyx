@@ -4,11 +4,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastderp.dataplane.routes cimport (
-    TOLD_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_destroy, routes_find, routes_init,
+    GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_destroy, routes_find, routes_init,
     routes_reader_enter, routes_reader_leave, routes_register, routes_unregister)
 
 cdef enum:
     KEY = 32
+
+
+cdef bint always_alive(void* context, uint64_t handle) noexcept nogil:
+    return True
 
 
 cdef class Table:
@@ -24,7 +28,8 @@ cdef class Table:
         self.n = <uint32_t>(len(keys) // KEY)
         self.table = <RouteTable*>calloc(1, sizeof(RouteTable))
         self.routes = <Route**>calloc(self.n, sizeof(Route*))
-        if self.table is NULL or self.routes is NULL or not routes_init(self.table, 1, False, TOLD_CAP_BYTES):
+        if self.table is NULL or self.routes is NULL or not routes_init(
+                self.table, 1, False, GONE_WATCHERS_CAP_BYTES, always_alive, NULL):
             raise MemoryError()
         self.register()
 
@@ -36,14 +41,14 @@ cdef class Table:
                 self.routes[i] = routes_register(self.table, key + KEY * i, i + 1, &n_members)
 
     cdef unregister(self):
-        cdef HandleSet told
+        cdef HandleSet watchers
         cdef uint32_t i
         with nogil:
             for i in range(self.n):
-                told.slots = NULL
-                told.n = told.capacity = 0
-                routes_unregister(self.table, self.routes[i], i + 1, &told)
-                handle_set_free(self.table, &told)
+                watchers.slots = NULL
+                watchers.n = watchers.capacity = 0
+                routes_unregister(self.table, self.routes[i], i + 1, &watchers)
+                handle_set_free(self.table, &watchers)
 
     def find(self, bytes keys not None):
         """Return how many of the keys are there, all looked up in one stay in the table."""

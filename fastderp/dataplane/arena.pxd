@@ -1,5 +1,6 @@
-# Slots of one size at stable addresses, reached by index from any thread without a lock. Memory grows with the peak
-# number of live items and is given back when the arena ends. Whoever owns an arena names the lock for alloc and free.
+# Slots of one size at stable addresses, reached by index from any thread without a lock. Memory
+# grows with the peak number of live items and is given back when the arena ends. Whoever owns an
+# arena names the lock for alloc and free.
 
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -8,7 +9,8 @@ cdef enum:
     ARENA_CHUNKS = 4096          # so at most 4 Mi items
 
 cdef struct Arena:
-    size_t item_size             # every item begins with a uint32_t that is the arena's while the item is free
+    # every item begins with a uint32_t that is the arena's while the item is free
+    size_t item_size
     uint32_t n_touched           # items ever handed out
     uint32_t n_live
     uint32_t free_head           # index + 1 of the item freed last, 0 = none

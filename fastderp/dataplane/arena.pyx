@@ -7,7 +7,8 @@ from fastderp.dataplane.sys cimport (
 
 cdef void arena_init(Arena* a, size_t item_size) noexcept nogil:
     memset(a, 0, sizeof(Arena))
-    a.item_size = (item_size + 63) & ~<size_t>63    # whole cache lines: neighbours belong to different threads
+    # whole cache lines: neighbours belong to different threads
+    a.item_size = (item_size + 63) & ~<size_t>63
 
 
 cdef void arena_destroy(Arena* a) noexcept nogil:
@@ -27,7 +28,8 @@ cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil:
     if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
         return NULL
     if a.chunks[index // ARENA_CHUNK] is NULL:
-        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if chunk == MAP_FAILED:
             return NULL
         a.chunks[index // ARENA_CHUNK] = <uint8_t*>chunk

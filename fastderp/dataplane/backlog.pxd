@@ -1,6 +1,7 @@
-# The backlog of one session: frames its socket did not take, waiting (PROTOCOL §6.5).
-# Exists only while there is something in it. Every field is guarded by the session's output lock, except the
-# process-wide byte count. Frames are copied in whole; a frame of which the wire has seen a part is never dropped.
+# The backlog of one session: frames its socket did not take, waiting (PROTOCOL §6.5). Exists only
+# while there is something in it. Every field is guarded by the session's output lock, except the
+# process-wide byte count. Frames are copied in whole; a frame of which the wire has seen a part is
+# never dropped.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -14,28 +15,35 @@ cdef enum:
     LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
     MESH_CONTROL_BYTES = 16777216    # (a mesh peer: it may be told of 300,000 clients at once)
-    NODE_BYTES = 48              # of memory that a frame takes besides its own: Node's head, malloc's
-    RESERVED_SHARE = 8           # above all but one part in so many of the global cap no lane of packets grows …
-    LITTLE_BYTES = 4096          # … beyond this, which everybody gets: two packets of the usual size
+    # of memory that a frame takes besides its own: Node's head, malloc's
+    NODE_BYTES = 48
+    # above all but one part in so many of the global cap no lane of packets grows …
+    RESERVED_SHARE = 8
+    # … beyond this, which everybody gets: two packets of the usual size
+    MIN_LANE_BYTES = 4096
 
 cdef enum:                       # lanes, in the order they are written
     LANE_WIRE = 0                # the rest of a frame, or of sealed records
     LANE_CONTROL = 1             # frames of the relay itself; never dropped
-    LANE_DISCO = 2               # of these two: the packets whose turn has come; the others are in their `flows`
+    # of these two: the packets whose turn has come; the others are in their `flows`
+    LANE_DISCO = 2
     LANE_DATA = 3
     N_LANES = 4
 
 cdef struct Backlog:
-    uint32_t lane_bytes          # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts, until
-                                 # half of the global cap is used
+    # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts, until half of the
+    # global cap is used
+    uint32_t lane_bytes
     uint32_t lane_packets        # LANE_PACKETS, or what the operator wants
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
-    uint64_t age_ns              # a packet that has waited longer is not worth writing any more; 0 = any is
+    # a packet that has waited longer is not worth writing any more; 0 = any is
+    uint64_t age_ns
     bint has_pong                # a pong waits; who queues and writes frames says so
     Fifo lanes[N_LANES]
     Flows flows[N_LANES]         # by lane; of disco and data only
 
-cdef struct BacklogBudget:       # shared by all sessions of a plane: memory, frames and what is needed to keep them
+# shared by all sessions of a plane: memory, frames and what is needed to keep them
+cdef struct BacklogBudget:
     uint64_t cap_bytes           # packets keep to it; see backlog_push for what may exceed it
     uint64_t bytes               # atomic
 
@@ -44,11 +52,14 @@ ctypedef void (*drop_fn)(void* context, const Node* node) noexcept nogil
 
 cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes,
                           uint64_t age_ns, uint64_t secret) noexcept nogil
-cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil
-cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
+cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop,
+                       void* context) noexcept nogil
+cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame,
+                       uint32_t n,
                        uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil
-cdef bint backlog_is_cramped(const Backlog* b, const BacklogBudget* budget, uint32_t n) noexcept nogil
-cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes, uint64_t now_ns,
+cdef bint backlog_over_cap(const Backlog* b, const BacklogBudget* budget, uint32_t n) noexcept nogil
+cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes,
+                      uint64_t now_ns,
                       drop_fn drop, void* context) noexcept nogil
 cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil
 cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil

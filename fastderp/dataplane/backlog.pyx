@@ -3,8 +3,8 @@ from libc.string cimport memcpy
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
 from fastderp.dataplane.fair_queue cimport (
-    NO_FLOW, REMEMBERED_SLOTS, Flow, Flows, flows_arrive, flows_free, flows_growth_bytes, flows_init, flows_pop,
-    flows_pop_excess, flows_pop_older, flows_push,
+    NO_FLOW, REMEMBERED_SLOTS, Flow, Flows, flows_arrive, flows_free, flows_growth_bytes,
+    flows_init, flows_pop, flows_pop_excess, flows_pop_older, flows_push,
 )
 from fastderp.dataplane.sys cimport atomic_add_u64, atomic_peek_u64, atomic_sub_u64
 
@@ -22,7 +22,8 @@ cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t c
     return b
 
 
-cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* context) noexcept nogil:
+cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop,
+                       void* context) noexcept nogil:
     """Throw everything away, each frame reported through drop."""
     cdef Node* node
     while not backlog_empty(b):
@@ -30,13 +31,15 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop, void* co
         drop(context, node)
         free(node)
     atomic_sub_u64(
-        &budget.bytes, (<uint64_t>b.flows[LANE_DISCO].capacity + b.flows[LANE_DATA].capacity) * sizeof(Flow))
+        &budget.bytes,
+        (<uint64_t>b.flows[LANE_DISCO].capacity + b.flows[LANE_DATA].capacity) * sizeof(Flow))
     flows_free(&b.flows[LANE_DISCO])
     flows_free(&b.flows[LANE_DATA])
     free(b)
 
 
-cdef inline bint budget_exceeds(const BacklogBudget* budget, uint64_t more_bytes, uint64_t bytes) noexcept nogil:
+cdef inline bint budget_exceeds(const BacklogBudget* budget, uint64_t more_bytes,
+                                uint64_t bytes) noexcept nogil:
     # Whether all backlogs take more than so much when another frame takes its part.
     return atomic_peek_u64(&budget.bytes) + more_bytes > bytes
 
@@ -67,31 +70,37 @@ cdef inline uint32_t lane_count(const Backlog* b, uint8_t lane) noexcept nogil:
 
 
 cdef inline uint64_t lane_weight(const Backlog* b, uint8_t lane) noexcept nogil:
-    # Memory: tiny packets take mostly what is needed to keep them. The table of senders is less than four times as large
-    # as those that have packets need, who are what is counted here.
-    return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes + <uint64_t>lane_count(b, lane) * NODE_BYTES
+    # Memory: tiny packets take mostly what is needed to keep them. The table of senders is less
+    # than four times as large as those that have packets need, who are what is counted here.
+    return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes + <uint64_t>lane_count(b,
+            lane) * NODE_BYTES
             + b.flows[lane].n_active * sizeof(Flow))
 
 
 cdef struct Room:                # what a lane may take, as of when a newcomer finds it
     bint has_places              # there is memory in plenty: lane_packets wait whatever their size
-    bint is_scarce               # the lane keeps what it has, but does not grow: who fills the cap must leave everybody
-                                 # a little, and take nobody's packets
+    # the lane keeps what it has, but does not grow: who fills the cap must leave everybody a
+    # little, and take nobody's packets
+    bint over_reserve
     uint64_t limit_bytes         # of its weight
 
 
-cdef Room lane_room(const Backlog* b, uint8_t lane, const BacklogBudget* budget, uint32_t n) noexcept nogil:
+cdef Room lane_room(const Backlog* b, uint8_t lane, const BacklogBudget* budget,
+                    uint32_t n) noexcept nogil:
     cdef Room room
     cdef uint64_t more_bytes = n + NODE_BYTES + flows_growth_bytes(&b.flows[lane])
     room.has_places = not budget_exceeds(budget, more_bytes, budget.cap_bytes // 2)
-    room.is_scarce = budget_exceeds(budget, more_bytes, budget.cap_bytes - budget.cap_bytes // RESERVED_SHARE)
+    room.over_reserve = budget_exceeds(budget, more_bytes,
+                                       budget.cap_bytes - budget.cap_bytes // RESERVED_SHARE)
     room.limit_bytes = b.lane_bytes if b.lane_bytes else LANE_BYTES
-    if room.is_scarce:
-        room.limit_bytes = max(min(lane_weight(b, lane), room.limit_bytes), <uint64_t>LITTLE_BYTES)
+    if room.over_reserve:
+        room.limit_bytes = max(min(lane_weight(b, lane), room.limit_bytes),
+                               <uint64_t>MIN_LANE_BYTES)
     return room
 
 
-cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room, uint32_t n) noexcept nogil:
+cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room,
+                               uint32_t n) noexcept nogil:
     cdef bint has_place = lane_count(b, lane) < b.lane_packets
     cdef uint64_t weight
     if has_place and room.has_places:
@@ -99,19 +108,21 @@ cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room,
     if not has_place and b.lane_bytes == 0:
         return False
     weight = lane_weight(b, lane) + n + NODE_BYTES
-    if room.is_scarce:
+    if room.over_reserve:
         weight += flows_growth_bytes(&b.flows[lane])
     return weight <= room.limit_bytes
 
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, uint32_t own) noexcept nogil:
-    # The packet that has to go when its lane is full; NULL when it is the newcomer, of the flow `own`.
+    # The packet that has to go when its lane is full; NULL when it is the newcomer, of the flow
+    # `own`.
     if b.flows[lane].n:
         return flows_pop_excess(&b.flows[lane], own)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
 
 
-cdef void node_displace(BacklogBudget* budget, Node* node, drop_fn drop, void* context) noexcept nogil:
+cdef void node_displace(BacklogBudget* budget, Node* node, drop_fn drop,
+                        void* context) noexcept nogil:
     node_refund(budget, node)
     drop(context, node)
     free(node)
@@ -124,8 +135,8 @@ cdef inline uint64_t oldest_ns(const Backlog* b, uint64_t now_ns) noexcept nogil
 
 cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t own, uint32_t n,
                     uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
-    # Displace packets until a newcomer of the flow `own` fits. False when that does not help: others use up the global
-    # cap, or all that wait are of senders that have asked for less.
+    # Displace packets until a newcomer of the flow `own` fits. False when that does not help:
+    # others use up the global cap, or all that wait are of senders that have asked for less.
     cdef uint64_t since_ns = oldest_ns(b, now_ns)
     cdef Node* node = flows_pop_older(&b.flows[lane], own, since_ns)
     cdef Room room
@@ -141,17 +152,21 @@ cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t ow
     return True
 
 
-cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame, uint32_t n,
-                       uint32_t offset, uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
+cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame,
+                       uint32_t n,
+                       uint32_t offset, uint64_t now_ns, drop_fn drop,
+                       void* context) noexcept nogil:
     """Queue a copy of a frame of which the wire has already seen offset bytes.
 
-    A packet displaces those of its sender that have waited too long and, when its lane is full, others there. False when
-    the frame could not be kept: no memory, no room under the global cap, or too many control frames; the caller decides
-    what that means.
+    A packet displaces those of its sender that have waited too long and, when its lane is full,
+    others there. False when
+    the frame could not be kept: no memory, no room under the global cap, or too many control
+        frames; the caller decides what that means.
 
-    Nobody is closed because others fill the global cap. So what cannot be dropped may exceed it, bounded by session:
-    control frames by control_bytes, and the rest of what the peer has the beginning of by one frame, or the records of
-    SEAL_CHUNK and the run that crosses it. So may the little of each lane.
+    Nobody is closed because others fill the global cap. So what cannot be dropped may exceed it,
+    bounded by session: control frames by control_bytes, and the rest of what the peer has the
+    beginning of by one frame, or the records of SEAL_CHUNK and the run that crosses it. So may the
+    little of each lane.
     """
     cdef Node* node
     cdef bint is_rest = offset != 0 or lane == LANE_WIRE
@@ -179,30 +194,38 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
     return True
 
 
-cdef bint backlog_is_cramped(const Backlog* b, const BacklogBudget* budget, uint32_t n) noexcept nogil:
-    """Whether a control frame that the peer can do without should not wait: the global cap is used up."""
-    return budget_exceeds(budget, n + NODE_BYTES, budget.cap_bytes) and b.lanes[LANE_CONTROL].bytes + n > LITTLE_BYTES
+cdef bint backlog_over_cap(const Backlog* b, const BacklogBudget* budget,
+                           uint32_t n) noexcept nogil:
+    """Whether a control frame that the peer can do without should not wait: the global cap is used
+    up.
+    """
+    return budget_exceeds(budget, n + NODE_BYTES,
+                          budget.cap_bytes) and b.lanes[LANE_CONTROL].bytes + n > MIN_LANE_BYTES
 
 
 cdef bint flow_push(Flows* flows, BacklogBudget* budget, uint32_t own, Node* node) noexcept nogil:
     cdef uint32_t before = flows.capacity
-    cdef bint has_memory = not budget_exceeds(budget, REMEMBERED_SLOTS * sizeof(Flow), budget.cap_bytes // 2)
+    cdef bint has_memory = not budget_exceeds(budget, REMEMBERED_SLOTS * sizeof(Flow),
+                                              budget.cap_bytes // 2)
     cdef bint pushed = flows_push(flows, own, node, has_memory)
     atomic_add_u64(&budget.bytes, (<uint64_t>flows.capacity - before) * sizeof(Flow))
     return pushed
 
 
-cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node, uint64_t since_ns, drop_fn drop,
+cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node, uint64_t since_ns,
+                    drop_fn drop,
                     void* context) noexcept nogil:
-    # Have the lane hold a packet whose turn has come, unless it was queued before since_ns. When all that waits is as
-    # old, the last one stays: it shows whether the peer still takes anything (the write deadline, §6.6).
+    # Have the lane hold a packet whose turn has come, unless it was queued before since_ns. When
+    # all that waits is as old, the last one stays: it shows whether the peer still takes anything
+    # (the write deadline, §6.6).
     if node.queued_ns < since_ns and not backlog_empty(b):
         node_displace(budget, node, drop, context)
     else:
         fifo_append(&b.lanes[lane], node)
 
 
-cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most, size_t limit_bytes,
+cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most,
+                     size_t limit_bytes,
                      uint64_t since_ns, drop_fn drop, void* context) noexcept nogil:
     # Have the lane hold the packets whose turn is next, up to the first that reaches a limit.
     cdef uint32_t n_before = b.lanes[lane].n
@@ -213,9 +236,11 @@ cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n
         lane_take(b, budget, lane, flows_pop(&b.flows[lane]), since_ns, drop, context)
 
 
-cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes, uint64_t now_ns,
+cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes,
+                      uint64_t now_ns,
                       drop_fn drop, void* context) noexcept nogil:
-    """Fill iov with what goes next, in order, up to limit_bytes but at least one frame; return how many were filled.
+    """Fill iov with what goes next, in order, up to limit_bytes but at least one frame; return how
+    many were filled.
 
     Packets on the way there that have waited too long are dropped.
     """
@@ -226,7 +251,8 @@ cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, 
     cdef Node* node
     if b.lanes[LANE_DATA].n or b.flows[LANE_DATA].n:
         # Disco goes first, but who sends junk that looks like it gets half of the line at most.
-        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2, since_ns, drop, context)
+        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2, since_ns, drop,
+                   context)
     else:
         turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
     turns_take(b, budget, LANE_DATA, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
@@ -261,7 +287,8 @@ cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
 
 
 cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil:
-    """Note that the wire took n more bytes of the frame that goes next, which must now stay first."""
+    """Note that the wire took n more bytes of the frame that goes next, which must now stay first.
+    """
     cdef int lane
     for lane in range(N_LANES):
         if b.lanes[lane].head is not NULL:

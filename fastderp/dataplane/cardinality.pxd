@@ -1,5 +1,5 @@
-# An estimate of how many distinct senders a session has heard: a HyperLogLog of 256 registers, 6.5 % standard error.
-# Guarded by the output lock of the session that owns it.
+# An estimate of how many distinct senders a session has heard: a HyperLogLog of 256 registers, 6.5
+# % standard error. Guarded by the output lock of the session that owns it.
 
 from libc.stdint cimport uint8_t, uint64_t
 

@@ -5,7 +5,9 @@ cdef extern from *:
 
 
 cdef void sketch_add(SenderSketch* sketch, uint64_t hash) noexcept nogil:
-    """Note a sender by a hash of its key that the sender cannot choose. The top 8 bits pick the register."""
+    """Note a sender by a hash of its key that the sender cannot choose. The top 8 bits pick the
+    register.
+    """
     cdef uint8_t rank = <uint8_t>(count_leading_zeros(hash << 8 | 0x80) + 1)
     cdef uint8_t* register = &sketch.registers[hash >> 56]
     if rank > register[0]:
@@ -21,7 +23,8 @@ cdef double sketch_estimate(const SenderSketch* sketch) noexcept nogil:
     for i in range(SENDER_REGISTERS):
         inverse_sum += ldexp(1.0, -<int>sketch.registers[i])
         n_zero += sketch.registers[i] == 0
-    estimate = 0.7213 / (1 + 1.079 / SENDER_REGISTERS) * SENDER_REGISTERS * SENDER_REGISTERS / inverse_sum
+    estimate = (0.7213 / (1 + 1.079 / SENDER_REGISTERS)
+                * SENDER_REGISTERS * SENDER_REGISTERS / inverse_sum)
     if estimate <= 2.5 * SENDER_REGISTERS and n_zero:
         estimate = SENDER_REGISTERS * log(<double>SENDER_REGISTERS / n_zero)
     return estimate

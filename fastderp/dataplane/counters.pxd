@@ -1,5 +1,5 @@
-# Counters of one thread, on cache lines of their own; added up only when somebody reads them (PROTOCOL §14).
-# Written by that thread alone, with counter_add.
+# Counters of one thread, on cache lines of their own; added up only when somebody reads them
+# (PROTOCOL §14). Written by that thread alone, with counter_add.
 
 from libc.stdint cimport uint64_t
 
@@ -18,7 +18,8 @@ cdef enum:                       # packet kinds
     KIND_OTHER
     N_KINDS
 
-cdef enum:                       # of frames written at once: 0 to 10, up to 15, 20, 25, 50, 100, more
+# of frames written at once: 0 to 10, up to 15, 20, 25, 50, 100, more
+cdef enum:
     N_FLUSH_BUCKETS = 17
 
 cdef struct Counters:

@@ -1,5 +1,6 @@
-# What the data plane tells the control plane: frames it does not serve itself, and sessions that closed.
-# Filled by the workers, drained by Python's event loop when the eventfd says so. One lock, held for a list append.
+# What the data plane tells the control plane: frames it does not serve itself, and sessions that
+# closed. Filled by the workers, drained by Python's event loop when the eventfd says so. One lock,
+# held for a list append.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -28,11 +29,13 @@ cdef struct Event:               # owned by the queue, then by whoever popped it
     uint16_t port
     uint64_t lived_ns
     Totals totals
-    uint32_t n_frame             # of EVENT_FRAME; of EVENT_DROP the sender's key, of EVENT_CLOSED the program's name
+    # of EVENT_FRAME; of EVENT_DROP the sender's key, of EVENT_CLOSED the program's name
+    uint32_t n_frame
     uint8_t frame[1]
 
 cdef enum:
-    EVENTS_MAX = 262144          # beyond this only ends of sessions are taken: a sender outruns the control plane
+    # beyond this only ends of sessions are taken: a sender outruns the control plane
+    EVENTS_MAX = 262144
 
 cdef struct EventQueue:
     pthread_mutex_t lock

@@ -2,8 +2,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.sys cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, atomic_peek_u64, atomic_poke_u64, close, counter_add, eventfd,
-    eventfd_drain, eventfd_wake, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    EFD_CLOEXEC, EFD_NONBLOCK, atomic_add_u64, atomic_peek_u64, atomic_poke_u64, close, counter_add,
+    eventfd, eventfd_drain, eventfd_wake, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 
@@ -30,7 +31,9 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
 
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
                       uint32_t n_frame) noexcept nogil:
-    """Return an event to fill in and push; NULL, counted, when there is no memory or too much waits already."""
+    """Return an event to fill in and push; NULL, counted, when there is no memory or too much waits
+    already.
+    """
     cdef Event* event = NULL
     if kind == EVENT_CLOSED or atomic_peek_u64(&q.n) < EVENTS_MAX:
         event = <Event*>malloc(sizeof(Event) + n_frame)
@@ -62,7 +65,8 @@ cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
 
 
 cdef Event* events_take(EventQueue* q, uint64_t n_most) noexcept nogil:
-    """Return the chain of the n_most oldest events, oldest first; the caller frees each. 0 means all.
+    """Return the chain of the n_most oldest events, oldest first; the caller frees each. 0 means
+    all.
 
     The descriptor stays readable while there are more.
     """

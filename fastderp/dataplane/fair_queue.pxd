@@ -1,11 +1,11 @@
-# The packets that wait in one lane of a session, by sender. Each sender gets its turn (deficit round robin). When the
-# room is used up, the sender that has asked for most above its fair share loses its oldest packet.
-# Guarded by the session's output lock.
+# The packets that wait in one lane of a session, by sender. Each sender gets its turn (deficit
+# round robin). When the room is used up, the sender that has asked for most above its fair share
+# loses its oldest packet. Guarded by the session's output lock.
 #
-# `served` is what a sender that always wants more has been due since the flows were made: each byte that leaves the lane
-# is due in equal parts to those that want more. A sender's `asked` is the level of `served` at which it will have been
-# due all that it sent, lost packets included: it stays near `served` for a sender below its fair share, and runs ahead of
-# it for one above.
+# `served` is what a sender that always wants more has been due since the flows were made: each byte
+# that leaves the lane is due in equal parts to those that want more. A sender's `asked` is the
+# level of `served` at which it will have been due all that it sent, lost packets included: it stays
+# near `served` for a sender below its fair share, and runs ahead of it for one above.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -15,7 +15,8 @@ cdef enum:
     FLOW_QUANTUM = 2048          # bytes per turn: more than a full-sized WireGuard packet
     NO_FLOW = 0xFFFFFFFF
     N_RANKS = 64                 # a bit each in `ranks_used`
-    REMEMBERED_SLOTS = 4096      # the most for the sake of senders that have asked for too much and have nothing waiting
+    # the most for the sake of senders that have asked for too much and have nothing waiting
+    REMEMBERED_SLOTS = 4096
 
 cdef struct Flow:                # one cache line
     uint64_t sender              # the first bytes of its key; 0 = this slot was never used
@@ -38,7 +39,8 @@ cdef struct Flows:
     uint32_t n_used              # slots with a sender
     uint32_t n_active            # flows with packets
     uint32_t current             # whose turn it is; NO_FLOW when there are no packets
-    uint32_t jumper              # the flow that was let in ahead of its turn, until the next regular turn; or NO_FLOW
+    # the flow that was let in ahead of its turn, until the next regular turn; or NO_FLOW
+    uint32_t jumper
     uint32_t n                   # packets
     uint32_t bytes
     uint64_t ranks_used          # a bit for each rank that has flows

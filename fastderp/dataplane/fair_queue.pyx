@@ -13,7 +13,7 @@ cdef enum:
     SERVED_BITS = 8              # the fraction of `served` and `asked`
     RANK_BITS = SERVED_BITS + 10     # 1 KiB a rank
     MODEST = FLOW_QUANTUM << SERVED_BITS
-    ASKED_MAX = N_RANKS // 2 << RANK_BITS    # 32 KiB, some 22 full-sized packets
+    ASKED_MAX = 32 << RANK_BITS      # half of the ranks: 32 KiB, some 22 full-sized packets
 
 
 cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
@@ -23,16 +23,17 @@ cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
 
 
 cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nogil:
-    # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's turn has to find a
-    # key with the same first 8 bytes. Only the old RecvPacket without a key (§6.6) may be shorter than those.
+    # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's
+    # turn has to find a key with the same first 8 bytes. Only the old RecvPacket without a key
+    # (§6.6) may be shorter than those.
     cdef uint64_t sender = 0
     memcpy(&sender, frame + FRAME_HEADER, min(n - FRAME_HEADER, <uint32_t>sizeof(sender)))
     return sender if sender != 0 else 1
 
 
 cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
-    # The sender's slot, or the free one where it belongs. The highest bits of a product with an unknown odd number: of
-    # those nobody can say which senders share them.
+    # The sender's slot, or the free one where it belongs. The highest bits of a product with an
+    # unknown odd number: of those nobody can say which senders share them.
     cdef uint32_t i = <uint32_t>(((sender * f.secret) >> 32) * f.capacity >> 32)
     while f.slots[i].sender != 0 and f.slots[i].sender != sender:
         i = (i + 1) & (f.capacity - 1)
@@ -49,8 +50,9 @@ cdef void ring_link(Flows* f, uint32_t i, uint32_t following) noexcept nogil:
 
 
 cdef void ring_insert(Flows* f, uint32_t i) noexcept nogil:
-    # Last in turn. A flow below its fair share comes next, so that its packets do not wait for a turn of hundreds of
-    # others; only one at a time may, so that the others get at least every second turn.
+    # Last in turn. A flow below its fair share comes next, so that its packets do not wait for a
+    # turn of hundreds of others; only one at a time may, so that the others get at least every
+    # second turn.
     cdef Flow* flow = &f.slots[i]
     flow.deficit = 0
     f.n_active += 1
@@ -101,11 +103,12 @@ cdef inline void wanting_add(Flows* f, const Flow* flow, uint32_t step) noexcept
 
 
 cdef inline void flow_ask(Flows* f, Flow* flow, uint32_t n_bytes) noexcept nogil:
-    # A flow that was idle starts at `served`; one that floods is not held to more than ASKED_MAX, so that what it did is
-    # forgiven in time.
+    # A flow that was idle starts at `served`; one that floods is not held to more than ASKED_MAX,
+    # so that what it did is forgiven in time.
     if is_wanting(f, flow):
         wanting_add(f, flow, <uint32_t>-1)
-    flow.asked = min(max(flow.asked, f.served) + (<uint64_t>n_bytes << SERVED_BITS), f.served + ASKED_MAX)
+    flow.asked = min(max(flow.asked, f.served) + (<uint64_t>n_bytes << SERVED_BITS),
+                     f.served + ASKED_MAX)
     wanting_add(f, flow, 1)
 
 
@@ -147,8 +150,12 @@ cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
-    """Keep a flow with packets among those that have asked for about as much: the greediest are found at once."""
-    cdef uint32_t rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS if f.slots[i].packets.n else NO_FLOW
+    """Keep a flow with packets among those that have asked for about as much: the greediest are
+    found at once.
+    """
+    cdef uint32_t rank = NO_FLOW
+    if f.slots[i].packets.n:
+        rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS
     if rank == f.slots[i].rank:
         return
     if f.slots[i].rank != NO_FLOW:
@@ -158,8 +165,9 @@ cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef inline uint32_t rank_greediest(const Flows* f) noexcept nogil:
-    # Of flows with packets: the rank furthest ahead of `served`, else the one least far behind it. The ranks are a circle
-    # of which flows use half ahead of `served` (ASKED_MAX), and few behind it: each is served a quantum in every round.
+    # Of flows with packets: the rank furthest ahead of `served`, else the one least far behind it.
+    # The ranks are a circle of which flows use half ahead of `served` (ASKED_MAX), and few behind
+    # it: each is served a quantum in every round.
     cdef uint32_t now = <uint32_t>(f.served >> RANK_BITS) % N_RANKS
     cdef uint64_t turned = f.ranks_used >> now | (f.ranks_used << (N_RANKS - now) if now else 0)
     cdef uint64_t ahead = turned & ((<uint64_t>1 << N_RANKS // 2 + 1) - 1)
@@ -181,7 +189,9 @@ cdef inline bint slots_are_full(const Flows* f) noexcept nogil:
 
 
 cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil:
-    """Return what the slots may grow by when another packet is pushed and senders without packets are forgotten."""
+    """Return what the slots may grow by when another packet is pushed and senders without packets
+    are forgotten.
+    """
     cdef uint32_t needed = slots_for(f.n_active) if slots_are_full(f) else 0
     return (needed - f.capacity) * sizeof(Flow) if needed > f.capacity else 0
 
@@ -191,17 +201,20 @@ cdef inline bint is_worth_a_slot(const Flows* f, const Flow* flow) noexcept nogi
 
 
 cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
-    # Senders without packets that have asked for more than they were due, as many as there are slots for.
+    # Senders without packets that have asked for more than they were due, as many as there are
+    # slots for.
     cdef uint32_t n = 0
     cdef uint32_t i
     for i in range(f.capacity):
         n += is_worth_a_slot(f, &f.slots[i])
-    return min(n, <uint32_t>REMEMBERED_SLOTS // 2 - min(f.n_active, <uint32_t>REMEMBERED_SLOTS // 2))
+    return min(n, <uint32_t>REMEMBERED_SLOTS // 2 - min(f.n_active,
+               <uint32_t>REMEMBERED_SLOTS // 2))
 
 
 cdef bint slots_grow(Flows* f, bint remember) noexcept nogil:
-    # Flows with packets move on, in the order of their turns, and with `remember` those that were not due all they asked for:
-    # a flooder all of whose packets were lost would come back as a stranger. Other senders are forgotten.
+    # Flows with packets move on, in the order of their turns, and with `remember` those that were
+    # not due all they asked for: a flooder all of whose packets were lost would come back as a
+    # stranger. Other senders are forgotten.
     cdef Flows fresh
     cdef uint32_t i = f.current
     cdef uint32_t left = f.n_active
@@ -249,7 +262,8 @@ cdef uint32_t flow_move(Flows* into, const Flow* flow) noexcept nogil:
 # ---- packets
 
 cdef uint32_t flows_arrive(Flows* f, const uint8_t* frame, uint32_t n) noexcept nogil:
-    """Note that a sender asks for a packet, a frame of n bytes, to be queued. Return its flow, NO_FLOW for a new one.
+    """Note that a sender asks for a packet, a frame of n bytes, to be queued. Return its flow,
+    NO_FLOW for a new one.
 
     Good for the functions below until a packet is pushed.
     """
@@ -265,7 +279,9 @@ cdef uint32_t flows_arrive(Flows* f, const uint8_t* frame, uint32_t n) noexcept 
 
 
 cdef bint flows_push(Flows* f, uint32_t own, Node* node, bint remember) noexcept nogil:
-    """Queue a packet behind its sender's others; own is what flows_arrive said of it. False without memory."""
+    """Queue a packet behind its sender's others; own is what flows_arrive said of it. False without
+    memory.
+    """
     cdef uint32_t i = own
     if own == NO_FLOW:
         if slots_are_full(f) and not slots_grow(f, remember):
@@ -323,7 +339,8 @@ cdef Node* flows_pop_older(Flows* f, uint32_t own, uint64_t since_ns) noexcept n
 
 
 cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
-    # Of the next few flows of a rank the one with most bytes. All of the rank get their turn to be looked at.
+    # Of the next few flows of a rank the one with most bytes. All of the rank get their turn to be
+    # looked at.
     cdef uint32_t i = f.ranks[rank]
     cdef uint32_t fattest = i
     cdef int left = N_LOOKED_AT
@@ -337,9 +354,11 @@ cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
 
 
 cdef Node* flows_pop_excess(Flows* f, uint32_t own) noexcept nogil:
-    """Take out the packet that has to go so that one of the flow `own` finds room; NULL when that one should go.
+    """Take out the packet that has to go so that one of the flow `own` finds room; NULL when that
+    one should go.
 
-    Of the flows that have asked for most above their fair share, one with much waiting loses its oldest packet.
+    Of the flows that have asked for most above their fair share, one with much waiting loses its
+    oldest packet.
     """
     cdef uint32_t rank
     cdef uint32_t fattest

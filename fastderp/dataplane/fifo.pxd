@@ -1,4 +1,5 @@
-# Frames in a line. A node belongs to the one Fifo it is in; who guards that says the struct it lives in.
+# Frames in a line. A node belongs to the one Fifo it is in; who guards that says the struct it
+# lives in.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

@@ -1,5 +1,5 @@
-# DERP frames as bytes (PROTOCOL §2, §5): header, limits, the reception rules, and the rewrite that is relaying.
-# Owns nothing; called by workers on their own receive buffers.
+# DERP frames as bytes (PROTOCOL §2, §5): header, limits, the reception rules, and the rewrite that
+# is relaying. Owns nothing; called by workers on their own receive buffers.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp
@@ -40,8 +40,10 @@ cdef enum:
 # What the other end of a connection is, which decides what it may send.
 cdef enum Role:
     ROLE_CLIENT                  # a node
-    ROLE_MESH                    # a client that showed the mesh key: it may forward, watch and close
-    ROLE_LINK                    # another relay of the region that this one dialled: it plays the server
+    # a client that showed the mesh key: it may forward, watch and close
+    ROLE_MESH
+    # another relay of the region that this one dialled: it plays the server
+    ROLE_LINK
 
 # What the reception rules say of the bytes at a frame boundary.
 cdef enum FrameStatus:
@@ -72,7 +74,8 @@ cdef inline size_t frame_size(const uint8_t* p) noexcept nogil:
 
 cdef inline bint frame_is_known(uint8_t type) noexcept nogil:
     # Whether PROTOCOL §2 has a name for the type, whoever may send it.
-    return FRAME_SERVER_KEY <= type <= FRAME_FORWARD_PACKET or FRAME_WATCH_CONNS <= type <= FRAME_RESTARTING
+    return (FRAME_SERVER_KEY <= type <= FRAME_FORWARD_PACKET
+            or FRAME_WATCH_CONNS <= type <= FRAME_RESTARTING)
 
 
 cdef inline bint frame_is_disco(const uint8_t* data, size_t n) noexcept nogil:
@@ -80,7 +83,8 @@ cdef inline bint frame_is_disco(const uint8_t* data, size_t n) noexcept nogil:
 
 
 cdef inline bint frame_is_packet(const uint8_t* frame) noexcept nogil:
-    return frame[0] == FRAME_RECV_PACKET or frame[0] == FRAME_SEND_PACKET or frame[0] == FRAME_FORWARD_PACKET
+    return (frame[0] == FRAME_RECV_PACKET or frame[0] == FRAME_SEND_PACKET
+            or frame[0] == FRAME_FORWARD_PACKET)
 
 
 cdef inline size_t frame_data_offset(const uint8_t* frame) noexcept nogil:
@@ -95,6 +99,7 @@ cdef inline bint frame_carries_disco(const uint8_t* frame, size_t size) noexcept
 
 
 cdef inline size_t frame_data_size(const uint8_t* frame, size_t size) noexcept nogil:
-    # Of a whole packet. The old form of RecvPacket without a key (§6.6) is shorter than its offset may say.
+    # Of a whole packet. The old form of RecvPacket without a key (§6.6) is shorter than its offset
+    # may say.
     cdef size_t offset = frame_data_offset(frame)
     return size - offset if offset <= size else 0

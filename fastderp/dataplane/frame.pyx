@@ -1,11 +1,12 @@
-# The reception rules of PROTOCOL §5. A frame is judged by its header as soon as that is there, so a wrong size
-# closes the connection before its payload is read, and a frame to be discarded is never kept.
+# The reception rules of PROTOCOL §5. A frame is judged by its header as soon as that is there, so a
+# wrong size closes the connection before its payload is read, and a frame to be discarded is never
+# kept.
 
 from fastderp.dataplane.frame cimport *
 
 cdef enum:
-    NEWS_MIN = 32                # a key, or nonce and box
-    NEWS_MAX = 1024
+    REPORT_MIN = 32                # a key, or nonce and box
+    REPORT_MAX = 1024
     LINK_FRAME_MAX = 1048576     # what a client accepts of a server
 
 
@@ -36,15 +37,20 @@ cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
     # PROTOCOL §4: a short frame is skipped; what is no news for the mesh is, too.
     if size > LINK_FRAME_MAX:
         return FRAME_BAD_SIZE
-    if type == FRAME_PEER_PRESENT or type == FRAME_PEER_GONE or type == FRAME_SERVER_INFO or type == FRAME_RESTARTING:
-        return FRAME_READY if NEWS_MIN <= size <= NEWS_MAX or type == FRAME_RESTARTING and size == 8 else FRAME_SKIP
+    if type == FRAME_RESTARTING and size == 8:
+        return FRAME_READY
+    if (type == FRAME_PEER_PRESENT or type == FRAME_PEER_GONE or type == FRAME_SERVER_INFO
+            or type == FRAME_RESTARTING):
+        return FRAME_READY if REPORT_MIN <= size <= REPORT_MAX else FRAME_SKIP
     if type == FRAME_PING:
         return FRAME_READY if PING_DATA <= size <= PING_MAX else FRAME_SKIP
     return FRAME_SKIP
 
 
 cdef FrameStatus frame_next(const uint8_t* p, size_t n, uint8_t role, size_t* total) noexcept nogil:
-    """Judge the frame that starts at p, of which n bytes are there; *total is its whole size (n >= 5)."""
+    """Judge the frame that starts at p, of which n bytes are there; *total is its whole size (n >=
+    5).
+    """
     cdef uint32_t size
     cdef FrameStatus status
     if n < FRAME_HEADER:

@@ -5,31 +5,37 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters, DropReason
 from fastderp.dataplane.backlog cimport Backlog
-from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, Turn
+from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, ThreadContext
 from fastderp.dataplane.sys cimport iovec
 
-cdef bint turn_init(Turn* t, Core* core, Counters* counters, uint32_t n_keys) noexcept nogil
-cdef void turn_rest(Turn* t) noexcept nogil
-cdef void turn_free(Turn* t) noexcept nogil
+cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
+                       uint32_t n_keys) noexcept nogil
+cdef void context_trim(ThreadContext* t) noexcept nogil
+cdef void context_free(ThreadContext* t) noexcept nogil
 
 # By any thread.
-cdef bint session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
-cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil
-cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil
-cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* src,
+cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
+cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
+                               size_t n) noexcept nogil
+cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
+                       uint8_t detail) noexcept nogil
+cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
+                      const uint8_t* src,
                       const uint8_t* dst) noexcept nogil
-cdef void queue_time_fold(Turn* t) noexcept nogil
+cdef void queue_time_fold(ThreadContext* t) noexcept nogil
 
 # By the session's own worker.
-cdef void session_writable(Turn* t, Session* s) noexcept nogil
+cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil
 
 # Under the output lock, for session.pyx.
-cdef void goodbye_locked(Turn* t, Session* s) noexcept nogil
-cdef void fail_locked(Turn* t, Session* s, CloseReason reason, uint8_t detail) noexcept nogil
-cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil
-cdef void flush_locked(Turn* t, Session* s) noexcept nogil
-cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil
+cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil
+cdef void fail_locked(ThreadContext* t, Session* s, CloseReason reason,
+                      uint8_t detail) noexcept nogil
+cdef void poll_set_locked(ThreadContext* t, Session* s, bint wants_out, bint is_held) noexcept nogil
+cdef void flush_locked(ThreadContext* t, Session* s) noexcept nogil
+cdef void deadline_restart_locked(ThreadContext* t, Session* s) noexcept nogil
 cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil
-cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n) noexcept nogil
-cdef void spare_free_locked(Turn* t, Session* s) noexcept nogil
-cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil
+cdef void output_first_locked(ThreadContext* t, Session* s, const uint8_t* data,
+                              size_t n) noexcept nogil
+cdef void spare_free_locked(ThreadContext* t, Session* s) noexcept nogil
+cdef void backlog_discard_locked(ThreadContext* t, Session* s) noexcept nogil

@@ -1,5 +1,6 @@
-# Writing to a session: straight to its socket, or behind what already waits. Everything marked "locked" is called
-# under the session's output lock, which is where frames from many senders' threads meet.
+# Writing to a session: straight to its socket, or behind what already waits. Everything marked
+# "locked" is called under the session's output lock, which is where frames from many senders'
+# threads meet.
 
 from libc.math cimport pow
 from libc.stdlib cimport free, malloc
@@ -7,31 +8,36 @@ from libc.string cimport memcmp, memcpy, memset
 
 from fastderp.tls.aead cimport keyring_clear, keyring_free, keyring_init
 from fastderp.dataplane.counters cimport (
-    DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO, KIND_OTHER,
+    DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO,
+    KIND_OTHER,
 )
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fair_queue cimport flows_bypass
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG, GONE_DISCONNECTED, GONE_NOT_HERE, KEY_SIZE,
-    PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG,
+    GONE_DISCONNECTED, GONE_NOT_HERE, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
+    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
 )
 from fastderp.dataplane.backlog cimport (
-    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, LINK_LANE_BYTES,
-    MESH_CONTROL_BYTES,
-    backlog_empty, backlog_free, backlog_is_cramped, backlog_new, backlog_peek, backlog_pop, backlog_push, backlog_take,
+    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE,
+    LINK_LANE_BYTES, MESH_CONTROL_BYTES, backlog_empty, backlog_free, backlog_over_cap, backlog_new,
+    backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.tls.record cimport (
-    RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size, record_status_alert,
+    RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size,
+    record_status_alert,
 )
 from fastderp.dataplane.session cimport (
-    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS, CLOSE_WRITE_ERROR,
-    CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS,
+    CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN,
+    session_at,
 )
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
-    atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno,
-    msghdr, pages_release, pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
+    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT,
+    MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8,
+    counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release, pthread_mutex_lock,
+    pthread_mutex_unlock, send, sendmsg, shutdown,
 )
 from fastderp.dataplane.timer_wheel cimport wheel_arm
 
@@ -42,178 +48,50 @@ cdef enum:
     TLS_FATAL = 2
     TLS_CLOSE_NOTIFY = 0
     NO_ALERT = 255
-    CONTENDED_FOR = 16           # writes that leave nothing over until a session counts as uncontended again
-    TELLS_PER_SECOND = 16        # drops that each thread tells the control plane of
+    # writes that leave nothing over until a session counts as uncontended again
+    CONTENDED_FOR = 16
+    REPORTS_PER_SECOND = 16        # drops that each thread tells the control plane of
 
-cdef uint64_t TELL_WINDOW_NS = 1000000000
+cdef uint64_t REPORT_WINDOW_NS = 1000000000
 cdef double QUEUE_TIME_KEPT = 0.9    # of the moving average, by each packet (§6.6)
 
 
 # ---- the thread's own scratch
 
-cdef bint turn_init(Turn* t, Core* core, Counters* counters, uint32_t n_keys) noexcept nogil:
-    """Prepare to act on sessions with up to n_keys expanded keys (a power of two). False without memory."""
-    memset(t, 0, sizeof(Turn))
+cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
+                       uint32_t n_keys) noexcept nogil:
+    """Prepare to act on sessions with up to n_keys expanded keys (a power of two). False without
+    memory.
+    """
+    memset(t, 0, sizeof(ThreadContext))
     t.core = core
     t.counters = counters
-    # A chunk ends with the frame run that crosses SEAL_CHUNK, which is at most one receive buffer long.
+    # A chunk ends with the frame run that crosses SEAL_CHUNK, which is at most one receive buffer
+    # long.
     t.sealed_capacity = record_sealed_size(4 * SEAL_CHUNK)
     t.sealed = <uint8_t*>malloc(t.sealed_capacity)
     return keyring_init(&t.keyring, n_keys) and t.sealed is not NULL
 
 
-cdef void turn_rest(Turn* t) noexcept nogil:
-    """Forget the expanded keys and give back the scratch memory; both come again when they are needed."""
+cdef void context_trim(ThreadContext* t) noexcept nogil:
+    """Forget the expanded keys and give back the scratch memory; both come again when they are
+    needed.
+    """
     keyring_clear(&t.keyring)
     pages_release(t.sealed, t.sealed_capacity)
 
 
-cdef void turn_free(Turn* t) noexcept nogil:
+cdef void context_free(ThreadContext* t) noexcept nogil:
     keyring_free(&t.keyring)
     free(t.sealed)
 
 
-# ---- accounting
-
-cdef void packet_drop(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* src,
-                      const uint8_t* dst) noexcept nogil:
-    """Count a packet that will not be delivered, and tell of it if somebody asked to hear of its destination."""
-    cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
-    counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
-    counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
-    if t.core.n_watched and dst is not NULL:
-        drop_tell(t, reason, kind, src, dst)
-
-
-cdef void drop_tell(Turn* t, DropReason reason, int kind, const uint8_t* src, const uint8_t* dst) noexcept nogil:
-    # A flood of drops must not become a flood of events. src is NULL in a packet that does not say whose it is.
-    cdef Event* event = NULL
-    cdef int i
-    for i in range(t.core.n_watched):
-        if memcmp(t.core.watched + i * KEY_SIZE, dst, KEY_SIZE) == 0:
-            break
-    else:
-        return
-    if t.now_ns - t.told_since_ns >= TELL_WINDOW_NS:
-        t.told_since_ns = t.now_ns
-        t.n_told = 0
-    t.n_told += 1
-    if t.n_told <= TELLS_PER_SECOND:
-        event = event_new(&t.core.events, EVENT_DROP, 0, src, KEY_SIZE if src is not NULL else 0)
-    if event is not NULL:
-        event.reason = <uint8_t>reason
-        event.detail = <uint8_t>kind
-        memcpy(event.key, dst, KEY_SIZE)
-        events_push(&t.core.events, event)
-
-
-cdef void packet_lose(Turn* t, DropReason reason, const uint8_t* frame, size_t n, const uint8_t* dst) noexcept nogil:
-    # Of a packet on its way out. One for another relay was counted as forwarded when it was tried (§6.4), so it has
-    # a counter of its own: what reaches that relay is forwarded less this.
-    if frame[0] == FRAME_FORWARD_PACKET:
-        counter_add(&t.counters.packets_forwarded_lost, 1)
-    else:
-        packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL, dst)
-
-
-cdef inline void answer_uncount(Turn* t, const uint8_t* frame) noexcept nogil:
-    # Answers are counted as sent when they are made; this one is thrown away.
-    if frame[0] == FRAME_PONG:
-        counter_add(&t.counters.sent_pong, <uint64_t>-1)
-    elif frame[0] == FRAME_PEER_GONE and frame[FRAME_HEADER + KEY_SIZE] == GONE_NOT_HERE:
-        counter_add(&t.counters.peer_gone_not_here_frames, <uint64_t>-1)
-
-
-cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
-    # The packet that was being written is lost to the write error, those behind it to the end of the session (§6.6).
-    return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
-
-
-cdef void batch_lose(Turn* t, DropReason reason, const Batch* batch, size_t taken, const uint8_t* dst) noexcept nogil:
-    # Count the packets of a batch for a key as dropped, but not those that lie within its first `taken` bytes.
-    cdef int i
-    cdef const uint8_t* p
-    cdef const uint8_t* end
-    cdef size_t size
-    for i in range(batch.n_iov):
-        p = <const uint8_t*>batch.iov[i].iov_base
-        end = p + batch.iov[i].iov_len
-        while p < end:
-            size = frame_size(p)
-            if taken >= size:
-                taken -= size
-            else:
-                taken = 0
-                if frame_is_packet(p):
-                    packet_lose(t, reason, p, size, dst)
-                    reason = reason_behind(reason)
-                else:
-                    answer_uncount(t, p)
-            p += size
-
-
-cdef struct Dropper:             # context of the two functions below
-    Turn* turn
-    Session* session
-    DropReason reason            # of the next packet that drop_gone drops
-
-
-cdef inline uint64_t node_waited_ns(const Turn* t, const Node* node) noexcept nogil:
-    # It may have been queued by a thread whose turn began later.
-    return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
-
-
-cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
-    cdef Dropper* d = <Dropper*>context
-    d.session.dropped += 1
-    d.turn.n_timed += 1
-    d.turn.waited_ns += node_waited_ns(d.turn, node)
-    packet_lose(d.turn, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
-
-
-cdef void drop_gone(void* context, const Node* node) noexcept nogil:
-    cdef Dropper* d = <Dropper*>context
-    if node.lane >= LANE_DISCO:
-        d.session.dropped += 1
-        packet_lose(d.turn, d.reason, node.data, node.n, d.session.peer.key)
-        d.reason = reason_behind(d.reason)
-    elif node.lane == LANE_CONTROL:
-        answer_uncount(d.turn, node.data)
-
-
-cdef void queue_time_fold(Turn* t) noexcept nogil:
-    """Take the packets written or displaced since the last time into the moving average of the time they waited (§6.6)."""
-    cdef double mean
-    cdef double average = <double>atomic_peek_u64(&t.core.queue_ns)
-    if t.n_timed and (t.waited_ns or average > 0):    # while nothing waits anywhere, nothing shared is written
-        mean = <double>t.waited_ns / <double>t.n_timed
-        average = mean + (average - mean) * pow(QUEUE_TIME_KEPT, <double>t.n_timed)
-        atomic_poke_u64(&t.core.queue_ns, <uint64_t>average)
-    t.n_timed = t.waited_ns = 0
-
-
-cdef inline void count_flush(Turn* t, size_t n_frames) noexcept nogil:
-    # Frames that went out together.
-    cdef size_t bucket = n_frames
-    if n_frames > 10:
-        bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25 else 14 if n_frames <= 50
-                  else 15 if n_frames <= 100 else 16)
-    counter_add(&t.counters.flushes[bucket], 1)
-    counter_add(&t.counters.flushed_frames, n_frames)
-
-
-cdef inline void count_written(Turn* t, Session* s, uint32_t n_packets, size_t n_data) noexcept nogil:
-    t.n_timed += n_packets
-    s.tx_packets += n_packets
-    s.tx_bytes += n_data
-    if s.peer.role != ROLE_LINK:     # what is forwarded was counted when it was tried (§6.4)
-        counter_add(&t.counters.packets_sent, n_packets)
-        counter_add(&t.counters.bytes_sent, n_data)
+include "accounting.pxi"
 
 
 # ---- locked
 
-cdef void goodbye_locked(Turn* t, Session* s) noexcept nogil:
+cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil:
     """Tell a TLS peer why this is the end. If its socket is full or broken it does without."""
     cdef uint8_t wire[ALERT_ROOM]
     cdef uint8_t level = TLS_WARNING
@@ -226,34 +104,41 @@ cdef void goodbye_locked(Turn* t, Session* s) noexcept nogil:
         description = record_status_alert(<RecordStatus>s.close_detail)
         if description == NO_ALERT:
             return
-    if record_seal_alert(s.records, &t.keyring, level, description, wire, sizeof(wire), &produced) == RECORD_OK:
+    if record_seal_alert(s.records, &t.keyring, level, description, wire, sizeof(wire),
+                         &produced) == RECORD_OK:
         send(s.fd, wire, produced, MSG_DONTWAIT | MSG_NOSIGNAL)
 
 
-cdef void fail_locked(Turn* t, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
+cdef void fail_locked(ThreadContext* t, Session* s, CloseReason reason,
+                      uint8_t detail) noexcept nogil:
     # The worker that owns the session hears of it through its socket.
     if s.state == SESSION_OPEN:
         atomic_store_u8(&s.state, SESSION_CLOSING)
         s.close_reason = reason
         s.close_detail = detail
         if reason == CLOSE_SERVER or reason == CLOSE_CLOSE_PEER:
-            goodbye_locked(t, s)    # other reasons found here leave nothing that could be sent
+            close_notify_locked(t, s)    # other reasons found here leave nothing that could be sent
         shutdown(s.fd, SHUT_RDWR)
 
 
-cdef void poll_set_locked(Turn* t, Session* s, bint wants_out, bint is_held) noexcept nogil:
-    """Have the worker told when the socket can be written, and not told when it can be read while it is held back."""
+cdef void poll_set_locked(ThreadContext* t, Session* s, bint wants_out,
+                          bint is_held) noexcept nogil:
+    """Have the worker told when the socket can be written, and not told when it can be read while
+    it is held back.
+    """
     cdef epoll_event event
     if s.wants_out == wants_out and s.is_held == is_held:
         return
     s.wants_out = wants_out
     s.is_held = is_held
-    event.events = EPOLLET | (0 if is_held else EPOLLIN | EPOLLRDHUP) | (EPOLLOUT if wants_out else 0)
+    event.events = EPOLLET | (EPOLLOUT if wants_out else 0)
+    if not is_held:
+        event.events |= EPOLLIN | EPOLLRDHUP
     event.data.u64 = s.handle
     epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_MOD, s.fd, &event)
 
 
-cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil:
+cdef void deadline_restart_locked(ThreadContext* t, Session* s) noexcept nogil:
     cdef uint64_t timeout_ns = t.core.mesh_write_timeout_ns
     if s.peer.role == ROLE_CLIENT:
         timeout_ns = atomic_peek_u64(&t.core.write_timeout_ns)
@@ -264,7 +149,7 @@ cdef void deadline_restart_locked(Turn* t, Session* s) noexcept nogil:
     wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
 
 
-cdef ssize_t socket_write(Turn* t, Session* s, iovec* iov, int n_iov) noexcept nogil:
+cdef ssize_t socket_write(ThreadContext* t, Session* s, iovec* iov, int n_iov) noexcept nogil:
     # Bytes taken; 0 when the socket is full; -1 when it is broken.
     cdef msghdr msg
     cdef ssize_t taken
@@ -291,7 +176,7 @@ cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
     return backlog_new(LANE_BYTES, LANE_PACKETS, control_bytes, core.packet_age_ns, secret)
 
 
-cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
+cdef Backlog* backlog_get(ThreadContext* t, Session* s) noexcept nogil:
     # The session's backlog, made when there is none yet; NULL without memory.
     if s.backlog is NULL:
         s.backlog = s.spare if s.spare is not NULL else backlog_for(t.core, s.peer.role)
@@ -302,16 +187,16 @@ cdef Backlog* backlog_get(Turn* t, Session* s) noexcept nogil:
     return s.backlog
 
 
-cdef void spare_free_locked(Turn* t, Session* s) noexcept nogil:
+cdef void spare_free_locked(ThreadContext* t, Session* s) noexcept nogil:
     if s.spare is not NULL:
         backlog_free(s.spare, &t.core.budget, drop_displaced, NULL)
         s.spare = NULL
 
 
-cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
+cdef void backlog_discard_locked(ThreadContext* t, Session* s) noexcept nogil:
     """Throw away what waits for a session that is gone (§6.5)."""
     cdef Dropper dropper
-    dropper.turn = t
+    dropper.context = t
     dropper.session = s
     dropper.reason = DROP_GONE_DISCONNECTED
     if s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR:
@@ -323,13 +208,14 @@ cdef void backlog_discard_locked(Turn* t, Session* s) noexcept nogil:
 
 
 cdef inline bint control_is_vital(const Session* s, const uint8_t* frame) noexcept nogil:
-    # A client can do without the news that a peer left, of which it is told once more when it asks for it, and without
-    # a sign of life while so much else waits for it. Mesh peers cannot, and nobody can do without anything else.
+    # A client can do without the news that a peer left, of which it is told once more when it asks
+    # for it, and without a sign of life while so much else waits for it. Mesh peers cannot, and
+    # nobody can do without anything else.
     return s.peer.role != ROLE_CLIENT or (
         frame[0] != FRAME_PEER_GONE and frame[0] != FRAME_PONG and frame[0] != FRAME_KEEP_ALIVE)
 
 
-cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil:
+cdef void control_lose(ThreadContext* t, Session* s, const uint8_t* frame) noexcept nogil:
     if control_is_vital(s, frame):
         fail_locked(t, s, CLOSE_CONTROL_OVERFLOW, 0)
         return
@@ -340,18 +226,20 @@ cdef void control_lose(Turn* t, Session* s, const uint8_t* frame) noexcept nogil
             counter_add(&t.counters.peer_gone_disconnected_frames, <uint64_t>-1)
 
 
-cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_t offset) noexcept nogil:
+cdef void frame_queue(ThreadContext* t, Session* s, const uint8_t* frame, size_t n,
+                      size_t offset) noexcept nogil:
     cdef uint8_t lane = LANE_CONTROL
     cdef Backlog* backlog = s.backlog
     cdef Dropper dropper
-    dropper.turn = t
+    dropper.context = t
     dropper.session = s
     if frame_is_packet(frame):
         lane = LANE_DISCO if frame_carries_disco(frame, n) else LANE_DATA
     elif frame[0] == FRAME_PONG and backlog.has_pong:
         counter_add(&t.counters.sent_pong, <uint64_t>-1)    # a flood of pings leaves one pong (§5)
         return
-    elif offset == 0 and not control_is_vital(s, frame) and backlog_is_cramped(backlog, &t.core.budget, <uint32_t>n):
+    elif offset == 0 and not control_is_vital(s, frame) and backlog_over_cap(backlog,
+                                              &t.core.budget, <uint32_t>n):
         control_lose(t, s, frame)
         return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
@@ -367,7 +255,7 @@ cdef void frame_queue(Turn* t, Session* s, const uint8_t* frame, size_t n, size_
         packet_lose(t, DROP_QUEUE_TAIL, frame, n, s.peer.key)
 
 
-cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+cdef void frames_queue(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
     # Queue what is left of a batch of which the socket took some bytes.
     cdef int i
     cdef uint8_t* p
@@ -393,7 +281,7 @@ cdef void frames_queue(Turn* t, Session* s, Batch* batch, size_t taken) noexcept
             p += size
 
 
-cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+cdef void count_taken(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
     # Count the packets that the socket took whole.
     cdef int i
     cdef uint8_t* p
@@ -421,7 +309,7 @@ cdef void count_taken(Turn* t, Session* s, Batch* batch, size_t taken) noexcept 
             p += size
 
 
-cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
+cdef void output_plain(ThreadContext* t, Session* s, Batch* batch) noexcept nogil:
     cdef size_t done = 0
     cdef ssize_t taken
     cdef int first = 0
@@ -436,10 +324,10 @@ cdef void output_plain(Turn* t, Session* s, Batch* batch) noexcept nogil:
         if <size_t>taken < iov_bytes(&batch.iov[first], n):
             break
         first += n
-    batch_rest(t, s, batch, done)
+    batch_finish(t, s, batch, done)
 
 
-cdef void batch_rest(Turn* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
+cdef void batch_finish(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
     # Count what the socket took of a batch, and queue the rest unless the session broke.
     if taken:
         count_flush(t, max(batch.n_packets, 1))    # frames of the relay itself mostly go alone
@@ -462,9 +350,9 @@ cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
     return total
 
 
-cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
-    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left over; a session
-    # that broke over it is not open any more.
+cdef bint sealed_write(ThreadContext* t, Session* s, size_t n) noexcept nogil:
+    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left
+    # over; a session that broke over it is not open any more.
     cdef iovec wire
     cdef ssize_t taken
     wire.iov_base = t.sealed
@@ -476,14 +364,17 @@ cdef bint sealed_write(Turn* t, Session* s, size_t n) noexcept nogil:
     if <size_t>taken == n:
         return True
     if backlog_get(t, s) is NULL or not backlog_push(
-            s.backlog, &t.core.budget, LANE_WIRE, t.sealed + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
+            s.backlog, &t.core.budget, LANE_WIRE, t.sealed + taken,
+            <uint32_t>(n - <size_t>taken), 0, t.now_ns,
             drop_displaced, NULL):
         fail_locked(t, s, CLOSE_NO_MEMORY, 0)
     return False
 
 
-cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n) noexcept nogil:
-    """Write what comes before every frame to a session whose backlog was made by backlog_gate, and open the gate.
+cdef void output_first_locked(ThreadContext* t, Session* s, const uint8_t* data,
+                              size_t n) noexcept nogil:
+    """Write what comes before every frame to a session whose backlog was made by backlog_gate, and
+    open the gate.
 
     Not only frames: an answer to the upgrade may be in front of them. At most SEAL_CHUNK bytes.
     """
@@ -494,7 +385,8 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
     whole.iov_base = <void*>data
     whole.iov_len = n
     if s.records is not NULL and n:
-        status = record_seal(s.records, &t.keyring, &whole, 1, t.sealed, t.sealed_capacity, &produced)
+        status = record_seal(s.records, &t.keyring, &whole, 1, t.sealed, t.sealed_capacity,
+                             &produced)
         if status == RECORD_OK:
             sealed_write(t, s, produced)
         else:
@@ -504,7 +396,8 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
         if taken < 0:
             fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
         elif <size_t>taken < n and not backlog_push(
-                s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken), 0, t.now_ns,
+                s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken),
+                0, t.now_ns,
                 drop_displaced, NULL):
             fail_locked(t, s, CLOSE_NO_MEMORY, 0)
     if backlog_empty(s.backlog):
@@ -517,14 +410,15 @@ cdef void output_first_locked(Turn* t, Session* s, const uint8_t* data, size_t n
 cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil:
     """Have all output wait for output_first_locked. False without memory."""
     cdef bint made
-    pthread_mutex_lock(&s.output_lock)    # the session is new, but a reader of all sessions may be looking at it
+    # the session is new, but a reader of all sessions may be looking at it
+    pthread_mutex_lock(&s.output_lock)
     s.backlog = backlog_for(core, s.peer.role)
     made = s.backlog is not NULL
     pthread_mutex_unlock(&s.output_lock)
     return made
 
 
-cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
+cdef void output_sealed(ThreadContext* t, Session* s, Batch* batch) noexcept nogil:
     # Chunk by chunk, so that no more is sealed than the socket takes, give or take one chunk.
     cdef int first = 0
     cdef int n
@@ -539,7 +433,8 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
         while first + n < batch.n_iov and chunk_bytes < SEAL_CHUNK:
             chunk_bytes += batch.iov[first + n].iov_len
             n += 1
-        status = record_seal(s.records, &t.keyring, &batch.iov[first], n, t.sealed, t.sealed_capacity, &produced)
+        status = record_seal(s.records, &t.keyring, &batch.iov[first], n, t.sealed,
+                             t.sealed_capacity, &produced)
         if status != RECORD_OK:
             fail_locked(t, s, CLOSE_TLS, status)
             break
@@ -549,109 +444,16 @@ cdef void output_sealed(Turn* t, Session* s, Batch* batch) noexcept nogil:
             first += n
         if not all_written:
             break
-    batch_rest(t, s, batch, done_bytes)
+    batch_finish(t, s, batch, done_bytes)
 
 
-cdef int flush_offer(Turn* t, Session* s, iovec* iov) noexcept nogil:
-    # Fill iov with what of the backlog is written next, at most FLUSH_IOVS frames.
-    cdef Dropper dropper
-    dropper.turn = t
-    dropper.session = s
-    return backlog_peek(s.backlog, &t.core.budget, iov, FLUSH_IOVS, SEAL_CHUNK, t.now_ns, drop_displaced, &dropper)
+include "flush.pxi"
 
 
-cdef bint flush_plain(Turn* t, Session* s) noexcept nogil:
-    # One write of what waits. True when the socket took all that was offered.
-    cdef iovec iov[FLUSH_IOVS]
-    cdef int n_iov = flush_offer(t, s, iov)
-    cdef ssize_t taken = socket_write(t, s, iov, n_iov)
-    cdef Node* node
-    cdef int i
-    if taken < 0:
-        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
-        return False
-    if taken > 0:
-        deadline_restart_locked(t, s)
-    for i in range(n_iov):
-        if <size_t>taken < iov[i].iov_len:
-            if taken:
-                backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
-            if i:
-                count_flush(t, <size_t>i)
-            return False
-        taken -= <ssize_t>iov[i].iov_len
-        node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
-    count_flush(t, <size_t>n_iov)
-    return True
-
-
-cdef void node_written(Turn* t, Session* s, Node* node) noexcept nogil:
-    if node.lane >= LANE_DISCO:
-        t.waited_ns += node_waited_ns(t, node)
-        count_written(t, s, 1, frame_data_size(node.data, node.n))
-    elif node.lane == LANE_CONTROL and node.data[0] == FRAME_PONG:
-        s.backlog.has_pong = False
-    free(node)
-
-
-cdef bint flush_sealed(Turn* t, Session* s) noexcept nogil:
-    cdef iovec iov[FLUSH_IOVS]
-    cdef int n_iov
-    cdef int i
-    cdef size_t produced
-    cdef RecordStatus status
-    if s.backlog.lanes[LANE_WIRE].head is not NULL:
-        return flush_wire(t, s)
-    n_iov = flush_offer(t, s, iov)
-    status = record_seal(s.records, &t.keyring, iov, n_iov, t.sealed, t.sealed_capacity, &produced)
-    if status != RECORD_OK:
-        fail_locked(t, s, CLOSE_TLS, status)
-        return False
-    for i in range(n_iov):
-        node_written(t, s, backlog_pop(s.backlog, &t.core.budget))
-    count_flush(t, <size_t>n_iov)
-    deadline_restart_locked(t, s)
-    return sealed_write(t, s, produced)
-
-
-cdef bint flush_wire(Turn* t, Session* s) noexcept nogil:
-    # The rest of sealed records goes out as it is.
-    cdef Node* node = s.backlog.lanes[LANE_WIRE].head
-    cdef iovec wire
-    cdef ssize_t taken
-    wire.iov_base = node.data + node.offset
-    wire.iov_len = node.n - node.offset
-    taken = socket_write(t, s, &wire, 1)
-    if taken < 0:
-        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
-        return False
-    if taken > 0:
-        deadline_restart_locked(t, s)
-    if <size_t>taken < wire.iov_len:
-        backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
-        return False
-    free(backlog_pop(s.backlog, &t.core.budget))
-    return True
-
-
-cdef void flush_locked(Turn* t, Session* s) noexcept nogil:
-    """Write what waits until the socket is full or nothing is left."""
-    while s.state == SESSION_OPEN and s.backlog is not NULL and not backlog_empty(s.backlog):
-        if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
-            break
-    if s.state == SESSION_OPEN and (s.backlog is NULL or backlog_empty(s.backlog)):
-        if s.backlog is not NULL:
-            if s.contended:
-                s.spare = s.backlog
-            else:
-                backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
-            s.backlog = NULL
-        poll_set_locked(t, s, False, s.is_held)
-
-
-cdef inline void contention_note(Turn* t, Session* s) noexcept nogil:
-    # Several senders want more than the socket takes: their workers read them in small equal pieces from now on, so
-    # that none has the socket to itself whenever there is room, and TCP slows them all down alike.
+cdef inline void contention_note(ThreadContext* t, Session* s) noexcept nogil:
+    # Several senders want more than the socket takes: their workers read them in small equal pieces
+    # from now on, so that none has the socket to itself whenever there is room, and TCP slows them
+    # all down alike.
     if s.backlog is not NULL:
         if s.backlog.flows[LANE_DATA].n_active > 1 and s.contended != CONTENDED_FOR:
             atomic_store_u8(&s.contended, CONTENDED_FOR)
@@ -663,10 +465,13 @@ cdef inline void contention_note(Turn* t, Session* s) noexcept nogil:
 
 # ---- output, by any thread
 
-cdef bint session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil:
-    """Send whole frames to a session: straight to its socket, or behind what already waits. Never blocks.
+cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
+                         Batch* batch) noexcept nogil:
+    """Send whole frames to a session: straight to its socket, or behind what already waits. Never
+    blocks.
 
-    False when the session is gone, is being closed, or broke over them: then some or all of them are lost.
+    False when the session is gone, is being closed, or broke over them: then some or all of them
+    are lost.
     """
     cdef bint is_open = False
     pthread_mutex_lock(&s.output_lock)
@@ -688,7 +493,8 @@ cdef bint session_output(Turn* t, Session* s, uint64_t handle, Batch* batch) noe
     return is_open
 
 
-cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t n) noexcept nogil:
+cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
+                               size_t n) noexcept nogil:
     """Send frames of the relay itself. False as session_output."""
     cdef Session* s = session_at(t.core, handle)
     cdef Batch batch
@@ -705,7 +511,8 @@ cdef bint session_output_frame(Turn* t, uint64_t handle, uint8_t* frame, size_t 
     return session_output(t, s, handle, &batch)
 
 
-cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason, uint8_t detail) noexcept nogil:
+cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
+                       uint8_t detail) noexcept nogil:
     """Have a session closed by its worker. False when it is gone or closing already."""
     cdef bint was_open
     pthread_mutex_lock(&s.output_lock)
@@ -716,7 +523,7 @@ cdef bint session_fail(Turn* t, Session* s, uint64_t handle, CloseReason reason,
     return was_open
 
 
-cdef void session_writable(Turn* t, Session* s) noexcept nogil:
+cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil:
     """Write what waits, now that the socket has room."""
     pthread_mutex_lock(&s.output_lock)
     flush_locked(t, s)

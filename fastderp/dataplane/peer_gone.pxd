@@ -1,30 +1,33 @@
-# Keys that left the region, and who is still to be told of it (PROTOCOL §6.7). Each worker has a line of them, of which
-# it tells some in each turn: a popular key has thousands of receivers, and everybody else waits for the worker.
+# Keys that left the region, and who is still to be told of it (PROTOCOL §6.7). Each worker has a
+# line of them, of which it tells some in each turn: a popular key has thousands of receivers, and
+# everybody else waits for the worker.
 
 from libc.stdint cimport uint8_t, uint32_t
 
 from fastderp.dataplane.routes cimport HandleSet, RouteTable
 from fastderp.dataplane.sys cimport pthread_mutex_t
 
-cdef struct Departure:           # owned by the line it is in
-    Departure* next
+cdef struct PeerGone:           # owned by the line it is in
+    PeerGone* next
     uint8_t key[32]
-    HandleSet told               # its own
+    HandleSet watchers           # its own
     uint32_t n_seen              # slots of the set that have been dealt with
 
-cdef struct Departures:
+cdef struct PeerGoneQueue:
     pthread_mutex_t lock         # the last in the lock order
-    Departure* first             # atomic, written under the lock; only the worker takes it out
-    Departure* last              # guarded by the lock
+    PeerGone* first             # atomic, written under the lock; only the worker takes it out
+    PeerGone* last              # guarded by the lock
     int wake_fd                  # the worker's
 
-cdef void departures_init(Departures* d, int wake_fd) noexcept nogil
-cdef void departures_destroy(Departures* d, RouteTable* routes) noexcept nogil
+cdef void peer_gone_init(PeerGoneQueue* d, int wake_fd) noexcept nogil
+cdef void peer_gone_destroy(PeerGoneQueue* d, RouteTable* routes) noexcept nogil
 
 # By anybody.
-cdef void departures_add(Departures* d, RouteTable* routes, const uint8_t* key, HandleSet* told) noexcept nogil
-cdef void departures_hand_over(Departures* d, RouteTable* routes, const uint8_t* key, HandleSet* told) noexcept nogil
+cdef void peer_gone_add(PeerGoneQueue* d, RouteTable* routes, const uint8_t* key,
+                        HandleSet* watchers) noexcept nogil
+cdef void peer_gone_hand_over(PeerGoneQueue* d, RouteTable* routes, const uint8_t* key,
+                              HandleSet* watchers) noexcept nogil
 
 # By the worker only.
-cdef Departure* departures_first(Departures* d) noexcept nogil
-cdef void departures_pop(Departures* d, RouteTable* routes) noexcept nogil
+cdef PeerGone* peer_gone_first(PeerGoneQueue* d) noexcept nogil
+cdef void peer_gone_pop(PeerGoneQueue* d, RouteTable* routes) noexcept nogil

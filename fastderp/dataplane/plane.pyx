@@ -1,5 +1,6 @@
-# The data plane as Python sees it: start the workers, hand connections over, hear what became of them.
-# Called by the control plane; one lock makes its own acts on sessions one at a time. Never on the packet path.
+# The data plane as Python sees it: start the workers, hand connections over, hear what became of
+# them. Called by the control plane; one lock makes its own acts on sessions one at a time. Never on
+# the packet path.
 
 import os
 from collections import Counter
@@ -10,54 +11,54 @@ from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
-from fastderp.dataplane.peer_gone cimport Departures, departures_destroy, departures_hand_over
+from fastderp.dataplane.peer_gone cimport PeerGoneQueue, peer_gone_destroy, peer_gone_hand_over
 from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take
-from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size
-from fastderp.dataplane.reports cimport (
-    Glance, counters_dict, counters_moved, counters_sum, event_object, session_excuse, session_glance, session_info, tcp_info,
+from fastderp.dataplane.frame cimport (
+    FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size,
 )
-from fastderp.dataplane.output cimport session_fail, session_output_frame, turn_free, turn_init, turn_rest
+from fastderp.dataplane.reports cimport (
+    SessionSnapshot, counters_dict, counters_moved, counters_sum, event_object, session_excuse,
+    session_snapshot, session_info, tcp_info,
+)
+from fastderp.dataplane.output cimport (
+    session_fail, session_output_frame, context_free, context_init, context_trim,
+)
 from fastderp.tls.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
-    TOLD_CAP_BYTES, HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy, routes_init, routes_members,
-    routes_remove_forwarder,
+    GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy,
+    routes_init, routes_members, routes_remove_forwarder,
 )
 from fastderp.dataplane.session cimport (
-    APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN, CloseReason,
-    Core, Peer, Session, Turn, session_at, session_discard, session_end, session_is_alive, session_open,
-    session_publish, stash_put,
+    APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN,
+    CloseReason, Core, Peer, Session, ThreadContext, session_at, session_discard, session_end,
+    session_is_alive, session_open, session_publish, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64, atomic_store_u64,
-    clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, setsockopt, tcp_counts,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64,
+    atomic_store_u64, clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
-from fastderp.dataplane.worker cimport UNREAD_MAX, Worker, worker_free, worker_init, worker_rest, worker_start, worker_stop
+from fastderp.dataplane.worker cimport (
+    UNREAD_MAX, Worker, worker_free, worker_init, worker_trim, worker_start, worker_stop,
+)
 
-from fastderp.dataplane.reports import (  # handed on: who uses the plane needs them
-    CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS, PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
+# Part of this module's interface.
+from fastderp.dataplane.reports import (
+    CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS,
+    PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
 )
 from fastderp.errors import EX_OSERR, DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
-# What has waited this long is not worth its receiver's line any more. Nearly all of it is WireGuard's: TCP inside has sent
-# its segment again by now (RFC 6298 starts with a timeout of 1 s), a call has gone on without it, and what the tunnel
-# itself sends comes again after 5 s. derper's 32 packets have no age, and in bytes a backlog is never stricter than those;
-# in time it is, because what is delivered this late only delays what is fresh. A peer that takes nothing for the write
-# timeout, twice as long, loses all of it with derper, too. It is the packet that is late, whoever is next on its way: so
-# it goes for links between relays as well.
+# Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP inside
+# has retransmitted by then (RFC 6298 starts with 1 s) and a call has gone on. derper's 32 packets have
+# no age, but a backlog counted in bytes holds more of them.
 DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
 
-# Unsent bytes the kernel may hold for one peer: more would only be stale packets.
-cdef int NOTSENT_LOWAT = 131072
-# Unread bytes the kernel may hold of a peer that is near: left to itself it lets megabytes pile up when the relay is
-# overloaded, all of them late. A peer this near fills a gigabit with less; one further away needs what it gets.
-cdef int NEAR_RECEIVE_BYTES = 212992
-cdef unsigned int NEAR_RTT_US = 2000
-# Expanded at once by the control thread, which seldom writes to the same session twice.
-cdef unsigned int CONTROL_KEYS = 16
+include "plane_checks.pxi"
+
 
 class PlaneError(DerpError):
     """The data plane could not do what was asked: no memory, no descriptors, or closed."""
@@ -69,46 +70,58 @@ cdef class Plane:
     """Relay frames between logged-in connections, in worker threads that never need the GIL.
 
     workers: number of threads; 0 means one per core this process may run on.
-    write_timeout_s: seconds without progress after which a peer that does not read is closed (PROTOCOL §6.6);
-        0 means never.
+    write_timeout_s: seconds without progress after which a peer that does not read is closed
+        (PROTOCOL §6.6); 0 means never.
     mesh_write_timeout_s: the same for mesh peers and links to other relays.
-    home_settled_s: seconds after its login from which on a client that changes its home is counted as moving (§6.6).
-    keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is added.
-    disable_fighters: send nothing to sessions that fight over a key, instead of to the last one that spoke (§6.3).
-    backlog_cap_bytes: what all backlogs together may hold, give or take the rest of a frame and 4 KiB of packets of each
-        kind per session, which are granted to everybody. From half of it on 256 KiB are the most for a kind.
-    told_cap_bytes: what may be remembered of who got packets from whom; above that some receivers are not told when a
-        sender leaves (§6.7).
-    backlog_age_s: seconds after which a packet that still waits for its receiver's socket is dropped; 0 means never.
-    queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many
-        as fit into 256 KiB and at least 32. Then they wait without an age. Other relays are not meant.
-    sender_cardinality: estimate how many distinct peers have sent to each session (SessionInfo.senders, §22).
-    watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the beginning.
+    home_settled_s: seconds after its login from which on a client that changes its home is counted
+        as moving (§6.6).
+    keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is
+        added.
+    disable_fighters: send nothing to sessions that fight over a key, instead of to the last one
+        that spoke (§6.3).
+    backlog_cap_bytes: what all backlogs together may hold, give or take the rest of a frame and 4
+        KiB of packets of each kind per session, which are granted to everybody. From half of it on
+        256 KiB are the most for a kind.
+    gone_watchers_cap_bytes: what may be remembered of who got packets from whom; above that some
+        receivers are not told when a sender leaves (§6.7).
+    backlog_age_s: seconds after which a packet that still waits for its receiver's socket is
+        dropped; 0 means never.
+    queue_packets: how many packets of each kind, disco and other, wait for a client that does not
+        read; 0 for as many as fit into 256 KiB and at least 32. Then they wait without an age.
+        Other relays are not meant.
+    sender_cardinality: estimate how many distinct peers have sent to each session
+        (SessionInfo.senders, §22).
+    watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the
+        beginning.
 
     Raises PlaneError when memory or descriptors are out.
     """
 
     cdef Core core
     cdef Worker** workers
-    cdef Turn control            # guarded by control_lock, as control_counters
+    cdef ThreadContext control            # guarded by control_lock, as control_counters
     cdef Counters control_counters
     cdef pthread_mutex_t control_lock
     cdef int n_running
     cdef int next_worker
-    cdef int next_teller         # the worker that tells of the next departure
+    cdef int next_notifier         # the worker that tells of the next departure
     cdef bint closed
 
-    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0, double mesh_write_timeout_s=30.0,
+    def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
+                  double mesh_write_timeout_s=30.0,
                   double home_settled_s=5.0, double keep_alive_s=60.0, bint disable_fighters=False,
-                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES, uint64_t told_cap_bytes=TOLD_CAP_BYTES,
-                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0, watch_drops=(),
+                  uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
+                  uint64_t gone_watchers_cap_bytes=GONE_WATCHERS_CAP_BYTES,
+                  double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0,
+                  watch_drops=(),
                   bint sender_cardinality=False):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
-        for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s), ("home_settled_s", home_settled_s),
+        for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s),
+                              ("home_settled_s", home_settled_s),
                               ("backlog_age_s", backlog_age_s)):
             if not seconds >= 0:
                 raise ValueError(f"{name} must not be negative, and is {seconds}")
@@ -131,14 +144,16 @@ cdef class Plane:
         self.core.n_workers = n
         self.core.epolls = <int*>calloc(n, sizeof(int))
         self.core.wheels = <Wheel*>calloc(n, sizeof(Wheel))
-        self.core.departures = <Departures*>calloc(n, sizeof(Departures))
+        self.core.peer_gone = <PeerGoneQueue*>calloc(n, sizeof(PeerGoneQueue))
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
-        if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.departures is NULL
+        if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.peer_gone is NULL
                 or self.workers is NULL):
             raise MemoryError
         if (not routes_init(
-                &self.core.routes, n, disable_fighters, told_cap_bytes, session_is_alive, &self.core)
-                or not turn_init(&self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
+                &self.core.routes, n, disable_fighters, gone_watchers_cap_bytes, session_is_alive,
+                &self.core)
+                or not context_init(
+                    &self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
             raise PlaneError("no descriptor left for the event queue")
@@ -156,13 +171,13 @@ cdef class Plane:
             if self.workers is not NULL and self.workers[i] is not NULL:
                 worker_free(self.workers[i])
                 wheel_destroy(&self.core.wheels[i])
-                departures_destroy(&self.core.departures[i], &self.core.routes)
+                peer_gone_destroy(&self.core.peer_gone[i], &self.core.routes)
                 free(self.workers[i])
         if self.core.routes.buckets is not NULL:
             routes_destroy(&self.core.routes)
         if self.core.events.fd >= 0:
             events_destroy(&self.core.events)
-        turn_free(&self.control)
+        context_free(&self.control)
         arena_destroy(&self.core.sessions)
         arena_destroy(&self.core.keys)
         pthread_mutex_destroy(&self.core.sessions_lock)
@@ -171,7 +186,7 @@ cdef class Plane:
         free(self.workers)
         free(self.core.watched)
         free(self.core.wheels)
-        free(self.core.departures)
+        free(self.core.peer_gone)
         free(self.core.epolls)
 
     cdef watch_drops(self, keys):
@@ -186,7 +201,9 @@ cdef class Plane:
         self.core.n_watched = len(keys)
 
     def start(self):
-        """Start the worker threads. Raises PlaneError when the system refuses one, or the plane is closed."""
+        """Start the worker threads. Raises PlaneError when the system refuses one, or the plane is
+        closed.
+        """
         if self.closed:
             raise PlaneError("the data plane is closed")
         while self.n_running < self.core.n_workers:
@@ -223,10 +240,11 @@ cdef class Plane:
 
     @property
     def write_timeout_s(self):
-        """Seconds without progress after which a client that does not read is closed; 0 means never.
+        """Seconds without progress after which a client that does not read is closed; 0 means
+        never.
 
-        May be set at any time, for writes from then on: a client that is stuck already has the time it was given.
-        Raises ValueError when it is set to less than 0.
+        May be set at any time, for writes from then on: a client that is stuck already has the time
+        it was given. Raises ValueError when it is set to less than 0.
         """
         return atomic_peek_u64(&self.core.write_timeout_ns) / 1e9
 
@@ -238,25 +256,32 @@ cdef class Plane:
 
     # ---- sessions
 
-    def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"", bytes opened=b"",
+    def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"",
+                bytes opened=b"",
                 RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
-                bint not_ideal=False, bytes addr=bytes(16), int port=0, bytes app_name=b"", bint own_rtt=False):
+                bint not_ideal=False, bytes addr=bytes(16), int port=0,
+                bytes app_name=b"", bint own_rtt=False):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
         key: the peer's public key, 32 bytes.
         first: what is written before anything else, plaintext; ServerInfo.
-        unread: bytes the peer sent behind its login; ciphertext when records is given. At most MAX_UNREAD_BYTES.
-        opened: plain bytes that records have already opened behind the login; they come before unread.
+        unread: bytes the peer sent behind its login; ciphertext when records is given. At most
+            MAX_UNREAD_BYTES.
+        opened: plain bytes that records have already opened behind the login; they come before
+            unread.
         records: the connection's TLS 1.3 keys, moved out of the object.
         mesh: the client showed the mesh key.
-        link: this relay dialled the connection, to the relay with this key; packets are forwarded there for the keys
-            that add_forwarder names.
+        link: this relay dialled the connection, to the relay with this key; packets are forwarded
+            there for the keys that add_forwarder names.
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
-        app_name: name of the client's program, at most 32 bytes, for SessionInfo and ClosedEvent (§22).
-        own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it out.
+        app_name: name of the client's program, at most 32 bytes, for SessionInfo and ClosedEvent
+            (§22).
+        own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it
+            out.
 
-        Raises PlaneError when memory is out or the plane is closed, ValueError for values of the wrong size.
+        Raises PlaneError when memory is out or the plane is closed, ValueError for values of the
+        wrong size.
         """
         cdef Records keys
         cdef Session* s = NULL
@@ -267,7 +292,8 @@ cdef class Plane:
             if (len(key) != KEY_SIZE or len(addr) != 16 or len(first) > SEAL_CHUNK
                     or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535
                     or len(app_name) > APP_NAME_MAX):
-                raise ValueError("promote: key, addr, first, unread, port or app_name of a wrong size")
+                raise ValueError(
+                    "promote: key, addr, first, unread, port or app_name of a wrong size")
             os.set_blocking(fd, False)
             socket_tune(fd)
             if self.closed:
@@ -283,7 +309,8 @@ cdef class Plane:
             pthread_mutex_lock(&self.control_lock)
             self.control.now_ns = clock_ns()
             s = session_open(
-                &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name), own_rtt,
+                &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name),
+                own_rtt,
                 &keys if records is not None else NULL,
             )
             if s is not NULL:
@@ -312,8 +339,8 @@ cdef class Plane:
     def send(self, uint64_t handle, bytes frames not None):
         """Send whole frames of the relay itself, any number.
 
-        Returns False when the session is gone, is being closed, or broke over them: some or all frames are lost then.
-        Raises ValueError when the last frame is not whole.
+        Returns False when the session is gone, is being closed, or broke over them: some or all
+        frames are lost then. Raises ValueError when the last frame is not whole.
         """
         cdef const uint8_t* p = frames
         cdef size_t left = len(frames)
@@ -336,7 +363,9 @@ cdef class Plane:
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
 
     def close_key(self, bytes key not None):
-        """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer). Return how many there were."""
+        """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer). Return how many
+        there were.
+        """
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
     def handles(self, bytes key not None):
@@ -373,10 +402,11 @@ cdef class Plane:
         return failed
 
     def add_forwarder(self, bytes key not None, uint64_t link):
-        """Forward packets for a key that is not local over the link with this handle (PROTOCOL §7.5).
+        """Forward packets for a key that is not local over the link with this handle (PROTOCOL
+        §7.5).
 
-        The oldest link that announced the key is the one used. Raises PlaneError when memory is out, ValueError for
-        a handle that never was.
+        The oldest link that announced the key is the one used. Raises PlaneError when memory is
+        out, ValueError for a handle that never was.
         """
         check_key(key)
         if not self.is_known(link):
@@ -385,25 +415,33 @@ cdef class Plane:
             raise PlaneError("no memory left for another key")
 
     def remove_forwarder(self, bytes key not None, uint64_t link):
-        """Forget that the link reaches the key; receivers of its packets learn soon if that was the last way to it."""
-        cdef HandleSet told
+        """Forget that the link reaches the key; receivers of its packets learn soon if that was the
+        last way to it.
+        """
+        cdef HandleSet watchers
         check_key(key)
-        if routes_remove_forwarder(&self.core.routes, key, link, &told):
-            # A worker does it, which does not need the GIL. The threads take turns: many keys may go with one link.
-            departures_hand_over(&self.core.departures[self.next_teller], &self.core.routes, key, &told)
-            self.next_teller = (self.next_teller + 1) % self.core.n_workers
+        if routes_remove_forwarder(&self.core.routes, key, link, &watchers):
+            # A worker does it, which does not need the GIL. The threads take turns: many keys may
+            # go with one link.
+            peer_gone_hand_over(&self.core.peer_gone[self.next_notifier], &self.core.routes, key,
+                                &watchers)
+            self.next_notifier = (self.next_notifier + 1) % self.core.n_workers
 
     def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
-        """Limit what each client may send, by reading it more slowly (PROTOCOL §6.8). 0 means no limit.
+        """Limit what each client may send, by reading it more slowly (PROTOCOL §6.8). 0 means no
+        limit.
 
-        Takes effect at once for everybody, each with a full bucket of burst_bytes (raised to 65568). Mesh peers are
-        exempt.
+        Takes effect at once for everybody, each with a full bucket of burst_bytes (raised to
+        65568). Mesh peers are exempt.
         """
         cdef uint32_t slot
         cdef Session* s
         pthread_mutex_lock(&self.core.limit_lock)
         self.core.limit.bytes_per_s = <double>bytes_per_s
-        self.core.limit.burst_bytes = <double>max(burst_bytes, <uint64_t>(KEY_SIZE + PACKET_MAX)) if bytes_per_s else 0
+        self.core.limit.burst_bytes = 0
+        if bytes_per_s:
+            burst_bytes = max(burst_bytes, <uint64_t>(KEY_SIZE + PACKET_MAX))
+            self.core.limit.burst_bytes = <double>burst_bytes
         atomic_store_u64(&self.core.limit_version, self.core.limit_version + 1)
         pthread_mutex_unlock(&self.core.limit_lock)
         for slot in range(self.core.sessions.n_touched):
@@ -413,17 +451,18 @@ cdef class Plane:
                 wheel_arm(&self.core.wheels[s.worker], &s.timer, clock_ns())
             pthread_mutex_unlock(&s.output_lock)
 
-    def rest(self):
-        """Have every thread give back its scratch memory and forget the keys it holds expanded, soon.
+    def trim(self):
+        """Have every thread give back its scratch memory and forget the keys it holds expanded,
+        soon.
 
         At no time does that hurt: what is still needed costs microseconds to have again.
         """
         cdef int i
         pthread_mutex_lock(&self.control_lock)
-        turn_rest(&self.control)
+        context_trim(&self.control)
         pthread_mutex_unlock(&self.control_lock)
         for i in range(self.n_running):
-            worker_rest(self.workers[i])
+            worker_trim(self.workers[i])
 
     def trim_memory(self):
         """Give the heap memory that is not used any more back to the system."""
@@ -433,7 +472,8 @@ cdef class Plane:
     # ---- news and numbers
 
     def events(self, uint32_t n_most=0):
-        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and DropEvent objects.
+        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and
+        DropEvent objects.
 
         n_most: how many events to take, 0 for all; fileno() stays readable while there are more.
         """
@@ -451,7 +491,8 @@ cdef class Plane:
         """Return a SessionInfo for every connected session."""
         cdef uint32_t slot
         infos = [
-            session_info(<Session*>arena_at(&self.core.sessions, slot)) for slot in range(self.core.sessions.n_touched)
+            session_info(<Session*>arena_at(&self.core.sessions,
+                         slot)) for slot in range(self.core.sessions.n_touched)
         ]
         return [info for info in infos if info is not None]
 
@@ -459,23 +500,25 @@ cdef class Plane:
         """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
         cdef uint32_t slot
         infos = [
-            tcp_info(<Session*>arena_at(&self.core.sessions, slot)) for slot in range(self.core.sessions.n_touched)
+            tcp_info(<Session*>arena_at(&self.core.sessions,
+                     slot)) for slot in range(self.core.sessions.n_touched)
         ]
         return [info for info in infos if info is not None]
 
     def round_trips(self, bounds_us not None):
         """Count the sessions by the kernel's smoothed round-trip time.
 
-        bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more than there are
-        bounds; how many sessions without such a time there are that no earlier call counted, because they are not over
-        TCP; and how many because the kernel would not tell.
+        bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more
+            than there are bounds; how many sessions without such a time there are that no earlier
+            call counted, because they are not over TCP; and how many because the kernel would not
+            tell.
         """
         cdef unsigned int bounds[16]
         cdef uint64_t counts[17]
         cdef uint64_t n_not_tcp = 0
         cdef uint64_t n_failed = 0
         cdef tcp_counts info
-        cdef Glance seen
+        cdef SessionSnapshot seen
         cdef uint32_t slot
         cdef int n_bounds = len(bounds_us)
         cdef int i
@@ -488,7 +531,7 @@ cdef class Plane:
         with nogil:
             for slot in range(self.core.sessions.n_touched):
                 s = <Session*>arena_at(&self.core.sessions, slot)
-                if not session_glance(s, &seen, &info):
+                if not session_snapshot(s, &seen, &info):
                     continue
                 if seen.has_tcp:
                     i = 0
@@ -501,7 +544,9 @@ cdef class Plane:
         return [counts[i] for i in range(n_bounds + 1)], n_not_tcp, n_failed
 
     def unique_senders(self):
-        """Return for each receiving session's handle how many keys now in the region have sent it packets."""
+        """Return for each receiving session's handle how many keys now in the region have sent it
+        packets.
+        """
         cdef RouteTable* routes = &self.core.routes
         cdef uint32_t first = 0
         cdef uint32_t index
@@ -516,7 +561,11 @@ cdef class Plane:
                 for index in range(first, min(first + 256, routes.routes.n_touched)):
                     route = <Route*>arena_at(&routes.routes, index)
                     if route.members.n or route.forwarders.n:
-                        receivers += [route.told.slots[i] for i in range(route.told.capacity) if route.told.slots[i]]
+                        receivers += [
+                            route.gone_watchers.slots[i]
+                            for i in range(route.gone_watchers.capacity)
+                            if route.gone_watchers.slots[i]
+                        ]
             finally:
                 pthread_mutex_unlock(&routes.lock)
             senders.update(receivers)
@@ -524,7 +573,9 @@ cdef class Plane:
         return dict(senders)
 
     def n_moved(self):
-        """Return a number that grows with every login, end of a session, read and write; the keep-alives' too."""
+        """Return a number that grows with every login, end of a session, read and write; the
+        keep-alives' too.
+        """
         cdef uint64_t n = counters_moved(&self.control_counters)
         cdef int i
         for i in range(self.core.n_workers):
@@ -532,10 +583,12 @@ cdef class Plane:
         return n
 
     def counters(self):
-        """Return all counters, summed over the threads, by the names of PROTOCOL §14 without `derp_`.
+        """Return all counters, summed over the threads, by the names of PROTOCOL §14 without
+        `derp_`.
 
-        `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts by (reason, kind);
-        `buffered_write_frames` is how many writes had how many frames, by the bounds of FLUSH_BOUNDS, and all frames.
+        `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts
+        by (reason, kind); `buffered_write_frames` is how many writes had how many frames, by the
+        bounds of FLUSH_BOUNDS, and all frames.
         """
         cdef Counters total
         cdef RouteTable* routes = &self.core.routes
@@ -560,41 +613,5 @@ cdef class Plane:
             "average_queue_duration_ms": atomic_peek_u64(&self.core.queue_ns) / 1e6,
             "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
             "events_lost": atomic_peek_u64(&self.core.events.lost),
-            "told_bytes": atomic_peek_u64(&routes.told_bytes),
+            "gone_watchers_bytes": atomic_peek_u64(&routes.gone_watchers_bytes),
         }
-
-
-cdef int check_key(bytes key) except -1:
-    if len(key) != KEY_SIZE:
-        raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
-    return 0
-
-
-cdef size_t frames_piece(const uint8_t* frames, size_t n) noexcept:
-    # Of n bytes of whole frames, how many to hand to a session at once.
-    cdef size_t piece = 0
-    while piece < n and piece < SEAL_CHUNK:
-        piece += frame_size(frames + piece)
-    return piece
-
-
-cdef bint frames_are_whole(const uint8_t* frames, size_t n) noexcept:
-    cdef size_t size
-    while n >= FRAME_HEADER:
-        size = frame_size(frames)
-        if size > n:
-            return False
-        frames += size
-        n -= size
-    return n == 0
-
-
-cdef void socket_tune(int fd) noexcept:
-    # Fails harmlessly on a socketpair.
-    cdef tcp_counts info
-    cdef unsigned int n = sizeof(info)
-    cdef int one = 1
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
-    if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info) and info.rtt_us <= NEAR_RTT_US:
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &NEAR_RECEIVE_BYTES, sizeof(NEAR_RECEIVE_BYTES))

@@ -1,5 +1,6 @@
-# What the data plane has to tell, as Python objects: events, sessions, counters, and the names of what they are about.
-# For plane.pyx, which hands them out; nothing here changes anything but `rtt_excused`. Never on the packet path.
+# What the data plane has to tell, as Python objects: events, sessions, counters, and the names of
+# what they are about. For plane.pyx, which hands them out; nothing here changes anything but
+# `rtt_excused`. Never on the packet path.
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
@@ -8,7 +9,7 @@ from fastderp.dataplane.events cimport Event, Totals as EventTotals
 from fastderp.dataplane.session cimport Peer, Session
 from fastderp.dataplane.sys cimport tcp_counts
 
-cdef struct Glance:              # of a session, taken under its output lock
+cdef struct SessionSnapshot:              # of a session, taken under its output lock
     uint64_t handle
     Peer peer
     uint64_t opened_ns
@@ -24,7 +25,7 @@ cdef struct Glance:              # of a session, taken under its output lock
     double senders
     EventTotals totals
 
-cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept nogil
+cdef bint session_snapshot(Session* s, SessionSnapshot* seen, tcp_counts* info) noexcept nogil
 cdef bint session_excuse(Session* s, uint64_t handle) noexcept nogil
 
 # None when no open session is there, or not on a TCP socket.

@@ -10,8 +10,8 @@ from fastderp.dataplane.backlog cimport backlog_bytes
 from fastderp.tls.record cimport RecordStatus, record_status_text
 from fastderp.dataplane.session cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN, session_totals
 from fastderp.dataplane.sys cimport (
-    ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8, atomic_peek_u64, clock_ns, errno,
-    getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
+    ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8,
+    atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 # Of CloseReason, in its order; shown in logs and as metric labels.
@@ -22,7 +22,8 @@ CLOSE_REASONS = (
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
 # Of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
 DROP_REASONS = (
-    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail", "write_error", "dup_client",
+    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail",
+    "write_error", "dup_client",
 )
 PACKET_KINDS = ("disco", "other")
 # Of counters()["buffered_write_frames"]; above the last there is one count more.
@@ -31,7 +32,9 @@ assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
 
 
 class Totals(NamedTuple):
-    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes of packets."""
+    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes
+    of packets.
+    """
 
     seconds: float
     rx_packets: int
@@ -52,8 +55,8 @@ class FrameEvent(NamedTuple):
 class ClosedEvent(NamedTuple):
     """The end of a session.
 
-    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it; `app_name` as the
-    client gave it.
+    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it;
+    `app_name` as the client gave it.
     """
 
     handle: int
@@ -67,7 +70,9 @@ class ClosedEvent(NamedTuple):
 
 
 class DropEvent(NamedTuple):
-    """A packet for a watched key that was dropped; `source` is empty when the packet does not say whose it is."""
+    """A packet for a watched key that was dropped; `source` is empty when the packet does not say
+    whose it is.
+    """
 
     source: bytes
     destination: bytes
@@ -78,7 +83,8 @@ class DropEvent(NamedTuple):
 class SessionInfo(NamedTuple):
     """A connected session, for debug pages and tests.
 
-    `senders` estimates how many distinct peers have sent to it; 0 unless the plane has `sender_cardinality`.
+    `senders` estimates how many distinct peers have sent to it; 0 unless the plane has
+    `sender_cardinality`.
     """
 
     handle: int
@@ -100,7 +106,9 @@ class SessionInfo(NamedTuple):
 
 
 class TcpInfo(NamedTuple):
-    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes each way."""
+    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes
+    each way.
+    """
 
     handle: int
     key: bytes
@@ -111,8 +119,9 @@ class TcpInfo(NamedTuple):
 
 # ---- sessions
 
-cdef bint session_glance(Session* s, Glance* seen, tcp_counts* info) noexcept nogil:
-    """Look at a slot; False when no open session is there. What the kernel counts goes to info unless that is NULL.
+cdef bint session_snapshot(Session* s, SessionSnapshot* seen, tcp_counts* info) noexcept nogil:
+    """Look at a slot; False when no open session is there. What the kernel counts goes to info
+    unless that is NULL.
 
     No Python object is made under the lock: senders wait for it.
     """
@@ -156,12 +165,13 @@ cdef bint session_excuse(Session* s, uint64_t handle) noexcept nogil:
 
 
 cdef object session_info(Session* s):
-    cdef Glance seen
-    if not session_glance(s, &seen, NULL):
+    cdef SessionSnapshot seen
+    if not session_snapshot(s, &seen, NULL):
         return None
     return SessionInfo(
         seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
-        seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober), bool(seen.peer.not_ideal),
+        seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober),
+                                                                       bool(seen.peer.not_ideal),
         seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
         totals_object(clock_ns() - seen.opened_ns, &seen.totals), seen.app_name[:seen.n_app_name],
         int(seen.senders + 0.5),
@@ -169,16 +179,18 @@ cdef object session_info(Session* s):
 
 
 cdef object tcp_info(Session* s):
-    cdef Glance seen
+    cdef SessionSnapshot seen
     cdef tcp_counts info
-    if not session_glance(s, &seen, &info) or not seen.has_tcp:
+    if not session_snapshot(s, &seen, &info) or not seen.has_tcp:
         return None
-    return TcpInfo(seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent, info.bytes_received)
+    return TcpInfo(seen.handle, seen.peer.key[:KEY_SIZE], info.rtt_us, info.bytes_sent,
+                   info.bytes_received)
 
 
 cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
     return Totals(
-        lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes, totals.dropped)
+        lived_ns / 1e9, totals.rx_packets, totals.rx_bytes, totals.tx_packets, totals.tx_bytes,
+        totals.dropped)
 
 
 # ---- events
@@ -188,10 +200,12 @@ cdef object event_object(Event* event):
         return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
     if event.kind == EVENT_DROP:
         return DropEvent(
-            event.frame[:event.n_frame], event.key[:KEY_SIZE], DROP_REASONS[event.reason], PACKET_KINDS[event.detail])
+            event.frame[:event.n_frame], event.key[:KEY_SIZE], DROP_REASONS[event.reason],
+            PACKET_KINDS[event.detail])
     return ClosedEvent(
         event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
-        record_status_text(<RecordStatus>event.detail).decode() if event.reason == CLOSE_TLS else "",
+        (record_status_text(<RecordStatus>event.detail).decode()
+         if event.reason == CLOSE_TLS else ""),
         event.addr[:16], event.port,
         totals_object(event.lived_ns, &event.totals), event.frame[:event.n_frame],
     )
@@ -229,7 +243,9 @@ cdef dict counters_dict(const Counters* c):
         "current_notideal_connections": c.notideal_connections,
         "total_dup_client_conns": c.total_dup_client_conns,
         "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
-        "packets_received_kind": {PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)},
+        "packets_received_kind": {
+            PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)
+        },
         "bytes_received": c.bytes_received,
         "packets_sent": c.packets_sent,
         "bytes_sent": c.bytes_sent,

@@ -1,9 +1,10 @@
 # The routing table: which session gets the packets for a key (PROTOCOL §6.1–§6.4, §6.7, §7.5).
 #
-# Reading takes no lock and never waits. A bucket is one 64-bit word (half of the key's hash, index of the route), so a
-# reader sees it whole or not at all; a grown table replaces the old one by one pointer store. What readers may still
-# hold (old tables, removed routes) is freed when every reader has passed a quiescent point.
-# Writing takes `lock`, the first in the lock order: table, then session output, then a worker's wheel.
+# Reading takes no lock and never waits. A bucket is one 64-bit word (half of the key's hash, index
+# of the route), so a reader sees it whole or not at all; a grown table replaces the old one by one
+# pointer store. What readers may still hold (old tables, removed routes) is freed when every reader
+# has passed a quiescent point. Writing takes `lock`, the first in the lock order: table, then
+# session output, then a worker's wheel.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -12,12 +13,15 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 
 cdef enum:
     ROUTES_READERS = 256         # worker threads
-    STRANGER_BUCKETS = 256       # by hash of the key; with their places 165 KB, taken when the first one is noted
+    # by hash of the key; with their places 165 KB, taken when the first one is noted
+    STRANGER_BUCKETS = 256
     STRANGER_PLACES = 16
-    TOLD_CAP_BYTES = 67108864    # of all sets of receivers to tell: 2 million pairs at least, 20 for each of 100,000 keys
+    # of all sets of receivers to tell: 2 million pairs at least, 20 for each of 100,000 keys
+    GONE_WATCHERS_CAP_BYTES = 67108864
 
 cdef struct HandleList:          # guarded by the table's lock; stays where it is
-    uint64_t* items              # &single as long as one is enough: then a session needs no memory of its own here
+    # &single as long as one is enough: then a session needs no memory of its own here
+    uint64_t* items
     uint64_t single
     uint32_t n
     uint32_t capacity
@@ -26,7 +30,8 @@ cdef struct HandleSet:           # open addressing, 0 = empty; guarded by the ta
     uint64_t* slots
     uint32_t n
     uint32_t capacity            # power of two, or 0
-    uint32_t n_pause             # so many newcomers are turned away before anybody looks for room again
+    # so many newcomers are turned away before anybody looks for room again
+    uint32_t n_pause
 
 cdef struct Route:
     uint32_t next_free           # the arena's
@@ -35,15 +40,20 @@ cdef struct Route:
     uint64_t hash
     uint64_t stamp               # never used twice: names this stay of the key in the region
     uint64_t active              # atomic: handle of the local session that is sent data, 0 = none
-    uint64_t unheard             # atomic: handle of the member that made the key a duplicate, until it speaks; or 0
+    # atomic: handle of the member that made the key a duplicate, until it speaks; or 0
+    uint64_t unheard
     uint8_t is_fighting          # atomic: members fight over the key and none is active
-    uint64_t forwarder           # atomic: handle of the mesh link for the key while it is not local, 0 = none
+    # atomic: handle of the mesh link for the key while it is not local, 0 = none
+    uint64_t forwarder
     # Guarded by the lock:
-    HandleList members           # sessions with this key; when the active one leaves, the last of the others follows
-    HandleList forwarders        # mesh links that announced the key, the oldest first: that one is preferred
-    HandleList history           # only under disable_fighters: who spoke, in order, adjacent repeats collapsed
+    # sessions with this key; when the active one leaves, the last of the others follows
+    HandleList members
+    # mesh links that announced the key, the oldest first: that one is preferred
+    HandleList forwarders
+    # only under disable_fighters: who spoke, in order, adjacent repeats collapsed
+    HandleList history
     HandleList disabled          # only under disable_fighters: members that are sent nothing
-    HandleSet told               # receivers to tell when the key leaves (§6.7)
+    HandleSet gone_watchers      # receivers to tell when the key leaves (§6.7)
 
 cdef struct Stranger:            # a session got a packet of a key that is not in the region (yet)
     uint64_t receiver            # 0 = this place is free
@@ -61,7 +71,8 @@ cdef struct Buckets:
     uint64_t retired_epoch
     uint64_t words[1]
 
-cdef struct Reader:              # written by its worker only, read by whoever retires; a cache line each
+# written by its worker only, read by whoever retires; a cache line each
+cdef struct Reader:
     uint64_t epoch               # atomic; READER_AWAY while it holds nothing
     uint64_t pad[7]
 
@@ -70,9 +81,10 @@ ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
 cdef struct RouteTable:
     pthread_mutex_t lock
     uint64_t secret[2]
-    bint disable_fighters        # fixed: the policy for duplicate keys (§6.3); False: the last writer is active
-    uint64_t told_cap_bytes      # fixed: what all HandleSets may take …
-    uint64_t told_bytes          # atomic: … and what they do
+    # fixed: the policy for duplicate keys (§6.3); False: the last writer is active
+    bint disable_fighters
+    uint64_t gone_watchers_cap_bytes      # fixed: what all HandleSets may take …
+    uint64_t gone_watchers_bytes          # atomic: … and what they do
     Buckets* buckets             # atomic pointer
     Arena routes
     uint64_t next_stamp          # atomic, written under the lock
@@ -95,7 +107,8 @@ cdef struct RouteTable:
     uint32_t n_readers
     Reader readers[ROUTES_READERS]
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes,
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
+                      uint64_t gone_watchers_cap_bytes,
                       handle_alive_fn alive, void* alive_context) noexcept nogil
 cdef void routes_destroy(RouteTable* t) noexcept nogil
 cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil
@@ -107,12 +120,16 @@ cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogi
 cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil
 
 # For anybody; they take the lock.
-cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil
-cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil
+cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
+                            uint32_t* n_members) noexcept nogil
+cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
+                            HandleSet* watchers) noexcept nogil
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
-cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil
+cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil
 cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
-cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil
-cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil
+cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link,
+                                  HandleSet* watchers) noexcept nogil
+cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles,
+                             uint32_t capacity) noexcept nogil
 cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil

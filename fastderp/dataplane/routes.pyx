@@ -1,16 +1,19 @@
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init
+from fastderp.dataplane.arena cimport (
+    ARENA_FULL, arena_alloc, arena_at, arena_destroy, arena_free, arena_init,
+)
 from fastderp.dataplane.sys cimport (
-    atomic_add_u64, atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64, atomic_store_ptr, atomic_store_u64,
-    atomic_store_u8, atomic_sub_u64, getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock,
+    atomic_add_u64, atomic_fence, atomic_load_ptr, atomic_load_u64, atomic_peek_u64,
+    atomic_store_ptr, atomic_store_u64, atomic_store_u8, atomic_sub_u64, getrandom,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 cdef enum:
     FIRST_BUCKETS = 1024
-    DELETED = 0xFFFFFFFF         # in place of an index; index + 1 is stored, so 0 is an empty bucket
+    # in place of an index; index + 1 is stored, so 0 is an empty bucket
+    DELETED = 0xFFFFFFFF
 
 cdef uint64_t READER_AWAY = 0xFFFFFFFFFFFFFFFF
 
@@ -70,7 +73,8 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
     return b
 
 
-cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, uint64_t told_cap_bytes,
+cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
+                      uint64_t gone_watchers_cap_bytes,
                       handle_alive_fn alive, void* alive_context) noexcept nogil:
     """Return False when there is no memory for the first buckets."""
     cdef int i
@@ -82,7 +86,7 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters, 
     getrandom(t.secret, sizeof(t.secret), 0)
     arena_init(&t.routes, sizeof(Route))
     t.disable_fighters = disable_fighters
-    t.told_cap_bytes = told_cap_bytes
+    t.gone_watchers_cap_bytes = gone_watchers_cap_bytes
     t.alive = alive
     t.alive_context = alive_context
     t.next_stamp = 1
@@ -291,7 +295,7 @@ cdef void route_empty(RouteTable* t, Route* route) noexcept nogil:
     list_free(&route.forwarders)
     list_free(&route.history)
     list_free(&route.disabled)
-    handle_set_free(t, &route.told)
+    handle_set_free(t, &route.gone_watchers)
 
 
 cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
@@ -318,7 +322,8 @@ cdef bint list_grow(HandleList* list) noexcept nogil:
         list.items = &list.single
         list.capacity = 1
         return True
-    grown = <uint64_t*>realloc(NULL if list.items is &list.single else list.items, capacity * sizeof(uint64_t))
+    grown = <uint64_t*>realloc(NULL if list.items is &list.single else list.items,
+                               capacity * sizeof(uint64_t))
     if grown is NULL:
         return False
     if list.items is &list.single:
@@ -352,12 +357,13 @@ cdef bint list_remove(HandleList* list, uint64_t handle) noexcept nogil:
     return False
 
 
-cdef bint route_settle(RouteTable* t, Route* route, HandleSet* told) noexcept nogil:
-    # After a member or a forwarder left: True when nobody has the key any more, and the route with it.
+cdef bint route_settle(RouteTable* t, Route* route, HandleSet* watchers) noexcept nogil:
+    # After a member or a forwarder left: True when nobody has the key any more, and the route with
+    # it.
     if route.members.n or route.forwarders.n:
         return False
-    told[0] = route.told
-    memset(&route.told, 0, sizeof(HandleSet))
+    watchers[0] = route.gone_watchers
+    memset(&route.gone_watchers, 0, sizeof(HandleSet))
     route_remove(t, route)
     return True
 
@@ -372,90 +378,13 @@ cdef void activate(Route* route, uint64_t handle) noexcept nogil:
     atomic_store_u64(&route.active, handle)
 
 
-# ---- the policy of the last writer (§6.3): derper's `send_history` without its repeats is the order of the members
-
-cdef void member_put(HandleList* members, uint32_t at, uint64_t handle) noexcept nogil:
-    # In a list that has had room for it.
-    memmove(&members.items[at + 1], &members.items[at], (members.n - at) * sizeof(uint64_t))
-    members.items[at] = handle
-    members.n += 1
-
-
-cdef void writer_joined(Route* route, uint64_t handle) noexcept nogil:
-    # The second one enters the history when it speaks, and until then follows after all who are in it. The first and
-    # those that come later are in it at once.
-    if route.members.n == 2:
-        list_remove(&route.members, handle)
-        member_put(&route.members, 0, handle)
-        atomic_store_u64(&route.unheard, handle)
-    activate(route, handle)
-
-
-cdef void writer_spoke(Route* route, uint64_t handle) noexcept nogil:
-    if not list_remove(&route.members, handle):
-        return
-    member_put(&route.members, route.members.n, handle)
-    if atomic_peek_u64(&route.unheard) == handle:
-        atomic_store_u64(&route.unheard, 0)
-    activate(route, handle)
-
-
-cdef void writer_left(Route* route, uint64_t handle) noexcept nogil:
-    if route.members.n <= 1 or atomic_peek_u64(&route.unheard) == handle:
-        atomic_store_u64(&route.unheard, 0)
-    if atomic_peek_u64(&route.active) == handle:
-        activate(route, route.members.items[route.members.n - 1] if route.members.n else 0)
-
-
-# ---- the policy that disables fighters (§6.3), for tests; without memory it does less than it should
-
-
-cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
-    if route.members.n == 2:
-        list_append(&route.history, route.members.items[0])
-    elif route.members.n > 2:
-        list_append(&route.history, handle)
-    activate(route, handle)
-
-
-cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
-    # Who speaks again after another one has spoken is fighting: then nobody is sent anything.
-    cdef uint32_t i
-    cdef HandleList* history = &route.history
-    if route.members.n < 2 or list_contains(&route.disabled, handle):
-        return
-    if history.n and history.items[history.n - 1] == handle:
-        return
-    if list_contains(history, handle):
-        route.disabled.n = 0
-        for i in range(route.members.n):
-            list_append(&route.disabled, route.members.items[i])
-        activate(route, 0)
-        return
-    list_append(history, handle)
-    activate(route, handle)
-
-
-cdef void fighter_left(Route* route, uint64_t handle) noexcept nogil:
-    # The latest speaker that is still here and not disabled takes over; the last one left is simply active.
-    cdef uint32_t i
-    cdef uint64_t heir = 0
-    list_remove(&route.disabled, handle)
-    while list_remove(&route.history, handle):
-        pass
-    if route.members.n <= 1:
-        route.disabled.n = route.history.n = 0
-        activate(route, route.members.items[0] if route.members.n else 0)
-    elif atomic_peek_u64(&route.active) == handle:
-        for i in range(route.history.n):
-            if not list_contains(&route.disabled, route.history.items[i]):
-                heir = route.history.items[i]
-        activate(route, heir)
+include "duplicate_policy.pxi"
+include "gone_watchers.pxi"
 
 
 # ---- local sessions
 
-cdef void census(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogil:
+cdef void duplicates_count(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogil:
     # A key got its n_members-th session (step 1), or lost it (step -1).
     if n_members == 1:
         t.n_local_keys += step
@@ -466,7 +395,8 @@ cdef void census(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogi
         t.n_duplicate_members += step
 
 
-cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, uint32_t* n_members) noexcept nogil:
+cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
+                            uint32_t* n_members) noexcept nogil:
     """Make a new session the active one of its key (§6.2); NULL when memory is out."""
     cdef Route* route
     cdef HandleSet none
@@ -478,7 +408,7 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
         route = NULL
     if route is not NULL:
         n_members[0] = route.members.n
-        census(t, route.members.n, 1)
+        duplicates_count(t, route.members.n, 1)
         if t.disable_fighters:
             fighter_joined(route, handle)
         else:
@@ -487,23 +417,28 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle, 
     return route
 
 
-cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle, HandleSet* told) noexcept nogil:
-    """Take a session out. True when its key left the region with it; then *told is the caller's to tell and free."""
+cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
+                            HandleSet* watchers) noexcept nogil:
+    """Take a session out. True when its key left the region with it; then *watchers is the caller's
+    to tell and free.
+    """
     cdef bint gone = False
     pthread_mutex_lock(&t.lock)
     if list_remove(&route.members, handle):
-        census(t, route.members.n + 1, <uint32_t>-1)
+        duplicates_count(t, route.members.n + 1, <uint32_t>-1)
         if t.disable_fighters:
             fighter_left(route, handle)
         else:
             writer_left(route, handle)
-        gone = route_settle(t, route, told)
+        gone = route_settle(t, route, watchers)
     pthread_mutex_unlock(&t.lock)
     return gone
 
 
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
-    """Make the member that just spoke the active one, or disable those who fight over the key (§6.3)."""
+    """Make the member that just spoke the active one, or disable those who fight over the key
+    (§6.3).
+    """
     if (atomic_load_u64(&route.active) == handle and atomic_load_u64(&route.unheard) != handle
             and not t.disable_fighters):
         return                   # the fast path: no lock
@@ -515,7 +450,8 @@ cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noex
     pthread_mutex_unlock(&t.lock)
 
 
-cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles, uint32_t capacity) noexcept nogil:
+cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles,
+                             uint32_t capacity) noexcept nogil:
     """Copy up to capacity handles of the key's sessions; return how many there are."""
     cdef Route* route
     cdef uint32_t n = 0
@@ -531,7 +467,9 @@ cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handle
 # ---- forwarders (§7.5)
 
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil:
-    """Note that a mesh link reaches the key; nothing changes when it was noted before. False without memory."""
+    """Note that a mesh link reaches the key; nothing changes when it was noted before. False
+    without memory.
+    """
     cdef Route* route
     cdef HandleSet none
     cdef bint added = True
@@ -551,7 +489,8 @@ cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link)
     return added
 
 
-cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link, HandleSet* told) noexcept nogil:
+cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link,
+                                  HandleSet* watchers) noexcept nogil:
     """Forget that a mesh link reaches the key. True as routes_unregister."""
     cdef Route* route
     cdef bint gone = False
@@ -560,131 +499,8 @@ cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t li
     if route is not NULL and list_remove(&route.forwarders, link):
         t.n_multiforwarders_deleted += <uint64_t>(route.forwarders.n == 1)
         atomic_store_u64(&route.forwarder, route.forwarders.items[0] if route.forwarders.n else 0)
-        gone = route_settle(t, route, told)
+        gone = route_settle(t, route, watchers)
     elif route is not NULL and route.forwarders.n == 1:
         t.n_other_forwarder_deletes += 1
     pthread_mutex_unlock(&t.lock)
     return gone
-
-
-# ---- who is to be told of a departure (§6.7)
-
-cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil:
-    """Free a set; by anybody to whom it was left."""
-    atomic_sub_u64(&t.told_bytes, s.capacity * sizeof(uint64_t))
-    free(s.slots)
-    memset(s, 0, sizeof(HandleSet))
-
-
-cdef void handle_set_put(HandleSet* s, uint64_t handle) noexcept nogil:
-    cdef uint32_t i = <uint32_t>((handle * 0x9E3779B97F4A7C15u) >> 32) & (s.capacity - 1)
-    while s.slots[i] != 0:
-        if s.slots[i] == handle:
-            return
-        i = (i + 1) & (s.capacity - 1)
-    s.slots[i] = handle
-    s.n += 1
-
-
-cdef uint32_t handle_set_living(const RouteTable* t, const HandleSet* s) noexcept nogil:
-    cdef uint32_t n = 0
-    cdef uint32_t i
-    for i in range(s.capacity):
-        n += s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i])
-    return n
-
-
-cdef inline bint told_has_room(const RouteTable* t, const HandleSet* s, uint32_t capacity) noexcept nogil:
-    return capacity <= s.capacity or (
-        atomic_peek_u64(&t.told_bytes) + (capacity - s.capacity) * sizeof(uint64_t) <= t.told_cap_bytes)
-
-
-cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
-    # Receivers that have left are dropped here and need no room, so the set is bounded by those connected at once.
-    cdef HandleSet fresh
-    cdef uint32_t n_living
-    cdef uint32_t i
-    if s.n_pause:
-        s.n_pause -= 1
-        return False
-    n_living = handle_set_living(t, s)
-    memset(&fresh, 0, sizeof(fresh))
-    fresh.capacity = 4
-    while fresh.capacity < 2 * (n_living + 1):
-        fresh.capacity *= 2
-    if not told_has_room(t, s, fresh.capacity):
-        s.n_pause = s.capacity // 4      # to look through a large set for everybody that is turned away would be slow
-        return False
-    fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
-    if fresh.slots is NULL:
-        return False
-    for i in range(s.capacity):
-        # Some may have left since they were counted, but nobody comes back to life.
-        if s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i]):
-            handle_set_put(&fresh, s.slots[i])
-    atomic_add_u64(&t.told_bytes, fresh.capacity * sizeof(uint64_t))
-    handle_set_free(t, s)
-    s[0] = fresh
-    return True
-
-
-cdef void told_add_locked(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
-    if 4 * (route.told.n + 1) <= 3 * route.told.capacity or handle_set_grow(t, &route.told):
-        handle_set_put(&route.told, receiver)
-
-
-cdef bint routes_note_told(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from route's key. False when the key has left the region meanwhile.
-
-    Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
-    """
-    cdef bint is_here
-    pthread_mutex_lock(&t.lock)
-    is_here = route.members.n != 0 or route.forwarders.n != 0
-    if is_here:
-        told_add_locked(t, route, receiver)
-    pthread_mutex_unlock(&t.lock)
-    return is_here
-
-
-# ---- keys that were heard of before they came (§6.7)
-
-cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
-    """Return what stands for a key without a route until the next key comes to the region."""
-    return routes_hash(t, key) + atomic_peek_u64(&t.next_stamp)
-
-
-cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from a key that had no route, for when it has one. Of many the last count."""
-    cdef Route* route
-    cdef StrangerBucket* bucket
-    cdef int i
-    pthread_mutex_lock(&t.lock)
-    route = routes_find(t, key)
-    if t.strangers is NULL:
-        t.strangers = <StrangerBucket*>calloc(STRANGER_BUCKETS, sizeof(StrangerBucket))
-    if route is not NULL:
-        told_add_locked(t, route, receiver)
-    elif t.strangers is not NULL:
-        bucket = &t.strangers[routes_hash(t, key) % STRANGER_BUCKETS]
-        for i in range(STRANGER_PLACES):
-            if bucket.places[i].receiver == receiver and memcmp(bucket.places[i].key, key, 32) == 0:
-                break
-        else:
-            bucket.places[bucket.next].receiver = receiver
-            memcpy(bucket.places[bucket.next].key, key, 32)
-            bucket.next = (bucket.next + 1) % STRANGER_PLACES
-    pthread_mutex_unlock(&t.lock)
-
-
-cdef void strangers_join(RouteTable* t, Route* route) noexcept nogil:
-    # The key of a new route is no stranger any more: its receivers are told when it leaves.
-    cdef StrangerBucket* bucket
-    cdef int i
-    if t.strangers is NULL:
-        return
-    bucket = &t.strangers[route.hash % STRANGER_BUCKETS]
-    for i in range(STRANGER_PLACES):
-        if bucket.places[i].receiver != 0 and memcmp(bucket.places[i].key, route.key, 32) == 0:
-            told_add_locked(t, route, bucket.places[i].receiver)
-            bucket.places[i].receiver = 0

@@ -1,11 +1,13 @@
 # One logged-in connection: its slot, its output side, its end. (Its input side is the worker's.)
 #
-# A session is born in the control thread (`session_open`), served by one worker, and ended by that worker alone
-# (`session_end`). Everybody names it by handle: slot and generation, so a late reference is harmless.
+# A session is born in the control thread (`session_open`), served by one worker, and ended by that
+# worker alone (`session_end`). Everybody names it by handle: slot and generation, so a late
+# reference is harmless.
 #
-#   FREE ──open──► OPEN ──session_fail, by anyone under the output lock──► CLOSING ──session_end, by its worker──► FREE
+#   FREE ──open──► OPEN ──session_fail, by any thread──► CLOSING ──session_end, by its worker──► FREE
 #
-# Locks, in this order: route table, then one session's output lock (never two), then a wheel or the events queue.
+# Locks, in this order: route table, then one session's output lock (never two), then a wheel or the
+# events queue.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -13,7 +15,7 @@ from fastderp.tls.aead cimport Keyring
 from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.cardinality cimport SenderSketch
 from fastderp.dataplane.counters cimport Counters
-from fastderp.dataplane.peer_gone cimport Departures
+from fastderp.dataplane.peer_gone cimport PeerGoneQueue
 from fastderp.dataplane.events cimport EventQueue, Totals
 from fastderp.dataplane.backlog cimport Backlog, BacklogBudget
 from fastderp.tls.record cimport Records
@@ -22,10 +24,12 @@ from fastderp.dataplane.sys cimport iovec, pthread_mutex_t
 from fastderp.dataplane.timer_wheel cimport Timer, Wheel
 
 cdef enum:
-    SEAL_CHUNK = 65536           # plaintext sealed between two writes: what a full socket leaves over stays small
+    # plaintext sealed between two writes: what a full socket leaves over stays small
+    SEAL_CHUNK = 65536
     OUTPUT_IOVS = 1024           # UIO_MAXIOV: what one sendmsg takes
     NOT_HERE_BURST = 3           # answers at once to disco packets for unknown keys (§6.4)
-    TELL_SLOTS = 256             # of sets of receivers in one turn: 192 of them at most, each a write others wait for
+    # of sets of receivers in one turn: 192 of them at most, each a write others wait for
+    PEER_GONE_SLOTS = 256
 
 cdef enum:
     APP_NAME_MAX = 32            # bytes (PROTOCOL §22)
@@ -51,7 +55,8 @@ cdef enum CloseReason:
     CLOSE_SILENT                 # a link that was not heard for two keep-alive periods
     N_CLOSE_REASONS
 
-cdef struct Stash:               # bytes of an incomplete frame or record; allocated while there are any
+# bytes of an incomplete frame or record; allocated while there are any
+cdef struct Stash:
     uint8_t* data
     uint32_t n
     uint32_t capacity
@@ -81,7 +86,8 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint64_t opened_ns
     uint64_t keep_alive_ns       # its own period
     Route* route
-    Records* records             # in core.keys, NULL on a plain socket; rx side: worker, tx side: output lock
+    # in core.keys, NULL on a plain socket; rx side: worker, tx side: output lock
+    Records* records
     # Its worker only.
     Stash frame                  # plaintext of an incomplete frame
     Stash record                 # ciphertext of an incomplete record
@@ -91,34 +97,43 @@ cdef struct Session:             # of six cache lines; flags are bytes, to keep 
     uint64_t next_keep_alive_ns  # for a link: when to look whether it is still heard
     uint64_t heard_ns            # when it last sent anything
     Bucket bucket                # receive rate limit (§6.8)
-    uint64_t resume_ns           # when a session that is over its rate is read again; 0 = it is not held back
+    # when a session that is over its rate is read again; 0 = it is not held back
+    uint64_t resume_ns
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
     uint8_t preferred            # atomic, this worker the only writer
-    uint8_t has_begun            # the frame at the start of the stash has been charged and noted (§5)
-    uint8_t is_fresh             # the worker has not looked at it yet: there may be unread bytes in the stashes
+    # the frame at the start of the stash has been charged and noted (§5)
+    uint8_t has_begun
+    # the worker has not looked at it yet: there may be unread bytes in the stashes
+    uint8_t is_fresh
     uint8_t is_ending
     uint8_t is_contending        # its last packet was for a contended session
     uint8_t is_drained           # its last read emptied the socket: epoll tells when there is more
-    uint8_t has_hung_up          # nothing more will come but the end, of which epoll will not tell again
-    uint8_t is_cut               # the stash holds whole frames: there were too many destinations for one turn
-    uint8_t has_records          # as is_cut, of the stash of ciphertext: there were too many records for one turn
-    uint8_t is_unfinished        # in the worker's line of sessions to go on with in the next turn …
-    Session* next_unfinished     # … and its neighbours there
-    Session* previous_unfinished
+    # nothing more will come but the end, of which epoll will not tell again
+    uint8_t has_hung_up
+    # the stash holds whole frames: there were too many destinations for one turn
+    uint8_t is_cut
+    # as is_cut, of the stash of ciphertext: there were too many records for one turn
+    uint8_t has_records
+    uint8_t is_deferred        # in the worker's line of sessions to go on with in the next turn …
+    Session* next_deferred     # … and its neighbours there
+    Session* previous_deferred
     # The output side: guarded by output_lock.
     pthread_mutex_t output_lock
     uint8_t state                # atomic, written under the lock
     uint8_t close_reason
     uint8_t close_detail
-    uint8_t contended            # atomic, written under the lock: not 0 while senders compete for it
+    # atomic, written under the lock: not 0 while senders compete for it
+    uint8_t contended
     uint8_t wants_out            # EPOLLOUT is armed
     uint8_t is_held              # EPOLLIN is not: over the rate limit
     uint8_t rtt_excused          # without a round-trip time, and not to be counted as such (again)
     Backlog* backlog             # NULL while empty
-    Backlog* spare               # an empty one that knows who floods the session, while it is contended; or NULL
+    # an empty one that knows who floods the session, while it is contended; or NULL
+    Backlog* spare
     uint8_t* app_name            # its length, then its bytes; NULL without one
-    SenderSketch* senders        # NULL until the first sender, and while core.counts_senders is False
+    # NULL until the first sender, and while core.counts_senders is False
+    SenderSketch* senders
     uint64_t write_deadline_ns   # meaningful while there is a backlog
     uint64_t tx_packets
     uint64_t tx_bytes
@@ -140,35 +155,38 @@ cdef struct Core:                # what all threads of one plane share
     uint64_t write_timeout_ns    # atomic; 0 = none, as of mesh_write_timeout_ns
     uint64_t mesh_write_timeout_ns
     uint64_t home_settled_ns     # after the login; only later changes of home count as moves (§6.6)
-    uint64_t packet_age_ns       # how long a packet may wait for a session, other than under lane_packets; 0 = any time
+    # how long a packet may wait for a session, other than under lane_packets; 0 = any time
+    uint64_t packet_age_ns
     pthread_mutex_t limit_lock
     RateLimit limit
     uint64_t limit_version       # atomic; 0 = there never was a limit
     int n_workers
     int* epolls                  # by worker
     Wheel* wheels
-    Departures* departures
-    uint32_t lane_packets        # exactly so many packets wait for a client in each lane; 0 = the rule of LANE_BYTES
+    PeerGoneQueue* peer_gone
+    # exactly so many packets wait for a client in each lane; 0 = the rule of LANE_BYTES
+    uint32_t lane_packets
     bint counts_senders          # fixed: each session estimates how many peers have sent to it
     int n_watched
     uint8_t* watched             # keys; packets for them that are dropped are told of
     uint64_t pad[8]
     uint64_t queue_ns            # atomic; moving average of the time packets waited
 
-cdef struct Turn:                # what one thread needs to act on sessions; never shared
+cdef struct ThreadContext:                # what one thread needs to act on sessions; never shared
     Core* core
     Counters* counters
     uint64_t now_ns
     uint64_t n_timed             # packets written or displaced since the last queue_time_fold …
     uint64_t waited_ns           # … and how long they waited, together
     uint64_t n_direct            # packets that went straight to their sockets; only ever grows
-    uint64_t told_since_ns       # drops told of in the second that began then
-    int n_told
+    uint64_t reported_since_ns       # drops told of in the second that began then
+    int n_reported
     Keyring keyring
     uint8_t* sealed              # scratch for one chunk of records
     size_t sealed_capacity
 
-cdef struct Batch:               # whole frames for one session, with what is counted when they are written
+# whole frames for one session, with what is counted when they are written
+cdef struct Batch:
     iovec* iov
     int n_iov
     size_t n_bytes
@@ -176,15 +194,17 @@ cdef struct Batch:               # whole frames for one session, with what is co
     size_t n_data                # payload bytes of the packets
 
 # Birth, in the control thread: open, publish; discard after a failure.
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const uint8_t* app_name, uint8_t n_app_name,
+cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
+                           const uint8_t* app_name, uint8_t n_app_name,
                            bint own_rtt, const Records* keys) noexcept nogil
-cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil
-cdef void session_discard(Turn* t, Session* s) noexcept nogil
+cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
+                          size_t n_first) noexcept nogil
+cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil
 
 # Life and death, by the session's own worker.
-cdef void session_due(Turn* t, Session* s) noexcept nogil
-cdef void session_end(Turn* t, Session* s) noexcept nogil
-cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil
+cdef void session_due(ThreadContext* t, Session* s) noexcept nogil
+cdef void session_end(ThreadContext* t, Session* s) noexcept nogil
+cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil
 
 cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil

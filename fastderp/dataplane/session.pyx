@@ -1,5 +1,5 @@
-# The life of a session: born in the control thread, kept alive and ended by its worker. Writing to it is output.pyx,
-# reading from it worker.pyx.
+# The life of a session: born in the control thread, kept alive and ended by its worker. Writing to
+# it is output.pyx, reading from it worker.pyx.
 
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -7,25 +7,25 @@ from libc.string cimport memcpy, memset
 from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
 from fastderp.dataplane.cardinality cimport SenderSketch, sketch_add
 from fastderp.dataplane.peer_gone cimport (
-    Departure, departures_add, departures_first, departures_hand_over, departures_pop,
+    PeerGone, peer_gone_add, peer_gone_first, peer_gone_hand_over, peer_gone_pop,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
-    FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE, ROLE_LINK,
-    frame_put_header,
+    FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, GONE_DISCONNECTED, KEY_SIZE, PEER_GONE_SIZE,
+    ROLE_LINK, frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, goodbye_locked, output_first_locked,
-    poll_set_locked, spare_free_locked, session_fail, session_output_frame,
+    backlog_discard_locked, backlog_gate, fail_locked, flush_locked, close_notify_locked,
+    output_first_locked, poll_set_locked, spare_free_locked, session_fail, session_output_frame,
 )
 from fastderp.tls.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport (
-    HandleSet, Route, routes_find, routes_note_told, routes_register, routes_unregister,
+    HandleSet, Route, routes_find, routes_add_gone_watcher, routes_register, routes_unregister,
 )
 from fastderp.dataplane.sys cimport (
-    EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64, atomic_store_u64,
-    atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock,
+    EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64,
+    atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from fastderp.dataplane.timer_wheel cimport wheel_arm, wheel_disarm
 
@@ -69,13 +69,14 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
     return atomic_load_u64(&session_at(<Core*>core, handle).handle) == handle
 
 
-cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
-    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 = no need. A session
-    # that broke at the deadline, or was closed before, did not time out.
+cdef bint write_expired(ThreadContext* t, Session* s, uint64_t* due_ns) noexcept nogil:
+    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 =
+    # no need. A session that broke at the deadline, or was closed before, did not time out.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
-        flush_locked(t, s)       # the kernel announces room by the half buffer: a slow reader may have made some
+        # the kernel announces room by the half buffer: a slow reader may have made some
+        flush_locked(t, s)
     due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
     if expired:
@@ -85,7 +86,7 @@ cdef bint write_expired(Turn* t, Session* s, uint64_t* due_ns) noexcept nogil:
     return expired
 
 
-cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
+cdef void keep_alive(ThreadContext* t, Session* s, bint stuck) noexcept nogil:
     cdef uint8_t frame[FRAME_HEADER]
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     pthread_mutex_lock(&s.output_lock)
@@ -96,8 +97,9 @@ cdef void keep_alive(Turn* t, Session* s, bint stuck) noexcept nogil:
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
 
 
-cdef void link_watch(Turn* t, Session* s) noexcept nogil:
-    # A server is heard at least once per keep-alive period; two without a word, and it is gone (§4).
+cdef void link_watch(ThreadContext* t, Session* s) noexcept nogil:
+    # A server is heard at least once per keep-alive period; two without a word, and it is gone
+    # (§4).
     cdef uint64_t silence_ns = 2 * t.core.keep_alive_ns
     s.next_keep_alive_ns = s.heard_ns + silence_ns
     if t.now_ns >= s.next_keep_alive_ns:
@@ -105,7 +107,7 @@ cdef void link_watch(Turn* t, Session* s) noexcept nogil:
         s.next_keep_alive_ns = t.now_ns + silence_ns
 
 
-cdef void session_due(Turn* t, Session* s) noexcept nogil:
+cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
     """Do what the session's timer was for, and set it anew."""
     cdef uint64_t due_ns
     if write_expired(t, s, &due_ns):
@@ -125,7 +127,8 @@ cdef void session_due(Turn* t, Session* s) noexcept nogil:
 # ---- birth and death
 
 cdef uint64_t keep_alive_period(const Core* core) noexcept nogil:
-    # 60 s + [0, 5) s, or in that proportion: drawn once per session, so that a crowd does not come due together.
+    # 60 s + [0, 5) s, or in that proportion: drawn once per session, so that a crowd does not come
+    # due together.
     cdef uint16_t jitter = 0
     getrandom(&jitter, sizeof(jitter), 0)
     return core.keep_alive_ns + (core.keep_alive_ns // 12 * jitter >> 16)
@@ -168,9 +171,12 @@ cdef uint8_t* app_name_new(const uint8_t* name, uint8_t n) noexcept nogil:
     return copy
 
 
-cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const uint8_t* app_name, uint8_t n_app_name,
+cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
+                           const uint8_t* app_name, uint8_t n_app_name,
                            bint own_rtt, const Records* keys) noexcept nogil:
-    """Return a new session that no other thread knows yet, with copies of name and keys, or NULL without memory."""
+    """Return a new session that no other thread knows yet, with copies of name and keys, or NULL
+    without memory.
+    """
     cdef Core* core = t.core
     cdef Session* s = slot_take(core, keys is not NULL)
     cdef uint32_t generation
@@ -201,7 +207,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     s.not_here_tokens = NOT_HERE_BURST
     s.preferred = s.is_ending = False
     s.is_drained = True
-    s.is_contending = s.has_hung_up = s.is_cut = s.has_records = s.is_unfinished = False
+    s.is_contending = s.has_hung_up = s.is_cut = s.has_records = s.is_deferred = False
     s.is_fresh = True
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
@@ -221,7 +227,7 @@ cdef Session* session_open(Turn* t, int worker, int fd, const Peer* peer, const 
     return s
 
 
-cdef void slot_clear_locked(Turn* t, Session* s) noexcept nogil:
+cdef void slot_clear_locked(ThreadContext* t, Session* s) noexcept nogil:
     """End the session's life for every other thread, and free what the output lock guards."""
     atomic_store_u8(&s.state, SESSION_FREE)
     atomic_store_u64(&s.handle, 0)
@@ -235,7 +241,7 @@ cdef void slot_clear_locked(Turn* t, Session* s) noexcept nogil:
         s.records = NULL
 
 
-cdef void session_discard(Turn* t, Session* s) noexcept nogil:
+cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil:
     """Undo session_open. The socket stays the caller's."""
     pthread_mutex_lock(&s.output_lock)
     slot_clear_locked(t, s)
@@ -245,14 +251,17 @@ cdef void session_discard(Turn* t, Session* s) noexcept nogil:
     slot_give_back(t.core, s)
 
 
-cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_first) noexcept nogil:
-    """Enter the session in the routing table, write `first`, hand it to its worker. False without memory.
+cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
+                          size_t n_first) noexcept nogil:
+    """Enter the session in the routing table, write `first`, hand it to its worker. False without
+    memory.
 
-    In this order: once the peer knows that it is in, it can be reached. Until then the backlog keeps senders from the
-    socket, and the output lock keeps the worker from ending what is not complete yet.
+    In this order: once the peer knows that it is in, it can be reached. Until then the backlog
+    keeps senders from the socket, and the output lock keeps the worker from ending what is not
+    complete yet.
     """
     cdef epoll_event event
-    cdef HandleSet told
+    cdef HandleSet watchers
     cdef uint64_t handle = s.handle
     cdef uint32_t n_members = 0
     cdef bint not_ideal = s.peer.not_ideal
@@ -286,53 +295,57 @@ cdef bint session_publish(Turn* t, Session* s, const uint8_t* first, size_t n_fi
         counter_add(&t.counters.notideal_connections, not_ideal)
         counter_add(&t.counters.sealed_connections, sealed)
         return True
-    if route is not NULL and routes_unregister(&t.core.routes, route, handle, &told):
-        departures_hand_over(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
+    if route is not NULL and routes_unregister(&t.core.routes, route, handle, &watchers):
+        peer_gone_hand_over(&t.core.peer_gone[s.worker], &t.core.routes, s.peer.key, &watchers)
     return False
 
 
 # ---- news of departures (§6.7)
 
-cdef bint has_returned(Turn* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    # Whether the key is in the region again before the receiver was told that it had left. Now that would be wrong, and
-    # might come behind what the key has sent since; the receiver is told when it leaves the next time.
+cdef bint has_returned(ThreadContext* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
+    # Whether the key is in the region again before the receiver was told that it had left. Now that
+    # would be wrong, and might come behind what the key has sent since; the receiver is told when
+    # it leaves the next time.
     cdef Route* route = routes_find(&t.core.routes, key)
-    return route is not NULL and routes_note_told(&t.core.routes, route, receiver)
+    return route is not NULL and routes_add_gone_watcher(&t.core.routes, route, receiver)
 
 
-cdef uint32_t departure_tell(Turn* t, Departure* departure, uint32_t n_slots) noexcept nogil:
+cdef uint32_t peer_gone_send(ThreadContext* t, PeerGone* gone, uint32_t n_slots) noexcept nogil:
     # Of one departure, as far as n_slots go; how many it took.
     cdef uint8_t frame[PEER_GONE_SIZE]
-    cdef uint32_t first = departure.n_seen
+    cdef uint32_t first = gone.n_seen
     cdef uint64_t receiver
     frame_put_header(frame, FRAME_PEER_GONE, KEY_SIZE + 1)
-    memcpy(frame + FRAME_HEADER, departure.key, KEY_SIZE)
+    memcpy(frame + FRAME_HEADER, gone.key, KEY_SIZE)
     frame[FRAME_HEADER + KEY_SIZE] = GONE_DISCONNECTED
-    while departure.n_seen < departure.told.capacity and departure.n_seen - first < n_slots:
-        receiver = departure.told.slots[departure.n_seen]
-        departure.n_seen += 1
-        if (receiver != 0 and session_is_alive(t.core, receiver) and not has_returned(t, departure.key, receiver)
+    while gone.n_seen < gone.watchers.capacity and gone.n_seen - first < n_slots:
+        receiver = gone.watchers.slots[gone.n_seen]
+        gone.n_seen += 1
+        if (receiver != 0 and session_is_alive(t.core, receiver) and not has_returned(t, gone.key,
+            receiver)
                 and session_output_frame(t, receiver, frame, PEER_GONE_SIZE)):
             counter_add(&t.counters.peer_gone_disconnected_frames, 1)
-    return departure.n_seen - first
+    return gone.n_seen - first
 
 
-cdef void departures_tell(Turn* t, Departures* departures) noexcept nogil:
+cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil:
     """Tell those who got data from keys that left the region, as many as one turn allows."""
-    cdef Departure* departure = departures_first(departures)
-    cdef uint32_t left = TELL_SLOTS
-    while departure is not NULL:
-        left -= departure_tell(t, departure, left)
-        if departure.n_seen < departure.told.capacity:
+    cdef PeerGone* gone = peer_gone_first(queue)
+    cdef uint32_t left = PEER_GONE_SLOTS
+    while gone is not NULL:
+        left -= peer_gone_send(t, gone, left)
+        if gone.n_seen < gone.watchers.capacity:
             return
-        departures_pop(departures, &t.core.routes)
-        departure = departures_first(departures)
+        peer_gone_pop(queue, &t.core.routes)
+        gone = peer_gone_first(queue)
 
 
 # ---- the end
 
 cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil:
-    """Count a sender for the session it has sent to, if that is still there. Without memory the estimate stays 0."""
+    """Count a sender for the session it has sent to, if that is still there. Without memory the
+    estimate stays 0.
+    """
     cdef Session* s = session_at(core, handle)
     pthread_mutex_lock(&s.output_lock)
     if atomic_load_u64(&s.handle) == handle:
@@ -344,7 +357,8 @@ cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash)
 
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
-    """Copy what a session has carried. Under its output lock, or when it is nobody else's any more."""
+    """Copy what a session has carried. Under its output lock, or when it is nobody else's any more.
+    """
     totals.rx_packets = atomic_peek_u64(&s.rx_packets)
     totals.rx_bytes = atomic_peek_u64(&s.rx_bytes)
     totals.tx_packets = s.tx_packets
@@ -352,7 +366,8 @@ cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
     totals.dropped = s.dropped
 
 
-cdef void closed_report(Turn* t, Session* s, uint64_t handle, const uint8_t* app_name) noexcept nogil:
+cdef void closed_report(ThreadContext* t, Session* s, uint64_t handle,
+                        const uint8_t* app_name) noexcept nogil:
     cdef Event* event
     if app_name is not NULL:
         event = event_new(&t.core.events, EVENT_CLOSED, handle, app_name + 1, app_name[0])
@@ -370,14 +385,16 @@ cdef void closed_report(Turn* t, Session* s, uint64_t handle, const uint8_t* app
     events_push(&t.core.events, event)
 
 
-cdef void session_end(Turn* t, Session* s) noexcept nogil:
-    """End a session: stop output, leave the table, have those told who must know, free everything. By its worker only."""
+cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
+    """End a session: stop output, leave the table, have those told who must know, free everything.
+    By its worker only.
+    """
     cdef uint64_t handle = s.handle
-    cdef HandleSet told
+    cdef HandleSet watchers
     cdef uint8_t* app_name
     pthread_mutex_lock(&s.output_lock)
     if s.state == SESSION_OPEN:
-        goodbye_locked(t, s)
+        close_notify_locked(t, s)
     if s.records is not NULL:
         counter_add(&t.counters.sealed_connections, <uint64_t>-1 if s.peer.role != ROLE_LINK else 0)
     app_name = s.app_name        # for the report
@@ -396,8 +413,8 @@ cdef void session_end(Turn* t, Session* s) noexcept nogil:
         counter_add(&t.counters.home_connections, <uint64_t>-1)
     if s.peer.not_ideal:
         counter_add(&t.counters.notideal_connections, <uint64_t>-1)
-    if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &told):
-        departures_add(&t.core.departures[s.worker], &t.core.routes, s.peer.key, &told)
+    if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &watchers):
+        peer_gone_add(&t.core.peer_gone[s.worker], &t.core.routes, s.peer.key, &watchers)
     closed_report(t, s, handle, app_name)
     free(app_name)
     slot_give_back(t.core, s)

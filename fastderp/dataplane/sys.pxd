@@ -109,7 +109,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t* m)
     int pthread_mutex_unlock(pthread_mutex_t* m)
     int pthread_mutex_destroy(pthread_mutex_t* m)
-    int pthread_create(pthread_t* t, const pthread_attr_t* attr, void* (*run)(void*) noexcept nogil, void* arg)
+    int pthread_create(pthread_t* t, const pthread_attr_t* attr,
+                       void* (*run)(void*) noexcept nogil, void* arg)
     int pthread_join(pthread_t t, void** result)
     int pthread_attr_init(pthread_attr_t* attr)
     int pthread_attr_setstacksize(pthread_attr_t* attr, size_t n)
@@ -129,8 +130,8 @@ cdef extern from *:
     void heap_trim() noexcept nogil
 
 
-# A thread that waits for packets does not work for long: with a short slice (Linux 6.12; before that it changes nothing)
-# it comes soon when there are some, also on a core that others keep busy. Where that is forbidden all stays as it is.
+# A worker runs for a short time whenever packets arrive. A short slice (Linux 6.12; older kernels
+# ignore it) has the kernel schedule it soon, also on a busy core. A refusal is ignored.
 cdef extern from *:
     """
     #include <sched.h>
@@ -141,7 +142,8 @@ cdef extern from *:
     #if defined(SYS_sched_getattr) && defined(SYS_sched_setattr)
         struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority;
                  uint64_t runtime_ns, deadline_ns, period_ns; } attr;
-        if (syscall(SYS_sched_getattr, 0, &attr, (unsigned)sizeof attr, 0) != 0 || attr.policy != SCHED_OTHER)
+        if (syscall(SYS_sched_getattr, 0, &attr, (unsigned)sizeof attr, 0) != 0
+            || attr.policy != SCHED_OTHER)
             return;
         attr.runtime_ns = slice_ns;
         (void)syscall(SYS_sched_setattr, 0, &attr, 0);
@@ -160,7 +162,7 @@ cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
         madvise(<void*>first, last - first, MADV_DONTNEED)
 
 
-# Atomics. Plain loads and stores of a shared word appear nowhere else, so every data race is one of these.
+# Atomics: every word that threads share without a lock is read and written by these alone.
 cdef extern from *:
     """
     #define atomic_load_u64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)

@@ -1,5 +1,6 @@
-# A worker's timers: a wheel of 8 ms ticks reaching 68 s ahead; later ones wait in its last bucket and go round again.
-# Any thread may arm; only the worker takes what is due. `lock` is the last in the lock order.
+# A worker's timers: a wheel of 8 ms ticks reaching 68 s ahead; later ones wait in its last bucket
+# and go round again. Any thread may arm; only the worker takes what is due. `lock` is the last in
+# the lock order.
 
 from libc.stdint cimport uint32_t, uint64_t
 

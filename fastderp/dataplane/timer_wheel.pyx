@@ -1,7 +1,8 @@
 from libc.string cimport memset
 
 from fastderp.dataplane.sys cimport (
-    eventfd_wake, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    eventfd_wake, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
 
 cdef extern from *:
@@ -20,7 +21,8 @@ cdef void wheel_destroy(Wheel* w) noexcept nogil:
 
 
 cdef inline uint64_t timer_bucket(const Wheel* w, uint64_t due_ns) noexcept nogil:
-    # Rounded up, so that a timer is never taken before it is due, except one that waits in the last bucket.
+    # Rounded up, so that a timer is never taken before it is due, except one that waits in the last
+    # bucket.
     cdef uint64_t tick = (due_ns + (<uint64_t>1 << WHEEL_TICK_BITS) - 1) >> WHEEL_TICK_BITS
     if tick < w.tick:
         tick = w.tick

@@ -1,30 +1,40 @@
-# A worker: one thread, one epoll set, the input side of its sessions. The life of a packet is in worker.pyx.
-# Everything here belongs to the worker's thread, except `stop` and `wants_rest`, and `counters`, which anybody may read.
+# A worker: one thread, one epoll set, the input side of its sessions. The life of a packet is in
+# worker.pyx. Everything here belongs to the worker's thread, except `stop` and `wants_trim`, and
+# `counters`, which anybody may read.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.frame cimport KEY_SIZE
-from fastderp.dataplane.session cimport Core, RateLimit, Session, Turn
+from fastderp.dataplane.session cimport Core, RateLimit, Session, ThreadContext
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
-    READ_MAX = 262144            # bytes a session may bring in one turn: the others wait no longer than that takes
+    # bytes a session may bring in one turn: the others wait no longer than that takes
+    READ_MAX = 262144
     READ_CONTENDING_MAX = 16384  # the same when several want more of a receiver than it takes
-    READ_LIMITED_MAX = 66560     # the same under a rate limit: what is held back stays small, and is one frame at least
-    READ_RECORDS = 1024          # TLS records of one session in one turn: to open one of a byte takes 0.3 µs
-    TOUCH_MAX = 256              # destinations of one session in one turn: each costs a write, for which others wait
-    UNREAD_MAX = 294912          # bytes a promoted connection may bring along; more than an incomplete frame or record
-    GATHER_MAX = 1048576         # plaintext of one turn before it is sent on; holds a fresh session's first read
-    RUN_MAX = 65536              # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
+    # the same under a rate limit: what is held back stays small, and is one frame at least
+    READ_LIMITED_MAX = 66560
+    # TLS records of one session in one turn: to open one of a byte takes 0.3 µs
+    READ_RECORDS = 1024
+    # destinations of one session in one turn: each costs a write, for which others wait
+    TOUCH_MAX = 256
+    # bytes a promoted connection may bring along; more than an incomplete frame or record
+    UNREAD_MAX = 294912
+    # plaintext of one turn before it is sent on; holds a fresh session's first read
+    GATHER_MAX = 1048576
+    # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
+    RUN_MAX = 65536
     MAX_RUNS = 4096
     MAX_TARGETS = 1024
     TARGET_BUCKETS = 4096        # power of two, larger than MAX_TARGETS
     MAX_EVENTS = 512
-    MAX_ENDING = 1024            # sessions that end in one turn; the rest is found ended in the next one
+    # sessions that end in one turn; the rest is found ended in the next one
+    MAX_ENDING = 1024
     SEEN_PAIRS = 4096            # power of two
 
-cdef struct Run:                 # whole frames for one target that lie behind each other in the gather buffer
+# whole frames for one target that lie behind each other in the gather buffer
+cdef struct Run:
     uint8_t* data
     uint32_t n
     int next                     # of the same target; -1 = last
@@ -41,7 +51,8 @@ cdef struct Target:              # a session that this turn's frames go to
     bint is_contended            # as the session says
     bint has_pong                # one of these frames is a pong
 
-cdef struct Line:                # sessions with more to do than one turn allows, in the order of their turns
+# sessions with more to do than one turn allows, in the order of their turns
+cdef struct ReadyList:
     Session* first
     Session* last
     int n
@@ -51,25 +62,28 @@ cdef struct SeenPair:            # a (sender, receiver) pair that the routing ta
     uint64_t receiver
 
 cdef struct Worker:
-    Turn turn
+    ThreadContext context
     int index
     int epoll
     int wake_fd
     pthread_t thread
-    uint8_t stop                 # atomic, as wants_rest
-    uint8_t wants_rest
+    uint8_t stop                 # atomic, as wants_trim
+    uint8_t wants_trim
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
     uint64_t gather_ns           # when the first of what is gathered may have been read
-    uint8_t* forward             # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
+    # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
+    uint8_t* forward
     size_t n_forwarded
-    uint8_t* cipher              # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
+    # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
+    uint8_t* cipher
     int n_runs
     int n_targets
     int n_ending
     int n_touched                # targets that the present session has brought
-    Line unfinished
-    bint has_last                # last_dst and last_target are of this read, and no flush has come in between
+    ReadyList deferred
+    # last_dst and last_target are of this read, and no flush has come in between
+    bint has_last
     uint8_t last_dst[KEY_SIZE]   # destination of the previous packet …
     int last_target              # … its target, negative when it has none …
     bint last_is_link            # … and whether that is another relay
@@ -86,6 +100,6 @@ cdef struct Worker:
 
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil
 cdef bint worker_start(Worker* w) noexcept nogil
-cdef void worker_rest(Worker* w) noexcept nogil
+cdef void worker_trim(Worker* w) noexcept nogil
 cdef void worker_stop(Worker* w) noexcept nogil
 cdef void worker_free(Worker* w) noexcept nogil

@@ -53,7 +53,7 @@ from fastderp.wire.protocol import FrameType, frame, restarting_payload
 _PLANE_COUNTERS = frozenset(
     {"reads", "writes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"}
 )
-_PLANE_GAUGES = frozenset({"backlog_bytes", "told_bytes"})
+_PLANE_GAUGES = frozenset({"backlog_bytes", "gone_watchers_bytes"})
 # A mesh peer may announce 250,000 keys at once, each worth some microseconds here: logins come in between.
 _EVENTS_PER_TURN = 256
 # Client connections whose TLS records the data plane opens are all of this version.

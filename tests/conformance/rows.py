@@ -37,7 +37,7 @@ PROTOCOL = {
         "frame headers: a type and a big-endian length, read and written",
         "unit/wire/protocol::header_is_a_type_and_a_big_endian_length",
         "property/wire_properties::frames_survive_any_cutting_and_a_cut_off_end_loses_only_the_last",
-        "unit/dataplane/plane::frames_cut_at_any_byte_arrive_whole_and_in_order",
+        "unit/dataplane/packets::frames_cut_at_any_byte_arrive_whole_and_in_order",
     ),
     "2": _row(
         "reading and writing headers and keys allocates nothing",
@@ -91,7 +91,7 @@ PROTOCOL = {
     "12": _row(
         "a receiver that does not read stalls nobody else",
         "system/relay_packets::a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only",
-        "unit/dataplane/plane::a_stalled_reader_does_not_hold_up_others",
+        "unit/dataplane/fairness::a_stalled_reader_does_not_hold_up_others",
     ),
     "13": _row(
         "a ping is answered", "system/relay_packets::a_ping_is_answered_with_its_first_8_bytes"
@@ -130,8 +130,8 @@ PROTOCOL = {
     ),
     "20": _row(
         "the forwarder table",
-        "unit/dataplane/plane::the_oldest_forwarder_is_preferred_and_the_next_takes_over",
-        "unit/dataplane/plane::packets_for_a_remote_key_go_over_its_link",
+        "unit/dataplane/mesh::the_oldest_forwarder_is_preferred_and_the_next_takes_over",
+        "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
         "conformance/forwarders::withdrawing_a_forwarder_of_a_local_client_leaves_it_local",
         "conformance/forwarders::a_client_that_moves_to_another_relay_is_not_gone",
         "conformance/forwarders::withdrawing_what_was_never_announced_changes_nothing",
@@ -176,7 +176,7 @@ PROTOCOL = {
     "27": _row(
         "disable fighters: two that alternate are both disabled",
         "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
-        "unit/dataplane/plane::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+        "unit/dataplane/duplicates::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
         "conformance/relay::the_policy_for_those_who_share_a_key_can_be_chosen",
     ),
     "28": _row(
@@ -191,22 +191,22 @@ PROTOCOL = {
         "last writer is active, back and forth; who leaves hands over",
         "system/relay_packets::whoever_spoke_last_gets_the_packets",
         "system/relay_packets::when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently",
-        "unit/dataplane/plane::of_three_the_latest_speaker_left_takes_over",
+        "unit/dataplane/duplicates::of_three_the_latest_speaker_left_takes_over",
         "conformance/duplicates::the_last_writer_is_active",
     ),
     # Lookup and limits
     "31": _row(
         "local beats mesh, a forwarder serves who is not local, changes count at once",
-        "unit/dataplane/plane::packets_for_a_remote_key_go_over_its_link",
-        "unit/dataplane/plane::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
-        "unit/dataplane/plane::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+        "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
+        "unit/dataplane/duplicates::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
+        "unit/dataplane/duplicates::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
     ),
     "32": _row(
         "a burst passes, more waits, mesh peers are exempt, off by default",
-        "unit/dataplane/plane::a_client_over_its_rate_waits_and_loses_nothing",
+        "unit/dataplane/rate_limit::a_client_over_its_rate_waits_and_loses_nothing",
         "conformance/limits::without_a_limit_nobody_waits",
         "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
-        "unit/dataplane/plane::mesh_peers_are_not_limited",
+        "unit/dataplane/rate_limit::mesh_peers_are_not_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
@@ -218,8 +218,8 @@ PROTOCOL = {
     "34": _row(
         "a new rate counts for who is connected, duplicates too; 0 lifts it",
         "system/relay_packets::a_limit_changes_for_those_who_are_connected",
-        "unit/dataplane/plane::lifting_the_limit_frees_those_who_wait",
-        "unit/dataplane/plane::a_limit_that_changes_all_the_time_holds_nobody_for_long",
+        "unit/dataplane/rate_limit::lifting_the_limit_frees_those_who_wait",
+        "unit/dataplane/rate_limit::a_limit_that_changes_all_the_time_holds_nobody_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
     ),
@@ -234,7 +234,7 @@ PROTOCOL = {
         "the depth of the queues from the environment",
         "unit/cli/environment::a_variable_means_what_derper_makes_of_it",
         "unit/cli/environment::a_variable_that_makes_no_sense_is_named",
-        "unit/dataplane/plane::a_queue_depth_is_how_many_packets_wait_whatever_their_size",
+        "unit/dataplane/backlog::a_queue_depth_is_how_many_packets_wait_whatever_their_size",
         "system/environment::a_queue_depth_is_how_many_packets_wait_for_a_client",
     ),
     "37": _row(
@@ -404,7 +404,7 @@ PROTOCOL = {
     "wrong sizes": _row(
         "each frame of a wrong size closes",
         "system/relay_packets::a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged",
-        "unit/dataplane/plane::a_frame_of_a_wrong_size_closes_its_connection_only",
+        "unit/dataplane/frames::a_frame_of_a_wrong_size_closes_its_connection_only",
         "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else",
     ),
     "huge frames": _row(

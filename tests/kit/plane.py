@@ -15,6 +15,7 @@ from fastderp.tls.record import RecordLayer
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.records import secret_size
 
+GONE, NOT_HERE = b"\0", b"\1"
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
 
 
@@ -123,3 +124,38 @@ def dropped(plane: Plane) -> dict[tuple[str, str], int]:
     """Return the drop counters that are not zero."""
     counters: Any = plane.counters()["packets_dropped"]
     return {label: n for label, n in counters.items() if n}
+
+
+def accounted(plane: Plane) -> bool:
+    """Whether every packet that came in was delivered, dropped with a reason, or handed to another relay."""
+    c: dict[str, Any] = plane.counters()
+    came = c["packets_received"] + c["packets_forwarded_in"]
+    return bool(
+        came == c["packets_sent"] + sum(dropped(plane).values()) + c["packets_forwarded_out"]
+    )
+
+
+def closed(plane: Plane) -> ClosedEvent:
+    [event] = events(plane)
+    assert isinstance(event, ClosedEvent)
+    return event
+
+
+def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
+    """Send n packets that begin with their number; the sender's pong says that all were dealt with."""
+    for i in range(n):
+        sender.send_packet(to, struct.pack(">I", i) + bytes(size - 4))
+    sender.sync()
+
+
+def stall(plane: Plane, sender: PlanePeer, slow: PlanePeer) -> None:
+    """Send until slow's socket is full, little at once, so that the rest of what it has a part of is little, too."""
+    before = plane.counters()["backlog_bytes"]
+    while plane.counters()["backlog_bytes"] == before:
+        fill(sender, slow.key, 4, 1400)
+
+
+def packet_number(receiver: PlanePeer) -> int:
+    """Receive one packet of `fill`; return its number."""
+    number: int = struct.unpack_from(">I", receiver.receive()[1], 32)[0]
+    return number

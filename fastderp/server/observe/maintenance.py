@@ -66,6 +66,6 @@ class Maintenance:
         if moved == self._moved:
             return  # an idle relay has nothing to give back
         self._moved = moved
-        self._plane.rest()
+        self._plane.trim()
         await asyncio.sleep(TRIM_DELAY_S)
         self._plane.trim_memory()

@@ -187,7 +187,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_mesh_links", "gauge", "1 for the state each link to another relay is in", ("host", "state")),
     Metric("fastderp_reads_total", "counter", "receive calls of the data plane that brought bytes"),
     Metric("fastderp_session_closed_total", "counter", "logged-in connections that ended, by reason", ("reason",)),
-    Metric("fastderp_told_bytes", "gauge", "memory of who is to be told when a client leaves"),
+    Metric("fastderp_gone_watchers_bytes", "gauge", "memory of which clients are told when another leaves"),
     Metric("fastderp_websocket_failures_total", "counter", "WebSockets closed for breaking the rules, by close code", ("code",)),
     Metric("fastderp_writes_total", "counter", "send calls of the data plane"),
     Metric("fastderp_acme_handshakes_waiting", "gauge", "TLS handshakes that wait for a certificate to be issued"),

@@ -88,4 +88,4 @@ def test_slots_that_change_hands_under_several_workers_leave_nothing_behind(
         assert len(ended) == 4 * N_LIVES + 3
         counters = plane.counters()
         assert counters["current_connections"] == counters["clients_total"] == 0
-        assert counters["backlog_bytes"] == counters["told_bytes"] == 0
+        assert counters["backlog_bytes"] == counters["gone_watchers_bytes"] == 0

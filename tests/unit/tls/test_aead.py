@@ -58,7 +58,7 @@ def test_threads_that_pause_in_the_middle_of_a_frame_lose_nothing(workers: int) 
         for number, wire in enumerate(sealed):
             cut = len(wire) * number // len(sealed)
             a.socket.sendall(wire[:cut])
-            plane.rest()
+            plane.trim()
             a.socket.sendall(wire[cut:])
             assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
         a.close()

@@ -1,0 +1,152 @@
+# Included by output.pyx: what is counted of packets that leave, wait, or are dropped.
+
+# ---- accounting
+
+cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
+                      const uint8_t* src,
+                      const uint8_t* dst) noexcept nogil:
+    """Count a packet that will not be delivered, and tell of it if somebody asked to hear of its
+    destination.
+    """
+    cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
+    counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
+    counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
+    if t.core.n_watched and dst is not NULL:
+        drop_report(t, reason, kind, src, dst)
+
+
+cdef void drop_report(ThreadContext* t, DropReason reason, int kind, const uint8_t* src,
+                      const uint8_t* dst) noexcept nogil:
+    # A flood of drops must not become a flood of events. src is NULL in a packet that does not say
+    # whose it is.
+    cdef Event* event = NULL
+    cdef int i
+    for i in range(t.core.n_watched):
+        if memcmp(t.core.watched + i * KEY_SIZE, dst, KEY_SIZE) == 0:
+            break
+    else:
+        return
+    if t.now_ns - t.reported_since_ns >= REPORT_WINDOW_NS:
+        t.reported_since_ns = t.now_ns
+        t.n_reported = 0
+    t.n_reported += 1
+    if t.n_reported <= REPORTS_PER_SECOND:
+        event = event_new(&t.core.events, EVENT_DROP, 0, src, KEY_SIZE if src is not NULL else 0)
+    if event is not NULL:
+        event.reason = <uint8_t>reason
+        event.detail = <uint8_t>kind
+        memcpy(event.key, dst, KEY_SIZE)
+        events_push(&t.core.events, event)
+
+
+cdef void packet_lose(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
+                      const uint8_t* dst) noexcept nogil:
+    # Of a packet on its way out. One for another relay was counted as forwarded when it was tried
+    # (§6.4), so it has a counter of its own: what reaches that relay is forwarded less this.
+    if frame[0] == FRAME_FORWARD_PACKET:
+        counter_add(&t.counters.packets_forwarded_lost, 1)
+    else:
+        packet_drop(t, reason, frame, n, frame + FRAME_HEADER if n >= PACKET_OVERHEAD else NULL,
+                    dst)
+
+
+cdef inline void answer_uncount(ThreadContext* t, const uint8_t* frame) noexcept nogil:
+    # Answers are counted as sent when they are made; this one is thrown away.
+    if frame[0] == FRAME_PONG:
+        counter_add(&t.counters.sent_pong, <uint64_t>-1)
+    elif frame[0] == FRAME_PEER_GONE and frame[FRAME_HEADER + KEY_SIZE] == GONE_NOT_HERE:
+        counter_add(&t.counters.peer_gone_not_here_frames, <uint64_t>-1)
+
+
+cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
+    # The packet that was being written is lost to the write error, those behind it to the end of
+    # the session (§6.6).
+    return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
+
+
+cdef void batch_lose(ThreadContext* t, DropReason reason, const Batch* batch, size_t taken,
+                     const uint8_t* dst) noexcept nogil:
+    # Count the packets of a batch for a key as dropped, but not those that lie within its first
+    # `taken` bytes.
+    cdef int i
+    cdef const uint8_t* p
+    cdef const uint8_t* end
+    cdef size_t size
+    for i in range(batch.n_iov):
+        p = <const uint8_t*>batch.iov[i].iov_base
+        end = p + batch.iov[i].iov_len
+        while p < end:
+            size = frame_size(p)
+            if taken >= size:
+                taken -= size
+            else:
+                taken = 0
+                if frame_is_packet(p):
+                    packet_lose(t, reason, p, size, dst)
+                    reason = reason_behind(reason)
+                else:
+                    answer_uncount(t, p)
+            p += size
+
+
+cdef struct Dropper:             # context of the two functions below
+    ThreadContext* context
+    Session* session
+    DropReason reason            # of the next packet that drop_gone drops
+
+
+cdef inline uint64_t node_waited_ns(const ThreadContext* t, const Node* node) noexcept nogil:
+    # It may have been queued by a thread whose turn began later.
+    return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
+
+
+cdef void drop_displaced(void* context, const Node* node) noexcept nogil:
+    cdef Dropper* d = <Dropper*>context
+    d.session.dropped += 1
+    d.context.n_timed += 1
+    d.context.waited_ns += node_waited_ns(d.context, node)
+    packet_lose(d.context, DROP_QUEUE_HEAD, node.data, node.n, d.session.peer.key)
+
+
+cdef void drop_gone(void* context, const Node* node) noexcept nogil:
+    cdef Dropper* d = <Dropper*>context
+    if node.lane >= LANE_DISCO:
+        d.session.dropped += 1
+        packet_lose(d.context, d.reason, node.data, node.n, d.session.peer.key)
+        d.reason = reason_behind(d.reason)
+    elif node.lane == LANE_CONTROL:
+        answer_uncount(d.context, node.data)
+
+
+cdef void queue_time_fold(ThreadContext* t) noexcept nogil:
+    """Take the packets written or displaced since the last time into the moving average of the time
+    they waited (§6.6).
+    """
+    cdef double mean
+    cdef double average = <double>atomic_peek_u64(&t.core.queue_ns)
+    # while nothing waits anywhere, nothing shared is written
+    if t.n_timed and (t.waited_ns or average > 0):
+        mean = <double>t.waited_ns / <double>t.n_timed
+        average = mean + (average - mean) * pow(QUEUE_TIME_KEPT, <double>t.n_timed)
+        atomic_poke_u64(&t.core.queue_ns, <uint64_t>average)
+    t.n_timed = t.waited_ns = 0
+
+
+cdef inline void count_flush(ThreadContext* t, size_t n_frames) noexcept nogil:
+    # Frames that went out together.
+    cdef size_t bucket = n_frames
+    if n_frames > 10:
+        bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25
+                  else 14 if n_frames <= 50 else 15 if n_frames <= 100 else 16)
+    counter_add(&t.counters.flushes[bucket], 1)
+    counter_add(&t.counters.flushed_frames, n_frames)
+
+
+cdef inline void count_written(ThreadContext* t, Session* s, uint32_t n_packets,
+                               size_t n_data) noexcept nogil:
+    t.n_timed += n_packets
+    s.tx_packets += n_packets
+    s.tx_bytes += n_data
+    if s.peer.role != ROLE_LINK:     # what is forwarded was counted when it was tried (§6.4)
+        counter_add(&t.counters.packets_sent, n_packets)
+        counter_add(&t.counters.bytes_sent, n_data)

@@ -1,0 +1,131 @@
+# Included by routes.pyx: the sessions to tell when a key leaves the region (PROTOCOL §6.7).
+
+# ---- sets of handles
+
+cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil:
+    """Free a set; by anybody to whom it was left."""
+    atomic_sub_u64(&t.gone_watchers_bytes, s.capacity * sizeof(uint64_t))
+    free(s.slots)
+    memset(s, 0, sizeof(HandleSet))
+
+
+cdef void handle_set_put(HandleSet* s, uint64_t handle) noexcept nogil:
+    cdef uint32_t i = <uint32_t>((handle * 0x9E3779B97F4A7C15u) >> 32) & (s.capacity - 1)
+    while s.slots[i] != 0:
+        if s.slots[i] == handle:
+            return
+        i = (i + 1) & (s.capacity - 1)
+    s.slots[i] = handle
+    s.n += 1
+
+
+cdef uint32_t handle_set_living(const RouteTable* t, const HandleSet* s) noexcept nogil:
+    cdef uint32_t n = 0
+    cdef uint32_t i
+    for i in range(s.capacity):
+        n += s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i])
+    return n
+
+
+cdef inline bint gone_watchers_have_room(const RouteTable* t, const HandleSet* s,
+                                         uint32_t capacity) noexcept nogil:
+    return capacity <= s.capacity or (
+        atomic_peek_u64(&t.gone_watchers_bytes) + (capacity - s.capacity) * sizeof(uint64_t)
+        <= t.gone_watchers_cap_bytes)
+
+
+cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
+    # Receivers that have left are dropped here and need no room, so the set is bounded by those
+    # connected at once.
+    cdef HandleSet fresh
+    cdef uint32_t n_living
+    cdef uint32_t i
+    if s.n_pause:
+        s.n_pause -= 1
+        return False
+    n_living = handle_set_living(t, s)
+    memset(&fresh, 0, sizeof(fresh))
+    fresh.capacity = 4
+    while fresh.capacity < 2 * (n_living + 1):
+        fresh.capacity *= 2
+    if not gone_watchers_have_room(t, s, fresh.capacity):
+        # to look through a large set for everybody that is turned away would be slow
+        s.n_pause = s.capacity // 4
+        return False
+    fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
+    if fresh.slots is NULL:
+        return False
+    for i in range(s.capacity):
+        # Some may have left since they were counted, but nobody comes back to life.
+        if s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i]):
+            handle_set_put(&fresh, s.slots[i])
+    atomic_add_u64(&t.gone_watchers_bytes, fresh.capacity * sizeof(uint64_t))
+    handle_set_free(t, s)
+    s[0] = fresh
+    return True
+
+
+cdef void gone_watcher_add_locked(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
+    if 4 * (route.gone_watchers.n + 1) <= 3 * route.gone_watchers.capacity or handle_set_grow(t,
+            &route.gone_watchers):
+        handle_set_put(&route.gone_watchers, receiver)
+
+
+cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
+    """Remember that receiver got data from route's key. False when the key has left the region
+    meanwhile.
+
+    Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
+    """
+    cdef bint is_here
+    pthread_mutex_lock(&t.lock)
+    is_here = route.members.n != 0 or route.forwarders.n != 0
+    if is_here:
+        gone_watcher_add_locked(t, route, receiver)
+    pthread_mutex_unlock(&t.lock)
+    return is_here
+
+
+# ---- keys that were heard of before they came (§6.7)
+
+cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
+    """Return what stands for a key without a route until the next key comes to the region."""
+    return routes_hash(t, key) + atomic_peek_u64(&t.next_stamp)
+
+
+cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
+    """Remember that receiver got data from a key that had no route, for when it has one. Of many
+    the last count.
+    """
+    cdef Route* route
+    cdef StrangerBucket* bucket
+    cdef int i
+    pthread_mutex_lock(&t.lock)
+    route = routes_find(t, key)
+    if t.strangers is NULL:
+        t.strangers = <StrangerBucket*>calloc(STRANGER_BUCKETS, sizeof(StrangerBucket))
+    if route is not NULL:
+        gone_watcher_add_locked(t, route, receiver)
+    elif t.strangers is not NULL:
+        bucket = &t.strangers[routes_hash(t, key) % STRANGER_BUCKETS]
+        for i in range(STRANGER_PLACES):
+            if bucket.places[i].receiver == receiver and memcmp(bucket.places[i].key, key, 32) == 0:
+                break
+        else:
+            bucket.places[bucket.next].receiver = receiver
+            memcpy(bucket.places[bucket.next].key, key, 32)
+            bucket.next = (bucket.next + 1) % STRANGER_PLACES
+    pthread_mutex_unlock(&t.lock)
+
+
+cdef void strangers_join(RouteTable* t, Route* route) noexcept nogil:
+    # The key of a new route is no stranger any more: its receivers are told when it leaves.
+    cdef StrangerBucket* bucket
+    cdef int i
+    if t.strangers is NULL:
+        return
+    bucket = &t.strangers[route.hash % STRANGER_BUCKETS]
+    for i in range(STRANGER_PLACES):
+        if bucket.places[i].receiver != 0 and memcmp(bucket.places[i].key, route.key, 32) == 0:
+            gone_watcher_add_locked(t, route, bucket.places[i].receiver)
+            bucket.places[i].receiver = 0

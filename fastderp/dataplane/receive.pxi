@@ -1,0 +1,159 @@
+# Included by worker.pyx: from a session's socket to the whole frames that relay.pxi walks.
+
+# ---- reading
+
+cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
+    # The session ends with this turn; a reason given earlier, by whoever failed it, stays.
+    if s.is_ending:
+        return
+    if w.n_ending == MAX_ENDING:
+        session_fail(&w.context, s, s.handle, reason, detail)
+        ready_append(&w.deferred, s)
+        return
+    s.is_ending = True
+    ready_remove(&w.deferred, s)
+    w.ending[w.n_ending] = s
+    w.n_ending += 1
+    pthread_mutex_lock(&s.output_lock)
+    if s.state == SESSION_OPEN:
+        s.close_reason = reason
+        s.close_detail = detail
+    pthread_mutex_unlock(&s.output_lock)
+
+
+cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
+    if s.is_contending:
+        return READ_CONTENDING_MAX
+    return READ_LIMITED_MAX if rate_applies(w, s) else READ_MAX
+
+
+cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
+    # Bytes read; 0 when there are none now or ever again (then the session is ending).
+    cdef size_t most = read_limit(w, s)
+    cdef ssize_t got = recv(s.fd, into, most, MSG_DONTWAIT)
+    s.is_drained = got < <ssize_t>most and not s.has_hung_up
+    if got > 0:
+        s.heard_ns = w.context.now_ns
+        counter_add(&w.counters.reads, 1)
+        return got
+    if got == 0:
+        read_ended(w, s, CLOSE_EOF, 0)
+    elif errno != EAGAIN and errno != EINTR:
+        read_ended(w, s, CLOSE_RESET, 0)
+    else:
+        s.is_drained = errno == EAGAIN
+        s.has_hung_up = False
+    return 0
+
+
+cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
+    # One read of ciphertext, unless whole records are left of the last one, and the complete
+    # records of it opened behind each other, as many as one turn allows.
+    cdef size_t n = s.record.n
+    cdef size_t n_left = READ_RECORDS
+    cdef size_t consumed = 0
+    cdef size_t produced = 0
+    cdef RecordStatus status
+    if n:
+        memcpy(w.cipher, s.record.data, n)
+    if not s.has_records:
+        n += <size_t>socket_read(w, s, w.cipher + n)
+    status = record_open_some(s.records, &w.context.keyring, w.cipher, n, into, n, &n_left,
+                              &consumed, &produced)
+    s.has_records = n_left == 0
+    if status == RECORD_CLOSE_NOTIFY:
+        read_ended(w, s, CLOSE_EOF, 0)
+    elif status != RECORD_OK:
+        read_ended(w, s, CLOSE_TLS, status)
+    elif not stash_put(&s.record, w.cipher + consumed, n - consumed):
+        read_ended(w, s, CLOSE_NO_MEMORY, 0)
+    return produced
+
+
+cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
+    """Relay what is complete of one session's bytes: those it left in its stash and, if `more`,
+    those of one read.
+    """
+    cdef uint8_t* start
+    cdef size_t n = s.frame.n
+    cdef size_t walked
+    if w.n_gathered + n + s.record.n + READ_MAX > GATHER_MAX:
+        targets_flush(w)
+        w.n_gathered = w.n_forwarded = 0
+    start = w.gather + w.n_gathered
+    if n:
+        memcpy(start, s.frame.data, n)
+    if more:
+        if s.records is not NULL:
+            n += read_sealed(w, s, start + n)
+        else:
+            n += <size_t>socket_read(w, s, start + n)
+    walked = frames_walk(w, s, start, n)
+    if not stash_put(&s.frame, start + walked, n - walked):
+        read_ended(w, s, CLOSE_NO_MEMORY, 0)
+    w.n_gathered += walked
+    if (s.is_cut or s.has_records or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
+        ready_append(&w.deferred, s)
+
+
+cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
+    # What came behind the login may be in the stashes without another byte to be read. It comes
+    # before what the socket has: should that be the end already, a turn might not do for what was
+    # said before.
+    s.is_fresh = False
+    s.is_drained = False
+    s.has_records = s.record.n != 0
+    session_read(w, s, s.frame.n == 0)
+
+
+# ---- receive rate limit (§6.8)
+
+cdef void limit_refresh(Worker* w) noexcept nogil:
+    # The worker's own copy of the limit, looked at once per turn.
+    cdef Core* core = w.context.core
+    if atomic_load_u64(&core.limit_version) == w.limit_version:
+        return
+    pthread_mutex_lock(&core.limit_lock)
+    w.limit = core.limit
+    w.limit_version = core.limit_version
+    pthread_mutex_unlock(&core.limit_lock)
+
+
+cdef inline bint rate_applies(const Worker* w, const Session* s) noexcept nogil:
+    return s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
+
+
+cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
+    """Charge a frame by its header. False when the session must wait; then it is held back until it
+    may go on.
+    """
+    cdef Bucket* b = &s.bucket
+    cdef double cost = <double>min(n_payload, <size_t>(KEY_SIZE + PACKET_MAX))
+    if b.version != w.limit_version:
+        b.version = w.limit_version
+        b.tokens = w.limit.burst_bytes
+    else:
+        b.tokens += <double>(w.context.now_ns - b.filled_ns) * 1e-9 * w.limit.bytes_per_s
+        b.tokens = min(b.tokens, w.limit.burst_bytes)
+    b.filled_ns = w.context.now_ns
+    if b.tokens >= cost:
+        b.tokens -= cost
+        return True
+    counter_add(&w.counters.rate_limit_per_client_waited, 1)
+    s.resume_ns = w.context.now_ns + <uint64_t>((cost - b.tokens) / w.limit.bytes_per_s * 1e9) + 1
+    pthread_mutex_lock(&s.output_lock)
+    poll_set_locked(&w.context, s, s.wants_out, True)
+    pthread_mutex_unlock(&s.output_lock)
+    if atomic_load_u64(&w.context.core.limit_version) != w.limit_version:
+        # a new limit; who set it may have missed this session
+        s.resume_ns = w.context.now_ns + RECHECK_NS
+    wheel_arm(&w.context.core.wheels[w.index], &s.timer, s.resume_ns)
+    return False
+
+
+cdef void session_resume(Worker* w, Session* s) noexcept nogil:
+    s.resume_ns = 0
+    pthread_mutex_lock(&s.output_lock)
+    poll_set_locked(&w.context, s, s.wants_out, False)
+    pthread_mutex_unlock(&s.output_lock)
+    session_read(w, s, False)

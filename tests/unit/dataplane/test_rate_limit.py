@@ -1,0 +1,101 @@
+"""The receive rate limit (PROTOCOL §6.8)."""
+
+from __future__ import annotations
+
+import select
+import struct
+import sys
+import threading
+import time
+
+import pytest
+
+from fastderp.dataplane.plane import Plane
+from fastderp.wire.protocol import FrameType, frame
+from tests.kit.plane import PlanePeer, dropped
+from tests.kit.relay import eventually
+
+pytestmark = pytest.mark.usefixtures("peers")
+
+
+def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
+    plane.set_rate_limit(400_000, 1)  # the burst is raised to one largest packet
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    started = time.monotonic()
+    for i in range(100):
+        a.send_packet(b.key, struct.pack(">I", i) + bytes(1400))
+    for i in range(100):
+        assert b.receive()[1][32:36] == struct.pack(">I", i)
+    took = time.monotonic() - started
+    assert took > 0.6 * (100 * 1436 - 65568) / 400_000, "it was not held back"
+    assert plane.counters()["rate_limit_per_client_waited"]
+    assert not dropped(plane)
+
+
+def test_a_frame_as_long_as_the_burst_costs_the_whole_burst(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)  # what is not there at once does not come any more
+    a = PlanePeer(plane)
+    a.write(struct.pack(">BI", 0x77, 65_568) + bytes(65_568))
+    eventually(lambda: plane.counters()["unknown_frames"])
+    a.send(FrameType.PING, b"12345678")
+    eventually(lambda: plane.counters()["rate_limit_per_client_waited"])
+    assert plane.counters()["got_ping"] == 0
+    plane.set_rate_limit(0)
+    assert a.receive() == (FrameType.PONG, b"12345678")
+
+
+def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    for _ in range(60):
+        a.send_packet(b.key, bytes(1400))
+    for _ in range(65568 // (1400 + 32)):
+        b.receive()
+    plane.set_rate_limit(0)
+    for _ in range(60 - 65568 // (1400 + 32)):
+        b.receive()
+
+
+def test_a_limit_that_changes_all_the_time_holds_nobody_for_long(plane: Plane) -> None:
+    a, b = PlanePeer(plane), PlanePeer(plane)
+    stop = threading.Event()
+    # The two threads take turns at every packet, not every 5 ms.
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def flap() -> None:
+        while not stop.is_set():
+            plane.set_rate_limit(1, 1)
+            plane.set_rate_limit(0)
+
+    thread = threading.Thread(target=flap)
+    thread.start()
+    try:
+        for i in range(2000):
+            a.send_packet(b.key, struct.pack(">I", i) + bytes(1400))
+            assert b.receive()[1][32:36] == struct.pack(">I", i)
+    finally:
+        sys.setswitchinterval(usual_s)
+        stop.set()
+        thread.join()
+
+
+def test_a_client_that_is_held_back_keeps_little_in_the_relay(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a = PlanePeer(plane)
+    a.socket.setblocking(False)
+    wire = a.seal(frame(FrameType.SEND_PACKET, a.key, bytes(16_000)) * 20)
+    with pytest.raises(BlockingIOError):
+        while wire:
+            wire = wire[a.socket.send(wire) :]
+            select.select([], [a.socket], [], 0.2)
+    a.close()
+
+
+def test_mesh_peers_are_not_limited(plane: Plane) -> None:
+    plane.set_rate_limit(1, 1)
+    a, b = PlanePeer(plane, mesh=True), PlanePeer(plane)
+    for _ in range(200):
+        a.send_packet(b.key, bytes(1400))
+    for _ in range(200):
+        b.receive()

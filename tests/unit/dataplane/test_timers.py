@@ -1,0 +1,160 @@
+"""Write deadlines, keep-alives and the time packets wait (PROTOCOL §6.6)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fastderp.dataplane.plane import Plane
+from fastderp.wire.protocol import FrameType, frame
+from tests.kit.plane import PlanePeer, accounted, closed, dropped, fill, running_plane
+from tests.kit.relay import eventually
+
+pytestmark = pytest.mark.usefixtures("peers")
+
+
+def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
+    sender, slow, quick = (PlanePeer(plane) for _ in range(3))
+    assert plane.counters()["average_queue_duration_ms"] == 0
+    fill(sender, slow.key, 1000, 1400)
+    slow.receive_until_pong()
+    waited_ms = plane.counters()["average_queue_duration_ms"]
+    assert isinstance(waited_ms, float) and waited_ms > 0
+    for _ in range(300):
+        sender.send_packet(quick.key, b"data")
+        quick.receive()
+    eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
+
+
+def test_packets_of_another_thread_never_seem_to_have_waited_for_centuries() -> None:
+    with running_plane(workers=2, write_timeout_s=0) as plane:
+        slow, *senders = [PlanePeer(plane) for _ in range(4)]
+        stop = threading.Event()
+
+        def flood(sender: PlanePeer) -> None:
+            while not stop.is_set():
+                sender.write(frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 20)
+
+        threads = [threading.Thread(target=flood, args=(sender,)) for sender in senders]
+        for thread in threads:
+            thread.start()
+        averages: list[Any] = []
+        for _ in range(3000):
+            slow.read(20_000)
+            averages.append(plane.counters()["average_queue_duration_ms"])
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert max(averages) < 3_600_000
+
+
+def test_the_time_that_packets_wait_in_a_busy_turn_is_averaged_too() -> None:
+    plane = Plane(workers=1)
+    sender, receiver = PlanePeer(plane), PlanePeer(plane)
+    packet = frame(FrameType.SEND_PACKET, receiver.key, b"data")
+    sender.write(packet * 100)
+    plane.start()  # it finds them all at once
+    with contextlib.closing(plane):
+        for _ in range(100):
+            receiver.receive()
+        eventually(lambda: 0 < plane.counters()["average_queue_duration_ms"] < 1000)  # type: ignore[operator]
+
+
+def test_a_write_error_at_the_deadline_is_no_write_timeout() -> None:
+    plane = Plane(workers=1, write_timeout_s=0.02)
+    broken = PlanePeer(plane)
+    while not plane.counters()["backlog_bytes"]:
+        plane.send(broken.handle, frame(FrameType.HEALTH, bytes(1000)))
+    broken.socket.shutdown(socket.SHUT_RD)
+    deadline = time.monotonic() + 0.04  # two ticks of the timers behind it
+    eventually(lambda: time.monotonic() > deadline)
+    plane.start()  # it finds the error and the deadline in one turn
+    with contextlib.closing(plane):
+        assert closed(plane).reason == "write_error"
+        assert plane.counters()["sclient_write_timeouts"] == 0
+
+
+def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
+    with running_plane(workers=1, write_timeout_s=0.2) as plane:
+        sender, stuck = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, stuck.key, 1000, 1400)
+        event = closed(plane)
+        assert (event.handle, event.reason) == (stuck.handle, "write_timeout")
+        assert plane.counters()["sclient_write_timeouts"] == 1
+        assert dropped(plane)[("write_error", "other")] == 1, "the packet that was to be written"
+        assert dropped(plane)[("gone_disconnected", "other")] > 0, "those behind it"
+        assert accounted(plane)
+        assert plane.counters()["backlog_bytes"] == 0
+
+
+def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(
+    plane: Plane,
+) -> None:
+    sender, broken = PlanePeer(plane), PlanePeer(plane)
+    broken.socket.shutdown(socket.SHUT_RD)
+    sender.write(frame(FrameType.SEND_PACKET, broken.key, b"data") * 100)
+    assert closed(plane).reason == "write_error"
+    sender.sync()
+    assert dropped(plane) == {("write_error", "other"): 1, ("gone_disconnected", "other"): 99}
+
+
+def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: Plane) -> None:
+    sender, slow = PlanePeer(plane), PlanePeer(plane)
+    fill(sender, slow.key, 300, 1400)
+    plane.close_session(slow.handle)
+    assert closed(plane).reason == "server"
+    assert ("write_error", "other") not in dropped(plane)
+    assert dropped(plane)[("gone_disconnected", "other")] > 0
+
+
+@pytest.mark.parametrize("role", ["mesh", "link"])
+@pytest.mark.parametrize("expected", ["client", "peer"])
+def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(
+    role: str, expected: str
+) -> None:
+    client_s, mesh_s = (0.2, 600) if expected == "client" else (600, 0.2)
+    with running_plane(workers=1, write_timeout_s=client_s, mesh_write_timeout_s=mesh_s) as plane:
+        sender, far = PlanePeer(plane), os.urandom(32)
+        stuck = {"client": PlanePeer(plane), "peer": PlanePeer(plane, **{role: True})}
+        plane.add_forwarder(far, stuck["peer"].handle)
+        fill(sender, stuck["client"].key, 300, 1400)
+        fill(sender, far, 300, 1400)
+        event = closed(plane)
+        assert (event.handle, event.reason) == (stuck.pop(expected).handle, "write_timeout")
+        [left] = stuck.values()
+        assert left.handle in {session.handle for session in plane.sessions()}
+
+
+def test_a_reader_that_makes_progress_is_not_closed() -> None:
+    with running_plane(workers=1, write_timeout_s=0.5) as plane:
+        sender, slow = PlanePeer(plane), PlanePeer(plane)
+        fill(sender, slow.key, 300, 1400)
+        n = 300 - sum(dropped(plane).values())
+        for _ in range(n):
+            slow.receive()
+            time.sleep(0.005)  # the pace of a slow reader is what is tested
+        slow.sync()
+
+
+def test_a_silent_client_is_kept_alive_and_a_busy_one_too() -> None:
+    with running_plane(workers=1, keep_alive_s=0.1) as plane:
+        silent, busy = PlanePeer(plane), PlanePeer(plane)
+        started = time.monotonic()
+        for _ in range(5):
+            assert silent.receive() == (FrameType.KEEP_ALIVE, b"")
+        assert 0.5 <= time.monotonic() - started < 5
+        assert (FrameType.KEEP_ALIVE, b"") in busy.receive_until_pong()
+
+
+def test_a_link_that_falls_silent_is_closed() -> None:
+    with running_plane(workers=1, keep_alive_s=0.1) as plane:
+        link = PlanePeer(plane, link=True)
+        assert closed(plane).reason == "silent"
+        with pytest.raises((EOFError, ConnectionError)):
+            link.receive()
