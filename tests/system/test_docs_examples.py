@@ -1,0 +1,61 @@
+"""Every program in docs/library.md runs as it stands and prints what the page says; the tests it names exist."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.command import relay
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "library.md").read_text()
+PROGRAMS = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", GUIDE, re.M | re.S)
+TESTS = re.findall(r"`([\w/]+\.py)::(test_\w+)`", GUIDE)
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a relay as the programs expect it on 3340."""
+    key = tmp_path_factory.mktemp("relay") / "key"
+    with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(key)) as running:
+        yield running.port
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"), PROGRAMS, ids=[f"program {n}" for n in range(1, len(PROGRAMS) + 1)]
+)
+def test_a_program_of_the_guide_prints_what_it_says(
+    program: str, printed: str, port: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "test_program.py"
+    path.write_text(program.replace("127.0.0.1:3340", f"127.0.0.1:{port}"))
+    runs_itself = "asyncio.run(" in program
+    command = [sys.executable, *([] if runs_itself else ["-m", "pytest", "-q", "-o", "asyncio_mode=auto"]), str(path)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if runs_itself:
+        assert (done.stdout, done.stderr) == (printed, "")
+    else:
+        assert "1 passed" in done.stdout
+
+
+def test_the_guide_has_its_programs_and_each_says_what_it_prints() -> None:
+    assert len(PROGRAMS) >= 8
+    assert all(printed for program, printed in PROGRAMS if "asyncio.run(" in program)
+
+
+@pytest.mark.parametrize(("file", "test"), TESTS, ids=[test for _, test in TESTS])
+def test_the_tests_that_the_guide_names_exist(file: str, test: str) -> None:
+    source = (ROOT / "tests" / file).read_text()
+    assert re.search(rf"^(async )?def {test}\(", source, re.M)
