@@ -20,7 +20,7 @@ from fastderp.cli.output import show
 from fastderp.cli.signals import SIGNALS
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 
 # For a relay itself, with a worker for each of many cores; less gives errors in the midst of the start.

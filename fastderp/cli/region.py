@@ -25,7 +25,7 @@ from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 if TYPE_CHECKING:
     from fastderp.server.mesh.setec import SecretsServer
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 
 class RegionSettings:

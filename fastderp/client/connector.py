@@ -25,6 +25,7 @@ from fastderp.client.events import (
     EventStream,
 )
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+from fastderp.net.target import RegionTarget, UrlTarget
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import Health, Message, ServerInfo, ServerRestarting
 
@@ -42,13 +43,13 @@ class Connector:
 
     def __init__(self, dialer: Dialer, backoff: Backoff, *, reconnect: bool) -> None:
         """Begin without a connection; a loop need not run yet."""
-        self.target = dialer.target
+        self.target: UrlTarget | RegionTarget = dialer.target
         self.reconnect = reconnect
-        self.state = ConnectionState.IDLE
-        self.is_closed = False
+        self.state: ConnectionState = ConnectionState.IDLE
+        self.is_closed: bool = False
         # One that is over stays until a call has met its error; with `reconnect` it is replaced at once.
         self.client: Client | None = None
-        self.generation = 0
+        self.generation: int = 0
         self.server_public_key: NodePublic | None = None
         # Received on earlier connections and not yet taken, with their generations.
         self.unread: deque[tuple[Message, int]] = deque()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus, InvalidURI
@@ -28,7 +28,7 @@ from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 MESSAGE_SIZE = 16 << 10
 # A relay may put a whole frame into one message, and other relays than ours more than one.
 MESSAGE_LIMIT = 2 * (HEADER_SIZE + MAX_CLIENT_FRAME_SIZE)
-DERP = Subprotocol("derp")
+DERP: Final[Subprotocol] = Subprotocol("derp")
 _GOODBYES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
 
 # The library tells every connection at INFO and every payload at DEBUG.

@@ -50,7 +50,7 @@ from fastderp.util.shortage import shortage_of
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ import os
 import secrets
 from hmac import compare_digest
 from pathlib import Path
+from typing import ClassVar
 
 from nacl import bindings
 from nacl import exceptions as nacl_errors
@@ -140,7 +141,7 @@ class NodePrivate:
             return NotImplemented
         return compare_digest(self._raw, other._raw)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<NodePrivate of {self.public_key.short}>"
@@ -193,7 +194,7 @@ class MeshKey:
             return NotImplemented
         return compare_digest(self._raw, other._raw)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return not self.is_zero

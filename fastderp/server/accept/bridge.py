@@ -55,9 +55,9 @@ class Bridge(Pump):
         self._hold = hold
         self._held_bytes = 0
         self._on_close = on_close
-        self.tls_version = tls_version
+        self.tls_version: str = tls_version
         # The session at the other end, once there is one.
-        self.handle = 0
+        self.handle: int = 0
         self.start()
 
     def leave(self) -> None:

@@ -38,8 +38,8 @@ class ClientHelloReader:
         self._at = 0
         self._n_message = 0
         self._head = b""
-        self.is_complete = False
-        self.is_hello = True
+        self.is_complete: bool = False
+        self.is_hello: bool = True
 
     def __len__(self) -> int:
         return len(self._raw)

@@ -41,7 +41,7 @@ from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
 from fastderp.util.shortage import SHORTAGES
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # The time that a refused client has to read the answer, and the input that is ignored meanwhile.
 LINGER_S = 0.5
@@ -100,7 +100,7 @@ class Connection:
         self._registrar = context.registrar
         self._connection_log = context.registrar.connection_log
         self._on_end = on_end
-        self.remote = remote
+        self.remote: tuple[str, int] = remote
         self._stream = Stream(
             context.registrar.poller, sock, self._on_bytes, self._on_input_end, self._on_drained
         )
@@ -108,7 +108,7 @@ class Connection:
         self._channel: Channel = Plain()
         self._channel_bytes = 0
         # "1.2" or "1.3" once TLS is spoken, "" before that and without.
-        self.tls_version = ""
+        self.tls_version: str = ""
         self._tls: ServerHandshake | None = None
         self._http: HttpSession | None = None
         self._login: DerpLogin | None = None
@@ -119,7 +119,7 @@ class Connection:
         self._awaits_turn = False
         self._idle = False
         self._task: asyncio.Task[None] | None = None
-        self.state = State.TLS
+        self.state: State = State.TLS
         self._timer = context.registrar.loop.call_later(
             context.login_budget_s, self._guard, self._on_time
         )

@@ -61,7 +61,7 @@ class LoginTerms:
         self.private_key = private_key
         self.is_mesh_peer = is_mesh_peer
         self.server_info = server_info
-        self.disallowed_app_names = frozenset(disallowed_app_names)
+        self.disallowed_app_names: frozenset[str] = frozenset(disallowed_app_names)
         # Whether admission has to be asked about clients other than mesh peers.
         self.asks_admission = False
         public_key = private_key.public_key
@@ -97,9 +97,9 @@ class DerpLogin:
         self._unread = bytearray()
         # It waits for the first step: a pipelined login lets it share a write with ServerInfo.
         self._output = terms.greeting(fast_start)
-        self.is_mesh_peer = False
-        self.reason = ""
-        self.detail = ""
+        self.is_mesh_peer: bool = False
+        self.reason: str = ""
+        self.detail: str = ""
 
     @property
     def client(self) -> ClientLogin:

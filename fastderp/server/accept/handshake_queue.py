@@ -35,9 +35,9 @@ class Ticket:
     __slots__ = ("give_way", "start", "started_s")
 
     def __init__(self, start: Callable[[], None], give_way: Callable[[], None]) -> None:
-        self.start = start
-        self.give_way = give_way
-        self.started_s = 0.0
+        self.start: Callable[[], None] = start
+        self.give_way: Callable[[], None] = give_way
+        self.started_s: float = 0.0
 
 
 class HandshakeQueue:

@@ -23,7 +23,7 @@ from fastderp.server.http.tunnel import Target
 from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 from fastderp.server.observe.supervisor import supervisor
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # What the parser of a request that is not complete holds: itself, and for each header, which takes
 # at least 4 bytes, Python objects of 180 bytes; up to 100 of them.

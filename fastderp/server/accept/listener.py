@@ -72,8 +72,8 @@ class Listener:
         self._sockets = sockets
         self._pending: dict[Connection, None] = {}
         self._accept_limiter = accept_limiter
-        self.n_accepted = 0
-        self.n_rejected = 0
+        self.n_accepted: int = 0
+        self.n_rejected: int = 0
         self._shortage: dict[socket.socket, asyncio.TimerHandle] = {}
         for sock in sockets:
             self._watch(sock)

@@ -32,8 +32,8 @@ class Account:
     __slots__ = ("evict", "n_bytes")
 
     def __init__(self, evict: Callable[[], None]) -> None:
-        self.evict = evict
-        self.n_bytes = 0
+        self.evict: Callable[[], None] = evict
+        self.n_bytes: int = 0
 
 
 class LoginMemory:
@@ -45,10 +45,10 @@ class LoginMemory:
 
     def __init__(self, limit_bytes: int = LOGIN_MEMORY_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        self.n_evicted = 0
+        self.held_bytes: int = 0
+        self.n_evicted: int = 0
         # All that was ever given back; where it moves, the heap has something to return.
-        self.freed_bytes = 0
+        self.freed_bytes: int = 0
         # Called after memory was given back.
         self.on_free: Callable[[], None] = _nothing
         self._small_bytes = 0

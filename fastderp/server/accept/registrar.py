@@ -63,10 +63,10 @@ class Registrar:
         login_memory_bytes: int = LOGIN_MEMORY_BYTES,
     ) -> None:
         self.connection_log = connection_log
-        self.login_terms = LoginTerms(
+        self.login_terms: LoginTerms = LoginTerms(
             private_key, region.is_mesh_peer, client_rate.server_info, disallowed_app_names
         )
-        self.login_memory = LoginMemory(login_memory_bytes)
+        self.login_memory: LoginMemory = LoginMemory(login_memory_bytes)
         # Made by `open`, which knows the loop.
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller

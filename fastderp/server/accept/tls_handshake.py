@@ -22,7 +22,7 @@ from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello, Handshake
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 Outcome = bool | Exception
 """What a step led to: whether the handshake is done, or why it failed."""
@@ -55,9 +55,9 @@ class HandshakeThreads:
         self._limit = min(n_cores, THREADS_LIMIT)
         self._threads: list[threading.Thread] = []
         self._work: SimpleQueue[tuple[Handshake, Callable[[Outcome], None]] | None] = SimpleQueue()
-        self.worthwhile = n_cores > 1
+        self.worthwhile: bool = n_cores > 1
         # Threads that the system has refused.
-        self.n_shortages = 0
+        self.n_shortages: int = 0
 
     def submit(self, handshake: Handshake, report: Callable[[Outcome], None]) -> None:
         """Take a step in some thread; `report` is called on the loop with the outcome."""

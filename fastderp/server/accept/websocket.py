@@ -96,7 +96,7 @@ class WebSocket:
         self._failures = failures
         self._owes_replies = False
         # The code of an orderly close by the relay.
-        self.goodbye = CloseCode.NORMAL_CLOSURE
+        self.goodbye: CloseCode = CloseCode.NORMAL_CLOSURE
 
     @property
     def eof(self) -> bool:

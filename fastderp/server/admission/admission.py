@@ -25,7 +25,7 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.login import ClientInfo
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # How often the files of keys are looked at.
 LISTS_POLL_S = 2.0
@@ -99,8 +99,8 @@ class Admission:
         own_key: Callable[[], Awaitable[NodePublic]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.lists = lists or KeyLists()
-        self.verifiers = tuple(verifiers)
+        self.lists: KeyLists = lists or KeyLists()
+        self.verifiers: tuple[Verifier, ...] = tuple(verifiers)
         self.recheck_s = recheck_s
         self.problems: list[str] = []
         self._own_key = own_key

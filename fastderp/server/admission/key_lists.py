@@ -22,7 +22,7 @@ from fastderp.util import files
 from fastderp.util.shortage import shortage_of
 from fastderp.wire.keys import NodePublic
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # A million keys; more is not a list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024

@@ -13,7 +13,7 @@ from fastderp.util import files
 from fastderp.util.json_members import folded
 from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # A frame costs no more than this, so that with any burst the largest frame passes.
 MIN_BURST_BYTES = KEY_SIZE + MAX_PACKET_SIZE

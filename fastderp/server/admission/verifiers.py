@@ -39,7 +39,7 @@ class Tailscaled:
 
     def __init__(self, socket_path: str = "") -> None:
         """Ask over the unix socket at `socket_path`, "" for tailscaled's usual one."""
-        self.socket_path = socket_path or DEFAULT_SOCKET
+        self.socket_path: str = socket_path or DEFAULT_SOCKET
         self._service = HttpService.at_socket(
             self.socket_path, TAILSCALED_ANSWER_LIMIT_BYTES, {"Tailscale-Cap": TAILSCALE_CAPABILITY}
         )
@@ -139,7 +139,7 @@ class AdmissionUrl:
         """
         self._url = http_url(url, "https://admission.example.com/derp")
         self.fail_open = fail_open
-        self.host = str(self._url.host)
+        self.host: str = str(self._url.host)
         self._service = HttpService.at_url(self._url, URL_ANSWER_LIMIT_BYTES)
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
 from fastderp.util.shortage import shortage_of
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # The operator has to renew it, and clients that have it pinned need the new pin: warn while a third
 # of its life is left, and at most 30 days ahead.
@@ -37,7 +37,7 @@ class ManualCertificate:
         """Read the files; for an address they are made when absent. Raises CertificateError."""
         self._directory = directory
         self._hostname = hostname
-        self.certificate = manual_certificate(directory, hostname)
+        self.certificate: Certificate = manual_certificate(directory, hostname)
         self._ports: tuple[int, int | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 

@@ -29,7 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fastderp.errors import CertificateError
 from fastderp.util import files
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 VALIDITY = datetime.timedelta(days=365)
 

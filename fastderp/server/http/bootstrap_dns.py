@@ -22,7 +22,7 @@ from fastderp.server.http.message import SECURITY_HEADERS, Request, Response
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 T = TypeVar("T")
 

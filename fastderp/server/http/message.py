@@ -118,7 +118,7 @@ class HeadParser:
         self._tail = b""
         self._complete = False
         self._keep_alive = False
-        self.rest = b""
+        self.rest: bytes = b""
 
     def feed(self, data: bytes) -> Request | None:
         """Take the next bytes; return the request once its head is complete, with the bytes behind it in `rest`.

@@ -17,7 +17,7 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, FrameType, frame
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
 # A packet may be on its way to a forwarder when that is removed: in a worker's turn, which lasts

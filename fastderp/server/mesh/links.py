@@ -36,7 +36,7 @@ from fastderp.wire.protocol import (
     parse_message,
 )
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # The wait doubles from the first to the last, each ± a fifth, so that a region does not dial in step.
 FIRST_RETRY_S = 1.0
@@ -112,10 +112,10 @@ class MeshLink:
 
     def __init__(self, mesh: Mesh, peer: MeshPeer) -> None:
         self.peer = peer
-        self.state = LinkState.DIALLING
+        self.state: LinkState = LinkState.DIALLING
         self.server_key: NodePublic | None = None
-        self.n_connects = 0
-        self.n_failures = 0
+        self.n_connects: int = 0
+        self.n_failures: int = 0
         self._mesh = mesh
         self._plane = mesh.plane
         self._handle = 0
@@ -390,13 +390,13 @@ class Mesh:
         """
         self.plane = plane
         self.private_key = private_key
-        self.public_key = private_key.public_key
+        self.public_key: NodePublic = private_key.public_key
         self.mesh_key = mesh_key
         self.join = join
         self.max_keys_per_link = MAX_KEYS_PER_LINK
         self.n_keys_ignored = 0
         self.links_by_handle: dict[int, MeshLink] = {}
-        self.withdrawals = Withdrawals(plane)
+        self.withdrawals: Withdrawals = Withdrawals(plane)
         self._tls = tls
         self._links: dict[MeshPeer, tuple[MeshLink, asyncio.Task[None]]] = {}
 

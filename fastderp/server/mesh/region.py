@@ -20,7 +20,7 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import FrameType
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 
 class Region:
@@ -37,9 +37,9 @@ class Region:
         """Begin alone. `keys` as in `set_keys`; `join` and `tls` as in `Mesh`."""
         self.keys: list[MeshKey] = []
         self.set_keys(keys)
-        self.presence = Presence(plane)
-        self.forwarders = Forwarders(plane)
-        self.mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
+        self.presence: Presence = Presence(plane)
+        self.forwarders: Forwarders = Forwarders(plane)
+        self.mesh: Mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
         self._plane = plane
         self._own_key = private_key.public_key
         self._throttle = LogThrottle(log)

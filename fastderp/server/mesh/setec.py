@@ -19,7 +19,7 @@ from fastderp.errors import ConfigError, DerpError, SecretsError
 from fastderp.server.net.http_query import HttpService, NoAnswer, checked, http_url, members
 from fastderp.util import files
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class SecretsServer:
         Raises ValueError for the URL.
         """
         base = http_url(url, "https://setec.example.ts.net")
-        self.host = str(base.host)
+        self.host: str = str(base.host)
         self._get = base.joinpath("api", "get")
         self._name = name
         # derper's is a file although its flag calls it a directory. Path.is_dir would raise where a folder may not be

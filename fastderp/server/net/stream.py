@@ -54,7 +54,7 @@ class Poller:
         self._streams: dict[int, Stream] = {}
         # What was ready at the last look and has not been told yet.
         self._ready: deque[tuple[int, int]] = deque()
-        self.is_busy = False
+        self.is_busy: bool = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def close(self) -> None:
@@ -130,11 +130,11 @@ class Stream:
         self._sock = sock
         self._unsent = bytearray()
         self._events = 0
-        self.on_bytes = on_bytes
-        self.on_end = on_end
-        self.on_drained = on_drained
+        self.on_bytes: Callable[[bytes], None] = on_bytes
+        self.on_end: Callable[[OSError | None], None] = on_end
+        self.on_drained: Callable[[], None] = on_drained
         # What one turn takes at most; whoever finds a turn too long lowers it.
-        self.read_bytes = READ_BYTES
+        self.read_bytes: int = READ_BYTES
 
     @property
     def closed(self) -> bool:

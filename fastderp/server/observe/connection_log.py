@@ -15,7 +15,7 @@ from fastderp.util.net import address_text, format_address
 from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import NodePublic
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # Ends before the login that are everyday life on the internet: counted, and logged only when debugging.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})

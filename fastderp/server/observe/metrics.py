@@ -258,7 +258,7 @@ class Process:
 
     def __init__(self, binary: str = "fastderp-relay") -> None:
         self.binary = binary
-        self.started_unix = time.time()
+        self.started_unix: float = time.time()
         self._started = time.monotonic()
         self._resident_at_start = _statm()[1]
         self._boot_unix = _boot_unix()

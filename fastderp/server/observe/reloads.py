@@ -13,7 +13,7 @@ from fastderp.errors import DerpError
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.util.shortage import shortage_of
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 RETRY_S = 1.0
 

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 P = ParamSpec("P")
 
@@ -122,4 +122,4 @@ class Supervisor:
         return {"fastderp_internal_errors_total": dict(self._errors)}
 
 
-supervisor = Supervisor()
+supervisor: Supervisor = Supervisor()

@@ -18,7 +18,7 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.stun.responder import StunResponder
 
-log = logging.getLogger("fastderp.stun")
+log: logging.Logger = logging.getLogger("fastderp.stun")
 
 # Requests of a burst wait here. The kernel gives what it allows, and half of it is its own overhead.
 RECEIVE_BYTES = 1 << 20

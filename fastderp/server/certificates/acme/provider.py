@@ -35,7 +35,7 @@ from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
 from fastderp.util.net import is_address, parse_ip
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 # Renewals are looked for this often, and when the next one is due.
 SCAN_S = 3600.0
@@ -65,7 +65,7 @@ class AcmeCertificates:
     def __init__(
         self, settings: AcmeSettings, meta_cert: bytes, *, obtain: Obtain = obtain_from_ca
     ) -> None:
-        self.context = DeferredContext()
+        self.context: DeferredContext = DeferredContext()
         self._settings = settings
         self._meta_cert = meta_cert
         self._obtain = obtain

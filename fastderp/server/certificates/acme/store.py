@@ -22,7 +22,7 @@ from fastderp.server.certificates.self_signed import locked, private_pem
 from fastderp.util import files
 from fastderp.util.net import is_address
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | RSAPrivateKey
 

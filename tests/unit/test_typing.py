@@ -1,0 +1,34 @@
+"""The types that a program sees are complete: pyright finds none that it has to guess."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed")
+def test_every_public_name_has_a_complete_type(tmp_path: Path) -> None:
+    command = ["pyright", "--pythonpath", sys.executable, "--verifytypes", "fastderp"]
+    shown = subprocess.run(
+        [*command, "--ignoreexternal", "--outputjson"],
+        cwd=tmp_path,  # elsewhere, as a program that uses the package
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    ).stdout
+    report = json.loads(shown)["typeCompleteness"]
+    assert report["packageName"] == "fastderp" and len(report["symbols"]) > 1000
+    incomplete = [
+        symbol["name"]
+        for symbol in report["symbols"]
+        if symbol["isExported"] and not (symbol["isTypeKnown"] and not symbol["isTypeAmbiguous"])
+    ]
+    assert incomplete == []
+    assert report["completenessScore"] == 1
