@@ -1,9 +1,10 @@
-"""What a STUN answer costs a relay: CPU time per answer with 32 requests in flight, of derper, fastderp and a bare C server in turn.
+"""What a STUN answer costs: CPU time with 32 requests in flight, of derper, fastderp and a floor.
 
     python -m bench.stun_cost --derper PATH [--rounds 3] [--seconds 3]
 
-The relay has one core, the load another. Medians of the rounds; every round measures all three, so that other work on the
-machine harms all of them. `lost` counts requests without an answer within half a second.
+The relay has one core, the load another. Medians of the rounds; every round measures all three, so
+that other work on the machine harms all of them. `lost` counts requests without an answer within
+half a second.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Joins connections that the data plane cannot read itself (TLS 1.2, WebSocket) to a socket pair that it can. ARCHITECTURE §2.
+"""Joins connections that the data plane cannot read itself (TLS 1.2, WebSocket) to socket pairs.
 
-The data plane owns one end of the pair; the loop thread pumps between the other and the connection.
+ARCHITECTURE §2. The data plane owns one end of the pair; the loop thread pumps between the other
+and the connection.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ FAREWELL_S = 2.0
 # For all incomplete messages of all clients together; each is limited besides.
 HELD_LIMIT_BYTES = 64 << 20
 
-# The data plane lets the kernel hold 128 KiB that a client has not taken. A bridge shares them between its two sockets: sealed bytes in
-# the client's, frames in the pair. More would only be stale packets.
+# The data plane lets the kernel hold 128 KiB that a client has not taken. A bridge shares them
+# between its two sockets: sealed bytes in the client's, frames in the pair. More would only be
+# stale packets.
 UNSENT_BYTES = 64 << 10
 PAIR_BYTES = 32 << 10  # the kernel doubles it, for its own overhead
 # Unread bytes the kernel may hold of a client that is near, as in the data plane.
@@ -33,7 +35,10 @@ NEAR_US = 2000
 
 
 class Bridge(Pump):
-    """A client's connection and our end of a socket pair, each fed by the other; ends with either."""
+    """A client's connection and our end of a socket pair, each fed by the other.
+
+    Ends with either.
+    """
 
     __slots__ = ("_held_bytes", "_hold", "_on_close", "handle", "tls_version")
 
@@ -49,7 +54,8 @@ class Bridge(Pump):
     ) -> None:
         """Take over the client's stream and our end of the pair, and start pumping.
 
-        hold: counts bytes that all bridges together hold of incomplete messages; False when they are too many.
+        hold: counts bytes that all bridges together hold of incomplete messages; False when they
+            are too many.
         """
         super().__init__(poller, outside, channel, inside, FAREWELL_S)
         self._hold = hold
@@ -77,7 +83,10 @@ class Bridge(Pump):
 
     @property
     def has_round_trips(self) -> bool:
-        """Whether its client's round-trip time counts: over TLS 1.2. A WebSocket counts as no TCP at all (PROTOCOL §14)."""
+        """Whether its client's round-trip time counts: over TLS 1.2.
+
+        A WebSocket counts as no TCP at all (PROTOCOL §14).
+        """
         return bool(self.tls_version) and isinstance(self._channel, Tls12)
 
     def round_trip_us(self) -> int | None:
@@ -85,7 +94,10 @@ class Bridge(Pump):
         return self._client.round_trip_us() if self.has_round_trips else None
 
     def bytes_moved(self) -> tuple[int, int] | None:
-        """Return how many bytes the kernel has sent to the client and received from it; None for what is not TCP."""
+        """Return how many bytes the kernel has sent to the client and received from it.
+
+        None for what is not TCP.
+        """
         return self._client.bytes_moved()
 
     def _opened(self) -> None:
@@ -99,7 +111,10 @@ class Bridge(Pump):
         return not isinstance(self._channel, WebSocket) or not self._channel.owes_replies
 
     def _count_held(self, n_bytes: int) -> bool:
-        """Note how much is held of an incomplete message; False when that is too much for the relay."""
+        """Note how much is held of an incomplete message.
+
+        False when that is too much for the relay.
+        """
         more = n_bytes - self._held_bytes
         self._held_bytes = n_bytes
         return not more or self._hold(more)
@@ -114,7 +129,10 @@ class Bridge(Pump):
 
 
 def plane_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a socket pair, the second for the data plane: the kernel holds little that it has written."""
+    """Return the ends of a socket pair, the second for the data plane.
+
+    The kernel holds little that the plane has written.
+    """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -145,7 +163,7 @@ class Bridges:
         return [found for bridge in self._bridges if (found := bridge.round_trip_us()) is not None]
 
     def bytes_moved(self) -> dict[int, tuple[int, int]]:
-        """Return the bytes sent and received of clients over TCP by the handles of their sessions."""
+        """Return the bytes sent and received of clients over TCP, by session handle."""
         return {
             bridge.handle: moved
             for bridge in self._bridges
@@ -153,9 +171,10 @@ class Bridges:
         }
 
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
-        """Start pumping between a stream and a new socket pair; return the data plane's end and the bridge.
+        """Pump between a stream and a new socket pair; return the data plane's end and the bridge.
 
-        tls_version is counted in `tls_versions`; "" for no TLS, and for connections that are no client's.
+        tls_version is counted in `tls_versions`; "" for no TLS, and for connections that are no
+        client's.
         """
         ours, theirs = plane_pair()
         outside.limit_kernel(UNSENT_BYTES, NEAR_RECEIVE_BYTES, NEAR_US)
@@ -164,7 +183,10 @@ class Bridges:
         return theirs.detach(), bridge
 
     def join_socket(self, outside: socket.socket, channel: Channel) -> int:
-        """Do the same for a connected socket that has no session to report its end: its TCP_USER_TIMEOUT ends it."""
+        """Do the same for a connected socket without a session of its own.
+
+        Its TCP_USER_TIMEOUT ends it.
+        """
         return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
 
     def leave(self) -> None:
@@ -173,7 +195,10 @@ class Bridges:
             bridge.leave()
 
     async def close(self) -> None:
-        """Wait up to FAREWELL_S until the clients have closed; the data plane has ended the sessions before."""
+        """Wait up to FAREWELL_S until the clients have closed.
+
+        The data plane has ended the sessions before.
+        """
         if self._bridges:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):

@@ -1,6 +1,7 @@
-"""DERP over WebSocket: the opening handshake, and a channel that carries the byte stream in binary messages. PROTOCOL §9.3.
+"""DERP over WebSocket: the opening handshake, and a channel of binary messages. PROTOCOL §9.3.
 
-RFC 6455 itself is the `websockets` library's sans-I/O protocol. Loop thread only; such sessions always cross a bridge.
+RFC 6455 itself is the `websockets` library's sans-I/O protocol. Loop thread only; such sessions
+always cross a bridge.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
-# Two of the longest packets, four times as much as derper takes. Each client can occupy this much, since frames are held until complete.
+# Two of the longest packets, four times as much as derper takes. Each client can occupy this much,
+# since frames are held until complete.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 
-# A frame costs the loop nearly the same at any size: clients that send many small ones are read in small pieces, so that others
-# have their turn in between.
+# A frame costs the loop nearly the same at any size: clients that send many small ones are read in
+# small pieces, so that others have their turn in between.
 FRAMES_PER_READ = 64
 LEAST_READ_BYTES = 512
 
-# The library logs every connection at INFO and every payload at DEBUG; operators need only its faults.
+# The library logs every connection at INFO and every payload at DEBUG; operators need only its
+# faults.
 _library_log = logging.getLogger("fastderp.websocket")
 _library_log.setLevel(logging.ERROR)
 
@@ -45,7 +48,10 @@ class Opening:
 
 
 def accept(request: Request) -> Opening | Response:
-    """Judge the opening handshake of a WebSocket; return the opening, or the response that refuses it."""
+    """Judge the opening handshake of a WebSocket.
+
+    Return the opening, or the response that refuses it.
+    """
     if request.version != "1.1":
         return _refusal(426, "the opening handshake needs HTTP/1.1")
     if request.method != "GET":
@@ -62,7 +68,10 @@ def _derp_among(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Su
 
 
 def _refusal(status: int, reason: str) -> Response:
-    """Return the answer to an opening handshake that breaks the rules; its headers tell the right form."""
+    """Return the answer to an opening handshake that breaks the rules.
+
+    Its headers tell the right form.
+    """
     response = text_error(status, f"no WebSocket: {reason}")
     advice = {
         400: (("Sec-WebSocket-Version", "13"),),
@@ -74,10 +83,10 @@ def _refusal(status: int, reason: str) -> Response:
 
 
 class WebSocket:
-    """A Channel on top of another: the payload of binary messages, whatever their boundaries, is the plain bytes.
+    """A Channel on top of another: the payload of binary messages is the plain bytes.
 
-    Pings and the closing handshake are answered on the way. A client that breaks the rules is sent the close code and not read any
-    more: `eof` is true from then on, as after an orderly close.
+    Pings and the closing handshake are answered on the way. A client that breaks the rules is sent
+    the close code and not read any more: `eof` is true from then on, as after an orderly close.
     """
 
     __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
@@ -100,7 +109,7 @@ class WebSocket:
 
     @property
     def eof(self) -> bool:
-        """Whether nothing more will be read: a close frame came or was sent, or the channel below has ended."""
+        """Whether the input is over: a close frame came or was sent, or the channel below ended."""
         return self._protocol.state is not OPEN or self._below.eof
 
     @property
@@ -119,7 +128,10 @@ class WebSocket:
         return self.unwrap(self._below.open(wire))
 
     def unwrap(self, data: bytes) -> bytes:
-        """Take plain bytes of the channel below; answer control frames, return the payload that is complete."""
+        """Take plain bytes of the channel below.
+
+        Answer control frames, return the payload that is complete.
+        """
         if self._protocol.state is not OPEN:
             return b""
         self._protocol.receive_data(data)
@@ -130,7 +142,8 @@ class WebSocket:
             self._count_failure()
         replies = self._to_send()
         if replies and not self._stream.send(self._below.seal(replies)):
-            # Stop reading from a peer that does not read our pongs; the owner resumes the drained stream.
+            # Stop reading from a peer that does not read our pongs; the owner resumes the drained
+            # stream.
             self._owes_replies = True
             self._stream.pause()
         return payload
@@ -157,7 +170,10 @@ class WebSocket:
         return self._below.seal(self._to_send())
 
     def _pace(self, n_bytes: int, n_frames: int) -> None:
-        """Size the next read for FRAMES_PER_READ frames like these; let it grow by no more than a factor of two."""
+        """Size the next read for FRAMES_PER_READ frames like these.
+
+        Let it grow by no more than a factor of two.
+        """
         wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
         self._stream.read_bytes = max(
             LEAST_READ_BYTES, min(wanted, 2 * self._stream.read_bytes, READ_BYTES)
@@ -185,6 +201,9 @@ class WebSocket:
 
 
 def leave(channel: Channel) -> None:
-    """Have a WebSocket's close frame say that the relay goes away (1001); a no-op for other channels."""
+    """Have a WebSocket's close frame say that the relay goes away (1001).
+
+    A no-op for other channels.
+    """
     if isinstance(channel, WebSocket):
         channel.goodbye = CloseCode.GOING_AWAY

@@ -1,6 +1,7 @@
-"""`/bootstrap-dns`: the addresses of chosen names, for clients whose own DNS does not work. PROTOCOL §9.6.
+"""`/bootstrap-dns`: the addresses of chosen names, for clients whose own DNS does not work.
 
-Loop thread only. Names are looked up every ten minutes and never for a request, which costs a look into two tables.
+PROTOCOL §9.6. Loop thread only. Names are looked up every ten minutes and never for a request,
+which costs a look into two tables.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ REFRESH_S = 600.0
 BUDGET_S = 60.0
 LOOKUPS_AT_ONCE = 16
 
-# Distinct names in queries, remembered to be counted; all are forgotten beyond this. Longer texts are no names.
+# Distinct names in queries, remembered to be counted; all are forgotten beyond this. Longer texts
+# are no names.
 QUERIED_LIMIT = 500
 NAME_MAX = 253
 
@@ -45,7 +47,10 @@ class Resolver(Protocol):
     """Looks names up; `resolver.SystemResolver` is one."""
 
     async def addresses(self, name: str) -> list[str]:
-        """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError with the reason for none."""
+        """Return the IPv4 and IPv6 addresses of a name, at least one.
+
+        Raises LookupError with the reason for none.
+        """
 
     async def text(self, name: str) -> str:
         """Return the text of a name's first TXT record. Raises LookupError."""
@@ -55,7 +60,8 @@ class Resolver(Protocol):
 class Unpublished:
     """A name that is answered only when a query asks for it.
 
-    rollout names a TXT record with the percentage of clients that are told, 0 to 100; "" is all of them.
+    rollout names a TXT record with the percentage of clients that are told, 0 to 100; "" is all of
+    them.
     """
 
     name: str
@@ -101,7 +107,7 @@ class BootstrapDns:
         self._counts: Counter[str] = Counter()
 
     def respond(self, request: Request) -> Response:
-        """Answer a request: with an unpublished name alone when the query asks for it, else with all published names."""
+        """Answer with the unpublished name of the query, else with all published names."""
         self._counts["requests"] += 1
         body = self._published_body
         name = parse_qs(request.query).get("q", [""])[0]
@@ -192,7 +198,10 @@ class BootstrapDns:
     async def _answers(
         self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]
     ) -> dict[str, T]:
-        """Ask about names, LOOKUPS_AT_ONCE at a time, within BUDGET_S. Names without an answer are logged and left out."""
+        """Ask about names, LOOKUPS_AT_ONCE at a time, within BUDGET_S.
+
+        Names without an answer are logged and left out.
+        """
         turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         found: dict[str, T] = {}
         failed = dict.fromkeys(names, "no answer in time")
@@ -232,14 +241,17 @@ def _json(addresses: Mapping[str, list[str]]) -> bytes:
 
 
 def fraction(percent: str) -> float:
-    """Return the share of clients in the text of a rollout's TXT record, 0.0 for anything but a number from 0 to 100."""
+    """Return the share of clients that a rollout's TXT record tells, 0.0 for a malformed one."""
     if _PERCENT.fullmatch(percent) and int(percent) <= 100:
         return int(percent) / 100
     return 0.0
 
 
 def is_chosen(ip: str, share: float) -> bool:
-    """Tell whether a client is in a share of all, 0.0 to 1.0: always the same by its address, by chance on loopback."""
+    """Tell whether a client is in a share of all, 0.0 to 1.0.
+
+    The address decides, always alike; on loopback chance does.
+    """
     if share <= 0.0 or share >= 1.0:
         return share >= 1.0
     try:
@@ -254,7 +266,10 @@ def is_chosen(ip: str, share: float) -> bool:
 
 
 def _number_of(address: bytes) -> float:
-    """Return the number in [0, 1) that every relay gives to an IPv6 address: one step of PCG-DXSM seeded by it."""
+    """Return the number in [0, 1) that every relay gives to an IPv6 address.
+
+    It is one step of PCG-DXSM seeded by the address.
+    """
     high, low = int.from_bytes(address[:8], "little"), int.from_bytes(address[8:], "little")
     state = (
         high << 64 | low

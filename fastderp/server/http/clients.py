@@ -1,6 +1,6 @@
-"""`/debug/clients/`: the connected clients, filtered, sorted and in pages, as HTML and JSON. PROTOCOL §22.
+"""`/debug/clients/`: the connected clients, filtered, sorted and in pages, as HTML and JSON.
 
-Content only; `debug.DebugPages` decides about access.
+PROTOCOL §22. Content only; `debug.DebugPages` decides about access.
 """
 
 from __future__ import annotations
@@ -181,7 +181,10 @@ class Query:
 
 
 def _filter(name: str, values: dict[str, str]) -> tuple[str, Callable[[SessionInfo], bool]]:
-    """Return the filter in words and as a function; without a name it lets all pass and has no words."""
+    """Return the filter in words and as a function.
+
+    Without a name it lets all pass and has no words.
+    """
     text = values.get(name, "")
     try:
         if name == "ip":
@@ -243,7 +246,7 @@ class ClientsPage:
     version: Callable[[int], int]
 
     def respond(self, request: Request) -> Response:
-        """Answer a request: the page that explains itself, a table, or what is wrong with the query."""
+        """Answer with the page that explains itself, a table, or the error in the query."""
         try:
             query = Query.parse(request.query)
         except QueryError as error:
@@ -344,7 +347,8 @@ def page_of(rows: list[Row], query: Query) -> tuple[list[Row], int]:
 
 
 def _started_ns(session: SessionInfo, now_ns: int) -> int:
-    # A session's age is read a moment before the clock. Rounded, its start is the same for every page of a list.
+    # A session's age is read a moment before the clock. Rounded, its start is the same for every
+    # page of a list.
     return (now_ns - int(session.totals.seconds * _NS)) // _START_NS * _START_NS
 
 
@@ -359,12 +363,13 @@ _EXPLANATION = """<h1>DERP clients</h1>
 <li><a href="?all=1">all clients</a></li>
 <li><form>by address <input name=ip placeholder="192.0.2.1"> <button>show</button></form></li>
 <li><form>by network <input name=cidr placeholder="192.0.2.0/24"> <button>show</button></form></li>
-<li><form>by key <input name=key size=80 placeholder="nodekey:…"> <button>show</button></form></li>
+<li><form>by key <input name=key size=80 placeholder="nodekey:…"> <button>show</button></form>
+</li>
 <li><form>by app name <input name=app> <button>show</button></form></li>
 </ul>
-<p>One of all, ip, cidr and key; app=NAME, more than once if wanted, alone or beside it; sort=[-]key|ip|conn|connected|rx|tx|rxpkts|txpkts;
-limit=N, up to 1000; after=VALUE of the sorted column (connected: Unix nanoseconds, or a duration such as 30m) and afterconn=N;
-format=json.</p>
+<p>One of all, ip, cidr and key; app=NAME, more than once if wanted, alone or beside it;
+sort=[-]key|ip|conn|connected|rx|tx|rxpkts|txpkts; limit=N, up to 1000; after=VALUE of the sorted
+column (connected: Unix nanoseconds, or a duration such as 30m) and afterconn=N; format=json.</p>
 """
 _HEADS = {
     "connNum": ("connection", "conn"),

@@ -54,8 +54,9 @@ _PAGE_HEADERS = tuple(
 class DebugAccess:
     """Decides which requests may see the debug pages.
 
-    Those from loopback and Tailscale addresses may, and those that the environment adds: key_path ($TS_DEBUG_KEY_PATH, compared with
-    `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and trusted networks ($TS_DEBUG_TRUSTED_CIDRS).
+    Those from loopback and Tailscale addresses may, and those that the environment adds: key_path
+    ($TS_DEBUG_KEY_PATH, compared with `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and trusted
+    networks ($TS_DEBUG_TRUSTED_CIDRS).
     """
 
     key_path: Path | None = None
@@ -64,7 +65,10 @@ class DebugAccess:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> DebugAccess:
-        """Read the three variables. Raises ConfigError when an address or network in them is malformed."""
+        """Read the three variables.
+
+        Raises ConfigError when an address or network in them is malformed.
+        """
         key_path = environment.get("TS_DEBUG_KEY_PATH", "")
         extra_ip = environment.get("TS_ALLOW_DEBUG_IP", "")
         trusted = environment.get("TS_DEBUG_TRUSTED_CIDRS", "")
@@ -121,8 +125,9 @@ def source_address(request: Request) -> Address | None:
 class DebugPages:
     """The debug pages of one relay.
 
-    values collects the metrics under the names of `metrics.METRICS`, without those of the process; check compares
-    the relay's tables and returns its findings. dev adds the client's address to a refusal.
+    values collects the metrics under the names of `metrics.METRICS`, without those of the process;
+    check compares the relay's tables and returns its findings. dev adds the client's address to a
+    refusal.
     """
 
     values: Callable[[], Mapping[str, Value]]
@@ -171,7 +176,10 @@ class DebugPages:
         return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
 
     async def consistency(self) -> Response:
-        """Check the relay now: 200 when nothing was found, else 500 with the findings. PROTOCOL §6.9."""
+        """Check the relay now: 200 when nothing was found, else 500 with the findings.
+
+        PROTOCOL §6.9.
+        """
         assert self.check is not None
         problems = await self.check()
         if problems:

@@ -1,7 +1,7 @@
 """HTTP/1.1 messages: request heads in, responses out. PROTOCOL §9.1.
 
-Sans I/O: bytes and values only. llhttp parses the head and is given the head alone, so the bytes behind it (a pipelined login) are
-untouched.
+Sans I/O: bytes and values only. llhttp parses the head and is given the head alone, so the bytes
+behind it (a pipelined login) are untouched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-# The answer to a browser's plain request on the TLS port; the connection is closed behind it (PROTOCOL §9.5).
+# The answer to a browser's plain request on the TLS port; the connection is closed behind it
+# (PROTOCOL §9.5).
 PLAIN_HTTP_ON_TLS_PORT = (
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 )
@@ -121,7 +122,9 @@ class HeadParser:
         self.rest: bytes = b""
 
     def feed(self, data: bytes) -> Request | None:
-        """Take the next bytes; return the request once its head is complete, with the bytes behind it in `rest`.
+        """Take the next bytes; return the request once its head is complete.
+
+        The bytes behind the head are in `rest`.
 
         Raises BadRequest for anything malformed, oversized or ambiguous (smuggling forms included).
         """
@@ -244,7 +247,10 @@ class Response:
     close: bool = False
 
     def encode(self, request: Request, close: bool) -> bytes:
-        """Return the bytes to send, without a body for HEAD; `close` is whether the connection ends behind them."""
+        """Return the bytes to send, without a body for HEAD.
+
+        `close` is whether the connection ends behind them.
+        """
         lines = [f"HTTP/{request.version} {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         if self.content_type:

@@ -1,6 +1,7 @@
-"""The relay's pages, one handler each: probes, captive-portal check, redirects and the home page. PROTOCOL §9.2, §9.4, §9.5.
+"""The relay's pages, one handler each: probes, captive-portal check, redirects and the home page.
 
-The security policy allows no inline style, so the home page's style sheet is a page of its own.
+PROTOCOL §9.2, §9.4, §9.5. The security policy allows no inline style, so the home page's style
+sheet is a page of its own.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from fastderp.server.http.message import (
 STYLE_PATH = "/derp.css"
 
 STYLE = b"""\
-:root { color-scheme: light dark; --ink: #1d2430; --dim: #5c6675; --paper: #fbfbf9; --line: #dfe2e6; --mark: #2a6f5e }
+:root { color-scheme: light dark; --ink: #1d2430; --dim: #5c6675; --paper: #fbfbf9;
+  --line: #dfe2e6; --mark: #2a6f5e }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7ec; --dim: #97a1b0; --paper: #14171c; --line: #2c323b; --mark: #6cc3ab }
 }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 system-ui, sans-serif }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 17px/1.6 system-ui, sans-serif }
 main { max-width: 34rem; margin: 14vh auto 4rem; padding: 0 1.5rem }
 h1 { margin: 0 0 .2em; font-size: 2.6rem; letter-spacing: .06em; color: var(--mark) }
-.host { margin: 0 0 2rem; padding-bottom: 1.2rem; border-bottom: 1px solid var(--line); color: var(--dim) }
+.host { margin: 0 0 2rem; padding-bottom: 1.2rem; border-bottom: 1px solid var(--line);
+  color: var(--dim) }
 .status { font-weight: 600 }
 a { color: var(--mark) }
 footer { margin-top: 2.5rem; font-size: .85rem; color: var(--dim) }
@@ -41,7 +45,8 @@ _CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _VENDOR_HOST = re.compile(r"derp[^.]*\.tailscale\.com\.?")
 
 _ABUSE = """
-<p>If you suspect abuse, please write to <a href="mailto:security@tailscale.com">security@tailscale.com</a>.</p>
+<p>If you suspect abuse, please write to
+<a href="mailto:security@tailscale.com">security@tailscale.com</a>.</p>
 <p><a href="https://tailscale.com/security-policies">Security policies</a>,
 <a href="https://tailscale.com/tailscale-aup">acceptable use</a>.</p>"""
 
@@ -85,7 +90,10 @@ def probe(request: Request) -> Response:
 
 
 def generate_204(request: Request) -> Response:
-    """Answer a captive-portal check; the challenge in it proves that it reached a relay (PROTOCOL §9.4)."""
+    """Answer a captive-portal check.
+
+    The challenge in it proves that it reached a relay (PROTOCOL §9.4).
+    """
     challenge = request.header("x-tailscale-challenge")
     headers = [NO_CACHE]
     if _CHALLENGE.fullmatch(challenge):
@@ -101,7 +109,7 @@ def robots(request: Request) -> Response:
 
 
 def to_debug(request: Request) -> Response:
-    """Redirect to the debug pages, with the query, which may hold the debug key (PROTOCOL §9.7)."""
+    """Redirect to the debug pages with the query, which may hold the debug key. PROTOCOL §9.7."""
     return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
 
 
@@ -145,7 +153,8 @@ def _home_page(hostname: str, *, disabled: bool, debug: bool) -> bytes:
     """Return the home page.
 
     Args:
-        hostname: shown under the title; for the vendor's own relays the page says where to report abuse.
+        hostname: shown under the title; for the vendor's own relays the page says where to report
+            abuse.
         disabled: the page says that this relay is decommissioned.
         debug: the page links the debug pages.
     """
@@ -168,10 +177,13 @@ def _home_page(hostname: str, *, disabled: bool, debug: bool) -> bytes:
 <body>
 <main>
 <h1>DERP</h1>{host}{status}
-<p>When two devices of a <a href="https://tailscale.com/">tailscale</a> network cannot reach each other directly, this relay passes
-their packets on. They are encrypted from end to end: the relay sees who talks to whom, never what is said.</p>
-<p>It also tells devices their public address (STUN), so that most of them need no relay at all.</p>{abuse}{link}
-<footer>fastderp, a DERP relay. <a href="https://tailscale.com/kb/1232/derp-servers">What is DERP?</a></footer>
+<p>When two devices of a <a href="https://tailscale.com/">tailscale</a> network cannot reach each
+other directly, this relay passes their packets on. They are encrypted from end to end: the relay
+sees who talks to whom, never what is said.</p>
+<p>It also tells devices their public address (STUN), so that most of them need no relay at
+all.</p>{abuse}{link}
+<footer>fastderp, a DERP relay.
+<a href="https://tailscale.com/kb/1232/derp-servers">What is DERP?</a></footer>
 </main>
 </body>
 </html>

@@ -1,4 +1,7 @@
-"""Which handler answers which path, on the main listener and on the plain port beside TLS. PROTOCOL §9.2, §9.5."""
+"""Which handler answers which path, on the main listener and on the plain port beside TLS.
+
+PROTOCOL §9.2, §9.5.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from fastderp.server.http.message import Request, Response, not_found
 from fastderp.server.http.pages import Site
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
-"""Answers at once, or later by an awaitable. A connection ends with an answer that it had to await."""
+"""Answers at once, or later by an awaitable.
+
+A connection ends with an answer that it had to await.
+"""
 
 
 @dataclass(slots=True)
@@ -68,7 +74,10 @@ def relay_routes(site: Site) -> Routes:
 
 
 def http_port_routes(site: Site, relay: Routes) -> Routes:
-    """Return the table of the plain port beside a TLS one: captive-portal check, debug pages, redirects to https. PROTOCOL §9.5."""
+    """Return the table of the plain port beside a TLS one. PROTOCOL §9.5.
+
+    It has the captive-portal check and the debug pages; all else is redirected to https.
+    """
     return Routes(
         fallback=partial(pages.to_https, site),
         exact={"/generate_204": pages.generate_204},

@@ -1,6 +1,7 @@
-"""CONNECT to the vendor's control servers, for clients that reach nothing but a relay (ACE). PROTOCOL §9.8.
+"""CONNECT to the vendor's control servers, for clients that reach nothing but a relay (ACE).
 
-Loop thread only. Limits on the number of tunnels and on the bytes that all of them move per second keep them from loading it.
+PROTOCOL §9.8. Loop thread only. Limits on the number of tunnels and on the bytes that all of them
+move per second keep them from loading it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Target(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Target | None:
-        """Read `host:port`; None for a target that is not allowed. Relays are not: tunnels would go in circles."""
+        """Read `host:port`; None for a target that is not allowed.
+
+        Relays are not: tunnels would go in circles.
+        """
         match = _TARGET.fullmatch(text)
         if match is None or "derp" in match[1]:
             return None
@@ -58,7 +62,10 @@ Dial = Callable[[Target], Awaitable[socket.socket]]
 
 
 async def dial(target: Target) -> socket.socket:
-    """Connect to the first address of a target that answers, in the system's order. Raises OSError."""
+    """Connect to the first address of a target that answers, in the system's order.
+
+    Raises OSError.
+    """
     loop = asyncio.get_running_loop()
     failure = OSError(f"{target.host} has no address")
     for family, _, _, _, address in await loop.getaddrinfo(
@@ -101,7 +108,10 @@ class Tunnels:
         self._outcomes: Counter[str] = Counter()
 
     async def connect(self, target: Target) -> socket.socket:
-        """Connect to a target, within DIAL_S. Raises OSError, also when there are too many tunnels."""
+        """Connect to a target, within DIAL_S.
+
+        Raises OSError, also when there are too many tunnels.
+        """
         if len(self._tunnels) + self._n_dialling >= TUNNELS_LIMIT:
             self._outcomes["refused"] += 1
             raise OSError(f"{TUNNELS_LIMIT} tunnels are open already")
@@ -143,7 +153,10 @@ class Tunnels:
 
 
 class Tunnel(Pump):
-    """A client and its target, each fed by the other; ends with either, and when both are silent for IDLE_S."""
+    """A client and its target, each fed by the other.
+
+    Ends with either, and when both are silent for IDLE_S.
+    """
 
     __slots__ = ("_held", "_idle", "_on_close", "_pace", "_used_s")
 

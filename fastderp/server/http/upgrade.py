@@ -1,6 +1,6 @@
-"""The upgrade from HTTP to DERP: what a request for `/derp` asks for, and the answer. PROTOCOL §9.3.
+"""The upgrade from HTTP to DERP: what a request for `/derp` asks for, and the answer.
 
-Sans I/O.
+PROTOCOL §9.3. Sans I/O.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def wants_websocket(request: Request) -> bool:
 class KnownUpgrades:
     """A cache of request heads by their bytes, since clients of one kind all send the same.
 
-    Bounded; the oldest head goes first. A client that varies its heads makes others miss the cache, no more.
+    Bounded; the oldest head goes first. A client that varies its heads makes others miss the cache,
+    no more.
     """
 
     __slots__ = ("_upgrades",)
@@ -64,7 +65,10 @@ class KnownUpgrades:
         self._upgrades: dict[bytes, Upgrade] = {}
 
     def find(self, data: bytes) -> tuple[Upgrade, bytes] | None:
-        """Return the upgrade that `data` begins with, and the bytes behind it; None for a head that is not cached."""
+        """Return the upgrade that `data` begins with, and the bytes behind it.
+
+        None for a head that is not cached.
+        """
         end = data.find(b"\r\n\r\n") + 4
         upgrade = self._upgrades.get(data[:end])
         return None if upgrade is None else (upgrade, data[end:])

@@ -1,6 +1,7 @@
-"""Binds the sockets of an address, TCP and UDP by the same rules: those of Go's net package. PROTOCOL §9.1, §11.
+"""Binds the sockets of an address, TCP and UDP by the same rules: those of Go's net package.
 
-Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket each. A family that the machine does not have is left out.
+PROTOCOL §9.1, §11. Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket
+each. A family that the machine does not have is left out.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def listen_sockets(
 def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.socket]:
     """Return non-blocking UDP sockets bound to every address of `host`, all on the same port.
 
-    Arguments and errors are those of `listen_sockets`; prepare sets further options before the bind.
+    Arguments and errors are those of `listen_sockets`; prepare sets further options before the
+    bind.
     """
     return _bind_all(host, port, socket.SOCK_DGRAM, prepare)
 
@@ -105,7 +107,10 @@ def _bind_each(
     kind: socket.SocketKind,
     prepare: Prepare,
 ) -> list[socket.socket]:
-    """Bind them all or none. Of several addresses, those of a family without support are left out."""
+    """Bind them all or none.
+
+    Of several addresses, those of a family without support are left out.
+    """
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
@@ -129,7 +134,10 @@ def _bind_each(
 
 
 def _lacks_family(error: OSError, host: str) -> bool:
-    """Tell whether an address cannot be bound because the machine has none of its family, as many containers have no IPv6."""
+    """Tell whether an address cannot be bound because the machine lacks its family.
+
+    Many containers have no IPv6, or none on loopback.
+    """
     if error.errno == errno.EADDRNOTAVAIL:
         return host in ("::", "::1")
     return error.errno == errno.EAFNOSUPPORT

@@ -1,6 +1,7 @@
-"""Moves bytes between a client's connection, through its channel, and another stream. Bridges and tunnels are made of it.
+"""Moves bytes between a client's connection, through its channel, and another stream.
 
-Loop thread only. A side is read only while the other has taken all it was sent, so a pump holds up to one read of each side.
+Bridges and tunnels are made of it. Loop thread only. A side is read only while the other has taken
+all it was sent, so a pump holds up to one read of each side.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from fastderp.tls.errors import TlsError
 class Pump:
     """Two streams, each fed by the other, until either ends.
 
-    After the end the client has `farewell_s` to read the rest and to close: closing on its unread input would reset the connection
-    under what it was sent. Subclasses say what else ends or delays a pump.
+    After the end the client has `farewell_s` to read the rest and to close: closing on its unread
+    input would reset the connection under what it was sent. Subclasses say what else ends or delays
+    a pump.
     """
 
     __slots__ = ("_channel", "_client", "_deadline", "_farewell_s", "_is_ending", "_loop", "_other")
@@ -37,7 +39,8 @@ class Pump:
         self._client = client
         self._other = Stream(poller, other, self._from_other, self._other_ended, self._drained)
         self._farewell_s = farewell_s
-        # When the client has had its time, once an end is in sight; and whether the end was announced.
+        # When the client has had its time, once an end is in sight; and whether the end was
+        # announced.
         self._deadline: asyncio.TimerHandle | None = None
         self._is_ending = False
         client.on_bytes = self._from_client
@@ -122,7 +125,10 @@ class Pump:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Read each side while the other takes what it is sent; end when the client has said so and that was passed on."""
+        """Read each side while the other takes what it is sent.
+
+        End when the client has said so and that was passed on.
+        """
         if self._is_ending or self._client.closed:
             return
         if self._channel.eof and self._other.flushed:
@@ -134,7 +140,7 @@ class Pump:
     # The end
 
     def _end(self) -> None:
-        """Pass on no more: announce the end to the client, and give both sides a moment to take what they have been sent."""
+        """Pass on no more: announce the end, and give both sides a moment to take their rest."""
         if self._is_ending or self._client.closed:
             return
         self._is_ending = True
@@ -145,7 +151,10 @@ class Pump:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """End the output of each side that has taken everything. The client closes first, its input until then is ignored."""
+        """End the output of each side that has taken everything.
+
+        The client closes first, its input until then is ignored.
+        """
         if self._other.flushed:
             self._other.close()
         if self._client.flushed:

@@ -1,7 +1,8 @@
-"""Non-blocking stream sockets on the event loop, for the time before a connection belongs to the data plane.
+"""Non-blocking stream sockets on the event loop, for connections outside the data plane.
 
-Thinner than an asyncio transport, for the hand-over's sake: what was written and what was read is known exactly at every moment,
-and `detach` gives the descriptor away whole. Works the same on uvloop and asyncio. Loop thread only.
+Thinner than an asyncio transport, for the hand-over's sake: what was written and what was read is
+known exactly at every moment, and `detach` gives the descriptor away whole. Works the same on
+uvloop and asyncio. Loop thread only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ _OUT = select.EPOLLOUT
 class Poller:
     """Tells streams that their socket is ready: one epoll of our own, which the loop watches.
 
-    `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each: uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it unread.
+    `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each:
+    uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it
+    unread.
     """
 
     __slots__ = ("_epoll", "_loop", "_ready", "_streams", "is_busy")
@@ -78,7 +81,10 @@ class Poller:
             self._streams[descriptor] = stream
 
     def _dispatch(self) -> None:
-        """Tell streams what is ready, for up to SLICE_S; what is left comes in the next iteration."""
+        """Tell streams what is ready, for up to SLICE_S.
+
+        What is left comes in the next iteration.
+        """
         ready = self._ready
         if not ready:
             found = self._epoll.poll(0, EVENTS_PER_TURN)
@@ -101,8 +107,8 @@ class Poller:
 class Stream:
     """Calls back with what arrives, sends at once what the socket takes and keeps the rest.
 
-    `on_bytes(data)` for input, `on_end(error)` once, with None at the end of input, `on_drained()` when kept output has gone. After
-    `close` or `detach` nothing is called any more.
+    `on_bytes(data)` for input, `on_end(error)` once, with None at the end of input, `on_drained()`
+    when kept output has gone. After `close` or `detach` nothing is called any more.
     """
 
     __slots__ = (
@@ -160,11 +166,17 @@ class Stream:
         return not self._unsent
 
     def round_trip_us(self) -> int | None:
-        """Return the kernel's smoothed round-trip time in microseconds; None for what is not TCP, or over."""
+        """Return the kernel's smoothed round-trip time in microseconds.
+
+        None for what is not TCP, or over.
+        """
         return self._tcp_info(_RTT_AT, 4)
 
     def bytes_moved(self) -> tuple[int, int] | None:
-        """Return how many bytes the kernel has sent and received; None for what is not TCP, or over."""
+        """Return how many bytes the kernel has sent and received.
+
+        None for what is not TCP, or over.
+        """
         sent, received = self._tcp_info(_SENT_AT, 8), self._tcp_info(_RECEIVED_AT, 8)
         return None if sent is None or received is None else (sent, received)
 
@@ -176,9 +188,10 @@ class Stream:
         return int.from_bytes(info[at:], sys.byteorder) if len(info) == at + n_bytes else None
 
     def limit_kernel(self, unsent_bytes: int, near_receive_bytes: int, near_us: int) -> None:
-        """Bound what the kernel queues: unsent output, and unread input of peers within a round-trip time of near_us.
+        """Bound the kernel's queues: unsent output, and unread input of peers within near_us.
 
-        A peer further away needs the receive buffer that the kernel finds for it. A no-op for what is not TCP.
+        A peer further away needs the receive buffer that the kernel finds for it. A no-op for what
+        is not TCP.
         """
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent_bytes)
@@ -194,7 +207,10 @@ class Stream:
         self._watch(self._events & ~_IN)
 
     def send(self, data: bytes) -> bool:
-        """Send; return whether the socket took everything, otherwise `on_drained` follows. An error shows when reading."""
+        """Send; return whether the socket took everything, otherwise `on_drained` follows.
+
+        An error shows when reading.
+        """
         if not data or self.closed:
             return self.flushed
         if self._unsent:

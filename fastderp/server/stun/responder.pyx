@@ -1,7 +1,7 @@
 """Answers STUN in a thread of its own, without the GIL and without allocating (PROTOCOL §11).
 
-The thread owns the buffers; it is the only writer of the counters. Python starts and stops it and reads the counters. Sockets are
-lent for as long as it runs.
+The thread owns the buffers; it is the only writer of the counters. Python starts and stops it and
+reads the counters. Sockets are lent for as long as it runs.
 """
 
 from libc.errno cimport errno
@@ -11,13 +11,14 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.uio cimport iovec
 
 from fastderp.dataplane.sys cimport (
-    EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, atomic_load_u8, atomic_peek_u64, atomic_poke_u64,
-    atomic_store_u8, close, counter_add, eventfd, eventfd_drain, eventfd_wake, msghdr, pthread_create, pthread_join, pthread_t,
+    EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL,
+    atomic_load_u8, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, close, counter_add,
+    eventfd, eventfd_drain, eventfd_wake, msghdr, pthread_create, pthread_join, pthread_t,
 )
 from fastderp.server.stun.sys cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, IP_PKTINFO, IPPROTO_IP,
-    IPPROTO_IPV6, IPV6_PKTINFO, POLLIN, PRIO_PROCESS, cmsghdr, in6_pktinfo, in_pktinfo, mmsghdr, poll, pollfd, recvmmsg, sendmmsg,
-    setpriority, sockaddr_in, sockaddr_in6,
+    AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH,
+    IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, POLLIN, PRIO_PROCESS, cmsghdr, in6_pktinfo,
+    in_pktinfo, mmsghdr, poll, pollfd, recvmmsg, sendmmsg, setpriority, sockaddr_in, sockaddr_in6,
 )
 
 import os
@@ -50,7 +51,8 @@ cdef struct Counters:
 
 
 cdef struct Slot:
-    # One datagram of a batch and the answer to it. The answer reuses the sender's address and the control message.
+    # One datagram of a batch and the answer to it. The answer reuses the sender's address and the
+    # control message.
     sockaddr_in6 sender
     iovec request
     iovec answer
@@ -99,8 +101,8 @@ cdef inline uint32_t read_u16(const uint8_t* data) noexcept nogil:
 cdef bint is_request(const uint32_t* table, const uint8_t* data, size_t n) noexcept nogil:
     """Tell whether a datagram is a tailscale binding request.
 
-    Strict where the reference is: SOFTWARE `tailnode` somewhere, FINGERPRINT last and right, attributes that fill the
-    datagram exactly. The length field of the header is not looked at.
+    Strict where the reference is: SOFTWARE `tailnode` somewhere, FINGERPRINT last and right,
+    attributes that fill the datagram exactly. The length field of the header is not looked at.
     """
     cdef size_t at = HEADER_BYTES
     cdef size_t value, length = 0
@@ -126,9 +128,13 @@ cdef bint is_request(const uint32_t* table, const uint8_t* data, size_t n) noexc
 
 
 cdef size_t answer_write(
-    uint8_t* out, const uint8_t* txid, const uint8_t* address, size_t address_bytes, const uint8_t* port
+    uint8_t* out, const uint8_t* txid, const uint8_t* address, size_t address_bytes,
+    const uint8_t* port,
 ) noexcept nogil:
-    """Write the answer for a sender at `address` (4 or 16 bytes) and `port` (2 bytes); return its size, 32 or 44."""
+    """Write the answer for a sender at `address` (4 or 16 bytes) and `port` (2 bytes).
+
+    Return its size, 32 or 44.
+    """
     cdef size_t i
     memset(out, 0, 32)
     out[0] = out[1] = 1
@@ -141,7 +147,8 @@ cdef size_t answer_write(
     out[26] = port[0] ^ COOKIE[0]
     out[27] = port[1] ^ COOKIE[1]
     for i in range(address_bytes):
-        # The mask is the cookie and the transaction id, as they stand behind each other in the header.
+        # The mask is the cookie and the transaction id, as they stand behind each other in the
+        # header.
         out[28 + i] = address[i] ^ out[4 + i]
     return 28 + address_bytes
 
@@ -168,7 +175,10 @@ cdef void batch_prepare(Responder* r) noexcept nogil:
 
 
 cdef bint source_from_destination(msghdr* message) noexcept nogil:
-    """Turn what the kernel tells of a request's destination into the source of its answer; False when it tells nothing."""
+    """Turn what the kernel tells of a request's destination into the source of its answer.
+
+    False when it tells nothing.
+    """
     cdef cmsghdr* header = CMSG_FIRSTHDR(message)
     cdef in_pktinfo* ipv4
     cdef in6_pktinfo* ipv6
@@ -180,7 +190,8 @@ cdef bint source_from_destination(msghdr* message) noexcept nogil:
             return True
         if header.cmsg_level == IPPROTO_IPV6 and header.cmsg_type == IPV6_PKTINFO:
             ipv6 = <in6_pktinfo*>CMSG_DATA(header)
-            # The route decides about the interface, but a link-local address is one of its interface only.
+            # The route decides about the interface, but a link-local address is one of its
+            # interface only.
             if ipv6.ipi6_addr.s6_addr[0] != 0xFE or ipv6.ipi6_addr.s6_addr[1] & 0xC0 != 0x80:
                 ipv6.ipi6_ifindex = 0
             return True
@@ -200,11 +211,13 @@ cdef bint answer_prepare(Responder* r, int i, msghdr* answer) noexcept nogil:
     if slot.sender.sin6_family == AF_INET:
         counter_add(&r.counters.ipv4, 1)
         n = answer_write(
-            slot.answer_bytes, slot.request_bytes + 8, <uint8_t*>&sender.sin_addr, 4, <uint8_t*>&sender.sin_port)
+            slot.answer_bytes, slot.request_bytes + 8, <uint8_t*>&sender.sin_addr, 4,
+            <uint8_t*>&sender.sin_port)
     else:
         counter_add(&r.counters.ipv6, 1)
         n = answer_write(
-            slot.answer_bytes, slot.request_bytes + 8, slot.sender.sin6_addr.s6_addr, 16, <uint8_t*>&slot.sender.sin6_port)
+            slot.answer_bytes, slot.request_bytes + 8, slot.sender.sin6_addr.s6_addr, 16,
+            <uint8_t*>&slot.sender.sin6_port)
     slot.answer.iov_base = slot.answer_bytes
     slot.answer.iov_len = n
     answer[0] = request[0]
@@ -218,7 +231,10 @@ cdef bint answer_prepare(Responder* r, int i, msghdr* answer) noexcept nogil:
 
 
 cdef void answers_send(Responder* r, int fd, int n) noexcept nogil:
-    """Send the first `n` answers of the batch; one that the kernel refuses is counted and left out."""
+    """Send the first `n` answers of the batch.
+
+    One that the kernel refuses is counted and left out.
+    """
     cdef int at = 0
     cdef int sent
     while at < n:
@@ -272,8 +288,8 @@ cdef class StunResponder:
     """A thread that answers STUN on UDP sockets, from `start` to `stop`.
 
     Args:
-        descriptors: of bound sockets, up to 64, that stay open while it runs; those that tell IP_PKTINFO or IPV6_PKTINFO are
-            answered from the address that was asked.
+        descriptors: of bound sockets, up to 64, that stay open while it runs; those that tell
+            IP_PKTINFO or IPV6_PKTINFO are answered from the address that was asked.
 
     Raises OSError when descriptors or memory are out.
     """
@@ -361,7 +377,10 @@ cdef class StunResponder:
 
 
 def answer_to(bytes datagram, bytes address, int port):
-    """Return the answer to a datagram from `address` (4 or 16 bytes) and `port`; None when it gets none. PROTOCOL §11."""
+    """Return the answer to a datagram from `address` (4 or 16 bytes) and `port`.
+
+    None when it gets none. PROTOCOL §11.
+    """
     cdef uint32_t[256] table
     cdef uint8_t[ANSWER_MAX] out
     cdef uint8_t[2] port_bytes = [port >> 8 & 0xFF, port & 0xFF]

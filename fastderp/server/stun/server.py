@@ -1,7 +1,8 @@
 """STUN: tells a client the address its UDP packets come from (PROTOCOL §11).
 
-Binds the sockets and lends them to a `StunResponder`, which answers in a thread of its own. Sockets are separate for IPv4 and IPv6,
-so an IPv4 client is answered with an IPv4 address. Loop thread only.
+Binds the sockets and lends them to a `StunResponder`, which answers in a thread of its own. Sockets
+are separate for IPv4 and IPv6, so an IPv4 client is answered with an IPv4 address. Loop thread
+only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from fastderp.server.stun.responder import StunResponder
 
 log: logging.Logger = logging.getLogger("fastderp.stun")
 
-# Requests of a burst wait here. The kernel gives what it allows, and half of it is its own overhead.
+# Requests of a burst wait here. The kernel gives what it allows, and half of it is its own
+# overhead.
 RECEIVE_BYTES = 1 << 20
 # Linux's number; Python's socket module has it from 3.14 on.
 IP_PKTINFO = 8
@@ -80,9 +82,10 @@ class StunServer:
 
 
 def bind_stun(host: str, port: int) -> StunServer:
-    """Bind the STUN sockets for every address of a host; any wildcard means all addresses of both families.
+    """Bind the STUN sockets for every address of a host, by the rules of `net.listen`.
 
-    Needs no running loop; call `start` on the result. Raises ListenError when an address cannot be bound.
+    Needs no running loop; call `start` on the result. Raises ListenError when an address cannot be
+    bound.
     """
     try:
         return StunServer(datagram_sockets(host, port, _prepare))
