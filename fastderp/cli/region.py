@@ -142,5 +142,5 @@ def _members_in(path: Path, *, reloading: bool) -> list[str]:
         raise ConfigError(f"-mesh-with @{path}: {reason}") from None
     if reloading and not text.strip():
         # An editor that truncates before it writes would part the region.
-        raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean nobody)")
+        raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean none)")
     return [line.partition("#")[0] for line in text.splitlines()]

@@ -532,7 +532,7 @@ API = {
         "packets for other keys through an object of the caller's own",
         "system/mesh_forwarders::packets_for_a_key_elsewhere_go_to_its_forwarder",
         "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
-        "system/mesh_forwarders::a_slow_forwarder_holds_nobody_up",
+        "system/mesh_forwarders::a_slow_forwarder_delays_no_client",
         "system/mesh_forwarders::our_client_is_a_forwarder",
         names=(
             *_of("", "PacketForwarder"),

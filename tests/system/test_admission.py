@@ -102,7 +102,7 @@ def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ..
             assert 'fastderp_admission_revoked_total{by="url"} 1\n' in varz(running)
 
 
-def test_a_silent_url_delays_nobody_else(base: tuple[str, ...]) -> None:
+def test_a_silent_url_delays_no_other_client(base: tuple[str, ...]) -> None:
     friend = NodePrivate.generate()
 
     def admit(request: bytes) -> bytes:
@@ -137,7 +137,7 @@ def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(
                 peer.close()
 
 
-def test_tailscaled_decides_and_a_socket_that_is_something_else_lets_nobody_in(
+def test_tailscaled_decides_and_another_service_at_its_socket_lets_no_client_in(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     friend = NodePrivate.generate()

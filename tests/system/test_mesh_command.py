@@ -91,7 +91,7 @@ def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them
             while b"stay as they are" not in (line := two.process.stderr.readline()):
                 assert line
             assert (
-                f"-mesh-with @{members}: it is empty (write a # comment to mean nobody)"
+                f"-mesh-with @{members}: it is empty (write a # comment to mean none)"
                 in line.decode()
             )
             assert members_of(two) == {member: "up"}

@@ -37,7 +37,7 @@ def relay(start_relay: Callable[..., Relay]) -> Relay:
 
 @pytest.fixture
 def key() -> NodePublic:
-    """Somebody who is not connected here."""
+    """A key that is not connected here."""
     return NodePrivate.generate().public_key
 
 
@@ -236,7 +236,7 @@ def test_a_forwarder_that_fails_loses_only_that_packet(
     assert "a packet forwarder failed: not this one" in caplog.text
 
 
-def test_a_slow_forwarder_holds_nobody_up(relay: Relay, key: NodePublic) -> None:
+def test_a_slow_forwarder_delays_no_client(relay: Relay, key: NodePublic) -> None:
     class Slow:
         def __init__(self) -> None:
             self.is_busy = threading.Event()

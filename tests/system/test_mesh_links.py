@@ -196,7 +196,7 @@ def test_a_relay_with_another_secret_is_not_linked_to(
 ) -> None:
     one, other = start_member(start_relay), start_member(start_relay, mesh_key=MeshKey.generate())
     link(one, other)
-    eventually(lambda: "is its mesh key another?" in caplog.text)
+    eventually(lambda: "check that both have the same mesh key" in caplog.text)
     eventually(lambda: state(one, other) == LinkState.WAITING)
     assert one.metrics()["derp_clients_remote"] == 0
 

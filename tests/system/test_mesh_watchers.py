@@ -36,7 +36,7 @@ def mesh_peer(relay: Relay, **login: Any) -> Peer:
 
 
 def watcher(relay: Relay, **login: Any) -> Peer:
-    """Log in and watch; the list of everybody, itself included, is still to be read."""
+    """Log in and watch; the list of all clients, itself included, is still to be read."""
     n_watchers = relay.metrics()["derp_watchers"]
     peer = mesh_peer(relay, **login)
     peer.send_frame(WATCH)
@@ -312,7 +312,7 @@ def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: R
             ]
 
 
-def test_a_watcher_that_lets_too_much_wait_is_closed_and_nobody_else(
+def test_a_watcher_that_lets_too_much_wait_is_closed_and_no_other_peer(
     crowded: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.presence.FLOODS_PER_S", 1000.0)

@@ -1,8 +1,9 @@
-"""Who may use the relay: lists of keys, the local tailscaled, an admission URL; all that are configured must agree. PROTOCOL §8.
+"""Decides which clients may use the relay. PROTOCOL §8.
 
-Loop thread only. An `Admission` is what `Server(verify=…)` takes. While it is `watching` a server it
-also disconnects clients that lose their permission: at once when a list changes, within a minute
-when a service has to be asked again.
+Key lists, the local tailscaled and an admission URL are asked; all that are configured must agree.
+An `Admission` is what `Server(verify=…)` takes. While it is `watching` a server it also disconnects
+clients that lose their permission: at once when a list changes, within a minute when a service has
+to be asked again. Loop thread only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ REMEMBERED = 10_000
 
 
 class ConnectedClient(NamedTuple):
-    """A client that is connected to a relay. `Server.clients` gives one per connection. PROTOCOL §6.1.
+    """A client that is connected to a relay, once per connection. PROTOCOL §6.1.
 
     Args:
         key: the client's public key.
@@ -84,9 +85,10 @@ class Admission:
     Args:
         lists: keys in files.
         verifiers: asked in this order, until one says no.
-        recheck_s: the verifiers are asked about every connected client again within 1.25 of this many
-            seconds; 0 for never.
-        own_key: tells the key of this machine's own node, which all verifiers must let in; for `problems`.
+        recheck_s: the verifiers are asked about every connected client again within 1.25 of this
+            many seconds; 0 for never.
+        own_key: returns the key of this machine's own node, which all verifiers must let in; for
+            `problems`.
         clock: seconds, for tests.
     """
 
@@ -133,7 +135,7 @@ class Admission:
             if verdict.allowed:
                 verdict = await self._ask(verifier, key, ip)
         if verdict.allowed and self.verifiers:
-            # A list may have changed meanwhile, and its round of revocations did not see this client.
+            # A list may have changed meanwhile, and its revocations did not see this client.
             verdict = self.lists.judge(key)
         if not verdict.allowed:
             raise LoginError("denied", f"{key.short} is not allowed: {verdict.detail}")
@@ -141,7 +143,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
-        """Follow the files and ask again about the connected `clients`, a Server, while the block lasts."""
+        """Follow the files and recheck the connected `clients` of a Server while the block lasts."""
         # A thread of its own, kept for good: later there may be none to be had.
         reader = ThreadPoolExecutor(1, "fastderp-lists")
         tasks = [supervisor.start("admission lists", lambda: self._follow_lists(clients, reader))]
@@ -246,7 +248,7 @@ class Admission:
     # Revoking by lists
 
     async def _follow_lists(self, clients: Clients, reader: ThreadPoolExecutor) -> None:
-        """Read the files when they change, and disconnect the clients that the keys in force exclude.
+        """Read the files when they change, and disconnect clients that the new keys exclude.
 
         The keys in force are compared with those of the last round, and not with what this task has
         read itself: so every change reaches the connected clients, however it came about.
@@ -280,7 +282,7 @@ class Admission:
     # Revoking by verifiers
 
     async def _recheck(self, clients: Clients) -> None:
-        """Ask about every client once per round, a part of the keys at a time and evenly, to spare the service."""
+        """Ask about every client once per round, evenly spread, to spare the service."""
         while True:
             for part in range(ROUND_PARTS):
                 due = {
@@ -341,7 +343,10 @@ class Admission:
     # Itself
 
     async def self_test(self) -> list[str]:
-        """Ask all verifiers about this machine's own node; keep what is wrong in `problems`, and log it when it is new. PROTOCOL §6.9."""
+        """Ask all verifiers about this machine's own node. PROTOCOL §6.9.
+
+        Keeps what is wrong in `problems`, logs what is new there, and returns it.
+        """
         found = await self._test_own_node() if self._own_key else []
         for problem in found:
             if problem not in self.problems:

@@ -17,12 +17,12 @@ from fastderp.wire.protocol import FrameType, ServerInfo, frame
 
 # Clients read the limit they are told as a signed number.
 _TOLD_MAX = (1 << 63) - 1
-# Each costs a key agreement; then other work gets its turn.
+# Clients told in one iteration of the loop: each costs a key agreement.
 TOLD_PER_TURN = 32
 
 
 class ClientRate:
-    """The limit in force; None until somebody says something about it."""
+    """The limit in force; None until one is set."""
 
     def __init__(self, plane: Plane, private_key: NodePrivate) -> None:
         """Begin without a limit. The key seals what clients are told."""
@@ -33,7 +33,10 @@ class ClientRate:
         self._telling: asyncio.Task[None] | None = None
 
     def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Limit everybody from now on, each with a full burst; tell those who are connected, if there is a loop to do it on."""
+        """Limit every client from now on, each with a full burst.
+
+        Connected clients are told if there is a loop to do it on.
+        """
         self.limit = limit
         self._told = ServerInfo(
             token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
@@ -49,7 +52,7 @@ class ClientRate:
         return self._told
 
     def metrics(self) -> dict[str, Value]:
-        """Return the limit, by the names of PROTOCOL §14; nothing before somebody has set one."""
+        """Return the limit, by the names of PROTOCOL §14; nothing before one is set."""
         if self.limit is None:
             return {}
         return {
@@ -58,12 +61,12 @@ class ClientRate:
         }
 
     def close(self) -> None:
-        """Tell nobody any more."""
+        """Stop telling clients."""
         if self._telling is not None:
             self._telling.cancel()
 
     async def _tell(self) -> None:
-        """Send everybody a new ServerInfo, a few at a time."""
+        """Send every client a new ServerInfo, a few at a time."""
         text = server_info_json(self.server_info())
         clients = [
             session for session in self._plane.sessions() if not session.mesh and not session.link

@@ -1,4 +1,4 @@
-"""Keys that may, and keys that may not, use the relay: text files that are read again when they change.
+"""Lists of keys that may or may not use the relay: text files, read again when they change.
 
 One `nodekey:…` per line; a `#` and what follows it is a comment. A file that cannot be used never
 replaces a good list. Everything is judged and put in force on the loop thread; `read` changes
@@ -26,7 +26,7 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 # A million keys; more is not a list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024
-# A file that was written this shortly before it was read may change again without another time stamp.
+# A file written this shortly before it was read may change again without another time stamp.
 RACY_S = 2.0
 
 Fingerprint = tuple[int, ...]
@@ -62,7 +62,10 @@ class KeyList:
 
     @classmethod
     def load(cls, path: Path, *, required: bool) -> KeyList:
-        """Read the list at `path` at the start. Raises ConfigError that names file and line, also for one without keys if `required`."""
+        """Read the list at `path` at the start.
+
+        Raises ConfigError that names file and line, also for a list without keys if `required`.
+        """
         found = cls(path, required)
         fingerprint = _fingerprint(path)
         found.keys = found._read_keys()
@@ -70,7 +73,7 @@ class KeyList:
         return found
 
     def read(self, *, force: bool = False) -> Reading | None:
-        """Read the file if it has changed, or with `force`; None when it has not. Changes nothing here."""
+        """Read the file if it has changed, or with `force`; else return None. Changes nothing."""
         # Taken before the file is read, so that a change meanwhile is seen the next time.
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
@@ -155,9 +158,10 @@ class KeyLists:
 
     @classmethod
     def load(cls, allow: Path | None, deny: Path | None) -> KeyLists:
-        """Read the files that are given. Raises ConfigError that names file and line, also for an `allow` list without keys.
+        """Read the files that are given.
 
-        A line of `allow` or `deny` is a key, `nodekey:` and 64 hex digits, a comment after a `#`, or both.
+        A line of `allow` or `deny` is a key (`nodekey:` and 64 hex digits), a comment after a `#`,
+        or both. Raises ConfigError that names file and line, also for an `allow` list without keys.
         """
         return cls(
             allow=KeyList.load(allow, required=True) if allow else None,
@@ -188,7 +192,7 @@ class KeyLists:
         return ALLOWED
 
     def read(self, *, force: bool = False) -> list[Reading | None]:
-        """Read the files that have changed, or all with `force`. Changes nothing here; any thread."""
+        """Read the files that have changed, or all with `force`. Changes nothing; any thread."""
         return [found.read(force=force) for found in self]
 
     def apply(self, readings: list[Reading | None]) -> bool:
@@ -199,7 +203,10 @@ class KeyLists:
         return any([found.apply(reading) for found, reading in zip(self, readings, strict=True)])
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the changed files, or all with `force`, and put them in force; return whether any keys have changed."""
+        """Read the changed files, or all with `force`, and put them in force.
+
+        Returns whether any keys have changed.
+        """
         return self.apply(self.read(force=force))
 
 
@@ -213,6 +220,6 @@ def _fingerprint(path: Path) -> Fingerprint:
 
 
 def _settled(fingerprint: Fingerprint) -> Fingerprint | None:
-    """Return the fingerprint to remember; None while the file is so new that it could change unnoticed."""
+    """Return the fingerprint to remember; None while the file could still change unnoticed."""
     newest_ns = max(fingerprint[:2], default=0)
     return fingerprint if abs(time.time_ns() - newest_ns) > RACY_S * 1e9 else None

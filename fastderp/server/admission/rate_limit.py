@@ -1,4 +1,7 @@
-"""What each client may send, as derper's file of `-rate-config` says it. The data plane enforces it. PROTOCOL §6.8."""
+"""What each client may send, from derper's `-rate-config` file. PROTOCOL §6.8.
+
+The data plane enforces it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class RateLimit:
 
     Args:
         bytes_per_s: rate, 0 for no limit.
-        burst_bytes: at once, after a pause; raised to the largest frame, 65568 bytes, and 0 without limit.
+        burst_bytes: bytes at once after a pause; at least the largest frame, 65568; 0 without limit.
     """
 
     bytes_per_s: int = 0
@@ -46,7 +49,7 @@ class RateLimit:
 
     @classmethod
     def load(cls, path: Path) -> RateLimit:
-        """Read derper's JSON file at `path`. Raises ConfigError that names it and says why it cannot be used."""
+        """Read derper's JSON file at `path`. Raises ConfigError that names it and the reason."""
         try:
             document = json.loads(files.read(path))
         except OSError as error:

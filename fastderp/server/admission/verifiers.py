@@ -1,4 +1,4 @@
-"""The services that say whether a key may use the relay: the local tailscaled and an admission URL. PROTOCOL §8.
+"""Asks the services that know which keys may use the relay: tailscaled, an admission URL. PROTOCOL §8.
 
 Loop thread only. Every answer, and the want of one, becomes one `Verdict`. Import this module only
 when there is a service to ask, as `http_query`.
@@ -33,7 +33,10 @@ TAILSCALE_CAPABILITY = "145"
 
 
 class Tailscaled:
-    """Allows the keys that the tailscaled of this machine knows. Without an answer the answer is no. PROTOCOL §8."""
+    """Allows the keys that the tailscaled of this machine knows. PROTOCOL §8.
+
+    Without an answer it allows none.
+    """
 
     name = "tailscaled"
 
@@ -65,7 +68,7 @@ class Tailscaled:
         return Verdict(False, "denied", "tailscaled does not know it")
 
     async def own_key(self) -> NodePublic:
-        """Return the key of this machine's own node. Raises NoAnswer unless tailscaled is running and has one."""
+        """Return the key of this machine's own node. Raises NoAnswer while tailscaled has none."""
         try:
             return await self._own_key()
         except NoAnswer as error:
@@ -94,7 +97,7 @@ class Tailscaled:
 
 
 def _own_key(status: dict[str, Any]) -> NodePublic:
-    """Return the key of the own node from a tailscaled's status. Raises NoAnswer while it knows no keys."""
+    """Return the own node's key from tailscaled's status. Raises NoAnswer while it knows no keys."""
     state = checked(status, "BackendState", str, "a string")
     if state != "Running":
         raise NoAnswer(
@@ -112,7 +115,7 @@ def _own_key(status: dict[str, Any]) -> NodePublic:
 
 
 def _check_whois(answer: dict[str, Any], key: NodePublic) -> None:
-    """Check that an answer describes the node with this key. Raises NoAnswer for what is no such answer."""
+    """Check that an answer describes the node with this key. Raises NoAnswer for any other."""
     node = checked(answer, "Node", dict, "an object")
     checked(answer, "UserProfile", dict, "an object")
     checked(answer, "CapMap", dict, "an object")
@@ -132,7 +135,7 @@ class AdmissionUrl:
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`; with `fail_open`, let all clients in while it cannot be reached, else none.
+        """Ask at an http or https `url`; with `fail_open`, let clients in while it cannot be reached.
 
         Raises ValueError for a URL, or a proxy of the environment, that cannot be used, never quoting
         it, for it may hold a password.

@@ -1,6 +1,6 @@
-"""From a URL to a connection to another relay that the data plane can have: TCP, TLS, upgrade, its key. PROTOCOL §7.3, §13.
+"""Dials another relay: TCP, TLS, upgrade, its key. PROTOCOL §7.3, §13.
 
-The login itself is left to the data plane, as the first thing it writes: until then every byte is known to be sent and read.
+The login is the first thing that the data plane writes: until then every byte sent and read is known.
 Loop thread only.
 """
 
@@ -40,7 +40,8 @@ USER_TIMEOUT_MS = 15_000
 class DialedRelay:
     """A connection to a relay that has told its key and waits for a login.
 
-    channel is what TLS left: None for plain TCP. wire is what was read and not opened, opened what was opened and not used.
+    channel is what TLS left: None for plain TCP. wire holds bytes that were read and not opened,
+    opened those that were opened and not used.
     """
 
     sock: socket.socket

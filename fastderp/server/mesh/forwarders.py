@@ -1,6 +1,7 @@
-"""Packet forwarders that a program adds: objects that take packets for keys which are not connected here. PROTOCOL §7.5.
+"""Packet forwarders of a program: objects that take packets for keys elsewhere. PROTOCOL §7.5.
 
-To the data plane each is a mesh link, over a socket pair whose other end is read here. Loop thread only.
+To the data plane each is a mesh link, over a socket pair whose other end is read here. Loop thread
+only.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class PacketForwarder(Protocol):
     ) -> Awaitable[None] | None:
         """Send a packet of `data` on to `destination`, in the name of `source`.
 
-        What it returns is awaited before the next packet; what it raises is logged, and the packet is lost.
+        What it returns is awaited before the next packet. What it raises is logged, and the packet
+        is lost.
         """
 
 
@@ -129,7 +131,7 @@ class _Carrier:
 
 
 def _take_frame(unread: bytearray) -> bytes | None:
-    """Return the payload of the first frame once it is whole. The data plane sends ForwardPacket only."""
+    """Return the payload of the first frame once it is whole; all are ForwardPacket."""
     if len(unread) < HEADER_SIZE:
         return None
     end = HEADER_SIZE + HEADER.unpack_from(unread)[1]
@@ -181,7 +183,10 @@ class Forwarders:
         carrier.keys.add(key)
 
     def remove(self, key: bytes, forwarder: PacketForwarder) -> None:
-        """Use the forwarder for a key no longer; packets on their way still arrive. One that was never added only counts."""
+        """Use the forwarder for a key no longer; packets on their way still arrive.
+
+        A forwarder that was never added is only counted.
+        """
         for lost in self._lost:
             if lost.forwarder is forwarder and key in lost.keys:
                 lost.keys.remove(key)
@@ -207,7 +212,7 @@ class Forwarders:
             self._replace_lost()
 
     def _replace_lost(self) -> None:
-        """Give the keys of ended sessions to new ones; what the system refuses is tried again after a while."""
+        """Give the keys of ended sessions to new ones; retry after RETRY_S what the system refuses."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -225,7 +230,7 @@ class Forwarders:
             except (OSError, PlaneError) as error:
                 self._throttle.log(
                     "refused",
-                    "a packet forwarder has no session for the moment: %s; the next attempt is in %g s",
+                    "a packet forwarder has no session: %s; next attempt in %g s",
                     error,
                     RETRY_S,
                 )

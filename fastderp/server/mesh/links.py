@@ -1,7 +1,7 @@
-"""Links to the other relays of the region: kept up here, carried by the data plane. PROTOCOL §7.
+"""Keeps up the links to the other relays of the region; the data plane carries them. PROTOCOL §7.
 
-One task per member dials it, waits for the link's end and dials again. What a link announces becomes forwarders in the
-data plane and is withdrawn with it. Loop thread only.
+One task per member dials it, waits for the link's end and dials again. The keys that a link announces
+become forwarders in the data plane and are taken back when it ends. Loop thread only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastderp.wire.protocol import (
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# The wait doubles from the first to the last, each ± a fifth, so that a region does not dial in step.
+# The wait doubles from the first to the last, ± a fifth, so that a region does not dial in step.
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 5.0
 JITTER = 0.2
@@ -56,7 +56,7 @@ class LinkState(StrEnum):
     """Where a link is: dialling → login → up → waiting → dialling …, or itself for good."""
 
     DIALLING = "dialling"
-    LOGIN = "login"  # connected; up when the other relay has listed the first client, which is ourselves
+    LOGIN = "login"  # connected; up when the other relay lists its first client, this relay
     UP = "up"
     WAITING = "waiting"
     ITSELF = "itself"
@@ -70,7 +70,7 @@ class MeshPeer:
         name: as the operator wrote it, without a pin, for logs and metrics.
         url: where it is, as for HTTPClient.
         dial_host: where TCP goes instead of the URL's host.
-        pin: SHA-256 of the only certificate (DER) that it may have; None for one that others vouch for.
+        pin: SHA-256 of its only acceptable certificate (DER); None for one signed by a known CA.
     """
 
     name: str
@@ -80,9 +80,10 @@ class MeshPeer:
 
     @classmethod
     def parse(cls, text: str) -> MeshPeer:
-        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL. Raises ValueError for any other.
+        """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL.
 
-        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that certificate is accepted.
+        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that
+        certificate is accepted. Raises ValueError for any other text.
         """
         where, pinned, digits = text.partition(f"={PIN_PREFIX}")
         pin = certificate_pin(PIN_PREFIX + digits) if pinned else None
@@ -184,7 +185,7 @@ class MeshLink:
             deadline.cancel()
 
     def _promote(self, dialled: DialedRelay) -> None:
-        """Log in as this relay itself and ask for presence in the same breath (§7.3); the data plane says it."""
+        """Have the data plane log in as this relay and ask for presence at once. PROTOCOL §7.3."""
         mesh = self._mesh
         try:
             self._box = mesh.private_key.box(dialled.server_key)
@@ -222,7 +223,7 @@ class MeshLink:
                 await self._back.wait()
 
     def peer_arrived(self, key: NodePublic) -> None:
-        """Note that a relay has logged in here: if it may be this member, it can be dialled again."""
+        """Note that a relay has logged in here: if it may be this member, dial it now."""
         if self.server_key is None or self.server_key == key:
             self._back.set()
 
@@ -242,7 +243,10 @@ class MeshLink:
     def closed(self, event: ClosedEvent) -> None:
         """Note that the connection is over."""
         if self.state is LinkState.LOGIN:
-            reason = "the relay closed the connection instead of listing its clients: is its mesh key another?"
+            reason = (
+                "the relay closed the connection instead of listing its clients:"
+                " check that both have the same mesh key"
+            )
         else:
             reason = f"the link broke: {event.detail or event.reason}"
         self._end(reason)
@@ -411,7 +415,7 @@ class Mesh:
         return self.withdrawals.keys.union(*(link.keys for link in self.links))
 
     def tls_context(self, pin: bytes | None) -> ClientContext:
-        """Return what to trust: the certificate with this hash, or without one whatever the system's roots vouch for, read once."""
+        """Return what to trust: the certificate with this hash, or without one the system's roots."""
         if pin is not None:
             return ClientContext(pin=pin)
         if self._tls is None:
@@ -419,7 +423,7 @@ class Mesh:
         return self._tls
 
     def set_peers(self, peers: Iterable[MeshPeer]) -> None:
-        """Make these the members: links to others end, links to new ones begin, the rest stay as they are."""
+        """Make these the members: end links to others, begin links to new ones, keep the rest."""
         wanted = dict.fromkeys(peers)
         for peer in [peer for peer in self._links if peer not in wanted]:
             self._links.pop(peer)[1].cancel()
@@ -437,7 +441,7 @@ class Mesh:
         return link is not None
 
     def peer_arrived(self, key: NodePublic) -> None:
-        """Note that a mesh peer has logged in here, most likely a member that was started just now."""
+        """Note that a mesh peer has logged in here: probably a member that has just started."""
         for link in self.links:
             link.peer_arrived(key)
 

@@ -1,7 +1,7 @@
-"""Who watches this relay's clients come and go, and telling them. PROTOCOL §6.2, §7.2.
+"""Tells watchers which clients come and go. PROTOCOL §6.2, §7.2.
 
-Keeps nothing while nobody watches; what happens in one turn of the loop reaches each watcher in one write.
-Loop thread only.
+Keeps nothing without watchers. What happens in one iteration of the loop reaches each watcher in one
+write. Loop thread only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fastderp.wire.protocol import (
 
 BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOOP_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100)
-# A list of everybody is a thousand times as long as the request for it; real watchers ask once per connection.
+# The list of all clients is a thousand times as long as the request for it; real watchers ask once
+# per connection.
 FLOODS_PER_S = 10.0
 
 
@@ -63,7 +64,7 @@ class Arrival(NamedTuple):
 
 
 class Presence:
-    """Tells watchers of every new connection, and of a key's departure when its last connection has gone."""
+    """Tells watchers of every new connection, and when the last connection of a key has gone."""
 
     def __init__(self, plane: Plane, clock: Callable[[], float] = time.monotonic) -> None:
         """Watch the clients of this data plane."""
@@ -73,8 +74,8 @@ class Presence:
         self._watchers: dict[int, TokenBucket] = {}
         # Keys the watchers have been told of and not told to forget; empty without watchers.
         self._present: set[bytes] = set()
-        self._news: list[bytes] = []
-        self._n_gone_in_news = 0
+        self._pending: list[bytes] = []
+        self._n_gone_pending = 0
         self._batch_sizes = Histogram(BATCH_BOUNDS)
         self._loop_counts = Histogram(LOOP_BOUNDS)
         self._n_gone_sent = 0
@@ -104,7 +105,7 @@ class Presence:
         }
 
     def watch(self, handle: int) -> None:
-        """List everybody to a session and tell it of changes from now on; asked again, list them again."""
+        """List all clients to a session, again when asked again, and tell it of changes from now on."""
         watcher = self._watchers.get(handle) or TokenBucket(
             FLOODS_PER_S, FLOODS_PER_S, clock=self._clock
         )
@@ -112,15 +113,13 @@ class Presence:
             self._n_refused += 1
             return
         self.flush()
-        everybody = self._everybody(handle)
+        clients = self._all_clients(handle)
         self._watchers[handle] = watcher
-        self._present.update(everybody)
-        self._send(
-            handle, b"".join(arrival.frame() for arrival in everybody.values()), len(everybody)
-        )
+        self._present.update(clients)
+        self._send(handle, b"".join(arrival.frame() for arrival in clients.values()), len(clients))
 
-    def _everybody(self, asking: int) -> dict[bytes, Arrival]:
-        """Return the active connection of each key. Of the watcher's key that is its own, which spoke when it asked."""
+    def _all_clients(self, asking: int) -> dict[bytes, Arrival]:
+        """Return the active connection of each key; for the watcher's key that is the watcher itself."""
         listed: dict[bytes, Arrival] = {}
         own_key = b""
         for session in self._plane.sessions():
@@ -149,35 +148,37 @@ class Presence:
         """Note that a connection is over."""
         if self._watchers.pop(handle, None) is not None and not self._watchers:
             self._present.clear()
-            self._news.clear()
-            self._n_gone_in_news = 0
+            self._pending.clear()
+            self._n_gone_pending = 0
         if key in self._present and not self._plane.is_connected(key):
             self._present.remove(key)
             self._add(
                 frame(FrameType.PEER_GONE, peer_gone_payload(key, PeerGoneReason.DISCONNECTED))
             )
-            self._n_gone_in_news += 1
+            self._n_gone_pending += 1
 
     def flush(self) -> None:
         """Send what has happened since the last time."""
-        if not self._news:
+        if not self._pending:
             return
-        frames, n_frames, n_gone = b"".join(self._news), len(self._news), self._n_gone_in_news
-        self._news.clear()
-        self._n_gone_in_news = 0
+        frames, n_frames, n_gone = b"".join(self._pending), len(self._pending), self._n_gone_pending
+        self._pending.clear()
+        self._n_gone_pending = 0
         for handle in list(self._watchers):
-            if not supervisor.guard("presence", self._send_news, handle, frames, n_frames, n_gone):
+            if not supervisor.guard(
+                "presence", self._send_pending, handle, frames, n_frames, n_gone
+            ):
                 # It has missed something: with a new connection it gets the whole list.
                 self._plane.close_session(handle)
 
-    def _send_news(self, handle: int, frames: bytes, n_frames: int, n_gone: int) -> None:
+    def _send_pending(self, handle: int, frames: bytes, n_frames: int, n_gone: int) -> None:
         if self._send(handle, frames, n_frames):
             self._n_gone_sent += n_gone
 
-    def _add(self, news: bytes) -> None:
-        if not self._news:
+    def _add(self, change: bytes) -> None:
+        if not self._pending:
             asyncio.get_running_loop().call_soon(supervisor.guarded("presence", self.flush))
-        self._news.append(news)
+        self._pending.append(change)
 
     def _send(self, handle: int, frames: bytes, n_frames: int) -> bool:
         self._batch_sizes.observe(n_frames)

@@ -1,4 +1,4 @@
-"""A relay's place among others: who watches it, whom it is linked to, who forwards for it. PROTOCOL §6.2, §7.
+"""A relay's place in its region: watchers, links and packet forwarders. PROTOCOL §6.2, §7.
 
 Joins presence, mesh links and packet forwarders to the one data plane. Loop thread only.
 """
@@ -43,7 +43,7 @@ class Region:
         self._plane = plane
         self._own_key = private_key.public_key
         self._throttle = LogThrottle(log)
-        # Of the mesh peers that are logged in, by session: what they may ask for depends on who they are.
+        # The logged-in mesh peers by session: their key decides what they may ask for.
         self._peers: dict[int, NodePublic] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""The region's secret from a setec server, with a copy on disk for the time that the server cannot be reached. PROTOCOL §12.
+"""Fetches the region's secret from a setec server, and keeps a copy on disk. PROTOCOL §12.
 
 Loop thread only. Import this module only when there is such a server, as `service`.
 """
@@ -36,11 +36,12 @@ _NO_BROWSERS = {"Sec-X-Tailscale-No-Browsers": "setec", "Content-Type": "applica
 class SecretsServer:
     """Asks a setec server for one secret.
 
-    The copy has the form that derper's has, so that each can go on with the other's: a JSON object of secrets by name.
+    The copy has the form of derper's, so that each program can use the other's: a JSON object of
+    secrets by name.
     """
 
     def __init__(self, url: str, name: str, cache: Path) -> None:
-        """Ask at an http or https `url` for the secret `name`; keep a copy in `cache`, a file or a directory for one.
+        """Ask at an http or https `url` for the secret `name`; keep a copy in `cache`.
 
         Raises ValueError for the URL.
         """
@@ -58,10 +59,11 @@ class SecretsServer:
         await self._service.close()
 
     async def fetch(self, read: Callable[[str], T]) -> T:
-        """Return what `read` makes of the secret as it is now, or of its copy when the server cannot be reached or its answer is no good.
+        """Return what `read` makes of the secret, or of its copy when the server gives none.
 
-        `read` raises ValueError for what is no good. Only what is good is kept. Raises ConfigError when the server refuses, or has
-        no such text and there is no copy; SecretsError when it cannot be reached and there is no copy.
+        `read` raises ValueError for a text that cannot be used; only usable texts are kept. Raises
+        ConfigError when the server refuses, or when its text cannot be used and there is no copy;
+        SecretsError when it cannot be reached and there is no copy.
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -82,7 +84,10 @@ class SecretsServer:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, read: Callable[[str], T]) -> T:
-        """Ask and keep the answer. Raises NoAnswer, ConfigError for a refusal, ValueError for an answer that is no good."""
+        """Ask and keep the answer.
+
+        Raises NoAnswer, ConfigError for a refusal, ValueError for an answer that cannot be used.
+        """
         question = json.dumps({"Name": self._name}).encode()
         status, body = await self._service.exchange("POST", self._get, question)
         if status in (400, 403, 404):
@@ -101,7 +106,7 @@ class SecretsServer:
     # The copy
 
     def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
-        """Return what was kept, and log the reason why it is needed; raise the reason when there is nothing to be used."""
+        """Return the copy and log why it is needed; raise the reason when there is no usable copy."""
         try:
             found = self._copy(read)
         except ValueError as error:

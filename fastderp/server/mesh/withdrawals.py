@@ -1,4 +1,4 @@
-"""Takes back the forwarders of links that have ended, a few per iteration of the loop. PROTOCOL §7.5.
+"""Takes back the forwarders of ended links, a few per iteration of the loop. PROTOCOL §7.5.
 
 A link may have announced 250,000 keys; taking them back at once would hold up logins for half a
 second. Until a key's turn has come, packets for it are dropped as those of any ended session.

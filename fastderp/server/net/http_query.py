@@ -1,7 +1,7 @@
 """Short questions to HTTP services: any answer, or none, costs bounded time and memory.
 
-Loop thread only. Import this module only when there is a service to ask: aiohttp costs a start 105 ms
-and 14 MiB. (httpx costs a quarter of that, but eight times the CPU per question.)
+Loop thread only. Import this module only when there is a service to ask: aiohttp adds 105 ms and
+14 MiB to a start. (httpx costs a quarter of that, but eight times the CPU per question.)
 """
 
 from __future__ import annotations
@@ -160,7 +160,10 @@ class HttpService:
 
 
 def http_url(text: str, example: str) -> URL:
-    """Read a URL with a host, http or https. Raises ValueError, never quoting the text, which may hold a password."""
+    """Read an http or https URL with a host.
+
+    Raises ValueError without quoting the text, which may hold a password.
+    """
     try:
         url = URL(text)
     except ValueError:
@@ -171,7 +174,7 @@ def http_url(text: str, example: str) -> URL:
 
 
 def _proxy(url: URL) -> str | None:
-    """Return the proxy that the environment wants for a URL. Raises ValueError for one of no use."""
+    """Return the proxy that the environment names for a URL. Raises ValueError for an unusable one."""
     assert url.host is not None
     assert url.port is not None
     found = proxy_for(url.scheme, url.host, url.port)
@@ -225,7 +228,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[str, Any]:
     """Return the JSON object that is the body of a 200, its members' names folded. Raises NoAnswer.
 
-    With `more_may_follow`, the bytes behind the first JSON value are ignored, else there may be none.
+    With `more_may_follow`, bytes behind the first JSON value are ignored, else there may be none.
     """
     if 300 <= status < 400:
         raise NoAnswer("status", f"it redirects (status {status}), which is not followed")
@@ -244,7 +247,9 @@ def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[
 
 
 def checked(document: dict[str, Any], name: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """Return a member of a folded object; None where it is null or absent. Raises NoAnswer for another type.
+    """Return a member of a folded object; None where it is null or absent.
+
+    Raises NoAnswer for a value of another type.
 
     Args:
         name: the member's, as the service spells it.

@@ -42,7 +42,7 @@ class SystemResolver:
             for record in answer
         ]
         if not found:
-            # The error of the first: who has no address of the other family is no error.
+            # The error of the first question: the want of one family alone is no error.
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return found
 

@@ -1,4 +1,4 @@
-"""What became of connections: counted by reason, and told in the log without drowning it. PROTOCOL §14.
+"""Counts and logs what became of connections, a bounded number of lines. PROTOCOL §14.
 
 Loop thread only.
 """
@@ -17,17 +17,17 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Ends before the login that are everyday life on the internet: counted, and logged only when debugging.
+# Ends before the login that every public server sees: counted, and logged at level DEBUG only.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
-# Packets that are dropped on their way to a watched key: so many lines for each key, reason and kind.
+# Lines per window about dropped packets to a watched key, for each key, reason and kind.
 DROP_LINES = 5
 DROP_WINDOW_S = 30.0
 
-# Every session's end is a line, but when thousands end at once: so many per reason and window (10 s), the rest is a number.
+# Lines per reason and window (10 s) about ended sessions; further ones are only counted.
 SESSION_LINES = 100
 
-# What is shown of an Upgrade that nobody knows: real ones are shorter.
+# Characters shown of an unknown Upgrade: real ones are shorter.
 UPGRADE_CHARACTERS = 40
 
 
@@ -78,7 +78,7 @@ class ConnectionLog:
             )
 
     def note_odd_upgrade(self, remote: tuple[str, int], upgrade: str) -> None:
-        """Log a request for /derp that wants to be something else than DERP or a WebSocket. PROTOCOL §9.3."""
+        """Log a request for /derp that upgrades to neither DERP nor a WebSocket. PROTOCOL §9.3."""
         shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + (
             "…" if len(upgrade) > UPGRADE_CHARACTERS else ""
         )
@@ -96,7 +96,7 @@ class ConnectionLog:
         )
 
     def note_too_fast(self, remote: tuple[str, int]) -> None:
-        """Log a connection that was closed because too many are accepted; its listener counts it."""
+        """Log a connection that exceeded the accept limit; its listener counts it."""
         self._throttle.log(
             "too fast",
             "%s: closed: connections come faster than they are accepted",
@@ -117,7 +117,7 @@ class ConnectionLog:
             (event.destination, event.reason, event.kind),
             "drop: %s packet from %s to %s: %s",
             event.kind,
-            NodePublic(event.source).short if event.source else "nobody",
+            NodePublic(event.source).short if event.source else "this relay",
             NodePublic(event.destination).short,
             event.reason,
         )

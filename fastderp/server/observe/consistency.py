@@ -1,4 +1,4 @@
-"""Do the tables agree? The data plane's routes, its sessions and counters, what other relays have announced. PROTOCOL §6.9.
+"""Compares the tables: routes, sessions, counters, announced keys. PROTOCOL §6.9.
 
 Loop thread only.
 """
@@ -15,9 +15,10 @@ LOOKS = 5
 
 
 def inconsistencies(plane: Plane, announced: Callable[[], set[bytes]]) -> list[str]:
-    """Return what does not fit, in words; `announced` are the keys that are reached through others."""
+    """Return the contradictions, in words; `announced` returns the keys reached through others."""
     problems: list[str] = []
-    # The workers do not stop for this: what is only a login or a departure in between is gone at the next look.
+    # The workers go on meanwhile: a contradiction that a login or a departure made is gone at the
+    # next look.
     for _ in range(LOOKS):
         problems = _look(plane, announced())
         if not problems:

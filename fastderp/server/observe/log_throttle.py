@@ -1,4 +1,4 @@
-"""What keeps a log readable although anyone on the internet can cause its lines: a bound on their number and on their characters.
+"""Keeps a log readable that strangers can write to: bounds the number of lines and their characters.
 
 Loop thread only.
 """
@@ -30,7 +30,7 @@ def one_line(text: str) -> str:
 
 
 def _keep_to_one_line(record: logging.LogRecord) -> bool:
-    """Escape what a record says, wherever the words came from. A traceback of ours stays what it is."""
+    """Escape a record's message, wherever its words came from; a traceback stays as it is."""
     record.msg, record.args = one_line(record.getMessage()), None
     return True
 
@@ -46,7 +46,7 @@ class _Window:
 
 
 class LogThrottle:
-    """Logs a few lines per kind and window; the first of the next window says how many were held back.
+    """Logs a few lines per kind and window; the next window's first says how many were held back.
 
     Args:
         log: takes the lines, at level INFO; while it takes DEBUG, too, nothing is held back.
@@ -67,7 +67,7 @@ class LogThrottle:
         self._lines = lines
         self._window_s = window_s
         self._clock = clock
-        # Kinds are few and ours.
+        # Kinds are few: no peer chooses them.
         self._windows: dict[Hashable, _Window] = {}
 
     def log(self, kind: Hashable, message: str, *args: object) -> None:
@@ -96,7 +96,7 @@ class LogThrottle:
         return None
 
     def take_held(self, min_age_s: float = 0.0) -> dict[Hashable, int]:
-        """Return by kind how many lines are held back since a window that is so old, and forget them."""
+        """Return and forget, by kind, the lines held back in windows older than `min_age_s`."""
         before_s = self._clock() - min_age_s
         held = {}
         for kind, window in self._windows.items():

@@ -1,4 +1,4 @@
-"""What the relay does every few seconds by itself: sample round-trip times, sum up the log, give memory back.
+"""Periodic work of the relay: sample round-trip times, sum up the log, give memory back.
 
 Loop thread only.
 """

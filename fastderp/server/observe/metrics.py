@@ -1,6 +1,6 @@
 """What the relay counts, as Prometheus text and as JSON (PROTOCOL §14).
 
-Values are collected when somebody asks; nothing here runs per packet. The text is written here and not by
+Values are collected on request; nothing here runs per packet. The text is written here and not by
 prometheus-client: that library adds `_total` to the names of counters, and derper's dashboards read them without.
 """
 
@@ -128,7 +128,7 @@ METRICS: tuple[Metric, ...] = (
     _derp("current_home_connections", "gauge", "connections whose client calls this relay its home", "gauge_"),
     _derp("current_notideal_connections", "gauge", "connections meant for another node of the region", "gauge_"),
     _derp("memstats_sys0", "gauge", "resident memory when the relay had started, bytes", "gauge_"),
-    _derp("watchers", "gauge", "connections that watch who comes and goes", "gauge_"),
+    _derp("watchers", "gauge", "connections that watch clients come and go", "gauge_"),
     _derp("got_ping", "counter", "pings received"),
     _derp("home_moves_in", "counter", "clients that made this relay their home"),
     _derp("home_moves_out", "counter", "clients that gave this relay up as their home"),
@@ -161,9 +161,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_ace_tunnels", "gauge", "clients that are taken elsewhere at the moment"),
     Metric("fastderp_admission_list_keys", "gauge", "keys in the lists of admission", ("list",)),
     Metric("fastderp_admission_list_refused_total", "counter", "changes of a list of keys that could not be used", ("list",)),
-    Metric("fastderp_admission_revoked_total", "counter", "connections closed because their key is no longer allowed, by who said so",
+    Metric("fastderp_admission_revoked_total", "counter", "connections closed because their key is no longer allowed, by what denied it",
            ("by",)),
-    Metric("fastderp_admission_verdicts_total", "counter", "answers to whether a key is allowed, by who gave them and what they were",
+    Metric("fastderp_admission_verdicts_total", "counter", "answers to whether a key is allowed, by list or service and by outcome",
            ("by", "verdict")),
     Metric("fastderp_accept_shortages_total", "counter", "pauses in accepting for want of descriptors or memory"),
     Metric("fastderp_backlog_bytes", "gauge", "memory of what waits to be written to slow clients"),
@@ -302,7 +302,7 @@ def _statm() -> tuple[int, int]:
 
 
 def _boot_unix() -> int:
-    """Return when the machine was started; 0 where nobody tells."""
+    """Return when the machine was started; 0 where the system does not say."""
     try:
         with open("/proc/stat", "rb") as file:
             times = [int(line.split()[1]) for line in file if line.startswith(b"btime ")]

@@ -1,4 +1,4 @@
-"""Keeps the relay's background work going: every unexpected exception is logged and counted, and the work goes on.
+"""Keeps background work going: logs and counts each unexpected exception, and goes on.
 
 Long-lived tasks run under `start`, callbacks of the event loop under `guard` or `guarded`. One per
 process, as its log is. Loop thread only, except `note`. RELIABILITY F36.
@@ -38,7 +38,7 @@ class Supervisor:
     def start(
         self, task: str, work: Callable[[], Coroutine[Any, Any, None]], *, name: str = ""
     ) -> asyncio.Task[None]:
-        """Run `work` in a task until it returns or the task is cancelled; start it again when it raises.
+        """Run `work` in a task until it returns or is cancelled; start it again when it raises.
 
         Args:
             task: what it is, for the log and the label of the counter; of a bounded set.
@@ -78,7 +78,7 @@ class Supervisor:
     def guard(
         self, task: str, callback: Callable[P, object], *args: P.args, **kw: P.kwargs
     ) -> bool:
-        """Call `callback`; return whether it came to its end. An exception is logged and counted."""
+        """Call `callback`; log and count an exception. Return whether there was none."""
         try:
             callback(*args, **kw)
         except Exception as error:
@@ -96,7 +96,7 @@ class Supervisor:
         return call
 
     def note(self, task: str, error: BaseException, what_now: str = "") -> None:
-        """Count an unexpected exception of `task` and log it with its traceback, once per window and task."""
+        """Count an unexpected exception of `task`; log it with its traceback once per window."""
         self._errors[task] += 1
         held = self._throttle.suffix(task)
         if held is not None:
@@ -110,7 +110,7 @@ class Supervisor:
             )
 
     def note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Count and log what reached the event loop from a callback without a guard: its exception handler."""
+        """Count and log the error of an unguarded callback: the exception handler of the loop."""
         error = context.get("exception")
         if isinstance(error, Exception):
             self.note("event loop", error, str(context.get("message", "")))

@@ -1,4 +1,4 @@
-"""Who moves how many bytes, and how far away they are, from the kernel's own counters of each connection. PROTOCOL §6.10, §14.
+"""Bytes and round-trip times of connections, from the kernel's counters. PROTOCOL §6.10, §14.
 
 Loop thread only. Connections that the data plane reaches through a bridge have no such counters there: the bridge is asked. Those that
 are not TCP, but a pair of streams, have none at all: their packets are counted instead.
@@ -27,7 +27,8 @@ class BytesSentRecv:
     """What one connection has moved since it began. PROTOCOL §6.10.
 
     Args:
-        sent: bytes to the client; over TCP all that the kernel sent, of a pair of streams the data of packets.
+        sent: bytes to the client: over TCP all that the kernel sent, over a pair of streams the
+            data of packets.
         recv: bytes from the client, likewise.
         key: the client's.
         unique_senders: how many keys that are in the region have sent it packets.
@@ -58,7 +59,7 @@ Bridged = Callable[[], Mapping[int, tuple[int, int]]]
 async def rounds(
     plane: Plane, bridged: Bridged, interval_s: float = ROUND_S
 ) -> AsyncIterator[list[BytesSentRecv]]:
-    """Yield, now and after each interval, the connections that have moved bytes since the round before."""
+    """Yield, now and after each interval, the connections that moved bytes since the last round."""
     before: dict[int, tuple[int, int]] = {}
     while True:
         moved = _moved(plane, bridged())
@@ -92,7 +93,7 @@ def _moved(
 async def lines(
     plane: Plane, bridged: Bridged, interval_s: float = ROUND_S
 ) -> AsyncIterator[bytes]:
-    """Yield the rounds as `/debug/traffic` shows them: a JSON line per connection and an empty one."""
+    """Yield rounds as `/debug/traffic` shows them: a JSON line per connection, an empty line."""
     async for moved in rounds(plane, bridged, interval_s):
         yield "".join(f"{one.to_json()}\n" for one in moved).encode() + b"\n"
 
@@ -101,7 +102,7 @@ class RoundTrips:
     """Counts the connections' round-trip times by class, as often as it is told to look."""
 
     def __init__(self, plane: Plane, bridged_us: Callable[[], list[int]]) -> None:
-        """Look at the connections of `plane`, and at the microseconds of those that it reaches through a bridge only."""
+        """Look at the connections of `plane`, and at those behind bridges, in microseconds."""
         self._plane = plane
         self._bridged_us = bridged_us
         self.counts: Counter[str] = Counter()

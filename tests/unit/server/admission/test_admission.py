@@ -104,7 +104,7 @@ async def test_everything_configured_must_agree(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-async def test_whom_the_lists_refuse_nobody_is_asked_about(tmp_path: Path) -> None:
+async def test_verifiers_are_not_asked_about_keys_that_the_lists_refuse(tmp_path: Path) -> None:
     oracle = Oracle()
     assert not await is_let_in(Admission(lists(tmp_path, allow=(ANN,)), [oracle]), BOB)
     assert oracle.asked == []
@@ -198,7 +198,9 @@ async def test_reload_does_not_wait_for_the_next_look(
         await until(lambda: relay.connected == [])
 
 
-async def test_who_is_denied_while_an_authority_thinks_does_not_slip_in(tmp_path: Path) -> None:
+async def test_a_key_that_is_denied_while_a_verifier_thinks_does_not_slip_in(
+    tmp_path: Path,
+) -> None:
     class Slow(Oracle):
         async def ask(self, key: NodePublic, ip: str) -> Verdict:
             (tmp_path / "deny").write_text(ANN.text)
@@ -350,7 +352,7 @@ async def test_asking_again_is_spread_over_the_round() -> None:
     assert len(oracle.asked) == 256
 
 
-async def test_the_self_test_says_what_would_keep_everybody_out(
+async def test_the_self_test_reports_a_verifier_that_refuses_the_own_node(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def own_key() -> NodePublic:

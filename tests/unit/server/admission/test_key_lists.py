@@ -56,14 +56,14 @@ def test_a_file_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> N
             KeyList.load(path, required=False)
 
 
-def test_nobody_allowed_is_a_mistake_and_none_denied_is_not(file: Path) -> None:
+def test_an_empty_allow_list_is_an_error_and_an_empty_deny_list_is_not(file: Path) -> None:
     file.write_text("# nobody\n")
     with pytest.raises(ConfigError, match="no keys in it"):
         KeyLists.load(file, None)
     assert KeyLists.load(None, file).judge(ANN).allowed
 
 
-def test_who_is_on_both_lists_is_denied(tmp_path: Path) -> None:
+def test_a_key_on_both_lists_is_denied(tmp_path: Path) -> None:
     (tmp_path / "allow").write_text(f"{ANN.text}\n{EVE.text}\n")
     (tmp_path / "deny").write_text(EVE.text)
     lists = KeyLists.load(tmp_path / "allow", tmp_path / "deny")
@@ -72,7 +72,7 @@ def test_who_is_on_both_lists_is_denied(tmp_path: Path) -> None:
     assert lists.judge(EVE).detail == "on the deny list"
 
 
-def test_without_lists_everybody_passes() -> None:
+def test_without_lists_every_key_passes() -> None:
     assert KeyLists().judge(ANN).allowed
     assert not KeyLists().reload()
 

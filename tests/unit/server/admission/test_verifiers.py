@@ -23,7 +23,7 @@ from tests.kit.service import Answer, ok, response, serving
 from tests.kit.shortage import no_descriptors
 
 KEY, OWN_KEY = (NodePrivate.generate().public_key for _ in range(2))
-NOBODY_LISTENS = "http://127.0.0.1:1/"
+CLOSED_PORT = "http://127.0.0.1:1/"
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def test_an_endless_answer_costs_only_its_beginning() -> None:
 
 @pytest.mark.parametrize("fail_open", [True, False])
 async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool) -> None:
-    async with admission_url(NOBODY_LISTENS, fail_open=fail_open) as asked:
+    async with admission_url(CLOSED_PORT, fail_open=fail_open) as asked:
         verdict = await asked.ask(KEY, "192.0.2.7")
     assert (verdict.allowed, verdict.outcome) == (
         (True, "fail_open") if fail_open else (False, "unreachable")
@@ -169,7 +169,7 @@ async def test_a_url_with_a_certificate_the_system_trusts_is_asked(
         (self_signed("localhost", days=(-2, -1)), True, "expired"),
         (self_signed("admission.example"), True, "not valid for 'localhost'"),
     ],
-    ids=["nobody vouches for it", "expired", "another name"],
+    ids=["self-signed", "expired", "another name"],
 )
 async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unreachable(
     certificate: Certificate,
@@ -237,7 +237,7 @@ async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(
 async def test_loopback_is_never_asked_through_a_proxy(
     monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
-    monkeypatch.setenv("http_proxy", NOBODY_LISTENS)
+    monkeypatch.setenv("http_proxy", CLOSED_PORT)
     monkeypatch.setenv("no_proxy", no_proxy)
     assert (await ask_url(ok({"Allow": True}), fail_open=False)).allowed
 
@@ -383,7 +383,7 @@ async def test_a_tailscaled_that_gets_its_network_map_between_two_questions_lets
     assert (await ask_tailscaled(lambda request: next(answers), tmp_path)).allowed
 
 
-async def test_without_tailscaled_no_client_passes(tmp_path: Path) -> None:
+async def test_without_tailscaled_no_client_is_let_in(tmp_path: Path) -> None:
     tailscaled = Tailscaled(str(tmp_path / "absent"))
     verdict = await tailscaled.ask(KEY, "192.0.2.7")
     await tailscaled.close()
@@ -469,7 +469,7 @@ async def test_each_shortage_of_each_call_is_our_own(
         def connect(self, address: object) -> None:
             raise OSError(number, os.strerror(number))
 
-    async with admission_url(NOBODY_LISTENS) as asked:
+    async with admission_url(CLOSED_PORT) as asked:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "socket", Short)
             verdict = await asked.ask(KEY, "192.0.2.7")
