@@ -86,11 +86,11 @@ PROTOCOL = {
     ),
     "11": _row(
         "who received from a peer learns once of its departure, others nothing",
-        "system/relay_packets::who_received_packets_is_told_when_the_sender_leaves_and_nobody_else",
+        "system/relay_packets::only_receivers_of_its_packets_are_told_that_a_sender_left",
     ),
     "12": _row(
         "a receiver that does not read stalls nobody else",
-        "system/relay_packets::a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only",
+        "system/relay_packets::a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only",
         "unit/dataplane/fairness::a_stalled_reader_does_not_hold_up_others",
     ),
     "13": _row(
@@ -103,8 +103,8 @@ PROTOCOL = {
     # Watching and the mesh
     "15": _row(
         "a watcher sees itself, who is there and who comes; a second one too",
-        "system/mesh_watchers::a_watcher_sees_itself_then_who_comes_and_goes",
-        "system/mesh_watchers::a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second",
+        "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
+        "system/mesh_watchers::a_second_watcher_sees_all_clients_and_the_first_sees_the_second",
     ),
     "16": _row(
         "presence flags say mesh peer or regular client",
@@ -112,7 +112,7 @@ PROTOCOL = {
     ),
     "17": _row(
         "watchers learn that a client has left",
-        "system/mesh_watchers::a_watcher_sees_itself_then_who_comes_and_goes",
+        "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
         "system/mesh_watchers::departures_told_to_watchers_are_counted",
     ),
     "18": _row(
@@ -120,7 +120,7 @@ PROTOCOL = {
         "unit/wire/keys::malformed_mesh_key_is_refused_without_being_quoted",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
         "conformance/relay::only_the_relays_own_mesh_key_makes_a_mesh_peer",
-        "system/mesh_watchers::without_a_mesh_key_nobody_is_a_mesh_peer",
+        "system/mesh_watchers::without_a_mesh_key_no_client_is_a_mesh_peer",
         "system/mesh_command::a_secret_that_cannot_be_is_refused_without_being_shown",
     ),
     "19": _row(
@@ -148,14 +148,14 @@ PROTOCOL = {
         "the watch loop survives broken connections and starts anew",
         "unit/client/watch::broken_link_withdraws_what_it_reported_and_starts_anew",
         "interop/client_with_derper::watch_loop_finds_a_restarted_relay",
-        "system/mesh_links::what_a_broken_link_announced_is_withdrawn_and_receivers_are_told",
+        "system/mesh_links::keys_of_a_broken_link_are_withdrawn_and_receivers_are_told",
         "conformance/client::a_link_broken_while_a_report_is_made_is_watched_anew",
     ),
     "23": _row(
         "the watch loop stops at a relay that is itself, unless no key is to be ignored",
         "unit/client/watch::relay_that_watches_itself_stops_for_good",
         "system/mesh_links::a_relay_that_lists_itself_notices",
-        "conformance/client::a_zero_key_is_nobodys_to_ignore",
+        "conformance/client::a_zero_key_ignores_no_relay",
     ),
     "24": _row(
         "the watch loop reports failed dials",
@@ -175,21 +175,21 @@ PROTOCOL = {
     ),
     "27": _row(
         "disable fighters: two that alternate are both disabled",
-        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+        "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
         "unit/dataplane/duplicates::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
-        "conformance/relay::the_policy_for_those_who_share_a_key_can_be_chosen",
+        "conformance/relay::the_policy_for_shared_keys_can_be_chosen",
     ),
     "28": _row(
         "disable fighters: of three, who speaks again disables all",
-        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+        "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
     ),
     "29": _row(
         "disable fighters: when the last speaker leaves, the one before becomes active",
-        "conformance/duplicates::who_fights_over_a_key_is_disabled_where_that_is_the_policy",
+        "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
     ),
     "30": _row(
         "last writer is active, back and forth; who leaves hands over",
-        "system/relay_packets::whoever_spoke_last_gets_the_packets",
+        "system/relay_packets::the_last_speaker_of_a_shared_key_gets_the_packets",
         "system/relay_packets::when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently",
         "unit/dataplane/duplicates::of_three_the_latest_speaker_left_takes_over",
         "conformance/duplicates::the_last_writer_is_active",
@@ -204,7 +204,7 @@ PROTOCOL = {
     "32": _row(
         "a burst passes, more waits, mesh peers are exempt, off by default",
         "unit/dataplane/rate_limit::a_client_over_its_rate_waits_and_loses_nothing",
-        "conformance/limits::without_a_limit_nobody_waits",
+        "conformance/limits::without_a_limit_no_client_waits",
         "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
         "unit/dataplane/rate_limit::mesh_peers_are_not_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
@@ -217,9 +217,9 @@ PROTOCOL = {
     ),
     "34": _row(
         "a new rate counts for who is connected, duplicates too; 0 lifts it",
-        "system/relay_packets::a_limit_changes_for_those_who_are_connected",
-        "unit/dataplane/rate_limit::lifting_the_limit_frees_those_who_wait",
-        "unit/dataplane/rate_limit::a_limit_that_changes_all_the_time_holds_nobody_for_long",
+        "system/relay_packets::a_new_limit_holds_for_connected_clients",
+        "unit/dataplane/rate_limit::lifting_the_limit_frees_waiting_senders",
+        "unit/dataplane/rate_limit::a_limit_that_changes_all_the_time_holds_no_client_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
     ),
@@ -322,14 +322,14 @@ PROTOCOL = {
     "51": _row(
         "bootstrap DNS: the published map and names of their own",
         "unit/server/http/bootstrap_dns::published_names_are_told_with_the_addresses_of_both_families_and_sorted",
-        "unit/server/http/bootstrap_dns::an_unpublished_name_is_told_alone_and_only_to_who_asks_for_it",
+        "unit/server/http/bootstrap_dns::an_unpublished_name_is_told_alone_and_only_on_request",
         "unit/server/http/bootstrap_dns::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
         "unit/server/http/bootstrap_dns::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
         "interop/bootstrap_dns::both_relays_tell_the_same_and_count_the_same",
     ),
     "52": _row(
         "bootstrap DNS: the gate by percentage",
-        "unit/server/http/bootstrap_dns::nobody_and_everybody_need_no_address",
+        "unit/server/http/bootstrap_dns::zero_and_one_hundred_percent_need_no_address",
         "unit/server/http/bootstrap_dns::half_a_rollout_reaches_the_clients_of_the_published_sample",
         "unit/server/http/bootstrap_dns::a_share_of_addresses_is_that_share_of_clients",
         "unit/server/http/bootstrap_dns::loopback_is_tried_anew_each_time",
@@ -341,7 +341,7 @@ PROTOCOL = {
         "unit/server/observe/metrics::untyped_metrics_have_no_type_line",
         "unit/server/observe/metrics::every_line_is_prometheus_text",
         "interop/metrics::every_metric_of_derper_is_there_with_its_type_and_labels",
-        "interop/metrics::what_two_clients_do_is_counted_alike",
+        "interop/metrics::two_clients_are_counted_alike",
     ),
     # STUN
     "54": _row(
@@ -352,7 +352,7 @@ PROTOCOL = {
         "unit/server/stun/server::the_published_request_gets_the_published_answer",
         "unit/server/stun/server::an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction",
         "unit/client/stun::every_request_is_one_to_the_relay",
-        "unit/client/stun::what_the_relay_answers_is_understood",
+        "unit/client/stun::answers_of_the_relay_are_understood",
         "unit/client/stun::answers_of_other_servers_are_understood",
         "unit/client/stun::an_ipv4_address_inside_an_ipv6_one_is_taken_out",
     ),
@@ -364,7 +364,7 @@ PROTOCOL = {
     "57": _row(
         "a round trip over UDP",
         "unit/server/stun/server::an_ipv4_client_of_a_dual_server_is_answered_with_family_1",
-        "unit/server/stun/server::after_the_end_nobody_answers_and_the_port_is_free",
+        "unit/server/stun/server::after_the_end_no_request_is_answered_and_the_port_is_free",
         "system/command::stun_is_answered_and_counted",
     ),
     # The client over HTTP, and the prober
@@ -405,7 +405,7 @@ PROTOCOL = {
         "each frame of a wrong size closes",
         "system/relay_packets::a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged",
         "unit/dataplane/frames::a_frame_of_a_wrong_size_closes_its_connection_only",
-        "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else",
+        "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_the_only_one_closed",
     ),
     "huge frames": _row(
         "ignored frames are discarded, and close their connection above 65,568 bytes",
@@ -433,7 +433,7 @@ PROTOCOL = {
     ),
     "login time": _row(
         "10 s for the login",
-        "system/relay_login::who_is_not_logged_in_in_time_is_closed_whatever_trickles_in",
+        "system/relay_login::a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in",
     ),
     "write time": _row(
         "the write deadline",
@@ -464,7 +464,7 @@ def _of(owner: str, *names: str) -> tuple[str, ...]:
 API = {
     "NewClient": _row(
         "a client over any stream, and its options",
-        "unit/client/client::login_tells_the_relay_who_the_client_is",
+        "unit/client/client::login_tells_the_relay_the_client_key",
         "unit/client/client::known_server_key_saves_a_round_trip_and_its_frame_is_skipped",
         "interop/client_with_derper::client_over_streams_of_the_callers_own",
         names=_of("Client", "handshake"),
@@ -546,14 +546,14 @@ API = {
         "system/relay_shutdown::closing_again_and_at_the_same_time_is_closing_once",
         "system/relay_shutdown::serving_ends_with_the_relay_and_the_relay_with_serving",
         "system/relay_shutdown::websockets_are_told_that_the_relay_goes_away",
-        "system/relay_http::closing_the_relay_closes_everyone",
+        "system/relay_http::closing_the_relay_closes_every_connection",
         "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
         names=_of("Server", "accept", "serve", "close"),
     ),
     "server settings": _row(
         "keys, mesh key, verifying and the write timeout can be read",
         "conformance/relay::a_server_tells_how_it_was_set_up",
-        "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_those_who_are_connected",
+        "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_connected_clients",
         names=_of(
             "Server",
             "has_mesh_key",
@@ -566,8 +566,8 @@ API = {
     ),
     "SetVerifyClient": _row(
         "who may use the relay is asked",
-        "system/relay_login::whom_the_verifier_refuses_is_closed_and_others_get_in",
-        "system/relay_login::a_verifier_that_fails_lets_nobody_in",
+        "system/relay_login::a_client_that_the_verifier_refuses_is_closed_and_others_get_in",
+        "system/relay_login::a_verifier_that_fails_refuses_every_client",
         names=_of("Server", "verify"),
     ),
     "MetaCert": _row(
@@ -578,7 +578,7 @@ API = {
     ),
     "ConsistencyCheck": _row(
         "the relay checks its own tables",
-        "system/relay_noise::noise_at_every_stage_harms_nobody",
+        "system/relay_noise::noise_at_every_stage_harms_no_client",
         "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
         "conformance/relay::the_consistency_check_knows_of_duplicates",
         names=_of("Server", "consistency_check"),
@@ -598,7 +598,7 @@ API = {
         "bytes of each client as they move",
         "system/traffic::traffic_grows_with_what_a_client_sends",
         "system/traffic::the_page_goes_on_until_its_reader_leaves",
-        "unit/server/observe/traffic::a_round_has_the_totals_of_those_who_moved_something",
+        "unit/server/observe/traffic::a_round_has_the_totals_of_clients_that_moved_bytes",
         "unit/server/observe/traffic::a_line_is_what_derper_writes",
         names=(*_of("Server", "debug_traffic"), *_of("", "BytesSentRecv")),
     ),

@@ -82,7 +82,7 @@ async def test_a_link_broken_while_a_report_is_made_is_watched_anew() -> None:
         await asyncio.wait_for(loop, 10)
 
 
-async def test_a_zero_key_is_nobodys_to_ignore() -> None:
+async def test_a_zero_key_ignores_no_relay() -> None:
     async with fake_server() as server:
         client = HTTPClient(f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate())
         reports: asyncio.Queue[PeerPresent | PeerGone] = asyncio.Queue()

@@ -128,5 +128,5 @@ def test_the_last_writer_is_active(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", DISABLE_FIGHTERS)
-def test_who_fights_over_a_key_is_disabled_where_that_is_the_policy(what: str) -> None:
+def test_clients_that_fight_over_a_key_are_disabled_under_that_policy(what: str) -> None:
     play(DISABLE_FIGHTERS[what], disable_fighters=True)

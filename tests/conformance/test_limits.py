@@ -28,7 +28,7 @@ def waited(plane: Plane) -> int:
     return n
 
 
-def test_without_a_limit_nobody_waits(plane: Plane) -> None:
+def test_without_a_limit_no_client_waits(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     for _ in range(20):
         a.send_packet(b.key, BURST)

@@ -53,7 +53,7 @@ def test_duplicate_gauges_return_to_zero_when_one_connection_is_left(
         assert relay.metrics()["derp_total_dup_client_conns"] == 1
 
 
-def test_the_policy_for_those_who_share_a_key_can_be_chosen(start_relay: StartRelay) -> None:
+def test_the_policy_for_shared_keys_can_be_chosen(start_relay: StartRelay) -> None:
     relay = start_relay(disable_fighters=True, duplicate_health=False)
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:

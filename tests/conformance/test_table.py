@@ -44,7 +44,7 @@ def test_a_row_is_shown_by_tests_that_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in API.items() if row.names])
-def test_what_a_row_is_about_exists(name: str) -> None:
+def test_the_names_of_a_row_exist(name: str) -> None:
     for path in ROWS[name].names:
         module, _, attribute = path.partition(":")
         assert attrgetter(attribute)(import_module(module)) is not None

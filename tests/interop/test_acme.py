@@ -175,7 +175,7 @@ async def test_a_go_client_waits_for_the_first_certificate_and_starts_fast(
     assert its.said.count("ordering") == 1
 
 
-def test_who_has_no_account_with_such_a_ca_is_told(ca: Pebble) -> None:
+def test_a_missing_account_with_the_ca_is_an_error(ca: Pebble) -> None:
     ca.start(externalAccountBindingRequired=True)
     with running(ca) as its:
         assert "internal error" in alert(ca)
@@ -264,7 +264,7 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
     assert "ordering" not in again.said
 
 
-def test_what_derper_has_kept_is_used(ca: Pebble) -> None:
+def test_files_kept_by_derper_are_used(ca: Pebble) -> None:
     ca.start()
     ca.cert_dir.mkdir()
     made = self_signed(NAME)

@@ -87,9 +87,7 @@ def told(relay: Relay) -> dict[str, float]:
 
 
 @pytest.mark.timeout(600)
-async def test_what_two_clients_do_is_counted_alike(
-    both: list[Relay], go_programs: GoPrograms
-) -> None:
+async def test_two_clients_are_counted_alike(both: list[Relay], go_programs: GoPrograms) -> None:
     for relay in both:
         flags = relay.go_flags(Transport.TLS_1_3 if relay.root else Transport.PLAIN)
         async with (

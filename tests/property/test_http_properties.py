@@ -72,7 +72,7 @@ def test_how_a_head_is_cut_changes_nothing(head: bytes, data: st.DataObject | No
 
 
 @given(HEADS, st.binary(max_size=60))
-def test_what_follows_a_head_is_never_touched(head: bytes, follows: bytes) -> None:
+def test_bytes_behind_a_head_are_never_touched(head: bytes, follows: bytes) -> None:
     kind, facts, rest = outcome([head])
     if kind == "request":
         assert outcome([head + follows]) == (kind, facts, rest + follows)

@@ -207,7 +207,7 @@ def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(
         friend.close()
 
 
-def test_what_cannot_be_used_is_one_line_at_the_start(
+def test_an_unusable_setting_is_one_line_at_the_start(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     code, said = refused(*base, "--allow-keys", str(tmp_path / "absent"))

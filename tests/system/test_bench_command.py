@@ -141,14 +141,14 @@ def test_json_goes_to_a_file_and_the_table_to_the_terminal(relay: Running, tmp_p
     assert "packets/s" in done.stdout
 
 
-def test_a_result_that_cannot_be_written_is_shown_all_the_same(relay: Running) -> None:
+def test_a_result_that_cannot_be_written_is_still_shown(relay: Running) -> None:
     done = bench(relay.url, *QUICK, "--json", "/dev/full")
     assert done.returncode == 74
     assert done.stderr == "fastderp-bench: --json /dev/full: No space left on device\n"
     assert "packets/s" in done.stdout
 
 
-def test_a_run_that_fails_leaves_the_result_of_before(relay: Running, tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_the_previous_result(relay: Running, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text("the result of before, which is longer" * 1000)
     before = file.read_text()
@@ -263,7 +263,7 @@ def test_a_server_that_is_no_relay_is_named_with_its_answer(relay: Running) -> N
     assert "Traceback" not in errors
 
 
-def test_a_pid_of_nobody_is_refused(relay: Running) -> None:
+def test_a_pid_without_a_process_is_refused(relay: Running) -> None:
     done = bench(relay.url, *QUICK, "--pid", "4194303")
     assert done.returncode == 69
     assert "no process 4194303" in done.stderr

@@ -65,7 +65,7 @@ def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> No
         (["--relays", "floor", "tls/pairs-10"], "TLS"),
     ],
 )
-def test_what_cannot_be_compared_is_one_clear_line(arguments: list[str], words: str) -> None:
+def test_an_impossible_comparison_is_one_clear_line(arguments: list[str], words: str) -> None:
     done = compare(*arguments, "--output", os.devnull)
     assert done.returncode == 1
     assert words in done.stderr

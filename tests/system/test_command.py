@@ -77,7 +77,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
 
 
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [RESTARTING]), (signal.SIGINT, [])])
-def test_who_restarts_a_relay_has_its_clients_told_when_to_come_back(
+def test_a_restart_tells_clients_when_to_come_back(
     tmp_path: Path, number: signal.Signals, told: list[int]
 ) -> None:
     with (
@@ -597,7 +597,7 @@ def test_flags_for_certificates_that_are_of_no_use_are_named(
         )
 
 
-def test_the_start_says_who_may_use_the_relay(tmp_path: Path) -> None:
+def test_the_start_names_the_admission_rules(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(
         f"{NodePrivate.generate().public_key.text}\n{NodePrivate.generate().public_key.text}\n"
@@ -652,7 +652,7 @@ def test_more_workers_than_there_are_descriptors_for_are_one_line(tmp_path: Path
     )
 
 
-def test_secrets_that_everybody_can_read_are_named(tmp_path: Path) -> None:
+def test_world_readable_secrets_are_named(tmp_path: Path) -> None:
     secret, key = tmp_path / "mesh.key", tmp_path / "relay.key"
     secret.write_text("ab" * 32)
     secret.chmod(0o644)

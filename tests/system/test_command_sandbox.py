@@ -55,7 +55,7 @@ def test_a_home_that_may_not_be_looked_at_is_no_traceback(python: str, home: str
     ],
     ids=["unit", "nobody", "root", "no home", "umask 0", "umask 777", "folder gone", "folder closed", "cache"],
 )  # fmt: skip
-def test_it_serves_whoever_runs_it_and_from_wherever(sandbox: Sandbox) -> None:
+def test_it_serves_as_any_user_from_any_folder(sandbox: Sandbox) -> None:
     arguments = f"{' '.join(SERVED)} -c $STATE_DIRECTORY/relay.key"
     with sandbox.started(arguments) as running:
         assert "kept in /var/lib/fastderp/relay.key" in running.said

@@ -61,7 +61,7 @@ def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) 
 @pytest.mark.parametrize(
     ("value", "is_logged"), [("", False), ("true", True)], ids=["without", "with debug logs"]
 )
-def test_visitors_who_just_leave_are_logged_when_asked_for(
+def test_connections_that_leave_early_are_logged_on_request(
     tmp_path: object, value: str, is_logged: bool
 ) -> None:
     with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_DEBUG_LOGS": value}) as running:

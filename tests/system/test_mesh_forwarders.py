@@ -179,7 +179,7 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(
     assert sum(bool(forwarder.packets) for forwarder in forwarders) > 1
 
 
-def test_what_waits_for_a_forwarder_still_arrives_when_it_is_removed(
+def test_packets_that_wait_for_a_removed_forwarder_still_arrive(
     relay: Relay, key: NodePublic
 ) -> None:
     class Gated(Collector):

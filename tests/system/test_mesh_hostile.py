@@ -179,7 +179,7 @@ def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay
 
 
 @pytest.mark.parametrize("size", [0, 63, 64 + 65537, 2**32 - 1])
-def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_closed_and_nobody_else(
+def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_the_only_one_closed(
     relay: Relay, size: int
 ) -> None:
     with (
@@ -248,7 +248,7 @@ def test_a_departure_of_what_was_never_announced_does_nothing(relay: Relay) -> N
         assert b.read_packet() == (a.public, b"y")
 
 
-def test_announcing_our_own_clients_takes_nobody_over(relay: Relay) -> None:
+def test_announcing_our_own_clients_takes_none_over(relay: Relay) -> None:
     with member_of(relay) as member, relay.login() as a, relay.login() as b:
         member.welcome()
         member.sock.sendall(member.present(b.public.raw))
@@ -320,7 +320,7 @@ def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
         wait_state(relay, LinkState.UP)
 
 
-def test_a_server_info_made_for_somebody_else_breaks_the_link(relay: Relay) -> None:
+def test_a_server_info_sealed_for_another_key_breaks_the_link(relay: Relay) -> None:
     with member_of(relay) as member:
         member.accept()
         member.sock.sendall(

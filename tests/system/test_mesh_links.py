@@ -252,7 +252,7 @@ def test_a_member_that_logs_in_is_dialled_at_once(
         wait_linked(one, again)
 
 
-def test_what_a_broken_link_announced_is_withdrawn_and_receivers_are_told(
+def test_keys_of_a_broken_link_are_withdrawn_and_receivers_are_told(
     start_relay: StartRelay,
 ) -> None:
     one, other = start_member(start_relay), start_member(start_relay)

@@ -57,7 +57,7 @@ def gone(key: NodePublic) -> tuple[int, bytes]:
     return GONE, key.raw + b"\0"
 
 
-def test_a_watcher_sees_itself_then_who_comes_and_goes(relay: Relay) -> None:
+def test_a_watcher_sees_itself_then_arrivals_and_departures(relay: Relay) -> None:
     with watcher(relay) as w:
         assert w.read_frame() == present(w, MESH)
         with relay.login() as a:
@@ -65,7 +65,7 @@ def test_a_watcher_sees_itself_then_who_comes_and_goes(relay: Relay) -> None:
         assert w.read_frame() == gone(a.public)
 
 
-def test_a_watcher_is_told_the_app_names_of_those_who_are_there_and_of_those_who_come(
+def test_a_watcher_is_told_the_app_names_of_present_and_new_clients(
     relay: Relay,
 ) -> None:
     with relay.login(json=b'{"AppName":"tailscaled"}') as before, watcher(relay) as w:
@@ -76,7 +76,7 @@ def test_a_watcher_is_told_the_app_names_of_those_who_are_there_and_of_those_who
             assert w.read_frame() == present(after, app_name=b"x" * 32)
 
 
-def test_a_second_watcher_sees_everybody_who_is_there_and_the_first_sees_the_second(
+def test_a_second_watcher_sees_all_clients_and_the_first_sees_the_second(
     relay: Relay,
 ) -> None:
     with watcher(relay) as first, relay.login() as a, relay.login() as b:
@@ -150,7 +150,7 @@ def test_a_watcher_that_shares_its_key_is_listed_itself(relay: Relay) -> None:
         assert PRESENT not in [frame_type for frame_type, _ in w.sync()]
 
 
-def test_asking_again_lists_everybody_again(relay: Relay) -> None:
+def test_asking_again_lists_all_clients_again(relay: Relay) -> None:
     with relay.login() as a, watcher(relay) as w:
         once = w.read_frames(2)
         w.send_frame(WATCH)
@@ -194,7 +194,7 @@ def test_departures_told_to_watchers_are_counted(relay: Relay) -> None:
         assert relay.metrics()["derp_peer_gone_disconnected_frames"] == 2
 
 
-def test_without_a_mesh_key_nobody_is_a_mesh_peer(start_relay: Callable[..., Relay]) -> None:
+def test_without_a_mesh_key_no_client_is_a_mesh_peer(start_relay: Callable[..., Relay]) -> None:
     relay = start_relay()
     with relay.login(json=mesh_info()) as peer:
         peer.send_frame(WATCH)
@@ -295,7 +295,7 @@ def test_five_thousand_clients_are_listed_at_once(crowded: Relay) -> None:
         assert keys == {number.to_bytes(32, "big") for number in range(N_CROWD)} | {w.public.raw}
 
 
-def test_a_watcher_that_does_not_read_harms_nobody_and_misses_nothing(crowded: Relay) -> None:
+def test_a_watcher_that_does_not_read_harms_no_other_and_misses_nothing(crowded: Relay) -> None:
     with watcher(crowded) as w:
         w.read_frames(N_CROWD + 1)
         with deaf_watcher(crowded) as deaf:

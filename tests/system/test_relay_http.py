@@ -131,7 +131,7 @@ def test_a_bad_request_is_answered_closed_counted_and_logged(
 
 
 @without_websocket
-def test_requests_nobody_reads_the_answers_of_are_left_in_the_kernel(relay: Relay) -> None:
+def test_requests_stay_in_the_kernel_while_answers_are_not_read(relay: Relay) -> None:
     before = resident_bytes()
     with relay.connect() as peer, relay.login() as bystander:
         peer.sock.settimeout(0.3)
@@ -459,7 +459,7 @@ def test_a_pair_of_streams_can_be_served_without_http(start_relay: StartRelay) -
     relay.call(served[0].close)
 
 
-def test_closing_the_relay_closes_everyone(start_relay: StartRelay) -> None:
+def test_closing_the_relay_closes_every_connection(start_relay: StartRelay) -> None:
     relay = start_relay(Setup("TLS 1.2"))
     with relay.login() as peer, relay.connect() as waiting:
         waiting.send(upgrade_request(FAST_START))

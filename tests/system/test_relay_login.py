@@ -48,7 +48,7 @@ def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
     assert relay.metrics()["derp_current_connections"] == 0
 
 
-def test_the_end_of_every_session_is_a_line_that_says_whose_from_where_how_long_and_why(
+def test_every_session_end_is_a_line_with_key_address_seconds_and_reason(
     relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -86,7 +86,7 @@ def test_when_thousands_leave_at_once_some_are_lines_and_the_rest_a_number(
     assert caplog.messages[-1] == "200 more sessions closed: eof"
 
 
-def test_what_had_no_line_is_summed_up_soon_after(
+def test_sessions_without_a_line_are_summed_up_soon_after(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -148,7 +148,7 @@ def test_the_largest_login_is_accepted(relay: Relay) -> None:
 @pytest.mark.parametrize(
     "json", [b"{}", b"null", b' {"VERSION":2,"future":[1]} ', b'{"meshKey":"' + b"0" * 64 + b'"}']
 )
-def test_what_clients_of_any_age_say_is_accepted(start_relay: StartRelay, json: bytes) -> None:
+def test_client_infos_of_every_release_are_accepted(start_relay: StartRelay, json: bytes) -> None:
     relay = start_relay()
     with relay.connect() as peer:
         peer.login(relay.server.public_key, json=json)
@@ -202,7 +202,7 @@ def test_a_bad_login_closes_that_connection_only_and_is_counted_and_logged(
         assert peer.key.raw.hex() not in caplog.text
 
 
-def test_who_leaves_once_greeted_is_counted_and_alarms_nobody(
+def test_a_client_that_leaves_after_the_greeting_is_counted_without_an_alarm(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -244,7 +244,7 @@ def test_the_same_complaint_is_logged_once_and_counted_every_time(
     [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")],
     ids=str,
 )
-def test_who_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
+def test_a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     assert LOGIN_BUDGET_S == 10.0
@@ -334,7 +334,7 @@ def test_when_too_many_are_not_logged_in_the_oldest_goes(
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_whom_the_verifier_refuses_is_closed_and_others_get_in(
+def test_a_client_that_the_verifier_refuses_is_closed_and_others_get_in(
     start_relay: StartRelay, loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -358,7 +358,7 @@ def test_whom_the_verifier_refuses_is_closed_and_others_get_in(
     assert f"{stranger.public.short} is not allowed" in caplog.text
 
 
-def test_a_verifier_that_fails_lets_nobody_in(start_relay: StartRelay) -> None:
+def test_a_verifier_that_fails_refuses_every_client(start_relay: StartRelay) -> None:
     async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
         raise ConnectionError("no such service")
 

@@ -176,7 +176,7 @@ def test_a_client_that_speaks_on_while_it_waits_for_its_turn_is_closed(
 
 
 @pytest.mark.parametrize("say", ["nothing", "begun", "whole"])
-def test_what_strangers_held_is_free_before_the_garbage_collector_runs(
+def test_memory_of_strangers_is_free_before_the_garbage_collector_runs(
     start_relay: StartRelay, say: str
 ) -> None:
     relay = start_relay(TLS13)

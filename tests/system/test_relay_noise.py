@@ -47,7 +47,7 @@ def _noise(dice: random.Random) -> bytes:
     [Setup("plain"), Setup("plain", "asyncio"), Setup("TLS 1.3"), Setup("TLS 1.2")],
     ids=str,
 )
-def test_noise_at_every_stage_harms_nobody(start_relay: StartRelay, setup: Setup) -> None:
+def test_noise_at_every_stage_harms_no_client(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     dice = random.Random(str(setup))
     with relay.login() as a, relay.login() as b:
@@ -65,7 +65,7 @@ def test_noise_at_every_stage_harms_nobody(start_relay: StartRelay, setup: Setup
 
 
 @pytest.mark.parametrize("setup", [Setup("TLS 1.3"), Setup("TLS 1.3", "asyncio")], ids=str)
-def test_noise_instead_of_tls_harms_nobody(start_relay: StartRelay, setup: Setup) -> None:
+def test_noise_instead_of_tls_harms_no_client(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     dice = random.Random(str(setup))
     with relay.login() as bystander:

@@ -84,7 +84,7 @@ def test_a_client_may_send_to_itself(relay: Relay) -> None:
         assert peer.read_packet() == (peer.public, b"note to self")
 
 
-def test_what_was_received_and_sent_is_counted(start_relay: StartRelay) -> None:
+def test_packets_received_and_sent_are_counted(start_relay: StartRelay) -> None:
     relay = start_relay()
     with relay.login() as a, relay.login() as b:
         a.send_packet(b.public, b"x" * 100)
@@ -234,7 +234,7 @@ def test_an_unknown_frame_longer_than_any_packet_closes_its_connection(
         relay.wait_connected(peer.public, False)
 
 
-def test_a_frame_cut_off_by_the_end_of_the_connection_is_delivered_to_nobody(relay: Relay) -> None:
+def test_a_frame_cut_off_by_the_end_of_the_connection_is_not_delivered(relay: Relay) -> None:
     with relay.login() as a, relay.login() as b:
         a.send(frame(SEND, b.public.raw + b"x" * 1000)[:-1])
         a.close()
@@ -280,7 +280,7 @@ def test_clients_away_from_their_first_node_are_counted(start_relay: StartRelay)
 # Departures
 
 
-def test_who_received_packets_is_told_when_the_sender_leaves_and_nobody_else(relay: Relay) -> None:
+def test_only_receivers_of_its_packets_are_told_that_a_sender_left(relay: Relay) -> None:
     with (
         relay.login() as sender,
         relay.login() as receiver,
@@ -364,7 +364,7 @@ def test_second_login_with_the_same_key_takes_over(relay: Relay) -> None:
         frame(PREFERRED, b"\1"),
     ],
 )
-def test_whoever_spoke_last_gets_the_packets(relay: Relay, sent: bytes) -> None:
+def test_the_last_speaker_of_a_shared_key_gets_the_packets(relay: Relay, sent: bytes) -> None:
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
         for speaker in (first, second, first):
@@ -396,7 +396,7 @@ def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
 
 
-def test_who_share_a_key_are_told_and_the_last_one_is_told_when_it_is_over(relay: Relay) -> None:
+def test_clients_that_share_a_key_are_told_and_the_last_one_when_it_is_over(relay: Relay) -> None:
     key = NodePrivate.generate()
     with relay.login() as bystander, relay.login(key=key) as first:
         with relay.login(key=key) as second, relay.login(key=key) as third:
@@ -420,7 +420,7 @@ def test_a_client_that_comes_back_is_told_nothing(start_relay: StartRelay) -> No
         relay.wait_connected(key.public_key, False)
 
 
-def test_telling_those_who_share_a_key_can_be_switched_off(start_relay: StartRelay) -> None:
+def test_health_frames_for_shared_keys_can_be_switched_off(start_relay: StartRelay) -> None:
     relay = start_relay(duplicate_health=False)
     key = NodePrivate.generate()
     with relay.login(key=key) as first, relay.login(key=key) as second:
@@ -431,7 +431,7 @@ def test_telling_those_who_share_a_key_can_be_switched_off(start_relay: StartRel
 # What the relay announces
 
 
-def test_a_restart_is_announced_to_everybody_spread_over_time(start_relay: StartRelay) -> None:
+def test_a_restart_is_announced_to_every_client_spread_over_time(start_relay: StartRelay) -> None:
     relay = start_relay()
     with ExitStack() as stack:
         peers = [stack.enter_context(relay.login()) for _ in range(8)]
@@ -476,7 +476,7 @@ def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clie
         mesh.login(relay.server.public_key, json=b'{"meshKey":"%s"}' % (b"6d" * 32))
 
 
-def test_a_limit_changes_for_those_who_are_connected(start_relay: StartRelay) -> None:
+def test_a_new_limit_holds_for_connected_clients(start_relay: StartRelay) -> None:
     relay = start_relay()
     assert "derp_rate_limit_per_client_waited" not in relay.metrics()
     with relay.login() as sender, relay.login() as receiver:
@@ -536,7 +536,7 @@ def _read_packets_until(peer: Peer, last: bytes) -> list[bytes]:
         packets.append(payload[32:])
 
 
-def test_a_receiver_that_does_not_read_delays_nobody_and_misses_whole_packets_only(
+def test_a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only(
     relay: Relay,
 ) -> None:
     with relay.login() as sender, relay.login() as frozen, relay.login() as reader:
@@ -585,7 +585,7 @@ def test_a_receiver_that_never_reads_is_closed_at_the_write_deadline(
     assert any("write_timeout" in line and frozen.short in line for line in caplog.messages)
 
 
-def test_a_write_timeout_that_is_assigned_holds_for_those_who_are_connected(
+def test_a_write_timeout_that_is_assigned_holds_for_connected_clients(
     start_relay: StartRelay,
 ) -> None:
     relay = start_relay(write_timeout=0)

@@ -41,7 +41,7 @@ def test_websockets_are_told_that_the_relay_goes_away(
 
 
 @pytest.mark.parametrize("setup", EVERY_SETUP, ids=str)
-def test_what_was_announced_before_the_end_still_arrives(
+def test_frames_announced_before_the_end_still_arrive(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     relay = start_relay(setup)
@@ -80,7 +80,7 @@ def test_closing_again_and_at_the_same_time_is_closing_once(start_relay: StartRe
         assert peer.is_closed()
 
 
-async def test_who_is_cancelled_while_closing_does_not_leave_half_a_relay() -> None:
+async def test_a_cancelled_close_does_not_leave_half_a_relay() -> None:
     server = Server(workers=1)
     server.start()
     closing = asyncio.ensure_future(server.close())
@@ -93,7 +93,7 @@ async def test_who_is_cancelled_while_closing_does_not_leave_half_a_relay() -> N
         server.start()
 
 
-async def test_a_closed_relay_takes_nobody_in() -> None:
+async def test_a_closed_relay_accepts_no_client() -> None:
     async with Server(workers=1) as server:
         port = server.listen("127.0.0.1", 0).port
     with pytest.raises(ConnectionRefusedError):
@@ -170,7 +170,7 @@ async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:
     assert bob.relay_writes.is_closed
 
 
-async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
+async def test_a_login_over_streams_does_not_delay_the_close() -> None:
     pair = StreamPair()
     async with Server(workers=1) as server:
         serving = asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes))
@@ -181,7 +181,7 @@ async def test_who_is_logging_in_over_streams_is_not_waited_for() -> None:
     assert server.metrics()["fastderp_closed_total"] == {"login_shutdown": 1}
 
 
-async def test_streams_whose_peer_reads_nothing_are_closed_all_the_same(
+async def test_streams_whose_peer_reads_nothing_are_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.embedded.FAREWELL_S", 0.1)

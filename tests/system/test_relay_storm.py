@@ -32,7 +32,7 @@ def relay(
     return start_relay(request.param)
 
 
-def test_everyone_gets_in(relay: Relay) -> None:
+def test_every_login_of_a_storm_succeeds(relay: Relay) -> None:
     peers: list[Peer] = []
 
     def log_in() -> None:
@@ -51,7 +51,7 @@ def test_everyone_gets_in(relay: Relay) -> None:
     assert any(thread.name.startswith("fastderp-tls") for thread in threading.enumerate())
 
 
-def test_a_handshake_that_fails_is_refused_as_ever(relay: Relay) -> None:
+def test_a_failing_handshake_in_a_storm_is_refused(relay: Relay) -> None:
     with relay.connect_tcp() as plain, relay.connect_tcp() as garbage:
         plain.send(b"GET / HTTP/1.1\r\n\r\n")
         assert plain.read_to_end().startswith(b"HTTP/1.0 400 Bad Request\r\n")

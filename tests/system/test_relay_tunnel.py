@@ -136,7 +136,7 @@ def answer(relay: Relay, request: bytes) -> tuple[bytes, bytes]:
     return head.partition(b"\r\n")[0], body
 
 
-def test_other_targets_are_refused_and_nobody_is_dialled(
+def test_other_targets_are_refused_and_not_dialled(
     start_relay: StartRelay, control: Control
 ) -> None:
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial))
@@ -217,7 +217,7 @@ def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(
     )
 
 
-def test_who_does_not_read_makes_the_other_side_wait(
+def test_a_side_that_does_not_read_makes_the_other_wait(
     start_relay: StartRelay, control: Control
 ) -> None:
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, TokenBucket(1e12, 1e12)))
@@ -265,7 +265,7 @@ def test_no_more_tunnels_than_allowed_and_again_when_one_has_ended(
     assert tunnels.metrics()["fastderp_ace_connects_total"] == {"connected": 2, "refused": 1}
 
 
-def test_a_tunnel_that_nobody_uses_ends(
+def test_an_idle_tunnel_ends(
     start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel, "IDLE_S", 0.05)

@@ -282,7 +282,7 @@ def test_a_session_the_relay_ends_is_closed_with_1000(
         assert peer.closing() == (1000, b"")
 
 
-def test_who_leaves_during_the_login_by_a_close_frame_is_answered(start_relay: StartRelay) -> None:
+def test_a_close_frame_during_the_login_is_answered(start_relay: StartRelay) -> None:
     relay = start_relay(WEBSOCKET)
     with connect(relay) as peer:
         peer.upgrade(relay.server.public_key)
@@ -329,7 +329,7 @@ BREACHES = {
 
 @pytest.mark.parametrize("logged_in", [False, True], ids=["before the login", "after the login"])
 @pytest.mark.parametrize("what", BREACHES)
-def test_a_breach_of_the_rules_is_told_by_code_counted_and_harms_nobody_else(
+def test_a_breach_of_the_rules_gets_its_close_code_is_counted_and_harms_no_other_client(
     start_relay: StartRelay, what: str, logged_in: bool
 ) -> None:
     breach, code = BREACHES[what]
@@ -356,7 +356,7 @@ def test_a_breach_of_the_rules_is_told_by_code_counted_and_harms_nobody_else(
 
 
 @pytest.mark.parametrize("setup", [WEBSOCKET, Setup("WebSocket over TLS 1.3")], ids=str)
-def test_who_sends_pings_and_reads_no_pongs_is_not_read_either(
+def test_a_client_that_reads_no_pongs_is_not_read_either(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     relay = start_relay(setup)

@@ -25,7 +25,7 @@ def test_keys_are_found_while_they_are_there() -> None:
     assert table.find(b"".join(keys)) == 4
 
 
-def test_what_a_backlog_does_not_drop_comes_out() -> None:
+def test_packets_that_a_backlog_does_not_drop_come_out() -> None:
     frames = memoryview(packet(5, 1400) * 300).cast("B", shape=[300, 1437])
     popped, dropped = piece("backlog").pass_through(frames)
     assert popped + dropped == 300

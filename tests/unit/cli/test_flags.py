@@ -265,7 +265,7 @@ def test_the_certificate_directory_follows_the_users_cache() -> None:
     )
 
 
-def test_who_may_use_the_relay_is_everybody_or_whom_all_checks_let_in() -> None:
+def test_admission_is_open_or_needs_every_check() -> None:
     assert relay("-a", ":1", "-c", "k").admission.everybody
     asked = relay(
         "-a", ":1", "-c", "k", "-verify-clients", "-socket", "/s", "-verify-client-url", "https://x/", "-verify-client-url-fail-open=false",

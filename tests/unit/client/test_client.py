@@ -29,7 +29,7 @@ PEER = NodePublic(b"\x11" * 32)
 OTHER = NodePublic(b"\x22" * 32)
 
 
-async def test_login_tells_the_relay_who_the_client_is() -> None:
+async def test_login_tells_the_relay_the_client_key() -> None:
     async with stream_pairs() as (near, far):
         relay, key = RelayEnd(far, NodePrivate.generate()), NodePrivate.generate()
         mesh_key = MeshKey.generate()
@@ -277,7 +277,7 @@ async def test_closing_ends_a_waiting_receiver_and_the_iteration() -> None:
         await client.close()
 
 
-async def test_what_was_sent_before_closing_still_arrives() -> None:
+async def test_packets_sent_before_closing_still_arrive() -> None:
     async with logged_in() as (client, relay):
         for _ in range(5):
             await client.send(PEER, bytes(1000))

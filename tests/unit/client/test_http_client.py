@@ -255,7 +255,7 @@ async def test_closing_is_final_and_ends_the_iteration(server: FakeServer) -> No
     await client.close()
 
 
-async def test_closing_while_connecting_tells_everybody_who_waits(server: FakeServer) -> None:
+async def test_closing_while_connecting_fails_every_waiting_call(server: FakeServer) -> None:
     client = client_of(server)
     waiting = [asyncio.create_task(client.recv()), asyncio.create_task(client.connect())]
     _, relay = await server.accepted.get()
@@ -369,7 +369,7 @@ async def test_names_that_would_break_the_request_are_not_sent(
     assert server.accepted.empty()
 
 
-async def test_region_nobody_answers_in_names_every_node() -> None:
+async def test_a_region_without_an_answer_names_every_node() -> None:
     async with fake_server() as gone:
         closed_port = gone.port
     nodes = (node("901a", closed_port), node("901b", closed_port, ipv4="none"))

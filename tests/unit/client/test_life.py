@@ -184,7 +184,7 @@ async def test_a_client_comes_back_though_it_is_not_used(server: FakeServer) -> 
     await client.close()
 
 
-async def test_what_came_before_the_break_is_not_lost(server: FakeServer) -> None:
+async def test_messages_before_the_break_are_not_lost(server: FakeServer) -> None:
     client = client_of(server, reconnect=True)
     relay = await entered(client, server)
     relay.send(FrameType.HEALTH, b"before")

@@ -114,7 +114,7 @@ async def test_many_messages_are_taken_at_once_and_no_more_than_asked_for() -> N
             await client.recv_many(limit=0)
 
 
-async def test_what_came_before_the_end_is_received_before_it_is_told() -> None:
+async def test_messages_before_the_end_are_received_before_the_end_is_reported() -> None:
     async with logged_in() as (client, relay):
         relay.send(FrameType.HEALTH, b"one")
         relay.send(FrameType.HEALTH, b"two")

@@ -231,7 +231,7 @@ def test_a_rates_budget_grows_with_time_up_to_its_burst() -> None:
     assert not rate.take(1)
 
 
-def test_what_is_given_back_can_be_taken_again() -> None:
+def test_memory_that_is_given_back_can_be_taken_again() -> None:
     rate = SendRate(100, 300, Clock())
     assert rate.take(300)
     rate.give_back(300)

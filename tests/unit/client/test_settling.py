@@ -87,7 +87,7 @@ def test_an_empty_list_is_waited_for_and_an_endless_one_not_for_ever(
     assert settled == [LIMIT_S, 2 * LIMIT_S + 1] and clock.now_s > 100 + 2 * LIMIT_S + 1
 
 
-def test_who_comes_later_changes_nothing_and_who_stops_hears_nothing(
+def test_later_arrivals_change_nothing_and_a_stopped_wait_stays_silent(
     settling: Settling, clock: Clock, settled: list[float]
 ) -> None:
     settling.arrived()

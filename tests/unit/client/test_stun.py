@@ -77,7 +77,7 @@ def test_the_published_answer_is_understood() -> None:
 
 @pytest.mark.parametrize("port", [1, 254, 257, 0x2112, 65535])
 @pytest.mark.parametrize("address", ["1.2.3.4", "255.255.255.255", "2001:db8::1:2", "fe80::1"])
-def test_what_the_relay_answers_is_understood(address: str, port: int) -> None:
+def test_answers_of_the_relay_are_understood(address: str, port: int) -> None:
     datagram = binding_response(TXID, ipaddress.ip_address(address).packed, port)
     assert parse_response(datagram) == (TXID, address, port)
 

@@ -192,7 +192,7 @@ async def test_connection_made_by_another_user_of_the_client_starts_anew() -> No
 @pytest.mark.parametrize(
     "error", [DialError("not the connection's"), ValueError("a bug")], ids=["DerpError", "another"]
 )
-async def test_what_a_callback_raises_ends_the_loop_and_is_no_failure_of_the_connection(
+async def test_an_exception_of_a_callback_ends_the_loop_and_is_no_failure_of_the_connection(
     failing: str, error: Exception
 ) -> None:
     async with Shared("http://relay.invalid", NodePrivate.generate(), lazy=True) as client:

@@ -66,7 +66,7 @@ def test_a_queue_depth_is_how_many_packets_wait_whatever_their_size(depth: int) 
 AGE_S = 0.1
 
 
-def test_what_waited_too_long_is_dropped_when_its_sender_sends_again() -> None:
+def test_packets_that_waited_too_long_are_dropped_when_their_sender_sends_again() -> None:
     with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
         sender, slow = PlanePeer(plane), PlanePeer(plane)
         fill(sender, slow.key, 300, 1400)
@@ -125,7 +125,7 @@ def test_packets_of_a_queue_depth_wait_as_long_as_it_takes() -> None:
         assert numbers[-7:] == list(range(6000 - 7, 6000))
 
 
-def test_what_waited_too_long_for_another_relay_is_lost_too() -> None:
+def test_packets_too_old_for_a_mesh_link_are_lost_too() -> None:
     with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
         sender, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
         plane.add_forwarder(far, link.handle)
@@ -177,7 +177,7 @@ def test_backlogs_share_a_global_cap() -> None:
         assert dropped(plane)
 
 
-def test_whatever_waits_stays_under_the_global_cap() -> None:
+def test_all_backlogs_together_stay_under_the_global_cap() -> None:
     cap = 2_000_000
     with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
         stalled = [PlanePeer(plane) for _ in range(20)]
@@ -194,7 +194,7 @@ def test_whatever_waits_stays_under_the_global_cap() -> None:
         eventually(lambda: plane.counters()["backlog_bytes"] == 0)
 
 
-def test_readers_that_fill_the_global_cap_have_nobody_closed_and_leave_everybody_a_little() -> None:
+def test_readers_that_fill_the_global_cap_close_no_session_and_leave_each_a_reserve() -> None:
     cap = 4 << 20
     with running_plane(
         workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=cap
@@ -258,7 +258,7 @@ def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
         eventually(lambda: plane.counters()["backlog_bytes"] == 0)
 
 
-def test_what_is_lost_with_a_connection_that_breaks_is_counted(plane: Plane) -> None:
+def test_packets_lost_with_a_broken_connection_are_counted(plane: Plane) -> None:
     sender = PlanePeer(plane)
     for _ in range(100):
         receiver = PlanePeer(plane)

@@ -111,7 +111,7 @@ def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_flooders_of_
         assert sources.count(polite) == 20
 
 
-def test_who_has_most_waiting_loses_first_among_thousands_of_senders() -> None:
+def test_the_sender_with_most_waiting_loses_first_among_thousands() -> None:
     with running_plane(workers=1, write_timeout_s=0) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         greedy, polite = os.urandom(32), [os.urandom(32) for _ in range(1000)]

@@ -106,7 +106,7 @@ def test_a_link_discards_longer_frames_as_a_client_does(plane: Plane) -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "mesh", "link"])
-def test_frames_of_types_that_nobody_knows_are_counted_and_no_others(role: str) -> None:
+def test_frames_of_unknown_types_are_counted_and_no_others(role: str) -> None:
     unknown = sorted(set(range(256)) - set(FrameType))
     with running_plane(workers=1) as plane:
         peer = PlanePeer(plane, **({} if role == "client" else {role: True}))

@@ -94,7 +94,7 @@ def test_the_oldest_forwarder_is_preferred_and_the_next_takes_over(plane: Plane)
     assert plane.counters()["clients_total"] == 1
 
 
-def test_what_a_slow_link_loses_is_counted_once_as_forwarded(plane: Plane) -> None:
+def test_packets_lost_on_a_slow_link_are_counted_once_as_forwarded(plane: Plane) -> None:
     a, link, far = PlanePeer(plane), PlanePeer(plane, link=True), os.urandom(32)
     plane.add_forwarder(far, link.handle)
     for _ in range(150):

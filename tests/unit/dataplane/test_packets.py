@@ -63,7 +63,7 @@ def test_interleaved_destinations_each_get_their_own_in_order(plane: Plane) -> N
             assert receiver.receive() == (FrameType.RECV_PACKET, a.key + b"%d" % round_)
 
 
-def test_what_is_written_first_comes_first(plane: Plane) -> None:
+def test_frames_arrive_in_the_order_of_writing(plane: Plane) -> None:
     info = frame(FrameType.SERVER_INFO, b"x" * 60)
     a = PlanePeer(plane)
     for _ in range(50):
@@ -73,7 +73,7 @@ def test_what_is_written_first_comes_first(plane: Plane) -> None:
         assert b.receive() == (FrameType.RECV_PACKET, a.key + b"right behind the login")
 
 
-def test_what_is_written_first_comes_first_although_the_socket_is_full(plane: Plane) -> None:
+def test_frames_arrive_in_the_order_of_writing_although_the_socket_is_full(plane: Plane) -> None:
     info = frame(FrameType.SERVER_INFO, bytes(60000))
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -147,7 +147,7 @@ def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
                 assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + data)
 
 
-def test_who_sends_to_very_many_at_once_does_not_hold_up_others() -> None:
+def test_a_sender_to_very_many_does_not_hold_up_others() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(300)]
     many, one, observer = (PlanePeer(plane) for _ in range(3))
@@ -162,7 +162,7 @@ def test_who_sends_to_very_many_at_once_does_not_hold_up_others() -> None:
             assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"to all")
 
 
-def test_who_sends_very_many_tiny_records_does_not_hold_up_others() -> None:
+def test_very_many_tiny_records_do_not_hold_up_others() -> None:
     plane = Plane(workers=1)
     many, one, observer = SealedPeer(plane), PlanePeer(plane), PlanePeer(plane)
     stream = (
@@ -182,9 +182,7 @@ def test_who_sends_very_many_tiny_records_does_not_hold_up_others() -> None:
         assert closed(plane).reason == "eof"
 
 
-def test_what_was_written_to_very_many_behind_the_login_arrives_although_its_sender_is_gone() -> (
-    None
-):
+def test_packets_to_very_many_behind_the_login_arrive_although_the_sender_is_gone() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
     words = b"".join(
@@ -200,7 +198,7 @@ def test_what_was_written_to_very_many_behind_the_login_arrives_although_its_sen
             assert receiver.receive() == (FrameType.PEER_GONE, many.key + GONE)
 
 
-def test_what_was_written_to_very_many_before_hanging_up_arrives() -> None:
+def test_packets_to_very_many_before_a_hang_up_arrive() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
     many = PlanePeer(plane)

@@ -16,7 +16,7 @@ from tests.kit.relay import eventually
 pytestmark = pytest.mark.usefixtures("peers")
 
 
-def test_a_disco_packet_to_nobody_is_answered_three_times_at_once(plane: Plane) -> None:
+def test_a_disco_packet_to_an_absent_key_is_answered_three_times_at_once(plane: Plane) -> None:
     a, nobody = PlanePeer(plane), os.urandom(32)
     for _ in range(6):
         a.send_packet(nobody, DISCO)
@@ -47,7 +47,7 @@ def test_a_second_departure_is_reported_too(plane: Plane) -> None:
         assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
 
 
-def test_a_sender_whose_receivers_come_and_go_does_not_remember_all_that_ever_were() -> None:
+def test_memory_of_a_sender_follows_its_living_receivers() -> None:
     with running_plane(workers=1) as plane:
         sender, key = PlanePeer(plane), os.urandom(32)
         for _ in range(300):
@@ -78,7 +78,7 @@ def test_others_are_served_while_very_many_learn_of_a_departure() -> None:
         assert max(n_before) - min(n_before) >= 2, "all were told in the same turn"
 
 
-def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom_it_wrote_to(
+def test_a_key_that_returns_while_its_departure_is_told_stays_known_to_its_receivers(
     plane: Plane,
 ) -> None:
     relay, link, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), os.urandom(32)
@@ -118,7 +118,7 @@ def test_a_key_that_returns_while_its_departure_is_told_is_not_forgotten_by_whom
         assert new == ([] if old[-1] == gone else [gone]), "everybody knows in the end that it left"
 
 
-def test_what_is_remembered_of_who_wrote_to_whom_stays_under_its_cap() -> None:
+def test_memory_of_gone_watchers_stays_under_its_cap() -> None:
     cap = 4096
     with running_plane(workers=1, gone_watchers_cap_bytes=cap) as plane:
         receivers, senders = (

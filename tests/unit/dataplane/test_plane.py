@@ -68,7 +68,7 @@ def test_a_session_without_tcp_is_told_from_one_whose_kernel_fails() -> None:
         assert plane.round_trips([1000]) == ([0, 0], 0, 0)
 
 
-def test_closing_by_handle_and_by_key_says_who_asked(plane: Plane) -> None:
+def test_closing_by_handle_and_by_key_names_the_cause(plane: Plane) -> None:
     key = os.urandom(32)
     a, b, c = PlanePeer(plane), PlanePeer(plane, key), PlanePeer(plane, key)
     assert plane.close_session(a.handle)
@@ -144,7 +144,7 @@ def test_a_session_closed_by_the_relay_is_told_so_in_its_records(plane: Plane) -
         assert peer.records is not None and peer.records.eof, "close_notify"
 
 
-def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
+def test_the_closed_event_has_reason_and_counters(plane: Plane) -> None:
     a = PlanePeer(plane, addr=bytes(10) + b"\xff\xff\x7f\0\0\1", port=4711)
     b = PlanePeer(plane)
     a.send_packet(b.key, b"12345")
@@ -162,7 +162,7 @@ def test_the_closed_event_tells_the_whole_story(plane: Plane) -> None:
     assert 0 < event.totals.seconds < 60
 
 
-def test_a_plane_with_impossible_options_touches_nobody_else() -> None:
+def test_a_plane_with_impossible_options_touches_no_other_plane() -> None:
     before = os.fstat(0)
     negative = ("write_timeout_s", "mesh_write_timeout_s", "home_settled_s", "backlog_age_s")
     for options in ({"workers": 300}, {"keep_alive_s": 0}, *({name: -1} for name in negative)):

@@ -44,7 +44,7 @@ def test_a_frame_as_long_as_the_burst_costs_the_whole_burst(plane: Plane) -> Non
     assert a.receive() == (FrameType.PONG, b"12345678")
 
 
-def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
+def test_lifting_the_limit_frees_waiting_senders(plane: Plane) -> None:
     plane.set_rate_limit(1, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
     for _ in range(60):
@@ -56,7 +56,7 @@ def test_lifting_the_limit_frees_those_who_wait(plane: Plane) -> None:
         b.receive()
 
 
-def test_a_limit_that_changes_all_the_time_holds_nobody_for_long(plane: Plane) -> None:
+def test_a_limit_that_changes_all_the_time_holds_no_client_for_long(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     stop = threading.Event()
     # The two threads take turns at every packet, not every 5 ms.

@@ -104,7 +104,7 @@ def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_
     assert dropped(plane) == {("write_error", "other"): 1, ("gone_disconnected", "other"): 99}
 
 
-def test_what_waits_for_a_client_that_the_relay_closes_is_no_write_error(plane: Plane) -> None:
+def test_packets_for_a_client_that_the_relay_closes_are_no_write_error(plane: Plane) -> None:
     sender, slow = PlanePeer(plane), PlanePeer(plane)
     fill(sender, slow.key, 300, 1400)
     plane.close_session(slow.handle)

@@ -33,7 +33,9 @@ def target(relay: Relay, suite: str | None = None) -> Target:
 
 
 @pytest.mark.parametrize("transport", ["plain", "TLS 1.3"])
-def test_everybody_gets_in_and_can_be_used_at_once(start_relay: StartRelay, transport: str) -> None:
+def test_every_login_succeeds_and_can_be_used_at_once(
+    start_relay: StartRelay, transport: str
+) -> None:
     relay = start_relay(Setup(transport))
     crowd = Crowd(target(relay), 100)
     joined = crowd.log_in()
@@ -71,7 +73,7 @@ def test_a_schedule_is_not_overtaken(start_relay: StartRelay) -> None:
     assert crowd.logins_per_s <= 21 / 0.2
 
 
-def test_progress_is_told_and_stopping_leaves_whoever_is_in(start_relay: StartRelay) -> None:
+def test_progress_is_reported_and_stopping_keeps_finished_logins(start_relay: StartRelay) -> None:
     crowd = Crowd(target(start_relay()), 1000, rate=20)
     seen: list[int] = []
 
@@ -117,7 +119,7 @@ def run(address: bytes, **options: object) -> None:
         pass
 
 
-def test_what_comes_in_small_pieces_is_understood() -> None:
+def test_messages_in_small_pieces_are_understood() -> None:
     greeting = UPGRADED + server_key_frame(KEY)
     with server(greeting + frame(FrameType.SERVER_INFO, bytes(60)), piece=1) as address:
         run(address)
@@ -147,7 +149,7 @@ def test_a_relay_that_closes_the_connection_is_told(said: tuple[bytes, ...]) -> 
         run(address)
 
 
-def test_nobody_at_the_address_is_told() -> None:
+def test_an_address_without_a_relay_is_an_error() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):

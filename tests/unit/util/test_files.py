@@ -15,7 +15,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert files.read(path) == b"abc\xef\xbb\xbf"
 
 
-def test_what_has_no_end_or_no_writer_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_without_end_or_writer_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file"):

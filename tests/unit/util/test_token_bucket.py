@@ -26,7 +26,7 @@ def test_without_a_limit_everything_passes_and_without_a_burst_nothing() -> None
     assert not TokenBucket(1000.0, 0).take()
 
 
-def test_what_is_not_there_is_not_taken() -> None:
+def test_tokens_that_are_not_there_are_not_taken() -> None:
     bucket = TokenBucket(1.0, 10, clock=lambda: 0.0)
     assert not bucket.take(11)
     assert bucket.take(10)

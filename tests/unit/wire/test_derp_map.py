@@ -110,6 +110,6 @@ def node_with(**members: Any) -> str:
         ),
     ],
 )
-def test_what_is_wrong_in_a_map_is_named(text: str, complaint: str) -> None:
+def test_an_error_in_a_map_is_named(text: str, complaint: str) -> None:
     with pytest.raises(DerpMapError, match=complaint):
         DerpMap.from_json(text)

@@ -253,7 +253,7 @@ def test_refused_logins_say_why(payload: bytes, reason: str) -> None:
         (FrameType.SERVER_KEY, MAGIC + bytes(32)),
     ],
 )
-def test_client_refuses_what_is_no_server_key(frame_type: int, payload: bytes) -> None:
+def test_client_refuses_a_malformed_server_key(frame_type: int, payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         login.parse_server_key(frame_type, payload)
 
@@ -305,7 +305,7 @@ def test_both_sides_understand_each_other_with_fresh_keys() -> None:
     assert login.open_server_info(box, opened.server_info_frame()[5:]) == ServerInfo()
 
 
-def test_what_nearly_everybody_says_is_remembered_but_no_mesh_key() -> None:
+def test_common_client_infos_are_remembered_but_no_mesh_key() -> None:
     secret = MeshKey.generate()
     for _ in range(2):
         assert login.parse_client_info(b'{"version":2,"CanAckPings":true}') == ClientInfo(2, True)

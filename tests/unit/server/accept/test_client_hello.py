@@ -64,7 +64,7 @@ def test_one_of_the_largest_size_is_read_and_a_larger_one_refused_at_its_header(
         b"\x16\x03\x01\x00\x04" + message(0, kind=2),
     ],
 )
-def test_what_is_no_client_hello_is_told_at_once(wire: bytes) -> None:
+def test_a_malformed_client_hello_is_refused_at_once(wire: bytes) -> None:
     reader = ClientHelloReader()
     reader.feed(wire)
     assert reader.is_complete and not reader.is_hello

@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_who_finds_no_room_waits_and_is_started_in_order() -> None:
+async def test_a_waiting_handshake_starts_in_order() -> None:
     clients, started, queue = make(ROOM_FOR + 30)
     at_once = [queue.enter(client.ticket) for client in clients]
     assert at_once == [True] * ROOM_FOR + [False] * 30
@@ -63,7 +63,7 @@ async def test_who_finds_no_room_waits_and_is_started_in_order() -> None:
     queue.close()
 
 
-async def test_who_has_left_is_not_started() -> None:
+async def test_a_handshake_whose_client_left_is_not_started() -> None:
     clients, started, queue = make(ROOM_FOR + 2)
     for client in clients:
         queue.enter(client.ticket)
@@ -74,7 +74,7 @@ async def test_who_has_left_is_not_started() -> None:
     queue.close()
 
 
-async def test_a_handshake_that_is_not_finished_gives_way_to_those_that_wait(
+async def test_an_unfinished_handshake_gives_way_to_waiting_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handshake_queue, "LOOK_S", 0.01)

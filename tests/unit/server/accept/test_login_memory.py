@@ -53,7 +53,7 @@ def test_the_largest_go_first_and_of_these_the_oldest() -> None:
     assert not any(holder.is_evicted for holder in small)
 
 
-def test_who_asks_for_more_than_all_others_goes_itself() -> None:
+def test_the_largest_holder_goes_when_it_asks_for_more() -> None:
     memory = LoginMemory(LIMIT)
     others = holders(memory, 60, 60 * KIB)
     greedy = Holder(memory)

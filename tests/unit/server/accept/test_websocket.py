@@ -49,7 +49,7 @@ def test_payload_comes_out_as_it_arrives_not_when_the_message_ends() -> None:
     assert stream.sent == b"" and not channel.eof
 
 
-def test_what_the_relay_says_is_one_unmasked_binary_message() -> None:
+def test_the_relay_writes_unmasked_binary_messages() -> None:
     channel, _, _ = make()
     assert channel.seal(b"hello") == unmasked(FIN | BINARY, b"hello")
     assert channel.seal(b"") == b""
@@ -99,7 +99,7 @@ def test_a_close_of_ours_is_said_once_and_answers_no_more_pings() -> None:
     assert channel.eof and not failures
 
 
-def test_who_sends_tiny_frames_is_read_in_small_pieces_until_they_grow() -> None:
+def test_tiny_frames_are_read_in_small_pieces_until_they_grow() -> None:
     channel, stream, _ = make()
     tiny, large = message(b"", FIN | PING), message(bytes(1400))
     channel.open(tiny * (READ_BYTES // len(tiny)))

@@ -125,7 +125,7 @@ async def test_the_same_question_soon_after_is_answered_from_memory() -> None:
     assert not await is_let_in(asked)
 
 
-async def test_what_was_no_answer_is_not_remembered() -> None:
+async def test_a_failed_question_is_not_remembered() -> None:
     oracle = Oracle()
     asked = Admission(None, [oracle])
     for verdict, let_in in (

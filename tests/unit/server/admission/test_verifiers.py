@@ -278,7 +278,7 @@ def test_a_url_that_is_none_is_refused_without_quoting_it(url: str) -> None:
 # tailscaled
 
 
-async def test_tailscaled_is_asked_who_the_key_is(tmp_path: Path) -> None:
+async def test_tailscaled_is_asked_for_the_key(tmp_path: Path) -> None:
     with serving(ok({"Node": {"Name": "x"}}), tmp_path / "socket") as service:
         tailscaled = Tailscaled(str(tmp_path / "socket"))
         assert await tailscaled.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")

@@ -195,7 +195,7 @@ async def test_names_are_looked_up_at_once_and_the_task_ends_with_the_relay() ->
 # Unpublished names
 
 
-async def test_an_unpublished_name_is_told_alone_and_only_to_who_asks_for_it() -> None:
+async def test_an_unpublished_name_is_told_alone_and_only_on_request() -> None:
     dns = await resolved(
         {"open.example.com": BOTH, "hidden.example.com": ["A 192.0.2.7"]},
         ["open.example.com"],
@@ -291,7 +291,7 @@ def test_distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit() -> 
 # The gate
 
 
-def test_nobody_and_everybody_need_no_address() -> None:
+def test_zero_and_one_hundred_percent_need_no_address() -> None:
     assert not is_chosen("nonsense", 0.0)
     assert is_chosen("nonsense", 1.0)
     assert not is_chosen("nonsense", 0.5)
@@ -338,7 +338,7 @@ def test_a_percentage_is_read_strictly(text: str, share: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "a b", "a..b", ".a", "a/b/c", "a/", "/a", "x" * 64, "a." * 127 + "aa", "ä.example"]
 )
-def test_what_is_no_name_is_refused(text: str) -> None:
+def test_a_malformed_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="want a host name"):
         Unpublished.parse(text)
 

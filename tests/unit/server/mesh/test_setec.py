@@ -193,7 +193,7 @@ async def test_a_copy_that_cannot_be_written_is_only_logged(
 
 
 @pytest.mark.parametrize("url", ["setec", "ftp://setec", "http://", "http://[::1"])
-def test_what_is_no_url_is_refused_without_being_quoted(url: str, tmp_path: Path) -> None:
+def test_a_malformed_url_is_refused_without_being_quoted(url: str, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^(malformed URL|want a URL such as https://setec\.example\.ts\.net)$"
     ):

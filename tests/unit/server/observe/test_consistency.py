@@ -74,7 +74,7 @@ def test_a_session_without_a_route_is_said_with_its_key() -> None:
     assert found(tables) == [f"session of {NodePublic(BOB).short} has no route"]
 
 
-def test_what_was_only_a_login_in_between_is_not_said() -> None:
+def test_a_login_during_the_check_is_not_reported() -> None:
     tables = Tables()
     looks = iter([2, 3])
     tables.counters = lambda: tables.counted | {"current_connections": next(looks)}  # type: ignore[method-assign]

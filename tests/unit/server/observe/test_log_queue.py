@@ -37,7 +37,7 @@ def test_lines_arrive_in_order_with_their_time() -> None:
     assert [line[20:] for line in said] == [f"line {number}" for number in range(100)]
 
 
-def test_what_finds_no_room_is_counted_and_reported_when_the_reader_goes_on() -> None:
+def test_lines_without_room_are_counted_and_reported_when_the_reader_goes_on() -> None:
     reading, writing = os.pipe()
     with queue(writing, limit_bytes=100_000) as (lines, log):
         for _ in range(3000):

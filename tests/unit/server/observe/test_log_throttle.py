@@ -90,7 +90,7 @@ def test_nothing_is_held_back_while_debugging(
         ("name für naïve 日本語 …", "name für naïve 日本語 …"),
     ],
 )
-def test_what_others_say_cannot_forge_a_line_or_steer_a_terminal(
+def test_text_of_strangers_cannot_forge_a_line_or_steer_a_terminal(
     said: str, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("fastderp").warning("%s: refused: %s", "192.0.2.1", said)

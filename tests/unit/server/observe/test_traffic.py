@@ -47,7 +47,7 @@ def plane() -> Any:
     return Counters()
 
 
-async def test_a_round_has_the_totals_of_those_who_moved_something(plane: Any) -> None:
+async def test_a_round_has_the_totals_of_clients_that_moved_bytes(plane: Any) -> None:
     rounds = traffic.rounds(plane, dict, 0)
     assert await anext(rounds) == []
     plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 7)]

@@ -268,7 +268,7 @@ async def test_a_name_with_several_addresses_is_served_on_all_of_them(
     assert requests(server)["success"] == 2
 
 
-async def test_after_the_end_nobody_answers_and_the_port_is_free() -> None:
+async def test_after_the_end_no_request_is_answered_and_the_port_is_free() -> None:
     server = stun.bind_stun("127.0.0.1", 0)
     server.start()
     address = server.addresses[0]

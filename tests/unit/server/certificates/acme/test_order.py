@@ -80,7 +80,7 @@ def failure(server: Answering, directory: Path) -> IssuanceError:
         b"[" * 9999,
     ],
 )
-def test_what_is_no_directory_makes_no_sense(
+def test_a_malformed_acme_directory_is_refused(
     server: Answering, tmp_path: Path, body: bytes
 ) -> None:
     server.body = body
@@ -108,7 +108,7 @@ def test_an_error_page_is_no_answer(server: Answering, tmp_path: Path, status: i
     failure(server, tmp_path)
 
 
-def test_what_the_ca_says_is_one_short_line(server: Answering, tmp_path: Path) -> None:
+def test_an_answer_of_the_ca_is_one_short_line(server: Answering, tmp_path: Path) -> None:
     server.status, server.content_type = 403, "application/problem+json"
     server.body = json.dumps(
         {"type": PROBLEM + "unauthorized", "detail": "no\r\n\x1b[31m " + "x" * 9999}
