@@ -51,7 +51,13 @@ def check_source(path: str) -> list[str]:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     top = {"LICENSE", "README.md", "CHANGELOG.md", "MANIFEST.in", "pyproject.toml", "setup.py"}
     tests = {str(path) for path in Path("tests").rglob("*.py") if "__pycache__" not in path.parts}
-    wanted = top | tests | share() | tracked(".py", ".pyx", ".pxd", ".pxi", ".pyi") | {"fastderp/py.typed"}
+    wanted = (
+        top
+        | tests
+        | share()
+        | tracked(".py", ".pyx", ".pxd", ".pxi", ".pyi")
+        | {"fastderp/py.typed"}
+    )
     never = tuple(f"fastderp/{pattern}" for pattern in NEVER) + ("*.so", "*.pyc", "build/*")
     return missing_and_unwanted(names, wanted, never)
 

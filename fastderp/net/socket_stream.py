@@ -185,7 +185,5 @@ async def open_socket_stream(
 ) -> SocketStream:
     """Connect to a host over an address family. Raises OSError, or UnicodeError for a name that is none."""
     loop = asyncio.get_running_loop()
-    _, stream = await loop.create_connection(
-        lambda: SocketStream(loop), host, port, family=family
-    )
+    _, stream = await loop.create_connection(lambda: SocketStream(loop), host, port, family=family)
     return stream

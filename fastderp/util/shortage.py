@@ -40,9 +40,9 @@ def shortage_of(error: BaseException) -> str:
         if isinstance(current, RuntimeError) and "start new thread" in str(current):
             return "No thread to be had"
         # A TLS library has numbers of its own.
-        if type(current).__module__ != "ssl" and isinstance(current, OSError):
-            if current.errno in _CONNECT_SHORTAGES:
-                return os.strerror(current.errno)
+        number = current.errno if isinstance(current, OSError) else None
+        if number in _CONNECT_SHORTAGES and type(current).__module__ != "ssl":
+            return os.strerror(number)
         todo += [current.__cause__, current.__context__, getattr(current, "os_error", None)]
     return ""
 

@@ -34,7 +34,11 @@ def test_a_program_of_the_guide_prints_what_it_says(
     path = tmp_path / "test_program.py"
     path.write_text(program.replace("127.0.0.1:3340", f"127.0.0.1:{port}"))
     runs_itself = "asyncio.run(" in program
-    command = [sys.executable, *([] if runs_itself else ["-m", "pytest", "-q", "-o", "asyncio_mode=auto"]), str(path)]
+    command = [
+        sys.executable,
+        *([] if runs_itself else ["-m", "pytest", "-q", "-o", "asyncio_mode=auto"]),
+        str(path),
+    ]
     done = subprocess.run(
         command,
         cwd=tmp_path,

@@ -200,7 +200,9 @@ class KeyLists:
 
         Files that cannot be used are logged and change nothing.
         """
-        return any([found.apply(reading) for found, reading in zip(self, readings, strict=True)])
+        # A list: each reading is applied, whatever the one before it has changed.
+        changed = [found.apply(reading) for found, reading in zip(self, readings, strict=True)]
+        return any(changed)
 
     def reload(self, *, force: bool = False) -> bool:
         """Read the changed files, or all with `force`, and put them in force.

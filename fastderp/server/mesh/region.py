@@ -57,7 +57,8 @@ class Region:
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether a client has shown a mesh key. Compared in constant time."""
-        return any([info.mesh_key == key for key in self.keys])
+        equal = [info.mesh_key == key for key in self.keys]
+        return any(equal)
 
     # What happens to sessions
 

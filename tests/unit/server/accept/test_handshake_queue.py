@@ -46,7 +46,7 @@ def make(n: int) -> tuple[list[Client], list[Client], HandshakeQueue]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 
