@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fastderp
-from fastderp.cli.config import flag_table
+from fastderp.cli.flag_table import flag_table
 from fastderp.server.observe.metrics import METRICS
 
 HERE = Path(__file__).parent

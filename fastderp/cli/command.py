@@ -15,9 +15,11 @@ import sys
 from collections.abc import Sequence
 
 import fastderp
-from fastderp.cli.config import flag_table, read_flags, relay_config
+from fastderp.cli.config import relay_settings
+from fastderp.cli.flag_table import flag_table
 from fastderp.cli.output import show
 from fastderp.cli.signals import SIGNALS
+from fastderp.cli.sources import read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -57,14 +59,22 @@ def _refuse(error: Exception, exit_code: int) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    values, given = read_flags(arguments, os.environ)
+    checking = list(arguments[:1]) == ["check"]
+    sources = read_settings(arguments[1:] if checking else arguments, os.environ)
+    values = sources.values
     if values["help"] or values["h"]:
         from fastderp.cli.usage import print_usage
 
         return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
         return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
-    config = relay_config(values, given, is_root=os.geteuid() == 0)
+    settings = relay_settings(
+        values, sources.given, environment=os.environ, is_root=os.geteuid() == 0
+    )
+    if checking:
+        from fastderp.cli.check import check
+
+        return check(settings, sources)
     _raise_descriptor_limit()
     import uvloop
 
@@ -76,7 +86,7 @@ def _run(arguments: Sequence[str]) -> int:
     log.setLevel(logging.INFO)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, SIGNALS, lines))
+            runner.run(serve(settings, SIGNALS, lines))
     finally:
         lines.close()
     return EX_OK

@@ -1,40 +1,51 @@
-"""What `fastderp-relay` is told: derper's flags, checked and turned into one `RelayConfig` (PROTOCOL §12).
+"""Turns what `fastderp-relay` is told, derper's flags and variables, into the sections of `RelaySettings` (PROTOCOL §12).
 
-Reads flags and environment only; files are opened and sockets bound by whoever uses the result.
+Reads flags and environment only; the components open files and bind sockets.
 """
 
 from __future__ import annotations
 
-import os
+import base64
 import posixpath
+import re
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from fastderp.cli.certificates import CERT_MODES, acme_settings, manual_hostname
-from fastderp.cli.flags import Flag, boolean, duration, integer, number, parse, printable, size
+from fastderp.cli.environment import Environment
+from fastderp.cli.flag_table import SYSTEM_KEY_FILE
 from fastderp.errors import UsageError
-from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
-from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
-from fastderp.util import bounds
-
-SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
-DEV_ADDRESS = ":3340"
-DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
-MAX_BURST = 2**63 - 1
-
-LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = (
-    "Listen",
-    "Key",
-    "Certificates",
-    "Who may use it",
-    "Serve",
-    "Sockets and threads",
-    "Other",
+from fastderp.server.certificates.acme.settings import (
+    GOOGLE,
+    LETS_ENCRYPT,
+    AcmeSettings,
+    ExternalAccount,
 )
-MESH = "Region"
+from fastderp.server.components.mesh import DEV_MESH_KEY
+from fastderp.server.http.debug import DebugAccess
+from fastderp.server.settings import (
+    AdmissionSettings,
+    BootstrapSettings,
+    KeySettings,
+    LimitSettings,
+    ListenSettings,
+    ManualSettings,
+    MeshSettings,
+    ObserveSettings,
+    PageSettings,
+    RelaySettings,
+    SecretsSettings,
+    StunSettings,
+)
+from fastderp.util.net import is_address, parse_ip
+from fastderp.util.text import printable
+
+DEV_ADDRESS = ":3340"
+# Clients also ask for names with underscores, though no CA issues certificates for them.
+_SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+CERT_MODES = ("manual", "letsencrypt", "gcp")
 CERTIFICATE_FLAGS = (
     "certmode",
     "certdir",
@@ -47,439 +58,96 @@ CERTIFICATE_FLAGS = (
 )
 
 
-def flag_table(environment: Mapping[str, str]) -> list[Flag]:
-    """Return every flag of the command, in the order `-help` shows them."""
-    return [
-        Flag(
-            "a",
-            str,
-            ":443",
-            "address to serve on; HTTPS when the port is 443, -certmode is manual or there is an -acme-directory, else HTTP",
-            "[HOST]:PORT",
-            LISTEN,
-        ),
-        Flag(
-            "http-port",
-            integer,
-            "80",
-            "port of the plain HTTP helper beside HTTPS; -1 for none",
-            "PORT",
-            LISTEN,
-            bounds.Bounds(-1, 65535),
-        ),
-        Flag(
-            "stun", boolean, "true", "answer STUN, so that clients learn their address", "", LISTEN
-        ),
-        Flag("stun-port", integer, "3478", "UDP port of STUN", "PORT", LISTEN, bounds.PORT),
-        Flag(
-            "dev",
-            boolean,
-            "false",
-            "try it out: plain HTTP on :3340, a key that is forgotten at exit",
-            "",
-            LISTEN,
-        ),
-        Flag(
-            "c", str, "", f"key file, made when absent (for root: {SYSTEM_KEY_FILE})", "FILE", KEYS
-        ),
-        Flag(
-            "certmode",
-            str,
-            "letsencrypt",
-            "where certificates come from: letsencrypt, gcp (Google's CA), or manual for files of your own",
-            "MODE",
-            CERTS,
-        ),
-        Flag(
-            "certdir",
-            str,
-            default_cert_dir(environment),
-            "where they are kept; manual: HOSTNAME.crt and HOSTNAME.key, read again on SIGHUP, for an address made when absent",
-            "DIR",
-            CERTS,
-        ),
-        Flag(
-            "hostname",
-            str,
-            VENDOR_HOSTNAME,
-            "name or address the certificate is for",
-            "NAME",
-            CERTS,
-        ),
-        Flag("acme-email", str, "", "where the CA reaches you", "ADDRESS", CERTS),
-        Flag(
-            "acme-ip-certs",
-            boolean,
-            "false",
-            "letsencrypt: get certificates for the addresses that clients connect to, too",
-            "",
-            CERTS,
-        ),
-        Flag(
-            "acme-eab-kid",
-            str,
-            "",
-            "account with the CA that orders belong to; gcp wants one",
-            "ID",
-            CERTS,
-        ),
-        Flag("acme-eab-key", str, "", "its MAC key, base64", "KEY", CERTS),
-        Flag(
-            "acme-directory",
-            str,
-            "",
-            "another CA's ACME directory; then HTTPS on any port",
-            "URL",
-            CERTS,
-        ),
-        Flag(
-            "acme-ca-file",
-            str,
-            "",
-            "certificates (PEM) to trust the CA's server by, instead of the system's",
-            "FILE",
-            CERTS,
-        ),
-        Flag(
-            "verify-clients",
-            boolean,
-            "false",
-            "let in only the nodes that this machine's tailscaled knows",
-            "",
-            ADMISSION,
-        ),
-        Flag(
-            "socket",
-            str,
-            "",
-            "where -verify-clients finds tailscaled, when not at its usual place",
-            "FILE",
-            ADMISSION,
-        ),
-        Flag(
-            "verify-client-url",
-            str,
-            "",
-            "ask a service at this URL about every client",
-            "URL",
-            ADMISSION,
-        ),
-        Flag(
-            "verify-client-url-fail-open",
-            boolean,
-            "true",
-            "let everybody in while -verify-client-url cannot be reached",
-            "",
-            ADMISSION,
-        ),
-        Flag(
-            "verify-interval",
-            duration,
-            "36s",
-            "ask again about connected clients this often, so that the revoked have to go; 0 never",
-            "TIME",
-            ADMISSION,
-            bounds.RECHECK,
-        ),
-        Flag(
-            "allow-keys",
-            str,
-            "",
-            "let in only the keys in this file, one nodekey: per line; followed when it changes",
-            "FILE",
-            ADMISSION,
-        ),
-        Flag(
-            "deny-keys",
-            str,
-            "",
-            "keep out the keys in this file; followed when it changes",
-            "FILE",
-            ADMISSION,
-        ),
-        Flag(
-            "disallow-app-names",
-            str,
-            "",
-            "refuse clients that call their program by one of these names; commas between",
-            "NAMES",
-            ADMISSION,
-        ),
-        Flag(
-            "mesh-psk-file",
-            str,
-            default_mesh_psk_file(environment),
-            "file with the secret of the region's relays, 64 hex digits; read again on SIGHUP",
-            "FILE",
-            MESH,
-        ),
-        Flag(
-            "secrets-url",
-            str,
-            "",
-            "setec server that has the secret, instead of -mesh-psk-file; asked again on SIGHUP",
-            "URL",
-            MESH,
-        ),
-        Flag(
-            "secrets-path-prefix",
-            str,
-            "prod/derp",
-            "the secret is called PREFIX/meshkey there",
-            "PREFIX",
-            MESH,
-        ),
-        Flag(
-            "secrets-cache-dir",
-            str,
-            os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
-            "file, or directory of a file, that keeps a copy for the time that server cannot be reached",
-            "PATH",
-            MESH,
-        ),
-        Flag(
-            "mesh-with",
-            str,
-            "",
-            "the region's relays, separated by commas: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
-            "certificate of its own making, or an http:// or https:// URL; or @FILE with one a line, read again on SIGHUP",
-            "HOSTS",
-            MESH,
-        ),
-        Flag(
-            "home",
-            str,
-            "",
-            "what / shows: empty for a small page, blank, or a URL to redirect to",
-            "PAGE",
-            SERVE,
-        ),
-        Flag(
-            "bootstrap-dns-names",
-            str,
-            "",
-            "tell clients without DNS the addresses of these names, at /bootstrap-dns; commas between",
-            "NAMES",
-            SERVE,
-        ),
-        Flag(
-            "unpublished-bootstrap-dns-names",
-            str,
-            "",
-            "the same for those who ask for the name; NAME/TXT looks up there which percentage of them is told",
-            "NAMES",
-            SERVE,
-        ),
-        Flag(
-            "derp", boolean, "true", "relay packets; false keeps only the other services", "", SERVE
-        ),
-        Flag(
-            "ace",
-            boolean,
-            "false",
-            "take HTTPS clients that send CONNECT to hosts of tailscale.com that are no relays",
-            "",
-            SERVE,
-        ),
-        Flag(
-            "login-memory",
-            size,
-            f"{LOGIN_MEMORY_BYTES >> 20}MiB",
-            "memory that all connections together may hold before their login",
-            "SIZE",
-            LIMITS,
-            bounds.LOGIN_MEMORY,
-        ),
-        Flag(
-            "workers",
-            integer,
-            "0",
-            "threads that move packets; 0 for one per core",
-            "N",
-            LIMITS,
-            bounds.WORKERS,
-        ),
-        Flag(
-            "tcp-write-timeout",
-            duration,
-            "2s",
-            "drop a client that takes no data for this long; 0 never",
-            "TIME",
-            LIMITS,
-            bounds.WRITE_TIMEOUT,
-        ),
-        Flag(
-            "tcp-user-timeout",
-            duration,
-            "15s",
-            "drop a connection whose data stays unacknowledged this long",
-            "TIME",
-            LIMITS,
-            bounds.USER_TIMEOUT,
-        ),
-        Flag(
-            "tcp-keepalive-time",
-            duration,
-            "10m",
-            "probe a connection silent for this long",
-            "TIME",
-            LIMITS,
-            bounds.KEEPALIVE,
-        ),
-        Flag(
-            "rate-config",
-            str,
-            "",
-            "JSON file that limits what each client may send; read again on SIGHUP",
-            "FILE",
-            LIMITS,
-        ),
-        Flag(
-            "accept-connection-limit",
-            number,
-            "+Inf",
-            "accept so many HTTPS connections per second on average, close the rest",
-            "N",
-            LIMITS,
-            bounds.ACCEPTS_PER_S,
-        ),
-        Flag(
-            "accept-connection-burst",
-            integer,
-            str(MAX_BURST),
-            "and so many at once",
-            "N",
-            LIMITS,
-            bounds.ACCEPT_BURST,
-        ),
-        Flag("version", boolean, "false", "print the version", "", OTHER),
-        Flag("help", boolean, "false", "print this", "", OTHER),
-        Flag("h", boolean, "false", "", "", ""),
-    ]
+def relay_settings(
+    values: Mapping[str, Any],
+    given: set[str],
+    *,
+    environment: Mapping[str, str],
+    is_root: bool,
+) -> RelaySettings:
+    """Turn the values of the flags, and the variables that derper has, too, into sections.
 
-
-@dataclass(frozen=True, slots=True)
-class AdmissionConfig:
-    """Who may use the relay; all that is given must agree."""
-
-    tailscaled: bool = False
-    socket: str = ""  # "": tailscaled's usual one
-    url: str = ""
-    url_fail_open: bool = True
-    recheck_s: float = 0.0  # 0: never
-    allow_file: Path | None = None
-    deny_file: Path | None = None
-    disallowed_app_names: tuple[str, ...] = ()
-
-    @property
-    def everybody(self) -> bool:
-        """Whether there is nothing to check."""
-        return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
-
-
-@dataclass(frozen=True, slots=True)
-class SecretsConfig:
-    """Where the region's secret is, if not in a file."""
-
-    url: str
-    name: str
-    cache: Path
-
-
-@dataclass(frozen=True, slots=True)
-class RelayConfig:
-    """Everything a relay needs to start, checked. Times in seconds."""
-
-    host: str  # "" for every address
-    port: int
-    tls: bool
-    http_port: int | None
-    stun_port: int | None
-    key_file: Path | None  # None: a key in memory
-    cert_dir: Path
-    hostname: str
-    acme: AcmeSettings | None  # None: no TLS, or certificates from files
-    home: str
-    bootstrap_names: tuple[str, ...]  # as given, split
-    unpublished_bootstrap_names: tuple[str, ...]
-    derp: bool
-    ace: bool
-    admission: AdmissionConfig
-    rate_file: Path | None
-    accept_per_s: float  # infinite: no limit
-    accept_burst: int
-    login_memory_bytes: int
-    workers: int  # 0: one per core
-    write_timeout_s: float  # 0: none
-    user_timeout_s: float
-    keepalive_s: float
-    mesh_psk_file: Path | None
-    secrets: SecretsConfig | None
-    mesh_with: str  # as given
-    dev: bool
-    address_overridden: bool  # -dev took the place of an explicit -a
-    idle_certificate_flags: tuple[str, ...]  # given, but there is no TLS
-
-
-def relay_config(values: Mapping[str, Any], given: set[str], *, is_root: bool) -> RelayConfig:
-    """Turn the values of the flags into a configuration.
-
-    given names the flags that were on the command line. Raises UsageError when a value, or their combination, makes
-    no sense.
+    given names the flags that do not have their default. Raises UsageError when a value, or their combination, makes
+    no sense, ConfigError for a variable.
     """
+    variables = Environment.read(environment)
+    listen = _listen(values)
     dev = values["dev"]
-    host, port = parse_address(DEV_ADDRESS if dev else values["a"])
-    if values["certmode"] not in CERT_MODES:
-        raise UsageError(
-            f'unknown -certmode "{printable(values["certmode"])}": use {", ".join(CERT_MODES)}'
-        )
     manual = values["certmode"] == "manual"
-    tls = port == 443 or ((manual or values["acme-directory"] != "") and not dev)
-    if tls and not values["certdir"]:
-        raise UsageError("missing required -certdir: the directory of the certificates")
-    http = tls and values["http-port"] != -1
-    return RelayConfig(
-        host=host,
-        port=port,
-        tls=tls,
-        http_port=values["http-port"] if http else None,
-        stun_port=values["stun-port"] if values["stun"] else None,
-        key_file=None if dev else _key_file(values["c"], is_root),
-        cert_dir=Path(values["certdir"]),
-        hostname=manual_hostname(values["hostname"]) if tls and manual else values["hostname"],
-        acme=acme_settings(values, http=http) if tls and not manual else None,
-        home=_home(values["home"]),
-        bootstrap_names=_list(values["bootstrap-dns-names"]),
-        unpublished_bootstrap_names=_list(values["unpublished-bootstrap-dns-names"]),
-        derp=values["derp"],
-        ace=values["ace"],
-        admission=_admission(values),
-        rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
-        accept_per_s=values["accept-connection-limit"],
-        accept_burst=values["accept-connection-burst"],
-        login_memory_bytes=values["login-memory"],
-        workers=values["workers"],
-        write_timeout_s=values["tcp-write-timeout"],
-        user_timeout_s=values["tcp-user-timeout"],
-        keepalive_s=values["tcp-keepalive-time"],
-        mesh_psk_file=Path(values["mesh-psk-file"])
-        if values["mesh-psk-file"] and not dev
+    hostname = values["hostname"]
+    if listen.tls and manual:
+        hostname = manual_hostname(hostname)
+    return RelaySettings(
+        key=KeySettings(None if dev else _key_file(values["c"], is_root)),
+        listen=listen,
+        manual=ManualSettings(Path(values["certdir"]), hostname) if listen.tls and manual else None,
+        acme=acme_settings(values, http=listen.http_port is not None)
+        if listen.tls and not manual
         else None,
-        secrets=_secrets(values) if values["secrets-url"] and not dev else None,
-        mesh_with=values["mesh-with"].strip(),
-        dev=dev,
-        address_overridden=dev and "a" in given,
-        idle_certificate_flags=()
-        if tls or dev
-        else tuple(name for name in CERTIFICATE_FLAGS if name in given),
+        admission=_admission(values),
+        mesh=_mesh(values, environment),
+        limits=LimitSettings(
+            rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
+            workers=values["workers"],
+            login_memory_bytes=values["login-memory"],
+            write_timeout_s=values["tcp-write-timeout"],
+            queue_packets=variables.queue_packets,
+        ),
+        stun=StunSettings(listen.host, values["stun-port"]) if values["stun"] else None,
+        bootstrap_dns=BootstrapSettings(
+            published=_list(values["bootstrap-dns-names"]),
+            unpublished=_list(values["unpublished-bootstrap-dns-names"]),
+        ),
+        pages=PageSettings(
+            hostname=hostname,
+            home=_home(values["home"]),
+            derp=values["derp"],
+            ace=values["ace"],
+            dev=dev,
+        ),
+        observe=ObserveSettings(
+            debug_logs=variables.debug_logs,
+            prober_logs=variables.prober_logs,
+            rtt_stats=variables.rtt_stats,
+            sender_cardinality=variables.sender_cardinality,
+            watched_drops=variables.watched_drops,
+            debug_access=DebugAccess.from_environment(environment),
+        ),
+        warnings=tuple(_warnings(values, given, listen)),
     )
 
 
-def read_flags(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> tuple[dict[str, Any], set[str]]:
-    """Parse the command line by the relay's table of flags. Raises UsageError."""
-    return parse(flag_table(environment), arguments)
+def _listen(values: Mapping[str, Any]) -> ListenSettings:
+    dev, mode = values["dev"], values["certmode"]
+    host, port = parse_address(DEV_ADDRESS if dev else values["a"])
+    if mode not in CERT_MODES:
+        raise UsageError(f'unknown -certmode "{printable(mode)}": use {", ".join(CERT_MODES)}')
+    on_any_port = mode == "manual" or values["acme-directory"] != ""
+    tls = port == 443 or (on_any_port and not dev)
+    if tls and not values["certdir"]:
+        raise UsageError("missing required -certdir: the directory of the certificates")
+    return ListenSettings(
+        host=host,
+        port=port,
+        tls=tls,
+        http_port=values["http-port"] if tls and values["http-port"] != -1 else None,
+        keepalive_s=values["tcp-keepalive-time"],
+        user_timeout_s=values["tcp-user-timeout"],
+        accept_per_s=values["accept-connection-limit"],
+        accept_burst=values["accept-connection-burst"],
+    )
+
+
+def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings) -> Iterator[str]:
+    """Yield which of the flags that were given have no effect."""
+    idle = [name for name in CERTIFICATE_FLAGS if name in given]
+    if idle and not (listen.tls or values["dev"]):
+        yield (
+            f"plain HTTP, whatever -{', -'.join(idle)}: certificates from a CA are used on port 443 only; "
+            "-acme-directory, or -certmode manual, gives HTTPS on any port"
+        )
+    if values["dev"] and "a" in given:
+        yield "-dev serves on this port whatever -a says"
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -527,8 +195,8 @@ def _key_file(text: str, is_root: bool) -> Path:
     )
 
 
-def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
-    return AdmissionConfig(
+def _admission(values: Mapping[str, Any]) -> AdmissionSettings:
+    return AdmissionSettings(
         tailscaled=values["verify-clients"],
         socket=values["socket"],
         url=values["verify-client-url"],
@@ -540,12 +208,22 @@ def _admission(values: Mapping[str, Any]) -> AdmissionConfig:
     )
 
 
-def _secrets(values: Mapping[str, Any]) -> SecretsConfig:
+def _mesh(values: Mapping[str, Any], environment: Mapping[str, str]) -> MeshSettings:
+    members = values["mesh-with"].strip()
+    if values["dev"]:
+        return MeshSettings(dev_key=environment.get(DEV_MESH_KEY, ""), members=members)
+    secrets = _secrets(values) if values["secrets-url"] else None
+    # A setec server takes precedence, and the file is not looked at.
+    psk_file = Path(values["mesh-psk-file"]) if values["mesh-psk-file"] and not secrets else None
+    return MeshSettings(psk_file=psk_file, secrets=secrets, members=members)
+
+
+def _secrets(values: Mapping[str, Any]) -> SecretsSettings:
     if not values["secrets-cache-dir"]:
         raise UsageError(
             "-secrets-url needs -secrets-cache-dir: where a copy of the secret is kept"
         )
-    return SecretsConfig(
+    return SecretsSettings(
         url=values["secrets-url"],
         name=posixpath.join(values["secrets-path-prefix"], "meshkey"),
         cache=Path(values["secrets-cache-dir"]),
@@ -576,17 +254,132 @@ def _literal_list(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
-def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
-    """Return derper's default for -mesh-psk-file: where Tailscale keeps it; "" when no such file can be seen."""
-    places = [
-        "/home/derp/keys/derp-mesh.key",
-        os.path.join(environment.get("HOME", ""), "keys/derp-mesh.key"),
-    ]
-    # Not Path.exists: it raises where a folder may not be searched, such as /home with ProtectHome=yes.
-    return next((place for place in places if os.path.exists(place)), "")
+# Certificates
 
 
-def default_cert_dir(environment: Mapping[str, str]) -> str:
-    """Return derper's default for -certdir: below the user's cache directory."""
-    cache = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
-    return os.path.join(cache, "tailscale", "derper-certs")
+def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
+    """Turn the flags of `-certmode letsencrypt` or `gcp` into settings; http says whether the plain port is served.
+
+    Raises UsageError for what no certificate can come of.
+    """
+    mode, hostname, ip_certs = values["certmode"], values["hostname"], values["acme-ip-certs"]
+    if ip_certs and mode != "letsencrypt":
+        raise UsageError(f"-acme-ip-certs needs -certmode letsencrypt, not {mode}")
+    if ip_certs and not http:
+        raise UsageError(
+            "-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out"
+        )
+    return AcmeSettings(
+        directory_url=_directory(values["acme-directory"])
+        or (GOOGLE if mode == "gcp" else LETS_ENCRYPT),
+        cert_dir=Path(values["certdir"]),
+        hostname="" if ip_certs and is_address(hostname) else _name(hostname, mode),
+        ip_certs=ip_certs,
+        http=http,
+        email=_email(values["acme-email"]),
+        external_account=_external_account(values),
+        ca_file=Path(values["acme-ca-file"]) if values["acme-ca-file"] else None,
+    )
+
+
+def manual_hostname(text: str) -> str:
+    """Return the -hostname of `-certmode manual` as clients ask for it.
+
+    Brackets around an IPv6 address and a dot behind a name are left out, and a name in another
+    script gets its ASCII form. Raises UsageError for what no client can ask for.
+    """
+    address = parse_ip(text.removeprefix("[").removesuffix("]"))
+    if address is not None:
+        if getattr(address, "scope_id", None):
+            raise UsageError(
+                f"-hostname {printable(text)}: certificates are for addresses without a zone"
+            )
+        return text.removeprefix("[").removesuffix("]")
+    if "*" in text:
+        raise UsageError(
+            f"-hostname {printable(text)}: clients ask for one name, never for a wildcard; "
+            "a certificate for the wildcard serves each of its names"
+        )
+    name = _ascii_name(text)
+    labels = name.split(".")
+    if not all(_SNI_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
+        raise UsageError(
+            f'-hostname "{printable(text)}": want a host name or an address such as '
+            "derp.example.com or 203.0.113.7, without scheme, port and path"
+        )
+    return name
+
+
+def _ascii_name(text: str) -> str:
+    """Return a name in ASCII without the dot of its root; "" for what is no name."""
+    try:
+        return text.removesuffix(".").encode("idna").decode()
+    except UnicodeError:
+        return ""
+
+
+def _name(hostname: str, mode: str) -> str:
+    if is_address(hostname):
+        if mode == "gcp":
+            raise UsageError(
+                f"-certmode gcp has no certificates for addresses such as -hostname {hostname}"
+            )
+        raise UsageError(
+            f"-hostname {hostname} is an address: -acme-ip-certs gets certificates for it, -certmode manual makes one itself"
+        )
+    name = _ascii_name(hostname.lower())
+    labels = name.split(".")
+    if len(labels) < 2 or not all(_is_label(label) for label in labels):
+        raise UsageError(
+            f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com"
+        )
+    return name
+
+
+def _is_label(text: str) -> bool:
+    return text.replace("-", "a").isalnum() and text.isascii()
+
+
+def _directory(url: str) -> str:
+    if url and not (url.startswith("https://") and _host(url)):
+        raise UsageError(
+            f"-acme-directory {printable(url)}: want an https URL such as {LETS_ENCRYPT}"
+        )
+    return url
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _email(text: str) -> str:
+    if text and not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise UsageError(f"-acme-email {printable(text)}: want an address such as you@example.com")
+    return text
+
+
+def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
+    kid, key = values["acme-eab-kid"], values["acme-eab-key"]
+    given = {"acme-eab-kid": kid, "acme-eab-key": key}
+    if values["certmode"] == "gcp":
+        given["acme-email"] = values["acme-email"]
+    elif not kid and not key:
+        return None
+    for flag, value in given.items():
+        if not value:
+            raise UsageError(
+                f"-certmode {values['certmode']} with an external account needs -{flag}"
+            )
+    return ExternalAccount(kid, _mac_key(key))
+
+
+def _mac_key(text: str) -> bytes:
+    """Decode base64 as CAs print it: for URLs or not, padded or not."""
+    digits = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError:
+        raise UsageError("-acme-eab-key is not base64") from None

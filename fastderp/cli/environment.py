@@ -1,6 +1,6 @@
 """The environment variables that derper's operators set for the relay itself (PROTOCOL §19); an empty one is one that is not set.
 
-`TS_ALLOW_DEBUG_IP` and its like are read by `server.debug`, `TAILSCALE_DERPER_MESH_KEY` by `cli.region`.
+`TS_ALLOW_DEBUG_IP` and its like are read by `server.http.debug`, `TAILSCALE_DERPER_MESH_KEY` by `cli.config`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastderp.cli.flags import boolean, integer, printable
+from fastderp.cli.flags import boolean, integer
 from fastderp.errors import ConfigError
+from fastderp.util.text import printable
 from fastderp.wire.keys import NodePublic
 
 DEBUG_LOGS = "DERP_DEBUG_LOGS"

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastderp.errors import UsageError
 from fastderp.util.bounds import Bounds
+from fastderp.util.text import printable
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -89,6 +90,17 @@ class Flag:
     metavar: str = ""
     group: str = ""
     bounds: Bounds | None = None
+    is_list: bool = False  # commas between
+    section: str = ""  # of a configuration file; "": on the command line only
+
+    @property
+    def wanted(self) -> str:
+        """What a configuration file has to have for it."""
+        if self.is_boolean:
+            return "true or false"
+        if self.read is str:
+            return "a string or a list of strings" if self.is_list else "a string"
+        return f'a number, or a string such as "{self.default}"'
 
     @property
     def is_boolean(self) -> bool:
@@ -158,9 +170,3 @@ def _recognise(
 def _suggestion(name: str, table: dict[str, Flag]) -> str:
     nearest = difflib.get_close_matches(name.lower().replace("_", "-"), table, n=1)
     return f"; did you mean -{nearest[0]}?" if nearest else "; -help lists them all"
-
-
-def printable(text: str) -> str:
-    """Escape what could confuse a terminal or a log in a user's text, and keep it short."""
-    escaped = text.encode("unicode_escape").decode()
-    return escaped if len(escaped) <= 80 else escaped[:77] + "..."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.cli.config import flag_table
+from fastderp.cli.flag_table import flag_table
 from fastderp.cli.flags import Flag, boolean, duration, integer, number
 
 from .conftest import StartRelay

@@ -19,7 +19,7 @@ import pytest
 from tests.kit.command import COMMAND
 from tests.kit.relay import eventually
 
-N_RUNS = int(os.environ.get("FASTDERP_SIGNAL_RUNS", "200"))
+N_RUNS = int(os.environ.get("FASTDERP_TEST_SIGNAL_RUNS", "200"))
 # From the first line to "ready", and from the signal to the end, on a machine that is busy.
 START_S, END_S = 0.6, 0.15
 # Killed by the second signal of two that end it.

@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 
 import fastderp.errors
-from fastderp.cli.config import read_flags, relay_config
+from fastderp.cli.config import relay_settings
+from fastderp.cli.sources import read_settings
 from fastderp.client import DerpMap
 from tests.kit.command import relay
 
@@ -59,8 +60,8 @@ def test_the_commands_are_ones_the_relay_takes() -> None:
     ]
     assert len(relays) == 4
     for arguments in relays:
-        values, given = read_flags(shlex.split(arguments), {})
-        relay_config(values, given, is_root=True)
+        read = read_settings(shlex.split(arguments), {})
+        relay_settings(read.values, read.given, environment={}, is_root=True)
 
 
 def test_the_two_commands_come_first() -> None:

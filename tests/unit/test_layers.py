@@ -31,8 +31,10 @@ FLOORS = [
     ["server.net"],
     ["server.http", "server.stun"],
     ["server.certificates", "server.admission", "server.mesh"],
+    ["server.settings"],
     ["server.accept"],
     ["server.server"],
+    ["server.components"],
     ["server.app"],
     ["loadgen"],
     ["cli"],
@@ -43,9 +45,7 @@ DOORS = {"fastderp", "fastderp.__main__", "fastderp.testing"}
 # Only these declare what system headers have.
 FENCES = {"dataplane/sys.pxd", "loadgen/sys.pxd", "server/stun/sys.pxd"}
 # Arrows that go up and are still to be removed: (wing, wing). Nothing may be added.
-UPWARDS = {
-    ("server.app", "cli"),
-}
+UPWARDS: set[tuple[str, str]] = set()
 # Circles that are still to be cut. Nothing may be added.
 CIRCLES = {
     frozenset({"fastderp.dataplane.output", "fastderp.dataplane.session"}),

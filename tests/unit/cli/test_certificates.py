@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fastderp.cli import config
-from fastderp.cli.certificates import check_ca_file
+from fastderp.cli.sources import read_settings
 from fastderp.errors import EX_USAGE, ConfigError, UsageError
+from fastderp.server.certificates.acme.requirements import check_ca_file
 from fastderp.server.certificates.acme.settings import (
     GOOGLE,
     LETS_ENCRYPT,
@@ -31,10 +32,8 @@ ACCOUNT = (
 
 
 def acme(*arguments: str) -> AcmeSettings | None:
-    values, given = config.read_flags(
-        ["-c", "k", "-certdir", "/certs", *arguments], {"HOME": "/home/ann"}
-    )
-    return config.relay_config(values, given, is_root=False).acme
+    read = read_settings(["-c", "k", "-certdir", "/certs", *arguments], {"HOME": "/home/ann"})
+    return config.relay_settings(read.values, read.given, environment={}, is_root=False).acme
 
 
 def refusal(*arguments: str) -> str:
@@ -63,10 +62,12 @@ def test_a_name_in_another_script_is_ordered_as_the_ca_writes_it() -> None:
 
 
 def manual(hostname: str) -> str:
-    values, given = config.read_flags(
+    read = read_settings(
         ["-c", "k", "-certdir", "/certs", "-certmode", "manual", "-hostname", hostname], {}
     )
-    return config.relay_config(values, given, is_root=False).hostname
+    return config.relay_settings(
+        read.values, read.given, environment={}, is_root=False
+    ).pages.hostname
 
 
 @pytest.mark.parametrize(

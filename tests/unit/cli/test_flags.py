@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastderp.cli import config, flags
+from fastderp.cli import config, flag_table, flags
+from fastderp.cli.sources import read_settings
 from fastderp.errors import EX_USAGE, UsageError
+from fastderp.server import settings
 
 ENVIRONMENT = {"HOME": "/home/ann"}
 
@@ -26,9 +28,9 @@ def values(*arguments: str) -> dict[str, Any]:
     return flags.parse(TABLE, arguments)[0]
 
 
-def relay(*arguments: str, is_root: bool = False) -> config.RelayConfig:
-    parsed, given = config.read_flags(arguments, ENVIRONMENT)
-    return config.relay_config(parsed, given, is_root=is_root)
+def relay(*arguments: str, is_root: bool = False) -> settings.RelaySettings:
+    read = read_settings(arguments, ENVIRONMENT)
+    return config.relay_settings(read.values, read.given, environment=ENVIRONMENT, is_root=is_root)
 
 
 @pytest.mark.parametrize(
@@ -148,57 +150,66 @@ def test_any_command_line_parses_or_is_refused_in_one_line(arguments: list[str])
 
 def test_dev_means_plain_http_on_3340_with_a_key_in_memory() -> None:
     dev = relay("-dev")
-    assert (dev.host, dev.port, dev.tls, dev.http_port, dev.key_file) == (
-        "",
-        3340,
-        False,
-        None,
-        None,
-    )
-    assert not dev.address_overridden
-    assert relay("-dev", "-a", ":443").port == 3340
-    assert relay("-dev", "-a", ":443").address_overridden
+    assert dev.listen == settings.ListenSettings(port=3340, tls=False, http_port=None)
+    assert dev.key.file is None
+    assert not dev.warnings
+    forced = relay("-dev", "-a", ":443")
+    assert forced.listen.port == 3340
+    assert forced.warnings == ("-dev serves on this port whatever -a says",)
 
 
 def test_a_real_relay_has_derpers_defaults() -> None:
     real = relay("-certmode", "manual", "-hostname", "derp.example.com", is_root=True)
-    assert real == config.RelayConfig(
-        host="", port=443, tls=True, http_port=80, stun_port=3478, key_file=Path("/var/lib/derper/derper.key"),
-        cert_dir=Path("/home/ann/.cache/tailscale/derper-certs"), hostname="derp.example.com", acme=None, home="", ace=False,
-        bootstrap_names=(),
-        unpublished_bootstrap_names=(), derp=True, workers=0, login_memory_bytes=64 << 20,
-        write_timeout_s=2.0, user_timeout_s=15.0, keepalive_s=600.0, mesh_psk_file=None, secrets=None, mesh_with="", dev=False,
-        address_overridden=False, idle_certificate_flags=(),
-        admission=config.AdmissionConfig(recheck_s=36.0), rate_file=None, accept_per_s=math.inf, accept_burst=2**63 - 1,
+    assert real == settings.RelaySettings(
+        key=settings.KeySettings(Path("/var/lib/derper/derper.key")),
+        listen=settings.ListenSettings(),
+        manual=settings.ManualSettings(
+            Path("/home/ann/.cache/tailscale/derper-certs"), "derp.example.com"
+        ),
+        acme=None,
+        admission=settings.AdmissionSettings(recheck_s=36.0),
+        mesh=settings.MeshSettings(),
+        limits=settings.LimitSettings(),
+        stun=settings.StunSettings(),
+        bootstrap_dns=settings.BootstrapSettings(),
+        pages=settings.PageSettings(hostname="derp.example.com"),
+        observe=settings.ObserveSettings(),
+    )
+    assert real.listen == settings.ListenSettings(
+        host="", port=443, tls=True, http_port=80, keepalive_s=600.0, user_timeout_s=15.0,
+        accept_per_s=math.inf, accept_burst=2**63 - 1,
     )  # fmt: skip
+    assert real.limits == settings.LimitSettings(
+        rate_file=None, workers=0, login_memory_bytes=64 << 20, write_timeout_s=2.0, queue_packets=0
+    )
 
 
 def test_the_regions_secret_is_looked_for_where_derper_does(tmp_path: Path) -> None:
     secret = tmp_path / "keys" / "derp-mesh.key"
-    assert config.default_mesh_psk_file({"HOME": str(tmp_path)}) == ""
+    assert flag_table.default_mesh_psk_file({"HOME": str(tmp_path)}) == ""
     secret.parent.mkdir()
     secret.write_text("00")
-    assert config.default_mesh_psk_file({"HOME": str(tmp_path)}) == str(secret)
+    assert flag_table.default_mesh_psk_file({"HOME": str(tmp_path)}) == str(secret)
 
 
 def test_a_region_is_a_secret_file_and_members() -> None:
     member = relay(
         "-c", "k", "-a", ":80", "-mesh-psk-file", "/k", "-mesh-with", "a.example, b.example"
     )
-    assert (member.mesh_psk_file, member.mesh_with) == (Path("/k"), "a.example, b.example")
-    assert relay("-dev", "-mesh-psk-file", "/k").mesh_psk_file is None
+    assert (member.mesh.psk_file, member.mesh.members) == (Path("/k"), "a.example, b.example")
+    assert relay("-dev", "-mesh-psk-file", "/k").mesh.psk_file is None
 
 
 def test_another_port_without_manual_certificates_serves_plain_http() -> None:
     plain = relay("-a", "127.0.0.1:8080", "-c", "k", "-hostname", "ignored")
-    assert not plain.tls
-    assert plain.http_port is None
-    assert relay("-a", "127.0.0.1:8080", "-c", "k", "-certmode=manual").tls
+    assert not plain.listen.tls
+    assert plain.listen.http_port is None
+    assert relay("-a", "127.0.0.1:8080", "-c", "k", "-certmode=manual").listen.tls
 
 
 def test_helpers_can_be_switched_off() -> None:
     quiet = relay("-c", "k", "-certmode=manual", "-http-port", "-1", "-stun=false")
-    assert (quiet.http_port, quiet.stun_port) == (None, None)
+    assert (quiet.listen.http_port, quiet.stun) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +271,7 @@ def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], mess
 
 def test_the_certificate_directory_follows_the_users_cache() -> None:
     assert (
-        config.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"})
+        flag_table.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"})
         == "/c/tailscale/derper-certs"
     )
 
@@ -272,7 +283,7 @@ def test_admission_is_open_or_needs_every_check() -> None:
         "--allow-keys", "/a", "--deny-keys", "/d", "--verify-interval", "10s",
     ).admission  # fmt: skip
     assert not asked.everybody
-    assert asked == config.AdmissionConfig(
+    assert asked == settings.AdmissionSettings(
         True, "/s", "https://x/", False, 10.0, Path("/a"), Path("/d")
     )
     for one in (
@@ -311,7 +322,7 @@ NUMBERS = [
 def test_every_flag_with_a_number_has_bounds() -> None:
     numeric = {
         flag.name
-        for flag in config.flag_table({})
+        for flag in flag_table.flag_table({})
         if flag.read in (flags.integer, flags.number, flags.duration)
     }
     assert numeric == {name for name, *_ in NUMBERS}
@@ -338,4 +349,4 @@ def test_a_default_that_may_not_be_looked_at_is_not_there(monkeypatch: pytest.Mo
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.stat", stat)
-    assert config.default_mesh_psk_file({"HOME": "/root"}) == ""
+    assert flag_table.default_mesh_psk_file({"HOME": "/root"}) == ""

@@ -1,0 +1,165 @@
+"""Where each setting comes from: a flag, a FASTDERP_ variable, the file of -config, or its default, in this order of strength.
+
+Mistakes are one line that names the place, the value and what is wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastderp.cli.flag_table import SECTIONS, flag_table
+from fastderp.cli.flags import Flag, parse
+from fastderp.errors import ConfigError, UsageError
+from fastderp.util import files
+from fastderp.util.text import printable
+
+PREFIX = "FASTDERP_"
+# Of the build and of the tests.
+_NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_")
+DEFAULT = "default"
+
+
+@dataclass(slots=True)
+class Settings:
+    """The value of each flag by its name, and the place it comes from: `default`, `-NAME`, `$VARIABLE` or `FILE [SECTION]`."""
+
+    values: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def given(self) -> set[str]:
+        """The flags that have not their default only because nothing was said."""
+        return {name for name, origin in self.origins.items() if origin != DEFAULT}
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Read all sources.
+
+    Raises UsageError for the command line, ConfigError for a variable or the file.
+    """
+    table = {flag.name: flag for flag in flag_table(environment)}
+    values, given = parse(table.values(), arguments)
+    settings = Settings(values, {name: f"-{name}" if name in given else DEFAULT for name in table})
+    if values["help"] or values["h"] or values["version"]:
+        return settings
+    for flag, text, variable in _variables(table, environment):
+        _set(settings, flag, text, f"${variable}", f"${variable}")
+    if settings.values["config"]:
+        path = Path(settings.values["config"])
+        for flag, text, section in _entries(table, path):
+            place = f"-config {path}: [{section}] {flag.name}"
+            _set(settings, flag, text, f"{path} [{section}]", place)
+    return settings
+
+
+def _set(settings: Settings, flag: Flag, text: str, origin: str, place: str) -> None:
+    """Take a weaker source's text for a flag, unless a stronger one has spoken. The text is checked in any case."""
+    try:
+        value = flag.value(text)
+    except UsageError as error:
+        reason = str(error).replace(f" for -{flag.name}", "")
+        raise ConfigError(f"{place}: {reason}") from None
+    if settings.origins[flag.name] == DEFAULT:
+        settings.values[flag.name] = value
+        settings.origins[flag.name] = origin
+
+
+# Variables
+
+
+def variable_of(flag: Flag) -> str:
+    """Return the name of a flag's variable."""
+    return PREFIX + flag.name.upper().replace("-", "_")
+
+
+def _variables(
+    table: Mapping[str, Flag], environment: Mapping[str, str]
+) -> Iterator[tuple[Flag, str, str]]:
+    """Yield flag, text and variable. An empty variable is one that is not set."""
+    known = {
+        variable_of(flag): flag for flag in table.values() if flag.section or flag.name == "config"
+    }
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable.startswith(_NOT_OURS):
+            continue
+        if variable not in known:
+            raise ConfigError(
+                f"${printable(variable)}: unknown variable{_nearest(variable, known)}"
+            )
+        if text:
+            yield known[variable], text, variable
+
+
+# The file
+
+
+def _entries(table: Mapping[str, Flag], path: Path) -> Iterator[tuple[Flag, str, str]]:
+    """Yield flag, text and section of each entry of a TOML file."""
+    for section, entries in _load(path).items():
+        if section not in SECTIONS:
+            raise ConfigError(f"-config {path}: {_misplaced(section, entries, table)}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"-config {path}: {section} is a section: write [{section}]")
+        for name, value in entries.items():
+            place = f"-config {path}: [{section}] {printable(name)}"
+            flag = table.get(name)
+            if flag is None or flag.section != section:
+                raise ConfigError(f"{place}: {_unknown(name, section, table)}")
+            yield flag, _text(value, flag, place), section
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(files.read(path).decode())
+    except OSError as error:
+        raise ConfigError(f"-config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"-config {path}: not a text file in UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"-config {path}: not TOML: {printable(str(error))}") from None
+
+
+def _misplaced(name: str, value: object, table: Mapping[str, Flag]) -> str:
+    """Say what is wrong with a name at the top of the file."""
+    if not isinstance(value, dict):
+        if name in table and table[name].section:
+            return f"{name} belongs into [{table[name].section}]"
+        return f"{printable(name)}: unknown key{_nearest(name, _settable(table))}"
+    return f"unknown section [{printable(name)}]{_nearest(name, SECTIONS)}"
+
+
+def _unknown(name: str, section: str, table: Mapping[str, Flag]) -> str:
+    flag = table.get(name)
+    if flag is not None and flag.section:
+        return f"belongs into [{flag.section}]"
+    return f"unknown key{_nearest(name, _settable(table))}"
+
+
+def _settable(table: Mapping[str, Flag]) -> list[str]:
+    return [flag.name for flag in table.values() if flag.section]
+
+
+def _text(value: object, flag: Flag, place: str) -> str:
+    """Return a TOML value as the flag's text. Raises ConfigError for a type that no flag has."""
+    if isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value):
+        if flag.is_list:
+            return ",".join(value)
+    elif isinstance(value, bool):
+        if flag.is_boolean:
+            return str(value).lower()
+    elif isinstance(value, str):
+        if not flag.is_boolean:
+            return value
+    elif isinstance(value, int | float) and flag.read is not str:
+        return str(value).replace("inf", "Inf")
+    raise ConfigError(f"{place}: want {flag.wanted}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

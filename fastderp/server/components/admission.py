@@ -1,0 +1,93 @@
+"""Admission as a component: made of its settings, following a server's clients (PROTOCOL §8)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from fastderp.errors import UsageError
+from fastderp.server.admission.admission import Admission, Verifier
+from fastderp.server.admission.key_lists import KeyLists
+from fastderp.server.components.component import Component
+from fastderp.server.observe.metrics import Value
+from fastderp.server.server import Server
+from fastderp.server.settings import AdmissionSettings
+from fastderp.util.text import printable
+
+
+class AdmissionControl(Component):
+    """Asks about each client, and again about those who are connected; without settings everybody may come in."""
+
+    name = "admission"
+
+    def __init__(self, settings: AdmissionSettings) -> None:
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self.admission: Admission | None = None
+
+    async def open(self) -> None:
+        """Read the lists of keys. Raises ConfigError, UsageError."""
+        if not self._settings.everybody:
+            self.admission = _admission(self._settings)
+            self._stack.push_async_callback(self.admission.close)
+
+    async def check(self) -> list[str]:
+        """Read the lists of keys; no service is asked."""
+        await self.open()
+        return [line.removeprefix("admission: ") for line in self.describe()]
+
+    async def start(self, server: Server) -> None:
+        """Follow the lists and the server's clients."""
+        if self.admission is not None:
+            await self.admission.self_test()
+            await self._stack.enter_async_context(self.admission.watching(server))
+
+    async def close(self) -> None:
+        """Stop following, and close the connections to those who are asked."""
+        await self._stack.aclose()
+
+    def describe(self) -> list[str]:
+        """Return who may use the relay."""
+        lines = [f"admission: {self.admission or 'anybody'}"]
+        if self._settings.disallowed_app_names:
+            names = (f'"{printable(name)}"' for name in self._settings.disallowed_app_names)
+            lines.append(f"refused app names: {', '.join(names)}")
+        return lines
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether there is anything to read or to ask."""
+        return self.admission is not None
+
+    def reload(self) -> None:
+        """Read the lists again."""
+        if self.admission is not None:
+            self.admission.reload()
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return the verdicts by outcome."""
+        return {} if self.admission is None else self.admission.metrics()
+
+    async def problems(self) -> list[str]:
+        """Return what is wrong with the services that are asked about clients. PROTOCOL §6.9."""
+        return [] if self.admission is None else await self.admission.self_test()
+
+
+def _admission(settings: AdmissionSettings) -> Admission:
+    lists = KeyLists.load(settings.allow_file, settings.deny_file)
+    verifiers: list[Verifier] = []
+    own_key = None
+    if settings.tailscaled or settings.url:
+        # Imported only here: it brings aiohttp.
+        from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
+
+        if settings.tailscaled:
+            tailscaled = Tailscaled(settings.socket)
+            verifiers.append(tailscaled)
+            own_key = tailscaled.own_key
+        if settings.url:
+            try:
+                verifiers.append(AdmissionUrl(settings.url, fail_open=settings.url_fail_open))
+            except ValueError as error:
+                raise UsageError(f"-verify-client-url: {error}") from None
+    return Admission(lists, verifiers, recheck_s=settings.recheck_s, own_key=own_key)

@@ -1,0 +1,165 @@
+"""Certificates as components: from files, or from a CA (PROTOCOL §10). Each gives a listener what it presents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from fastderp.server.accept.listener import Listener
+from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
+from fastderp.server.certificates.acme.provider import AcmeCertificates
+from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
+from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.certificates.manual import (
+    ManualCertificate,
+    certificate_files,
+    manual_certificate,
+)
+from fastderp.server.components.component import Component, is_there, readable_by_all
+from fastderp.server.http.routes import Routes
+from fastderp.server.observe.metrics import Value
+from fastderp.server.server import Server
+from fastderp.server.settings import ManualSettings
+from fastderp.tls.context import ServerContext
+from fastderp.util.net import is_address
+
+
+class Certificates(Protocol):
+    """A component that has certificates for a listener."""
+
+    @property
+    def tls(self) -> ServerContext | CertificateSource:
+        """What a listener presents, when the component has started."""
+
+    def serve(self, listener: Listener, plain_routes: Routes | None, stun_port: int | None) -> None:
+        """Begin to serve a listener; `plain_routes` are those of the plain port, where a CA may ask."""
+
+
+class ManualCertificates(Component):
+    """The certificate in files of the operator's, read at the start and on SIGHUP."""
+
+    name = "certificate"
+
+    def __init__(self, settings: ManualSettings) -> None:
+        self._settings = settings
+        self._certificate: ManualCertificate | None = None
+        self._context: ServerContext | None = None
+        self._listener: Listener | None = None
+        self._meta_cert = b""
+
+    async def open(self) -> None:
+        """Read the files; those of an address are made when absent. Raises CertificateError."""
+        self._certificate = ManualCertificate(self._settings.directory, self._settings.hostname)
+
+    async def check(self) -> list[str]:
+        """Read the files and compare the certificate with the name. Raises CertificateError."""
+        directory, hostname = self._settings.directory, self._settings.hostname
+        crt, key = certificate_files(directory, hostname)
+        if is_address(hostname) and not (is_there(crt) or is_there(key)):
+            return [f"{crt} does not exist: the start makes it"]
+        certificate = manual_certificate(directory, hostname, make=False)
+        return [f"for {hostname}, valid until {certificate.not_after:%Y-%m-%d %H:%M} UTC"]
+
+    async def start(self, server: Server) -> None:
+        """Make what a listener presents. Raises CertificateError."""
+        assert self._certificate is not None
+        self._meta_cert = server.meta_cert
+        self._context = self._certificate.context(self._meta_cert)
+
+    @property
+    def tls(self) -> ServerContext:
+        """What the listener presents."""
+        assert self._context is not None
+        return self._context
+
+    def serve(self, listener: Listener, _: Routes | None, stun_port: int | None) -> None:
+        """Tell the operator the node for the DERP map, and warn in time."""
+        assert self._certificate is not None
+        self._listener = listener
+        self._certificate.start(port=listener.port, stun_port=stun_port)
+
+    async def close(self) -> None:
+        """Stop the warnings."""
+        if self._certificate is not None:
+            self._certificate.close()
+
+    def reload(self) -> None:
+        """Read the files again for handshakes from now on."""
+        assert self._certificate is not None and self._listener is not None
+        self._certificate.reload(self._publish, self._meta_cert)
+
+    def _publish(self, context: ServerContext) -> None:
+        assert self._listener is not None
+        self._listener.tls = context
+
+    def warnings(self) -> list[str]:
+        """Return whether all users can read the key."""
+        _, key = certificate_files(self._settings.directory, self._settings.hostname)
+        return readable_by_all(key)
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return when the certificate expires."""
+        return {} if self._certificate is None else self._certificate.metrics()
+
+
+class CaCertificates(Component):
+    """Certificates that a CA issues when clients ask for them."""
+
+    name = "acme"
+
+    def __init__(self, settings: AcmeSettings) -> None:
+        self._settings = settings
+        self._acme: AcmeCertificates | None = None
+
+    async def open(self) -> None:
+        """Look at what is needed. Raises ImportError for a missing library, ConfigError for -acme-ca-file."""
+        check_installed()
+        if self._settings.ca_file is not None:
+            check_ca_file(self._settings.ca_file)
+
+    async def check(self) -> list[str]:
+        """Look at what is needed; the CA is not asked."""
+        await self.open()
+        return [f"{self._settings.hostname or 'addresses'} from {self._settings.directory_url}"]
+
+    async def start(self, server: Server) -> None:
+        """Read what was issued before. Raises CertificateError."""
+        self._acme = AcmeCertificates(self._settings, server.meta_cert)
+
+    @property
+    def tls(self) -> CertificateSource:
+        """Chooses a certificate for each client."""
+        assert self._acme is not None
+        return self._acme
+
+    def serve(self, _: Listener, plain_routes: Routes | None, __: int | None) -> None:
+        """Renew from now on, and answer the CA on the plain port."""
+        assert self._acme is not None
+        if plain_routes is not None:
+            plain_routes.prefixes[HTTP_PREFIX] = self._acme.respond
+        self._acme.start()
+
+    async def close(self) -> None:
+        """Stop; an order under way is abandoned."""
+        if self._acme is not None:
+            self._acme.close()
+
+    def reload(self) -> None:
+        """Order now what waits after a failure."""
+        assert self._acme is not None
+        self._acme.retry()
+
+    def describe(self) -> list[str]:
+        """Return for whom certificates are ordered, and where."""
+        return [] if self._acme is None else [str(self._acme.summary)]
+
+    def warnings(self) -> list[str]:
+        """Return that the host name is not the operator's own."""
+        if self._settings.hostname == VENDOR_HOSTNAME and not self._settings.ip_certs:
+            return [f"{VENDOR_HOSTNAME} is Tailscale's own name: say yours with -hostname"]
+        return []
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return orders, and when certificates expire."""
+        return {} if self._acme is None else self._acme.metrics()

@@ -1,0 +1,164 @@
+"""The TCP ports as a component: what they serve, and with which certificate (PROTOCOL §9)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import fastderp
+from fastderp.errors import ListenError
+from fastderp.server.accept.listener import Listener
+from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.components.certificates import Certificates
+from fastderp.server.components.component import Component
+from fastderp.server.components.services import Bootstrap, CaptiveTunnels, Stun, check_host
+from fastderp.server.http.debug import DebugPages
+from fastderp.server.http.pages import Site
+from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
+from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.observe.metrics import Value
+from fastderp.server.server import Server
+from fastderp.server.settings import ListenSettings, ObserveSettings, PageSettings
+from fastderp.tls.context import ServerContext
+from fastderp.util.token_bucket import TokenBucket
+
+
+class Listeners(Component):
+    """The relay's port, the plain port beside HTTPS, and STUN beside them.
+
+    Args:
+        settings: where to listen.
+        pages: what HTTP shows.
+        observe: who may see the debug pages.
+        certificates: for HTTPS; None for plain HTTP.
+        bootstrap, tunnels, stun: served here.
+        values: collects the metrics.
+        problems: says what is wrong with services that the relay asks.
+    """
+
+    name = "listeners"
+
+    def __init__(
+        self,
+        settings: ListenSettings,
+        pages: PageSettings,
+        observe: ObserveSettings,
+        certificates: Certificates | None,
+        bootstrap: Bootstrap,
+        tunnels: CaptiveTunnels | None,
+        stun: Stun,
+        values: Callable[[], dict[str, Value]],
+        problems: Callable[[], Awaitable[list[str]]],
+    ) -> None:
+        self._settings = settings
+        self._pages = pages
+        self._observe = observe
+        self._certificates = certificates
+        self._bootstrap = bootstrap
+        self._tunnels = tunnels
+        self._stun = stun
+        self._values = values
+        self._problems = problems
+        self._main: Listener | None = None
+        self._plain: Listener | None = None
+
+    async def check(self) -> list[str]:
+        """Look the host up. Raises ListenError."""
+        scheme = "HTTPS" if self._settings.tls else "HTTP"
+        found = [f"{scheme} on {check_host(self._settings.host)}, port {self._settings.port}"]
+        if self._settings.http_port is not None:
+            found.append(f"plain HTTP on port {self._settings.http_port}")
+        return found
+
+    async def start(self, server: Server) -> None:
+        """Listen, and begin to serve. Raises ListenError."""
+        site = Site(
+            hostname=self._pages.hostname if self._settings.tls else "",
+            derp=self._pages.derp,
+            home=self._pages.home,
+            debug_allowed=self._observe.debug_access.allows,
+        )
+        routes = relay_routes(site)
+        routes.prefixes["/debug/"] = self._debug_pages(server).respond
+        routes.exact["/bootstrap-dns"] = self._bootstrap.dns.respond
+        tls = self._certificates.tls if self._certificates is not None else None
+        tunnels = self._tunnels.tunnels if self._tunnels is not None else None
+        self._main = self._listen(server, self._settings.port, routes, tls, tunnels)
+        plain_routes = None
+        if self._settings.http_port is not None:
+            plain_routes = http_port_routes(site, routes)
+            self._plain = self._listen(server, self._settings.http_port, plain_routes)
+        self._stun.serve()
+        self._plain_routes = plain_routes
+
+    def announce(self) -> None:
+        """Have the certificates begin their life: they log what the operator needs for the DERP map."""
+        assert self._main is not None
+        if self._certificates is not None:
+            self._certificates.serve(self._main, self._plain_routes, self._stun.port)
+
+    def describe(self) -> list[str]:
+        """Return where the relay serves."""
+        assert self._main is not None
+        scheme = "https" if self._settings.tls else "http"
+        served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(self._main)}"]
+        if self._plain is not None:
+            served.append(f"plain HTTP on {_places(self._plain)}")
+        port = self._stun.port
+        served.append(f"STUN on UDP {port}" if port is not None else "no STUN")
+        return ["; ".join(served)]
+
+    def warnings(self) -> list[str]:
+        """Return which settings keep the relay from its work."""
+        found = []
+        if self._settings.limit_without_burst:
+            found.append("-accept-connection-limit has no effect without -accept-connection-burst")
+        if not self._pages.derp:
+            found.append("-derp=false: packets are not relayed")
+        return found
+
+    def _debug_pages(self, server: Server) -> DebugPages:
+        async def check() -> list[str]:
+            return server.consistency_check() + await self._problems()
+
+        return DebugPages(
+            values=self._values,
+            check=check,
+            traffic=server.traffic_lines,
+            clients=server.clients_page(),
+            access=self._observe.debug_access,
+            hostname=self._pages.hostname,
+            has_mesh_key=server.has_mesh_key,
+            dev=self._pages.dev,
+        )
+
+    def _listen(
+        self,
+        server: Server,
+        port: int,
+        routes: Routes,
+        tls: ServerContext | CertificateSource | None = None,
+        tunnels: Tunnels | None = None,
+    ) -> Listener:
+        settings = self._settings
+        limiter = TokenBucket(settings.accept_per_s, settings.accept_burst) if tls else None
+        try:
+            return server.listen(
+                settings.host,
+                port,
+                tls=tls,
+                routes=routes,
+                keepalive_idle_s=settings.keepalive_s,
+                user_timeout_s=settings.user_timeout_s,
+                accept_limiter=limiter,
+                tunnels=tunnels,
+            )
+        except OSError as error:
+            hint = ""
+            if error.errno == errno.EACCES:
+                hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
+            raise ListenError(f"{error.strerror}{hint}") from error
+
+
+def _places(listener: Listener) -> str:
+    return ", ".join(listener.addresses)

@@ -1,0 +1,171 @@
+"""The relay's membership in a region: the secret and the other relays, read at the start and on SIGHUP (PROTOCOL §12).
+
+Opens the files that `-mesh-psk-file` and `-mesh-with @FILE` name. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastderp.errors import ConfigError, DerpError, UsageError
+from fastderp.server.components.component import Component, readable_by_all
+from fastderp.server.mesh.links import MeshPeer
+from fastderp.server.observe.reloads import RETRY_S
+from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.server import Server
+from fastderp.server.settings import MeshSettings, SecretsSettings
+from fastderp.util import files
+from fastderp.util.shortage import shortage_of
+from fastderp.util.text import printable
+from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
+
+if TYPE_CHECKING:
+    from fastderp.server.mesh.setec import SecretsServer
+
+log: logging.Logger = logging.getLogger("fastderp")
+
+DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
+
+
+class MeshMembership(Component):
+    """The mesh keys and members that the operator names, as they were when they were last read."""
+
+    name = "mesh"
+
+    def __init__(self, settings: MeshSettings) -> None:
+        """Begin with none. Raises UsageError for settings that make no sense whatever the files say."""
+        self.keys: list[MeshKey] = []
+        self.peers: list[MeshPeer] = []
+        self._settings = settings
+        self._secrets = _secrets_server(settings.secrets) if settings.secrets is not None else None
+        self._server: Server | None = None
+        self._reloading: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return f"mesh: {len(self.keys)} keys, {len(self.peers)} members"
+
+    async def open(self) -> None:
+        """Read everything. Raises ConfigError, SecretsError or UsageError for what cannot be used."""
+        await self._read()
+
+    async def check(self) -> list[str]:
+        """Read the files; a secrets server is not asked."""
+        if self._secrets is not None:
+            peers = _peers(self._settings.members, reloading=False)
+            return [f"{len(peers)} members; the secrets server is not asked"]
+        await self._read()
+        return [f"{len(self.keys)} keys, {len(self.peers)} members"]
+
+    async def start(self, server: Server) -> None:
+        """Link the server to the members."""
+        self._server = server
+        server.set_mesh_peers(self.peers)
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.gather(self._reloading, return_exceptions=True)
+        if self._secrets is not None:
+            await self._secrets.close()
+
+    def describe(self) -> list[str]:
+        """Return how many keys and members there are, if any."""
+        return [str(self)] if self.keys else []
+
+    def warnings(self) -> list[str]:
+        """Return whether all users can read the secret."""
+        return readable_by_all(self._settings.psk_file)
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether any of it comes from a file or a server."""
+        settings = self._settings
+        return bool(self._secrets or settings.psk_file) or settings.members.startswith("@")
+
+    def reload(self) -> None:
+        """Read everything again, in a task, and use it; what cannot be used changes nothing."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+        self._reloading = supervisor.start("reload", self._reload)
+
+    async def _reload(self) -> None:
+        while True:
+            try:
+                await self._read(reloading=True)
+                break
+            except DerpError as error:
+                if not shortage_of(error):
+                    log.error("mesh: keys and members stay as they are: %s", error)
+                    return
+                log.error(
+                    "mesh: keys and members stay as they are until the next attempt in %g s: %s",
+                    RETRY_S,
+                    error,
+                )
+            await asyncio.sleep(RETRY_S)
+        assert self._server is not None
+        self._server.mesh_keys = self.keys
+        self._server.set_mesh_peers(self.peers)
+        log.info("%s", self)
+
+    async def _read(self, *, reloading: bool = False) -> None:
+        """Read everything, or change nothing; when `reloading`, an empty file of members is a mistake, as for lists of keys."""
+        settings = self._settings
+        keys = (
+            _keys(settings) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
+        )
+        peers = _peers(settings.members, reloading=reloading)
+        if settings.members and not keys:
+            raise UsageError(
+                f"-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with -dev ${DEV_MESH_KEY}"
+            )
+        self.keys, self.peers = keys, peers
+
+
+def _secrets_server(settings: SecretsSettings) -> SecretsServer:
+    # Imported only here: it brings aiohttp.
+    from fastderp.server.mesh.setec import SecretsServer
+
+    try:
+        return SecretsServer(settings.url, settings.name, settings.cache)
+    except ValueError as error:
+        raise UsageError(f"-secrets-url: {error}") from None
+
+
+def _keys(settings: MeshSettings) -> list[MeshKey]:
+    if settings.psk_file is not None:
+        return load_mesh_keys(settings.psk_file)
+    try:
+        return [MeshKey.from_text(settings.dev_key)] if settings.dev_key else []
+    except ValueError as error:
+        raise ConfigError(f"${DEV_MESH_KEY}: {error}") from None
+
+
+def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
+    in_file = mesh_with.startswith("@")
+    items = (
+        _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
+    )
+    try:
+        return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
+    except ValueError as error:
+        raise (ConfigError if in_file else UsageError)(
+            f"-mesh-with {printable(mesh_with)}: {error}"
+        ) from None
+
+
+def _members_in(path: Path, *, reloading: bool) -> list[str]:
+    """Return the lines of a file of members, one each, without comments."""
+    try:
+        text = files.read(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"-mesh-with @{path}: {reason}") from None
+    if reloading and not text.strip():
+        # An editor that truncates before it writes would part the region.
+        raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean none)")
+    return [line.partition("#")[0] for line in text.splitlines()]

@@ -1,0 +1,225 @@
+"""The small components: the relay's key, limits of clients, STUN, bootstrap DNS, tunnels."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from fastderp.errors import ConfigError, ListenError, UsageError
+from fastderp.server.admission.rate_limit import RateLimit
+from fastderp.server.components.component import Component, is_there, readable_by_all
+from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
+from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.observe.metrics import Value
+from fastderp.server.server import Server
+from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
+from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
+from fastderp.util.shortage import shortage_of
+from fastderp.util.text import printable
+from fastderp.wire.keys import NodePrivate, load_or_create_server_key
+
+log = logging.getLogger("fastderp")
+
+T = TypeVar("T")
+
+
+class Identity(Component):
+    """The relay's key."""
+
+    name = "key"
+
+    def __init__(self, settings: KeySettings) -> None:
+        self._file = settings.file
+        self.key = NodePrivate.generate()
+
+    async def open(self) -> None:
+        """Read the key file, made when absent. Raises KeyFileError."""
+        if self._file is not None:
+            self.key = load_or_create_server_key(self._file)
+
+    async def check(self) -> list[str]:
+        """Read the key file, if there is one."""
+        if self._file is not None and not is_there(self._file):
+            return [f"{self._file} does not exist: the start makes it"]
+        await self.open()
+        return self.describe()
+
+    def describe(self) -> list[str]:
+        """Return the public key and where the private one is kept."""
+        kept = f"kept in {self._file}" if self._file else "forgotten at exit"
+        return [f"public key {self.key.public_key.text}, {kept}"]
+
+    def warnings(self) -> list[str]:
+        """Return whether all users can read the key."""
+        return readable_by_all(self._file)
+
+
+class ClientLimits(Component):
+    """What each client may send."""
+
+    name = "limits"
+
+    def __init__(self, settings: LimitSettings) -> None:
+        self._settings = settings
+        self._server: Server | None = None
+        self.rate_limit: RateLimit | None = None
+
+    async def open(self) -> None:
+        """Read the file of -rate-config. Raises ConfigError."""
+        if self._settings.rate_file is not None:
+            self.rate_limit = RateLimit.load(self._settings.rate_file)
+
+    async def check(self) -> list[str]:
+        """Read the file."""
+        await self.open()
+        return self.describe()
+
+    async def start(self, server: Server) -> None:
+        """Change the limits of this server from now on."""
+        self._server = server
+
+    def describe(self) -> list[str]:
+        """Return the limits in force."""
+        lines = []
+        if self._settings.queue_packets:
+            n = self._settings.queue_packets
+            lines.append(f"at most {n} packets of a kind wait for a client")
+        if self.rate_limit is not None:
+            lines.append(f"each client: {self.rate_limit}")
+        return lines
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether there is a file."""
+        return self._settings.rate_file is not None
+
+    def reload(self) -> None:
+        """Read the file again; one that cannot be used changes nothing."""
+        assert self._server is not None and self._settings.rate_file is not None
+        try:
+            limit = RateLimit.load(self._settings.rate_file)
+        except ConfigError as error:
+            if shortage_of(error):
+                raise
+            log.error("%s; the previous limits stay in force", error)
+            return
+        self.rate_limit = limit
+        self._server.set_rate_limit(limit)
+        log.info("each client: %s", limit)
+
+
+class Stun(Component):
+    """STUN on a UDP port, or none."""
+
+    name = "STUN"
+
+    def __init__(self, settings: StunSettings | None) -> None:
+        self._settings = settings
+        self._stun: StunServer | None = None
+
+    async def open(self) -> None:
+        """Bind. Raises ListenError."""
+        if self._settings is not None:
+            self._stun = bind_stun(self._settings.host, self._settings.port)
+
+    async def check(self) -> list[str]:
+        """Look the host up. Raises ListenError."""
+        if self._settings is None:
+            return ["off"]
+        return [f"UDP {check_host(self._settings.host)}, port {self._settings.port}"]
+
+    @property
+    def port(self) -> int | None:
+        """The UDP port; None without STUN."""
+        return None if self._stun is None else self._stun.addresses[0][1]
+
+    def serve(self) -> None:
+        """Answer from now on."""
+        if self._stun is not None:
+            self._stun.start()
+
+    async def close(self) -> None:
+        """Stop answering."""
+        if self._stun is not None:
+            self._stun.close()
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return the answers by kind."""
+        return stun_metrics({}) if self._stun is None else self._stun.metrics()
+
+
+class Bootstrap(Component):
+    """The names that clients without DNS may ask for."""
+
+    name = "bootstrap DNS"
+
+    def __init__(self, settings: BootstrapSettings) -> None:
+        """Check the names. Raises UsageError that quotes the one that is none."""
+        self.dns = _bootstrap_dns(settings)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self, server: Server) -> None:
+        """Look the names up from now on."""
+        await self._stack.enter_async_context(self.dns.running())
+
+    async def close(self) -> None:
+        """Look nothing up any more."""
+        await self._stack.aclose()
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return requests and answers."""
+        return self.dns.metrics()
+
+
+class CaptiveTunnels(Component):
+    """CONNECT to hosts of tailscale.com (-ace)."""
+
+    name = "tunnels"
+
+    def __init__(self) -> None:
+        self.tunnels = Tunnels()
+
+    async def close(self) -> None:
+        """Close every tunnel."""
+        self.tunnels.close()
+
+    def metrics(self) -> Mapping[str, Value]:
+        """Return requests and open tunnels."""
+        return self.tunnels.metrics()
+
+
+def check_host(host: str) -> str:
+    """Return the addresses that a host to listen on stands for. Raises ListenError."""
+    if not host:
+        return "every address"
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise ListenError(f"cannot listen on {printable(host)}: {reason}") from None
+    return ", ".join(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def _bootstrap_dns(settings: BootstrapSettings) -> BootstrapDns:
+    published = [_named("bootstrap-dns-names", text, checked_name) for text in settings.published]
+    unpublished = [
+        _named("unpublished-bootstrap-dns-names", text, Unpublished.parse)
+        for text in settings.unpublished
+    ]
+    if not published and not unpublished:
+        return BootstrapDns()
+    # Imported only here: it brings dnspython.
+    from fastderp.server.net.resolver import SystemResolver
+
+    return BootstrapDns(published, unpublished, SystemResolver())
+
+
+def _named(flag: str, text: str, read: Callable[[str], T]) -> T:
+    """Read an item of a flag's list. Raises UsageError that quotes it."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(f'-{flag} "{printable(text)}": {error}') from None

@@ -1,0 +1,158 @@
+"""The configuration of a relay: a frozen section for each component, handed to it whole (PROTOCOL §12).
+
+Values only, checked by the maker: `cli.config` makes them of flags and variables. Times are in seconds. The section of
+ACME is in `certificates.acme.settings`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastderp.server.certificates.acme.settings import AcmeSettings
+from fastderp.server.http.debug import DebugAccess
+from fastderp.util.bounds import ACCEPT_BURST
+from fastderp.wire.keys import NodePublic
+
+MAX_BURST = int(ACCEPT_BURST.high)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySettings:
+    """The relay's identity."""
+
+    file: Path | None = None  # None: a new key in memory
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings:
+    """Where the relay listens on TCP, and what its sockets are set to."""
+
+    host: str = ""  # "" for every address
+    port: int = 443
+    tls: bool = True
+    http_port: int | None = 80  # None: no plain port beside HTTPS
+    keepalive_s: float = 600.0
+    user_timeout_s: float = 15.0
+    accept_per_s: float = math.inf
+    accept_burst: int = MAX_BURST
+
+    @property
+    def limit_without_burst(self) -> bool:
+        """Whether accepts are limited per second, but not those that come at once, which makes the limit useless."""
+        return self.tls and math.isfinite(self.accept_per_s) and self.accept_burst == MAX_BURST
+
+
+@dataclass(frozen=True, slots=True)
+class ManualSettings:
+    """A certificate from files."""
+
+    directory: Path
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """Who may use the relay; all that is given must agree."""
+
+    tailscaled: bool = False
+    socket: str = ""  # "": tailscaled's usual one
+    url: str = ""
+    url_fail_open: bool = True
+    recheck_s: float = 0.0  # 0: never
+    allow_file: Path | None = None
+    deny_file: Path | None = None
+    disallowed_app_names: tuple[str, ...] = ()
+
+    @property
+    def everybody(self) -> bool:
+        """Whether there is nothing to check."""
+        return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What each client and the whole relay may use."""
+
+    rate_file: Path | None = None
+    workers: int = 0  # 0: one per core
+    login_memory_bytes: int = 64 << 20
+    write_timeout_s: float = 2.0  # 0: none
+    queue_packets: int = 0  # 0: as many as fit
+
+
+@dataclass(frozen=True, slots=True)
+class StunSettings:
+    """Where STUN is answered."""
+
+    host: str = ""
+    port: int = 3478
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapSettings:
+    """The names that clients without DNS may ask for, as given, split."""
+
+    published: tuple[str, ...] = ()
+    unpublished: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PageSettings:
+    """What HTTP serves."""
+
+    hostname: str = ""
+    home: str = ""
+    derp: bool = True
+    ace: bool = False
+    dev: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveSettings:
+    """What is logged and counted, and who may see it."""
+
+    debug_logs: bool = False
+    prober_logs: bool = False
+    rtt_stats: bool = True
+    sender_cardinality: bool = False
+    watched_drops: tuple[NodePublic, ...] = ()
+    debug_access: DebugAccess = field(default_factory=DebugAccess)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """The region: its secret, and the other relays."""
+
+    psk_file: Path | None = None
+    secrets: SecretsSettings | None = None
+    dev_key: str = ""  # the secret itself, for -dev
+    members: str = ""  # as given
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsSettings:
+    """A setec server that has the region's secret."""
+
+    url: str
+    name: str
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """All sections. None leaves the component out."""
+
+    key: KeySettings
+    listen: ListenSettings
+    manual: ManualSettings | None
+    acme: AcmeSettings | None
+    admission: AdmissionSettings
+    mesh: MeshSettings
+    limits: LimitSettings
+    stun: StunSettings | None
+    bootstrap_dns: BootstrapSettings
+    pages: PageSettings
+    observe: ObserveSettings
+    warnings: tuple[str, ...] = ()  # of settings that have no effect

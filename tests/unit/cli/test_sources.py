@@ -1,0 +1,135 @@
+"""Flags over variables over the file over defaults, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastderp.cli.flag_table import SECTIONS, flag_table
+from fastderp.cli.sources import read_settings, variable_of
+from fastderp.errors import ConfigError, DerpError
+
+FLAGS = [flag for flag in flag_table({}) if flag.section]
+
+
+def config(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "relay.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_flag_is_stronger_than_a_variable_and_that_than_the_file_and_that_than_the_default(
+    tmp_path: Path,
+) -> None:
+    path = config(tmp_path, "[limits]\nworkers = 3\n[listen]\nstun-port = 5\nhttp-port = 6\n")
+    environment = {"FASTDERP_WORKERS": "4", "FASTDERP_STUN_PORT": "7", "FASTDERP_CONFIG": path}
+    read = read_settings(["-workers", "5"], environment)
+    chosen = {
+        name: (read.values[name], read.origins[name])
+        for name in ("workers", "stun-port", "http-port", "a")
+    }
+    assert chosen == {
+        "workers": (5, "-workers"),
+        "stun-port": (7, "$FASTDERP_STUN_PORT"),
+        "http-port": (6, f"{path} [listen]"),
+        "a": (":443", "default"),
+    }
+    assert read.given == {"workers", "stun-port", "http-port", "config"}
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = flag.default
+    variable = read_settings([], {variable_of(flag): text or "x"})
+    assert variable.origins[flag.name] == f"${variable_of(flag)}"
+    quoted = text if flag.is_boolean else f'"{text}"'
+    path = config(tmp_path, f"[{flag.section}]\n{flag.name} = {quoted}\n")
+    in_file = read_settings(["-config", path], {})
+    assert in_file.values[flag.name] == flag.read(text)
+    assert in_file.origins[flag.name] == f"{path} [{flag.section}]"
+
+
+def test_an_empty_variable_is_one_that_is_not_set() -> None:
+    assert read_settings([], {"FASTDERP_WORKERS": ""}).origins["workers"] == "default"
+
+
+def test_numbers_booleans_and_lists_have_tomls_own_forms(tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        "[listen]\nstun = false\n[limits]\nworkers = 2\naccept-connection-limit = inf\n"
+        'tcp-write-timeout = "1m30s"\n[mesh]\nmesh-with = ["a.example", "b.example"]\n',
+    )
+    values = read_settings(["-config", path], {}).values
+    assert (values["stun"], values["workers"], values["tcp-write-timeout"]) == (False, 2, 90.0)
+    assert values["accept-connection-limit"] == float("inf")
+    assert values["mesh-with"] == "a.example,b.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[listen]\nstun-prot = 1\n", "[listen] stun-prot: unknown key; did you mean stun-port?"),
+        ("[listen]\nworkers = 1\n", "[listen] workers: belongs into [limits]"),
+        ("workers = 1\n", "workers belongs into [limits]"),
+        ("wrokers = 1\n", "wrokers: unknown key; did you mean workers?"),
+        ("[lisen]\na = ':1'\n", "unknown section [lisen]; did you mean listen?"),
+        ("listen = 3\n", "listen is a section: write [listen]"),
+        ("[listen]\nstun = 'no'\n", "[listen] stun: want true or false"),
+        ("[listen]\na = 443\n", "[listen] a: want a string"),
+        ("[limits]\nworkers = true\n", "[limits] workers: want a number"),
+        ("[limits]\nworkers = []\n", "[limits] workers: want a number"),
+        ("[limits]\nworkers = 300\n", '[limits] workers: invalid value "300": want 0 to 256'),
+        ("[limits]\ntcp-write-timeout = 5\n", "want a duration such as 500ms"),
+        ("[mesh]\nmesh-with = [1]\n", "[mesh] mesh-with: want a string or a list of strings"),
+        ("[listen\n", "not TOML: Expected ']'"),
+        ("[listen]\na = ':1'\na = ':2'\n", "not TOML: Cannot overwrite a value"),
+        ("[listen]\n\x1b = 1\n", "not TOML: "),
+        ("a" * (2 << 20), "larger than 1 MiB"),
+        ("[other]\nconfig = 'x'\n", "unknown section [other]"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_one_line_that_names_the_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = config(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(["-config", path], {})
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"-config {path}: ")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe[listen]"])
+def test_a_file_that_is_no_text_or_not_there_is_one_line(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "relay.toml"
+    if content is not None:
+        path.write_bytes(content)
+    for unusable in (path, tmp_path):
+        with pytest.raises(ConfigError, match=f"^-config {unusable}: "):
+            read_settings(["-config", str(unusable)], {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("FASTDERP_WORKER", r"\$FASTDERP_WORKER: unknown variable; did you mean FASTDERP_WORKERS\?"),
+        ("FASTDERP_VERSION", r"\$FASTDERP_VERSION: unknown variable"),
+        ("FASTDERP_WORKERS", r'\$FASTDERP_WORKERS: invalid value "many": want a whole number'),
+        ("FASTDERP_STUN", r'\$FASTDERP_STUN: invalid value "many": want true or false'),
+    ],
+)  # fmt: skip
+def test_a_variable_that_makes_no_sense_is_named(variable: str, message: str) -> None:
+    with pytest.raises(DerpError, match=message) as caught:
+        read_settings([], {variable: "many"})
+    assert caught.value.exit_code == 78
+
+
+def test_the_version_is_told_whatever_the_file_says() -> None:
+    assert read_settings(["-version"], {"FASTDERP_CONFIG": "/none"}).values["version"]
+
+
+def test_every_section_has_a_key() -> None:
+    assert {flag.section for flag in FLAGS} == set(SECTIONS)

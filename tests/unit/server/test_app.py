@@ -1,0 +1,132 @@
+"""The composition root: components are started, reloaded, measured and closed each on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from fastderp.errors import ConfigError
+from fastderp.server import settings
+from fastderp.server.app import RelayApp
+from fastderp.server.components.component import Component
+from fastderp.server.observe.log_queue import LogQueue
+from fastderp.server.server import Server
+
+SETTINGS = settings.RelaySettings(
+    key=settings.KeySettings(),
+    listen=settings.ListenSettings("127.0.0.1", 0, tls=False, http_port=None),
+    manual=None,
+    acme=None,
+    admission=settings.AdmissionSettings(),
+    mesh=settings.MeshSettings(),
+    limits=settings.LimitSettings(workers=1),
+    stun=settings.StunSettings("127.0.0.1", 0),
+    bootstrap_dns=settings.BootstrapSettings(),
+    pages=settings.PageSettings(),
+    observe=settings.ObserveSettings(),
+    warnings=("a setting has no effect",),
+)
+
+
+class Recorder(Component):
+    """Notes what is done to it; fails where it is told to."""
+
+    def __init__(self, name: str, events: list[str], fails_in: str = "") -> None:
+        self.name = name  # type: ignore[misc]
+        self._events = events
+        self._fails_in = fails_in
+
+    def _note(self, event: str) -> None:
+        self._events.append(f"{self.name} {event}")
+        if event == self._fails_in:
+            raise ConfigError(f"{self.name} fails")
+
+    async def open(self) -> None:
+        self._note("open")
+
+    async def start(self, server: Server) -> None:
+        self._note("start")
+
+    async def close(self) -> None:
+        self._note("close")
+
+    def reload(self) -> None:
+        self._note("reload")
+
+
+@pytest.fixture
+def lines() -> Iterator[LogQueue]:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    queue = LogQueue(nowhere)
+    yield queue
+    queue.close()
+    os.close(nowhere)
+
+
+def app_with(lines: LogQueue, *components: Component) -> RelayApp:
+    app = RelayApp(SETTINGS, lines)
+    app._above += components
+    return app
+
+
+async def test_a_component_that_fails_in_its_reload_does_not_keep_the_others_from_theirs(
+    lines: LogQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    app = app_with(lines, *(Recorder(name, events, "reload" * (name == "b")) for name in "abc"))
+    await app.start()
+    try:
+        app.reload()
+        assert events[-3:] == ["a reload", "b reload", "c reload"]
+        assert "internal error in reload: b fails" in caplog.text
+        errors = app.metrics()["fastderp_internal_errors_total"]
+        assert isinstance(errors, dict) and errors["reload"] >= 1
+    finally:
+        await app.close()
+
+
+async def test_components_close_in_the_opposite_order_whatever_one_of_them_does(
+    lines: LogQueue,
+) -> None:
+    events: list[str] = []
+    app = app_with(lines, *(Recorder(name, events, "close" * (name == "b")) for name in "abc"))
+    await app.start()
+    with pytest.raises(ConfigError):
+        await app.close()
+    assert events[-3:] == ["c close", "b close", "a close"]
+    assert app.server is not None and not app.server.clients()
+
+
+def open_sockets() -> set[str]:
+    links = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.mark.parametrize("fails_in", ["open", "start"])
+async def test_a_start_that_fails_gives_every_socket_back(lines: LogQueue, fails_in: str) -> None:
+    before = open_sockets()
+    app = app_with(lines, Recorder("a", [], fails_in))
+    with pytest.raises(ConfigError, match="a fails"):
+        await app.start()
+    await app.close()
+    await asyncio.sleep(0)
+    assert open_sockets() <= before
+
+
+async def test_the_start_says_first_where_it_serves_and_last_what_needs_attention(
+    lines: LogQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    app = app_with(lines)
+    await app.start()
+    await app.close()
+    assert "serves http on 127.0.0.1:" in caplog.messages[0]
+    assert caplog.messages[-1] == "a setting has no effect"
