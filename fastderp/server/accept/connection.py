@@ -485,6 +485,10 @@ class Connection:
             log.debug("%s: cannot connect to %s: %s", self.remote[0], tunnel.target.host, error)
             self._task = None
             self._guard(self._act, self._http.tunnel_failed(tunnel.request))
+        except Exception as error:
+            supervisor.note("connection", error, f"{self.remote[0]} is disconnected")
+            self._task = None
+            self.close("internal")
         else:
             self._task = None
             self._guard(self._hand_over, sock)

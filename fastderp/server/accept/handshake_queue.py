@@ -107,7 +107,7 @@ class HandshakeQueue:
                 return
             ticket = next(iter(self._waiting))
             del self._waiting[ticket]
-            self._start(ticket)
+            supervisor.guard("TLS handshakes", self._start, ticket)
         self._on_free()
 
     def _look(self) -> None:

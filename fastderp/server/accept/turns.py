@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from fastderp.server.observe.supervisor import supervisor
+
 # What all turns of one iteration of the loop may take; at least one is taken. Logins, STUN and
 # the data plane's events come between two iterations.
 SLICE_S = 0.001
@@ -38,7 +40,8 @@ class Turns:
     def _run(self) -> None:
         deadline_s = time.monotonic() + SLICE_S
         while self._waiting:
-            self._waiting.popleft()()
+            # One that fails does not end the turns of the others.
+            supervisor.guard("turn", self._waiting.popleft())
             if time.monotonic() > deadline_s:
                 break
         self._handle = self._loop.call_soon(self._run) if self._waiting else None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
+import fastderp
 from fastderp.errors import ConfigError
+from fastderp.server.accept.turns import Turns
 from fastderp.server.observe import reloads as reloads_module
 from fastderp.server.observe import supervisor as supervisor_module
 from fastderp.server.observe.reloads import Reloads
@@ -146,3 +150,39 @@ async def test_a_part_that_lacks_descriptors_is_reloaded_when_there_are_some(
     reloads.run()
     await asyncio.wait_for(done.wait(), 10)
     assert caplog.text.count("cannot read it: Too many open files; nothing changes until") == 3
+
+
+async def test_a_turn_that_fails_does_not_end_the_turns_of_others() -> None:
+    turns, done = Turns(asyncio.get_running_loop()), []
+    for turn in ([].pop, lambda: done.append(1), [].pop, lambda: done.append(2)):
+        turns.ask(turn)
+    await asyncio.sleep(0.01)
+    turns.ask(lambda: done.append(3))
+    async with asyncio.timeout(10):
+        while len(done) < 3:
+            await asyncio.sleep(0)
+    assert done == [1, 2, 3]
+
+
+# What makes tasks of its own, and why that is safe: (module, what).
+OWN_TASKS = {
+    "accept/connection.py": "tasks of one connection, which handle every exception themselves",
+    "accept/embedded.py": "the pumps of one stream, which `serve` awaits",
+    "admission/admission.py": "the questions of a round, in a group of a supervised task",
+    "app.py": "the start, whose exceptions end the command",
+    "certificates/acme/provider.py": "orders, which handle every exception themselves",
+    "http/bootstrap_dns.py": "lookups, in a group of a supervised task",
+    "net/resolver.py": "a read of the hosts file, awaited at once",
+    "observe/supervisor.py": "the supervised tasks",
+    "server.py": "the end of the relay, which `close` awaits",
+}
+
+
+def test_tasks_are_made_by_the_supervisor_and_by_those_that_need_none() -> None:
+    root = Path(fastderp.__file__).parent / "server"
+    makers = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if re.search(r"\b(create_task|ensure_future|to_thread)\(", path.read_text())
+    }
+    assert makers == OWN_TASKS.keys()
