@@ -1,1 +1,1 @@
-"""What the tests share: a relay in a thread, clients that speak DERP by bytes, waiting without sleeping."""
+"""Helpers of the tests: a relay in a thread, clients that speak raw DERP, waiting by conditions."""

@@ -1,4 +1,4 @@
-"""Self-signed certificates made at run time, so that none in the tree can expire."""
+"""Self-signed certificates made at run time, as certificates in the tree would expire."""
 
 import datetime
 import ipaddress
@@ -46,7 +46,7 @@ def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
 
 
 def server_context(certificate: Certificate, directory: Path) -> ssl.SSLContext:
-    """Return the context of a server that presents the certificate; Python reads it from files."""
+    """Return the context of a server that presents the certificate; Python loads it from files."""
     chain, key = directory / "served.crt", directory / "served.key"
     chain.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
     key.write_bytes(certificate.key_pem)

@@ -1,4 +1,4 @@
-"""The installed `fastderp-relay`, started as its users do; killed by its id when the test is over."""
+"""The installed `fastderp-relay` as a process; a helper kills it by id after the test."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ START_TIMEOUT_S = 20.0
 
 @dataclass
 class RunningRelay:
-    """A relay that serves; `lines` is what it has said on the way there."""
+    """A relay that serves; `lines` are its log lines up to that point."""
 
     process: subprocess.Popen[bytes]
     lines: list[str] = field(default_factory=list)
 
     @property
     def said(self) -> str:
-        """Everything it has said so far, without the time in front of each line."""
+        """All log lines so far, without their timestamps."""
         return "".join(line[20:] for line in self.lines)
 
     def find(self, pattern: str) -> str:
-        """Return the first group of a pattern in what it said."""
+        """Return the first group of a pattern in its log."""
         match = re.search(pattern, self.said)
         assert match, f"{pattern!r} is not in:\n{self.said}"
         return match[1]
@@ -45,7 +45,7 @@ class RunningRelay:
         return int(self.find(r"STUN on UDP (\d+)"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; return the exit code and what it said until then."""
+        """Send a signal; return the exit code and the output."""
         self.process.send_signal(number)
         _, rest = self.process.communicate(timeout=20)
         self.lines += rest.decode().splitlines(keepends=True)
@@ -53,7 +53,7 @@ class RunningRelay:
 
 
 def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run the command with flags it cannot run with; return its exit code and what it said."""
+    """Run the command with flags that it refuses; return its exit code and its output."""
     done = subprocess.run(
         [COMMAND, *flags],
         stdout=subprocess.PIPE,
@@ -74,7 +74,7 @@ def relay(*flags: str, env: dict[str, str] | None = None) -> Iterator[RunningRel
 
 @contextlib.contextmanager
 def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[RunningRelay]:
-    """Run a command that is a relay in the end, as `relay` does."""
+    """Run a command that executes the relay, as `relay` does."""
     # Unbuffered: a line read ahead here would be lost to `stop`.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=_environment(env))
     running = RunningRelay(process)
@@ -96,7 +96,7 @@ def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[R
 
 
 def command_with_upkeep_every(seconds: float) -> list[str]:
-    """Return a command line that is `fastderp-relay`, but does sooner what it does every ten seconds."""
+    """Return a command line of `fastderp-relay` with a shorter interval of its 10 s maintenance."""
     program = f"""
 import sys
 from fastderp.cli.relay import main

@@ -1,4 +1,4 @@
-"""Request heads as they come, and responses as they go, for tests without sockets."""
+"""Parse request heads and split encoded responses without sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HOST = b"Host: derp.example.com\r\n"
 
 
 def parse(raw: bytes) -> tuple[Request, bytes]:
-    """Parse one head given whole; return it and what follows."""
+    """Parse one complete head; return it and the bytes that follow."""
     parser = HeadParser()
     request = parser.feed(raw)
     assert request is not None

@@ -1,4 +1,4 @@
-"""How much memory this process holds, for tests that something does not grow."""
+"""The memory of this process, for tests of bounded growth."""
 
 import os
 
@@ -8,7 +8,7 @@ SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
 def resident_bytes() -> int:
-    """Return this process's resident memory; always 0 under a sanitizer, which keeps what was freed."""
+    """Return the resident bytes of this process; 0 under a sanitizer, which keeps freed memory."""
     if SANITIZED:
         return 0
     resident: int = psutil.Process().memory_info().rss

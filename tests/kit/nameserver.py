@@ -1,4 +1,4 @@
-"""A nameserver as a test wants it: answers from a table over UDP, on loopback, in a thread of its own."""
+"""A nameserver on loopback UDP that answers from a table, in its own thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ Records = dict[str, str | list[str]]
 class Nameserver:
     """A running nameserver.
 
-    `records` may be changed while it runs: `{"name": ["A 192.0.2.1", 'TXT "50"']}`; a name that is not there does not exist.
+    `records` may change while it runs: `{"name": ["A 192.0.2.1", 'TXT "50"']}`; other names
+    do not exist.
     """
 
     sock: socket.socket
@@ -39,7 +40,7 @@ class Nameserver:
         return int(self.sock.getsockname()[1])
 
     def run(self) -> None:
-        # An empty datagram is what a shut socket reads.
+        # A socket that is shut down reads an empty datagram.
         while (datagram := self.sock.recvfrom(4096))[0]:
             query, sender = datagram
             answer = self._answer(dns.message.from_wire(query))
@@ -78,7 +79,7 @@ def nameserver(records: Records, address: str = "127.0.0.1", port: int = 0) -> I
         try:
             yield server
         finally:
-            # Closing alone would leave the thread in recvfrom. Linux ends it, and calls the socket unconnected.
+            # `close` alone leaves the thread in recvfrom; `shutdown` wakes it and raises ENOTCONN.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RD)
             thread.join(10)

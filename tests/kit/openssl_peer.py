@@ -1,6 +1,7 @@
-"""A peer by OpenSSL itself, through ctypes: with tickets, KeyUpdates, padding and record sizes.
+"""A peer that calls OpenSSL through ctypes: tickets, KeyUpdates, padding, record sizes.
 
-Python's ssl module cannot send a KeyUpdate or choose record sizes, and its OpenSSL is the one every peer of ours may be.
+Python's ssl module cannot send a KeyUpdate or choose record sizes, so this calls its OpenSSL
+directly.
 """
 
 import _ssl
@@ -25,11 +26,11 @@ def openssl_errors() -> int:
 
 
 class PeerError(Exception):
-    """OpenSSL has refused its input or a call."""
+    """OpenSSL refused its input or a call."""
 
 
 class OpenSSLPeer:
-    """One TLS connection in memory. With a certificate it is the server."""
+    """One TLS connection in memory; it is the server if it has a certificate."""
 
     def __init__(
         self,
@@ -82,13 +83,13 @@ class OpenSSLPeer:
         return self._result(_lib.SSL_do_handshake(self._ssl)) > 0
 
     def write(self, data: bytes) -> bytes:
-        """Return the records that OpenSSL makes of `data`, behind those it owes."""
+        """Return OpenSSL's pending records, then the records that carry `data`."""
         written = _lib.SSL_write(self._ssl, data, len(data)) if data else 0
         _require(written == len(data))
         return self.take_output()
 
     def read(self, wire: bytes = b"") -> bytes:
-        """Return everything OpenSSL reads from `wire`; raises PeerError when it refuses."""
+        """Return the data that OpenSSL reads from `wire`; raise PeerError when it refuses."""
         self.feed(wire)
         plain = b""
         buffer = ctypes.create_string_buffer(16384)
@@ -97,7 +98,7 @@ class OpenSSLPeer:
         return plain
 
     def key_update(self, *, ask: bool) -> None:
-        """Change the sending key before the next write, and ask for the other one to change."""
+        """Change the sending key before the next write, and request a change of the peer's key."""
         _require(_lib.SSL_key_update(self._ssl, 1 if ask else 0))
 
     def pad_to(self, block: int) -> None:
@@ -105,7 +106,7 @@ class OpenSSLPeer:
         _require(_lib.SSL_set_block_padding(self._ssl, ctypes.c_size_t(block)))
 
     def fragment(self, size: int) -> None:
-        """Make no record with more than `size` bytes of data."""
+        """Limit records to `size` bytes of data."""
         _require(_lib.SSL_ctrl(self._ssl, _CTRL_MAX_SEND_FRAGMENT, ctypes.c_long(size), None))
 
     def renegotiate(self) -> None:

@@ -1,6 +1,7 @@
-"""Runs a relay in a network of its own, where the system's nameserver is one of ours, and asks it for `/bootstrap-dns`.
+"""Runs a relay in a network namespace with a test nameserver and asks it for `/bootstrap-dns`.
 
-A program: `unshare --user --map-root-user --mount --net python -m tests.kit.own_network` with a `Trial` as JSON on its input.
+It is the program `unshare --user --map-root-user --mount --net python -m tests.kit.own_network`,
+which reads a `Trial` as JSON from its standard input.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ IFF_UP = 1
 
 @dataclass
 class Trial:
-    """What to run and to ask.
+    """The relay to run and the questions to ask it.
 
     Args:
-        program: the relay; it is run with -dev.
+        program: the relay's command; it gets -dev.
         flags: more flags.
-        records: what the nameserver knows.
-        until: names that are told before the questions are asked.
+        records: the nameserver's table.
+        until: names that the relay must publish before the questions begin.
         questions: `q` of each request; "" for none.
     """
 
@@ -49,14 +50,14 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """What the relay said: the status, type and body of every answer, and how its counters moved over the questions."""
+    """The status, type and body of every answer, and the change of the relay's counters."""
 
     answers: list[tuple[int, str, str]]
     counted: dict[str, int]
 
 
 def is_possible() -> bool:
-    """Whether this system lets us have a network of our own."""
+    """Return whether this system permits network namespaces."""
     try:
         return (
             subprocess.run([*BECOME_ROOT, "true"], capture_output=True, timeout=20).returncode == 0
@@ -66,7 +67,7 @@ def is_possible() -> bool:
 
 
 def outcome_of(trial: Trial) -> Outcome:
-    """Run a trial. Raises CalledProcessError with what was said when it fails."""
+    """Run a trial; raise CalledProcessError with its output when it fails."""
     done = subprocess.run(
         [*BECOME_ROOT, sys.executable, "-m", __name__],
         input=json.dumps(asdict(trial)),
@@ -86,7 +87,9 @@ def main() -> None:
         try:
             _wait(lambda: _ask("") is not None)
             for name in trial.until:
-                _wait(lambda name=name: f'"{name}"' in (_ask(name) or ("", "", ""))[2])  # type: ignore[misc]
+                _wait(
+                    lambda name=name: f'"{name}"' in (_ask(name) or ("", "", ""))[2]  # type: ignore[misc]
+                )
             before = _counters()
             answers = [_ask(question) for question in trial.questions]
             counted = {name: value - before[name] for name, value in _counters().items()}
@@ -97,7 +100,7 @@ def main() -> None:
 
 
 def _prepared() -> tuple[str, int]:
-    """Bring the network up; return where /etc/resolv.conf says the nameserver is."""
+    """Bring the network up; return the nameserver's address in /etc/resolv.conf."""
     with socket.socket() as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
     with tempfile.NamedTemporaryFile("w", prefix="resolv.conf") as file:

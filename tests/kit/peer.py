@@ -1,6 +1,6 @@
-"""A DERP client that knows bytes only: blocking socket, frames written and read by hand.
+"""A DERP client on a blocking socket that reads and writes frames by hand.
 
-Knows nothing of the library's client, so that both ends do not share a mistake.
+It shares no code with the library's client, so that both ends cannot share an error.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ FAST_START = "Derp-Fast-Start: 1"
 def client_info(
     key: NodePrivate, relay: NodePublic, json: bytes = b'{"version":2,"CanAckPings":true}'
 ) -> bytes:
-    """Build a whole ClientInfo frame around any JSON."""
+    """Build a complete ClientInfo frame around any JSON."""
     return frame(CLIENT_INFO, key.public_key.raw + key.seal_to(relay, json))
 
 
 class Peer:
-    """One connection, at any stage."""
+    """A connection at any stage."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -94,7 +94,7 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """Close without a word."""
+        """Close without a close_notify or close frame."""
         self.sock.close()
 
     # Bytes
@@ -104,7 +104,7 @@ class Peer:
         self.sock.sendall(data)
 
     def read(self, n_bytes: int) -> bytes:
-        """Read exactly so many bytes; EOFError when the relay closes before."""
+        """Read exactly `n_bytes`; raise EOFError when the relay closes earlier."""
         while len(self._received) < n_bytes:
             data = self._receive()
             if not data:
@@ -148,7 +148,7 @@ class Peer:
         self.send_frame(SEND, to.raw + data)
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Read one frame of any type but Health; those are kept in `health`, since a relay may send one at any time."""
+        """Return the next frame but Health; Health frames are appended to `health`."""
         while True:
             frame_type, length = struct.unpack(">BI", self.read(5))
             payload = self.read(length)
@@ -157,17 +157,17 @@ class Peer:
             self.health.append(payload.decode())
 
     def read_frames(self, n_frames: int) -> list[tuple[int, bytes]]:
-        """Read so many frames."""
+        """Read `n_frames` frames."""
         return [self.read_frame() for _ in range(n_frames)]
 
     def read_packet(self) -> tuple[NodePublic, bytes]:
-        """Read a frame that must be a RecvPacket; return source and data."""
+        """Read a frame, which must be a RecvPacket; return its source and data."""
         frame_type, payload = self.read_frame()
         assert frame_type == RECV, f"frame {frame_type:#x} {payload!r}"
         return NodePublic(payload[:32]), payload[32:]
 
     def sync(self) -> list[tuple[int, bytes]]:
-        """Ping; return the frames that came before the pong: whatever was sent before has been dealt with."""
+        """Ping; return the frames before the pong, which follows all earlier frames' effects."""
         self.send_frame(PING, b"syncsync")
         frames = []
         while (received := self.read_frame()) != (PONG, b"syncsync"):
@@ -175,7 +175,7 @@ class Peer:
         return frames
 
     def is_closed(self) -> bool:
-        """Read to the end; return whether there was one and nothing before it."""
+        """Return whether the relay ends the connection without further bytes."""
         return self.read_to_end() == b""
 
     # Login

@@ -1,4 +1,4 @@
-"""Sessions of a bare data plane over socketpairs, plain or with TLS records: no HTTP, no login, no event loop."""
+"""Sessions of a bare data plane over socketpairs, without HTTP, login and event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
 
 
 class PlanePeer:
-    """The client's end of one session."""
+    """The client's end of a session."""
 
     records: RecordLayer | None = None
 
@@ -32,11 +32,11 @@ class PlanePeer:
         self.handle = plane.promote(theirs.detach(), self.key, **promote)
 
     def write(self, data: bytes) -> None:
-        """Send bytes of frames."""
+        """Send encoded frames."""
         self.socket.sendall(self.seal(data))
 
     def seal(self, data: bytes) -> bytes:
-        """Return what of these bytes is seen on the wire."""
+        """Return these bytes as they are on the wire."""
         return data if self.records is None else self.records.seal(data)
 
     def send(self, frame_type: int, *parts: bytes) -> None:
@@ -56,18 +56,18 @@ class PlanePeer:
         return data
 
     def receive(self) -> tuple[int, bytes]:
-        """Return type and payload of the next frame."""
+        """Return the type and payload of the next frame."""
         frame_type, n = struct.unpack(">BI", self.read(5))
         return frame_type, self.read(n)
 
     def sync(self) -> None:
-        """Return when the plane has dealt with everything sent so far; the pong must be what comes next."""
+        """Wait until the plane has processed all frames so far; the pong must come next."""
         token = os.urandom(8)
         self.send(FrameType.PING, token)
         assert self.receive() == (FrameType.PONG, token)
 
     def receive_until_pong(self) -> list[tuple[int, bytes]]:
-        """Return all frames in front of the pong for a ping sent now."""
+        """Ping; return all frames before the pong."""
         token = os.urandom(8)
         self.send(FrameType.PING, token)
         frames = []
@@ -80,7 +80,7 @@ class PlanePeer:
 
 
 class SealedPeer(PlanePeer):
-    """The client's end of a session with TLS records."""
+    """The client's end of a session that uses TLS records."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class SealedPeer(PlanePeer):
 
 @contextmanager
 def running_plane(**options: Any) -> Iterator[Plane]:
-    """Run a plane with these options; what waits in it has no age otherwise, however slow the machine is."""
+    """Run a plane with these options; packets have no maximum age unless one is given."""
     plane = Plane(**{"backlog_age_s": 0, **options})
     plane.start()
     try:
@@ -127,7 +127,7 @@ def dropped(plane: Plane) -> dict[tuple[str, str], int]:
 
 
 def accounted(plane: Plane) -> bool:
-    """Whether every packet that came in was delivered, dropped with a reason, or handed to another relay."""
+    """Return whether each received packet was delivered, dropped with a reason, or forwarded."""
     c: dict[str, Any] = plane.counters()
     came = c["packets_received"] + c["packets_forwarded_in"]
     return bool(
@@ -142,14 +142,14 @@ def closed(plane: Plane) -> ClosedEvent:
 
 
 def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
-    """Send n packets that begin with their number; the sender's pong says that all were dealt with."""
+    """Send n packets that begin with their number; a pong confirms that all were processed."""
     for i in range(n):
         sender.send_packet(to, struct.pack(">I", i) + bytes(size - 4))
     sender.sync()
 
 
 def stall(plane: Plane, sender: PlanePeer, slow: PlanePeer) -> None:
-    """Send until slow's socket is full, little at once, so that the rest of what it has a part of is little, too."""
+    """Fill slow's socket with small packets, so that an unfinished frame is small, too."""
     before = plane.counters()["backlog_bytes"]
     while plane.counters()["backlog_bytes"] == before:
         fill(sender, slow.key, 4, 1400)

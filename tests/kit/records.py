@@ -1,6 +1,7 @@
-"""A second TLS 1.3 record layer in plain Python, slow and permissive: it seals whatever a test wants to send.
+"""A second TLS 1.3 record layer in plain Python; it seals any content, valid or not.
 
-Written from RFC 8446 on other libraries than the one under test, so that a shared mistake is unlikely.
+It follows RFC 8446 and uses other libraries than the one under test, so that a shared error is
+unlikely.
 """
 
 import hmac
@@ -17,7 +18,7 @@ KEY_UPDATE_REQUESTED = bytes([24, 0, 0, 1, 1])
 
 
 class Aead(Protocol):
-    """What the ciphers of `cryptography` have in common."""
+    """The common interface of the ciphers of `cryptography`."""
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
 
@@ -56,7 +57,7 @@ class Direction:
         return hmac.digest(self.secret, info + b"\1", self.hash)[:size]
 
     def update(self) -> None:
-        """Go on to the next generation of keys."""
+        """Switch to the next generation of keys."""
         self.set_secret(self.expand("traffic upd", hmac.new(b"", b"", self.hash).digest_size))
 
     def nonce(self) -> bytes:
@@ -65,7 +66,7 @@ class Direction:
         return nonce
 
     def seal_inner(self, inner: bytes) -> bytes:
-        """Seal any inner plaintext, however wrong."""
+        """Seal any inner plaintext, also a malformed one."""
         header = bytes([DATA, 3, 3]) + (len(inner) + 16).to_bytes(2)
         return header + self.aead.encrypt(self.nonce(), inner, header)
 

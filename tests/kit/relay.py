@@ -1,6 +1,6 @@
-"""A relay under test: `fastderp.server.Server` on an event loop in a thread of its own.
+"""A relay under test: `fastderp.server.Server` on an event loop in its own thread.
 
-Tests stay plain blocking code, and the relay's loop can be blocked or asked without them noticing.
+Tests are plain blocking code, and can block or query the relay's loop.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOPS = ("uvloop", "asyncio")
 
 @dataclass(frozen=True)
 class Setup:
-    """How a relay runs and how clients reach it."""
+    """The transport and event loop of a relay."""
 
     transport: str = "plain"
     loop: str = "uvloop"
@@ -51,12 +51,12 @@ class Setup:
 
     @property
     def tls(self) -> str:
-        """The TLS version, "" without TLS."""
+        """Return the TLS version; "" without TLS."""
         return self.transport.partition("TLS ")[2]
 
     @property
     def websocket(self) -> bool:
-        """Whether clients open a WebSocket instead of the raw upgrade."""
+        """Return whether clients open a WebSocket instead of the raw upgrade."""
         return self.transport in WEBSOCKETS
 
 
@@ -69,7 +69,7 @@ without_websocket = pytest.mark.parametrize("relay", EVERY_RAW_SETUP, indirect=T
 
 
 class Relay:
-    """A running relay with one listener on loopback, both families."""
+    """A running relay with one listener on loopback for IPv4 and IPv6."""
 
     def __init__(
         self, setup: Setup, server: Server, listener: Listener, loop: asyncio.AbstractEventLoop
@@ -97,16 +97,16 @@ class Relay:
         return self.call(self.server.metrics)
 
     def refused(self) -> dict[str, int]:
-        """Return how many connections ended before their login, by stage and reason."""
+        """Return the count of connections that ended before their login, by stage and reason."""
         return dict(self.metrics()["fastderp_closed_total"])
 
     def connect(self, host: str = "127.0.0.1", timeout_s: float = PATIENCE_S) -> Peer:
-        """Connect, with TLS if the relay speaks it; no HTTP yet."""
+        """Connect, and do the TLS handshake if the relay uses TLS; send no HTTP."""
         kind = WebSocketPeer if self.setup.websocket else Peer
         return kind.connect(host, self.port, client_context(self.setup), timeout_s)
 
     def connect_tcp(self, host: str = "127.0.0.1") -> Peer:
-        """Connect without TLS whatever the relay speaks."""
+        """Connect without TLS, also to a relay that uses TLS."""
         return Peer.connect(host, self.port, None, PATIENCE_S)
 
     def login(self, **info: Any) -> Peer:
@@ -116,7 +116,7 @@ class Relay:
         return peer
 
     def wait_connected(self, key: NodePublic, connected: bool = True) -> None:
-        """Wait until the relay sees a client come or go."""
+        """Wait until the relay has, or no longer has, a client with this key."""
         eventually(lambda: self.server.is_client_connected(key) is connected)
 
 
@@ -177,7 +177,7 @@ def running(
 
 
 def client_context(setup: Setup) -> ssl.SSLContext | None:
-    """Make what a client needs to reach such a relay: TLS of that version only, any certificate."""
+    """Make a client's context for such a relay: that TLS version only, any certificate."""
     if not setup.tls:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -198,7 +198,7 @@ def _tls(setup: Setup, server: Server, directory: Path) -> ServerContext | None:
 
 
 def eventually(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """Wait for what another thread is about to do; fail when it does not."""
+    """Wait until the condition holds; fail at the deadline."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -1,7 +1,7 @@
-"""`fastderp-relay` as a service manager runs it: the mounts, the user and the capabilities of the shipped unit, in namespaces of its own.
+"""`fastderp-relay` with the mounts, user and capabilities of the shipped unit, in namespaces.
 
-The directives are read from the unit, so that what ships is what is tested. Not made: the filters of system calls
-(SystemCallFilter, MemoryDenyWriteExecute and the like). Needs root.
+The directives are read from the shipped unit. The filters of system calls (SystemCallFilter,
+MemoryDenyWriteExecute and the like) are left out. The tests need root.
 """
 
 from __future__ import annotations
@@ -30,39 +30,40 @@ needs_root = pytest.mark.skipif(
     reason="making namespaces needs root, unshare and setpriv",
 )
 
-# Of systemd's range for DynamicUser.
+# from systemd's range for DynamicUser
 SERVICE_USER = 61184
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _ASK = """
 import fastderp, json, sys, os
 print(json.dumps([sys.base_prefix, os.path.basename(os.path.realpath(sys.executable)),
-    [os.path.dirname(os.path.dirname(os.path.abspath(fastderp.__file__))), *filter(os.path.isdir, sys.path)]]))
+    [os.path.dirname(os.path.dirname(os.path.abspath(fastderp.__file__))),
+     *filter(os.path.isdir, sys.path)]]))
 """
 
 
 def directives() -> dict[str, str]:
-    """Return the directives of the unit, the last of each name."""
+    """Return the directives of the unit; the last of a name counts."""
     lines = [line for line in UNIT.read_text().splitlines() if line and line[0] not in "#[;"]
     return dict(line.split("=", 1) for line in lines)
 
 
 def pythons() -> list[str]:
-    """Return the interpreters to test: ours, and those of FASTDERP_TEST_PYTHONS (`:` between), where fastderp is installed."""
+    """Return this interpreter and those of FASTDERP_TEST_PYTHONS (separated by `:`)."""
     others = os.environ.get("FASTDERP_TEST_PYTHONS", "")
     return [sys.executable, *filter(None, others.split(":"))]
 
 
 @dataclass
 class Sandbox:
-    """What the service finds.
+    """The environment of the service.
 
     Args:
         python: interpreter with fastderp.
         user: uid and gid.
-        env: variables on top of those of a service manager; an empty value takes one away.
+        env: variables that a service manager sets additionally; an empty value removes one.
         umask: octal digits.
-        folder: shell commands that go to the working folder.
-        private_network: whether it has a network of its own, where every port is free.
+        folder: shell commands that change to the working folder.
+        private_network: whether it has its own network namespace, where every port is free.
     """
 
     python: str = sys.executable
@@ -73,12 +74,13 @@ class Sandbox:
     private_network: bool = True
 
     def command(self, arguments: str) -> list[str]:
-        """Return a command that runs the relay with these arguments, in shell syntax, in the sandbox."""
+        """Return a shell command that runs the relay with these arguments in the sandbox."""
         asked = subprocess.run(
             [self.python, "-c", _ASK], capture_output=True, text=True, check=True, cwd="/"
         )
         prefix, executable, paths = json.loads(asked.stdout)
-        # What the relay is made of may lie below /root or /home, which are hidden: it is mounted elsewhere.
+        # The relay's modules may be below /root or /home, which are hidden, so they are mounted
+        # elsewhere.
         places = {path: f"/mnt/{number}" for number, path in enumerate(dict.fromkeys(paths))}
         places[prefix] = "/mnt/python"
         lines = ["set -e", "mount -t tmpfs -o mode=755 tmpfs /mnt"]
@@ -91,10 +93,16 @@ class Sandbox:
         program = shlex.quote("from fastderp.cli.relay import main; main()")
         modules = ":".join(places[path] for path in paths if not path.startswith(prefix + "/lib"))
         env = {
-            "PATH": "/usr/bin:/bin", "HOME": "/", "STATE_DIRECTORY": "/var/lib/fastderp", "LANG": "C.UTF-8",
+            "PATH": "/usr/bin:/bin",
+            "HOME": "/",
+            "STATE_DIRECTORY": "/var/lib/fastderp",
+            "LANG": "C.UTF-8",
             "LD_LIBRARY_PATH": "/mnt/python/lib",
-            "PYTHONPATH": modules, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", **self.env,
-        }  # fmt: skip
+            "PYTHONPATH": modules,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **self.env,
+        }
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items() if value)
         lines += [
             *self._mounts(),
@@ -113,7 +121,7 @@ class Sandbox:
         unit = directives()
         lines = []
         state = f"/var/lib/{unit['StateDirectory']}"
-        # A folder of the machine's is never made: /var/lib is another one here.
+        # No folder is made on the machine itself: /var/lib is a mount here.
         lines += [
             "mount -t tmpfs -o mode=755 tmpfs /var/lib",
             f"mkdir -m {unit['StateDirectoryMode']} {state}",
@@ -157,7 +165,7 @@ class Sandbox:
                 _kill_children(running.process.pid)
 
     def run(self, arguments: str) -> tuple[int, str]:
-        """Run it to its end; return the exit code and what it said."""
+        """Run it to its end; return its exit code and output."""
         process = subprocess.Popen(
             self.command(arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -171,6 +179,6 @@ class Sandbox:
 
 
 def _kill_children(pid: int) -> None:
-    """Kill what unshare has started: a change of the user takes away its order to die with its parent."""
+    """Kill the child of unshare: a change of user clears its parent-death signal."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An HTTP service as bad as a test wants it: says fixed bytes to whoever asks, over TCP or a unix socket, and keeps what it was asked."""
+"""An HTTP service over TCP or a unix socket that answers with any bytes and records requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def response(status: int, body: bytes = b"", *headers: str) -> bytes:
 
 @dataclass
 class Service:
-    """A running service. `answer` is bytes, or makes them of a whole request; b"" keeps the asker waiting until the end of the test."""
+    """A running service. `answer` is bytes, or a function of the request; b"" sends no answer."""
 
     listener: socket.socket
     answer: Answer
@@ -38,7 +38,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where it is, over TCP; with TLS by name."""
+        """Return its URL, over TCP; with TLS by name."""
         where = "https://localhost" if self.tls else "http://127.0.0.1"
         return f"{where}:{self.listener.getsockname()[1]}/admit"
 
@@ -94,7 +94,7 @@ def _read_request(connection: socket.socket) -> bytes:
 def serving(
     answer: Answer, path: Path | None = None, *, tls: ssl.SSLContext | None = None
 ) -> Iterator[Service]:
-    """Run a service while the block lasts, over TCP, with TLS if wanted, or at a unix socket's path."""
+    """Run a service in the block: over TCP, with TLS if `tls` is set, or at a unix socket."""
     if path is None:
         listener = socket.create_server(("127.0.0.1", 0))
     else:
@@ -107,7 +107,7 @@ def serving(
     try:
         yield service
     finally:
-        # Closing alone would leave the thread in accept.
+        # `close` alone leaves the thread in accept.
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()

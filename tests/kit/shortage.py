@@ -1,4 +1,4 @@
-"""Shortages of this process's own, made on purpose."""
+"""Shortages of descriptors in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_descriptors(n_left: int = 0) -> Iterator[None]:
-    """Leave this process so many descriptors while the block lasts."""
+    """Leave this process `n_left` free descriptors in the block."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

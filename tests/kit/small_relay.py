@@ -1,7 +1,7 @@
-"""The smallest relay: already logged-in clients over socket pairs, one thread, no HTTP, no boxes.
+"""A minimal relay: logged-in clients over socket pairs in one thread, without HTTP and boxes.
 
-For tests of what sits on the clients' side. `change` sees every RecvPacket frame on its way and
-returns what to deliver instead; b"" loses the packet. With `tls` all travels in TLS 1.3 records.
+It is the peer in tests of the client side. `change` gets every RecvPacket frame and
+returns the frame to deliver; b"" loses the packet. With `tls` all bytes are in TLS 1.3 records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUITE = "TLS_AES_128_GCM_SHA256"
 
 
 def _records() -> tuple[RecordLayer, RecordLayer]:
-    """Return both ends of one connection's record layer: the relay's, the client's."""
+    """Return the record layers of a connection: the relay's and the client's."""
     up, down = secrets.token_bytes(32), secrets.token_bytes(32)
     return RecordLayer(SUITE, up, down), RecordLayer(SUITE, down, up, client=True)
 
@@ -45,7 +45,7 @@ class _Member:
         self.unread += plain
 
     def deliver(self, data: bytes) -> None:
-        """Send to the client; nothing happens when it is gone."""
+        """Send to the client; ignore a client that is gone."""
         try:
             self.sock.sendall(self.records.seal(data) if self.records else data)
         except OSError:
@@ -64,7 +64,7 @@ class _Member:
 
 
 class SmallRelay:
-    """`clients` are the ends for a load to take; `members` the relay's own, in the same order."""
+    """`clients` are the load's ends, `members` the relay's ends in the same order."""
 
     def __init__(self, n: int, change: Change, tls: bool) -> None:
         pairs = [socket.socketpair() for _ in range(n)]

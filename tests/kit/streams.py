@@ -1,4 +1,4 @@
-"""A pair of streams in memory, with nothing of asyncio's behind their methods."""
+"""A pair of streams in memory with the methods of asyncio's streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kit.peer import SEND, frame
 
 
 class _Pipe:
-    """Bytes one way."""
+    """Bytes in one direction."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -47,14 +47,14 @@ class _Pipe:
 
 
 class StreamPair:
-    """What a relay gets, and the client at the other end."""
+    """The relay's stream and the client at its other end."""
 
     def __init__(self) -> None:
         self.relay_reads = _Pipe()
         self.relay_writes = _Pipe()
 
     def write(self, data: bytes) -> None:
-        """Say bytes to the relay."""
+        """Send bytes to the relay."""
         self.relay_reads.write(data)
 
     def send_packet(self, to: NodePublic, data: bytes) -> None:
@@ -62,10 +62,10 @@ class StreamPair:
         self.write(frame(SEND, to.raw + data))
 
     def end(self) -> None:
-        """Hang up."""
+        """End the client's side of the stream."""
         self.relay_reads.close()
 
     async def read_frame(self) -> tuple[int, bytes]:
-        """Read a frame of the relay's."""
+        """Read a frame from the relay."""
         frame_type, length = struct.unpack(">BI", await self.relay_writes.readexactly(5))
         return frame_type, await self.relay_writes.readexactly(length)

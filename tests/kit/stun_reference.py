@@ -1,4 +1,4 @@
-"""STUN in plain Python, as PROTOCOL §11 reads: what the compiled responder is compared with."""
+"""STUN in plain Python after PROTOCOL §11, the reference for the compiled responder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SOFTWARE = 0x8022
 _SOFTWARE_VALUE = b"tailnode"
 _FINGERPRINT = 0x8028
 _FINGERPRINT_XOR = 0x5354554E
-# Everything of an answer up to the transaction id, and the attribute up to the port.
+# an answer up to its transaction id, and its attribute up to the port
 _IPV4_HEAD, _IPV4_ATTRIBUTE = bytes.fromhex("0101000c2112a442"), bytes.fromhex("002000080001")
 _IPV6_HEAD, _IPV6_ATTRIBUTE = bytes.fromhex("010100182112a442"), bytes.fromhex("002000140002")
 
@@ -19,8 +19,8 @@ _IPV6_HEAD, _IPV6_ATTRIBUTE = bytes.fromhex("010100182112a442"), bytes.fromhex("
 def transaction_id(datagram: bytes | memoryview) -> bytes | None:
     """Return the 12-byte transaction id of a tailscale binding request, None for anything else.
 
-    Strict where the reference is: SOFTWARE `tailnode` somewhere, FINGERPRINT last and right, attributes that fill the
-    datagram exactly. The length field of the header is not looked at.
+    SOFTWARE must be `tailnode`, FINGERPRINT must be last and correct, and the attributes must
+    fill the datagram exactly. The length field of the header is ignored.
     """
     n_bytes = len(datagram)
     if n_bytes < _HEADER_BYTES or datagram[:2] != _BINDING_REQUEST or datagram[4:8] != _COOKIE:
@@ -47,9 +47,9 @@ def transaction_id(datagram: bytes | memoryview) -> bytes | None:
 
 
 def binding_response(txid: bytes, address: bytes, port: int) -> bytes:
-    """Build the answer to a binding request: txid as sent, the sender's address as 4 or 16 bytes, its port.
+    """Build the answer to a binding request from its txid and the sender's address and port.
 
-    32 bytes for IPv4. The 44 bytes for IPv6 are 1.1 times a client's 40-byte request: there is no shorter answer.
+    An answer has 32 bytes for IPv4 and 44 for IPv6, 1.1 times a client's 40-byte request.
     """
     head, attribute = (
         (_IPV4_HEAD, _IPV4_ATTRIBUTE) if len(address) == 4 else (_IPV6_HEAD, _IPV6_ATTRIBUTE)
@@ -60,6 +60,6 @@ def binding_response(txid: bytes, address: bytes, port: int) -> bytes:
 
 
 def answer_to(datagram: bytes, address: bytes, port: int) -> bytes | None:
-    """Return the answer to a datagram from `address` (4 or 16 bytes) and `port`; None when it gets none."""
+    """Return the answer to a datagram from `address` (4 or 16 bytes) and `port`, or None."""
     txid = transaction_id(datagram)
     return None if txid is None else binding_response(txid, address, port)

@@ -1,4 +1,4 @@
-"""A peer whose DERP goes over WebSocket, RFC 6455 by hand: the relay's library does not test itself."""
+"""A peer that speaks DERP over WebSocket; its RFC 6455 shares no code with the relay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGE_BYTES = 128 * 1024
 
 
 def opening_request(key: str = "dGhlIHNhbXBsZSBub25jZQ==", **changed: str | None) -> bytes:
-    """Build an opening handshake; `changed` replaces headers (Sec_WebSocket_Version="12") or drops them (None)."""
+    """Build an opening handshake; `changed` replaces headers or drops them (None)."""
     headers = {
         "Host": "derp.example.com",
         "Connection": "Upgrade",
@@ -56,7 +56,7 @@ def _xor(data: bytes, mask: bytes) -> bytes:
 
 
 class WebSocketPeer(Peer):
-    """A Peer that opens a WebSocket where others upgrade; from then on `send` and `read` mean the bytes inside."""
+    """A Peer over a WebSocket; once it is open, `send` and `read` are of the bytes inside."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -66,7 +66,7 @@ class WebSocketPeer(Peer):
         self._raw = b""
 
     def open(self, request: bytes | None = None) -> bytes:
-        """Do the opening handshake; return the response's head."""
+        """Do the opening handshake; return the head of the response."""
         key = base64.b64encode(os.urandom(16)).decode()
         super().send(request or opening_request(key))
         head = self.read_head()
@@ -79,7 +79,7 @@ class WebSocketPeer(Peer):
         return head
 
     def upgrade(self, relay: NodePublic, headers: Iterable[str] = ()) -> None:
-        """Open the WebSocket and check what comes first inside; there is no place for headers of the raw upgrade."""
+        """Open the WebSocket and check the first frame inside; `headers` must be empty."""
         self.open()
         assert self.read_frame() == (SERVER_KEY, MAGIC + relay.raw)
 
@@ -103,7 +103,7 @@ class WebSocketPeer(Peer):
         return (int.from_bytes(payload[:2]), payload[2:]) if payload else (1005, b"")
 
     def _receive(self) -> bytes:
-        """Return the payload of the next message, b"" at the end; control frames are kept in `controls`."""
+        """Return the next message, b"" at the end; control frames are appended to `controls`."""
         if not self._opened:
             return super()._receive()
         while True:
