@@ -337,9 +337,15 @@ def a_long_unknown_frame_between_packets(c: Conversation) -> None:
     c.send(
         "a",
         send_packet(c, "b", b"before"),
-        frame(0x77, bytes(1 << 20)),
+        frame(0x77, bytes(65_568)),
         send_packet(c, "b", b"behind"),
     )
+
+
+def an_unknown_frame_that_is_too_long(c: Conversation) -> None:
+    # In two steps: derper closes before or after it has noted who got the packet.
+    c.login("b").login("a").send("a", send_packet(c, "b", b"before"))
+    c.send("a", frame(0x77, bytes(65_569)), send_packet(c, "b", b"behind"))
 
 
 def a_departure_is_told_to_receivers_only(c: Conversation) -> None:
@@ -523,6 +529,7 @@ BEHAVIOURS: list[Script] = [
     a_frame_in_pieces,
     half_a_frame_and_gone,
     a_long_unknown_frame_between_packets,
+    an_unknown_frame_that_is_too_long,
     a_departure_is_told_to_receivers_only,
     a_departure_after_both_spoke,
     a_peer_that_comes_back_is_reachable,
