@@ -72,6 +72,7 @@ class Listener:
         self._sockets = sockets
         self._pending: dict[Connection, None] = {}
         self._accept_limiter = accept_limiter
+        self._touches_reserve = True
         self.n_accepted: int = 0
         self.n_rejected: int = 0
         self._shortage: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -139,11 +140,14 @@ class Listener:
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
-        if reserve_is_touched():
+        # The last connection shows whether it is worth asking: one may take from the reserve.
+        if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return
         first_reserved = first_reserved_descriptor()
-        for _ in range(ACCEPTS_PER_TURN):
+        # A connection alone is taken without a second look.
+        is_busy = self._context.registrar.poller.is_busy
+        for _ in range(ACCEPTS_PER_TURN if is_busy else 1):
             try:
                 accepted, address = sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -155,10 +159,10 @@ class Listener:
                 # This one died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
                 continue
             remote = (address[0].partition("%")[0], address[1])
-            touches_reserve = accepted.fileno() >= first_reserved
+            self._touches_reserve = accepted.fileno() >= first_reserved
             if not supervisor.guard("accept", self._admit, accepted, remote):
                 accepted.close()
-            if touches_reserve:
+            if self._touches_reserve:
                 return
 
     def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
