@@ -1,0 +1,117 @@
+"""From bytes to messages, however the bytes are cut (PROTOCOL §2, §4)."""
+
+import gc
+import random
+import sys
+
+import pytest
+
+from fastderp.errors import ConnectionLost, ProtocolError
+from fastderp.wire.message_reader import MessageReader
+from fastderp.wire.protocol import (
+    FrameType,
+    Health,
+    KeepAlive,
+    Message,
+    NodePublic,
+    ReceivedPacket,
+    frame,
+    parse_message,
+)
+
+PEER = NodePublic(b"\x11" * 32)
+OTHER = NodePublic(b"\x22" * 32)
+
+STREAM = b"".join(
+    [
+        frame(FrameType.RECV_PACKET, PEER.raw, b"one"),
+        frame(FrameType.RECV_PACKET, PEER.raw),
+        frame(FrameType.HEALTH, b"two of you"),
+        frame(FrameType.RECV_PACKET, OTHER.raw, bytes(65536)),
+        frame(FrameType.KEEP_ALIVE),
+        frame(FrameType.RECV_PACKET, bytes(31)),
+        frame(0x7F, bytes(70_000)),
+        frame(FrameType.RECV_PACKET, PEER.raw, b"last"),
+    ]
+)
+MESSAGES: list[Message] = [
+    ReceivedPacket(PEER, b"one"),
+    ReceivedPacket(PEER, b""),
+    Health("two of you"),
+    ReceivedPacket(OTHER, bytes(65536)),
+    KeepAlive(),
+    ReceivedPacket(PEER, b"last"),
+]
+
+
+def test_messages_are_the_same_however_the_stream_is_cut() -> None:
+    cuts = random.Random(7)
+    for _ in range(200):
+        reader, messages, at = MessageReader(parse_message), list[Message](), 0
+        while at < len(STREAM):
+            size = cuts.choice([1, 4, 5, 36, 37, 38, 1400, 65536, 200_000])
+            reader.feed(STREAM[at : at + size], messages)
+            at += size
+        reader.end()
+        assert messages == MESSAGES
+
+
+def test_a_frame_of_one_byte_at_a_time_is_complete_with_its_last() -> None:
+    reader, messages = MessageReader(parse_message), list[Message]()
+    whole = frame(FrameType.RECV_PACKET, PEER.raw, b"data")
+    assert [reader.feed(bytes([byte]), messages) for byte in whole[:-1]] == [False] * 40
+    assert reader.feed(whole[-1:], messages)
+    assert messages == [ReceivedPacket(PEER, b"data")]
+
+
+def test_the_largest_frame_passes_and_a_larger_one_ends_the_stream_behind_what_came_before() -> (
+    None
+):
+    reader, messages = MessageReader(lambda *_: None), list[Message]()
+    reader.feed(frame(0x7F, bytes(1 << 20)), messages)
+    reader.end()
+    with pytest.raises(ProtocolError, match="type 0x05 with 1048577 bytes"):
+        reader.feed(STREAM[:40] + bytes.fromhex("05 00100001"), messages)
+    assert messages == [ReceivedPacket(PEER, b"one")]
+
+
+def test_what_the_callback_raises_comes_behind_the_messages_before_it() -> None:
+    def refuse(frame_type: int, payload: bytes) -> None:
+        raise ProtocolError(f"{frame_type}: {payload!r}")
+
+    reader, messages = MessageReader(refuse), list[Message]()
+    with pytest.raises(ProtocolError, match="20: b'two of you'"):
+        reader.feed(STREAM, messages)
+    assert messages == MESSAGES[:2]
+
+
+def test_a_stream_that_ends_inside_a_frame_was_lost() -> None:
+    reader = MessageReader(parse_message)
+    reader.feed(STREAM[:-1], [])
+    with pytest.raises(ConnectionLost, match="inside a frame"):
+        reader.end()
+
+
+def test_packets_of_one_source_share_its_key_and_are_ordinary_packets() -> None:
+    reader, messages = MessageReader(parse_message), list[Message]()
+    reader.feed(STREAM, messages)
+    first, second, _, other, _, last = messages
+    assert isinstance(first, ReceivedPacket) and isinstance(second, ReceivedPacket)
+    assert isinstance(last, ReceivedPacket) and isinstance(other, ReceivedPacket)
+    assert first.source is second.source is last.source is not other.source
+    assert repr(first) == repr(ReceivedPacket(PEER, b"one")) and hash(first) == hash(messages[0])
+
+
+def test_nothing_is_left_of_many_sources_and_packets() -> None:
+    reader = MessageReader(parse_message)
+    packets = [
+        frame(FrameType.RECV_PACKET, number.to_bytes(32, "big"), bytes(100))
+        for number in range(5000)
+    ]
+    data = b"".join(packets)
+    sizes = []
+    for _ in range(6):
+        reader.feed(data, [])
+        gc.collect()
+        sizes.append(sys.getallocatedblocks())
+    assert sizes[-1] - sizes[1] < 100
