@@ -17,8 +17,8 @@ from .oracle import Difference, Script, differences, greet
 pytestmark = pytest.mark.timeout(600)
 
 # More of them, and others, on demand.
-N_IMPROVISATIONS = int(os.environ.get("FASTDERP_IMPROVISATIONS", "500"))
-FIRST_SEED = int(os.environ.get("FASTDERP_FIRST_SEED", "0"))
+N_IMPROVISATIONS = int(os.environ.get("FASTDERP_TEST_IMPROVISATIONS", "500"))
+FIRST_SEED = int(os.environ.get("FASTDERP_TEST_FIRST_SEED", "0"))
 
 # Without a mesh key on either side: all who show one are ordinary clients, to both relays.
 TABLES: dict[str, Callable[[], dict[str, Script]]] = {
