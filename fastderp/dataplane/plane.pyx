@@ -31,7 +31,7 @@ from fastderp.dataplane.routes cimport (
 from fastderp.dataplane.session cimport (
     APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN,
     CloseReason, Core, Peer, Session, ThreadContext, session_at, session_discard, session_end,
-    session_is_alive, session_open, session_publish, stash_put,
+    session_is_alive, session_open, session_publish, sessions_touched, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64,
@@ -51,9 +51,9 @@ from fastderp.dataplane.reports import (
 from fastderp.errors import EX_OSERR, DerpError
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
-# Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP inside
-# has retransmitted by then (RFC 6298 starts with 1 s) and a call has gone on. derper's 32 packets have
-# no age, but a backlog counted in bytes holds more of them.
+# Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP
+# inside has retransmitted by then (RFC 6298 starts with 1 s) and a call has gone on. derper's 32
+# packets have no age, but a backlog counted in bytes holds more of them.
 DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
 
@@ -223,7 +223,7 @@ cdef class Plane:
                 self.n_running -= 1
                 worker_stop(self.workers[self.n_running])
         self.control.now_ns = clock_ns()
-        for slot in range(self.core.sessions.n_touched):
+        for slot in range(sessions_touched(&self.core)):
             s = <Session*>arena_at(&self.core.sessions, slot)
             if s.handle != 0:
                 s.close_reason = CLOSE_SHUTDOWN
@@ -392,7 +392,7 @@ cdef class Plane:
 
     cdef bint is_known(self, uint64_t handle):
         # Whether the handle names a slot that ever was; session_at relies on it.
-        return 0 < handle and <uint32_t>handle < self.core.sessions.n_touched
+        return 0 < handle and <uint32_t>handle < sessions_touched(&self.core)
 
     cdef bint fail(self, uint64_t handle, CloseReason reason):
         cdef bint failed
@@ -444,7 +444,7 @@ cdef class Plane:
             self.core.limit.burst_bytes = <double>burst_bytes
         atomic_store_u64(&self.core.limit_version, self.core.limit_version + 1)
         pthread_mutex_unlock(&self.core.limit_lock)
-        for slot in range(self.core.sessions.n_touched):
+        for slot in range(sessions_touched(&self.core)):
             s = <Session*>arena_at(&self.core.sessions, slot)
             pthread_mutex_lock(&s.output_lock)
             if s.state == SESSION_OPEN and s.is_held:
@@ -492,7 +492,7 @@ cdef class Plane:
         cdef uint32_t slot
         infos = [
             session_info(<Session*>arena_at(&self.core.sessions,
-                         slot)) for slot in range(self.core.sessions.n_touched)
+                         slot)) for slot in range(sessions_touched(&self.core))
         ]
         return [info for info in infos if info is not None]
 
@@ -501,7 +501,7 @@ cdef class Plane:
         cdef uint32_t slot
         infos = [
             tcp_info(<Session*>arena_at(&self.core.sessions,
-                     slot)) for slot in range(self.core.sessions.n_touched)
+                     slot)) for slot in range(sessions_touched(&self.core))
         ]
         return [info for info in infos if info is not None]
 
@@ -529,7 +529,7 @@ cdef class Plane:
             bounds[i] = bounds_us[i]
         memset(counts, 0, sizeof(counts))
         with nogil:
-            for slot in range(self.core.sessions.n_touched):
+            for slot in range(sessions_touched(&self.core)):
                 s = <Session*>arena_at(&self.core.sessions, slot)
                 if not session_snapshot(s, &seen, &info):
                     continue

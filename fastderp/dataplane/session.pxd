@@ -209,6 +209,7 @@ cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil
 cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
+cdef uint32_t sessions_touched(Core* core) noexcept nogil
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil
 
 

@@ -65,6 +65,15 @@ cdef void stash_free(Stash* stash) noexcept nogil:
 
 # ---- life
 
+cdef uint32_t sessions_touched(Core* core) noexcept nogil:
+    """Return how many slots were ever in use. The lock makes their memory visible to this thread."""
+    cdef uint32_t n
+    pthread_mutex_lock(&core.sessions_lock)
+    n = core.sessions.n_touched
+    pthread_mutex_unlock(&core.sessions_lock)
+    return n
+
+
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
     return atomic_load_u64(&session_at(<Core*>core, handle).handle) == handle
 
