@@ -17,30 +17,30 @@ from rich.text import Text
 from fastderp.cli.flags import Flag
 
 EXAMPLES = (
-    ("fastderp-relay -dev", "try it: plain HTTP on :3340, the key is forgotten at exit"),
+    ("fastderp-relay -dev", "a trial: plain HTTP on :3340 with a key in memory"),
     (
         "fastderp-relay -c relay.key -certdir certs -hostname derp.example.com",
-        "HTTPS on :443 with a certificate from Let's Encrypt, ordered when the first client asks",
+        "HTTPS on :443; the first client has a certificate ordered from Let's Encrypt",
     ),
     (
         "fastderp-relay -c relay.key -certmode manual -certdir certs -hostname 203.0.113.7",
-        "HTTPS on :443 with a certificate made for this address; prints the node for your DERP map",
+        "HTTPS on :443 with a self-signed certificate; prints the node for your DERP map",
     ),
 )
 
 EXIT_CODES = (
-    (0, "ended by SIGTERM or SIGINT; a second one kills it at once, with 128 + its number"),
-    (1, "did not manage to end in time, and says where it hung: a defect"),
-    (2, "wrong flags, or a value in them that makes no sense"),
-    (69, "a library is missing, such as OpenSSL or acme; or the secrets server cannot be reached"),
+    (0, "ended by SIGTERM or SIGINT; a second signal kills at once, with 128 + its number"),
+    (1, "did not end within 15 s and printed where it hangs: a defect, please report it"),
+    (2, "a wrong flag, or a value out of its bounds"),
+    (69, "a library such as OpenSSL or acme is missing, or the secrets server cannot be reached"),
     (
         71,
-        "cannot listen on an address: in use, not allowed, not this machine's; or no descriptors or memory left",
+        "cannot listen on an address (in use, not allowed, of another machine), or no descriptors or memory left",
     ),
-    (74, "this help, or the version, could not be written"),
+    (74, "standard output could not be written"),
     (
         78,
-        "a key, a certificate or another file that cannot be used, or a variable of the environment",
+        "a key, a certificate, another file or an environment variable cannot be used",
     ),
 )
 
@@ -50,7 +50,13 @@ def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
     purpose = " relays the packets of tailscale nodes that cannot reach each other."
     console.print(Text.assemble(("fastderp-relay", "bold"), purpose))
-    console.print("Flags are derper's: one dash or two, -flag value or -flag=value.")
+    console.print(
+        "Flags are derper's: one dash or two, -flag value or -flag=value. Each is also a variable,"
+    )
+    console.print("such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.")
+    console.print(
+        "fastderp-relay check [FLAGS] prints every setting and its origin, and tries the files."
+    )
     for group, members in groupby(
         (flag for flag in flags if flag.group), key=lambda flag: flag.group
     ):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from fastderp.cli.config import relay_settings
 from fastderp.cli.flag_table import SECTIONS, flag_table
 from fastderp.cli.sources import read_settings, variable_of
 from fastderp.errors import ConfigError, DerpError
@@ -133,3 +135,12 @@ def test_the_version_is_told_whatever_the_file_says() -> None:
 
 def test_every_section_has_a_key() -> None:
     assert {flag.section for flag in FLAGS} == set(SECTIONS)
+
+
+def test_the_file_in_the_operators_guide_is_one(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    [text] = re.findall(r"^```toml\n(.*?)^```$", guide, re.M | re.S)
+    read = read_settings(["-config", config(tmp_path, text)], {})
+    assert read.values["hostname"] == "derp.example.com"
+    settings = relay_settings(read.values, read.given, environment={}, is_root=False)
+    assert settings.mesh.members == "derp1.example.com,derp2.example.com"
