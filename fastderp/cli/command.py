@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 import fastderp
-from fastderp.cli.config import relay_settings
 from fastderp.cli.flag_table import flag_table
 from fastderp.cli.output import show
 from fastderp.cli.signals import SIGNALS
@@ -68,6 +67,9 @@ def _run(arguments: Sequence[str]) -> int:
         return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
         return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
+    # Not before: the version and the help need neither OpenSSL nor the compiled modules.
+    from fastderp.cli.config import relay_settings
+
     settings = relay_settings(
         values, sources.given, environment=os.environ, is_root=os.geteuid() == 0
     )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, size
 from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
-from fastderp.server.settings import MAX_BURST
 from fastderp.util import bounds
 
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
@@ -361,7 +360,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
         Flag(
             "accept-connection-burst",
             integer,
-            str(MAX_BURST),
+            str(bounds.ACCEPT_BURST.high),
             "HTTPS connections accepted at once on top of that average",
             "N",
             LIMITS,

@@ -68,3 +68,8 @@ def test_asking_for_the_packages_name_leaves_nothing_in_the_folder(
     code, said = run(sources, "setup.py", "-q", command, *output)
     assert code == 0, said
     assert {path for path in sources.rglob("*") if "__pycache__" not in path.parts} <= before
+
+
+def test_the_version_is_told_by_sources_that_are_not_compiled(sources: Path) -> None:
+    code, said = run(sources, "-m", "fastderp.cli.relay", "-version", installed=None)
+    assert (code, said) == (0, f"fastderp-relay {fastderp.__version__}\n")
