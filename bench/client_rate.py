@@ -4,9 +4,10 @@
     python -m bench.client_rate --n 50000 --rounds 1 --only recv --no-go
     python -m bench.client_rate --json results.json
 
-Each measurement is a process of its own that talks to `bench.measuring_peer` in another one; what is compared is measured in
-turn, round by round, and the median counts. `kpps` is packets per second of wall time until the peer has all of them (sending)
-or the client has (receiving), in thousands; `CPU µs` is the client's CPU time per packet.
+Each measurement is a process of its own that talks to `bench.measuring_peer` in another one; what
+is compared is measured in turn, round by round, and the median counts. `kpps` is packets per second
+of wall time until the peer has all of them (sending) or the client has (receiving), in thousands;
+`CPU µs` is the client's CPU time per packet.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def run(command: list[str], **environment: str) -> dict[str, float]:
 
 
 def candidates(direction: str, go: str | None) -> list[tuple[str, list[str]]]:
-    """Return what is compared in one direction: a name and the command to which the URL is added."""
+    """Return the names of what is compared in one direction, and their commands without the URL."""
     ours = [
         (
             f"fastderp {way} on {loop}",

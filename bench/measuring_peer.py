@@ -1,8 +1,9 @@
 """The other end of a measured client: a relay's login, then a sink for packets or a source of them.
 
-It costs so little that a client is measured and not a relay: frames are counted by their bytes, and what it sends was
-framed before. One blocking thread per connection; `python -m bench.measuring_peer [CERTIFICATE-DIRECTORY]` prints its URL.
-The path says what a connection is for: `/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
+It costs so little that a client is measured and not a relay: frames are counted by their bytes, and
+what it sends was framed before. One blocking thread per connection; `python -m bench.measuring_peer
+[CERTIFICATE-DIRECTORY]` prints its URL. The path says what a connection is for:
+`/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     python -m bench.soak rate --mb 100 --mb-per-s 10
     python -m bench.soak restarts --clients 20 --restarts 5
 
-Each prints its numbers as JSON and ends with 1 where something is not as it must be. The tests run both, smaller.
+Each prints its numbers as JSON and ends with 1 where something is not as it must be. The tests run
+both, smaller.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ TICK_S = 0.01
 class RateResult:
     """What a run of `through_a_rate_limit` has shown.
 
-    `grown_kib` is how much more memory was resident than when a tenth had arrived; `longest_tick_s` is the longest time between two
-    runs of another task that sleeps 10 ms; `seconds_at_rate` is what the transfer takes at the relay's rate.
+    `grown_kib` is how much more memory was resident than when a tenth had arrived; `longest_tick_s`
+    is the longest time between two runs of another task that sleeps 10 ms; `seconds_at_rate` is
+    what the transfer takes at the relay's rate.
     """
 
     n_sent: int
@@ -61,7 +63,10 @@ class RateResult:
 
 
 async def through_a_rate_limit(n_bytes: int, bytes_per_s: int) -> RateResult:
-    """Send `n_bytes` in packets through a relay that allows each client `bytes_per_s`, and watch what else happens."""
+    """Send `n_bytes` in packets through a relay that allows each client `bytes_per_s`.
+
+    Watch memory and another task meanwhile.
+    """
     n = n_bytes // PACKET_BYTES
     limit = RateLimit(bytes_per_s, max(bytes_per_s // 50, 65_568))
     async with (
@@ -92,7 +97,10 @@ async def through_a_rate_limit(n_bytes: int, bytes_per_s: int) -> RateResult:
 
 
 async def receive(client: HTTPClient, n: int) -> tuple[int, bool, int]:
-    """Return how many of `n` packets arrived before 10 s of silence, whether in order, and how memory grew, in KiB."""
+    """Return how many of `n` packets arrived, whether in order, and the growth of memory in KiB.
+
+    It ends after 10 s of silence.
+    """
     arrived, in_order, at_first_kib = 0, True, 0
     try:
         while arrived < n:
@@ -139,8 +147,9 @@ def resident_kib() -> int:
 class RestartsResult:
     """What a run of `under_restarts` has shown.
 
-    `n_back` are the clients that were connected again after the last restart; `n_twice` packets arrived more than once; tasks and
-    open files are counted when all clients are closed, against before.
+    `n_back` are the clients that were connected again after the last restart; `n_twice` packets
+    arrived more than once; tasks and open files are counted when all clients are closed, against
+    before.
     """
 
     n_clients: int
@@ -243,7 +252,7 @@ def main() -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     rate = kinds.add_parser("rate")
     rate.add_argument("--mb", type=int, default=1000, help="to send, in 10⁶ bytes")
-    rate.add_argument("--mb-per-s", type=float, default=20, help="the relay's rate")
+    rate.add_argument("--mb-per-s", type=float, default=10, help="the relay's rate")
     restarts = kinds.add_parser("restarts")
     restarts.add_argument("--clients", type=int, default=200)
     restarts.add_argument("--restarts", type=int, default=100)

@@ -60,29 +60,41 @@ class ProtocolError(DerpError):
 class LoginError(ProtocolError):
     """A client is not let in: it breaks the rules of the login, PROTOCOL §3, or is not allowed, §8.
 
-    `reason` is fit for a counter label: one of `login.REASONS` or, when it is not allowed, `denied`.
+    `reason` is fit for a counter label: one of `login.REASONS` or, when it is not allowed,
+    `denied`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Say why: `reason` in a word, `detail` for people. Neither may hold a secret, for both are logged."""
+        """Say why:
+
+        `reason` in a word, `detail` for people. Neither may hold a secret, for both are logged.
+        """
         super().__init__(detail)
         self.reason = reason
 
 
 class ConnectionClosed(DerpError):
-    """The connection is over. By itself: closed in order, by either side, between two frames. PROTOCOL §4."""
+    """The connection is over.
+
+    By itself: closed in order, by either side, between two frames. PROTOCOL §4.
+    """
 
     exit_code = EX_UNAVAILABLE
 
 
 class ConnectionLost(ConnectionClosed):
-    """The connection broke: reset, cut inside a frame or before the login was over, silent for too long or not taking data. PROTOCOL §4."""
+    """The connection broke.
+
+    It was reset, cut inside a frame or before the login was over, silent for too long or not taking
+    data. PROTOCOL §4.
+    """
 
 
 class DialError(DerpError, OSError):
     """No connection to the relay could be made: name, TCP, proxy, TLS, HTTP or the relay's key.
 
-    Also an OSError, as of every function that connects; `__cause__` has the system's, when there is one. PROTOCOL §13.
+    Also an OSError, as of every function that connects; `__cause__` has the system's, when there is
+    one. PROTOCOL §13.
     """
 
     exit_code = EX_UNAVAILABLE
@@ -99,7 +111,10 @@ class ConcurrencyError(DerpError, RuntimeError):
 
 
 class WrongLoopError(DerpError, RuntimeError):
-    """A client is used in another event loop than its own, or in a child process after a fork. PROTOCOL §13."""
+    """A client is used in another event loop than its own, or in a child process after a fork.
+
+    PROTOCOL §13.
+    """
 
 
 class UsageError(DerpError):
@@ -109,11 +124,17 @@ class UsageError(DerpError):
 
 
 class CertificateError(ConfigError):
-    """A certificate or its key that cannot be used; the text names the file. Never quotes its contents."""
+    """A certificate or its key that cannot be used; the text names the file.
+
+    Never quotes its contents.
+    """
 
 
 class IssuanceError(DerpError):
-    """A certificate authority did not issue a certificate; `rate_limited` when it has had too many requests."""
+    """A certificate authority did not issue a certificate.
+
+    `rate_limited` tells that it has had too many requests.
+    """
 
     exit_code = EX_UNAVAILABLE
 

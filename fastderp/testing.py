@@ -1,4 +1,4 @@
-"""A relay for the tests of a program that uses fastderp: in the same process and event loop, on a port of loopback.
+"""A relay for the tests of a program: in the same process and event loop, on a port of loopback.
 
 import pytest
 import fastderp.testing
@@ -108,7 +108,10 @@ class LocalRelay:
 
 @asynccontextmanager
 async def relay(*, tls: bool = False, **server: Any) -> AsyncIterator[LocalRelay]:
-    """Run a relay while the block lasts; `tls` and what `Server` takes are those of LocalRelay. PROTOCOL §9."""
+    """Run a relay while the block lasts; `tls` and what `Server` takes are those of LocalRelay.
+
+    PROTOCOL §9.
+    """
     local = LocalRelay(tls=tls, **server)
     await local.start()
     try:

@@ -43,7 +43,7 @@ def ping_data(data: object) -> bytes:
 
 
 def wrong_loop_error(made_in_pid: int) -> WrongLoopError:
-    """Return the error for a client of process `made_in_pid` that is used outside its event loop."""
+    """Return the error for a client of `made_in_pid` that is used outside its event loop."""
     if os.getpid() != made_in_pid:
         return WrongLoopError(
             "the client was made before a fork; make one in the child process instead"

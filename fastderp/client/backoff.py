@@ -1,4 +1,4 @@
-"""When a client dials again: back-off with jitter, and what a relay asks for before it restarts (PROTOCOL §4, §13).
+"""When a client dials again: back-off with jitter, and a restarting relay's times (PROTOCOL §4).
 
 Belongs to the client's event loop; `clock` and `random` can be a test's.
 """
@@ -23,9 +23,9 @@ RESTART_RETRY_S = 1.0
 class Backoff:
     """How long to wait before a relay is dialled again. PROTOCOL §13.
 
-    The wait before the first attempt after a connection was lost is random, up to `first_s` seconds, so that a relay's clients do
-    not return all at once. From one failure to the next it doubles, up to `limit_s` seconds, and a random part of up to half is
-    taken off.
+    The wait before the first attempt after a connection was lost is random, up to `first_s`
+    seconds, so that a relay's clients do not return all at once. From one failure to the next it
+    doubles, up to `limit_s` seconds, and a random part of up to half is taken off.
     """
 
     first_s: float = 0.25
@@ -35,7 +35,8 @@ class Backoff:
         """Raise ValueError for times that make no sense."""
         if not 0 <= self.first_s <= self.limit_s:
             raise ValueError(
-                f"first_s must be between 0 and limit_s, not {self.first_s:g} with limit_s {self.limit_s:g}"
+                "first_s must be between 0 and limit_s, "
+                f"not {self.first_s:g} with limit_s {self.limit_s:g}"
             )
 
 

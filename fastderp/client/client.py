@@ -1,7 +1,8 @@
 """A DERP connection as its client sees it, over a stream that is already there (PROTOCOL §3, §4).
 
-Any number of tasks send, one receives at a time. Two tasks of its own serve each connection: one reads ahead, up to a limit,
-and answers what needs no program; the other writes. Belongs to the stream's event loop.
+Any number of tasks send, one receives at a time. Two tasks of its own serve each connection: one
+reads ahead, up to a limit, and answers what needs no program; the other writes. Belongs to the
+stream's event loop.
 """
 
 from __future__ import annotations
@@ -65,15 +66,18 @@ class Client:
             async for message in client:
                 ...
 
-    Everything that sends waits while the relay takes no more: at most 64 KiB wait here besides what the stream buffers. A call
-    that is cancelled or timed out while it waits has sent nothing; one that returns has handed its frame over, in order.
+    Everything that sends waits while the relay takes no more: at most 64 KiB wait here besides what
+    the stream buffers. A call that is cancelled or timed out while it waits has sent nothing; one
+    that returns has handed its frame over, in order.
 
-    Received messages are kept until `recv` takes them, up to 512 KiB; the relay is not read from meanwhile. The first message is
-    ServerInfo. KeepAlive, Ping and Pong are dealt with inside unless the client was made with `control_messages`.
+    Received messages are kept until `recv` takes them, up to 512 KiB; the relay is not read from
+    meanwhile. The first message is ServerInfo. KeepAlive, Ping and Pong are dealt with inside
+    unless the client was made with `control_messages`.
 
-    Once the connection is over every call raises the same error, `recv` when it has returned what came before:
-    ConnectionClosed after an orderly end, ConnectionLost when it broke, ProtocolError for a frame that ends it.
-    ConcurrencyError and WrongLoopError are raised for wrong use and change nothing.
+    Once the connection is over every call raises the same error, `recv` when it has returned what
+    came before: ConnectionClosed after an orderly end, ConnectionLost when it broke, ProtocolError
+    for a frame that ends it. ConcurrencyError and WrongLoopError are raised for wrong use and
+    change nothing.
     """
 
     def __init__(
@@ -88,8 +92,8 @@ class Client:
     ) -> None:
         """Used by `handshake`, which callers want instead.
 
-        `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is between these two.
-        `can_ack_pings` and `control_messages` are those of `handshake`.
+        `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is
+        between these two. `can_ack_pings` and `control_messages` are those of `handshake`.
         """
         self._stream = stream
         self._public_key = private_key.public_key
@@ -110,7 +114,8 @@ class Client:
         self._heard_s = self._loop.time()
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
-        # What a frame of the latest destination and size begins with: most packets are like the one before.
+        # What a frame of the latest destination and size begins with: most packets are like the one
+        # before.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
         self._reading = self._loop.create_task(self._read())
 
@@ -138,13 +143,16 @@ class Client:
             can_ack_pings: answer every Ping of the relay, and tell it so.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
-            server_public_key: the relay's key, when it is known: then the relay's first frame is not waited for. A zero key is none.
+            server_public_key: the relay's key, when it is known: then the relay's first frame is
+                not waited for. A zero key is none.
             app_name: name of the program, for the relay's statistics.
-            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to the caller's `send_pong`.
+            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
+                the caller's `send_pong`.
 
-        Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when the other side is no relay,
-        ConnectionClosed when it ends the connection, BoxError for a key of the relay that is of no use, TypeError for a key that is
-        none; the stream is closed then. PROTOCOL §3.
+        Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when
+        the other side is no relay, ConnectionClosed when it ends the connection, BoxError for a key
+        of the relay that is of no use, TypeError for a key that is none; the stream is closed then.
+        PROTOCOL §3.
         """
         connection = Stream.of(stream)
         try:
@@ -190,7 +198,10 @@ class Client:
 
     @property
     def server_info(self) -> ServerInfo | None:
-        """What the relay has said about itself, and how fast to send; None before it accepted the login. PROTOCOL §3.2."""
+        """The relay's ServerInfo, with its rate; None before it accepts the login.
+
+        PROTOCOL §3.2.
+        """
         return self._server_info
 
     @property
@@ -210,7 +221,8 @@ class Client:
     async def wait_accepted(self) -> None:
         """Wait until the relay has accepted the login: from then on others reach this client.
 
-        Raises ConnectionLost when it refused, which relays do without a word, and what else ends the connection. PROTOCOL §3.
+        Raises ConnectionLost when it refused, which relays do without a word, and what else ends
+        the connection. PROTOCOL §3.
         """
         self._check_use()
         await asyncio.shield(self._accepted)
@@ -218,13 +230,14 @@ class Client:
     # Sending
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet to `destination`, waiting for room and for the rate that the relay asks for.
+        """Send a packet to `destination`. Wait for room and for the relay's rate.
 
-        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. Nothing is sent when this is cancelled. The relay
-        drops the packet without a word where `destination` is not connected or does not take it: DERP promises no delivery.
+        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. Nothing is sent when
+        this is cancelled. The relay drops the packet without a word where `destination` is not
+        connected or does not take it: DERP promises no delivery.
 
-        Raises TypeError and ValueError for other arguments, ConnectionClosed, ConnectionLost or ProtocolError when the connection
-        is over. PROTOCOL §3.2, §4.
+        Raises TypeError and ValueError for other arguments, ConnectionClosed, ConnectionLost or
+        ProtocolError when the connection is over. PROTOCOL §3.2, §4.
         """
         if not self.try_send(destination, data):
             data = bytes(data)
@@ -233,9 +246,10 @@ class Client:
             self._outbox.put(self._packet_head(destination, len(data)), data)
 
     def try_send(self, destination: NodePublic, data: bytes) -> bool:
-        """Send a packet, `data` to `destination`, if that is possible without waiting; return whether it was.
+        """Send `data` to `destination` if that needs no waiting; return whether it was sent.
 
-        False means dropped: the connection or the relay's rate is full, or others wait for it. Raises what `send` does. PROTOCOL §4.
+        False means dropped: the connection or the relay's rate is full, or others wait for it.
+        Raises what `send` does. PROTOCOL §4.
         """
         if running_loop() is not self._loop:
             raise wrong_loop_error(self._pid)
@@ -255,8 +269,8 @@ class Client:
     async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
         """Send `packets`, pairs of destination and data, in order, as `send` does each.
 
-        Costs less than as many calls of `send`. When it is cancelled or fails, some first packets are sent and the others are not.
-        Raises what `send` does. PROTOCOL §3.2, §4.
+        Costs less than as many calls of `send`. When it is cancelled or fails, some first packets
+        are sent and the others are not. Raises what `send` does. PROTOCOL §3.2, §4.
         """
         for destination, data in packets:
             if not self.try_send(destination, data):
@@ -265,10 +279,12 @@ class Client:
     async def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes
     ) -> None:
-        """Send a packet to `destination` in the name of `source`. A relay closes on this without its mesh key.
+        """Send a packet to `destination` in the name of `source`.
 
-        `data` has at most 65536 bytes. The connection is closed, with ConnectionLost, when the relay does not take it in 5 s.
-        Raises what `send` does. PROTOCOL §7.6.
+        A relay closes on this without its mesh key.
+
+        `data` has at most 65536 bytes. The connection is closed, with ConnectionLost, when the
+        relay does not take it in 5 s. Raises what `send` does. PROTOCOL §7.6.
         """
         check_type("source", source, NodePublic)
         check_type("destination", destination, NodePublic)
@@ -283,16 +299,22 @@ class Client:
             raise self._fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is this client's home, its `preferred` relay; it only counts them. PROTOCOL §6.6."""
+        """Tell the relay whether it is this client's home, its `preferred` one. PROTOCOL §6.6."""
         await self._put(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`. It closes ours without its mesh key. PROTOCOL §5."""
+        """Ask the relay to close the connections of `target`.
+
+        It closes ours without its mesh key. PROTOCOL §5.
+        """
         check_type("target", target, NodePublic)
         await self._put(frame(FrameType.CLOSE_PEER, target.raw))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, now and later. A relay closes on this without its mesh key. PROTOCOL §7.2."""
+        """Ask for a PeerPresent of every client, now and later.
+
+        A relay closes on this without its mesh key. PROTOCOL §7.2.
+        """
         await self._put(frame(FrameType.WATCH_CONNS))
 
     async def send_ping(self, data: bytes) -> None:
@@ -309,8 +331,9 @@ class Client:
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Ping the relay and return the seconds until its pong came.
 
-        Raises PingTimeout after `timeout_s` seconds, for example because nothing takes the messages that came before the pong, and
-        what ended the connection when that happens before. PROTOCOL §13.
+        Raises PingTimeout after `timeout_s` seconds, for example because nothing takes the messages
+        that came before the pong, and what ended the connection when that happens before.
+        PROTOCOL §13.
         """
         self._check_use()
         data = secrets.token_bytes(PING_SIZE)
@@ -332,16 +355,19 @@ class Client:
     async def recv(self) -> Message:
         """Wait for the next message from the relay. Nothing is lost when this is cancelled.
 
-        Frames that are too short for their type or unknown are skipped. Raises ConnectionClosed at an orderly end, ConnectionLost when
-        the connection broke or nothing came for 120 s, ProtocolError for frames that end the connection, ConcurrencyError while
-        another task receives. PROTOCOL §4.
+        Frames that are too short for their type or unknown are skipped. Raises ConnectionClosed at
+        an orderly end, ConnectionLost when the connection broke or nothing came for 120 s,
+        ProtocolError for frames that end the connection, ConcurrencyError while another task
+        receives. PROTOCOL §4.
         """
         if self._inbox.must_wait or running_loop() is not self._loop:
             await self._wait_for_message()
         return self._inbox.take()
 
     async def recv_many(self, limit: int | None = None) -> list[Message]:
-        """Wait for a message; return all that are here then, up to `limit`. Raises what `recv` does. PROTOCOL §4.
+        """Wait for a message; return all that are here then, up to `limit`.
+
+        Raises what `recv` does. PROTOCOL §4.
 
         Costs less per message than `recv` where many come.
         """
@@ -368,7 +394,8 @@ class Client:
     async def close(self) -> None:
         """Close the connection, waiting at most 1 s for what is unsent to go.
 
-        A task that receives is told with ConnectionClosed; what it has not taken is lost. Safe to repeat.
+        A task that receives is told with ConnectionClosed; what it has not taken is lost. Safe to
+        repeat.
         """
         if running_loop() is not self._loop:
             raise wrong_loop_error(self._pid)
@@ -403,7 +430,7 @@ class Client:
         on_message: Callable[[Message], object],
         on_end: Callable[[Client, DerpError], object],
     ) -> None:
-        """Call `on_message` with each message that is no packet as it comes, and `on_end` once with what ended the connection."""
+        """Call `on_message` with all but packets, and `on_end` once with the final error."""
         self._on_message = on_message
         self._on_end = on_end
 
@@ -447,7 +474,7 @@ class Client:
             self._fail(lost)
 
     def _understand(self, frame_type: int, payload: bytes) -> Message | None:
-        """Return the message to hand out of a frame that is no packet, or None when it is dealt with."""
+        """Return the message of a frame that is no packet, or None when it is dealt with."""
         message: Message | None
         if frame_type == FrameType.SERVER_INFO:
             message = self._obey(login.open_server_info(self._box, payload))
@@ -512,7 +539,10 @@ class Client:
         self._outbox.put(whole)
 
     def _packet_head(self, destination: NodePublic, size: int) -> bytes:
-        """Return what a SendPacket frame begins with. TypeError or ValueError for arguments that are of no use."""
+        """Return what a SendPacket frame begins with.
+
+        TypeError or ValueError for arguments that are of no use.
+        """
         check_type("destination", destination, NodePublic)
         check_packet_size(size)
         head = HEADER.pack(_SEND_PACKET, KEY_SIZE + size) + destination.raw
@@ -534,7 +564,7 @@ class Client:
             raise self._error.with_traceback(None)
 
     def _fail(self, error: DerpError) -> DerpError:
-        """Give the connection up; return the first error that happened to it, which is the cause."""
+        """Give the connection up; return the first error that happened to it."""
         if self._server_info is None and type(error) is ConnectionClosed:
             # A relay refuses a login by closing without a word.
             error = ConnectionLost("the relay closed the connection instead of accepting the login")
@@ -542,7 +572,7 @@ class Client:
         return self._end(error)
 
     def _end(self, error: DerpError) -> DerpError:
-        """Tell all who wait what ended the connection; return that, the first error if there were several."""
+        """Tell all waiting tasks what ended the connection; return that, the first error."""
         if self._error is not None:
             return self._error
         self._error = error

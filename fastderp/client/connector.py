@@ -1,4 +1,5 @@
-"""One connection at a time for an HTTPClient: made when it is needed, kept until it fails, made again (PROTOCOL §13).
+"""The connection of an HTTPClient: made when needed, kept until it fails, made again
+(PROTOCOL §13).
 
 Belongs to the event loop that it is first used in.
 """
@@ -47,7 +48,8 @@ class Connector:
         self.reconnect = reconnect
         self.state: ConnectionState = ConnectionState.IDLE
         self.is_closed: bool = False
-        # One that is over stays until a call has met its error; with `reconnect` it is replaced at once.
+        # One that is over stays until a call has met its error; with `reconnect` it is replaced at
+        # once.
         self.client: Client | None = None
         self.generation: int = 0
         self.server_public_key: NodePublic | None = None
@@ -73,7 +75,10 @@ class Connector:
         return stream
 
     async def connect(self) -> None:
-        """Connect unless there is a connection; return when the relay has accepted the login. DialError says what failed."""
+        """Connect unless there is a connection; return when the relay has accepted the login.
+
+        DialError says what failed.
+        """
         self.check_use()
         client = self.client
         if client is not None and client.is_over:
@@ -111,7 +116,10 @@ class Connector:
     # Making a connection
 
     async def do(self, request: Callable[[Client], Awaitable[_T]]) -> _T:
-        """Make a request of the connection; with `reconnect` of the next one, when it failed: it has sent nothing then."""
+        """Make a request of the connection; with `reconnect` repeat one that failed on the next.
+
+        A failed one has sent nothing.
+        """
         while True:
             client = await self.ready()
             try:
@@ -142,7 +150,10 @@ class Connector:
         return self.client
 
     async def ready(self) -> Client:
-        """Return the connection, made first when there is none. One that is over is returned, too, for its error."""
+        """Return the connection, made first when there is none.
+
+        One that is over is returned, too, for its error.
+        """
         while True:
             self.check_use()
             if self.client is not None:

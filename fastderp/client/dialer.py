@@ -1,4 +1,6 @@
-"""From where a client connects to and how, to a logged-in `Client`: TCP, TLS, WebSocket or upgrade, login (PROTOCOL §13).
+"""From where a client connects to and how, to a logged-in `Client`:
+
+TCP, TLS, WebSocket or upgrade, login (PROTOCOL §13).
 
 Belongs to one event loop at a time.
 """
@@ -29,7 +31,7 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 
 @dataclass(frozen=True, slots=True)
 class DialOptions:
-    """What both constructors of HTTPClient take for each connection; `HTTPClient.__init__` explains it."""
+    """What HTTPClient's constructors take for each connection; `HTTPClient.__init__` explains it."""
 
     can_ack_pings: bool
     is_prober: bool
@@ -54,7 +56,10 @@ class Dialer:
         self._contexts: dict[tuple[bool, bytes | None], ClientContext] = {}
 
     async def dial(self, timeout_s: float) -> Client:
-        """Connect and log in. DialError says what failed, also when it takes longer than `timeout_s` seconds."""
+        """Connect and log in.
+
+        DialError says what failed, also when it takes longer than `timeout_s` seconds.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._login()
@@ -98,7 +103,7 @@ class Dialer:
             raise
 
     async def _secure(self, stream: Stream, node: DerpNode) -> tuple[Stream, NodePublic | None]:
-        """Shake hands with the node; return the inside and the relay's key if the metacert told it."""
+        """Shake hands; return the inside, and the relay's key if the metacert told it."""
         verify = not (self._options.insecure or node.insecure_for_tests)
         pin, cert_name = None, node.cert_name or None
         if node.cert_name.startswith(PIN_PREFIX):
@@ -112,7 +117,10 @@ class Dialer:
         return Stream.of(await TlsStream.connect(stream, self._context(True, None), host))
 
     def _context(self, verify: bool, pin: bytes | None) -> ClientContext:
-        """Return the context for these rules; reading the system's roots takes a while, so it is kept."""
+        """Return the context for these rules.
+
+        Reading the system's roots takes a while, so it is kept.
+        """
         context = self._contexts.get((verify, pin))
         if context is None:
             context = ClientContext(verify=verify, cafile=self._options.cafile, pin=pin)

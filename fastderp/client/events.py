@@ -48,7 +48,8 @@ class Disconnected:
 
     Args:
         generation: its number.
-        reason: what calls raise: ConnectionClosed for an orderly end, ConnectionLost for another, or ProtocolError.
+        reason: what calls raise: ConnectionClosed for an orderly end, ConnectionLost for another,
+            or ProtocolError.
     """
 
     generation: int
@@ -71,13 +72,18 @@ ClientEvent: TypeAlias = (
 )
 """What `HTTPClient.events` yields.
 
-ServerInfo has the rate that the relay asks for, Health a problem it sees or the end of one. PROTOCOL §4, §13."""
+ServerInfo has the rate that the relay asks for, Health a problem it sees or the end of one.
+PROTOCOL §4, §13.
+"""
 
 
 class EventStream:
-    """Events in order, from the moment `HTTPClient.events` was called until the client is closed. PROTOCOL §13.
+    """Events in order, from the moment `HTTPClient.events` was called until the client is closed.
 
-    Keeps up to 1,000 events that were not taken; older ones are dropped. One task iterates at a time.
+    PROTOCOL §13.
+
+    Keeps up to 1,000 events that were not taken; older ones are dropped. One task iterates at a
+    time.
     """
 
     __slots__ = ("__weakref__", "_events", "_is_over", "_waiter")

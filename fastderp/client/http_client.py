@@ -1,6 +1,7 @@
 """A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL §13).
 
-Any number of tasks use it; one of them receives at a time. Belongs to the event loop that it is first used in.
+Any number of tasks use it; one of them receives at a time. Belongs to the event loop that it is
+first used in.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ class HTTPClient:
             await client.send(peer, b"hello")
             message = await client.recv()
 
-    `async with` connects, unless the client is `lazy`, and closes. Without it the client connects when it is first used:
-    `connect`, `recv`, `recv_many`, `send`, `send_many`, `forward_packet`, `close_peer` and `watch_connection_changes` connect
-    when there is no connection; `try_send`, pings, pongs and `note_preferred` never do.
+    `async with` connects, unless the client is `lazy`, and closes. Without it the client connects
+    when it is first used: `connect`, `recv`, `recv_many`, `send`, `send_many`, `forward_packet`,
+    `close_peer` and `watch_connection_changes` connect when there is no connection; `try_send`,
+    pings, pongs and `note_preferred` never do.
 
-    When a connection fails, the call that meets the failure raises it; it is not repeated, and the next call connects again. With
-    `reconnect` the client connects again by itself instead: calls wait for that, and raise only when it is closed. A packet is
-    sent once at most, whatever happens. Failed attempts are spaced out by `backoff`, and a relay that announces a restart is
+    When a connection fails, the call that meets the failure raises it; it is not repeated, and the
+    next call connects again. With `reconnect` the client connects again by itself instead: calls
+    wait for that, and raise only when it is closed. A packet is sent once at most, whatever
+    happens. Failed attempts are spaced out by `backoff`, and a relay that announces a restart is
     dialled when it says. `state` and `events` tell how it goes.
 
-    Each connection has a generation number, 1 for the first, and its first message is ServerInfo. `close` is final: every later
-    call that needs a connection raises ConnectionClosed. What `Client` says of sending and receiving is true here, too.
+    Each connection has a generation number, 1 for the first, and its first message is ServerInfo.
+    `close` is final: every later call that needs a connection raises ConnectionClosed. What
+    `Client` says of sending and receiving is true here, too.
     """
 
     def __init__(
@@ -63,25 +67,29 @@ class HTTPClient:
         """Prepare to use the relay at `url`.
 
         Args:
-            url: http or https with any path; without one it is /derp. With ws or wss DERP goes inside a WebSocket, which some
-                ways to a relay need.
+            url: http or https with any path; without one it is /derp. With ws or wss DERP goes
+                inside a WebSocket, which some ways to a relay need.
             private_key: whose public half the client is reached under.
-            cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a hash, as in a DerpNode.
+            cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a
+                hash, as in a DerpNode.
             dial_host: where TCP goes instead of the URL's host.
             can_ack_pings: answer every Ping of the relay, and tell it so.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             app_name: name of the program, for the relay's statistics.
-            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the first connect over TLS, which
-                raises `tls.errors.TlsError`, a DerpError, for one that is of no use.
+            cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the
+                first connect over TLS, which raises `tls.errors.TlsError`, a DerpError, for one
+                that is of no use.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
-            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to the caller's `send_pong`.
+            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
+                the caller's `send_pong`.
             reconnect: connect again whenever the connection is lost, until `close`.
             backoff: how long to wait from one attempt to the next.
             lazy: let `async with` connect nothing.
 
-        Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its text.
+        Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its
+        text.
         """
         check_type("url", url, str)
         options = DialOptions(
@@ -120,15 +128,17 @@ class HTTPClient:
         """Prepare to use the first node that answers in the region that `region_getter` returns.
 
         Args:
-            region_getter: called on every connect; None makes that fail. Its nodes are dialled through the proxies that
-                HTTPS_PROXY and NO_PROXY name.
+            region_getter: called on every connect; None makes that fail. Its nodes are dialled
+                through the proxies that HTTPS_PROXY and NO_PROXY name.
             private_key: whose public half the client is reached under.
             use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
             use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
-            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6: as for a URL.
+            can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6: as for a
+                URL.
             control_messages, reconnect, backoff, lazy: as for a URL.
 
-        Raises TypeError for a key that is none. What `region_getter` raises goes to the caller that wanted to connect. PROTOCOL §13.
+        Raises TypeError for a key that is none. What `region_getter` raises goes to the caller that
+        wanted to connect. PROTOCOL §13.
         """
         options = DialOptions(
             can_ack_pings=can_ack_pings,
@@ -200,7 +210,9 @@ class HTTPClient:
         return self._connector.is_closed
 
     def events(self) -> EventStream:
-        """Return an iterator over what happens to the connection from now on, until `close`. PROTOCOL §13.
+        """Return an iterator over what happens to the connection from now on, until `close`.
+
+        PROTOCOL §13.
 
         async for event in client.events(): ...
 
@@ -211,8 +223,9 @@ class HTTPClient:
     async def connect(self) -> None:
         """Connect unless there is a connection, and wait until the relay has accepted the login.
 
-        Raises DialError that says what failed, also when it takes longer than 10 s. With `reconnect` an attempt that others
-        wait for is joined, and may take longer. PROTOCOL §3, §13.
+        Raises DialError that says what failed, also when it takes longer than 10 s. With
+        `reconnect` an attempt that others wait for is joined, and may take longer. PROTOCOL §3,
+        §13.
         """
         await self._connector.connect()
 
@@ -221,8 +234,9 @@ class HTTPClient:
     async def send(self, destination: NodePublic, data: bytes) -> None:
         """Send a packet, `data` of at most 65536 bytes, to `destination`, see `Client.send`.
 
-        Raises DialError when there is no connection and none can be made, ConnectionClosed, ConnectionLost or ProtocolError when the
-        connection is over, TypeError and ValueError for other arguments. PROTOCOL §4, §13.
+        Raises DialError when there is no connection and none can be made, ConnectionClosed,
+        ConnectionLost or ProtocolError when the connection is over, TypeError and ValueError for
+        other arguments. PROTOCOL §4, §13.
         """
         client = self._connector.client
         if client is None or client.is_over or not client.try_send(destination, data):
@@ -232,10 +246,10 @@ class HTTPClient:
             await self._connector.do(lambda client: client.send(destination, data))
 
     def try_send(self, destination: NodePublic, data: bytes) -> bool:
-        """Send a packet, `data` to `destination`, if that is possible without waiting; return whether it was.
+        """Send `data` to `destination` if that needs no waiting; return whether it was sent.
 
-        False means dropped, as in `Client.try_send`, or that there is no connection. Raises ConnectionClosed after `close`,
-        TypeError and ValueError as `send` does. PROTOCOL §4, §13.
+        False means dropped, as in `Client.try_send`, or that there is no connection. Raises
+        ConnectionClosed after `close`, TypeError and ValueError as `send` does. PROTOCOL §4, §13.
         """
         if self._connector.is_closed:
             raise ConnectionClosed("the client is closed")
@@ -245,7 +259,10 @@ class HTTPClient:
         return client.try_send(destination, data)
 
     async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
-        """Send `packets`, pairs of destination and data, in order, see `Client.send_many`. Raises what `send` does. PROTOCOL §4."""
+        """Send `packets`, pairs of destination and data, in order, see `Client.send_many`.
+
+        Raises what `send` does. PROTOCOL §4.
+        """
         for destination, data in packets:
             client = self._connector.client
             if client is None or client.is_over or not client.try_send(destination, data):
@@ -254,21 +271,29 @@ class HTTPClient:
     async def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes
     ) -> None:
-        """Send a packet, `data` of at most 65536 bytes, to `destination` in the name of `source`, see `Client.forward_packet`.
+        """Send a packet to `destination` in the name of `source`, see `Client.forward_packet`.
+
+        Its `data` has at most 65536 bytes.
 
         Raises what `send` does. PROTOCOL §7.6.
         """
         await self._connector.do(lambda client: client.forward_packet(source, destination, data))
 
     async def close_peer(self, target: NodePublic) -> None:
-        """Ask the relay to close the connections of `target`, see `Client.close_peer`. Raises what `send` does. PROTOCOL §5."""
+        """Ask the relay to close the connections of `target`, see `Client.close_peer`.
+
+        Raises what `send` does. PROTOCOL §5.
+        """
         await self._connector.do(lambda client: client.close_peer(target))
 
     async def watch_connection_changes(self) -> None:
-        """Ask for a PeerPresent of every client, on this connection and all that follow. See `Client.watch_connection_changes`.
+        """Ask for a PeerPresent of every client, on this connection and all that follow.
 
-        Connects when there is no connection. Raises DialError when none can be made, ConnectionClosed, ConnectionLost or ProtocolError
-        when the connection is over; it is asked for all the same on those that follow. PROTOCOL §7.2.
+        See `Client.watch_connection_changes`.
+
+        Connects when there is no connection. Raises DialError when none can be made,
+        ConnectionClosed, ConnectionLost or ProtocolError when the connection is over; it is asked
+        for all the same on those that follow. PROTOCOL §7.2.
         """
         if self._connector.watching or self._connector.client is None:
             self._connector.watching = True
@@ -278,10 +303,10 @@ class HTTPClient:
             await self._connector.do(Client.watch_connection_changes)
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Say whether the relay is this client's home, its `preferred` one, on this connection and all that follow.
+        """Say on each connection whether the relay is this client's home, its `preferred` one.
 
-        Sent only when it has changed. Raises ConnectionClosed, ConnectionLost or ProtocolError when the connection turns out to be
-        over; without one nothing is raised. PROTOCOL §6.6, §13.
+        Sent only when it has changed. Raises ConnectionClosed, ConnectionLost or ProtocolError when
+        the connection turns out to be over; without one nothing is raised. PROTOCOL §6.6, §13.
         """
         changed, self._connector.preferred = preferred != self._connector.preferred, preferred
         if changed and self._connector.client is not None:
@@ -290,30 +315,39 @@ class HTTPClient:
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Ping the relay and return the seconds until its pong came, see `Client.ping`.
 
-        Raises PingTimeout after `timeout_s` seconds, ConnectionClosed when there is no connection, and what ends the connection
-        meanwhile. PROTOCOL §13.
+        Raises PingTimeout after `timeout_s` seconds, ConnectionClosed when there is no connection,
+        and what ends the connection meanwhile. PROTOCOL §13.
         """
         client = self._connector.connected_client()
         return await self._connector.guard(client, client.ping(timeout_s))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
+        """Send a Ping of 8 bytes of `data`.
+
+        ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2.
+        """
         client = self._connector.connected_client()
         await self._connector.guard(client, client.send_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes of `data`. ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2."""
+        """Answer a Ping with its 8 bytes of `data`.
+
+        ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2.
+        """
         client = self._connector.connected_client()
         await self._connector.guard(client, client.send_pong(data))
 
     # Receiving
 
     async def recv(self) -> Message:
-        """Wait for the next message; the first of each connection is ServerInfo. Nothing is lost when this is cancelled.
+        """Wait for the next message; the first of each connection is ServerInfo.
 
-        Raises DialError when there is no connection and none can be made, and what `Client.recv` does: ConnectionClosed at an orderly
-        end, ConnectionLost when the connection broke, ProtocolError for frames that end it, ConcurrencyError while another task
-        receives. PROTOCOL §4, §13.
+        Nothing is lost when this is cancelled.
+
+        Raises DialError when there is no connection and none can be made, and what `Client.recv`
+        does: ConnectionClosed at an orderly end, ConnectionLost when the connection broke,
+        ProtocolError for frames that end it, ConcurrencyError while another task receives.
+        PROTOCOL §4, §13.
         """
         client = self._connector.client
         if client is not None and not self._connector.unread:
@@ -323,7 +357,9 @@ class HTTPClient:
         return (await self.recv_with_generation())[0]
 
     async def recv_many(self, limit: int | None = None) -> list[Message]:
-        """Wait for a message; return all that are here then, up to `limit`. Raises what `recv` does. PROTOCOL §4, §13.
+        """Wait for a message; return all that are here then, up to `limit`.
+
+        Raises what `recv` does. PROTOCOL §4, §13.
 
         Costs less per message than `recv` where many come.
         """
@@ -334,7 +370,10 @@ class HTTPClient:
         return [first, *client.take_all_ready(limit - 1 if limit is not None else None)]
 
     async def recv_with_generation(self) -> tuple[Message, int]:
-        """Wait for the next message as `recv` does; return it with the generation of the connection it came on. PROTOCOL §13."""
+        """Wait for the next message as `recv` does; return it with its connection's generation.
+
+        PROTOCOL §13.
+        """
         self._connector.check_use()
         if self._is_receiving:
             raise ConcurrencyError("another task receives from this client already")
@@ -370,7 +409,10 @@ class HTTPClient:
     # Life
 
     async def close(self) -> None:
-        """Close for good, waiting at most 1 s for what is unsent to go; all that wait are told with ConnectionClosed. Safe to repeat."""
+        """Close for good.
+
+        Wait at most 1 s for unsent data; waiting calls raise ConnectionClosed. Safe to repeat.
+        """
         await self._connector.close()
 
     async def __aenter__(self) -> Self:
@@ -386,4 +428,5 @@ class HTTPClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<HTTPClient {self.public_key.short} of {self._connector.target}, {self._connector.state.value}>"
+        target, state = self._connector.target, self._connector.state.value
+        return f"<HTTPClient {self.public_key.short} of {target}, {state}>"

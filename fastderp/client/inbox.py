@@ -1,4 +1,4 @@
-"""What a client has received and its program has not taken yet: bounded, for one receiver at a time.
+"""Received messages that the program has not taken yet: bounded, for one receiver at a time.
 
 Belongs to the client's event loop.
 """
@@ -59,7 +59,10 @@ class Inbox:
         return True
 
     async def wait(self, check_alive: Callable[[], None]) -> None:
-        """Return when there is a message. Raises ConcurrencyError while another task waits, and what `check_alive` raises."""
+        """Return when there is a message.
+
+        Raises ConcurrencyError while another task waits, and what `check_alive` raises.
+        """
         if self._receiver is not None:
             raise ConcurrencyError("another task receives from this client already")
         while not self.messages:

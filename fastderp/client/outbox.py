@@ -1,7 +1,8 @@
-"""What a client has to send: the order and the pace in which frames go to the stream (PROTOCOL §3.2, §4).
+"""The sending side of a client: order and pace of its frames (PROTOCOL §3.2, §4).
 
-Frames are gathered and written many at a time by one task per connection. Memory is bounded: a sender waits for room before
-its frame is taken, so what was cancelled while it waited was never taken. Belongs to the stream's event loop.
+Frames are gathered and written many at a time by one task per connection. Memory is bounded: a
+sender waits for room before its frame is taken, so what was cancelled while it waited was never
+taken. Belongs to the stream's event loop.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from fastderp.net.stream import Stream
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.protocol import HEADER_SIZE, MAX_SEND_PACKET_SIZE
 
-# Bytes taken and not yet with the transport, which buffers 64 KiB of its own. The frame that reaches the limit may exceed it.
+# Bytes taken and not yet with the transport, which buffers 64 KiB of its own. The frame that
+# reaches the limit may exceed it.
 LIMIT_BYTES = 64 << 10
-# The shortest wait for the rate: timers of some loops count milliseconds, and a wake-up per packet is not needed.
+# The shortest wait for the rate: timers of some loops count milliseconds, and a wake-up per packet
+# is not needed.
 _PACE_S = 0.005
 
 
@@ -29,13 +32,17 @@ class SendRate(TokenBucket):
     def __init__(self, rate_bytes_s: int, burst_bytes: int, clock: Callable[[], float]) -> None:
         """Start full.
 
-        A burst of 0 is unsaid: then it is a second's worth, and at least the largest packet. `clock` tells seconds.
+        A burst of 0 is unsaid: then it is a second's worth, and at least the largest packet.
+        `clock` tells seconds.
         """
         burst_bytes = burst_bytes or max(rate_bytes_s, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
         super().__init__(rate_bytes_s, burst_bytes, clock=clock)
 
     def take(self, n: float = 1) -> bool:
-        """Spend `n` bytes if the budget has them, or is full: a frame larger than the burst leaves a debt."""
+        """Spend `n` bytes if the budget has them, or is full.
+
+        A frame larger than the burst leaves a debt.
+        """
         if self._refilled() < min(n, self._burst):
             return False
         self._tokens -= n
@@ -87,7 +94,8 @@ class Outbox:
         self._stream = stream
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
-        # Parts of whole frames in order. The reserved bytes of frames that are not put yet count as taken.
+        # Parts of whole frames in order. The reserved bytes of frames that are not put yet count as
+        # taken.
         self._frames: list[bytes] = []
         self._taken_bytes = 0
         self._turns: deque[_Turn] = deque()
@@ -117,7 +125,9 @@ class Outbox:
         return True
 
     async def reserve(self, n_bytes: int, *, rated: bool) -> None:
-        """Wait for what `try_reserve` takes, behind all who wait already. Nothing is taken when it is cancelled.
+        """Wait for what `try_reserve` takes, behind all who wait already.
+
+        Nothing is taken when it is cancelled.
 
         Raises what the connection ended with.
         """
@@ -139,7 +149,10 @@ class Outbox:
         self._n_granted -= 1
 
     def put(self, *parts: bytes) -> None:
-        """Take the parts of a frame for which there is a reservation. They are on their way with the loop's next turn."""
+        """Take the parts of a frame for which there is a reservation.
+
+        They are on their way with the loop's next turn.
+        """
         self._frames += parts
         if self._idle is not None:
             if not self._idle.done():
@@ -147,7 +160,10 @@ class Outbox:
             self._idle = None
 
     def flush(self) -> None:
-        """Hand what was put to the stream at once: before it is closed. ConnectionLost when it broke."""
+        """Hand what was put to the stream at once: before it is closed.
+
+        ConnectionLost when it broke.
+        """
         if self._frames:
             data = b"".join(self._frames)
             self._frames.clear()

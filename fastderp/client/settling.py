@@ -1,4 +1,6 @@
-"""When the list of clients that a relay sends to a new watcher is complete, which nothing on the wire says. PROTOCOL §7.3.
+"""When a relay's list of clients for a new watcher is complete.
+
+PROTOCOL §7.3. The wire does not say it.
 
 Event loop's thread only.
 """
@@ -14,7 +16,10 @@ LIMIT_S = 2.0
 
 
 class Settling:
-    """Calls `settled` once, PAUSE_S behind the last client of the list or LIMIT_S behind its request, unless stopped before."""
+    """Calls `settled` once when the list is complete.
+
+    That is PAUSE_S after its last client or LIMIT_S after its request.
+    """
 
     __slots__ = ("_due_s", "_limit_s", "_loop", "_settled", "_timer")
 

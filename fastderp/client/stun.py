@@ -47,8 +47,9 @@ def binding_request(transaction_id: bytes) -> bytes:
 def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
     """Return transaction id, address and port of an answer, by any STUN server.
 
-    XOR-MAPPED-ADDRESS is preferred to MAPPED-ADDRESS; an IPv4 address inside an IPv6 one is taken out. Bytes behind the length
-    that the header tells are ignored. Raises ProtocolError for what is no successful answer, or has no address.
+    XOR-MAPPED-ADDRESS is preferred to MAPPED-ADDRESS; an IPv4 address inside an IPv6 one is taken
+    out. Bytes behind the length that the header tells are ignored. Raises ProtocolError for what is
+    no successful answer, or has no address.
     """
     if len(datagram) < _HEADER_SIZE or datagram[4:8] != _COOKIE:
         raise ProtocolError("not a STUN datagram")
@@ -74,7 +75,10 @@ def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Go through the numbers and values of attributes. Values are padded to 4 bytes; the last one's padding may be missing."""
+    """Go through the numbers and values of attributes.
+
+    Values are padded to 4 bytes; the last one's padding may be missing.
+    """
     at = 0
     while at < len(data):
         number, length = int.from_bytes(data[at : at + 2]), int.from_bytes(data[at + 2 : at + 4])
@@ -86,7 +90,10 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _address(value: bytes, mask: bytes) -> tuple[str, int]:
-    """Return the address and port of an attribute, all of it but the family hidden by a mask of 16 bytes."""
+    """Return the address and port of an attribute.
+
+    All of it but the family is hidden by a 16-byte mask.
+    """
     size = _ADDRESS_SIZES.get(value[1]) if len(value) >= 4 else None
     if size is None or len(value) < 4 + size:
         raise ProtocolError(f"STUN: {value.hex()} is no address")

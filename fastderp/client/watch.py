@@ -33,15 +33,16 @@ async def run_watch_connection_loop(
 
     Args:
         client: has the region's mesh key and no other receiver.
-        on_present: called for each client that is connected or connects; the same key may come more than once.
-        on_gone: called for each that leaves and, with MESH_LINK_BROKEN, for every key reported so far when the connection breaks or
-            the loop ends.
+        on_present: called for each client that is connected or connects; the same key may come more
+            than once.
+        on_gone: called for each that leaves and, with MESH_LINK_BROKEN, for every key reported so
+            far when the connection breaks or the loop ends.
         on_error: gets the reason why the connection broke or could not be made, after `on_gone`.
         ignore_server_key: return at once when this is the relay's key: a relay that watches itself.
         retry_s: seconds from a failure to the next connection, which begins with all clients anew.
 
-    Callbacks are called in the event loop and must not block. What one raises ends the loop and is raised here, after `on_gone` for the
-    keys that are left. PROTOCOL §7.3.
+    Callbacks are called in the event loop and must not block. What one raises ends the loop and is
+    raised here, after `on_gone` for the keys that are left. PROTOCOL §7.3.
 
     Logs every failure, and once for each connection how many clients the relay has listed.
     """
@@ -65,7 +66,7 @@ async def run_watch_connection_loop(
 async def _watch(
     client: HTTPClient, presence: _Presence, ignore: NodePublic | None
 ) -> DerpError | None:
-    """Follow one connection after the other until one fails; return why, or None when the relay is to be ignored.
+    """Follow connections until one fails; return why, or None for a relay to ignore.
 
     What is raised comes from the callbacks.
     """

@@ -1,7 +1,7 @@
 """DERP inside a WebSocket, for ways to a relay that let nothing else through (PROTOCOL §9.3, §13).
 
-RFC 6455 itself is the `websockets` library's sans-I/O protocol. Belongs to the event loop of the stream underneath. Import it when a
-WebSocket is wanted: the library costs a start some 40 ms.
+RFC 6455 itself is the `websockets` library's sans-I/O protocol. Belongs to the event loop of the
+stream underneath. Import it when a WebSocket is wanted: the library costs a start some 40 ms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _library_log.setLevel(logging.ERROR)
 
 
 class WebSocketStream:
-    """The bytes in the binary messages of a WebSocket, whose boundaries mean nothing. Is a Reader and a Writer; `open` makes it."""
+    """The bytes in the binary messages of a WebSocket, whose boundaries mean nothing.
+
+    Is a Reader and a Writer; `open` makes it.
+    """
 
     def __init__(self, outside: Stream, protocol: ClientProtocol) -> None:
         """Used by `open`."""
@@ -51,8 +54,9 @@ class WebSocketStream:
     async def open(cls, outside: Stream, *, host: str, path: str, https: bool) -> WebSocketStream:
         """Do the opening handshake over `outside` and return the inside.
 
-        `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when the relay refuses, ConnectionLost
-        when the connection breaks; `outside` is the caller's to close then. PROTOCOL §9.3.
+        `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when
+        the relay refuses, ConnectionLost when the connection breaks; `outside` is the caller's to
+        close then. PROTOCOL §9.3.
         """
         try:
             uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")
@@ -69,7 +73,10 @@ class WebSocketStream:
         return stream
 
     async def read(self, n: int, /) -> bytes:
-        """Return up to `n` bytes, at least one, or b"" at the end. ConnectionLost when the relay breaks off or breaks the rules."""
+        """Return up to `n` bytes, at least one, or b"" at the end.
+
+        ConnectionLost when the relay breaks off or breaks the rules.
+        """
         while not self._payload and not self._over:
             await self._receive()
         if not self._payload:
@@ -159,7 +166,10 @@ class WebSocketStream:
         return bool(said)
 
     def _check_goodbye(self) -> None:
-        """Raise ConnectionLost unless the end was an orderly one, with a close frame or, as without a WebSocket, none."""
+        """Raise ConnectionLost unless the end was orderly.
+
+        A missing close frame is orderly, as without a WebSocket.
+        """
         why = self._protocol.parser_exc
         if why is not None and not isinstance(why, EOFError):
             raise ConnectionLost(f"WebSocket: {why}")

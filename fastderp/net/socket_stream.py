@@ -1,7 +1,8 @@
 """A TCP connection as a Reader and a Writer in one, for many packets per read.
 
-What asyncio's own streams copy and allocate for each read costs a client more than the system call: here every connection of
-a thread reads into one buffer, and what came is copied once. Works the same on uvloop and asyncio. Belongs to its event loop.
+What asyncio's own streams copy and allocate for each read costs a client more than the system call:
+here every connection of a thread reads into one buffer, and what came is copied once. Works the
+same on uvloop and asyncio. Belongs to its event loop.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import threading
 from collections import deque
 from typing import Any, cast
 
-# What one read takes at most: under the size for which malloc asks the system each time, above 40 packets of 1,400 bytes.
+# What one read takes at most: under the size for which malloc asks the system each time, above 40
+# packets of 1,400 bytes.
 READ_BYTES = 64 << 10
-# Bytes that were read and not taken, at which reading stops. The read that reaches the limit may exceed it.
+# Bytes that were read and not taken, at which reading stops. The read that reaches the limit may
+# exceed it.
 LIMIT_BYTES = 128 << 10
 
 _of_thread = threading.local()
 
 
 def _read_buffer() -> memoryview:
-    """Return the buffer that all connections of this thread read into, each read being copied out before the next begins."""
+    """Return the buffer that all connections of this thread read into.
+
+    Each read is copied out before the next begins.
+    """
     buffer: memoryview | None = getattr(_of_thread, "buffer", None)
     if buffer is None:
         buffer = _of_thread.buffer = memoryview(bytearray(READ_BYTES))
@@ -58,7 +64,10 @@ class SocketStream(asyncio.BufferedProtocol):
     # Reading
 
     async def read(self, n: int, /) -> bytes:
-        """Return up to `n` bytes, at least one, or b"" at the end. Raises the OSError that broke the connection."""
+        """Return up to `n` bytes, at least one, or b"" at the end.
+
+        Raises the OSError that broke the connection.
+        """
         while not self._chunks:
             if self._error is not None:
                 raise self._error
@@ -119,7 +128,9 @@ class SocketStream(asyncio.BufferedProtocol):
         return self._transport.get_extra_info(name)
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Give the connection away: its socket, and what was read and not taken. OSError or RuntimeError when it broke.
+        """Give the connection away: its socket, and what was read and not taken.
+
+        OSError or RuntimeError when it broke.
 
         At a moment when everything written has been sent; this stream is over then.
         """
@@ -183,7 +194,10 @@ class SocketStream(asyncio.BufferedProtocol):
 async def open_socket_stream(
     host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
 ) -> SocketStream:
-    """Connect to a host over an address family. Raises OSError, or UnicodeError for a name that is none."""
+    """Connect to a host over an address family.
+
+    Raises OSError, or UnicodeError for a name that is none.
+    """
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_connection(lambda: SocketStream(loop), host, port, family=family)
     return stream

@@ -21,18 +21,21 @@ class DerpNode:
     """One relay of a region. PROTOCOL §13.
 
     Args:
-        name: unique in the map. HTTPClient tells another node of the region that it would rather be at the first one's (Ideal-Node).
+        name: unique in the map. HTTPClient tells another node of the region that it would rather be
+            at the first one's (Ideal-Node).
         region_id: of the region it belongs to.
         host_name: where it is, and what its certificate is for.
-        cert_name: the name expected in the certificate instead, or `sha256-raw:` and the hex SHA-256 of the only one accepted.
-        ipv4, ipv6: an address to use instead of looking `host_name` up, empty to look it up, or any other text, by custom "none", to
-            leave that family out.
+        cert_name: the name expected in the certificate instead, or `sha256-raw:` and the hex
+            SHA-256 of the only one accepted.
+        ipv4, ipv6: an address to use instead of looking `host_name` up, empty to look it up, or any
+            other text, by custom "none", to leave that family out.
         stun_port: 0 for 3478, -1 for none.
         stun_only: it is no relay, and HTTPClient passes over it.
         derp_port: 0 for 443.
         insecure_for_tests: accept any certificate.
         stun_test_ip: in tests, where STUN goes instead; not used here.
-        can_port_80: it answers on port 80, too, where clients look for captive portals; not used here.
+        can_port_80: it answers on port 80, too, where clients look for captive portals; not used
+            here.
     """
 
     name: str
@@ -53,7 +56,8 @@ class DerpNode:
 class DerpRegion:
     """A place with one or more relays that mesh with each other. PROTOCOL §13.
 
-    HTTPClient uses the nodes only; where the region is and who should use it is for the program to heed.
+    HTTPClient uses the nodes only; where the region is and who should use it is for the program to
+    heed.
 
     Args:
         region_id: unique in the map; 900 to 999 for regions of one's own.
@@ -81,8 +85,10 @@ class DerpMap:
 
     Args:
         regions: by id.
-        omit_default_regions: for control servers: these are all there are, and tailscale's own do not come on top.
-        region_scores: by region id, what its measured latency is multiplied by when homes are chosen.
+        omit_default_regions: for control servers: these are all there are, and tailscale's own do
+            not come on top.
+        region_scores: by region id, what its measured latency is multiplied by when homes are
+            chosen.
     """
 
     regions: Mapping[int, DerpRegion] = field(default_factory=dict)
@@ -91,10 +97,14 @@ class DerpMap:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DerpMap:
-        """Read a DERP map, `text`, as control servers and `derpprobe` have it, or as the `derpMap` of a policy file. PROTOCOL §13.
+        """Read a DERP map from JSON `text`.
 
-        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the member that is wrong, for
-        example `Regions.901.Nodes[0].DERPPort`, or missing: there are `Regions`, if only an empty object or null.
+        It has the form of control servers and `derpprobe`, or is the `derpMap` of a policy file.
+        PROTOCOL §13.
+
+        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the
+        member that is wrong, for example `Regions.901.Nodes[0].DERPPort`, or missing: there are
+        `Regions`, if only an empty object or null.
         """
         try:
             document = json.loads(text)
@@ -153,7 +163,10 @@ def _node(value: Any, path: str) -> DerpNode:
 
 
 class _Members:
-    """The members of a JSON object, read with the type they should have; absent and null are the default."""
+    """The members of a JSON object, read with their expected types.
+
+    Absent and null are the default.
+    """
 
     def __init__(self, value: Any, path: str) -> None:
         members = _dict(value, path or "the DERP map")

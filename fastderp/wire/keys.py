@@ -71,13 +71,17 @@ class Box:
 class NodePrivate:
     """The private key of a node or a relay. PROTOCOL §1.
 
-    `raw` is its 32 bytes and `text` its typed form, both secret. Comparison takes constant time; it has no hash.
+    `raw` is its 32 bytes and `text` its typed form, both secret. Comparison takes constant time; it
+    has no hash.
     """
 
     __slots__ = ("_public_key", "_raw")
 
     def __init__(self, raw: bytes) -> None:
-        """Take the 32 bytes of `raw` as they are. ValueError for another length and for all zeros."""
+        """Take the 32 bytes of `raw` as they are.
+
+        ValueError for another length and for all zeros.
+        """
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
         if not any(raw):
@@ -150,13 +154,17 @@ class NodePrivate:
 class MeshKey:
     """The secret that the relays of one region share. PROTOCOL §1, §7.1.
 
-    The zero key means "no mesh" and makes no client a mesh peer. Comparison takes constant time; it has no hash.
+    The zero key means "no mesh" and makes no client a mesh peer. Comparison takes constant time; it
+    has no hash.
     """
 
     __slots__ = ("_raw",)
 
     def __init__(self, raw: bytes = bytes(KEY_SIZE)) -> None:
-        """Take the 32 bytes of `raw`; without them make the zero key. ValueError for another length."""
+        """Take the 32 bytes of `raw`; without them make the zero key.
+
+        ValueError for another length.
+        """
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a mesh key has {KEY_SIZE} bytes, not {len(raw)}")
         self._raw = bytes(raw)
@@ -204,7 +212,9 @@ class MeshKey:
 
 
 def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
-    """Return the relay's key from its key file at `path`, made first when there is none. PROTOCOL §12.
+    """Return the relay's key from its key file at `path`, made first when there is none.
+
+    PROTOCOL §12.
 
     The file is JSON, `{"PrivateKey": "privkey:<64 hex digits>"}`. A new one appears whole, with
     mode 0600, in directories that are created as needed. Of several processes that start
@@ -239,10 +249,12 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
 
 
 def parse_mesh_keys(text: str) -> list[MeshKey]:
-    """Read the region's secret, 64 hex digits, and while it is being changed a second one, with white space between.
+    """Read the region's secret, 64 hex digits.
 
-    A `#` and what follows it in the line is a comment. Relays show the first to each other and accept either. Raises ValueError
-    that does not quote the text.
+    While it is being changed there are two, with white space between.
+
+    A `#` and what follows it in the line is a comment. Relays show the first to each other and
+    accept either. Raises ValueError that does not quote the text.
     """
     words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not 1 <= len(words) <= 2:

@@ -1,7 +1,7 @@
 """From the bytes that a relay sends to messages: what a client does with every read (PROTOCOL §2, §4).
 
-Sans-I/O, for any thread, one connection each. A read of many packets costs one call. Compiled, since half of what receiving a packet
-cost was here: `python -m bench.client_rate --only recv`.
+Sans-I/O, for any thread, one connection each. A read of many packets costs one call. Compiled,
+since half of what receiving a packet cost was here: `python -m bench.client_rate --only recv`.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -16,7 +16,7 @@ cdef enum:
     HEADER_SIZE = 5
     KEY_SIZE = 32
     RECV_PACKET = 0x05
-    # Keys that are kept as objects, so that the packets of one source share one. About 200 bytes each.
+    # Keys that are kept as objects, so that the packets of one source share one. 200 bytes each.
     KEYS_LIMIT = 1024
 
 cdef Py_ssize_t MAX_FRAME_SIZE = MAX_CLIENT_FRAME_SIZE
@@ -45,8 +45,8 @@ cdef class MessageReader:
     def __init__(self, on_frame):
         """Begin a connection.
 
-        `on_frame` is called with type and payload of each frame that is no packet, in order with the packets; it returns the
-        message to hand on, or None to hand on nothing.
+        `on_frame` is called with type and payload of each frame that is no packet, in order with
+        the packets; it returns the message to hand on, or None to hand on nothing.
         """
         self._on_frame = on_frame
         self._keys = {}
@@ -55,10 +55,10 @@ cdef class MessageReader:
         self._unread = b""
 
     def feed(self, bytes data not None, list messages not None):
-        """Append the messages that `data` completes to `messages`; return whether a frame was completed.
+        """Append the messages that `data` completes to `messages`; return whether a frame was.
 
-        Raises ProtocolError for a frame of more than 1 MiB, and what `on_frame` raises; the messages before it are in the list
-        then, and the connection is of no more use. PROTOCOL §4.
+        Raises ProtocolError for a frame of more than 1 MiB, and what `on_frame` raises; the
+        messages before it are in the list then, and the connection is of no more use. PROTOCOL §4.
         """
         if PyBytes_GET_SIZE(self._unread):
             data = self._unread + data

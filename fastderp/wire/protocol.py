@@ -50,7 +50,10 @@ _PEER_PRESENT_PORT_END: Final = KEY_SIZE + 16 + 2
 
 
 class FrameType(IntEnum):
-    """First byte of a frame. Each is followed by the payload's length (4 bytes) and this payload:"""
+    """First byte of a frame.
+
+    Each is followed by the payload's length (4 bytes) and this payload:
+    """
 
     SERVER_KEY = 0x01  # relay → client: magic 8 ‖ server key 32 ‖ future bytes
     CLIENT_INFO = 0x02  # client → relay: client key 32 ‖ nonce 24 ‖ box(JSON)
@@ -73,7 +76,10 @@ class FrameType(IntEnum):
 
 
 class PeerGoneReason(IntEnum):
-    """Why a peer cannot be reached. Values that are not listed come as plain integers. PROTOCOL §2."""
+    """Why a peer cannot be reached.
+
+    Values that are not listed come as plain integers. PROTOCOL §2.
+    """
 
     DISCONNECTED = 0x00  # it left the region
     NOT_HERE = 0x01  # the relay has no route to it
@@ -90,7 +96,9 @@ class PeerPresentFlags(IntFlag):
 
 
 class NodePublic:
-    """A client's or a relay's public key: its address. Immutable, hashable, ordered by bytes. PROTOCOL §1.
+    """A client's or a relay's public key: its address.
+
+    Immutable, hashable, ordered by bytes. PROTOCOL §1.
 
     `raw` is the 32 bytes of the wire. Two keys are equal when their bytes are.
     """
@@ -107,12 +115,18 @@ class NodePublic:
 
     @classmethod
     def from_text(cls, text: str) -> NodePublic:
-        """Parse a `text` of `nodekey:` and 64 hex digits of either case. ValueError says what is wrong, never quotes the text."""
+        """Parse a `text` of `nodekey:` and 64 hex digits of either case.
+
+        ValueError says what is wrong, never quotes the text.
+        """
         return cls(parse_key_text(text, "nodekey:"))
 
     @classmethod
     def from_hex(cls, text: str) -> NodePublic:
-        """Parse a `text` of 64 hex digits of either case, the form of the Derp-Public-Key header. ValueError as in `from_text`."""
+        """Parse a `text` of 64 hex digits of either case, the form of the Derp-Public-Key header.
+
+        ValueError as in `from_text`.
+        """
         return cls(parse_key_text(text, ""))
 
     @property
@@ -186,7 +200,8 @@ class ServerInfo:
 
     Args:
         version: of the protocol; nobody acts on it.
-        token_bucket_bytes_per_second: how fast a client should send, framing included; 0 = the relay does not say.
+        token_bucket_bytes_per_second: how fast a client should send, framing included; 0 = the
+            relay does not say.
         token_bucket_bytes_burst: bytes at once after a pause; 0 = the relay does not say.
     """
 
@@ -197,7 +212,10 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedPacket:
-    """A packet that the client `source` sent, with `data` of 0 to MAX_PACKET_SIZE bytes. PROTOCOL §2, §4."""
+    """A packet that the client `source` sent, with `data` of 0 to MAX_PACKET_SIZE bytes.
+
+    PROTOCOL §2, §4.
+    """
 
     source: NodePublic
     data: bytes
@@ -205,7 +223,9 @@ class ReceivedPacket:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """A peer that sent packets here, or that packets were sent to, is not reachable (any more). PROTOCOL §6.4, §6.7.
+    """A peer that sent packets here, or that packets were sent to, is not reachable (any more).
+
+    PROTOCOL §6.4, §6.7.
 
     A watcher is told of every client that leaves (§7.2).
 
@@ -224,7 +244,8 @@ class PeerPresent:
 
     Args:
         key: the client's.
-        ip, port: where it connects from; None and 0 when the relay does not know or is too old to say.
+        ip, port: where it connects from; None and 0 when the relay does not know or is too old to
+            say.
         flags: what kind of client it is.
         app_name: name of the client's program; "" when the client or the relay does not tell.
     """
@@ -257,14 +278,20 @@ class KeepAlive:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A `problem` the relay sees with this connection, in words; an empty text means it is over. PROTOCOL §4."""
+    """A `problem` the relay sees with this connection, in words; an empty text means it is over.
+
+    PROTOCOL §4.
+    """
 
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRestarting:
-    """Advice before a restart: reconnect after `reconnect_in_s` seconds, go on trying for `try_for_s` seconds. PROTOCOL §4."""
+    """Advice before a restart.
+
+    Reconnect after `reconnect_in_s` seconds, and go on trying for `try_for_s` seconds. PROTOCOL §4.
+    """
 
     reconnect_in_s: float
     try_for_s: float

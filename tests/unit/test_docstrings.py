@@ -1,4 +1,4 @@
-"""What `help()` shows of everything public: it says what is done, names every argument, and where the protocol says so."""
+"""What `help()` shows of everything public: purpose, every argument, the section of the protocol."""
 
 import ast
 import inspect
@@ -50,7 +50,10 @@ def function_of(member: Any) -> Callable[..., object] | None:
 
 
 def documented() -> Iterator[tuple[str, Callable[..., object], str]]:
-    """Yield each public function, method and property getter with what is said about it; of `__init__` the class says it as well."""
+    """Yield each public function, method and property getter with its documentation.
+
+    For `__init__` that includes the class's.
+    """
     for name, function in FUNCTIONS.items():
         yield name, function, function.__doc__ or ""
     for class_name, cls in CLASSES.items():
@@ -68,7 +71,7 @@ DOCUMENTED = {name: (function, text) for name, function, text in documented()}
 
 
 def string_after(module: str, name: str) -> str:
-    """Return the string that stands right behind the assignment of a name, which is what editors show for it."""
+    """Return the string right after the assignment of a name, which editors show for it."""
     source = Path(str(sys.modules[module].__file__)).read_text()
     body = ast.parse(source).body
     for statement, following in zip(body, body[1:], strict=False):

@@ -1,4 +1,4 @@
-"""HTTPClient over plain HTTP: when it connects, what it says, what it repeats (PROTOCOL section 13)."""
+"""HTTPClient over plain HTTP: when it connects, what it says, what it repeats (PROTOCOL §13)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,6 @@
-"""The life of an HTTPClient: connecting, events, reconnecting by itself, closing (PROTOCOL §4, §13)."""
+"""The life of an HTTPClient: connecting, events, reconnecting by itself, closing (PROTOCOL §4,
+§13).
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What a client reads ahead, keeps and answers by itself, and what it says of wrong use (PROTOCOL §4)."""
+"""What a client reads ahead, keeps and answers, and what it says of wrong use (PROTOCOL §4)."""
 
 import asyncio
 import os

@@ -1,4 +1,6 @@
-"""Back-pressure: sending waits for the stream and for the relay's rate, drops nothing and keeps nothing back (PROTOCOL §3.2, §4)."""
+"""Back-pressure: sending waits for the stream and the relay's rate, and drops nothing
+(PROTOCOL §4).
+"""
 
 import asyncio
 from collections import Counter

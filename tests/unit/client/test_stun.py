@@ -1,4 +1,7 @@
-"""STUN as a client speaks it: the request byte for byte, and what is an answer. PROTOCOL §11, §16 lines 55 and 56."""
+"""STUN as a client speaks it: the request byte for byte, and what is an answer.
+
+PROTOCOL §11, §16 lines 55 and 56.
+"""
 
 import ipaddress
 import os
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastderp.client.stun import binding_request, parse_response
 from fastderp.errors import ProtocolError
-from fastderp.server.stun.server import binding_response, transaction_id
+from tests.kit.stun_reference import binding_response, transaction_id
 
 # PROTOCOL §20: a request seen from 127.0.0.1:56360, and its answer.
 REQUEST = bytes.fromhex(
@@ -19,7 +22,8 @@ REQUEST = bytes.fromhex(
 ANSWER = bytes.fromhex("0101000c2112a44295b1f1b5eca41dcc023531e2002000080001fd3a5e12a443")
 TXID = REQUEST[8:20]
 
-# RFC 5769 §2.2 and §2.3: answers of another server, with SOFTWARE in front, MESSAGE-INTEGRITY and FINGERPRINT behind.
+# RFC 5769 §2.2 and §2.3: answers of another server, with SOFTWARE in front, MESSAGE-INTEGRITY and
+# FINGERPRINT behind.
 RFC_TXID = bytes.fromhex("b7e7a701bc34d686fa87dfae")
 RFC_IPV4_ANSWER = bytes.fromhex(
     "0101003c2112a442b7e7a701bc34d686fa87dfae"
