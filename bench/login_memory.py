@@ -91,6 +91,7 @@ def answered_hello(client: Client) -> None:
     handshake = Handshake(ClientContext(verify=False), "127.0.0.1")
     handshake.step()
     client.sock.sendall(handshake.take_output())
+    client.sock.recv(1)
 
 
 def handshake(client: Client) -> None:
