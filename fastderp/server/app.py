@@ -31,6 +31,7 @@ from fastderp.server.observe.reloads import Reloads
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.server import Server
 from fastderp.server.settings import RelaySettings
+from fastderp.util.service_manager import ServiceManager
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -87,6 +88,11 @@ class RelayApp:
     def components(self) -> list[Component]:
         """All components, in the order in which they start."""
         return [*self._below, *self._above]
+
+    @property
+    def status(self) -> str:
+        """What the relay does, in one line for a service manager."""
+        return self._listeners.describe()[0]
 
     async def start(self) -> None:
         """Open files and sockets, start serving, and log what is served. Raises DerpError; `close` is due in any case."""
@@ -179,12 +185,15 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
     loop.set_exception_handler(supervisor.note_loop_error)
     stopping: asyncio.Future[int] = loop.create_future()
     app = RelayApp(settings, lines)
+    manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
     is_started = reload_wanted = False
 
     def reload() -> None:
         nonlocal reload_wanted
         if is_started:
+            manager.reloading()
             app.reload()
+            manager.ready(app.status)
         elif not stopping.done():
             reload_wanted = True
             log.info("SIGHUP: files are read again when the relay has started")
@@ -195,10 +204,12 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
         if is_started:
             _let_packets_go_first()
             log.info("ready")
+            manager.ready(app.status)
             if reload_wanted:
                 app.reload()
         number = await stopping
         log.info("stopping")
+        manager.stopping()
         if app.server is not None and number == signal.SIGTERM:
             app.server.announce_restart(0.0, TRY_FOR_S, spread_s=RECONNECT_SPREAD_S)
     finally:
