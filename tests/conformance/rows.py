@@ -82,7 +82,7 @@ PROTOCOL = {
     "10": _row(
         "connections and homes are counted",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
-        "system/relay_packets::homes_are_counted_as_clients_declare_and_leave_them",
+        "system/relay_packets::declared_homes_are_counted",
     ),
     "11": _row(
         "who received from a peer learns once of its departure, others nothing",
@@ -108,7 +108,7 @@ PROTOCOL = {
     ),
     "16": _row(
         "presence flags say mesh peer or regular client",
-        "system/mesh_watchers::flags_say_what_kind_of_client_came",
+        "system/mesh_watchers::flags_tell_the_kind_of_a_client",
     ),
     "17": _row(
         "watchers learn that a client has left",
@@ -121,7 +121,7 @@ PROTOCOL = {
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
         "conformance/relay::only_the_relays_own_mesh_key_makes_a_mesh_peer",
         "system/mesh_watchers::without_a_mesh_key_no_client_is_a_mesh_peer",
-        "system/mesh_command::a_secret_that_cannot_be_is_refused_without_being_shown",
+        "system/mesh_command::an_invalid_secret_is_refused_without_being_shown",
     ),
     "19": _row(
         "mesh key text: 64 digits of either case, space around them",
@@ -154,7 +154,7 @@ PROTOCOL = {
     "23": _row(
         "the watch loop stops at a relay that is itself, unless no key is to be ignored",
         "unit/client/watch::relay_that_watches_itself_stops_for_good",
-        "system/mesh_links::a_relay_that_lists_itself_notices",
+        "system/mesh_links::a_relay_recognises_itself_among_the_members",
         "conformance/client::a_zero_key_ignores_no_relay",
     ),
     "24": _row(
@@ -166,7 +166,7 @@ PROTOCOL = {
         "a client that comes and goes leaves nothing",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
         "conformance/duplicates::the_last_writer_is_active",
-        "system/relay_noise::churn_leaves_nothing_behind",
+        "system/relay_noise::connections_that_come_and_go_leave_no_memory_behind",
     ),
     "26": _row(
         "a second connection of a key takes over; the gauges follow",
@@ -190,7 +190,7 @@ PROTOCOL = {
     "30": _row(
         "last writer is active, back and forth; who leaves hands over",
         "system/relay_packets::the_last_speaker_of_a_shared_key_gets_the_packets",
-        "system/relay_packets::when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently",
+        "system/relay_packets::when_the_active_connection_leaves_the_previous_speaker_takes_over_silently",
         "unit/dataplane/duplicates::of_three_the_latest_speaker_left_takes_over",
         "conformance/duplicates::the_last_writer_is_active",
     ),
@@ -235,7 +235,7 @@ PROTOCOL = {
         "unit/cli/environment::a_variable_means_what_derper_makes_of_it",
         "unit/cli/environment::a_variable_that_makes_no_sense_is_named",
         "unit/dataplane/backlog::a_queue_depth_is_how_many_packets_wait_whatever_their_size",
-        "system/environment::a_queue_depth_is_how_many_packets_wait_for_a_client",
+        "system/environment::a_queue_depth_limits_the_packets_that_wait_for_a_client",
     ),
     "37": _row(
         "distinct senders of a receiver",
@@ -413,20 +413,20 @@ PROTOCOL = {
     ),
     "second departure": _row(
         "who leaves twice is reported twice",
-        "system/relay_packets::a_second_departure_is_told_again",
+        "system/relay_packets::a_second_departure_is_told_too",
     ),
     "check": _row(
         "duplicates are no inconsistency, and what is one is found",
         "conformance/relay::the_consistency_check_knows_of_duplicates",
         "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
         "unit/server/observe/consistency::a_session_without_a_route_is_said_with_its_key",
-        "system/admission::the_check_page_asks_tailscaled_anew_each_time",
+        "system/admission::the_check_page_queries_tailscaled_each_time",
     ),
     "websocket": _row(
         "fragments and long messages",
         "system/relay_websocket::message_boundaries_mean_nothing",
         "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
-        "system/relay_websocket::the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009",
+        "system/relay_websocket::the_longest_message_is_accepted_and_one_byte_more_is_closed_with_1009",
         "interop/websocket::a_go_client_over_websocket_and_one_without_exchange_packets",
         "unit/client/websocket::the_boundaries_of_messages_mean_nothing",
         "interop/websocket::our_client_over_websocket_and_one_without_exchange_packets",
@@ -543,9 +543,9 @@ API = {
         "a relay to embed",
         "system/relay_http::a_pair_of_streams_can_be_served_without_http",
         "system/relay_shutdown::any_object_with_the_methods_of_a_stream_is_served",
-        "system/relay_shutdown::closing_again_and_at_the_same_time_is_closing_once",
+        "system/relay_shutdown::repeated_and_concurrent_closes_are_one_close",
         "system/relay_shutdown::serving_ends_with_the_relay_and_the_relay_with_serving",
-        "system/relay_shutdown::websockets_are_told_that_the_relay_goes_away",
+        "system/relay_shutdown::websockets_get_a_going_away_close_frame",
         "system/relay_http::closing_the_relay_closes_every_connection",
         "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
         names=_of("Server", "accept", "serve", "close"),
@@ -597,7 +597,7 @@ API = {
     "debug_traffic": _row(
         "bytes of each client as they move",
         "system/traffic::traffic_grows_with_what_a_client_sends",
-        "system/traffic::the_page_goes_on_until_its_reader_leaves",
+        "system/traffic::the_page_continues_until_its_reader_leaves",
         "unit/server/observe/traffic::a_round_has_the_totals_of_clients_that_moved_bytes",
         "unit/server/observe/traffic::a_line_is_what_derper_writes",
         names=(*_of("Server", "debug_traffic"), *_of("", "BytesSentRecv")),

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from tests.kit.nameserver import Records, nameserver
 
@@ -79,6 +80,11 @@ def outcome_of(trial: Trial) -> Outcome:
     return Outcome(**json.loads(done.stdout))
 
 
+def _is_published(name: str) -> bool:
+    answer = _ask(name)
+    return answer is not None and f'"{name}"' in answer[2]
+
+
 def main() -> None:
     """Run the trial on the input and print its outcome."""
     trial = Trial(**json.load(sys.stdin))
@@ -87,9 +93,7 @@ def main() -> None:
         try:
             _wait(lambda: _ask("") is not None)
             for name in trial.until:
-                _wait(
-                    lambda name=name: f'"{name}"' in (_ask(name) or ("", "", ""))[2]  # type: ignore[misc]
-                )
+                _wait(partial(_is_published, name))
             before = _counters()
             answers = [_ask(question) for question in trial.questions]
             counted = {name: value - before[name] for name, value in _counters().items()}

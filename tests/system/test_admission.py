@@ -1,4 +1,4 @@
-"""`fastderp-relay` with an admission URL, a tailscaled or lists of keys: who gets in, who has to go, and what a bad answer costs."""
+"""Admission of `fastderp-relay`: an admission URL, a tailscaled, lists of keys, bad answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> tuple[str, ...]:
 def log_in(
     running: RunningRelay, key: NodePrivate | None = None, json: bytes = b'{"version":2}'
 ) -> Peer | None:
-    """Log in; return None when the relay closes instead of answering."""
+    """Log in; return None when the relay closes the connection."""
     peer = Peer.connect("127.0.0.1", running.port, None, 20)
     peer.key = key or peer.key
     public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
@@ -51,7 +51,7 @@ def varz(running: RunningRelay) -> str:
         return str(page.read().decode())
 
 
-def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[str, ...]) -> None:
+def test_the_admission_url_decides_and_its_answers_are_counted(base: tuple[str, ...]) -> None:
     friend, stranger = NodePrivate.generate(), NodePrivate.generate()
 
     def admit(request: bytes) -> bytes:
@@ -70,7 +70,7 @@ def test_the_admission_url_decides_and_what_it_answers_is_counted(base: tuple[st
     assert {question["Source"] for question in service.questions()} == {"127.0.0.1"}
 
 
-def test_a_disallowed_app_name_is_refused_and_the_admission_url_not_asked(
+def test_a_disallowed_app_name_is_refused_without_a_query_to_the_admission_url(
     base: tuple[str, ...],
 ) -> None:
     with serving(ok({"Allow": True})) as service:
@@ -86,7 +86,7 @@ def test_a_disallowed_app_name_is_refused_and_the_admission_url_not_asked(
             assert 'fastderp_closed_total{reason="login_app_name_disallowed"} 2\n' in varz(running)
 
 
-def test_the_revoked_are_disconnected_when_asked_about_again(base: tuple[str, ...]) -> None:
+def test_a_key_revoked_at_the_next_check_is_disconnected(base: tuple[str, ...]) -> None:
     with serving(ok({"Allow": True})) as service:
         with relay(
             *base, "-verify-client-url", service.url, "-verify-interval", "200ms"
@@ -122,7 +122,7 @@ def test_a_silent_url_delays_no_other_client(base: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("fail_open", ["true", "false"])
-def test_whether_strangers_get_in_while_the_url_is_down_is_the_operators_choice(
+def test_admission_while_the_url_is_down_follows_the_operators_choice(
     base: tuple[str, ...], fail_open: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -161,9 +161,7 @@ def test_tailscaled_decides_and_another_service_at_its_socket_lets_no_client_in(
         peer.close()
 
 
-def test_the_check_page_asks_tailscaled_anew_each_time(
-    base: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_the_check_page_queries_tailscaled_each_time(base: tuple[str, ...], tmp_path: Path) -> None:
     own, path = NodePrivate.generate().public_key, tmp_path / "tailscaled.sock"
 
     def check(running: RunningRelay) -> str:
@@ -191,7 +189,7 @@ def test_the_check_page_asks_tailscaled_anew_each_time(
             assert "does not say who it is" in check(running) or "status 404" in check(running)
 
 
-def test_a_key_on_a_changed_deny_list_has_to_go_and_a_signal_makes_it_quick(
+def test_a_key_on_a_changed_deny_list_is_disconnected_and_a_signal_makes_it_quick(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     deny = tmp_path / "deny"
@@ -216,7 +214,7 @@ def test_an_unusable_setting_is_one_line_at_the_start(
     assert (code, said.count("\n")) == (EX_USAGE, 1) and "-verify-client-url" in said
 
 
-def test_a_crowd_that_takes_all_descriptors_lets_no_stranger_in_although_the_url_fails_open(
+def test_a_crowd_that_takes_all_descriptors_admits_no_stranger_although_the_url_fails_open(
     base: tuple[str, ...],
 ) -> None:
     with (
@@ -246,7 +244,7 @@ def has_more_than(requests: list[bytes], n: int) -> bool:
     return len(requests) > n
 
 
-def test_a_tailscaled_that_loses_its_network_map_keeps_strangers_out_and_disconnects_no_client(
+def test_a_tailscaled_without_its_network_map_refuses_strangers_and_disconnects_no_client(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     friend, own, path = NodePrivate.generate(), NodePrivate.generate(), tmp_path / "tailscaled.sock"

@@ -1,4 +1,4 @@
-"""`fastderp-bench` from outside, against the bench's own floor relay and against nobody."""
+"""`fastderp-bench` as a process, against the bench's floor relay and without any relay."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 QUICK = ("--no-box-check", "--duration", "0.2", "--warmup", "0.1", "--quiet")
 
 
-def test_a_run_says_what_was_delivered_and_what_it_cost(relay: Running) -> None:
+def test_a_run_prints_delivered_packets_and_their_cost(relay: Running) -> None:
     done = bench(relay.url, *QUICK, "--pid", str(relay.pid), "--verify")
     assert done.returncode == 0, done.stderr
     for words in ("packets/s", "lost", "p99.9", "per delivered packet", "relay memory"):
@@ -66,7 +66,7 @@ def test_json_has_the_whole_result(relay: Running, flags: list[str], n_flows: in
     assert result["latency"]["p50_us"] <= result["latency"]["p99_us"] <= result["latency"]["max_us"]
 
 
-def test_clients_log_in_while_it_is_measured_and_from_several_addresses(relay: Running) -> None:
+def test_clients_log_in_during_the_measurement_and_from_several_addresses(relay: Running) -> None:
     done = bench(
         relay.url,
         *QUICK,
@@ -126,7 +126,7 @@ def test_a_source_that_is_not_ours_is_named(relay: Running) -> None:
     assert "assign" in done.stderr
 
 
-def test_a_scenario_comes_from_a_file(relay: Running, tmp_path: Path) -> None:
+def test_a_scenario_is_read_from_a_file(relay: Running, tmp_path: Path) -> None:
     file = tmp_path / "few.toml"
     file.write_text("n = 2\nwindow = 1\n")
     done = bench(relay.url, *QUICK, "--scenario-file", str(file), "--json", "-")
@@ -158,7 +158,7 @@ def test_a_run_that_fails_leaves_the_previous_result(relay: Running, tmp_path: P
     assert json.loads(file.read_text())["result"]["delivered"] > 0
 
 
-def test_a_relay_that_does_not_know_the_keys_may_be_why(tmp_path: Path) -> None:
+def test_a_relay_that_may_not_know_the_keys_is_named_as_a_cause(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text(f"nodekey:{'11' * 32}\n")
     flags = (

@@ -1,4 +1,4 @@
-"""`python -m bench.compare` from outside, on one core and with the cheapest relay."""
+"""`python -m bench.compare` as a process, on one core and with the cheapest relay."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is promised about slow readers holds on every transport, also where the relay's own process moves the bytes. RELIABILITY F7–F9, F40."""
+"""Promises about slow readers hold on every transport. RELIABILITY F7–F9, F40."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ StartRelay = Callable[..., Relay]
 EVERY_TRANSPORT = [Setup(transport) for transport in (*RAW_TRANSPORTS, *WEBSOCKETS)]
 BRIDGED = [setup for setup in EVERY_TRANSPORT if setup.transport not in ("plain", "TLS 1.3")]
 
-# What the kernel holds of the relay's for one client, and what this client's own kernel takes at least.
+# Bytes that the relay's kernel holds for one client, and that this client's kernel takes at least.
 KERNEL_BYTES = 256 << 10
 RECEIVE_BYTES = 64 << 10
 
 
 def n_descriptors() -> int:
-    """Return how many descriptors this process has open: the relay's and the test's."""
+    """Return the number of descriptors that the relay and the test have open in this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def login_with_a_small_window(relay: Relay) -> Peer:
-    """Log in a client whose kernel takes little that it has not read."""
+    """Log in a client with a small receive buffer."""
     peer = relay.login()
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     return peer
 
 
 @pytest.mark.parametrize("setup", EVERY_TRANSPORT, ids=str)
-def test_a_client_that_does_not_read_has_little_in_the_kernel(
+def test_a_client_that_does_not_read_holds_little_in_the_kernel(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     relay = start_relay(setup, write_timeout=0)
@@ -51,10 +51,10 @@ def test_a_client_that_does_not_read_has_little_in_the_kernel(
 
 
 @pytest.mark.parametrize("setup", BRIDGED, ids=str)
-def test_a_client_that_never_reads_is_gone_at_the_write_deadline_and_not_later(
+def test_a_client_that_never_reads_is_closed_at_the_write_deadline_and_not_later(
     start_relay: StartRelay, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time for a farewell is for clients that read."""
+    """The relay waits for the delivery of a close only with clients that read."""
     monkeypatch.setattr(bridge, "FAREWELL_S", 600.0)
     relay = start_relay(setup, write_timeout=0.2)
     with relay.login() as sender:
@@ -77,5 +77,5 @@ def test_a_client_that_never_reads_is_gone_at_the_write_deadline_and_not_later(
             flooder.join()
             frozen.close()
         assert relay.metrics()["derp_sclient_write_timeouts"] == 1
-        # The farewell of the others must not hold up the end of the test.
+        # The close of the other sessions must not delay the end of the test.
         monkeypatch.setattr(bridge, "FAREWELL_S", 0.1)

@@ -39,7 +39,7 @@ def flags(directory: Path, name: str = NAME) -> tuple[str, ...]:
 
 
 def leaf(running: RunningRelay, name: str = NAME) -> bytes | None:
-    """Return the certificate a new client is shown."""
+    """Return the certificate that a new client receives."""
     context = ssl._create_unverified_context()
     with (
         socket.create_connection(("127.0.0.1", running.port), timeout=20) as sock,
@@ -48,7 +48,7 @@ def leaf(running: RunningRelay, name: str = NAME) -> bytes | None:
         return client.getpeercert(True)
 
 
-def test_new_files_are_used_from_sighup_on(tmp_path: Path) -> None:
+def test_new_files_are_used_after_sighup(tmp_path: Path) -> None:
     old = put(tmp_path, self_signed(NAME))
     with relay(*flags(tmp_path)) as running:
         assert leaf(running) == old.der
@@ -61,7 +61,7 @@ def test_new_files_are_used_from_sighup_on(tmp_path: Path) -> None:
     assert len(re.findall(rf"^certificate for {NAME}, valid until .* UTC$", said, re.M)) == 2
 
 
-def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_soon(
+def test_a_certificate_logs_its_expiry_and_a_daily_warning_when_that_is_soon(
     tmp_path: Path,
 ) -> None:
     put(tmp_path, self_signed(NAME, days=(-1, 90)))
@@ -73,7 +73,10 @@ def test_a_certificate_says_until_when_it_is_valid_and_warns_daily_when_that_is_
         )
         assert "that is in" not in running.said
     put(tmp_path, self_signed(NAME, days=(-70, 20)))
-    days_fly = "import fastderp.server.certificates.manual as m, fastderp.cli.relay as relay, sys; m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
+    days_fly = (
+        "import fastderp.server.certificates.manual as m, fastderp.cli.relay as relay, sys;"
+        "m.WARN_EVERY_S = 0.01; sys.exit(relay.main())"
+    )
     with started([sys.executable, "-c", days_fly, *flags(tmp_path)]) as running:
         warning = running.find(
             f"(certificate for {NAME}, valid until .*: that is in 19 days; replace .*)\n"
@@ -104,7 +107,7 @@ def test_files_that_cannot_be_used_leave_the_previous_certificate(
     assert said.count("; the previous certificate stays in use\n") == 1
 
 
-def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_path: Path) -> None:
+def test_the_certificate_of_an_address_is_not_replaced_while_it_is_in_use(tmp_path: Path) -> None:
     with relay(*flags(tmp_path, "127.0.0.1")) as running:
         pinned = leaf(running, "127.0.0.1")
         for path in (*tmp_path.glob("*.crt"), *tmp_path.glob("127*.key")):
@@ -115,7 +118,7 @@ def test_the_certificate_of_an_address_is_not_made_anew_while_it_is_in_use(tmp_p
     assert "127.0.0.1.crt does not exist; the previous certificate stays in use" in said
 
 
-def test_the_line_of_a_refused_client_says_which_server_it_asked_for(tmp_path: Path) -> None:
+def test_the_line_of_a_refused_client_has_the_server_name_it_requested(tmp_path: Path) -> None:
     put(tmp_path, self_signed(NAME))
     with relay(*flags(tmp_path)) as running:
         with pytest.raises(ssl.SSLError):

@@ -1,4 +1,4 @@
-"""`fastderp-relay check`: each setting with its origin, each file tried, nothing bound, made or given away."""
+"""`fastderp-relay check`: settings with their origins, each file read, nothing bound or made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kit.command import refused, relay
 SECRET = "swordfish"
 
 
-def test_settings_are_shown_with_where_they_come_from(tmp_path: Path) -> None:
+def test_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
     config = tmp_path / "relay.toml"
     config.write_text("[limits]\ntcp-write-timeout = '3s'\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -54,12 +54,18 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         (("-rate-config", "FILE"), "[]", 78, "WRONG  limits: "),
         (("-mesh-psk-file", "FILE"), "00", 78, "WRONG  mesh: "),
         (("-mesh-with", "@FILE"), "a/b/c", 78, "WRONG  mesh: "),
-        (("-certmode", "manual", "-certdir", "DIR", "-hostname", "a.example"), "", 78, "WRONG  certificate: "),
-        (("-a", "no-such-host.invalid:0"), "", 71, "WRONG  listeners: cannot listen on no-such-host.invalid"),
+        (
+            ("-certmode", "manual", "-certdir", "DIR", "-hostname", "a.example"),
+            "", 78, "WRONG  certificate: ",
+        ),
+        (
+            ("-a", "no-such-host.invalid:0"),
+            "", 71, "WRONG  listeners: cannot listen on no-such-host.invalid",
+        ),
         (("-verify-client-url", "gopher://x"), "", 2, "WRONG  admission: -verify-client-url: "),
     ],
 )  # fmt: skip
-def test_what_a_start_could_not_use_is_said_with_its_exit_code(
+def test_an_unusable_setting_is_reported_with_the_exit_code_of_a_start(
     tmp_path: Path, flags: tuple[str, ...], content: str, code: int, message: str
 ) -> None:
     file = tmp_path / "file"
@@ -72,7 +78,7 @@ def test_what_a_start_could_not_use_is_said_with_its_exit_code(
     assert found == code
 
 
-def test_trusted_networks_that_are_none_are_one_line(tmp_path: Path) -> None:
+def test_malformed_trusted_networks_are_one_line(tmp_path: Path) -> None:
     code, said = refused(
         "check", "-a", ":1", "-c", str(tmp_path / "k"), env={"TS_DEBUG_TRUSTED_CIDRS": "everyone"}
     )

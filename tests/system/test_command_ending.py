@@ -1,4 +1,4 @@
-"""How `fastderp-relay` ends when something of it hangs, when its streams are closed, and while it still starts."""
+"""The end of `fastderp-relay` when a part hangs, its streams are closed, or it still starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kit.service import serving
 QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
 
-# The relay, but it never comes to the end of closing its connections.
+# The relay, with a close of its connections that never returns.
 HANGING = """
 import sys, time
 import fastderp.cli.signals as signals
@@ -34,31 +34,31 @@ main()
 
 
 def hanging(tmp_path: Path, limit_s: float = 15.0) -> list[str]:
-    """Return the command of a relay that does not manage to end."""
+    """Return the command of a relay whose shutdown hangs."""
     program = HANGING.format(limit_s=limit_s)
     return [sys.executable, "-c", program, *QUIET, "-c", str(tmp_path / "relay.key")]
 
 
 def wait_for(line: bytes, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a relay has said something."""
+    """Wait until a relay has logged a text."""
     assert process.stderr is not None
     assert any(said.endswith(line) for said in process.stderr), line
 
 
 def no_proxy() -> dict[str, str]:
-    """Return an environment where the way to this machine is straight."""
+    """Return an environment without a proxy for this machine."""
     return {**os.environ, "no_proxy": "127.0.0.1"}
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago, for a relay that cannot say which one it has."""
+    """Return a port that was free a moment ago, for a relay that cannot report its port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def is_served(port: int) -> bool:
-    """Whether somebody listens."""
+    """Return whether a connection to the port is accepted."""
     try:
         socket.create_connection(("127.0.0.1", port), 10).close()
     except ConnectionRefusedError:
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_a_relay_that_hangs(tmp_path: Path, number: signal.
         assert running.stop(number)[0] == -number
 
 
-def test_a_relay_that_hangs_ends_by_itself_and_says_where(tmp_path: Path) -> None:
+def test_a_relay_that_hangs_ends_by_itself_and_logs_where(tmp_path: Path) -> None:
     with started(hanging(tmp_path, limit_s=0.5)) as running:
         code, _ = running.stop()
         assert code == 1

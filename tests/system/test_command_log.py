@@ -1,4 +1,4 @@
-"""`fastderp-relay` whose log nobody reads, or nobody can write: it serves, answers signals and counts what is lost."""
+"""`fastderp-relay` with a log that blocks or fails: it serves and counts the lost lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.system.test_command_ending import free_port, is_served
 
 
 class Unread:
-    """A relay whose standard error is a full pipe."""
+    """A relay with a full pipe as standard error."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], port: int, stun_port: int, key_file: Path
@@ -34,11 +34,11 @@ class Unread:
 
     @property
     def public_key(self) -> NodePublic:
-        """Its key, which it cannot say."""
+        """Its key, which it cannot log."""
         return NodePrivate.from_text(json.loads(self.key_file.read_text())["PrivateKey"]).public_key
 
     def lost(self) -> int:
-        """Return how many lines it says it has lost."""
+        """Return its count of lost log lines."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/debug/varz", timeout=10) as page:
             found = re.search(r"^fastderp_log_lines_lost_total (\d+)$", page.read().decode(), re.M)
         assert found
@@ -47,10 +47,10 @@ class Unread:
 
 @contextmanager
 def unread(tmp_path: Path, stderr: int) -> Iterator[Unread]:
-    """Run a relay with this standard error until the block ends; it serves when the block begins."""
+    """Run a relay with this standard error in the block; it serves when the block begins."""
     port, stun_port = free_port(), free_port()
     flags = ("-a", f"127.0.0.1:{port}", "-stun-port", str(stun_port), "-c", str(tmp_path / "k"))
-    # Every login and every departure is a line or two.
+    # Each login and each departure logs one or two lines.
     process = subprocess.Popen(
         [COMMAND, *flags], stderr=stderr, env={**os.environ, "DERP_DEBUG_LOGS": "1"}
     )
@@ -76,7 +76,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_log_reader_that_stalls_stalls_neither_logins_nor_stun_nor_signals(
+def test_a_stalled_log_reader_delays_neither_logins_nor_stun_nor_signals(
     tmp_path: Path, full_pipe: tuple[int, int], number: signal.Signals
 ) -> None:
     with unread(tmp_path, full_pipe[1]) as running:
@@ -90,7 +90,7 @@ def test_a_log_reader_that_stalls_stalls_neither_logins_nor_stun_nor_signals(
             client.send(binding_request(asked))
             assert parse_response(client.recv(100)) == (asked, *client.getsockname())
         running.process.send_signal(signal.SIGHUP)
-        assert running.lost() == 0  # they wait for the reader
+        assert running.lost() == 0  # these lines wait for the reader
         running.process.send_signal(number)
         assert running.process.wait(20) == 0
 

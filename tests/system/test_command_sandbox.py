@@ -1,4 +1,4 @@
-"""`fastderp-relay` as another user, in another folder, with the sandbox of the shipped unit around it."""
+"""`fastderp-relay` as another user, in another folder, in the sandbox of the shipped unit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_shipped_unit_starts_in_its_own_sandbox(python: str) -> None:
 @pytest.mark.parametrize(
     "home", ["/root", "/home/ann", "/proc/1/root", "", "relative", "/dev/null"]
 )
-def test_a_home_that_may_not_be_looked_at_is_no_traceback(python: str, home: str) -> None:
+def test_a_home_without_read_permission_is_no_traceback(python: str, home: str) -> None:
     code, said = Sandbox(python, env={"HOME": home}).run("-version")
     assert (code, said.count("\n")) == (0, 1), said
 
@@ -53,7 +53,10 @@ def test_a_home_that_may_not_be_looked_at_is_no_traceback(python: str, home: str
         Sandbox(folder="mkdir -m 0 /tmp/closed && cd /tmp/closed"),
         Sandbox(env={"XDG_CACHE_HOME": "/root/cache", "HOME": "/root"}),
     ],
-    ids=["unit", "nobody", "root", "no home", "umask 0", "umask 777", "folder gone", "folder closed", "cache"],
+    ids=[
+        "unit", "nobody", "root", "no home", "umask 0", "umask 777", "folder gone",
+        "folder closed", "cache",
+    ],
 )  # fmt: skip
 def test_it_serves_as_any_user_from_any_folder(sandbox: Sandbox) -> None:
     arguments = f"{' '.join(SERVED)} -c $STATE_DIRECTORY/relay.key"
@@ -67,15 +70,25 @@ def test_it_serves_as_any_user_from_any_folder(sandbox: Sandbox) -> None:
     [
         ("-c /etc/relay.key", r"/etc/relay\.key.*: Read-only file system"),
         ("-c /root/relay.key", r"/root/relay\.key.*: Permission denied"),
-        ("-c $STATE_DIRECTORY/k -mesh-psk-file /root/mesh.key", r"/root/mesh\.key: .*Permission denied"),
+        (
+            "-c $STATE_DIRECTORY/k -mesh-psk-file /root/mesh.key",
+            r"/root/mesh\.key: .*Permission denied",
+        ),
         ("-c $STATE_DIRECTORY/k -allow-keys /root/keys", r"/root/keys: .*Permission denied"),
         ("-c $STATE_DIRECTORY/k -rate-config /root/rates", r"/root/rates: .*Permission denied"),
         ("-c $STATE_DIRECTORY/k -mesh-with @/root/members", r"/root/members: .*Permission denied"),
-        ("-c $STATE_DIRECTORY/k -certmode manual -hostname 192.0.2.1 -certdir /root/c", r"/root/c.*: Permission denied"),
-        ("-c $STATE_DIRECTORY/k -acme-directory https://ca.test/d -hostname a.test -certdir /root/c", r"/root/c.*: Permission denied"),
+        (
+            "-c $STATE_DIRECTORY/k -certmode manual -hostname 192.0.2.1 -certdir /root/c",
+            r"/root/c.*: Permission denied",
+        ),
+        (
+            "-c $STATE_DIRECTORY/k -acme-directory https://ca.test/d -hostname a.test"
+            " -certdir /root/c",
+            r"/root/c.*: Permission denied",
+        ),
     ],
 )  # fmt: skip
-def test_a_file_that_may_not_be_looked_at_is_one_line(arguments: str, message: str) -> None:
+def test_a_file_without_read_permission_is_one_line(arguments: str, message: str) -> None:
     code, said = Sandbox().run(f"{' '.join(SERVED)} {arguments}")
     assert code == 78, said
     assert said.count("\n") == 1 and re.search(message, said), said

@@ -1,4 +1,4 @@
-"""Signals to `fastderp-relay` at any moment, from the first line of its program to its last."""
+"""Signals to `fastderp-relay` at any moment from its first line to its last."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.kit.command import COMMAND
 from tests.kit.relay import eventually
 
 N_RUNS = int(os.environ.get("FASTDERP_TEST_SIGNAL_RUNS", "200"))
-# From the first line to "ready", and from the signal to the end, on a machine that is busy.
+# from the first line to "ready", and from the signal to the end, on a busy machine
 START_S, END_S = 0.6, 0.15
-# Killed by the second signal of two that end it.
+# killed by the second of two signals that end it
 KILLED = {-signal.SIGTERM, -signal.SIGINT}
 
 
 @contextmanager
 def settled(tmp_path: Path, *wrapper: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a relay until the block ends; when it begins, the program has just settled its signals."""
+    """Run a relay in the block, which begins as soon as the signal handlers are set."""
     flags = ("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / f"k{time.monotonic_ns()}"))
     process = subprocess.Popen([*wrapper, COMMAND, *flags], stderr=subprocess.PIPE)
     try:
@@ -42,14 +42,14 @@ def settled(tmp_path: Path, *wrapper: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal."""
+    """Return whether a process has its own handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Return the exit code and what was said, when it has ended by itself."""
+    """Return the exit code and the output of a relay that ends by itself."""
     _, said = process.communicate(timeout=30)
     return process.returncode, said.decode()
 
@@ -80,7 +80,7 @@ def test_a_signal_at_any_moment_gives_a_documented_exit_code(tmp_path: Path) -> 
     assert not failures, "\n".join(failures)
 
 
-def test_hangups_until_the_last_moment_do_not_change_how_it_ends(tmp_path: Path) -> None:
+def test_hangups_until_the_last_moment_do_not_change_the_exit_code(tmp_path: Path) -> None:
     def run(_: int) -> tuple[int, str]:
         with settled(tmp_path) as process:
             process.send_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_a_hangup_while_it_starts_is_not_lost(tmp_path: Path) -> None:
         assert ended(process)[0] == 0
 
 
-def test_nothing_slow_is_imported_before_the_signals_are_settled() -> None:
+def test_signal_handlers_are_set_before_slow_imports() -> None:
     program = """
 import sys
 from fastderp.cli import signals
@@ -128,7 +128,7 @@ main()
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="making a PID namespace needs root"
 )
-def test_process_1_of_a_container_ends_by_a_signal_while_it_still_imports(tmp_path: Path) -> None:
+def test_process_1_of_a_container_ends_by_a_signal_during_its_imports(tmp_path: Path) -> None:
     children: list[int] = []
 
     def is_settled(parent: int) -> bool:

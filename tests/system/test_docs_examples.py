@@ -19,7 +19,7 @@ TESTS = re.findall(r"`([\w/]+\.py)::(test_\w+)`", GUIDE)
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a relay as the programs expect it on 3340."""
+    """Run a relay on port 3340, where the programs expect it."""
     key = tmp_path_factory.mktemp("relay") / "key"
     with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(key)) as running:
         yield running.port
@@ -28,7 +28,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("program", "printed"), PROGRAMS, ids=[f"program {n}" for n in range(1, len(PROGRAMS) + 1)]
 )
-def test_a_program_of_the_guide_prints_what_it_says(
+def test_a_program_of_the_guide_prints_its_documented_output(
     program: str, printed: str, port: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "test_program.py"
@@ -54,7 +54,7 @@ def test_a_program_of_the_guide_prints_what_it_says(
         assert "1 passed" in done.stdout
 
 
-def test_the_guide_has_its_programs_and_each_says_what_it_prints() -> None:
+def test_every_program_of_the_guide_has_its_output_documented() -> None:
     assert len(PROGRAMS) >= 8
     assert all(printed for program, printed in PROGRAMS if "asyncio.run(" in program)
 

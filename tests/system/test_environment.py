@@ -1,4 +1,4 @@
-"""`fastderp-relay` with derper's environment variables: what an operator sees of each. PROTOCOL §19."""
+"""The effects of derper's environment variables on `fastderp-relay`. PROTOCOL §19."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: o
     assert lines == [f"drop: other packet from {sender} to {watched.short}: unknown_dest"] * 5
 
 
-def test_probers_are_logged_as_they_come_and_go_and_no_others(tmp_path: object) -> None:
+def test_logins_and_departures_of_probers_are_logged_and_no_others(tmp_path: object) -> None:
     with relay(*FLAGS, "-c", f"{tmp_path}/k", env={"DERP_PROBER_DEBUG_LOGS": "1"}) as running:
         with log_in(running, IsProber=True) as prober, log_in(running) as other:
             keys = prober.key.public_key.short, other.key.public_key.short
@@ -75,7 +75,7 @@ def test_connections_that_leave_early_are_logged_on_request(
     )
 
 
-def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None:
+def test_round_trips_are_measured_unless_switched_off(tmp_path: object) -> None:
     flags = [*command_with_upkeep_every(0.02), *FLAGS, "-c"]
     with (
         started([*flags, f"{tmp_path}/k"]) as looking,
@@ -88,10 +88,11 @@ def test_round_trips_are_looked_at_unless_switched_off(tmp_path: object) -> None
 
 
 @pytest.mark.parametrize(("depth", "at_least"), [(5, 0), (2000, 500)])
-def test_a_queue_depth_is_how_many_packets_wait_for_a_client(
+def test_a_queue_depth_limits_the_packets_that_wait_for_a_client(
     tmp_path: object, depth: int, at_least: int
 ) -> None:
-    # Without it 32 packets of this size would wait. On a slow machine the reader may not be back in time for the write deadline.
+    # Without it 32 packets of this size would wait. On a slow machine the reader may be later than
+    # the write deadline.
     n_sent, size = 4000, 8192
     flags = (*FLAGS, "-c", f"{tmp_path}/k", "-tcp-write-timeout=0")
     with relay(*flags, env={"TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH": str(depth)}) as running:
@@ -106,7 +107,7 @@ def test_a_queue_depth_is_how_many_packets_wait_for_a_client(
                 int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)
             ]
     assert n_lost > 0 and numbers == sorted(numbers) and numbers[-1] == n_sent - 1
-    # Counted besides: a packet that is on its way, what the memory of each costs, what the reader sent and is not whole yet.
+    # Also counted: a packet being written, each packet's overhead, and the reader's stash.
     assert at_least <= n_waiting <= 1.1 * depth + 2
 
 
@@ -119,7 +120,7 @@ def clients_of(running: RunningRelay) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(("switch", "n_senders"), [("1", 2), ("", 0)])
-def test_connected_clients_are_listed_with_their_senders_if_those_are_estimated(
+def test_connected_clients_are_listed_with_their_senders_if_estimates_are_on(
     tmp_path: object, switch: str, n_senders: int
 ) -> None:
     env = {"TS_DERP_SENDER_CARDINALITY": switch}

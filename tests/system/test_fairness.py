@@ -1,4 +1,4 @@
-"""What senders get of a receiver they all want more of than it takes, through the installed command."""
+"""The shares of senders that overload one receiver, through the installed command."""
 
 import json
 import subprocess

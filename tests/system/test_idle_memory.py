@@ -1,4 +1,4 @@
-"""What a crowd of silent clients costs a relay, through the installed commands."""
+"""The memory of a relay per silent client, through the installed commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT_KIB = 2.0
 
 @pytest.fixture
 def descriptors() -> Iterator[None]:
-    """Enough of them for the load and the relay, which have the limits of this process."""
+    """Raise the limit of descriptors; the load and the relay inherit it."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] < N_CLIENTS + 500:
         pytest.skip(f"needs {N_CLIENTS + 500} descriptors")
@@ -33,7 +33,7 @@ def descriptors() -> Iterator[None]:
 
 
 def tidy_relay() -> Relay:
-    """Return the relay that gives back what logins leave in its heap at once, not ten seconds later."""
+    """Return a relay that trims its heap at once after logins, not 10 s later."""
     relay, program = fastderp(), command_with_upkeep_every(0.2)
     return dataclasses.replace(
         relay,
@@ -48,7 +48,7 @@ def tidy_relay() -> Relay:
 )
 @pytest.mark.usefixtures("descriptors")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS 1.3"])
-def test_an_idle_client_takes_two_kib_at_most_whatever_its_login_left_behind_included(
+def test_an_idle_client_takes_two_kib_at_most_including_the_rest_of_its_login(
     tls: bool,
 ) -> None:
     with running(tidy_relay(), tls=tls) as relay:

@@ -1,4 +1,4 @@
-"""`fastderp-relay` with limits: what clients may send, reloaded by a signal, and how fast connections are accepted."""
+"""`fastderp-relay` with limits: rates of clients, their reload, and the rate of connections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
 
 def log_in(running: RunningRelay) -> tuple[Peer, dict[str, int]]:
-    """Log in; return the client and what the relay said of itself."""
+    """Log in; return the client and the relay's ServerInfo."""
     peer = Peer.connect("127.0.0.1", running.port, None, 20)
     public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
     peer.upgrade(public)
@@ -77,7 +77,7 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
         assert "is not a number of bytes; the previous limits stay in force" in said
 
 
-def test_without_a_rate_file_nothing_is_said_about_rates(tmp_path: Path) -> None:
+def test_without_a_rate_file_server_info_has_no_rates(tmp_path: Path) -> None:
     with relay(*QUIET, "-c", str(tmp_path / "key")) as running:
         peer, info = log_in(running)
         assert info == {"version": 2}

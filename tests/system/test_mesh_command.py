@@ -1,4 +1,4 @@
-"""`fastderp-relay` in a region: the secret, the members, and both changed while it runs. PROTOCOL §12."""
+"""`fastderp-relay` in a region: secret and members, and changes of both. PROTOCOL §12."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_members_and_secret_are_read_again_on_sighup(tmp_path: Path, secret: Pat
     assert "mesh: keys and members stay as they are: -mesh-with" in said and "HOST/DIALHOST" in said
 
 
-def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them(
+def test_an_empty_file_of_members_keeps_the_links_and_a_comment_ends_them(
     tmp_path: Path, secret: Path
 ) -> None:
     members = tmp_path / "members"
@@ -100,7 +100,7 @@ def test_an_empty_file_of_members_leaves_the_links_alone_and_a_comment_ends_them
             eventually(lambda: members_of(two) == {})
 
 
-def test_the_file_of_the_secret_may_have_comments(tmp_path: Path, secret: Path) -> None:
+def test_the_secret_file_may_have_comments(tmp_path: Path, secret: Path) -> None:
     secret.write_text(
         f"# since March\n{secret.read_text().strip()}  # 64 digits\n# the next one will follow\n"
     )
@@ -108,7 +108,7 @@ def test_the_file_of_the_secret_may_have_comments(tmp_path: Path, secret: Path) 
         assert running.stop()[0] == 0
 
 
-def test_relays_with_certificates_of_their_own_making_link_by_their_hashes(
+def test_relays_with_self_signed_certificates_link_by_their_hashes(
     tmp_path: Path, secret: Path
 ) -> None:
     flags = (
@@ -151,7 +151,7 @@ def test_dev_takes_the_secret_from_the_environment() -> None:
         ("\xff", "not a text file"),
     ],
 )
-def test_a_secret_that_cannot_be_is_refused_without_being_shown(
+def test_an_invalid_secret_is_refused_without_being_shown(
     tmp_path: Path, content: str, complaint: str
 ) -> None:
     path = tmp_path / "mesh.key"
@@ -177,7 +177,7 @@ def test_a_secret_that_cannot_be_is_refused_without_being_shown(
         f"http://a=sha256-raw:{'0' * 64}",
     ],
 )
-def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
+def test_an_invalid_member_is_refused(tmp_path: Path, secret: Path, member: str) -> None:
     code, said = refused(
         *QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}", f"-mesh-with={member}"
     )
@@ -185,7 +185,7 @@ def test_a_member_that_cannot_be_is_refused(tmp_path: Path, secret: Path, member
     assert "cast" not in said, "Python's own words"
 
 
-def test_a_file_of_the_secret_is_not_looked_at_beside_a_server_that_has_it(tmp_path: Path) -> None:
+def test_the_secret_file_is_not_read_when_a_server_has_the_secret(tmp_path: Path) -> None:
     answer = ok({"Value": base64.b64encode(b"ab" * 32).decode(), "Version": 1})
     with serving(answer) as service:
         secrets = (
@@ -199,7 +199,7 @@ def test_a_file_of_the_secret_is_not_looked_at_beside_a_server_that_has_it(tmp_p
             assert "\nmesh: 1 keys, 0 members\n" in running.said
 
 
-def test_a_file_of_members_that_cannot_be_used_is_named(tmp_path: Path, secret: Path) -> None:
+def test_an_unusable_file_of_members_is_named(tmp_path: Path, secret: Path) -> None:
     flags = (*QUIET, "-c", str(tmp_path / "key"), f"-mesh-psk-file={secret}")
     (tmp_path / "members").write_text("a.example\na/b/c\n")
     for name, reason in (

@@ -1,4 +1,4 @@
-"""Packet forwarders that a program adds, and which of several is used. PROTOCOL §7.5, §16 lines 20 and 21."""
+"""Packet forwarders that a program adds; the choice among several. PROTOCOL §7.5, §16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Packet = tuple[NodePublic, NodePublic, bytes]
 
 
 class Collector:
-    """A forwarder that keeps what it gets."""
+    """A forwarder that keeps its packets."""
 
     def __init__(self) -> None:
         self.packets: list[Packet] = []
@@ -50,7 +50,7 @@ def remove(relay: Relay, key: NodePublic, forwarder: PacketForwarder) -> None:
 
 
 def multi(relay: Relay) -> tuple[int, int, int]:
-    """Return how many multi-forwarders there were, how many are over, and how many removals met another forwarder."""
+    """Return the counts of multi-forwarders, of ended ones, and of removals that met another."""
     metrics = relay.metrics()
     names = (
         "multiforwarder_created",
@@ -84,7 +84,7 @@ def test_packets_for_a_key_elsewhere_go_to_its_forwarder(relay: Relay, key: Node
         assert client.read_frame() == (GONE, key.raw + b"\1")
     eventually(
         lambda: relay.call(relay.server.consistency_check) == []
-    )  # the client is just leaving
+    )  # the client is about to leave
 
 
 def test_removing_what_was_not_added_does_nothing(relay: Relay, key: NodePublic) -> None:
@@ -134,7 +134,7 @@ def test_a_local_client_comes_before_a_forwarder_and_leaves_it_there(relay: Rela
         sent(client, key, b"now elsewhere", forwarder)
 
 
-def test_receivers_learn_when_the_last_way_to_a_sender_is_gone(relay: Relay) -> None:
+def test_receivers_are_told_when_the_last_route_to_a_sender_is_gone(relay: Relay) -> None:
     forwarder, private = Collector(), NodePrivate.generate()
     with relay.login() as receiver, relay.login(key=private) as sender:
         sender.send_packet(receiver.public, b"x")
@@ -155,7 +155,7 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(
     over = threading.Event()
 
     def take_turns() -> None:
-        # The one in use leaves while packets flow; the next came just before, so that there is always one.
+        # The forwarder in use leaves while packets flow; the next one is added before.
         for current, following in pairwise(cycle(forwarders)):
             add(relay, key, following)
             remove(relay, key, current)
@@ -206,7 +206,7 @@ def test_packets_that_wait_for_a_removed_forwarder_still_arrive(
     assert relay.metrics()["fastderp_packets_forwarded_lost_total"] == 0
 
 
-def test_a_removed_forwarder_is_let_go(
+def test_a_removed_forwarder_is_freed(
     relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.forwarders.LINGER_S", 0.01)

@@ -1,4 +1,4 @@
-"""Members of the region that misbehave: what they say too much is not acted on, and counted. RELIABILITY F17."""
+"""Members of the region that misbehave: excess frames are ignored and counted. RELIABILITY F17."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECRET = MeshKey.generate()
 
 
 class Member:
-    """A relay made by hand: answers one login and then says what the test wants."""
+    """A relay made by hand: it answers one login and then sends the test's frames."""
 
     def __init__(self) -> None:
         self.key = NodePrivate.generate()
@@ -45,7 +45,7 @@ class Member:
         self.sock: socket.socket
 
     def accept(self) -> None:
-        """Take a connection up to the end of its HTTP request."""
+        """Accept a connection and read its HTTP request."""
         self.sock, _ = self._listener.accept()
         self.sock.settimeout(PATIENCE_S)
         head = b""
@@ -53,7 +53,7 @@ class Member:
             head += self.sock.recv(1)
 
     def welcome(self, secret: MeshKey = SECRET) -> None:
-        """Take a connection and log it in; it must ask for presence in the same breath."""
+        """Accept a connection and log it in; WatchConns must follow its ClientInfo at once."""
         self.accept()
         self.sock.sendall(
             b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public_key.raw)
@@ -71,7 +71,7 @@ class Member:
         return frame_type, self._read(length)
 
     def is_left(self) -> bool:
-        """Return whether the other side hangs up."""
+        """Return whether the other side ends the connection."""
         try:
             while self.sock.recv(65536):
                 pass
@@ -137,7 +137,7 @@ def test_ghost_keys_beyond_the_limit_are_ignored_and_counted(relay: Relay) -> No
     eventually(lambda: remote_keys(relay) == 0)
 
 
-def test_announcing_a_key_again_and_again_costs_nothing(relay: Relay) -> None:
+def test_repeated_announcements_of_a_key_cost_nothing(relay: Relay) -> None:
     with member_of(relay) as member:
         member.welcome()
         member.sock.sendall(
@@ -150,7 +150,7 @@ def test_announcing_a_key_again_and_again_costs_nothing(relay: Relay) -> None:
         eventually(lambda: remote_keys(relay) == 1)
 
 
-def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) -> None:
+def test_a_flood_of_ghosts_takes_bounded_memory_which_is_given_back(relay: Relay) -> None:
     n_keys = 20_000
     with member_of(relay) as member, relay.login() as a, relay.login() as b:
         member.welcome()
@@ -158,7 +158,7 @@ def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) 
         ghosts = b"".join(member.present(number.to_bytes(32)) for number in range(1, n_keys + 1))
         member.sock.sendall(ghosts)
         eventually(lambda: remote_keys(relay) == n_keys, 30)
-        # What a key costs here, its route, and what the tables keep free for more.
+        # bytes per key: the key, its route, and the free places of the tables
         assert resident_bytes() - before < n_keys * 1000
         a.send_packet(b.public, b"unharmed")
         assert b.read_packet() == (a.public, b"unharmed")
@@ -166,7 +166,7 @@ def test_a_flood_of_ghosts_costs_bounded_memory_and_is_given_back(relay: Relay) 
     assert relay.call(relay.server.consistency_check) == []
 
 
-def test_presence_told_by_a_mesh_peer_that_was_not_dialled_is_not_believed(relay: Relay) -> None:
+def test_presence_from_a_mesh_peer_that_was_not_dialled_is_ignored(relay: Relay) -> None:
     with (
         relay.login(json=b'{"meshKey":"%s"}' % SECRET.text.encode()) as peer,
         relay.login() as a,
@@ -194,7 +194,7 @@ def test_a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_the_only_one_close
         )
 
 
-def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(
+def test_a_link_that_breaks_repeatedly_keeps_the_tables_correct(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 0.001)
@@ -223,7 +223,7 @@ def test_a_link_that_breaks_again_and_again_leaves_the_tables_true(
         )
 
 
-def test_links_show_the_new_secret_once_it_is_there(relay: Relay) -> None:
+def test_links_use_a_new_secret(relay: Relay) -> None:
     new = MeshKey.generate()
     with member_of(relay) as member:
         member.welcome()
@@ -234,7 +234,7 @@ def test_links_show_the_new_secret_once_it_is_there(relay: Relay) -> None:
         member.welcome(secret=new)
 
 
-def test_a_departure_of_what_was_never_announced_does_nothing(relay: Relay) -> None:
+def test_a_departure_of_a_key_that_was_never_announced_does_nothing(relay: Relay) -> None:
     with member_of(relay) as member, relay.login() as a, relay.login() as b:
         member.welcome()
         a.send_packet(b.public, b"x")
@@ -270,14 +270,14 @@ def test_announcing_our_own_clients_takes_none_over(relay: Relay) -> None:
         pytest.param(frame(SERVER_INFO, bytes(60)), id="a second ServerInfo"),
     ],
 )
-def test_frames_that_make_no_sense_are_skipped(relay: Relay, garbage: bytes) -> None:
+def test_malformed_frames_are_skipped(relay: Relay, garbage: bytes) -> None:
     with member_of(relay) as member:
         member.welcome()
         member.sock.sendall(garbage + member.present(bytes(range(32))))
         eventually(lambda: remote_keys(relay) == 1)
 
 
-def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
+def test_an_endless_frame_breaks_the_link(relay: Relay) -> None:
     with member_of(relay) as member:
         member.welcome()
         member.sock.sendall(member.present(bytes(range(32))) + b"\x09\xff\xff\xff\xff")
@@ -304,7 +304,7 @@ def test_a_frame_without_end_breaks_the_link(relay: Relay) -> None:
         pytest.param(b"", id="silence, then nothing"),
     ],
 )
-def test_a_greeting_that_is_none_is_a_failure_and_tried_again(
+def test_a_malformed_greeting_is_a_failure_and_the_link_is_retried(
     relay: Relay, greeting: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.links.FIRST_RETRY_S", 0.01)
@@ -330,7 +330,7 @@ def test_a_server_info_sealed_for_another_key_breaks_the_link(relay: Relay) -> N
         assert member.is_left()
 
 
-def test_a_member_that_never_answers_the_login_is_given_up(
+def test_a_login_that_a_member_never_answers_is_abandoned(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.links.CONNECT_TIMEOUT_S", 0.1)
@@ -343,7 +343,7 @@ def test_a_member_that_never_answers_the_login_is_given_up(
         assert member.is_left()
 
 
-def test_a_member_that_restarts_is_left_alone_for_as_long_as_it_asks(
+def test_a_member_that_restarts_is_not_dialled_before_the_time_it_gives(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -363,7 +363,7 @@ def test_a_member_that_restarts_is_left_alone_for_as_long_as_it_asks(
         assert waits[0] == 7.0
 
 
-def test_frames_faster_than_they_can_be_dealt_with_close_their_sender_only() -> None:
+def test_frames_faster_than_they_can_be_processed_close_only_their_sender() -> None:
     plane = Plane(workers=1)
     plane.start()
     try:

@@ -1,4 +1,4 @@
-"""Relays of one region: packets across, presence from one to the other, links that break and come back. PROTOCOL §7."""
+"""Relays of one region: packets, presence, links that break and return. PROTOCOL §7."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERY_LINK = [
 
 
 def start_member(start_relay: StartRelay, setup: Setup = Setup(), **server: object) -> Relay:
-    """Start a relay that is to be in a region and trusts any certificate."""
+    """Start a relay for a region; it trusts any certificate."""
     return start_relay(
         setup, **{"mesh_key": SECRET, "mesh_tls": ClientContext(verify=False), **server}
     )
@@ -41,7 +41,7 @@ def url(relay: Relay) -> str:
 
 
 def link(relay: Relay, *others: Relay) -> None:
-    """Make the others members of a relay's region."""
+    """Add the others to a relay's region."""
     relay.call(relay.server.set_mesh_peers, [url(other) for other in others])
 
 
@@ -57,7 +57,7 @@ def wait_linked(relay: Relay, other: Relay) -> None:
 
 
 def wait_knows(relay: Relay, n_clients: int) -> None:
-    """Wait until a relay can reach so many keys that are not its own clients."""
+    """Wait until a relay can reach `n` keys at other relays."""
     eventually(lambda: relay.metrics()["derp_clients_remote"] == n_clients)
 
 
@@ -91,22 +91,23 @@ def test_packets_cross_from_relay_to_relay(pair: tuple[Relay, Relay]) -> None:
             assert relay.call(relay.server.consistency_check) == []
 
 
-def test_a_link_is_told_with_the_number_of_clients_behind_it(
+def test_a_link_is_logged_with_the_number_of_clients_behind_it(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     one, other = start_member(start_relay), start_member(start_relay)
     with other.login(), other.login():
         link(one, other)
-        told = f"mesh: linked to {url(other)} {other.server.public_key.short}; 3 peers"  # with ourselves
+        # the relay's own login is one of the three
+        told = f"mesh: linked to {url(other)} {other.server.public_key.short}; 3 peers"
         eventually(lambda: told in caplog.messages)
 
 
-def test_receivers_elsewhere_learn_of_a_departure(pair: tuple[Relay, Relay]) -> None:
+def test_receivers_at_another_relay_are_told_of_a_departure(pair: tuple[Relay, Relay]) -> None:
     one, other = pair
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
-        wait_knows(other, 2)  # who is not known yet cannot be missed
+        wait_knows(other, 2)  # a sender must be known before its departure can be told
         a.send_packet(b.public, b"x")
         assert b.read_packet() == (a.public, b"x")
         a.close()
@@ -142,7 +143,7 @@ def test_a_local_client_is_reached_without_the_mesh(start_relay: StartRelay) -> 
         assert elsewhere.read_packet() == (a.public, b"to the other")
 
 
-def test_a_relay_that_lists_itself_notices(start_relay: StartRelay) -> None:
+def test_a_relay_recognises_itself_among_the_members(start_relay: StartRelay) -> None:
     relay = start_member(start_relay)
     link(relay, relay)
     eventually(lambda: state(relay, relay) == LinkState.ITSELF)
@@ -183,7 +184,7 @@ def test_members_that_stay_keep_their_links_when_others_come_and_go(
     metrics = one.metrics()
     assert metrics["fastderp_mesh_connects_total"] == {(url(comes),): 1, (url(stays),): 1}
     assert metrics["fastderp_mesh_failures_total"] == {(url(comes),): 0, (url(stays),): 0}
-    # Of each, the relay itself, whose login there is a client like others.
+    # The relay's own login at each member counts as a client.
     assert metrics["fastderp_mesh_keys"] == {(url(comes),): 1, (url(stays),): 1}
     assert {state for (_, state), value in metrics["fastderp_mesh_links"].items() if value} == {
         "up"
@@ -213,7 +214,7 @@ def test_a_certificate_that_is_not_trusted_makes_no_link(
     assert "certificate" in caplog.text
 
 
-def test_a_member_that_is_away_is_linked_when_it_comes(
+def test_an_absent_member_is_linked_when_it_starts(
     start_relay: StartRelay, certificates: Path
 ) -> None:
     one = start_member(start_relay)
@@ -271,7 +272,7 @@ def test_keys_of_a_broken_link_are_withdrawn_and_receivers_are_told(
         assert one.metrics()["fastderp_mesh_links"] == {}
 
 
-def test_disco_to_a_client_that_has_left_the_other_relay_is_answered_not_here(
+def test_disco_to_a_client_that_left_the_other_relay_is_answered_not_here(
     start_relay: StartRelay,
 ) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
@@ -291,13 +292,13 @@ def test_a_third_relay_does_not_hear_of_clients_through_the_second(start_relay: 
         wait_linked(one, two)
         assert (
             one.metrics()["derp_clients_remote"] == 1
-        )  # the second relay's place of login: our own, remote key
+        )  # the second relay's login: our own key, at a remote relay
         with one.login() as a:
             a.send_packet(c.public, b"two hops")
             assert c.sync() == []
 
 
-def test_without_a_secret_there_are_no_members(start_relay: StartRelay) -> None:
+def test_without_a_secret_members_are_refused(start_relay: StartRelay) -> None:
     relay = start_relay()
     with pytest.raises(ValueError, match="without a mesh key"):
         relay.call(relay.server.set_mesh_peers, ["relay.example.com"])

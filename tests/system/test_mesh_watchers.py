@@ -1,4 +1,4 @@
-"""Watching who comes and goes, and closing others' connections: what a mesh peer may do. PROTOCOL §5, §6.2, §7.2."""
+"""The rights of a mesh peer: presence, ClosePeer. PROTOCOL §5, §6.2, §7.2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = MeshKey.generate()
 REGULAR, MESH, PROBER, NOT_IDEAL = 1, 2, 4, 8
 N_CROWD = 5000
 CROWD_LIST_BYTES = N_CROWD * (5 + 52)
-# What a mesh peer may let wait of the relay's own frames.
+# the limit of the relay's own frames that wait for a mesh peer
 MESH_CONTROL_BYTES = 16 << 20
 
 
@@ -36,7 +36,7 @@ def mesh_peer(relay: Relay, **login: Any) -> Peer:
 
 
 def watcher(relay: Relay, **login: Any) -> Peer:
-    """Log in and watch; the list of all clients, itself included, is still to be read."""
+    """Log in and watch; the frames of the list, which includes the watcher, are unread."""
     n_watchers = relay.metrics()["derp_watchers"]
     peer = mesh_peer(relay, **login)
     peer.send_frame(WATCH)
@@ -105,9 +105,7 @@ def test_a_second_watcher_sees_all_clients_and_the_first_sees_the_second(
     ],
     ids=["regular", "prober", "mesh peer", "not ideal", "all of it"],
 )
-def test_flags_say_what_kind_of_client_came(
-    relay: Relay, login: dict[str, Any], flags: int
-) -> None:
+def test_flags_tell_the_kind_of_a_client(relay: Relay, login: dict[str, Any], flags: int) -> None:
     with watcher(relay) as w, relay.login(**login) as client:
         assert w.read_frames(2) == [present(w, MESH), present(client, flags)]
         with watcher(relay) as late:
@@ -150,14 +148,14 @@ def test_a_watcher_that_shares_its_key_is_listed_itself(relay: Relay) -> None:
         assert PRESENT not in [frame_type for frame_type, _ in w.sync()]
 
 
-def test_asking_again_lists_all_clients_again(relay: Relay) -> None:
+def test_a_repeated_watch_request_lists_all_clients_again(relay: Relay) -> None:
     with relay.login() as a, watcher(relay) as w:
         once = w.read_frames(2)
         w.send_frame(WATCH)
         assert sorted(w.read_frames(2)) == sorted(once) == sorted([present(a), present(w, MESH)])
 
 
-def test_asking_a_thousand_times_is_not_answered_a_thousand_times(relay: Relay) -> None:
+def test_a_thousand_watch_requests_are_not_answered_a_thousand_times(relay: Relay) -> None:
     with mesh_peer(relay) as w:
         w.send(frame(WATCH) * 1000)
         eventually(lambda: relay.metrics()["fastderp_mesh_ignored_total"][("watch",)] > 900)
@@ -201,7 +199,7 @@ def test_without_a_mesh_key_no_client_is_a_mesh_peer(start_relay: Callable[..., 
         assert peer.is_closed()
 
 
-def test_while_the_secret_changes_both_keys_are_good(start_relay: Callable[..., Relay]) -> None:
+def test_while_the_secret_changes_both_keys_are_valid(start_relay: Callable[..., Relay]) -> None:
     new, old, other = (MeshKey.generate() for _ in range(3))
     relay = start_relay(mesh_key=[new, old])
     for secret, is_good in ((new, True), (old, True), (other, False)):
@@ -245,7 +243,7 @@ def test_closing_an_unknown_key_does_nothing(relay: Relay) -> None:
 
 @pytest.fixture
 def crowded(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
-    """A relay with 5,000 clients who never say anything."""
+    """Run a relay with 5,000 silent clients."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limits[1] < 11_000:
         pytest.skip("needs 11,000 descriptors")
@@ -266,7 +264,7 @@ def crowded(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
 
 
 def deaf_watcher(relay: Relay) -> Peer:
-    """Log in and watch through a window so small that the list of a crowd has to wait at the relay."""
+    """Log in and watch with a receive window that is smaller than the list."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(PATIENCE_S)
@@ -281,7 +279,7 @@ def deaf_watcher(relay: Relay) -> Peer:
 
 
 def hear_of_each_other(relay: Relay, w: Peer) -> None:
-    """Have clients come, talk and go while this watcher, which has read the list, looks on."""
+    """Let clients log in, send and leave; this watcher, which has read the list, sees it."""
     with relay.login() as a, relay.login() as b:
         assert w.read_frames(2) == [present(a), present(b)]
         a.send_packet(b.public, b"hello")

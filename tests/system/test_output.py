@@ -1,4 +1,4 @@
-"""What the commands print, where it cannot be printed: no tracebacks, and an exit code that says so."""
+"""The commands with an output that fails: no traceback, and a matching exit code."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def run(what: str, stdout: int, **variables: str) -> tuple[int, str]:
-    """Return the exit code and what was said on standard error."""
+    """Return the exit code and the text of standard error."""
     done = subprocess.run(
         COMMANDS[what],
         stdout=stdout,
@@ -31,7 +31,7 @@ def run(what: str, stdout: int, **variables: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("what", COMMANDS)
-def test_a_reader_that_has_had_enough_is_no_traceback(what: str) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_traceback(what: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -50,6 +50,6 @@ def test_a_full_device_is_one_line(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", COMMANDS)
-def test_a_locale_without_our_letters_is_printed_in(what: str) -> None:
+def test_output_is_printed_in_a_locale_without_our_letters(what: str) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     assert run(what, subprocess.DEVNULL, **ascii_only) == (0, "")

@@ -1,4 +1,4 @@
-"""What the documents and `python -m fastderp` show is what happens: programs run, flags exist, exit codes are real."""
+"""The documents and `python -m fastderp` are true: programs, flags, exit codes."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def blocks(language: str, document: str = README) -> list[str]:
 
 
 def output_of(program: str, tmp_path: Path) -> str:
-    """Run a program beside a relay and return what it prints."""
+    """Run a program beside a relay and return its output."""
     with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k")) as running:
         program = program.replace("127.0.0.1:3340", f"127.0.0.1:{running.port}")
         done = subprocess.run(
@@ -33,12 +33,12 @@ def output_of(program: str, tmp_path: Path) -> str:
     return done.stdout
 
 
-def test_the_program_prints_what_was_sent(tmp_path: Path) -> None:
+def test_the_program_prints_the_sent_packet(tmp_path: Path) -> None:
     [program] = blocks("python")
     assert re.fullmatch(r"\[\S{5}\] b'hello'\n", output_of(program, tmp_path))
 
 
-def test_the_program_for_newcomers_prints_what_was_sent(tmp_path: Path) -> None:
+def test_the_first_program_prints_the_sent_packet(tmp_path: Path) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "fastderp"], capture_output=True, text=True, timeout=30
     ).stdout
@@ -46,7 +46,7 @@ def test_the_program_for_newcomers_prints_what_was_sent(tmp_path: Path) -> None:
     assert re.fullmatch(r"ReceivedPacket\(.*b'hello'.*\)\n", output_of(program, tmp_path))
 
 
-def test_the_commands_are_ones_the_relay_takes() -> None:
+def test_the_relay_accepts_the_documented_commands() -> None:
     commands = [
         line
         for document in (README, OPERATIONS)
@@ -71,7 +71,7 @@ def test_the_two_commands_come_first() -> None:
     ]
 
 
-def test_the_derp_map_is_one() -> None:
+def test_the_derp_map_is_valid() -> None:
     [text] = blocks("json", OPERATIONS)
     derp_map = DerpMap.from_json(text)
     assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"

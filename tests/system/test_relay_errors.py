@@ -1,4 +1,4 @@
-"""One handler, task or call that fails: what else happens with the same event, and afterwards. RELIABILITY F36."""
+"""Effects of a handler, task or call that fails on the rest. RELIABILITY F36."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def internal_errors(relay: Relay, task: str) -> int:
     return int(relay.metrics()["fastderp_internal_errors_total"].get(task, 0))
 
 
-def test_watchers_hear_of_everyone_who_leaves_although_the_log_of_it_fails(
+def test_watchers_are_told_of_every_departure_although_the_log_of_it_fails(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_before = internal_errors(relay, "session end")

@@ -1,4 +1,4 @@
-"""Logging in, and every way to do it wrong. PROTOCOL §3."""
+"""Logins and every kind of malformed login. PROTOCOL §3."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_session_end_is_a_line_with_key_address_seconds_and_reason(
     assert "bad_frame_size; in 1 packets 1 bytes, out 1 packets 100 bytes" in caplog.messages[-1]
 
 
-def test_when_thousands_leave_at_once_some_are_lines_and_the_rest_a_number(
+def test_when_thousands_leave_at_once_some_have_lines_and_the_rest_a_number(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -155,7 +155,7 @@ def test_client_infos_of_every_release_are_accepted(start_relay: StartRelay, jso
 
 
 def _bad_logins(key: NodePrivate, relay: NodePublic) -> dict[str, tuple[bytes, str]]:
-    """Return what a client sends after the upgrade, and the reason it is refused for."""
+    """Return bytes that a client sends after the upgrade, and the reason of their refusal."""
     good = client_info(key, relay)
     sealed = key.seal_to(relay, b"{}")
     flipped = bytearray(good)
@@ -226,7 +226,7 @@ def test_a_truncated_login_is_counted_and_logged(
     assert "the client left before its login was complete" in caplog.text
 
 
-def test_the_same_complaint_is_logged_once_and_counted_every_time(
+def test_a_repeated_refusal_is_logged_once_and_counted_every_time(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -278,7 +278,7 @@ def test_a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
         assert peer.sync() == []
 
 
-def test_good_clients_get_in_while_thousands_hold_their_connections_silent(
+def test_good_clients_log_in_while_thousands_of_connections_are_silent(
     start_relay: StartRelay,
 ) -> None:
     resource.setrlimit(
@@ -294,7 +294,7 @@ def test_good_clients_get_in_while_thousands_hold_their_connections_silent(
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
 
 
-def test_oversized_logins_share_a_bounded_memory_and_the_oldest_goes(
+def test_oversized_logins_share_a_bounded_memory_and_the_oldest_is_closed(
     start_relay: StartRelay,
 ) -> None:
     relay = start_relay(login_memory_bytes=4 << 20)
@@ -315,7 +315,7 @@ def test_oversized_logins_share_a_bounded_memory_and_the_oldest_goes(
     eventually(lambda: relay.metrics()["fastderp_login_memory_bytes"] == 0)
 
 
-def test_when_too_many_are_not_logged_in_the_oldest_goes(
+def test_when_too_many_are_not_logged_in_the_oldest_is_closed(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.listener.PENDING_LIMIT", 3)
@@ -410,7 +410,7 @@ def test_server_info_is_the_first_frame_however_busy_the_peers_are(start_relay: 
             shooter.join()
 
 
-def test_a_peer_is_dropped_from_python_once_it_is_logged_in(start_relay: StartRelay) -> None:
+def test_a_connection_is_freed_in_python_once_it_is_logged_in(start_relay: StartRelay) -> None:
     relay = start_relay(Setup("TLS 1.3", "uvloop"))
     peers: list[Peer] = [relay.login() for _ in range(5)]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""Strangers hold a bounded memory before their login, and good clients wait their turn.
+"""Strangers hold bounded memory before their login, and good clients wait for memory.
 
 ARCHITECTURE §2, RELIABILITY F31.
 """
@@ -26,7 +26,7 @@ StartRelay = Callable[..., Relay]
 
 TLS13 = Setup("TLS 1.3", "uvloop")
 SMALLEST_BUDGET = 4 << 20
-# Handshakes that are under way at once within that budget.
+# concurrent handshakes within that budget
 N_HANDSHAKES = SMALLEST_BUDGET * 3 // 8 // HANDSHAKE_BYTES
 N_STRANGERS = 1000
 
@@ -48,7 +48,7 @@ def begun_hello(n_bytes: int, n_sent: int) -> bytes:
 
 
 def whole_hello() -> bytes:
-    """Return a ClientHello that wants to be answered."""
+    """Return a valid ClientHello."""
     handshake = Handshake(ClientContext(verify=False), "127.0.0.1")
     handshake.step()
     return handshake.take_output()
@@ -97,15 +97,15 @@ def test_a_client_hello_that_no_client_sends_is_refused_at_its_header(
     assert relay.refused() == {"tls_flood": 1}
 
 
-def test_bytes_that_openssl_would_wait_behind_are_refused_at_once(start_relay: StartRelay) -> None:
+def test_bytes_that_would_keep_openssl_waiting_are_refused_at_once(start_relay: StartRelay) -> None:
     relay = start_relay(TLS13)
     with relay.connect_tcp() as peer:
-        peer.send(b"\x80\x7f\x01\x03\x01")  # an SSLv2 ClientHello, begun
+        peer.send(b"\x80\x7f\x01\x03\x01")  # the beginning of an SSLv2 ClientHello
         peer.read_to_end()
     assert relay.refused() == {"tls_not_tls": 1}
 
 
-def test_handshakes_that_are_not_finished_give_way_and_a_good_client_gets_in(
+def test_unfinished_handshakes_give_way_and_a_good_client_logs_in(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 0.2)
@@ -121,9 +121,9 @@ def test_handshakes_that_are_not_finished_give_way_and_a_good_client_gets_in(
     eventually(lambda: held_bytes(relay) == 0)
 
 
-def test_a_storm_of_clients_waits_its_turn_and_is_not_refused(start_relay: StartRelay) -> None:
+def test_a_storm_of_clients_waits_for_memory_and_is_not_refused(start_relay: StartRelay) -> None:
     relay = start_relay(TLS13, login_memory_bytes=SMALLEST_BUDGET)
-    # All of them have sent their ClientHello before the relay looks at the first.
+    # All clients have sent their ClientHello before the relay reads the first.
     n_clients = 5 * N_HANDSHAKES
     handshakes = [Handshake(ClientContext(verify=False), "127.0.0.1") for _ in range(n_clients)]
     may_go_on = threading.Event()
@@ -147,14 +147,14 @@ def test_a_storm_of_clients_waits_its_turn_and_is_not_refused(start_relay: Start
     eventually(lambda: held_bytes(relay) == 0)
 
 
-def test_a_client_that_waits_for_its_turn_has_its_whole_time_left_after_that(
+def test_a_client_that_waits_for_memory_has_its_whole_login_time_afterwards(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = start_relay(TLS13, login_memory_bytes=SMALLEST_BUDGET, login_timeout=1.5)
     monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 60.0)
     made = strangers(relay, N_HANDSHAKES, whole_hello())
     eventually(lambda: held_bytes(relay) >= N_HANDSHAKES * HANDSHAKE_BYTES)
-    # Waits for about as long as strangers may hold their handshakes: until they are timed out.
+    # It waits until the handshakes of the strangers time out.
     with relay.login() as peer:
         assert peer.sync() == []
     assert relay.refused().get("tls_timeout", 0) > 0
@@ -162,7 +162,7 @@ def test_a_client_that_waits_for_its_turn_has_its_whole_time_left_after_that(
     hang_up(made)
 
 
-def test_a_client_that_speaks_on_while_it_waits_for_its_turn_is_closed(
+def test_a_client_that_sends_more_while_it_waits_for_memory_is_closed(
     start_relay: StartRelay,
 ) -> None:
     relay = start_relay(TLS13, login_memory_bytes=SMALLEST_BUDGET)
@@ -196,7 +196,7 @@ def test_memory_of_strangers_is_free_before_the_garbage_collector_runs(
         gc.enable()
 
 
-def test_tunnels_pages_and_logins_give_back_what_they_held(start_relay: StartRelay) -> None:
+def test_tunnels_pages_and_logins_give_back_their_memory(start_relay: StartRelay) -> None:
     for transport in ("plain", "TLS 1.2", "TLS 1.3", "WebSocket over TLS 1.3"):
         relay = start_relay(Setup(transport))
         peers: list[Peer] = [relay.login() for _ in range(3)]
@@ -206,7 +206,7 @@ def test_tunnels_pages_and_logins_give_back_what_they_held(start_relay: StartRel
             peer.close()
 
 
-def test_when_the_system_has_no_thread_the_handshake_is_made_without_one(
+def test_without_a_free_thread_the_handshake_runs_on_the_loop(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.net.stream.BUSY_EVENTS", 1)
@@ -230,7 +230,7 @@ def test_when_the_system_has_no_thread_the_handshake_is_made_without_one(
 
 
 @pytest.mark.parametrize("transport", ["plain", "TLS 1.2", "TLS 1.3", "WebSocket"])
-def test_what_a_login_a_page_and_a_refusal_held_is_free_before_the_garbage_collector_runs(
+def test_memory_of_logins_pages_and_refusals_is_free_before_the_garbage_collector_runs(
     start_relay: StartRelay, transport: str
 ) -> None:
     async def verify(*_: object) -> bool:

@@ -1,4 +1,4 @@
-"""Random bytes at every stage of a connection: it ends, is counted, and nobody else notices. RELIABILITY F4, F5."""
+"""Random bytes at every stage end one connection, counted. RELIABILITY F4, F5."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N_CONNECTIONS = 300
 
 
 def _prefix(peer: Peer, relay: Relay, stage: int) -> bytes:
-    """Return a correct conversation up to some stage."""
+    """Return the correct bytes of a client up to a random stage."""
     login = client_info(peer.key, relay.server.public_key)
     whole = upgrade_request(FAST_START) + login
     return [
@@ -33,7 +33,7 @@ def _prefix(peer: Peer, relay: Relay, stage: int) -> bytes:
 
 
 def _noise(dice: random.Random) -> bytes:
-    """Return random bytes, often with the look of a frame."""
+    """Return random bytes, often with a plausible frame header."""
     kind = dice.randrange(3)
     if kind == 0:
         return dice.randbytes(dice.randrange(1, 2000))
@@ -77,7 +77,7 @@ def test_noise_instead_of_tls_harms_no_client(start_relay: StartRelay, setup: Se
         assert bystander.sync() == []
 
 
-def test_churn_leaves_nothing_behind(start_relay: StartRelay) -> None:
+def test_connections_that_come_and_go_leave_no_memory_behind(start_relay: StartRelay) -> None:
     relay = start_relay()
     process = psutil.Process()
 
@@ -96,7 +96,7 @@ def test_churn_leaves_nothing_behind(start_relay: StartRelay) -> None:
         eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0)
 
     churn(200)
-    gc.collect()  # what earlier tests left to be collected is not ours
+    gc.collect()  # collect the garbage of earlier tests first
     n_descriptors, memory_bytes = process.num_fds(), resident_bytes()
     churn(2000)
     assert process.num_fds() <= n_descriptors

@@ -1,4 +1,4 @@
-"""What logged-in clients say to each other and to the relay. PROTOCOL §5, §6.3–§6.7."""
+"""Frames between logged-in clients and the relay. PROTOCOL §5, §6.3–§6.7."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ for duration_s in map(float, sys.stdin):
 
 
 class Talkers:
-    """Two clients in a process of their own; they say how many packets per second reached one from the other."""
+    """Two clients in another process; they report the packets per second between them."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
@@ -132,12 +132,12 @@ class Talkers:
         assert self.stdout.readline() == "ready\n"
 
     def talk(self, duration_s: float) -> None:
-        """Have them talk for so long."""
+        """Start their exchange for `seconds`."""
         self.stdin.write(f"{duration_s}\n")
         self.stdin.flush()
 
     def talk_while_python_is_blocked(self, duration_s: float) -> None:
-        """Return when they have talked; meanwhile nothing written in Python runs in this process: a PyDLL call keeps the GIL."""
+        """Wait for the end of the exchange in a PyDLL call, which keeps the GIL of this process."""
         answer = ctypes.create_string_buffer(
             struct.pack("ihh", self.stdout.fileno(), select.POLLIN, 0)
         )
@@ -170,7 +170,7 @@ def test_packets_keep_flowing_at_full_rate_while_python_is_blocked(
             relay.call(talkers.talk_while_python_is_blocked, 2.0)
             shares.append(talkers.rate() / free)
         talkers.stdin.close()
-    # A busy machine halves one now and then, but not all five.
+    # A busy machine may halve one of the rates, but not all five.
     assert shares[-1] >= 0.7, shares
 
 
@@ -216,7 +216,7 @@ def test_a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged(
     "frame_type", [0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x08, 0x09, 0x13, 0x14, 0x15, 0x42, 0xFF]
 )
 @pytest.mark.parametrize("size", [0, 1, 65_568])
-def test_frames_a_relay_does_not_know_are_skipped(
+def test_frames_of_unknown_types_are_skipped(
     start_relay: StartRelay, frame_type: int, size: int
 ) -> None:
     relay = start_relay()
@@ -253,9 +253,7 @@ def test_a_ping_is_answered_with_its_first_8_bytes(relay: Relay, size: int) -> N
 
 
 @pytest.mark.parametrize("yes", [1, 2, 255])
-def test_homes_are_counted_as_clients_declare_and_leave_them(
-    start_relay: StartRelay, yes: int
-) -> None:
+def test_declared_homes_are_counted(start_relay: StartRelay, yes: int) -> None:
     relay = start_relay()
 
     def homes() -> int:
@@ -270,7 +268,7 @@ def test_homes_are_counted_as_clients_declare_and_leave_them(
     eventually(lambda: homes() == 0)
 
 
-def test_clients_away_from_their_first_node_are_counted(start_relay: StartRelay) -> None:
+def test_clients_that_are_not_at_their_ideal_node_are_counted(start_relay: StartRelay) -> None:
     relay = start_relay()
     with relay.login(headers=["Ideal-Node: 1a"]):
         assert relay.metrics()["derp_current_notideal_connections"] == 1
@@ -296,7 +294,7 @@ def test_only_receivers_of_its_packets_are_told_that_a_sender_left(relay: Relay)
         assert receiver.sync() == stranger.sync() == correspondent.sync() == []
 
 
-def test_a_second_departure_is_told_again(relay: Relay) -> None:
+def test_a_second_departure_is_told_too(relay: Relay) -> None:
     key = NodePrivate.generate()
     with relay.login() as receiver:
         for _ in range(3):
@@ -369,12 +367,12 @@ def test_the_last_speaker_of_a_shared_key_gets_the_packets(relay: Relay, sent: b
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
         for speaker in (first, second, first):
             speaker.send(sent)
-            speaker.sync()  # speaks, too: a ping
+            speaker.sync()  # a ping counts as speaking
             sender.send_packet(key.public_key, b"?")
             assert speaker.read_packet() == (sender.public, b"?")
 
 
-def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_silently(
+def test_when_the_active_connection_leaves_the_previous_speaker_takes_over_silently(
     relay: Relay,
 ) -> None:
     key = NodePrivate.generate()
@@ -396,7 +394,7 @@ def test_when_the_active_connection_leaves_the_one_that_spoke_before_takes_over_
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
 
 
-def test_clients_that_share_a_key_are_told_and_the_last_one_when_it_is_over(relay: Relay) -> None:
+def test_clients_that_share_a_key_are_told_and_the_last_one_when_it_ends(relay: Relay) -> None:
     key = NodePrivate.generate()
     with relay.login() as bystander, relay.login(key=key) as first:
         with relay.login(key=key) as second, relay.login(key=key) as third:
@@ -410,7 +408,7 @@ def test_clients_that_share_a_key_are_told_and_the_last_one_when_it_is_over(rela
         assert bystander.health == []
 
 
-def test_a_client_that_comes_back_is_told_nothing(start_relay: StartRelay) -> None:
+def test_a_client_that_reconnects_gets_no_health_frame(start_relay: StartRelay) -> None:
     relay = start_relay()
     key = NodePrivate.generate()
     for _ in range(5):
@@ -459,7 +457,8 @@ def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clie
         for peer in (sender, receiver):
             peer.upgrade(relay.server.public_key)
             peer.send(client_info(peer.key, relay.server.public_key))
-            assert json.loads(peer.key.open_from(relay.server.public_key, peer.read_frame()[1])) == {
+            info = peer.key.open_from(relay.server.public_key, peer.read_frame()[1])
+            assert json.loads(info) == {
                 "version": 2, "TokenBucketBytesPerSecond": 400_000, "TokenBucketBytesBurst": 65_568,
             }  # fmt: skip
         packets = [os.urandom(30_000) for _ in range(4)]
@@ -524,7 +523,7 @@ def test_a_mesh_peer_may_close_every_connection_of_a_key_even_its_own(
 
 
 def _read_packets_until(peer: Peer, last: bytes) -> list[bytes]:
-    """Read packets until one carries `last`; return what came before, skipping keep-alives."""
+    """Read packets until one carries `last`; return the earlier ones without keep-alives."""
     packets = []
     while True:
         frame_type, payload = peer.read_frame()
@@ -554,7 +553,7 @@ def test_a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_
 def _flood_until_closed(
     relay: Relay, when_connected: Callable[[], None] = lambda: None
 ) -> NodePublic:
-    """Send to a client that does not read until the relay closes it; return who it was."""
+    """Send to a client that does not read until the relay closes it; return its key."""
     with relay.login() as sender, relay.login() as frozen:
         when_connected()
         stop = threading.Event()

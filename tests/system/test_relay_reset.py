@@ -1,4 +1,4 @@
-"""Connections that end with a reset instead of a goodbye."""
+"""Connections that end with a reset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ StartRelay = Callable[..., Relay]
 
 
 def _reset(peer: Peer) -> None:
-    """Close with RST, like a process that was killed with data unread."""
+    """Close with RST, like a killed process with unread data."""
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 

@@ -1,4 +1,4 @@
-"""How a relay ends: everybody is told, nobody can hold it up, and nothing of it is left. PROTOCOL §6.11."""
+"""The end of a relay: every client is told, none delays it, nothing is left. PROTOCOL §6.11."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from tests.kit.websocket import WebSocketPeer
 
 StartRelay = Callable[..., Relay]
 
-# What a relay waits for clients that do not take their goodbye is 2 s; a slow machine needs some more.
+# A relay waits 2 s for clients that do not read its close; a slow machine needs some more.
 AT_ONCE_S = 8.0
 
 
 @pytest.mark.parametrize("setup", EVERY_WEBSOCKET_SETUP, ids=str)
-def test_websockets_are_told_that_the_relay_goes_away(
-    start_relay: StartRelay, setup: Setup
-) -> None:
+def test_websockets_get_a_going_away_close_frame(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     with relay.login() as peer, relay.connect() as waiting:
         assert isinstance(peer, WebSocketPeer) and isinstance(waiting, WebSocketPeer)
@@ -55,7 +53,7 @@ def test_frames_announced_before_the_end_still_arrive(
 
 
 @pytest.mark.parametrize("transport", ["TLS 1.2", "WebSocket", "TLS 1.3"])
-def test_a_client_that_reads_nothing_does_not_hold_up_the_end(
+def test_a_client_that_reads_nothing_does_not_delay_the_end(
     start_relay: StartRelay, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
@@ -68,7 +66,7 @@ def test_a_client_that_reads_nothing_does_not_hold_up_the_end(
         assert relay.call(lambda: len(relay.server._registrar.bridges)) == 0
 
 
-def test_closing_again_and_at_the_same_time_is_closing_once(start_relay: StartRelay) -> None:
+def test_repeated_and_concurrent_closes_are_one_close(start_relay: StartRelay) -> None:
     relay = start_relay()
 
     async def close_three_times() -> None:
@@ -141,7 +139,7 @@ def test_a_queue_of_an_impossible_length_is_a_value_error_that_names_it(queue_pa
         Server(workers=1, queue_packets=queue_packets)
 
 
-# Streams of one's own
+# Embedded streams
 
 
 async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:

@@ -1,4 +1,4 @@
-"""Many TLS clients at once: their handshakes are made by helper threads."""
+"""Many TLS clients at once: helper threads do their handshakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def relay(
     request: pytest.FixtureRequest, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Relay]:
-    """A relay that takes every handshake for part of a storm."""
+    """Run a relay that counts every handshake as part of a storm."""
     monkeypatch.setattr("fastderp.server.net.stream.BUSY_EVENTS", 1)
     return start_relay(request.param)
 
@@ -83,7 +83,7 @@ def test_closing_during_a_storm_is_clean(relay: Relay) -> None:
 
 
 def _client_hello(relay: Relay) -> bytes:
-    """Record what a client says first."""
+    """Record the first bytes of a client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(
             target=lambda: pytest.raises(

@@ -1,4 +1,4 @@
-"""CONNECT through the relay (ACE): who is taken where, and what it may cost. PROTOCOL §9.8."""
+"""CONNECT through the relay (ACE): permitted targets and their cost. PROTOCOL §9.8."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 class Control:
-    """Stands for the control server: a listening socket, and how a relay comes to it."""
+    """A listening socket in the place of the control server, and the relay's dial to it."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ class Control:
         self.may_answer.set()
 
     async def dial(self, target: Target) -> socket.socket:
-        """Connect, whatever the target, when it may."""
+        """Connect to it whatever the target is, once the test permits it."""
         self.wanted.append(target)
         await asyncio.to_thread(self.may_answer.wait, PATIENCE_S)
         sock = socket.socket()
@@ -44,7 +44,7 @@ class Control:
         return sock
 
     def accept(self) -> Peer:
-        """Return the relay's connection."""
+        """Accept the relay's connection."""
         sock, _ = self.listener.accept()
         sock.settimeout(PATIENCE_S)
         return Peer(sock)
@@ -59,7 +59,7 @@ def control() -> Iterator[Control]:
 
 
 def taken(relay: Relay, control: Control, more: bytes = b"") -> tuple[Peer, Peer]:
-    """Be taken to the control server; return the client's end and the server's."""
+    """Open a tunnel to the control server; return both ends of it."""
     client = relay.connect()
     client.send(CONNECT + more)
     server = control.accept()
@@ -85,7 +85,7 @@ def test_bytes_pass_both_ways_unchanged(
 
 
 @pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
-def test_the_end_of_either_side_is_the_end_of_the_other_and_nothing_before_it_is_lost(
+def test_the_end_of_one_side_ends_the_other_and_no_earlier_byte_is_lost(
     start_relay: StartRelay, control: Control, setup: Setup
 ) -> None:
     tunnels = Tunnels(control.dial)
@@ -170,7 +170,7 @@ def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error
     assert tunnels.metrics()["fastderp_ace_connects_total"] == {"failed": 1}
 
 
-def test_a_target_that_does_not_answer_is_given_up(
+def test_a_target_that_does_not_answer_ends_in_a_timeout(
     start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel, "DIAL_S", 0.05)
@@ -185,12 +185,10 @@ def test_a_target_that_does_not_answer_is_given_up(
     )
 
 
-def test_the_system_is_asked_for_addresses_and_each_is_tried(
-    start_relay: StartRelay, control: Control
-) -> None:
+def test_every_address_of_the_target_is_tried(start_relay: StartRelay, control: Control) -> None:
     port = control.listener.getsockname()[1]
     relay = start_relay(Setup("TLS 1.3"))
-    # localhost is ::1 first on most systems, where nobody listens.
+    # On most systems localhost is ::1 first, where no socket listens.
     relay.run(tunnel.dial(Target("localhost", port))).close()
     control.accept().close()
     with pytest.raises(OSError):
@@ -231,10 +229,10 @@ def test_a_side_that_does_not_read_makes_the_other_wait(
         assert n_sent < 32_000_000, "the kernel's buffers are the only ones"
 
 
-def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_held_up(
+def test_bytes_of_all_tunnels_together_are_limited_and_logins_are_not_delayed(
     start_relay: StartRelay, control: Control
 ) -> None:
-    # The budget is used up by the first read and comes back in ages.
+    # The first read uses up the budget, which takes far longer than the test to refill.
     relay = start_relay(Setup("TLS 1.3"), tunnels=Tunnels(control.dial, TokenBucket(1e-3, 4096)))
     client, server = taken(relay, control)
     with client, server:

@@ -1,4 +1,4 @@
-"""One stranger, or many, do not keep the control plane from others. ARCHITECTURE §2, RELIABILITY F32."""
+"""Strangers do not keep the control plane from others. ARCHITECTURE §2, RELIABILITY F32."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def get(path: str) -> bytes:
 
 @contextmanager
 def stopped(relay: Relay) -> Iterator[None]:
-    """Keep the relay's loop from its work, so that what is sent meanwhile is all there at once."""
+    """Block the relay's loop, so that all bytes sent meanwhile arrive at once."""
     go_on = threading.Event()
     relay._loop.call_soon_threadsafe(go_on.wait)
     try:
@@ -38,7 +38,7 @@ def stopped(relay: Relay) -> Iterator[None]:
 
 
 class CountedPage:
-    """A page that counts its requests, and how many had come when something else happened."""
+    """A page that counts its requests, and the requests before another event."""
 
     def __init__(self) -> None:
         self.n_requests = 0
@@ -142,7 +142,7 @@ def test_a_client_that_ends_its_output_behind_its_requests_gets_every_answer(
     eventually(lambda: relay.listener.n_pending == 0)
 
 
-def test_the_same_over_tls_whose_end_comes_in_one_read_with_the_requests(
+def test_requests_in_one_read_with_the_end_of_tls_get_every_answer(
     start_relay: StartRelay,
 ) -> None:
     page = CountedPage()

@@ -1,4 +1,4 @@
-"""DERP over WebSocket: the opening handshake, every way to cut messages, every way to break the rules. PROTOCOL §9.3."""
+"""DERP over WebSocket: opening handshake, message boundaries, violations. PROTOCOL §9.3."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ WEBSOCKET = Setup("WebSocket")
 
 
 def connect(relay: Relay) -> WebSocketPeer:
-    """Connect, with the WebSocket's own methods in view."""
+    """Connect; the type has the WebSocket's methods."""
     peer = relay.connect()
     assert isinstance(peer, WebSocketPeer)
     return peer
 
 
 def login(relay: Relay) -> WebSocketPeer:
-    """Log in, with the WebSocket's own methods in view."""
+    """Log in; the type has the WebSocket's methods."""
     peer = relay.login()
     assert isinstance(peer, WebSocketPeer)
     return peer
@@ -221,7 +221,7 @@ def test_frames_may_arrive_byte_by_byte(start_relay: StartRelay) -> None:
         assert a.read_packet() == (a.public, b"slow")
 
 
-def test_the_longest_message_is_taken_and_one_byte_more_is_closed_with_1009(
+def test_the_longest_message_is_accepted_and_one_byte_more_is_closed_with_1009(
     start_relay: StartRelay,
 ) -> None:
     relay = start_relay(WEBSOCKET)
@@ -370,7 +370,7 @@ def test_a_client_that_reads_no_pongs_is_not_read_either(
     assert resident_bytes() - before < 32 << 20
 
 
-def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
+def test_a_websocket_that_does_not_read_is_closed_at_the_write_deadline(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
@@ -390,7 +390,7 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_write_deadline(
             stop.set()
             shooter.join()
         assert sender.sync() == []
-        # Not only its session: its socket too, although it still reads nothing.
+        # The relay also closes the socket, although the client still reads nothing.
         eventually(lambda: relay.call(lambda: len(relay.server._registrar.bridges)) == 1)
     assert relay.metrics()["derp_sclient_write_timeouts"] == 1
 
@@ -440,12 +440,12 @@ def test_long_messages_after_the_login_share_a_bounded_memory(
     assert relay.metrics()["fastderp_websocket_failures_total"] == {"1013": 1}
 
 
-# Somebody else's client
+# A browser's client
 
 
 @pytest.fixture(scope="module")
 def node() -> list[str]:
-    """The command of a Node that has the browsers' WebSocket."""
+    """Return the command of a Node with the browsers' WebSocket."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("needs Node")

@@ -1,4 +1,4 @@
-"""What a relay shows of its connections' traffic and distance. PROTOCOL §6.10, §14."""
+"""Traffic and round trips of connections, as a relay shows them. PROTOCOL §6.10, §14."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transpo
         for _ in range(10):
             sender.send_packet(receiver.public, bytes(10_000))
             receiver.read_packet()
-        # Frames' heads and keys count, and all that went before.
+        # Frame headers, keys and all earlier bytes count.
         assert relay.run(until_sent(sender.public, 100_000)).recv > 100_370
         received = relay.run(until_sent(receiver.public, 100_000))
         assert received.sent > 100_370
         assert received.unique_senders == 1
 
 
-def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
+def test_the_page_continues_until_its_reader_leaves(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "key"))
     with command(*flags) as running:
         public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
@@ -66,7 +66,7 @@ def test_the_page_goes_on_until_its_reader_leaves(tmp_path: Path) -> None:
         assert code == 0 and "Traceback" not in said
 
 
-def test_round_trips_are_sampled_whatever_lies_between_but_websockets(
+def test_round_trips_are_sampled_on_every_transport_but_websockets(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.observe.maintenance.INTERVAL_S", 0.02)
