@@ -5,6 +5,7 @@ The references of flags, metrics and the API are generated from the code at ever
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,23 @@ def write_references(_: Any) -> None:
             path.write_text(text)
 
 
+def as_restructured_text(
+    _app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]
+) -> None:
+    """Turn a docstring's `code` and indented examples into what reStructuredText takes for them."""
+    result: list[str] = []
+    paragraph = ""
+    for line in lines:
+        starts_block = line.startswith("    ") and result and not result[-1]
+        if starts_block and paragraph and not paragraph.startswith(" ") and paragraph[-1] != ":":
+            result += ["::", ""]
+        result.append(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line))
+        paragraph = line or paragraph
+    lines[:] = result
+
+
 def setup(app: Any) -> None:
     """Generate the references before the documents are read."""
     app.connect("builder-inited", write_references)
+    # Before napoleon, which takes the text in front of a colon for a type.
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=100)
