@@ -41,7 +41,8 @@ class Signals:
 
     def settle(self) -> None:
         """Take the signals over from the system's defaults."""
-        for number in (*ENDING, signal.SIGHUP):
+        # SIGHUP first: what waits until the relay takes SIGTERM may send both.
+        for number in (signal.SIGHUP, *ENDING):
             signal.signal(number, self._handle)
 
     def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
