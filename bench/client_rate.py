@@ -188,6 +188,9 @@ def summaries(
             "to_go": round(median(name, "seconds") / median("Go", "seconds"), 2)
             if "Go" in runs
             else None,
+            "cpu_to_go": round(median(name, "cpu_seconds") / median("Go", "cpu_seconds"), 2)
+            if "Go" in runs
+            else None,
         }
         for name in runs
     ]
@@ -195,12 +198,12 @@ def summaries(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a Markdown table."""
-    print("| | client | kpps | × Go | CPU µs |\n|---|---|--:|--:|--:|")
+    print("| | client | kpps | × Go | CPU µs | × Go |\n|---|---|--:|--:|--:|--:|")
     for row in rows:
-        ratio = "" if row["to_go"] is None else f"{row['to_go']:.2f}"
+        rate, cpu = ("" if row[of] is None else f"{row[of]:.2f}" for of in ("to_go", "cpu_to_go"))
         print(
             f"| {row['direction']}, {row['transport']} | {row['client']} "
-            f"| {row['kpps']:.0f} | {ratio} | {row['cpu_us']:.2f} |"
+            f"| {row['kpps']:.0f} | {rate} | {row['cpu_us']:.2f} | {cpu} |"
         )
 
 
