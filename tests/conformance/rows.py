@@ -36,7 +36,7 @@ PROTOCOL = {
     "1": _row(
         "frame headers: a type and a big-endian length, read and written",
         "unit/wire/protocol::header_is_a_type_and_a_big_endian_length",
-        "property/wire_properties::frames_survive_any_cutting_and_a_cut_off_end_loses_only_the_last",
+        "property/wire_properties::frames_in_any_pieces_are_read_and_a_cut_off_end_loses_only_the_last",
         "unit/dataplane/packets::frames_cut_at_any_byte_arrive_whole_and_in_order",
     ),
     "2": _row(
@@ -63,7 +63,7 @@ PROTOCOL = {
         "unit/wire/login::client_info_is_read_as_leniently_as_the_reference",
         "unit/wire/login::client_info_is_read_as_strictly_as_the_reference",
         "unit/wire/login::malformed_mesh_key_is_refused_without_being_quoted",
-        "interop/login_with_derper::the_same_client_infos_are_let_in",
+        "interop/login_with_derper::the_same_client_infos_are_accepted",
     ),
     # Relay basics
     "7": _row(
@@ -134,14 +134,14 @@ PROTOCOL = {
         "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
         "conformance/forwarders::withdrawing_a_forwarder_of_a_local_client_leaves_it_local",
         "conformance/forwarders::a_client_that_moves_to_another_relay_is_not_gone",
-        "conformance/forwarders::withdrawing_what_was_never_announced_changes_nothing",
+        "conformance/forwarders::withdrawing_an_unannounced_key_changes_nothing",
         "system/mesh_forwarders::removing_what_was_not_added_does_nothing",
         "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
         "system/mesh_forwarders::a_local_client_comes_before_a_forwarder_and_leaves_it_there",
     ),
     "21": _row(
         "forwarders may change while packets are forwarded",
-        "conformance/forwarders::every_packet_takes_one_way_while_ways_come_and_go",
+        "conformance/forwarders::every_packet_takes_one_route_while_routes_come_and_go",
         "system/mesh_forwarders::every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go",
     ),
     "22": _row(
@@ -263,14 +263,14 @@ PROTOCOL = {
         "unit/net/tls::pinned_certificate_needs_no_issuer",
         "unit/tls/handshake::beside_a_pinned_certificate_only_metacerts_may_come",
         "unit/tls/handshake::a_pinned_certificate_is_for_the_name_if_there_is_one",
-        "interop/certificates::a_go_client_accepts_the_certificate_it_was_told_to_expect",
-        "interop/tailnet::a_tailnet_lives_on_a_pinned_relay_that_lets_only_its_nodes_in",
+        "interop/certificates::a_go_client_accepts_the_pinned_certificate",
+        "interop/tailnet::a_tailnet_works_through_a_pinned_relay_that_admits_only_its_nodes",
     ),
     "42": _row(
         "gcp needs its account binding, in either base64",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
         "unit/cli/certificates::gcp_takes_its_key_in_either_base64",
-        "interop/acme::an_account_with_the_ca_is_bound_where_it_wants_one",
+        "interop/acme::an_account_is_bound_where_the_ca_requires_it",
     ),
     "43": _row(
         "ACME certificates for addresses",
@@ -282,7 +282,7 @@ PROTOCOL = {
         "unit/server/certificates/acme/challenges::a_token_that_is_ours_is_answered_and_no_other",
         "unit/cli/certificates::an_address_needs_the_flag_for_addresses",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
-        "interop/acme::the_address_a_client_has_connected_to_gets_a_short_lived_certificate",
+        "interop/acme::the_address_of_a_connection_gets_a_short_lived_certificate",
     ),
     "44": _row(
         "the vendor's host names",
@@ -325,7 +325,7 @@ PROTOCOL = {
         "unit/server/http/bootstrap_dns::an_unpublished_name_is_told_alone_and_only_on_request",
         "unit/server/http/bootstrap_dns::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
         "unit/server/http/bootstrap_dns::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
-        "interop/bootstrap_dns::both_relays_tell_the_same_and_count_the_same",
+        "interop/bootstrap_dns::both_relays_give_the_same_answers_and_counters",
     ),
     "52": _row(
         "bootstrap DNS: the gate by percentage",
@@ -340,7 +340,7 @@ PROTOCOL = {
         "unit/server/observe/metrics::drops_are_shown_by_reason_and_kind",
         "unit/server/observe/metrics::untyped_metrics_have_no_type_line",
         "unit/server/observe/metrics::every_line_is_prometheus_text",
-        "interop/metrics::every_metric_of_derper_is_there_with_its_type_and_labels",
+        "interop/metrics::every_metric_of_derper_exists_with_its_type_and_labels",
         "interop/metrics::two_clients_are_counted_alike",
     ),
     # STUN
@@ -383,7 +383,7 @@ PROTOCOL = {
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
         "interop/mixed_region::derpprobe_finds_every_relay_and_every_pair_good",
-        "interop/mixed_region::clients_of_every_relay_reach_each_other_and_learn_of_departures",
+        "interop/mixed_region::clients_of_every_relay_reach_each_other_and_are_told_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
     # Worth testing although Go does not
@@ -417,7 +417,7 @@ PROTOCOL = {
     ),
     "check": _row(
         "duplicates are no inconsistency, and what is one is found",
-        "conformance/relay::the_consistency_check_knows_of_duplicates",
+        "conformance/relay::duplicates_are_consistent",
         "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
         "unit/server/observe/consistency::a_session_without_a_route_is_said_with_its_key",
         "system/admission::the_check_page_queries_tailscaled_each_time",
@@ -449,8 +449,8 @@ PROTOCOL = {
         "unit/server/admission/verifiers::any_other_answer_is_no_even_when_failing_open_but_not_certain",
         "unit/server/admission/verifiers::whether_an_unreachable_url_lets_in_is_configured",
         "unit/server/admission/verifiers::only_a_known_key_passes_tailscaled",
-        "interop/admission_with_derper::the_certificate_of_an_admission_url_is_judged_alike",
-        "interop/tailnet::derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled",
+        "interop/admission_with_derper::the_certificate_of_an_admission_url_is_verified_in_the_same_way",
+        "interop/tailnet::derper_and_fastderp_admit_the_same_keys_by_tailscaled",
         "unit/server/admission/admission::everything_configured_must_agree",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
     ),
@@ -552,7 +552,7 @@ API = {
     ),
     "server settings": _row(
         "keys, mesh key, verifying and the write timeout can be read",
-        "conformance/relay::a_server_tells_how_it_was_set_up",
+        "conformance/relay::a_server_has_its_settings_as_attributes",
         "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_connected_clients",
         names=_of(
             "Server",
@@ -580,7 +580,7 @@ API = {
         "the relay checks its own tables",
         "system/relay_noise::noise_at_every_stage_harms_no_client",
         "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
-        "conformance/relay::the_consistency_check_knows_of_duplicates",
+        "conformance/relay::duplicates_are_consistent",
         names=_of("Server", "consistency_check"),
     ),
     "ExpVar": _row(

@@ -1,4 +1,4 @@
-"""The client library, where no other test looks. ARCHITECTURE §8, PROTOCOL §16 lines 22 and 23."""
+"""The rest of the client library. ARCHITECTURE §8, PROTOCOL §16 lines 22 and 23."""
 
 from __future__ import annotations
 

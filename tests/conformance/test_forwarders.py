@@ -15,7 +15,7 @@ from fastderp.wire.protocol import FrameType
 from tests.kit.plane import PlanePeer, events, running_plane
 
 N_PACKETS = 5000
-# Fewer than a link keeps for sure.
+# fewer packets than a link surely keeps
 IN_FLIGHT = 8
 
 
@@ -59,7 +59,7 @@ def test_a_client_that_moves_to_another_relay_is_not_gone(plane: Plane) -> None:
     assert a.receive() == (FrameType.PEER_GONE, here.key + b"\0")
 
 
-def test_withdrawing_what_was_never_announced_changes_nothing(plane: Plane) -> None:
+def test_withdrawing_an_unannounced_key_changes_nothing(plane: Plane) -> None:
     a, link, other, far = (
         PlanePeer(plane),
         PlanePeer(plane, link=True),
@@ -76,14 +76,14 @@ def test_withdrawing_what_was_never_announced_changes_nothing(plane: Plane) -> N
     assert link.receive() == (FrameType.FORWARD_PACKET, a.key + far + b"x")
 
 
-def test_every_packet_takes_one_way_while_ways_come_and_go(plane: Plane) -> None:
+def test_every_packet_takes_one_route_while_routes_come_and_go(plane: Plane) -> None:
     a, far = PlanePeer(plane), os.urandom(32)
     links = [PlanePeer(plane, link=True) for _ in range(3)]
     plane.add_forwarder(far, links[0].handle)
     stop = threading.Event()
 
     def take_turns() -> None:
-        # The one in use leaves while packets flow; the next came just before, so that there is always a way.
+        # The link in use leaves while packets flow; the next one comes before, so that a route remains.
         for current, following in pairwise(cycle(links)):
             plane.add_forwarder(far, following.handle)
             plane.remove_forwarder(far, current.handle)
@@ -113,7 +113,7 @@ def test_every_packet_takes_one_way_while_ways_come_and_go(plane: Plane) -> None
 
 
 def forwarded(links: list[PlanePeer], n_packets: int) -> list[tuple[PlanePeer, bytes]]:
-    """Return so many forwarded packets, each with the link it took."""
+    """Return `n` forwarded packets, each with its link."""
     by_socket = {link.socket: link for link in links}
     packets: list[tuple[PlanePeer, bytes]] = []
     while len(packets) < n_packets:

@@ -45,7 +45,7 @@ def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucke
     for _ in range(3):
         a.send_packet(b.key, BURST)
         assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
-    # The second and the third need a whole bucket each, a tenth of a second's worth.
+    # The second and the third packet each need a full bucket, which takes a tenth of a second.
     assert time.monotonic() - began_s > 0.19
 
 
@@ -54,9 +54,7 @@ def test_a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full(plane: P
     plane.set_rate_limit(4 * LARGEST_FRAME_BYTES, 1)
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, BURST)
-    a.write(
-        bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload)
-    )  # of no known type, and read all the same
+    a.write(bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload))  # of unknown types, but read
     a.send_packet(b.key, BURST)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
@@ -71,7 +69,7 @@ def test_a_client_that_waits_for_its_rate_can_leave(plane: Plane) -> None:
     a.send_packet(b.key, b"next year")
     while not waited(plane):
         b.sync()
-    # Once per wait, however long it takes.
+    # one count per wait, whatever its length
     assert waited(plane) == 1
     plane.close_key(a.key)
     closed = events(plane)[0]

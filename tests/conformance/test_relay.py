@@ -1,4 +1,4 @@
-"""The relay's API and its view of clients, where no other test looks. ARCHITECTURE §8, PROTOCOL §16 lines 18 and 26."""
+"""The relay's API and its view of clients. ARCHITECTURE §8, PROTOCOL §16 lines 18 and 26."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_the_policy_for_shared_keys_can_be_chosen(start_relay: StartRelay) -> No
         assert relay.call(relay.server.consistency_check) == []
 
 
-def test_the_consistency_check_knows_of_duplicates(start_relay: StartRelay) -> None:
+def test_duplicates_are_consistent(start_relay: StartRelay) -> None:
     relay = start_relay()
     key = NodePrivate.generate()
     with relay.login(key=key), relay.login(key=key), relay.login():
         assert relay.call(relay.server.consistency_check) == []
 
 
-def test_a_server_tells_how_it_was_set_up(start_relay: StartRelay) -> None:
+def test_a_server_has_its_settings_as_attributes(start_relay: StartRelay) -> None:
     async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
         return True
 

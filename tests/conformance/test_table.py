@@ -1,4 +1,4 @@
-"""The table of promises is complete, and what it names exists."""
+"""The table of promises is complete, and the tests and names in it exist."""
 
 from __future__ import annotations
 

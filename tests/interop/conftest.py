@@ -1,4 +1,4 @@
-"""Fixtures of the interop tests: Go programs built once, relays started where a test wants them."""
+"""Fixtures of the interop tests: Go programs, built once, and starters of relays."""
 
 import os
 import shutil
@@ -25,17 +25,17 @@ Programs = TypeVar("Programs")
 
 
 class StartRelay(Protocol):
-    """Starts one relay of a kind; a context manager."""
+    """Starts one relay of a kind, as a context manager."""
 
     def __call__(
         self, *flags: str, tls: bool = False, **environment: str
     ) -> AbstractAsyncContextManager[Relay]:
-        """Run it with derper's `flags`, and additions to the environment, until the block ends."""
+        """Run it in the block, with derper's `flags` and additions to the environment."""
 
 
 @pytest.fixture(scope="session")
 def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
-    """Build the Go programs; without Go the tests are skipped, except where CI demands them."""
+    """Build the Go programs; skip the tests without Go, unless CI requires them."""
     return _built(request, build)
 
 
@@ -68,7 +68,7 @@ def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) ->
 
 @pytest.fixture
 def start_derper(newest_derper: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
-    """Return how to start derper 1.104.7."""
+    """Return a starter of derper 1.104.7."""
     return _starter(newest_derper, tmp_path_factory)
 
 
@@ -76,7 +76,7 @@ def start_derper(newest_derper: Path, tmp_path_factory: pytest.TempPathFactory) 
 def start_each_derper(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> StartRelay:
-    """Return how to start derper, first the older release, then the newest."""
+    """Return a starter of derper: first the older release, then the newest."""
     if request.param == "1.98.9":
         return _starter(request.getfixturevalue("go_programs").derper, tmp_path_factory)
     return _starter(request.getfixturevalue("newest_derper"), tmp_path_factory)
@@ -99,7 +99,7 @@ def _starter(program: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRe
 
 @pytest.fixture(scope="session")
 def fastderp_relay() -> Path:
-    """Return the installed command: the one of this Python, else the first on the path."""
+    """Return the installed command of this Python, or else the first on the path."""
     beside = Path(sys.executable).with_name("fastderp-relay")
     found = beside if beside.exists() else shutil.which("fastderp-relay")
     assert found, "fastderp-relay is not installed"
@@ -108,5 +108,5 @@ def fastderp_relay() -> Path:
 
 @pytest.fixture
 def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
-    """Return how to start fastderp-relay; its flags are derper's."""
+    """Return a starter of fastderp-relay, which takes derper's flags."""
     return _starter(fastderp_relay, tmp_path_factory)

@@ -1,7 +1,7 @@
-"""Scripted conversations with a relay: who logs in how, what bytes they send, who leaves.
+"""Scripted conversations with a relay: logins, sent bytes, departures.
 
-A conversation is plain data; oracle.py plays it. Its keys are drawn from its name, so the
-bytes are the same whichever relay hears them.
+A conversation is plain data; oracle.py plays it. Its keys are derived from its name, so the
+bytes are the same for each relay.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Login:
     head: bytes
     info: bytes  # JSON, sealed for the relay once its key is known
     first: bytes | None  # sent instead of the ClientInfo frame
-    then: bytes  # sent in the same segment behind it
-    at_once: bool  # the request, too, goes into that segment
+    then: bytes  # follows it in the same segment
+    at_once: bool  # whether that segment has the request, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ Step = Login | Send | Leave
 
 
 def describe(step: Step) -> str:
-    """Return one line for a reader who wonders what a conversation did."""
+    """Return one line that describes the step."""
     match step:
         case Login():
             return f"{step.actor} logs in with {step.info.decode(errors='replace')!s}"
@@ -64,19 +64,19 @@ def describe(step: Step) -> str:
 
 @dataclass(slots=True)
 class Conversation:
-    """A script under construction; every method that adds a step returns the script.
+    """A script under construction; each method that adds a step returns the script.
 
-    `attempt` gives a repetition other keys, so that it cannot meet what an earlier one left behind.
+    `attempt` gives a repetition other keys, so that state of an earlier one cannot affect it.
     """
 
     name: str
     attempt: int = 0
     steps: list[Step] = field(default_factory=list)
-    names: dict[bytes, str] = field(default_factory=dict)  # public key → who
-    silent: set[str] = field(default_factory=set)  # actors the player never pings
+    names: dict[bytes, str] = field(default_factory=dict)  # public key → actor
+    silent: set[str] = field(default_factory=set)  # actors that the player never pings
 
     def key(self, who: str) -> NodePrivate:
-        """Return the private key called `who`; nobody needs to log in with it."""
+        """Return the private key called `who`; a login with it is optional."""
         private = NodePrivate(hashlib.sha256(f"{self.name}/{self.attempt}/{who}".encode()).digest())
         self.names[private.public_key.raw] = who
         return private
@@ -101,7 +101,7 @@ class Conversation:
 
         `first` replaces the ClientInfo frame, `then` follows it in the same segment, and with
         `at_once` that segment carries the request too. The player pings to know when a step is
-        over; `silent` spares this actor, for conversations in which speaking matters.
+        over, except actors with `silent`, for conversations in which speaking matters.
         """
         if silent:
             self.silent.add(actor)

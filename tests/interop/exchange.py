@@ -1,7 +1,7 @@
 """fastderp's side of a two-way run of checked packets with a Go client.
 
 Both sides draw every packet of either from a seed and the sender's key, as exchange.go does, so
-sizes, contents and order are checked without a byte of overhead.
+sizes, contents and order are checked without overhead on the wire.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from fastderp.wire.protocol import MAX_PACKET_SIZE, Message, NodePublic, Receive
 
 BLOCK_SIZE = 2 * MAX_PACKET_SIZE
 STALL_TIMEOUT_S = 10.0
-# Three packets of four are no larger than this, as in the traffic of a VPN.
+# Three packets of four have at most this size, as in the traffic of a VPN.
 COMMON_SIZE = 1500
 
 
 class PacketClient(Protocol):
-    """What an exchange needs of a client."""
+    """The methods of a client that an exchange calls.""" 
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
         """Send one packet."""
@@ -30,10 +30,10 @@ class PacketClient(Protocol):
 
 
 class Plan:
-    """Every packet that one side sends, in order."""
+    """All packets of one side, in order."""
 
     def __init__(self, seed: int, sender: NodePublic, packets: int, max_size: int) -> None:
-        """Draw them: SHAKE128(seed ‖ sender) gives a block, then each packet's size and place in it."""
+        """Derive them from SHAKE128(seed ‖ sender): a block, and each packet's slice of it."""
         stream = hashlib.shake_128(seed.to_bytes(8, "little") + sender.raw).digest(
             BLOCK_SIZE + 8 * packets
         )
@@ -54,17 +54,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What both sides of a run agree on. derpkit takes them as a dictionary."""
+    """The parameters of a run, the same on both sides; derpkit reads them as a dictionary."""
 
     packets: int  # each way
     max_size: int  # bytes
-    window: int  # packets on their way in one direction, at most
+    window: int  # maximum of packets in flight in one direction
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one side of a completed run reports, with derpkit's names."""
+    """The report of one side of a run, with derpkit's names."""
 
     packets: int
     bytes_sent: int
@@ -80,10 +80,10 @@ def _size(word: int, max_size: int) -> int:
 async def exchange(
     client: PacketClient, own_key: NodePublic, peer: NodePublic, terms: Terms
 ) -> Result:
-    """Send every packet of ours, check every one of the peer's and return the totals.
+    """Send all our packets, check all of the peer's and return the totals.
 
-    Packet i goes out once the peer's packet i − window/2 has arrived. AssertionError for a packet
-    that is not the next one.
+    Packet i is sent once the peer's packet i − window/2 has arrived. Raises AssertionError for
+    a packet that is not the next one.
     """
     ours = Plan(terms.seed, own_key, terms.packets, terms.max_size)
     theirs = Plan(terms.seed, peer, terms.packets, terms.max_size)

@@ -16,12 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 
 MODULE = Path(__file__).parent / "go"
-# derper 1.104.7 (PROTOCOL §22), in a module of its own: it needs a newer Go than the programs around 1.98.9.
+# derper 1.104.7 (PROTOCOL §22) has its own module: it needs a newer Go than the programs
+# around 1.98.9.
 NEWEST_MODULE = Path(__file__).parent / "go_newest"
 NEWEST_GO = {"GOTOOLCHAIN": "go1.27.4", "GOFLAGS": "-mod=mod"}
-# derphttp's WebSocket dialler is compiled in by this tag and used when the environment asks for it.
+# This tag compiles derphttp's WebSocket dialler in; an environment variable selects it.
 BUILD_TAGS = "ts_debug_websockets"
-# tailscaled with what a node in user space needs, and `tailscale` inside: half the time to build, and few other modules.
+# tailscaled with the features of a node in user space, and `tailscale` inside: half the build
+# time, and few other modules.
 NODE_TAGS = (
     "ts_include_cli",
     *(
@@ -97,7 +99,7 @@ NODE_TAGS = (
 )
 EVENT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
-# A line carries at most a 4 KiB packet in hexadecimal.
+# A line has at most a 4 KiB packet in hexadecimal.
 LINE_LIMIT_BYTES = 64 * 1024
 
 Event = dict[str, Any]
@@ -109,7 +111,7 @@ class GoError(Exception):
 
 @dataclass(frozen=True)
 class GoPrograms:
-    """Paths of the programs built from the module beside this file."""
+    """Paths of the programs built from the module in this folder."""
 
     derpkit: Path
     derper: Path
@@ -118,14 +120,14 @@ class GoPrograms:
 
 @dataclass(frozen=True)
 class TailnetPrograms:
-    """Paths of what a tailnet consists of: our control server, and tailscale's daemon, which is its command as well."""
+    """Paths of a tailnet's programs: our control server, and tailscale's daemon and command."""
 
     control: Path
     tailscaled: Path
 
 
 def build(into: Path) -> GoPrograms:
-    """Build derpkit and, of the same module, tailscale's derper and derpprobe; GoError as in `build_program`."""
+    """Build derpkit, derper and derpprobe from one module; see `build_program` for errors."""
     return GoPrograms(
         derpkit=build_program(into / "derpkit", "."),
         derper=build_program(into / "derper", "tailscale.com/cmd/derper"),
@@ -134,19 +136,19 @@ def build(into: Path) -> GoPrograms:
 
 
 def build_newest_derper(into: Path) -> Path:
-    """Build derper 1.104.7; GoError as in `build_program`."""
+    """Build derper 1.104.7; raise GoError as `build_program` does."""
     return build_program(
         into / "derper-newest", "tailscale.com/cmd/derper", module=NEWEST_MODULE, **NEWEST_GO
     )
 
 
 def build_setecd(into: Path) -> Path:
-    """Build tailscale's setec server from the same module; GoError as in `build_program`."""
+    """Build tailscale's setec server from the same module; errors as in `build_program`."""
     return build_program(into / "setecd", "./setecd")
 
 
 def build_tailnet(into: Path) -> TailnetPrograms:
-    """Build the programs of a tailnet from the same module; GoError as in `build_program`."""
+    """Build a tailnet's programs from the same module; raise GoError as `build_program` does."""
     return TailnetPrograms(
         control=build_program(into / "tailnet", "./tailnet"),
         tailscaled=build_program(into / "tailscaled", "tailscale.com/cmd/tailscaled", NODE_TAGS),
@@ -162,7 +164,7 @@ def build_program(
 ) -> Path:
     """Build one program of a module, with additions to the environment, and return its path.
 
-    Raises GoError with the compiler's words when Go or its module cache is not up to it.
+    Raises GoError with the compiler's output when Go or its module cache cannot build it.
     """
     command = [
         "go",
@@ -191,7 +193,7 @@ def build_program(
 
 
 def plain_environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment without proxies, which region dials would obey."""
+    """Return this process's environment without proxies, which dials of a region would use."""
     kept = {
         name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
     }
@@ -201,15 +203,15 @@ def plain_environment(**extra: str) -> dict[str, str]:
 class GoClient:
     """One derpkit process.
 
-    `await GoClient.start(...)` returns once the relay's ServerInfo is in, so the relay
-    routes packets to it. Events are kept until asked for, in order within their name.
+    `await GoClient.start(...)` returns after the relay's ServerInfo, so the relay
+    routes packets to it. Events are queued by name.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.ready: Event = {}
         self._process = process
         self._events: defaultdict[str, deque[Event]] = defaultdict(deque)
-        self._ended = ""  # why no event can come any more
+        self._ended = ""  # why no further event can come
         self._changed = asyncio.Condition()
         self._reader = asyncio.create_task(self._read_events())
 
@@ -240,9 +242,10 @@ class GoClient:
         return str(self.ready["key"])
 
     async def next(self, name: str, timeout_s: float = EVENT_TIMEOUT_S) -> Event:
-        """Return the oldest event called `name` not yet returned, waiting for it when there is none.
+        """Return the next event called `name`; wait for it when there is none.
 
-        Raises GoError after timeout_s, and at once when the process has ended or a command has failed.
+        Raises GoError after timeout_s, and at once when the process has ended or a command
+        has failed.
         """
         try:
             async with asyncio.timeout(timeout_s), self._changed:
@@ -259,7 +262,7 @@ class GoClient:
         raise GoError(f"no {name!r} event: {self._ended}")
 
     def pending(self, name: str) -> int:
-        """Return how many events called `name` have arrived and were not asked for."""
+        """Return the number of queued events called `name`."""
         return len(self._events[name])
 
     def begin(self, command: str, **fields: Any) -> None:
@@ -268,7 +271,7 @@ class GoClient:
         self._process.stdin.write(json.dumps({"do": command, **fields}).encode() + b"\n")
 
     async def finish(self, timeout_s: float = EVENT_TIMEOUT_S) -> Event:
-        """Return the `done` event of the oldest command begun and not yet finished."""
+        """Return the `done` event of the oldest unfinished command."""
         return await self.next("done", timeout_s)
 
     async def do(self, command: str, timeout_s: float = EVENT_TIMEOUT_S, **fields: Any) -> Event:
@@ -277,7 +280,7 @@ class GoClient:
         return await self.finish(timeout_s)
 
     async def close(self) -> None:
-        """End the process, politely first, and wait for it."""
+        """End the process, first by closing its input, and wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

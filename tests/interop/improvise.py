@@ -1,4 +1,4 @@
-"""Random conversations for the comparison with derper, the same ones for the same seeds."""
+"""Random conversations for the comparison with derper, determined by seeds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ NOT_HERE_BURST = 3
 
 
 class Improviser:
-    """Writes a random conversation of which every frame that comes back is certain.
+    """Writes a random conversation with a deterministic answer.
 
-    What chance or a clock decides is left out: a second ping while a pong is due (derper's writer, a
-    thread of its own, may have taken that pong already or not: to 500 pings in one write it sends about
-    two), a fourth answer of the not-here limiter, and a key that leaves the relay twice (see DEVIATIONS).
+    It avoids frames whose answer depends on chance or a clock: a second ping while a pong is
+    due (derper's writer thread may or may not have taken that pong: it answers 500 pings in
+    one write with about two pongs), a fourth answer of the not-here limiter, and a key that
+    leaves the relay twice (see DEVIATIONS).
     """
 
     def __init__(self, c: Conversation, seed: str, mesh_share: float) -> None:
@@ -34,7 +35,7 @@ class Improviser:
         self._n_logins = 0
 
     def improvise(self, n_steps: int) -> None:
-        """Add a few logins, then n_steps of anything."""
+        """Add a few logins, then n_steps random steps."""
         for _ in range(3):
             self._login()
         for _ in range(n_steps):
@@ -80,7 +81,7 @@ class Improviser:
             self._end_badly(actor)
 
     def _end_badly(self, actor: str) -> None:
-        """Send what closes the connection: a mistake, or in a mesh peer's mouth ClosePeer."""
+        """Send a frame that closes the connection: an error, or ClosePeer from a mesh peer."""
         if actor in self._mesh:
             key = self._random.choice(list(self._present.values()))
             self._c.send(actor, close_peer(self._c, key))
@@ -131,7 +132,7 @@ class Improviser:
 
 
 def improvised(seed: str, mesh_share: float) -> Script:
-    """Return a script that always writes the same random conversation for a seed."""
+    """Return a script that writes the random conversation of a seed."""
     return lambda c: Improviser(c, seed, mesh_share).improvise(12)
 
 

@@ -1,8 +1,8 @@
-"""Plays scripted conversations to relays and compares what comes back.
+"""Plays scripted conversations to relays and compares their answers.
 
 A transcript has one line per frame, with names for keys and contents for boxes, so that two
-relays that behave alike give equal transcripts. It parses the wire by itself: nothing of
-fastderp's client or server is trusted here beyond keys, boxes and constants.
+relays that behave alike give equal transcripts. It parses the wire itself: of fastderp it uses
+only keys, boxes and constants.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from fastderp.wire.protocol import KEY_SIZE, MAGIC, FrameType, frame
 from .conversation import UPGRADE, Conversation, Leave, Login, Send, Step, describe
 from .deviations import HIDDEN_FRAMES
 
-# What arrives within this time belongs to the step before it. A difference that is only a late
-# frame goes away when the conversation is played again with more patience.
+# A frame within this time belongs to the previous step. A difference that is only a late
+# frame disappears when the conversation is repeated with a longer time.
 SETTLE_S = (0.03, 0.2, 1.0)
 ANSWER_TIMEOUT_S = 2.0
 PING_AGAIN_S = 0.25  # a relay may drop a ping while it owes another pong
-AT_ONCE = 32  # conversations played at once to one relay: enough to hide the waiting
+AT_ONCE = 32  # concurrent conversations with one relay: enough to hide the waiting
 SHOWN_BYTES = 64
 
-BARRIER = b"barr"  # begins the pings that are the player's, not the script's
+BARRIER = b"barr"  # beginning of the player's own pings
 DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
 DISCO_MIN_SIZE = 62
 LOOPBACK = bytes(10) + b"\xff\xff" + bytes((127, 0, 0, 1))
@@ -59,7 +59,7 @@ class Line:
 
     @property
     def order(self) -> tuple[Lane, str]:
-        """Sort key: a watcher is told of several keys in any order, all else keeps its own."""
+        """Return a sort key: only announcements to a watcher have no fixed order."""
         return self.lane, self.text if self.lane is Lane.PRESENCE else ""
 
 
@@ -73,17 +73,17 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Acquaintances:
-    """Whose key is whose within one conversation, and from which ports they came."""
+    """The actors of a conversation by their keys and ports."""
 
     names: Mapping[bytes, str]
     ports: defaultdict[bytes, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def name(self, key: bytes) -> str | None:
-        """Return who has this key, None for somebody of another conversation."""
+        """Return the actor with this key, None for one of another conversation."""
         return "nobody" if key == bytes(KEY_SIZE) else self.names.get(key)
 
     def address(self, key: bytes, tail: bytes) -> str:
-        """Return the address and flags of a PeerPresent, checked against where that peer is."""
+        """Return the address and flags of a PeerPresent, checked against that peer's address."""
         ip, port, flags = tail[:16], int.from_bytes(tail[16:18]), tail[18:]
         if ip == LOOPBACK and port in self.ports[key]:
             return f"at its address, flags {flags.hex()}"
@@ -91,7 +91,7 @@ class Acquaintances:
 
 
 class Connection:
-    """One actor's connection. A task of its own takes down whatever arrives."""
+    """One actor's connection; a task records all frames that arrive."""
 
     def __init__(
         self,
@@ -117,13 +117,13 @@ class Connection:
 
     @classmethod
     async def open(cls, relay: Endpoint, private: NodePrivate, known: Acquaintances) -> Connection:
-        """Connect to the relay as whoever has this key."""
+        """Connect to the relay with this key."""
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         known.ports[private.public_key.raw].add(writer.get_extra_info("sockname")[1])
         return cls(reader, writer, private, known)
 
     async def write(self, data: bytes) -> None:
-        """Send bytes; a relay that has hung up is no error here, the end shows in the transcript."""
+        """Send bytes; ignore a closed connection, as the transcript shows its end."""
         if self.ended:
             return
         with contextlib.suppress(ConnectionError):
@@ -133,7 +133,7 @@ class Connection:
     async def wait_for(
         self, condition: Callable[[], object], timeout_s: float = ANSWER_TIMEOUT_S
     ) -> bool:
-        """Wait until the condition holds or the connection has ended; False after timeout_s."""
+        """Wait until the condition holds or the connection ends; return False after timeout_s."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: condition() or self.ended)
@@ -142,7 +142,7 @@ class Connection:
         return True
 
     async def barrier(self) -> None:
-        """Return when the relay has dealt with everything sent so far."""
+        """Wait until the relay has processed everything sent so far."""
         tokens: set[bytes] = set()
         for _ in range(round(ANSWER_TIMEOUT_S / PING_AGAIN_S)):
             self._n_pings += 1
@@ -155,13 +155,13 @@ class Connection:
         self._lines.append(Line(Lane.END, "does not answer"))
 
     def take_lines(self) -> list[str]:
-        """Return what arrived since the last call, in an order that does not depend on chance."""
+        """Return the frames since the last call, in a deterministic order."""
         lines = sorted(self._lines, key=lambda line: line.order)
         self._lines.clear()
         return [line.text for line in lines]
 
     async def close(self) -> None:
-        """Close without reading on."""
+        """Close without further reads."""
         self._task.cancel()
         self._writer.close()
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
@@ -181,7 +181,7 @@ class Connection:
             head = start + await self._reader.readuntil(b"\r\n\r\n")
             await self._arrived(http_line(head))
             if b" 101 " not in head:
-                # The body and what becomes of the connection are HTTP's matter.
+                # The body and the end of the connection are compared by the tests of HTTP.
                 await self._arrived(ended=True)
                 return
             start = await self._reader.readexactly(5)
@@ -215,7 +215,7 @@ class Connection:
             self._changed.notify_all()
 
     def _line_of(self, frame_type: int, payload: bytes) -> Line | None:
-        """Return the frame's line, None when it is about somebody of another conversation or left out of the comparison."""
+        """Return the frame's line; None for another conversation's actor or a hidden frame."""
         if frame_type in HIDDEN_FRAMES:
             return None
         match frame_type:
@@ -279,7 +279,7 @@ def shown(data: bytes) -> str:
 
 
 class Stage:
-    """One conversation being played to one relay."""
+    """One conversation with one relay."""
 
     def __init__(self, relay: Endpoint, conversation: Conversation, settle_s: float) -> None:
         self._relay = relay
@@ -289,7 +289,7 @@ class Stage:
         self._connections: dict[str, Connection] = {}
 
     async def play(self, step: Step) -> list[str]:
-        """Play one step and return the lines that it brought, actor by actor."""
+        """Play one step and return the resulting lines, actor by actor."""
         match step:
             case Login():
                 await self._login(step)
@@ -305,7 +305,7 @@ class Stage:
         ]
 
     async def close(self) -> None:
-        """Close every connection that is left."""
+        """Close all open connections."""
         for connection in self._connections.values():
             await connection.close()
 
@@ -325,10 +325,10 @@ class Stage:
         await connection.wait_for(lambda: connection.logged_in)
 
     async def _settle(self, acted: str) -> None:
-        """Wait until every actor's frames are dealt with and nothing has arrived for a while.
+        """Wait until every actor's frames are processed and nothing has arrived for a while.
 
-        A ping makes its sender the active one of its key. So the others are asked when all that the step
-        brought is there: they must not overtake a packet to their key, nor a list of who is present.
+        A ping makes its sender the active one of its key. So the others ping after all frames
+        of the step: their pings must not overtake a packet to their key or a list of clients.
         """
         everybody = {acted, *self._connections}
         for actors in ({acted}, everybody - {acted}):
@@ -366,7 +366,7 @@ async def greet(port: int) -> Endpoint:
 
 
 def written(name: str, script: Script, attempt: int = 0) -> Conversation:
-    """Return the conversation that a script writes."""
+    """Return the conversation of a script."""
     conversation = Conversation(name, attempt)
     script(conversation)
     return conversation
@@ -375,7 +375,7 @@ def written(name: str, script: Script, attempt: int = 0) -> Conversation:
 async def play(
     relay: Endpoint, conversation: Conversation, settle_s: float = SETTLE_S[0]
 ) -> Transcript:
-    """Play a conversation and return what the relay said, `step actor <- frame` by line."""
+    """Play a conversation and return the transcript: lines of `step actor <- frame`."""
     stage = Stage(relay, conversation, settle_s)
     transcript: list[str] = []
     try:
@@ -389,7 +389,7 @@ async def play(
 async def play_all(
     relay: Endpoint, scripts: Mapping[str, Script], attempt: int = 0, settle_s: float = SETTLE_S[0]
 ) -> dict[str, Transcript]:
-    """Play many conversations, some at once, and return their transcripts by name."""
+    """Play many conversations, some concurrently; return their transcripts by name."""
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def one(name: str) -> Transcript:
@@ -426,7 +426,7 @@ async def differences(
 ) -> list[Difference]:
     """Play every script to both relays and return those whose transcripts differ.
 
-    A difference has to persist however patiently the script is played, except the foreseen ones.
+    A difference counts if it persists with longer waiting times; listed ones need not.
     """
     left = dict(scripts)
     certain: list[Difference] = []

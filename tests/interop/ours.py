@@ -1,4 +1,4 @@
-"""fastderp's own clients, connected to a relay in each of the ways a Go client can be."""
+"""fastderp's own clients over each transport of a Go client."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from .relays import Relay, Transport
 async def connected(
     relay: Relay, transport: Transport, private: NodePrivate
 ) -> AsyncIterator[Client | HTTPClient]:
-    """Log a client in and close it when the block ends.
+    """Log a client in for the block.
 
-    HTTPClient chooses TLS and its start by itself, so what it would not choose is done by
+    HTTPClient chooses TLS and its start itself; for the other combinations this uses
     Client over a stream of Python's ssl.
     """
     client: Client | HTTPClient
@@ -37,7 +37,7 @@ async def connected(
 
 
 def tls_context(relay: Relay, transport: Transport) -> ssl.SSLContext:
-    """Return a context that trusts the relay's certificate and speaks the transport's TLS version."""
+    """Return a context that trusts the relay's certificate, with the transport's TLS version."""
     context = ssl.create_default_context(cafile=relay.root)
     version = ssl.TLSVersion.TLSv1_2 if transport is Transport.TLS_1_2 else ssl.TLSVersion.TLSv1_3
     context.minimum_version = context.maximum_version = version

@@ -1,6 +1,6 @@
-"""Pebble, Let's Encrypt's own small CA for tests: one process for each test, with a nameserver that knows where the relay is.
+"""Pebble, Let's Encrypt's CA for tests: a process per test, with a nameserver.
 
-Everything listens on an address of loopback that belongs to the test alone, so that ports can be fixed.
+Each test has its own loopback address, so that ports can be fixed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MODULE = Path(__file__).parent / "go-pebble"
 PACKAGE = "github.com/letsencrypt/pebble/v2/cmd/pebble"
 START_TIMEOUT_S = 20.0
 
-CA_PORT, MANAGEMENT_PORT, HTTPS_PORT, HTTP_PORT, NOBODYS_PORT = 14000, 15000, 15443, 15080, 15999
+CA_PORT, MANAGEMENT_PORT, HTTPS_PORT, HTTP_PORT, UNUSED_PORT = 14000, 15000, 15443, 15080, 15999
 NAME = "derp.example.com"
 
 DAY_S = 86400
-# Where an order names no profile Pebble picks any.
+# Pebble picks any profile for an order that names none.
 PROFILES = {
     "shortlived": {"description": "as Let's Encrypt has it", "validityPeriod": 6 * DAY_S},
     **{f"other-{n}": {"description": "another", "validityPeriod": 90 * DAY_S} for n in range(5)},
@@ -43,7 +43,7 @@ PROFILES = {
 
 
 def build(into: Path) -> Path:
-    """Build Pebble; return the program. Raises GoError with the compiler's words."""
+    """Build Pebble; return the program. Raises GoError with the compiler's output."""
     program = into / "pebble"
     command = ["go", "build", "-trimpath", "-o", str(program), PACKAGE]
     try:
@@ -57,7 +57,7 @@ def build(into: Path) -> Path:
 
 @dataclass
 class Pebble:
-    """A CA that may be started and stopped; nothing of it outlives a stop."""
+    """A CA that can be started and stopped; a stop discards its state."""
 
     program: Path
     directory: Path
@@ -67,7 +67,7 @@ class Pebble:
 
     @property
     def flags(self) -> list[str]:
-        """The relay's flags to be where this CA looks for it, and to order from here."""
+        """The relay's flags for this CA and for the address where the CA validates."""
         return [
             "-a", f"{self.address}:{HTTPS_PORT}",
             "-http-port", str(HTTP_PORT),
@@ -81,11 +81,11 @@ class Pebble:
 
     @property
     def cert_dir(self) -> Path:
-        """Where the relay keeps its certificates."""
+        """The relay's directory of certificates."""
         return self.directory / "certs"
 
     def start(self, **config: Any) -> None:
-        """Run it, with changes to its configuration; return when it answers."""
+        """Start it with changes to its configuration; return when it answers."""
         certificate = self_signed(self.address)
         (self.directory / "pebble.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
         (self.directory / "pebble.key").write_bytes(certificate.key_pem)
@@ -101,7 +101,8 @@ class Pebble:
             "profiles": PROFILES,
         } | config
         (self.directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
-        # Without its deliberate delays; and a nonce it refuses twice in a row would fail the order, as it should.
+        # without its deliberate delays and refused nonces; a nonce that is refused twice in a
+        # row fails an order
         environment = {
             **os.environ,
             "PEBBLE_VA_NOSLEEP": "1",
@@ -127,14 +128,14 @@ class Pebble:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it if it runs."""
+        """Stop it if it runs."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def _read_root(self) -> None:
-        """Keep the root that clients are to trust: Pebble makes another with each start."""
+        """Write the root that clients trust; Pebble makes another with each start."""
         for port, page in ((CA_PORT, "dir"), (MANAGEMENT_PORT, "roots/0")):
             trusting = ssl.create_default_context(cafile=str(self.directory / "pebble.pem"))
             with urllib.request.urlopen(
@@ -144,7 +145,7 @@ class Pebble:
 
 
 class Nameserver(socketserver.StreamRequestHandler):
-    """Says that NAME is where it is asked itself. Over TCP, which is how Pebble asks."""
+    """Answers NAME with its own address, over TCP, which Pebble uses."""
 
     def handle(self) -> None:
         while length := self.rfile.read(2):
@@ -163,7 +164,7 @@ class Nameserver(socketserver.StreamRequestHandler):
 
 @contextlib.contextmanager
 def nameserver(address: str) -> Iterator[str]:
-    """Run a nameserver there while the block lasts; return its address and port."""
+    """Run a nameserver at the address in the block; return its address and port."""
     with socketserver.ThreadingTCPServer((address, 0), Nameserver) as server:
         server.daemon_threads = True
         thread = threading.Thread(
@@ -179,7 +180,7 @@ def nameserver(address: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def pebble(program: Path, directory: Path) -> Iterator[Pebble]:
-    """Have a CA, not yet started, while the block lasts."""
+    """Yield a CA that is not started; stop it after the block."""
     address = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
     with nameserver(address) as where:
         ca = Pebble(program, directory, address, where)

@@ -1,4 +1,4 @@
-"""A region of relays on loopback, meshed with each other, as a DERP map would describe it."""
+"""A region of meshed relays on loopback, and its DERP map."""
 
 import contextlib
 import json
@@ -16,14 +16,14 @@ from .relays import Relay, free_ports
 
 REGION_ID = 900
 REGION_CODE = "test"
-# derpprobe insists on a name, which it looks up: all nodes are the same host on different ports.
+# derpprobe requires a name, which it resolves: all nodes are one host with different ports.
 HOSTNAME = "localhost"
 CERTIFICATE_DAYS = (-1, 30)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Running relays and what a peer of theirs needs."""
+    """Running relays, their map and their certificate."""
 
     relays: list[Relay]
     mesh_psk: Path
@@ -32,7 +32,7 @@ class Region:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a Go program that is to trust the region's certificate."""
+        """The environment of a Go program, which then trusts the region's certificate."""
         return plain_environment(SSL_CERT_FILE=str(self.root))
 
     def node(self, i: int) -> dict[str, object]:
@@ -65,7 +65,7 @@ class Region:
 async def running_region(
     programs: Sequence[Path], directory: Path, *flags: str
 ) -> AsyncIterator[Region]:
-    """Run one relay of each program until the block ends, every one meshed with all, itself included.
+    """Run one relay of each program in the block, each meshed with all, itself included.
 
     A region of one relay has no mesh key.
     """
@@ -105,7 +105,7 @@ async def running_region(
 
 
 def _write_certificate(directory: Path) -> Path:
-    """Write one self-signed certificate for every node, and its key, as -certdir wants them."""
+    """Write one self-signed certificate for all nodes, and its key, for -certdir."""
     made = self_signed(HOSTNAME, days=CERTIFICATE_DAYS)
     root = directory / f"{HOSTNAME}.crt"
     root.write_text(ssl.DER_cert_to_PEM_cert(made.der))

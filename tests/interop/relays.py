@@ -1,6 +1,6 @@
-"""Relays under test, derper and fastderp-relay alike: one set of flags starts either.
+"""Relays under test, derper and fastderp-relay, started with the same flags.
 
-A relay is a process of its own, on loopback, killed by its id when the test is over.
+A relay is a process on loopback that is killed by its id after the test.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ CONNECT_PAUSE_S = 0.02
 
 
 class Transport(enum.StrEnum):
-    """How a client reaches a relay."""
+    """The transport between a client and a relay."""
 
     PLAIN = "plain"
     TLS_1_2 = "tls-1.2"
@@ -29,16 +29,16 @@ class Transport(enum.StrEnum):
 
     @property
     def is_tls(self) -> bool:
-        """Whether the relay needs a certificate."""
+        """Return whether the relay needs a certificate."""
         return self is not Transport.PLAIN
 
 
 class Relay:
-    """A relay on loopback: derper, or anything that takes its flags.
+    """A relay on loopback: derper, or a program with its flags.
 
-    With `tls` it speaks TLS as `hostname`. For an address it makes a self-signed certificate by
-    itself; for a name there has to be one in `certdir`. `root` is the certificate to trust. Its key and
-    its log are in `directory`, so started again it is the same relay on the same port.
+    With `tls` it speaks TLS as `hostname`. For an address it makes a self-signed certificate;
+    for a name `certdir` must have one. `root` is the certificate to trust. Its key and its log
+    are in `directory`, so a restarted relay has the same key and port.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """Where derphttp clients connect."""
+        """The URL for derphttp clients."""
         return f"{'https' if self.root else 'http'}://{self.hostname}:{self.port}/derp"
 
     @property
@@ -92,7 +92,7 @@ class Relay:
         return "sha256-raw:" + hashlib.sha256(der).hexdigest()
 
     def metrics_page(self) -> str:
-        """Return what it counts, as Prometheus would read it."""
+        """Return its metrics in Prometheus format."""
         trust = ssl.create_default_context(cafile=self.root) if self.root else None
         with urllib.request.urlopen(
             self.url.removesuffix("derp") + "debug/varz", context=trust
@@ -100,7 +100,7 @@ class Relay:
             return str(response.read(), "utf-8")
 
     def go_flags(self, transport: Transport) -> list[str]:
-        """Return derpkit's flags for reaching this relay."""
+        """Return derpkit's flags for this relay."""
         flags = ["-url", self.url]
         if self.root:
             flags += ["-root", str(self.root)]
@@ -111,7 +111,7 @@ class Relay:
         return flags
 
     async def start(self) -> None:
-        """Run it and return when it accepts connections."""
+        """Start it and return when it accepts connections."""
         with self.log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 self.program, *self._flags, stdout=sink, stderr=sink, env=self._environment
@@ -126,13 +126,13 @@ class Relay:
         raise RuntimeError(f"relay exited with {self._process.returncode}:\n{self.log.read_text()}")
 
     async def kill(self) -> None:
-        """End it without a chance to say good-bye."""
+        """Kill it."""
         assert self._process is not None
         self._process.kill()
         await self._process.wait()
 
     async def stop(self) -> None:
-        """End it if it runs."""
+        """Stop it if it runs."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.terminate()
@@ -143,7 +143,7 @@ class Relay:
 
 
 def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
-    """Return different ports of loopback that nobody uses at the moment."""
+    """Return different loopback ports that are free at the moment."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
         for each in sockets:
@@ -159,7 +159,7 @@ async def running(
     tls: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Relay]:
-    """Run one relay until the block ends."""
+    """Run one relay in the block."""
     relay = Relay(program, directory, *flags, tls=tls, environment=environment)
     try:
         await relay.start()

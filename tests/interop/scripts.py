@@ -1,7 +1,7 @@
-"""The conversations that derper and fastderp are compared by, in tables by subject.
+"""The conversations for the comparison of derper and fastderp, in tables by subject.
 
-Each entry is a name and a function that writes the script. What the right answer is stands
-nowhere here: derper gives it.
+Each entry is a name and a function that writes the script. The expected answer is not
+written here: derper gives it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROLES = {"ordinary": ORDINARY, "mesh": MESH}
 WATCH = frame(FrameType.WATCH_CONNS)
 HOME = frame(FrameType.NOTE_PREFERRED, b"\x01")
 
-# The sizes at which a rule of PROTOCOL 5 changes its mind, and their neighbours.
+# the limits of the rules of PROTOCOL 5, and the sizes next to them
 EDGES: dict[int, tuple[int, ...]] = {
     FrameType.SEND_PACKET: (0, 31, 32, 33, 64, 65568, 65569),
     FrameType.FORWARD_PACKET: (0, 32, 63, 64, 65, 65600, 65601),
@@ -25,12 +25,12 @@ EDGES: dict[int, tuple[int, ...]] = {
     FrameType.CLOSE_PEER: (0, 31, 32, 33),
     FrameType.PING: (0, 7, 8, 9, 1000, 1001),
 }
-# Frames that a relay reads and drops; the last is beyond every limit of the others.
+# sizes of frames that a relay reads and drops; the last exceeds all other limits
 DRAINED = (0, 8, 33, 70_000)
 
 
 def disco(size: int) -> bytes:
-    """Return data of this size that begins as a disco message does."""
+    """Return data of this size that begins like a disco message."""
     return DISCO_MAGIC + bytes(size - len(DISCO_MAGIC))
 
 
@@ -50,7 +50,7 @@ def close_peer(c: Conversation, peer: str) -> bytes:
 
 
 def one_frame(frame_type: int, size: int, info: bytes) -> Script:
-    """Return a script in which one of three sends a frame whose payload repeats another's key."""
+    """Return a script in which one of three sends a frame with another's repeated key."""
 
     def script(c: Conversation) -> None:
         payload = (c.public("b").raw * (size // KEY_SIZE + 1))[:size]
@@ -71,7 +71,7 @@ def frames_of_every_type() -> dict[str, Script]:
     }
 
 
-# What a client may say about itself: accepted or not, and as whom (PROTOCOL 3.1).
+# ClientInfo texts that are accepted or refused (PROTOCOL 3.1)
 INFOS = [
     b"{}",
     b"null",
@@ -134,12 +134,12 @@ INFOS = [
 
 
 def login_with(info: bytes) -> Script:
-    """Return a script that shows whether a ClientInfo is accepted, and as whom."""
+    """Return a script that shows whether a ClientInfo is accepted, and in which role."""
     return lambda c: c.login("w", MESH).send("w", WATCH).login("a", info).send("a", WATCH)
 
 
 def login_with_first_frame(first: bytes) -> Script:
-    """Return a script that sends something instead of a ClientInfo."""
+    """Return a script that sends another frame instead of a ClientInfo."""
     return lambda c: c.login("a", first=first, silent=True)
 
 
@@ -150,7 +150,7 @@ def client_info_size(size: int) -> Script:
 
 
 def logins() -> dict[str, Script]:
-    """Return every way to log in, or not to."""
+    """Return all scripts of logins, valid or not."""
     zero_key, low_order_key, any_key = (
         bytes(32),
         b"\x01" + bytes(31),
@@ -265,7 +265,7 @@ HEADS = {
 
 
 def upgrade_by(head: bytes) -> Script:
-    """Return a script that asks for the upgrade its own way and is watched if it succeeds."""
+    """Return a script with its own upgrade request; a watcher sees whether it succeeds."""
     return lambda c: c.login("w", MESH).send("w", WATCH).login("a", head=head)
 
 
@@ -280,7 +280,7 @@ def at_once(head: bytes) -> Script:
 
 
 def upgrades() -> dict[str, Script]:
-    """Return every way to ask for the upgrade."""
+    """Return all scripts of upgrade requests."""
     table = {f"upgrade {how}": upgrade_by(head) for how, head in HEADS.items()}
     table["request, login and packets in one segment"] = at_once(UPGRADE)
     table["POST, login and packets in one segment"] = at_once(HEADS["by POST with a body"])
@@ -294,13 +294,13 @@ def packets_to_oneself(c: Conversation) -> None:
     )
 
 
-def packets_to_nobody(c: Conversation) -> None:
+def packets_to_an_absent_key(c: Conversation) -> None:
     c.login("a")
     for data in (b"", b"x" * 100, disco(61), disco(62), disco(1400)):
         c.send("a", send_packet(c, "ghost", data))
 
 
-def a_burst_of_disco_to_nobody(c: Conversation) -> None:
+def a_burst_of_disco_to_an_absent_key(c: Conversation) -> None:
     c.login("a").send("a", *(send_packet(c, f"ghost {i}", disco(100)) for i in range(6)))
 
 
@@ -327,7 +327,7 @@ def a_frame_in_pieces(c: Conversation) -> None:
         c.send("a", whole[start : start + 7])
 
 
-def half_a_frame_and_gone(c: Conversation) -> None:
+def half_a_frame_and_a_close(c: Conversation) -> None:
     c.login("b").login("w", MESH).send("w", WATCH).login("a", silent=True)
     c.send("a", send_packet(c, "b", b"whole") + send_packet(c, "b", bytes(1000))[:500]).leave("a")
 
@@ -421,17 +421,17 @@ def a_duplicate_that_never_spoke_leaves(c: Conversation) -> None:
     c.send("s", send_packet(c, "d", b"to the one left"))
 
 
-def only_the_duplicate_that_received_hears_of_a_departure(c: Conversation) -> None:
+def only_the_duplicate_that_received_is_told_of_a_departure(c: Conversation) -> None:
     c.login("s").login("d1", key="d", silent=True).login("d2", key="d", silent=True)
     c.send("s", send_packet(c, "d", b"to the newest")).leave("s")
 
 
-def a_watcher_sees_everyone_come_and_go(c: Conversation) -> None:
+def a_watcher_sees_all_logins_and_departures(c: Conversation) -> None:
     c.login("a").login("w", MESH).send("w", WATCH).login("b").login("m", MESH)
     c.login("p", b'{"IsProber":true}').leave("a").leave("m").leave("p").leave("b")
 
 
-def a_watcher_sees_every_duplicate_come_and_the_last_go(c: Conversation) -> None:
+def a_watcher_sees_every_duplicate_and_the_last_departure(c: Conversation) -> None:
     c.login("w", MESH).send("w", WATCH)
     c.login("a1", key="a").login("a2", key="a").login("a3", key="a")
     c.leave("a2").leave("a1").leave("a3").login("a4", key="a")
@@ -443,7 +443,7 @@ def a_watcher_that_asks_twice_is_told_twice(c: Conversation) -> None:
     )
 
 
-def a_watcher_that_asks_ever_again(c: Conversation) -> None:
+def a_watcher_that_repeats_its_request(c: Conversation) -> None:
     c.login("w", MESH).send("w", *[WATCH] * 30)
 
 
@@ -492,7 +492,7 @@ def forwarding_from_the_zero_key(c: Conversation) -> None:
     c.login("a").login("m", MESH).send("m", zero)
 
 
-def a_burst_of_forwarded_disco_to_nobody(c: Conversation) -> None:
+def a_burst_of_forwarded_disco_to_an_absent_key(c: Conversation) -> None:
     c.login("m", MESH).send(
         "m", *(forward_packet(c, "remote", f"ghost {i}", disco(62)) for i in range(6))
     )
@@ -521,13 +521,13 @@ def pings_and_packets_mixed(c: Conversation) -> None:
 
 BEHAVIOURS: list[Script] = [
     packets_to_oneself,
-    packets_to_nobody,
-    a_burst_of_disco_to_nobody,
+    packets_to_an_absent_key,
+    a_burst_of_disco_to_an_absent_key,
     each_sender_has_its_own_not_here_limit,
     interleaved_packets_to_two,
     sizes_up_to_the_largest,
     a_frame_in_pieces,
-    half_a_frame_and_gone,
+    half_a_frame_and_a_close,
     a_long_unknown_frame_between_packets,
     an_unknown_frame_that_is_too_long,
     a_departure_is_told_to_receivers_only,
@@ -540,18 +540,18 @@ BEHAVIOURS: list[Script] = [
     duplicates_that_never_speak_come_and_go,
     the_second_of_two_duplicates_is_remembered_once_it_speaks,
     a_duplicate_that_never_spoke_leaves,
-    only_the_duplicate_that_received_hears_of_a_departure,
-    a_watcher_sees_everyone_come_and_go,
-    a_watcher_sees_every_duplicate_come_and_the_last_go,
+    only_the_duplicate_that_received_is_told_of_a_departure,
+    a_watcher_sees_all_logins_and_departures,
+    a_watcher_sees_every_duplicate_and_the_last_departure,
     a_watcher_that_asks_twice_is_told_twice,
-    a_watcher_that_asks_ever_again,
+    a_watcher_that_repeats_its_request,
     two_watchers,
     flags_of_every_kind,
     a_mesh_peer_closes_others,
     a_mesh_peer_closes_itself,
     forwarding,
     forwarding_from_the_zero_key,
-    a_burst_of_forwarded_disco_to_nobody,
+    a_burst_of_forwarded_disco_to_an_absent_key,
     a_forwarded_source_that_comes_and_goes,
     packets_to_the_zero_key,
     home_and_away,
@@ -560,5 +560,5 @@ BEHAVIOURS: list[Script] = [
 
 
 def behaviours() -> dict[str, Script]:
-    """Return the conversations about what a relay does beyond judging single frames."""
+    """Return the conversations about behaviour beyond single frames."""
     return {script.__name__.replace("_", " "): script for script in BEHAVIOURS}

@@ -1,6 +1,7 @@
-"""A tailnet on loopback: tailscale's control server for tests, and real tailscaleds in user space that are its nodes.
+"""A tailnet on loopback: tailscale's test control server, and tailscaleds in user space.
 
-Everything is a process of its own, killed by its id when the test is over. No node needs the internet or a privilege.
+Each node is a process that is killed by its id after the test. No node needs the internet or
+a privilege.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from .gokit import TailnetPrograms, plain_environment
 
 START_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 30.0
-# What tailscale's own integration tests set, and: never a direct path, no logs to the vendor.
+# the settings of tailscale's integration tests, without direct paths and logs to the vendor
 NODE_ENVIRONMENT = {
     "TS_ASSUME_NETWORK_UP_FOR_TEST": "1",
     "TS_DEBUG_ALWAYS_USE_DERP": "1",
@@ -29,11 +30,11 @@ NODE_ENVIRONMENT = {
 
 
 class CommandFailed(Exception):
-    """`tailscale` ended with an error; the text is what it said."""
+    """`tailscale` ended with an error; the text is its output."""
 
 
 class Node:
-    """A tailscaled and the `tailscale` command that talks to it. `socket` is known before it runs."""
+    """A tailscaled and its `tailscale` command. `socket` is known before it runs."""
 
     def __init__(
         self, program: Path, directory: Path, name: str, environment: Mapping[str, str]
@@ -47,7 +48,7 @@ class Node:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Run tailscaled and return when it takes commands."""
+        """Start tailscaled and return when it accepts commands."""
         flags = [
             "--tun=userspace-networking",
             f"--state={self._state}",
@@ -76,14 +77,14 @@ class Node:
         )
 
     async def kill(self) -> None:
-        """End tailscaled if it runs."""
+        """Stop tailscaled if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
 
     @contextlib.asynccontextmanager
     async def running(self, *command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Run a `tailscale` command, joined by pipes, until the block ends or takes too long."""
+        """Run a `tailscale` command with pipes in the block, up to a time limit."""
         process = await asyncio.create_subprocess_exec(
             self._program,
             f"--socket={self.socket}",
@@ -112,7 +113,7 @@ class Node:
         return said.decode()
 
     async def status(self) -> dict[str, Any]:
-        """Return what `tailscale status --json` says."""
+        """Return the output of `tailscale status --json`."""
         found: dict[str, Any] = json.loads(await self.tailscale("status", "--json"))
         return found
 
@@ -121,7 +122,7 @@ class Node:
         return (await self.tailscale("ip", "-4")).strip()
 
     def private_key(self) -> NodePrivate:
-        """Return its node key, which is what DERP knows it by."""
+        """Return its node key, its name in DERP."""
         state = json.loads(self._state.read_text())
         [profile] = [value for name, value in state.items() if name.startswith("profile-")]
         return NodePrivate.from_text(
@@ -130,7 +131,7 @@ class Node:
 
 
 class Tailnet:
-    """Nodes that have not logged in yet, and where they can."""
+    """Nodes before their login, and their control server."""
 
     def __init__(self, control_url: str, nodes: Sequence[Node]) -> None:
         self.control_url = control_url
@@ -150,7 +151,7 @@ async def running_tailnet(
     *names: str,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Tailnet]:
-    """Run a control server whose DERP map is one region (a DERPRegion as JSON has it), for nodes of these names."""
+    """Run a control server for the named nodes; its DERP map is one region in JSON form."""
     control = await asyncio.create_subprocess_exec(
         programs.control,
         stdin=subprocess.PIPE,

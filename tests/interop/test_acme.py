@@ -1,4 +1,4 @@
-"""Certificates from a real CA, Pebble: ordered by the first client, renewed, kept, and what happens when the CA does not play along."""
+"""Certificates from a real CA, Pebble: orders, renewals, storage, failures of the CA."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.interop.gokit import GoClient, GoError, GoPrograms
-from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, NOBODYS_PORT, Pebble, build, pebble
+from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, UNUSED_PORT, Pebble, build, pebble
 from tests.kit.certificates import self_signed
 from tests.kit.command import RunningRelay, relay
 from tests.kit.relay import eventually
 
-# Building Pebble for the first time takes a minute and counts for the first test.
+# The first build of Pebble takes a minute and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 PATIENCE_S = 60.0
@@ -38,7 +38,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="session")
 def pebble_program(request: pytest.FixtureRequest) -> Path:
-    """Build Pebble; without Go the tests are skipped, except where CI demands them."""
+    """Build Pebble; skip the tests without Go, unless CI requires them."""
     try:
         return build(request.config.cache.mkdir("interop-go"))
     except GoError as error:
@@ -56,7 +56,7 @@ def ca(pebble_program: Path, tmp_path: Path) -> Iterator[Pebble]:
 
 @contextlib.contextmanager
 def running(ca: Pebble, *flags: str) -> Iterator[RunningRelay]:
-    """Run the relay; at the end it has said everything in `said`."""
+    """Run the relay; after the block its log is in `said`."""
     with relay(*ca.flags, *flags) as running:
         try:
             yield running
@@ -67,7 +67,7 @@ def running(ca: Pebble, *flags: str) -> Iterator[RunningRelay]:
 
 
 def leaf(ca: Pebble, server_name: str = NAME, *, root: str | None = None) -> x509.Certificate:
-    """Shake hands; return the certificate, verified against the CA's root (or another) and the name or address."""
+    """Do a handshake; return the certificate, verified against a root and the name or address."""
     context = ssl.create_default_context(cadata=root or ca.root)
     with (
         socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock,
@@ -79,7 +79,7 @@ def leaf(ca: Pebble, server_name: str = NAME, *, root: str | None = None) -> x50
 
 
 def alert(ca: Pebble, server_name: str | None = NAME) -> str:
-    """Shake hands in vain; return the alert."""
+    """Do a handshake that fails; return the alert."""
     context = ssl._create_unverified_context()
     with socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock:
         with pytest.raises(ssl.SSLError) as refused:
@@ -88,7 +88,7 @@ def alert(ca: Pebble, server_name: str | None = NAME) -> str:
 
 
 def keep(ca: Pebble, *, days: tuple[int, int]) -> str:
-    """Have a certificate in the directory, valid between two days from now, as if ordered long ago; return it in PEM."""
+    """Write an earlier certificate, valid between two days from now; return it in PEM."""
     made = self_signed(NAME, days=days)
     ca.cert_dir.mkdir(mode=0o700)
     chain = ssl.DER_cert_to_PEM_cert(made.der)
@@ -101,7 +101,7 @@ def mode(path: Path) -> int:
 
 
 def test_the_first_client_of_a_name_gets_a_certificate_by_tls_alpn_01(ca: Pebble) -> None:
-    ca.start(httpPort=NOBODYS_PORT)
+    ca.start(httpPort=UNUSED_PORT)
     with running(ca, "-acme-email", "ops@example.com") as its:
         certificate = leaf(ca)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -117,12 +117,12 @@ def test_the_first_client_of_a_name_gets_a_certificate_by_tls_alpn_01(ca: Pebble
 
 
 def test_http_01_helps_where_the_ca_cannot_see_the_tls_port(ca: Pebble) -> None:
-    ca.start(tlsPort=NOBODYS_PORT)
+    ca.start(tlsPort=UNUSED_PORT)
     with running(ca):
         assert leaf(ca)
 
 
-def test_the_address_a_client_has_connected_to_gets_a_short_lived_certificate(ca: Pebble) -> None:
+def test_the_address_of_a_connection_gets_a_short_lived_certificate(ca: Pebble) -> None:
     ca.start()
     with running(ca, "-acme-ip-certs") as its:
         certificate = leaf(ca, ca.address)
@@ -141,7 +141,7 @@ def test_the_address_a_client_has_connected_to_gets_a_short_lived_certificate(ca
     assert {mode(path) for path in ca.cert_dir.iterdir()} == {0o600}
 
 
-def test_an_account_with_the_ca_is_bound_where_it_wants_one(ca: Pebble) -> None:
+def test_an_account_is_bound_where_the_ca_requires_it(ca: Pebble) -> None:
     key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
     ca.start(externalAccountBindingRequired=True, externalAccountMACKeys={"kid-1": key})
     account = (
@@ -180,7 +180,8 @@ def test_a_missing_account_with_the_ca_is_an_error(ca: Pebble) -> None:
     with running(ca) as its:
         assert "internal error" in alert(ca)
     assert (
-        f"{NAME}: no certificate from {ca.address}: the CA needs an external account: set -acme-eab-kid"
+        f"{NAME}: no certificate from {ca.address}: the CA needs an external account:"
+        " set -acme-eab-kid"
         in its.said
     )
 
@@ -196,7 +197,7 @@ def test_a_certificate_is_renewed_before_it_ends_and_keeps_its_key(ca: Pebble) -
     assert its.said.count("ordering") == 1
 
 
-def test_a_restart_goes_on_with_the_certificate_there_is(ca: Pebble) -> None:
+def test_a_restart_uses_the_existing_certificate(ca: Pebble) -> None:
     ca.start()
     with running(ca):
         first = leaf(ca)
@@ -206,7 +207,7 @@ def test_a_restart_goes_on_with_the_certificate_there_is(ca: Pebble) -> None:
     assert "ordering" not in again.said
 
 
-def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebble) -> None:
+def test_a_ca_that_is_down_changes_nothing_and_is_retried_on_sighup(ca: Pebble) -> None:
     ca.start()
     ca.stop()
     old = keep(ca, days=(-20, 5))
@@ -219,7 +220,8 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
         assert leaf(ca)
         _, said = its.stop()
     assert re.search(
-        r"no certificate from \S+: cannot reach https://\S+: Connection refused; next attempt in 60 s",
+        r"no certificate from \S+: cannot reach https://\S+: Connection refused; "
+        r"next attempt in 60 s",
         said,
     )
     assert re.search(
@@ -228,7 +230,7 @@ def test_a_ca_that_is_down_changes_nothing_and_is_asked_again_on_sighup(ca: Pebb
     assert not (ca.cert_dir / "acme-failures.json").read_text().strip("{}")
 
 
-def test_names_that_are_not_ours_are_refused_without_asking_the_ca(ca: Pebble) -> None:
+def test_foreign_names_are_refused_without_a_query_to_the_ca(ca: Pebble) -> None:
     ca.start()
     with running(ca) as its:
         for stranger in ("other.example.com", f"a.{NAME}", "localhost", None):
@@ -238,7 +240,7 @@ def test_names_that_are_not_ours_are_refused_without_asking_the_ca(ca: Pebble) -
     assert "ordering" not in its.said + with_addresses.said
 
 
-def test_clients_that_come_together_share_one_order(ca: Pebble) -> None:
+def test_simultaneous_clients_share_one_order(ca: Pebble) -> None:
     ca.start()
     with running(ca) as its, ThreadPoolExecutor(20) as pool:
         serials = set(pool.map(lambda _: leaf(ca).serial_number, range(20)))
@@ -246,8 +248,8 @@ def test_clients_that_come_together_share_one_order(ca: Pebble) -> None:
     assert its.said.count("ordering") == 1
 
 
-def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca: Pebble) -> None:
-    ca.start(tlsPort=NOBODYS_PORT, httpPort=NOBODYS_PORT)
+def test_the_wait_after_a_failed_order_survives_a_restart(ca: Pebble) -> None:
+    ca.start(tlsPort=UNUSED_PORT, httpPort=UNUSED_PORT)
     with running(ca) as its:
         assert "internal error" in alert(ca)
         assert "internal error" in alert(ca)
@@ -258,7 +260,8 @@ def test_after_a_failure_the_ca_is_left_alone_for_a_while_over_a_restart_too(ca:
         assert "internal error" in alert(ca)
     assert its.said.count("ordering") == 1
     assert re.search(
-        rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{NOBODYS_PORT}.*; next attempt in 60 s, or on SIGHUP\n",
+        rf"{NAME}: no certificate from \S+: tls-alpn-01: .*; http-01: .*{UNUSED_PORT}.*; "
+        r"next attempt in 60 s, or on SIGHUP\n",
         its.said,
     )
     assert "ordering" not in again.said
@@ -282,7 +285,7 @@ def test_files_kept_by_derper_are_used(ca: Pebble) -> None:
     assert "ordering" not in its.said
 
 
-def test_a_ca_that_is_not_trusted_is_told_apart_from_one_that_is_down(
+def test_the_log_distinguishes_an_untrusted_ca_from_one_that_is_down(
     ca: Pebble, tmp_path: Path
 ) -> None:
     ca.start()

@@ -1,4 +1,4 @@
-"""Whatever tailscaled or the admission URL answers, derper and fastderp let the same clients in (PROTOCOL 8)."""
+"""derper and fastderp admit the same clients for each answer of a verifier (PROTOCOL 8)."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ async def lets_in(relay: Relay, key: NodePrivate) -> bool:
 
 
 async def verdicts(relay: Relay, service: Service, answers: dict[str, bytes]) -> dict[str, bool]:
-    """Return by the answer's name whether it lets a client in; a new key each time, for answers are remembered."""
+    """Return by the answer's name whether it admits a client with a new, uncached key."""
     found = {}
     for name, answer in answers.items():
         service.answer = answer
@@ -94,7 +94,7 @@ async def verdicts(relay: Relay, service: Service, answers: dict[str, bytes]) ->
 
 
 @pytest.mark.parametrize("fail_open", ["true", "false"])
-async def test_the_admission_url_is_understood_alike(
+async def test_answers_of_the_admission_url_mean_the_same(
     start_derper: StartRelay, start_fastderp: StartRelay, fail_open: str
 ) -> None:
     with serving(b"") as service:
@@ -120,7 +120,7 @@ async def test_the_admission_url_is_understood_alike(
         assert asked_by_derper == asked_by_us
 
 
-async def test_an_absent_admission_url_is_treated_alike(
+async def test_an_absent_admission_url_has_the_same_effect(
     start_derper: StartRelay, start_fastderp: StartRelay
 ) -> None:
     with serving(b"") as service:
@@ -145,7 +145,7 @@ async def test_an_absent_admission_url_is_treated_alike(
     ],
     ids=["trusted", "nobody vouches for it", "expired", "another name"],
 )
-async def test_the_certificate_of_an_admission_url_is_judged_alike(
+async def test_the_certificate_of_an_admission_url_is_verified_in_the_same_way(
     start_derper: StartRelay,
     start_fastderp: StartRelay,
     tmp_path: Path,
@@ -169,7 +169,7 @@ async def test_the_certificate_of_an_admission_url_is_judged_alike(
         assert len(service.requests) == (4 if usable else 0)
 
 
-async def test_tailscaled_is_understood_alike(
+async def test_answers_of_tailscaled_mean_the_same(
     start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
 ) -> None:
     path = tmp_path / "tailscaled.sock"

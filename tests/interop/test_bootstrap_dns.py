@@ -1,4 +1,4 @@
-"""derper and fastderp-relay, given the same names and the same nameserver, tell clients the same. PROTOCOL §9.6.
+"""derper and fastderp-relay give the same bootstrap DNS answers. PROTOCOL §9.6.
 
 Each runs where /etc/resolv.conf is the test's; skipped where the system does not allow that.
 """
@@ -27,7 +27,8 @@ RECORDS: Records = {
 }
 FLAGS = [
     "-bootstrap-dns-names=a.example.com,b.example.com,missing.example.com",
-    "-unpublished-bootstrap-dns-names=nobody.example.com/none.rollout.example.com,wrong.example.com/wrong.rollout.example.com,"
+    "-unpublished-bootstrap-dns-names=nobody.example.com/none.rollout.example.com,"
+    "wrong.example.com/wrong.rollout.example.com,"
     "missing.example.com,hidden.example.com/all.rollout.example.com",
 ]
 QUESTIONS = [
@@ -73,7 +74,7 @@ def meant(outcome: Outcome) -> list[object]:
     ],
     ids=["both lists", "published", "unpublished", "none"],
 )
-def test_both_relays_tell_the_same_and_count_the_same(
+def test_both_relays_give_the_same_answers_and_counters(
     flags: list[str], until: list[str], go_programs: GoPrograms, fastderp_relay: Path
 ) -> None:
     theirs, ours = (

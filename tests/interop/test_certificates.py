@@ -1,15 +1,15 @@
-"""How tailscale's clients come to trust the relay's certificate."""
+"""Trust of tailscale's clients in the relay's certificate."""
 
 import pytest
 
 from .conftest import StartRelay
 from .gokit import GoClient, GoError, GoPrograms
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 
-async def test_a_go_client_accepts_the_certificate_it_was_told_to_expect(
+async def test_a_go_client_accepts_the_pinned_certificate(
     go_programs: GoPrograms, start_fastderp: StartRelay
 ) -> None:
     async with start_fastderp(tls=True) as relay:
@@ -19,7 +19,7 @@ async def test_a_go_client_accepts_the_certificate_it_was_told_to_expect(
             assert client.ready["fast_start"]
 
 
-async def test_a_go_client_refuses_a_certificate_it_was_not_told_of(
+async def test_a_go_client_refuses_an_unknown_certificate(
     go_programs: GoPrograms, start_fastderp: StartRelay
 ) -> None:
     async with start_fastderp(tls=True) as relay, start_fastderp(tls=True) as another:
@@ -29,7 +29,7 @@ async def test_a_go_client_refuses_a_certificate_it_was_not_told_of(
             await GoClient.start(go_programs.derpkit, "-url", relay.url, "-pin", another.pin)
 
 
-async def test_a_go_client_told_to_trust_anything_starts_fast(
+async def test_a_go_client_that_trusts_any_certificate_starts_fast(
     go_programs: GoPrograms, start_fastderp: StartRelay
 ) -> None:
     async with start_fastderp(tls=True) as relay:

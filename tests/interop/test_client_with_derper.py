@@ -1,4 +1,4 @@
-"""fastderp's client library against the real derper: what both ends of PROTOCOL 4, 6, 7 and 13 agree on."""
+"""fastderp's client library against the real derper (PROTOCOL 4, 6, 7 and 13)."""
 
 import asyncio
 import secrets
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(600)
 
 T = TypeVar("T")
 DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
-# derper says nothing for a minute at a time; whatever is expected comes at once.
+# derper may be silent for a minute; expected frames come at once.
 PATIENCE_S = 10.0
 
 
@@ -137,7 +137,7 @@ async def test_client_over_streams_of_the_callers_own(relay: Relay) -> None:
         assert await next_of(client, ReceivedPacket) == ReceivedPacket(client.public_key, b"hello")
 
 
-async def test_wrong_path_shows_what_the_relay_answered(relay: Relay) -> None:
+async def test_a_wrong_path_shows_the_relays_answer(relay: Relay) -> None:
     async with HTTPClient(relay.url + "/nope", NodePrivate.generate(), lazy=True) as client:
         with pytest.raises(DialError, match="200 OK"):
             await client.connect()
@@ -192,7 +192,7 @@ async def test_mesh_peers_watch_forward_and_close(
 
 
 class MovingRegion:
-    """A region whose only relay is started anew, on another port each time."""
+    """A region with one relay that restarts on another port each time."""
 
     def __init__(self) -> None:
         self.port = 0

@@ -1,4 +1,4 @@
-"""derper and fastderp-relay refuse the same CONNECT requests in the same words. PROTOCOL §9.8."""
+"""derper and fastderp-relay refuse the same CONNECT requests with equal texts. PROTOCOL §9.8."""
 
 import asyncio
 import ssl
@@ -10,7 +10,7 @@ from .relays import Relay
 
 pytestmark = pytest.mark.timeout(600)
 
-# None that is taken: a test leaves control servers alone.
+# no permitted target: a test must not connect to control servers
 TARGETS = [
     *(
         "example.com:443",
@@ -30,7 +30,7 @@ TARGETS = [
 
 
 async def answer(relay: Relay, target: str) -> tuple[str, bytes]:
-    """Ask to be taken to a target; return the status and the body of the answer."""
+    """Send a CONNECT for a target; return the status and the body of the answer."""
     context = ssl._create_unverified_context() if relay.root else None
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=context)
     writer.write(

@@ -12,7 +12,7 @@ from .gokit import GoClient, GoPrograms
 from .ours import connected
 from .relays import Relay, Transport
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 EVERY_WAY = pytest.mark.parametrize("transport", list(Transport))
@@ -20,14 +20,14 @@ EXCHANGE_TIMEOUT_S = 240.0
 
 
 def terms(packets: int) -> Terms:
-    """Return a run of packets of every size the protocol has, 16 on their way."""
+    """Return a run of packets of all sizes of the protocol, with 16 in flight."""
     return Terms(packets, max_size=65536, window=16, seed=packets)
 
 
 async def exchange_between_go_clients(
     go: GoPrograms, relay: Relay, transport: Transport, terms: Terms
 ) -> tuple[Result, Result]:
-    """Log two Go clients in, run an exchange between them and return what each reports."""
+    """Log two Go clients in, run an exchange between them and return both reports."""
     flags = relay.go_flags(transport)
     async with (
         await GoClient.start(go.derpkit, *flags) as a,
@@ -43,7 +43,7 @@ async def exchange_between_go_clients(
 async def exchange_between_go_and_ours(
     go: GoPrograms, relay: Relay, transport: Transport, terms: Terms
 ) -> tuple[Result, Result]:
-    """The same between a Go client and a fastderp client."""
+    """Run an exchange between a Go client and a fastderp client; return both reports."""
     private = NodePrivate.generate()
     async with (
         await GoClient.start(go.derpkit, *relay.go_flags(transport)) as theirs,
@@ -57,7 +57,7 @@ async def exchange_between_go_and_ours(
 
 
 def assert_came_by(transport: Transport, client: GoClient) -> None:
-    """Check that the client took the way the test is about."""
+    """Check that the client used the transport of the test."""
     versions = {
         Transport.PLAIN: "",
         Transport.TLS_1_2: "1.2",
@@ -78,7 +78,7 @@ def assert_all_arrived(a: Result, b: Result, terms: Terms) -> None:
 async def test_two_go_clients_exchange_packets_through_derper(
     go_programs: GoPrograms, start_each_derper: StartRelay, transport: Transport
 ) -> None:
-    """The measure itself: what tailscale's own programs do among themselves."""
+    """Check the reference: tailscale's own programs among themselves."""
     run = terms(2_000)
     async with start_each_derper(tls=transport.is_tls) as relay:
         assert_all_arrived(

@@ -1,4 +1,4 @@
-"""The command lines of derper and fastderp-relay: the same flags, kinds and defaults. PROTOCOL §12."""
+"""The flags of derper and fastderp-relay: the same names, kinds and defaults. PROTOCOL §12."""
 
 import os
 import re
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
-    """Return kind and default of each flag, as derper's help tells them."""
+    """Return the kind and default of each flag in derper's help."""
     text = subprocess.run([derper, "-help"], capture_output=True, text=True, timeout=60).stderr
     found = {}
     for match in re.finditer(r"^  -(\S+) ?(\S*)\n\s+(.*)$", text, re.MULTILINE):
@@ -36,7 +36,7 @@ def flags_of(derper: Path) -> dict[str, tuple[str, str]]:
 
 
 def is_default(flag: Flag, text: str) -> bool:
-    """Whether derper's help means our default; it leaves out what is false, zero or empty."""
+    """Return whether derper's help means our default; it omits false, zero and empty ones."""
     return bool(
         flag.read(flag.default)
         == (flag.read(text) if text else flag.read({boolean: "false"}.get(flag.read, "")))
@@ -57,7 +57,7 @@ def test_every_flag_of_derper_is_ours_with_its_kind_and_default(newest_derper: P
 
 
 @pytest.mark.parametrize("flag", REFUSED_FLAGS)
-async def test_a_flag_that_derper_lets_pass_is_refused(
+async def test_a_flag_that_only_derper_accepts_is_refused(
     flag: str, start_derper: StartRelay, start_fastderp: StartRelay
 ) -> None:
     async with start_derper(flag):

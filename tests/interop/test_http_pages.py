@@ -1,4 +1,4 @@
-"""Whatever an HTTP client asks for, derper and fastderp-relay answer alike: status, headers, and whether the connection lives on."""
+"""derper and fastderp-relay answer HTTP requests alike: status, headers, keep-alive."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from .conftest import StartRelay
 from .deviations import HTTP_DEVIATIONS
 from .relays import CONNECT_PAUSE_S, START_TIMEOUT_S, Relay, free_ports
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 PATIENCE_S = 10.0
 
-# What browsers and clients act on. Left out: Date, Content-Length and how a body is framed.
+# parts that browsers and clients use; without Date, Content-Length and the framing of a body
 HEADERS = (
     *(
         "Location",
@@ -107,7 +107,7 @@ UPGRADES = (
 
 @dataclass(frozen=True)
 class Question:
-    """One request; where not said otherwise it lets the connection live."""
+    """One request, keep-alive by default."""
 
     path: str
     method: str = "GET"
@@ -117,7 +117,7 @@ class Question:
 
     @property
     def raw(self) -> bytes:
-        """The request as it is sent."""
+        """The encoded request."""
         lines = [
             f"{self.method} {self.path} HTTP/{self.version}",
             "Host: derp.example",
@@ -134,7 +134,7 @@ class Question:
 
 
 def questions() -> Iterator[Question]:
-    """Yield what is asked at every port."""
+    """Yield the requests for every port."""
     for path in PATHS:
         for method in METHODS:
             yield Question(path, method)
@@ -182,7 +182,7 @@ STILL_THERE = Question("/generate_204", headers=("Connection: close",)).raw
 def connected(port: int, tls: ssl.SSLContext | None) -> Iterator[socket.socket]:
     """Connect to a port of a relay."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
-        # Else each request waits 40 ms for the acknowledgement of the handshake's last bytes.
+        # Otherwise each request waits 40 ms for the acknowledgement of the handshake's last bytes.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             with tls.wrap_socket(sock, server_hostname="127.0.0.1") as wrapped:
@@ -192,7 +192,7 @@ def connected(port: int, tls: ssl.SSLContext | None) -> Iterator[socket.socket]:
 
 
 def answer(sock: socket.socket, question: Question) -> dict[str, str]:
-    """Ask, and return what the answer says, and whether the connection lives on."""
+    """Send a request; return the answer, and whether the connection stays open."""
     sock.sendall(question.raw)
     response = http.client.HTTPResponse(sock, method=question.method)
     response.begin()
@@ -209,7 +209,7 @@ def answer(sock: socket.socket, question: Question) -> dict[str, str]:
 
 
 def still_answers(sock: socket.socket) -> bool:
-    """Whether a connection takes another request."""
+    """Return whether a connection accepts another request."""
     try:
         sock.sendall(STILL_THERE)
         return sock.recv(1 << 16).startswith(b"HTTP/")
@@ -218,7 +218,7 @@ def still_answers(sock: socket.socket) -> bool:
 
 
 async def served(port: int) -> None:
-    """Wait until somebody listens: derper opens its second port when it serves the first."""
+    """Wait for a listener: derper opens its second port after the first."""
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
             with contextlib.suppress(ConnectionRefusedError):
@@ -229,14 +229,14 @@ async def served(port: int) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything is asked: a port of a relay with these flags."""
+    """A port of a relay with these flags, which gets all requests."""
 
     flags: tuple[str, ...] = ()
     tls: bool = False
     beside: bool = False
 
     async def answers(self, start: StartRelay, key: Path) -> dict[str, dict[str, str]]:
-        """Start a relay and ask it everything, each on a connection of its own."""
+        """Start a relay and send it all requests, each on its own connection."""
         port = free_ports(1)[0]
         beside = [f"-http-port={port}"] if self.beside else []
         async with start(*self.flags, *beside, tls=self.tls, TS_DEBUG_KEY_PATH=str(key)) as relay:
@@ -266,7 +266,7 @@ PLACES = {
 
 
 def differing(theirs: dict[str, str], ours: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the parts of two answers that are not the same."""
+    """Return the parts of two answers that differ."""
     pairs = {
         part: (theirs.get(part, ""), ours.get(part, "")) for part in theirs.keys() | ours.keys()
     }

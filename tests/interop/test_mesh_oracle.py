@@ -1,4 +1,4 @@
-"""What a mesh peer says and hears is the same at derper and at the relay, frame for frame."""
+"""derper and the relay answer a mesh peer alike, frame for frame."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .deviations import MESH_DEVIATIONS
 from .improvise import improvisations
 from .oracle import differences, greet
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 N_IMPROVISATIONS = 200

@@ -1,4 +1,4 @@
-"""`/debug/varz` of derper and of fastderp-relay: the same names, types and labels, and values that move alike. PROTOCOL §14."""
+"""`/debug/varz` of derper and fastderp-relay: names, types, labels, values. PROTOCOL §14."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ PATIENCE_S = 10.0
 
 
 def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
-    """Return each metric's type, "untyped" where there is none, and its samples by what follows the name."""
+    """Return each metric's type ("untyped" if it has none) and its samples by labels."""
     scheme = "https" if relay.root else "http"
     context = ssl._create_unverified_context() if relay.root else None
     with urllib.request.urlopen(
@@ -40,7 +40,7 @@ def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
 
 
 def shape(relay: Relay, without: Iterable[str]) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return type and labels by name, less what only one of the relays can have; versions are anything."""
+    """Return type and labels by name, without metrics of one relay only and without versions."""
     found = {}
     for name, (kind, samples) in varz(relay).items():
         if not any(re.fullmatch(pattern, name) for pattern in without):
@@ -60,7 +60,7 @@ def shape(relay: Relay, without: Iterable[str]) -> dict[str, tuple[str, frozense
 async def both(
     request: pytest.FixtureRequest, start_derper: StartRelay, start_fastderp: StartRelay
 ) -> AsyncIterator[list[Relay]]:
-    """Derper and fastderp-relay with the same flags."""
+    """Run derper and fastderp-relay with the same flags."""
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(start(tls=request.param))
@@ -68,7 +68,7 @@ async def both(
         ]
 
 
-async def test_every_metric_of_derper_is_there_with_its_type_and_labels(both: list[Relay]) -> None:
+async def test_every_metric_of_derper_exists_with_its_type_and_labels(both: list[Relay]) -> None:
     theirs, ours = (
         shape(relay, without)
         for relay, without in zip(both, (THEIR_METRICS, OUR_METRICS), strict=True)
@@ -95,7 +95,7 @@ async def test_two_clients_are_counted_alike(both: list[Relay], go_programs: GoP
             await GoClient.start(go_programs.derpkit, *flags) as bob,
         ):
             await talk(ann, bob)
-            # A derper counts the scrape itself as a request in progress, too.
+            # derper also counts the scrape itself as a request in progress.
             active = {ACTIVE: 2.0 + (relay is both[0])} if relay.root else {}
             expected = COUNTED | active
             assert await settled(relay, expected) == expected, relay.program
@@ -109,7 +109,7 @@ async def test_two_clients_are_counted_alike(both: list[Relay], go_programs: GoP
 
 
 async def talk(ann: GoClient, bob: GoClient) -> None:
-    """Send four packets to bob and two to nobody, one of each disco; make the relay ann's home."""
+    """Send four packets to bob and two to an absent key, one of each disco; declare ann's home."""
     await ann.do("preferred", preferred=True)
     for data in ("00" * 10, "00" * 100, "00" * 1000, DISCO):
         await ann.do("send", peer=bob.key, data=data)
@@ -121,7 +121,7 @@ async def talk(ann: GoClient, bob: GoClient) -> None:
 
 
 async def settled(relay: Relay, expected: dict[str, float]) -> dict[str, float]:
-    """Wait until metrics have these values; return those they have then, or after a while."""
+    """Wait up to a time limit until metrics have these values; return their values."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         now = await asyncio.to_thread(told, relay)
@@ -157,7 +157,7 @@ COUNTED = {
     "derp_home_moves_in": 0,
     "derp_watchers": 0,
     "derp_unknown_frames": 0,
-    # Four packets, a notice and a pong, one at a time.
+    # four packets, a notice and a pong, one after another
     "derp_buffered_write_frames_count": 6,
     "derp_buffered_write_frames_sum": 6,
     "tls_listener_rejected_connections": 0,

@@ -1,4 +1,4 @@
-"""Two derpers, of two releases, and two fastderp relays in one region, with a Go client on each."""
+"""Two derper releases and two fastderp relays in one region, with a Go client at each."""
 
 import asyncio
 import itertools
@@ -13,25 +13,25 @@ from .gokit import GoClient, GoPrograms
 from .region import Region, running_region
 from .test_region import a_client_on_each_node, derpprobe, every_probe
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
-# The older derper, the newest one, and two of ours between them.
+# the older derper, the newest one, and two of ours between them
 MEMBERS = "dfnf"
-# A relay that was down is dialled again after 5 s at most.
+# A relay that was down is dialled again after up to 5 s.
 TRUTH_WITHIN_S = 10.0
 POLL_S = 0.2
 
 
 @pytest.fixture
 def programs(go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path) -> list[Path]:
-    """Return a relay for each member: d(erper 1.98.9), n(ewest derper) or f(astderp)."""
+    """Return a starter for each member: d(erper 1.98.9), n(ewest derper) or f(astderp)."""
     known = {"d": go_programs.derper, "n": newest_derper, "f": fastderp_relay}
     return [known[member] for member in MEMBERS]
 
 
 def counts(region: Region, i: int) -> tuple[int, int]:
-    """Return how many keys relay i can reach, by itself or through the others, and how many relays are linked to it."""
+    """Return the number of keys that relay i can reach, and of relays linked to it."""
     trusting = ssl.create_default_context(cafile=str(region.root))
     url = f"https://localhost:{region.relays[i].port}/debug/varz"
     with urllib.request.urlopen(url, timeout=5, context=trusting) as answer:
@@ -44,7 +44,7 @@ def counts(region: Region, i: int) -> tuple[int, int]:
 
 
 async def tables_are_true(region: Region, n_keys: int, running: list[int]) -> None:
-    """Wait until the running relays are linked to each other and know so many keys each: clients, and themselves."""
+    """Wait until the running relays are linked and each knows `n_keys` keys, relays included."""
     wanted = [(n_keys, len(running) - 1)] * len(running)
     seen: list[tuple[int, int]] = []
     try:
@@ -57,7 +57,7 @@ async def tables_are_true(region: Region, n_keys: int, running: list[int]) -> No
 
 
 async def every_direction(clients: list[GoClient]) -> None:
-    """Send one packet from everyone to everyone, and see each arrive."""
+    """Send one packet from each client to each other one, and check that each arrives."""
     for sender, receiver in itertools.permutations(clients, 2):
         data = f"{sender.key} {receiver.key}".encode().hex()
         await sender.do("send", peer=receiver.key, data=data)
@@ -71,7 +71,7 @@ async def departure_of(client: str, seen_by: list[GoClient]) -> None:
         assert (gone["peer"], gone["reason"]) == (client, 0)
 
 
-async def test_clients_of_every_relay_reach_each_other_and_learn_of_departures(
+async def test_clients_of_every_relay_reach_each_other_and_are_told_of_departures(
     go_programs: GoPrograms, programs: list[Path], tmp_path: Path
 ) -> None:
     everyone = list(range(len(programs)))

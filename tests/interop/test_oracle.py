@@ -1,4 +1,4 @@
-"""Whatever derper answers, frame for frame, the relay answers too."""
+"""The relay answers as derper does, frame for frame."""
 
 import os
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from .deviations import DEVIATIONS, RATE_LIMIT
 from .improvise import improvisations
 from .oracle import Difference, Script, differences, greet
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
-# More of them, and others, on demand.
+# the number and seed of random conversations, by environment variables
 N_IMPROVISATIONS = int(os.environ.get("FASTDERP_TEST_IMPROVISATIONS", "500"))
 FIRST_SEED = int(os.environ.get("FASTDERP_TEST_FIRST_SEED", "0"))
 
-# Without a mesh key on either side: all who show one are ordinary clients, to both relays.
+# without a mesh key on either side: clients that show one are ordinary clients for both
 TABLES: dict[str, Callable[[], dict[str, Script]]] = {
     "frames of every type": scripts.frames_of_every_type,
     "logins": scripts.logins,
@@ -39,22 +39,22 @@ def mesh_psk(tmp_path: Path) -> str:
 
 
 def report(found: list[Difference]) -> str:
-    """Return what differs, for a failing test."""
+    """Return the text of a failing test: the differences."""
     return "\n".join(str(difference) for difference in found[:10])
 
 
 async def test_two_derpers_agree(start_derper: StartRelay, mesh_psk: str) -> None:
-    """Nothing in the comparison is left to chance."""
+    """Check that the comparison is deterministic."""
     table = scripts.behaviours() | scripts.logins() | improvisations(50)
     async with start_derper(mesh_psk) as one, start_derper(mesh_psk) as other:
         found = await differences(await greet(one.port), await greet(other.port), table)
     assert not found, report(found)
 
 
-async def test_a_relay_without_the_mesh_key_is_told_apart(
+async def test_the_comparison_finds_a_relay_without_the_mesh_key(
     start_derper: StartRelay, mesh_psk: str
 ) -> None:
-    """The comparison sees what it is there to see."""
+    """Check that the comparison finds a difference."""
     names = ("packets to oneself", "forwarding", "a mesh peer closes others", "two watchers")
     table = {name: scripts.behaviours()[name] for name in names}
     async with start_derper(mesh_psk) as one, start_derper("-mesh-psk-file=") as other:

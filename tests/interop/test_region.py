@@ -13,7 +13,7 @@ import pytest
 from .gokit import GoClient, GoError, GoPrograms
 from .region import REGION_CODE, Region, running_region
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 PROBE_TIMEOUT_S = 60.0
@@ -24,12 +24,12 @@ RESEND_S = 0.2
 
 @pytest.fixture
 def programs(go_programs: GoPrograms, newest_derper: Path, fastderp_relay: Path) -> dict[str, Path]:
-    """Return the relays that regions are spelled with: d(erper 1.98.9), n(ewest derper), f(astderp)."""
+    """Return the starters by letter: d(erper 1.98.9), n(ewest derper), f(astderp)."""
     return {"d": go_programs.derper, "n": newest_derper, "f": fastderp_relay}
 
 
 async def derpprobe(go: GoPrograms, region: Region) -> dict[str, str]:
-    """Let derpprobe check everything once; return its probes, each with what is bad or "good"."""
+    """Run derpprobe once; return its probes, each with its failure or "good"."""
     process = await asyncio.create_subprocess_exec(
         go.derpprobe,
         "-once",
@@ -53,7 +53,7 @@ async def derpprobe(go: GoPrograms, region: Region) -> dict[str, str]:
 
 
 def every_probe(region: Region) -> set[str]:
-    """Return the names of all probes derpprobe makes of a region."""
+    """Return the names of derpprobe's probes of a region."""
     nodes = [str(region.node(i)["Name"]) for i in range(len(region.relays))]
     here = f"derp/{REGION_CODE}"
     single = {f"{here}/{node}/{kind}" for node in nodes for kind in ("tls", "udp")}
@@ -67,7 +67,7 @@ def every_probe(region: Region) -> set[str]:
 
 @asynccontextmanager
 async def a_client_on_each_node(go: GoPrograms, region: Region) -> AsyncIterator[list[GoClient]]:
-    """Log one Go client in on every relay; each comes back by itself when its relay does."""
+    """Log one Go client in at every relay; each reconnects by itself when its relay restarts."""
     async with AsyncExitStack() as stack:
         clients: list[GoClient] = []
         for i in range(len(region.relays)):
@@ -78,7 +78,7 @@ async def a_client_on_each_node(go: GoPrograms, region: Region) -> AsyncIterator
 
 
 async def reach(sender: GoClient, receiver: GoClient) -> None:
-    """Send until something arrives: the relays of a region need a moment to learn of a client."""
+    """Send until a packet arrives: a new client takes a moment to be known in the region."""
     async with asyncio.timeout(REACH_TIMEOUT_S):
         while True:
             await sender.do("send", peer=receiver.key, data=b"from far away".hex())
@@ -91,7 +91,7 @@ async def reach(sender: GoClient, receiver: GoClient) -> None:
 
 
 async def reach_each_other(clients: list[GoClient]) -> None:
-    """Reach everyone from everyone."""
+    """Check that each client reaches each other one."""
     for sender, receiver in itertools.permutations(clients, 2):
         await reach(sender, receiver)
 
@@ -107,7 +107,7 @@ async def test_derpprobe_finds_everything_good(
 
 
 @pytest.mark.parametrize("members", ["dd", "nf"])
-async def test_clients_reach_each_other_across_nodes_and_learn_of_departures(
+async def test_clients_reach_each_other_across_nodes_and_are_told_of_departures(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path, members: str
 ) -> None:
     async with running_region([programs[member] for member in members], tmp_path) as region:
@@ -121,7 +121,7 @@ async def test_clients_reach_each_other_across_nodes_and_learn_of_departures(
 
 
 @pytest.mark.parametrize("members", ["dd", "nf"])
-async def test_a_killed_node_comes_back_into_its_region(
+async def test_a_killed_node_rejoins_its_region(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path, members: str
 ) -> None:
     async with running_region([programs[member] for member in members], tmp_path) as region:
@@ -134,7 +134,7 @@ async def test_a_killed_node_comes_back_into_its_region(
             await reach_each_other(clients)
 
 
-async def test_a_go_client_is_told_of_a_restart_and_comes_back(
+async def test_a_go_client_is_told_of_a_restart_and_reconnects(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path
 ) -> None:
     async with running_region([programs["f"]], tmp_path) as region:

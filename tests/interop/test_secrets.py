@@ -1,4 +1,4 @@
-"""The region's secret from a real setec server: derper and fastderp-relay take it alike, and each goes on with the other's copy."""
+"""The region's secret from a real setec server, at derper and at fastderp-relay."""
 
 import asyncio
 import base64
@@ -28,20 +28,20 @@ OLD, NEW = "1a" * 32, "2b" * 32
 
 @dataclass
 class Setec:
-    """A setec server where everybody may do everything."""
+    """A setec server without access rules."""
 
     url: str
     process: subprocess.Popen[bytes]
 
     def put(self, value: str) -> None:
-        """Make this the newest version of the secret, and the one that is given out."""
+        """Make this the newest and the active version of the secret."""
         version = self._call(
             "put", {"Name": NAME, "Value": base64.b64encode(value.encode()).decode()}
         )
         self._call("activate", {"Name": NAME, "Version": version})
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         self.process.kill()
         self.process.wait()
 
@@ -56,7 +56,7 @@ class Setec:
 
 @pytest.fixture
 def setec(setecd: Path) -> Iterator[Setec]:
-    """Run the server with an old secret."""
+    """Run the server with a first secret."""
     process = subprocess.Popen([setecd], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     server = Setec(process.stdout.readline().decode().strip(), process)
@@ -72,7 +72,7 @@ def setec(setecd: Path) -> Iterator[Setec]:
 
 @contextlib.asynccontextmanager
 async def running(program: Path, directory: Path, url: str, cache: Path) -> AsyncIterator[Relay]:
-    """Run a relay that takes its secret from there."""
+    """Run a relay that reads its secret from the server."""
     directory.mkdir(exist_ok=True)
     flags = [f"-secrets-url={url}", "-secrets-path-prefix=staging", f"-secrets-cache-dir={cache}"]
     relay = Relay(program, directory, *flags)
@@ -84,7 +84,7 @@ async def running(program: Path, directory: Path, url: str, cache: Path) -> Asyn
 
 
 async def lets_watch(relay: Relay, key: str) -> bool:
-    """Whether a client with this mesh key may watch who comes and goes: otherwise it is thrown out for asking."""
+    """Return whether a client with this mesh key may watch; the relay closes others."""
     async with HTTPClient(
         relay.url, NodePrivate.generate(), mesh_key=MeshKey.from_text(key)
     ) as client:
@@ -97,7 +97,7 @@ async def lets_watch(relay: Relay, key: str) -> bool:
     return False
 
 
-async def test_both_relays_take_the_secret_and_each_goes_on_with_the_others_copy(
+async def test_both_relays_read_the_secret_and_each_can_use_the_others_copy(
     setec: Setec, go_programs: GoPrograms, fastderp_relay: Path, tmp_path: Path
 ) -> None:
     programs = {"derper": go_programs.derper, "fastderp": fastderp_relay}
@@ -125,13 +125,14 @@ async def test_a_new_secret_is_used_after_a_signal_and_an_unusable_one_changes_n
         setec.put("not a key")
         await reloaded(
             relay,
-            "want one mesh key, or two while it is being changed, not 3; staging/meshkey is used as it was kept in ",
+            "want one mesh key, or two while it is being changed, not 3; "
+            "staging/meshkey is used as it was kept in ",
         )
         assert await lets_watch(relay, NEW) and await lets_watch(relay, OLD)
 
 
 async def reloaded(relay: Relay, said: str) -> None:
-    """Signal the relay and wait until it says so."""
+    """Signal the relay and wait for the log line."""
     os.kill(relay.pid, signal.SIGHUP)
     async with asyncio.timeout(PATIENCE_S):
         while said not in relay.log.read_text():

@@ -1,4 +1,4 @@
-"""Real tailscaleds of one tailnet that reach each other through fastderp only, and ask it or are asked by it."""
+"""Real tailscaleds of one tailnet that reach each other through fastderp only."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from .region import REGION_CODE, REGION_ID, running_region
 from .relays import Relay, free_ports
 from .tailnet import CommandFailed, Node, running_tailnet
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 PATIENCE_S = 60.0
@@ -31,7 +31,7 @@ def region_of(*nodes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pinned_node(relay: Relay) -> dict[str, Any]:
-    """Return the DERPNode of a relay without a name, as the README describes it."""
+    """Return the DERPNode of a relay without a name, after the README."""
     return {
         "Name": f"{REGION_ID}a",
         "RegionID": REGION_ID,
@@ -62,7 +62,7 @@ def counted(relay: Relay, name: str) -> float:
 
 
 async def reaches(node: Node, other: Node) -> str:
-    """Ping until a pong comes, and return how it came."""
+    """Ping until a pong comes, and return its path."""
     address = await other.address()
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -83,7 +83,7 @@ async def at_home(node: Node) -> None:
 
 @contextlib.asynccontextmanager
 async def echo() -> AsyncIterator[int]:
-    """Serve every TCP connection its own words until the block ends; yield the port."""
+    """Run a TCP echo server in the block; yield the port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -99,7 +99,7 @@ async def echo() -> AsyncIterator[int]:
 
 
 async def check_data_passes(node: Node, other: Node) -> None:
-    """Send a megabyte to a service of the other node and get it back."""
+    """Send a megabyte to a service of the other node and read it back."""
     data = secrets.token_bytes(MEGABYTE)
     async with echo() as port, node.running("nc", await other.address(), str(port)) as netcat:
         assert netcat.stdin is not None and netcat.stdout is not None
@@ -108,12 +108,12 @@ async def check_data_passes(node: Node, other: Node) -> None:
 
 
 async def check_connected(node: Node, other: Node) -> None:
-    """Check that both reach each other by way of the region only."""
+    """Check that both reach each other through the region only."""
     assert [await reaches(node, other), await reaches(other, node)] == [f"DERP({REGION_CODE})"] * 2
     await check_data_passes(node, other)
 
 
-async def test_a_tailnet_lives_on_a_pinned_relay_that_lets_only_its_nodes_in(
+async def test_a_tailnet_works_through_a_pinned_relay_that_admits_only_its_nodes(
     tailnet_programs: TailnetPrograms, fastderp_relay: Path, tmp_path: Path
 ) -> None:
     flags = ("-verify-clients", f"-socket={tmp_path / 'ann.sock'}")
@@ -140,7 +140,7 @@ async def test_a_tailnet_lives_on_a_pinned_relay_that_lets_only_its_nodes_in(
 
 
 async def check_doctor_finds_nothing(node: Node, n_relays: int) -> None:
-    """Check that `tailscale debug derp` could do all it tries with every relay, but for IPv6, which they are not given."""
+    """Check that `tailscale debug derp` passes with every relay, except for IPv6."""
     report = json.loads(await node.tailscale("debug", "derp", REGION_CODE))
     assert [error for error in report["Errors"] or [] if "over IPv6" not in error] == []
     for success in ("Successfully established a DERP connection", "returned IPv4 STUN response"):
@@ -181,11 +181,11 @@ async def test_nodes_on_different_relays_of_a_region_reach_each_other(
 
 
 async def verdicts(relays: list[Relay], keys: list[NodePrivate]) -> list[list[bool]]:
-    """Return for each relay which of the keys it lets in."""
+    """Return for each relay the keys that it admits."""
     return [[await lets_in(relay, key) for key in keys] for relay in relays]
 
 
-async def test_derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled(
+async def test_derper_and_fastderp_admit_the_same_keys_by_tailscaled(
     tailnet_programs: TailnetPrograms,
     start_derper: StartRelay,
     start_fastderp: StartRelay,
@@ -199,7 +199,7 @@ async def test_derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled(
     ):
 
         async def both_let_in(*nodes: Node) -> list[bool]:
-            """Return which of the nodes, and of a stranger after them, derper and fastderp let in alike."""
+            """Return for the nodes, then a stranger, whether both relays admit them."""
             keys = [node.private_key() for node in nodes] + [NodePrivate.generate()]
             theirs, ours = [[await lets_in(each, key) for key in keys] for each in (derper, relay)]
             assert ours == theirs
@@ -218,5 +218,5 @@ async def test_derper_and_fastderp_let_the_same_in_when_they_ask_tailscaled(
             "down, and knows its tailnet still"
         )
         await ann.kill()
-        # Of those asked about before, fastderp remembers the answer for some seconds.
+        # fastderp caches the answers for the earlier keys for some seconds.
         assert await both_let_in(cid) == [False, False], "nobody there any more"

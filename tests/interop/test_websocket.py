@@ -1,4 +1,4 @@
-"""WebSockets: tailscale's client, the one browsers run, through fastderp, and ours through derper and fastderp."""
+"""WebSockets: tailscale's browser client at fastderp, ours at derper and fastderp."""
 
 import asyncio
 import secrets
@@ -24,14 +24,14 @@ from .exchange import Terms
 from .gokit import GoClient, GoPrograms, plain_environment
 from .relays import Relay, Transport
 
-# Building the Go programs for the first time takes minutes and counts for the first test.
+# The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
 EVERY_SIZE = Terms(packets=2000, max_size=65536, window=16, seed=7)
 
 
 def websocket_environment(relay: Relay) -> dict[str, str]:
-    """Return what makes a Go client open a WebSocket and trust the relay there."""
+    """Return the environment in which a Go client opens a WebSocket and trusts the relay."""
     trust = {"SSL_CERT_FILE": str(relay.root)} if relay.root else {}
     return plain_environment(TS_DEBUG_DERP_WS_CLIENT="1", **trust)
 
@@ -80,7 +80,7 @@ async def test_our_client_over_websocket_and_one_without_exchange_packets(
 
 
 @pytest.mark.parametrize("kind", ["derper", "fastderp"])
-async def test_our_client_is_told_of_every_end_over_websocket_as_without(
+async def test_our_client_reports_every_end_over_websocket_as_without(
     start_each_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path, kind: str
 ) -> None:
     start = {"derper": start_each_derper, "fastderp": start_fastderp}[kind]

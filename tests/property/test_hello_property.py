@@ -1,4 +1,4 @@
-"""Whatever is made of a ClientHello: it is heard, waited for, or refused, and never anything else."""
+"""Every mutation of a ClientHello is read, awaited or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SNI = HELLO.index(b"relay.test")
 
 
 def heard(wire: bytes) -> None:
-    """Go as far as the input reaches, whatever certificate it asks for."""
+    """Do the handshake as far as the input reaches, with any certificate."""
     relay = Handshake(CONTEXT)
     try:
         relay.feed(wire)
@@ -43,7 +43,7 @@ def heard(wire: bytes) -> None:
 @given(
     st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 )
-def test_any_bytes_of_it_may_be_others(changes: list[tuple[int, int]]) -> None:
+def test_any_bytes_of_a_hello_may_differ(changes: list[tuple[int, int]]) -> None:
     wire = bytearray(HELLO)
     for position, value in changes:
         wire[position] = value
@@ -52,7 +52,7 @@ def test_any_bytes_of_it_may_be_others(changes: list[tuple[int, int]]) -> None:
 
 @settings(deadline=None)
 @given(st.integers(-9, 12), st.integers(0, 255))
-def test_the_lengths_around_the_name_may_lie(offset: int, value: int) -> None:
+def test_the_lengths_around_the_name_may_be_wrong(offset: int, value: int) -> None:
     wire = bytearray(HELLO)
     wire[SNI + offset] = value
     heard(bytes(wire))
@@ -60,13 +60,13 @@ def test_the_lengths_around_the_name_may_lie(offset: int, value: int) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, len(HELLO)))
-def test_it_may_end_anywhere(end: int) -> None:
+def test_a_hello_may_end_anywhere(end: int) -> None:
     heard(HELLO[:end])
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=60))
-def test_every_name_is_heard_as_it_was_sent(name: str) -> None:
+def test_every_server_name_is_read_unchanged(name: str) -> None:
     relay = Handshake(CONTEXT)
     relay.feed(client_hello(f"{name}.test"))
     relay.step()

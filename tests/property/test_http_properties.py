@@ -1,4 +1,4 @@
-"""Request heads of any shape, cut anywhere."""
+"""Request heads of any shape, in any pieces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADS = st.tuples(
 
 
 def outcome(pieces: list[bytes]) -> tuple[str, object, bytes]:
-    """Feed the pieces until something comes of it; return that and what is left over."""
+    """Feed the pieces until there is a result; return it and the bytes behind it."""
     parser = HeadParser()
     for i, piece in enumerate(pieces):
         try:
@@ -61,7 +61,7 @@ def _facts(request: Request) -> tuple[object, ...]:
 
 @given(HEADS, st.data())
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\n", None)
-def test_how_a_head_is_cut_changes_nothing(head: bytes, data: st.DataObject | None) -> None:
+def test_the_pieces_of_a_head_change_nothing(head: bytes, data: st.DataObject | None) -> None:
     cuts = (
         sorted(data.draw(st.sets(st.integers(0, len(head)))))
         if data is not None
@@ -85,7 +85,10 @@ def test_random_bytes_are_a_request_or_refused(data: bytes) -> None:
 
 def test_twenty_thousand_damaged_requests_are_a_request_or_refused() -> None:
     dice = random.Random(7)
-    good = b"GET /derp?x=1 HTTP/1.1\r\nHost: derp.example.com\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
+    good = (
+        b"GET /derp?x=1 HTTP/1.1\r\nHost: derp.example.com\r\n"
+        b"Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
+    )
     for _ in range(20_000):
         damaged = bytearray(good)
         for _ in range(dice.randrange(1, 5)):

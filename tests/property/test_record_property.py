@@ -1,4 +1,4 @@
-"""The record layer under any cut of the stream, any inner plaintext and random bytes."""
+"""The record layer with a stream in any pieces, any inner plaintext and random bytes."""
 
 import os
 import random
@@ -18,7 +18,7 @@ FUZZ_INPUTS = 20_000
 
 suites = st.sampled_from(list(SUITES))
 chunks = st.lists(st.binary(max_size=200) | st.integers(1, 40_000).map(os.urandom), max_size=6)
-# Every kind of record a peer can seal, likely shapes more often than others.
+# All kinds of records that a peer can seal; likely shapes are more frequent.
 inner_records = st.lists(
     st.tuples(
         st.sampled_from([DATA, DATA, HANDSHAKE, ALERT, 0, 20, 255]) | st.integers(0, 255),
@@ -31,7 +31,7 @@ inner_records = st.lists(
 
 
 def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
-    """The pieces of `data` between the places."""
+    """Return the pieces of `data` between the places."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return (data[start:end] for start, end in pairwise(edges))
 
@@ -63,7 +63,7 @@ def test_only_data_of_well_formed_records_is_released(
             return
         assert kind in {DATA, HANDSHAKE, ALERT}
         if kind == HANDSHAKE and KEY_UPDATE in content:
-            return  # the other implementation does not follow keys through every way to cut a message
+            return  # the other implementation follows keys only through whole messages
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(0, 1 << 20), st.integers(1, 255))
@@ -79,7 +79,7 @@ def test_a_change_of_any_byte_is_refused(data: bytes, at: int, change: int) -> N
     raise AssertionError("a changed record was accepted")
 
 
-def test_random_and_mutated_input_never_gets_through() -> None:
+def test_random_and_mutated_input_is_refused() -> None:
     choose = random.Random(20_260)
     layer, wire = RecordLayer(AES, SECRET, SECRET), b""
     for turn in range(FUZZ_INPUTS):
@@ -95,7 +95,7 @@ def test_random_and_mutated_input_never_gets_through() -> None:
 
 
 def mutated(wire: bytes, choose: random.Random) -> bytes:
-    """Random bytes, or `wire` with some bytes changed, cut, repeated or a header before it."""
+    """Return random bytes or a mutation of `wire`."""
     kind = choose.randrange(4)
     if kind == 0:
         return choose.randbytes(choose.randrange(60))

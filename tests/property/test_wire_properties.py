@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, the parsers of the bottom layer answer with a value or their own error."""
+"""The parsers of the wire return a value or their own error for any bytes."""
 
 import asyncio
 import json
@@ -71,7 +71,7 @@ async def all_frames(data: bytes, sizes: list[int], limit: int) -> list[tuple[in
 
 
 @given(sent=frames, sizes=st.lists(st.integers(1, 40)), cut=st.integers(0, 20))
-def test_frames_survive_any_cutting_and_a_cut_off_end_loses_only_the_last(
+def test_frames_in_any_pieces_are_read_and_a_cut_off_end_loses_only_the_last(
     sent: list[tuple[int, bytes]], sizes: list[int], cut: int
 ) -> None:
     data = b"".join(frame(*one) for one in sent)
@@ -130,7 +130,7 @@ def test_server_info_round_trips(rate: int, burst: int, version: int) -> None:
 
 
 @given(text=st.binary(max_size=100))
-def test_random_client_info_is_read_or_refused(text: bytes) -> None:
+def test_random_client_info_is_accepted_or_refused(text: bytes) -> None:
     try:
         login.parse_client_info(text)
     except LoginError as error:
@@ -138,7 +138,7 @@ def test_random_client_info_is_read_or_refused(text: bytes) -> None:
 
 
 @given(members=st.lists(st.tuples(member_names, json_values), max_size=5))
-def test_wrong_types_and_names_in_client_info_are_refused_and_nothing_else(
+def test_client_info_is_refused_only_for_wrong_types_and_names(
     members: list[tuple[str, object]],
 ) -> None:
     text = (
@@ -169,7 +169,7 @@ def test_random_logins_are_refused(payload: bytes) -> None:
         st.sampled_from(["Regions", "HomeParams", "omitDefaultRegions"]), json_values
     )
 )
-def test_any_json_is_a_derp_map_or_an_error_that_says_where(document: dict[str, object]) -> None:
+def test_any_json_is_a_derp_map_or_an_error_with_the_place(document: dict[str, object]) -> None:
     try:
         DerpMap.from_json(json.dumps(document))
     except DerpMapError:

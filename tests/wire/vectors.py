@@ -1,6 +1,6 @@
 """Byte-exact samples of the wire, as commented hex (PROTOCOL section 20).
 
-A test takes them through `wire`, which drops comments and white space.
+Tests read them with `wire`, which drops comments and white space.
 """
 
 
