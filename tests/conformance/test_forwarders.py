@@ -83,7 +83,7 @@ def test_every_packet_takes_one_route_while_routes_come_and_go(plane: Plane) -> 
     stop = threading.Event()
 
     def take_turns() -> None:
-        # The link in use leaves while packets flow; the next one comes before, so that a route remains.
+        # The link in use leaves while packets flow; the next one comes before it leaves.
         for current, following in pairwise(cycle(links)):
             plane.add_forwarder(far, following.handle)
             plane.remove_forwarder(far, current.handle)

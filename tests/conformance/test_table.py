@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.rows import API, PROTOCOL, ROWS
+from tests.conformance.api_rows import API
+from tests.conformance.protocol_rows import PROTOCOL
 
 TESTS = Path(__file__).parents[1]
 N_LINES = 60
+ROWS = {**PROTOCOL, **API}
 
 
 @cache
@@ -40,7 +42,7 @@ def test_a_row_is_shown_by_tests_that_exist(name: str) -> None:
         for test in row.tests
         if test.partition("::")[2] not in names_in(test.partition("::")[0])
     ]
-    assert not absent, f"{name}, {row.what}: no such test"
+    assert not absent, f"{name}, {row.promise}: no such test"
 
 
 @pytest.mark.parametrize("name", [name for name, row in API.items() if row.names])

@@ -20,7 +20,7 @@ COMMON_SIZE = 1500
 
 
 class PacketClient(Protocol):
-    """The methods of a client that an exchange calls.""" 
+    """The methods of a client that an exchange calls."""
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
         """Send one packet."""

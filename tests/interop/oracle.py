@@ -80,7 +80,7 @@ class Acquaintances:
 
     def name(self, key: bytes) -> str | None:
         """Return the actor with this key, None for one of another conversation."""
-        return "nobody" if key == bytes(KEY_SIZE) else self.names.get(key)
+        return "none" if key == bytes(KEY_SIZE) else self.names.get(key)
 
     def address(self, key: bytes, tail: bytes) -> str:
         """Return the address and flags of a PeerPresent, checked against that peer's address."""
@@ -330,8 +330,8 @@ class Stage:
         A ping makes its sender the active one of its key. So the others ping after all frames
         of the step: their pings must not overtake a packet to their key or a list of clients.
         """
-        everybody = {acted, *self._connections}
-        for actors in ({acted}, everybody - {acted}):
+        every_actor = {acted, *self._connections}
+        for actors in ({acted}, every_actor - {acted}):
             connections = [(actor, c) for actor, c in self._connections.items() if actor in actors]
             for actor, connection in connections:
                 if not (connection.ended or connection.mute or actor in self._silent):

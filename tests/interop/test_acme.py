@@ -181,8 +181,7 @@ def test_a_missing_account_with_the_ca_is_an_error(ca: Pebble) -> None:
         assert "internal error" in alert(ca)
     assert (
         f"{NAME}: no certificate from {ca.address}: the CA needs an external account:"
-        " set -acme-eab-kid"
-        in its.said
+        " set -acme-eab-kid" in its.said
     )
 
 

@@ -143,7 +143,7 @@ async def test_an_absent_admission_url_has_the_same_effect(
         (self_signed("localhost", days=(-2, -1)), True, False),
         (self_signed("admission.example"), True, False),
     ],
-    ids=["trusted", "nobody vouches for it", "expired", "another name"],
+    ids=["trusted", "self-signed", "expired", "another name"],
 )
 async def test_the_certificate_of_an_admission_url_is_verified_in_the_same_way(
     start_derper: StartRelay,

@@ -206,7 +206,7 @@ async def test_derper_and_fastderp_admit_the_same_keys_by_tailscaled(
             return ours
 
         ann, bob, cid = tailnet.nodes
-        assert await both_let_in() == [False], "nobody there to ask"
+        assert await both_let_in() == [False], "no tailscaled to ask"
         await ann.start()
         assert await both_let_in() == [False], "logged out"
         await tailnet.join(bob)
@@ -219,4 +219,4 @@ async def test_derper_and_fastderp_admit_the_same_keys_by_tailscaled(
         )
         await ann.kill()
         # fastderp caches the answers for the earlier keys for some seconds.
-        assert await both_let_in(cid) == [False, False], "nobody there any more"
+        assert await both_let_in(cid) == [False, False], "the tailscaled has ended"

@@ -84,7 +84,7 @@ async def test_our_client_reports_every_end_over_websocket_as_without(
     start_each_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path, kind: str
 ) -> None:
     start = {"derper": start_each_derper, "fastderp": start_fastderp}[kind]
-    async with start("-verify-clients", f"-socket={tmp_path / 'nobody'}") as relay:
+    async with start("-verify-clients", f"-socket={tmp_path / 'absent'}") as relay:
         async with HTTPClient(
             relay.url.replace("http", "ws", 1), NodePrivate.generate(), lazy=True
         ) as stranger:

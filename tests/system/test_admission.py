@@ -193,7 +193,7 @@ def test_a_key_on_a_changed_deny_list_is_disconnected_and_a_signal_makes_it_quic
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     deny = tmp_path / "deny"
-    deny.write_text("# nobody yet\n")
+    deny.write_text("# none yet\n")
     with relay(*base, "--deny-keys", str(deny)) as running:
         friend, foe = log_in(running), log_in(running)
         assert friend is not None and foe is not None

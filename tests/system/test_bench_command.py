@@ -240,9 +240,9 @@ def test_a_wrong_flag_is_one_clear_line_and_exit_code_2(arguments: list[str], wo
 
 
 def test_no_relay_is_exit_code_69_and_names_the_relay() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         done = bench(url)
     assert done.returncode == 69
     assert url in done.stderr

@@ -352,12 +352,12 @@ def test_the_start_names_the_admission_rules(tmp_path: Path) -> None:
     keys.write_text(
         f"{NodePrivate.generate().public_key.text}\n{NodePrivate.generate().public_key.text}\n"
     )
-    nobody = tmp_path / "nobody"
-    nobody.write_text("# nobody\n")
+    empty = tmp_path / "empty"
+    empty.write_text("# none\n")
     start = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
     with relay(*start) as running:
         assert "\nadmission: anybody\n" in running.said
-    lists = ("-allow-keys", str(keys), "-deny-keys", str(nobody))
+    lists = ("-allow-keys", str(keys), "-deny-keys", str(empty))
     with relay(*start, *lists, "-verify-client-url=https://u:p@a.example/s") as running:
         said = running.find(r"\nadmission: (.*)\n")
         assert (

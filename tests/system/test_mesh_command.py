@@ -95,7 +95,7 @@ def test_an_empty_file_of_members_keeps_the_links_and_a_comment_ends_them(
                 in line.decode()
             )
             assert members_of(two) == {member: "up"}
-            members.write_text("# nobody\n")
+            members.write_text("# none\n")
             two.process.send_signal(signal.SIGHUP)
             eventually(lambda: members_of(two) == {})
 

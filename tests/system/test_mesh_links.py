@@ -266,7 +266,7 @@ def test_keys_of_a_broken_link_are_withdrawn_and_receivers_are_told(
         assert a.read_packet() == (b.public, b"x")
         link(one)
         assert a.read_frame() == (GONE, b.public.raw + b"\0")
-        a.send_packet(b.public, b"nobody knows")
+        a.send_packet(b.public, b"unknown key")
         assert a.sync() == b.sync() == []
         assert one.metrics()["derp_packets_dropped"]["unknown_dest", "other"] == 1
         assert one.metrics()["fastderp_mesh_links"] == {}

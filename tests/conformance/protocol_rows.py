@@ -1,64 +1,38 @@
-"""What the relay and the library promise, row by row, and the tests that show it.
-
-`PROTOCOL` are the numbered lines of PROTOCOL §16 (what Go's own tests check) and the extra cases below them, `API` the rows of
-ARCHITECTURE §8.
-`test_table.py` holds that every row is shown by tests that exist.
-"""
+"""The numbered lines of PROTOCOL §16 (the checks of Go's own tests), further cases, their tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One promise.
-
-    Args:
-        what: in short; the documents have the whole.
-        tests: `folder/module::function` below tests/, without `test_` in front of module and function.
-        names: what of ours the row is about, as `module:attribute.path`.
-        not_applicable: why there is nothing to show, only where the line is about Go itself.
-    """
-
-    what: str
-    tests: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    not_applicable: str = ""
-
-
-def _row(what: str, *tests: str, names: tuple[str, ...] = (), not_applicable: str = "") -> Row:
-    return Row(what, tests, names, not_applicable)
-
+from tests.conformance.row import row
 
 PROTOCOL = {
     # Framing and client parsing
-    "1": _row(
+    "1": row(
         "frame headers: a type and a big-endian length, read and written",
         "unit/wire/protocol::header_is_a_type_and_a_big_endian_length",
-        "property/wire_properties::frames_in_any_pieces_are_read_and_a_cut_off_end_loses_only_the_last",
+        "property/wire_properties"
+        "::frames_in_any_pieces_are_read_and_a_cut_off_end_loses_only_the_last",
         "unit/dataplane/packets::frames_cut_at_any_byte_arrive_whole_and_in_order",
     ),
-    "2": _row(
+    "2": row(
         "reading and writing headers and keys allocates nothing",
-        not_applicable="it counts the Go runtime's allocations; the data plane reads them in place, in C",
+        not_applicable="it counts allocations of the Go runtime; the data plane reads in place, in C",
     ),
-    "3": _row(
+    "3": row(
         "the client understands ping, pong, health with and without text, restarting",
         "unit/wire/protocol::messages_of_every_age_are_understood",
     ),
-    "4": _row(
+    "4": row(
         "pings and pongs are 8 bytes behind their header",
         "unit/wire/protocol::built_frames_are_the_bytes_of_the_wire",
         "unit/client/client::every_request_is_its_frame",
     ),
-    "5": _row(
-        "the client keeps the rate its relay asks for, by waiting or on request by dropping",
+    "5": row(
+        "the client keeps the rate of its relay, by waiting or, on request, by dropping",
         "unit/client/sending::without_a_rate_everything_is_sent_at_once",
         "unit/client/sending::the_relays_rate_is_kept_by_waiting_and_every_packet_arrives",
         "unit/client/sending::try_send_drops_what_is_above_the_rate_and_says_so",
     ),
-    "6": _row(
+    "6": row(
         "ClientInfo is read in any case; a malformed mesh key is an error",
         "unit/wire/login::client_info_is_read_as_leniently_as_the_reference",
         "unit/wire/login::client_info_is_read_as_strictly_as_the_reference",
@@ -66,56 +40,57 @@ PROTOCOL = {
         "interop/login_with_derper::the_same_client_infos_are_accepted",
     ),
     # Relay basics
-    "7": _row(
-        "packets reach their addressee only, with their source",
+    "7": row(
+        "packets reach only their addressee, with their source",
         "system/relay_packets::packets_reach_the_addressed_peer_only_and_name_their_sender",
     ),
-    "8": _row(
+    "8": row(
         "data to an unknown key is not answered",
         "system/relay_packets::other_packets_to_an_absent_peer_are_not_answered",
     ),
-    "9": _row(
+    "9": row(
         "disco to an unknown key is answered NotHere, three at once",
         "system/relay_packets::disco_to_an_absent_peer_is_answered_not_here_three_times_at_once",
         "system/relay_packets::another_not_here_is_due_a_second_later",
     ),
-    "10": _row(
+    "10": row(
         "connections and homes are counted",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
         "system/relay_packets::declared_homes_are_counted",
     ),
-    "11": _row(
-        "who received from a peer learns once of its departure, others nothing",
+    "11": row(
+        "receivers of a peer are told once of its departure, others are not",
         "system/relay_packets::only_receivers_of_its_packets_are_told_that_a_sender_left",
     ),
-    "12": _row(
-        "a receiver that does not read stalls nobody else",
-        "system/relay_packets::a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only",
+    "12": row(
+        "a receiver that does not read stalls no other client",
+        "system/relay_packets"
+        "::a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only",
         "unit/dataplane/fairness::a_stalled_reader_does_not_hold_up_others",
     ),
-    "13": _row(
+    "13": row(
         "a ping is answered", "system/relay_packets::a_ping_is_answered_with_its_first_8_bytes"
     ),
-    "14": _row(
+    "14": row(
         "the first message is ServerInfo",
         "system/relay_login::server_info_is_the_first_frame_however_busy_the_peers_are",
     ),
     # Watching and the mesh
-    "15": _row(
-        "a watcher sees itself, who is there and who comes; a second one too",
+    "15": row(
+        "a watcher is told of itself, present and new clients; a second one too",
         "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
         "system/mesh_watchers::a_second_watcher_sees_all_clients_and_the_first_sees_the_second",
     ),
-    "16": _row(
+    "16": row(
         "presence flags say mesh peer or regular client",
         "system/mesh_watchers::flags_tell_the_kind_of_a_client",
     ),
-    "17": _row(
-        "watchers learn that a client has left",
+    "17": row(
+        "watchers are told that a client has left",
         "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
         "system/mesh_watchers::departures_told_to_watchers_are_counted",
     ),
-    "18": _row(
+    "18": row(
         "malformed mesh keys are refused; only the right one makes a mesh peer",
         "unit/wire/keys::malformed_mesh_key_is_refused_without_being_quoted",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
@@ -123,12 +98,12 @@ PROTOCOL = {
         "system/mesh_watchers::without_a_mesh_key_no_client_is_a_mesh_peer",
         "system/mesh_command::an_invalid_secret_is_refused_without_being_shown",
     ),
-    "19": _row(
+    "19": row(
         "mesh key text: 64 digits of either case, space around them",
         "unit/wire/keys::mesh_key_is_read_with_space_around_and_in_either_case",
         "unit/wire/keys::zero_mesh_keys_are_equal_and_mean_none",
     ),
-    "20": _row(
+    "20": row(
         "the forwarder table",
         "unit/dataplane/mesh::the_oldest_forwarder_is_preferred_and_the_next_takes_over",
         "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
@@ -139,124 +114,131 @@ PROTOCOL = {
         "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
         "system/mesh_forwarders::a_local_client_comes_before_a_forwarder_and_leaves_it_there",
     ),
-    "21": _row(
+    "21": row(
         "forwarders may change while packets are forwarded",
         "conformance/forwarders::every_packet_takes_one_route_while_routes_come_and_go",
         "system/mesh_forwarders::every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go",
     ),
-    "22": _row(
-        "the watch loop survives broken connections and starts anew",
+    "22": row(
+        "the watch loop survives broken connections and restarts",
         "unit/client/watch::broken_link_withdraws_what_it_reported_and_starts_anew",
         "interop/client_with_derper::watch_loop_finds_a_restarted_relay",
         "system/mesh_links::keys_of_a_broken_link_are_withdrawn_and_receivers_are_told",
         "conformance/client::a_link_broken_while_a_report_is_made_is_watched_anew",
     ),
-    "23": _row(
-        "the watch loop stops at a relay that is itself, unless no key is to be ignored",
+    "23": row(
+        "the watch loop stops at its own relay, unless the ignored key is zero",
         "unit/client/watch::relay_that_watches_itself_stops_for_good",
         "system/mesh_links::a_relay_recognises_itself_among_the_members",
         "conformance/client::a_zero_key_ignores_no_relay",
     ),
-    "24": _row(
+    "24": row(
         "the watch loop reports failed dials",
         "unit/client/watch::failed_connects_are_reported_and_repeated",
     ),
     # Duplicates
-    "25": _row(
-        "a client that comes and goes leaves nothing",
+    "25": row(
+        "a client that leaves is removed from all tables",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
         "conformance/duplicates::the_last_writer_is_active",
         "system/relay_noise::connections_that_come_and_go_leave_no_memory_behind",
     ),
-    "26": _row(
+    "26": row(
         "a second connection of a key takes over; the gauges follow",
         "system/relay_packets::second_login_with_the_same_key_takes_over",
         "conformance/relay::duplicate_gauges_return_to_zero_when_one_connection_is_left",
     ),
-    "27": _row(
+    "27": row(
         "disable fighters: two that alternate are both disabled",
         "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
-        "unit/dataplane/duplicates::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+        "unit/dataplane/duplicates"
+        "::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
         "conformance/relay::the_policy_for_shared_keys_can_be_chosen",
     ),
-    "28": _row(
-        "disable fighters: of three, who speaks again disables all",
+    "28": row(
+        "disable fighters: of three, the first to speak again disables all",
         "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
     ),
-    "29": _row(
-        "disable fighters: when the last speaker leaves, the one before becomes active",
+    "29": row(
+        "disable fighters: when the last speaker leaves, the previous one becomes active",
         "conformance/duplicates::clients_that_fight_over_a_key_are_disabled_under_that_policy",
     ),
-    "30": _row(
-        "last writer is active, back and forth; who leaves hands over",
+    "30": row(
+        "last writer is active, back and forth; another follows when it leaves",
         "system/relay_packets::the_last_speaker_of_a_shared_key_gets_the_packets",
-        "system/relay_packets::when_the_active_connection_leaves_the_previous_speaker_takes_over_silently",
+        "system/relay_packets"
+        "::when_the_active_connection_leaves_the_previous_speaker_takes_over_silently",
         "unit/dataplane/duplicates::of_three_the_latest_speaker_left_takes_over",
         "conformance/duplicates::the_last_writer_is_active",
     ),
     # Lookup and limits
-    "31": _row(
-        "local beats mesh, a forwarder serves who is not local, changes count at once",
+    "31": row(
+        "local beats mesh, a forwarder serves other keys, changes count at once",
         "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
-        "unit/dataplane/duplicates::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
-        "unit/dataplane/duplicates::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
+        "unit/dataplane/duplicates"
+        "::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
+        "unit/dataplane/duplicates"
+        "::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
     ),
-    "32": _row(
-        "a burst passes, more waits, mesh peers are exempt, off by default",
+    "32": row(
+        "a burst passes, the rest waits, mesh peers are exempt, off by default",
         "unit/dataplane/rate_limit::a_client_over_its_rate_waits_and_loses_nothing",
         "conformance/limits::without_a_limit_no_client_waits",
-        "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
+        "conformance/limits"
+        "::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
         "unit/dataplane/rate_limit::mesh_peers_are_not_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
-    "33": _row(
-        "a frame larger than the burst is still taken, later",
-        "conformance/limits::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
+    "33": row(
+        "a frame larger than the burst is still read, later",
+        "conformance/limits"
+        "::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
         "conformance/limits::a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full",
     ),
-    "34": _row(
-        "a new rate counts for who is connected, duplicates too; 0 lifts it",
+    "34": row(
+        "a new rate applies to connected clients, duplicates too; 0 lifts it",
         "system/relay_packets::a_new_limit_holds_for_connected_clients",
         "unit/dataplane/rate_limit::lifting_the_limit_frees_waiting_senders",
         "unit/dataplane/rate_limit::a_limit_that_changes_all_the_time_holds_no_client_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
     ),
-    "35": _row(
+    "35": row(
         "the rate file",
         "unit/server/admission/rate_limit::a_file_is_read_as_derper_reads_it",
         "unit/server/admission/rate_limit::a_malformed_file_is_refused_by_name",
         "unit/server/admission/rate_limit::a_missing_file_is_refused_by_name",
-        "system/limits::the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing",
+        "system/limits"
+        "::the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing",
     ),
-    "36": _row(
+    "36": row(
         "the depth of the queues from the environment",
         "unit/cli/environment::a_variable_means_what_derper_makes_of_it",
         "unit/cli/environment::a_variable_that_makes_no_sense_is_named",
         "unit/dataplane/backlog::a_queue_depth_is_how_many_packets_wait_whatever_their_size",
         "system/environment::a_queue_depth_limits_the_packets_that_wait_for_a_client",
     ),
-    "37": _row(
+    "37": row(
         "distinct senders of a receiver",
         "conformance/limits::distinct_senders_are_counted_once_each",
     ),
-    "38": _row(
-        "the output of `ss` is understood",
-        not_applicable="derper runs that program; the relay asks the kernel itself (PROTOCOL §6.10)",
+    "38": row(
+        "the output of `ss` is parsed",
+        not_applicable="derper runs `ss`; the relay queries the kernel itself (PROTOCOL §6.10)",
     ),
     # TLS and certificates
-    "39": _row(
+    "39": row(
         "the metacert",
         "unit/server/certificates/metacert::the_metacert_carries_the_relays_key_and_nothing_else",
     ),
-    "40": _row(
+    "40": row(
         "the chain is the certificate's and the metacert",
         "system/relay_http::the_chain_ends_with_the_metacert",
         "unit/tls/handshake::the_chain_is_presented_exactly_as_given",
         "unit/tls/handshake::one_context_serves_many_handshakes_and_may_be_dropped_meanwhile",
     ),
-    "41": _row(
+    "41": row(
         "an address gets a certificate that clients can pin",
         "unit/server/certificates/self_signed::an_address_without_files_gets_a_self_signed_pair",
         "unit/server/certificates/self_signed::the_printed_node_pins_the_certificate",
@@ -266,75 +248,82 @@ PROTOCOL = {
         "interop/certificates::a_go_client_accepts_the_pinned_certificate",
         "interop/tailnet::a_tailnet_works_through_a_pinned_relay_that_admits_only_its_nodes",
     ),
-    "42": _row(
+    "42": row(
         "gcp needs its account binding, in either base64",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
         "unit/cli/certificates::gcp_takes_its_key_in_either_base64",
         "interop/acme::an_account_is_bound_where_the_ca_requires_it",
     ),
-    "43": _row(
+    "43": row(
         "ACME certificates for addresses",
-        "unit/server/certificates/acme/provider::addresses_are_ordered_by_http_01_in_the_short_lived_profile",
+        "unit/server/certificates/acme/provider"
+        "::addresses_are_ordered_by_http_01_in_the_short_lived_profile",
         "unit/server/certificates/acme/provider::each_address_has_a_certificate_of_its_own",
         "unit/server/certificates/acme/provider::a_client_that_names_another_address_is_refused",
-        "unit/server/certificates/acme/provider::beside_addresses_a_name_is_served_where_there_is_one",
+        "unit/server/certificates/acme/provider"
+        "::beside_addresses_a_name_is_served_where_there_is_one",
         "unit/server/certificates/acme/store::a_new_process_goes_on_with_what_is_on_disk",
         "unit/server/certificates/acme/challenges::a_token_that_is_ours_is_answered_and_no_other",
         "unit/cli/certificates::an_address_needs_the_flag_for_addresses",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
         "interop/acme::the_address_of_a_connection_gets_a_short_lived_certificate",
     ),
-    "44": _row(
+    "44": row(
         "the vendor's host names",
-        "unit/server/certificates/acme/provider::with_the_default_name_tailscales_own_names_are_served",
+        "unit/server/certificates/acme/provider"
+        "::with_the_default_name_tailscales_own_names_are_served",
         "unit/server/certificates/acme/provider::with_the_default_name_others_are_not",
     ),
-    "45": _row(
+    "45": row(
         "TCP_USER_TIMEOUT",
         "system/relay_http::accepted_sockets_inherit_the_settings_of_the_listener",
     ),
     # HTTP
-    "46": _row(
-        "the probes answer 200, what is no upgrade 426",
+    "46": row(
+        "the probes answer 200, requests without an upgrade 426",
         "unit/server/http/routes::probes_answer_200_to_any_origin",
         "unit/server/http/upgrade::other_requests_for_derp_are_told_to_upgrade",
     ),
-    "47": _row(
+    "47": row(
         "captive-portal challenges",
         "unit/server/http/routes::a_captive_portal_challenge_is_answered",
         "unit/server/http/routes::an_odd_challenge_is_left_out_and_still_204",
     ),
-    "48": _row(
+    "48": row(
         "the home page", "unit/server/http/routes::the_home_page_says_what_the_operator_configured"
     ),
-    "49": _row(
+    "49": row(
         "the plain port's redirects",
         "unit/server/http/routes::the_plain_port_redirects_to_the_same_page_over_tls",
         "unit/server/http/routes::a_redirect_without_a_host_uses_the_configured_name",
     ),
-    "50": _row(
-        "who may see the debug pages",
+    "50": row(
+        "access to the debug pages",
         "unit/server/observe/metrics::the_environment_adds_an_address_and_networks",
         "unit/server/observe/metrics::a_malformed_variable_is_refused",
         "unit/server/observe/metrics::a_missing_or_empty_key_file_opens_nothing",
         "unit/server/observe/metrics::the_index_links_the_pages_and_escapes_what_it_shows",
     ),
-    "51": _row(
-        "bootstrap DNS: the published map and names of their own",
-        "unit/server/http/bootstrap_dns::published_names_are_told_with_the_addresses_of_both_families_and_sorted",
+    "51": row(
+        "bootstrap DNS: the published map and unpublished names",
+        "unit/server/http/bootstrap_dns"
+        "::published_names_are_told_with_the_addresses_of_both_families_and_sorted",
         "unit/server/http/bootstrap_dns::an_unpublished_name_is_told_alone_and_only_on_request",
-        "unit/server/http/bootstrap_dns::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
-        "unit/server/http/bootstrap_dns::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
+        "unit/server/http/bootstrap_dns"
+        "::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
+        "unit/server/http/bootstrap_dns"
+        "::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
         "interop/bootstrap_dns::both_relays_give_the_same_answers_and_counters",
     ),
-    "52": _row(
+    "52": row(
         "bootstrap DNS: the gate by percentage",
         "unit/server/http/bootstrap_dns::zero_and_one_hundred_percent_need_no_address",
-        "unit/server/http/bootstrap_dns::half_a_rollout_reaches_the_clients_of_the_published_sample",
+        "unit/server/http/bootstrap_dns"
+        "::half_a_rollout_reaches_the_clients_of_the_published_sample",
         "unit/server/http/bootstrap_dns::a_share_of_addresses_is_that_share_of_clients",
         "unit/server/http/bootstrap_dns::loopback_is_tried_anew_each_time",
     ),
-    "53": _row(
+    "53": row(
         "the metrics page",
         "unit/server/observe/metrics::a_counter_is_shown_with_its_type_and_without_a_suffix",
         "unit/server/observe/metrics::drops_are_shown_by_reason_and_kind",
@@ -344,275 +333,121 @@ PROTOCOL = {
         "interop/metrics::two_clients_are_counted_alike",
     ),
     # STUN
-    "54": _row(
-        "what is STUN", "unit/server/stun/server::answered", "unit/server/stun/server::not_answered"
+    "54": row(
+        "recognition of STUN",
+        "unit/server/stun/server::answered",
+        "unit/server/stun/server::not_answered",
     ),
-    "55": _row(
+    "55": row(
         "requests and responses of both families",
         "unit/server/stun/server::the_published_request_gets_the_published_answer",
-        "unit/server/stun/server::an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction",
+        "unit/server/stun/server"
+        "::an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_transaction",
         "unit/client/stun::every_request_is_one_to_the_relay",
         "unit/client/stun::answers_of_the_relay_are_understood",
         "unit/client/stun::answers_of_other_servers_are_understood",
         "unit/client/stun::an_ipv4_address_inside_an_ipv6_one_is_taken_out",
     ),
-    "56": _row(
+    "56": row(
         "SOFTWARE comes first",
         "unit/client/stun::the_request_is_the_published_one",
         "unit/client/stun::software_is_the_first_attribute_of_a_request",
     ),
-    "57": _row(
+    "57": row(
         "a round trip over UDP",
         "unit/server/stun/server::an_ipv4_client_of_a_dual_server_is_answered_with_family_1",
         "unit/server/stun/server::after_the_end_no_request_is_answered_and_the_port_is_free",
         "system/command::stun_is_answered_and_counted",
     ),
     # The client over HTTP, and the prober
-    "58": _row(
+    "58": row(
         "packets and pings through the HTTP upgrade, the local address",
         "unit/client/http_client::nothing_is_dialled_before_the_first_use",
         "unit/client/http_client::first_use_connects_with_the_request_relays_know",
         "unit/client/http_client::ping_uses_the_connection",
         "interop/client_with_derper::packets_of_any_size_arrive_with_their_source",
     ),
-    "59": _row(
+    "59": row(
         "a proxy is asked for the node's port",
         "unit/net/dial::regions_are_reached_through_the_proxy_of_the_environment",
     ),
-    "60": _row(
+    "60": row(
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
         "interop/mixed_region::derpprobe_finds_every_relay_and_every_pair_good",
         "interop/mixed_region::clients_of_every_relay_reach_each_other_and_are_told_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
-    # Worth testing although Go does not
-    "fast start": _row(
+    # Cases beyond Go's own tests
+    "fast start": row(
         "a fast start pipelined in one segment",
         "system/relay_login::a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame",
         "system/relay_websocket::everything_may_come_in_one_write_with_the_opening_handshake",
     ),
-    "early frames": _row(
+    "early frames": row(
         "frames between ClientInfo and ServerInfo",
         "system/relay_login::frames_right_behind_the_login_are_served_after_server_info",
     ),
-    "client keys": _row(
+    "client keys": row(
         "zero and low-order client keys",
         "system/relay_login::a_bad_login_closes_that_connection_only_and_is_counted_and_logged",
         "unit/wire/keys::no_box_exists_for_a_low_order_key",
     ),
-    "wrong sizes": _row(
+    "wrong sizes": row(
         "each frame of a wrong size closes",
         "system/relay_packets::a_forbidden_frame_closes_its_sender_only_and_is_counted_and_logged",
         "unit/dataplane/frames::a_frame_of_a_wrong_size_closes_its_connection_only",
-        "system/mesh_hostile::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_the_only_one_closed",
+        "system/mesh_hostile"
+        "::a_mesh_peer_that_forwards_a_frame_of_a_wrong_size_is_the_only_one_closed",
     ),
-    "huge frames": _row(
+    "huge frames": row(
         "ignored frames are discarded, and close their connection above 65,568 bytes",
         "system/relay_packets::an_unknown_frame_longer_than_any_packet_closes_its_connection",
     ),
-    "second departure": _row(
-        "who leaves twice is reported twice",
+    "second departure": row(
+        "a second departure is reported, too",
         "system/relay_packets::a_second_departure_is_told_too",
     ),
-    "check": _row(
-        "duplicates are no inconsistency, and what is one is found",
+    "check": row(
+        "duplicates are consistent, and an inconsistency is found",
         "conformance/relay::duplicates_are_consistent",
         "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
         "unit/server/observe/consistency::a_session_without_a_route_is_said_with_its_key",
         "system/admission::the_check_page_queries_tailscaled_each_time",
     ),
-    "websocket": _row(
+    "websocket": row(
         "fragments and long messages",
         "system/relay_websocket::message_boundaries_mean_nothing",
         "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
-        "system/relay_websocket::the_longest_message_is_accepted_and_one_byte_more_is_closed_with_1009",
+        "system/relay_websocket"
+        "::the_longest_message_is_accepted_and_one_byte_more_is_closed_with_1009",
         "interop/websocket::a_go_client_over_websocket_and_one_without_exchange_packets",
         "unit/client/websocket::the_boundaries_of_messages_mean_nothing",
         "interop/websocket::our_client_over_websocket_and_one_without_exchange_packets",
     ),
-    "login time": _row(
+    "login time": row(
         "10 s for the login",
         "system/relay_login::a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in",
     ),
-    "write time": _row(
+    "write time": row(
         "the write deadline",
         "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
     ),
-    "accept limit": _row(
+    "accept limit": row(
         "the accept limiter survives",
         "system/limits::connections_that_come_too_fast_are_closed_and_the_relay_lives_on",
     ),
-    "admission": _row(
+    "admission": row(
         "the admission matrix",
         "unit/server/admission/verifiers::a_yes_may_be_spelled_in_many_ways",
-        "unit/server/admission/verifiers::any_other_answer_is_no_even_when_failing_open_but_not_certain",
+        "unit/server/admission/verifiers"
+        "::any_other_answer_is_no_even_when_failing_open_but_not_certain",
         "unit/server/admission/verifiers::whether_an_unreachable_url_lets_in_is_configured",
         "unit/server/admission/verifiers::only_a_known_key_passes_tailscaled",
-        "interop/admission_with_derper::the_certificate_of_an_admission_url_is_verified_in_the_same_way",
+        "interop/admission_with_derper"
+        "::the_certificate_of_an_admission_url_is_verified_in_the_same_way",
         "interop/tailnet::derper_and_fastderp_admit_the_same_keys_by_tailscaled",
         "unit/server/admission/admission::everything_configured_must_agree",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
     ),
 }
-
-
-def _of(owner: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"fastderp:{owner}.{name}" if owner else f"fastderp:{name}" for name in names)
-
-
-API = {
-    "NewClient": _row(
-        "a client over any stream, and its options",
-        "unit/client/client::login_tells_the_relay_the_client_key",
-        "unit/client/client::known_server_key_saves_a_round_trip_and_its_frame_is_skipped",
-        "interop/client_with_derper::client_over_streams_of_the_callers_own",
-        names=_of("Client", "handshake"),
-    ),
-    "derphttp": _row(
-        "a client by URL or region that dials lazily and reconnects",
-        "unit/client/http_client::nothing_is_dialled_before_the_first_use",
-        "unit/client/http_client::failing_call_raises_and_the_next_one_reconnects",
-        "unit/client/http_client::region_is_asked_for_on_every_connect",
-        names=(*_of("", "HTTPClient"), *_of("HTTPClient", "for_region")),
-    ),
-    "client methods": _row(
-        "what a client can say and hear",
-        "unit/client/client::every_request_is_its_frame",
-        "unit/client/client::packets_arrive_with_their_source",
-        "unit/client/client::iteration_ends_when_the_relay_closes_in_order",
-        "unit/client/client::ping_waits_for_its_own_pong_and_lets_others_pass",
-        "unit/client/client::local_address_is_known_until_the_connection_is_over",
-        "interop/client_with_derper::mesh_peers_watch_forward_and_close",
-        names=tuple(
-            name
-            for client in ("Client", "HTTPClient")
-            for name in _of(
-                client,
-                "send",
-                "recv",
-                "__aiter__",
-                "forward_packet",
-                "note_preferred",
-                "close_peer",
-                "watch_connection_changes",
-                "send_ping",
-                "send_pong",
-                "local_addr",
-                "server_public_key",
-                "ping",
-            )
-        ),
-    ),  # fmt: skip
-    "messages": _row(
-        "what a client receives",
-        "unit/wire/protocol::messages_of_every_age_are_understood",
-        "conformance/client::messages_cannot_be_changed",
-        names=_of(
-            "",
-            "Message",
-            "ServerInfo",
-            "ReceivedPacket",
-            "PeerGone",
-            "PeerPresent",
-            "Ping",
-            "Pong",
-            "KeepAlive",
-            "Health",
-            "ServerRestarting",
-        ),
-    ),  # fmt: skip
-    "Conn": _row(
-        "any stream with asyncio's methods will do",
-        "unit/client/client::one_object_with_both_sets_of_methods_is_a_stream_too",
-        "system/relay_http::a_pair_of_streams_can_be_served_without_http",
-        "system/relay_shutdown::any_object_with_the_methods_of_a_stream_is_served",
-    ),
-    "PacketForwarder": _row(
-        "packets for other keys through an object of the caller's own",
-        "system/mesh_forwarders::packets_for_a_key_elsewhere_go_to_its_forwarder",
-        "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
-        "system/mesh_forwarders::a_slow_forwarder_delays_no_client",
-        "system/mesh_forwarders::our_client_is_a_forwarder",
-        names=(
-            *_of("", "PacketForwarder"),
-            *_of("Server", "add_packet_forwarder", "remove_packet_forwarder"),
-        ),
-    ),
-    "NewServer": _row(
-        "a relay to embed",
-        "system/relay_http::a_pair_of_streams_can_be_served_without_http",
-        "system/relay_shutdown::any_object_with_the_methods_of_a_stream_is_served",
-        "system/relay_shutdown::repeated_and_concurrent_closes_are_one_close",
-        "system/relay_shutdown::serving_ends_with_the_relay_and_the_relay_with_serving",
-        "system/relay_shutdown::websockets_get_a_going_away_close_frame",
-        "system/relay_http::closing_the_relay_closes_every_connection",
-        "system/relay_packets::a_receiver_that_never_reads_is_closed_at_the_write_deadline",
-        names=_of("Server", "accept", "serve", "close"),
-    ),
-    "server settings": _row(
-        "keys, mesh key, verifying and the write timeout can be read",
-        "conformance/relay::a_server_has_its_settings_as_attributes",
-        "system/relay_packets::a_write_timeout_that_is_assigned_holds_for_connected_clients",
-        names=_of(
-            "Server",
-            "has_mesh_key",
-            "mesh_key",
-            "private_key",
-            "public_key",
-            "write_timeout",
-            "login_timeout",
-        ),
-    ),
-    "SetVerifyClient": _row(
-        "who may use the relay is asked",
-        "system/relay_login::a_client_that_the_verifier_refuses_is_closed_and_others_get_in",
-        "system/relay_login::a_verifier_that_fails_refuses_every_client",
-        names=_of("Server", "verify"),
-    ),
-    "MetaCert": _row(
-        "the certificate that tells the relay's key",
-        "system/relay_http::the_chain_ends_with_the_metacert",
-        "conformance/relay::the_metacert_of_a_server_names_its_key",
-        names=_of("Server", "meta_cert"),
-    ),
-    "ConsistencyCheck": _row(
-        "the relay checks its own tables",
-        "system/relay_noise::noise_at_every_stage_harms_no_client",
-        "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
-        "conformance/relay::duplicates_are_consistent",
-        names=_of("Server", "consistency_check"),
-    ),
-    "ExpVar": _row(
-        "counters as a dict and as Prometheus text",
-        "conformance/relay::expvar_has_the_names_of_the_reference",
-        "unit/server/observe/metrics::vars_nest_the_relays_counters_under_their_internal_names",
-        names=_of("Server", "expvar", "metrics"),
-    ),
-    "IsClientConnectedForTest": _row(
-        "whether a key is connected",
-        "system/relay_login::a_client_logs_in_as_the_protocol_says",
-        names=_of("Server", "is_client_connected"),
-    ),
-    "debug_traffic": _row(
-        "bytes of each client as they move",
-        "system/traffic::traffic_grows_with_what_a_client_sends",
-        "system/traffic::the_page_continues_until_its_reader_leaves",
-        "unit/server/observe/traffic::a_round_has_the_totals_of_clients_that_moved_bytes",
-        "unit/server/observe/traffic::a_line_is_what_derper_writes",
-        names=(*_of("Server", "debug_traffic"), *_of("", "BytesSentRecv")),
-    ),
-    "constants": _row(
-        "sizes and versions",
-        "conformance/client::constants_are_those_of_the_protocol",
-        names=_of("", "MAX_PACKET_SIZE", "PROTOCOL_VERSION"),
-    ),
-    "keys": _row(
-        "node and mesh keys in every text form",
-        "unit/wire/protocol::public_key_has_the_three_text_forms",
-        "unit/wire/keys::private_key_text_round_trips_in_either_case",
-        names=_of("", "NodePublic", "NodePrivate", "MeshKey"),
-    ),
-}
-
-ROWS = {**PROTOCOL, **API}
