@@ -118,6 +118,8 @@ def _relays(options: argparse.Namespace) -> list[Relay]:
         "derper-1.98": lambda: older_derper(options.gomaxprocs),
         "floor": floor,
         "fastderp": lambda: fastderp(options.workers),
+        "fastderp-bundled": lambda: fastderp(options.workers, "bundled"),
+        "fastderp-system": lambda: fastderp(options.workers, "system"),
     }
     names = [name for name in options.relays.split(",") if name]
     for name in names:

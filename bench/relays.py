@@ -89,14 +89,19 @@ def _derper(name: str, binary: str, gomaxprocs: int | None) -> Relay:
     )
 
 
-def fastderp(workers: int = 1) -> Relay:
-    """Return the fastderp-relay that is installed beside the running Python."""
+def fastderp(workers: int = 1, crypto: str = "") -> Relay:
+    """Return the fastderp-relay that is installed beside the running Python.
+
+    `crypto` is its FASTDERP_CRYPTO, and part of its name; by default the relay chooses.
+    """
     binary = str(Path(sys.executable).with_name("fastderp-relay"))
     if not Path(binary).exists():
         raise RelayError(f"{binary} is not there: pip install -e . first")
-    version = _output([binary, "-version"]).split()[-1]
+    environment = {"FASTDERP_CRYPTO": crypto} if crypto else {}
+    version = _output([binary, "-version"], os.environ | environment).split()[1]
     command = [binary, *DERPER_FLAGS, f"--workers={workers}"]
-    return Relay("fastderp", version, command, [*command, *TLS_FLAGS])
+    name = f"fastderp-{Path(crypto).name}" if crypto else "fastderp"
+    return Relay(name, version, command, [*command, *TLS_FLAGS], environment=environment)
 
 
 def floor() -> Relay:

@@ -76,12 +76,10 @@ def _uvloop() -> str:
     return _installed(uvloop.__name__)
 
 
-def _openssl() -> str:
-    import ssl
+def _crypto() -> str:
+    from fastderp.tls import library
 
-    # Loading it finds libssl and libcrypto, normally those of Python's own ssl module.
-
-    return ssl.OPENSSL_VERSION
+    return library.description()
 
 
 def _data_plane() -> str:
@@ -103,7 +101,7 @@ def _command() -> str:
 _PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("Python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ("uvloop", _uvloop),
-    ("TLS", _openssl),
+    ("TLS", _crypto),
     ("data plane", _data_plane),
     ("command", _command),
 )

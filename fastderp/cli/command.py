@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
 
         return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
-        return show("fastderp-relay", lambda: print(f"fastderp-relay {fastderp.__version__}"))
+        return show("fastderp-relay", _print_version)
     # Not before: the version and the help need neither OpenSSL nor the compiled modules.
     from fastderp.cli.config import relay_settings
 
@@ -92,6 +92,14 @@ def _run(arguments: Sequence[str]) -> int:
     finally:
         lines.close()
     return EX_OK
+
+
+def _print_version() -> None:
+    print(f"fastderp-relay {fastderp.__version__}")
+    # Only now: a library that cannot be used must not hide the version.
+    from fastderp.tls import library
+
+    print(f"crypto {library.description()}")
 
 
 def _raise_descriptor_limit() -> None:

@@ -19,8 +19,8 @@ from fastderp.util import files
 from fastderp.util.text import printable
 
 PREFIX = "FASTDERP_"
-# Of the build and of the tests.
-_NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_")
+# Of the build, of the tests, and of fastderp.tls.openssl.
+_NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_", "FASTDERP_CRYPTO")
 DEFAULT = "default"
 
 

@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, EVP_CIPHER_CTX, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal, key_expanded,
+    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal, key_expanded,
     keyring_forget, suite_of, traffic_key_derive)
 from fastderp.tls.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
@@ -140,7 +140,7 @@ cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
 cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_t* answer, size_t* n_answer) noexcept nogil:
     """Append a message as a record of its own."""
     cdef uint8_t* record = answer + n_answer[0]
-    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &h.ours, suite_of(h.suite), True)
+    cdef Expanded* expanded = key_expanded(ring, &h.ours, suite_of(h.suite), True)
     record[0] = TYPE_DATA
     record[1] = record[2] = 3
     record[3] = 0
@@ -153,7 +153,7 @@ cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_
 
 cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* content, size_t* n,
                  uint8_t* kind) noexcept nogil:
-    cdef EVP_CIPHER_CTX* expanded = key_expanded(ring, &h.theirs, suite_of(h.suite), False)
+    cdef Expanded* expanded = key_expanded(ring, &h.theirs, suite_of(h.suite), False)
     if n_record <= AEAD_HEADER + AEAD_TAG or expanded is NULL:
         return False
     n[0] = n_record - AEAD_HEADER - AEAD_TAG

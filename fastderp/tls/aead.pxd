@@ -7,7 +7,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastderp.tls.openssl cimport EVP_CIPHER, EVP_CIPHER_CTX, EVP_MD
+from fastderp.tls.openssl cimport EVP_AEAD, EVP_AEAD_CTX, EVP_CIPHER, EVP_CIPHER_CTX, EVP_MD
 
 
 cdef enum:
@@ -23,6 +23,7 @@ cdef enum SuiteNumber:
 
 cdef struct Suite:
     const EVP_CIPHER* cipher
+    const EVP_AEAD* aead         # NULL where `cipher` is as fast, and in OpenSSL
     const EVP_MD* hash
     uint8_t key_size
     uint8_t secret_size
@@ -36,7 +37,8 @@ cdef struct TrafficKey:
 
 
 cdef struct Expanded:            # one place of a keyring
-    EVP_CIPHER_CTX* context      # NULL until used
+    EVP_CIPHER_CTX* context      # NULL until used, and while `aead` is in use
+    EVP_AEAD_CTX* aead           # NULL unless the suite has an `aead`
     const Suite* suite
     uint8_t key[32]              # the key that the context has expanded
     bint sealing
@@ -64,17 +66,17 @@ cdef void keyring_forget(Keyring* ring, const TrafficKey* key, bint sealing) noe
 cdef bint traffic_key_derive(TrafficKey* key, const Suite* suite) noexcept nogil
 cdef bint traffic_key_advance(TrafficKey* key, const Suite* suite) noexcept nogil
 
-# Return the context of a key: the ring's, or another place expanded anew. NULL without memory.
-cdef EVP_CIPHER_CTX* key_expanded(
+# Return the place of a key, whose context is the ring's or expanded anew. NULL without memory.
+cdef Expanded* key_expanded(
     Keyring* ring, const TrafficKey* key, const Suite* suite, bint sealing
 ) noexcept nogil
 
 # Decrypt one whole record into `inner`; False leaves zeros there.
 cdef bint aead_open(
-    EVP_CIPHER_CTX* expanded, TrafficKey* key, const uint8_t* record, uint8_t* inner, int n_inner
+    Expanded* expanded, TrafficKey* key, const uint8_t* record, uint8_t* inner, int n_inner
 ) noexcept nogil
 
 # Encrypt the inner plaintext at record + AEAD_HEADER in place and write the tag behind it.
 cdef bint aead_seal(
-    EVP_CIPHER_CTX* expanded, TrafficKey* key, uint8_t* record, int n_inner
+    Expanded* expanded, TrafficKey* key, uint8_t* record, int n_inner
 ) noexcept nogil

@@ -145,7 +145,11 @@ cdef str reason_text(unsigned long code):
     if code & _SYSTEM_FLAG:
         return os.strerror(code - _SYSTEM_FLAG)
     cdef const char* text = crypto.ERR_reason_error_string(code) if code else NULL
-    return text.decode() if text is not NULL else "unknown reason"
+    if text is NULL:
+        return "unknown reason"
+    reason = text.decode()
+    # AWS-LC writes NO_SHARED_CIPHER where OpenSSL writes "no shared cipher".
+    return reason.replace("_", " ").lower() if reason.isupper() else reason
 
 
 cdef str first_reason():
@@ -301,6 +305,8 @@ cdef class ClientContext(Context):
         cdef int ok
         if system_roots:
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
+            for path in built_in.system_files():
+                ssl.SSL_CTX_load_verify_locations(self.ctx, os.fsencode(path), NULL)
             crypto.ERR_clear_error()  # a system without roots is no error: there are built-in ones
             roots = (*built_in.BUILT_IN, *roots)
         if cafile is not None and not ssl.SSL_CTX_load_verify_locations(

@@ -35,21 +35,25 @@ CAUSES = (
     "certificate", "alert", "protocol", "flood", "closed",
 )
 
-# OpenSSL's reason numbers (sslerr.h, the same from 1.1.1 on); 1000 + description is an alert.
+# Reasons in the words of OpenSSL and AWS-LC (context.reason_text), whose numbers differ.
 _REASONS = {
-    101: "no_shared",    # NO_SUITABLE_KEY_SHARE
-    118: "no_shared",    # NO_SUITABLE_SIGNATURE_ALGORITHM
-    134: "certificate",  # CERTIFICATE_VERIFY_FAILED
-    155: "plain_http",   # HTTPS_PROXY_REQUEST
-    156: "plain_http",   # HTTP_REQUEST
-    193: "no_shared",    # NO_SHARED_CIPHER
-    235: "no_shared",    # NO_APPLICATION_PROTOCOL
-    252: "version",      # UNKNOWN_PROTOCOL
-    258: "version",      # UNSUPPORTED_PROTOCOL
-    266: "version",      # WRONG_SSL_VERSION
-    396: "version",      # VERSION_TOO_LOW
-    1070: "version",     # protocol_version
+    "certificate verify failed": "certificate",
+    "http request": "plain_http",
+    "https proxy request": "plain_http",
+    "no application protocol": "no_shared",
+    "no common signature algorithms": "no_shared",
+    "no shared cipher": "no_shared",
+    "no shared group": "no_shared",
+    "no suitable key share": "no_shared",
+    "no suitable signature algorithm": "no_shared",
+    "unknown protocol": "version",
+    "unsupported protocol": "version",
+    "version too low": "version",
+    "wrong ssl version": "version",
 }
+# Reasons from here on are alerts of the peer, by their description (ssl.h).
+_ALERTS = 1000
+_PROTOCOL_VERSION_ALERT = _ALERTS + 70
 _HTTP_HEADS = (b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO", b"CONNE", b"DELET", b"PATCH")
 
 
@@ -256,7 +260,10 @@ cdef class Handshake:
             return TlsError("plain_http", "plain HTTP on a TLS port")
         if self.head and self.head[0] != 22:
             return TlsError("not_tls", f"the peer does not speak TLS: {text}")
-        cause = _REASONS.get(reason, "alert" if reason > 1000 else "protocol")
+        if reason == _PROTOCOL_VERSION_ALERT:
+            cause = "version"
+        else:
+            cause = "alert" if reason > _ALERTS else _REASONS.get(text, "protocol")
         if cause == "certificate":
             verified = ssl.SSL_get_verify_result(self.connection)
             text = f"{text}: {crypto.X509_verify_cert_error_string(verified).decode()}"
@@ -373,7 +380,7 @@ cdef class Handshake:
         if error == SSL_ERROR_ZERO_RETURN:
             self.eof = True
         elif error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
-            cause = "alert" if code & 0xFFF > 1000 else "protocol"
+            cause = "alert" if code & 0xFFF > _ALERTS else "protocol"
             raise TlsError(cause, f"TLS failed: {reason_text(code)}")
         return b""
 
@@ -411,7 +418,7 @@ cdef bytes bio_take(BIO* bio):
 
 cdef bint is_metacert(X509* certificate) noexcept:
     """Whether it has the common name of a metacert (PROTOCOL §10)."""
-    cdef char[16] name  # holds the prefix; longer names are cut
+    cdef char[80] name  # a whole one has 71 characters: AWS-LC does not cut longer ones
     cdef int n = crypto.X509_NAME_get_text_by_NID(
         crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
     )

@@ -1,5 +1,6 @@
 # The functions of libcrypto and libssl that this package calls, as pointers that openssl.pyx finds
 # at run time. No other file declares OpenSSL's interface; there is no link-time dependency.
+# crypto/build_crypto.py reads this file: it lists these functions of the library that wheels bring.
 # Numbers are those of OpenSSL's public headers, part of its ABI from 1.1.1 on.
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
@@ -10,6 +11,8 @@ cdef extern from *:
     """
     typedef struct fastderp_evp_cipher EVP_CIPHER;
     typedef struct fastderp_evp_cipher_ctx EVP_CIPHER_CTX;
+    typedef struct fastderp_evp_aead EVP_AEAD;
+    typedef struct fastderp_evp_aead_ctx EVP_AEAD_CTX;
     typedef struct fastderp_evp_md EVP_MD;
     typedef struct fastderp_hmac_ctx HMAC_CTX;
     typedef struct fastderp_evp_pkey EVP_PKEY;
@@ -29,6 +32,8 @@ cdef extern from *:
     """
     ctypedef struct EVP_CIPHER
     ctypedef struct EVP_CIPHER_CTX
+    ctypedef struct EVP_AEAD
+    ctypedef struct EVP_AEAD_CTX
     ctypedef struct EVP_MD
     ctypedef struct HMAC_CTX
     ctypedef struct EVP_PKEY
@@ -123,6 +128,21 @@ cdef struct Crypto:
     ) noexcept nogil
     int (*EVP_CipherUpdate)(EVP_CIPHER_CTX*, uint8_t*, int*, const uint8_t*, int) noexcept nogil
     int (*EVP_CipherFinal_ex)(EVP_CIPHER_CTX*, uint8_t*, int*) noexcept nogil
+
+    # AWS-LC's one call per record; NULL in OpenSSL.
+    const EVP_AEAD* (*EVP_aead_chacha20_poly1305)() noexcept nogil
+    EVP_AEAD_CTX* (*EVP_AEAD_CTX_new)(
+        const EVP_AEAD*, const uint8_t*, size_t, size_t
+    ) noexcept nogil
+    void (*EVP_AEAD_CTX_free)(EVP_AEAD_CTX*) noexcept nogil
+    int (*EVP_AEAD_CTX_seal)(
+        const EVP_AEAD_CTX*, uint8_t*, size_t*, size_t, const uint8_t*, size_t, const uint8_t*,
+        size_t, const uint8_t*, size_t
+    ) noexcept nogil
+    int (*EVP_AEAD_CTX_open)(
+        const EVP_AEAD_CTX*, uint8_t*, size_t*, size_t, const uint8_t*, size_t, const uint8_t*,
+        size_t, const uint8_t*, size_t
+    ) noexcept nogil
 
     const EVP_MD* (*EVP_sha256)() noexcept nogil
     const EVP_MD* (*EVP_sha384)() noexcept nogil

@@ -1,15 +1,39 @@
-"""The OpenSSL of this process, found at run time: the one of Python's ssl module, if any."""
+"""The crypto library of this process, found at run time: the wheel's own, or an OpenSSL.
+
+The environment variable FASTDERP_CRYPTO chooses: `bundled`, `system`, or the path of a libssl.
+Without it the bundled library is used where there is one. A choice that cannot be used raises
+ImportError when this module is imported, and a value that makes no sense UsageError.
+"""
 
 from typing import Final
+
+BUNDLED: Final[str]
+"""Where a wheel has its crypto library."""
 
 MINIMUM: Final[int]
 """Oldest OpenSSL accepted, in its own numbering."""
 
+LIBRARY: Final[str]
+"""`OpenSSL` or `AWS-LC`."""
+
 VERSION: Final[str]
-"""Version text of the OpenSSL in use."""
+"""Version text of the library in use, which begins with its name."""
+
+SOURCE: Final[str]
+"""`bundled`, `system`, or the path that FASTDERP_CRYPTO gives."""
+
+def system_libraries() -> list[str]:
+    """Name what `system` opens, best first: the extension of Python's ssl loads its libraries."""
+
+def choose(wanted: str) -> tuple[str, str]:
+    """Use the library that FASTDERP_CRYPTO=wanted stands for; return VERSION and SOURCE.
+
+    Runs at import. Raises ImportError for a library that cannot be used, UsageError for a value
+    that makes no sense; the previous library stays in use.
+    """
 
 def load_first(candidates: list[str]) -> str:
-    """Use the first library that has every function; return its version. Runs at import.
+    """Use the first library that has every function; return its version.
 
     A candidate is the path or name of a library that is or loads libssl; "" is the program itself.
     Raises ImportError that says what to install and why each candidate was refused; the previous

@@ -1,15 +1,22 @@
-"""Finds libcrypto and libssl at run time and fills the tables of openssl.pxd.
+"""Finds the crypto library at run time and fills the tables of openssl.pxd.
 
-They are those that Python's own `ssl` module has loaded: the process holds one OpenSSL, with the
-security updates of Python's. A Python with a static ssl gets the system's libssl. Runs once, at
-import; the tables are constant afterwards. Any thread.
+A wheel brings one, _crypto.so, whose only symbol is the list `fastderp_crypto` (crypto/README.md).
+Otherwise, and with FASTDERP_CRYPTO=system, they are the libcrypto and libssl that Python's own `ssl`
+module has loaded: the process holds one OpenSSL, with the security updates of Python's. A Python
+with a static ssl gets the system's libssl. Runs once, at import; the tables are constant
+afterwards. Any thread.
 """
 
-from libc.string cimport memcpy
-from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlopen, dlsym
+from libc.string cimport memcpy, strcmp
+from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
+import os
+
+from fastderp.errors import UsageError
+
+BUNDLED = os.path.join(os.path.dirname(__file__), "_crypto.so")
 MINIMUM = 0x1010100F  # 1.1.1: the first with TLS 1.3
-SYSTEM_LIBRARIES = ("libssl.so.3", "libssl.so.1.1")
+SYSTEM_LIBRARIES = ("libssl.so.4", "libssl.so.3", "libssl.so.1.1")
 INSTALL = (
     "fastderp needs the shared libraries of OpenSSL 1.1.1 or later (libssl and libcrypto); "
     "install your system's libssl package "
@@ -17,16 +24,33 @@ INSTALL = (
 )
 
 
+cdef struct Export:  # as crypto/build_crypto.py writes it; the last name is NULL
+    const char* name
+    void* function
+
+
+cdef void* find(void* library, const char* name) noexcept:
+    """Return the function of this name, from the bundled library's list or by dlsym; or NULL."""
+    cdef const Export* listed = <const Export*>dlsym(library, "fastderp_crypto")
+    if listed is NULL:
+        return dlsym(library, name)
+    while listed.name is not NULL:
+        if strcmp(listed.name, name) == 0:
+            return listed.function
+        listed += 1
+    return NULL
+
+
 cdef int bind(void* library, const char* name, void* slot) except -1:
     """Store the function of this name in the pointer at `slot`; NULL and False without one."""
-    cdef void* symbol = dlsym(library, name)
+    cdef void* symbol = find(library, name)
     memcpy(slot, &symbol, sizeof(symbol))  # C has no cast between data and function pointers
     return symbol is not NULL
 
 
 cdef int need(void* library, const char* name, void* slot) except -1:
     if not bind(library, name, slot):
-        raise ImportError(f"no {name.decode()} in this OpenSSL")
+        raise ImportError(f"has no {name.decode()}")
     return 0
 
 
@@ -44,6 +68,11 @@ cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     need(library, b"EVP_CipherInit_ex", &crypto.EVP_CipherInit_ex)
     need(library, b"EVP_CipherUpdate", &crypto.EVP_CipherUpdate)
     need(library, b"EVP_CipherFinal_ex", &crypto.EVP_CipherFinal_ex)
+    bind(library, b"EVP_aead_chacha20_poly1305", &crypto.EVP_aead_chacha20_poly1305)
+    bind(library, b"EVP_AEAD_CTX_new", &crypto.EVP_AEAD_CTX_new)
+    bind(library, b"EVP_AEAD_CTX_free", &crypto.EVP_AEAD_CTX_free)
+    bind(library, b"EVP_AEAD_CTX_seal", &crypto.EVP_AEAD_CTX_seal)
+    bind(library, b"EVP_AEAD_CTX_open", &crypto.EVP_AEAD_CTX_open)
     need(library, b"EVP_sha256", &crypto.EVP_sha256)
     need(library, b"EVP_sha384", &crypto.EVP_sha384)
     bind(library, b"EVP_MD_fetch", &crypto.EVP_MD_fetch)
@@ -141,32 +170,56 @@ cdef int bind_ssl(void* library, Ssl* ssl) except -1:
     return 0
 
 
-def _candidates() -> list[str]:
-    """Name what to open, best first: the extension of Python's ssl loads its libraries."""
-    found = []
+def system_libraries() -> list[str]:
+    # See openssl.pyi.
     try:
         import _ssl
     except ImportError:
-        pass
+        return list(SYSTEM_LIBRARIES)
+    return [getattr(_ssl, "__file__", None) or "", *SYSTEM_LIBRARIES]  # "": ssl is built in
+
+
+def choose(wanted: str) -> tuple[str, str]:
+    # See openssl.pyi.
+    if wanted == "system" or (not wanted and not os.path.exists(BUNDLED)):
+        return load_first(system_libraries()), "system"
+    if wanted in ("", "bundled"):
+        path, source = BUNDLED, "bundled"
+        if not os.path.exists(path):
+            raise ImportError(
+                "FASTDERP_CRYPTO=bundled: this installation brings no crypto library, as wheels "
+                "do; leave the variable out for the system's OpenSSL"
+            )
+    elif "/" in wanted:
+        path = source = wanted
     else:
-        found.append(getattr(_ssl, "__file__", None) or "")  # "": ssl is built in
-    return [*found, *SYSTEM_LIBRARIES]
+        raise UsageError(
+            f"FASTDERP_CRYPTO={wanted!r}: it is bundled, system, or the path of a libssl"
+        )
+    try:
+        return load(path), source
+    except ImportError as error:
+        raise ImportError(f"the crypto library {path} cannot be used: {error}") from None
 
 
 cdef str load(str candidate):
     """Take every function from a candidate, or none; return the version text."""
-    cdef bytes path = candidate.encode()
+    cdef bytes path = os.fsencode(candidate)
     cdef const char* name = path
+    cdef const char* why
     cdef void* library = dlopen(name if path else NULL, RTLD_NOW | RTLD_LOCAL)
     cdef Crypto found_crypto
     cdef Ssl found_ssl
     global crypto, ssl
     if library is NULL:
-        raise ImportError("cannot be opened")
+        why = dlerror()
+        reason = "" if why is NULL else os.fsdecode(why).removeprefix(f"{candidate}: ")
+        raise ImportError(reason or "cannot be opened")
     bind_crypto(library, &found_crypto)
     bind_ssl(library, &found_ssl)
     version = found_crypto.OpenSSL_version(0).decode()
-    if not version.startswith("OpenSSL ") or found_crypto.OpenSSL_version_num() < MINIMUM:
+    is_known = version.startswith(("OpenSSL ", "AWS-LC "))
+    if not is_known or found_crypto.OpenSSL_version_num() < MINIMUM:
         raise ImportError(f"is {version}")
     crypto = found_crypto
     ssl = found_ssl
@@ -184,4 +237,5 @@ def load_first(candidates: list[str]) -> str:
     raise ImportError(f"{INSTALL}. Tried {'; '.join(refusals)}")
 
 
-VERSION = load_first(_candidates())
+VERSION, SOURCE = choose(os.environ.get("FASTDERP_CRYPTO", ""))
+LIBRARY = VERSION.partition(" ")[0]

@@ -7,11 +7,11 @@ which thread owns which field. It takes no locks: to seal, the caller holds the 
 from libc.string cimport memcpy, memset
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305, Suite,
-    aead_open, aead_seal, key_expanded, keyring_clear, keyring_forget, suite_of,
+    AEAD_HEADER, AEAD_TAG, Expanded, SUITE_AES_128_GCM, SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305,
+    Suite, aead_open, aead_seal, key_expanded, keyring_clear, keyring_forget, suite_of,
     traffic_key_advance, traffic_key_derive,
 )
-from fastderp.tls.openssl cimport EVP_CIPHER_CTX, crypto
+from fastderp.tls.openssl cimport crypto
 
 from fastderp.tls.errors import TlsError
 
@@ -63,7 +63,7 @@ cdef bint key_update(Records* r, Keyring* ring, TrafficKey* key, bint sealing) n
 cdef bint seal_one(Records* r, Keyring* ring, uint8_t* record, int n_inner) noexcept nogil:
     """Make a record of the inner plaintext at record + AEAD_HEADER; False ends the connection."""
     cdef const Suite* suite = suite_of(r.suite)
-    cdef EVP_CIPHER_CTX* expanded = NULL
+    cdef Expanded* expanded = NULL
     cdef int n_sealed = n_inner + AEAD_TAG
     if suite is not NULL:
         expanded = key_expanded(ring, &r.tx, suite, True)
@@ -136,7 +136,7 @@ cdef RecordStatus record_open_one(
 ) noexcept nogil:
     """Open one complete record; n_plain is the application data it left in `plain`."""
     cdef const Suite* suite = suite_of(r.suite)
-    cdef EVP_CIPHER_CTX* expanded = NULL
+    cdef Expanded* expanded = NULL
     cdef size_t n = n_record - AEAD_HEADER - AEAD_TAG
     n_plain[0] = 0
     if suite is not NULL:

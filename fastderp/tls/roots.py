@@ -1,11 +1,30 @@
-"""The roots of Let's Encrypt, which most relays have their certificates from (PROTOCOL §12, §13).
+"""The roots that clients trust by default: the system's, and Let's Encrypt's (PROTOCOL §12, §13).
 
-They are for systems with few roots or none; all other trust is the system's. Valid until 2035 and
-2040. Any thread.
+Most relays have their certificates from Let's Encrypt; its roots are for systems with few roots or
+none. They are valid until 2035 and 2040. Any thread.
 """
 
+import os
 from base64 import b64decode
 from typing import Final
+
+from fastderp.tls import openssl
+
+# Where Fedora, RHEL and their descendants keep their roots. A library that is not the system's looks
+# at /etc/ssl alone, which on these has no directory of hashed names.
+BUNDLES = (
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+)
+
+
+def system_files() -> list[str]:
+    """Return the files of roots to load in addition to the crypto library's own default paths."""
+    if openssl.SOURCE == "system" or "SSL_CERT_FILE" in os.environ:
+        return []
+    return [path for path in BUNDLES if os.path.exists(path)][:1]
+
 
 _ISRG_ROOT_X1 = """
     MIIFazCCA1OgAwIBAgIRAIIQz7DSQONZRGPgu2OCiwAwDQYJKoZIhvcNAQELBQAwTzELMAkGA1UEBhMCVVMxKTAn

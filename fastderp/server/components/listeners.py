@@ -19,6 +19,7 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import ListenSettings, ObserveSettings, PageSettings
+from fastderp.tls import library
 from fastderp.tls.context import ServerContext
 from fastderp.util.token_bucket import TokenBucket
 
@@ -98,7 +99,7 @@ class Listeners(Component):
             self._certificates.serve(self._main, self._plain_routes, self._stun.port)
 
     def describe(self) -> list[str]:
-        """Return where the relay serves."""
+        """Return where the relay serves, and with which crypto library."""
         assert self._main is not None
         scheme = "https" if self._settings.tls else "http"
         served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(self._main)}"]
@@ -106,7 +107,9 @@ class Listeners(Component):
             served.append(f"plain HTTP on {_places(self._plain)}")
         port = self._stun.port
         served.append(f"STUN on UDP {port}" if port is not None else "no STUN")
-        return ["; ".join(served)]
+        served.append(f"crypto {library.description()}")
+        hint = library.hint() if self._settings.tls else None
+        return ["; ".join(served), *([hint] if hint else [])]
 
     def warnings(self) -> list[str]:
         """Return which settings keep the relay from its work."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import fastderp
+from fastderp.tls import library
 
 Number = int | float
 Labelled = Mapping[
@@ -169,6 +170,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_backlog_bytes", "gauge", "memory of what waits to be written to slow clients"),
     Metric("fastderp_closed_total", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
     Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
+    Metric("fastderp_crypto_info", "gauge", "1 for the crypto library in use", ("library", "version", "source")),
     Metric("fastderp_events_lost_total", "counter", "reports of the data plane that found no memory"),
     Metric("fastderp_peer_gone_lost_total", "counter", "departures that clients were not told of because too much waited for them"),
     Metric("fastderp_packets_forwarded_lost_total", "counter", "packets for mesh peers that never reached their socket"),
@@ -276,6 +278,7 @@ class Process:
         return {
             "derp_current_file_descriptors": n_descriptors,
             "derp_memstats_sys0": self._resident_at_start,
+            "fastderp_crypto_info": {library.labels(): 1},
             **({"node_boot_time_seconds": self._boot_unix} if self._boot_unix else {}),
             "process_cpu_seconds_total": round(usage.ru_utime + usage.ru_stime, 3),
             "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -14,6 +14,7 @@ from fastderp.tls import roots
 from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import CAUSES, INPUT_MAX_BYTES, Handshake
+from fastderp.tls.openssl import LIBRARY
 from fastderp.tls.record import RecordLayer
 from tests.kit.certificates import Certificate, self_signed
 from tests.kit.openssl_peer import OpenSSLPeer, PeerError, openssl_errors
@@ -189,7 +190,7 @@ def test_the_error_of_a_refused_client_names_the_server_it_asked_for(
         ours.choose(context)
         ours.step()
     theirs.feed(ours.take_output())
-    with pytest.raises(TlsError, match="hostname mismatch"):
+    with pytest.raises(TlsError, match=r"(?i)hostname mismatch"):
         theirs.step()
     ours.feed(theirs.take_output())
     with pytest.raises(TlsError, match=r"; the client asked for 'wrong\.test'$") as error:
@@ -363,7 +364,11 @@ def test_tls_12_clients_cannot_renegotiate() -> None:
             peer.feed(ours.take_output())
         peer.renegotiate()
         ours.feed(peer.take_output())
-        assert ours.read() == b""
+        if LIBRARY == "AWS-LC":  # ends the connection; OpenSSL's warning has the peer end it
+            with pytest.raises(TlsError, match="no renegotiation"):
+                ours.read()
+        else:
+            assert ours.read() == b""
         with pytest.raises(PeerError):
             peer.read(ours.take_output())
 
