@@ -96,10 +96,12 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _print_version() -> None:
     print(f"fastderp-relay {fastderp.__version__}")
-    # Only now: a library that cannot be used must not hide the version.
-    from fastderp.tls import library
-
-    print(f"crypto {library.description()}")
+    try:
+        from fastderp.tls import library
+    except (DerpError, ImportError) as error:
+        print(f"crypto missing: {error}")
+    else:
+        print(f"crypto {library.description()}")
 
 
 def _raise_descriptor_limit() -> None:

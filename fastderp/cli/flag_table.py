@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, size
-from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
 from fastderp.util import bounds
 
@@ -298,7 +297,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
         Flag(
             "login-memory",
             size,
-            f"{LOGIN_MEMORY_BYTES >> 20}MiB",
+            f"{bounds.LOGIN_MEMORY_BYTES >> 20}MiB",
             "memory limit for all connections before their login",
             "SIZE",
             LIMITS,

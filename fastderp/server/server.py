@@ -18,7 +18,6 @@ from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
-from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
@@ -110,7 +109,7 @@ class Server:
         workers: int = 0,
         login_timeout: float = LOGIN_BUDGET_S,
         disallowed_app_names: Collection[str] = (),
-        login_memory_bytes: int = LOGIN_MEMORY_BYTES,
+        login_memory_bytes: int = bounds.LOGIN_MEMORY_BYTES,
     ) -> None:
         bounds.QUEUE_PACKETS.check_argument("queue_packets", queue_packets)
         bounds.WORKERS.check_argument("workers", workers)

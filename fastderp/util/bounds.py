@@ -68,5 +68,6 @@ ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
 # Room for the smallest number of TLS handshakes that makes sense, and more than any machine needs.
 LOGIN_MEMORY: Final = Bounds(4 << 20, 64 << 30, "B")
+LOGIN_MEMORY_BYTES: Final = 64 << 20  # its default
 # A uint32 of milliseconds in a Restarting frame.
 RESTART: Final = Bounds(0, 1193 * 3600.0, "s")

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastderp.tls.openssl import LIBRARY
-
-LOGIN_MEMORY_BYTES = 64 * 1024 * 1024
+from fastderp.util import bounds
 
 # What a connection costs besides the bytes it has sent. Resident memory, measured by
 # bench/login_memory.py, which shows both figures, rounded up.
@@ -46,7 +45,7 @@ class LoginMemory:
         limit_bytes: the budget, within `bounds.LOGIN_MEMORY`.
     """
 
-    def __init__(self, limit_bytes: int = LOGIN_MEMORY_BYTES) -> None:
+    def __init__(self, limit_bytes: int = bounds.LOGIN_MEMORY_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes: int = 0
         self.n_evicted: int = 0

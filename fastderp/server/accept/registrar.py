@@ -14,7 +14,7 @@ from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.handshake_queue import HandshakeQueue
-from fastderp.server.accept.login_memory import LOGIN_MEMORY_BYTES, LoginMemory
+from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.accept.tls_handshake import HandshakeThreads
 from fastderp.server.accept.turns import Turns
 from fastderp.server.admission.client_rate import ClientRate
@@ -25,6 +25,7 @@ from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.record import RecordLayer
+from fastderp.util import bounds
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, ClientLogin
@@ -60,7 +61,7 @@ class Registrar:
         duplicates: Duplicates | None,
         verify: Verify | None,
         disallowed_app_names: Collection[str] = (),
-        login_memory_bytes: int = LOGIN_MEMORY_BYTES,
+        login_memory_bytes: int = bounds.LOGIN_MEMORY_BYTES,
     ) -> None:
         self.connection_log = connection_log
         self.login_terms: LoginTerms = LoginTerms(

@@ -1,0 +1,59 @@
+"""FASTDERP_CRYPTO, as the command shows it: the library in use, and choices that cannot be used."""
+
+import os
+import re
+import ssl
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fastderp.tls import openssl
+from tests.kit.command import refused, relay
+
+QUIET = ("-stun=false", "-http-port=-1")
+SYSTEM = " ".join(ssl.OPENSSL_VERSION.split()[:2])
+
+
+def choices() -> list[str]:
+    return ["system", *(["bundled"] if os.path.exists(openssl.BUNDLED) else [])]
+
+
+@pytest.mark.parametrize("crypto", choices())
+def test_version_first_line_and_metric_name_the_library(crypto: str, tmp_path: Path) -> None:
+    env = {"FASTDERP_CRYPTO": crypto}
+    code, said = refused("-version", env=env)
+    version = r"AWS-LC [\d.]+" if crypto == "bundled" else re.escape(SYSTEM)
+    assert code == 0
+    named = re.search(rf"^crypto ({version}) \({crypto}\)$", said, re.M)
+    assert named, said
+    with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "key"), *QUIET, env=env) as running:
+        assert f"; crypto {named[1]} ({crypto})" in running.said.splitlines()[0]
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{running.port}/debug/varz", timeout=10
+        ) as answer:
+            text = answer.read().decode()
+    library, _, number = named[1].partition(" ")
+    labels = f'library="{library}",version="{number}",source="{crypto}"'
+    assert f"fastderp_crypto_info{{{labels}}} 1\n" in text
+
+
+UNUSABLE = [
+    ("/nowhere/libssl.so", 69, "the crypto library /nowhere/libssl.so cannot be used: "),
+    ("openssl", 2, "FASTDERP_CRYPTO='openssl': it is bundled, system, or the path of a libssl"),
+]
+
+
+@pytest.mark.parametrize(("crypto", "code", "line"), UNUSABLE)
+def test_a_library_that_cannot_be_used_is_one_line(crypto: str, code: int, line: str) -> None:
+    found, said = refused("--dev", "-stun-port", "0", env={"FASTDERP_CRYPTO": crypto})
+    assert found == code
+    assert said.startswith(f"fastderp-relay: {line}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("crypto", "code", "line"), UNUSABLE)
+def test_version_says_which_library_cannot_be_used(crypto: str, code: int, line: str) -> None:
+    found, said = refused("-version", env={"FASTDERP_CRYPTO": crypto})
+    assert found == 0
+    assert said.splitlines()[1].startswith(f"crypto missing: {line}")
