@@ -65,7 +65,7 @@ async def receive_one_by_one(client: HTTPClient, n: int) -> None:
 
 
 async def receive_many(client: HTTPClient, n: int) -> None:
-    """Await `recv_many` until there were so many packets."""
+    """Await `recv_many` until `n` packets have come."""
     while n > 0:
         n -= sum(isinstance(message, ReceivedPacket) for message in await client.recv_many())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-# The list is over when nobody was added for so long, and is not waited for longer than that.
+# The list is over after a pause of PAUSE_S, and at the latest after LIMIT_S.
 PAUSE_S = 0.2
 LIMIT_S = 2.0
 

@@ -81,7 +81,7 @@ async def _watch(
         except DerpError as error:
             return error
         if came_with != generation:
-            # The first message of a connection, which somebody who shares the client may have made.
+            # The first message of a connection, which another user of the client may have made.
             generation = came_with
             presence.begin()
             if ignore is not None and client.server_public_key == ignore:

@@ -146,7 +146,7 @@ class NodePublic:
 
     @property
     def is_zero(self) -> bool:
-        """Whether this is the all-zero key, which nobody can own."""
+        """Whether this is the all-zero key, which no private key belongs to."""
         return not any(self.raw)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -199,7 +199,7 @@ class ServerInfo:
     """What the relay says about itself, the first message on a connection. PROTOCOL §3.2.
 
     Args:
-        version: of the protocol; nobody acts on it.
+        version: of the protocol; it changes nothing.
         token_bucket_bytes_per_second: how fast a client should send, framing included; 0 = the
             relay does not say.
         token_bucket_bytes_burst: bytes at once after a pause; 0 = the relay does not say.

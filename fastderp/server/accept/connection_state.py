@@ -26,7 +26,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-LEGAL_MOVES = {
+LEGAL_MOVES: dict[State, set[State]] = {
     State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
     State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
     State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},

@@ -21,7 +21,7 @@ from fastderp.util.shortage import shortage_of
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
-log = logging.getLogger("fastderp")
+log: logging.Logger = logging.getLogger("fastderp")
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Identity(Component):
 
     def __init__(self, settings: KeySettings) -> None:
         self._file = settings.file
-        self.key = NodePrivate.generate()
+        self.key: NodePrivate = NodePrivate.generate()
 
     async def open(self) -> None:
         """Read the key file, made when absent. Raises KeyFileError."""
@@ -158,7 +158,7 @@ class Bootstrap(Component):
 
     def __init__(self, settings: BootstrapSettings) -> None:
         """Check the names. Raises UsageError that quotes the one that is none."""
-        self.dns = _bootstrap_dns(settings)
+        self.dns: BootstrapDns = _bootstrap_dns(settings)
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self, server: Server) -> None:
@@ -180,7 +180,7 @@ class CaptiveTunnels(Component):
     name = "tunnels"
 
     def __init__(self) -> None:
-        self.tunnels = Tunnels()
+        self.tunnels: Tunnels = Tunnels()
 
     async def close(self) -> None:
         """Close every tunnel."""

@@ -158,7 +158,7 @@ class Shared(HTTPClient):
     script: Sequence[tuple[Message, int] | DerpError]
 
     async def watch_connection_changes(self) -> None:
-        """Nobody is there to ask."""
+        """Ask for nothing: there is no relay."""
 
     async def recv_with_generation(self) -> tuple[Message, int]:
         if not self.script:

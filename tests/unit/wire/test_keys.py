@@ -24,7 +24,7 @@ from tests.wire import vectors
 SERVER = NodePrivate(vectors.SERVER_PRIVATE)
 CLIENT = NodePrivate(vectors.CLIENT_PRIVATE)
 
-# Points of small order and their non-canonical forms: whoever sends one as its key knows the
+# Points of small order and their non-canonical forms: a client that sends one as its key knows the
 # shared secret with everybody.
 LOW_ORDER = [
     bytes(32),
