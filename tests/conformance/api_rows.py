@@ -127,7 +127,7 @@ API = {
     "ConsistencyCheck": row(
         "the relay checks its own tables",
         "system/relay_noise::noise_at_every_stage_harms_no_client",
-        "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
+        "unit/server/observe/consistency::a_wrong_count_is_reported",
         "conformance/relay::duplicates_are_consistent",
         names=_of("Server", "consistency_check"),
     ),
@@ -147,7 +147,7 @@ API = {
         "system/traffic::traffic_grows_with_what_a_client_sends",
         "system/traffic::the_page_continues_until_its_reader_leaves",
         "unit/server/observe/traffic::a_round_has_the_totals_of_clients_that_moved_bytes",
-        "unit/server/observe/traffic::a_line_is_what_derper_writes",
+        "unit/server/observe/traffic::a_line_has_derpers_format",
         names=(*_of("Server", "debug_traffic"), *_of("", "BytesSentRecv")),
     ),
     "constants": row(

@@ -214,8 +214,8 @@ PROTOCOL = {
     ),
     "36": row(
         "the depth of the queues from the environment",
-        "unit/cli/environment::a_variable_means_what_derper_makes_of_it",
-        "unit/cli/environment::a_variable_that_makes_no_sense_is_named",
+        "unit/cli/environment::a_variable_means_the_same_as_in_derper",
+        "unit/cli/environment::a_malformed_variable_is_named",
         "unit/dataplane/backlog::a_queue_depth_is_how_many_packets_wait_whatever_their_size",
         "system/environment::a_queue_depth_limits_the_packets_that_wait_for_a_client",
     ),
@@ -244,7 +244,7 @@ PROTOCOL = {
         "unit/server/certificates/self_signed::the_printed_node_pins_the_certificate",
         "unit/net/tls::pinned_certificate_needs_no_issuer",
         "unit/tls/handshake::beside_a_pinned_certificate_only_metacerts_may_come",
-        "unit/tls/handshake::a_pinned_certificate_is_for_the_name_if_there_is_one",
+        "unit/tls/handshake::a_pinned_certificate_must_match_the_name_if_there_is_one",
         "interop/certificates::a_go_client_accepts_the_pinned_certificate",
         "interop/tailnet::a_tailnet_works_through_a_pinned_relay_that_admits_only_its_nodes",
     ),
@@ -262,7 +262,7 @@ PROTOCOL = {
         "unit/server/certificates/acme/provider::a_client_that_names_another_address_is_refused",
         "unit/server/certificates/acme/provider"
         "::beside_addresses_a_name_is_served_where_there_is_one",
-        "unit/server/certificates/acme/store::a_new_process_goes_on_with_what_is_on_disk",
+        "unit/server/certificates/acme/store::a_new_process_uses_the_files_on_disk",
         "unit/server/certificates/acme/challenges::a_token_that_is_ours_is_answered_and_no_other",
         "unit/cli/certificates::an_address_needs_the_flag_for_addresses",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
@@ -287,10 +287,10 @@ PROTOCOL = {
     "47": row(
         "captive-portal challenges",
         "unit/server/http/routes::a_captive_portal_challenge_is_answered",
-        "unit/server/http/routes::an_odd_challenge_is_left_out_and_still_204",
+        "unit/server/http/routes::an_odd_challenge_gets_a_204_without_an_answer",
     ),
     "48": row(
-        "the home page", "unit/server/http/routes::the_home_page_says_what_the_operator_configured"
+        "the home page", "unit/server/http/routes::the_home_page_is_the_configured_one"
     ),
     "49": row(
         "the plain port's redirects",
@@ -307,12 +307,12 @@ PROTOCOL = {
     "51": row(
         "bootstrap DNS: the published map and unpublished names",
         "unit/server/http/bootstrap_dns"
-        "::published_names_are_told_with_the_addresses_of_both_families_and_sorted",
-        "unit/server/http/bootstrap_dns::an_unpublished_name_is_told_alone_and_only_on_request",
+        "::published_names_are_given_with_the_addresses_of_both_families_and_sorted",
+        "unit/server/http/bootstrap_dns::an_unpublished_name_is_given_alone_and_only_on_request",
         "unit/server/http/bootstrap_dns"
-        "::an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published",
+        "::an_unpublished_name_without_addresses_is_a_miss_and_gets_the_published_names",
         "unit/server/http/bootstrap_dns"
-        "::distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit",
+        "::distinct_requested_names_are_counted_up_to_a_limit",
         "interop/bootstrap_dns::both_relays_give_the_same_answers_and_counters",
     ),
     "52": row(
@@ -321,7 +321,7 @@ PROTOCOL = {
         "unit/server/http/bootstrap_dns"
         "::half_a_rollout_reaches_the_clients_of_the_published_sample",
         "unit/server/http/bootstrap_dns::a_share_of_addresses_is_that_share_of_clients",
-        "unit/server/http/bootstrap_dns::loopback_is_tried_anew_each_time",
+        "unit/server/http/bootstrap_dns::loopback_gets_a_new_decision_each_time",
     ),
     "53": row(
         "the metrics page",
@@ -335,8 +335,8 @@ PROTOCOL = {
     # STUN
     "54": row(
         "recognition of STUN",
-        "unit/server/stun/server::answered",
-        "unit/server/stun/server::not_answered",
+        "unit/server/stun/server::valid_requests_are_answered",
+        "unit/server/stun/server::other_datagrams_are_not_answered",
     ),
     "55": row(
         "requests and responses of both families",
@@ -411,8 +411,8 @@ PROTOCOL = {
     "check": row(
         "duplicates are consistent, and an inconsistency is found",
         "conformance/relay::duplicates_are_consistent",
-        "unit/server/observe/consistency::a_count_that_is_wrong_is_said",
-        "unit/server/observe/consistency::a_session_without_a_route_is_said_with_its_key",
+        "unit/server/observe/consistency::a_wrong_count_is_reported",
+        "unit/server/observe/consistency::a_session_without_a_route_is_reported_with_its_key",
         "system/admission::the_check_page_queries_tailscaled_each_time",
     ),
     "websocket": row(
@@ -442,12 +442,12 @@ PROTOCOL = {
         "unit/server/admission/verifiers::a_yes_may_be_spelled_in_many_ways",
         "unit/server/admission/verifiers"
         "::any_other_answer_is_no_even_when_failing_open_but_not_certain",
-        "unit/server/admission/verifiers::whether_an_unreachable_url_lets_in_is_configured",
+        "unit/server/admission/verifiers::admission_without_a_reachable_url_is_configurable",
         "unit/server/admission/verifiers::only_a_known_key_passes_tailscaled",
         "interop/admission_with_derper"
         "::the_certificate_of_an_admission_url_is_verified_in_the_same_way",
         "interop/tailnet::derper_and_fastderp_admit_the_same_keys_by_tailscaled",
-        "unit/server/admission/admission::everything_configured_must_agree",
+        "unit/server/admission/admission::every_configured_check_must_agree",
         "system/relay_login::the_mesh_key_passes_the_verifier_by",
     ),
 }

@@ -1,7 +1,7 @@
 """The relay's end of a connection, driven frame by frame by a test.
 
-Made of the package's own protocol functions over a socket pair: enough to say anything to a
-client, right or wrong.
+It uses the package's protocol functions over a socket pair, and can send anything to a
+client, valid or not.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ async def abort(*writers: asyncio.StreamWriter) -> None:
     """Close at once, and wait for the end."""
     for writer in writers:
         writer.transport.abort()
-        # CancelledError: an earlier wait was cancelled.
+        # CancelledError: a previous wait was cancelled.
         with suppress(OSError, asyncio.CancelledError):
             await writer.wait_closed()
     await asyncio.sleep(0)
 
 
 class RelayEnd:
-    """One accepted connection; after `login` the client's key and words are known."""
+    """One accepted connection; `login` reads the client's key and ClientInfo."""
 
     def __init__(self, streams: Pair, key: NodePrivate) -> None:
         self.reader, self.writer = streams
@@ -73,7 +73,7 @@ class RelayEnd:
 async def logged_in(
     info: ServerInfo = ServerInfo(), **options: Any
 ) -> AsyncIterator[tuple[Client, RelayEnd]]:
-    """Yield a client that has received ServerInfo and shows every message, and the relay's end."""
+    """Yield a client that has received ServerInfo and returns every message, and the relay's end."""
     options = {"control_messages": True} | options
     async with stream_pairs() as (near, far):
         relay = RelayEnd(far, NodePrivate.generate())
@@ -87,7 +87,7 @@ async def logged_in(
 class FakeServer:
     """A relay's HTTP port. Each request is answered with 101 and waits in `accepted`.
 
-    A fast start gets no answer, as it should. `refuse` is sent instead of a 101 when set.
+    A fast start gets no answer. `refuse`, when set, is sent instead of a 101.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What `help()` shows of everything public: purpose, every argument, the section of the protocol."""
+"""Public docstrings have the purpose, every argument and the section of the protocol."""
 
 import ast
 import inspect
@@ -14,9 +14,9 @@ import pytest
 import fastderp
 
 NOT_IN_PROTOCOL = {
-    "DerpError",  # the base of all errors, whatever they are about
+    "DerpError",  # the base of all errors
 }
-# Special methods that a user calls with arguments of their own.
+# special methods that users call with arguments
 CALLED_BY_USERS = {"__init__", "__call__"}
 
 EXPORTED = {name: getattr(fastderp, name) for name in fastderp.__all__}
@@ -26,7 +26,7 @@ VALUES = EXPORTED.keys() - CLASSES.keys() - FUNCTIONS.keys()
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties of a class that are ours, inherited ones included."""
+    """Yield our public methods and properties of a class, inherited ones included."""
     for base in cls.__mro__:
         if base.__module__.startswith("fastderp."):
             for name, member in vars(base).items():
@@ -41,7 +41,7 @@ def function_of(member: Any) -> Callable[..., object] | None:
     if isinstance(member, cached_property):
         return member.func
     function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-    # `typing` puts an __init__ of its own into a Protocol.
+    # `typing` adds its own __init__ to a Protocol.
     return (
         function
         if inspect.isfunction(function) and function.__module__.startswith("fastderp.")
@@ -71,7 +71,7 @@ DOCUMENTED = {name: (function, text) for name, function, text in documented()}
 
 
 def string_after(module: str, name: str) -> str:
-    """Return the string right after the assignment of a name, which editors show for it."""
+    """Return the string after the assignment of a name, its documentation in editors."""
     source = Path(str(sys.modules[module].__file__)).read_text()
     body = ast.parse(source).body
     for statement, following in zip(body, body[1:], strict=False):
@@ -86,25 +86,25 @@ def string_after(module: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_public_class_says_what_it_is(name: str) -> None:
+def test_every_public_class_has_a_docstring(name: str) -> None:
     text = vars(CLASSES[name]).get("__doc__") or ""
-    # What a dataclass without a docstring gets is its signature.
+    # A dataclass without a docstring gets its signature as one.
     assert text and not text.startswith(f"{name}(")
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_every_public_function_says_what_it_does(name: str) -> None:
+def test_every_public_function_has_a_docstring(name: str) -> None:
     _, text = DOCUMENTED[name]
     assert text
 
 
 @pytest.mark.parametrize("name", sorted(VALUES))
-def test_every_public_value_says_what_it_is(name: str) -> None:
+def test_every_public_value_has_a_docstring(name: str) -> None:
     assert "PROTOCOL §" in string_after(fastderp._HOME_OF[name], name)
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_every_argument_is_named_where_its_function_is_explained(name: str) -> None:
+def test_every_argument_is_named_in_its_functions_docstring(name: str) -> None:
     function, text = DOCUMENTED[name]
     arguments = inspect.signature(function).parameters.keys() - {"self", "cls"}
     assert {argument for argument in arguments if not re.search(rf"\b{argument}\b", text)} == set()

@@ -14,10 +14,10 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".pyx", ".pxd", ".pxi", ".pyi", ".md", ".go"}
 )
-# What sources cite, and the document that has the sections.
+# the cited names, and the documents with their sections
 CITED = {"PROTOCOL": "docs/protocol.md", "ARCHITECTURE": "docs/architecture.md"}
 CITATION = re.compile(r"\b(PROTOCOL|ARCHITECTURE) ((?:,? ?(?:to|and|–)? ?§\d+[a-z]?(?:\.\d+)?)+)")
-# Made from the code when the site is built (docs/conf.py).
+# made from the code by the build of the site (docs/conf.py)
 GENERATED = {ROOT / "docs" / name for name in ("api.md", "flags.md", "metrics.md")}
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
 
@@ -46,7 +46,7 @@ def test_every_section_that_is_cited_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(document: Path) -> None:
+def test_every_link_has_a_target(document: Path) -> None:
     for target in LINK.findall(document.read_text()):
         if re.match(r"[a-z]+:", target):
             continue

@@ -1,4 +1,4 @@
-"""Imports go down only: the order of the wings, no circle of modules, and the fences of the layout.
+"""Imports go down only: the order of the wings, no circles, the fences of the layout.
 
 Cython's `cimport` and `include`, stubs, imports inside functions and those under `TYPE_CHECKING`
 count like every other import.
@@ -18,8 +18,8 @@ IMPORT = re.compile(
     r"^\s*(?:from (fastderp[\w.]*) c?import (\([^)]*\)|[^\n#]*)|c?import (fastderp[\w.]+))", re.M
 )
 
-# From the ground up. A wing imports only from the floors below its own and from itself; wings on
-# one floor do not know each other.
+# from the ground up; a wing imports only from itself and from the floors below it; wings on
+# one floor do not import each other
 FLOORS = [
     ["errors", "_version"],
     ["util"],
@@ -40,13 +40,13 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR_OF = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
-# The doors of the package: they import lazily, from everywhere.
+# the doors of the package, which import lazily from all wings
 DOORS = {"fastderp", "fastderp.__main__", "fastderp.testing"}
-# Only these declare what system headers have.
+# the only declarations of system headers
 FENCES = {"dataplane/sys.pxd", "loadgen/sys.pxd", "server/stun/sys.pxd"}
-# Arrows that go up and are still to be removed: (wing, wing). Nothing may be added.
+# upward arrows (wing, wing) that must be removed; none may be added
 UPWARDS: set[tuple[str, str]] = set()
-# Circles that are still to be cut. Nothing may be added.
+# circles that must be removed; none may be added
 CIRCLES = {
     frozenset({"fastderp.dataplane.output", "fastderp.dataplane.session"}),
 }
@@ -57,7 +57,7 @@ SOURCES = sorted(
 
 
 def module_of(path: Path) -> str:
-    """Return the dotted name of a source; stubs and declarations have that of what they describe."""
+    """Return the dotted name of a source; stubs and declarations have their module's name."""
     parts = ["fastderp", *path.relative_to(ROOT).with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -110,7 +110,7 @@ def test_a_module_imports_only_from_the_floors_below(path: Path) -> None:
     assert not upwards
 
 
-def test_every_arrow_that_may_go_up_still_does() -> None:
+def test_every_listed_upward_arrow_exists() -> None:
     arrows = {
         (wing_of(module_of(path)), wing_of(target))
         for path in inner_sources()

@@ -15,7 +15,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", [*fastderp.__all__, "__version__"])
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(fastderp, name) is not None
     assert name in dir(fastderp)
 
@@ -31,7 +31,7 @@ def test_reading_the_wire_needs_neither_crypto_nor_a_loop() -> None:
     assert not {"nacl", "asyncio", "ssl", "cryptography", "fastderp.dataplane.plane"} & set(loaded)
 
 
-def test_newcomers_are_told_the_commands_and_what_is_installed() -> None:
+def test_python_m_fastderp_shows_the_commands_and_the_installed_parts() -> None:
     shown = run("-m", "fastderp")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "fastderp-relay --dev" in shown.stdout
@@ -40,8 +40,11 @@ def test_newcomers_are_told_the_commands_and_what_is_installed() -> None:
     assert shown.stderr == ""
 
 
-def test_missing_parts_are_named_and_the_rest_is_shown() -> None:
-    hide = "import sys; sys.modules['uvloop'] = None; from fastderp.__main__ import main; sys.exit(main())"
+def test_missing_parts_are_named_beside_the_others() -> None:
+    hide = (
+        "import sys; sys.modules['uvloop'] = None;"
+        "from fastderp.__main__ import main; sys.exit(main())"
+    )
     shown = run("-c", hide)
     assert shown.returncode == 69
     assert "uvloop     missing" in shown.stdout

@@ -1,4 +1,4 @@
-"""A folder with the sources only: what it says when it is imported, and what a build leaves in it."""
+"""A folder with uncompiled sources: its messages on import, and its files after a build."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ def run(sources: Path, *arguments: str, installed: Path | None = ROOT) -> tuple[
 
 @pytest.mark.parametrize(
     "arguments",
-    [("-m", "fastderp"), ("-m", "pydoc", "fastderp.HTTPClient"), ("-c", "from fastderp import Server")],
+    [
+        ("-m", "fastderp"), ("-m", "pydoc", "fastderp.HTTPClient"),
+        ("-c", "from fastderp import Server"),
+    ],
     ids=["python -m fastderp", "pydoc", "import"],
 )  # fmt: skip
-def test_sources_that_hide_an_installed_fastderp_say_so_and_what_to_type(
+def test_sources_that_hide_an_installed_fastderp_name_the_cause_and_the_command(
     sources: Path, arguments: tuple[str, ...]
 ) -> None:
     _, said = run(sources, *arguments)
@@ -50,7 +53,7 @@ def test_sources_that_hide_an_installed_fastderp_say_so_and_what_to_type(
     assert f"work in another folder, or compile it once: pip install -e {sources}" in said
 
 
-def test_sources_alone_say_what_to_type(sources: Path) -> None:
+def test_sources_alone_name_the_command_that_installs(sources: Path) -> None:
     code, said = run(sources, "-m", "fastderp.cli.relay", "-dev", installed=None)
     assert code == 69
     assert said == (
@@ -60,7 +63,7 @@ def test_sources_alone_say_what_to_type(sources: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["egg_info", "dist_info"])
-def test_asking_for_the_packages_name_leaves_nothing_in_the_folder(
+def test_reading_the_packages_name_leaves_no_files_in_the_folder(
     sources: Path, command: str
 ) -> None:
     before = set(sources.rglob("*"))
@@ -70,6 +73,6 @@ def test_asking_for_the_packages_name_leaves_nothing_in_the_folder(
     assert {path for path in sources.rglob("*") if "__pycache__" not in path.parts} <= before
 
 
-def test_the_version_is_told_by_sources_that_are_not_compiled(sources: Path) -> None:
+def test_uncompiled_sources_have_a_version(sources: Path) -> None:
     code, said = run(sources, "-m", "fastderp.cli.relay", "-version", installed=None)
     assert (code, said) == (0, f"fastderp-relay {fastderp.__version__}\n")

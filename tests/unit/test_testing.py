@@ -22,7 +22,7 @@ async def test_clients_of_a_local_relay_exchange_packets(tls: bool) -> None:
         assert await bob.recv() == ReceivedPacket(ann.public_key, b"hello")
 
 
-async def test_a_local_relay_takes_what_a_server_takes() -> None:
+async def test_a_local_relay_accepts_a_servers_arguments() -> None:
     key, secret = NodePrivate.generate(), MeshKey.generate()
     limit = RateLimit(100_000, 100_000)
     async with (
@@ -34,7 +34,7 @@ async def test_a_local_relay_takes_what_a_server_takes() -> None:
         assert client.server_public_key == key.public_key
 
 
-async def test_a_restarted_relay_is_the_same_to_its_clients() -> None:
+async def test_a_restarted_relay_keeps_its_key_and_address() -> None:
     async with fastderp.testing.relay() as relay, relay.client(reconnect=True) as client:
         url, key = relay.url, relay.public_key
         await relay.stop()
@@ -53,7 +53,7 @@ async def test_a_restarted_relay_is_the_same_to_its_clients() -> None:
             assert await client.recv_with_generation() == (ServerInfo(), 3)
 
 
-async def test_nothing_is_left_of_a_local_relay() -> None:
+async def test_a_local_relay_leaves_nothing_behind() -> None:
     before = asyncio.all_tasks()
     async with fastderp.testing.relay() as relay:
         pass

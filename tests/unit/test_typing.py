@@ -1,4 +1,4 @@
-"""The types that a program sees are complete: pyright finds none that it has to guess."""
+"""The public types are complete: pyright infers none."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def test_every_public_name_has_a_complete_type(tmp_path: Path) -> None:
     command = ["pyright", "--pythonpath", sys.executable, "--verifytypes", "fastderp"]
     shown = subprocess.run(
         [*command, "--ignoreexternal", "--outputjson"],
-        cwd=tmp_path,  # elsewhere, as a program that uses the package
+        cwd=tmp_path,  # in another folder, like a program that uses the package
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The micro benches' way into the data plane still compiles, and calls what it says."""
+"""The modules of the micro benches compile and call the data plane's functions."""
 
 import shutil
 import struct
@@ -14,11 +14,11 @@ def packet(frame_type: int, size: int) -> bytes:
     return struct.pack(">BI", frame_type, 32 + size) + bytes(32 + size)
 
 
-def test_whole_frames_are_walked_and_a_partial_one_is_not() -> None:
+def test_complete_frames_are_walked_and_a_partial_one_is_not() -> None:
     assert piece("frames").walk(packet(4, 100) * 3 + packet(4, 100)[:50]) == 3
 
 
-def test_keys_are_found_while_they_are_there() -> None:
+def test_registered_keys_are_found() -> None:
     keys = [bytes([i]) * 32 for i in range(1, 6)]
     table = piece("routes").Table(b"".join(keys[:4]))
     table.leave_and_return()

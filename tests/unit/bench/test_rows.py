@@ -1,4 +1,4 @@
-"""The rows of `bench.goals` on a laboratory that measures nothing: what they run, and how they judge."""
+"""The rows of `bench.goals` on a fake laboratory: their loads and their verdicts."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from fastderp.loadgen.scenario import SCENARIOS
 
 
 def result(relay: Relay, load: str) -> dict[str, Any]:
-    """Derper costs ten times as much as the others."""
+    """Return costs: derper's are ten times the others'."""
     cost = 10.0 if relay.name == "derper" else 1.0
     return {
         "packets_per_s": 1000.0,
@@ -42,7 +42,7 @@ def result(relay: Relay, load: str) -> dict[str, Any]:
 
 
 class DryLab(Lab):
-    """Notes what it is asked for instead of doing it."""
+    """Records its calls instead of measuring."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: R
         assert finding.goal is not None or finding.stretch is not None
 
 
-def test_the_ratio_to_derper_says_how_many_times_more_derper_costs() -> None:
+def test_the_ratio_to_derper_is_derpers_cost_over_ours() -> None:
     [first, *_] = ROWS[0].find(bench(DryLab()))
     assert first.values == [10.0, 10.0]
 

@@ -1,4 +1,4 @@
-"""What becomes of the results of `bench.goals`: the table in a document, the plots."""
+"""The output of `bench.goals`: the table in a document, the plots."""
 
 import json
 from pathlib import Path
@@ -78,11 +78,11 @@ def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> No
     assert "NOT QUIET" not in text
 
 
-def test_a_table_of_a_busy_machine_says_so() -> None:
+def test_a_table_of_a_busy_machine_has_a_warning() -> None:
     assert "NOT QUIET" in table.markdown(document(foreign_share=0.3))
 
 
-def test_a_document_without_markers_stays_as_it_is(
+def test_a_document_without_markers_is_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
@@ -100,7 +100,7 @@ def test_without_results_the_command_that_makes_them_is_named(
     assert "python -m bench.goals" in capsys.readouterr().err
 
 
-def test_plots_lie_beside_their_results_and_name_the_relays(tmp_path: Path) -> None:
+def test_plots_are_beside_their_results_and_name_the_relays(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert plot.main([kept(tmp_path, document())]) == 0
     for name in ("cost.svg", "delay.svg"):
@@ -114,10 +114,10 @@ def test_a_row_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) 
     assert "pears: no such row; there are pairs-10" in capsys.readouterr().err
 
 
-def test_rows_that_are_measured_are_left_out_when_a_run_goes_on(
+def test_a_resumed_run_skips_measured_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the one row is wanted, and it is there: nothing has to be measured."""
+    """Return the one requested row, which is already measured."""
     from bench import goals as module
     from bench.relays import Relay
 
@@ -132,7 +132,7 @@ def test_rows_that_are_measured_are_left_out_when_a_run_goes_on(
     assert "is about" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_keeps_the_rows_that_were_done(
+def test_an_interrupted_run_keeps_its_finished_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from collections.abc import Iterator

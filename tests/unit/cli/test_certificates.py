@@ -1,4 +1,4 @@
-"""What the flags say about certificates from a CA, and what is refused before anything starts."""
+"""The flags of certificates from a CA, and their refusals before the start."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def manual(hostname: str) -> str:
         ("2001:db8::1", "2001:db8::1"),
     ],
 )
-def test_a_hostname_is_served_as_clients_ask_for_it(given: str, served: str) -> None:
+def test_a_hostname_is_served_in_the_form_of_server_names(given: str, served: str) -> None:
     assert manual(given) == served
 
 
@@ -92,7 +92,7 @@ def test_a_hostname_is_served_as_clients_ask_for_it(given: str, served: str) -> 
     ["", ".", "*.test", "*", "https://derp.test", "derp.test/derp", "derp.test:443", "derp test", "derp..test",
      "-derp.test", "256.0.0.1", "10.1", "user@derp.test", "fe80::1%eth0", "a" * 64 + ".test", "[derp.test]"],
 )  # fmt: skip
-def test_a_hostname_that_no_client_can_ask_for_is_refused(hostname: str) -> None:
+def test_a_hostname_that_cannot_be_a_server_name_is_refused(hostname: str) -> None:
     with pytest.raises(UsageError, match="-hostname") as refused:
         manual(hostname)
     assert str(refused.value).isprintable()
@@ -211,7 +211,7 @@ def test_another_directory_is_an_https_url(url: str) -> None:
 
 
 @pytest.mark.parametrize("email", ["ann", "ann@", "@example.com", "ann smith@example.com", "a@b@c"])
-def test_an_address_for_mail_has_a_name_and_a_host(email: str) -> None:
+def test_a_mail_address_has_a_name_and_a_host(email: str) -> None:
     assert f"-acme-email {email}: want an address such as" in refusal(
         "-hostname", "derp.example.com", "-acme-email", email
     )
@@ -221,14 +221,14 @@ def test_an_address_for_mail_has_a_name_and_a_host(email: str) -> None:
     "hostname",
     ["", "https://relay.example", "relay.example:443", "relay.example/derp", "a b", "a@b"],
 )
-def test_a_url_is_no_name_for_files_of_certificates(hostname: str) -> None:
+def test_a_url_is_refused_as_name_of_certificate_files(hostname: str) -> None:
     assert "want a host name or an address" in refusal("-certmode", "manual", "-hostname", hostname)
 
 
 @pytest.mark.parametrize(
     "hostname", ["relay", "relay.example", "203.0.113.7", "2001:db8::1", "_a.example"]
 )
-def test_files_of_certificates_may_be_for_any_name_or_address(hostname: str) -> None:
+def test_certificate_files_may_be_for_any_name_or_address(hostname: str) -> None:
     assert acme("-certmode", "manual", "-hostname", hostname) is None
 
 
@@ -236,7 +236,7 @@ def test_files_of_certificates_may_be_for_any_name_or_address(hostname: str) -> 
     "content",
     [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
 )
-def test_a_file_of_roots_has_to_have_some(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_of_roots_without_roots_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)

@@ -12,7 +12,7 @@ KEY = NodePrivate.generate().public_key
 DEPTH = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH"
 
 
-def test_without_variables_everything_is_as_usual() -> None:
+def test_without_variables_the_defaults_hold() -> None:
     assert Environment.read({}) == Environment()
     empty = dict.fromkeys(
         (
@@ -46,7 +46,7 @@ def test_without_variables_everything_is_as_usual() -> None:
         ),
     ],
 )
-def test_a_variable_means_what_derper_makes_of_it(
+def test_a_variable_means_the_same_as_in_derper(
     variables: dict[str, str], means: Environment
 ) -> None:
     assert Environment.read(variables) == means
@@ -67,7 +67,7 @@ def test_a_variable_means_what_derper_makes_of_it(
         ("TS_DEBUG_VERBOSE_DROPS", ",".join([KEY.hex] * 65)),
     ],
 )
-def test_a_variable_that_makes_no_sense_is_named(name: str, value: str) -> None:
+def test_a_malformed_variable_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^\${name}: ") as refused:
         Environment.read({name: value})
     assert len(str(refused.value)) < 200

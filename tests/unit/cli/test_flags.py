@@ -1,4 +1,4 @@
-"""The command line: Go's flag syntax, derper's flags, and one clear line for each mistake."""
+"""The command line: Go's flag syntax, derper's flags, one clear line per error."""
 
 import math
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_a_value_may_be_empty_contain_equals_or_look_like_a_flag() -> None:
     assert values("-a", "-stun") == values() | {"a": "-stun"}
 
 
-def test_given_flags_are_told_from_defaults() -> None:
+def test_given_flags_are_distinguished_from_defaults() -> None:
     assert flags.parse(TABLE, ["-a", ":443"])[1] == {"a"}
 
 
@@ -128,7 +128,7 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["--", "x"], 'unexpected argument "--"'),
     ],
 )
-def test_a_mistake_is_named_in_one_line(arguments: list[str], message: str) -> None:
+def test_an_error_is_named_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         flags.parse(TABLE, arguments)
     assert str(caught.value) == message
@@ -184,7 +184,7 @@ def test_a_real_relay_has_derpers_defaults() -> None:
     )
 
 
-def test_the_regions_secret_is_looked_for_where_derper_does(tmp_path: Path) -> None:
+def test_the_regions_secret_is_read_from_derpers_paths(tmp_path: Path) -> None:
     secret = tmp_path / "keys" / "derp-mesh.key"
     assert flag_table.default_mesh_psk_file({"HOME": str(tmp_path)}) == ""
     secret.parent.mkdir()
@@ -262,7 +262,7 @@ def test_other_addresses_are_refused(text: str, message: str) -> None:
         (["-dev", "-login-memory", "64"], 'invalid value "64" for -login-memory: want a size'),
     ],
 )
-def test_a_combination_that_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
+def test_a_contradictory_combination_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         relay(*arguments)
     assert message in str(caught.value)
@@ -306,7 +306,7 @@ def test_disallowed_app_names_are_split_at_commas_and_taken_literally(
 
 
 NUMBERS = [
-    # flag, accepted, refused, what is wanted
+    # flag, accepted value, refused value, expected text
     ("stun-port", ["0", "65535"], ["-1", "65536"], "0 to 65535"),
     ("http-port", ["-1", "65535"], ["-2", "65536"], "-1 to 65535"),
     ("workers", ["0", "256"], ["-1", "257", "9" * 400], "0 to 256"),
@@ -344,7 +344,7 @@ def test_a_number_beyond_its_bounds_is_refused_with_the_flag_and_its_bounds(
             assert str(caught.value) == f'invalid value "{text}" for -{name}: want {wanted}'
 
 
-def test_a_default_that_may_not_be_looked_at_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_default_path_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     def stat(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""Flags over variables over the file over defaults, and one clear line for each mistake."""
+"""Flags, then variables, then the file, then defaults; one clear line per error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_flag_is_stronger_than_a_variable_and_that_than_the_file_and_that_than_the_default(
+def test_flags_override_variables_and_these_the_file_and_this_the_defaults(
     tmp_path: Path,
 ) -> None:
     path = config(tmp_path, "[limits]\nworkers = 3\n[listen]\nstun-port = 5\nhttp-port = 6\n")
@@ -52,7 +52,7 @@ def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag, tmp_path: P
     assert in_file.origins[flag.name] == f"{path} [{flag.section}]"
 
 
-def test_an_empty_variable_is_one_that_is_not_set() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert read_settings([], {"FASTDERP_WORKERS": ""}).origins["workers"] == "default"
 
 
@@ -91,7 +91,7 @@ def test_numbers_booleans_and_lists_have_tomls_own_forms(tmp_path: Path) -> None
         ("[other]\nconfig = 'x'\n", "unknown section [other]"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_file_is_one_line_that_names_the_place(
+def test_an_error_in_the_file_is_one_line_that_names_the_place(
     tmp_path: Path, text: str, message: str
 ) -> None:
     path = config(tmp_path, text)
@@ -103,9 +103,7 @@ def test_a_mistake_in_the_file_is_one_line_that_names_the_place(
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe[listen]"])
-def test_a_file_that_is_no_text_or_not_there_is_one_line(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_a_missing_or_binary_file_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "relay.toml"
     if content is not None:
         path.write_bytes(content)
@@ -123,13 +121,13 @@ def test_a_file_that_is_no_text_or_not_there_is_one_line(
         ("FASTDERP_STUN", r'\$FASTDERP_STUN: invalid value "many": want true or false'),
     ],
 )  # fmt: skip
-def test_a_variable_that_makes_no_sense_is_named(variable: str, message: str) -> None:
+def test_a_malformed_variable_is_named(variable: str, message: str) -> None:
     with pytest.raises(DerpError, match=message) as caught:
         read_settings([], {variable: "many"})
     assert caught.value.exit_code == 78
 
 
-def test_the_version_is_told_whatever_the_file_says() -> None:
+def test_the_version_is_printed_with_any_configuration_file() -> None:
     assert read_settings(["-version"], {"FASTDERP_CONFIG": "/none"}).values["version"]
 
 
@@ -137,7 +135,7 @@ def test_every_section_has_a_key() -> None:
     assert {flag.section for flag in FLAGS} == set(SECTIONS)
 
 
-def test_the_file_in_the_operators_guide_is_one(tmp_path: Path) -> None:
+def test_the_file_in_the_operators_guide_is_valid(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     [text] = re.findall(r"^```toml\n(.*?)^```$", guide, re.M | re.S)
     read = read_settings(["-config", config(tmp_path, text)], {})

@@ -50,9 +50,7 @@ def damage(at: int) -> Change:
     "pace", [{"window": 4}, {"rate": 2000.0}, {}], ids=["window", "rate", "never wait"]
 )
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_everything_arrives_through_a_relay_that_keeps_everything(
-    pace: dict[str, Any], tls: bool
-) -> None:
+def test_every_packet_arrives_through_a_relay_without_loss(pace: dict[str, Any], tls: bool) -> None:
     with small_relay(2, tls=tls) as relay, load(relay, verify=True, **pace) as engine:
         engine.measure(0.2)
         engine.drain(5)
@@ -99,7 +97,7 @@ def test_lost_packets_are_counted_and_do_not_shut_the_window() -> None:
     assert 0.05 < totals["lost"] / totals["sent"] < 0.15
 
 
-def test_a_flow_whose_whole_window_was_lost_starts_again() -> None:
+def test_a_flow_with_a_lost_window_starts_again() -> None:
     numbers = count()
     with (
         small_relay(2, lambda packet: b"" if next(numbers) < 4 else packet) as relay,
@@ -135,7 +133,7 @@ def test_a_packet_delivered_twice_is_unexpected_and_counts_once() -> None:
     assert totals["delivered"] <= totals["sent"]
 
 
-def test_other_frames_of_the_relay_are_passed_over() -> None:
+def test_other_frames_of_the_relay_are_skipped() -> None:
     noise = frame(FrameType.KEEP_ALIVE) + frame(FrameType.HEALTH, b"x" * 300) + frame(0x77)
     with (
         small_relay(2, lambda packet: noise + packet + noise) as relay,
@@ -175,7 +173,7 @@ def test_a_rate_is_kept() -> None:
         assert engine.totals()["sent"] == pytest.approx(500, abs=5)
 
 
-def test_latency_of_a_schedule_counts_the_time_the_relay_stood_still() -> None:
+def test_latency_of_a_schedule_includes_a_stall_of_the_relay() -> None:
     held = threading.Event()
     numbers = count()
 
@@ -187,7 +185,7 @@ def test_latency_of_a_schedule_counts_the_time_the_relay_stood_still() -> None:
     with small_relay(2, hold) as relay, load(relay, rate=1000.0) as engine:
         engine.measure(1.0)
         engine.drain(5)
-        # 300 of 1,000 packets were due while it stood still; a load that waits would have seen one.
+        # 300 of 1,000 packets were due during the stall; a load that waits would have measured one.
         assert engine.percentile_ns(80) > 20e6
 
 
@@ -232,7 +230,7 @@ def test_a_record_that_does_not_open_ends_that_connection() -> None:
         assert engine.totals()["connections_lost"] == 1
 
 
-def test_keys_can_be_taken_only_once() -> None:
+def test_keys_can_be_moved_only_once() -> None:
     with small_relay(2, tls=True) as relay:
         records = relay.clients[0].records
         with load(relay, window=1):
@@ -273,7 +271,7 @@ def test_bytes_read_behind_the_login_are_the_start_of_the_stream() -> None:
     ],
     ids=str,
 )
-def test_a_load_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_impossible_load_of_the_engine_is_refused(wrong: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"flows": PAIR, "sizes": SIZES} | wrong
     with small_relay(2) as relay, pytest.raises(ValueError):
         Engine(relay.clients, **arguments)
@@ -315,7 +313,7 @@ def test_packets_of_one_flow_leave_in_a_row() -> None:
     arrived: list[int] = []
 
     def note(packet: bytes) -> bytes:
-        # The flow's number: behind frame head, key, and the mark's check, sequence and time.
+        # the flow's number, behind frame header, key, and the mark's check, sequence and time
         arrived.append(int.from_bytes(packet[61:65], sys.byteorder))
         return packet
 
@@ -326,7 +324,7 @@ def test_packets_of_one_flow_leave_in_a_row() -> None:
     assert arrived[:16] == [0, 0, 0, 0, 1, 1, 1, 1] * 2
 
 
-def test_a_schedule_lets_go_of_a_row_at_once_and_keeps_its_rate() -> None:
+def test_a_schedule_releases_a_row_at_once_and_keeps_its_rate() -> None:
     with small_relay(2) as relay, load(relay, rate=2000.0, in_a_row=20) as engine:
         engine.measure(0.3)
         engine.drain(5)
@@ -337,7 +335,7 @@ def test_a_schedule_lets_go_of_a_row_at_once_and_keeps_its_rate() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_a_slow_reader_gets_what_it_reads_and_no_more(tls: bool) -> None:
+def test_a_slow_reader_receives_at_its_reading_rate(tls: bool) -> None:
     with (
         small_relay(2, tls=tls) as relay,
         load(
@@ -349,7 +347,7 @@ def test_a_slow_reader_gets_what_it_reads_and_no_more(tls: bool) -> None:
         median = engine.percentile_ns(50)
     assert 5_000 < totals["delivered_bytes"] < 40_000
     assert totals["corrupt"] == 0
-    assert median == 0  # latency leaves slow readers out
+    assert median == 0  # the latency excludes slow readers
 
 
 def test_a_slow_reader_that_does_not_exist_is_refused() -> None:

@@ -5,7 +5,7 @@ import pytest
 from fastderp.loadgen.histogram import LatencyHistogram
 
 
-def test_an_empty_histogram_says_zero() -> None:
+def test_an_empty_histogram_returns_zero() -> None:
     assert LatencyHistogram().percentile(99) == 0
 
 

@@ -1,4 +1,4 @@
-"""Clients that log in natively: to a real relay, and to servers that are none."""
+"""Native logins: at a real relay, and at other servers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_handshake_is_one_that_a_server_accepts_with_every_suite(
         client.close()
 
 
-def test_a_schedule_is_not_overtaken(start_relay: StartRelay) -> None:
+def test_logins_do_not_exceed_their_schedule(start_relay: StartRelay) -> None:
     crowd = Crowd(target(start_relay()), 21, rate=100)
     for client in crowd.log_in():
         client.close()
@@ -91,7 +91,7 @@ def test_progress_is_reported_and_stopping_keeps_finished_logins(start_relay: St
 
 @contextmanager
 def server(*said: bytes, piece: int = 65536) -> Iterator[bytes]:
-    """Accept one connection and answer whatever comes with the next of `said`; then close. Yields the address."""
+    """Accept one connection, answer each read with the next of `said`, close. Yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
 
@@ -112,7 +112,7 @@ def server(*said: bytes, piece: int = 65536) -> Iterator[bytes]:
 
 
 def run(address: bytes, **options: object) -> None:
-    """Log one client in; returns only when it is inside."""
+    """Log one client in; return when it is logged in."""
     info = frame(FrameType.CLIENT_INFO, bytes(80))
     logins = Logins(address, KEY.raw, REQUEST, [info], **options)  # type: ignore[arg-type]
     while not logins.run(0.1):
@@ -138,25 +138,25 @@ def test_messages_in_small_pieces_are_understood() -> None:
         (bytes(20000), "did not upgrade"),
     ],
 )
-def test_a_wrong_answer_is_told(said: bytes, words: str) -> None:
+def test_a_wrong_answer_is_an_error(said: bytes, words: str) -> None:
     with server(said) as address, pytest.raises(ProtocolError, match=words):
         run(address)
 
 
 @pytest.mark.parametrize("said", [(), (UPGRADED,), (UPGRADED + server_key_frame(KEY),)])
-def test_a_relay_that_closes_the_connection_is_told(said: tuple[bytes, ...]) -> None:
+def test_a_relay_that_closes_the_connection_is_an_error(said: tuple[bytes, ...]) -> None:
     with server(*said) as address, pytest.raises(ConnectionError):
         run(address)
 
 
 def test_an_address_without_a_relay_is_an_error() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):
-            run(socket_address(*nobody.getsockname()))
+            run(socket_address(*unused.getsockname()))
 
 
-def test_a_login_that_takes_too_long_is_given_up() -> None:
+def test_a_login_that_takes_too_long_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
         run(socket_address(*silent.getsockname()), limit_s=0.05)
 
@@ -187,12 +187,12 @@ LYING = b"\2\0\0\x2e\3\3" + bytes(32) + b"\xff\x13\1\0\0\6\0\x2b\0\2\3\4"
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "handshake failed"),
     ],
 )
-def test_a_server_that_does_not_shake_hands_is_told(said: bytes, words: str) -> None:
+def test_a_server_without_a_handshake_is_an_error(said: bytes, words: str) -> None:
     with server(said) as address, pytest.raises(ProtocolError, match=words):
         run(address, **hello())
 
 
-def test_arguments_that_do_not_fit_are_refused() -> None:
+def test_contradictory_arguments_are_refused() -> None:
     address = socket_address("127.0.0.1", 1)
     for wrong in (
         {"at_once": 0},

@@ -21,12 +21,12 @@ def test_fan_out_sends_from_the_first_client() -> None:
     assert Scenario("x", "", shape=Shape.FAN_OUT, n=3).flows() == [(0, 1), (0, 2), (0, 3)]
 
 
-def test_all_to_all_leaves_out_oneself() -> None:
+def test_all_to_all_excludes_the_sender() -> None:
     flows = Scenario("x", "", shape=Shape.ALL_TO_ALL, n=3).flows()
     assert flows == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
 
 
-def test_every_named_scenario_only_names_clients_it_has() -> None:
+def test_flows_of_every_named_scenario_are_between_its_clients() -> None:
     for scenario in SCENARIOS.values():
         assert max(max(flow) for flow in scenario.flows()) < scenario.n_clients
 
@@ -59,7 +59,7 @@ def test_a_url_gets_the_usual_port_and_path() -> None:
 
 
 @pytest.mark.parametrize("url", ["relay.example", "ftp://relay.example", "http://", "http://h:x"])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_a_malformed_relay_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         Target.parse(url)
 
@@ -105,7 +105,7 @@ def test_a_file_describes_a_scenario(tmp_path: Path) -> None:
         ("in_a_row = 0", "in a row"),
     ],
 )
-def test_a_wrong_scenario_file_is_named_with_what_is_wrong(
+def test_a_wrong_scenario_file_is_named_with_its_error(
     tmp_path: Path, text: str, words: str
 ) -> None:
     file = tmp_path / "wrong.toml"

@@ -24,7 +24,7 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 class Network:
-    """Stands in for TCP and records each dial; `refused` families and hosts fail, `silent` ones hang."""
+    """A fake TCP that records each dial; `refused` families and hosts fail, `silent` ones hang."""
 
     def __init__(self) -> None:
         self.dialled: list[tuple[str, int, socket.AddressFamily]] = []
@@ -68,7 +68,7 @@ async def network(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
         ("192.0.2.9", "", "2001:db8::1", {("192.0.2.9", V4), ("2001:db8::1", V6)}),
     ],
 )
-async def test_each_family_is_dialled_as_the_node_says(
+async def test_each_family_is_dialled_at_the_nodes_address(
     network: Network, host_name: str, ipv4: str, ipv6: str, dialled: set[tuple[str, int]]
 ) -> None:
     network.refused = {V4, V6}
@@ -91,7 +91,7 @@ async def test_node_with_both_families_disabled_is_an_error(network: Network) ->
     assert network.dialled == []
 
 
-async def test_one_family_failing_or_hanging_does_not_matter(network: Network) -> None:
+async def test_a_family_that_fails_or_hangs_does_no_harm(network: Network) -> None:
     node = DerpNode("1a", 1, "a.example")
     network.refused, network.silent = {V6}, set()
     assert await dial.dial_node(node, 443) in network.streams
@@ -202,7 +202,7 @@ async def test_without_tls_a_regions_port_is_3340(
 
 
 @pytest.mark.usefixtures("no_proxies")
-async def test_a_client_told_by_the_environment_speaks_plain_http(
+async def test_an_environment_variable_selects_plain_http(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
@@ -292,7 +292,7 @@ async def test_regions_are_reached_through_the_proxy_of_the_environment(
 
 @pytest.fixture
 def derp_example(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
-    """Return the context of a server for derp.example and 127.0.0.1, and the roots to trust it by."""
+    """Return the context of a server for derp.example and 127.0.0.1, and its roots."""
     certificate = self_signed("derp.example", "127.0.0.1")
     return server_context(certificate, tmp_path), tmp_path / "served.crt"
 

@@ -1,4 +1,4 @@
-"""Which proxy the environment names for a URL, and for which hosts it names none. PROTOCOL §13."""
+"""The environment's proxy for a URL, and hosts without a proxy. PROTOCOL §13."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_direct(host: str, no_proxy: str, port: int = 443) -> bool:
     return proxy_for("https", host, port, {**PROXY, "NO_PROXY": no_proxy}) is None
 
 
-def test_each_scheme_has_a_variable_of_its_own() -> None:
+def test_each_scheme_has_its_own_variable() -> None:
     plain, tls = (proxy_for(scheme, "a.example", 80, PROXY) for scheme in ("http", "https"))
     assert plain is not None and plain.geturl() == "http://plain.example:3128"
     assert tls is not None and tls.geturl() == "https://tls.example:3129"
@@ -21,7 +21,7 @@ def test_each_scheme_has_a_variable_of_its_own() -> None:
     assert proxy_for("http", "a.example", 80, {}) is None
 
 
-def test_lower_case_counts_where_there_is_no_upper_case() -> None:
+def test_the_lower_case_variable_counts_without_the_upper_case_one() -> None:
     both = {"http_proxy": "http://lower.example", "HTTP_PROXY": "http://upper.example"}
     assert (found := proxy_for("http", "a.example", 80, both)) and found.hostname == "upper.example"
     both["HTTP_PROXY"] = ""
@@ -30,7 +30,7 @@ def test_lower_case_counts_where_there_is_no_upper_case() -> None:
 
 
 @pytest.mark.parametrize("text", ["proxy.example:3128", " proxy.example:3128 "])
-def test_a_proxy_without_a_scheme_is_asked_over_http(text: str) -> None:
+def test_a_proxy_without_a_scheme_is_used_over_http(text: str) -> None:
     found = proxy_for("https", "a.example", 443, {"HTTPS_PROXY": text})
     assert found is not None and found.geturl() == "http://proxy.example:3128"
 
@@ -38,7 +38,7 @@ def test_a_proxy_without_a_scheme_is_asked_over_http(text: str) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LocalHost.", "127.0.0.1", "127.9.8.7", "::1", "::ffff:127.0.0.1"]
 )
-def test_loopback_is_never_asked_through_a_proxy(host: str) -> None:
+def test_loopback_never_uses_a_proxy(host: str) -> None:
     assert is_direct(host, "")
 
 
@@ -75,12 +75,10 @@ def test_loopback_is_never_asked_through_a_proxy(host: str) -> None:
         ("other.example", "admit.example.com", False),
     ],
 )
-def test_no_proxy_lists_hosts_that_are_asked_directly(
-    no_proxy: str, host: str, direct: bool
-) -> None:
+def test_hosts_in_no_proxy_are_dialled_directly(no_proxy: str, host: str, direct: bool) -> None:
     assert is_direct(host, no_proxy) is direct
 
 
-def test_a_proxy_that_is_no_url_is_named_by_its_variable_and_not_quoted() -> None:
+def test_a_malformed_proxy_url_is_named_by_its_variable_and_not_quoted() -> None:
     with pytest.raises(ValueError, match="^HTTPS_PROXY is not a URL$"):
         proxy_for("https", "a.example", 443, {"HTTPS_PROXY": "http://me:s3cret@[::1"})

@@ -29,7 +29,7 @@ async def connected() -> AsyncIterator[tuple[SocketStream, socket.socket]]:
 
 
 @EVERY_LOOP
-def test_what_is_sent_is_read_in_order_and_in_pieces_of_any_size(run: Run) -> None:
+def test_bytes_are_read_in_order_and_in_pieces_of_any_size(run: Run) -> None:
     async def test() -> None:
         async with connected() as (stream, far):
             data = bytes(range(256)) * 4000
@@ -64,7 +64,7 @@ def test_a_connection_that_is_not_read_stops_its_sender(run: Run) -> None:
                 except BlockingIOError:
                     blocked += 1
                     await asyncio.sleep(0.005)
-            # The rest of what was taken is the kernel's.
+            # The kernel has the rest of the accepted bytes.
             assert stream._n_bytes < LIMIT_BYTES + (64 << 10)
             received = 0
             while received < sent:
@@ -96,7 +96,7 @@ def test_draining_waits_for_a_peer_that_does_not_read(run: Run) -> None:
 
 
 @EVERY_LOOP
-def test_a_broken_connection_is_told_to_reader_and_writer(run: Run) -> None:
+def test_a_broken_connection_is_an_error_for_reader_and_writer(run: Run) -> None:
     async def test() -> None:
         async with connected() as (stream, far):
             stream.write(bytes(16 << 20))
@@ -118,7 +118,7 @@ def test_a_broken_connection_is_told_to_reader_and_writer(run: Run) -> None:
 
 
 @EVERY_LOOP
-def test_a_connection_given_away_goes_on_with_its_new_owner(run: Run) -> None:
+def test_a_connection_continues_with_its_new_owner(run: Run) -> None:
     async def test() -> None:
         async with connected() as (stream, far):
             far.sendall(b"read ahead")
@@ -136,7 +136,7 @@ def test_a_connection_given_away_goes_on_with_its_new_owner(run: Run) -> None:
 
 
 @EVERY_LOOP
-def test_many_connections_of_a_thread_share_a_buffer_and_mix_nothing(run: Run) -> None:
+def test_connections_of_a_thread_share_a_buffer_without_mixing_bytes(run: Run) -> None:
     async def one(number: int) -> None:
         async with connected() as (stream, far):
             data = bytes([number]) * 200_000

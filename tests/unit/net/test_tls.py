@@ -101,7 +101,7 @@ async def test_pinned_certificate_needs_no_issuer(identity: Identity) -> None:
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("by", ["url", "region"])
-async def test_man_in_the_middle_with_the_pinned_certificate_behind_is_told_nothing(
+async def test_a_man_in_the_middle_with_the_pinned_certificate_behind_gets_no_data(
     identity: Identity, tmp_path: Path, version: str, by: str
 ) -> None:
     async with man_in_the_middle(identity, tmp_path, version=version) as server:

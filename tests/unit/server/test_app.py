@@ -1,4 +1,4 @@
-"""The composition root: components are started, reloaded, measured and closed each on its own."""
+"""The composition root starts, reloads, measures and closes each component."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = settings.RelaySettings(
 
 
 class Recorder(Component):
-    """Notes what is done to it; fails where it is told to."""
+    """Records its calls; fails where the test requires it."""
 
     def __init__(self, name: str, events: list[str], fails_in: str = "") -> None:
         self.name = name  # type: ignore[misc]
@@ -74,7 +74,7 @@ def app_with(lines: LogQueue, *components: Component) -> RelayApp:
     return app
 
 
-async def test_a_component_that_fails_in_its_reload_does_not_keep_the_others_from_theirs(
+async def test_a_component_that_fails_in_its_reload_does_not_stop_the_others(
     lines: LogQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
@@ -90,7 +90,7 @@ async def test_a_component_that_fails_in_its_reload_does_not_keep_the_others_fro
         await app.close()
 
 
-async def test_components_close_in_the_opposite_order_whatever_one_of_them_does(
+async def test_components_close_in_reverse_order_even_if_one_fails(
     lines: LogQueue,
 ) -> None:
     events: list[str] = []
@@ -111,7 +111,7 @@ def open_sockets() -> set[str]:
 
 
 @pytest.mark.parametrize("fails_in", ["open", "start"])
-async def test_a_start_that_fails_gives_every_socket_back(lines: LogQueue, fails_in: str) -> None:
+async def test_a_failed_start_closes_every_socket(lines: LogQueue, fails_in: str) -> None:
     before = open_sockets()
     app = app_with(lines, Recorder("a", [], fails_in))
     with pytest.raises(ConfigError, match="a fails"):
@@ -121,7 +121,7 @@ async def test_a_start_that_fails_gives_every_socket_back(lines: LogQueue, fails
     assert open_sockets() <= before
 
 
-async def test_the_start_says_first_where_it_serves_and_last_what_needs_attention(
+async def test_the_start_logs_first_its_addresses_and_last_its_warnings(
     lines: LogQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")

@@ -32,7 +32,7 @@ def test_a_flood_of_mesh_frames_is_spread_over_many_turns_of_the_loop(
             monkeypatch.setattr(relay._region, "received", received)
             mesh = PlanePeer(relay._plane, mesh=True)
             mesh.write(frame(FrameType.CLOSE_PEER, bytes(32)) * n_frames)
-            mesh.sync()  # all of them wait for the loop, which this call has kept busy
+            mesh.sync()  # all of them wait for the loop, which this call has blocked
             while len(handled) < n_frames:
                 await asyncio.sleep(0)
                 turn += 1

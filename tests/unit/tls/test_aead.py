@@ -9,7 +9,7 @@ from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import SealedPeer, running_plane
 from tests.kit.records import SUITES
 
-N_SESSIONS = 200  # more per direction than a worker's keyring has places
+N_SESSIONS = 200  # more per direction than the places of a worker's keyring
 
 
 def around(peers: list[SealedPeer]) -> None:

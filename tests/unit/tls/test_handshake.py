@@ -1,4 +1,4 @@
-"""Handshakes through memory buffers: what is agreed, what is refused, and with which cause."""
+"""Handshakes through memory buffers: agreements, refusals and their causes."""
 
 import hashlib
 import ssl
@@ -37,7 +37,7 @@ def pin_of(certificate: Certificate) -> bytes:
 
 
 class PythonClient:
-    """A client by Python's own ssl module."""
+    """A client that uses Python's ssl module."""
 
     def __init__(self, protocols: list[str]) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -47,7 +47,7 @@ class PythonClient:
         self.tls = context.wrap_bio(self.source, self.sink, server_hostname="relay.test")
 
     def run(self, ours: Handshake) -> None:
-        """Shake hands to the end."""
+        """Do the handshake to its end."""
         finished = False
         while not (finished and ours.done):
             try:
@@ -61,7 +61,7 @@ class PythonClient:
 
 
 def run(one: Handshake, other: Handshake) -> None:
-    """Shake hands to the end."""
+    """Do the handshake to its end."""
     for _ in range(10):
         if one.step() & other.step():
             return
@@ -85,7 +85,7 @@ def talk(one: RecordLayer, other: RecordLayer) -> None:
 @pytest.mark.parametrize(
     "suite", ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 )
-def test_a_finished_handshake_becomes_record_layers_of_the_agreed_suite(suite: str) -> None:
+def test_a_finished_handshake_yields_record_layers_of_the_agreed_suite(suite: str) -> None:
     ours, theirs = server(), client(suites=[suite])
     run(theirs, ours)
     assert (ours.version, ours.cipher) == (theirs.version, theirs.cipher) == ("TLSv1.3", suite)
@@ -162,7 +162,7 @@ def test_the_required_server_name_is_served_in_any_case(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "other.test", "127.0.0.1"])
-def test_another_server_name_or_none_is_refused_with_an_alert(name: str | None) -> None:
+def test_another_or_missing_server_name_is_refused_with_an_alert(name: str | None) -> None:
     ours, theirs = server(required_sni="relay.test"), client(name, verify=False)
     theirs.step()
     ours.feed(theirs.take_output())
@@ -176,10 +176,8 @@ def test_another_server_name_or_none_is_refused_with_an_alert(name: str | None) 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 @pytest.mark.parametrize("deferred", [False, True])
-def test_the_error_of_a_refused_client_names_the_server_it_asked_for(
-    version: str, deferred: bool
-) -> None:
-    """The client does not accept the certificate: it has been sent to the wrong relay."""
+def test_the_error_of_a_refused_client_has_its_server_name(version: str, deferred: bool) -> None:
+    """Check the refusal of a client that was sent to the wrong relay."""
     context = ServerContext([RELAY.der], RELAY.key_der, max_version=version)
     ours = Handshake(DeferredContext(max_version=version) if deferred else context)
     theirs = client("wrong.test")
@@ -215,7 +213,7 @@ def test_untrusted_wrongly_named_and_expired_certificates_are_refused_by_name() 
     assert error.cause == "certificate"
 
 
-def test_a_server_learns_of_the_alert_of_a_client_that_does_not_trust_it() -> None:
+def test_a_server_reports_the_alert_of_a_client_that_does_not_trust_it() -> None:
     ours, theirs = server(), client(roots=[OTHER.der])
     failure(theirs, ours)
     ours.feed(theirs.take_output())
@@ -234,7 +232,7 @@ def test_the_certificate_name_may_differ_from_the_server_name() -> None:
 
 
 def serving(*chain: bytes) -> Handshake:
-    """Return a server that presents these certificates, the first its own: OTHER's or RELAY's."""
+    """Return a server that presents these certificates; the first is its own."""
     key = OTHER.key_der if chain[0] == OTHER.der else RELAY.key_der
     return Handshake(ServerContext(chain, key))
 
@@ -246,7 +244,7 @@ def test_a_pinned_certificate_needs_no_issuer_and_no_other_is_accepted() -> None
     assert error.cause == "certificate"
 
 
-def test_a_pinned_certificate_is_for_the_name_if_there_is_one() -> None:
+def test_a_pinned_certificate_must_match_the_name_if_there_is_one() -> None:
     assert "but not for relay.test" in str(failure(client(pin=pin_of(OTHER)), server(OTHER)))
     run(client("127.0.0.9", pin=pin_of(OTHER)), server(OTHER))
     run(client("::1", pin=pin_of(OTHER)), server(OTHER))
@@ -400,7 +398,7 @@ def test_plain_http_on_a_tls_port_is_recognised(method: str) -> None:
 
 
 @pytest.mark.parametrize("noise", [bytes(20), b"SSH-2.0-OpenSSH_9.9\r\n", b"\xff" * 40])
-def test_noise_is_told_from_tls(noise: bytes) -> None:
+def test_noise_is_distinguished_from_tls(noise: bytes) -> None:
     ours = server()
     ours.feed(noise)
     with pytest.raises(TlsError) as error:
@@ -408,7 +406,7 @@ def test_noise_is_told_from_tls(noise: bytes) -> None:
     assert error.value.cause == "not_tls"
 
 
-def test_a_failed_handshake_stays_failed() -> None:
+def test_a_failed_handshake_cannot_continue() -> None:
     ours = server()
     ours.feed(bytes(20))
     with pytest.raises(TlsError):
@@ -437,7 +435,7 @@ def test_a_client_that_floods_its_handshake_is_refused() -> None:
     assert error.value.cause == "flood"
 
 
-def test_keys_are_taken_once_and_not_before_the_end() -> None:
+def test_keys_are_moved_once_and_not_before_the_end() -> None:
     ours, theirs = server(), client()
     with pytest.raises(RuntimeError):
         ours.records()
@@ -551,7 +549,7 @@ def test_a_certificate_can_be_chosen_for_a_client_that_names_no_server() -> None
 @pytest.mark.parametrize(
     ("cause", "alert"), [("server_name", "unrecognized name"), ("no_certificate", "internal error")]
 )
-def test_a_choice_that_is_refused_tells_the_client_why(cause: str, alert: str) -> None:
+def test_a_refused_choice_sends_the_client_the_cause(cause: str, alert: str) -> None:
     ours, theirs = Handshake(DeferredContext()), client()
     theirs.step()
     ours.feed(theirs.take_output())
@@ -565,7 +563,7 @@ def test_a_choice_that_is_refused_tells_the_client_why(cause: str, alert: str) -
         theirs.step()
 
 
-def test_noise_does_not_reach_the_choice() -> None:
+def test_noise_does_not_reach_the_certificate_choice() -> None:
     ours = Handshake(DeferredContext())
     ours.feed(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(TlsError) as refused:

@@ -68,7 +68,7 @@ def test_a_python_without_its_own_libssl_gets_the_systems() -> None:
     assert found.stdout.startswith("OpenSSL ")
 
 
-def test_without_any_libssl_the_refusal_says_what_to_install_and_what_was_tried() -> None:
+def test_without_any_libssl_the_error_names_the_package_and_the_tried_paths() -> None:
     with pytest.raises(
         ImportError,
         match=r"install.*libssl3.*/nowhere/libssl\.so: cannot open.*libc\.so\.6: has no ",

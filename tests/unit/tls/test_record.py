@@ -1,4 +1,4 @@
-"""The TLS 1.3 record layer: against a second implementation, and everything it has to refuse."""
+"""The TLS 1.3 record layer against a second implementation, and its refusals."""
 
 import os
 import threading
@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def refused(layer: RecordLayer, wire: bytes) -> str:
-    """Return the cause with which the layer refuses these bytes."""
+    """Return the cause of the layer's refusal of these bytes."""
     with pytest.raises(TlsError) as error:
         layer.open(wire)
     return error.value.cause
@@ -94,7 +94,7 @@ def test_every_single_flipped_bit_is_refused_and_nothing_is_released() -> None:
         changed = bytearray(wire)
         changed[bit // 8] ^= 1 << bit % 8
         layer = RecordLayer(AES, secret, secret)
-        # A larger length only waits for bytes that then do not authenticate.
+        # A larger length waits for more bytes, which then do not authenticate.
         assert refused(layer, bytes(changed) + bytes(17_000)) in {
             "bad_mac",
             "unexpected",
@@ -103,7 +103,7 @@ def test_every_single_flipped_bit_is_refused_and_nothing_is_released() -> None:
         }
 
 
-def test_a_bad_record_keeps_the_good_data_read_with_it_unreleased_once_and_for_all(
+def test_a_bad_record_withholds_the_good_data_read_with_it_for_good(
     pair: Pair,
 ) -> None:
     good, bad = pair.peer.seal(b"good"), bytearray(pair.peer.seal(b"bad"))
@@ -171,7 +171,7 @@ def test_a_record_of_zeros_only_is_refused(pair: Pair) -> None:
     assert refused(pair.layer, pair.peer.seal_inner(bytes(1))) == "unexpected"
 
 
-def test_close_notify_ends_reading_and_what_follows_is_ignored(pair: Pair) -> None:
+def test_close_notify_ends_reading_and_later_bytes_are_ignored(pair: Pair) -> None:
     wire = (
         pair.peer.seal(b"last words")
         + pair.peer.seal(CLOSE_NOTIFY, ALERT)
@@ -289,7 +289,7 @@ def test_servers_are_not_sent_tickets() -> None:
     assert refused(pair.layer, pair.peer.seal(TICKET, HANDSHAKE)) == "unexpected"
 
 
-def test_a_ticket_longer_than_tickets_can_be_is_refused() -> None:
+def test_a_ticket_above_the_limit_is_refused() -> None:
     pair = Pair(client=True)
     assert refused(pair.layer, pair.peer.seal(bytes([4, 255, 255, 255]), HANDSHAKE)) == "decode"
 
@@ -355,7 +355,7 @@ def test_we_change_our_key_long_before_the_limit_of_the_cipher(pair: Pair) -> No
     assert pair.reader.open(layer.seal(b"first")) == [(HANDSHAKE, KEY_UPDATE), (DATA, b"first")]
 
 
-def test_we_ask_a_peer_that_never_changes_its_key_to_do_so(pair: Pair) -> None:
+def test_a_peer_that_never_changes_its_key_is_asked_to(pair: Pair) -> None:
     secret = pair.peer.secret
     layer = RecordLayer(
         pair.layer.suite, secret, pair.reader.secret, read_sequence=REKEY_RECORDS - 1

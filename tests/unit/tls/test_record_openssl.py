@@ -1,4 +1,4 @@
-"""The record layer against OpenSSL on the other side of a real handshake, record by record."""
+"""The record layer against OpenSSL after a real handshake, record by record."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def link(request: pytest.FixtureRequest) -> Iterator[tuple[RecordLayer, OpenSSLP
             yield shake(ours, peer), peer
 
 
-def test_openssl_reads_what_we_seal_and_we_read_what_it_seals(
+def test_records_of_both_sides_open_at_the_other(
     link: tuple[RecordLayer, OpenSSLPeer],
 ) -> None:
     layer, peer = link
@@ -133,7 +133,7 @@ def test_openssl_and_we_refuse_the_same_changes(link: tuple[RecordLayer, OpenSSL
 
 
 @pytest.mark.parametrize("tickets", [0, 1, 8])
-def test_a_client_never_notices_how_many_tickets_a_server_sends(tickets: int) -> None:
+def test_a_client_ignores_any_number_of_tickets(tickets: int) -> None:
     ours = Handshake(ClientContext(roots=[CERTIFICATE.der], system_roots=False), "relay.test")
     with OpenSSLPeer(CERTIFICATE, tickets=tickets) as peer:
         layer = shake(ours, peer)

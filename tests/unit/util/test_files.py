@@ -1,4 +1,4 @@
-"""Small files: read in bounded time, written whole or not at all."""
+"""Small files: bounded reads, atomic writes."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_files_above_the_limit_are_refused(tmp_path: Path) -> None:
     assert files.read(path, limit_bytes=2 << 20)
 
 
-def test_a_file_is_replaced_whole_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_with_its_mode_under_any_umask(tmp_path: Path) -> None:
     path = tmp_path / "list"
     path.write_bytes(b"old")
     umask = os.umask(0o077)
@@ -45,7 +45,7 @@ def test_a_file_is_replaced_whole_with_its_mode_whatever_the_umask(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_that_belong_together_are_all_replaced_or_none(
+def test_related_files_are_all_replaced_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = {tmp_path / "a": files.Content(b"new a"), tmp_path / "b": files.Content(b"new b")}

@@ -13,7 +13,7 @@ from fastderp.util.net import (
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "fe80::1%eth0"])
-def test_an_address_is_one(text: str) -> None:
+def test_an_address_is_recognised(text: str) -> None:
     assert is_address(text)
     assert str(parse_ip(text)) == text or parse_ip(text) == parse_ip("::ffff:c000:201")
 
@@ -21,7 +21,7 @@ def test_an_address_is_one(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "relay.test", "256.0.0.1", "1.2.3", "[::1]", "192.0.2.1:80", "192.0.2.1/24"]
 )
-def test_other_texts_are_none(text: str) -> None:
+def test_other_texts_are_not_addresses(text: str) -> None:
     assert not is_address(text)
     assert parse_ip(text) is None
 

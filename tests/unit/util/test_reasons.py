@@ -1,4 +1,4 @@
-"""What the system says about an error."""
+"""Texts of errors, and members of JSON objects."""
 
 import socket
 
@@ -17,7 +17,7 @@ from fastderp.util.reasons import errno_text
         (ValueError("a port is a number"), "a port is a number"),
     ],
 )
-def test_the_systems_text_stands_for_the_number_of_an_error(error: Exception, text: str) -> None:
+def test_an_error_number_is_shown_as_the_systems_text(error: Exception, text: str) -> None:
     assert errno_text(error) == text
 
 

@@ -7,7 +7,7 @@ import math
 from fastderp.util.token_bucket import TokenBucket
 
 
-def test_it_begins_with_a_burst_and_goes_on_at_the_rate() -> None:
+def test_a_bucket_begins_with_a_burst_and_continues_at_the_rate() -> None:
     now = 0.0
     bucket = TokenBucket(2.0, 3, clock=lambda: now)
     assert [bucket.take() for _ in range(5)] == [True] * 3 + [False] * 2

@@ -1,4 +1,4 @@
-"""A ClientHello is waited for by its lengths, however it is cut."""
+"""A ClientHello is complete by its lengths, in any pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def records(data: bytes, cuts: list[int]) -> bytes:
 
 
 @given(st.integers(1, 3000), st.lists(st.integers(0, 4000), max_size=5), st.integers(1, 4000))
-def test_it_is_complete_with_its_last_byte_whatever_the_records(
+def test_a_hello_is_complete_with_its_last_byte_in_any_records(
     n_body: int, cuts: list[int], n_piece: int
 ) -> None:
     reader = ClientHelloReader()
@@ -42,7 +42,7 @@ def test_it_is_complete_with_its_last_byte_whatever_the_records(
     assert len(reader) == 0
 
 
-def test_one_of_the_largest_size_is_read_and_a_larger_one_refused_at_its_header() -> None:
+def test_a_hello_of_the_largest_size_is_read_and_a_larger_one_refused_at_its_header() -> None:
     reader = ClientHelloReader()
     reader.feed(records(message(HELLO_LIMIT_BYTES - 4), []))
     assert reader.is_complete
@@ -70,7 +70,7 @@ def test_a_malformed_client_hello_is_refused_at_once(wire: bytes) -> None:
     assert reader.is_complete and not reader.is_hello
 
 
-def test_it_holds_a_bounded_number_of_bytes_in_the_smallest_records() -> None:
+def test_a_hello_in_the_smallest_records_holds_bounded_bytes() -> None:
     reader = ClientHelloReader()
     one = b"\x16\x03\x01\x00\x01"
     with pytest.raises(TlsError, match="bytes before the handshake"):

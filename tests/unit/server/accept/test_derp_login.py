@@ -1,4 +1,4 @@
-"""The login without a socket: bytes in, bytes and steps out."""
+"""The login without a socket: it reads bytes and returns bytes and steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def opened_server_info(sent: bytes) -> ServerInfo:
     return login.open_server_info(BOX, sent[HEADER_SIZE:])
 
 
-def test_the_relay_speaks_first() -> None:
+def test_the_relay_sends_first() -> None:
     fast, slow = make(), make(fast_start=False)
     assert fast.step() is slow.step() is Step.READ
     assert fast.take_output() == SERVER_KEY
@@ -93,7 +93,7 @@ def test_a_disallowed_app_name_is_refused_before_admission_is_asked_and_mesh_pee
             assert one.reason == "app_name_disallowed" and '"noisy"' in one.detail
 
 
-def test_admission_is_asked_about_clients_and_its_no_is_the_end() -> None:
+def test_admission_decides_on_clients_and_its_no_ends_the_login() -> None:
     allowed, refused = make(asks_admission=True), make(asks_admission=True)
     for one in (allowed, refused):
         one.feed(client_info())
@@ -104,7 +104,7 @@ def test_admission_is_asked_about_clients_and_its_no_is_the_end() -> None:
     assert refused.take_output() == SERVER_KEY
 
 
-def test_a_mesh_peer_is_let_in_unasked_and_without_limits() -> None:
+def test_a_mesh_peer_is_admitted_without_a_verdict_and_without_limits() -> None:
     one = make(asks_admission=True)
     one.feed(client_info(ClientInfo(mesh_key=MESH_KEY)))
     assert one.step() is Step.ADMIT
@@ -120,7 +120,7 @@ def test_a_mesh_peer_is_let_in_unasked_and_without_limits() -> None:
         (client_info()[:-1] + b"\0", "box"),
     ],
 )
-def test_a_login_that_breaks_the_rules_is_refused_with_the_reason(sent: bytes, reason: str) -> None:
+def test_a_malformed_login_is_refused_with_the_reason(sent: bytes, reason: str) -> None:
     one = make()
     one.feed(sent)
     assert one.step() is Step.REFUSE

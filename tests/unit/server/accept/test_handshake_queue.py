@@ -16,7 +16,7 @@ ROOM_FOR = LIMIT * 3 // 8 // HANDSHAKE_BYTES
 
 
 class Client:
-    """One handshake: takes its memory when it starts, and gives it back at its end."""
+    """One handshake: it takes memory at its start and gives it back at its end."""
 
     def __init__(self, queue: HandshakeQueue, memory: LoginMemory, started: list[Client]) -> None:
         self.queue, self.memory, self.started = queue, memory, started

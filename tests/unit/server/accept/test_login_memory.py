@@ -1,4 +1,4 @@
-"""Who goes when the memory for logins is used up."""
+"""The choice of the closed login when the memory for logins is used up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LIMIT = 4 << 20
 
 
 class Holder:
-    """An account and what became of its owner."""
+    """An account and the fate of its owner."""
 
     def __init__(self, memory: LoginMemory) -> None:
         self.memory = memory
@@ -44,7 +44,7 @@ def test_every_byte_comes_back() -> None:
     assert not any(holder.is_evicted for holder in made)
 
 
-def test_the_largest_go_first_and_of_these_the_oldest() -> None:
+def test_the_largest_holders_are_closed_first_and_of_these_the_oldest() -> None:
     memory = LoginMemory(LIMIT)
     small = holders(memory, 100, 3 * KIB)
     large = holders(memory, 14, 250 * KIB)
@@ -53,7 +53,7 @@ def test_the_largest_go_first_and_of_these_the_oldest() -> None:
     assert not any(holder.is_evicted for holder in small)
 
 
-def test_the_largest_holder_goes_when_it_asks_for_more() -> None:
+def test_the_largest_holder_is_closed_when_it_asks_for_more() -> None:
     memory = LoginMemory(LIMIT)
     others = holders(memory, 60, 60 * KIB)
     greedy = Holder(memory)
@@ -62,7 +62,7 @@ def test_the_largest_holder_goes_when_it_asks_for_more() -> None:
     assert not any(holder.is_evicted for holder in others)
 
 
-def test_small_ones_leave_room_for_handshakes_whatever_their_number() -> None:
+def test_any_number_of_small_holders_leaves_room_for_handshakes() -> None:
     memory = LoginMemory(LIMIT)
     crowd = [Holder(memory) for _ in range(4000)]
     for holder in crowd:
@@ -74,7 +74,7 @@ def test_small_ones_leave_room_for_handshakes_whatever_their_number() -> None:
     assert all(holder.is_evicted for holder in crowd[:n_evicted])
 
 
-def test_clients_may_come_however_many_handshakes_are_under_way() -> None:
+def test_clients_are_accepted_beside_any_number_of_handshakes() -> None:
     memory = LoginMemory(LIMIT)
     handshakes = []
     while memory.has_room_for_handshake:

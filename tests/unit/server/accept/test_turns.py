@@ -1,4 +1,4 @@
-"""Turns go round, and the loop does other work between them."""
+"""Work queues run in rounds, and the loop does other work between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The WebSocket channel: bytes in, payload and answers out, whatever the peer sends and however it is cut."""
+"""The WebSocket channel: payload and answers for any bytes in any pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TE
 
 
 class FakeStream:
-    """Remembers what was sent; `full` as if the peer did not read."""
+    """Records the sent bytes; `full` simulates a peer that does not read."""
 
     def __init__(self) -> None:
         self.sent = b""
@@ -55,7 +55,7 @@ def test_the_relay_writes_unmasked_binary_messages() -> None:
     assert channel.seal(b"") == b""
 
 
-def test_pongs_that_the_peer_does_not_take_stop_the_reading() -> None:
+def test_pongs_that_the_peer_does_not_read_stop_the_reading() -> None:
     channel, stream, _ = make()
     channel.open(message(b"1", FIN | PING))
     assert stream.sent == unmasked(FIN | PONG, b"1") and not stream.paused
@@ -91,7 +91,7 @@ def test_payload_before_a_text_message_still_counts_and_nothing_after_it() -> No
     assert failures == {"1003": 1}
 
 
-def test_a_close_of_ours_is_said_once_and_answers_no_more_pings() -> None:
+def test_our_close_is_sent_once_and_ends_the_answers_to_pings() -> None:
     channel, stream, failures = make()
     assert channel.close_notify() == unmasked(FIN | CLOSE, b"\x03\xe8")
     assert channel.close_notify() == b""
@@ -113,7 +113,7 @@ def test_tiny_frames_are_read_in_small_pieces_until_they_grow() -> None:
     assert stream.read_bytes == READ_BYTES
 
 
-def test_bytes_of_an_incomplete_message_can_be_asked_for() -> None:
+def test_bytes_of_an_incomplete_message_are_available() -> None:
     channel, _, _ = make()
     channel.open(message(bytes(1000))[:900])
     assert 880 <= channel.held_bytes <= 900
@@ -122,7 +122,7 @@ def test_bytes_of_an_incomplete_message_can_be_asked_for() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.data())
-def test_any_cut_of_any_messages_gives_the_same_bytes(
+def test_messages_in_any_pieces_give_the_same_bytes(
     messages: list[bytes], data: st.DataObject
 ) -> None:
     channel, _, _ = make()

@@ -1,4 +1,4 @@
-"""Lists and verifiers together: who is let in, what is remembered, who has to go. PROTOCOL §8, RELIABILITY F30."""
+"""Lists and verifiers together: verdicts, cache, disconnects. PROTOCOL §8, RELIABILITY F30."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IP = "192.0.2.7"
 
 
 class Oracle:
-    """An verifier that says what a test wants."""
+    """A verifier with the test's verdicts."""
 
     def __init__(self, name: str = "oracle") -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Oracle:
 
 
 class Connected:
-    """The relay's side: who is connected."""
+    """The relay's side: the connected keys."""
 
     def __init__(self, *clients: ConnectedClient) -> None:
         self.connected = list(clients)
@@ -66,7 +66,7 @@ async def is_let_in(asked: Admission, key: NodePublic = ANN, ip: str = IP) -> bo
 
 
 def internal_errors(task: str) -> int:
-    """Return how many unexpected exceptions a background task has had."""
+    """Return the count of unexpected exceptions of background tasks."""
     errors = supervisor.metrics()["fastderp_internal_errors_total"]
     assert isinstance(errors, dict)
     return int(errors.get(task, 0))
@@ -89,7 +89,7 @@ def lists(
     return KeyLists.load(*paths)
 
 
-async def test_everything_configured_must_agree(tmp_path: Path) -> None:
+async def test_every_configured_check_must_agree(tmp_path: Path) -> None:
     first, second = Oracle("first"), Oracle("second")
     both = Admission(lists(tmp_path, deny=(EVE,)), [first, second], clock=lambda: 0.0)
     assert await is_let_in(both, ANN)
@@ -110,7 +110,7 @@ async def test_verifiers_are_not_asked_about_keys_that_the_lists_refuse(tmp_path
     assert oracle.asked == []
 
 
-async def test_the_same_question_soon_after_is_answered_from_memory() -> None:
+async def test_a_repeated_query_is_answered_from_the_cache() -> None:
     now = 100.0
     oracle = Oracle()
     asked = Admission(None, [oracle], clock=lambda: now)
@@ -125,7 +125,7 @@ async def test_the_same_question_soon_after_is_answered_from_memory() -> None:
     assert not await is_let_in(asked)
 
 
-async def test_a_failed_question_is_not_remembered() -> None:
+async def test_a_failed_query_is_not_cached() -> None:
     oracle = Oracle()
     asked = Admission(None, [oracle])
     for verdict, let_in in (
@@ -137,7 +137,7 @@ async def test_a_failed_question_is_not_remembered() -> None:
         assert await is_let_in(asked) is let_in
 
 
-async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "REMEMBERED", 10)
     asked = Admission(None, [Oracle()])
     for number in range(50):
@@ -154,7 +154,7 @@ async def test_a_verifier_that_breaks_lets_no_client_in(caplog: pytest.LogCaptur
     assert "internal error in admission oracle: 'oops'" in caplog.text
 
 
-async def test_letting_in_without_an_answer_is_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_admission_without_an_answer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fastderp")
     oracle = Oracle()
     oracle.verdict = Verdict(True, "fail_open", "example.com: no answer")
@@ -186,7 +186,7 @@ async def test_a_key_that_leaves_the_list_is_disconnected_at_once_and_others_sta
     assert asked.metrics()["fastderp_admission_list_keys"] == {"allow": 1}
 
 
-async def test_reload_does_not_wait_for_the_next_look(
+async def test_a_reload_does_not_wait_for_the_next_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 3600)
@@ -198,7 +198,7 @@ async def test_reload_does_not_wait_for_the_next_look(
         await until(lambda: relay.connected == [])
 
 
-async def test_a_key_that_is_denied_while_a_verifier_thinks_does_not_slip_in(
+async def test_a_key_denied_during_the_query_is_refused(
     tmp_path: Path,
 ) -> None:
     class Slow(Oracle):
@@ -211,7 +211,7 @@ async def test_a_key_that_is_denied_while_a_verifier_thinks_does_not_slip_in(
     assert not await is_let_in(Admission(found, [Slow()]), ANN)
 
 
-async def test_following_the_lists_survives_an_unexpected_error_and_is_counted(
+async def test_an_unexpected_error_of_the_list_watch_is_counted_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
@@ -237,7 +237,7 @@ async def test_following_the_lists_survives_an_unexpected_error_and_is_counted(
     )
 
 
-async def test_a_list_that_was_read_by_something_else_still_reaches_the_connected(
+async def test_a_list_read_elsewhere_still_disconnects_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
@@ -250,7 +250,7 @@ async def test_a_list_that_was_read_by_something_else_still_reaches_the_connecte
         await until(lambda: relay.connected == [ConnectedClient(ANN, IP)])
 
 
-async def test_a_relay_that_cannot_disconnect_at_first_is_told_again(
+async def test_a_failed_disconnect_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(Connected):
@@ -271,7 +271,7 @@ async def test_a_relay_that_cannot_disconnect_at_first_is_told_again(
         await until(lambda: relay.connected == [])
 
 
-async def test_a_client_on_its_way_in_while_the_list_changes_is_disconnected_too(
+async def test_a_client_that_logs_in_during_a_change_of_the_list_is_disconnected_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LISTS_POLL_S", 0.01)
@@ -285,7 +285,9 @@ async def test_a_client_on_its_way_in_while_the_list_changes_is_disconnected_too
         await until(lambda: relay.connected == [])
 
 
-async def test_asking_again_survives_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_repeated_check_survives_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(supervisor_module, "FIRST_RESTART_S", 0.01)
     relay = Connected(ConnectedClient(ANN, IP), ConnectedClient(BOB, IP))
     n_before = internal_errors("admission recheck")
@@ -305,7 +307,7 @@ async def test_asking_again_survives_an_unexpected_error(monkeypatch: pytest.Mon
     assert internal_errors("admission recheck") == n_before + 2
 
 
-async def test_one_line_says_why_there_is_no_answer_and_one_that_there_is_again(
+async def test_one_line_gives_the_cause_of_missing_answers_and_one_their_return(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -324,7 +326,7 @@ async def test_one_line_says_why_there_is_no_answer_and_one_that_there_is_again(
     ]
 
 
-async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() -> None:
+async def test_connected_clients_are_checked_again_and_revoked_ones_closed() -> None:
     relay = Connected(ConnectedClient(ANN, IP), ConnectedClient(BOB, IP))
     oracle = Oracle()
     asked = Admission(None, [oracle], recheck_s=0.04)
@@ -339,7 +341,7 @@ async def test_connected_clients_are_asked_about_again_and_the_revoked_closed() 
     assert asked.metrics()["fastderp_admission_revoked_total"] == {"oracle": 2}
 
 
-async def test_asking_again_is_spread_over_the_round() -> None:
+async def test_repeated_checks_are_spread_over_the_round() -> None:
     clients = [
         ConnectedClient(NodePublic(bytes([number]) + bytes(31)), IP) for number in range(256)
     ]
@@ -352,7 +354,7 @@ async def test_asking_again_is_spread_over_the_round() -> None:
     assert len(oracle.asked) == 256
 
 
-async def test_the_self_test_reports_a_verifier_that_refuses_the_own_node(
+async def test_the_self_test_reports_a_verifier_that_refuses_our_node(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def own_key() -> NodePublic:

@@ -43,7 +43,7 @@ def test_a_byte_order_mark_in_front_of_a_list_is_skipped(file: Path) -> None:
         "\udcff",
     ],
 )
-def test_a_line_that_is_no_key_is_named_and_not_quoted(file: Path, line: str) -> None:
+def test_a_malformed_line_is_named_and_not_quoted(file: Path, line: str) -> None:
     file.write_bytes(f"# first\n{line}\n".encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=f"key list {file}, line 2: ") as error:
         KeyList.load(file, required=False)
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> N
 
 
 def test_an_empty_allow_list_is_an_error_and_an_empty_deny_list_is_not(file: Path) -> None:
-    file.write_text("# nobody\n")
+    file.write_text("# none\n")
     with pytest.raises(ConfigError, match="no keys in it"):
         KeyLists.load(file, None)
     assert KeyLists.load(None, file).judge(ANN).allowed
@@ -125,11 +125,11 @@ def test_an_empty_or_broken_file_keeps_the_last_good_list_and_says_so_once(
 
 
 def age(file: Path) -> None:
-    """Make a file's change old enough to be told from a later one by its time stamp."""
+    """Age a file's time stamp, so that a later change has another one."""
     os.utime(file, ns=(0, 0))
 
 
-def test_a_list_that_changes_while_descriptors_are_used_up_is_read_when_there_are_some_again(
+def test_a_list_that_changes_without_free_descriptors_is_read_later(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write_text(ANN.text)
@@ -167,7 +167,7 @@ def test_two_changes_within_one_time_stamp_are_both_seen(file: Path) -> None:
     assert found.keys == {BOB.raw}
 
 
-def test_reading_changes_nothing_until_it_is_put_in_force(file: Path) -> None:
+def test_a_read_list_takes_effect_when_it_is_applied(file: Path) -> None:
     file.write_text(ANN.text)
     lists = KeyLists.load(file, None)
     file.write_text(BOB.text)
@@ -183,7 +183,7 @@ def test_a_byte_order_mark_is_skipped(file: Path) -> None:
     assert KeyList.load(file, required=True).keys == {ANN.raw}
 
 
-def test_a_pipe_is_no_list_and_is_not_waited_for(file: Path) -> None:
+def test_a_pipe_is_refused_as_list_at_once(file: Path) -> None:
     os.mkfifo(file)
     with pytest.raises(ConfigError, match="not a regular file"):
         KeyList.load(file, required=True)

@@ -1,4 +1,4 @@
-"""The file that limits clients, and the bucket that limits accepting. PROTOCOL §6.8, §9.9."""
+"""The file of client rates, and the limit of accepted connections. PROTOCOL §6.8, §9.9."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def test_a_file_is_read_as_derper_reads_it(file: Path, text: str, limit: tuple[i
     assert (found.bytes_per_s, found.burst_bytes) == limit
 
 
-def test_a_mistyped_member_is_named_for_it_limits_nothing(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mistyped_member_is_named(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_text('{"PerClientRateLimitBytePerSec": 5, "perClientRateBurstBytes": 6}')
     assert RateLimit.load(file) == RateLimit()
     assert caplog.messages == [

@@ -1,4 +1,4 @@
-"""Asking tailscaled and an admission URL, and everything they can answer instead of yes or no. PROTOCOL §8, RELIABILITY F28."""
+"""Queries to tailscaled and an admission URL, and all answers. PROTOCOL §8, RELIABILITY F28."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RUNNING = ok({"BackendState": "Running", "Self": {"PublicKey": OWN_KEY.text}})
 
 
 def tailscaled_that_says(whois: bytes, status: bytes = RUNNING) -> Answer:
-    """Make a tailscaled that gives one answer to every whois and one about itself."""
+    """Make a tailscaled with one answer to every whois and one about itself."""
     return lambda request: status if b"/status?" in request else whois
 
 
@@ -61,7 +61,7 @@ async def ask_tailscaled(answer: Answer, tmp_path: Path) -> Verdict:
 # The admission URL
 
 
-async def test_the_url_is_asked_with_key_and_address() -> None:
+async def test_the_url_gets_key_and_address() -> None:
     with serving(ok({"Allow": True})) as service:
         async with admission_url(service.url) as asked:
             assert await asked.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
@@ -72,7 +72,7 @@ async def test_the_url_is_asked_with_key_and_address() -> None:
     assert b"content-type" not in head.lower()
 
 
-async def test_the_connection_to_the_url_serves_the_next_question_too() -> None:
+async def test_the_connection_to_the_url_is_reused() -> None:
     with serving(ok({"Allow": True})) as service:
         async with admission_url(service.url) as asked:
             for _ in range(3):
@@ -131,7 +131,7 @@ async def test_redirects_are_not_followed() -> None:
         assert elsewhere.requests == []
 
 
-async def test_an_endless_answer_costs_only_its_beginning() -> None:
+async def test_an_endless_answer_is_read_up_to_a_limit() -> None:
     def endless(request: bytes) -> bytes:
         return b"HTTP/1.1 200 -\r\n\r\n" + b" " * 20_000_000 + b'{"Allow":true}'
 
@@ -139,7 +139,7 @@ async def test_an_endless_answer_costs_only_its_beginning() -> None:
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool) -> None:
+async def test_admission_without_a_reachable_url_is_configurable(fail_open: bool) -> None:
     async with admission_url(CLOSED_PORT, fail_open=fail_open) as asked:
         verdict = await asked.ask(KEY, "192.0.2.7")
     assert (verdict.allowed, verdict.outcome) == (
@@ -149,7 +149,7 @@ async def test_whether_an_unreachable_url_lets_in_is_configured(fail_open: bool)
     assert not verdict.certain
 
 
-async def test_a_url_with_a_certificate_the_system_trusts_is_asked(
+async def test_a_url_with_a_trusted_certificate_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(
@@ -171,7 +171,7 @@ async def test_a_url_with_a_certificate_the_system_trusts_is_asked(
     ],
     ids=["self-signed", "expired", "another name"],
 )
-async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unreachable(
+async def test_a_url_with_a_wrong_certificate_gets_no_query_and_counts_as_unreachable(
     certificate: Certificate,
     trusted: bool,
     complaint: str,
@@ -193,7 +193,7 @@ async def test_a_url_with_a_wrong_certificate_is_told_nothing_and_counts_as_unre
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_a_silent_url_is_given_up_in_time(
+async def test_a_query_to_a_silent_url_times_out(
     fail_open: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
@@ -203,14 +203,14 @@ async def test_a_silent_url_is_given_up_in_time(
     )
 
 
-async def test_an_answer_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.2)
     assert (
         await ask_url(b"HTTP/1.1 200 -\r\nContent-Length: 14\r\n\r\n{", fail_open=False)
     ).outcome == "timeout"
 
 
-async def test_more_questions_than_can_be_asked_are_refused_even_when_failing_open(
+async def test_queries_beyond_the_limit_are_refused_even_when_failing_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 0.8)
@@ -234,15 +234,13 @@ async def test_a_proxy_of_the_environment_is_used_as_by_other_programs(
 
 
 @pytest.mark.parametrize("no_proxy", ["", "192.0.2.0/24"])
-async def test_loopback_is_never_asked_through_a_proxy(
-    monkeypatch: pytest.MonkeyPatch, no_proxy: str
-) -> None:
+async def test_loopback_never_uses_a_proxy(monkeypatch: pytest.MonkeyPatch, no_proxy: str) -> None:
     monkeypatch.setenv("http_proxy", CLOSED_PORT)
     monkeypatch.setenv("no_proxy", no_proxy)
     assert (await ask_url(ok({"Allow": True}), fail_open=False)).allowed
 
 
-def test_a_proxy_of_no_use_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("socks5://me:s3cret@proxy.example:1080", "http://me:s3cret@[::1"):
         monkeypatch.setenv("https_proxy", proxy)
         with pytest.raises(ValueError, match="HTTPS_PROXY") as refused:
@@ -269,7 +267,7 @@ async def test_cookies_are_not_kept() -> None:
         "https://user:s3cret@:x/",
     ],
 )
-def test_a_url_that_is_none_is_refused_without_quoting_it(url: str) -> None:
+def test_a_malformed_admission_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="URL") as refused:
         AdmissionUrl(url)
     assert "s3cret" not in str(refused.value)
@@ -376,7 +374,7 @@ async def test_a_no_of_a_tailscaled_without_a_network_map_is_not_certain(
     assert verdict.detail.startswith(f"tailscaled at {tmp_path / 'socket'}: ")
 
 
-async def test_a_tailscaled_that_gets_its_network_map_between_two_questions_lets_the_client_in(
+async def test_a_tailscaled_that_gets_its_network_map_between_two_queries_admits_the_client(
     tmp_path: Path,
 ) -> None:
     answers = iter([response(404), RUNNING, ok({"Node": {"Key": KEY.text}})])
@@ -391,7 +389,7 @@ async def test_without_tailscaled_no_client_is_let_in(tmp_path: Path) -> None:
     assert verdict.detail == f"tailscaled at {tmp_path / 'absent'}: No such file or directory"
 
 
-async def test_an_old_tailscaled_is_said_to_be_old(tmp_path: Path) -> None:
+async def test_an_old_tailscaled_is_named_as_old(tmp_path: Path) -> None:
     verdict = await ask_tailscaled(response(400, b"invalid 'addr' parameter\n"), tmp_path)
     assert not verdict.allowed and "update it" in verdict.detail
 
@@ -412,7 +410,7 @@ async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
     assert service.requests[0].startswith(b"GET /localapi/v0/status?peers=false HTTP/1.1\r\n")
 
 
-# A shortage of this machine's own
+# Shortages of this machine
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "admission.invalid"])
@@ -430,7 +428,9 @@ async def test_used_up_descriptors_let_no_client_in_although_the_url_fails_open(
         assert (await asked.ask(KEY, "192.0.2.7")).outcome == "fail_open"
 
 
-async def test_used_up_descriptors_are_not_taken_for_an_absent_tailscaled(tmp_path: Path) -> None:
+async def test_used_up_descriptors_are_not_mistaken_for_an_absent_tailscaled(
+    tmp_path: Path,
+) -> None:
     tailscaled = Tailscaled(str(tmp_path / "socket"))
     with no_descriptors():
         assert (await tailscaled.ask(KEY, "192.0.2.7")).outcome == "shortage"
@@ -457,7 +457,7 @@ async def test_without_a_thread_for_the_name_lookup_no_client_is_let_in(
     "number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL]
 )
 @pytest.mark.parametrize("call", ["socket", "connect"])
-async def test_each_shortage_of_each_call_is_our_own(
+async def test_each_shortage_of_each_call_counts_as_ours(
     number: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Short(socket.socket):

@@ -1,4 +1,4 @@
-"""The files of -certmode manual: what is read, and what is refused."""
+"""The files of -certmode manual: reading and refusals."""
 
 import datetime
 import ipaddress
@@ -131,7 +131,7 @@ def test_the_usual_kinds_of_key_load(tmp_path: Path, key: Key) -> None:
         pytest.param(dsa.generate_private_key(1024), "DSA", id="DSA"),
     ],
 )
-def test_a_key_that_no_client_can_use_is_refused(tmp_path: Path, key: Key, kind: str) -> None:
+def test_a_key_of_an_unsupported_type_is_refused(tmp_path: Path, key: Key, kind: str) -> None:
     write_pair(tmp_path, "a.example", names=("a.example",), key=key)
     refuse(tmp_path, "a.example", f"a key of type {kind}, which TLS clients cannot use; use ECDSA")
 

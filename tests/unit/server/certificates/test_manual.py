@@ -41,7 +41,7 @@ def put(directory: Path, name: str = NAME, days: tuple[int, int] = (-1, 89)) -> 
     ],
     ids=["expired", "future", "29 of 109", "31 of 111", "2 of 7", "4 of 7", "60 of 360"],
 )
-async def test_a_certificate_against_its_time_is_served_with_a_daily_warning(
+async def test_a_certificate_outside_its_validity_is_served_with_a_daily_warning(
     tmp_path: Path,
     days: tuple[int, int],
     warning: str,
@@ -66,7 +66,7 @@ async def test_a_certificate_against_its_time_is_served_with_a_daily_warning(
     assert all(re.search(warning, record.getMessage()) for record in warnings)
 
 
-async def test_the_own_certificate_of_an_address_that_expired_says_how_it_is_made_anew(
+async def test_an_expired_self_signed_certificate_names_the_way_to_replace_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(tmp_path, "10.0.0.1", (-40, -2))
@@ -99,7 +99,7 @@ async def test_a_reload_with_another_self_signed_certificate_prints_the_new_node
     assert [record.getMessage().strip() for record in caplog.records].count(node) == 1
 
 
-def test_a_warning_comes_a_third_of_the_life_ahead_and_at_most_a_month(tmp_path: Path) -> None:
+def test_a_warning_comes_a_third_of_the_lifetime_ahead_and_at_most_a_month(tmp_path: Path) -> None:
     put(tmp_path, days=(0, 90))
     ours = ManualCertificate(tmp_path, NAME)
     end = ours.certificate.not_after
@@ -108,7 +108,7 @@ def test_a_warning_comes_a_third_of_the_life_ahead_and_at_most_a_month(tmp_path:
     assert "5 hours" in ours._warning(end - datetime.timedelta(hours=5, minutes=1))
 
 
-async def test_an_expired_certificate_is_reloaded_only_over_one_that_has_expired_too(
+async def test_an_expired_certificate_replaces_only_an_expired_one(
     tmp_path: Path,
 ) -> None:
     published: list[ServerContext] = []

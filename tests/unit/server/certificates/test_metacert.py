@@ -1,4 +1,4 @@
-"""The metacert: its form, as clients look for it."""
+"""The form of the metacert."""
 
 import datetime
 
@@ -33,5 +33,5 @@ def test_the_metacert_carries_the_relays_key_and_nothing_else() -> None:
     ) < datetime.timedelta(minutes=1)
 
 
-def test_every_start_makes_another_metacert() -> None:
+def test_each_start_makes_a_new_metacert() -> None:
     assert meta_cert(PUBLIC_HEX) != meta_cert(PUBLIC_HEX)

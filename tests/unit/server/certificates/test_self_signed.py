@@ -1,4 +1,4 @@
-"""The certificate that an address gets when there is none, and its files."""
+"""The self-signed certificate of an address, and its files."""
 
 import datetime
 import hashlib
@@ -65,7 +65,11 @@ def test_a_second_start_keeps_the_certificate(tmp_path: Path) -> None:
 
 
 def test_two_first_starts_at_once_agree_on_one_certificate(tmp_path: Path) -> None:
-    code = "import sys,pathlib;from fastderp.server.certificates.manual import manual_certificate as m;print(m(pathlib.Path(sys.argv[1]),'127.0.0.1').pin)"
+    code = (
+        "import sys,pathlib;"
+        "from fastderp.server.certificates.manual import manual_certificate as m;"
+        "print(m(pathlib.Path(sys.argv[1]),'127.0.0.1').pin)"
+    )
     starts = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
         for _ in range(3)
@@ -74,7 +78,7 @@ def test_two_first_starts_at_once_agree_on_one_certificate(tmp_path: Path) -> No
     assert all(start.returncode == 0 for start in starts)
 
 
-def test_a_read_only_directory_serves_what_is_there(tmp_path: Path) -> None:
+def test_a_read_only_directory_with_a_certificate_is_served(tmp_path: Path) -> None:
     first = manual_certificate(tmp_path, "127.0.0.1")
     tmp_path.chmod(0o500)
     assert manual_certificate(tmp_path, "127.0.0.1") == first
@@ -103,7 +107,7 @@ def test_a_key_left_by_an_interrupted_start_gets_its_certificate(
 
 
 @pytest.mark.parametrize("other", ["P-384", "PKCS#8", "certificate"])
-def test_a_lone_half_that_is_not_ours_is_left_alone(tmp_path: Path, other: str) -> None:
+def test_a_single_foreign_file_is_not_overwritten(tmp_path: Path, other: str) -> None:
     manual_certificate(tmp_path, "127.0.0.1")
     crt, key = certificate_files(tmp_path, "127.0.0.1")
     if other == "certificate":
@@ -143,7 +147,7 @@ print(sorted(os.listdir(directory)))
 """
 
 
-def test_a_disk_that_fills_up_between_the_two_files_spoils_no_later_start(tmp_path: Path) -> None:
+def test_a_full_disk_between_the_two_files_harms_no_later_start(tmp_path: Path) -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`/bootstrap-dns`: what it tells to whom and what it counts, with a nameserver on loopback. PROTOCOL §9.6, §20."""
+"""`/bootstrap-dns`: answers and counters, with a nameserver on loopback. PROTOCOL §9.6, §20."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLIENT = "192.0.2.200"
 
 
 class Answers:
-    """A resolver that answers from a table and never fails otherwise."""
+    """A resolver that answers from a table."""
 
     def __init__(
         self, addresses: dict[str, list[str]], texts: dict[str, str] | None = None
@@ -52,13 +52,13 @@ def ask(dns: BootstrapDns, query: str = "", ip: str = CLIENT) -> Response:
 
 
 def told(dns: BootstrapDns, name: str = "", ip: str = CLIENT) -> dict[str, list[str]]:
-    """Return what a client that asks for a name is told."""
+    """Return the answer to a client's query for a name."""
     found: dict[str, list[str]] = json.loads(ask(dns, f"q={name}" if name else "", ip).body)
     return found
 
 
 def counted(dns: BootstrapDns) -> dict[str, object]:
-    """Return the counters that are not zero, without what their names have in common."""
+    """Return the counters that are not zero, without their common prefix."""
     return {
         name.removeprefix("bootstrap_dns_"): value for name, value in dns.metrics().items() if value
     }
@@ -67,7 +67,7 @@ def counted(dns: BootstrapDns) -> dict[str, object]:
 async def resolved(
     records: Records, published: Iterable[str] = (), unpublished: Iterable[str] = ()
 ) -> BootstrapDns:
-    """Look names up once, from a nameserver with these records."""
+    """Look names up once, at a nameserver with these records."""
     with nameserver(records) as server:
         dns = BootstrapDns(
             list(published), [Unpublished.parse(text) for text in unpublished], resolver_of(server)
@@ -76,10 +76,10 @@ async def resolved(
         return dns
 
 
-# What everybody is told
+# Published names
 
 
-async def test_published_names_are_told_with_the_addresses_of_both_families_and_sorted() -> None:
+async def test_published_names_are_given_with_the_addresses_of_both_families_and_sorted() -> None:
     records: Records = {"b.example.com": BOTH, "a.example.com": ["A 192.0.2.3"]}
     dns = await resolved(records, ["b.example.com", "a.example.com"])
     response = ask(dns)
@@ -116,7 +116,7 @@ async def test_one_family_is_enough_and_its_absence_is_not_an_error(
         (None, "there is no such name"),
         (["TXT x"], "it has no A record"),
         (FAILURE, "the nameserver cannot answer"),
-        ("nobody listens", "the nameserver does not answer"),
+        ("no listener", "the nameserver does not answer"),
     ],
 )
 async def test_a_name_without_an_answer_is_left_out_and_logged(
@@ -128,7 +128,7 @@ async def test_a_name_without_an_answer_is_left_out_and_logged(
     known: Records = {"good.example.com": BOTH} | (
         {} if records is None else {"bad.example.com": records}
     )
-    if records == "nobody listens":
+    if records == "no listener":
         known["bad.example.com"] = SILENCE
         patched = SystemResolver._resolver
 
@@ -144,7 +144,7 @@ async def test_a_name_without_an_answer_is_left_out_and_logged(
     assert caplog.messages == [f"bootstrap DNS: bad.example.com is left out: {why}"]
 
 
-async def test_a_name_that_takes_too_long_does_not_keep_the_others_from_being_told(
+async def test_a_name_that_takes_too_long_does_not_delay_the_others(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stuck(Answers):
@@ -162,7 +162,7 @@ async def test_a_name_that_takes_too_long_does_not_keep_the_others_from_being_to
     assert "slow.example.com is left out: no answer in time" in caplog.text
 
 
-async def test_the_next_look_replaces_everything() -> None:
+async def test_the_next_lookup_replaces_all_answers() -> None:
     with nameserver({"a.example.com": BOTH, "b.example.com": BOTH}) as server:
         dns = BootstrapDns(["a.example.com", "b.example.com"], (), resolver_of(server))
         await dns.refresh()
@@ -171,7 +171,7 @@ async def test_the_next_look_replaces_everything() -> None:
     assert told(dns) == {"b.example.com": ["192.0.2.9"]}
 
 
-async def test_addresses_are_in_another_order_after_every_look() -> None:
+async def test_addresses_are_shuffled_at_every_lookup() -> None:
     addresses = [f"192.0.2.{number}" for number in range(64)]
     dns = BootstrapDns(["a.example.com"], (), Answers({"a.example.com": addresses}))
     orders = set()
@@ -195,7 +195,7 @@ async def test_names_are_looked_up_at_once_and_the_task_ends_with_the_relay() ->
 # Unpublished names
 
 
-async def test_an_unpublished_name_is_told_alone_and_only_on_request() -> None:
+async def test_an_unpublished_name_is_given_alone_and_only_on_request() -> None:
     dns = await resolved(
         {"open.example.com": BOTH, "hidden.example.com": ["A 192.0.2.7"]},
         ["open.example.com"],
@@ -219,7 +219,9 @@ async def test_an_unpublished_name_is_told_alone_and_only_on_request() -> None:
     }
 
 
-async def test_an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_published() -> None:
+async def test_an_unpublished_name_without_addresses_is_a_miss_and_gets_the_published_names() -> (
+    None
+):
     dns = BootstrapDns(
         ["open.example.com", "empty.example.com"],
         [Unpublished("hidden.example.com")],
@@ -251,7 +253,7 @@ async def test_an_unpublished_name_without_addresses_is_a_miss_and_gets_what_is_
         ("A 192.0.2.1", False),
     ],
 )
-async def test_the_rollouts_record_decides_whether_an_unpublished_name_is_told(
+async def test_the_rollouts_record_decides_whether_an_unpublished_name_is_given(
     text: str, is_told: bool
 ) -> None:
     dns = await resolved(
@@ -277,7 +279,7 @@ async def test_half_a_rollout_reaches_the_clients_of_the_published_sample() -> N
     assert dns.metrics()["bootstrap_dns_unpublished_percent_misses"] == 2
 
 
-def test_distinct_names_asked_for_are_counted_and_forgotten_beyond_a_limit() -> None:
+def test_distinct_requested_names_are_counted_up_to_a_limit() -> None:
     dns = BootstrapDns()
     for number in range(bootstrap.QUERIED_LIMIT):
         ask(dns, f"q=name{number}")
@@ -314,7 +316,7 @@ def test_a_share_of_addresses_is_that_share_of_clients(share: float) -> None:
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_loopback_is_tried_anew_each_time(ip: str) -> None:
+def test_loopback_gets_a_new_decision_each_time(ip: str) -> None:
     assert {is_chosen(ip, 0.5) for _ in range(200)} == {True, False}
 
 

@@ -1,4 +1,4 @@
-"""`/debug/clients/`: filters, order, pages, and what is wrong with a query. PROTOCOL §22."""
+"""`/debug/clients/`: filters, order, pages, malformed queries. PROTOCOL §22."""
 
 from __future__ import annotations
 
@@ -175,13 +175,13 @@ def test_pages_follow_each_other_without_gap_or_overlap(
         ("all=1&sort=rx&after=1&afterconn=x", 'bad afterconn "x": '),
     ],
 )
-def test_a_wrong_value_is_a_400_that_says_what_is_wrong(query: str, message: str) -> None:
+def test_a_wrong_value_is_a_400_that_names_it(query: str, message: str) -> None:
     response = PAGE.respond(get(f"/debug/clients/?{query}"))
     assert response.status == 400
     assert message in response.body.decode()
 
 
-def test_without_a_query_the_page_explains_itself_and_counts() -> None:
+def test_without_a_query_the_page_has_its_usage_and_counts() -> None:
     response = PAGE.respond(get("/debug/clients/"))
     assert response.content_type == "text/html; charset=utf-8"
     assert b"5 connections of 4 keys" in response.body and b"cidr" in response.body

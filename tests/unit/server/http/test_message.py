@@ -1,4 +1,4 @@
-"""Request heads: what is read, what is refused, and what is left behind them."""
+"""Request heads: parsing, refusals, and the bytes behind them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kit.http_heads import HOST, fields, get, parse
 
 
 def refused(raw: bytes) -> BadRequest:
-    """Feed a head that must be refused; return how."""
+    """Feed a head that must be refused; return the refusal."""
     with pytest.raises(BadRequest) as caught:
         assert HeadParser().feed(raw) is None
     return caught.value
@@ -157,8 +157,6 @@ def test_targets_are_read_in_every_form(target: bytes, path: str, query: str) ->
     ("version", "connection", "alive"),
     [("1.1", "", True), ("1.1", "close", False), ("1.0", "", False), ("1.0", "keep-alive", True)],
 )
-def test_the_connection_lives_as_the_client_asks(
-    version: str, connection: str, alive: bool
-) -> None:
+def test_keep_alive_follows_the_clients_request(version: str, connection: str, alive: bool) -> None:
     headers = [f"Connection: {connection}"] if connection else []
     assert get("/", *headers, version=version).keep_alive is alive

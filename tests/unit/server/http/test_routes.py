@@ -1,4 +1,4 @@
-"""What the relay answers on each path, on the main listener and on the plain port beside TLS."""
+"""The answers of each path, on the main listener and on the plain port beside TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def relay(**site: object) -> Routes:
 
 
 def answer(request: Request, routes: Routes | None = None) -> tuple[str, dict[str, str], bytes]:
-    """Answer a request as the wire would carry it, without the date."""
+    """Return the encoded answer to a request, without the date."""
     status, headers, body = fields(
         (routes or relay()).respond(request).encode(request, close=False)
     )
@@ -54,7 +54,7 @@ def test_a_captive_portal_challenge_is_answered(challenge: str) -> None:
 
 
 @pytest.mark.parametrize("challenge", ["", "with space", "x" * 65, "caf\xe9", "semi;colon"])
-def test_an_odd_challenge_is_left_out_and_still_204(challenge: str) -> None:
+def test_an_odd_challenge_gets_a_204_without_an_answer(challenge: str) -> None:
     status, headers, _ = answer(
         get("/generate_204", f"X-Tailscale-Challenge: {challenge}", method="POST")
     )
@@ -69,7 +69,7 @@ def test_crawlers_are_turned_away() -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_health_checks_and_scrapers_do_not_take_the_home_page_for_an_answer(path: str) -> None:
+def test_paths_of_health_checks_and_scrapers_do_not_give_the_home_page(path: str) -> None:
     for routes in (relay(), relay(home="blank"), relay(derp=False)):
         assert answer(get(path), routes)[0] == "HTTP/1.1 404 Not Found"
 
@@ -97,7 +97,7 @@ def test_head_has_the_length_of_the_page_and_no_body() -> None:
     assert body == b""
 
 
-def test_the_home_page_says_what_the_operator_configured() -> None:
+def test_the_home_page_is_the_configured_one() -> None:
     _, _, plain = answer(get("/"))
     assert b"Status: disabled" not in plain and b"/debug/" not in plain and b"abuse" not in plain
     _, _, full = answer(
@@ -110,7 +110,7 @@ def test_the_home_page_says_what_the_operator_configured() -> None:
     assert b"<b>" not in escaped
 
 
-def test_home_may_be_blank_or_elsewhere_and_nothing_else() -> None:
+def test_home_may_be_blank_or_a_redirect_and_nothing_else() -> None:
     assert answer(get("/"), relay(home="blank"))[2] == b""
     status, headers, _ = answer(get("/x"), relay(home="https://example.com/"))
     assert (status, headers["Location"]) == ("HTTP/1.1 302 Found", "https://example.com/")
@@ -118,7 +118,7 @@ def test_home_may_be_blank_or_elsewhere_and_nothing_else() -> None:
         Site(home="ftp://x")
 
 
-def test_a_decommissioned_relay_says_so_at_derp_only() -> None:
+def test_a_relay_with_derp_off_answers_differently_at_derp_only() -> None:
     status, _, body = answer(get("/derp", "Upgrade: DERP"), relay(derp=False))
     assert (status, body) == ("HTTP/1.1 404 Not Found", b"derp server disabled\n")
     assert answer(get("/derp/probe"), relay(derp=False))[0] == "HTTP/1.1 200 OK"
@@ -132,7 +132,7 @@ def test_debug_pages_can_be_plugged_in_below_debug() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?debugkey=s3cret", "?debugkey=a%26b&c"])
-def test_the_way_to_the_debug_pages_keeps_the_key(query: str) -> None:
+def test_the_redirect_to_the_debug_pages_keeps_the_key(query: str) -> None:
     for routes in (relay(), plain_port()):
         status, headers, _ = answer(get(f"/debug{query}"), routes)
         assert (status, headers["Location"]) == (

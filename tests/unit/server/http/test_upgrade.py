@@ -1,4 +1,4 @@
-"""The upgrade to DERP: which requests ask for it, the answer, and the cache of known heads."""
+"""The upgrade to DERP: its requests, the answer, and the cache of known heads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_only_the_value_1_asks_for_a_fast_start(value: str, fast: bool) -> None:
     assert upgrade is not None and upgrade.fast_start is fast
 
 
-def test_a_client_away_from_its_first_node_is_flagged() -> None:
+def test_a_client_that_is_not_at_its_ideal_node_is_flagged() -> None:
     upgrade = derp.derp_upgrade(get("/derp", "Upgrade: DERP", "Ideal-Node: 1a"))
     assert upgrade is not None and upgrade.not_ideal
 
@@ -61,7 +61,7 @@ def test_the_101_response_is_literal() -> None:
 UPGRADE = derp.Upgrade(fast_start=True, not_ideal=False)
 
 
-def test_an_upgrade_seen_before_is_known_with_what_follows_it() -> None:
+def test_a_cached_upgrade_is_recognised_with_the_bytes_behind_it() -> None:
     head = b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\n\r\n"
     known = derp.KnownUpgrades()
     assert known.find(head) is None
@@ -71,7 +71,7 @@ def test_an_upgrade_seen_before_is_known_with_what_follows_it() -> None:
         assert known.find(other) is None
 
 
-def test_heads_that_vary_push_each_other_out_and_long_ones_are_not_kept() -> None:
+def test_varying_heads_evict_each_other_and_long_ones_are_not_cached() -> None:
     known = derp.KnownUpgrades()
     heads = [b"GET /derp HTTP/1.1\r\nA: %d\r\n\r\n" % i for i in range(derp.KNOWN_HEADS + 1)]
     for head in heads:

@@ -1,4 +1,4 @@
-"""Dialling another relay of the region: which ones are believed."""
+"""Dials of another relay of the region, and trust in it."""
 
 from pathlib import Path
 

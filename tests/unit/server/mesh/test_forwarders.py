@@ -1,4 +1,4 @@
-"""Packet forwarders when the system refuses what they need."""
+"""Packet forwarders without descriptors or memory."""
 
 from __future__ import annotations
 

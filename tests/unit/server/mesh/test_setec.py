@@ -1,4 +1,4 @@
-"""The region's secret from a setec server: every answer it may give, and the copy on disk. PROTOCOL §12."""
+"""The region's secret from a setec server: its answers, and the copy on disk. PROTOCOL §12."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNREACHABLE = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for nothing between attempts, and for no proxy of this machine's."""
+    """Remove the waits between attempts and the proxies of this machine."""
     monkeypatch.setattr(secrets, "PAUSE_S", 0.0)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -47,13 +47,13 @@ async def fetched_from(answer: Answer, cache: Path, read: Callable[[str], str] =
 
 
 def no_z(text: str) -> str:
-    """Stand for what makes keys of a text, and does not like every one."""
+    """Parse a secret like the relay: return it or raise ValueError."""
     if "z" in text:
         raise ValueError("hex digits only")
     return text
 
 
-async def test_the_question_is_setecs_and_the_answer_is_kept_for_our_eyes_only(
+async def test_the_request_is_setecs_and_the_copy_is_private(
     tmp_path: Path,
 ) -> None:
     cache = tmp_path / "new" / "derper-secrets"
@@ -107,7 +107,7 @@ async def test_other_secrets_in_the_copy_are_left_alone(tmp_path: Path) -> None:
     "copy",
     ["", "{", "[]", "7", '{"prod/derp/meshkey": null}', '{"prod/derp/meshkey": {"secret": []}}'],
 )
-async def test_without_server_and_without_a_usable_copy_there_is_no_start(
+async def test_without_server_and_without_a_usable_copy_the_start_fails(
     tmp_path: Path, copy: str
 ) -> None:
     (tmp_path / "c").write_text(copy)
@@ -117,7 +117,7 @@ async def test_without_server_and_without_a_usable_copy_there_is_no_start(
         await fetched(UNREACHABLE, tmp_path / "c")
 
 
-async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(
+async def test_an_invalid_secret_leaves_the_copy_unchanged_and_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "c"
@@ -132,7 +132,7 @@ async def test_a_secret_that_is_no_good_leaves_the_copy_as_it_is_and_in_use(
     assert await fetched(UNREACHABLE, cache, no_z) == "ab" * 32
 
 
-async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_kept(
+async def test_an_invalid_secret_without_a_copy_is_refused_and_not_kept(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(
@@ -143,7 +143,7 @@ async def test_a_secret_that_is_no_good_and_no_copy_is_a_refusal_and_nothing_is_
     assert not (tmp_path / "c").exists()
 
 
-async def test_a_copy_that_is_no_good_is_named(tmp_path: Path) -> None:
+async def test_an_invalid_copy_is_named(tmp_path: Path) -> None:
     cache = tmp_path / "c"
     await fetched_from(value("zz"), cache)
     with pytest.raises(
@@ -174,7 +174,7 @@ async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         (b"nonsense\r\n\r\n", SecretsError, "the answer is not HTTP"),
     ],
 )
-async def test_a_refusal_or_nonsense_is_one_line_that_names_the_server(
+async def test_a_refusal_or_malformed_answer_is_one_line_that_names_the_server(
     tmp_path: Path, answer: bytes, error: type[DerpError], message: str
 ) -> None:
     with pytest.raises(error) as refused:

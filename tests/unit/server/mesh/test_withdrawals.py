@@ -1,4 +1,4 @@
-"""Keys of ended links are taken back a few per iteration of the loop, all of them, whatever fails."""
+"""Keys of ended links are withdrawn in batches per loop iteration, despite failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def until_done(withdrawals: Withdrawals) -> None:
             await asyncio.sleep(0)
 
 
-async def test_250000_keys_that_go_at_once_leave_room_for_other_work() -> None:
+async def test_withdrawing_250000_keys_leaves_room_for_other_work() -> None:
     routes = Routes()
     withdrawals = Withdrawals(cast(Plane, routes))
     withdrawals.add(1, keys(250_000))
@@ -59,7 +59,7 @@ async def test_several_links_that_end_together_lose_all_their_keys_and_each_its_
     assert sorted(routes.removed) == sorted((key, link) for key in keys(1500) for link in (1, 2, 3))
 
 
-async def test_a_key_that_cannot_be_taken_back_is_tried_again(
+async def test_a_failed_withdrawal_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(withdrawals_module, "RETRY_S", 0.001)

@@ -1,4 +1,4 @@
-"""The sockets of an address: wildcards, families, zones, and machines that lack IPv6 or a part of it."""
+"""The sockets of an address: wildcards, families, zones, machines without full IPv6."""
 
 import asyncio
 import errno
@@ -35,7 +35,7 @@ def test_any_wildcard_serves_both_families_on_one_port(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "relay.example", "1.2", "::ffff:127.0.0.1"])
-def test_an_address_and_a_name_are_no_wildcards(host: str) -> None:
+def test_an_address_and_a_name_are_not_wildcards(host: str) -> None:
     assert not is_wildcard(host)
 
 
@@ -62,7 +62,7 @@ def test_a_machine_without_ipv6_serves_ipv4(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_free_port_is_free_in_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first port that IPv4 offers is taken in IPv6."""
+    """Check a first IPv4 port that is taken in IPv6."""
     taken = socket.socket(socket.AF_INET6)
     taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     taken.bind(("::", 0))
@@ -86,7 +86,7 @@ def test_a_free_port_is_free_in_both_families(monkeypatch: pytest.MonkeyPatch) -
     close(taken, *tcp)
 
 
-# In a network of its own: loopback with an IPv6 address and a link-local one, but without ::1.
+# a network namespace: loopback with an IPv6 address and a link-local one, but without ::1
 NO_LOOPBACK_IPV6 = """
 ip link set lo up
 ip addr add fd00::7/64 dev lo nodad
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 async def ask_stun(host: str, asked: str) -> None:
-    """Ask a STUN server at `host` by one of its addresses, from a socket that takes answers from this address only."""
+    """Query a STUN server at one address of `host`; accept answers from that address only."""
     server = stun.bind_stun(host, 0)
     server.start()
     try:

@@ -38,7 +38,7 @@ def test_a_hosts_file_is_read_as_the_system_reads_it(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"#" * 3_000_000])
-def test_a_hosts_file_that_says_nothing_is_no_error(tmp_path: Path, content: bytes | None) -> None:
+def test_an_empty_hosts_file_is_no_error(tmp_path: Path, content: bytes | None) -> None:
     hosts = tmp_path / "hosts"
     if content is not None:
         hosts.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Streams that always have something to say take turns."""
+"""Streams that are always ready run one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastderp.server.net import stream as stream_module
 from fastderp.server.net.stream import Poller, Stream
 
 
-async def test_ready_sockets_take_turns_and_the_loop_does_other_work_between_them(
+async def test_ready_sockets_alternate_and_the_loop_does_other_work_between_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream_module, "SLICE_S", -1.0)

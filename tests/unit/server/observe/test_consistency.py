@@ -1,4 +1,4 @@
-"""What the relay finds wrong with its own tables. PROTOCOL §6.9."""
+"""The relay's check of its own tables. PROTOCOL §6.9."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANN, BOB, FAR = (os.urandom(32) for _ in range(3))
 
 
 class Tables:
-    """A data plane with Ann twice, Bob once, a link, and Far behind it; all of that is counted right."""
+    """A data plane with Ann twice, Bob once, a link, and Far behind it, with correct counters."""
 
     def __init__(self) -> None:
         self.n_looks = 0
@@ -41,7 +41,7 @@ def found(tables: Any, announced: set[bytes] = {FAR, ANN}) -> list[str]:
     return inconsistencies(tables, lambda: announced)
 
 
-def test_duplicates_links_and_keys_that_are_here_and_there_are_no_inconsistency() -> None:
+def test_duplicates_links_and_keys_at_two_relays_are_consistent() -> None:
     assert found(Tables()) == []
 
 
@@ -57,18 +57,18 @@ def test_duplicates_links_and_keys_that_are_here_and_there_are_no_inconsistency(
         ("clients_remote", "2 remote keys counted, 1 found"),
     ],
 )
-def test_a_count_that_is_wrong_is_said(counter: str, problem: str) -> None:
+def test_a_wrong_count_is_reported(counter: str, problem: str) -> None:
     tables = Tables()
     tables.counted[counter] += 1
     assert found(tables) == [problem]
     assert tables.n_looks == LOOKS
 
 
-def test_a_key_that_was_announced_and_has_no_route_is_said() -> None:
+def test_an_announced_key_without_a_route_is_reported() -> None:
     assert found(Tables(), {FAR, os.urandom(32)}) == ["1 remote keys counted, 2 found"]
 
 
-def test_a_session_without_a_route_is_said_with_its_key() -> None:
+def test_a_session_without_a_route_is_reported_with_its_key() -> None:
     tables = Tables()
     tables.routes.remove(BOB)
     assert found(tables) == [f"session of {NodePublic(BOB).short} has no route"]

@@ -1,4 +1,4 @@
-"""The log's queue: bounded, counted, never waiting for its reader."""
+"""The log's queue: bounded, counted, independent of its reader."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_lines_arrive_in_order_with_their_time() -> None:
     assert [line[20:] for line in said] == [f"line {number}" for number in range(100)]
 
 
-def test_lines_without_room_are_counted_and_reported_when_the_reader_goes_on() -> None:
+def test_lines_without_room_are_counted_and_reported_when_the_reader_continues() -> None:
     reading, writing = os.pipe()
     with queue(writing, limit_bytes=100_000) as (lines, log):
         for _ in range(3000):
-            log.info("x" * 100)  # three times what pipe and queue hold
+            log.info("x" * 100)  # three times the capacity of pipe and queue
         lost = n_lost(lines)
         assert isinstance(lost, int) and lost > 0
         said = b""

@@ -1,4 +1,4 @@
-"""Log lines anyone can cause. RELIABILITY F27."""
+"""Log lines that strangers can cause. RELIABILITY F27."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def now() -> list[float]:
 
 @pytest.fixture
 def throttle(now: list[float], caplog: pytest.LogCaptureFixture) -> LogThrottle:
-    """A summariser with a window of 10 s on that clock."""
+    """A throttle with a window of 10 s on that clock."""
     caplog.set_level(logging.INFO, "fastderp")
     return LogThrottle(logging.getLogger("fastderp"), window_s=10, clock=lambda: now[0])
 
@@ -71,7 +71,7 @@ def test_a_kind_may_have_several_lines_per_window(
     assert caplog.messages[2:] == ["6 (and 1 more like it since the last such line)"]
 
 
-def test_nothing_is_held_back_while_debugging(
+def test_every_line_is_logged_while_debugging(
     throttle: LogThrottle, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "fastderp")

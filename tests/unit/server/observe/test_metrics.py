@@ -1,4 +1,4 @@
-"""Metrics and debug pages: the two formats, and who may read them."""
+"""Metrics and debug pages: the two formats, and access to them."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_a_counter_is_shown_with_its_type_and_without_a_suffix() -> None:
     assert "derp_accepts 3" in lines
 
 
-def test_every_way_to_drop_a_packet_is_there_before_the_first_drop() -> None:
+def test_every_drop_reason_is_shown_before_the_first_drop() -> None:
     dropped = {name: value for name, value in samples({}).items() if "_dropped" in name}
     assert len(dropped) == 2 * 7 * 2
     assert set(dropped.values()) == {"0"}
@@ -83,7 +83,7 @@ def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
     ]  # fmt: skip
 
 
-def test_a_stranger_to_the_table_is_shown_untyped() -> None:
+def test_a_metric_outside_the_table_is_shown_untyped() -> None:
     assert samples({"derp_new_thing": 5, "other": {'a"b\n': 1}})["derp_new_thing"] == "5"
     assert 'other{label0="a\\"b\\n"} 1' in lines_of({"other": {'a"b\n': 1}})
 
@@ -96,13 +96,13 @@ def test_numbers_are_written_as_prometheus_reads_them(value: float, text: str) -
     assert samples({"derp_accepts": value})["derp_accepts"] == text
 
 
-def test_names_are_unique_and_every_metric_says_when_it_moves() -> None:
+def test_names_are_unique_and_every_metric_has_a_help_text() -> None:
     names = [metric.name for metric in metrics.METRICS]
     assert len(set(names)) == len(names)
     assert all(metric.help for metric in metrics.METRICS)
 
 
-# What derper's dashboards read: PROTOCOL §14, name by name.
+# the metrics of derper's dashboards: PROTOCOL §14, name by name
 PROMISED = {
     "counter": """
         derp_accepts derp_total_dup_client_conns derp_bytes_received derp_packets_received derp_packets_received_kind derp_bytes_sent
@@ -133,9 +133,7 @@ LABELS = {
 }  # fmt: skip
 
 
-def test_every_metric_of_the_protocol_is_there_with_its_type_and_labels_and_the_rest_is_called_ours() -> (
-    None
-):
+def test_protocol_metrics_have_type_and_labels_and_the_rest_our_prefix() -> None:
     promised = {
         name: (kind, LABELS.get(name, ()))
         for kind, names in PROMISED.items()
@@ -167,7 +165,7 @@ def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
     assert tree["version"] == fastderp.__version__
 
 
-def test_the_process_tells_its_size_and_age() -> None:
+def test_the_process_metrics_have_size_and_age() -> None:
     values = metrics.Process().metrics()
     resident = values["process_resident_memory_bytes"]
     assert isinstance(resident, int) and resident > 1 << 20
@@ -202,7 +200,7 @@ def request(
         "fd7a:115c:a1e0::5",
     ],
 )
-def test_loopback_and_tailscale_addresses_may_look(remote: str) -> None:
+def test_loopback_and_tailscale_addresses_have_access(remote: str) -> None:
     assert DebugAccess().allows(request(remote=remote))
 
 
@@ -219,11 +217,11 @@ def test_loopback_and_tailscale_addresses_may_look(remote: str) -> None:
         "",
     ],
 )
-def test_strangers_may_not(remote: str) -> None:
+def test_strangers_have_no_access(remote: str) -> None:
     assert not DebugAccess().allows(request(remote=remote))
 
 
-def test_a_forwarded_request_may_not_wherever_it_comes_from() -> None:
+def test_forwarded_requests_have_no_access_from_any_address() -> None:
     assert not DebugAccess().allows(request(headers={"x-forwarded-for": "127.0.0.1"}))
     twice = request(headers={"x-forwarded-for": ""})
     assert DebugAccess().allows(twice)
@@ -279,7 +277,7 @@ async def all_is_well() -> list[str]:
 
 
 async def something_is_wrong() -> list[str]:
-    return ["one key has no session", "nobody answers"]
+    return ["one key has no session", "no answer"]
 
 
 def test_varz_and_vars_show_the_same_counter(pages: DebugPages) -> None:
@@ -302,14 +300,14 @@ async def test_check_answers_as_derper_does(pages: DebugPages) -> None:
     assert (response.status, response.body) == (200, b"derp.Server ConsistencyCheck okay")
     pages.check = something_is_wrong
     response = await pages.consistency()
-    assert (response.status, response.body) == (500, b"one key has no session, nobody answers\n")
+    assert (response.status, response.body) == (500, b"one key has no session, no answer\n")
 
 
 def test_an_unknown_page_is_404(pages: DebugPages) -> None:
     assert pages.respond(request("/debug/pprof/")).status == 404
 
 
-def test_a_refusal_tells_the_address_in_dev_mode_only(pages: DebugPages) -> None:
+def test_a_refusal_has_the_address_in_dev_mode_only(pages: DebugPages) -> None:
     stranger = request("/debug/varz", remote="192.0.2.1")
     assert (pages.respond(stranger).status, pages.respond(stranger).body) == (
         403,

@@ -1,4 +1,4 @@
-"""Background work that fails is logged, counted, and goes on. RELIABILITY F36."""
+"""Background work that fails is logged, counted and continued. RELIABILITY F36."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_a_supervised_task_can_be_cancelled_while_it_works_and_while_it_wa
             await task
 
 
-async def test_something_cancelled_inside_a_task_does_not_end_the_task(
+async def test_a_cancelled_await_inside_a_task_does_not_end_the_task(
     supervisor: Supervisor,
 ) -> None:
     n_runs = 0
@@ -104,7 +104,7 @@ def test_a_guarded_callback_that_fails_is_counted_and_logged_once_per_window(
     assert not supervisor.guard("callback", fail, 1)
 
 
-async def test_what_reaches_the_event_loop_is_counted_too(
+async def test_exceptions_that_reach_the_event_loop_are_counted_too(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -116,7 +116,7 @@ async def test_what_reaches_the_event_loop_is_counted_too(
     assert "oops" in caplog.text
 
 
-async def test_a_part_that_fails_to_reload_does_not_keep_the_others_from_it() -> None:
+async def test_a_part_that_fails_to_reload_does_not_stop_the_others() -> None:
     reloaded = []
 
     def fails() -> None:
@@ -129,7 +129,7 @@ async def test_a_part_that_fails_to_reload_does_not_keep_the_others_from_it() ->
     assert reloaded == ["second"]
 
 
-async def test_a_part_that_lacks_descriptors_is_reloaded_when_there_are_some(
+async def test_a_part_without_descriptors_is_reloaded_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -152,7 +152,7 @@ async def test_a_part_that_lacks_descriptors_is_reloaded_when_there_are_some(
     assert caplog.text.count("cannot read it: Too many open files; nothing changes until") == 3
 
 
-async def test_a_turn_that_fails_does_not_end_the_turns_of_others() -> None:
+async def test_a_callback_that_fails_does_not_end_the_others() -> None:
     turns, done = Turns(asyncio.get_running_loop()), []
     for turn in ([].pop, lambda: done.append(1), [].pop, lambda: done.append(2)):
         turns.ask(turn)
@@ -164,7 +164,7 @@ async def test_a_turn_that_fails_does_not_end_the_turns_of_others() -> None:
     assert done == [1, 2, 3]
 
 
-# What makes tasks of its own, and why that is safe: (module, what).
+# (module, function) of code that makes its own tasks, and why that is safe
 OWN_TASKS = {
     "accept/connection.py": "tasks of one connection, which handle every exception themselves",
     "accept/embedded.py": "the pumps of one stream, which `serve` awaits",
@@ -178,7 +178,7 @@ OWN_TASKS = {
 }
 
 
-def test_tasks_are_made_by_the_supervisor_and_by_those_that_need_none() -> None:
+def test_tasks_are_made_by_the_supervisor_or_at_listed_places() -> None:
     root = Path(fastderp.__file__).parent / "server"
     makers = {
         str(path.relative_to(root))

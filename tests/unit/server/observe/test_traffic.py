@@ -1,4 +1,4 @@
-"""Who moves how much and how far away they are. PROTOCOL §6.10, §14."""
+"""Traffic and round trips of connections. PROTOCOL §6.10, §14."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANN, BOB = (NodePrivate.generate().public_key for _ in range(2))
 
 
 class Counters:
-    """What a data plane tells; `tcp` and `bridged` are (handle, key, sent, received) rows."""
+    """A data plane's report; `tcp` and `bridged` are (handle, key, sent, received) rows."""
 
     def __init__(self) -> None:
         self.tcp: list[tuple[int, NodePublic, int, int]] = []
@@ -58,7 +58,7 @@ async def test_a_round_has_the_totals_of_clients_that_moved_bytes(plane: Any) ->
     assert await anext(rounds) == []
 
 
-async def test_a_bridged_connection_is_counted_where_its_socket_is_and_one_without_by_its_packets(
+async def test_a_bridged_connection_is_counted_at_its_socket_and_an_embedded_one_by_packets(
     plane: Any,
 ) -> None:
     plane.bridged = [(8, ANN, 1400, 0), (9, BOB, 1400, 0)]
@@ -66,7 +66,7 @@ async def test_a_bridged_connection_is_counted_where_its_socket_is_and_one_witho
     assert await anext(rounds) == [BytesSentRecv(1400, 0, ANN), BytesSentRecv(1499, 77, BOB)]
 
 
-async def test_a_line_is_what_derper_writes(plane: Any) -> None:
+async def test_a_line_has_derpers_format(plane: Any) -> None:
     plane.tcp = [(1, ANN, 100, 200), (2, BOB, 7, 8)]
     assert await anext(traffic.lines(plane, dict, 0)) == (
         b'{"Sent":100,"Recv":200,"Key":"%s","UniqueSenders":5}\n{"Sent":7,"Recv":8,"Key":"%s"}\n\n'
@@ -74,7 +74,7 @@ async def test_a_line_is_what_derper_writes(plane: Any) -> None:
     )
 
 
-def test_round_trips_are_counted_each_time_and_what_has_none_once() -> None:
+def test_round_trips_are_counted_each_time_and_connections_without_one_once() -> None:
     looks = iter(
         [
             ([1, 0, 0, 0, 0, 0, 0, 0], 1, 0),

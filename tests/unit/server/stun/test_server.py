@@ -1,4 +1,4 @@
-"""STUN: the answer byte for byte, what is not answered, and the sockets."""
+"""STUN: the answers byte for byte, ignored datagrams, and the sockets."""
 
 import asyncio
 import ipaddress
@@ -27,7 +27,7 @@ SOFTWARE = bytes.fromhex("802200087461696c6e6f6465")
 
 
 def request(*attributes: bytes, txid: bytes = TXID, length: int | None = None) -> bytes:
-    """Build a binding request with a right fingerprint after the given attributes."""
+    """Build a binding request with a correct fingerprint after the given attributes."""
     body = b"".join(attributes)
     head = (
         b"\x00\x01"
@@ -81,7 +81,7 @@ def test_an_ipv6_sender_gets_family_2_and_its_address_masked_with_cookie_and_tra
         ),
     ],
 )
-def test_answered(datagram: bytes) -> None:
+def test_valid_requests_are_answered(datagram: bytes) -> None:
     assert answer(datagram) is not None
 
 
@@ -107,7 +107,7 @@ def test_answered(datagram: bytes) -> None:
         pytest.param(SOFTWARE * 3, id="no header"),
     ],
 )
-def test_not_answered(datagram: bytes) -> None:
+def test_other_datagrams_are_not_answered(datagram: bytes) -> None:
     assert answer(datagram) is None
 
 
@@ -125,7 +125,7 @@ def test_any_bytes_are_answered_or_ignored(tail: bytes) -> None:
 
 
 def test_noise_near_a_valid_request_is_ignored_or_answered_in_few_bytes() -> None:
-    random = Random(24)  # fixed: a failure can be looked at again
+    random = Random(24)  # fixed, so that a failure is reproducible
     for _ in range(100_000):
         datagram = bytearray(
             REQUEST[: random.randrange(41)] + random.randbytes(random.randrange(12))
@@ -175,7 +175,7 @@ async def ask(
 
 
 async def answer_from(address: str, port: int) -> bytes:
-    """Send a request to one of the server's addresses; return what comes back from this address, and from no other."""
+    """Send a request to one of the server's addresses; return the answer from that address."""
     [(family, kind, _, _, where)] = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)
     with socket.socket(family, kind) as sock:
         sock.setblocking(False)
@@ -186,7 +186,7 @@ async def answer_from(address: str, port: int) -> bytes:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "127.3.2.1", "::1"])
-async def test_the_answer_leaves_from_the_address_that_was_asked(
+async def test_the_answer_leaves_from_the_requested_address(
     server: stun.StunServer, address: str
 ) -> None:
     assert (await answer_from(address, server.addresses[0][1]))[:2] == b"\x01\x01"
@@ -194,7 +194,7 @@ async def test_the_answer_leaves_from_the_address_that_was_asked(
 
 
 async def test_a_request_without_its_destination_is_answered_and_counted() -> None:
-    """The kernel tells no destination on a socket that was not asked to."""
+    """Check a socket without the option that reports the destination."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setblocking(False)
     sock.bind(("127.0.0.1", 0))

@@ -36,7 +36,7 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def chain(name: str, key: Key, days: tuple[float, float] = (-1, 89)) -> bytes:
-    """Make a certificate as a CA would, but for its signature."""
+    """Make a certificate like a CA's, with a self-made signature."""
     now = datetime.datetime.now(datetime.UTC)
     ip = parse_ip(name)
     alternative = x509.DNSName(name) if ip is None else x509.IPAddress(ip)
@@ -99,7 +99,7 @@ def hello(name: str | None, *alpn: str) -> ClientHello:
 async def chosen(
     certificates: AcmeCertificates, name: str | None = NAME, local_ip: str = "192.0.2.1"
 ) -> ServerContext:
-    """Return the certificate that a client gets, after its wait if there is one."""
+    """Return the certificate that a client gets, after its wait."""
     choice = certificates.choose(hello(name), local_ip)
     if isinstance(choice, asyncio.Future):
         async with asyncio.timeout(PATIENCE_S):
@@ -110,14 +110,14 @@ async def chosen(
 async def refused(
     certificates: AcmeCertificates, name: str | None, local_ip: str = "192.0.2.1"
 ) -> str:
-    """Return the cause with which a client is refused."""
+    """Return the cause of a client's refusal."""
     with pytest.raises(TlsError) as error:
         await chosen(certificates, name, local_ip)
     return error.value.cause
 
 
 def ready(certificates: AcmeCertificates, name: str | None = NAME) -> bool:
-    """Whether a client would not have to wait."""
+    """Return whether a client gets a certificate without waiting."""
     return isinstance(certificates.choose(hello(name), "192.0.2.1"), ServerContext)
 
 

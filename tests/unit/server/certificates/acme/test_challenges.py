@@ -1,4 +1,4 @@
-"""Challenges of a CA: what is shown, and to whom (RFC 8555, RFC 8737)."""
+"""Answers to challenges of a CA (RFC 8555, RFC 8737)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_token_that_is_ours_is_answered_and_no_other(
 
 
 @pytest.mark.parametrize("host", ["other.example.com", "", "192.0.2.1"])
-async def test_questions_about_other_names_are_refused(tmp_path: Path, ca: Ca, host: str) -> None:
+async def test_challenges_for_other_names_are_refused(tmp_path: Path, ca: Ca, host: str) -> None:
     async with certificates(tmp_path, ca) as ours:
         ours._challenges.publish(HTTP_01, NAME, "token.thumb")
         assert ours.respond(request(HTTP_PREFIX + "token", host)).status == 403

@@ -1,4 +1,4 @@
-"""Orders: every answer that is not a CA's becomes one line for the log."""
+"""Orders: each malformed answer of a CA becomes one log line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBLEM = "urn:ietf:params:acme:error:"
 
 
 class Answering(http.server.ThreadingHTTPServer):
-    """Gives the same answer to every request."""
+    """A server with the same answer to every request."""
 
     daemon_threads = True
     status = 200
@@ -94,16 +94,14 @@ def test_a_malformed_acme_directory_is_refused(
         ("no-such-host.invalid", "(Name or service|No address|Temporary failure).*"),
     ],
 )
-def test_a_ca_that_cannot_be_reached_is_a_line_that_says_why(
-    tmp_path: Path, ca: str, reason: str
-) -> None:
+def test_an_unreachable_ca_is_one_line_with_the_cause(tmp_path: Path, ca: str, reason: str) -> None:
     settings = AcmeSettings(f"https://{ca}/dir", tmp_path, "derp.example.com")
     with pytest.raises(IssuanceError, match=f"^cannot reach https://{ca}/dir: {reason}$"):
         obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
-def test_an_error_page_is_no_answer(server: Answering, tmp_path: Path, status: int) -> None:
+def test_an_error_page_is_an_error(server: Answering, tmp_path: Path, status: int) -> None:
     server.status, server.content_type = status, "text/html"
     failure(server, tmp_path)
 
@@ -119,7 +117,7 @@ def test_an_answer_of_the_ca_is_one_short_line(server: Answering, tmp_path: Path
 
 
 @pytest.mark.parametrize(("kind", "limited"), [("rateLimited", True), ("malformed", False)])
-def test_a_ca_that_counts_requests_is_understood(
+def test_a_rate_limit_of_the_ca_is_recognised(
     server: Answering, tmp_path: Path, kind: str, limited: bool
 ) -> None:
     server.status, server.content_type = 429, "application/problem+json"
@@ -129,7 +127,7 @@ def test_a_ca_that_counts_requests_is_understood(
 
 
 class FewMethods:
-    """A CA that validates by the given methods only."""
+    """A CA that validates with the given methods only."""
 
     offered: tuple[str, ...] = ()
     asked: list[str] = []
@@ -179,7 +177,7 @@ class FewMethods:
         (("dns-01",), None),
     ],
 )
-def test_a_ca_is_shown_what_it_can_look_at(
+def test_each_validation_method_of_a_ca_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: tuple[str, ...], asked: str | None
 ) -> None:
     monkeypatch.setattr(FewMethods, "offered", offered)

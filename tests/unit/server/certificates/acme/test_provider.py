@@ -122,7 +122,7 @@ async def test_beside_addresses_a_name_is_served_where_there_is_one(tmp_path: Pa
 @pytest.mark.parametrize(
     "local_ip", ["127.0.0.1", "10.0.0.1", "100.64.0.1", "::1", "fd00::1", "fe80::1"]
 )
-async def test_lets_encrypt_is_not_asked_for_addresses_it_never_signs(
+async def test_lets_encrypt_gets_no_orders_for_addresses_that_it_never_signs(
     tmp_path: Path, ca: Ca, local_ip: str
 ) -> None:
     async with certificates(
@@ -151,7 +151,7 @@ def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(
 # Waiting
 
 
-async def test_handshakes_that_come_together_wait_for_one_order(tmp_path: Path, ca: Ca) -> None:
+async def test_simultaneous_handshakes_wait_for_one_order(tmp_path: Path, ca: Ca) -> None:
     ca.open.clear()
     async with certificates(tmp_path, ca) as ours:
         waiting = [asyncio.create_task(chosen(ours)) for _ in range(20)]
@@ -164,7 +164,7 @@ async def test_handshakes_that_come_together_wait_for_one_order(tmp_path: Path, 
     assert ca.asked == [NAME]
 
 
-async def test_no_more_than_a_bounded_number_waits(tmp_path: Path, ca: Ca) -> None:
+async def test_the_number_of_waiting_handshakes_is_bounded(tmp_path: Path, ca: Ca) -> None:
     ca.open.clear()
     async with certificates(tmp_path, ca) as ours:
         waiting = [ours.choose(hello(NAME), "") for _ in range(acme.WAITING_LIMIT)]
@@ -280,7 +280,7 @@ async def test_the_metacert_is_behind_the_chain(tmp_path: Path, ca: Ca) -> None:
     assert client.peer_chain == [*kept.chain, META]
 
 
-# What a CA may get wrong
+# Errors of a CA
 
 
 def other_key(managed: ManagedCertificate) -> bytes:
@@ -381,7 +381,7 @@ async def test_an_expired_certificate_is_shown_when_there_is_no_other(
         assert await chosen(ours) is old
 
 
-async def test_a_ca_whose_certificates_are_due_at_once_is_asked_after_a_pause(
+async def test_a_ca_with_certificates_that_are_due_at_once_is_used_after_a_pause(
     tmp_path: Path, ca: Ca
 ) -> None:
     ca.answer = lambda managed: chain(managed.name, managed.key, (-20, 5))

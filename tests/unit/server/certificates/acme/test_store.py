@@ -1,4 +1,4 @@
-"""What ACME keeps in -certdir: certificates, account keys and failures (PROTOCOL 10)."""
+"""The files of ACME in -certdir: certificates, account keys and failures (PROTOCOL 10)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_damaged_file_is_replaced(
     assert "another one is ordered when it is needed" in caplog.text
 
 
-async def test_a_new_process_goes_on_with_what_is_on_disk(tmp_path: Path, ca: Ca) -> None:
+async def test_a_new_process_uses_the_files_on_disk(tmp_path: Path, ca: Ca) -> None:
     async with certificates(tmp_path, ca, ip_certs=True) as ours:
         await chosen(ours)
         await chosen(ours, None)
@@ -62,7 +62,7 @@ async def test_a_self_signed_certificate_of_manual_mode_is_replaced(tmp_path: Pa
 def test_a_kept_certificate_that_is_not_valid_yet_is_used_and_an_expired_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A clock that is behind, as after a start without the time, is set later."""
+    """Check a clock that is late at the start and is set afterwards."""
     store, key = Store(tmp_path), private_key(None)
     store.save(NAME, chain(NAME, key, (1, 90)), key)
     assert store.load(NAME)
@@ -92,22 +92,20 @@ def test_the_accounts_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Pat
 
 @pytest.mark.parametrize("content", [b"", b"junk", rsa.generate_private_key(65537, 2048).private_bytes(
     Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())], ids=["empty", "junk", "rsa"])  # fmt: skip
-def test_an_accounts_key_that_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_an_unusable_account_key_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ACCOUNT_KEY).write_bytes(content)
     with pytest.raises(CertificateError, match=r"acme_account\+key"):
         Store(tmp_path).account_key(ACCOUNT_KEY)
     assert (tmp_path / ACCOUNT_KEY).read_bytes() == content
 
 
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CertificateError, match="cannot keep certificates in"):
         Store(tmp_path / "file" / "certs")
 
 
-def test_waits_double_up_to_half_an_hour_and_outlive_a_restart(tmp_path: Path) -> None:
+def test_waits_double_up_to_half_an_hour_and_survive_a_restart(tmp_path: Path) -> None:
     now = [1e9]
     failures = Failures(tmp_path / "f", clock=lambda: now[0])
     assert failures.wait_s(NAME) == 0
@@ -124,7 +122,7 @@ def test_waits_double_up_to_half_an_hour_and_outlive_a_restart(tmp_path: Path) -
     assert NAME not in (tmp_path / "f").read_text(), "what is long ago is forgotten"
 
 
-def test_a_ca_that_limits_requests_is_asked_after_the_longest_wait(tmp_path: Path) -> None:
+def test_a_ca_that_limits_requests_is_retried_after_the_longest_wait(tmp_path: Path) -> None:
     assert Failures(tmp_path / "f").add(NAME, rate_limited=True) == RETRY_MAX_S
 
 
@@ -139,6 +137,6 @@ def test_a_changed_clock_ends_every_wait(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"a":1}', '{"a":[1]}', '{"a":["x","y"]}', "null", "\xff"]
 )
-def test_a_damaged_record_of_failures_says_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_of_failures_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "f").write_text(content, "latin-1")
     assert Failures(tmp_path / "f").wait_s("a") == 0
