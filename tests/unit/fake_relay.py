@@ -73,7 +73,7 @@ class RelayEnd:
 async def logged_in(
     info: ServerInfo = ServerInfo(), **options: Any
 ) -> AsyncIterator[tuple[Client, RelayEnd]]:
-    """Yield a client that has received ServerInfo and returns every message, and the relay's end."""
+    """Yield a client after ServerInfo that returns every message, and the relay's end."""
     options = {"control_messages": True} | options
     async with stream_pairs() as (near, far):
         relay = RelayEnd(far, NodePrivate.generate())

@@ -78,7 +78,8 @@ def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: R
     lab = DryLab()
     findings = list(row.find(bench(lab)))
     assert findings
-    assert {load.removeprefix(TLS) for load in lab.loads} <= set(SCENARIOS)  # type: ignore[attr-defined]
+    loads: list[str] = lab.loads  # type: ignore[attr-defined]
+    assert {load.removeprefix(TLS) for load in loads} <= set(SCENARIOS)
     for finding in findings:
         assert finding.values
         assert finding.goal is not None or finding.stretch is not None

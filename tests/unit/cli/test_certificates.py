@@ -89,8 +89,10 @@ def test_a_hostname_is_served_in_the_form_of_server_names(given: str, served: st
 
 @pytest.mark.parametrize(
     "hostname",
-    ["", ".", "*.test", "*", "https://derp.test", "derp.test/derp", "derp.test:443", "derp test", "derp..test",
-     "-derp.test", "256.0.0.1", "10.1", "user@derp.test", "fe80::1%eth0", "a" * 64 + ".test", "[derp.test]"],
+    ["", ".", "*.test", "*", "https://derp.test", "derp.test/derp", "derp.test:443", "derp test",
+    "derp..test",
+     "-derp.test", "256.0.0.1", "10.1", "user@derp.test", "fe80::1%eth0", "a" * 64 + ".test",
+     "[derp.test]"],
 )  # fmt: skip
 def test_a_hostname_that_cannot_be_a_server_name_is_refused(hostname: str) -> None:
     with pytest.raises(UsageError, match="-hostname") as refused:

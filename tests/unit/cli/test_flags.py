@@ -84,8 +84,10 @@ def test_false_has_gos_spellings(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("0", 0.0), ("2s", 2.0), ("500ms", 0.5), ("10m", 600.0), ("1h30m", 5400.0), ("1.5h", 5400.0), (".5s", 0.5),
-        ("1.s", 1.0), ("+3s", 3.0), ("-3s", -3.0), ("250us", 250e-6), ("250µs", 250e-6), ("7ns", 7e-9), ("1m0s", 60.0),
+        ("0", 0.0), ("2s", 2.0), ("500ms", 0.5), ("10m", 600.0), ("1h30m", 5400.0),
+        ("1.5h", 5400.0), (".5s", 0.5),
+        ("1.s", 1.0), ("+3s", 3.0), ("-3s", -3.0), ("250us", 250e-6), ("250µs", 250e-6),
+        ("7ns", 7e-9), ("1m0s", 60.0),
     ],
 )  # fmt: skip
 def test_durations_are_gos(text: str, seconds: float) -> None:
@@ -215,7 +217,8 @@ def test_helpers_can_be_switched_off() -> None:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        (":443", ("", 443)), ("192.0.2.1:80", ("192.0.2.1", 80)), ("[::1]:3340", ("::1", 3340)), ("[::]:0", ("::", 0)),
+        (":443", ("", 443)), ("192.0.2.1:80", ("192.0.2.1", 80)), ("[::1]:3340", ("::1", 3340)),
+        ("[::]:0", ("::", 0)),
         ("relay.example:https", ("relay.example", 443)), (":http", ("", 80)),
     ],
 )  # fmt: skip
@@ -228,9 +231,12 @@ def test_addresses_have_an_optional_host_and_a_port_or_service(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "missing port"), ("127.0.0.1", "missing port"), ("[::1]", "missing port"), ("::1", "missing port"),
-        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'), (":", "missing port"),
-        (":no-such-service", "unknown port"), (":-1", "unknown port"), (":٣", "unknown port"), (":\udcff", "unknown port"),
+        ("", "missing port"), ("127.0.0.1", "missing port"), ("[::1]", "missing port"),
+        ("::1", "missing port"),
+        ("2001:db8::1:443", "in brackets"), (":65536", 'unknown port "65536"'),
+        (":", "missing port"),
+        (":no-such-service", "unknown port"), (":-1", "unknown port"), (":٣", "unknown port"),
+        (":\udcff", "unknown port"),
     ],
 )  # fmt: skip
 def test_other_addresses_are_refused(text: str, message: str) -> None:
@@ -279,7 +285,8 @@ def test_the_certificate_directory_follows_the_users_cache() -> None:
 def test_admission_is_open_or_needs_every_check() -> None:
     assert relay("-a", ":1", "-c", "k").admission.everybody
     asked = relay(
-        "-a", ":1", "-c", "k", "-verify-clients", "-socket", "/s", "-verify-client-url", "https://x/", "-verify-client-url-fail-open=false",
+        "-a", ":1", "-c", "k", "-verify-clients", "-socket", "/s", "-verify-client-url",
+        "https://x/", "-verify-client-url-fail-open=false",
         "--allow-keys", "/a", "--deny-keys", "/d", "--verify-interval", "10s",
     ).admission  # fmt: skip
     assert not asked.everybody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_flags_override_variables_and_these_the_file_and_this_the_defaults(
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
-def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag: Any, tmp_path: Path) -> None:
     text = flag.default
     variable = read_settings([], {variable_of(flag): text or "x"})
     assert variable.origins[flag.name] == f"${variable_of(flag)}"
@@ -115,7 +116,10 @@ def test_a_missing_or_binary_file_is_one_line(tmp_path: Path, content: bytes | N
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("FASTDERP_WORKER", r"\$FASTDERP_WORKER: unknown variable; did you mean FASTDERP_WORKERS\?"),
+        (
+            "FASTDERP_WORKER",
+            r"\$FASTDERP_WORKER: unknown variable; did you mean FASTDERP_WORKERS\?",
+        ),
         ("FASTDERP_VERSION", r"\$FASTDERP_VERSION: unknown variable"),
         ("FASTDERP_WORKERS", r'\$FASTDERP_WORKERS: invalid value "many": want a whole number'),
         ("FASTDERP_STUN", r'\$FASTDERP_STUN: invalid value "many": want true or false'),

@@ -1,4 +1,4 @@
-"""A TCP connection as a stream, the same on uvloop and asyncio: limits both ways, ends, hand-over."""
+"""A TCP connection as a stream, on uvloop and asyncio: limits, ends, hand-over."""
 
 import asyncio
 import itertools

@@ -99,7 +99,8 @@ async def test_every_configured_check_must_agree(tmp_path: Path) -> None:
     assert not await is_let_in(both, BOB, "192.0.2.8")
     assert not await is_let_in(both, EVE)
     assert both.metrics()["fastderp_admission_verdicts_total"] == {
-        ("lists", "allowed"): 3, ("lists", "denied"): 1, ("first", "allowed"): 2, ("first", "timeout"): 1,
+        ("lists", "allowed"): 3, ("lists", "denied"): 1, ("first", "allowed"): 2, ("first",
+        "timeout"): 1,
         ("second", "allowed"): 1, ("second", "denied"): 1,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Files of keys that may or may not use the relay, and what happens when they change. RELIABILITY F30."""
+"""Files of allowed and denied keys, and their changes. RELIABILITY F30."""
 
 from __future__ import annotations
 

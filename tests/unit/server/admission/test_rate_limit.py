@@ -57,8 +57,10 @@ def test_a_mistyped_member_is_named(file: Path, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "7", '{"PerClientRateLimitBytesPerSec": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}', "[" * 5000,
-     '{"PerClientRateLimitBytesPerSec": "1"}', '{"PerClientRateBurstBytes": true}', '{"PerClientRateBurstBytes": 18446744073709551616}',
+    ["", "{", "[]", "7", '{"PerClientRateLimitBytesPerSec": -1}',
+    '{"PerClientRateLimitBytesPerSec": 1.5}', "[" * 5000,
+     '{"PerClientRateLimitBytesPerSec": "1"}', '{"PerClientRateBurstBytes": true}',
+     '{"PerClientRateBurstBytes": 18446744073709551616}',
      "{} {}"],
 )  # fmt: skip
 def test_a_malformed_file_is_refused_by_name(file: Path, text: str) -> None:

@@ -80,8 +80,16 @@ async def test_the_connection_to_the_url_is_reused() -> None:
         assert (len(service.requests), len(service.held)) == (3, 1)
 
 
-@pytest.mark.parametrize("body", [b'{"allow":true}', b' \n{"ALLOW" : true, "x":[1]}', b'{"Allow":false,"allow":true}',
-                                  b'{"Allow":true} {"Allow":false}', b'{"Allow":true}' + b"x" * 10_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"allow":true}',
+        b' \n{"ALLOW" : true, "x":[1]}',
+        b'{"Allow":false,"allow":true}',
+        b'{"Allow":true} {"Allow":false}',
+        b'{"Allow":true}' + b"x" * 10_000,
+    ],
+)
 async def test_a_yes_may_be_spelled_in_many_ways(body: bytes) -> None:
     assert (await ask_url(ok(body))).outcome == "allowed"
 

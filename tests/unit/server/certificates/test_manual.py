@@ -1,4 +1,4 @@
-"""The certificate of -certmode manual while the relay runs: warnings, reloads, the node to publish."""
+"""The certificate of -certmode manual while the relay runs: warnings, reloads, its node."""
 
 import asyncio
 import datetime

@@ -53,7 +53,8 @@ def test_a_client_that_is_not_at_its_ideal_node_is_flagged() -> None:
 
 def test_the_101_response_is_literal() -> None:
     assert derp.switching_protocols("ab" * 32) == (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: 2\r\n"
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\n"
+        b"Connection: Upgrade\r\nDerp-Version: 2\r\n"
         b"Derp-Public-Key: " + b"ab" * 32 + b"\r\n\r\n"
     )
 

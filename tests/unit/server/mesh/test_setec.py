@@ -126,8 +126,8 @@ async def test_an_invalid_secret_leaves_the_copy_unchanged_and_in_use(
     assert await fetched_from(value("zz"), cache, no_z) == "ab" * 32
     assert cache.read_bytes() == kept
     assert (
-        f"secrets server 127.0.0.1: {NAME}: hex digits only; {NAME} is used as it was kept in {cache}"
-        in caplog.text
+        f"secrets server 127.0.0.1: {NAME}: hex digits only; "
+        f"{NAME} is used as it was kept in {cache}" in caplog.text
     )
     assert await fetched(UNREACHABLE, cache, no_z) == "ab" * 32
 
@@ -137,7 +137,8 @@ async def test_an_invalid_secret_without_a_copy_is_refused_and_not_kept(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; nothing is kept in {tmp_path}/c$",
+        match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; "
+        rf"nothing is kept in {tmp_path}/c$",
     ):
         await fetched_from(value("zz"), tmp_path / "c", no_z)
     assert not (tmp_path / "c").exists()

@@ -22,7 +22,8 @@ class Tables:
         self.keys = [ANN, ANN, BOB]
         self.routes = {ANN, BOB}
         self.counted = {
-            "current_connections": 3, "current_dup_client_conns": 2, "current_dup_client_keys": 1, "clients_local": 2, "clients_remote": 1,
+            "current_connections": 3, "current_dup_client_conns": 2, "current_dup_client_keys": 1,
+            "clients_local": 2, "clients_remote": 1,
         }  # fmt: skip
 
     def sessions(self) -> list[Any]:
@@ -77,5 +78,7 @@ def test_a_session_without_a_route_is_reported_with_its_key() -> None:
 def test_a_login_during_the_check_is_not_reported() -> None:
     tables = Tables()
     looks = iter([2, 3])
-    tables.counters = lambda: tables.counted | {"current_connections": next(looks)}  # type: ignore[method-assign]
+    tables.counters = (  # type: ignore[method-assign]
+        lambda: tables.counted | {"current_connections": next(looks)}
+    )
     assert found(tables) == []

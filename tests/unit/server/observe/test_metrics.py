@@ -79,7 +79,8 @@ def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
         if line.startswith("derp_mesh")
     ]
     assert shown == [
-        'bucket{le="0"} 1', 'bucket{le="1"} 3', 'bucket{le="5"} 4', 'bucket{le="+Inf"} 5', "sum 105", "count 5",
+        'bucket{le="0"} 1', 'bucket{le="1"} 3', 'bucket{le="5"} 4', 'bucket{le="+Inf"} 5',
+        "sum 105", "count 5",
     ]  # fmt: skip
 
 
@@ -105,31 +106,48 @@ def test_names_are_unique_and_every_metric_has_a_help_text() -> None:
 # the metrics of derper's dashboards: PROTOCOL §14, name by name
 PROMISED = {
     "counter": """
-        derp_accepts derp_total_dup_client_conns derp_bytes_received derp_packets_received derp_packets_received_kind derp_bytes_sent
-        derp_packets_sent derp_packets_dropped derp_bytes_dropped derp_packets_forwarded_in derp_packets_forwarded_out
-        derp_multiforwarder_created derp_multiforwarder_deleted derp_packet_forwarder_delete_other_value
-        derp_peer_gone_disconnected_frames derp_peer_gone_not_here_frames derp_got_ping derp_sent_pong derp_home_moves_in
-        derp_home_moves_out derp_unknown_frames derp_sclient_write_timeouts derp_tcp_rtt derp_rate_limit_per_client_waited
-        derp_websocket_accepts tls_listener_accepted_connections tls_listener_rejected_connections stun_requests stun_addrfamily
+        derp_accepts derp_total_dup_client_conns derp_bytes_received derp_packets_received
+        derp_packets_received_kind derp_bytes_sent
+        derp_packets_sent derp_packets_dropped derp_bytes_dropped derp_packets_forwarded_in
+        derp_packets_forwarded_out
+        derp_multiforwarder_created derp_multiforwarder_deleted
+        derp_packet_forwarder_delete_other_value
+        derp_peer_gone_disconnected_frames derp_peer_gone_not_here_frames derp_got_ping
+        derp_sent_pong derp_home_moves_in
+        derp_home_moves_out derp_unknown_frames derp_sclient_write_timeouts derp_tcp_rtt
+        derp_rate_limit_per_client_waited
+        derp_websocket_accepts tls_listener_accepted_connections tls_listener_rejected_connections
+        stun_requests stun_addrfamily
         stun_no_local_addr
-        bootstrap_dns_requests bootstrap_dns_published_hits bootstrap_dns_published_misses bootstrap_dns_unpublished_hits
-        bootstrap_dns_unpublished_misses bootstrap_dns_unpublished_percent_misses bootstrap_dns_queried_domains uptime_sec
+        bootstrap_dns_requests bootstrap_dns_published_hits bootstrap_dns_published_misses
+        bootstrap_dns_unpublished_hits
+        bootstrap_dns_unpublished_misses bootstrap_dns_unpublished_percent_misses
+        bootstrap_dns_queried_domains uptime_sec
         process_cpu_seconds_total""",
     "gauge": """
-        derp_current_connections derp_current_home_connections derp_current_notideal_connections derp_clients_local derp_clients_remote
-        derp_clients_total derp_current_dup_client_keys derp_current_dup_client_conns derp_watchers derp_current_file_descriptors
-        derp_memstats_sys0 derper_tls_active_version process_max_fds process_open_fds process_resident_memory_bytes
+        derp_current_connections derp_current_home_connections derp_current_notideal_connections
+        derp_clients_local derp_clients_remote
+        derp_clients_total derp_current_dup_client_keys derp_current_dup_client_conns
+        derp_watchers derp_current_file_descriptors
+        derp_memstats_sys0 derper_tls_active_version process_max_fds process_open_fds
+        process_resident_memory_bytes
         process_start_time_seconds process_virtual_memory_bytes""",
-    "histogram": "derp_mesh_update_batch_size derp_mesh_update_loop_count derp_buffered_write_frames",
+    "histogram": """
+        derp_mesh_update_batch_size derp_mesh_update_loop_count derp_buffered_write_frames""",
     "untyped": """
-        derp_average_queue_duration_ms derp_rate_limit_per_client_bytes_per_second derp_rate_limit_per_client_burst_bytes
+        derp_average_queue_duration_ms derp_rate_limit_per_client_bytes_per_second
+        derp_rate_limit_per_client_burst_bytes
         derper_tls_request_version process_start_unix_time node_boot_time_seconds version""",
 }
-# Of the Go runtime: goroutines, go_*, go_sync_mutex_wait_seconds, go_version, memstats_*.
+# without those of the Go runtime: goroutines, go_*, go_sync_mutex_wait_seconds, go_version,
+# memstats_*
 LABELS = {
-    "derp_packets_received_kind": ("kind",), "derp_packets_dropped": ("reason", "kind"), "derp_bytes_dropped": ("reason", "kind"),
-    "derp_tcp_rtt": ("le",), "derper_tls_request_version": ("version",), "derper_tls_active_version": ("version",),
-    "stun_requests": ("disposition",), "stun_addrfamily": ("family",), "version": ("version", "binary"),
+    "derp_packets_received_kind": ("kind",), "derp_packets_dropped": ("reason", "kind"),
+    "derp_bytes_dropped": ("reason", "kind"),
+    "derp_tcp_rtt": ("le",), "derper_tls_request_version": ("version",),
+    "derper_tls_active_version": ("version",),
+    "stun_requests": ("disposition",), "stun_addrfamily": ("family",),
+    "version": ("version", "binary"),
 }  # fmt: skip
 
 
@@ -148,11 +166,13 @@ def test_protocol_metrics_have_type_and_labels_and_the_rest_our_prefix() -> None
 
 def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
     tree = json.loads(metrics.vars_json({
-        "derp_accepts": 1, "derp_current_connections": 2, "derp_packets_received_kind": {"disco": 3}, "uptime_sec": 4,
+        "derp_accepts": 1, "derp_current_connections": 2,
+        "derp_packets_received_kind": {"disco": 3}, "uptime_sec": 4,
         "stun_requests": {"success": 5}, "version": {("0.1.0", "fastderp-relay"): 1},
     }))  # fmt: skip
     assert tree["derp"] == {
-        "accepts": 1, "gauge_current_connections": 2, "counter_packets_received_kind": {"disco": 3, "other": 0},
+        "accepts": 1, "gauge_current_connections": 2,
+        "counter_packets_received_kind": {"disco": 3, "other": 0},
     }  # fmt: skip
     assert tree["counter_uptime_sec"] == 4
     assert tree["stun"]["counter_requests"] == {

@@ -90,8 +90,17 @@ def test_the_accounts_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Pat
     assert (directory / ACCOUNT_KEY).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", rsa.generate_private_key(65537, 2048).private_bytes(
-    Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())], ids=["empty", "junk", "rsa"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        rsa.generate_private_key(65537, 2048).private_bytes(
+            Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()
+        ),
+    ],
+    ids=["empty", "junk", "rsa"],
+)
 def test_an_unusable_account_key_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ACCOUNT_KEY).write_bytes(content)
     with pytest.raises(CertificateError, match=r"acme_account\+key"):
