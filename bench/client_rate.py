@@ -1,11 +1,11 @@
-"""How fast the client library sends and receives, beside tailscale's own Go client.
+"""The rates of the client library, beside tailscale's own Go client.
 
     python -m bench.client_rate                    # every row, three rounds
     python -m bench.client_rate --n 50000 --rounds 1 --only recv --no-go
     python -m bench.client_rate --json results.json
 
-Each measurement is a process of its own that talks to `bench.measuring_peer` in another one; what
-is compared is measured in turn, round by round, and the median counts. `kpps` is packets per second
+Each measurement is one process that talks to `bench.measuring_peer` in another one; the compared
+clients run one after another, round by round, and the median counts. `kpps` is packets per second
 of wall time until the peer has all of them (sending) or the client has (receiving), in thousands;
 `CPU µs` is the client's CPU time per packet.
 """
@@ -77,7 +77,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
         if way in WAYS["send"]:
             started = clocks()
             await (send_one_by_one if way == "send" else send_many)(client, n, size)
-            await receive_one_by_one(client, 1)  # the peer has everything
+            await receive_one_by_one(client, 1)  # the peer has all packets
         else:
             await receive_one_by_one(client, 1)
             started = clocks()
@@ -94,7 +94,7 @@ def clocks() -> tuple[float, float]:
 
 @contextmanager
 def measuring_peer(certificates: str) -> Iterator[str]:
-    """Run the peer in a process of its own; yield its URL."""
+    """Run the peer in another process; yield its URL."""
     command = [sys.executable, "-m", "bench.measuring_peer", *filter(None, [certificates])]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -115,7 +115,7 @@ def build_go(directory: str) -> str:
 
 
 def run(command: list[str], **environment: str) -> dict[str, float]:
-    """Run a measuring process and return what it prints."""
+    """Run a measuring process and return its output."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -129,7 +129,7 @@ def run(command: list[str], **environment: str) -> dict[str, float]:
 
 
 def candidates(direction: str, go: str | None) -> list[tuple[str, list[str]]]:
-    """Return the names of what is compared in one direction, and their commands without the URL."""
+    """Return the compared clients of one direction: names, and commands without the URL."""
     ours = [
         (
             f"fastderp {way} on {loop}",
@@ -173,7 +173,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def summaries(
     direction: str, transport: str, runs: dict[str, list[dict[str, float]]]
 ) -> list[dict[str, Any]]:
-    """Return a row for each client, with its ratio to Go's where that was measured."""
+    """Return a row for each client, with its ratio to Go's if that was measured."""
 
     def median(name: str, of: str) -> float:
         return statistics.median(run["packets"] / run[of] for run in runs[name])
@@ -208,7 +208,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what the numbers depend on."""
+    """Return the environment of the numbers."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(": ")[2] for line in cpus if line.startswith("model name")]
     return {
@@ -245,7 +245,7 @@ def main() -> None:
 
 
 def run_on(loop: str, coroutine: Any) -> dict[str, float]:
-    """Run a coroutine on the loop of this name."""
+    """Run a coroutine on the event loop of this name."""
     if loop == "uvloop":
         import uvloop
 

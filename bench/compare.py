@@ -1,8 +1,8 @@
-"""`python -m bench.compare`: the same load on every relay, in turn within one run.
+"""`python -m bench.compare`: the same load on every relay, one after another in each round.
 
-Relay on one core, load on another; every measurement has a fresh relay process; the order turns
-from round to round. What counts are the ratios to derper of the same round: absolute times are
-those of this machine at this moment.
+The relay has one core, the load another; each measurement has a fresh relay process; the order
+rotates from round to round. The results are the ratios to derper in the same round: absolute
+times depend on this machine at this moment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison runs. Scenarios are names, with tls/ in front over TLS."""
+    """The plan of a comparison. Scenarios are names, with the prefix tls/ over TLS."""
 
     relays: Sequence[Relay]
     scenarios: Sequence[str]
@@ -52,7 +52,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a comparison, print its table, keep its JSON; return the exit code."""
+    """Run a comparison, print its table, write its JSON; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
         scenarios = _scenarios(options.scenario)
@@ -167,7 +167,7 @@ def _can(relay: Relay, name: str) -> bool:
 
 
 def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
-    """Medians over the rounds; behind a ratio the range of the rounds' own ratios."""
+    """Print medians over the rounds; a ratio also has the range of its rounds."""
     table = Table(title=name, title_justify="left", box=None)
     for column in (
         "relay",
@@ -208,7 +208,7 @@ def _median(
 
 
 def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) -> str:
-    """How many times more the base costs, round by round."""
+    """Return the cost of the base over the relay's, round by round."""
     if base is None:
         return ""
     ratios = [cost(b) / cost(r) for b, r in zip(base, results, strict=True)]
@@ -216,7 +216,7 @@ def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) 
 
 
 def _is_crowd(results: Sequence[Measurement]) -> bool:
-    """Whether there were enough clients to tell their memory from the relay's own."""
+    """Return whether the clients' memory is large enough to measure beside the relay's own."""
     return all(result["n_clients"] >= CROWD for result in results)
 
 
@@ -247,7 +247,7 @@ def _keep(
     command: Sequence[str],
     output: str | None,
 ) -> Path:
-    """Write everything that was measured; return the file."""
+    """Write all measurements; return the file."""
     path = Path(output) if output else RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {

@@ -1,7 +1,7 @@
-"""`python -m bench.goals`: measure what the relay must show, row by row, and say what it shows.
+"""`python -m bench.goals`: measure the relay's goals, row by row, and print the verdicts.
 
-Without names every row, in some ten minutes, kept in results/goals.json, from which the README's
-table is made. A run that was interrupted goes on with --resume.
+Without names it measures every row in about ten minutes and writes results/goals.json, the source
+of the table in the documents. `--resume` continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure rows, print and keep them; return the exit code: 1 when a row could not be measured."""
+    """Measure rows, print and write them; return 1 when a row could not be measured."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.row) - {row.name for row in ROWS}:
@@ -100,7 +100,7 @@ def _command(arguments: Sequence[str] | None) -> list[str]:
 
 
 def _public(word: str) -> str:
-    """A path of this machine means nothing elsewhere: its last part does."""
+    """Return the last part of a path, as the rest is of this machine only."""
     return Path(word).name if word.startswith("/") else word
 
 
@@ -115,7 +115,7 @@ def _done(output: Path | None, document: Document) -> dict[str, Any]:
 
 
 def _keep(document: Document, output: Path) -> None:
-    """Write what there is so far, in the order of the rows; an interruption leaves the former file."""
+    """Write the results so far in the order of the rows, atomically."""
     rows = sorted(document["rows"].items(), key=lambda item: int(item[1]["number"]))
     output.parent.mkdir(parents=True, exist_ok=True)
     fresh = output.with_suffix(".new")
@@ -167,7 +167,7 @@ def _print(document: Document, output: Path | None) -> None:
 
 
 def columns(finding: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
-    """Return what, goal, stretch, median, range and verdict of a finding as text."""
+    """Return subject, goal, stretch, median, range and verdict of a finding as text."""
     sense, unit, values = finding["sense"], finding["unit"], finding["values"]
     sign = {">=": "≥", "<=": "≤"}[sense]
 
@@ -204,12 +204,12 @@ def _verdict(finding: dict[str, Any], median: float) -> str:
 
 
 def noise(document: Document) -> str:
-    """Return a warning when the machine was not quiet, otherwise nothing."""
+    """Return a warning when the machine was busy, otherwise ""."""
     shares = [
         result["foreign_share"]
         for row in document["rows"].values()
         for result in row["measurements"]
-        if row["number"] != 8  # several relays at once: each is foreign to the others
+        if row["number"] != 8  # several relays at once: each counts as foreign work for the others
     ]
     noisy = sum(share > QUIET for share in shares)
     if not noisy:

@@ -1,4 +1,4 @@
-"""One measurement: a fresh relay on its core, the load on another, what came out."""
+"""One measurement: a fresh relay on its core, the load on another, the result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bench.relays import Relay, RelayError, Running, running, running_region
 from fastderp.loadgen.process import Processes
 
 BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
-# One suite for all: what each relay would choose by itself differs in cost.
+# one suite for all relays, as their own choices differ in cost
 SUITE = "TLS_AES_128_GCM_SHA256"
 TLS = "tls/"
 """Stands in front of a scenario's name when it is run over TLS 1.3."""
 
-# Above this share of foreign work a measurement says more about the machine than about the relay.
+# Above this share of foreign work a measurement depends more on the machine than on the relay.
 QUIET = 0.05
 
 Measurement = dict[str, Any]
@@ -31,7 +31,7 @@ Measurement = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Where relay and load run, and for how long a load is measured."""
+    """The cores of relay and load, and the duration of a measurement."""
 
     relay_core: int = 0
     load_core: int = 1
@@ -39,7 +39,7 @@ class Lab:
 
     @property
     def two_cores(self) -> frozenset[int]:
-        """The relay's core and another: one that the load does not use, if the machine has one."""
+        """Return the relay's core and another one, which the load does not use if possible."""
         cores = os.sched_getaffinity(0)
         spare = sorted(cores - {self.relay_core, self.load_core}) or [self.load_core]
         return frozenset({self.relay_core, spare[0]})
@@ -47,9 +47,9 @@ class Lab:
     def measure(
         self, relay: Relay, load: str, *flags: str, cores: Collection[int] = ()
     ) -> Measurement:
-        """Put a load (a scenario's name, with tls/ in front over TLS) on a fresh `relay`.
+        """Put a load (a scenario's name, with the prefix tls/ over TLS) on a fresh `relay`.
 
-        `flags` go to fastderp-bench, `cores` are the relay's if not its usual one. Raises
+        `flags` are for fastderp-bench, `cores` are the relay's if not its usual one. Raises
         RelayError when relay or load fail.
         """
         with self.running(relay, load, cores) as target:
@@ -59,19 +59,19 @@ class Lab:
     def running(
         self, relay: Relay, load: str = "", cores: Collection[int] = ()
     ) -> Iterator[Running]:
-        """Run `relay` as `load` needs it, over TLS or plain."""
+        """Run `relay` for `load`, over TLS or plain."""
         own = cores or {self.relay_core}
         with running(relay, cores=own, tls=load.startswith(TLS)) as target:
             yield target
 
     @contextmanager
     def region(self, relay: Relay, load: str) -> Iterator[Running]:
-        """Run two of `relay`, linked to each other, on the relay's core; who only receives logs in at the second one."""
+        """Run two linked relays on one core; clients that only receive log in at the second one."""
         with running_region(relay, cores={self.relay_core}, tls=load.startswith(TLS)) as target:
             yield target
 
     def load(self, target: Running, relay: Relay, load: str, *flags: str) -> Measurement:
-        """Put a load on a relay that is running."""
+        """Put a load on a running relay."""
         command = [
             BENCH,
             target.url,
@@ -106,6 +106,6 @@ def per_core(result: Measurement) -> tuple[float, float]:
 
 
 def cost(result: Measurement) -> float:
-    """CPU microseconds of the relay per delivered packet; endless when nothing was delivered."""
+    """Return CPU µs of the relay per delivered packet; infinite when none was delivered."""
     value = result["relay"]["cpu_us_per_packet"]
     return float("inf") if value is None else float(value)

@@ -1,9 +1,10 @@
-"""CPU time a relay spends per login: TCP, HTTP upgrade, ClientInfo, ServerInfo, close.
+"""CPU time of a relay per login: TCP, HTTP upgrade, ClientInfo, ServerInfo, close.
 
     python bench/login_cost.py [--tls] [--fast-start] [--loop asyncio] [--derper PATH] [--profile]
 
-The relay runs in a process of its own and its CPU time is read before and after; with `--derper` the same logins go to derper too, and the
-ratio is printed. `--profile` prints where the Python of the relay's loop spends its time (and slows it down).
+The relay runs in another process and its CPU time is read before and after; with `--derper` the
+same logins go to derper, too, and the ratio is printed. `--profile` prints a profile of the Python
+on the relay's loop (and slows it down).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REQUEST = "GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n{}\r\n"
-# Clients seal their login themselves: not our CPU. Some keys in turn, so that nothing is served from one cached agreement.
+# The clients' CPU time for sealing does not count. Several keys are used in turn, so that no login
+# uses a cached key agreement.
 N_KEYS = 64
 
 
@@ -61,7 +63,7 @@ def serve(loop: str, tls: bool, profile: bool) -> None:
 def log_in(
     port: int, n_logins: int, logins: list[bytes], context: ssl.SSLContext | None, fast_start: bool
 ) -> None:
-    """Log in and leave again, one connection after the other."""
+    """Log in and close, one connection after another."""
     request = REQUEST.format("Derp-Fast-Start: 1\r\n" if fast_start else "").encode()
     for i in range(n_logins):
         sock = socket.create_connection(("127.0.0.1", port))
@@ -93,7 +95,7 @@ def read_frame(stream: object) -> bytes:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time a process has used."""
+    """Return the CPU time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -164,14 +166,14 @@ def measure_derper(options: argparse.Namespace) -> float:
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def derper_key(port: int, tls: bool) -> str:
-    """Ask a relay that is just starting for its public key."""
+    """Return the public key of a relay that is starting."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -212,7 +214,8 @@ def main() -> None:
         return
     kind = ("TLS 1.3" if options.tls else "plain") + (", fast start" if options.fast_start else "")
     print(
-        f"Python {platform.python_version()}, Linux {platform.release()}, {options.n} logins, {kind}, {options.loop}"
+        f"Python {platform.python_version()}, Linux {platform.release()}, {options.n} logins, "
+        f"{kind}, {options.loop}"
     )
     ours = measure_fastderp(options)
     print(f"fastderp  {ours:6.0f} CPU µs per login")

@@ -1,9 +1,9 @@
-"""Resident memory of a relay per connection that is not logged in, by how far the connection has come.
+"""Resident memory of a relay per connection that is not logged in, by stage.
 
     python bench/login_memory.py [--connections 1000] [--stage NAME …] [--derper PATH]
 
-Each stage has a fresh relay with TLS. Its memory is read before the connections come, while all of them are open, and 15 seconds
-after they have left. With `--derper` the same is done to derper.
+Each stage has a fresh relay with TLS. Its memory is read before the connections, while all of them
+are open, and 15 s after they have left. With `--derper` derper is measured, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REQUEST = (
     b"GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
     b"Derp-Fast-Start: 1\r\n\r\n"
 )
-# Memory settles this long after the last byte.
+# The memory is stable this long after the last byte.
 SETTLE_S = 1.0
 COMES_BACK_S = 15.0
 RECORD_BYTES = 16384
@@ -40,13 +40,13 @@ Stage = Callable[["Client"], None]
 
 
 class Client:
-    """One connection of the load, over TLS from `secure` on."""
+    """One connection of the load; it uses TLS after `secure`."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), 30)
 
     def secure(self) -> None:
-        """Make a TLS 1.3 handshake."""
+        """Do a TLS 1.3 handshake."""
         handshake = Handshake(ClientContext(verify=False), "127.0.0.1")
         while not handshake.step():
             self.sock.sendall(handshake.take_output())
@@ -59,7 +59,7 @@ class Client:
         self.sock.sendall(self.records.seal(data))
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Return the type and payload of the relay's next frame, which comes alone."""
+        """Return the type and payload of the relay's next frame, which arrives alone."""
         data = self.records.open(b"")
         while len(data) < HEADER_SIZE or len(data) < HEADER_SIZE + HEADER.unpack_from(data)[1]:
             data += self.records.open(self.sock.recv(65536))
@@ -145,7 +145,7 @@ def resident_kib(pid: int) -> float:
 
 
 def measure(relay: Relay, stage: Stage, n_connections: int) -> tuple[float, float, int]:
-    """Return KiB per connection, MiB left COMES_BACK_S after all have gone, and connections closed by the relay."""
+    """Return KiB per connection, MiB left after their end, connections closed by the relay."""
     with running(relay, tls=True) as started:
         port = int(started.url.rpartition(":")[2].rstrip("/").partition("/")[0])
         first = Client(port)
@@ -172,7 +172,7 @@ def measure(relay: Relay, stage: Stage, n_connections: int) -> tuple[float, floa
 
 
 def is_closed(sock: socket.socket) -> bool:
-    """Whether the relay has ended a connection."""
+    """Return whether the relay has ended a connection."""
     sock.setblocking(False)
     try:
         while data := sock.recv(65536):
@@ -198,8 +198,8 @@ def main() -> None:
     for relay in relays:
         for name in arguments.stage or STAGES:
             kib, left, n_closed = measure(relay, STAGES[name], arguments.connections)
-            row = f"{relay.name + ' ' + relay.version:18} {name:30} {kib:9.1f} {left:9.1f} {n_closed:7}"
-            print(row, flush=True)
+            subject = f"{relay.name + ' ' + relay.version:18} {name:30}"
+            print(f"{subject} {kib:9.1f} {left:9.1f} {n_closed:7}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much of the cores a measurement used was taken by somebody else."""
+"""The share of foreign work on the cores of a measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
-    """Watches `cores` from now on while `relay` and child processes of ours work on them."""
+    """Watches `cores` while `relay` and our child processes work on them."""
 
     def __init__(self, cores: Sequence[int], relay: Processes) -> None:
         self._cores = cores
@@ -23,19 +23,19 @@ class Watch:
         self._before = self._foreign_s()
 
     def foreign_share(self) -> float:
-        """Return the share of the cores' time that went to other work: 0 is a quiet machine."""
+        """Return the share of the cores' time of other work: 0 is a quiet machine."""
         passed = (time.monotonic() - self._started) * len(self._cores)
         return max(0.0, self._foreign_s() - self._before) / passed
 
     def _foreign_s(self) -> float:
-        """Busy seconds that were neither the relay's nor those of children that have ended."""
+        """Return busy seconds without the relay's and those of ended children."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         ours = self._relay.cpu_s() + children.ru_utime + children.ru_stime
         return busy_s(self._cores) - ours
 
 
 def busy_s(cores: Sequence[int]) -> float:
-    """Return the seconds that the cores have not been idle since the machine started."""
+    """Return the cores' busy seconds since the machine started."""
     wanted = {f"cpu{core}" for core in cores}
     ticks = 0
     for line in Path("/proc/stat").read_text().splitlines():

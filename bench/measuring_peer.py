@@ -1,8 +1,8 @@
-"""The other end of a measured client: a relay's login, then a sink for packets or a source of them.
+"""The peer of a measured client: a relay's login, then a sink or a source of packets.
 
-It costs so little that a client is measured and not a relay: frames are counted by their bytes, and
-what it sends was framed before. One blocking thread per connection; `python -m bench.measuring_peer
-[CERTIFICATE-DIRECTORY]` prints its URL. The path says what a connection is for:
+It costs little, so that the client is measured: frames are counted by their bytes, and
+its frames are encoded in advance. Each connection has one blocking thread.
+`python -m bench.measuring_peer [CERTIFICATE-DIRECTORY]` prints its URL. The path gives the purpose of a connection:
 `/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
 """
 
@@ -29,13 +29,13 @@ class Connection:
     """One measured client."""
 
     def __init__(self, sock: socket.socket, key: NodePrivate) -> None:
-        """Speak over this connection as the relay that owns `key`."""
+        """Act on this connection as the relay with `key`."""
         self._sock = sock
         self._key = key
         self._unread = b""
 
     def serve(self) -> None:
-        """Log the client in and do what its path says."""
+        """Log the client in and serve its path."""
         head = self._read_until(b"\r\n\r\n")
         url = urlsplit(head.split(b" ", 2)[1].decode())
         query = parse_qs(url.query)
@@ -87,7 +87,7 @@ class Connection:
 
 
 def packet(data: bytes) -> bytes:
-    """Return a whole RecvPacket frame."""
+    """Return a complete RecvPacket frame."""
     return frame(FrameType.RECV_PACKET, SOURCE.raw, data)
 
 

@@ -1,6 +1,7 @@
-"""`python -m bench.plot`: the measurements of bench.goals as SVG, beside the JSON they come from.
+"""`python -m bench.plot`: the measurements of bench.goals as SVG, beside their JSON.
 
-cost.svg: CPU time per packet of every relay under every load. delay.svg: median and 99th percentile.
+cost.svg has the CPU time per packet of each relay under each load, delay.svg the median and 99th
+percentile of the latency.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.lab import Measurement, cost
 COLOURS = {"derper": "#8a8f98", "floor": "#c9a227", "fastderp": "#1f6feb"}
 BAR = 0.8
 CAPTION_WIDTH = 110
-# Loads that are about something else than the packets, or about a relay that is starting.
+# loads whose subject is not the packets, or is a relay that starts
 LEFT_OUT = ("memory-", "logins")
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def by_load(document: Document) -> dict[str, dict[str, list[Measurement]]]:
-    """Return the measurements by load (with its flags, so that equal ones share a bar) and relay."""
+    """Return the measurements by load (with its flags; equal ones share a bar) and relay."""
     loads: dict[str, dict[str, list[Measurement]]] = {}
     for row in document["rows"].values():
         if row["name"] == "workers":  # on two cores: no comparison with the others
@@ -82,18 +83,18 @@ def _draw(
     values: dict[str, Any],
     caption: str,
 ) -> None:
-    """Bars on a logarithmic axis, whiskers from the smallest to the largest round."""
+    """Draw bars on a logarithmic axis, with whiskers from the smallest to the largest round."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same numbers make the same file
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same numbers give the same file
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(loads)))
     for i, relays in enumerate(loads.values()):
         height = BAR / len(relays)
         for j, (relay, results) in enumerate(relays.items()):
-            # The last value first, so that the smaller bar lies on the larger one.
+            # the last value first, so that the smaller bar is drawn over the larger one
             for k, value in enumerate(reversed(values.values())):
                 found = [value(result) for result in results]
                 median = statistics.median(found)

@@ -1,8 +1,8 @@
-"""`python -m bench.regress [BASE]`: fail when a micro bench got slower than the machine's noise.
+"""`python -m bench.regress [BASE]`: fail when a micro bench is slower beyond the noise.
 
-The base commit is built beside this tree, with this tree's benches, and both run in turn. For
-each bench and build there is one median of CPU time per repetition; the smallest median is what
-the code costs when nothing disturbs it. How far the other medians are from it is the noise.
+The base commit is built beside this tree, with this tree's benches, and both run alternately. For
+each bench and build there is one median of CPU time per repetition; the smallest median is
+the undisturbed cost of the code. The distance of the other medians from it is the noise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 MICRO = Path("bench") / "micro"
 TESTS_FAILED = 1  # pytest's exit code
-# Two builds of the same source differ by a few percent: code lies at other addresses.
+# Two builds of the same source differ by a few percent, as code has other addresses.
 LEAST_ALLOWED = 0.08
-# A bench may be slower by this many times the noise seen in its own repetitions.
+# A bench may be slower by this multiple of the noise of its repetitions.
 NOISE_FACTOR = 2.0
-# When the repetitions disagree by more than this, the bench says nothing about the code.
+# Above this spread of the repetitions the bench gives no verdict.
 TOO_NOISY = 0.5
 
 Medians = dict[str, list[float]]
@@ -38,7 +38,7 @@ Medians = dict[str, list[float]]
 
 
 class RegressError(Exception):
-    """A build or a run that failed; the text says which, and how it ended."""
+    """A build or a run failed; the text has its name and its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(base: Path, repetitions: int, only: str) -> list[Verdict]:
-    """Run both builds in turn; run those benches again that look slower, before they are blamed."""
+    """Run both builds alternately; repeat the benches that look slower."""
     old: Medians = {}
     new: Medians = {}
     _repeat(base, old, new, repetitions, only)
@@ -117,7 +117,7 @@ def judge(old: Medians, new: Medians) -> list[Verdict]:
 
 
 def _noise(medians: Sequence[float]) -> float:
-    """How far a typical repetition is above the best one, as a share of it."""
+    """Return the distance of a typical repetition from the best one, as a share of it."""
     return statistics.median(medians) / min(medians) - 1
 
 
@@ -136,7 +136,7 @@ def _base_tree(commit: str) -> Iterator[Path]:
 
 
 def _bring_benches(into: Path) -> None:
-    """Copy this tree's benches; but what calls C functions stays as the base has it, and fits it."""
+    """Copy this tree's benches, except modules that call C functions, which stay the base's."""
     into.mkdir(parents=True, exist_ok=True)
     for source in (ROOT / MICRO).glob("*.py*"):
         if source.suffix != ".pyx" or not (into / source.name).exists():
@@ -151,11 +151,11 @@ def _build(tree: Path) -> None:
 def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
     """Run the micro benches of a tree once; return the median CPU seconds of each.
 
-    The base may fail some of them, that call what it does not have.
+    The base may fail benches of functions that it does not have.
     """
     report = tree / "bench" / "build" / "micro.json"
     report.parent.mkdir(parents=True, exist_ok=True)
-    # The tree is the working directory, so its own fastderp comes before an installed one.
+    # The tree is the working directory, so its fastderp precedes an installed one.
     _done(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""The relays that are compared: how to get each, and how to run one pinned to a core."""
+"""The compared relays: how to build each, and how to run one pinned to a core."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from fastderp.server.certificates.manual import manual_certificate
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
-# The releases of derper that are compared with: the newest, and one from before its last rewrite.
+# the compared releases of derper: the newest, and one before its last rewrite
 DERPER_VERSION = "1.104.7"
 OLDER_DERPER_VERSION = "1.98.9"
-# The Go module that the newest derper builds in: it replaces a dependency that is not published.
+# the Go module for the build of the newest derper; it replaces a dependency that is not published
 DERPER_MODULE = HERE.parent / "tests/interop/go_newest"
 START_LIMIT_S = 15.0
 
 
 class RelayError(Exception):
-    """A relay that cannot be built, found or started; the text says which and why."""
+    """A relay cannot be built, found or started; the text has its name and the cause."""
 
 
 @dataclass(frozen=True)
 class Relay:
-    """How to start one relay. `command` gets {port} and, as a place to keep things, {directory}.
+    """The command of one relay; it gets {port} and {directory}, a place for its files.
 
-    An empty `tls_command` means that it does not speak TLS. `bench_flags` go to the load.
+    An empty `tls_command` means that it has no TLS. `bench_flags` are for the load.
     """
 
     name: str
@@ -67,7 +67,7 @@ TLS_FLAGS = ("-certmode=manual", "-hostname=127.0.0.1", "-certdir={directory}")
 
 
 def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
-    """Return tailscale's derper: the binary at `path`, or the newest built with Go into bench/build."""
+    """Return tailscale's derper: the binary at `path`, or the newest, built into bench/build."""
     return _derper("derper", path or str(build_derper()), gomaxprocs)
 
 
@@ -77,7 +77,7 @@ def older_derper(gomaxprocs: int | None = None) -> Relay:
 
 
 def _derper(name: str, binary: str, gomaxprocs: int | None) -> Relay:
-    # Go appends what it does not know about the build.
+    # Go appends its own suffix to the version.
     version = _output([binary, "-version"]).split()[0].partition("-")[0]
     environment = {"GOMAXPROCS": str(gomaxprocs)} if gomaxprocs else {}
     return Relay(
@@ -119,7 +119,7 @@ def other(text: str) -> Relay:
 
 
 def build_floor(directory: Path) -> Path:
-    """Compile the floor into `directory` unless that was done already; return the program."""
+    """Compile the floor into `directory` unless it exists; return the program."""
     source, binary = HERE / "floor" / "floor.c", directory / "floor"
     if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
         return binary
@@ -129,7 +129,7 @@ def build_floor(directory: Path) -> Path:
 
 
 def build_derper() -> Path:
-    """Build the newest derper with Go, unless that was done already; return the program."""
+    """Build the newest derper with Go unless it exists; return the program."""
     binary = BUILD / f"derper-{DERPER_VERSION}"
     if not binary.exists():
         command = ["build", "-o", str(binary), "tailscale.com/cmd/derper"]
@@ -139,7 +139,7 @@ def build_derper() -> Path:
 
 
 def build_older_derper() -> Path:
-    """Build derper 1.98.9 with Go, unless that was done already; return the program."""
+    """Build derper 1.98.9 with Go unless it exists; return the program."""
     binary = BUILD / f"derper-{OLDER_DERPER_VERSION}"
     if not binary.exists():
         command = ["install", f"tailscale.com/cmd/derper@v{OLDER_DERPER_VERSION}"]
@@ -180,9 +180,9 @@ def _output(
 
 @contextmanager
 def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> Iterator[Running]:
-    """Run a fresh process of `relay` on 127.0.0.1, only on `cores`, until the block ends.
+    """Run a fresh process of `relay` on 127.0.0.1 and on `cores` in the block.
 
-    The cores are chosen before the program starts: a Go relay sees a machine that has just these.
+    The cores are set before the program starts: a Go relay then sees a machine with only these.
     Raises RelayError, with the end of its log, when it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
@@ -209,7 +209,7 @@ def running_region(
             (directory / "mesh.key").write_text(secret)
             manual_certificate(
                 directory, "127.0.0.1"
-            )  # what both are told to trust must be there before they start
+            )  # The certificates that both trust must exist before they start.
         with (
             _running(
                 _member(relay, directories[1], ports[1], tls), directories[0], ports[0], cores, tls
@@ -237,7 +237,7 @@ def _member(relay: Relay, directory: Path, port: int, tls: bool) -> Relay:
 
 
 def _await_link(relay: Relay, started: Running, directory: Path) -> None:
-    """Wait until another relay watches this one."""
+    """Wait until the other relay watches this one."""
     give_up = time.monotonic() + START_LIMIT_S
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
@@ -257,7 +257,7 @@ def _await_link(relay: Relay, started: Running, directory: Path) -> None:
 def _running(
     relay: Relay, directory: Path, port: int, cores: Collection[int], tls: bool
 ) -> Iterator[Running]:
-    """Run a process that keeps its things in `directory`."""
+    """Run a process with its files in `directory`."""
     words = relay.tls_command if tls else relay.command
     command = [word.format(port=port, directory=directory) for word in words]
     log = directory / "log"

@@ -1,7 +1,7 @@
-"""The rows of what the relay must show: how each is measured, and what it is judged by.
+"""The rows of the relay's goals: measurements and verdicts.
 
-A row measures everything it compares in turn, round by round, and finds numbers: one value per
-round, beside the goal. Rows know nothing of files and terminals.
+A row measures the compared relays one after another, round by round, and finds numbers: one value
+per round, beside the goal. Rows do not use files and terminals.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Literal
 from bench.lab import TLS, Lab, Measurement, cost
 from bench.relays import Relay
 
-# The relay gives memory back every ten seconds.
+# The relay trims its memory every ten seconds.
 SETTLE_S = 12
-# Rates of the sweep for the peak, as shares of what senders that never wait got through.
+# rates of the sweep for the peak, as shares of the rate of senders that never wait
 SWEEP = (0.7, 0.85, 1.0, 1.15)
 STORM_LOAD = 0.7
 
@@ -26,7 +26,7 @@ Value = Callable[[Measurement], float]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A number, once per round, and what it should be: at least or at most `goal`, or `stretch`."""
+    """A number per round and its bounds: at least or at most `goal`, or `stretch`."""
 
     what: str
     values: Sequence[float]
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Bench:
-    """What rows measure with. Everything measured stays in `measurements`, notes in `notes`."""
+    """The tools of the rows; it collects all `measurements` and `notes`."""
 
     lab: Lab
     rounds: int
@@ -51,7 +51,7 @@ class Bench:
     notes: list[str] = field(default_factory=list)
 
     def measure(self, relay: Relay, load: str, *flags: str, **where: frozenset[int]) -> Measurement:
-        """Put a load on a fresh relay, and keep what came out."""
+        """Put a load on a fresh relay, and keep the result."""
         return self.keep(relay, load, self.lab.measure(relay, load, *flags, **where), flags)
 
     def keep(
@@ -68,7 +68,7 @@ class Bench:
     def in_turn(
         self, load: str, *relays: Relay, flags: Sequence[str] = ()
     ) -> list[list[Measurement]]:
-        """Measure the relays every round, beginning with another one each time; one list per relay."""
+        """Measure the relays in every round, in rotating order; return one list per relay."""
         results: list[list[Measurement]] = [[] for _ in relays]
         for number in range(self.rounds):
             order = [(number + i) % len(relays) for i in range(len(relays))]
@@ -153,7 +153,7 @@ def _never_wait(bench: Bench) -> Iterator[Finding]:
 
 
 def _overload(bench: Bench, about: float) -> Finding:
-    """Sweep the offered rate for the one that gets most through; compare it with three times as much."""
+    """Find the offered rate with the highest throughput; compare it with three times that rate."""
 
     def goodput(rate: float) -> float:
         result = bench.measure(bench.fastderp, "never-wait", "--rate", f"{rate:.0f}")
@@ -172,7 +172,8 @@ def _fans(bench: Bench) -> Iterator[Finding]:
         theirs, ours = bench.in_turn(load, bench.derper, bench.fastderp)
         yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 5)
         bench.notes.append(
-            f"{load}: derper lost at most {_most_lost(theirs):.2%} of the packets, fastderp {_most_lost(ours):.2%}"
+            f"{load}: derper lost at most {_most_lost(theirs):.2%} of the packets, "
+            f"fastderp {_most_lost(ours):.2%}"
         )
     theirs, ours = bench.in_turn("fan-in", bench.derper, bench.fastderp, flags=("--window", "2"))
     bench.notes.append(f"fan-in with two in flight each: {median(_ratios(theirs, ours)):.2f}")
@@ -183,7 +184,7 @@ def _most_lost(results: list[Measurement]) -> float:
 
 
 def _memory(bench: Bench) -> Iterator[Finding]:
-    """Every relay at once: they wait far longer than they work, and memory is their own."""
+    """Run all relays at once, as they mostly wait and only their own memory is measured."""
     loads = [kind + size for kind in ("", TLS) for size in ("memory-5000", "memory-15000")]
     flags = ("--warmup", "0", "--duration", "1", "--settle", str(SETTLE_S))
     with ThreadPoolExecutor(len(loads)) as pool:
@@ -272,8 +273,8 @@ def _crowd(bench: Bench) -> Iterator[Finding]:
         [bench.measure(bench.floor, "crowd")], [bench.measure(bench.floor, "pairs-50")]
     )
     bench.notes.append(
-        f"the same for the floor: {floor:.2f}; what it has more is the kernel's and the caches' work "
-        "for many sockets"
+        f"the same for the floor: {floor:.2f}; the difference is the work of the kernel and the "
+        "caches for many sockets"
     )
 
 
@@ -292,13 +293,13 @@ def _storm(bench: Bench) -> Iterator[Finding]:
     busy = max(r["relay"]["cpu_share"] for r in stormy)
     late = max(1 - r["packets_per_s"] / r["scenario"]["rate"] for r in stormy)
     bench.notes.append(
-        f"fastderp used at most {busy:.0%} of its core in the storm, and the load fell behind its own schedule "
-        f"by up to {late:.1%}: what is late then waits in the load"
+        f"fastderp used at most {busy:.0%} of its core in the storm, and the load fell behind its "
+        f"own schedule by up to {late:.1%}: late packets then wait in the load"
     )
 
 
 def _p99_above_quiet_ms(bench: Bench, relay: Relay) -> float:
-    """Find out what `relay` carries, offer a part of that twice, the second time with the storm."""
+    """Measure the capacity of `relay`, offer a part of it twice, the second time with the storm."""
     with bench.lab.running(relay) as target:
 
         def load(name: str, *flags: str) -> Measurement:
@@ -316,12 +317,13 @@ def _mesh(bench: Bench) -> Iterator[Finding]:
         ratios = [_hop(bench, bench.fastderp, load) for _ in range(bench.rounds)]
         yield Finding(f"{kind}: CPU per packet: both relays ÷ one relay, no hop", ratios, "<=", 2.2)
     bench.notes.append(
-        f"the same for two derpers, which link over TLS only: {_hop(bench, bench.derper, TLS + 'pairs-10'):.2f}"
+        "the same for two derpers, which link over TLS only: "
+        f"{_hop(bench, bench.derper, TLS + 'pairs-10'):.2f}"
     )
 
 
 def _hop(bench: Bench, relay: Relay, load: str) -> float:
-    """How many times as much a packet costs that goes from one relay to another."""
+    """Return the cost of a packet between two relays over that within one."""
     local = bench.measure(relay, load)
     with bench.lab.region(relay, load) as target:
         across = bench.keep(relay, load, bench.lab.load(target, relay, load), ["--to"])

@@ -1,11 +1,11 @@
-"""Long runs of the client library against a relay in the same process, with what they must show.
+"""Long runs of the client library against a relay in the same process, with checks.
 
     python -m bench.soak rate                    # 1 GB through a relay with a rate limit
     python -m bench.soak restarts                # 100 restarts of the relay under 200 clients
     python -m bench.soak rate --mb 100 --mb-per-s 10
     python -m bench.soak restarts --clients 20 --restarts 5
 
-Each prints its numbers as JSON and ends with 1 where something is not as it must be. The tests run
+Each prints its numbers as JSON and exits with 1 when a check fails. The tests run
 both, smaller.
 """
 
@@ -33,11 +33,11 @@ TICK_S = 0.01
 
 @dataclass
 class RateResult:
-    """What a run of `through_a_rate_limit` has shown.
+    """The result of `through_a_rate_limit`.
 
-    `grown_kib` is how much more memory was resident than when a tenth had arrived; `longest_tick_s`
+    `grown_kib` is the growth of resident memory after a tenth had arrived; `longest_tick_s`
     is the longest time between two runs of another task that sleeps 10 ms; `seconds_at_rate` is
-    what the transfer takes at the relay's rate.
+    the time of the transfer at the relay's rate.
     """
 
     n_sent: int
@@ -51,7 +51,7 @@ class RateResult:
 
     @property
     def problems(self) -> list[str]:
-        """What is not as it must be."""
+        """Return the failed checks."""
         found = []
         if self.n_arrived != self.n_sent or not self.in_order:
             found.append(f"{self.n_arrived} of {self.n_sent} packets arrived")
@@ -145,9 +145,9 @@ def resident_kib() -> int:
 
 @dataclass
 class RestartsResult:
-    """What a run of `under_restarts` has shown.
+    """The result of `under_restarts`.
 
-    `n_back` are the clients that were connected again after the last restart; `n_twice` packets
+    `n_back` are the clients that reconnected after the last restart; `n_twice` packets
     arrived more than once; tasks and open files are counted when all clients are closed, against
     before.
     """
@@ -166,7 +166,7 @@ class RestartsResult:
 
     @property
     def problems(self) -> list[str]:
-        """What is not as it must be."""
+        """Return the failed checks."""
         found = []
         if self.n_back != self.n_clients:
             found.append(f"{self.n_clients - self.n_back} clients did not come back")
@@ -180,7 +180,7 @@ class RestartsResult:
 
 
 async def under_restarts(n_clients: int, n_restarts: int) -> RestartsResult:
-    """Restart a relay again and again while its clients send to each other."""
+    """Restart a relay repeatedly while its clients send to each other."""
     gc.collect()
     tasks, files = len(asyncio.all_tasks()), n_files()
     sent, arrived = 0, Counter[bytes]()
@@ -223,7 +223,7 @@ async def under_restarts(n_clients: int, n_restarts: int) -> RestartsResult:
         await asyncio.gather(*(client.close() for client in clients))
     for _ in range(10):
         await asyncio.sleep(0)
-    gc.collect()  # The relays that were closed keep some descriptors until then.
+    gc.collect()  # Closed relays keep some descriptors until then.
     return RestartsResult(
         n_clients=n_clients,
         n_restarts=n_restarts,
@@ -240,12 +240,12 @@ async def under_restarts(n_clients: int, n_restarts: int) -> RestartsResult:
 
 
 def n_files() -> int:
-    """Return how many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def main() -> int:
-    """Run what the command line names; return the exit code."""
+    """Run the command line's soak; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""What a STUN answer costs: CPU time with 32 requests in flight, of derper, fastderp and a floor.
+"""CPU time per STUN answer of derper, fastderp and a floor, with 32 requests in flight.
 
     python -m bench.stun_cost --derper PATH [--rounds 3] [--seconds 3]
 
-The relay has one core, the load another. Medians of the rounds; every round measures all three, so
-that other work on the machine harms all of them. `lost` counts requests without an answer within
-half a second.
+The relay has one core, the load another. The results are medians of the rounds; each round
+measures all three, so that other work on the machine affects all. `lost` counts requests without
+an answer within 0.5 s.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RELAY_CORE, LOAD_CORE = 0, 1
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time that a process's threads have used, to the nanosecond."""
+    """Return the CPU time of a process's threads in ns."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def load(program: Path, port: int, seconds: float) -> tuple[int, int]:
-    """Keep 32 requests under way; return how many were answered and how many were lost."""
+    """Keep 32 requests in flight; return the counts of answers and losses."""
     command = [str(program), str(port), str(seconds)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     n_answered, n_lost = map(int, said.split())
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float, float, int]:
-    """Load a server; return its CPU µs per answer, answers per second, and how many were lost."""
+    """Load a server; return its CPU µs per answer, answers per second, and losses."""
     load(program, port, 0.2)
     before_s = cpu_s(pid)
     n_answered, n_lost = load(program, port, seconds)

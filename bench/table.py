@@ -1,6 +1,6 @@
-"""`python -m bench.table`: the results of bench.goals as Markdown, printed or put into a document.
+"""`python -m bench.table`: the results of bench.goals as Markdown, printed or in a document.
 
-A document has a line `<!-- bench.table -->` and a line `<!-- /bench.table -->`; what is between
+A document has a line `<!-- bench.table -->` and a line `<!-- /bench.table -->`; the text between
 them is replaced.
 """
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def markdown(document: Document) -> str:
-    """Return the table, what it was measured with, and the commands that measure it again."""
+    """Return the table, its environment, and the commands that repeat it."""
     lines = ["| | scenario | what | goal | stretch | measured | |", "|--:|---|---|---|---|---|---|"]
     for row in document["rows"].values():
         for i, finding in enumerate(row["findings"]):
@@ -62,8 +62,9 @@ def _made_with(document: Document) -> str:
     found = document["environment"]
     relays = ", ".join(f"{name} {version}" for name, version in document["relays"].items())
     text = (
-        f"Medians, and the range over the rounds: {relays}; {found['cpu']}, Linux {found['kernel']}, Python "
-        f"{found['python']}, {found['suite']}, {found['when']}; one core for the relay, another for the load. "
+        f"Medians, and the range over the rounds: {relays}; {found['cpu']}, Linux "
+        f"{found['kernel']}, Python {found['python']}, {found['suite']}, {found['when']}; "
+        "one core for the relay, another for the load. "
         f"`{' '.join(found['command'])}`"
     )
     return f"{text} {noise(document)}".rstrip()
@@ -75,7 +76,7 @@ def _again(document: Document) -> str:
 
 
 def replaced(document: str, text: str) -> str:
-    """Return the document with `text` between its markers. ValueError when it does not have both."""
+    """Return the document with `text` between its markers; raise ValueError without them."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,12 +1,12 @@
-"""The backlog of one session: packets of some senders in, and out again."""
+"""The backlog of one session: push packets of several senders, and pop them."""
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.backlog cimport (
-    CONTROL_BYTES, LANE_BYTES, LANE_DATA, LANE_PACKETS, Backlog, BacklogBudget, backlog_free, backlog_new, backlog_pop,
-    backlog_push)
+    CONTROL_BYTES, LANE_BYTES, LANE_DATA, LANE_PACKETS, Backlog, BacklogBudget, backlog_free,
+    backlog_new, backlog_pop, backlog_push)
 
 
 cdef void count_drop(void* n_dropped, const Node* node) noexcept nogil:
@@ -14,7 +14,7 @@ cdef void count_drop(void* n_dropped, const Node* node) noexcept nogil:
 
 
 def pass_through(const uint8_t[:, ::1] frames):
-    """Push every frame, one per row, then pop until nothing is left; return (popped, dropped)."""
+    """Push all frames, one per row, then pop all; return (popped, dropped)."""
     cdef BacklogBudget budget
     cdef Backlog* backlog = backlog_new(LANE_BYTES, LANE_PACKETS, CONTROL_BYTES, 0, 1)
     cdef Node* node
@@ -26,8 +26,8 @@ def pass_through(const uint8_t[:, ::1] frames):
     budget.bytes = 0
     with nogil:
         for i in range(frames.shape[0]):
-            backlog_push(backlog, &budget, LANE_DATA, &frames[i, 0], <uint32_t>frames.shape[1], 0, 0,
-                         count_drop, &dropped)
+            backlog_push(backlog, &budget, LANE_DATA, &frames[i, 0],
+                         <uint32_t>frames.shape[1], 0, 0, count_drop, &dropped)
         while True:
             node = backlog_pop(backlog, &budget)
             if node is NULL:

@@ -6,7 +6,7 @@ from fastderp.dataplane.frame cimport FRAME_READY, ROLE_CLIENT, frame_next
 
 
 def walk(const uint8_t[::1] buffer):
-    """Return how many whole frames the buffer begins with."""
+    """Return the number of complete frames at the beginning of the buffer."""
     cdef size_t at = 0, total = 0, n = <size_t>buffer.shape[0]
     cdef const uint8_t* data = &buffer[0]
     cdef size_t n_frames = 0

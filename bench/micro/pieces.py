@@ -1,7 +1,7 @@
-"""The data plane's C functions as Python calls, for benches only.
+"""The data plane's C functions as Python calls, for the micro benches.
 
-Each .pyx here is compiled against the fastderp that is imported, on first use, into bench/build:
-the package itself exports nothing for the sake of a bench.
+Each .pyx here is compiled on first use against the imported fastderp, into bench/build;
+the package exports nothing for benches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import fastderp
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "micro"
-# What setup.py gives the packet path: the calls are inlined into code like this.
+# the options of the packet path in setup.py, where such calls are inlined
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,

@@ -1,11 +1,12 @@
-"""The routing table: finding keys, and keys that come and go."""
+"""The routing table: lookups, registrations, removals."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastderp.dataplane.routes cimport (
-    GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_destroy, routes_find, routes_init,
-    routes_reader_enter, routes_reader_leave, routes_register, routes_unregister)
+    GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_destroy,
+    routes_find, routes_init, routes_reader_enter, routes_reader_leave, routes_register,
+    routes_unregister)
 
 cdef enum:
     KEY = 32
@@ -16,7 +17,7 @@ cdef bint always_alive(void* context, uint64_t handle) noexcept nogil:
 
 
 cdef class Table:
-    """A table with the keys of `keys`, 32 bytes each, registered one after the other."""
+    """A table with the keys of `keys`, 32 bytes each, registered one after another."""
 
     cdef RouteTable* table
     cdef Route** routes
@@ -51,7 +52,7 @@ cdef class Table:
                 handle_set_free(self.table, &watchers)
 
     def find(self, bytes keys not None):
-        """Return how many of the keys are there, all looked up in one stay in the table."""
+        """Return the number of registered keys, looked up in one read section."""
         cdef const uint8_t* key = keys
         cdef size_t i, found = 0, n = <size_t>len(keys) // KEY
         with nogil:
@@ -62,7 +63,7 @@ cdef class Table:
         return found
 
     def leave_and_return(self):
-        """Unregister every key and register it again."""
+        """Unregister each key and register it again."""
         self.unregister()
         self.register()
 

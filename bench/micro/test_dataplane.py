@@ -38,7 +38,7 @@ def test_walk_a_buffer_of_128_packets(benchmark: BenchmarkFixture, size: int) ->
 
 @pytest.mark.parametrize("n_keys", [100, 10_000, 100_000])
 def test_find_1024_keys(benchmark: BenchmarkFixture, n_keys: int) -> None:
-    """Among few keys the table is in the nearest cache, among many it is not."""
+    """Find keys in a table that fits the first-level cache, and in one that does not."""
     known = keys(n_keys)
     table = piece("routes").Table(b"".join(known))
     wanted = b"".join(random.Random(1).choices(known, k=LOOKUPS))
@@ -66,7 +66,8 @@ def test_128_packets_through_a_backlog(benchmark: BenchmarkFixture, n_senders: i
 def test_a_full_backlog_makes_room_128_times(benchmark: BenchmarkFixture) -> None:
     """Overload: 128 packets of 16 senders more than fit."""
     senders = keys(16)
-    n = 128 + (262144 - 16 * 64) // (1437 + 48)  # less the table of senders; with each frame's node
+    # without the table of senders, with each frame's node
+    n = 128 + (262144 - 16 * 64) // (1437 + 48)
     frames = b"".join(packet(5, senders[i % 16], 1400) for i in range(n))
     rows = memoryview(frames).cast("B", shape=[n, 1437])
     popped, dropped = benchmark(piece("backlog").pass_through, rows)

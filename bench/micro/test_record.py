@@ -1,6 +1,7 @@
 """Micro benchmarks of the record layer: CPU time of fixed work, per suite and record size.
 
-A batch fits the second-level cache, as the data plane's buffers do. Divide by RECORDS for the cost of one record.
+A batch fits the second-level cache, like the data plane's buffers. Divide by RECORDS for the cost
+of one record.
 """
 
 import os
@@ -27,7 +28,7 @@ def secret(suite: str) -> bytes:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("suite", SUITES)
 def test_open_a_batch_of_records(benchmark: BenchmarkFixture, suite: str, size: int) -> None:
-    """One read of ciphertext that holds RECORDS records, as clients send them."""
+    """Open one read of ciphertext with RECORDS records, as clients send them."""
     one, other = secret(suite), secret(suite)
     sender = RecordLayer(suite, one, other)
     wire = b"".join(sender.seal(bytes(size)) for _ in range(RECORDS))
@@ -39,14 +40,16 @@ def test_open_a_batch_of_records(benchmark: BenchmarkFixture, suite: str, size: 
     def opened(receiver: RecordLayer, wire: bytes) -> bytes:
         return receiver.open(wire)
 
-    released = benchmark.pedantic(opened, setup=fresh, rounds=300, warmup_rounds=20)  # type: ignore[no-untyped-call]
+    released = benchmark.pedantic(  # type: ignore[no-untyped-call]
+        opened, setup=fresh, rounds=300, warmup_rounds=20
+    )
     assert len(released) == size * RECORDS
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("suite", SUITES)
 def test_seal_the_same_data_joined(benchmark: BenchmarkFixture, suite: str, size: int) -> None:
-    """RECORDS packets joined into records of up to 16 KiB, as the relay sends them."""
+    """Seal RECORDS packets joined into records of up to 16 KiB, as the relay sends them."""
     sender = RecordLayer(suite, secret(suite), secret(suite))
     data = bytes(size * RECORDS)
     assert len(benchmark(sender.seal, data)) > len(data)
@@ -54,14 +57,14 @@ def test_seal_the_same_data_joined(benchmark: BenchmarkFixture, suite: str, size
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_seal_one_packet(benchmark: BenchmarkFixture, suite: str) -> None:
-    """One packet alone: the latency case."""
+    """Seal one packet, the latency case."""
     sender = RecordLayer(suite, secret(suite), secret(suite))
     benchmark(sender.seal, bytes(1437))
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_derive_and_forget_the_keys_of_a_session(benchmark: BenchmarkFixture, suite: str) -> None:
-    """What a login pays: two traffic secrets into keys, first use, wipe."""
+    """Derive keys from two traffic secrets, use them once, wipe them: the cost of a login."""
     one, other = secret(suite), secret(suite)
 
     def login() -> Callable[[bytes], bytes]:
