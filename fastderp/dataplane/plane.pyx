@@ -260,7 +260,7 @@ cdef class Plane:
                 bytes opened=b"",
                 RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
                 bint not_ideal=False, bytes addr=bytes(16), int port=0,
-                bytes app_name=b"", bint own_rtt=False):
+                bytes app_name=b"", bint own_rtt=False, bint behind_proxy=False):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane's from now on, also after an error.
@@ -277,6 +277,8 @@ cdef class Plane:
         addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
         app_name: name of the client's program, at most 32 bytes, for SessionInfo and ClosedEvent
             (§22).
+        behind_proxy: keep-alives come in five sixths of the period: proxies close what is silent
+            for 60 s.
         own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it
             out.
 
@@ -310,7 +312,7 @@ cdef class Plane:
             self.control.now_ns = clock_ns()
             s = session_open(
                 &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name),
-                own_rtt,
+                own_rtt, behind_proxy,
                 &keys if records is not None else NULL,
             )
             if s is not NULL:

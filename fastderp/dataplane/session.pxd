@@ -196,7 +196,7 @@ cdef struct Batch:
 # Birth, in the control thread: open, publish; discard after a failure.
 cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
                            const uint8_t* app_name, uint8_t n_app_name,
-                           bint own_rtt, const Records* keys) noexcept nogil
+                           bint own_rtt, bint behind_proxy, const Records* keys) noexcept nogil
 cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
                           size_t n_first) noexcept nogil
 cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil

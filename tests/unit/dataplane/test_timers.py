@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -158,3 +159,14 @@ def test_a_link_that_falls_silent_is_closed() -> None:
         assert closed(plane).reason == "silent"
         with pytest.raises((EOFError, ConnectionError)):
             link.receive()
+
+
+def test_a_client_behind_a_proxy_is_kept_alive_in_five_sixths_of_the_time() -> None:
+    with running_plane(workers=1, keep_alive_s=3) as plane:
+        started = time.monotonic()
+        direct, proxied = PlanePeer(plane), PlanePeer(plane, behind_proxy=True)
+        assert proxied.receive() == (FrameType.KEEP_ALIVE, b"")
+        assert time.monotonic() - started >= 2.5
+        assert not select.select([direct.socket], [], [], 0)[0]
+        assert direct.receive() == (FrameType.KEEP_ALIVE, b"")
+        assert time.monotonic() - started >= 3
