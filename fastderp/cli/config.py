@@ -24,6 +24,7 @@ from fastderp.server.certificates.acme.settings import (
     ExternalAccount,
 )
 from fastderp.server.components.mesh import DEV_MESH_KEY
+from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
 from fastderp.server.settings import (
     AdmissionSettings,
@@ -35,6 +36,7 @@ from fastderp.server.settings import (
     MeshSettings,
     ObserveSettings,
     PageSettings,
+    ProxySettings,
     RelaySettings,
     SecretsSettings,
     StunSettings,
@@ -42,6 +44,7 @@ from fastderp.server.settings import (
 from fastderp.util.net import is_address, parse_ip
 from fastderp.util.text import printable
 
+_PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
 DEV_ADDRESS = ":3340"
 # Clients also ask for names with underscores, though no CA issues certificates for them.
 _SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -135,7 +138,26 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
         user_timeout_s=values["tcp-user-timeout"],
         accept_per_s=values["accept-connection-limit"],
         accept_burst=values["accept-connection-burst"],
+        proxies=_proxies(values),
     )
+
+
+def _proxies(values: Mapping[str, Any]) -> ProxySettings:
+    try:
+        trusted = TrustedProxies.parse(values["trusted-proxies"])
+    except ValueError as error:
+        raise UsageError(f"-trusted-proxies: {printable(str(error))}") from None
+    if values["proxy-protocol"] and not trusted:
+        raise UsageError(
+            "-proxy-protocol needs -trusted-proxies: the addresses of the proxies that send PROXY headers"
+        )
+    prefix = values["path-prefix"].rstrip("/")
+    if prefix and not _PATH_PREFIX.fullmatch(prefix):
+        raise UsageError(
+            f'-path-prefix "{printable(values["path-prefix"])}": want a path such as /derp-relay, '
+            "of letters, digits and - . _ ~"
+        )
+    return ProxySettings(trusted, values["proxy-protocol"], prefix)
 
 
 def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings) -> Iterator[str]:

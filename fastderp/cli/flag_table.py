@@ -38,6 +38,7 @@ _SECTION_OF = {group: section for section, group in SECTIONS.items()}
 _LISTS = {
     "bootstrap-dns-names",
     "disallow-app-names",
+    "trusted-proxies",
     "mesh-with",
     "unpublished-bootstrap-dns-names",
 }
@@ -70,6 +71,23 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             LISTEN,
             bounds.Bounds(-1, 65535),
         ),
+        Flag(
+            "trusted-proxies",
+            str,
+            "",
+            "networks or addresses of proxies that tell the relay its clients' addresses; unix for those on a unix socket",
+            "CIDR,…",
+            LISTEN,
+        ),
+        Flag(
+            "proxy-protocol",
+            boolean,
+            "false",
+            "trusted proxies begin each TCP connection with a PROXY header, version 1 or 2",
+            "",
+            LISTEN,
+        ),
+        Flag("path-prefix", str, "", "serve every path below this one, too", "/PATH", LISTEN),
         Flag(
             "stun", boolean, "true", "answer STUN: tells clients their public address", "", LISTEN
         ),

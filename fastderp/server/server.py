@@ -40,6 +40,7 @@ from fastderp.server.observe.maintenance import Maintenance
 from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.server.settings import ProxySettings
 from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util import bounds
@@ -200,6 +201,7 @@ class Server:
         idle_s: float = IDLE_S,
         accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
+        proxies: ProxySettings = ProxySettings(),
     ) -> Listener:
         """Accept connections on an address from now on. PROTOCOL §9.1.
 
@@ -213,6 +215,7 @@ class Server:
             idle_s: how many seconds an HTTP connection may wait with its next request.
             accept_limiter: who comes too fast is closed at once.
             tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
+            proxies: which peers are proxies, and what they do.
 
         Raises ValueError for a number out of bounds, OSError that names the address when it cannot be had, and what `start` does.
         """
@@ -233,6 +236,7 @@ class Server:
             idle_s=idle_s,
             accept_limiter=accept_limiter,
             tunnels=tunnels if tls is not None else None,
+            proxies=proxies,
         )
         self._listeners.append(listener)
         return listener

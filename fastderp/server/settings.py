@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastderp.server.certificates.acme.settings import AcmeSettings
+from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
 from fastderp.util.bounds import ACCEPT_BURST
 from fastderp.wire.keys import NodePublic
@@ -26,6 +27,15 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The proxies in front of the relay."""
+
+    trusted: TrustedProxies = TrustedProxies()
+    proxy_protocol: bool = False  # their connections begin with a PROXY header
+    path_prefix: str = ""  # "/x": everything is served below it, too
+
+
+@dataclass(frozen=True, slots=True)
 class ListenSettings:
     """Where the relay listens on TCP, and what its sockets are set to."""
 
@@ -37,6 +47,7 @@ class ListenSettings:
     user_timeout_s: float = 15.0
     accept_per_s: float = math.inf
     accept_burst: int = MAX_BURST
+    proxies: ProxySettings = ProxySettings()
 
     @property
     def limit_without_burst(self) -> bool:

@@ -289,9 +289,7 @@ PROTOCOL = {
         "unit/server/http/routes::a_captive_portal_challenge_is_answered",
         "unit/server/http/routes::an_odd_challenge_gets_a_204_without_an_answer",
     ),
-    "48": row(
-        "the home page", "unit/server/http/routes::the_home_page_is_the_configured_one"
-    ),
+    "48": row("the home page", "unit/server/http/routes::the_home_page_is_the_configured_one"),
     "49": row(
         "the plain port's redirects",
         "unit/server/http/routes::the_plain_port_redirects_to_the_same_page_over_tls",
@@ -311,8 +309,7 @@ PROTOCOL = {
         "unit/server/http/bootstrap_dns::an_unpublished_name_is_given_alone_and_only_on_request",
         "unit/server/http/bootstrap_dns"
         "::an_unpublished_name_without_addresses_is_a_miss_and_gets_the_published_names",
-        "unit/server/http/bootstrap_dns"
-        "::distinct_requested_names_are_counted_up_to_a_limit",
+        "unit/server/http/bootstrap_dns::distinct_requested_names_are_counted_up_to_a_limit",
         "interop/bootstrap_dns::both_relays_give_the_same_answers_and_counters",
     ),
     "52": row(

@@ -24,6 +24,7 @@ from fastderp.server.certificates.metacert import meta_cert
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.server import Server
+from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
 from fastderp.wire.keys import NodePublic
 from tests.kit.peer import Peer
@@ -129,6 +130,7 @@ def running(
     routes: Routes | None = None,
     idle_s: float = 30.0,
     tunnels: Tunnels | None = None,
+    proxies: ProxySettings = ProxySettings(),
     **server: Any,
 ) -> Iterator[Relay]:
     """Run a relay while the block lasts; further arguments go to `Server`."""
@@ -147,6 +149,7 @@ def running(
                 routes=routes,
                 idle_s=idle_s,
                 tunnels=tunnels,
+                proxies=proxies,
             )
         except BaseException as error:
             outcome.append(error)

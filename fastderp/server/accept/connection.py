@@ -28,9 +28,12 @@ from fastderp.server.accept.http_session import (
     StartWebSocket,
 )
 from fastderp.server.accept.login_memory import CONNECTION_BYTES, HANDSHAKE_BYTES, Account
+from fastderp.server.accept.page import send_page
+from fastderp.server.accept.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
+from fastderp.server.http.client_address import Origin
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT
 from fastderp.server.http.upgrade import Upgrade
 from fastderp.server.net.stream import Stream
@@ -46,8 +49,6 @@ log: logging.Logger = logging.getLogger("fastderp")
 # The time that a refused client has to read the answer, and the input that is ignored meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
-# A page that takes its time ends after this long: a forgotten browser would keep it open for days.
-PAGE_S = 300.0
 # A client waits up to this long for the memory that its TLS handshake takes; most leave earlier.
 TURN_BUDGET_S = 60.0
 # What channels hold besides bytes that are not complete.
@@ -61,7 +62,7 @@ class Connection:
     Args:
         context: what the listener's connections share.
         sock: accepted; its time starts now.
-        remote: (ip, port) of the client.
+        remote: (ip, port) of the peer.
         on_end: called once, when the connection is closed or handed over.
     """
 
@@ -78,13 +79,14 @@ class Connection:
         "_n_lingered",
         "_not_ideal",
         "_on_end",
+        "_origin",
+        "_proxy_header",
         "_registrar",
         "_stream",
         "_task",
         "_timer",
         "_tls",
         "_was_served",
-        "remote",
         "state",
         "tls_version",
     )
@@ -100,7 +102,7 @@ class Connection:
         self._registrar = context.registrar
         self._connection_log = context.registrar.connection_log
         self._on_end = on_end
-        self.remote: tuple[str, int] = remote
+        self._origin = Origin.of_peer(remote, context.proxies.trusted)
         self._stream = Stream(
             context.registrar.poller, sock, self._on_bytes, self._on_input_end, self._on_drained
         )
@@ -120,10 +122,14 @@ class Connection:
         self._idle = False
         self._task: asyncio.Task[None] | None = None
         self.state: State = State.TLS
+        self._proxy_header: ProxyHeaderReader | None = None
         self._timer = context.registrar.loop.call_later(
             context.login_budget_s, self._guard, self._on_time
         )
-        if context.tls is None:
+        if context.proxies.proxy_protocol:
+            self.state = State.PROXY_HEADER
+            self._proxy_header = ProxyHeaderReader(self._origin, context.proxies.trusted)
+        elif context.tls is None:
             self._start_http()
 
     def start(self) -> None:
@@ -136,7 +142,9 @@ class Connection:
         if self.state in (State.CLOSED, State.PROMOTED):
             return
         if self.state is not State.LINGER:
-            self._connection_log.note_refused(self.state.value, reason, self.remote, detail)
+            self._connection_log.note_refused(
+                self.state.value, reason, self._origin.address, detail
+            )
         self._move(State.CLOSED)
         self._release()
         self._stream.close()
@@ -193,13 +201,15 @@ class Connection:
             act(*args)
         except TlsError as error:
             self._refuse_tls(error)
+        except ProxyHeaderError as error:
+            self.close(error.reason, str(error))
         except MemoryError:
             self.close("shortage", "out of memory")
         except Exception as error:
             if isinstance(error, OSError) and error.errno in SHORTAGES:
                 self.close("shortage", error.strerror or "")
             else:
-                supervisor.note("connection", error, f"{self.remote[0]} is disconnected")
+                supervisor.note("connection", error, f"{self._origin.address[0]} is disconnected")
                 self.close("internal")
         self._charge()
 
@@ -208,16 +218,12 @@ class Connection:
         if self.state in (State.CLOSED, State.PROMOTED):
             return
         n_bytes = CONNECTION_BYTES + self._channel_bytes + self._stream.n_unsent
-        if self._tls is not None:
-            n_bytes += self._tls.held_bytes
-        elif isinstance(self._channel, RecordLayer):
+        parts = (self._proxy_header, self._tls, self._http, self._login)
+        n_bytes += sum(part.held_bytes for part in parts if part is not None)
+        if isinstance(self._channel, RecordLayer):
             n_bytes += len(self._channel.pending)
         elif isinstance(self._channel, WebSocket):
             n_bytes += self._channel.held_bytes
-        if self._http is not None:
-            n_bytes += self._http.held_bytes
-        if self._login is not None:
-            n_bytes += self._login.held_bytes
         if not self._registrar.login_memory.charge(self._account, n_bytes):
             self._evict()
 
@@ -228,6 +234,16 @@ class Connection:
         self.close("memory", "the memory for connections before their login is used up")
 
     def _receive(self, data: bytes) -> None:
+        if self._proxy_header is not None:
+            if (found := self._proxy_header.feed(data)) is None:
+                return
+            self._origin, data = found
+            self._proxy_header = None
+            self._move(State.TLS)
+            if self._context.tls is None:
+                self._start_http()
+            if not data:
+                return
         if self.state is State.TLS:
             if self._tls is None:
                 self._tls = self._start_tls()
@@ -272,9 +288,8 @@ class Connection:
         """Say what the client left unfinished; "" when it had not begun, like a probe for our key."""
         if self.state is State.LOGIN and self._login is not None and self._login.rest:
             return "the client left before its login was complete"
-        if self.state is State.HTTP and self._http is not None and self._http.is_in_request:
-            return "the client left in the middle of a request"
-        return ""
+        in_request = self._http is not None and self._http.is_in_request
+        return "the client left in the middle of a request" if in_request else ""
 
     def _on_time(self) -> None:
         if self._idle:
@@ -291,13 +306,12 @@ class Connection:
     def _start_tls(self) -> ServerHandshake:
         """Begin the handshake, at the client's first bytes."""
         assert self._context.tls is not None
-        registrar = self._registrar
         return ServerHandshake(
             self._context.tls,
             self._stream,
-            registrar.poller,
-            registrar.handshake_threads,
-            registrar.handshake_queue,
+            self._registrar.poller,
+            self._registrar.handshake_threads,
+            self._registrar.handshake_queue,
             guard=self._guard,
             waits=self._wait_for_turn,
             give_way=self._give_way,
@@ -334,10 +348,9 @@ class Connection:
             self.close("end")
         elif error.cause == "plain_http":
             self._refuse(error.cause, str(error), PLAIN_HTTP_ON_TLS_PORT)
-        elif self._tls is not None:
-            self._refuse(error.cause, str(error), self._tls.take_output())
         else:
-            self._refuse(error.cause, str(error), b"")
+            alert = self._tls.take_output() if self._tls is not None else b""
+            self._refuse(error.cause, str(error), alert)
 
     # Plain bytes
 
@@ -390,7 +403,7 @@ class Connection:
 
     def _start_http(self) -> None:
         self._move(State.HTTP)
-        self._http = HttpSession(self._context, self.remote, self.tls_version)
+        self._http = HttpSession(self._context, self._origin, self.tls_version)
 
     def _serve_request(self, session: HttpSession) -> None:
         if self._idle:
@@ -399,6 +412,7 @@ class Connection:
         action = session.next_action()
         if action is None:
             return
+        self._origin = session.origin
         self._was_served = True
         self._act(action)
         if self.state is State.HTTP and session.has_input:
@@ -429,7 +443,7 @@ class Connection:
             self._set_budget(self._context.idle_s)
 
     def _start_page(self, page: Page) -> None:
-        """Begin a page that takes up to PAGE_S; the client's input is ignored meanwhile."""
+        """Begin a page that takes its time; the client's input is ignored meanwhile."""
         self._move(State.PAGE)
         self._http = None
         self._timer.cancel()
@@ -437,16 +451,7 @@ class Connection:
         self._task = self._registrar.loop.create_task(self._send_page(page))
 
     async def _send_page(self, page: Page) -> None:
-        """Send chunk after chunk; a client that is behind misses some."""
-        try:
-            async with asyncio.timeout(PAGE_S):
-                async for chunk in page.chunks:
-                    if self._stream.flushed:
-                        self._stream.send(self._channel.seal(chunk))
-        except TimeoutError:
-            pass
-        except Exception as error:
-            supervisor.note("page", error, f"the page for {self.remote[0]} ends here")
+        await send_page(page, self._stream, self._channel, self._origin.address[0])
         self._task = None
         if self.state is State.PAGE:
             self._guard(self._linger)
@@ -482,11 +487,13 @@ class Connection:
         try:
             sock = await self._context.tunnels.connect(tunnel.target)
         except OSError as error:
-            log.debug("%s: cannot connect to %s: %s", self.remote[0], tunnel.target.host, error)
+            log.debug(
+                "%s: cannot connect to %s: %s", self._origin.address[0], tunnel.target.host, error
+            )
             self._task = None
             self._guard(self._act, self._http.tunnel_failed(tunnel.request))
         except Exception as error:
-            supervisor.note("connection", error, f"{self.remote[0]} is disconnected")
+            supervisor.note("connection", error, f"{self._origin.address[0]} is disconnected")
             self._task = None
             self.close("internal")
         else:
@@ -533,7 +540,7 @@ class Connection:
             self._stream.send(self._channel.seal(output))
 
     async def _ask_admission(self, login: DerpLogin) -> None:
-        refusal = await self._registrar.refusal(login.client, self.remote[0])
+        refusal = await self._registrar.refusal(login.client, self._origin.address[0])
         self._task = None
         if self.state is State.ADMISSION:
             self._guard(self._follow, login, login.judge(refusal))
@@ -552,7 +559,7 @@ class Connection:
         handle = self._registrar.promote(
             descriptor,
             login.client,
-            self.remote,
+            self._origin.address,
             first=login.take_output(),
             opened=login.rest,
             records=self._channel if isinstance(self._channel, RecordLayer) else None,
@@ -560,6 +567,7 @@ class Connection:
             not_ideal=self._not_ideal,
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
+            behind_proxy=self._origin.through_proxy or isinstance(self._channel, WebSocket),
         )
         if bridge is not None:
             bridge.handle = handle
@@ -572,7 +580,7 @@ class Connection:
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log why the connection ends, send the answer, and close."""
-        self._connection_log.note_refused(self.state.value, reason, self.remote, detail)
+        self._connection_log.note_refused(self.state.value, reason, self._origin.address, detail)
         self._stream.send(answer)
         self._linger()
 

@@ -6,15 +6,18 @@ from enum import Enum
 class State(Enum):
     """Where a connection is.
 
-    accept ─┬─► TLS ─┐
-            └────────┴─► HTTP ─► LOGIN ─┬─────────────────┬─► PROMOTED
-                         ▲  │ │         └─► ADMISSION ────┘
-            next request └──┘ ├─► PAGE (one that takes its time)
-                              └─► TUNNEL (dialling) ─► PROMOTED
+    accept ─┬─► PROXY_HEADER ─┬─┬─► TLS ─┐
+            └─────────────────┘ └────────┴─► HTTP
+
+    HTTP ─┬─► LOGIN ─┬──────────────┬─► PROMOTED
+     ▲ │  │          └─► ADMISSION ─┘
+     └─┘  ├─► PAGE (one that takes its time)
+    next  └─► TUNNEL (dialling) ─► PROMOTED
 
     From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.
     """
 
+    PROXY_HEADER = "proxy"
     TLS = "tls"
     HTTP = "http"
     PAGE = "page"
@@ -27,6 +30,7 @@ class State(Enum):
 
 
 LEGAL_MOVES: dict[State, set[State]] = {
+    State.PROXY_HEADER: {State.TLS, State.CLOSED},
     State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
     State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
     State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},

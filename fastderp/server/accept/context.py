@@ -9,6 +9,7 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
+from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
 
 
@@ -25,6 +26,7 @@ class AcceptContext:
         idle_s: seconds that an answered connection may wait with its next request.
         tunnels: serves CONNECT; None refuses it.
         known_upgrades: upgrade requests that need no parsing.
+        proxies: which peers are proxies, and what they do.
     """
 
     registrar: Registrar
@@ -34,3 +36,4 @@ class AcceptContext:
     idle_s: float
     tunnels: Tunnels | None
     known_upgrades: KnownUpgrades
+    proxies: ProxySettings

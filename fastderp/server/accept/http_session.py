@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastderp.server.accept import websocket
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.accept.websocket import Opening
+from fastderp.server.http.client_address import Origin
 from fastderp.server.http.message import (
     BadRequest,
     HeadParser,
@@ -89,15 +90,25 @@ class HttpSession:
 
     Args:
         context: the routes and what else the listener's connections share.
-        remote: (ip, port) of the client.
+        origin: where the connection comes from.
         tls_version: "1.2", "1.3", or "" without TLS.
     """
 
-    __slots__ = ("_context", "_head", "_n_head", "_remote", "_tls_version", "_unread")
+    __slots__ = (
+        "_connection_origin",
+        "_context",
+        "_head",
+        "_n_head",
+        "_tls_version",
+        "_unread",
+        "origin",
+    )
 
-    def __init__(self, context: AcceptContext, remote: tuple[str, int], tls_version: str) -> None:
+    def __init__(self, context: AcceptContext, origin: Origin, tls_version: str) -> None:
         self._context = context
-        self._remote = remote
+        self._connection_origin = origin
+        # Of the last request: those of several clients may come over one connection of a proxy.
+        self.origin = origin
         self._tls_version = tls_version
         self._head: HeadParser | None = None
         self._n_head = 0
@@ -133,7 +144,10 @@ class HttpSession:
     def next_action(self) -> Action | None:
         """Return what to do about the next request; None while it is not complete."""
         data, self._unread = self._unread, b""
-        known = self._context.known_upgrades.find(data) if self._head is None else None
+        known = None
+        # The heads that a proxy sends differ by client, and tell its address.
+        if self._head is None and not self.origin.through_proxy:
+            known = self._context.known_upgrades.find(data)
         if known is None:
             return self._parse(data)
         upgrade, self._unread = known
@@ -164,7 +178,13 @@ class HttpSession:
 
     def _answer(self, request: Request, head: bytes) -> Action:
         """Answer a request; `head` is its bytes, if they came in one piece."""
-        request.remote = self._remote
+        proxies = self._context.proxies
+        self.origin = self._connection_origin.of_request(request.headers, proxies.trusted)
+        request.remote = self.origin.address
+        request.through_proxy = self.origin.through_proxy
+        request.is_hidden = self.origin.is_hidden
+        if proxies.path_prefix:
+            request.strip_prefix(proxies.path_prefix)
         request.secure = bool(self._tls_version)
         self._note_request()
         if request.method == "CONNECT" and self._context.tunnels is not None:
@@ -182,7 +202,7 @@ class HttpSession:
         """Answer a request for /derp that is an upgrade."""
         upgrade = derp_upgrade(request)
         if upgrade is not None:
-            if head:
+            if head and not self.origin.through_proxy:
                 self._context.known_upgrades.remember(head, upgrade)
             return StartLogin(upgrade)
         if wants_websocket(request):
@@ -191,7 +211,7 @@ class HttpSession:
                 return self._reply(request, opening)
             return StartWebSocket(opening)
         if odd := request.header("upgrade"):
-            self._context.registrar.connection_log.note_odd_upgrade(self._remote, odd)
+            self._context.registrar.connection_log.note_odd_upgrade(self.origin.address, odd)
         return None
 
     def _page(self, request: Request) -> Action:

@@ -20,6 +20,7 @@ from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
 from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
@@ -50,6 +51,7 @@ class Listener:
         idle_s: seconds that an answered connection may wait with its next request.
         accept_limiter: closes connections that come too fast.
         tunnels: serves CONNECT; None refuses it.
+        proxies: which peers are proxies, and what they do.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class Listener:
         idle_s: float = IDLE_S,
         accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
+        proxies: ProxySettings = ProxySettings(),
     ) -> None:
         self._context = AcceptContext(
-            registrar, routes, tls, login_budget_s, idle_s, tunnels, KnownUpgrades()
+            registrar, routes, tls, login_budget_s, idle_s, tunnels, KnownUpgrades(), proxies
         )
         self._loop = registrar.loop
         self._connection_log = registrar.connection_log

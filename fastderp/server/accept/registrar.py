@@ -138,6 +138,7 @@ class Registrar:
         not_ideal: bool = False,
         on_end: Callable[[str], None] | None = None,
         own_rtt: bool = False,
+        behind_proxy: bool = False,
     ) -> int:
         """Hand a logged-in connection, with descriptor and keys, to the data plane.
 
@@ -148,6 +149,7 @@ class Registrar:
             opened: plain bytes read behind the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session is over; not when it never began.
+            behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
             own_rtt: `Bridges.round_trips_us` measures its round-trip time, not the data plane.
         """
         addr = address_bytes(remote[0])
@@ -167,6 +169,7 @@ class Registrar:
                 port=remote[1],
                 app_name=app_name,
                 own_rtt=own_rtt,
+                behind_proxy=behind_proxy,
             )
         except PlaneError as error:
             self.connection_log.note_refused("promote", "memory", remote, str(error))

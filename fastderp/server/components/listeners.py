@@ -108,6 +108,12 @@ class Listeners(Component):
         port = self._stun.port
         served.append(f"STUN on UDP {port}" if port is not None else "no STUN")
         served.append(f"crypto {library.description()}")
+        proxies = self._settings.proxies
+        if proxies.trusted:
+            header = ", with PROXY headers" if proxies.proxy_protocol else ""
+            served.append(f"behind proxies at {proxies.trusted}{header}")
+        if proxies.path_prefix:
+            served.append(f"also below {proxies.path_prefix}/")
         hint = library.hint() if self._settings.tls else None
         return ["; ".join(served), *([hint] if hint else [])]
 
@@ -155,6 +161,7 @@ class Listeners(Component):
                 user_timeout_s=settings.user_timeout_s,
                 accept_limiter=limiter,
                 tunnels=tunnels,
+                proxies=settings.proxies,
             )
         except OSError as error:
             hint = ""

@@ -86,13 +86,23 @@ class DebugAccess:
             raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
 
     def allows(self, request: Request) -> bool:
-        """Tell whether a request may see the debug pages. A forwarded request needs the key."""
+        """Tell whether a request may see the debug pages.
+
+        Through a trusted proxy, the client's address counts, but never as loopback. A request
+        whose client is not known, and one that any other proxy has forwarded, needs the key.
+        """
         if self._has_key(request):
             return True
-        if any(name == "x-forwarded-for" and value for name, value in request.headers):
+        if request.is_hidden:
+            return False
+        if not request.through_proxy and any(
+            name == "x-forwarded-for" and value for name, value in request.headers
+        ):
             return False
         source = source_address(request)
-        return source is not None and self._trusts(source)
+        if source is None or (request.through_proxy and source.is_loopback):
+            return False
+        return self._trusts(source)
 
     def _has_key(self, request: Request) -> bool:
         if self.key_path is None or request.method != "GET":
@@ -151,14 +161,16 @@ class DebugPages:
             )
             return text_error(403, "debug access denied" + hint)
         pages: dict[str, Callable[[], Response | Awaitable[Response]]]
-        pages = {"": self.index, "vars": self.vars, "varz": self.varz}
+        pages = {"": partial(self.index, request.prefix), "vars": self.vars, "varz": self.varz}
         if self.check is not None:
             pages["check"] = self.consistency
         if self.traffic is not None:
             pages["traffic"] = self.live_traffic
         if self.clients is not None:
             query = f"?{request.query}" if request.query else ""
-            pages["clients"] = partial(redirect, request, 307, f"/debug/clients/{query}")
+            pages["clients"] = partial(
+                redirect, request, 307, f"{request.prefix}/debug/clients/{query}"
+            )
             pages["clients/"] = partial(self._client_list, request)
         handler = pages.get(page)
         return handler() if handler else text_error(404, "404 page not found")
@@ -197,8 +209,8 @@ class DebugPages:
         response = self.clients.respond(request)
         return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
 
-    def index(self) -> Response:
-        """Answer with facts about the relay and links to the other pages."""
+    def index(self, prefix: str = "") -> Response:
+        """Answer with facts about the relay and links to the other pages, which begin with `prefix`."""
         facts = {
             "Uptime": f"{self.process.uptime_s}s",
             "Version": fastderp.__version__,
@@ -216,7 +228,7 @@ class DebugPages:
             links["clients/"] = "connected clients"
         rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
         rows += [
-            f'<li><a href="/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'
+            f'<li><a href="{prefix}/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'
             for page, text in links.items()
         ]
         body = (

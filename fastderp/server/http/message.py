@@ -77,7 +77,10 @@ class Request:
         headers: (lower-case name, value) in the order sent.
         keep_alive: whether the client keeps the connection open behind the response.
         has_body: whether a body follows the head.
-        remote: (ip, port) of the TCP peer.
+        remote: (ip, port) of the client, as far as it is known.
+        through_proxy: whether a trusted proxy sent it.
+        is_hidden: whether that proxy does not tell the client's address.
+        prefix: what was taken off the path; links begin with it.
         secure: whether the request came over TLS.
     """
 
@@ -91,6 +94,9 @@ class Request:
     has_body: bool = False
     remote: tuple[str, int] = ("", 0)
     secure: bool = False
+    through_proxy: bool = False
+    is_hidden: bool = False
+    prefix: str = ""
 
     def header(self, name: str) -> str:
         """Return the first value of the header `name` (lower case), "" when there is none."""
@@ -98,6 +104,12 @@ class Request:
             if key == name:
                 return value
         return ""
+
+    def strip_prefix(self, prefix: str) -> None:
+        """Take `prefix` ("/x") off the path if the path is below it."""
+        if self.path == prefix or self.path.startswith(prefix + "/"):
+            self.prefix = prefix
+            self.path = self.path.removeprefix(prefix) or "/"
 
     @property
     def location(self) -> str:

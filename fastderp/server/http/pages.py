@@ -110,7 +110,8 @@ def robots(request: Request) -> Response:
 
 def to_debug(request: Request) -> Response:
     """Redirect to the debug pages with the query, which may hold the debug key. PROTOCOL §9.7."""
-    return redirect(request, 307, f"/debug/?{request.query}" if request.query else "/debug/")
+    location = f"{request.prefix}/debug/"
+    return redirect(request, 307, f"{location}?{request.query}" if request.query else location)
 
 
 def stylesheet(request: Request) -> Response:
@@ -127,7 +128,12 @@ def home(site: Site, request: Request) -> Response:
         return Response(
             moved.status, moved.body, moved.content_type, SECURITY_HEADERS + moved.headers
         )
-    body = _home_page(site.hostname, disabled=not site.derp, debug=site.debug_allowed(request))
+    body = _home_page(
+        site.hostname,
+        request.prefix,
+        disabled=not site.derp,
+        debug=site.debug_allowed(request),
+    )
     return Response(200, body, "text/html; charset=utf-8", SECURITY_HEADERS)
 
 
@@ -149,12 +155,13 @@ def refuse_connect(request: Request) -> Response:
     return text_error(403, "CONNECT not enabled") if request.secure else not_found(request)
 
 
-def _home_page(hostname: str, *, disabled: bool, debug: bool) -> bytes:
+def _home_page(hostname: str, prefix: str, *, disabled: bool, debug: bool) -> bytes:
     """Return the home page.
 
     Args:
         hostname: shown under the title; for the vendor's own relays the page says where to report
             abuse.
+        prefix: the beginning of links, "" or "/x".
         disabled: the page says that this relay is decommissioned.
         debug: the page links the debug pages.
     """
@@ -165,14 +172,14 @@ def _home_page(hostname: str, *, disabled: bool, debug: bool) -> bytes:
     )
     status = "\n<p class=status>Status: disabled</p>" if disabled else ""
     abuse = _ABUSE if _VENDOR_HOST.fullmatch(hostname) else ""
-    link = '\n<p><a href="/debug/">Debug pages</a></p>' if debug else ""
+    link = f'\n<p><a href="{prefix}/debug/">Debug pages</a></p>' if debug else ""
     return f"""<!doctype html>
 <html lang=en>
 <head>
 <meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1">
 <title>DERP</title>
-<link rel=stylesheet href={STYLE_PATH}>
+<link rel=stylesheet href={prefix}{STYLE_PATH}>
 </head>
 <body>
 <main>

@@ -312,6 +312,31 @@ def test_disallowed_app_names_are_split_at_commas_and_taken_literally(
     assert admission.disallowed_app_names == names
 
 
+def test_proxies_are_listed_and_their_headers_need_a_list() -> None:
+    flags = ("-trusted-proxies", "10.0.0.0/8, ::1,unix", "-proxy-protocol", "-path-prefix", "/a/b/")
+    proxies = relay("-a", ":1", "-c", "k", *flags).listen.proxies
+    assert str(proxies.trusted) == "10.0.0.0/8, ::1/128, unix"
+    assert proxies.proxy_protocol and proxies.path_prefix == "/a/b"
+    assert relay("-a", ":1", "-c", "k").listen.proxies == settings.ProxySettings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("-trusted-proxies", "10.0.0.1/8"), "10.0.0.1/8 has host bits set; want networks"),
+        (("-trusted-proxies", "proxy.example.com"), "'proxy.example.com' does not appear"),
+        (("-proxy-protocol",), "-proxy-protocol needs -trusted-proxies"),
+        (("-path-prefix", "relay"), '-path-prefix "relay": want a path such as'),
+        (("-path-prefix", "/a//b"), '-path-prefix "/a//b": want a path such as'),
+        (("-path-prefix", "/<b>"), '-path-prefix "/<b>": want a path such as'),
+    ],
+)
+def test_proxies_that_make_no_sense_are_refused(flags: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        relay("-a", ":1", "-c", "k", *flags)
+    assert complaint in str(refusal.value)
+
+
 NUMBERS = [
     # flag, accepted value, refused value, expected text
     ("stun-port", ["0", "65535"], ["-1", "65536"], "0 to 65535"),

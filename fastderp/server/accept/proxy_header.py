@@ -1,0 +1,66 @@
+"""The PROXY header in front of a connection's bytes: who must send one, and what it changes.
+
+Sans I/O. Loop thread only.
+"""
+
+from __future__ import annotations
+
+from fastderp.server.http.client_address import Origin, TrustedProxies
+from fastderp.wire import proxy_protocol
+from fastderp.wire.proxy_protocol import Fault, Header, Status
+
+
+class ProxyHeaderError(Exception):
+    """A connection that is closed for its PROXY header, or for having none; `reason` is counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class ProxyHeaderReader:
+    """Takes the first bytes of a connection on a port with `-proxy-protocol`.
+
+    A trusted proxy has to send a header: without one, the next bytes are its client's, who could
+    send a header of its own. All other peers must not.
+
+    Args:
+        peer: the origin of the connection by its peer's address.
+        trusted: the proxies.
+    """
+
+    __slots__ = ("_peer", "_received", "_trusted")
+
+    def __init__(self, peer: Origin, trusted: TrustedProxies) -> None:
+        self._peer = peer
+        self._trusted = trusted
+        self._received = b""
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of a header that is not complete."""
+        return len(self._received)
+
+    def feed(self, data: bytes) -> tuple[Origin, bytes] | None:
+        """Return the connection's origin and the bytes behind the header; None until it is whole.
+
+        Raises ProxyHeaderError.
+        """
+        self._received += data
+        is_proxy = self._peer.through_proxy
+        match proxy_protocol.parse(self._received):
+            case Status.INCOMPLETE:
+                return None
+            case Status.ABSENT if not is_proxy:
+                return self._peer, self._received
+            case Status.ABSENT:
+                raise ProxyHeaderError("absent", "a trusted proxy sent no PROXY header")
+            case _ if not is_proxy:
+                raise ProxyHeaderError(
+                    "untrusted", "it sent a PROXY header, and -trusted-proxies does not list it"
+                )
+            case Fault(detail):
+                raise ProxyHeaderError("malformed", f"its PROXY header is malformed: {detail}")
+            case Header(n_bytes, source):
+                return self._peer.behind(source, self._trusted), self._received[n_bytes:]
+        raise AssertionError("unreachable")

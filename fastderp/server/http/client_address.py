@@ -1,0 +1,160 @@
+"""Whose request it is, behind proxies: which proxies are trusted, and what their headers say.
+
+Headers count when a trusted proxy sent them, the last one to first one, up to the first address
+that is no trusted proxy's: what stands before it may be the client's invention. Pure functions.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from fastderp.util.net import client_ip
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Headers = Iterable[tuple[str, str]]
+
+# The elements of a Forwarded header, and the parameters of one (RFC 7239 §4).
+_ELEMENT = re.compile(r'(?:[^",]|"[^"]*")+')
+_PARAMETER = re.compile(r'([^=;"\s]+)\s*=\s*("[^"]*"|[^;"]*)')
+_PORT = re.compile("[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """The proxies that are believed about their clients.
+
+    Args:
+        networks: their addresses.
+        unix: whether a connection over a unix socket comes from one.
+    """
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> TrustedProxies:
+        """Read networks, addresses and the word `unix`, with commas between.
+
+        Raises ValueError that names the item.
+        """
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        networks = []
+        for item in items:
+            if item != "unix":
+                try:
+                    networks.append(ipaddress.ip_network(item))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error}; want networks such as 10.0.0.0/8, addresses, or unix"
+                    ) from None
+        return cls(tuple(networks), "unix" in items)
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.unix)
+
+    def __str__(self) -> str:
+        return ", ".join([*map(str, self.networks), *(["unix"] if self.unix else [])])
+
+    def trusts(self, ip: str) -> bool:
+        """Whether an address is a proxy's; "" is the peer of a unix socket."""
+        if not self:
+            return False
+        if not ip:
+            return self.unix
+        address = client_ip(ip)
+        return address is not None and any(address in network for network in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection or a request comes from.
+
+    Args:
+        address: (ip, port) of the client as far as it is known; port 0 when the proxy does not tell
+            it.
+        through_proxy: whether a trusted proxy stands between.
+        is_hidden: whether that proxy does not tell the client's address; `address` is the proxy's.
+    """
+
+    address: tuple[str, int]
+    through_proxy: bool = False
+    is_hidden: bool = False
+
+    @classmethod
+    def of_peer(cls, address: tuple[str, int], trusted: TrustedProxies) -> Origin:
+        """Return the origin of a connection by its peer's address."""
+        is_proxy = trusted.trusts(address[0])
+        return cls(address, is_proxy, is_proxy)
+
+    def behind(self, address: tuple[str, int] | None, trusted: TrustedProxies) -> Origin:
+        """Return the origin that a trusted proxy names; itself for None."""
+        if address is None:
+            return self
+        return Origin(address, True, trusted.trusts(address[0]))
+
+    def of_request(self, headers: Headers, trusted: TrustedProxies) -> Origin:
+        """Return the origin of a request that came on a connection of this origin.
+
+        `X-Forwarded-For` comes first, then `Forwarded`, then `X-Real-IP`. Ignores all of them
+        unless the connection's own address is a trusted proxy's.
+        """
+        if not self.is_hidden:
+            return self
+        origin = self
+        for hop in _hops(headers):
+            address = _address(hop)
+            if address is None:
+                break
+            origin = origin.behind(address, trusted)
+            if not origin.is_hidden:
+                break
+        return origin
+
+
+def _hops(headers: Headers) -> Iterator[str]:
+    """Yield the texts of the first kind of header that is there, the nearest hop first."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        if name in ("x-forwarded-for", "forwarded", "x-real-ip"):
+            found.setdefault(name, []).append(value)
+    if "x-forwarded-for" in found:
+        return reversed(",".join(found["x-forwarded-for"]).split(","))
+    if "forwarded" in found:
+        hops = [hop for line in found["forwarded"] for hop in _forwarded_hops(line)]
+        return reversed(hops)
+    return iter(found.get("x-real-ip", ())[-1:])
+
+
+def _forwarded_hops(line: str) -> list[str]:
+    """Return the `for` of each element of a header; "" for what has none or is malformed.
+
+    An odd quote would let a client's half of the line swallow the proxy's.
+    """
+    if "\\" in line or line.count('"') % 2:
+        return [""]
+    hops = []
+    for element in _ELEMENT.findall(line):
+        parameters = {name.lower(): value for name, value in _PARAMETER.findall(element)}
+        hops.append(parameters.get("for", "").strip().strip('"'))
+    return hops
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Read `ip`, `ip:port`, `[ipv6]` or `[ipv6]:port`; None for anything else, `unknown` included."""
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        if not bracket or ":" not in host or colon not in ("", ":"):
+            return None
+    elif text.count(":") == 1:
+        host, colon, port = text.partition(":")
+    else:
+        host, colon, port = text, "", ""
+    if "%" in host or (colon and not (_PORT.fullmatch(port) and int(port) < 65536)):
+        return None
+    ip = client_ip(host)
+    return None if ip is None else (str(ip), int(port or 0))

@@ -1,0 +1,118 @@
+"""What a relay makes of PROXY headers and of keep-alives behind a proxy, without a real one."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fastderp.dataplane.plane import Plane
+from fastderp.server.http.client_address import TrustedProxies
+from fastderp.server.settings import ProxySettings
+from fastderp.wire.proxy_protocol import V2_SIGNATURE
+from tests.kit.peer import KEEP_ALIVE, Peer
+from tests.kit.relay import Relay, Setup, client_context, eventually, running
+from tests.kit.websocket import WebSocketPeer
+
+PROXIES = ProxySettings(TrustedProxies.parse("127.0.0.1"), proxy_protocol=True)
+V1 = b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 443\r\n"
+
+
+@pytest.fixture(params=["plain", "TLS 1.3"])
+def relay(request: pytest.FixtureRequest, certificates: Path) -> Iterator[Relay]:
+    with running(Setup(request.param), certificates, proxies=PROXIES) as relay:
+        yield relay
+
+
+def behind(relay: Relay, *pieces: bytes) -> Peer:
+    """Connect as a proxy does, with a header in pieces; then do the TLS handshake."""
+    peer = relay.connect_tcp()
+    for piece in pieces:
+        peer.send(piece)
+    context = client_context(relay.setup)
+    if context is not None:
+        peer.sock = context.wrap_socket(peer.sock)
+    return peer
+
+
+def test_a_header_in_single_bytes_is_read(relay: Relay) -> None:
+    with behind(relay, *(bytes([byte]) for byte in V1)) as peer:
+        peer.login(relay.server.public_key)
+        [client] = relay.call(relay.server.clients)
+        assert client.ip == "203.0.113.7"
+
+
+def test_a_health_check_of_the_proxy_itself_is_answered(relay: Relay) -> None:
+    with behind(relay, V2_SIGNATURE + b"\x20\x00\x00\x00") as peer:
+        peer.send(b"GET /derp/probe HTTP/1.0\r\n\r\n")
+        assert peer.read_to_end().startswith(b"HTTP/1.0 200 ")
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"GET /derp/probe HTTP/1.0\r\n\r\n", "proxy_absent"),
+        (b"PROXY TCP4 203.0.113.7\r\n", "proxy_malformed"),
+        (b"PROXY UNKNOWN " + bytes(100), "proxy_malformed"),
+        (V2_SIGNATURE + b"\x21\x11\xff\xff", "proxy_malformed"),
+    ],
+)
+def test_a_proxy_without_a_good_header_is_closed_and_counted(
+    relay: Relay, header: bytes, reason: str
+) -> None:
+    with relay.connect_tcp() as peer:
+        peer.send(header)
+        assert peer.is_closed()
+    assert relay.refused() == {reason: 1}
+
+
+def test_a_truncated_header_is_no_more_than_an_end(relay: Relay) -> None:
+    relay.connect_tcp().close()
+    with relay.connect_tcp() as peer:
+        peer.send(V1[:20])
+    eventually(lambda: relay.refused() == {"proxy_end": 2})
+
+
+def test_a_slow_header_counts_against_the_time_until_the_login(certificates: Path) -> None:
+    with running(Setup(), certificates, proxies=PROXIES, login_timeout=0.2) as relay:
+        with relay.connect_tcp() as peer:
+            peer.send(V1[:-1])
+            assert peer.is_closed()
+        assert relay.refused() == {"proxy_timeout": 1}
+
+
+def test_a_header_of_a_stranger_closes_its_connection_only(certificates: Path) -> None:
+    proxies = ProxySettings(TrustedProxies.parse("10.0.0.1"), proxy_protocol=True)
+    with running(Setup(), certificates, proxies=proxies) as relay:
+        direct = relay.login()
+        for header in (V1, V2_SIGNATURE + b"\x20\x00\x00\x00"):
+            with relay.connect_tcp() as peer:
+                peer.send(header)
+                assert peer.is_closed()
+        assert relay.refused() == {"proxy_untrusted": 2}
+        assert direct.sync() == []
+
+
+def test_idle_clients_behind_a_proxy_or_on_a_websocket_hear_of_the_relay_earlier(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastderp.server.server.Plane", partial(Plane, keep_alive_s=3.0))
+    trusted = TrustedProxies.parse("127.0.0.1")
+    with running(Setup(), certificates, proxies=ProxySettings(trusted)) as relay:
+        started = time.monotonic()
+        direct = relay.connect("::1")
+        direct.login(relay.server.public_key)
+        proxied = relay.connect()
+        proxied.login(relay.server.public_key, headers=["X-Forwarded-For: 203.0.113.7"])
+        websocket = WebSocketPeer.connect("::1", relay.port, None, 10)
+        websocket.login(relay.server.public_key)
+        for peer in (proxied, websocket):
+            assert peer.read_frame() == (KEEP_ALIVE, b"")
+            assert time.monotonic() - started >= 2.5
+        assert not select.select([direct.sock], [], [], 0)[0]
+        assert direct.read_frame() == (KEEP_ALIVE, b"")
+        assert time.monotonic() - started >= 3

@@ -1,0 +1,94 @@
+"""Whose request it is: what headers of trusted proxies say, and where trust ends."""
+
+import pytest
+
+from fastderp.server.http.client_address import Origin, TrustedProxies
+
+TRUSTED = TrustedProxies.parse("10.0.0.1, 10.0.1.0/24,2001:db8::/64,unix")
+PROXY = Origin.of_peer(("10.0.0.1", 9), TRUSTED)
+
+
+@pytest.mark.parametrize(
+    ("text", "trusted"),
+    [
+        ("10.0.0.1", True),
+        ("10.0.0.2", False),
+        ("::ffff:10.0.1.255", True),
+        ("2001:db8::5", True),
+        ("2001:db8:1::5", False),
+        ("", True),
+        ("fe80::1%eth0", False),
+        ("nonsense", False),
+    ],
+)
+def test_proxies_are_known_by_address(text: str, trusted: bool) -> None:
+    assert TRUSTED.trusts(text) is trusted
+    assert not TrustedProxies().trusts(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1/8", "proxy.example.com", "10.0.0.0/33", "Unix", "::/129"]
+)
+def test_what_is_no_network_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="want networks such as") as refusal:
+        TrustedProxies.parse(f"10.0.0.1,{text}")
+    assert text.partition("/")[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "address"),
+    [
+        ([("x-forwarded-for", "203.0.113.7")], ("203.0.113.7", 0)),
+        ([("x-forwarded-for", "6.6.6.6, 203.0.113.7, 10.0.1.9")], ("203.0.113.7", 0)),
+        (
+            [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "203.0.113.7:99")],
+            ("203.0.113.7", 99),
+        ),
+        ([("x-forwarded-for", "[2001:db9::7]:99")], ("2001:db9::7", 99)),
+        ([("x-forwarded-for", "2001:db9::7")], ("2001:db9::7", 0)),
+        ([("x-forwarded-for", "::ffff:203.0.113.7")], ("203.0.113.7", 0)),
+        ([("x-real-ip", "203.0.113.7")], ("203.0.113.7", 0)),
+        ([("x-real-ip", "6.6.6.6"), ("x-real-ip", "203.0.113.7")], ("203.0.113.7", 0)),
+        ([("x-real-ip", "6.6.6.6"), ("x-forwarded-for", "203.0.113.7")], ("203.0.113.7", 0)),
+        ([("forwarded", "for=203.0.113.7;proto=https")], ("203.0.113.7", 0)),
+        ([("forwarded", 'proto=https;For="[2001:db9::7]:99"')], ("2001:db9::7", 99)),
+        ([("forwarded", "for=6.6.6.6, for=203.0.113.7, for=10.0.1.9")], ("203.0.113.7", 0)),
+        ([("forwarded", 'host="a;for=6.6.6.6;b";for=203.0.113.7')], ("203.0.113.7", 0)),
+    ],
+)
+def test_the_last_address_that_is_no_proxys_is_the_clients(
+    headers: list[tuple[str, str]], address: tuple[str, int]
+) -> None:
+    assert PROXY.of_request(headers, TRUSTED) == Origin(address, through_proxy=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "ip"),
+    [
+        ([], "10.0.0.1"),
+        ([("x-forwarded-for", "")], "10.0.0.1"),
+        ([("x-forwarded-for", "203.0.113.7, unknown")], "10.0.0.1"),
+        ([("x-forwarded-for", "203.0.113.7, 1.2.3.4:99999")], "10.0.0.1"),
+        ([("x-forwarded-for", "6.6.6.6, [::1")], "10.0.0.1"),
+        ([("x-forwarded-for", "203.0.113.7, nonsense, 10.0.1.9")], "10.0.1.9"),
+        ([("x-forwarded-for", "10.0.1.8, 10.0.1.9")], "10.0.1.8"),
+        ([("forwarded", "for=_hidden")], "10.0.0.1"),
+        ([("forwarded", "proto=https")], "10.0.0.1"),
+        ([("forwarded", 'for=6.6.6.6;x=", for="a"')], "10.0.0.1"),
+    ],
+)
+def test_a_client_that_no_header_tells_is_hidden_behind_the_proxy(
+    headers: list[tuple[str, str]], ip: str
+) -> None:
+    origin = PROXY.of_request(headers, TRUSTED)
+    assert origin.is_hidden and origin.through_proxy and origin.address[0] == ip
+
+
+def test_headers_of_a_client_behind_a_tcp_proxy_are_ignored() -> None:
+    client = PROXY.behind(("203.0.113.7", 99), TRUSTED)
+    assert client.of_request([("x-forwarded-for", "6.6.6.6")], TRUSTED) is client
+
+
+def test_a_unix_socket_is_a_proxys_when_it_is_listed() -> None:
+    assert Origin.of_peer(("", 0), TRUSTED).is_hidden
+    assert not Origin.of_peer(("", 0), TrustedProxies.parse("10.0.0.1")).through_proxy
