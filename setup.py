@@ -3,6 +3,8 @@
 FASTDERP_CHECKED=address|thread|1 builds the checked variant for tests: Cython's own
 checks on, and with `address` (plus undefined behaviour) or `thread` the sanitizer of that name.
 FASTDERP_BUILD_JOBS=N limits how many modules are translated and compiled at once.
+FASTDERP_CRYPTO_SOURCE=FILE puts a crypto library beside the modules, as wheels bring it: FILE is the
+crate that crypto/Cargo.toml pins, or the _crypto.so that crypto/build_crypto.py has built of it.
 """
 
 import atexit
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 EVERYWHERE = {"language_level": 3, "freethreading_compatible": True}
 # The packet path: every index is proved by the code beside it, and the checked build tests that.
@@ -42,6 +45,9 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 JOBS = int(os.environ.get("FASTDERP_BUILD_JOBS", 0)) or len(os.sched_getaffinity(0))
+
+CRYPTO_SOURCE = os.environ.get("FASTDERP_CRYPTO_SOURCE", "")
+CRYPTO_LIBRARY = Path("fastderp", "tls", "_crypto.so")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 compile_args = ["-O2", *WARNINGS, "-fvisibility=hidden", "-pthread"]
@@ -76,6 +82,27 @@ def translated(column, directives, build_base):
     )
 
 
+class BuildExt(build_ext):
+    """Builds the modules, and the crypto library if its source is given."""
+
+    def run(self):
+        super().run()
+        if not CRYPTO_SOURCE:
+            return
+        source = Path(CRYPTO_SOURCE).resolve()
+        target = CRYPTO_LIBRARY if self.inplace else Path(self.build_lib, CRYPTO_LIBRARY)
+        if source.suffix == ".so":
+            # Not in place: a process may have the previous file mapped.
+            target.with_suffix(".new").write_bytes(source.read_bytes())
+            target.with_suffix(".new").replace(target)
+            target.chmod(0o755)
+            return
+        sys.path.insert(0, str(Path(__file__).resolve().parent / "crypto"))
+        import build_crypto
+
+        build_crypto.build(source, target, JOBS)
+
+
 def main():
     """Run the command of the command line."""
     asked = set(sys.argv)
@@ -93,6 +120,7 @@ def main():
     else:  # only names and versions are asked for
         modules = extensions(0) + extensions(1)
     setup(
+        cmdclass={"build_ext": BuildExt},
         ext_modules=modules,
         options={
             "build": {"build_base": build_base},

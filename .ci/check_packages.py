@@ -1,12 +1,14 @@
 """Check what is inside the source distribution and the wheel, against the checkout they were built from."""
 
 import fnmatch
+import os
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 PACKAGE = Path("fastderp")
+CRYPTO = "fastderp/tls/_crypto.so"
 NEVER = ("*.c", "*.cpp", "*.o", "*.pyc", "*__pycache__*", "*.orig", "*~")
 
 
@@ -43,6 +45,10 @@ def check_wheel(path: str) -> list[str]:
             problems.append(f"missing {compiled}")
     if not fnmatch.filter(names, "*.dist-info/licenses/LICENSE"):
         problems.append("missing LICENSE")
+    if not fnmatch.filter(names, "*.dist-info/licenses/*LICENSE.aws-lc"):
+        problems.append("missing LICENSE.aws-lc")
+    if (CRYPTO in names) is not bool(os.environ.get("FASTDERP_CRYPTO_SOURCE")):
+        problems.append(f"{'unwanted' if CRYPTO in names else 'missing'} {CRYPTO}")
     return problems
 
 
@@ -50,10 +56,15 @@ def check_source(path: str) -> list[str]:
     with tarfile.open(path) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     top = {"LICENSE", "README.md", "CHANGELOG.md", "MANIFEST.in", "pyproject.toml", "setup.py"}
+    crypto = {
+        f"crypto/{name}"
+        for name in ("Cargo.toml", "LICENSE.aws-lc", "README.md", "awslc.c", "build_crypto.py")
+    }
     tests = {str(path) for path in Path("tests").rglob("*.py") if "__pycache__" not in path.parts}
     wanted = (
         top
         | tests
+        | crypto
         | share()
         | tracked(".py", ".pyx", ".pxd", ".pxi", ".pyi")
         | {"fastderp/py.typed"}

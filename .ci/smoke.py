@@ -1,4 +1,9 @@
-"""Use the installed package from outside: a relay as its users start it, and two clients talking through it."""
+"""Use the installed package from outside: relays as their users start them, and two clients talking through each.
+
+    python smoke.py [SOURCE]
+
+SOURCE is where the crypto library has to come from: `bundled` or `system`.
+"""
 
 import asyncio
 import re
@@ -11,6 +16,7 @@ from pathlib import Path
 
 import fastderp
 from fastderp.client import HTTPClient
+from fastderp.tls import openssl
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.protocol import ReceivedPacket, ServerInfo
 
@@ -24,8 +30,8 @@ async def receive_packet(client: HTTPClient) -> ReceivedPacket:
             return message
 
 
-async def exchange(url: str) -> None:
-    ann, bob = (HTTPClient(url, NodePrivate.generate()) for _ in range(2))
+async def exchange(url: str, cert_name: str) -> None:
+    ann, bob = (HTTPClient(url, NodePrivate.generate(), cert_name=cert_name) for _ in range(2))
     async with ann, bob, asyncio.timeout(20):
         for client in (ann, bob):
             assert isinstance(await client.recv(), ServerInfo)  # logged in: packets will find it
@@ -39,28 +45,40 @@ async def exchange(url: str) -> None:
                 )
 
 
+def relay_packets(command: str, directory: str, *, tls: bool) -> None:
+    """Start a relay, have the clients talk through it, and end it."""
+    flags = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", f"{directory}/relay.key"]
+    if tls:
+        flags += ["-certmode", "manual", "-certdir", directory, "-hostname", "127.0.0.1"]
+        flags += ["-http-port", "-1"]
+    relay = subprocess.Popen([command, *flags], stderr=subprocess.PIPE, text=True)
+    try:
+        assert relay.stderr is not None
+        line = relay.stderr.readline()
+        served = re.search(r"serves (https?) on (\S+);", line)
+        assert served and served[1] == ("https" if tls else "http"), f"first line: {line!r}"
+        cert_name = ""
+        while tls and not cert_name:  # the relay prints its pin for the DERP map
+            found = re.search(r"sha256-raw:[0-9a-f]{64}", relay.stderr.readline())
+            cert_name = found[0] if found else ""
+        asyncio.run(exchange(f"{served[1]}://{served[2]}/derp", cert_name))
+    finally:
+        relay.send_signal(signal.SIGTERM)
+        code = relay.wait(10)
+    assert code == 0, f"fastderp-relay ended with {code}"
+    print(f"{2 * N_PACKETS} packets through {line.strip()}")
+
+
 def main() -> int:
     here = Path(fastderp.__file__)
     assert Path(sys.prefix) in here.parents, f"{here} is not the installed package"
     command = shutil.which("fastderp-relay", path=Path(sys.prefix) / "bin")
     assert command, "fastderp-relay is not installed"
+    if sys.argv[1:]:
+        assert sys.argv[1] == openssl.SOURCE, f"{openssl.VERSION} is {openssl.SOURCE}"
     with tempfile.TemporaryDirectory() as directory:
-        relay = subprocess.Popen(
-            [command, "-a", "127.0.0.1:0", "-stun-port", "0", "-c", f"{directory}/relay.key"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert relay.stderr is not None
-            line = relay.stderr.readline()
-            served = re.search(r"serves http on (\S+);", line)
-            assert served, f"unexpected first line: {line!r}"
-            asyncio.run(exchange(f"http://{served[1]}/derp"))
-        finally:
-            relay.send_signal(signal.SIGTERM)
-            code = relay.wait(10)
-    assert code == 0, f"fastderp-relay ended with {code}"
-    print(f"{2 * N_PACKETS} packets through {command}")
+        for tls in (False, True):
+            relay_packets(command, directory, tls=tls)
     return 0
 
 

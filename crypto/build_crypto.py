@@ -109,7 +109,9 @@ def build(crate: Path, output: Path, jobs: int = 0) -> None:
     with tempfile.TemporaryDirectory(prefix="fastderp-crypto-") as temporary:
         work = Path(temporary)
         source = unpack(crate, work)
-        configure(source, work / "build")
+        # Error messages have names of source files in them.
+        compile_flags = [*COMPILE, f"-ffile-prefix-map={work}=."]
+        configure(source, work / "build", compile_flags)
         # ccache, where it is installed, must not see that each build has a directory of its own.
         environment = os.environ | {"CCACHE_BASEDIR": temporary, "CCACHE_NOHASHDIR": "1"}
         targets = ["--target", "crypto", "ssl", "-j", str(jobs)]
@@ -121,7 +123,7 @@ def build(crate: Path, output: Path, jobs: int = 0) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         linked = work / "_crypto.so"
         run(
-            [*os.environ.get("CC", "cc").split(), *COMPILE, *CHECK, *includes]
+            [*os.environ.get("CC", "cc").split(), *compile_flags, *CHECK, *includes]
             + ["-o", linked, listing, *LINK, *archives, "-lpthread"]
         )
         # Not in place: a process may have the previous file mapped.
@@ -146,8 +148,8 @@ def unpack(crate: Path, directory: Path) -> Path:
     return unpacked / "aws-lc"
 
 
-def configure(source: Path, directory: Path) -> None:
-    flags = " ".join(COMPILE)
+def configure(source: Path, directory: Path, compile_flags: list[str]) -> None:
+    flags = " ".join(compile_flags)
     options = CMAKE | {"CMAKE_C_FLAGS_RELEASE": flags, "CMAKE_CXX_FLAGS_RELEASE": flags}
     if shutil.which("ccache"):
         options |= {f"CMAKE_{name}_COMPILER_LAUNCHER": "ccache" for name in ("C", "CXX")}
