@@ -1,0 +1,139 @@
+"""What has to hold whichever crypto library is in use, and is not the same in OpenSSL and AWS-LC."""
+
+import datetime
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fastderp.tls import openssl, roots
+from fastderp.tls.context import ClientContext, ServerContext
+from fastderp.tls.handshake import Handshake
+from tests.kit.certificates import self_signed
+from tests.kit.openssl_peer import OpenSSLPeer
+
+ROOT = Path(__file__).parents[3]
+RELAY = self_signed("relay.test")
+LIBRARIES = ["system", *(["bundled"] if os.path.exists(openssl.BUNDLED) else [])]
+
+# In a process of its own: what the tests of this one have left on the heap would be used again.
+MEASURE_MEMORY = """
+from pathlib import Path
+from fastderp.server.accept.login_memory import HANDSHAKE_BYTES
+from fastderp.tls.context import ClientContext, ServerContext
+from fastderp.tls.handshake import Handshake
+from tests.kit.certificates import self_signed
+relay = self_signed("relay.test")
+server, client = ServerContext([relay.der], relay.key_der), ClientContext(verify=False)
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def answered():
+    ours, theirs = Handshake(server), Handshake(client, "relay.test")
+    theirs.step()
+    ours.feed(theirs.take_output())
+    ours.step()
+    assert ours.take_output()
+    return ours
+first = answered()
+before = resident_bytes()
+held = [answered() for _ in range(300)]
+print((resident_bytes() - before) // 300, HANDSHAKE_BYTES)
+"""
+
+
+@pytest.mark.parametrize("crypto", LIBRARIES)
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="pads each allocation")
+def test_a_handshake_that_waits_holds_no_more_than_it_is_charged(crypto: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_MEMORY],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+        env=os.environ | {"FASTDERP_CRYPTO": crypto},
+    )  # fmt: skip
+    held, charged = map(int, done.stdout.split())
+    assert charged / 8 < held <= charged
+
+
+def leaf_that_signs_nothing(directory: Path) -> tuple[ServerContext, Path]:
+    """A relay's self-signed certificate as some tools make it: its key usage lacks keyCertSign."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+         "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False,
+    )  # fmt: skip
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(1))
+        .not_valid_after(now + datetime.timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("relay.test")]), critical=False)
+        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    trusted = directory / "trusted.pem"
+    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return ServerContext([der], private), trusted
+
+
+def finish(client: Handshake, server: Handshake) -> None:
+    while not (client.step() & server.step()):
+        server.feed(client.take_output())
+        server.step()
+        client.feed(server.take_output())
+
+
+def test_a_trusted_certificate_is_accepted_though_it_may_sign_no_other(tmp_path: Path) -> None:
+    context, trusted = leaf_that_signs_nothing(tmp_path)
+    client = Handshake(ClientContext(system_roots=False, cafile=trusted), "relay.test")
+    finish(client, Handshake(context))
+    assert client.done
+
+
+@pytest.mark.skipif(openssl.SOURCE == "system", reason="the system's library knows its roots")
+def test_roots_of_a_system_without_hashed_names_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fedora and RHEL keep all roots in one file, where a bundled library does not look."""
+    context, trusted = leaf_that_signs_nothing(tmp_path)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(roots, "BUNDLES", ("/nowhere/bundle.pem", str(trusted)))
+    client = Handshake(ClientContext(), "relay.test")
+    finish(client, Handshake(context))
+    assert client.done
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+        (
+            "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256",
+            "TLS_AES_128_GCM_SHA256",
+        ),
+        ("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
+    ],
+)
+def test_aes_128_is_chosen_unless_the_client_puts_chacha20_first(offered: str, chosen: str) -> None:
+    ours = Handshake(ServerContext([RELAY.der], RELAY.key_der))
+    with OpenSSLPeer(suite=offered) as peer:
+        while not (peer.step() & ours.step()):
+            ours.feed(peer.take_output())
+            ours.step()
+            peer.feed(ours.take_output())
+    assert ours.cipher == chosen
