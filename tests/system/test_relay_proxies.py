@@ -46,6 +46,13 @@ def test_a_header_in_single_bytes_is_read(relay: Relay) -> None:
         assert client.ip == "203.0.113.7"
 
 
+def test_a_client_that_the_proxy_does_not_know_cannot_name_itself(relay: Relay) -> None:
+    with behind(relay, b"PROXY UNKNOWN\r\n") as peer:
+        peer.login(relay.server.public_key, headers=["X-Forwarded-For: 6.6.6.6"])
+        [client] = relay.call(relay.server.clients)
+        assert client.ip == "127.0.0.1"
+
+
 def test_a_health_check_of_the_proxy_itself_is_answered(relay: Relay) -> None:
     with behind(relay, V2_SIGNATURE + b"\x20\x00\x00\x00") as peer:
         peer.send(b"GET /derp/probe HTTP/1.0\r\n\r\n")

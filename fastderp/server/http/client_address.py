@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastderp.util.net import client_ip
 
@@ -77,31 +77,37 @@ class Origin:
             it.
         through_proxy: whether a trusted proxy stands between.
         is_hidden: whether that proxy does not tell the client's address; `address` is the proxy's.
+        headers_count: whether the HTTP headers of the connection are a trusted proxy's.
     """
 
     address: tuple[str, int]
     through_proxy: bool = False
     is_hidden: bool = False
+    headers_count: bool = False
 
     @classmethod
     def of_peer(cls, address: tuple[str, int], trusted: TrustedProxies) -> Origin:
         """Return the origin of a connection by its peer's address."""
         is_proxy = trusted.trusts(address[0])
-        return cls(address, is_proxy, is_proxy)
+        return cls(address, is_proxy, is_proxy, is_proxy)
 
     def behind(self, address: tuple[str, int] | None, trusted: TrustedProxies) -> Origin:
-        """Return the origin that a trusted proxy names; itself for None."""
+        """Return the origin that a trusted proxy names in front of the client's bytes.
+
+        None for a client that it does not know, whose HTTP headers are not the proxy's.
+        """
         if address is None:
-            return self
-        return Origin(address, True, trusted.trusts(address[0]))
+            return replace(self, headers_count=False)
+        is_proxy = trusted.trusts(address[0])
+        return Origin(address, True, is_proxy, is_proxy)
 
     def of_request(self, headers: Headers, trusted: TrustedProxies) -> Origin:
         """Return the origin of a request that came on a connection of this origin.
 
         `X-Forwarded-For` comes first, then `Forwarded`, then `X-Real-IP`. Ignores all of them
-        unless the connection's own address is a trusted proxy's.
+        unless the connection is a trusted proxy's own.
         """
-        if not self.is_hidden:
+        if not self.headers_count:
             return self
         origin = self
         for hop in _hops(headers):

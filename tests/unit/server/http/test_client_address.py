@@ -89,6 +89,12 @@ def test_headers_of_a_client_behind_a_tcp_proxy_are_ignored() -> None:
     assert client.of_request([("x-forwarded-for", "6.6.6.6")], TRUSTED) is client
 
 
+def test_headers_behind_two_proxies_count_when_the_outer_one_is_trusted_too() -> None:
+    outer = PROXY.behind(("10.0.1.9", 99), TRUSTED)
+    origin = outer.of_request([("x-forwarded-for", "203.0.113.7")], TRUSTED)
+    assert origin == Origin(("203.0.113.7", 0), through_proxy=True)
+
+
 def test_a_unix_socket_is_a_proxys_when_it_is_listed() -> None:
     assert Origin.of_peer(("", 0), TRUSTED).is_hidden
     assert not Origin.of_peer(("", 0), TrustedProxies.parse("10.0.0.1")).through_proxy
