@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fastderp=fastderp(),
             two_workers=fastderp(2),
             say=lambda text: print(text, file=sys.stderr, flush=True),
+            variants=[fastderp(crypto=crypto) for crypto in options.crypto],
         )
         document = _document(bench, arguments)
         if options.resume:
@@ -74,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     add("row", nargs="*", metavar="ROW", help=f"only these: {ROW_NAMES}")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
+    add(
+        "--crypto",
+        nargs="+",
+        default=[],
+        metavar="LIBRARY",
+        help="in the rows about TLS, also fastderp with these: system, bundled, or the path of a libssl",
+    )
     add("--rounds", type=int, default=3, help="%(default)s")
     add("--duration", type=float, default=2.0, metavar="S", help="per measurement (%(default)s)")
     add("--relay-core", type=int, default=0, metavar="N", help="%(default)s")
@@ -88,7 +96,8 @@ def _document(bench: Bench, arguments: Sequence[str] | None) -> Document:
         "environment": environment(_command(arguments))
         | {"suite": SUITE, "when": time.strftime("%Y-%m-%d")},
         "relays": {
-            relay.name: relay.version for relay in (bench.derper, bench.floor, bench.fastderp)
+            relay.name: relay.version
+            for relay in (bench.derper, bench.floor, bench.fastderp, *bench.variants)
         },
         "rows": {},
     }

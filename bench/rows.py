@@ -47,6 +47,8 @@ class Bench:
     fastderp: Relay
     two_workers: Relay
     say: Callable[[str], None]
+    # fastderp with other crypto libraries, beside it in the rows about TLS.
+    variants: Sequence[Relay] = ()
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -104,10 +106,11 @@ def _beside_derper_and_floor(load: str, least: float) -> Callable[[Bench], Itera
 
 def _tls(bench: Bench) -> Iterator[Finding]:
     for load in ("pairs-10", "pairs-50"):
-        theirs, ours = bench.in_turn(TLS + load, bench.derper, bench.fastderp)
-        yield Finding(
-            f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 2.8, 4.0
-        )
+        relays = [bench.fastderp, *bench.variants]
+        theirs, *each = bench.in_turn(TLS + load, bench.derper, *relays)
+        for relay, ours in zip(relays, each, strict=True):
+            what = f"{load}: CPU per packet: derper ÷ {relay.name}"
+            yield Finding(what, _ratios(theirs, ours), ">=", 2.8, 4.0)
 
 
 def _latency(bench: Bench) -> Iterator[Finding]:
@@ -218,13 +221,12 @@ def _memory(bench: Bench) -> Iterator[Finding]:
 def _logins(bench: Bench) -> Iterator[Finding]:
     flags = ("--warmup", "0", "--duration", "0.1")
     for kind, prefix, most in (("plain", "", 1 / 2), ("TLS", TLS, 2 / 3)):
-        theirs, ours = bench.in_turn(prefix + "logins", bench.derper, bench.fastderp, flags=flags)
-        yield Finding(
-            f"{kind}: CPU per login: fastderp ÷ derper",
-            _ratios(ours, theirs, _login_cost),
-            "<=",
-            most,
-        )
+        relays = [bench.fastderp, *(bench.variants if prefix else ())]
+        theirs, *each = bench.in_turn(prefix + "logins", bench.derper, *relays, flags=flags)
+        ours = each[0]
+        for relay, its in zip(relays, each, strict=True):
+            what = f"{kind}: CPU per login: {relay.name} ÷ derper"
+            yield Finding(what, _ratios(its, theirs, _login_cost), "<=", most)
     two = [
         bench.measure(bench.fastderp, TLS + "logins", *flags, cores=bench.lab.two_cores)
         for _ in ours

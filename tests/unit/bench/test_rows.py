@@ -85,6 +85,16 @@ def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: R
         assert finding.goal is not None or finding.stretch is not None
 
 
+@pytest.mark.parametrize("name", ["tls", "logins"])
+def test_rows_about_tls_have_other_crypto_libraries_beside_the_relays_own(name: str) -> None:
+    both = bench(DryLab())
+    both.variants = [Relay("fastderp-system", "", []), Relay("fastderp-bundled", "", [])]
+    row = next(row for row in ROWS if row.name == name)
+    found = [finding.what for finding in row.find(both)]
+    for variant in both.variants:
+        assert any(variant.name in what for what in found), found
+
+
 def test_the_ratio_to_derper_is_derpers_cost_over_ours() -> None:
     [first, *_] = ROWS[0].find(bench(DryLab()))
     assert first.values == [10.0, 10.0]
