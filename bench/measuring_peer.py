@@ -2,7 +2,8 @@
 
 It costs little, so that the client is measured: frames are counted by their bytes, and
 its frames are encoded in advance. Each connection has one blocking thread.
-`python -m bench.measuring_peer [CERTIFICATE-DIRECTORY]` prints its URL. The path gives the purpose of a connection:
+`python -m bench.measuring_peer [CERTIFICATE-DIRECTORY]` prints its URL. The path gives the purpose
+of a connection:
 `/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
 """
 

@@ -1,4 +1,4 @@
-"""Load for any DERP relay: `scenario` says what, `connect` logs in, `engine` (native, its loop in
+"""Load for any DERP relay: `scenario` describes it, `connect` logs in, `engine` (native, loop in
 `load`) drives it, `run` puts them together and returns a `result`. The command is `fastderp-bench`.
 """
 

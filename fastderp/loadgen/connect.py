@@ -1,6 +1,6 @@
-"""Clients of a relay: prepared in Python, logged in by native code, given to the load engine as bare sockets.
+"""Clients of a relay: prepared in Python, logged in by native code, moved to the load engine.
 
-Unlike `fastderp.client` a login stops right behind ServerInfo. Nothing here is on the measured path.
+Unlike in `fastderp.client` a login ends after ServerInfo. Nothing here is on the measured path.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
 HEAD_LIMIT_BYTES = 16384
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-# How long the native code runs before an interrupt is noticed.
+# time between two checks for an interrupt
 TURN_S = 0.1
-# Linux hands out about 28,000 ports per pair of addresses unless told otherwise; some may be taken.
+# Linux has about 28,000 ports per pair of addresses by default; some may be in use.
 CLIENTS_PER_SOURCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A relay by URL. `tls` is what to trust over https, None over http; `suites` are the TLS 1.3 suites to offer.
+    """A relay by URL. `tls` has the roots of https, None for http; `suites` are TLS 1.3 suites.
 
     Without `check_box` the relay's ServerInfo may be anything (the bench's floor).
     """
@@ -58,10 +58,10 @@ class Target:
         suite: str | None = None,
         check_box: bool = True,
     ) -> Target:
-        """Read `http://host[:port][/path]` or `https://…`; the path is /derp unless given.
+        """Parse `http://host[:port][/path]` or `https://…`; the default path is /derp.
 
         `insecure` accepts any certificate, `cafile` names more roots (PEM), `suite` is the only
-        TLS 1.3 suite to offer. Raises ValueError saying what is wrong with the URL, TlsError for
+        TLS 1.3 suite to offer. Raises ValueError with the error in the URL, TlsError for
         roots that cannot be read.
         """
         try:
@@ -86,25 +86,29 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """host:port as the Host header wants it."""
+        """host:port in the form of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The URL in full."""
+        """The complete URL."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
     def fast_starts(self) -> bool:
-        """Whether clients introduce themselves in one write with their request, as real ones do who were told the relay's key by
-        its certificates (PROTOCOL §3).
+        """Whether clients send ClientInfo in one write with their request (PROTOCOL §3).
+
+        Real clients do so when the relay's certificates have given them its key.
         """
         return self.tls is not None
 
     def request(self, fast_start: bool = False) -> bytes:
-        """Return the upgrade every client asks for (PROTOCOL §9.3)."""
-        head = f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
+        """Return the upgrade request of all clients (PROTOCOL §9.3)."""
+        head = (
+            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\n"
+            "Connection: Upgrade\r\nUpgrade: DERP\r\n"
+        )
         return (head + ("Derp-Fast-Start: 1\r\n\r\n" if fast_start else "\r\n")).encode()
 
     def resolve(self) -> tuple[str, int]:
@@ -119,7 +123,7 @@ class Target:
 
 @dataclass(slots=True)
 class Joined:
-    """A logged-in connection. `unread` is plaintext that was read behind ServerInfo."""
+    """A logged-in connection. `unread` is the plaintext behind ServerInfo."""
 
     sock: socket.socket
     key: bytes
@@ -127,22 +131,23 @@ class Joined:
     records: RecordLayer | None = None
 
     def detach(self) -> int:
-        """Give the socket's descriptor away."""
+        """Return the socket's descriptor, which the caller then owns."""
         return self.sock.detach()
 
     def close(self) -> None:
-        """Close the connection, unless its descriptor was given away."""
+        """Close the connection, unless the caller owns its descriptor."""
         self.sock.close()
 
 
 class Crowd:
-    """`n` new clients of a relay, whose keys and boxes are made before they log in.
+    """`n` new clients of a relay; their keys and boxes are made before they log in.
 
-    The relay's certificate is verified when it is asked for its key; the clients then know it by its boxes.
-    They connect from `sources` in turn; without any, to a relay on 127.0.0.1, from as many loopback addresses as
-    ports suffice for. With `rate` no more than that many per second log in. With `busy_wait` the load's core is kept
-    busy meanwhile: to wake it is not the relay's cost. Raises DialError, naming the relay and the cause, when the
-    relay cannot be asked for its key.
+    The first connection reads the relay's key and verifies its certificate; the clients then
+    recognise the relay by its boxes.
+    They connect from `sources` in rotation; without any, to a relay on 127.0.0.1, from as many
+    loopback addresses as their ports require. `rate` limits the logins per second. With `busy_wait`
+    the load polls, so that waking it is not the relay's cost. Raises DialError with the relay and
+    the cause when the relay's key cannot be read.
     """
 
     def __init__(
@@ -195,13 +200,14 @@ class Crowd:
 
     @property
     def logins_per_s(self) -> float:
-        """How fast they have logged in."""
+        """Logins per second so far."""
         return self._logins.n_inside / self._logins.seconds if self._logins.seconds else 0.0
 
     def log_in(self, on_joined: Callable[[int], None] = lambda n_joined: None) -> list[Joined]:
-        """Log everybody in; `on_joined` hears how many there are so far. After `stop` there are fewer.
+        """Log all clients in; `on_joined` gets their count so far. `stop` ends it early.
 
-        Raises DialError, naming the relay and the cause, for the first that cannot; nobody is connected then.
+        Raises DialError with the relay and the cause for the first client that fails; all
+        connections are then closed.
         """
         try:
             while not self._logins.run(TURN_S):
@@ -211,11 +217,11 @@ class Crowd:
             raise DialError(f"{self._target.url}: {_cause(error)}{_hint(error)}") from error
 
     def stop(self) -> None:
-        """Have `log_in` return soon; may be called from any thread."""
+        """Make `log_in` return soon; may be called from any thread."""
         self._logins.stop()
 
     def _take(self) -> list[Joined]:
-        """Check what the relay has said to each, and take the connections."""
+        """Check the relay's ServerInfo for each client, and take the connections."""
         joined = []
         try:
             for number, descriptor, info, unread, records in self._logins.members():
@@ -236,9 +242,9 @@ class Crowd:
 
 
 def relay_key(target: Target, address: tuple[str, int], source: str = "") -> NodePublic:
-    """Ask the relay at `address` for its key, from `source` if given, and leave without a login.
+    """Read the key of the relay at `address`, from `source` if given, without a login.
 
-    Raises DialError, naming the relay and the cause, when that fails in any way.
+    Raises DialError with the relay and the cause when that fails.
     """
     try:
         with socket.create_connection(
@@ -257,7 +263,7 @@ def _cause(error: Exception) -> str:
 
 
 def _hint(error: Exception) -> str:
-    """Return what may be behind the end of a login: a relay that has told its key refuses a client without a word."""
+    """Return possible causes of a closed login, as a relay refuses clients without a message."""
     if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
         return "; does it admit unknown keys? The bench uses new ones"
     return ""
@@ -265,7 +271,7 @@ def _hint(error: Exception) -> str:
 
 @dataclass(slots=True)
 class _Visit:
-    """A connection that goes as far as the relay's greeting."""
+    """A connection that reads the relay's greeting."""
 
     sock: socket.socket
     target: Target
@@ -287,7 +293,7 @@ class _Visit:
         return parse_server_key(frame_type, self._take(length))
 
     def _shake_hands(self, trust: ClientContext) -> None:
-        """Begin TLS 1.3, the only one whose keys can be given to the load."""
+        """Begin TLS 1.3, the only version with keys that the load can use."""
         handshake = Handshake(trust, self.target.host)
         while not handshake.step():
             self.sock.sendall(handshake.take_output())
@@ -324,7 +330,7 @@ class _Visit:
 
 
 def socket_address(host: str, port: int) -> bytes:
-    """Return an IP address and port as the kernel takes them (ip(7), ipv6(7))."""
+    """Return an IP address and port in the kernel's form (ip(7), ipv6(7))."""
     if ":" in host:
         return struct.pack("=H", socket.AF_INET6) + struct.pack(
             "!HI16sI", port, 0, ipaddress.IPv6Address(host).packed, 0

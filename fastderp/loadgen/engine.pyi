@@ -4,22 +4,22 @@ from typing import Protocol, TypedDict
 from fastderp.tls.record import RecordLayer
 
 class LoggedIn(Protocol):
-    """A connection that the engine takes over."""
+    """A connection for the engine."""
 
     @property
     def key(self) -> bytes:
         """The client's public key, 32 bytes."""
     @property
     def unread(self) -> bytes:
-        """Plaintext that was read behind ServerInfo."""
+        """The plaintext behind ServerInfo."""
     @property
     def records(self) -> RecordLayer | None:
         """The connection's TLS 1.3 keys, which the engine takes; None over plain TCP."""
     def detach(self) -> int:
-        """Give up the connected socket and return its descriptor."""
+        """Return the descriptor of the connected socket, which the caller then owns."""
 
 class Totals(TypedDict):
-    """What one measurement counted."""
+    """The counters of one measurement."""
 
     seconds: float
     sent: int
@@ -37,16 +37,16 @@ class Engine:
 
     `flows` are (source, target) indexes into `connections`. `sizes` are (bytes, weight) pairs from
     which packet sizes are drawn, 32 to 65,536 bytes each. With `window` each flow keeps that many
-    packets under way; with `rate` all flows together send that many per second by a fixed schedule,
+    packets in flight; with `rate` all flows together send that many per second by a fixed schedule,
     and latency counts from the scheduled time; with neither, senders never wait. `verify` compares
     every payload byte. A connection with several flows sends `in_a_row` packets of one before the
-    next one's turn; a schedule lets go as many at once. The connections numbered in `slow` read `slow_bytes_per_s` each, and latency leaves
-    out what goes to them. `seed` fixes sizes and contents. `joined_records` fills TLS records with as
-    many packets as fit; otherwise each packet has its own, as real clients send. With
-    `busy_wait` the thread polls for packets instead of sleeping, as no client does: the relay then
-    does not pay for waking it. Raises ValueError
-    for arguments out of range, TlsError for keys that were moved away, OSError when the kernel has
-    no more descriptors.
+    next one follows; a schedule releases as many at once. The connections numbered in `slow` read
+    `slow_bytes_per_s` each, and the latency excludes packets to them. `seed` fixes sizes and
+    contents. `joined_records` fills TLS records with as many packets as fit; otherwise each packet
+    has its own record, like those of real clients. With `busy_wait` the thread polls for packets
+    instead of sleeping, so that the relay does not pay for waking it. Raises ValueError for
+    arguments out of range, TlsError for keys that were moved away, OSError when the kernel has no
+    more descriptors.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class Engine:
     def warm_up(self, seconds: float) -> None:
         """Run the load without measuring."""
     def measure(self, seconds: float) -> None:
-        """Run the load and measure; forgets any earlier measurement."""
+        """Run the load and measure; discard any previous measurement."""
     def drain(self, limit_s: float) -> None:
-        """Send nothing more and wait, at most `limit_s` seconds, for what is under way."""
+        """Stop sending and wait up to `limit_s` seconds for packets in flight."""
     def stop(self) -> None:
         """End the running and every later phase within 0.1 s; may be called from any thread."""
     def close(self) -> None:
         """Close every connection."""
     def percentile_ns(self, percent: float) -> int:
-        """Return the latency in nanoseconds that `percent` of the measured packets did not exceed."""
+        """Return the latency in ns that `percent` of the measured packets did not exceed."""
     @property
     def progress(self) -> tuple[int, int]:
-        """(packets delivered so far in this measurement, connections lost); readable while a phase runs."""
+        """(packets delivered in this measurement, connections lost); readable during a phase."""
     def totals(self) -> Totals:
         """Return the measurement's counters.
 
-        `delivered` counts arrivals during the measurement; `lost` are packets sent during it that had
+        `delivered` counts arrivals during the measurement; `lost` are packets of it that had
         not arrived by the end of the drain; `corrupt` failed the content check; `unexpected` came
-        again, out of order, or after its flow had been silent so long that it was given up.
+        again, out of order, or after the silence of its flow for which it counted as lost.
         """
     def delivered_by_flow(self) -> list[int]:
         """Return the packets delivered during the measurement, one number per flow."""

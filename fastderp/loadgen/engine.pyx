@@ -1,4 +1,4 @@
-"""The load engine for Python: takes logged-in connections over, runs a load on them, reports.
+"""The load engine for Python: it takes logged-in connections, runs a load on them, reports.
 
 A phase holds the calling thread with the GIL released; what happens in it is in load.pyx.
 """
@@ -16,9 +16,9 @@ from fastderp.tls.aead cimport keyring_free, keyring_init
 from fastderp.tls.record cimport RECORD_WIRE_MAX, RecordLayer, record_wipe
 from fastderp.loadgen.histogram cimport histogram_percentile
 from fastderp.loadgen.load cimport (
-    DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_KEYS, N_SIZES, OUTPUT_MAX, PACE_FLOOD, PACE_SCHEDULE,
-    PACE_WINDOW, SLOW_TURN_NS, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase, bytes_set, load_measure, load_run,
-    load_start)
+    DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_KEYS, N_SIZES, OUTPUT_MAX, PACE_FLOOD,
+    PACE_SCHEDULE, PACE_WINDOW, SLOW_TURN_NS, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase,
+    bytes_set, load_measure, load_run, load_start)
 from fastderp.loadgen.payload cimport MARK_SIZE, PATTERN_SIZE, PAYLOAD_MAX
 from fastderp.loadgen.sys cimport (
     CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, TFD_CLOEXEC, TFD_NONBLOCK, clock_ns,
@@ -30,10 +30,11 @@ cdef class Engine:
 
     cdef Load load
     cdef bint started
-    cdef object pattern                 # keeps the memory that load.pattern points to
+    cdef object pattern                 # owns the memory of load.pattern
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
-                  uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0, bint joined_records=False,
+                  uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0,
+                  bint joined_records=False,
                   bint busy_wait=False, bint verify=False, int seed=0):
         cdef Load* load = &self.load
         load.epoll = load.timer = -1
@@ -66,11 +67,12 @@ cdef class Engine:
         return fresh
 
     cdef draw(self, sizes, rng):
-        """Everything that chance decides: the run's mark, the bodies and the sizes."""
+        """Set the random parts: the run's mark, the bodies and the sizes."""
         cdef Load* load = &self.load
         for size, weight in sizes:
             if not MARK_SIZE <= size <= PAYLOAD_MAX:
-                raise ValueError(f"packet size {size} is not between {MARK_SIZE} and {PAYLOAD_MAX} bytes")
+                raise ValueError(
+                    f"packet size {size} is not between {MARK_SIZE} and {PAYLOAD_MAX} bytes")
             if weight <= 0:
                 raise ValueError(f"the weight of size {size} must be positive, not {weight}")
         load.seed = rng.getrandbits(64)
@@ -106,16 +108,17 @@ cdef class Engine:
             load.n_connections += 1
 
     cdef take_unread(self, Bytes* into, bytes unread, size_t limit):
-        """Begin with bytes that were read during the login: less than a whole frame or record."""
+        """Begin with the bytes read during the login: less than a complete frame or record."""
         if <size_t>len(unread) >= limit:
             raise ValueError("more was read behind the login than a load can begin with")
         if not bytes_set(into, <const uint8_t*>PyBytes_AS_STRING(unread), len(unread)):
             raise MemoryError()
 
     cdef slow_down(self, list indexes, size_t bytes_per_s):
-        """Make slow readers of some connections."""
+        """Mark the connections that read slowly."""
         cdef Load* load = &self.load
-        load.slow_read = min(<size_t>INPUT, max(<size_t>1, bytes_per_s * SLOW_TURN_NS // 1000000000))
+        load.slow_read = min(<size_t>INPUT,
+                             max(<size_t>1, bytes_per_s * SLOW_TURN_NS // 1000000000))
         for index in indexes:
             if not 0 <= index < load.n_connections:
                 raise ValueError(f"slow reader {index} is no connection")
@@ -127,12 +130,13 @@ cdef class Engine:
         load.flows = <Flow*>self.memory(len(flows), sizeof(Flow))
         for source, target in flows:
             if not (0 <= source < load.n_connections and 0 <= target < load.n_connections):
-                raise ValueError(f"flow {source} -> {target} names a connection that does not exist")
+                raise ValueError(
+                    f"flow {source} -> {target} names a connection that does not exist")
             load.flows[load.n_flows].source = source
             load.flows[load.n_flows].target = target
             load.n_flows += 1
         if not load.n_flows:
-            load.pace = PACE_WINDOW            # a schedule needs somebody to send
+            load.pace = PACE_WINDOW            # a schedule needs a sender
 
     cdef watch(self):
         cdef Load* load = &self.load
@@ -169,11 +173,11 @@ cdef class Engine:
         self.run(WARM_UP, seconds)
 
     def measure(self, double seconds):
-        """Run the load and measure; forgets any earlier measurement."""
+        """Run the load and measure; discard any previous measurement."""
         self.run(MEASURE, seconds)
 
     def drain(self, double limit_s):
-        """Send nothing more and wait, at most `limit_s` seconds, for what is under way."""
+        """Stop sending and wait up to `limit_s` seconds for packets in flight."""
         self.run(DRAIN, limit_s)
 
     def stop(self):
@@ -194,12 +198,12 @@ cdef class Engine:
         load.epoll = load.timer = -1
 
     def percentile_ns(self, double percent):
-        """Return the latency in nanoseconds that `percent` of the measured packets did not exceed."""
+        """Return the latency in ns that `percent` of the measured packets did not exceed."""
         return histogram_percentile(&self.load.latency, percent)
 
     @property
     def progress(self):
-        """(packets delivered so far in this measurement, connections lost); readable while a phase runs."""
+        """(packets delivered in this measurement, connections lost); readable during a phase."""
         return self.load.n_delivered, self.load.n_dead
 
     def totals(self):

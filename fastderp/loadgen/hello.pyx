@@ -1,4 +1,4 @@
-"""A TLS 1.3 client's handshake at the least cost to the client. See hello.pxd."""
+"""A TLS 1.3 client's handshake with the least cost for the client. See hello.pxd."""
 
 import secrets
 import struct
@@ -8,9 +8,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal, key_expanded,
-    keyring_forget, suite_of, traffic_key_derive)
-from fastderp.tls.record cimport RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size
+    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal,
+    key_expanded, keyring_forget, suite_of, traffic_key_derive)
+from fastderp.tls.record cimport (
+    RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size)
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
 from fastderp.util.net import is_address
@@ -31,8 +32,12 @@ cdef enum:
     TLS_13 = 0x0304
     X25519 = 0x1D
 
-SUITES = {"TLS_AES_128_GCM_SHA256": 0x1301, "TLS_AES_256_GCM_SHA384": 0x1302, "TLS_CHACHA20_POLY1305_SHA256": 0x1303}
-# ECDSA with P-256, RSA-PSS, Ed25519 and RSA: what any relay's certificate is signed with.
+SUITES = {
+    "TLS_AES_128_GCM_SHA256": 0x1301,
+    "TLS_AES_256_GCM_SHA384": 0x1302,
+    "TLS_CHACHA20_POLY1305_SHA256": 0x1303,
+}
+# ECDSA with P-256, RSA-PSS, Ed25519 and RSA: the signatures of all relays' certificates
 SIGNATURES = (0x0403, 0x0804, 0x0807, 0x0805, 0x0503, 0x0401)
 
 
@@ -50,10 +55,11 @@ def client_hello(str server_name not None, suites, bytes public_key not None):
         extensions.insert(0, (0, vector(2, b"\0" + vector(2, server_name.encode("idna")))))
     body = b"".join([
         b"\3\3", secrets.token_bytes(RANDOM),
-        vector(1, secrets.token_bytes(32)),  # as clients say that must pass middleboxes
+        vector(1, secrets.token_bytes(32)),  # as clients send it for middleboxes
         vector(2, b"".join([struct.pack("!H", SUITES[suite]) for suite in suites])),
         vector(1, b"\0"),
-        vector(2, b"".join([struct.pack("!H", number) + vector(2, data) for number, data in extensions])),
+        vector(2, b"".join(
+            [struct.pack("!H", number) + vector(2, data) for number, data in extensions])),
     ])
     return b"\1" + vector(3, body)
 
@@ -73,11 +79,14 @@ cdef bint digest(uint16_t suite, const uint8_t* data, size_t n, uint8_t* out) no
     return crypto.EVP_Digest(data, n, out, NULL, hash_of(suite), NULL) == 1
 
 
-cdef bint extract(uint16_t suite, const uint8_t* salt, const uint8_t* secret, size_t n, uint8_t* out) noexcept nogil:
-    return crypto.HMAC(hash_of(suite), salt, <int>record_secret_size(suite), secret, n, out, NULL) is not NULL
+cdef bint extract(uint16_t suite, const uint8_t* salt, const uint8_t* secret, size_t n,
+                  uint8_t* out) noexcept nogil:
+    return crypto.HMAC(hash_of(suite), salt, <int>record_secret_size(suite),
+                       secret, n, out, NULL) is not NULL
 
 
-cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label, const uint8_t* context, size_t n_context,
+cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label, const uint8_t* context,
+                 size_t n_context,
                  uint8_t* out) noexcept nogil:
     """One hash of output; `out` may be `secret`."""
     cdef uint8_t info[128]
@@ -100,7 +109,7 @@ cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label, const
 
 cdef bint derive_next(uint16_t suite, const uint8_t* secret, const uint8_t* input, size_t n_input,
                       uint8_t* out) noexcept nogil:
-    """Go down one step of the schedule: from one secret, with new input, to the next."""
+    """Derive the next secret of the schedule from one secret and new input."""
     cdef uint8_t nothing[HASH_MAX]
     cdef uint8_t salt[HASH_MAX]
     return (digest(suite, NULL, 0, nothing)
@@ -122,7 +131,7 @@ cdef bint agree(EVP_PKEY* own, const uint8_t* theirs, uint8_t* shared) noexcept 
 
 
 cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
-    """From the key agreement to the keys of the handshake, and the secret behind it."""
+    """Derive the keys of the handshake and its secret from the key agreement."""
     cdef uint8_t zeros[HASH_MAX]
     cdef uint8_t secret[HASH_MAX]
     cdef uint8_t said[HASH_MAX]
@@ -133,12 +142,14 @@ cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
             and digest(h.suite, h.transcript, h.n_transcript, said)
             and expand(h.suite, secret, b"c hs traffic", said, n, h.ours.secret)
             and expand(h.suite, secret, b"s hs traffic", said, n, h.theirs.secret)
-            and traffic_key_derive(&h.ours, suite_of(h.suite)) and traffic_key_derive(&h.theirs, suite_of(h.suite))
+            and traffic_key_derive(&h.ours, suite_of(h.suite))
+            and traffic_key_derive(&h.theirs, suite_of(h.suite))
             and derive_next(h.suite, secret, zeros, n, h.main_secret))
 
 
-cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_t* answer, size_t* n_answer) noexcept nogil:
-    """Append a message as a record of its own."""
+cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_t* answer,
+               size_t* n_answer) noexcept nogil:
+    """Append a message as one record."""
     cdef uint8_t* record = answer + n_answer[0]
     cdef Expanded* expanded = key_expanded(ring, &h.ours, suite_of(h.suite), True)
     record[0] = TYPE_DATA
@@ -151,7 +162,8 @@ cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_
     return expanded is not NULL and aead_seal(expanded, &h.ours, record, <int>(n + 1))
 
 
-cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* content, size_t* n,
+cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* content,
+                 size_t* n,
                  uint8_t* kind) noexcept nogil:
     cdef Expanded* expanded = key_expanded(ring, &h.theirs, suite_of(h.suite), False)
     if n_record <= AEAD_HEADER + AEAD_TAG or expanded is NULL:
@@ -168,8 +180,9 @@ cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record
     return True
 
 
-cdef bint secrets_end(Hello* h, Keyring* ring, uint8_t* answer, size_t* n_answer, Records* records) noexcept nogil:
-    """From the server's Finished to ours, and to the keys of the connection."""
+cdef bint secrets_end(Hello* h, Keyring* ring, uint8_t* answer, size_t* n_answer,
+                      Records* records) noexcept nogil:
+    """Build our Finished and derive the keys of the connection, after the server's Finished."""
     cdef uint8_t client_secret[HASH_MAX]
     cdef uint8_t server_secret[HASH_MAX]
     cdef uint8_t said[HASH_MAX]
@@ -210,21 +223,23 @@ cdef bint transcript_add(Hello* h, const uint8_t* data, size_t n) noexcept nogil
     return True
 
 
-cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p, size_t n) noexcept nogil:
-    """Take the ServerHello, alone in its record, and the keys it leads to."""
+cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p,
+                              size_t n) noexcept nogil:
+    """Read the ServerHello, alone in its record, and derive its keys."""
     cdef uint8_t shared[SHARED]
     cdef size_t at = MESSAGE_HEADER + 2 + RANDOM
     cdef size_t end
     cdef size_t size
     cdef const uint8_t* theirs = NULL
     cdef bint is_new = False
-    if not transcript_add(h, share.client_hello, share.n_client_hello) or not transcript_add(h, p, n):
+    if (not transcript_add(h, share.client_hello, share.n_client_hello)
+            or not transcript_add(h, p, n)):
         return HELLO_NO_MEMORY
     if n < at + 1 or p[0] != SERVER_HELLO or MESSAGE_HEADER + number(p + 1, 3) != n:
         return HELLO_BROKEN
     at += 1 + p[at]                 # the session id
     if n < at + 5:
-        return HELLO_OLD            # without extensions it can be nothing newer
+        return HELLO_OLD            # a version without extensions is an older one
     h.suite = <uint16_t>number(p + at, 2)
     end = at + 5 + number(p + at + 3, 2)
     at += 5
@@ -236,7 +251,8 @@ cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p, si
             return HELLO_BROKEN
         if number(p + at, 2) == EXT_VERSIONS and size == 2:
             is_new = number(p + at + 4, 2) == TLS_13
-        elif number(p + at, 2) == EXT_KEY_SHARE and size == 4 + SHARED and number(p + at + 4, 2) == X25519:
+        elif (number(p + at, 2) == EXT_KEY_SHARE and size == 4 + SHARED
+              and number(p + at + 4, 2) == X25519):
             theirs = p + at + 8
         at += 4 + size
     if not is_new:
@@ -244,11 +260,13 @@ cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p, si
     h.n_understood = h.n_transcript
     if theirs is NULL or record_secret_size(h.suite) == 0:
         return HELLO_BROKEN
-    return HELLO_MORE if agree(share.own, theirs, shared) and secrets_begin(h, shared) else HELLO_BROKEN
+    if agree(share.own, theirs, shared) and secrets_begin(h, shared):
+        return HELLO_MORE
+    return HELLO_BROKEN
 
 
 cdef bint finished_is_there(Hello* h) noexcept nogil:
-    """Walk the complete messages; True when the last one was the server's Finished."""
+    """Walk the complete messages; return True when the last one was the server's Finished."""
     cdef const uint8_t* p
     cdef size_t n
     while h.n_transcript - h.n_understood >= MESSAGE_HEADER:
@@ -262,7 +280,8 @@ cdef bint finished_is_there(Hello* h) noexcept nogil:
     return False
 
 
-cdef HelloStatus record_take(Hello* h, const Share* share, Keyring* ring, const uint8_t* record, size_t n_record,
+cdef HelloStatus record_take(Hello* h, const Share* share, Keyring* ring, const uint8_t* record,
+                             size_t n_record,
                              uint8_t* scratch) noexcept nogil:
     cdef uint8_t kind = record[0]
     cdef const uint8_t* content = record + AEAD_HEADER
@@ -284,7 +303,8 @@ cdef HelloStatus record_take(Hello* h, const Share* share, Keyring* ring, const 
 
 
 cdef HelloStatus hello_take(
-    Hello* h, const Share* share, Keyring* ring, const uint8_t* wire, size_t n_wire, size_t* consumed, uint8_t* scratch,
+    Hello* h, const Share* share, Keyring* ring, const uint8_t* wire, size_t n_wire,
+    size_t* consumed, uint8_t* scratch,
     uint8_t* answer, size_t* n_answer, Records* records
 ) noexcept nogil:
     cdef HelloStatus status = HELLO_MORE

@@ -1,10 +1,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-# Log-linear buckets: 128 equal steps per power of two, so a value is kept to within 0.8 %.
+# Log-linear buckets: 128 equal steps per power of two, so the error of a value is up to 0.8 %.
 cdef enum:
     HISTOGRAM_STEPS = 128
     HISTOGRAM_STEPS_LOG2 = 7
-    HISTOGRAM_BUCKETS = 4096        # up to 2**38 ns, 4.6 minutes; what is longer counts as that
+    HISTOGRAM_BUCKETS = 4096        # up to 2**38 ns, 4.6 minutes; longer times count as that
 
 cdef struct Histogram:
     uint64_t n

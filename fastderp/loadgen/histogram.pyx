@@ -55,7 +55,7 @@ cdef uint64_t histogram_percentile(const Histogram* h, double percent) noexcept 
 
 
 cdef class LatencyHistogram:
-    """The engine's histogram for Python: tests and tools that want the same percentiles."""
+    """The engine's histogram for Python, for tests and tools with the same percentiles."""
 
     cdef Histogram inner
 
@@ -67,12 +67,12 @@ cdef class LatencyHistogram:
         histogram_record(&self.inner, value)
 
     def percentile(self, double percent):
-        """Return the value that `percent` (0 to 100) of all recorded ones do not exceed, within 0.8 %."""
+        """Return the value that `percent` (0 to 100) of all values do not exceed, within 0.8 %."""
         return histogram_percentile(&self.inner, percent)
 
     @property
     def n(self):
-        """How many values were recorded."""
+        """The number of recorded values."""
         return self.inner.n
 
     @property

@@ -1,5 +1,5 @@
-# A load's state and what the engine does with it. Only the thread that runs the load touches any of it, except
-# `stopped` (any thread) and the counters, which others may read late.
+# A load's state and the engine's functions. Only the thread that runs the load touches it, except
+# `stopped` (any thread) and the counters, which other threads may read late.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -15,19 +15,19 @@ cdef enum:
     FRAME_MAX = FRAME_HEAD + KEY_SIZE + PAYLOAD_MAX
     SEND_PACKET = 0x04
     RECV_PACKET = 0x05
-    BATCH = 65536                   # a connection writes about this much per turn, then the next one may
-    INPUT = 262144                  # one read; more would not fit the caches
+    BATCH = 65536                   # bytes that a connection writes per round, about
+    INPUT = 262144                  # one read; larger ones would not fit the caches
     INPUT_MAX = INPUT + RECORD_WIRE_MAX
     OUTPUT_MAX = BATCH + FRAME_MAX
     N_SIZES = 4096                  # length of the drawn sequence of packet sizes
     N_EVENTS = 256
     N_KEYS = 4096                   # expanded at once
-    TIMER = 0xFFFFFFFF              # epoll's name for the timer; connections are named by their index
+    TIMER = 0xFFFFFFFF              # epoll's name for the timer; connections have their index
 
 cdef enum:
-    IDLE_WAIT_MS = 100              # how late a `stop` may be noticed
-    STALL_NS = 500000000            # a flow without any arrival for so long has lost what it sent
-    SLOW_TURN_NS = 10000000         # how often slow readers read
+    IDLE_WAIT_MS = 100              # maximum delay of a `stop`
+    STALL_NS = 500000000            # a flow without arrivals for this time has lost its packets
+    SLOW_TURN_NS = 10000000         # interval of the reads of slow readers
 
 cdef enum Pace:
     PACE_WINDOW                     # an arrival releases the next packet
@@ -37,7 +37,7 @@ cdef enum Pace:
 cdef enum Phase:
     WARM_UP
     MEASURE
-    DRAIN                           # nothing new is sent; ends when nothing is under way
+    DRAIN                           # nothing new is sent; ends when no packet is in flight
 
 
 cdef struct Flow:
@@ -45,8 +45,8 @@ cdef struct Flow:
     uint32_t target
     uint64_t credit                 # packets it may send now
     uint64_t next_sequence
-    uint64_t expected               # every number below has arrived or was given up
-    uint64_t expected_at_check      # the same, and what had been sent, at the last stall check
+    uint64_t expected               # every lower number has arrived or counts as lost
+    uint64_t expected_at_check      # the same, and the sent packets, at the last stall check
     uint64_t sent_at_check
     uint64_t measured_from          # first number of the measurement
     uint64_t n_delivered            # arrivals during the measurement
@@ -67,12 +67,12 @@ cdef struct Connection:
     Records records                 # only with is_tls
     Bytes input                     # an incomplete frame
     Bytes wire_input                # with is_tls: an incomplete record
-    Bytes output                    # what the socket did not take; not empty = EPOLLOUT is asked for
+    Bytes output                    # bytes that wait for EPOLLOUT
     size_t n_output_written
     bint is_tls
     bint is_dirty                   # has flows to send and is in the load's list
     bint is_dead
-    bint is_slow                    # reads `slow_read` bytes every SLOW_TURN_NS, whatever waits
+    bint is_slow                    # reads `slow_read` bytes every SLOW_TURN_NS
 
 cdef struct Load:
     int epoll
@@ -81,7 +81,7 @@ cdef struct Load:
     Phase phase
     bint verify
     bint joined_records
-    bint busy_wait                  # poll for packets instead of sleeping until there are some
+    bint busy_wait                  # poll for packets instead of sleeping
     int stopped                     # set by any thread, through flag_set
     Connection* connections
     uint32_t n_connections
@@ -90,7 +90,7 @@ cdef struct Load:
     Connection* first_dirty
     Connection* last_dirty
     uint64_t window
-    uint32_t in_a_row               # packets of one flow before the next flow's turn
+    uint32_t in_a_row               # packets of one flow before the next flow
     size_t slow_read
     uint32_t n_slow
     uint64_t next_slow_ns
@@ -103,7 +103,7 @@ cdef struct Load:
     uint64_t seed
     uint8_t* pattern
     uint32_t* sizes                 # N_SIZES of them
-    # Work space: what was left over, then what was read; and the packets of one write.
+    # Work space: bytes left over, then bytes read; and the packets of one write.
     uint8_t* input                  # FRAME_MAX + INPUT_MAX bytes of frames
     uint8_t* wire_input             # INPUT_MAX bytes of records
     uint8_t* output                 # OUTPUT_MAX bytes of frames
@@ -113,21 +113,21 @@ cdef struct Load:
     uint64_t n_sent_bytes
     uint64_t n_delivered            # arrived while measuring, whenever sent
     uint64_t n_delivered_bytes
-    uint64_t n_answered             # of those sent while measuring, arrived by the end of the drain
+    uint64_t n_answered             # sent while measuring, and arrived by the end of the drain
     uint64_t n_corrupt
-    uint64_t n_unexpected           # arrived again, out of order, or after having been given up
+    uint64_t n_unexpected           # arrived again, out of order, or after counting as lost
     uint64_t n_dead
     uint64_t measure_ns
     Histogram latency
 
-# Replace the contents; False when there is no memory.
+# Replace the contents; return False without memory.
 cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil
 
 # Open every window, or start the schedule.
 cdef void load_start(Load* load, uint64_t now_ns) noexcept nogil
 
-# Forget what was measured and begin anew.
+# Discard the measurement and begin a new one.
 cdef void load_measure(Load* load) noexcept nogil
 
-# Turn until the time is over, the drain is complete, nobody is left, or somebody says stop.
+# Run until the time is over, the drain is complete, no connection is left, or `stopped` is set.
 cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil

@@ -1,4 +1,4 @@
-"""Driving a load: one epoll loop that sends what flows may send and checks what arrives.
+"""The loop of a load: one epoll loop that sends packets and checks arrivals.
 
 A flow is an ordered pair of connections; each packet carries its flow, number and time, so the
 arrival, in this same process, is all the acknowledgement there is. No Python object, no GIL.
@@ -15,12 +15,12 @@ from fastderp.loadgen.histogram cimport histogram_clear, histogram_record
 from fastderp.loadgen.payload cimport Mark, payload_body_is, payload_read, payload_write
 from fastderp.loadgen.sys cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, TFD_TIMER_ABSTIME,
-    clock_ns, epoll_ctl, epoll_event, epoll_wait, flag_is_set, itimerspec, read, recv, sched_yield, send,
-    timerfd_settime)
+    clock_ns, epoll_ctl, epoll_event, epoll_wait, flag_is_set, itimerspec, read, recv, sched_yield,
+    send, timerfd_settime)
 
 
 cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
-    """Replace the contents; False when there is no memory."""
+    """Replace the contents; return False without memory."""
     cdef void* grown
     if n > b.capacity:
         grown = realloc(b.data, n)
@@ -34,7 +34,7 @@ cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
     return True
 
 
-# Which flow sends next.
+# The order of the flows.
 
 cdef void dirty_push(Load* load, Connection* c) noexcept nogil:
     if c.is_dirty:
@@ -75,7 +75,7 @@ cdef Flow* ready_pop(Connection* c) noexcept nogil:
 
 
 cdef void flow_grant(Load* load, Flow* flow, uint64_t n_packets) noexcept nogil:
-    """Let `flow` send so many more."""
+    """Let `flow` send `n` more packets."""
     cdef Connection* c = &load.connections[flow.source]
     flow.credit += n_packets
     if c.is_dead or load.connections[flow.target].is_dead:
@@ -85,7 +85,7 @@ cdef void flow_grant(Load* load, Flow* flow, uint64_t n_packets) noexcept nogil:
 
 
 cdef void flow_settle(Load* load, Flow* flow, uint64_t up_to) noexcept nogil:
-    """Every packet below number `up_to` has arrived or is lost; a window opens by as many."""
+    """Count packets below `up_to` as arrived or lost; open the window by their number."""
     cdef uint64_t n = up_to - flow.expected
     flow.expected = up_to
     load.n_under_way -= n
@@ -103,7 +103,7 @@ cdef void connection_watch(Load* load, Connection* c, uint32_t events) noexcept 
 
 
 cdef void connection_die(Load* load, Connection* c) noexcept nogil:
-    """Take a broken connection out of the load; what is under way to or from it is lost."""
+    """Remove a broken connection from the load; its packets in flight are lost."""
     cdef epoll_event unused
     cdef uint32_t i, index = <uint32_t>(c - load.connections)
     cdef Flow* flow
@@ -120,7 +120,7 @@ cdef void connection_die(Load* load, Connection* c) noexcept nogil:
 
 
 cdef void connection_write(Load* load, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
-    """Write, and keep what the socket does not take."""
+    """Write, and keep the bytes that the socket does not accept."""
     cdef ssize_t taken = send(c.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
     if taken < 0:
         if errno != EAGAIN and errno != EINTR:
@@ -137,8 +137,9 @@ cdef void connection_write(Load* load, Connection* c, const uint8_t* data, size_
 
 
 cdef void connection_writable(Load* load, Connection* c) noexcept nogil:
-    """Go on with what the socket did not take before."""
-    cdef ssize_t taken = send(c.fd, c.output.data + c.n_output_written, c.output.n - c.n_output_written,
+    """Continue with the bytes that the socket did not accept before."""
+    cdef ssize_t taken = send(c.fd, c.output.data + c.n_output_written,
+                              c.output.n - c.n_output_written,
                               MSG_DONTWAIT | MSG_NOSIGNAL)
     if taken < 0:
         if errno != EAGAIN and errno != EINTR:
@@ -156,7 +157,7 @@ cdef void connection_writable(Load* load, Connection* c) noexcept nogil:
 # Sending.
 
 cdef uint64_t due_ns(Load* load, Flow* flow, uint64_t now_ns) noexcept nogil:
-    """When the flow's next packet should leave: by schedule if there is one, else now."""
+    """Return the time of the flow's next packet: by the schedule if there is one, else now."""
     if load.pace != PACE_SCHEDULE:
         return now_ns
     cdef uint64_t run = flow.next_sequence // load.in_a_row
@@ -189,25 +190,26 @@ cdef size_t packet_write(Load* load, Flow* flow, uint64_t now_ns, uint8_t* frame
 
 
 cdef bint seal(Load* load, Connection* c, uint8_t* frames, size_t n, size_t* n_wire) noexcept nogil:
-    """Append `frames` to the wire output as one record, or as few as their size allows."""
+    """Append `frames` to the wire output in the fewest records."""
     cdef iovec part
     cdef size_t produced = 0
     part.iov_base = frames
     part.iov_len = n
     cdef RecordStatus status = record_seal(
-        &c.records, &load.keyring, &part, 1, load.wire_output + n_wire[0], 2 * OUTPUT_MAX - n_wire[0], &produced)
+        &c.records, &load.keyring, &part, 1, load.wire_output + n_wire[0],
+        2 * OUTPUT_MAX - n_wire[0], &produced)
     n_wire[0] += produced
     return status == RECORD_OK
 
 
 cdef void connection_send(Load* load, Connection* c) noexcept nogil:
-    """Send what the connection's flows may send, in turns, up to one batch."""
+    """Send packets of the connection's flows, one flow after another, up to one batch."""
     cdef size_t n = 0, n_wire = 0, size
     cdef uint32_t row = 0
     cdef uint64_t now_ns = clock_ns()
     cdef Flow* flow
     cdef bint good = True
-    if c.is_dead or c.output.n:         # EPOLLOUT comes back to it
+    if c.is_dead or c.output.n:         # EPOLLOUT continues it
         return
     while c.first_ready != NULL and n < BATCH:
         flow = c.first_ready
@@ -241,7 +243,7 @@ cdef void connection_send(Load* load, Connection* c) noexcept nogil:
 
 
 cdef void send_turn(Load* load) noexcept nogil:
-    """Give every connection that has something to send one turn."""
+    """Send one batch of every connection with packets to send."""
     cdef Connection* last = load.last_dirty
     cdef Connection* c
     if load.phase == DRAIN:
@@ -255,7 +257,8 @@ cdef void send_turn(Load* load) noexcept nogil:
 
 # Receiving.
 
-cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key, const uint8_t* payload,
+cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
+                         const uint8_t* payload,
                          size_t size, uint64_t now_ns) noexcept nogil:
     """Check one packet against its flow and count it."""
     cdef Mark mark
@@ -264,7 +267,8 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
         load.n_corrupt += 1
         return
     flow = &load.flows[mark.flow]
-    if (flow.target != target or memcmp(load.connections[flow.source].key, source_key, KEY_SIZE) != 0
+    if (flow.target != target
+        or memcmp(load.connections[flow.source].key, source_key, KEY_SIZE) != 0
             or (load.verify and not payload_body_is(payload, &mark, load.pattern))):
         load.n_corrupt += 1
         return
@@ -284,16 +288,17 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
 
 
 cdef size_t frames_walk(Load* load, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
-    """Take every complete frame of `data`; return how many bytes that was."""
+    """Process every complete frame of `data`; return their bytes."""
     cdef size_t at = 0, length
     cdef uint64_t now_ns = clock_ns()
     cdef const uint8_t* frame
     cdef uint32_t index = <uint32_t>(c - load.connections)
     while n - at >= FRAME_HEAD:
         frame = data + at
-        length = (<size_t>frame[1] << 24) | (<size_t>frame[2] << 16) | (<size_t>frame[3] << 8) | frame[4]
+        length = ((<size_t>frame[1] << 24) | (<size_t>frame[2] << 16) | (<size_t>frame[3] << 8)
+                  | frame[4])
         if length > KEY_SIZE + PAYLOAD_MAX:
-            connection_die(load, c)        # nothing a relay sends after the login is that long
+            connection_die(load, c)        # no frame of a relay after the login is that long
             return n
         if n - at < FRAME_HEAD + length:
             break
@@ -307,8 +312,9 @@ cdef size_t frames_walk(Load* load, Connection* c, const uint8_t* data, size_t n
     return at
 
 
-cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before, uint8_t* into) noexcept nogil:
-    """Put `before` and up to INPUT fresh bytes into `into`; return the sum, 0 for nothing yet, -1 at the end."""
+cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before,
+                         uint8_t* into) noexcept nogil:
+    """Put `before` and up to INPUT new bytes into `into`; return the sum, 0, or -1 at the end."""
     cdef ssize_t got
     if before.n:
         memcpy(into, before.data, before.n)
@@ -319,19 +325,19 @@ cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before, uint8_t
 
 
 cdef bint frames_read(Load* load, Connection* c, size_t n) noexcept nogil:
-    """Take the complete frames among `n` bytes of input and keep the rest; False without memory."""
+    """Process the complete frames of `n` input bytes, keep the rest; False without memory."""
     cdef size_t used = frames_walk(load, c, load.input, n)
     return c.is_dead or bytes_set(&c.input, load.input + used, n - used)
 
 
 cdef bint plain_read(Load* load, Connection* c) noexcept nogil:
-    """Read once; False when the connection is over."""
+    """Read once; return False when the connection has ended."""
     cdef ssize_t n = socket_read(load, c, &c.input, load.input)
     return n == 0 or (n > 0 and frames_read(load, c, <size_t>n))
 
 
 cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
-    """Read once and open the complete records; False when the connection is over."""
+    """Read once and open the complete records; return False when the connection has ended."""
     cdef ssize_t n = socket_read(load, c, &c.wire_input, load.wire_input)
     cdef size_t consumed = 0, produced = 0
     cdef RecordStatus status
@@ -339,7 +345,8 @@ cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
         return n == 0
     if c.input.n:
         memcpy(load.input, c.input.data, c.input.n)
-    status = record_open(&c.records, &load.keyring, load.wire_input, <size_t>n, load.input + c.input.n, INPUT_MAX,
+    status = record_open(&c.records, &load.keyring, load.wire_input, <size_t>n,
+                         load.input + c.input.n, INPUT_MAX,
                          &consumed, &produced)
     return (frames_read(load, c, c.input.n + produced)
             and bytes_set(&c.wire_input, load.wire_input + consumed, <size_t>n - consumed)
@@ -352,7 +359,7 @@ cdef void connection_readable(Load* load, Connection* c) noexcept nogil:
 
 
 cdef void slow_read_turn(Load* load) noexcept nogil:
-    """Let every slow reader read once; epoll does not tell about their input."""
+    """Let every slow reader read once; epoll does not report their input."""
     cdef uint32_t i
     for i in range(load.n_connections):
         if load.connections[i].is_slow and not load.connections[i].is_dead:
@@ -362,11 +369,12 @@ cdef void slow_read_turn(Load* load) noexcept nogil:
 # Time.
 
 cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
-    """Let go of every packet whose time has come, and set the timer for the next one."""
+    """Release every packet that is due, and set the timer for the next one."""
     cdef itimerspec wake
     cdef uint64_t next_ns
     while True:
-        next_ns = load.schedule_start_ns + <uint64_t>(load.n_scheduled * load.in_a_row * load.gap_ns)
+        next_ns = load.schedule_start_ns + <uint64_t>(
+            load.n_scheduled * load.in_a_row * load.gap_ns)
         if next_ns > now_ns:
             break
         flow_grant(load, &load.flows[load.n_scheduled % load.n_flows], load.in_a_row)
@@ -378,7 +386,7 @@ cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
 
 
 cdef void stalls_check(Load* load) noexcept nogil:
-    """Give up what a silent flow had sent before the last check: otherwise its window stays shut."""
+    """Count a silent flow's packets before the last check as lost, so that its window opens."""
     cdef uint32_t i
     cdef Flow* flow
     for i in range(load.n_flows):
@@ -406,12 +414,13 @@ cdef void load_measure(Load* load) noexcept nogil:
     for i in range(load.n_flows):
         load.flows[i].measured_from = load.flows[i].next_sequence
         load.flows[i].n_delivered = 0
-    load.n_sent = load.n_sent_bytes = load.n_delivered = load.n_delivered_bytes = load.n_answered = 0
+    load.n_sent = load.n_sent_bytes = load.n_answered = 0
+    load.n_delivered = load.n_delivered_bytes = 0
     load.n_corrupt = load.n_unexpected = 0
 
 
 cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
-    """How long epoll may sleep: not at all when a connection has more to send."""
+    """Return epoll's timeout: 0 when a connection has more to send."""
     if load.busy_wait or (load.first_dirty != NULL and load.phase != DRAIN):
         return 0
     cdef uint64_t left_ns = min(until_ns - now_ns, <uint64_t>IDLE_WAIT_MS * 1000000)
@@ -421,7 +430,7 @@ cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
 
 
 cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
-    """Wait for what the kernel has and serve it."""
+    """Wait for events and serve them."""
     cdef epoll_event events[N_EVENTS]
     cdef int i, n = epoll_wait(load.epoll, events, N_EVENTS, timeout_ms)
     cdef Connection* c
@@ -438,7 +447,7 @@ cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
 
 
 cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
-    """Turn until the time is over, the drain is complete, nobody is left, or somebody says stop."""
+    """Run until the time is over, the drain is complete, no connection is left, or `stopped`."""
     cdef uint64_t now_ns = clock_ns()
     while now_ns < until_ns and not flag_is_set(&load.stopped):
         if load.n_dead == load.n_connections or (load.phase == DRAIN and load.n_under_way == 0):

@@ -1,7 +1,8 @@
-"""Logging a crowd of clients in: one epoll loop in which each login is a small machine of its own.
+"""Logins of many clients: one epoll loop in which each login is a small state machine.
 
-Keys, boxes and requests are made before, so that a login costs the load far less than the relay. No Python object and
-no GIL while it runs; only the thread that runs it touches any of it, except `stopped`.
+Keys, boxes and requests are made before, so that a login costs the load far less than the relay.
+The loop uses no Python object and no GIL; only the thread that runs it touches its state, except
+`stopped`.
 """
 
 import os
@@ -16,18 +17,19 @@ from cpython.bytes cimport PyBytes_AS_STRING
 
 from fastderp.tls.aead cimport Keyring, keyring_free, keyring_init
 from fastderp.tls.record cimport (
-    RECORD_OK, RECORD_WIRE_MAX, RecordStatus, Records, record_layer_of, record_open, record_seal, record_status_text,
-    record_wipe)
+    RECORD_OK, RECORD_WIRE_MAX, RecordStatus, Records, record_layer_of, record_open, record_seal,
+    record_status_text, record_wipe)
 from fastderp.loadgen.hello cimport (
-    HELLO_ALERT, HELLO_ANSWER_MAX, HELLO_DONE, HELLO_MORE, HELLO_NO_MEMORY, HELLO_OLD, Hello, HelloStatus, Share,
-    hello_end, hello_take)
+    HELLO_ALERT, HELLO_ANSWER_MAX, HELLO_DONE, HELLO_MORE, HELLO_NO_MEMORY, HELLO_OLD, Hello,
+    HelloStatus, Share, hello_end, hello_take)
 from fastderp.loadgen.load cimport Bytes, FRAME_HEAD, KEY_SIZE
 from fastderp.loadgen.sys cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IP_BIND_ADDRESS_NO_PORT, IPPROTO_IP,
-    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY, TCP_NOTSENT_LOWAT,
-    TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, bind, clock_ns, close, connect, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, flag_is_set, flag_set, itimerspec, memmem, read, recv, sched_yield, send, setsockopt, sockaddr,
-    sockaddr_storage, socket, socklen_t, timerfd_create, timerfd_settime)
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    IP_BIND_ADDRESS_NO_PORT, IPPROTO_IP, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY, TCP_NOTSENT_LOWAT, TFD_CLOEXEC, TFD_NONBLOCK,
+    TFD_TIMER_ABSTIME, bind, clock_ns, close, connect, epoll_create1, epoll_ctl, epoll_event,
+    epoll_wait, flag_is_set, flag_set, itimerspec, memmem, read, recv, sched_yield, send,
+    setsockopt, sockaddr, sockaddr_storage, socket, socklen_t, timerfd_create, timerfd_settime)
 from fastderp.tls.openssl cimport NID_X25519, crypto
 
 from fastderp.errors import ProtocolError
@@ -35,16 +37,16 @@ from fastderp.errors import ProtocolError
 cdef enum:
     SERVER_KEY = 0x01
     SERVER_INFO = 0x03
-    KEY_AT = FRAME_HEAD + 8         # behind the magic of ServerKey
-    ANSWER_MAX = 16384              # what a relay says during a login is a few hundred bytes
+    KEY_AT = FRAME_HEAD + 8         # after the magic of ServerKey
+    ANSWER_MAX = 16384              # a relay sends a few hundred bytes during a login
     INPUT = 65536
-    OUTPUT = 8192                   # the largest thing a client says is a ClientHello
+    OUTPUT = 8192                   # a client's largest message is a ClientHello
     N_EVENTS = 256
     N_KEYS = 256                    # each client has two at a time
-    TIMER = 0xFFFFFFFF              # epoll's name for the timer; clients are named by their number
-    WAIT_NS = 100000000             # how late a stop or a login that takes too long may be noticed
+    TIMER = 0xFFFFFFFF              # epoll's name for the timer; clients have their number
+    WAIT_NS = 100000000             # maximum delay of a stop and of a login's timeout
 
-# More than this unsent in a sender's kernel would be queueing of the load, not of the relay.
+# More unsent bytes in a sender's kernel would be a queue of the load, not of the relay.
 cdef int NOT_SENT_LIMIT_BYTES = 32768
 cdef int ON = 1
 
@@ -55,7 +57,7 @@ cdef enum Stage:
     CONNECTING
     SHAKING
     UPGRADING                       # waits for the 101
-    GREETED                         # waits for ServerKey; has sent ClientInfo only with a fast start
+    GREETED                         # waits for ServerKey; a fast start has sent ClientInfo
     ENTERING                        # has sent ClientInfo and waits for ServerInfo
     INSIDE
 
@@ -67,17 +69,17 @@ cdef enum Trouble:
     TROUBLE_RECORD                  # code: RecordStatus
     TROUBLE_ANSWER                  # not a 101, or no end of the answer
     TROUBLE_FRAME                   # code: type of the frame that should be another
-    TROUBLE_KEY                     # another relay's
+    TROUBLE_KEY                     # the key of another relay
     TROUBLE_LATE
 
 cdef struct Entrant:
     int fd
     Stage stage
-    uint64_t late_ns                # when its time is over
+    uint64_t late_ns                # the time of its timeout
     Hello hello                     # while SHAKING
     Records records                 # over TLS, behind SHAKING
     Bytes wire                      # an incomplete record
-    Bytes plain                     # what was read and not yet understood
+    Bytes plain                     # bytes read and not yet parsed
     bint is_sealed                  # records are in use
 
 cdef struct Crowd:
@@ -87,28 +89,29 @@ cdef struct Crowd:
     int stopped                     # set by any thread, through flag_set
     sockaddr_storage address
     socklen_t address_size
-    sockaddr_storage* sources       # taken in turn
+    sockaddr_storage* sources       # used in rotation
     uint32_t n_sources
-    Keyring keyring                 # over TLS, of those under way
-    const uint8_t* hello_record     # the ClientHello as it is sent
+    Keyring keyring                 # over TLS, for logins in progress
+    const uint8_t* hello_record     # the encoded ClientHello
     size_t n_hello_record
     const uint8_t* request          # not with a fast start
     size_t n_request
     bint fast_start
     const uint8_t* server_key
-    const uint8_t* infos            # every client's ClientInfo frame, all of one size; with a fast start behind the request
+    # The ClientInfo frames of all clients, of one size; with a fast start each follows the request.
+    const uint8_t* infos
     size_t n_info
     Entrant* entrants
     uint32_t n
     uint32_t n_started
     uint32_t n_inside
     uint32_t n_at_once
-    double gap_ns                   # between two logins of the schedule; 0: as fast as they go
+    double gap_ns                   # between two logins of the schedule; 0: no schedule
     uint64_t first_ns
-    uint64_t last_ns                # when the last one got in
+    uint64_t last_ns                # the time of the last login
     uint64_t limit_ns               # for one login
     bint busy_wait
-    Trouble trouble                 # of the first client that had any
+    Trouble trouble                 # of the first client that failed
     unsigned long code
     uint32_t who
     uint8_t input[INPUT]
@@ -117,7 +120,7 @@ cdef struct Crowd:
 
 
 cdef bint bytes_add(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
-    """Append; False when there is no memory."""
+    """Append; return False without memory."""
     cdef void* grown
     if b.n + n > b.capacity:
         grown = realloc(b.data, b.n + n)
@@ -132,14 +135,14 @@ cdef bint bytes_add(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
 
 
 cdef void bytes_cut(Bytes* b, size_t n) noexcept nogil:
-    """Take the first `n` bytes away."""
+    """Remove the first `n` bytes."""
     b.n -= n
     if b.n:
         memmove(b.data, b.data + n, b.n)
 
 
 cdef bint fail(Crowd* c, Entrant* e, Trouble trouble, unsigned long code) noexcept nogil:
-    """Remember what went wrong first; False, for the caller to return."""
+    """Keep the first error; return False, for the caller to return."""
     if c.trouble == NO_TROUBLE:
         c.trouble = trouble
         c.code = code
@@ -147,10 +150,10 @@ cdef bint fail(Crowd* c, Entrant* e, Trouble trouble, unsigned long code) noexce
     return False
 
 
-# What a client says.
+# Messages of a client.
 
 cdef bint transmit(Crowd* c, Entrant* e, const uint8_t* data, size_t n) noexcept nogil:
-    """Send everything: a fresh socket takes what a login has to say, or is broken."""
+    """Send all bytes: a new socket accepts the bytes of a login, or is broken."""
     cdef ssize_t taken = send(e.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
     if taken < 0:
         return fail(c, e, TROUBLE_SYSTEM, errno)
@@ -179,12 +182,13 @@ cdef bint shake_begin(Crowd* c, Entrant* e) noexcept nogil:
 
 
 cdef bint shake_on(Crowd* c, Entrant* e) noexcept nogil:
-    """Go as far with the handshake as the input reaches; at its end go on over records."""
+    """Continue the handshake as far as the input reaches; after its end use records."""
     cdef uint8_t answer[HELLO_ANSWER_MAX]
     cdef size_t n_answer = 0
     cdef size_t consumed = 0
     cdef HelloStatus status = hello_take(
-        &e.hello, &c.share, &c.keyring, e.wire.data, e.wire.n, &consumed, c.opened, answer, &n_answer, &e.records)
+        &e.hello, &c.share, &c.keyring, e.wire.data, e.wire.n, &consumed, c.opened, answer,
+        &n_answer, &e.records)
     bytes_cut(&e.wire, consumed)
     if status == HELLO_MORE:
         return True
@@ -207,16 +211,17 @@ cdef bint enter(Crowd* c, Entrant* e) noexcept nogil:
         return fail(c, e, TROUBLE_SYSTEM, errno)
     e.stage = CONNECTING
     if c.n_sources:
-        # The port comes with the connection: before that it would be taken for every relay.
+        # The kernel assigns the port at connect; at bind it would be taken for all relays.
         source = &c.sources[number % c.n_sources]
         setsockopt(e.fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &ON, sizeof(ON))
         if bind(e.fd, <sockaddr*>source, c.address_size) < 0:
             return fail(c, e, TROUBLE_SYSTEM, errno)
     setsockopt(e.fd, IPPROTO_TCP, TCP_NODELAY, &ON, sizeof(ON))
-    setsockopt(e.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOT_SENT_LIMIT_BYTES, sizeof(NOT_SENT_LIMIT_BYTES))
+    setsockopt(e.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOT_SENT_LIMIT_BYTES,
+               sizeof(NOT_SENT_LIMIT_BYTES))
     if connect(e.fd, <sockaddr*>&c.address, c.address_size) < 0 and errno != EINPROGRESS:
         return fail(c, e, TROUBLE_SYSTEM, errno)
-    # Told of each change once, a client is watched with one call, and never again when it is inside.
+    # With edge-triggered events a client needs one epoll_ctl call, and none after its login.
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.u32 = number
     return epoll_ctl(c.epoll, EPOLL_CTL_ADD, e.fd, &event) == 0 or fail(c, e, TROUBLE_SYSTEM, errno)
@@ -235,7 +240,7 @@ cdef bint introduce(Crowd* c, Entrant* e) noexcept nogil:
 
 
 cdef bint listen_to(Crowd* c, Entrant* e, bint to_the_end) noexcept nogil:
-    """Read what the socket has, up to the end of the stream if it is there: nobody tells a second time."""
+    """Read all bytes and the end of the stream, as epoll reports each change only once."""
     cdef ssize_t n = INPUT
     while (n == INPUT or to_the_end) and e.stage != INSIDE:
         n = recv(e.fd, c.input, INPUT, MSG_DONTWAIT)
@@ -249,7 +254,7 @@ cdef bint listen_to(Crowd* c, Entrant* e, bint to_the_end) noexcept nogil:
 
 
 cdef bint hear(Crowd* c, Entrant* e, const uint8_t* data, size_t n) noexcept nogil:
-    """Act on what has come."""
+    """Process the input."""
     if e.stage != SHAKING and not e.is_sealed:
         return hear_plain(c, e, data, n)
     if not bytes_add(&e.wire, data, n):
@@ -263,7 +268,8 @@ cdef bint open_records(Crowd* c, Entrant* e) noexcept nogil:
     cdef size_t consumed = 0
     cdef size_t produced = 0
     cdef RecordStatus status = record_open(
-        &e.records, &c.keyring, e.wire.data, e.wire.n, c.opened, sizeof(c.opened), &consumed, &produced)
+        &e.records, &c.keyring, e.wire.data, e.wire.n, c.opened, sizeof(c.opened), &consumed,
+        &produced)
     bytes_cut(&e.wire, consumed)
     if status != RECORD_OK:
         return fail(c, e, TROUBLE_RECORD, status)
@@ -275,7 +281,7 @@ cdef bint hear_plain(Crowd* c, Entrant* e, const uint8_t* data, size_t n) noexce
 
 
 cdef bint advance(Crowd* c, Entrant* e) noexcept nogil:
-    """Understand what there is, as far as it is complete."""
+    """Parse the complete messages of the input."""
     cdef size_t n
     if e.stage == UPGRADING:
         n = answer_size(e)
@@ -311,24 +317,25 @@ cdef bint advance(Crowd* c, Entrant* e) noexcept nogil:
 
 
 cdef void arrive(Crowd* c, Entrant* e) noexcept nogil:
-    """A client is in; its ServerInfo stays in front of `plain` until Python looks at it."""
+    """Finish a login; its ServerInfo stays in front of `plain` until Python reads it."""
     e.stage = INSIDE
     c.n_inside += 1
     c.last_ns = clock_ns()
 
 
 cdef size_t answer_size(Entrant* e) noexcept nogil:
-    """How long the HTTP answer is, 0 while it is not complete."""
+    """Return the length of the HTTP answer, 0 while it is incomplete."""
     cdef void* end = memmem(e.plain.data, e.plain.n, b"\r\n\r\n", 4) if e.plain.n else NULL
     return <size_t>(<uint8_t*>end - e.plain.data) + 4 if end != NULL else 0
 
 
 cdef bint answer_is_upgrade(Entrant* e) noexcept nogil:
-    return e.plain.n >= 12 and memcmp(e.plain.data, b"HTTP/1.", 7) == 0 and memcmp(e.plain.data + 8, b" 101", 4) == 0
+    return (e.plain.n >= 12 and memcmp(e.plain.data, b"HTTP/1.", 7) == 0
+            and memcmp(e.plain.data + 8, b" 101", 4) == 0)
 
 
 cdef size_t frame_size(Entrant* e) noexcept nogil:
-    """How long the next frame is, 0 when not even its header is there."""
+    """Return the length of the next frame, 0 without a complete header."""
     cdef const uint8_t* p = e.plain.data
     if e.plain.n < FRAME_HEAD:
         return 0
@@ -338,7 +345,7 @@ cdef size_t frame_size(Entrant* e) noexcept nogil:
 # Time.
 
 cdef void crowd_enter(Crowd* c, uint64_t now_ns) noexcept nogil:
-    """Begin as many logins as may be under way and are due."""
+    """Begin the logins that are due, up to the limit of concurrent ones."""
     cdef Entrant* e
     cdef uint64_t due_ns
     while c.n_started < c.n and c.n_started - c.n_inside < c.n_at_once and c.trouble == NO_TROUBLE:
@@ -361,7 +368,7 @@ cdef void alarm(Crowd* c, uint64_t when_ns) noexcept nogil:
 
 
 cdef void crowd_hurry(Crowd* c, uint64_t now_ns) noexcept nogil:
-    """Notice a login that takes too long."""
+    """Fail a login that takes too long."""
     cdef uint32_t i
     for i in range(c.n_started):
         if c.entrants[i].stage != INSIDE and c.entrants[i].late_ns <= now_ns:
@@ -371,7 +378,7 @@ cdef void crowd_hurry(Crowd* c, uint64_t now_ns) noexcept nogil:
 
 cdef void entrant_ready(Crowd* c, Entrant* e, uint32_t events) noexcept nogil:
     if e.stage == CONNECTING:
-        # A connection that failed says so when it is written to.
+        # A write to a failed connection returns its error.
         if c.share.own is NULL:
             upgrade(c, e)
         else:
@@ -393,7 +400,8 @@ cdef void crowd_run(Crowd* c, uint64_t until_ns) noexcept nogil:
     cdef int n
     if c.first_ns == 0:
         c.first_ns = now_ns
-    while c.n_inside < c.n and c.trouble == NO_TROUBLE and now_ns < until_ns and not flag_is_set(&c.stopped):
+    while (c.n_inside < c.n and c.trouble == NO_TROUBLE and now_ns < until_ns
+           and not flag_is_set(&c.stopped)):
         crowd_enter(c, now_ns)
         if c.busy_wait:
             sched_yield()
@@ -413,7 +421,7 @@ cdef class Logins:
     """Clients that log in; see the stub for the arguments."""
 
     cdef Crowd crowd
-    cdef object kept                # the memory that the crowd points to
+    cdef object kept                # owns the memory of the crowd
 
     def __cinit__(self, bytes address not None, bytes server_key not None, bytes request, infos, *,
                   bytes hello=None, bytes hello_key=None, sources=(), int at_once=64,
@@ -463,7 +471,7 @@ cdef class Logins:
             raise OSError(errno, os.strerror(errno))
 
     cdef int share(self, bytes hello, bytes private) except -1:
-        """Keep what the clients' handshakes have in common."""
+        """Store the shared data of the clients' handshakes."""
         cdef Crowd* c = &self.crowd
         cdef bytes record = b"\x16\3\1" + len(hello).to_bytes(2, "big") + hello
         if private is None or len(private) != KEY_SIZE:
@@ -486,7 +494,7 @@ cdef class Logins:
         return <socklen_t>len(address)
 
     def run(self, double seconds):
-        """Go on for at most so long; return whether everybody is in, or `stop` was called."""
+        """Continue for up to `seconds`; return whether all are logged in or `stop` was called."""
         cdef Crowd* c = &self.crowd
         cdef uint64_t until_ns = clock_ns() + <uint64_t>(seconds * 1e9)
         with nogil:
@@ -526,17 +534,17 @@ cdef class Logins:
 
     @property
     def n_inside(self):
-        """How many are logged in; readable while it runs."""
+        """The number of logged-in clients; readable while it runs."""
         return self.crowd.n_inside
 
     @property
     def seconds(self):
-        """How long it took from the first connection to the last login so far."""
+        """The time from the first connection to the last login so far, in seconds."""
         cdef Crowd* c = &self.crowd
         return (c.last_ns - c.first_ns) / 1e9 if c.n_inside else 0.0
 
     def members(self):
-        """Give away who is logged in: (number, descriptor, ServerInfo frame, what was read behind it, TLS keys or None) each."""
+        """Return the logged-in clients once; see the stub for the members."""
         cdef Crowd* c = &self.crowd
         cdef Entrant* e
         cdef uint32_t i
@@ -550,7 +558,8 @@ cdef class Logins:
             plain = (<const char*>e.plain.data)[:e.plain.n]
             records = None
             if e.is_sealed:
-                records = record_layer_of(&e.records, (<const char*>e.wire.data)[:e.wire.n] if e.wire.n else b"")
+                rest = (<const char*>e.wire.data)[:e.wire.n] if e.wire.n else b""
+                records = record_layer_of(&e.records, rest)
                 e.is_sealed = False
             found.append((i, e.fd, plain[:n], plain[n:], records))
             e.fd = -1

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    MARK_SIZE = 32              # the smallest payload that can be told apart on arrival
+    MARK_SIZE = 32              # the smallest payload, which has only the mark
     PAYLOAD_MAX = 65536         # PROTOCOL §2
     PATTERN_STEPS = 512         # bodies start at one of this many offsets, 8 bytes apart
     PATTERN_SIZE = PAYLOAD_MAX + PATTERN_STEPS * 8
@@ -14,6 +14,9 @@ cdef struct Mark:
     uint32_t flow
     uint32_t size               # of the whole payload, this head included
 
-cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed, const uint8_t* pattern) noexcept nogil
-cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark, uint64_t seed) noexcept nogil
-cdef bint payload_body_is(const uint8_t* payload, const Mark* mark, const uint8_t* pattern) noexcept nogil
+cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed,
+                        const uint8_t* pattern) noexcept nogil
+cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark,
+                       uint64_t seed) noexcept nogil
+cdef bint payload_body_is(const uint8_t* payload, const Mark* mark,
+                          const uint8_t* pattern) noexcept nogil

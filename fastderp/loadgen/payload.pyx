@@ -1,4 +1,4 @@
-"""What the packets of a load carry: a checked head and a body that can be compared.
+"""The payload of a load's packets: a checked head and a body that can be compared.
 
 Pure functions on the caller's memory; any thread.
 """
@@ -8,7 +8,7 @@ from libc.string cimport memcmp, memcpy
 
 
 cdef inline uint64_t mark_check(const Mark* mark, uint64_t seed) noexcept nogil:
-    """Mix every field so that a head of another run, or a damaged one, does not pass by chance."""
+    """Mix all fields, so that a head of another run or a damaged one fails."""
     cdef uint64_t h = seed
     h = (h ^ mark.sequence) * <uint64_t>0x9E3779B97F4A7C15
     h ^= h >> 32
@@ -22,21 +22,24 @@ cdef inline const uint8_t* body_of(const Mark* mark, const uint8_t* pattern) noe
     return pattern + (mark.sequence % PATTERN_STEPS) * 8
 
 
-cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed, const uint8_t* pattern) noexcept nogil:
-    """Fill `mark.size` bytes (at least MARK_SIZE) with the head, whose check is set here, and its body."""
+cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed,
+                        const uint8_t* pattern) noexcept nogil:
+    """Fill `mark.size` bytes (at least MARK_SIZE) with the body and the head; set its check."""
     mark.check = mark_check(mark, seed)
     memcpy(payload, mark, sizeof(Mark))
     memcpy(payload + MARK_SIZE, body_of(mark, pattern), mark.size - MARK_SIZE)
 
 
-cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark, uint64_t seed) noexcept nogil:
-    """Take the head out of an arrived payload; False when it is not one of this run's, or damaged."""
+cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark,
+                       uint64_t seed) noexcept nogil:
+    """Read the head of a payload; return False if it is damaged or of another run."""
     if size < MARK_SIZE:
         return False
     memcpy(mark, payload, sizeof(Mark))
     return mark.size == size and mark.check == mark_check(mark, seed)
 
 
-cdef bint payload_body_is(const uint8_t* payload, const Mark* mark, const uint8_t* pattern) noexcept nogil:
-    """Whether the body is byte for byte what was sent."""
+cdef bint payload_body_is(const uint8_t* payload, const Mark* mark,
+                          const uint8_t* pattern) noexcept nogil:
+    """Return whether the body is equal to the sent one."""
     return memcmp(payload + MARK_SIZE, body_of(mark, pattern), mark.size - MARK_SIZE) == 0

@@ -1,4 +1,4 @@
-"""The relay's use of the machine, from outside. Any thread."""
+"""CPU time and memory of the relay's processes. Any thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 class Processes:
-    """Running processes taken together, by id. Its methods raise ProcessLookupError once one has ended."""
+    """Several running processes, by id. Methods raise ProcessLookupError once one has ended."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         """Look the processes up."""
@@ -22,7 +22,7 @@ class Processes:
         return sum(process.cpu_s() for process in self._each)
 
     def rss_kib(self) -> int:
-        """Return the resident memory in KiB; what they share counts for each."""
+        """Return the resident memory in KiB; shared pages count for each process."""
         return sum(process.rss_kib() for process in self._each)
 
 
@@ -32,7 +32,7 @@ class Process:
     def __init__(self, pid: int) -> None:
         """Look the process up."""
         self.pid = pid
-        # Nanoseconds, where /proc/PID/stat has ticks of 10 ms; time knows only our own threads' clocks.
+        # This clock has ns, /proc/PID/stat has ticks of 10 ms; module time has only our own clocks.
         clock = ctypes.c_int()
         if _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
             raise ProcessLookupError(f"no process {pid}")

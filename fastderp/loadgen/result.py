@@ -1,4 +1,4 @@
-"""What one run of a load found, and where it was measured. Plain values; any thread."""
+"""The result of one run of a load, and its environment. Plain values; any thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Microseconds from sending (or the scheduled time of it) to arrival."""
+    """Microseconds from sending (or its scheduled time) to arrival."""
 
     p50_us: float
     p99_us: float
@@ -23,10 +23,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class RelayUse:
-    """What the relay's process used. Memory in KiB, resident, at these moments.
+    """CPU time and resident memory in KiB of the relay's process, at these moments.
 
-    `idle` is some time later than `connected`, without any load; `settled` later than `after`: when memory is back at
-    `idle`, or the time for it is over.
+    `idle` is later than `connected`, before the load; `settled` is later than `after`, when the
+    memory is back at `idle` or the time for it is over.
     """
 
     cpu_us_per_packet: float | None  # None when nothing was delivered
@@ -70,13 +70,13 @@ class Result:
 
 
 def fairness(shares: Sequence[float]) -> float:
-    """Return Jain's index of the shares: 1 when all are equal, 1/n when one has everything."""
+    """Return Jain's index of the shares: 1 when all are equal, 1/n when one has all."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Say where and with what a result was made; every kept result carries this."""
+    """Return the environment of a result, a part of every stored result."""
     return {
         "command": list(command),
         "fastderp": version("fastderp"),

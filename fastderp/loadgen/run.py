@@ -1,6 +1,6 @@
 """One run of one scenario against one relay: log in, warm up, measure, drain.
 
-The caller's thread waits and reports progress; the engine has a thread of its own.
+The caller's thread waits and reports progress; the engine has its own thread.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
-# How long relays of one region get to tell each other who is there: many times what they need.
+# time for the relays of a region to announce the clients; many times the usual
 PRESENCE_S = 1.0
-SETTLED = 1.005  # times the memory before the load: what resident memory varies by itself
+SETTLED = 1.005  # factor of the memory before the load: the normal variation of resident memory
 SETTLE_LOOK_S = 0.5
 PROGRESS_EVERY_S = 0.25
 
@@ -32,7 +32,8 @@ Progress = Callable[[str, float], None]
 class Timing:
     """How long to run, in seconds.
 
-    `settle_s`: how long clients are idle before the load, and how long to wait behind it, for memory to be given back.
+    `settle_s`: the idle time of the clients before the load, and the wait after it, in which the
+    relay gives memory back.
     """
 
     warm_up_s: float = 0.5
@@ -46,7 +47,7 @@ class Timing:
 
 @dataclass(slots=True)
 class _Measured:
-    """What the engine's thread leaves behind."""
+    """The outcome of the engine's thread."""
 
     cpu_s: float = 0.0
     error: BaseException | None = None
@@ -64,9 +65,9 @@ def run(
     sources: Sequence[str] = (),
     on_progress: Progress = lambda what, share: None,
 ) -> Result:
-    """Run `scenario` against `target` and return what it showed.
+    """Run `scenario` against `target` and return the result.
 
-    `to` is another relay of the same region, where those log in that only receive; `pids` are the
+    `to` is another relay of the same region, for clients that only receive; `pids` are the
     relays' processes, for their CPU time and memory together; `verify` compares every payload
     byte; `sources` are the local addresses to connect from. Raises DialError when clients cannot
     log in, ProcessLookupError when there is no such process, ValueError for sizes that cannot be
@@ -150,7 +151,7 @@ def _only_receivers(scenario: Scenario) -> set[int]:
 
 
 def _joined_beyond(here: list[Joined], beyond: Crowd, there: set[int]) -> list[Joined]:
-    """Log those in that are `there`; return everybody in the scenario's order."""
+    """Log the clients at `there` in, too; return all in the scenario's order."""
     try:
         others = iter(beyond.log_in())
     except BaseException:
@@ -184,10 +185,10 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
 
 
 class _Storm:
-    """Clients that log in while the load is measured, and stay until it is over.
+    """Clients that log in during the measurement, and stay until its end.
 
-    Works in a thread that yields to the load's: what is measured is what a storm does to the
-    relay. A block that ends waits for the storm.
+    It runs in a thread that yields to the load's: the subject is the effect of a storm on the
+    relay. The end of the block waits for the storm.
     """
 
     def __init__(self, target: Target, scenario: Scenario, sources: Sequence[str]) -> None:
@@ -200,17 +201,18 @@ class _Storm:
 
     @property
     def logins_per_s(self) -> float:
-        """How fast they logged in; 0 without a storm."""
+        """Logins per second; 0 without a storm."""
         return self._crowd.logins_per_s if self._crowd else 0.0
 
     def start(self) -> None:
-        """Let it loose, if there is one."""
+        """Start the storm, if there is one."""
         if self._crowd:
             self._thread.start()
 
     def _log_in(self) -> None:
         assert self._crowd is not None
-        # A thread that is only nice keeps the core for milliseconds once it has it; an idle one goes when the load wakes.
+        # A nice thread keeps the core for milliseconds once it has it; one with SCHED_IDLE leaves
+        # it when the load wakes.
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         try:
             self._joined = self._crowd.log_in()
@@ -232,7 +234,7 @@ class _Storm:
 
 
 def _idle(relay: Processes, seconds: float, on_progress: Progress) -> int:
-    """Leave the relay alone for so long; return its memory then."""
+    """Wait `seconds` without load; return the relay's memory then."""
     until = time.monotonic() + seconds
     while (left_s := until - time.monotonic()) > 0:
         on_progress("idle", 1 - left_s / seconds)
@@ -241,7 +243,7 @@ def _idle(relay: Processes, seconds: float, on_progress: Progress) -> int:
 
 
 def _settle(relay: Processes, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:
-    """Wait until the relay's memory is back at `wanted_kib`, at most `limit_s`; return the seconds."""
+    """Wait up to `limit_s` until the relay's memory is back at `wanted_kib`; return the seconds."""
     started = time.monotonic()
     while (waited_s := time.monotonic() - started) < limit_s:
         if relay.rss_kib() <= wanted_kib * SETTLED:
@@ -254,7 +256,7 @@ def _settle(relay: Processes, wanted_kib: int, limit_s: float, on_progress: Prog
 def _drive(
     engine: Engine, timing: Timing, relay: Processes | None, storm: _Storm, on_progress: Progress
 ) -> _Measured:
-    """Run the phases in a thread; report progress and heed an interrupt in this one."""
+    """Run the phases in a thread; report progress and handle an interrupt in this one."""
     measured = _Measured()
 
     def phases() -> None:
@@ -272,7 +274,7 @@ def _drive(
     started = time.monotonic()
     whole_s = timing.warm_up_s + timing.measure_s
     try:
-        thread.start()  # where an interrupt may come already
+        thread.start()  # an interrupt may come here already
         while thread.is_alive():
             on_progress("running", min(1.0, (time.monotonic() - started) / whole_s))
             thread.join(PROGRESS_EVERY_S)

@@ -1,4 +1,4 @@
-"""What a load looks like: who sends to whom, how much, and when."""
+"""The description of a load: flows, sizes, rates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Flow = tuple[int, int]
 
 
 class Shape(StrEnum):
-    """Who sends to whom among the clients."""
+    """The flows between the clients."""
 
     PAIRS = "pairs"  # 0 → 1, 2 → 3, …
-    FAN_IN = "fan-in"  # everybody → the last
-    FAN_OUT = "fan-out"  # the first → everybody
+    FAN_IN = "fan-in"  # all others → the last
+    FAN_OUT = "fan-out"  # the first → all others
     ALL_TO_ALL = "all-to-all"
     RING = "ring"  # 0 → 1 → 2 → … → 0: through every session once each way
 
@@ -32,14 +32,14 @@ class Shape(StrEnum):
 class Scenario:
     """A load. `n` counts pairs for PAIRS, senders for FAN_IN, receivers for FAN_OUT, else clients.
 
-    `window` is the number of packets under way per flow, released by arrivals; `rate` the
+    `window` is the number of packets in flight per flow, released by arrivals; `rate` the
     packets per second of all flows together, by schedule; neither: senders never wait.
-    `sizes` are (payload bytes, weight). `idle` clients are logged in besides and stay silent.
-    A client with several flows sends `in_a_row` packets of one before the next, and a schedule lets
-    go as many at once. The last `slow`
-    receivers read `slow_kib_per_s` each and are left out of the latency. `storm` more clients log
-    in while it is measured, `storm_rate` per second or as fast as they can. With `busy_wait` the load
-    polls instead of sleeping until packets arrive, as no client does.
+    `sizes` are (payload bytes, weight). `idle` more clients are logged in and stay silent.
+    A client with several flows sends `in_a_row` packets of one before the next, and a schedule
+    releases as many at once. The last `slow` receivers read `slow_kib_per_s` each and are excluded
+    from the latency. `storm` more clients log in during the measurement, `storm_rate` per second or
+    as fast as possible. With `busy_wait` the load polls instead of sleeping until packets arrive,
+    unlike real clients.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Scenario:
 
     @property
     def n_clients(self) -> int:
-        """How many clients take part, without the idle ones."""
+        """The number of clients in flows, without the idle ones."""
         match self.shape:
             case Shape.PAIRS:
                 return 2 * self.n
@@ -104,7 +104,7 @@ class Scenario:
                 return [(i, (i + 1) % self.n) for i in range(self.n)]
 
     def receivers(self) -> list[int]:
-        """Return the clients that somebody sends to, in order."""
+        """Return the clients that receive, in order."""
         return sorted({target for _, target in self.flows()})
 
     def slow_readers(self) -> list[int]:
@@ -113,7 +113,7 @@ class Scenario:
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, float], ...]:
-    """Read `1400` or a mix such as `100:3,1400:1` (bytes:weight). Raises ValueError."""
+    """Parse `1400` or a mix such as `100:3,1400:1` (bytes:weight); raise ValueError."""
     sizes = []
     for part in text.split(","):
         size, _, weight = part.partition(":")
@@ -128,7 +128,7 @@ def read_scenario(path: Path) -> Scenario:
     """Read a scenario from a TOML file: a Scenario's fields, sizes as text (`100:3,1400:1`).
 
     Without `rate` the window is 16 unless given; `rate = 0` and `window = 0`: senders never wait.
-    Raises ValueError naming the file and the field that is wrong or why it cannot be read.
+    Raises ValueError with the file, and the wrong field or the cause.
     """
     try:
         values = tomllib.loads(files.read(path).decode())
@@ -142,7 +142,7 @@ def read_scenario(path: Path) -> Scenario:
 
 
 def _scenario_of(values: dict[str, Any], name: str) -> Scenario:
-    # Every field of a Scenario is annotated with one of these, by name: annotations are text here.
+    # the annotations of a Scenario's fields; they are text in this module
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
         "int": (int,),
@@ -180,8 +180,9 @@ _ALL = (
         n=16,
         window=0,
     ),
-    # Every relay drops what exceeds its queues: more under way would measure drops. Up to these windows none loses
-    # more than one percent on a quiet machine.
+    # Every relay drops packets that exceed its queues, so larger windows would measure drops. With
+    # these windows no relay loses
+    # more than 1 % on a quiet machine.
     Scenario(
         "fan-in",
         "100 senders to one receiver, 1400 bytes, 8 in flight each",
@@ -189,7 +190,7 @@ _ALL = (
         n=100,
         window=8,
     ),
-    # In runs, because that is how a sender's kernel hands over what it has for one peer.
+    # in runs, as a sender's kernel hands over the packets for one peer
     Scenario(
         "fan-out",
         "one sender to 100 receivers, 1400 bytes, 16 in flight each, 8 in a row",
@@ -235,7 +236,7 @@ _ALL = (
     Scenario(
         "logins", "2,000 clients log in, 64 at a time; then one pair", n=1, window=1, idle=1998
     ),
-    # Runs as long as the windows of pairs-50, whose traffic this is, at a given rate.
+    # the traffic of pairs-50 at a given rate, in runs of its window
     Scenario(
         "storm",
         "50 pairs by schedule, 1400 bytes, 16 in a row, while 2,000 more clients log in",

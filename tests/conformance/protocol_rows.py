@@ -15,7 +15,7 @@ PROTOCOL = {
     ),
     "2": row(
         "reading and writing headers and keys allocates nothing",
-        not_applicable="it counts allocations of the Go runtime; the data plane reads in place, in C",
+        not_applicable="it counts allocations of Go; the data plane reads in place, in C",
     ),
     "3": row(
         "the client understands ping, pong, health with and without text, restarting",

@@ -1,4 +1,4 @@
-"""What `fastderp-relay` tells a service manager; a socket of the test's own stands for systemd's."""
+"""Notices of `fastderp-relay` to a service manager, read at a socket in place of systemd's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_service_manager_is_told_of_readiness_reload_and_the_end(
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "relative", "@" + "x" * 300])
-def test_a_service_manager_that_cannot_be_reached_is_no_reason_not_to_serve(
+def test_an_unreachable_service_manager_does_not_stop_the_relay(
     tmp_path: Path, address: str
 ) -> None:
     with relay(*QUIET, "-c", str(tmp_path / "k"), env={"NOTIFY_SOCKET": address}) as running:
