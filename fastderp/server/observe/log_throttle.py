@@ -35,7 +35,9 @@ def _keep_to_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-logging.getLogger("fastderp").addFilter(_keep_to_one_line)
+# A logger's filter does not see what its children log: each of ours has its own.
+for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocket"):
+    logging.getLogger(_name).addFilter(_keep_to_one_line)
 
 
 @dataclass(slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastderp
 from fastderp.server.observe.log_throttle import LINE_LIMIT_CHARACTERS, LogThrottle, one_line
 
 
@@ -95,6 +98,23 @@ def test_text_of_strangers_cannot_forge_a_line_or_steer_a_terminal(
 ) -> None:
     logging.getLogger("fastderp").warning("%s: refused: %s", "192.0.2.1", said)
     assert caplog.messages == [f"192.0.2.1: refused: {logged}"]
+
+
+def loggers_of_the_package() -> set[str]:
+    """Return the name of every logger that a module of the package makes."""
+    root = Path(fastderp.__file__).parent
+    made = re.compile(r'getLogger\("(fastderp[\w.]*)"\)')
+    return {name for path in root.rglob("*.py") for name in made.findall(path.read_text())}
+
+
+def test_no_logger_of_the_package_writes_more_than_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = loggers_of_the_package()
+    assert "fastderp.stun" in names
+    for name in names:
+        logging.getLogger(name).error("one\ntwo")
+    assert set(caplog.messages) == {r"one\ntwo"}
 
 
 @given(st.text(st.characters(), max_size=3000))
