@@ -9,6 +9,7 @@ crate that crypto/Cargo.toml pins, or the _crypto.so that crypto/build_crypto.py
 
 import atexit
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -103,6 +104,16 @@ class BuildExt(build_ext):
         build_crypto.build(source, target, JOBS)
 
 
+def write_counters():
+    """Bring the C struct of the data plane's counters up to date with their table."""
+    folder = Path("fastderp", "dataplane")
+    text = runpy.run_path(str(folder / "counters.py"))["declarations"]()
+    declared = folder / "counters.pxd"
+    # A file without a change keeps its time, so that nothing is built again.
+    if declared.read_text(encoding="utf-8") != text:
+        declared.write_text(text, encoding="utf-8")
+
+
 def main():
     """Run the command of the command line."""
     asked = set(sys.argv)
@@ -115,6 +126,7 @@ def main():
         build_base = tempfile.mkdtemp(prefix="fastderp-build-")
         atexit.register(shutil.rmtree, build_base, ignore_errors=True)
     if asked.isdisjoint({"egg_info", "dist_info"}):
+        write_counters()
         modules = translated(0, {} if CHECKED else PACKET_PATH, build_base)
         modules += translated(1, {}, build_base)
     else:  # only names and versions are asked for

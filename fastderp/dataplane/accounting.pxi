@@ -138,8 +138,8 @@ cdef inline void count_flush(ThreadContext* t, size_t n_frames) noexcept nogil:
     if n_frames > 10:
         bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25
                   else 14 if n_frames <= 50 else 15 if n_frames <= 100 else 16)
-    counter_add(&t.counters.flushes[bucket], 1)
-    counter_add(&t.counters.flushed_frames, n_frames)
+    counter_add(&t.counters.buffered_write_frames[bucket], 1)
+    counter_add(&t.counters.buffered_write_frames_sum, n_frames)
 
 
 cdef inline void count_written(ThreadContext* t, Session* s, uint32_t n_packets,

@@ -68,7 +68,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
     cdef int kind = KIND_DISCO if frame_carries_disco(p, total) else KIND_OTHER
     counter_add(&s.rx_packets, 1)
     counter_add(&s.rx_bytes, n_data)
-    counter_add(&w.counters.packets_received[kind], 1)
+    counter_add(&w.counters.packets_received_kind[kind], 1)
     counter_add(&w.counters.bytes_received, n_data)
     if not w.has_last or memcmp(p + FRAME_HEADER, w.last_dst, KEY_SIZE) != 0:
         memcpy(w.last_dst, p + FRAME_HEADER, KEY_SIZE)
@@ -219,7 +219,7 @@ cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
     if s.preferred == preferred:
         return
     atomic_store_u8(&s.preferred, preferred)
-    counter_add(&w.counters.home_connections, 1 if preferred else <uint64_t>-1)
+    counter_add(&w.counters.current_home_connections, 1 if preferred else <uint64_t>-1)
     if settled:
         counter_add(&w.counters.home_moves_in if preferred else &w.counters.home_moves_out, 1)
 

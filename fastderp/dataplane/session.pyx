@@ -304,7 +304,7 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
         # From here on the session is its worker's and may be gone already.
         counter_add(&t.counters.accepts, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
-        counter_add(&t.counters.notideal_connections, not_ideal)
+        counter_add(&t.counters.current_notideal_connections, not_ideal)
         counter_add(&t.counters.sealed_connections, sealed)
         return True
     if route is not NULL and routes_unregister(&t.core.routes, route, handle, &watchers):
@@ -422,9 +422,9 @@ cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
 
     counter_add(&t.counters.closed, s.peer.role != ROLE_LINK)
     if s.preferred:
-        counter_add(&t.counters.home_connections, <uint64_t>-1)
+        counter_add(&t.counters.current_home_connections, <uint64_t>-1)
     if s.peer.not_ideal:
-        counter_add(&t.counters.notideal_connections, <uint64_t>-1)
+        counter_add(&t.counters.current_notideal_connections, <uint64_t>-1)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &watchers):
         peer_gone_add(&t.core.peer_gone[s.worker], &t.core.routes, s.peer.key, &watchers)
     closed_report(t, s, handle, app_name)

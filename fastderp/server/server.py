@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from functools import cached_property
 from typing import Any
 
-from fastderp.dataplane.plane import FLUSH_BOUNDS, ClosedEvent, DropEvent, Plane
+from fastderp.dataplane.counters import FLUSH_BOUNDS, METRIC_OF
+from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
@@ -50,10 +51,6 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
 # Counters and gauges of the data plane that derper has no name for.
-_PLANE_COUNTERS = frozenset(
-    {"reads", "writes", "events_lost", "packets_forwarded_lost", "peer_gone_lost"}
-)
-_PLANE_GAUGES = frozenset({"backlog_bytes", "gone_watchers_bytes"})
 # A mesh peer may announce 250,000 keys at once, each worth some microseconds here: logins come in between.
 _EVENTS_PER_TURN = 256
 # Client connections whose TLS records the data plane opens are all of this version.
@@ -521,7 +518,7 @@ class Server:
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
         active = self._tls_versions(plane.pop("sealed_connections"))
         return {
-            **{_plane_metric(name): value for name, value in plane.items()},
+            **{METRIC_OF[name]: value for name, value in plane.items()},
             **self._journal.metrics(),
             **self._registrar.metrics(),
             **self._loop_lag.metrics(),
@@ -595,10 +592,3 @@ class Server:
             elif not supervisor.guard("control frame", self._region.received, event):
                 # What this peer was told, or has told us, is not known any more: it logs in anew.
                 self._plane.close_session(event.handle)
-
-
-def _plane_metric(name: str) -> str:
-    """Return the metric's name for a counter or a gauge of the data plane."""
-    if name in _PLANE_COUNTERS:
-        return f"fastderp_{name}_total"
-    return f"fastderp_{name}" if name in _PLANE_GAUGES else f"derp_{name}"

@@ -191,10 +191,12 @@ PROTOCOL = {
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
     "33": row(
-        "a frame larger than the burst is still read, later",
+        "no wait, wait, cancelled; no packet is larger than the burst, which is raised to that size",
+        "conformance/limits::without_a_limit_no_client_waits",
         "conformance/limits"
         "::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
         "conformance/limits::a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full",
+        "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
     "34": row(
         "a new rate applies to connected clients, duplicates too; 0 lifts it",

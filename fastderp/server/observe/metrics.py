@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import fastderp
+from fastderp.dataplane.counters import COUNTERS, Counter
 from fastderp.tls import library
 
 Number = int | float
@@ -62,18 +63,6 @@ class Histogram:
 
 Value = Number | Labelled | Histogram
 
-DROP_REASONS = (
-    "dup_client",
-    "gone_disconnected",
-    "queue_head",
-    "queue_tail",
-    "unknown_dest",
-    "unknown_dest_on_fwd",
-    "write_error",
-)
-PACKET_KINDS = ("disco", "other")
-_DROPS = tuple((reason, kind) for reason in DROP_REASONS for kind in PACKET_KINDS)
-
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -101,7 +90,23 @@ def _derp(name: str, kind: Kind, text: str, prefix: str = "", **labels: Any) -> 
     return Metric(f"derp_{name}", kind, text, group="derp", prefix=prefix, **labels)
 
 
+def counted(row: Counter) -> Metric:
+    """Return the metric of a row of the data plane's table of counters."""
+    nested = row.owner == "derper" and row.nested
+    prefix = row.prefix or (f"{row.kind}_" if row.kind in ("gauge", "histogram") else "")
+    return Metric(
+        row.metric,
+        row.kind,
+        row.help,
+        tuple(label.name for label in row.labels),
+        tuple(row.keys) if row.labels else (),
+        "derp" if nested else "",
+        prefix if nested else "",
+    )
+
+
 METRICS: tuple[Metric, ...] = (
+    *(counted(row) for row in COUNTERS if row.owner != "part"),
     Metric("bootstrap_dns_published_hits", "counter", "requests for a name that is published anyway", prefix="counter_"),
     Metric("bootstrap_dns_published_misses", "counter", "requests for a published name without addresses", prefix="counter_"),
     Metric("bootstrap_dns_queried_domains", "counter", "different names asked for, since they were last forgotten",
@@ -111,50 +116,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("bootstrap_dns_unpublished_misses", "counter", "requests for a name that is in neither list", prefix="counter_"),
     Metric("bootstrap_dns_unpublished_percent_misses", "counter",
            "requests for an unpublished name by a client that its rollout does not reach yet", prefix="counter_"),
-    _derp("accepts", "counter", "connections handed to the relay, before the login"),
-    _derp("average_queue_duration_ms", "untyped", "moving average of the time packets wait to be written"),
-    _derp("buffered_write_frames", "histogram", "frames written to a client at once", "histogram_"),
-    _derp("bytes_received", "counter", "bytes of packet data received from clients"),
-    _derp("bytes_sent", "counter", "bytes of packet data written to clients"),
-    _derp("packets_received_kind", "counter", "packets received from clients, by kind", "counter_",
-          labels=("kind",), preset=(("disco",), ("other",))),
-    _derp("total_dup_client_conns", "counter", "logins that met another connection with the same key", "counter_"),
-    _derp("clients_local", "gauge", "keys connected to this relay", "gauge_"),
-    _derp("clients_remote", "gauge", "keys reachable through the mesh only", "gauge_"),
-    _derp("clients_total", "gauge", "keys connected here or reachable through the mesh", "gauge_"),
-    _derp("current_connections", "gauge", "connections logged in", "gauge_"),
-    _derp("current_dup_client_conns", "gauge", "connections that share their key with another", "gauge_"),
-    _derp("current_dup_client_keys", "gauge", "keys with more than one connection", "gauge_"),
     _derp("current_file_descriptors", "gauge", "descriptors this process has open", "gauge_"),
-    _derp("current_home_connections", "gauge", "connections whose client calls this relay its home", "gauge_"),
-    _derp("current_notideal_connections", "gauge", "connections meant for another node of the region", "gauge_"),
     _derp("memstats_sys0", "gauge", "resident memory when the relay had started, bytes", "gauge_"),
     _derp("watchers", "gauge", "connections that watch clients come and go", "gauge_"),
-    _derp("got_ping", "counter", "pings received"),
-    _derp("home_moves_in", "counter", "clients that made this relay their home"),
-    _derp("home_moves_out", "counter", "clients that gave this relay up as their home"),
     _derp("mesh_update_batch_size", "histogram", "arrivals and departures that watchers were told at once", "histogram_"),
     _derp("mesh_update_loop_count", "histogram", "writes it took to tell them", "histogram_"),
-    _derp("multiforwarder_created", "counter", "keys that became reachable through more than one mesh peer"),
-    _derp("multiforwarder_deleted", "counter", "keys that stopped being reachable through more than one mesh peer"),
-    _derp("packet_forwarder_delete_other_value", "counter", "withdrawals of a mesh route that had been replaced"),
-    _derp("packets_forwarded_in", "counter", "packets received from mesh peers"),
-    _derp("packets_forwarded_out", "counter", "packets handed to mesh peers"),
-    _derp("packets_received", "counter", "packets received from clients"),
-    _derp("packets_sent", "counter", "packets written to clients"),
-    _derp("peer_gone_disconnected_frames", "counter", "notices that a peer has left, written"),
-    _derp("peer_gone_not_here_frames", "counter", "notices that a peer is not here, written"),
     _derp("rate_limit_per_client_burst_bytes", "untyped", "bytes a client may send at once above its rate"),
     _derp("rate_limit_per_client_bytes_per_second", "untyped", "bytes a client may send per second"),
-    _derp("rate_limit_per_client_waited", "counter", "times a client had to wait because it sent too fast"),
-    _derp("sclient_write_timeouts", "counter", "connections closed because they took no data in time"),
-    _derp("sent_pong", "counter", "pongs written"),
-    _derp("unknown_frames", "counter", "frames of a type this relay does not know"),
     _derp("tcp_rtt", "counter", "round-trip times of connections as the kernel sees them, sampled", "counter_",
           labels=("le",)),
-    Metric("derp_bytes_dropped", "counter", "bytes of packet data dropped, by reason and kind",
-           ("reason", "kind"), _DROPS),
-    Metric("derp_packets_dropped", "counter", "packets dropped, by reason and kind", ("reason", "kind"), _DROPS),
     Metric("derp_websocket_accepts", "counter", "connections over WebSocket"),
     Metric("derper_tls_active_version", "gauge", "requests in progress, by TLS version", ("version",), prefix="gauge_"),
     Metric("derper_tls_request_version", "untyped", "requests, by TLS version", ("version",)),
@@ -167,13 +137,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_admission_verdicts_total", "counter", "answers to whether a key is allowed, by list or service and by outcome",
            ("by", "verdict")),
     Metric("fastderp_accept_shortages_total", "counter", "pauses in accepting for want of descriptors or memory"),
-    Metric("fastderp_backlog_bytes", "gauge", "memory of what waits to be written to slow clients"),
     Metric("fastderp_closed_total", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
     Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
     Metric("fastderp_crypto_info", "gauge", "1 for the crypto library in use", ("library", "version", "source")),
-    Metric("fastderp_events_lost_total", "counter", "reports of the data plane that found no memory"),
-    Metric("fastderp_peer_gone_lost_total", "counter", "departures that clients were not told of because too much waited for them"),
-    Metric("fastderp_packets_forwarded_lost_total", "counter", "packets for mesh peers that never reached their socket"),
     Metric("fastderp_internal_errors_total", "counter", "unexpected exceptions, by the background task or handler that raised them",
            ("task",)),
     Metric("fastderp_log_lines_lost_total", "counter", "log lines that standard error did not take in time, or at all"),
@@ -187,11 +153,8 @@ METRICS: tuple[Metric, ...] = (
            (("keys",), ("watch",))),
     Metric("fastderp_mesh_keys", "gauge", "clients that another relay of the region has announced", ("host",)),
     Metric("fastderp_mesh_links", "gauge", "1 for the state each link to another relay is in", ("host", "state")),
-    Metric("fastderp_reads_total", "counter", "receive calls of the data plane that brought bytes"),
     Metric("fastderp_session_closed_total", "counter", "logged-in connections that ended, by reason", ("reason",)),
-    Metric("fastderp_gone_watchers_bytes", "gauge", "memory of which clients are told when another leaves"),
     Metric("fastderp_websocket_failures_total", "counter", "WebSockets closed for breaking the rules, by close code", ("code",)),
-    Metric("fastderp_writes_total", "counter", "send calls of the data plane"),
     Metric("fastderp_acme_handshakes_waiting", "gauge", "TLS handshakes that wait for a certificate to be issued"),
     Metric("fastderp_acme_orders_total", "counter", "certificates ordered from the CA, by what became of it", ("outcome",)),
     Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate for a name or an address expires, seconds since 1970",

@@ -1,0 +1,238 @@
+"""The table of what the data plane counts. PROTOCOL §14.
+
+A row makes the member of the C struct (setup.py writes `counters.pxd`), the entry of
+`Plane.counters()` and the metric on `/debug/varz`. It imports nothing of fastderp: setup.py runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Owner = Literal["derper", "fastderp", "part"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label: its values in the order of the C enum, and the C name of how many there are."""
+
+    name: str
+    values: tuple[str, ...]
+    size: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One row.
+
+    owner says whose name it is: `derp_NAME`, `fastderp_NAME` (counters of ours end in `_total`), or
+    `part` of a metric that is computed elsewhere. Names of derper's are on `/debug/vars` as
+    `{"derp": {prefix + name}}`, or beside that object where nested is false.
+    """
+
+    name: str
+    help: str
+    owner: Owner = "derper"
+    kind: Literal["counter", "gauge", "histogram", "untyped"] = "counter"
+    labels: tuple[Label, ...] = ()
+    bounds: tuple[int, ...] = ()
+    prefix: str = ""
+    nested: bool = True
+
+    @property
+    def metric(self) -> str:
+        """The name on `/debug/varz`."""
+        if self.owner != "fastderp":
+            return f"derp_{self.name}"
+        return f"fastderp_{self.name}" + ("_total" if self.kind == "counter" else "")
+
+    @property
+    def keys(self) -> list[tuple[str, ...]]:
+        """The values of the labels, in the order of the C array."""
+        keys: list[tuple[str, ...]] = [()]
+        for label in self.labels:
+            keys = [(*key, value) for key in keys for value in label.values]
+        return keys
+
+    def take(self, words: Iterator[int]) -> Any:
+        """Take this row's words and return the entry of `Plane.counters()`: a number, a dict by
+        label values, or (counts, sum) of a histogram.
+        """
+        if self.bounds:
+            counts = [next(words) for _ in (*self.bounds, None)]
+            return counts, next(words)
+        numbers = {key: next(words) for key in self.keys}
+        if not self.labels:
+            return numbers[()]
+        if len(self.labels) == 1:
+            return {key: number for (key,), number in numbers.items()}
+        return numbers
+
+
+# Why a packet was dropped (PROTOCOL §6.5), and of what kind it was.
+REASON = Label(
+    "reason",
+    (
+        "unknown_dest",
+        "unknown_dest_on_fwd",
+        "gone_disconnected",
+        "queue_head",
+        "queue_tail",
+        "write_error",
+        "dup_client",
+    ),
+    "N_DROP_REASONS",
+)
+KIND = Label("kind", ("disco", "other"), "N_KINDS")
+# Frames written at once; there is one more count above the last bound.
+FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
+
+# Counted by each thread for itself: members of the C struct.
+PER_THREAD = (
+    Counter("accepts", "connections handed to the relay, before the login"),
+    Counter("closed", "sessions that ended", "part"),
+    Counter(
+        "packets_received_kind",
+        "packets received from clients, by kind",
+        labels=(KIND,),
+        prefix="counter_",
+    ),
+    Counter("bytes_received", "bytes of packet data received from clients"),
+    Counter("packets_sent", "packets written to clients"),
+    Counter("bytes_sent", "bytes of packet data written to clients"),
+    Counter(
+        "packets_dropped",
+        "packets dropped, by reason and kind",
+        labels=(REASON, KIND),
+        nested=False,
+    ),
+    Counter(
+        "bytes_dropped",
+        "bytes of packet data dropped, by reason and kind",
+        labels=(REASON, KIND),
+        nested=False,
+    ),
+    Counter("packets_forwarded_in", "packets received from mesh peers"),
+    Counter("packets_forwarded_out", "packets handed to mesh peers"),
+    Counter(
+        "packets_forwarded_lost",
+        "packets for mesh peers that never reached their socket",
+        "fastderp",
+    ),
+    Counter(
+        "peer_gone_lost",
+        "departures that clients were not told of because too much waited for them",
+        "fastderp",
+    ),
+    Counter("peer_gone_disconnected_frames", "notices that a peer has left, written"),
+    Counter("peer_gone_not_here_frames", "notices that a peer is not here, written"),
+    Counter("got_ping", "pings received"),
+    Counter("sent_pong", "pongs written"),
+    Counter("unknown_frames", "frames of a type this relay does not know"),
+    Counter("home_moves_in", "clients that made this relay their home"),
+    Counter("home_moves_out", "clients that gave this relay up as their home"),
+    # Gauges may be negative in one thread; their sum is not.
+    Counter(
+        "current_home_connections",
+        "connections whose client calls this relay its home",
+        kind="gauge",
+    ),
+    Counter(
+        "current_notideal_connections",
+        "connections meant for another node of the region",
+        kind="gauge",
+    ),
+    Counter(
+        "sealed_connections", "connections whose TLS records the data plane opens", "part", "gauge"
+    ),
+    Counter(
+        "total_dup_client_conns",
+        "logins that met another connection with the same key",
+        prefix="counter_",
+    ),
+    Counter("sclient_write_timeouts", "connections closed because they took no data in time"),
+    Counter("rate_limit_per_client_waited", "times a client had to wait because it sent too fast"),
+    Counter("reads", "receive calls of the data plane that brought bytes", "fastderp"),
+    Counter("writes", "send calls of the data plane", "fastderp"),
+    Counter(
+        "buffered_write_frames",
+        "frames written to a client at once",
+        kind="histogram",
+        bounds=FLUSH_BOUNDS,
+    ),
+)
+# Computed, or kept once for all threads.
+SHARED = (
+    Counter("packets_received", "packets received from clients"),
+    Counter("current_connections", "connections logged in", kind="gauge"),
+    Counter("clients_total", "keys connected here or reachable through the mesh", kind="gauge"),
+    Counter("clients_local", "keys connected to this relay", kind="gauge"),
+    Counter("clients_remote", "keys reachable through the mesh only", kind="gauge"),
+    Counter("current_dup_client_keys", "keys with more than one connection", kind="gauge"),
+    Counter(
+        "current_dup_client_conns", "connections that share their key with another", kind="gauge"
+    ),
+    Counter("multiforwarder_created", "keys that became reachable through more than one mesh peer"),
+    Counter(
+        "multiforwarder_deleted",
+        "keys that stopped being reachable through more than one mesh peer",
+    ),
+    Counter(
+        "packet_forwarder_delete_other_value", "withdrawals of a mesh route that had been replaced"
+    ),
+    Counter(
+        "average_queue_duration_ms",
+        "moving average of the time packets wait to be written",
+        kind="untyped",
+    ),
+    Counter(
+        "backlog_bytes", "memory of what waits to be written to slow clients", "fastderp", "gauge"
+    ),
+    Counter(
+        "gone_watchers_bytes",
+        "memory of which clients are told when another leaves",
+        "fastderp",
+        "gauge",
+    ),
+    Counter("events_lost", "reports of the data plane that found no memory", "fastderp"),
+)
+
+COUNTERS = (*PER_THREAD, *SHARED)
+METRIC_OF = {row.name: row.metric for row in COUNTERS if row.owner != "part"}
+
+
+def entries(words: Iterator[int]) -> dict[str, Any]:
+    """Return the entries of PER_THREAD from the words of the C struct."""
+    return {row.name: row.take(words) for row in PER_THREAD}
+
+
+def declarations() -> str:
+    """Return `counters.pxd`."""
+    lines = [
+        "# Written by setup.py from the table in counters.py: change that.",
+        "#",
+        "# Counters of one thread, on cache lines of their own, and added up when they are read",
+        "# (PROTOCOL §14). Written by that thread alone, with counter_add.",
+        "",
+        "from libc.stdint cimport uint64_t",
+        "",
+        "cdef enum DropReason:",
+        *(f"    DROP_{value.upper()}" for value in REASON.values),
+        f"    {REASON.size}",
+        "",
+        "cdef enum:",
+        *(f"    KIND_{value.upper()}" for value in KIND.values),
+        f"    {KIND.size}",
+        "",
+        "cdef struct Counters:",
+        *(f"    uint64_t {member}" for row in PER_THREAD for member in _members(row)),
+        "    uint64_t pad[8]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _members(row: Counter) -> list[str]:
+    if row.bounds:
+        return [f"{row.name}[{len(row.bounds) + 1}]", f"{row.name}_sum"]
+    return [row.name + "".join(f"[{label.size}]" for label in row.labels)]
