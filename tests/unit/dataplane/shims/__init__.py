@@ -1,0 +1,26 @@
+"""The data plane's C functions as Python calls: one .pyx per tested module, compiled on first use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.micro.pieces import piece
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[3] / "build" / "shims"
+
+
+class Shim:
+    """What one .pyx here offers; a test that uses it is skipped where there is no C compiler."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if shutil.which("cc") is None:
+            pytest.skip("no C compiler")
+        return getattr(piece(self._name, HERE, BUILD), name)
