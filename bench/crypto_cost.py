@@ -1,8 +1,8 @@
-"""What TLS costs with each crypto library: records of the sizes that relays see, and handshakes.
+"""The CPU time of TLS with each crypto library: records of usual sizes, and handshakes.
 
     python bench/crypto_cost.py [system] [bundled] [/path/to/libssl …]
 
-A library is what FASTDERP_CRYPTO takes. Each round runs each library in a process of its own; the
+A library is a value of FASTDERP_CRYPTO. Each round runs each library in its own process; the
 table has the medians of the rounds, in CPU time of one thread. Records are made and read by the
 record layer of the relay, handshakes are the server's share of them, with our own client.
 """
@@ -36,7 +36,7 @@ N_HANDSHAKES = 100
 
 
 def measure() -> dict[str, float]:
-    """Measure the library of this process: what → ns, or µs of handshakes."""
+    """Measure the library of this process: operation → ns, or µs for handshakes."""
     from fastderp.tls.context import ClientContext, ServerContext
     from fastderp.tls.handshake import Handshake
     from fastderp.tls.library import description
@@ -98,7 +98,7 @@ def record_costs(sealer: RecordLayer, opener: RecordLayer, size: int) -> tuple[f
 
 
 def main() -> None:
-    """Measure in processes of their own, and print the table."""
+    """Measure each library in its own process, and print the table."""
     if sys.argv[1:] == ["--measure"]:
         print(json.dumps(measure()))
         return

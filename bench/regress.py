@@ -43,7 +43,7 @@ class RegressError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bench in both builds. `ratio` is new to base; `allowed` what noise explains."""
+    """One bench in both builds. `ratio` is new to base; `allowed` is the noise."""
 
     name: str
     ratio: float

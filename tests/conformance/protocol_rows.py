@@ -73,7 +73,7 @@ PROTOCOL = {
     ),
     "14": row(
         "the first message is ServerInfo",
-        "system/relay_login::server_info_is_the_first_frame_however_busy_the_peers_are",
+        "system/relay_login::server_info_is_the_first_frame_even_with_busy_peers",
     ),
     # Watching and the mesh
     "15": row(
@@ -426,7 +426,7 @@ PROTOCOL = {
     ),
     "login time": row(
         "10 s for the login",
-        "system/relay_login::a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in",
+        "system/relay_login::a_client_without_a_login_in_time_is_closed_even_if_bytes_trickle_in",
     ),
     "write time": row(
         "the write deadline",

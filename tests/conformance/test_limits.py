@@ -69,7 +69,7 @@ def test_a_client_that_waits_for_its_rate_can_leave(plane: Plane) -> None:
     a.send_packet(b.key, b"next year")
     while not waited(plane):
         b.sync()
-    # one count per wait, whatever its length
+    # one count per wait of any length
     assert waited(plane) == 1
     plane.close_key(a.key)
     closed = events(plane)[0]

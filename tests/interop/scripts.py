@@ -343,7 +343,7 @@ def a_long_unknown_frame_between_packets(c: Conversation) -> None:
 
 
 def an_unknown_frame_that_is_too_long(c: Conversation) -> None:
-    # In two steps: derper closes before or after it has noted who got the packet.
+    # in two steps, as derper closes before or after it has recorded the receiver
     c.login("b").login("a").send("a", send_packet(c, "b", b"before"))
     c.send("a", frame(0x77, bytes(65_569)), send_packet(c, "b", b"behind"))
 

@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Caddy as ordinary processes, with the configurations that the guide shows."""
+"""nginx, HAProxy and Caddy as processes, with the guide's configurations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START_S = 20.0
 
 
 def sample(title: str, changes: dict[str, str]) -> str:
-    """Return the configuration in the guide that begins with `# title`, with these texts replaced."""
+    """Return the guide's configuration that begins with `# title`, with these texts replaced."""
     blocks: list[str] = re.findall(r"^```\w+\n(# .*?)^```", GUIDE.read_text(), re.M | re.S)
     [text] = [block for block in blocks if block.startswith(f"# {title}")]
     for old, new in changes.items():
@@ -42,7 +42,7 @@ def free_ports(n_ports: int) -> list[int]:
 
 
 class ProxyFiles:
-    """A temporary directory with a certificate for the proxies, and what they have to keep."""
+    """A temporary directory with the proxies' certificate and files."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -59,7 +59,7 @@ class ProxyFiles:
 
     @contextlib.contextmanager
     def nginx(self, http: str, stream: str, ports: list[int]) -> Iterator[None]:
-        """Run nginx with these `server` blocks; `stream` is a block of its own or ""."""
+        """Run nginx with these `server` blocks; `stream` is another block or ""."""
         program = _program("nginx")
         places = "\n".join(
             f"{kind}_temp_path {self.directory}/{kind};"
@@ -86,7 +86,10 @@ class ProxyFiles:
     @contextlib.contextmanager
     def caddy(self, text: str, ports: list[int]) -> Iterator[None]:
         """Run Caddy with these sites."""
-        options = "{\n admin off\n auto_https off\n skip_install_trust\n servers {\n protocols h1\n }\n}\n"
+        options = (
+            "{\n admin off\n auto_https off\n skip_install_trust\n"
+            " servers {\n protocols h1\n }\n}\n"
+        )
         path = self._write("Caddyfile", options + text)
         command = [_program("caddy"), "run", "--adapter", "caddyfile", "--config", str(path)]
         with self._running(command, ports):

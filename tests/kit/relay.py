@@ -82,7 +82,7 @@ class Relay:
         self._loop = loop
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function on the relay's loop; return what it returns."""
+        """Call a function on the relay's loop; return its result."""
 
         async def caller() -> T:
             return function(*args)

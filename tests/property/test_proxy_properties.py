@@ -1,4 +1,4 @@
-"""Whatever a peer sends as a PROXY header or in a forwarding header: no exception, and no trust."""
+"""PROXY and forwarding headers with any content cause no exception and gain no trust."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEADER_TEXT = st.text(st.characters(max_codepoint=255), max_size=60) | st.lists(
 
 
 @given(INPUT)
-def test_any_bytes_are_judged_within_the_limits(data: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused_within_the_limits(data: bytes) -> None:
     found = parse(data)
     if found is Status.INCOMPLETE:
         assert len(data) < V2_HEAD_BYTES + V2_BODY_LIMIT_BYTES
@@ -68,7 +68,7 @@ def test_any_split_gives_the_same(data: bytes, draw: st.DataObject) -> None:
 
 
 @given(HEADER_TEXT, st.sampled_from(["203.0.113.7", "2001:db9::7"]))
-def test_what_a_client_forwards_itself_is_never_its_address(forged: str, client: str) -> None:
+def test_a_forwarding_header_of_a_client_is_never_its_address(forged: str, client: str) -> None:
     host = f'"[{client}]:4711"' if ":" in client else f"{client}:4711"
     real = host.strip('"')
     for name, appended in (

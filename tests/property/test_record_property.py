@@ -37,7 +37,7 @@ def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
 
 
 @given(suites, chunks, st.lists(st.integers(0, 1 << 30), max_size=10))
-def test_records_of_one_layer_open_in_another_however_the_stream_is_cut(
+def test_records_of_one_layer_open_in_another_in_any_pieces(
     suite: str, data: list[bytes], places: list[int]
 ) -> None:
     one, other = os.urandom(secret_size(suite)), os.urandom(secret_size(suite))

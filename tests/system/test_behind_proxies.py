@@ -1,6 +1,6 @@
 """`fastderp-relay` behind nginx, HAProxy and Caddy, as the operators' guide configures them.
 
-The client's own address stands in the log, in PeerPresent and in the admission request, whatever
+The client's own address is in the log, in PeerPresent and in the admission request, whatever
 the client claims. Clients come from 127.0.0.2; the proxies, at 127.0.0.1, are trusted.
 """
 
@@ -35,14 +35,14 @@ FORGED = {
     "Forwarded": "for=6.6.6.6",
 }
 PROXIED = "-proxy-protocol"
-# Relay of a way -> its flags.
+# relay -> its flags
 BACKENDS = {
     "HTTP": ("-path-prefix=/relay",),
     "HTTPS": ("-certmode=manual",),
     "TCP": (PROXIED,),
     "TLS": (PROXIED, "-certmode=manual"),
 }
-# Way -> the relay behind it.
+# route -> the relay behind it
 NGINX = {"nginx, HTTP": "HTTP", "nginx, HTTPS inside": "HTTPS"}
 NGINX_TCP = {"nginx, PROXY v1": "TLS", "nginx, TLS ended, PROXY v1": "TCP"}
 HAPROXY = {
@@ -60,7 +60,7 @@ WAYS = {**NGINX, **NGINX_TCP, **HAPROXY, **CADDY}
 
 @dataclass
 class Backend:
-    """A running relay, its admission service, and a mesh peer that watches who comes and goes."""
+    """A running relay, its admission service, and a watcher."""
 
     running: RunningRelay
     service: Service
@@ -76,14 +76,14 @@ class Backend:
         return dial(Peer, self.running.port, tls=self.is_tls)
 
     def address_in_presence(self, key: NodePublic) -> tuple[str, int]:
-        """Return what the watcher is told of a client."""
+        """Return the watcher's PeerPresent of a client."""
         while True:
             kind, payload = self.watcher.read_frame()
             if kind == PRESENT and payload[:32] == key.raw:
                 return address_text(payload[32:48]), int.from_bytes(payload[48:50])
 
     def source_in_question(self, key: NodePublic) -> str:
-        """Return the address that admission was asked about."""
+        """Return the address in the admission request."""
         [source] = [
             question["Source"]
             for question in self.service.questions()
@@ -240,7 +240,7 @@ def caddy(backends: dict[str, Backend], files: ProxyFiles) -> Iterator[dict[str,
 
 @pytest.fixture
 def way(request: pytest.FixtureRequest) -> tuple[str, int]:
-    """Return the name of a way and the port where it begins; its proxy runs."""
+    """Run the proxy of a route; return the route's name and port."""
     ports = request.getfixturevalue(request.param.split(",")[0].lower())
     if request.param not in ports:
         pytest.skip("nginx has no stream module (libnginx-mod-stream)")
@@ -278,7 +278,7 @@ def test_packets_flow_and_the_address_is_the_clients_own(
     assert f" {CLIENT}:{own_port}: closed after " in backend.line_of(client.public.short)
 
 
-def test_what_a_stranger_forwards_is_ignored(backends: dict[str, Backend]) -> None:
+def test_forwarding_headers_of_a_stranger_are_ignored(backends: dict[str, Backend]) -> None:
     backend = backends["HTTP"]
     with backend.connect() as client:
         log_in(client, backend.public)

@@ -1,4 +1,4 @@
-"""FASTDERP_CRYPTO, as the command shows it: the library in use, and choices that cannot be used."""
+"""FASTDERP_CRYPTO at the command: the library in use, and unusable choices."""
 
 import os
 import re
@@ -45,7 +45,7 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize(("crypto", "code", "line"), UNUSABLE)
-def test_a_library_that_cannot_be_used_is_one_line(crypto: str, code: int, line: str) -> None:
+def test_an_unusable_library_is_one_line(crypto: str, code: int, line: str) -> None:
     found, said = refused("--dev", "-stun-port", "0", env={"FASTDERP_CRYPTO": crypto})
     assert found == code
     assert said.startswith(f"fastderp-relay: {line}")
@@ -53,7 +53,7 @@ def test_a_library_that_cannot_be_used_is_one_line(crypto: str, code: int, line:
 
 
 @pytest.mark.parametrize(("crypto", "code", "line"), UNUSABLE)
-def test_version_says_which_library_cannot_be_used(crypto: str, code: int, line: str) -> None:
+def test_version_names_an_unusable_library(crypto: str, code: int, line: str) -> None:
     found, said = refused("-version", env={"FASTDERP_CRYPTO": crypto})
     assert found == 0
     assert said.splitlines()[1].startswith(f"crypto missing: {line}")

@@ -29,7 +29,7 @@ PATIENCE_S = 20
 
 
 class Tailscaled:
-    """A tailscaled of the test: it knows some keys, and answers 404 while it restarts."""
+    """A fake tailscaled: it knows some keys, and answers 404 while it restarts."""
 
     def __init__(self, *known: NodePrivate) -> None:
         self.own = NodePrivate.generate().public_key
@@ -98,7 +98,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def drained(running: RunningRelay, n_lines: list[int]) -> threading.Thread:
-    """Read the rest of the log in a thread, as a reader that has recovered."""
+    """Read the rest of the log in a thread, like a reader that has recovered."""
 
     def read() -> None:
         assert running.process.stderr is not None
@@ -127,7 +127,7 @@ async def live(running: RunningRelay, tailscaled: Tailscaled, service: Service, 
         await until(lambda: leaf(running.port) == renewed.der)
         await exchange(ann, bob)
 
-        # The log is not read: each visitor writes lines, and the pipe holds few of them.
+        # The log is not read: each connection writes lines, and the pipe holds few of them.
         for _ in range(60):
             async with client(running, carl_key, renewed) as carl:
                 assert carl.state
@@ -157,7 +157,7 @@ async def live(running: RunningRelay, tailscaled: Tailscaled, service: Service, 
         assert len(n_lines) > 60
 
 
-def test_two_clients_talk_through_everything_that_happens_in_a_day(tmp_path: Path) -> None:
+def test_two_clients_exchange_packets_through_all_events_of_a_day(tmp_path: Path) -> None:
     put(tmp_path)
     path = tmp_path / "tailscaled.sock"
     tailscaled = Tailscaled()

@@ -107,7 +107,7 @@ def test_receivers_at_another_relay_are_told_of_a_departure(pair: tuple[Relay, R
     one, other = pair
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
-        wait_knows(other, 2)  # a sender must be known before its departure can be told
+        wait_knows(other, 2)  # a sender must be known before its departure can be announced
         a.send_packet(b.public, b"x")
         assert b.read_packet() == (a.public, b"x")
         a.close()

@@ -244,7 +244,7 @@ def test_a_repeated_refusal_is_logged_once_and_counted_every_time(
     [Setup("plain", "uvloop"), Setup("plain", "asyncio"), Setup("TLS 1.3", "uvloop")],
     ids=str,
 )
-def test_a_client_that_is_not_logged_in_in_time_is_closed_whatever_trickles_in(
+def test_a_client_without_a_login_in_time_is_closed_even_if_bytes_trickle_in(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     assert LOGIN_BUDGET_S == 10.0
@@ -387,7 +387,7 @@ def test_the_mesh_key_passes_the_verifier_by(start_relay: StartRelay) -> None:
         assert peer.is_closed()
 
 
-def test_server_info_is_the_first_frame_however_busy_the_peers_are(start_relay: StartRelay) -> None:
+def test_server_info_is_the_first_frame_even_with_busy_peers(start_relay: StartRelay) -> None:
     relay = start_relay()
     stop = threading.Event()
     key = NodePrivate.generate()

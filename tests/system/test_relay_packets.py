@@ -66,7 +66,7 @@ def test_packets_of_every_legal_size_arrive_whole(relay: Relay, size: int) -> No
         assert b.read_packet() == (a.public, data)
 
 
-def test_packets_arrive_in_order_however_they_are_cut(relay: Relay) -> None:
+def test_packets_arrive_in_order_in_any_pieces(relay: Relay) -> None:
     packets = [os.urandom(size % 1500) for size in range(0, 30_000, 301)]
     with relay.login() as a, relay.login() as b:
         stream = b"".join(frame(SEND, b.public.raw + data) for data in packets)
@@ -426,7 +426,7 @@ def test_health_frames_for_shared_keys_can_be_switched_off(start_relay: StartRel
         assert first.health == second.health == []
 
 
-# What the relay announces
+# Announcements of the relay
 
 
 def test_a_restart_is_announced_to_every_client_spread_over_time(start_relay: StartRelay) -> None:

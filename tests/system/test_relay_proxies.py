@@ -1,4 +1,4 @@
-"""What a relay makes of PROXY headers and of keep-alives behind a proxy, without a real one."""
+"""PROXY headers and keep-alives behind a simulated proxy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def relay(request: pytest.FixtureRequest, certificates: Path) -> Iterator[Relay]
 
 
 def behind(relay: Relay, *pieces: bytes) -> Peer:
-    """Connect as a proxy does, with a header in pieces; then do the TLS handshake."""
+    """Connect like a proxy, with a header in pieces; then do the TLS handshake."""
     peer = relay.connect_tcp()
     for piece in pieces:
         peer.send(piece)
@@ -77,7 +77,7 @@ def test_a_proxy_without_a_good_header_is_closed_and_counted(
     assert relay.refused() == {reason: 1}
 
 
-def test_a_truncated_header_is_no_more_than_an_end(relay: Relay) -> None:
+def test_a_truncated_header_counts_as_an_early_end(relay: Relay) -> None:
     relay.connect_tcp().close()
     with relay.connect_tcp() as peer:
         peer.send(V1[:20])
@@ -104,7 +104,7 @@ def test_a_header_of_a_stranger_closes_its_connection_only(certificates: Path) -
         assert direct.sync() == []
 
 
-def test_idle_clients_behind_a_proxy_or_on_a_websocket_hear_of_the_relay_earlier(
+def test_idle_clients_behind_a_proxy_or_on_a_websocket_get_earlier_keep_alives(
     certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.server.Plane", partial(Plane, keep_alive_s=3.0))

@@ -35,7 +35,7 @@ class Control:
         self.may_answer.set()
 
     async def dial(self, target: Target) -> socket.socket:
-        """Connect to it whatever the target is, once the test permits it."""
+        """Connect to it for any target, once the test permits it."""
         self.wanted.append(target)
         await asyncio.to_thread(self.may_answer.wait, PATIENCE_S)
         sock = socket.socket()

@@ -1,4 +1,4 @@
-"""The relay's event loop and what the data plane reports to it."""
+"""The relay's event loop and the reports of the data plane."""
 
 from __future__ import annotations
 

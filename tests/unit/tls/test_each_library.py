@@ -1,4 +1,4 @@
-"""What has to hold whichever crypto library is in use, and is not the same in OpenSSL and AWS-LC."""
+"""Requirements on every crypto library where OpenSSL and AWS-LC differ."""
 
 import datetime
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 RELAY = self_signed("relay.test")
 LIBRARIES = ["system", *(["bundled"] if os.path.exists(openssl.BUNDLED) else [])]
 
-# In a process of its own: what the tests of this one have left on the heap would be used again.
+# in its own process, as this process would reuse memory that earlier tests left on the heap
 MEASURE_MEMORY = """
 from pathlib import Path
 from fastderp.server.accept.login_memory import HANDSHAKE_BYTES
@@ -48,7 +48,7 @@ print((resident_bytes() - before) // 300, HANDSHAKE_BYTES)
 
 @pytest.mark.parametrize("crypto", LIBRARIES)
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="pads each allocation")
-def test_a_handshake_that_waits_holds_no_more_than_it_is_charged(crypto: str) -> None:
+def test_a_waiting_handshake_holds_at_most_its_charged_memory(crypto: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE_MEMORY],
         capture_output=True, text=True, check=True, cwd=ROOT,
@@ -59,7 +59,7 @@ def test_a_handshake_that_waits_holds_no_more_than_it_is_charged(crypto: str) ->
 
 
 def leaf_that_signs_nothing(directory: Path) -> tuple[ServerContext, Path]:
-    """A relay's self-signed certificate as some tools make it: its key usage lacks keyCertSign."""
+    """Return a server whose self-signed certificate lacks keyCertSign, and its root file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay.test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -108,7 +108,7 @@ def test_a_trusted_certificate_is_accepted_though_it_may_sign_no_other(tmp_path:
 def test_roots_of_a_system_without_hashed_names_are_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fedora and RHEL keep all roots in one file, where a bundled library does not look."""
+    """Check one file with all roots, as on Fedora and RHEL; bundled libraries do not find it."""
     context, trusted = leaf_that_signs_nothing(tmp_path)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setattr(roots, "BUNDLES", ("/nowhere/bundle.pem", str(trusted)))

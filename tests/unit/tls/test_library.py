@@ -1,4 +1,4 @@
-"""What is said about the crypto library in use."""
+"""Texts about the crypto library in use."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_the_description_has_name_version_and_source(monkeypatch: pytest.MonkeyP
         ("AWS-LC 5.12.0", True),
     ],
 )
-def test_only_a_slower_library_on_a_processor_that_could_do_better_is_worth_a_line(
+def test_only_a_slow_library_on_a_fast_processor_gets_a_line(
     version: str, uses: bool, on_processor: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "VERSION", version)
@@ -45,7 +45,7 @@ def test_only_a_slower_library_on_a_processor_that_could_do_better_is_worth_a_li
     assert (library.hint() is None) is uses
 
 
-def test_the_line_names_the_library_in_use_and_what_to_take_instead(
+def test_the_line_names_the_library_in_use_and_the_better_one(
     on_processor: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "VERSION", "OpenSSL 3.0.19 27 Jan 2026")

@@ -1,4 +1,4 @@
-"""Whose request it is: what headers of trusted proxies say, and where trust ends."""
+"""The client's address from headers of trusted proxies, and the limits of the trust."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_proxies_are_known_by_address(text: str, trusted: bool) -> None:
 @pytest.mark.parametrize(
     "text", ["10.0.0.1/8", "proxy.example.com", "10.0.0.0/33", "Unix", "::/129"]
 )
-def test_what_is_no_network_is_named(text: str) -> None:
+def test_a_malformed_network_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="want networks such as") as refusal:
         TrustedProxies.parse(f"10.0.0.1,{text}")
     assert text.partition("/")[0] in str(refusal.value)
@@ -56,7 +56,7 @@ def test_what_is_no_network_is_named(text: str) -> None:
         ([("forwarded", 'host="a;for=6.6.6.6;b";for=203.0.113.7')], ("203.0.113.7", 0)),
     ],
 )
-def test_the_last_address_that_is_no_proxys_is_the_clients(
+def test_the_last_address_outside_the_proxies_is_the_clients(
     headers: list[tuple[str, str]], address: tuple[str, int]
 ) -> None:
     assert PROXY.of_request(headers, TRUSTED) == Origin(address, through_proxy=True)
@@ -77,7 +77,7 @@ def test_the_last_address_that_is_no_proxys_is_the_clients(
         ([("forwarded", 'for=6.6.6.6;x=", for="a"')], "10.0.0.1"),
     ],
 )
-def test_a_client_that_no_header_tells_is_hidden_behind_the_proxy(
+def test_the_address_of_a_client_without_a_usable_header_is_hidden(
     headers: list[tuple[str, str]], ip: str
 ) -> None:
     origin = PROXY.of_request(headers, TRUSTED)
@@ -95,6 +95,6 @@ def test_headers_behind_two_proxies_count_when_the_outer_one_is_trusted_too() ->
     assert origin == Origin(("203.0.113.7", 0), through_proxy=True)
 
 
-def test_a_unix_socket_is_a_proxys_when_it_is_listed() -> None:
+def test_a_listed_unix_socket_is_a_proxys() -> None:
     assert Origin.of_peer(("", 0), TRUSTED).is_hidden
     assert not Origin.of_peer(("", 0), TrustedProxies.parse("10.0.0.1")).through_proxy
