@@ -26,6 +26,7 @@ from fastderp.server.certificates.acme.settings import (
 from fastderp.server.components.mesh import DEV_MESH_KEY
 from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
+from fastderp.server.net.listen import UNIX
 from fastderp.server.settings import (
     AdmissionSettings,
     BootstrapSettings,
@@ -45,6 +46,8 @@ from fastderp.util.net import is_address, parse_ip
 from fastderp.util.text import printable
 
 _PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
+# Linux's sun_path, less the zero behind it.
+MAX_UNIX_PATH_BYTES = 107
 DEV_ADDRESS = ":3340"
 # Clients also ask for names with underscores, though no CA issues certificates for them.
 _SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -96,7 +99,9 @@ def relay_settings(
             write_timeout_s=values["tcp-write-timeout"],
             queue_packets=variables.queue_packets,
         ),
-        stun=StunSettings(listen.host, values["stun-port"]) if values["stun"] else None,
+        stun=StunSettings("" if listen.is_unix else listen.host, values["stun-port"])
+        if values["stun"]
+        else None,
         bootstrap_dns=BootstrapSettings(
             published=_list(values["bootstrap-dns-names"]),
             unpublished=_list(values["unpublished-bootstrap-dns-names"]),
@@ -127,6 +132,10 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
         raise UsageError(f'unknown -certmode "{printable(mode)}": use {", ".join(CERT_MODES)}')
     on_any_port = mode == "manual" or values["acme-directory"] != ""
     tls = port == 443 or (on_any_port and not dev)
+    if host.startswith(UNIX) and tls:
+        raise UsageError(
+            "-a unix: is for proxies on this machine, which end TLS: leave -certmode and -acme-directory out"
+        )
     if tls and not values["certdir"]:
         raise UsageError("missing required -certdir: the directory of the certificates")
     return ListenSettings(
@@ -170,10 +179,20 @@ def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings
         )
     if values["dev"] and "a" in given:
         yield "-dev serves on this port whatever -a says"
+    if listen.is_unix and not listen.proxies.trusted.unix:
+        yield "clients have no address: the proxy on the unix socket is not trusted; add -trusted-proxies unix"
+    if listen.proxies.trusted.unix and not listen.is_unix:
+        yield "unix in -trusted-proxies has no effect without -a unix:PATH"
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError."""
+    """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError.
+
+    A unix socket's address, `unix:PATH`, is a host with port 0.
+    """
+    if text.startswith(UNIX):
+        _check_path(text)
+        return text, 0
     host, colon, port = text.rpartition(":")
     if (
         not port
@@ -191,6 +210,15 @@ def parse_address(text: str) -> tuple[str, int]:
             f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as [2001:db8::1]:443'
         )
     return host, _port_or_service(port, text)
+
+
+def _check_path(address: str) -> None:
+    path = address.removeprefix(UNIX)
+    if not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH_BYTES:
+        raise UsageError(
+            f'invalid address "{printable(address)}" for -a: want unix: and an absolute path '
+            f"of up to {MAX_UNIX_PATH_BYTES} bytes"
+        )
 
 
 def _port_or_service(port: str, address: str) -> int:

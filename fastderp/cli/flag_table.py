@@ -58,7 +58,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "a",
             str,
             ":443",
-            "address to listen on; HTTPS on port 443, and on any port with -certmode manual or -acme-directory; else HTTP",
+            "address to listen on, or unix:PATH; HTTPS on port 443, and on any port with -certmode manual or -acme-directory; else HTTP",
             "[HOST]:PORT",
             LISTEN,
         ),

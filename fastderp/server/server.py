@@ -203,7 +203,7 @@ class Server:
         """Accept connections on an address from now on. PROTOCOL §9.1.
 
         Args:
-            host: "" for every address, IPv4 and IPv6.
+            host: "" for every address, IPv4 and IPv6; or unix:PATH.
             port: TCP port, 0 for a free one.
             tls: a certificate, or who has one for each client; None for plain HTTP.
             routes: who answers which path; None for the relay's own (`routes.relay_routes`).

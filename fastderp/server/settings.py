@@ -13,6 +13,7 @@ from pathlib import Path
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
+from fastderp.server.net.listen import UNIX
 from fastderp.util.bounds import ACCEPT_BURST
 from fastderp.wire.keys import NodePublic
 
@@ -39,7 +40,7 @@ class ProxySettings:
 class ListenSettings:
     """Where the relay listens on TCP, and what its sockets are set to."""
 
-    host: str = ""  # "" for every address
+    host: str = ""  # "" for every address; or unix:PATH
     port: int = 443
     tls: bool = True
     http_port: int | None = 80  # None: no plain port beside HTTPS
@@ -48,6 +49,11 @@ class ListenSettings:
     accept_per_s: float = math.inf
     accept_burst: int = MAX_BURST
     proxies: ProxySettings = ProxySettings()
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket and no port."""
+        return self.host.startswith(UNIX)
 
     @property
     def limit_without_burst(self) -> bool:

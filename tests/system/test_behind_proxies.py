@@ -22,7 +22,7 @@ import pytest
 from fastderp.util.net import address_text
 from fastderp.wire.keys import NodePublic
 from tests.kit.command import RunningRelay, relay
-from tests.kit.peer import MAGIC, PRESENT, SERVER_KEY, WATCH, Peer, client_info
+from tests.kit.peer import KEEP_ALIVE, MAGIC, PRESENT, SERVER_KEY, WATCH, Peer, client_info
 from tests.kit.proxies import NGINX_STREAM, ProxyFiles, free_ports, sample
 from tests.kit.service import Service, ok, serving
 from tests.kit.websocket import WebSocketPeer, opening_request
@@ -93,13 +93,18 @@ class Backend:
 
     def line_of(self, text: str) -> str:
         """Return the next log line with this text."""
-        stderr = self.running.process.stderr
-        assert stderr is not None
-        while select.select([stderr], [], [], 20)[0]:
-            line = stderr.readline().decode()
-            if text in line:
-                return line
-        raise AssertionError(f"no log line with {text}")
+        return log_line(self.running, text)
+
+
+def log_line(running: RunningRelay, text: str) -> str:
+    """Return the next log line with this text."""
+    stderr = running.process.stderr
+    assert stderr is not None
+    while select.select([stderr], [], [], 20)[0]:
+        line = stderr.readline().decode()
+        if text in line:
+            return line
+    raise AssertionError(f"no log line with {text}")
 
 
 def public_key(running: RunningRelay) -> NodePublic:
@@ -329,3 +334,39 @@ def test_everything_is_served_below_the_prefix_too(
     assert status == 200 and "href=/relay/derp.css" in page
     assert get(f"{base}/derp.css")[0] == 200
     assert get(f"{base}y/derp/probe")[1].startswith("<!doctype html>")
+
+
+def test_a_proxy_on_a_unix_socket_is_trusted_when_unix_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    base = (f"-a=unix:{path}", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "key"))
+    # The first relay is killed at the end of its block; the next one replaces its socket.
+    for trusted, shown in (("unix", "203.0.113.7:0"), ("", ":0")):
+        with relay(*base, f"-trusted-proxies={trusted}") as running:
+            assert f"serves http on unix:{path};" in running.said
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(20)
+            sock.connect(str(path))
+            with Peer(sock) as client:
+                client.login(public_key(running), headers=["X-Forwarded-For: 203.0.113.7"])
+            line = log_line(running, client.public.short)
+            assert f"{shown}: closed after" in line and ("203.0.113.7" in line) is bool(trusted)
+    with relay(*base, "-trusted-proxies=unix") as running:
+        assert running.stop()[0] == 0 and not path.exists()
+
+
+@pytest.mark.slow
+def test_idle_clients_survive_the_proxies_time_out_of_60_s(
+    request: pytest.FixtureRequest, backends: dict[str, Backend]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for name in ("nginx, HTTP", "HAProxy, HTTP", "HAProxy, PROXY v2", "Caddy, HTTP"):
+            port = request.getfixturevalue(name.split(",")[0].lower())[name]
+            for kind in (Peer, WebSocketPeer):
+                client = stack.enter_context(dial(kind, port, tls=True))
+                log_in(client, backends[WAYS[name]].public)
+                client.sock.settimeout(90)
+                clients.append(client)
+        for client in clients:
+            assert client.read_frames(2) == [(KEEP_ALIVE, b"")] * 2
+            assert client.sync() == []

@@ -7,7 +7,9 @@ descriptors are free again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import socket
 from collections import Counter
 from dataclasses import replace
@@ -107,13 +109,15 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
-        return int(self._sockets[0].getsockname()[1])
+        """The TCP port, 0 for a unix socket."""
+        address = self._sockets[0].getsockname()
+        return 0 if isinstance(address, str) else int(address[1])
 
     @property
     def addresses(self) -> list[str]:
-        """The listening addresses, as `ip:port`."""
-        return [format_address(sock.getsockname()) for sock in self._sockets]
+        """The listening addresses, as `ip:port` or `unix:PATH`."""
+        names = [sock.getsockname() for sock in self._sockets]
+        return [f"unix:{name}" if isinstance(name, str) else format_address(name) for name in names]
 
     @property
     def n_pending(self) -> int:
@@ -134,6 +138,9 @@ class Listener:
         for sock in self._sockets:
             if sock.fileno() >= 0:
                 self._loop.remove_reader(sock.fileno())
+                if sock.family is socket.AF_UNIX:
+                    with contextlib.suppress(OSError):
+                        os.unlink(sock.getsockname())
                 sock.close()
         for connection in list(self._pending):
             connection.leave()
@@ -161,7 +168,8 @@ class Listener:
                     return
                 # This one died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
                 continue
-            remote = (address[0].partition("%")[0], address[1])
+            # The peer of a unix socket has no name.
+            remote = (address[0].partition("%")[0], address[1]) if address else ("", 0)
             self._touches_reserve = accepted.fileno() >= first_reserved
             if not supervisor.guard("accept", self._admit, accepted, remote):
                 accepted.close()

@@ -66,6 +66,8 @@ class Listeners(Component):
     async def check(self) -> list[str]:
         """Look the host up. Raises ListenError."""
         scheme = "HTTPS" if self._settings.tls else "HTTP"
+        if self._settings.is_unix:
+            return [f"{scheme} on {self._settings.host}"]
         found = [f"{scheme} on {check_host(self._settings.host)}, port {self._settings.port}"]
         if self._settings.http_port is not None:
             found.append(f"plain HTTP on port {self._settings.http_port}")

@@ -7,13 +7,17 @@ each. A family that the machine does not have is left out.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastderp.util.net import client_ip, format_address
 from fastderp.util.reasons import errno_text
 
+# What the address of a unix socket begins with.
+UNIX = "unix:"
 BACKLOG = 4096
 # A free port of one family may be taken in the other; the next one hardly ever is.
 FREE_PORT_ATTEMPTS = 16
@@ -35,7 +39,7 @@ def listen_sockets(
     Accepted connections inherit the options that are set here.
 
     Args:
-        host: name or address; any wildcard for all addresses of both families.
+        host: name or address; any wildcard for all addresses of both families; or unix:PATH.
         port: 0 for a free one.
         keepalive_idle_s: seconds of silence before the first keep-alive probe.
         user_timeout_s: seconds that sent data may stay unacknowledged.
@@ -52,7 +56,30 @@ def listen_sockets(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
 
+    if host.startswith(UNIX):
+        return [_unix_socket(host.removeprefix(UNIX))]
     return _bind_all(host, port, socket.SOCK_STREAM, prepare)
+
+
+def _unix_socket(path: str) -> socket.socket:
+    """Return a non-blocking socket that listens at a path, for its owner and its group.
+
+    One that no process listens at any more is replaced. Raises OSError that names the path.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) == errno.ECONNREFUSED:
+                    os.unlink(path)
+        sock.bind(path)
+        os.chmod(path, 0o660)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        where = f"cannot listen on unix:{path}: {errno_text(error)}"
+        raise OSError(error.errno, where) from None
+    return sock
 
 
 def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.socket]:

@@ -320,12 +320,25 @@ def test_proxies_are_listed_and_their_headers_need_a_list() -> None:
     assert relay("-a", ":1", "-c", "k").listen.proxies == settings.ProxySettings()
 
 
+def test_a_unix_socket_and_its_trust_belong_together() -> None:
+    both = relay("-a", "unix:/x", "-c", "k", "-trusted-proxies", "unix")
+    assert both.listen.host == "unix:/x" and not both.listen.tls and not both.warnings
+    assert both.stun == settings.StunSettings("", 3478)
+    [warning] = relay("-a", "unix:/x", "-c", "k").warnings
+    assert "add -trusted-proxies unix" in warning
+    [warning] = relay("-a", ":1", "-c", "k", "-trusted-proxies", "unix").warnings
+    assert "no effect without -a unix:PATH" in warning
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (("-trusted-proxies", "10.0.0.1/8"), "10.0.0.1/8 has host bits set; want networks"),
         (("-trusted-proxies", "proxy.example.com"), "'proxy.example.com' does not appear"),
         (("-proxy-protocol",), "-proxy-protocol needs -trusted-proxies"),
+        (("-a", "unix:relay.sock"), 'invalid address "unix:relay.sock" for -a: want unix: and an'),
+        (("-a", "unix:/" + "x" * 107), "absolute path of up to 107 bytes"),
+        (("-a", "unix:/x", "-certmode", "manual"), "-a unix: is for proxies on this machine"),
         (("-path-prefix", "relay"), '-path-prefix "relay": want a path such as'),
         (("-path-prefix", "/a//b"), '-path-prefix "/a//b": want a path such as'),
         (("-path-prefix", "/<b>"), '-path-prefix "/<b>": want a path such as'),
