@@ -1,7 +1,7 @@
 """`python -m bench.goals`: measure the relay's goals, row by row, and print the verdicts.
 
-Without names it measures every row in about ten minutes and writes results/goals.json, the source
-of the table in the documents. `--resume` continues an interrupted run.
+Without names it measures every row in about ten minutes and writes results/goals.json, which has
+the numbers of the table in the documents. `--resume` continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="LIBRARY",
-        help="in the rows about TLS, also fastderp with these: system, bundled, or the path of a libssl",
+        help="for rows about TLS, also fastderp with: system, bundled, or the path of a libssl",
     )
     add("--rounds", type=int, default=3, help="%(default)s")
     add("--duration", type=float, default=2.0, metavar="S", help="per measurement (%(default)s)")

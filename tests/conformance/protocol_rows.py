@@ -191,7 +191,7 @@ PROTOCOL = {
         "conformance/limits::a_client_that_waits_for_its_rate_can_leave",
     ),
     "33": row(
-        "no wait, wait, cancelled; no packet is larger than the burst, which is raised to that size",
+        "no wait, wait, cancelled; the burst is raised to the largest packet",
         "conformance/limits::without_a_limit_no_client_waits",
         "conformance/limits"
         "::the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again",
