@@ -51,7 +51,8 @@ CRYPTO_SOURCE = os.environ.get("FASTDERP_CRYPTO_SOURCE", "")
 CRYPTO_LIBRARY = Path("fastderp", "tls", "_crypto.so")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-compile_args = ["-O2", *WARNINGS, "-fvisibility=hidden", "-pthread"]
+# No debug information: it would name the build's folder, and two builds would differ.
+compile_args = ["-O2", "-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread"]
 if CHECKED:
     sanitizer = SANITIZERS.get(CHECKED, [])
