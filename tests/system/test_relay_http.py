@@ -218,7 +218,8 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
         first,
         pytest.raises(
             OSError,
-            match=rf"cannot listen on 127\.0\.0\.1:{first.getsockname()[1]}: Address already",
+            match=rf"cannot listen on 127\.0\.0\.1:{first.getsockname()[1]}: "
+            "Address already in use",
         ),
     ):
         listen_sockets("127.0.0.1", first.getsockname()[1])
