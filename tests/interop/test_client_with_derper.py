@@ -118,7 +118,9 @@ async def test_tls_by_root_by_pin_and_not_without(start_each_derper: StartRelay)
         async with logged_in(relay) as client:
             await client.note_preferred(True)
         async with HTTPClient(relay.url, NodePrivate.generate(), lazy=True) as stranger:
-            with pytest.raises(DialError, match=r"self-signed|unable to get local issuer certificate"):
+            with pytest.raises(
+                DialError, match=r"self-signed|unable to get local issuer certificate"
+            ):
                 await stranger.connect()
         node = DerpNode(
             "900a", 900, "127.0.0.1", cert_name=relay.pin, ipv6="none", derp_port=relay.port
