@@ -101,8 +101,12 @@ class SealedPeer(PlanePeer):
 
 @contextmanager
 def running_plane(**options: Any) -> Iterator[Plane]:
-    """Run a plane with these options; packets have no maximum age unless one is given."""
-    plane = Plane(**{"backlog_age_s": 0, **options})
+    """Run a plane with these options.
+
+    Unless they are given, there is no maximum age of packets and no write deadline: a test may let
+    a reader stall for as long as the machine needs to fill its backlog.
+    """
+    plane = Plane(**{"backlog_age_s": 0, "write_timeout_s": 0, **options})
     plane.start()
     try:
         yield plane

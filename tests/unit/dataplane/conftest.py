@@ -16,7 +16,12 @@ def peers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(request.module, "PlanePeer", request.param)
 
 
-@pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
+@pytest.fixture(
+    params=[
+        pytest.param(1, id="one worker"),
+        pytest.param(2, id="two workers", marks=pytest.mark.threads),
+    ]
+)
 def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
     with running_plane(workers=request.param) as running:
         yield running

@@ -179,7 +179,7 @@ def test_backlogs_share_a_global_cap() -> None:
 
 def test_all_backlogs_together_stay_under_the_global_cap() -> None:
     cap = 2_000_000
-    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
+    with running_plane(workers=1, backlog_cap_bytes=cap) as plane:
         stalled = [PlanePeer(plane) for _ in range(20)]
         sender = PlanePeer(plane)
         for peer in stalled:
@@ -196,9 +196,7 @@ def test_all_backlogs_together_stay_under_the_global_cap() -> None:
 
 def test_readers_that_fill_the_global_cap_close_no_session_and_leave_each_a_reserve() -> None:
     cap = 4 << 20
-    with running_plane(
-        workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=cap
-    ) as plane:
+    with running_plane(workers=1, backlog_cap_bytes=cap) as plane:
         hostile = [PlanePeer(plane) for _ in range(60)]
         sender, polite, slow = (PlanePeer(plane) for _ in range(3))
         for size, n in ((65536, 8), (16000, 20), (1000, 60), (40, 100)):
@@ -218,9 +216,7 @@ def test_readers_that_fill_the_global_cap_close_no_session_and_leave_each_a_rese
 
 
 def test_a_few_readers_cannot_take_what_all_backlogs_may_hold() -> None:
-    with running_plane(
-        workers=1, write_timeout_s=0, backlog_age_s=0, backlog_cap_bytes=4 << 20
-    ) as plane:
+    with running_plane(workers=1, backlog_cap_bytes=4 << 20) as plane:
         greedy, sender, slow = (
             [PlanePeer(plane) for _ in range(5)],
             PlanePeer(plane),
@@ -236,7 +232,7 @@ def test_a_few_readers_cannot_take_what_all_backlogs_may_hold() -> None:
 
 
 def test_tiny_packets_of_thousands_of_senders_take_no_more_memory_than_others() -> None:
-    with running_plane(workers=1, write_timeout_s=0) as plane:
+    with running_plane(workers=1) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         fill(mesh, slow.key, 300, 1400)
         for _ in range(7000):
@@ -247,7 +243,7 @@ def test_tiny_packets_of_thousands_of_senders_take_no_more_memory_than_others() 
 
 def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
     cap = 200_000
-    with running_plane(workers=1, write_timeout_s=0, backlog_cap_bytes=cap) as plane:
+    with running_plane(workers=1, backlog_cap_bytes=cap) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         for _ in range(3000):
             mesh.send(FrameType.FORWARD_PACKET, os.urandom(32), slow.key, bytes(60))

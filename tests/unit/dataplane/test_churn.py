@@ -62,6 +62,7 @@ def watch(plane: Plane, stop: threading.Event) -> None:
         plane.set_rate_limit(rate)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("kind", [PlanePeer, SealedPeer], ids=["plain", "records"])
 def test_slots_that_change_hands_under_several_workers_leave_nothing_behind(
     kind: type[PlanePeer],

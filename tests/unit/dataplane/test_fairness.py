@@ -62,7 +62,7 @@ def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane
 def test_more_flooders_than_there_is_room_for_cost_a_polite_sender_nothing(
     n_flooders: int, options: dict[str, int]
 ) -> None:
-    with running_plane(workers=1, write_timeout_s=0, **options) as plane:
+    with running_plane(workers=1, **options) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         flooders, polite = [os.urandom(32) for _ in range(n_flooders)], os.urandom(32)
         sources: list[bytes] = []
@@ -90,7 +90,7 @@ def test_more_flooders_than_there_is_room_for_cost_a_polite_sender_nothing(
 def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_flooders_of_small_ones() -> (
     None
 ):
-    with running_plane(workers=1, write_timeout_s=0) as plane:
+    with running_plane(workers=1) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         flooders, polite = [os.urandom(32) for _ in range(50)], os.urandom(32)
         flood = b"".join(
@@ -112,7 +112,7 @@ def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_flooders_of_
 
 
 def test_the_sender_with_most_waiting_loses_first_among_thousands() -> None:
-    with running_plane(workers=1, write_timeout_s=0) as plane:
+    with running_plane(workers=1) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         greedy, polite = os.urandom(32), [os.urandom(32) for _ in range(1000)]
         for source in [greedy] * 6000 + polite:

@@ -203,7 +203,7 @@ def test_receivers_learn_when_a_peer_leaves_that_was_forwarded_to_them_before_it
 
 
 def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> None:
-    with running_plane(workers=1, write_timeout_s=0) as plane:
+    with running_plane(workers=1) as plane:
         mesh, stalled = PlanePeer(plane, mesh=True), PlanePeer(plane)
         link = PlanePeer(plane, link=True)
         leaving = [os.urandom(32) for _ in range(20_000)]
@@ -231,7 +231,7 @@ def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> No
 
 def test_a_client_that_pings_while_news_pile_up_is_not_closed_for_the_pong() -> None:
     gone = frame(FrameType.PEER_GONE, bytes(32), GONE)
-    with running_plane(workers=1, write_timeout_s=0, keep_alive_s=0.2) as plane:
+    with running_plane(workers=1, keep_alive_s=0.2) as plane:
         stalled, other = PlanePeer(plane), PlanePeer(plane)
         while not plane.counters()["peer_gone_lost"]:
             plane.send(stalled.handle, gone * 1000)

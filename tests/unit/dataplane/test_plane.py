@@ -223,6 +223,7 @@ def test_senders_are_not_counted_unless_asked_for(plane: Plane) -> None:
     assert [session.senders for session in plane.sessions()] == [0, 0]
 
 
+@pytest.mark.threads
 def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
     plane = Plane(workers=2)
     plane.start()

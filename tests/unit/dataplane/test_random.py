@@ -14,7 +14,7 @@ from fastderp.dataplane.plane import ClosedEvent, Plane
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import DISCO, PlanePeer, accounted, events, running_plane
 
-pytestmark = pytest.mark.usefixtures("peers")
+pytestmark = [pytest.mark.usefixtures("peers"), pytest.mark.threads]
 
 
 def test_many_threads_of_traffic_and_churn_leave_nothing_behind() -> None:

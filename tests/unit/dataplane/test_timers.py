@@ -33,8 +33,9 @@ def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
     eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
 
 
+@pytest.mark.threads
 def test_packets_of_another_thread_never_seem_to_have_waited_for_centuries() -> None:
-    with running_plane(workers=2, write_timeout_s=0) as plane:
+    with running_plane(workers=2) as plane:
         slow, *senders = [PlanePeer(plane) for _ in range(4)]
         stop = threading.Event()
 
