@@ -1,13 +1,9 @@
-# Included by output.pyx: what is counted of packets that leave, wait, or are dropped.
-
-# ---- accounting
+# Included by output.pyx: counts packets that are written, wait or are dropped, in the counters of
+# the calling thread. Functions that take a session run under its output lock.
 
 cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
-                      const uint8_t* src,
-                      const uint8_t* dst) noexcept nogil:
-    """Count a packet that will not be delivered, and tell of it if somebody asked to hear of its
-    destination.
-    """
+                      const uint8_t* src, const uint8_t* dst) noexcept nogil:
+    """Count a packet that will not be delivered, and report it when its destination is watched."""
     cdef int kind = KIND_DISCO if frame_carries_disco(frame, n) else KIND_OTHER
     counter_add(&t.counters.packets_dropped[<int>reason][kind], 1)
     counter_add(&t.counters.bytes_dropped[<int>reason][kind], frame_data_size(frame, n))
@@ -17,8 +13,8 @@ cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame,
 
 cdef void drop_report(ThreadContext* t, DropReason reason, int kind, const uint8_t* src,
                       const uint8_t* dst) noexcept nogil:
-    # A flood of drops must not become a flood of events. src is NULL in a packet that does not say
-    # whose it is.
+    # REPORTS_PER_SECOND keeps a flood of drops from becoming a flood of events. src is NULL for a
+    # packet without a sender's key.
     cdef Event* event = NULL
     cdef int i
     for i in range(t.core.n_watched):
@@ -41,8 +37,8 @@ cdef void drop_report(ThreadContext* t, DropReason reason, int kind, const uint8
 
 cdef void packet_lose(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
                       const uint8_t* dst) noexcept nogil:
-    # Of a packet on its way out. One for another relay was counted as forwarded when it was tried
-    # (§6.4), so it has a counter of its own: what reaches that relay is forwarded less this.
+    # Counts an outgoing packet as lost. One for another relay counted as forwarded when tried
+    # (§6.4), so it has a separate counter: forwarded minus lost is what reached that relay.
     if frame[0] == FRAME_FORWARD_PACKET:
         counter_add(&t.counters.packets_forwarded_lost, 1)
     else:
@@ -51,7 +47,7 @@ cdef void packet_lose(ThreadContext* t, DropReason reason, const uint8_t* frame,
 
 
 cdef inline void answer_uncount(ThreadContext* t, const uint8_t* frame) noexcept nogil:
-    # Answers are counted as sent when they are made; this one is thrown away.
+    # Answers count as sent when they are made; this one is discarded.
     if frame[0] == FRAME_PONG:
         counter_add(&t.counters.sent_pong, <uint64_t>-1)
     elif frame[0] == FRAME_PEER_GONE and frame[FRAME_HEADER + KEY_SIZE] == GONE_NOT_HERE:
@@ -59,15 +55,14 @@ cdef inline void answer_uncount(ThreadContext* t, const uint8_t* frame) noexcept
 
 
 cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
-    # The packet that was being written is lost to the write error, those behind it to the end of
-    # the session (§6.6).
+    # The packet being written is lost to the write error, later ones to the end of the session
+    # (§6.6).
     return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
 
 
 cdef void batch_lose(ThreadContext* t, DropReason reason, const Batch* batch, size_t taken,
                      const uint8_t* dst) noexcept nogil:
-    # Count the packets of a batch for a key as dropped, but not those that lie within its first
-    # `taken` bytes.
+    # Counts the packets of a batch as dropped, except those within its first `taken` bytes.
     cdef int i
     cdef const uint8_t* p
     cdef const uint8_t* end
@@ -89,14 +84,14 @@ cdef void batch_lose(ThreadContext* t, DropReason reason, const Batch* batch, si
             p += size
 
 
-cdef struct Dropper:             # context of the two functions below
+cdef struct Dropper:             # context of drop_displaced and drop_gone; on the caller's stack
     ThreadContext* context
     Session* session
-    DropReason reason            # of the next packet that drop_gone drops
+    DropReason reason            # for the next packet in drop_gone
 
 
 cdef inline uint64_t node_waited_ns(const ThreadContext* t, const Node* node) noexcept nogil:
-    # It may have been queued by a thread whose turn began later.
+    # A thread whose turn began later may have queued the node.
     return t.now_ns - node.queued_ns if t.now_ns > node.queued_ns else 0
 
 
@@ -119,12 +114,10 @@ cdef void drop_gone(void* context, const Node* node) noexcept nogil:
 
 
 cdef void queue_time_fold(ThreadContext* t) noexcept nogil:
-    """Take the packets written or displaced since the last time into the moving average of the time
-    they waited (§6.6).
-    """
+    """Update the moving average of waiting times (§6.6) with the packets since the last call."""
     cdef double mean
     cdef double average = <double>atomic_peek_u64(&t.core.queue_ns)
-    # while nothing waits anywhere, nothing shared is written
+    # While no packet waits anywhere, no shared memory is written.
     if t.n_timed and (t.waited_ns or average > 0):
         mean = <double>t.waited_ns / <double>t.n_timed
         average = mean + (average - mean) * pow(QUEUE_TIME_KEPT, <double>t.n_timed)
@@ -133,7 +126,7 @@ cdef void queue_time_fold(ThreadContext* t) noexcept nogil:
 
 
 cdef inline void count_flush(ThreadContext* t, size_t n_frames) noexcept nogil:
-    # Frames that went out together.
+    # n_frames were written together; the buckets are FLUSH_BOUNDS of reports.pyx.
     cdef size_t bucket = n_frames
     if n_frames > 10:
         bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25
@@ -147,6 +140,6 @@ cdef inline void count_written(ThreadContext* t, Session* s, uint32_t n_packets,
     t.n_timed += n_packets
     s.tx_packets += n_packets
     s.tx_bytes += n_data
-    if s.peer.role != ROLE_LINK:     # what is forwarded was counted when it was tried (§6.4)
+    if s.peer.role != ROLE_LINK:     # forwarded packets counted when they were tried (§6.4)
         counter_add(&t.counters.packets_sent, n_packets)
         counter_add(&t.counters.bytes_sent, n_data)

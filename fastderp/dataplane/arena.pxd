@@ -1,19 +1,20 @@
 # Slots of one size at stable addresses, reached by index from any thread without a lock. Memory
-# grows with the peak number of live items and is given back when the arena ends. Whoever owns an
-# arena names the lock for alloc and free.
+# grows with the peak number of live items and is freed with the arena. The owner of an arena names
+# the lock for alloc and free.
 
 from libc.stdint cimport uint8_t, uint32_t
 
 cdef enum:
     ARENA_CHUNK = 1024           # items per chunk
-    ARENA_CHUNKS = 4096          # so at most 4 Mi items
+    ARENA_CHUNKS = 4096          # up to 4 Mi items
 
+# Guarded by the lock that the owner names; threads with an index read `chunks` without it.
 cdef struct Arena:
-    # every item begins with a uint32_t that is the arena's while the item is free
+    # every item begins with a uint32_t that the arena uses while the item is free
     size_t item_size
     uint32_t n_touched           # items ever handed out
     uint32_t n_live
-    uint32_t free_head           # index + 1 of the item freed last, 0 = none
+    uint32_t free_head           # index + 1 of the most recently freed item; 0 = none
     uint8_t* chunks[ARENA_CHUNKS]
 
 cdef enum:

@@ -1,3 +1,5 @@
+# Allocation of slots by index; see arena.pxd for the owner and the lock.
+
 from libc.string cimport memset
 
 from fastderp.dataplane.sys cimport (
@@ -7,7 +9,7 @@ from fastderp.dataplane.sys cimport (
 
 cdef void arena_init(Arena* a, size_t item_size) noexcept nogil:
     memset(a, 0, sizeof(Arena))
-    # whole cache lines: neighbours belong to different threads
+    # Whole cache lines: neighboring items belong to different threads.
     a.item_size = (item_size + 63) & ~<size_t>63
 
 
@@ -20,9 +22,9 @@ cdef void arena_destroy(Arena* a) noexcept nogil:
 
 
 cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil:
-    """Return the item with this index, zeroed the first time; NULL without memory.
+    """Return the item with this index, zeroed on first use, or NULL when memory is out.
 
-    For items that share the indexes of another arena, instead of arena_alloc and arena_free.
+    Serves arenas that share the indexes of another arena; arena_alloc and arena_free do not.
     """
     cdef void* chunk
     if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
@@ -37,7 +39,7 @@ cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil:
 
 
 cdef uint32_t arena_alloc(Arena* a) noexcept nogil:
-    """Return the index of a free item (zeroed the first time it is handed out), or ARENA_FULL."""
+    """Return the index of a free item, zeroed on first use, or ARENA_FULL."""
     cdef uint32_t index
     if a.free_head != 0:
         index = a.free_head - 1

@@ -1,9 +1,10 @@
-# Included by worker.pyx: the frames of a turn, gathered by the session they go to.
+# Included by worker.pyx: the frames of a turn, grouped by the session that gets them. Only the
+# worker's thread runs this.
 
 # ---- targets
 
 cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
-    """Return the target for a session, new or already there."""
+    """Return the index of the session's target; add a target when it has none."""
     cdef uint32_t bucket = <uint32_t>handle & (TARGET_BUCKETS - 1)
     cdef Target* target
     while w.buckets[bucket] != 0:
@@ -31,9 +32,7 @@ cdef int target_get(Worker* w, uint64_t handle) noexcept nogil:
 
 cdef void target_append(Worker* w, int* index, uint8_t* frame, size_t n, uint32_t n_packets,
                         size_t n_data) noexcept nogil:
-    """Note a whole frame for a target. *index changes when everything had to be flushed to make
-    room.
-    """
+    """Append a whole frame to a target. *index changes when a flush had to make room."""
     cdef Target* target = &w.targets[index[0]]
     cdef uint64_t handle
     cdef Run* run
@@ -82,7 +81,7 @@ cdef void target_send(Worker* w, Target* target) noexcept nogil:
 
 
 cdef void targets_flush(Worker* w) noexcept nogil:
-    """Write every target once. What was gathered is not needed any more."""
+    """Write every target once. The gathered bytes may be overwritten afterwards."""
     cdef int i
     cdef uint64_t n_before = w.context.n_direct
     for i in range(w.n_targets):
@@ -96,9 +95,9 @@ cdef void targets_flush(Worker* w) noexcept nogil:
 
 
 cdef inline void gather_time_note(Worker* w, uint64_t n_direct) noexcept nogil:
-    # Packets that went straight to their sockets waited here, each for half of the time that
-    # reading and writing all of them took, on average. A handful takes microseconds, not worth a
-    # look at the clock.
+    # Packets written straight to their sockets waited here, on average for half of the time that
+    # reading and writing all of them took. A handful takes microseconds, less than is worth a clock
+    # read.
     cdef uint64_t now_ns
     if n_direct >= TIMED_PACKETS:
         now_ns = clock_ns()

@@ -1,3 +1,5 @@
+# HyperLogLog; see cardinality.pxd for the owner and the lock.
+
 from libc.math cimport ldexp, log
 
 cdef extern from *:
@@ -5,9 +7,7 @@ cdef extern from *:
 
 
 cdef void sketch_add(SenderSketch* sketch, uint64_t hash) noexcept nogil:
-    """Note a sender by a hash of its key that the sender cannot choose. The top 8 bits pick the
-    register.
-    """
+    """Count a sender by a hash of its key that the sender cannot choose."""
     cdef uint8_t rank = <uint8_t>(count_leading_zeros(hash << 8 | 0x80) + 1)
     cdef uint8_t* register = &sketch.registers[hash >> 56]
     if rank > register[0]:
@@ -15,7 +15,10 @@ cdef void sketch_add(SenderSketch* sketch, uint64_t hash) noexcept nogil:
 
 
 cdef double sketch_estimate(const SenderSketch* sketch) noexcept nogil:
-    """Return the estimated number of senders (Flajolet et al. 2007; linear counting for few)."""
+    """Return the estimated number of senders.
+
+    Flajolet et al. 2007, with linear counting below 2.5 times the number of registers.
+    """
     cdef double inverse_sum = 0
     cdef double estimate
     cdef int n_zero = 0

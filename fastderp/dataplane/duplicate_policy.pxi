@@ -1,19 +1,19 @@
-# Included by routes.pyx: which of the sessions that share a key is sent its packets (PROTOCOL
-# §6.3).
+# Included by routes.pyx: which of the sessions that share a key gets its packets (PROTOCOL §6.3).
+# Every function runs under the table's lock.
 
-# ---- the last writer is active (§6.3); the order of the members is derper's `send_history` without
-# repeats
+# ---- default policy: the last writer is active (§6.3)
+# The order of the members is derper's `send_history` without repeats.
 
 cdef void member_put(HandleList* members, uint32_t at, uint64_t handle) noexcept nogil:
-    # In a list that has had room for it.
+    # The list has room: it held the handle before.
     memmove(&members.items[at + 1], &members.items[at], (members.n - at) * sizeof(uint64_t))
     members.items[at] = handle
     members.n += 1
 
 
 cdef void writer_joined(Route* route, uint64_t handle) noexcept nogil:
-    # The second one enters the history when it speaks, and until then follows after all who are in
-    # it. The first and those that come later are in it at once.
+    # The second member enters the history when it sends a frame; until then it ranks last. The
+    # first and all later members enter at once.
     if route.members.n == 2:
         list_remove(&route.members, handle)
         member_put(&route.members, 0, handle)
@@ -37,8 +37,7 @@ cdef void writer_left(Route* route, uint64_t handle) noexcept nogil:
         activate(route, route.members.items[route.members.n - 1] if route.members.n else 0)
 
 
-# ---- sessions that fight are disabled (§6.3), for tests; without memory some fights are missed
-
+# ---- test policy: sessions that fight are disabled (§6.3); without memory some fights are missed
 
 cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
     if route.members.n == 2:
@@ -49,7 +48,7 @@ cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
 
 
 cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
-    # Who speaks again after another one has spoken is fighting: then nobody is sent anything.
+    # A member that speaks again after another one fights over the key: all members are disabled.
     cdef uint32_t i
     cdef HandleList* history = &route.history
     if route.members.n < 2 or list_contains(&route.disabled, handle):
@@ -67,10 +66,10 @@ cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
 
 
 cdef void fighter_left(Route* route, uint64_t handle) noexcept nogil:
-    # The latest speaker that is still here and not disabled takes over; the last one left is simply
+    # The latest remaining speaker that is not disabled takes over; a single remaining member is
     # active.
     cdef uint32_t i
-    cdef uint64_t heir = 0
+    cdef uint64_t successor = 0
     list_remove(&route.disabled, handle)
     while list_remove(&route.history, handle):
         pass
@@ -80,5 +79,5 @@ cdef void fighter_left(Route* route, uint64_t handle) noexcept nogil:
     elif atomic_peek_u64(&route.active) == handle:
         for i in range(route.history.n):
             if not list_contains(&route.disabled, route.history.items[i]):
-                heir = route.history.items[i]
-        activate(route, heir)
+                successor = route.history.items[i]
+        activate(route, successor)

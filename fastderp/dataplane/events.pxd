@@ -1,6 +1,6 @@
-# What the data plane tells the control plane: frames it does not serve itself, and sessions that
-# closed. Filled by the workers, drained by Python's event loop when the eventfd says so. One lock,
-# held for a list append.
+# Events for the control plane: frames that the data plane does not serve, sessions that closed,
+# and watched drops. Any thread pushes; Python's event loop drains the queue when the eventfd is
+# readable. The lock is held for one list operation.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -11,39 +11,39 @@ cdef enum EventKind:
     EVENT_CLOSED
     EVENT_DROP
 
-cdef struct Totals:              # of one session, from its login to its end
+cdef struct Totals:              # of one session, from its login to its end; owned by its holder
     uint64_t rx_packets
     uint64_t rx_bytes
     uint64_t tx_packets
     uint64_t tx_bytes
-    uint64_t dropped             # packets for this session that were thrown away
+    uint64_t dropped             # packets for this session that were discarded
 
-cdef struct Event:               # owned by the queue, then by whoever popped it
+cdef struct Event:               # owned by its creator, then the queue, then the caller of take
     Event* next
     uint64_t handle
     uint8_t kind
     uint8_t reason               # CloseReason of EVENT_CLOSED, DropReason of EVENT_DROP
     uint8_t detail               # RecordStatus behind CLOSE_TLS, packet kind of EVENT_DROP
-    uint8_t key[32]              # of EVENT_DROP: the destination's
+    uint8_t key[32]              # the session's; of EVENT_DROP the destination's
     uint8_t addr[16]
     uint16_t port
     uint64_t lived_ns
     Totals totals
-    # of EVENT_FRAME; of EVENT_DROP the sender's key, of EVENT_CLOSED the program's name
+    # the frame of EVENT_FRAME, the sender's key of EVENT_DROP, the app name of EVENT_CLOSED
     uint32_t n_frame
     uint8_t frame[1]
 
 cdef enum:
-    # beyond this only ends of sessions are taken: a sender outruns the control plane
+    # above this the queue takes only EVENT_CLOSED: a sender outruns the control plane
     EVENTS_MAX = 262144
 
-cdef struct EventQueue:
+cdef struct EventQueue:          # guarded by `lock` unless a field says otherwise
     pthread_mutex_t lock
     Event* head
     Event* tail
     uint64_t n                   # atomic, written under the lock
-    int fd                       # eventfd, readable while the queue is not empty
-    uint64_t lost                # atomic; events that found no memory or too many before them
+    int fd                       # fixed; an eventfd, readable while the queue is not empty
+    uint64_t lost                # atomic; events lost to EVENTS_MAX or for lack of memory
 
 cdef bint events_init(EventQueue* q) noexcept nogil
 cdef void events_destroy(EventQueue* q) noexcept nogil

@@ -1,3 +1,5 @@
+# The queue of events for the control plane; see events.pxd for the threads and the lock.
+
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -9,7 +11,7 @@ from fastderp.dataplane.sys cimport (
 
 
 cdef bint events_init(EventQueue* q) noexcept nogil:
-    """Return False when no eventfd could be had."""
+    """Prepare a queue. False when the process is out of descriptors."""
     memset(q, 0, sizeof(EventQueue))
     q.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if q.fd < 0:
@@ -31,8 +33,9 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
 
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
                       uint32_t n_frame) noexcept nogil:
-    """Return an event to fill in and push; NULL, counted, when there is no memory or too much waits
-    already.
+    """Return an event to fill in and push, or NULL when memory is out or the queue is full.
+
+    A NULL is counted in `lost`.
     """
     cdef Event* event = NULL
     if kind == EVENT_CLOSED or atomic_peek_u64(&q.n) < EVENTS_MAX:
@@ -65,14 +68,13 @@ cdef void events_push(EventQueue* q, Event* event) noexcept nogil:
 
 
 cdef Event* events_take(EventQueue* q, uint64_t n_most) noexcept nogil:
-    """Return the chain of the n_most oldest events, oldest first; the caller frees each. 0 means
-    all.
+    """Return a chain of up to n_most events (0 = all), oldest first; the caller frees each.
 
-    The descriptor stays readable while there are more.
+    The descriptor stays readable while events are left.
     """
     cdef Event* head
     cdef Event* last
-    cdef uint64_t n = 0
+    cdef uint64_t _n = 0
     eventfd_drain(q.fd)
     pthread_mutex_lock(&q.lock)
     head = last = q.head
@@ -80,7 +82,7 @@ cdef Event* events_take(EventQueue* q, uint64_t n_most) noexcept nogil:
         q.head = q.tail = NULL
         atomic_poke_u64(&q.n, 0)
     else:
-        for n in range(1, n_most):
+        for _n in range(1, n_most):
             last = last.next
         q.head = last.next
         last.next = NULL

@@ -1,13 +1,13 @@
-# Frames in a line. A node belongs to the one Fifo it is in; who guards that says the struct it
-# lives in.
+# A first-in, first-out list of frames. A node belongs to the one Fifo that holds it; the struct
+# that contains the Fifo names its lock.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-cdef struct Node:                # one frame, allocated with its bytes behind it
+cdef struct Node:                # one frame; its bytes follow in the same allocation
     Node* next
     uint64_t queued_ns
     uint32_t n
-    uint32_t offset              # bytes the wire has taken already
+    uint32_t offset              # bytes already written to the socket
     uint8_t lane
     uint8_t data[1]
 
@@ -30,7 +30,7 @@ cdef inline void fifo_append(Fifo* f, Node* node) noexcept nogil:
 
 
 cdef inline Node* fifo_pop(Fifo* f) noexcept nogil:
-    # Of a Fifo that is not empty.
+    # The Fifo must not be empty.
     cdef Node* node = f.head
     f.head = node.next
     if f.head is NULL:

@@ -1,8 +1,9 @@
-# Included by output.pyx: writing what waits in a session's backlog, under its output lock.
+# Included by output.pyx: writes a session's backlog to its socket. Every function runs under the
+# session's output lock.
 
 
 cdef int flush_offer(ThreadContext* t, Session* s, iovec* iov) noexcept nogil:
-    # Fill iov with what of the backlog is written next, at most FLUSH_IOVS frames.
+    # Fills iov with the next frames of the backlog, up to FLUSH_IOVS; returns their number.
     cdef Dropper dropper
     dropper.context = t
     dropper.session = s
@@ -11,7 +12,7 @@ cdef int flush_offer(ThreadContext* t, Session* s, iovec* iov) noexcept nogil:
 
 
 cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
-    # One write of what waits. True when the socket took all that was offered.
+    # Writes once. True when the socket took everything offered.
     cdef iovec iov[FLUSH_IOVS]
     cdef int n_iov = flush_offer(t, s, iov)
     cdef ssize_t taken = socket_write(t, s, iov, n_iov)
@@ -65,7 +66,7 @@ cdef bint flush_sealed(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef bint flush_wire(ThreadContext* t, Session* s) noexcept nogil:
-    # The rest of sealed records goes out as it is.
+    # The rest of sealed records is written unchanged. True when the socket took it all.
     cdef Node* node = s.backlog.lanes[LANE_WIRE].head
     cdef iovec wire
     cdef ssize_t taken
@@ -85,7 +86,7 @@ cdef bint flush_wire(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef void flush_locked(ThreadContext* t, Session* s) noexcept nogil:
-    """Write what waits until the socket is full or nothing is left."""
+    """Write the backlog until the socket is full or nothing is left."""
     while s.state == SESSION_OPEN and s.backlog is not NULL and not backlog_empty(s.backlog):
         if not (flush_plain(t, s) if s.records is NULL else flush_sealed(t, s)):
             break
@@ -94,7 +95,7 @@ cdef void flush_locked(ThreadContext* t, Session* s) noexcept nogil:
             if s.contended:
                 s.spare = s.backlog
             else:
-                # empty: nothing is dropped
+                # The backlog is empty, so no drop is reported.
                 backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)
             s.backlog = NULL
         poll_set_locked(t, s, False, s.is_held)

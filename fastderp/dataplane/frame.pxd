@@ -1,5 +1,5 @@
-# DERP frames as bytes (PROTOCOL §2, §5): header, limits, the reception rules, and the rewrite that
-# is relaying. Owns nothing; called by workers on their own receive buffers.
+# DERP frames as bytes (PROTOCOL §2, §5): header, limits and reception rules. The functions own
+# nothing and work on the caller's buffer; any thread may call them.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp
@@ -37,19 +37,17 @@ cdef enum:
     GONE_NOT_HERE = 0x01
     PEER_GONE_SIZE = 38          # FRAME_HEADER + key 32 + reason 1
 
-# What the other end of a connection is, which decides what it may send.
+# The other end of a connection; the role decides which frames it may send.
 cdef enum Role:
     ROLE_CLIENT                  # a node
-    # a client that showed the mesh key: it may forward, watch and close
-    ROLE_MESH
-    # another relay of the region that this one dialled: it plays the server
-    ROLE_LINK
+    ROLE_MESH                    # a client with the mesh key: it may forward, watch and close
+    ROLE_LINK                    # a relay of the region that this relay dialed; it is the server
 
-# What the reception rules say of the bytes at a frame boundary.
+# The verdict of the reception rules on the bytes at a frame boundary.
 cdef enum FrameStatus:
-    FRAME_READY                  # a whole frame this relay acts on
+    FRAME_READY                  # a whole frame that this relay acts on
     FRAME_PARTIAL                # more bytes are needed
-    FRAME_SKIP                   # a frame to discard, of any length, without keeping it
+    FRAME_SKIP                   # a frame of any length to discard without buffering it
     FRAME_BAD_SIZE
     FRAME_NOT_PERMITTED
 
@@ -73,7 +71,7 @@ cdef inline size_t frame_size(const uint8_t* p) noexcept nogil:
 
 
 cdef inline bint frame_is_known(uint8_t type) noexcept nogil:
-    # Whether PROTOCOL §2 has a name for the type, whoever may send it.
+    # True for every type named in PROTOCOL §2, whichever side may send it.
     return (FRAME_SERVER_KEY <= type <= FRAME_FORWARD_PACKET
             or FRAME_WATCH_CONNS <= type <= FRAME_RESTARTING)
 
@@ -88,18 +86,18 @@ cdef inline bint frame_is_packet(const uint8_t* frame) noexcept nogil:
 
 
 cdef inline size_t frame_data_offset(const uint8_t* frame) noexcept nogil:
-    # Of a packet: where its data begins.
+    # The frame must be a packet.
     return FORWARD_OVERHEAD if frame[0] == FRAME_FORWARD_PACKET else PACKET_OVERHEAD
 
 
 cdef inline bint frame_carries_disco(const uint8_t* frame, size_t size) noexcept nogil:
-    # Of a whole packet.
+    # The frame must be a whole packet.
     cdef size_t offset = frame_data_offset(frame)
     return offset <= size and frame_is_disco(frame + offset, size - offset)
 
 
 cdef inline size_t frame_data_size(const uint8_t* frame, size_t size) noexcept nogil:
-    # Of a whole packet. The old form of RecvPacket without a key (§6.6) is shorter than its offset
-    # may say.
+    # The frame must be a whole packet. RecvPacket without a key (§6.6) may be shorter than the
+    # offset.
     cdef size_t offset = frame_data_offset(frame)
     return size - offset if offset <= size else 0

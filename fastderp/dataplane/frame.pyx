@@ -1,17 +1,17 @@
-# The reception rules of PROTOCOL §5. A frame is judged by its header as soon as that is there, so a
-# wrong size closes the connection before its payload is read, and a frame to be discarded is never
-# kept.
+# The reception rules of PROTOCOL §5. They judge a frame as soon as its header has arrived, so a
+# wrong size closes the connection before the payload is read, and a frame to discard is never
+# buffered. Any thread may call them.
 
 from fastderp.dataplane.frame cimport *
 
 cdef enum:
-    REPORT_MIN = 32                # a key, or nonce and box
+    REPORT_MIN = 32              # bytes: a key, or nonce and box
     REPORT_MAX = 1024
-    LINK_FRAME_MAX = 1048576     # what a client accepts of a server
+    LINK_FRAME_MAX = 1048576     # bytes that a client accepts from a server
 
 
 cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noexcept nogil:
-    # PROTOCOL §5; READY means: of a good size, and this relay acts on it.
+    # PROTOCOL §5. READY means that the size is right and this relay acts on the frame.
     if type == FRAME_SEND_PACKET:
         return FRAME_READY if KEY_SIZE <= size <= KEY_SIZE + PACKET_MAX else FRAME_BAD_SIZE
     if type == FRAME_PING:
@@ -34,7 +34,7 @@ cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noex
 
 
 cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
-    # PROTOCOL §4: a short frame is skipped; what is no news for the mesh is, too.
+    # PROTOCOL §4: short frames and frames that say nothing about the mesh are skipped.
     if size > LINK_FRAME_MAX:
         return FRAME_BAD_SIZE
     if type == FRAME_RESTARTING and size == 8:
@@ -48,8 +48,9 @@ cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
 
 
 cdef FrameStatus frame_next(const uint8_t* p, size_t n, uint8_t role, size_t* total) noexcept nogil:
-    """Judge the frame that starts at p, of which n bytes are there; *total is its whole size (n >=
-    5).
+    """Judge the frame that starts at p, of which n bytes have arrived.
+
+    *total becomes the size of the whole frame, or of its header while n is less than that.
     """
     cdef uint32_t size
     cdef FrameStatus status

@@ -1,9 +1,10 @@
-# Included by routes.pyx: the sessions to tell when a key leaves the region (PROTOCOL §6.7).
+# Included by routes.pyx: the sessions that get a PeerGone when a key leaves the region (PROTOCOL
+# §6.7). The table's lock guards every set inside the table.
 
 # ---- sets of handles
 
 cdef void handle_set_free(RouteTable* t, HandleSet* s) noexcept nogil:
-    """Free a set; by anybody to whom it was left."""
+    """Free a set. The caller owns it or holds the table's lock."""
     atomic_sub_u64(&t.gone_watchers_bytes, s.capacity * sizeof(uint64_t))
     free(s.slots)
     memset(s, 0, sizeof(HandleSet))
@@ -35,8 +36,7 @@ cdef inline bint gone_watchers_have_room(const RouteTable* t, const HandleSet* s
 
 
 cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
-    # Receivers that have left are dropped here and need no room, so the set is bounded by those
-    # connected at once.
+    # Growing drops receivers that have left, so the number of connected sessions bounds the set.
     cdef HandleSet fresh
     cdef uint32_t n_living
     cdef uint32_t i
@@ -49,14 +49,14 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
     while fresh.capacity < 2 * (n_living + 1):
         fresh.capacity *= 2
     if not gone_watchers_have_room(t, s, fresh.capacity):
-        # to look through a large set for everybody that is turned away would be slow
+        # Scanning a large set for every rejected receiver would be slow.
         s.n_pause = s.capacity // 4
         return False
     fresh.slots = <uint64_t*>calloc(fresh.capacity, sizeof(uint64_t))
     if fresh.slots is NULL:
         return False
     for i in range(s.capacity):
-        # Some may have left since they were counted, but nobody comes back to life.
+        # Some may have left since they were counted; handles never become valid again.
         if s.slots[i] != 0 and t.alive(t.alive_context, s.slots[i]):
             handle_set_put(&fresh, s.slots[i])
     atomic_add_u64(&t.gone_watchers_bytes, fresh.capacity * sizeof(uint64_t))
@@ -66,16 +66,15 @@ cdef bint handle_set_grow(RouteTable* t, HandleSet* s) noexcept nogil:
 
 
 cdef void gone_watcher_add_locked(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
-    if 4 * (route.gone_watchers.n + 1) <= 3 * route.gone_watchers.capacity or handle_set_grow(t,
-            &route.gone_watchers):
+    if (4 * (route.gone_watchers.n + 1) <= 3 * route.gone_watchers.capacity
+            or handle_set_grow(t, &route.gone_watchers)):
         handle_set_put(&route.gone_watchers, receiver)
 
 
 cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from route's key. False when the key has left the region
-    meanwhile.
+    """Remember that receiver got data from route's key. False when the key has left the region.
 
-    Without memory, or above the cap of all that is remembered, it is not told later, nothing worse.
+    Without memory, or above gone_watchers_cap_bytes, the receiver gets no PeerGone later.
     """
     cdef bint is_here
     pthread_mutex_lock(&t.lock)
@@ -86,16 +85,17 @@ cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver
     return is_here
 
 
-# ---- keys that were heard of before they came (§6.7)
+# ---- keys that sent packets before they had a route (§6.7)
 
 cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
-    """Return what stands for a key without a route until the next key comes to the region."""
+    """Return a stamp for a key without a route, valid until the next key joins the region."""
     return routes_hash(t, key) + atomic_peek_u64(&t.next_stamp)
 
 
 cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from a key that had no route, for when it has one. Of many
-    the last count.
+    """Remember that receiver got data from a key without a route, in case the key gets one.
+
+    A bucket keeps its STRANGER_PLACES latest pairs.
     """
     cdef Route* route
     cdef StrangerBucket* bucket
@@ -119,7 +119,7 @@ cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t recei
 
 
 cdef void strangers_join(RouteTable* t, Route* route) noexcept nogil:
-    # The key of a new route is no stranger any more: its receivers are told when it leaves.
+    # The receivers of a key that now has a route become its gone watchers.
     cdef StrangerBucket* bucket
     cdef int i
     if t.strangers is NULL:

@@ -1,5 +1,5 @@
-# The output side of a session: who may write to it, and what happens when its socket is full.
-# Any thread writes, under the session's output lock. Nothing here blocks on a slow peer.
+# The output side of a session. Any thread writes, under the session's output lock; frames that the
+# socket does not take wait in the backlog. No function blocks on a slow peer.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -13,21 +13,20 @@ cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
 cdef void context_trim(ThreadContext* t) noexcept nogil
 cdef void context_free(ThreadContext* t) noexcept nogil
 
-# By any thread.
+# For any thread; these take the output lock.
 cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle, Batch* batch) noexcept nogil
 cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
                                size_t n) noexcept nogil
 cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
                        uint8_t detail) noexcept nogil
 cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
-                      const uint8_t* src,
-                      const uint8_t* dst) noexcept nogil
+                      const uint8_t* src, const uint8_t* dst) noexcept nogil
 cdef void queue_time_fold(ThreadContext* t) noexcept nogil
 
-# By the session's own worker.
+# For the session's own worker.
 cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil
 
-# Under the output lock, for session.pyx.
+# For session.pyx; the caller holds the output lock, except for backlog_gate.
 cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil
 cdef void fail_locked(ThreadContext* t, Session* s, CloseReason reason,
                       uint8_t detail) noexcept nogil

@@ -1,6 +1,6 @@
-# Writing to a session: straight to its socket, or behind what already waits. Everything marked
-# "locked" is called under the session's output lock, which is where frames from many senders'
-# threads meet.
+# Writes to a session: straight to its socket, or to the end of its backlog. Any thread calls this;
+# the caller of a function marked "locked" holds the session's output lock, under which frames from
+# many threads are serialized.
 
 from libc.math cimport pow
 from libc.stdlib cimport free, malloc
@@ -43,40 +43,34 @@ from fastderp.dataplane.timer_wheel cimport wheel_arm
 
 cdef enum:
     FLUSH_IOVS = 64              # frames of a backlog per write
-    ALERT_ROOM = 64              # an alert takes 24 bytes as a record
+    ALERT_ROOM = 64              # bytes; a sealed alert takes 24
     TLS_WARNING = 1
     TLS_FATAL = 2
     TLS_CLOSE_NOTIFY = 0
     NO_ALERT = 255
-    # writes that leave nothing over until a session counts as uncontended again
-    CONTENDED_FOR = 16
-    REPORTS_PER_SECOND = 16        # drops that each thread tells the control plane of
+    CONTENDED_FOR = 16           # complete writes until a session counts as uncontended again
+    REPORTS_PER_SECOND = 16      # drops that each thread reports to the control plane
 
 cdef uint64_t REPORT_WINDOW_NS = 1000000000
-cdef double QUEUE_TIME_KEPT = 0.9    # of the moving average, by each packet (§6.6)
+cdef double QUEUE_TIME_KEPT = 0.9    # the share of the moving average that a packet keeps (§6.6)
 
 
 # ---- the thread's own scratch
 
 cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
                        uint32_t n_keys) noexcept nogil:
-    """Prepare to act on sessions with up to n_keys expanded keys (a power of two). False without
-    memory.
-    """
+    """Prepare a context with up to n_keys expanded keys (a power of two). False without memory."""
     memset(t, 0, sizeof(ThreadContext))
     t.core = core
     t.counters = counters
-    # A chunk ends with the frame run that crosses SEAL_CHUNK, which is at most one receive buffer
-    # long.
+    # A chunk ends with the run that crosses SEAL_CHUNK; a run is less than RUN_MAX plus one frame.
     t.sealed_capacity = record_sealed_size(4 * SEAL_CHUNK)
     t.sealed = <uint8_t*>malloc(t.sealed_capacity)
     return keyring_init(&t.keyring, n_keys) and t.sealed is not NULL
 
 
 cdef void context_trim(ThreadContext* t) noexcept nogil:
-    """Forget the expanded keys and give back the scratch memory; both come again when they are
-    needed.
-    """
+    """Forget the expanded keys and release the scratch memory; both come back on demand."""
     keyring_clear(&t.keyring)
     pages_release(t.sealed, t.sealed_capacity)
 
@@ -92,7 +86,7 @@ include "accounting.pxi"
 # ---- locked
 
 cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil:
-    """Tell a TLS peer why this is the end. If its socket is full or broken it does without."""
+    """Send a TLS peer the alert for the close reason, unless its socket is full or broken."""
     cdef uint8_t wire[ALERT_ROOM]
     cdef uint8_t level = TLS_WARNING
     cdef uint8_t description = TLS_CLOSE_NOTIFY
@@ -111,21 +105,19 @@ cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil:
 
 cdef void fail_locked(ThreadContext* t, Session* s, CloseReason reason,
                       uint8_t detail) noexcept nogil:
-    # The worker that owns the session hears of it through its socket.
+    # The shutdown makes epoll report the session to its worker.
     if s.state == SESSION_OPEN:
         atomic_store_u8(&s.state, SESSION_CLOSING)
         s.close_reason = reason
         s.close_detail = detail
         if reason == CLOSE_SERVER or reason == CLOSE_CLOSE_PEER:
-            close_notify_locked(t, s)    # other reasons found here leave nothing that could be sent
+            close_notify_locked(t, s)    # after the other reasons found here no alert can be sent
         shutdown(s.fd, SHUT_RDWR)
 
 
 cdef void poll_set_locked(ThreadContext* t, Session* s, bint wants_out,
                           bint is_held) noexcept nogil:
-    """Have the worker told when the socket can be written, and not told when it can be read while
-    it is held back.
-    """
+    """Arm EPOLLOUT if wants_out, and EPOLLIN unless is_held."""
     cdef epoll_event event
     if s.wants_out == wants_out and s.is_held == is_held:
         return
@@ -143,14 +135,14 @@ cdef void deadline_restart_locked(ThreadContext* t, Session* s) noexcept nogil:
     if s.peer.role == ROLE_CLIENT:
         timeout_ns = atomic_peek_u64(&t.core.write_timeout_ns)
     if timeout_ns == 0:
-        s.write_deadline_ns = 0      # there may have been one, before the timeout was changed
+        s.write_deadline_ns = 0      # one may be left from before the timeout was changed
         return
     s.write_deadline_ns = t.now_ns + timeout_ns
     wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
 
 
 cdef ssize_t socket_write(ThreadContext* t, Session* s, iovec* iov, int n_iov) noexcept nogil:
-    # Bytes taken; 0 when the socket is full; -1 when it is broken.
+    # Returns the bytes taken, 0 when the socket is full, -1 when it is broken.
     cdef msghdr msg
     cdef ssize_t taken
     counter_add(&t.counters.writes, 1)
@@ -177,7 +169,7 @@ cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
 
 
 cdef Backlog* backlog_get(ThreadContext* t, Session* s) noexcept nogil:
-    # The session's backlog, made when there is none yet; NULL without memory.
+    # Returns the session's backlog, creating one on demand; NULL without memory.
     if s.backlog is NULL:
         s.backlog = s.spare if s.spare is not NULL else backlog_for(t.core, s.peer.role)
         s.spare = NULL
@@ -194,7 +186,7 @@ cdef void spare_free_locked(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef void backlog_discard_locked(ThreadContext* t, Session* s) noexcept nogil:
-    """Throw away what waits for a session that is gone (§6.5)."""
+    """Discard the backlog of a session that is gone (§6.5)."""
     cdef Dropper dropper
     dropper.context = t
     dropper.session = s
@@ -208,9 +200,9 @@ cdef void backlog_discard_locked(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef inline bint control_is_vital(const Session* s, const uint8_t* frame) noexcept nogil:
-    # A client can do without the news that a peer left, of which it is told once more when it asks
-    # for it, and without a sign of life while so much else waits for it. Mesh peers cannot, and
-    # nobody can do without anything else.
+    # A client can lose a PeerGone, which it gets again when it sends to that key, and a pong or
+    # keep-alive while many other frames wait for it. Mesh peers cannot lose any control frame, and
+    # clients cannot lose any other.
     return s.peer.role != ROLE_CLIENT or (
         frame[0] != FRAME_PEER_GONE and frame[0] != FRAME_PONG and frame[0] != FRAME_KEEP_ALIVE)
 
@@ -238,8 +230,8 @@ cdef void frame_queue(ThreadContext* t, Session* s, const uint8_t* frame, size_t
     elif frame[0] == FRAME_PONG and backlog.has_pong:
         counter_add(&t.counters.sent_pong, <uint64_t>-1)    # a flood of pings leaves one pong (§5)
         return
-    elif offset == 0 and not control_is_vital(s, frame) and backlog_over_cap(backlog,
-                                              &t.core.budget, <uint32_t>n):
+    elif (offset == 0 and not control_is_vital(s, frame)
+            and backlog_over_cap(backlog, &t.core.budget, <uint32_t>n)):
         control_lose(t, s, frame)
         return
     if backlog_push(backlog, &t.core.budget, lane, frame, <uint32_t>n, <uint32_t>offset, t.now_ns,
@@ -256,7 +248,7 @@ cdef void frame_queue(ThreadContext* t, Session* s, const uint8_t* frame, size_t
 
 
 cdef void frames_queue(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Queue what is left of a batch of which the socket took some bytes.
+    # Queues the rest of a batch of which the socket took `taken` bytes.
     cdef int i
     cdef uint8_t* p
     cdef uint8_t* end
@@ -282,7 +274,7 @@ cdef void frames_queue(ThreadContext* t, Session* s, Batch* batch, size_t taken)
 
 
 cdef void count_taken(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Count the packets that the socket took whole.
+    # Counts the packets that the socket took whole.
     cdef int i
     cdef uint8_t* p
     cdef uint8_t* end
@@ -328,9 +320,9 @@ cdef void output_plain(ThreadContext* t, Session* s, Batch* batch) noexcept nogi
 
 
 cdef void batch_finish(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Count what the socket took of a batch, and queue the rest unless the session broke.
+    # Counts what the socket took of a batch, and queues the rest unless the session broke.
     if taken:
-        count_flush(t, max(batch.n_packets, 1))    # frames of the relay itself mostly go alone
+        count_flush(t, max(batch.n_packets, 1))    # the relay's own frames mostly come one by one
         if s.spare is not NULL:
             flows_bypass(&s.spare.flows[LANE_DATA], taken)
     count_taken(t, s, batch, taken)
@@ -351,8 +343,8 @@ cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
 
 
 cdef bint sealed_write(ThreadContext* t, Session* s, size_t n) noexcept nogil:
-    # Write n bytes of t.sealed; what the socket leaves over must go next. True when nothing is left
-    # over; a session that broke over it is not open any more.
+    # Writes n bytes of t.sealed and queues the rest in front of everything else. True when nothing
+    # is left; on an error the session is not open any more.
     cdef iovec wire
     cdef ssize_t taken
     wire.iov_base = t.sealed
@@ -373,10 +365,9 @@ cdef bint sealed_write(ThreadContext* t, Session* s, size_t n) noexcept nogil:
 
 cdef void output_first_locked(ThreadContext* t, Session* s, const uint8_t* data,
                               size_t n) noexcept nogil:
-    """Write what comes before every frame to a session whose backlog was made by backlog_gate, and
-    open the gate.
+    """Write the first bytes of a session and open the gate that backlog_gate closed.
 
-    Not only frames: an answer to the upgrade may be in front of them. At most SEAL_CHUNK bytes.
+    data may begin with the answer to an upgrade before its frames; n is up to SEAL_CHUNK.
     """
     cdef ssize_t taken
     cdef size_t produced
@@ -401,16 +392,17 @@ cdef void output_first_locked(ThreadContext* t, Session* s, const uint8_t* data,
                 drop_displaced, NULL):
             fail_locked(t, s, CLOSE_NO_MEMORY, 0)
     if backlog_empty(s.backlog):
-        backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)    # empty: nothing is dropped
+        # The backlog is empty, so no drop is reported.
+        backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)
         s.backlog = NULL
     else:
         deadline_restart_locked(t, s)
 
 
 cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil:
-    """Have all output wait for output_first_locked. False without memory."""
+    """Make all output wait for output_first_locked. False without memory."""
     cdef bint made
-    # the session is new, but a reader of all sessions may be looking at it
+    # The session is new, but a thread that reads all sessions may read it.
     pthread_mutex_lock(&s.output_lock)
     s.backlog = backlog_for(core, s.peer.role)
     made = s.backlog is not NULL
@@ -419,7 +411,7 @@ cdef bint backlog_gate(const Core* core, Session* s) noexcept nogil:
 
 
 cdef void output_sealed(ThreadContext* t, Session* s, Batch* batch) noexcept nogil:
-    # Chunk by chunk, so that no more is sealed than the socket takes, give or take one chunk.
+    # Sealing chunk by chunk bounds what is sealed beyond the room in the socket to one chunk.
     cdef int first = 0
     cdef int n
     cdef size_t chunk_bytes
@@ -451,9 +443,8 @@ include "flush.pxi"
 
 
 cdef inline void contention_note(ThreadContext* t, Session* s) noexcept nogil:
-    # Several senders want more than the socket takes: their workers read them in small equal pieces
-    # from now on, so that none has the socket to itself whenever there is room, and TCP slows them
-    # all down alike.
+    # When several senders want more than the socket takes, their workers read them in small equal
+    # pieces from now on: no sender gets all the room, and TCP slows all of them alike.
     if s.backlog is not NULL:
         if s.backlog.flows[LANE_DATA].n_active > 1 and s.contended != CONTENDED_FOR:
             atomic_store_u8(&s.contended, CONTENDED_FOR)
@@ -467,16 +458,15 @@ cdef inline void contention_note(ThreadContext* t, Session* s) noexcept nogil:
 
 cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
                          Batch* batch) noexcept nogil:
-    """Send whole frames to a session: straight to its socket, or behind what already waits. Never
-    blocks.
+    """Send whole frames to a session: to its socket, or to the end of its backlog. Never block.
 
-    False when the session is gone, is being closed, or broke over them: then some or all of them
+    False when the session is gone, is closing, or broke during the write; then some or all frames
     are lost.
     """
     cdef bint is_open = False
     pthread_mutex_lock(&s.output_lock)
     if atomic_load_u64(&s.handle) != handle:
-        # The slot has another session, or none: beside the handle none of its fields may be read.
+        # The slot has another session or none: only its handle may be read.
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)
     elif s.state != SESSION_OPEN:
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, s.peer.key)
@@ -495,7 +485,7 @@ cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
 
 cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
                                size_t n) noexcept nogil:
-    """Send frames of the relay itself. False as session_output."""
+    """Send frames of the relay itself. False as in session_output."""
     cdef Session* s = session_at(t.core, handle)
     cdef Batch batch
     cdef iovec iov
@@ -524,7 +514,7 @@ cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReaso
 
 
 cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil:
-    """Write what waits, now that the socket has room."""
+    """Write the backlog, now that the socket has room."""
     pthread_mutex_lock(&s.output_lock)
     flush_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)

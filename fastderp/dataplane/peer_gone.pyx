@@ -1,3 +1,5 @@
+# The queue of PeerGone notices; see peer_gone.pxd for the threads and the lock.
+
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -8,23 +10,24 @@ from fastderp.dataplane.sys cimport (
 )
 
 
-cdef void peer_gone_init(PeerGoneQueue* d, int wake_fd) noexcept nogil:
-    """Prepare a zeroed line."""
-    pthread_mutex_init(&d.lock, NULL)
-    d.wake_fd = wake_fd
+cdef void peer_gone_init(PeerGoneQueue* q, int wake_fd) noexcept nogil:
+    """Prepare a zeroed queue."""
+    pthread_mutex_init(&q.lock, NULL)
+    q.wake_fd = wake_fd
 
 
-cdef void peer_gone_destroy(PeerGoneQueue* d, RouteTable* routes) noexcept nogil:
-    """Free the queue and what waits in it."""
-    while d.first is not NULL:
-        peer_gone_pop(d, routes)
-    pthread_mutex_destroy(&d.lock)
+cdef void peer_gone_destroy(PeerGoneQueue* q, RouteTable* routes) noexcept nogil:
+    """Free the queue and every notice in it."""
+    while q.first is not NULL:
+        peer_gone_pop(q, routes)
+    pthread_mutex_destroy(&q.lock)
 
 
-cdef void peer_gone_add(PeerGoneQueue* d, RouteTable* routes, const uint8_t* key,
+cdef void peer_gone_add(PeerGoneQueue* q, RouteTable* routes, const uint8_t* key,
                         HandleSet* watchers) noexcept nogil:
-    """Have the worker tell of a departure; the set is the line's from here on. Without memory
-    nobody is told.
+    """Have the worker send PeerGone for the key to every watcher; take the set over.
+
+    Without memory the notices are lost.
     """
     cdef PeerGone* gone = <PeerGone*>malloc(sizeof(PeerGone)) if watchers.n else NULL
     if gone is NULL:
@@ -34,35 +37,35 @@ cdef void peer_gone_add(PeerGoneQueue* d, RouteTable* routes, const uint8_t* key
     memcpy(gone.key, key, sizeof(gone.key))
     gone.watchers = watchers[0]
     gone.n_seen = 0
-    pthread_mutex_lock(&d.lock)
-    if d.last is not NULL:
-        d.last.next = gone
+    pthread_mutex_lock(&q.lock)
+    if q.last is not NULL:
+        q.last.next = gone
     else:
-        atomic_store_ptr(<void**>&d.first, gone)
-    d.last = gone
-    pthread_mutex_unlock(&d.lock)
+        atomic_store_ptr(<void**>&q.first, gone)
+    q.last = gone
+    pthread_mutex_unlock(&q.lock)
 
 
-cdef void peer_gone_hand_over(PeerGoneQueue* d, RouteTable* routes, const uint8_t* key,
+cdef void peer_gone_hand_over(PeerGoneQueue* q, RouteTable* routes, const uint8_t* key,
                               HandleSet* watchers) noexcept nogil:
-    """peer_gone_add by another thread than the worker, which may be asleep."""
-    peer_gone_add(d, routes, key, watchers)
-    eventfd_wake(d.wake_fd)
+    """Do peer_gone_add in another thread than the worker, and wake the worker."""
+    peer_gone_add(q, routes, key, watchers)
+    eventfd_wake(q.wake_fd)
 
 
-cdef PeerGone* peer_gone_first(PeerGoneQueue* d) noexcept nogil:
-    """Return the departure to tell of next, or NULL."""
-    return <PeerGone*>atomic_load_ptr(<void**>&d.first)
+cdef PeerGone* peer_gone_first(PeerGoneQueue* q) noexcept nogil:
+    """Return the next notice to send, or NULL."""
+    return <PeerGone*>atomic_load_ptr(<void**>&q.first)
 
 
-cdef void peer_gone_pop(PeerGoneQueue* d, RouteTable* routes) noexcept nogil:
-    """Free the first of a line that is not empty."""
+cdef void peer_gone_pop(PeerGoneQueue* q, RouteTable* routes) noexcept nogil:
+    """Free the first notice of a queue that is not empty."""
     cdef PeerGone* gone
-    pthread_mutex_lock(&d.lock)
-    gone = d.first
-    atomic_store_ptr(<void**>&d.first, gone.next)
+    pthread_mutex_lock(&q.lock)
+    gone = q.first
+    atomic_store_ptr(<void**>&q.first, gone.next)
     if gone.next is NULL:
-        d.last = NULL
-    pthread_mutex_unlock(&d.lock)
+        q.last = NULL
+    pthread_mutex_unlock(&q.lock)
     handle_set_free(routes, &gone.watchers)
     free(gone)

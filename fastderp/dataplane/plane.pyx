@@ -1,6 +1,6 @@
-# The data plane as Python sees it: start the workers, hand connections over, hear what became of
-# them. Called by the control plane; one lock makes its own acts on sessions one at a time. Never on
-# the packet path.
+# The data plane's Python interface: starts the workers, takes connections over, returns events and
+# counters. The control plane calls it; control_lock serializes its own writes to sessions. No
+# packet passes through here.
 
 import os
 from collections import Counter
@@ -43,25 +43,34 @@ from fastderp.dataplane.worker cimport (
     UNREAD_MAX, Worker, worker_free, worker_init, worker_trim, worker_start, worker_stop,
 )
 
-# Part of this module's interface.
-from fastderp.dataplane.reports import (
-    CLOSE_REASONS, DROP_REASONS, FLUSH_BOUNDS,
-    PACKET_KINDS, ClosedEvent, DropEvent, FrameEvent, SessionInfo, TcpInfo, Totals,
-)
+from fastderp.dataplane import reports
 from fastderp.errors import EX_OSERR, DerpError
+
+# Re-exported: callers of Plane need these and import them from here.
+CLOSE_REASONS = reports.CLOSE_REASONS
+DROP_REASONS = reports.DROP_REASONS
+FLUSH_BOUNDS = reports.FLUSH_BOUNDS
+PACKET_KINDS = reports.PACKET_KINDS
+ClosedEvent = reports.ClosedEvent
+DropEvent = reports.DropEvent
+FrameEvent = reports.FrameEvent
+SessionInfo = reports.SessionInfo
+TcpInfo = reports.TcpInfo
+Totals = reports.Totals
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
 # Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP
-# inside has retransmitted by then (RFC 6298 starts with 1 s) and a call has gone on. derper's 32
-# packets have no age, but a backlog counted in bytes holds more of them.
+# inside has retransmitted by then (RFC 6298 starts with 1 s) and a call has moved on. derper's
+# queue of 32 packets needs no age limit; a backlog counted in bytes holds more packets.
 DEFAULT_BACKLOG_AGE_S = 1.0
-MAX_UNREAD_BYTES = UNREAD_MAX    # what promote() takes along of bytes read behind the login
+MAX_UNREAD_BYTES = UNREAD_MAX    # the limit of promote() for bytes read behind the login
 
 include "plane_checks.pxi"
+include "plane_surveys.pxi"
 
 
 class PlaneError(DerpError):
-    """The data plane could not do what was asked: no memory, no descriptors, or closed."""
+    """The data plane is out of memory or descriptors, or closed."""
 
     exit_code = EX_OSERR
 
@@ -69,52 +78,51 @@ class PlaneError(DerpError):
 cdef class Plane:
     """Relay frames between logged-in connections, in worker threads that never need the GIL.
 
-    workers: number of threads; 0 means one per core this process may run on.
+    workers: number of threads; 0 means one per core that this process may use.
     write_timeout_s: seconds without progress after which a peer that does not read is closed
         (PROTOCOL §6.6); 0 means never.
     mesh_write_timeout_s: the same for mesh peers and links to other relays.
-    home_settled_s: seconds after its login from which on a client that changes its home is counted
-        as moving (§6.6).
-    keep_alive_s: seconds between two keep-alive frames to one client, to which up to a twelfth is
-        added.
-    disable_fighters: send nothing to sessions that fight over a key, instead of to the last one
-        that spoke (§6.3).
-    backlog_cap_bytes: what all backlogs together may hold, give or take the rest of a frame and 4
-        KiB of packets of each kind per session, which are granted to everybody. From half of it on
-        256 KiB are the most for a kind.
-    gone_watchers_cap_bytes: what may be remembered of who got packets from whom; above that some
-        receivers are not told when a sender leaves (§6.7).
+    home_settled_s: seconds after the login from which on a change of a client's home counts as a
+        move (§6.6).
+    keep_alive_s: seconds between two keep-alive frames to one client; the plane adds up to a
+        twelfth.
+    disable_fighters: send nothing to sessions that fight over a key, instead of sending to the
+        session that spoke last (§6.3).
+    backlog_cap_bytes: limit for all backlogs together. Each session may exceed it by the rest of a
+        frame and 4 KiB of packets of each kind. When half of it is used, each kind of packets in a
+        backlog is limited to 256 KiB.
+    gone_watchers_cap_bytes: limit for the memory of which session got packets from which key; above
+        it some receivers get no PeerGone when a sender leaves (§6.7).
     backlog_age_s: seconds after which a packet that still waits for its receiver's socket is
         dropped; 0 means never.
-    queue_packets: how many packets of each kind, disco and other, wait for a client that does not
-        read; 0 for as many as fit into 256 KiB and at least 32. Then they wait without an age.
-        Other relays are not meant.
+    queue_packets: number of packets of each kind, disco and other, that wait for a client that does
+        not read, without an age limit; 0 means as many as fit into 256 KiB, and at least 32.
+        Backlogs of other relays ignore it.
     sender_cardinality: estimate how many distinct peers have sent to each session
         (SessionInfo.senders, §22).
-    watch_drops: keys; a DropEvent tells of packets for them that are dropped, of a flood only the
-        beginning.
+    watch_drops: keys; a DropEvent reports each dropped packet for them, up to 16 per thread and
+        second.
 
-    Raises PlaneError when memory or descriptors are out.
+    Raises PlaneError when memory or descriptors are out, ValueError for arguments out of range.
     """
 
     cdef Core core
     cdef Worker** workers
-    cdef ThreadContext control            # guarded by control_lock, as control_counters
-    cdef Counters control_counters
+    cdef ThreadContext control            # guarded by control_lock
+    cdef Counters control_counters        # written under control_lock, read by any thread
     cdef pthread_mutex_t control_lock
     cdef int n_running
-    cdef int next_worker
-    cdef int next_notifier         # the worker that tells of the next departure
+    cdef int next_worker           # guarded by control_lock
+    cdef int next_notifier         # the worker that sends the next PeerGone
     cdef bint closed
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
-                  double mesh_write_timeout_s=30.0,
-                  double home_settled_s=5.0, double keep_alive_s=60.0, bint disable_fighters=False,
+                  double mesh_write_timeout_s=30.0, double home_settled_s=5.0,
+                  double keep_alive_s=60.0, bint disable_fighters=False,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
                   uint64_t gone_watchers_cap_bytes=GONE_WATCHERS_CAP_BYTES,
                   double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0,
-                  watch_drops=(),
-                  bint sender_cardinality=False):
+                  watch_drops=(), bint sender_cardinality=False):
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
@@ -124,9 +132,9 @@ cdef class Plane:
                               ("home_settled_s", home_settled_s),
                               ("backlog_age_s", backlog_age_s)):
             if not seconds >= 0:
-                raise ValueError(f"{name} must not be negative, and is {seconds}")
+                raise ValueError(f"{name} must not be negative, but is {seconds}")
         if keep_alive_s <= 0:
-            raise ValueError(f"keep_alive_s must be positive, and is {keep_alive_s}")
+            raise ValueError(f"keep_alive_s must be positive, but is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
         arena_init(&self.core.keys, sizeof(Records))
         pthread_mutex_init(&self.core.sessions_lock, NULL)
@@ -156,13 +164,13 @@ cdef class Plane:
                     &self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
-            raise PlaneError("no descriptor left for the event queue")
+            raise PlaneError("no file descriptor left for the event queue")
         for i in range(n):
             self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
             if self.workers[i] is NULL:
                 raise MemoryError
             if not worker_init(self.workers[i], &self.core, i):
-                raise PlaneError("no memory or descriptors left for the worker threads")
+                raise PlaneError("no memory or file descriptors left for the worker threads")
 
     def __dealloc__(self):
         cdef int i
@@ -190,7 +198,7 @@ cdef class Plane:
         free(self.core.epolls)
 
     cdef watch_drops(self, keys):
-        # Before the threads start: they read it without a lock.
+        # Called before the threads start: they read the keys without a lock.
         cdef bytes joined = b"".join(keys)
         for key in keys:
             check_key(key)
@@ -201,18 +209,19 @@ cdef class Plane:
         self.core.n_watched = len(keys)
 
     def start(self):
-        """Start the worker threads. Raises PlaneError when the system refuses one, or the plane is
-        closed.
+        """Start the worker threads.
+
+        Raises PlaneError when the system refuses a thread or the plane is closed.
         """
         if self.closed:
             raise PlaneError("the data plane is closed")
         while self.n_running < self.core.n_workers:
             if not worker_start(self.workers[self.n_running]):
-                raise PlaneError(f"could not start worker thread {self.n_running}")
+                raise PlaneError(f"the system refuses to start worker thread {self.n_running}")
             self.n_running += 1
 
     def close(self):
-        """End the workers, then every session. Their events can still be read."""
+        """End the workers, then every session. events() still returns the sessions' ends."""
         cdef uint32_t slot
         cdef Session* s
         if self.closed:
@@ -230,7 +239,7 @@ cdef class Plane:
                 session_end(&self.control, s)
 
     def fileno(self):
-        """Return a descriptor that is readable while events() has something to say."""
+        """Return a descriptor that is readable while events() has events to return."""
         return self.core.events.fd
 
     @property
@@ -240,49 +249,45 @@ cdef class Plane:
 
     @property
     def write_timeout_s(self):
-        """Seconds without progress after which a client that does not read is closed; 0 means
-        never.
+        """Seconds without progress after which a client that does not read is closed; 0 = never.
 
-        May be set at any time, for writes from then on: a client that is stuck already has the time
-        it was given. Raises ValueError when it is set to less than 0.
+        It may be set at any time and applies to later writes: a client that is stuck already keeps
+        its deadline. Setting it below 0 raises ValueError.
         """
         return atomic_peek_u64(&self.core.write_timeout_ns) / 1e9
 
     @write_timeout_s.setter
     def write_timeout_s(self, double seconds):
         if not seconds >= 0:
-            raise ValueError(f"write_timeout_s must not be negative, and is {seconds}")
+            raise ValueError(f"write_timeout_s must not be negative, but is {seconds}")
         atomic_store_u64(&self.core.write_timeout_ns, <uint64_t>(seconds * 1e9 + 0.5))
 
     # ---- sessions
 
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"",
-                bytes opened=b"",
-                RecordLayer records=None, bint mesh=False, bint link=False, bint prober=False,
-                bint not_ideal=False, bytes addr=bytes(16), int port=0,
+                bytes opened=b"", RecordLayer records=None, bint mesh=False, bint link=False,
+                bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0,
                 bytes app_name=b"", bint own_rtt=False, bint behind_proxy=False):
         """Take a logged-in connection over and return its handle.
 
-        fd: a connected stream socket; the plane's from now on, also after an error.
+        fd: a connected stream socket; the plane owns it from now on, also after an error.
         key: the peer's public key, 32 bytes.
-        first: what is written before anything else, plaintext; ServerInfo.
-        unread: bytes the peer sent behind its login; ciphertext when records is given. At most
+        first: plaintext to write before anything else (ServerInfo), up to 65,536 bytes.
+        unread: bytes that followed the login; ciphertext when records is given. With opened, up to
             MAX_UNREAD_BYTES.
-        opened: plain bytes that records have already opened behind the login; they come before
-            unread.
-        records: the connection's TLS 1.3 keys, moved out of the object.
-        mesh: the client showed the mesh key.
-        link: this relay dialled the connection, to the relay with this key; packets are forwarded
-            there for the keys that add_forwarder names.
-        addr, port: the peer's address as PeerPresent carries it: IPv6 or IPv4-in-IPv6, 16 bytes.
-        app_name: name of the client's program, at most 32 bytes, for SessionInfo and ClosedEvent
+        opened: plaintext that records has opened behind the login; it precedes unread.
+        records: the connection's TLS 1.3 keys, which move out of the object.
+        mesh: the client has the mesh key.
+        link: this relay dialed the connection, to the relay with this key; the plane forwards
+            packets there for the keys of add_forwarder.
+        addr, port: the peer's address as in PeerPresent: IPv6 or IPv4-in-IPv6, 16 bytes.
+        app_name: the name of the client's program, up to 32 bytes, for SessionInfo and ClosedEvent
             (§22).
-        behind_proxy: keep-alives come in five sixths of the period: proxies close what is silent
-            for 60 s.
-        own_rtt: the caller looks at the session's round-trip time itself; round_trips leaves it
-            out.
+        own_rtt: the caller measures the session's round-trip time; round_trips omits the session.
+        behind_proxy: send keep-alives after five sixths of the period, because proxies close
+            connections that are silent for 60 s.
 
-        Raises PlaneError when memory is out or the plane is closed, ValueError for values of the
+        Raises PlaneError when memory is out or the plane is closed, ValueError for values of a
         wrong size.
         """
         cdef Records keys
@@ -295,7 +300,7 @@ cdef class Plane:
                     or len(unread) + len(opened) > UNREAD_MAX or not 0 <= port <= 65535
                     or len(app_name) > APP_NAME_MAX):
                 raise ValueError(
-                    "promote: key, addr, first, unread, port or app_name of a wrong size")
+                    "promote: key, addr, first, unread, port or app_name has a wrong size")
             os.set_blocking(fd, False)
             socket_tune(fd)
             if self.closed:
@@ -312,8 +317,7 @@ cdef class Plane:
             self.control.now_ns = clock_ns()
             s = session_open(
                 &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name),
-                own_rtt, behind_proxy,
-                &keys if records is not None else NULL,
+                own_rtt, behind_proxy, &keys if records is not None else NULL,
             )
             if s is not NULL:
                 handle = s.handle
@@ -339,10 +343,10 @@ cdef class Plane:
         return worker
 
     def send(self, uint64_t handle, bytes frames not None):
-        """Send whole frames of the relay itself, any number.
+        """Send any number of whole frames of the relay itself.
 
-        Returns False when the session is gone, is being closed, or broke over them: some or all
-        frames are lost then. Raises ValueError when the last frame is not whole.
+        Returns False when the session is gone, is closing, or broke during the write; then some or
+        all frames are lost. Raises ValueError when the last frame is not whole.
         """
         cdef const uint8_t* p = frames
         cdef size_t left = len(frames)
@@ -361,12 +365,13 @@ cdef class Plane:
         return sent
 
     def close_session(self, uint64_t handle):
-        """Have a session closed; its ClosedEvent follows. False when it is gone already."""
+        """Close a session; its ClosedEvent follows. Return False when it is gone already."""
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
 
     def close_key(self, bytes key not None):
-        """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer). Return how many
-        there were.
+        """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer).
+
+        Returns the number of sessions.
         """
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
@@ -393,7 +398,7 @@ cdef class Plane:
         return bool(self.handles(key))
 
     cdef bint is_known(self, uint64_t handle):
-        # Whether the handle names a slot that ever was; session_at relies on it.
+        # True when the handle names a slot that was ever in use; session_at relies on it.
         return 0 < handle and <uint32_t>handle < sessions_touched(&self.core)
 
     cdef bint fail(self, uint64_t handle, CloseReason reason):
@@ -404,11 +409,10 @@ cdef class Plane:
         return failed
 
     def add_forwarder(self, bytes key not None, uint64_t link):
-        """Forward packets for a key that is not local over the link with this handle (PROTOCOL
-        §7.5).
+        """Forward packets for a key that is not local over a mesh link (PROTOCOL §7.5).
 
-        The oldest link that announced the key is the one used. Raises PlaneError when memory is
-        out, ValueError for a handle that never was.
+        The plane uses the oldest link that announced the key. Raises PlaneError when memory is out,
+        ValueError for a handle that never existed.
         """
         check_key(key)
         if not self.is_known(link):
@@ -417,23 +421,23 @@ cdef class Plane:
             raise PlaneError("no memory left for another key")
 
     def remove_forwarder(self, bytes key not None, uint64_t link):
-        """Forget that the link reaches the key; receivers of its packets learn soon if that was the
-        last way to it.
+        """Stop forwarding packets for a key over the link.
+
+        When that was the key's last link, receivers of its packets get a PeerGone (PROTOCOL §6.7).
         """
         cdef HandleSet watchers
         check_key(key)
         if routes_remove_forwarder(&self.core.routes, key, link, &watchers):
-            # A worker does it, which does not need the GIL. The threads take turns: many keys may
-            # go with one link.
+            # A worker sends the notices without the GIL. Each key goes to the next worker, because
+            # many keys may leave with one link.
             peer_gone_hand_over(&self.core.peer_gone[self.next_notifier], &self.core.routes, key,
                                 &watchers)
             self.next_notifier = (self.next_notifier + 1) % self.core.n_workers
 
     def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
-        """Limit what each client may send, by reading it more slowly (PROTOCOL §6.8). 0 means no
-        limit.
+        """Limit the rate of each client by reading it more slowly (PROTOCOL §6.8); 0 = no limit.
 
-        Takes effect at once for everybody, each with a full bucket of burst_bytes (raised to
+        The limit applies at once to every client, each with a full bucket of burst_bytes (raised to
         65568). Mesh peers are exempt.
         """
         cdef uint32_t slot
@@ -454,10 +458,9 @@ cdef class Plane:
             pthread_mutex_unlock(&s.output_lock)
 
     def trim(self):
-        """Have every thread give back its scratch memory and forget the keys it holds expanded,
-        soon.
+        """Have every thread release its scratch memory and expanded keys soon.
 
-        At no time does that hurt: what is still needed costs microseconds to have again.
+        It may be called at any time: what is still needed comes back in microseconds.
         """
         cdef int i
         pthread_mutex_lock(&self.control_lock)
@@ -467,34 +470,34 @@ cdef class Plane:
             worker_trim(self.workers[i])
 
     def trim_memory(self):
-        """Give the heap memory that is not used any more back to the system."""
+        """Return unused heap memory to the system."""
         with nogil:
             heap_trim()
 
-    # ---- news and numbers
+    # ---- events and reports
 
     def events(self, uint32_t n_most=0):
-        """Return what happened since the last call, oldest first: FrameEvent, ClosedEvent and
-        DropEvent objects.
+        """Return the events since the previous call, oldest first.
 
-        n_most: how many events to take, 0 for all; fileno() stays readable while there are more.
+        They are FrameEvent, ClosedEvent and DropEvent objects.
+        n_most: number of events to take, 0 = all; fileno() stays readable while events are left.
         """
         cdef Event* event = events_take(&self.core.events, n_most)
         cdef Event* following
-        news = []
+        taken = []
         while event is not NULL:
             following = event.next
-            news.append(event_object(event))
+            taken.append(event_object(event))
             free(event)
             event = following
-        return news
+        return taken
 
     def sessions(self):
         """Return a SessionInfo for every connected session."""
         cdef uint32_t slot
         infos = [
-            session_info(<Session*>arena_at(&self.core.sessions,
-                         slot)) for slot in range(sessions_touched(&self.core))
+            session_info(<Session*>arena_at(&self.core.sessions, slot))
+            for slot in range(sessions_touched(&self.core))
         ]
         return [info for info in infos if info is not None]
 
@@ -502,81 +505,31 @@ cdef class Plane:
         """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
         cdef uint32_t slot
         infos = [
-            tcp_info(<Session*>arena_at(&self.core.sessions,
-                     slot)) for slot in range(sessions_touched(&self.core))
+            tcp_info(<Session*>arena_at(&self.core.sessions, slot))
+            for slot in range(sessions_touched(&self.core))
         ]
         return [info for info in infos if info is not None]
 
     def round_trips(self, bounds_us not None):
         """Count the sessions by the kernel's smoothed round-trip time.
 
-        bounds_us: ascending upper bounds in microseconds, at most 16. Returns the counts, one more
-            than there are bounds; how many sessions without such a time there are that no earlier
-            call counted, because they are not over TCP; and how many because the kernel would not
-            tell.
+        bounds_us: up to 16 ascending upper bounds in microseconds.
+
+        Returns the counts, one more than bounds; the number of sessions without TCP and the number
+        for which the kernel gave no time, both without the sessions that a previous call counted.
+        Raises ValueError for more than 16 bounds.
         """
-        cdef unsigned int bounds[16]
-        cdef uint64_t counts[17]
-        cdef uint64_t n_not_tcp = 0
-        cdef uint64_t n_failed = 0
-        cdef tcp_counts info
-        cdef SessionSnapshot seen
-        cdef uint32_t slot
-        cdef int n_bounds = len(bounds_us)
-        cdef int i
-        cdef Session* s
-        if n_bounds > 16:
-            raise ValueError(f"at most 16 bounds, not {n_bounds}")
-        for i in range(n_bounds):
-            bounds[i] = bounds_us[i]
-        memset(counts, 0, sizeof(counts))
-        with nogil:
-            for slot in range(sessions_touched(&self.core)):
-                s = <Session*>arena_at(&self.core.sessions, slot)
-                if not session_snapshot(s, &seen, &info):
-                    continue
-                if seen.has_tcp:
-                    i = 0
-                    while i < n_bounds and info.rtt_us > bounds[i]:
-                        i += 1
-                    counts[i] += 1
-                elif session_excuse(s, seen.handle):
-                    n_not_tcp += not seen.is_tcp
-                    n_failed += seen.is_tcp
-        return [counts[i] for i in range(n_bounds + 1)], n_not_tcp, n_failed
+        return round_trips_count(&self.core, bounds_us)
 
     def unique_senders(self):
-        """Return for each receiving session's handle how many keys now in the region have sent it
-        packets.
+        """Return, by the handle of each receiving session, how many keys in the region sent to it.
         """
-        cdef RouteTable* routes = &self.core.routes
-        cdef uint32_t first = 0
-        cdef uint32_t index
-        cdef uint32_t i
-        cdef Route* route
-        senders = Counter()
-        while first < routes.routes.n_touched:
-            # A piece at a time: logins wait for this lock.
-            receivers = []
-            pthread_mutex_lock(&routes.lock)
-            try:
-                for index in range(first, min(first + 256, routes.routes.n_touched)):
-                    route = <Route*>arena_at(&routes.routes, index)
-                    if route.members.n or route.forwarders.n:
-                        receivers += [
-                            route.gone_watchers.slots[i]
-                            for i in range(route.gone_watchers.capacity)
-                            if route.gone_watchers.slots[i]
-                        ]
-            finally:
-                pthread_mutex_unlock(&routes.lock)
-            senders.update(receivers)
-            first += 256
-        return dict(senders)
+        return unique_senders_count(&self.core.routes)
 
     def n_moved(self):
-        """Return a number that grows with every login, end of a session, read and write; the
-        keep-alives' too.
+        """Return a number that grows with every login, end of a session, read and write.
+
+        Keep-alive frames count as writes.
         """
         cdef uint64_t n = counters_moved(&self.control_counters)
         cdef int i
@@ -585,12 +538,11 @@ cdef class Plane:
         return n
 
     def counters(self):
-        """Return all counters, summed over the threads, by the names of PROTOCOL §14 without
-        `derp_`.
+        """Return the counters, summed over the threads, by PROTOCOL §14 names without `derp_`.
 
         `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts
-        by (reason, kind); `buffered_write_frames` is how many writes had how many frames, by the
-        bounds of FLUSH_BOUNDS, and all frames.
+        by (reason, kind); `buffered_write_frames` is the numbers of writes by their number of
+        frames, in the buckets of FLUSH_BOUNDS, and the number of all frames.
         """
         cdef Counters total
         cdef RouteTable* routes = &self.core.routes

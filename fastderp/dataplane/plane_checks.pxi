@@ -1,23 +1,24 @@
-# Included by plane.pyx: checks of what Python hands over, and the options of a promoted socket.
+# Included by plane.pyx: checks of arguments from Python, and the options of a promoted socket. The
+# control plane runs them.
 
 cdef int check_key(bytes key) except -1:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
     return 0
 
-# Unsent bytes the kernel may hold for one peer: more would only be stale packets.
+# Unsent bytes that the kernel may hold for one peer; more would only be stale packets.
 cdef int NOTSENT_LOWAT = 131072
-# Unread bytes the kernel may hold of a peer that is near: left to itself it lets megabytes pile up
-# when the relay is overloaded, all of them late. A peer this near fills a gigabit with less; one
-# further away needs what it gets.
+# Unread bytes that the kernel may hold of a near peer. Its own limit lets megabytes of late packets
+# pile up in an overloaded relay. A peer this near fills a gigabit link with less; a distant one
+# needs the kernel's limit.
 cdef int NEAR_RECEIVE_BYTES = 212992
 cdef unsigned int NEAR_RTT_US = 2000
-# Expanded at once by the control thread, which seldom writes to the same session twice.
+# Expanded keys of the control thread, which seldom writes to the same session twice.
 cdef unsigned int CONTROL_KEYS = 16
 
 
 cdef size_t frames_piece(const uint8_t* frames, size_t n) noexcept:
-    # Of n bytes of whole frames, how many to hand to a session at once.
+    # Returns how many of n bytes of whole frames to send to a session at once.
     cdef size_t piece = 0
     while piece < n and piece < SEAL_CHUNK:
         piece += frame_size(frames + piece)
@@ -36,12 +37,12 @@ cdef bint frames_are_whole(const uint8_t* frames, size_t n) noexcept:
 
 
 cdef void socket_tune(int fd) noexcept:
-    # Fails harmlessly on a socketpair.
+    # On a socketpair the options fail, which does no harm.
     cdef tcp_counts info
     cdef unsigned int n = sizeof(info)
     cdef int one = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
-    if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info,
-                  &n) == 0 and n == sizeof(info) and info.rtt_us <= NEAR_RTT_US:
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info)
+            and info.rtt_us <= NEAR_RTT_US):
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &NEAR_RECEIVE_BYTES, sizeof(NEAR_RECEIVE_BYTES))

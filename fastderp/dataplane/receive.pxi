@@ -1,9 +1,10 @@
-# Included by worker.pyx: from a session's socket to the whole frames that relay.pxi walks.
+# Included by worker.pyx: from a session's socket to the whole frames that relay.pxi walks. Only the
+# worker's thread runs this.
 
 # ---- reading
 
 cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) noexcept nogil:
-    # The session ends with this turn; a reason given earlier, by whoever failed it, stays.
+    # The session ends with this turn; a reason set earlier by session_fail stays.
     if s.is_ending:
         return
     if w.n_ending == MAX_ENDING:
@@ -28,7 +29,7 @@ cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
 
 
 cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
-    # Bytes read; 0 when there are none now or ever again (then the session is ending).
+    # Returns the bytes read, or 0 when none are there or the stream has ended (s.is_ending).
     cdef size_t most = read_limit(w, s)
     cdef ssize_t got = recv(s.fd, into, most, MSG_DONTWAIT)
     s.is_drained = got < <ssize_t>most and not s.has_hung_up
@@ -47,8 +48,8 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
 
 
 cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
-    # One read of ciphertext, unless whole records are left of the last one, and the complete
-    # records of it opened behind each other, as many as one turn allows.
+    # Reads once, unless whole records of the previous read are left, and opens up to READ_RECORDS
+    # complete records one behind another.
     cdef size_t n = s.record.n
     cdef size_t n_left = READ_RECORDS
     cdef size_t consumed = 0
@@ -71,9 +72,7 @@ cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
 
 
 cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
-    """Relay what is complete of one session's bytes: those it left in its stash and, if `more`,
-    those of one read.
-    """
+    """Relay the complete frames of a session's stash and, if `more`, of one read."""
     cdef uint8_t* start
     cdef size_t n = s.frame.n
     cdef size_t walked
@@ -97,9 +96,8 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
 
 
 cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
-    # What came behind the login may be in the stashes without another byte to be read. It comes
-    # before what the socket has: should that be the end already, a turn might not do for what was
-    # said before.
+    # Bytes from behind the login may wait in the stashes, with nothing left in the socket. They are
+    # relayed first: if the socket has the end of the stream already, this turn might not relay all.
     s.is_fresh = False
     s.is_drained = False
     s.has_records = s.record.n != 0
@@ -109,7 +107,7 @@ cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
 # ---- receive rate limit (§6.8)
 
 cdef void limit_refresh(Worker* w) noexcept nogil:
-    # The worker's own copy of the limit, looked at once per turn.
+    # Once per turn: a changed limit is copied for the worker.
     cdef Core* core = w.context.core
     if atomic_load_u64(&core.limit_version) == w.limit_version:
         return
@@ -124,9 +122,7 @@ cdef inline bint rate_applies(const Worker* w, const Session* s) noexcept nogil:
 
 
 cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
-    """Charge a frame by its header. False when the session must wait; then it is held back until it
-    may go on.
-    """
+    """Charge a frame by its header. False when the session is now held back for its rate."""
     cdef Bucket* b = &s.bucket
     cdef double cost = <double>min(n_payload, <size_t>(KEY_SIZE + PACKET_MAX))
     if b.version != w.limit_version:
@@ -145,7 +141,7 @@ cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
     poll_set_locked(&w.context, s, s.wants_out, True)
     pthread_mutex_unlock(&s.output_lock)
     if atomic_load_u64(&w.context.core.limit_version) != w.limit_version:
-        # a new limit; who set it may have missed this session
+        # set_rate_limit may have missed this session when it woke those that were held back.
         s.resume_ns = w.context.now_ns + RECHECK_NS
     wheel_arm(&w.context.core.wheels[w.index], &s.timer, s.resume_ns)
     return False

@@ -1,9 +1,10 @@
-# Included by worker.pyx: what each frame of a session asks for, and where its packets go.
+# Included by worker.pyx: the action for each frame of a session, and the destination of its
+# packets. Only the worker's thread runs this.
 
 # ---- walking frames
 
 cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcept nogil:
-    """Act on every complete frame of start[:n]; return how many bytes are dealt with."""
+    """Act on every complete frame of start[:n]; return the number of bytes consumed."""
     cdef uint8_t* p = start
     cdef uint8_t* end = start + n
     cdef size_t total = 0
@@ -41,7 +42,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             counter_add(&w.counters.unknown_frames, not frame_is_known(p[0]))
             s.skip_bytes = total
         else:
-            # counted before its size is judged (§5)
+            # A ping counts before its size is judged (§5).
             counter_add(&w.counters.got_ping, p[0] == FRAME_PING)
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED,
                        p[0])
@@ -63,7 +64,7 @@ cdef void frame_act(Worker* w, Session* s, uint8_t* p, size_t total) noexcept no
 
 
 cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
-    """Turn a SendPacket into the RecvPacket it is, in place, and note whom it goes to (§6.4)."""
+    """Rewrite a SendPacket into a RecvPacket in place and append it to its target (§6.4)."""
     cdef size_t n_data = total - PACKET_OVERHEAD
     cdef int kind = KIND_DISCO if frame_carries_disco(p, total) else KIND_OTHER
     counter_add(&s.rx_packets, 1)
@@ -91,8 +92,8 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
 
 cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t total,
                          size_t n_data) noexcept nogil:
-    # To another relay: a ForwardPacket is 32 bytes longer, so it is written out beside the gather
-    # buffer (§7.6).
+    # A ForwardPacket to another relay is 32 bytes longer, so it is written to a buffer of its own
+    # (§7.6).
     cdef uint8_t* q = w.forward + w.n_forwarded
     frame_put_header(q, FRAME_FORWARD_PACKET, <uint32_t>(2 * KEY_SIZE + n_data))
     memcpy(q + FRAME_HEADER, s.peer.key, KEY_SIZE)
@@ -103,8 +104,9 @@ cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t total,
 
 
 cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexcept nogil:
-    """Turn a mesh peer's ForwardPacket into a RecvPacket 32 bytes further on (§7.4). Local
-    destinations only.
+    """Rewrite a mesh peer's ForwardPacket into a RecvPacket that starts 32 bytes later (§7.4).
+
+    It reaches local destinations only.
     """
     cdef uint8_t* q = p + KEY_SIZE
     cdef size_t n_data = total - FORWARD_OVERHEAD
@@ -114,7 +116,7 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
     counter_add(&w.counters.packets_forwarded_in, 1)
     memcpy(w.last_dst, q + FRAME_HEADER, KEY_SIZE)
     target = destination_find(w, source, p + FRAME_HEADER, 0, w.last_dst, True)
-    # found among local ones only: a SendPacket behind this has to look anew
+    # Only local destinations were searched: the next SendPacket must search again.
     w.has_last = False
     if target < 0:
         packet_drop(&w.context,
@@ -125,7 +127,7 @@ cdef void forward_receive(Worker* w, Session* s, uint8_t* p, size_t total) noexc
         return
     memmove(q + FRAME_HEADER, p + FRAME_HEADER, KEY_SIZE)
     if is_zero_key(p + FRAME_HEADER):
-        q += KEY_SIZE            # the old form of RecvPacket, without a key (§6.6)
+        q += KEY_SIZE            # RecvPacket without a key (§6.6)
         n_payload = n_data
     frame_put_header(q, FRAME_RECV_PACKET, <uint32_t>n_payload)
     target_append(w, &target, q, FRAME_HEADER + n_payload, 1, n_data)
@@ -138,11 +140,10 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
 
 
 cdef int destination_find(Worker* w, Route* source, const uint8_t* source_key, uint64_t sender,
-                          const uint8_t* dst,
-                          bint only_local) noexcept nogil:
-    # The target for a key, or NO_TARGET or FIGHTING (§6.4): local beats mesh. A local receiver is
-    # noted as one to be told when the source leaves. w.last_is_link says what was found: the
-    # session itself may belong to somebody else by now.
+                          const uint8_t* dst, bint only_local) noexcept nogil:
+    # Returns the target for a key, NO_TARGET or FIGHTING (§6.4); a local session is preferred to a
+    # mesh link. A local receiver becomes a gone watcher of the source. w.last_is_link keeps the
+    # target's kind, because the slot may hold another session by now.
     cdef Route* route = routes_find(&w.context.core.routes, dst)
     cdef uint64_t receiver
     if route is NULL:
@@ -161,11 +162,11 @@ cdef int destination_find(Worker* w, Route* source, const uint8_t* source_key, u
 
 cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key,
                          uint64_t receiver) noexcept nogil:
-    # A mesh peer forwards packets of keys that are not known here, too: such a key is remembered by
-    # its hash, as long as no key is new to the region.
+    # Mesh peers also forward packets of keys without a route: such a key has a stamp made from its
+    # hash, valid until the next key joins the region.
     cdef RouteTable* routes = &w.context.core.routes
-    cdef uint64_t stamp = source.stamp if source is not NULL else routes_stranger_stamp(routes,
-                                                                                        source_key)
+    cdef uint64_t stamp = (source.stamp if source is not NULL
+                           else routes_stranger_stamp(routes, source_key))
     cdef SeenPair* pair = &w.seen[
         ((stamp * 0x9E3779B97F4A7C15u) ^ (receiver * 0xC2B2AE3D27D4EB4Fu)) >> 52]
     if pair.stamp == stamp and pair.receiver == receiver:
@@ -181,8 +182,8 @@ cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key,
 
 
 cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
-    # PeerGone(NotHere) for w.last_dst, written over the packet it answers; 3 at once, then 1 per
-    # second.
+    # Writes PeerGone(NotHere) for w.last_dst over the packet it answers: up to 3 at once, then 1
+    # per second.
     cdef uint64_t gained = (w.context.now_ns - s.not_here_ns) // SECOND_NS
     cdef int target
     if gained:
@@ -202,8 +203,8 @@ cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
 
 
 cdef void ping_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
-    # The pong is the ping with another type, cut to its first 8 bytes. Pings behind it are not
-    # answered until it is written (§5): here until the flush, then while it waits in the backlog.
+    # The pong repeats the first 8 bytes of the ping. Later pings get no answer until it is written
+    # (§5): here until the flush, then while it waits in the backlog.
     cdef int target = target_get(w, s.handle)
     counter_add(&w.counters.got_ping, 1)
     if w.targets[target].has_pong:
@@ -225,8 +226,8 @@ cdef void preferred_note(Worker* w, Session* s, bint preferred) noexcept nogil:
 
 
 cdef void frame_report(Worker* w, Session* s, const uint8_t* p, size_t total) noexcept nogil:
-    # Who sends faster than the control plane follows is closed: what it announces later would not
-    # fit together.
+    # A peer that outruns the control plane is closed: a gap would corrupt our view of its
+    # announcements.
     cdef Event* event = event_new(&w.context.core.events, EVENT_FRAME, s.handle, p, <uint32_t>total)
     if event is not NULL:
         events_push(&w.context.core.events, event)

@@ -1,10 +1,8 @@
 # The routing table: which session gets the packets for a key (PROTOCOL §6.1–§6.4, §6.7, §7.5).
-#
-# Reading takes no lock and never waits. A bucket is one 64-bit word (half of the key's hash, index
-# of the route), so a reader sees it whole or not at all; a grown table replaces the old one by one
-# pointer store. What readers may still hold (old tables, removed routes) is freed when every reader
-# has passed a quiescent point. Writing takes `lock`, the first in the lock order: table, then
-# session output, then a worker's wheel.
+# Workers read without a lock: a bucket is one 64-bit word (half of the key's hash, index of the
+# route), and a grown table replaces the old one by one pointer store. Old tables and removed routes
+# are freed when every reader has passed a quiescent point. Any thread writes under `lock`, the
+# first in the lock order: table, then session output, then a worker's wheel.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -13,14 +11,14 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 
 cdef enum:
     ROUTES_READERS = 256         # worker threads
-    # by hash of the key; with their places 165 KB, taken when the first one is noted
+    # by hash of the key; all places take 165 KB, allocated with the first stranger
     STRANGER_BUCKETS = 256
     STRANGER_PLACES = 16
-    # of all sets of receivers to tell: 2 million pairs at least, 20 for each of 100,000 keys
+    # for all sets of gone watchers: at least 2 million pairs, 20 for each of 100,000 keys
     GONE_WATCHERS_CAP_BYTES = 67108864
 
-cdef struct HandleList:          # guarded by the table's lock; stays where it is
-    # &single as long as one is enough: then a session needs no memory of its own here
+cdef struct HandleList:          # guarded by the table's lock; never moves
+    # points to `single` while capacity is 1: most keys have one session, which needs no memory
     uint64_t* items
     uint64_t single
     uint32_t n
@@ -30,68 +28,68 @@ cdef struct HandleSet:           # open addressing, 0 = empty; guarded by the ta
     uint64_t* slots
     uint32_t n
     uint32_t capacity            # power of two, or 0
-    # so many newcomers are turned away before anybody looks for room again
-    uint32_t n_pause
+    uint32_t n_pause             # inserts to reject before the next attempt to grow
 
 cdef struct Route:
-    uint32_t next_free           # the arena's
-    uint32_t index
-    uint8_t key[32]              # fixed while a reader can see the route
+    uint32_t next_free           # used by the arena while the route is free
+    uint32_t index               # fixed while a reader can see the route, as key, hash, stamp
+    uint8_t key[32]
     uint64_t hash
-    uint64_t stamp               # never used twice: names this stay of the key in the region
-    uint64_t active              # atomic: handle of the local session that is sent data, 0 = none
-    # atomic: handle of the member that made the key a duplicate, until it speaks; or 0
+    uint64_t stamp               # unique: identifies this stay of the key in the region
+    uint64_t active              # atomic: handle of the local session that gets data, 0 = none
+    # atomic: handle of the member that made the key a duplicate, until it sends a frame; or 0
     uint64_t unheard
     uint8_t is_fighting          # atomic: members fight over the key and none is active
     # atomic: handle of the mesh link for the key while it is not local, 0 = none
     uint64_t forwarder
     # Guarded by the lock:
-    # sessions with this key; when the active one leaves, the last of the others follows
+    # sessions with this key; the last of the others succeeds the active one when that leaves
     HandleList members
-    # mesh links that announced the key, the oldest first: that one is preferred
+    # mesh links that announced the key, oldest first; the oldest is used
     HandleList forwarders
-    # only under disable_fighters: who spoke, in order, adjacent repeats collapsed
+    # only under disable_fighters: members in the order they spoke, adjacent repeats collapsed
     HandleList history
-    HandleList disabled          # only under disable_fighters: members that are sent nothing
-    HandleSet gone_watchers      # receivers to tell when the key leaves (§6.7)
+    HandleList disabled          # only under disable_fighters: members that get no packets
+    HandleSet gone_watchers      # receivers that get a PeerGone when the key leaves (§6.7)
 
-cdef struct Stranger:            # a session got a packet of a key that is not in the region (yet)
+# A session got a packet of a key that is not in the region (yet). Guarded by the table's lock.
+cdef struct Stranger:
     uint64_t receiver            # 0 = this place is free
     uint8_t key[32]
 
-cdef struct StrangerBucket:
+cdef struct StrangerBucket:      # guarded by the table's lock
     Stranger places[STRANGER_PLACES]
-    uint32_t next                # the place that is overwritten next
+    uint32_t next                # the place to overwrite next
 
-cdef struct Buckets:
-    uint64_t mask
-    uint64_t n_used              # live and deleted ones
+cdef struct Buckets:             # guarded by the table's lock, except mask and words
+    uint64_t mask                # fixed
+    uint64_t n_used              # live and deleted buckets
     uint64_t n_live
     Buckets* next_retired
     uint64_t retired_epoch
-    uint64_t words[1]
+    uint64_t words[1]            # atomic, written under the lock
 
-# written by its worker only, read by whoever retires; a cache line each
+# Written by its worker only, read by threads that reclaim; one cache line each.
 cdef struct Reader:
-    uint64_t epoch               # atomic; READER_AWAY while it holds nothing
+    uint64_t epoch               # atomic; READER_AWAY while the reader holds no pointers
     uint64_t pad[7]
 
 ctypedef bint (*handle_alive_fn)(void* context, uint64_t handle) noexcept nogil
 
 cdef struct RouteTable:
     pthread_mutex_t lock
-    uint64_t secret[2]
-    # fixed: the policy for duplicate keys (§6.3); False: the last writer is active
+    uint64_t secret[2]           # fixed
+    # fixed: the policy for duplicate keys (§6.3); False = the last writer is active
     bint disable_fighters
-    uint64_t gone_watchers_cap_bytes      # fixed: what all HandleSets may take …
-    uint64_t gone_watchers_bytes          # atomic: … and what they do
+    uint64_t gone_watchers_cap_bytes      # fixed: the limit for gone_watchers_bytes
+    uint64_t gone_watchers_bytes          # atomic: memory of all HandleSets
     Buckets* buckets             # atomic pointer
-    Arena routes
+    Arena routes                 # alloc and free under the lock
     uint64_t next_stamp          # atomic, written under the lock
-    StrangerBucket* strangers    # guarded by the lock; NULL until there is one
-    handle_alive_fn alive        # fixed: whether a handle's session is still there
-    void* alive_context
-    uint64_t epoch               # atomic
+    StrangerBucket* strangers    # guarded by the lock; NULL until the first stranger
+    handle_alive_fn alive        # fixed: says whether a handle's session still exists
+    void* alive_context          # fixed
+    uint64_t epoch               # atomic, written under the lock
     Buckets* retired             # guarded by the lock
     uint32_t* limbo              # removed routes with their epochs; guarded by the lock
     uint64_t* limbo_epoch
@@ -104,7 +102,7 @@ cdef struct RouteTable:
     uint64_t n_multiforwarders_created
     uint64_t n_multiforwarders_deleted
     uint64_t n_other_forwarder_deletes
-    uint32_t n_readers
+    uint32_t n_readers           # fixed
     Reader readers[ROUTES_READERS]
 
 cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
@@ -119,7 +117,7 @@ cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil
 cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogil
 cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil
 
-# For anybody; they take the lock.
+# For any thread; these take the lock, except handle_set_free.
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
                             uint32_t* n_members) noexcept nogil
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,

@@ -1,3 +1,5 @@
+# Readers, reclaiming and writers of the routing table; see routes.pxd for threads and locks.
+
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
@@ -12,27 +14,33 @@ from fastderp.dataplane.sys cimport (
 
 cdef enum:
     FIRST_BUCKETS = 1024
-    # in place of an index; index + 1 is stored, so 0 is an empty bucket
+    # Stands in place of an index. Buckets store index + 1, so 0 is an empty bucket.
     DELETED = 0xFFFFFFFF
 
 cdef uint64_t READER_AWAY = 0xFFFFFFFFFFFFFFFF
 
 
-# ---- hashing: SipHash-1-3 of the key with the table's secret, since clients choose their keys
+# ---- hashing: SipHash-1-3 of the key with the table's secret, because clients choose their keys
 
 cdef inline uint64_t rotl(uint64_t x, int b) noexcept nogil:
     return (x << b) | (x >> (64 - b))
 
 
 cdef inline void sip_round(uint64_t* v) noexcept nogil:
-    v[0] += v[1]; v[1] = rotl(v[1], 13) ^ v[0]; v[0] = rotl(v[0], 32)
-    v[2] += v[3]; v[3] = rotl(v[3], 16) ^ v[2]
-    v[0] += v[3]; v[3] = rotl(v[3], 21) ^ v[0]
-    v[2] += v[1]; v[1] = rotl(v[1], 17) ^ v[2]; v[2] = rotl(v[2], 32)
+    v[0] += v[1]
+    v[1] = rotl(v[1], 13) ^ v[0]
+    v[0] = rotl(v[0], 32)
+    v[2] += v[3]
+    v[3] = rotl(v[3], 16) ^ v[2]
+    v[0] += v[3]
+    v[3] = rotl(v[3], 21) ^ v[0]
+    v[2] += v[1]
+    v[1] = rotl(v[1], 17) ^ v[2]
+    v[2] = rotl(v[2], 32)
 
 
 cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogil:
-    """Return the key's hash, which its owner cannot foretell."""
+    """Return the key's hash, which a client cannot predict."""
     cdef uint64_t v[4]
     cdef uint64_t word
     cdef int i
@@ -76,7 +84,7 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
 cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
                       uint64_t gone_watchers_cap_bytes,
                       handle_alive_fn alive, void* alive_context) noexcept nogil:
-    """Return False when there is no memory for the first buckets."""
+    """Prepare an empty table. False when memory is out."""
     cdef int i
     memset(t, 0, sizeof(RouteTable))
     t.buckets = buckets_new(FIRST_BUCKETS)
@@ -98,7 +106,7 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
 
 
 cdef void routes_destroy(RouteTable* t) noexcept nogil:
-    """Free everything. No reader is inside and no session registered; forwarders may be left."""
+    """Free everything. No reader is inside, no session registered; forwarders may remain."""
     cdef Buckets* b
     cdef uint32_t i
     for i in range(t.routes.n_touched):
@@ -119,7 +127,7 @@ cdef void routes_destroy(RouteTable* t) noexcept nogil:
 
 cdef void routes_reader_enter(RouteTable* t, uint32_t reader) noexcept nogil:
     atomic_store_u64(&t.readers[reader].epoch, atomic_load_u64(&t.epoch))
-    atomic_fence()               # the epoch is visible before anything of the table is read
+    atomic_fence()               # the epoch becomes visible before this reader reads the table
 
 
 cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil:
@@ -127,7 +135,7 @@ cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil:
 
 
 cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil:
-    """Return the key's route, or NULL. Good until the reader leaves."""
+    """Return the key's route, or NULL. The pointer is valid until the reader leaves."""
     cdef Buckets* b = <Buckets*>atomic_load_ptr(<void**>&t.buckets)
     cdef uint64_t hash = routes_hash(t, key)
     cdef uint64_t i = hash & b.mask
@@ -159,7 +167,7 @@ cdef uint64_t oldest_reader(RouteTable* t) noexcept nogil:
 
 
 cdef uint64_t epoch_advance(RouteTable* t) noexcept nogil:
-    # What is retired now was last visible to readers that entered in the epoch returned or before.
+    # Readers that entered after the returned epoch cannot see what is retired now.
     cdef uint64_t epoch = atomic_peek_u64(&t.epoch)
     atomic_store_u64(&t.epoch, epoch + 1)
     return epoch
@@ -193,7 +201,7 @@ cdef void reclaim(RouteTable* t) noexcept nogil:
 
 
 cdef bint limbo_reserve(RouteTable* t) noexcept nogil:
-    # One place in limbo for every route alive, so that removing a route never needs memory.
+    # Limbo has a place for every live route, so removing a route never needs memory.
     cdef uint32_t capacity = t.limbo_capacity
     cdef void* grown
     if t.routes.n_live < capacity:
@@ -234,14 +242,14 @@ cdef void bucket_delete(Buckets* b, uint64_t hash, uint32_t index) noexcept nogi
         i = (i + 1) & b.mask
     b.n_live -= 1
     if atomic_peek_u64(&b.words[(i + 1) & b.mask]) == 0:
-        b.n_used -= 1            # nobody probes past this bucket
+        b.n_used -= 1            # no probe goes past this bucket
         atomic_store_u64(&b.words[i], 0)
     else:
         atomic_store_u64(&b.words[i], DELETED)
 
 
 cdef bint buckets_reserve(RouteTable* t) noexcept nogil:
-    # Keep at least a quarter of the buckets empty, so a probe ends soon.
+    # At least a quarter of the buckets stay empty, so a probe ends soon.
     cdef Buckets* old = t.buckets
     cdef Buckets* fresh
     cdef uint64_t size = old.mask + 1
@@ -254,7 +262,7 @@ cdef bint buckets_reserve(RouteTable* t) noexcept nogil:
         size *= 2
     fresh = buckets_new(size)
     if fresh is NULL:
-        return old.n_used + 1 < old.mask     # slower, but right as long as one bucket stays empty
+        return old.n_used + 1 < old.mask     # slower, but correct while one bucket stays empty
     for i in range(old.mask + 1):
         word = atomic_peek_u64(&old.words[i])
         if word != 0 and <uint32_t>word != DELETED:
@@ -358,8 +366,7 @@ cdef bint list_remove(HandleList* list, uint64_t handle) noexcept nogil:
 
 
 cdef bint route_settle(RouteTable* t, Route* route, HandleSet* watchers) noexcept nogil:
-    # After a member or a forwarder left: True when nobody has the key any more, and the route with
-    # it.
+    # Called after a member or a forwarder left. True when the key has none left: the route is gone.
     if route.members.n or route.forwarders.n:
         return False
     watchers[0] = route.gone_watchers
@@ -385,7 +392,7 @@ include "gone_watchers.pxi"
 # ---- local sessions
 
 cdef void duplicates_count(RouteTable* t, uint32_t n_members, uint32_t step) noexcept nogil:
-    # A key got its n_members-th session (step 1), or lost it (step -1).
+    # The key got its n_members-th session (step 1) or lost it (step -1).
     if n_members == 1:
         t.n_local_keys += step
     elif n_members == 2:
@@ -397,7 +404,7 @@ cdef void duplicates_count(RouteTable* t, uint32_t n_members, uint32_t step) noe
 
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
                             uint32_t* n_members) noexcept nogil:
-    """Make a new session the active one of its key (§6.2); NULL when memory is out."""
+    """Make a new session the active one of its key (§6.2). NULL when memory is out."""
     cdef Route* route
     cdef HandleSet none
     pthread_mutex_lock(&t.lock)
@@ -419,8 +426,9 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
 
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
                             HandleSet* watchers) noexcept nogil:
-    """Take a session out. True when its key left the region with it; then *watchers is the caller's
-    to tell and free.
+    """Remove a session. True when its key left the region with it.
+
+    Then *watchers belongs to the caller, which notifies its members and frees it.
     """
     cdef bint gone = False
     pthread_mutex_lock(&t.lock)
@@ -436,12 +444,10 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
 
 
 cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
-    """Make the member that just spoke the active one, or disable those who fight over the key
-    (§6.3).
-    """
+    """Make the member that just sent a frame active, or disable members that fight (§6.3)."""
     if (atomic_load_u64(&route.active) == handle and atomic_load_u64(&route.unheard) != handle
             and not t.disable_fighters):
-        return                   # the fast path: no lock
+        return                   # the fast path takes no lock
     pthread_mutex_lock(&t.lock)
     if t.disable_fighters:
         fighter_spoke(route, handle)
@@ -452,7 +458,7 @@ cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noex
 
 cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handles,
                              uint32_t capacity) noexcept nogil:
-    """Copy up to capacity handles of the key's sessions; return how many there are."""
+    """Copy up to capacity handles of the key's sessions; return the number of sessions."""
     cdef Route* route
     cdef uint32_t n = 0
     pthread_mutex_lock(&t.lock)
@@ -467,9 +473,7 @@ cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handle
 # ---- forwarders (§7.5)
 
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil:
-    """Note that a mesh link reaches the key; nothing changes when it was noted before. False
-    without memory.
-    """
+    """Add a mesh link that reaches the key, unless it is there already. False without memory."""
     cdef Route* route
     cdef HandleSet none
     cdef bint added = True
@@ -491,7 +495,7 @@ cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link)
 
 cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link,
                                   HandleSet* watchers) noexcept nogil:
-    """Forget that a mesh link reaches the key. True as routes_unregister."""
+    """Remove a mesh link from the key. True as in routes_unregister."""
     cdef Route* route
     cdef bint gone = False
     pthread_mutex_lock(&t.lock)

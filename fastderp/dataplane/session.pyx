@@ -1,5 +1,5 @@
-# The life of a session: born in the control thread, kept alive and ended by its worker. Writing to
-# it is output.pyx, reading from it worker.pyx.
+# The life of a session: the control thread creates it, its worker keeps it alive and ends it.
+# output.pyx writes to it, worker.pyx reads from it.
 
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -31,18 +31,18 @@ from fastderp.dataplane.timer_wheel cimport wheel_arm, wheel_disarm
 
 
 cdef enum:
-    STASH_KEEP = 4096            # bytes that a stash may keep although it needs them no more
+    STASH_KEEP = 4096            # bytes of unused memory that a stash may keep
 
 
 # ---- stashes
 
 cdef inline bint stash_fits(const Stash* stash, size_t n) noexcept nogil:
-    # Not too large either: an idle session must not keep what one busy read needed.
+    # Too large does not fit either: an idle session must not keep the memory of one busy read.
     return n <= stash.capacity and (stash.capacity <= STASH_KEEP or n >= stash.capacity // 4)
 
 
 cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil:
-    """Replace what is kept by data; keeping nothing frees the memory. False without memory."""
+    """Replace the contents by data; n = 0 frees the memory. False without memory."""
     cdef void* resized
     if n == 0:
         stash_free(stash)
@@ -66,7 +66,10 @@ cdef void stash_free(Stash* stash) noexcept nogil:
 # ---- life
 
 cdef uint32_t sessions_touched(Core* core) noexcept nogil:
-    """Return how many slots were ever in use. The lock makes their memory visible to this thread."""
+    """Return how many slots were ever in use.
+
+    Taking the lock makes their memory visible to this thread.
+    """
     cdef uint32_t n
     pthread_mutex_lock(&core.sessions_lock)
     n = core.sessions.n_touched
@@ -79,12 +82,12 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
 
 
 cdef bint write_expired(ThreadContext* t, Session* s, uint64_t* due_ns) noexcept nogil:
-    # Whether the peer took nothing for the whole write timeout; *due_ns is when to look again, 0 =
-    # no need. A session that broke at the deadline, or was closed before, did not time out.
+    # True when the peer took nothing for the whole write timeout. *due_ns becomes the time of the
+    # next check, 0 = none. A session that broke at the deadline or was closing did not time out.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
-        # the kernel announces room by the half buffer: a slow reader may have made some
+        # epoll reports room only when much of the buffer is free; a slow reader may have made less.
         flush_locked(t, s)
     due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
@@ -99,16 +102,16 @@ cdef void keep_alive(ThreadContext* t, Session* s, bint stuck) noexcept nogil:
     cdef uint8_t frame[FRAME_HEADER]
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     pthread_mutex_lock(&s.output_lock)
-    spare_free_locked(t, s)      # of a contention that may be long over
+    spare_free_locked(t, s)      # the contention that it remembers may be long over
     pthread_mutex_unlock(&s.output_lock)
-    if not stuck:                # otherwise the write deadline already watches the peer
+    if not stuck:                # a stuck peer has a write deadline already
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
 
 
 cdef void link_watch(ThreadContext* t, Session* s) noexcept nogil:
-    # A server is heard at least once per keep-alive period; two without a word, and it is gone
-    # (§4).
+    # A server sends something at least once per keep-alive period; after two silent ones the link
+    # is closed (§4).
     cdef uint64_t silence_ns = 2 * t.core.keep_alive_ns
     s.next_keep_alive_ns = s.heard_ns + silence_ns
     if t.now_ns >= s.next_keep_alive_ns:
@@ -117,7 +120,7 @@ cdef void link_watch(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
-    """Do what the session's timer was for, and set it anew."""
+    """Run the duties of the session's timer that are due, and arm it again."""
     cdef uint64_t due_ns
     if write_expired(t, s, &due_ns):
         return
@@ -133,11 +136,12 @@ cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
     wheel_arm(&t.core.wheels[s.worker], &s.timer, due_ns)
 
 
-# ---- birth and death
+# ---- opening
 
 cdef uint64_t keep_alive_period(const Core* core, bint behind_proxy) noexcept nogil:
-    # 60 s + [0, 5) s, or in that proportion: drawn once per session, so that a crowd does not come
-    # due together. Behind a proxy, which may close what is silent for 60 s: 50 s + [0, 5) s.
+    # 60 s + [0, 5) s, or in that proportion. The jitter is drawn once per session, so that sessions
+    # that logged in together do not come due together. Behind a proxy, which may close a connection
+    # that is silent for 60 s: 50 s + [0, 5) s.
     cdef uint16_t jitter = 0
     cdef uint64_t period_ns = core.keep_alive_ns
     getrandom(&jitter, sizeof(jitter), 0)
@@ -175,7 +179,7 @@ cdef void slot_give_back(Core* core, Session* s) noexcept nogil:
 
 
 cdef uint8_t* app_name_new(const uint8_t* name, uint8_t n) noexcept nogil:
-    # NULL without a name, and without memory: the name is informative only.
+    # NULL without a name or without memory: the name is informative only.
     cdef uint8_t* copy = <uint8_t*>malloc(<size_t>n + 1) if n else NULL
     if copy is not NULL:
         copy[0] = n
@@ -186,8 +190,9 @@ cdef uint8_t* app_name_new(const uint8_t* name, uint8_t n) noexcept nogil:
 cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
                            const uint8_t* app_name, uint8_t n_app_name,
                            bint own_rtt, bint behind_proxy, const Records* keys) noexcept nogil:
-    """Return a new session that no other thread knows yet, with copies of name and keys, or NULL
-    without memory.
+    """Return a new session that no other thread knows yet, or NULL without memory.
+
+    It gets copies of the app name and the keys.
     """
     cdef Core* core = t.core
     cdef Session* s = slot_take(core, keys is not NULL)
@@ -195,7 +200,7 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     if s is NULL:
         return NULL
     generation = s.generation
-    pthread_mutex_lock(&s.output_lock)    # a late reference may be looking at this slot's last life
+    pthread_mutex_lock(&s.output_lock)    # a late reference to the previous session may read here
     s.fd = fd
     s.worker = <uint16_t>worker
     s.peer = peer[0]
@@ -240,7 +245,7 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
 
 
 cdef void slot_clear_locked(ThreadContext* t, Session* s) noexcept nogil:
-    """End the session's life for every other thread, and free what the output lock guards."""
+    """Hide the session from every other thread, and free what the output lock guards."""
     atomic_store_u8(&s.state, SESSION_FREE)
     atomic_store_u64(&s.handle, 0)
     backlog_discard_locked(t, s)
@@ -254,7 +259,7 @@ cdef void slot_clear_locked(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil:
-    """Undo session_open. The socket stays the caller's."""
+    """Undo session_open. The caller keeps the socket."""
     pthread_mutex_lock(&s.output_lock)
     slot_clear_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
@@ -265,12 +270,11 @@ cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil:
 
 cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
                           size_t n_first) noexcept nogil:
-    """Enter the session in the routing table, write `first`, hand it to its worker. False without
-    memory.
+    """Add the session to the routing table, write `first`, give it to its worker.
 
-    In this order: once the peer knows that it is in, it can be reached. Until then the backlog
-    keeps senders from the socket, and the output lock keeps the worker from ending what is not
-    complete yet.
+    In this order, other peers can reach it as soon as its peer knows that it is logged in. Until
+    then the backlog keeps senders from the socket, and the output lock keeps the worker from ending
+    an incomplete session. False without memory.
     """
     cdef epoll_event event
     cdef HandleSet watchers
@@ -284,7 +288,7 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
     cdef bint added
     if not backlog_gate(t.core, s):
         return False
-    if role != ROLE_LINK:        # the relay at the other end is sent packets by its forwarders only
+    if role != ROLE_LINK:        # packets reach the relay at the other end through forwarders only
         route = routes_register(&t.core.routes, s.peer.key, handle, &n_members)
         if route is NULL:
             return False
@@ -297,11 +301,11 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
     if added:
         output_first_locked(t, s, first, n_first)
         wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
-        # "Writable" comes at once: the worker then looks at what came behind the login.
+        # EPOLLOUT fires at once; then the worker reads the bytes from behind the login.
         poll_set_locked(t, s, s.backlog is not NULL or has_unread, False)
     pthread_mutex_unlock(&s.output_lock)
     if added:
-        # From here on the session is its worker's and may be gone already.
+        # From here on the worker owns the session, which may be gone already.
         counter_add(&t.counters.accepts, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.current_notideal_connections, not_ideal)
@@ -312,18 +316,18 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
     return False
 
 
-# ---- news of departures (§6.7)
+# ---- PeerGone notices (§6.7)
 
 cdef bint has_returned(ThreadContext* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    # Whether the key is in the region again before the receiver was told that it had left. Now that
-    # would be wrong, and might come behind what the key has sent since; the receiver is told when
-    # it leaves the next time.
+    # True when the key is back in the region before its PeerGone was sent. That frame would now be
+    # wrong and could follow packets the key has sent since; the receiver becomes a gone watcher of
+    # the new stay instead.
     cdef Route* route = routes_find(&t.core.routes, key)
     return route is not NULL and routes_add_gone_watcher(&t.core.routes, route, receiver)
 
 
 cdef uint32_t peer_gone_send(ThreadContext* t, PeerGone* gone, uint32_t n_slots) noexcept nogil:
-    # Of one departure, as far as n_slots go; how many it took.
+    # Processes up to n_slots slots of one notice; returns how many it processed.
     cdef uint8_t frame[PEER_GONE_SIZE]
     cdef uint32_t first = gone.n_seen
     cdef uint64_t receiver
@@ -333,15 +337,15 @@ cdef uint32_t peer_gone_send(ThreadContext* t, PeerGone* gone, uint32_t n_slots)
     while gone.n_seen < gone.watchers.capacity and gone.n_seen - first < n_slots:
         receiver = gone.watchers.slots[gone.n_seen]
         gone.n_seen += 1
-        if (receiver != 0 and session_is_alive(t.core, receiver) and not has_returned(t, gone.key,
-            receiver)
+        if (receiver != 0 and session_is_alive(t.core, receiver)
+                and not has_returned(t, gone.key, receiver)
                 and session_output_frame(t, receiver, frame, PEER_GONE_SIZE)):
             counter_add(&t.counters.peer_gone_disconnected_frames, 1)
     return gone.n_seen - first
 
 
 cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil:
-    """Tell those who got data from keys that left the region, as many as one turn allows."""
+    """Send PeerGone for keys that left the region, up to PEER_GONE_SLOTS slots per turn."""
     cdef PeerGone* gone = peer_gone_first(queue)
     cdef uint32_t left = PEER_GONE_SLOTS
     while gone is not NULL:
@@ -352,11 +356,12 @@ cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil:
         gone = peer_gone_first(queue)
 
 
-# ---- the end
+# ---- totals and the end
 
 cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash) noexcept nogil:
-    """Count a sender for the session it has sent to, if that is still there. Without memory the
-    estimate stays 0.
+    """Count a sender of the session with this handle, if it still exists.
+
+    Without memory the estimate stays 0.
     """
     cdef Session* s = session_at(core, handle)
     pthread_mutex_lock(&s.output_lock)
@@ -369,8 +374,7 @@ cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash)
 
 
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
-    """Copy what a session has carried. Under its output lock, or when it is nobody else's any more.
-    """
+    """Copy the totals of a session. The caller holds its output lock or owns it alone."""
     totals.rx_packets = atomic_peek_u64(&s.rx_packets)
     totals.rx_bytes = atomic_peek_u64(&s.rx_bytes)
     totals.tx_packets = s.tx_packets
@@ -398,8 +402,9 @@ cdef void closed_report(ThreadContext* t, Session* s, uint64_t handle,
 
 
 cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
-    """End a session: stop output, leave the table, have those told who must know, free everything.
-    By its worker only.
+    """End a session: stop output, leave the routing table, report, free everything.
+
+    Only its worker calls this, or the control thread when the workers have stopped.
     """
     cdef uint64_t handle = s.handle
     cdef HandleSet watchers

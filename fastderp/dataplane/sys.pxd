@@ -1,4 +1,4 @@
-# The system calls, clocks, threads and atomics of the data plane: the only file that names them.
+# The system calls, clocks, threads and atomics of the data plane. No other file of it declares C.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport off_t
@@ -57,7 +57,7 @@ cdef extern from "<netinet/tcp.h>" nogil:
     enum:
         TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT
 
-# The kernel's struct tcp_info as far as it is used here; it only ever grows at its end.
+# The first fields of the kernel's struct tcp_info, which grows only at its end.
 cdef extern from *:
     """
     struct tcp_counts {
@@ -116,7 +116,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_setstacksize(pthread_attr_t* attr, size_t n)
     int pthread_attr_destroy(pthread_attr_t* attr)
 
-# glibc keeps freed memory until it is asked; other C libraries give it back by themselves.
+# glibc keeps freed memory until malloc_trim; other C libraries return it to the system themselves.
 cdef extern from *:
     """
     #include <stdlib.h>
@@ -130,8 +130,8 @@ cdef extern from *:
     void heap_trim() noexcept nogil
 
 
-# A worker runs for a short time whenever packets arrive. A short slice (Linux 6.12; older kernels
-# ignore it) has the kernel schedule it soon, also on a busy core. A refusal is ignored.
+# A worker runs for a short time whenever packets arrive. With a short slice (Linux 6.12; older
+# kernels ignore it) the kernel schedules it soon, also on a busy core. Errors do no harm.
 cdef extern from *:
     """
     #include <sched.h>
@@ -154,7 +154,7 @@ cdef extern from *:
 
 
 cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
-    # Give back the pages that lie wholly in data[:n], whose contents do not matter.
+    # Only pages that lie wholly in data[:n] are returned to the system; their contents are lost.
     cdef uint64_t page = 4096
     cdef uint64_t first = (<uint64_t>data + page - 1) & ~(page - 1)
     cdef uint64_t last = (<uint64_t>data + n) & ~(page - 1)
@@ -162,7 +162,7 @@ cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
         madvise(<void*>first, last - first, MADV_DONTNEED)
 
 
-# Atomics: every word that threads share without a lock is read and written by these alone.
+# Atomics. Every word that threads share without a lock is read and written by these alone.
 cdef extern from *:
     """
     #define atomic_load_u64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
@@ -199,7 +199,7 @@ cdef inline uint64_t clock_ns() noexcept nogil:
 
 
 cdef inline void counter_add(uint64_t* counter, uint64_t n) noexcept nogil:
-    # One writer per counter: a relaxed load and store, which costs what a plain add costs.
+    # Each counter has one writer, so a relaxed load and store suffice: they cost a plain add.
     atomic_poke_u64(counter, atomic_peek_u64(counter) + n)
 
 

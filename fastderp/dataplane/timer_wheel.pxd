@@ -1,6 +1,6 @@
-# A worker's timers: a wheel of 8 ms ticks reaching 68 s ahead; later ones wait in its last bucket
-# and go round again. Any thread may arm; only the worker takes what is due. `lock` is the last in
-# the lock order.
+# A worker's timers: a wheel of 8 ms ticks that reaches 68 s ahead. Later timers wait in the last
+# bucket and are armed again from there. Any thread may arm a timer; only the worker takes due
+# timers. `lock` is the last in the lock order.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -11,18 +11,18 @@ cdef enum:
     WHEEL_BUCKETS = 8192
     WHEEL_WORDS = 128            # WHEEL_BUCKETS / 64
 
-cdef struct Timer:               # lives in a session; guarded by the wheel's lock
+cdef struct Timer:               # embedded in a session; guarded by the wheel's lock
     Timer* next
     Timer* prev
     uint64_t due_ns              # 0 = not armed
-    uint64_t handle              # of the session it lives in
+    uint64_t handle              # of the session that contains it
     uint32_t bucket
 
-cdef struct Wheel:
+cdef struct Wheel:               # guarded by `lock`; wake_fd is fixed
     pthread_mutex_t lock
     Timer* buckets[WHEEL_BUCKETS]
     uint64_t occupied[WHEEL_WORDS]
-    uint64_t tick                # the next tick to be looked at
+    uint64_t tick                # the next tick to check
     uint64_t asleep_until_ns     # 0 while the worker is awake
     int wake_fd
 

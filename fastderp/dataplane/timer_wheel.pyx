@@ -1,3 +1,5 @@
+# Arming, popping and sleeping; see timer_wheel.pxd for the threads and the lock.
+
 from libc.string cimport memset
 
 from fastderp.dataplane.sys cimport (
@@ -21,8 +23,8 @@ cdef void wheel_destroy(Wheel* w) noexcept nogil:
 
 
 cdef inline uint64_t timer_bucket(const Wheel* w, uint64_t due_ns) noexcept nogil:
-    # Rounded up, so that a timer is never taken before it is due, except one that waits in the last
-    # bucket.
+    # Rounding up never makes a timer early; only a timer beyond the wheel's reach, in the last
+    # bucket, is taken before it is due.
     cdef uint64_t tick = (due_ns + (<uint64_t>1 << WHEEL_TICK_BITS) - 1) >> WHEEL_TICK_BITS
     if tick < w.tick:
         tick = w.tick
@@ -45,7 +47,7 @@ cdef void timer_link(Wheel* w, Timer* timer, uint64_t due_ns) noexcept nogil:
 
 
 cdef void timer_unlink(Wheel* w, Timer* timer) noexcept nogil:
-    # The bucket may stay marked as occupied though empty; that is cleared when its tick comes.
+    # An empty bucket may stay marked as occupied until its tick comes.
     if timer.next is not NULL:
         timer.next.prev = timer.prev
     if timer.prev is not NULL:
@@ -56,7 +58,7 @@ cdef void timer_unlink(Wheel* w, Timer* timer) noexcept nogil:
 
 
 cdef void wheel_arm(Wheel* w, Timer* timer, uint64_t due_ns) noexcept nogil:
-    """Make the timer due no later than due_ns; wake the worker when it would sleep past that."""
+    """Make the timer due no later than due_ns; wake a worker that would sleep past that."""
     cdef bint wake = False
     pthread_mutex_lock(&w.lock)
     if timer.due_ns == 0 or due_ns < timer.due_ns:
@@ -77,7 +79,7 @@ cdef void wheel_disarm(Wheel* w, Timer* timer) noexcept nogil:
 
 
 cdef uint64_t wheel_pop(Wheel* w, uint64_t now_ns) noexcept nogil:
-    """Take out one timer whose tick has come and return its handle; 0 when there is none left."""
+    """Remove one due timer and return its handle, or 0 when none is due."""
     cdef uint64_t until = now_ns >> WHEEL_TICK_BITS
     cdef uint64_t bucket
     cdef uint64_t handle = 0
@@ -85,7 +87,7 @@ cdef uint64_t wheel_pop(Wheel* w, uint64_t now_ns) noexcept nogil:
     pthread_mutex_lock(&w.lock)
     while w.tick <= until:
         bucket = w.tick % WHEEL_BUCKETS
-        if w.occupied[bucket // 64] == 0:        # nothing in these 64 buckets
+        if w.occupied[bucket // 64] == 0:        # all 64 buckets of this word are empty
             w.tick = min(until + 1, (w.tick | 63) + 1)
             continue
         timer = w.buckets[bucket]
@@ -100,7 +102,7 @@ cdef uint64_t wheel_pop(Wheel* w, uint64_t now_ns) noexcept nogil:
 
 
 cdef uint64_t next_occupied(const Wheel* w) noexcept nogil:
-    # Ticks from w.tick to the next bucket with something in it; WHEEL_BUCKETS when there is none.
+    # Returns the ticks from w.tick to the next occupied bucket; WHEEL_BUCKETS when all are empty.
     cdef uint64_t ahead = 0
     cdef uint64_t bucket
     cdef uint64_t word
@@ -114,7 +116,7 @@ cdef uint64_t next_occupied(const Wheel* w) noexcept nogil:
 
 
 cdef int wheel_sleep(Wheel* w, uint64_t now_ns) noexcept nogil:
-    """Return for how many milliseconds the worker may sleep, and remember that it does."""
+    """Return how many milliseconds the worker may sleep, and note that it is asleep."""
     cdef uint64_t due_ns
     pthread_mutex_lock(&w.lock)
     due_ns = (w.tick + next_occupied(w)) << WHEEL_TICK_BITS

@@ -1,6 +1,6 @@
-# A worker: one thread, one epoll set, the input side of its sessions. The life of a packet is in
-# worker.pyx. Everything here belongs to the worker's thread, except `stop` and `wants_trim`, and
-# `counters`, which anybody may read.
+# A worker: one thread, one epoll set, the input side of its sessions. worker.pyx follows a packet.
+# The worker's thread owns everything here, except `stop` and `wants_trim`; any thread may read
+# `counters`.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -10,36 +10,35 @@ from fastderp.dataplane.session cimport Core, RateLimit, Session, ThreadContext
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
-    # bytes a session may bring in one turn: the others wait no longer than that takes
+    # bytes read from a session in one turn: bounds how long the others wait
     READ_MAX = 262144
-    READ_CONTENDING_MAX = 16384  # the same when several want more of a receiver than it takes
-    # the same under a rate limit: what is held back stays small, and is one frame at least
+    READ_CONTENDING_MAX = 16384  # the same for a sender to a contended session
+    # the same under a rate limit: bounds the bytes held back, and holds the largest frame
     READ_LIMITED_MAX = 66560
-    # TLS records of one session in one turn: to open one of a byte takes 0.3 µs
+    # TLS records of one session in one turn: opening a record of one byte takes 0.3 µs
     READ_RECORDS = 1024
-    # destinations of one session in one turn: each costs a write, for which others wait
+    # destinations of one session in one turn: each costs a write that delays other sessions
     TOUCH_MAX = 256
-    # bytes a promoted connection may bring along; more than an incomplete frame or record
+    # unread bytes of a promoted connection; more than an incomplete frame or record
     UNREAD_MAX = 294912
-    # plaintext of one turn before it is sent on; holds a fresh session's first read
+    # bytes of plaintext per flush; holds a fresh session's first read
     GATHER_MAX = 1048576
-    # a run ends when it has grown beyond this (SEAL_CHUNK counts on it)
+    # bytes after which a run ends (SEAL_CHUNK relies on it)
     RUN_MAX = 65536
     MAX_RUNS = 4096
     MAX_TARGETS = 1024
     TARGET_BUCKETS = 4096        # power of two, larger than MAX_TARGETS
     MAX_EVENTS = 512
-    # sessions that end in one turn; the rest is found ended in the next one
-    MAX_ENDING = 1024
+    MAX_ENDING = 1024            # sessions that end in one turn; the others end in the next
     SEEN_PAIRS = 4096            # power of two
 
-# whole frames for one target that lie behind each other in the gather buffer
+# Adjacent whole frames in the gather buffer for one target. Worker only.
 cdef struct Run:
     uint8_t* data
     uint32_t n
-    int next                     # of the same target; -1 = last
+    int next                     # the next run of the same target; -1 = none
 
-cdef struct Target:              # a session that this turn's frames go to
+cdef struct Target:              # a session that gets frames in this turn; worker only
     uint64_t handle
     Session* session
     int first_run
@@ -48,45 +47,46 @@ cdef struct Target:              # a session that this turn's frames go to
     uint32_t n_packets
     size_t n_data
     uint32_t bucket
-    bint is_contended            # as the session says
+    bint is_contended            # a copy of session.contended
     bint has_pong                # one of these frames is a pong
 
-# sessions with more to do than one turn allows, in the order of their turns
+# Sessions with more work than one turn allows, in the order to continue them. Worker only.
 cdef struct ReadyList:
     Session* first
     Session* last
     int n
 
-cdef struct SeenPair:            # a (sender, receiver) pair that the routing table knows already
+# A (sender, receiver) pair that the routing table has already. Worker only.
+cdef struct SeenPair:
     uint64_t stamp
     uint64_t receiver
 
-cdef struct Worker:
+cdef struct Worker:              # owned by its thread; `stop`, `wants_trim`, `counters` are shared
     ThreadContext context
     int index
     int epoll
     int wake_fd
     pthread_t thread
-    uint8_t stop                 # atomic, as wants_trim
-    uint8_t wants_trim
+    uint8_t stop                 # atomic; set by the control thread
+    uint8_t wants_trim           # atomic; set by the control thread
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
-    uint64_t gather_ns           # when the first of what is gathered may have been read
-    # 2 * GATHER_MAX bytes: packets of this turn for other relays, which are longer there
+    uint64_t gather_ns           # lower bound for the time the oldest gathered bytes were read
+    # 2 * GATHER_MAX bytes: this turn's packets for other relays, in a longer frame
     uint8_t* forward
     size_t n_forwarded
-    # UNREAD_MAX + READ_MAX bytes: what is left of the last read, and a new one
+    # UNREAD_MAX + READ_MAX bytes: the rest of the previous read, and a new read
     uint8_t* cipher
     int n_runs
     int n_targets
     int n_ending
-    int n_touched                # targets that the present session has brought
+    int n_touched                # targets that the current session has added
     ReadyList deferred
-    # last_dst and last_target are of this read, and no flush has come in between
+    # last_dst and last_target are from this read, with no flush in between
     bint has_last
-    uint8_t last_dst[KEY_SIZE]   # destination of the previous packet …
-    int last_target              # … its target, negative when it has none …
-    bint last_is_link            # … and whether that is another relay
+    uint8_t last_dst[KEY_SIZE]   # destination of the previous packet
+    int last_target              # its target; negative when it has none
+    bint last_is_link            # the target is another relay
     Run runs[MAX_RUNS]
     Target targets[MAX_TARGETS]
     uint16_t buckets[TARGET_BUCKETS]     # target + 1
@@ -96,7 +96,7 @@ cdef struct Worker:
     iovec iov[MAX_RUNS]
     RateLimit limit              # copy of core.limit as of limit_version
     uint64_t limit_version
-    Counters counters
+    Counters counters            # written by the worker, read by any thread
 
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil
 cdef bint worker_start(Worker* w) noexcept nogil

@@ -1,10 +1,7 @@
-# The life of a packet, top to bottom: session_read → frames_walk → packet_relay → target_append →
-# targets_flush.
-#
-# A turn reads every session that is ready into one gather buffer, rewrites its frames in place, and
-# notes for each destination where its frames lie; then every destination is written once. Sessions
-# that ended are taken apart last, so that what they sent before goes out before the news that they
-# left.
+# The way of a packet: session_read → frames_walk → packet_relay → target_append → targets_flush.
+# A turn of the worker's thread reads every ready session into one gather buffer, rewrites frames in
+# place and notes where the frames for each destination lie; then it writes each destination once.
+# Sessions end last, so that their packets go out before their PeerGone.
 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memmove
@@ -50,16 +47,15 @@ from fastderp.dataplane.timer_wheel cimport (
 
 cdef enum:
     NO_TARGET = -1
-    FIGHTING = -2                # the sessions of the key fight over it, and none is sent anything
+    FIGHTING = -2                # the sessions of the key fight over it, and none gets packets
     STACK_BYTES = 262144
-    SLICE_NS = 100000            # the shortest the kernel grants, and far more than most turns take
-    WORKER_KEYS = 256            # expanded at once
-    # written in one go, from which on the time they waited for it counts
-    TIMED_PACKETS = 16
+    SLICE_NS = 100000            # the shortest that the kernel grants; most turns take far less
+    WORKER_KEYS = 256            # expanded keys per worker
+    TIMED_PACKETS = 16           # packets in one flush from which on their waiting time counts
 
-cdef uint64_t WAKE = 0           # epoll's name for wake_fd; no session has handle 0
+cdef uint64_t WAKE = 0           # epoll's data for wake_fd; no session has handle 0
 cdef uint64_t SECOND_NS = 1000000000
-# a few ticks of the wheel: never due in the turn that sets it
+# A few ticks of the wheel, so that a recheck is never due in the turn that arms it.
 cdef uint64_t RECHECK_NS = 20000000
 
 
@@ -68,52 +64,51 @@ include "relay.pxi"
 include "batch.pxi"
 
 
-# ---- the line of deferred sessions
+# ---- the list of deferred sessions
 
-cdef void ready_append(ReadyList* line, Session* s) noexcept nogil:
+cdef void ready_append(ReadyList* list, Session* s) noexcept nogil:
     if s.is_deferred:
         return
     s.is_deferred = True
     s.next_deferred = NULL
-    s.previous_deferred = line.last
-    if line.last is not NULL:
-        line.last.next_deferred = s
+    s.previous_deferred = list.last
+    if list.last is not NULL:
+        list.last.next_deferred = s
     else:
-        line.first = s
-    line.last = s
-    line.n += 1
+        list.first = s
+    list.last = s
+    list.n += 1
 
 
-cdef void ready_remove(ReadyList* line, Session* s) noexcept nogil:
+cdef void ready_remove(ReadyList* list, Session* s) noexcept nogil:
     if not s.is_deferred:
         return
     s.is_deferred = False
     if s.previous_deferred is not NULL:
         s.previous_deferred.next_deferred = s.next_deferred
     else:
-        line.first = s.next_deferred
+        list.first = s.next_deferred
     if s.next_deferred is not NULL:
         s.next_deferred.previous_deferred = s.previous_deferred
     else:
-        line.last = s.previous_deferred
-    line.n -= 1
+        list.last = s.previous_deferred
+    list.n -= 1
 
 
-cdef void ready_rotate(ReadyList* line) noexcept nogil:
-    # Whose bytes come first in a turn finds room at a crowded receiver: nobody is that every time.
-    cdef Session* first = line.first
-    if line.n > 1:
-        ready_remove(line, first)
-        ready_append(line, first)
+cdef void ready_rotate(ReadyList* list) noexcept nogil:
+    # The session read first in a turn finds room at a crowded receiver, so the first one changes.
+    cdef Session* first = list.first
+    if list.n > 1:
+        ready_remove(list, first)
+        ready_append(list, first)
 
 
 # ---- the thread
 
 cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
-    # epoll tells of what is new, once (EPOLLET): the kernel need not look at every socket again
-    # after it was read.
+    # EPOLLET reports each change once, so the kernel need not check every socket after its read.
     if s.is_ending:
-        return                   # earlier in this turn: what comes behind is not read any more
+        return                   # it ended earlier in this turn and is not read again
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
         return
@@ -159,13 +154,14 @@ cdef void timers_run(Worker* w) noexcept nogil:
 
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     cdef int i
-    cdef int n_unfinished = min(w.deferred.n, <int>MAX_EVENTS)
+    cdef int _i
+    cdef int n_deferred = min(w.deferred.n, <int>MAX_EVENTS)
     cdef uint64_t handle
     w.context.now_ns = clock_ns()
     w.gather_ns = w.context.now_ns
     limit_refresh(w)
     ready_rotate(&w.deferred)
-    for i in range(n_unfinished):
+    for _i in range(n_deferred):
         session_continue(w, w.deferred.first)
     for i in range(n_events):
         handle = w.events[i].data.u64
@@ -191,7 +187,7 @@ cdef void scratch_release(Worker* w) noexcept nogil:
 
 
 cdef int events_wait(Worker* w) noexcept nogil:
-    # Until there is something to do; the number of events, which may be 0 or an error's -1.
+    # Waits until the worker has work. Returns the number of events; 0 and -1 (an error) may come.
     cdef Wheel* wheel = &w.context.core.wheels[w.index]
     cdef int n_events
     if w.deferred.n or peer_gone_first(&w.context.core.peer_gone[w.index]) is not NULL:
@@ -218,8 +214,9 @@ cdef void* worker_run(void* arg) noexcept nogil:
 
 
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
-    """Prepare a zeroed worker. False when descriptors or memory are out; then worker_free takes
-    what there is.
+    """Prepare a zeroed worker. False when descriptors or memory are out.
+
+    worker_free frees a worker after either result.
     """
     cdef epoll_event event
     w.index = index
@@ -254,13 +251,13 @@ cdef bint worker_start(Worker* w) noexcept nogil:
 
 
 cdef void worker_trim(Worker* w) noexcept nogil:
-    """Have the thread give back what its busiest turns left behind, between two turns."""
+    """Have the thread release its scratch memory and expanded keys between two turns."""
     atomic_store_u8(&w.wants_trim, 1)
     eventfd_wake(w.wake_fd)
 
 
 cdef void worker_stop(Worker* w) noexcept nogil:
-    """Have the thread leave its loop and wait for it."""
+    """Have the thread leave its loop, and wait until it has ended."""
     atomic_store_u8(&w.stop, 1)
     eventfd_wake(w.wake_fd)
     pthread_join(w.thread, NULL)

@@ -1,0 +1,61 @@
+# Included by plane.pyx: surveys of all sessions and routes. The control plane runs them; they read
+# each session under its output lock and routes under the table's lock.
+
+cdef object round_trips_count(Core* core, bounds_us):
+    """Count the sessions by round-trip time; see Plane.round_trips."""
+    cdef unsigned int bounds[16]
+    cdef uint64_t counts[17]
+    cdef uint64_t n_not_tcp = 0
+    cdef uint64_t n_failed = 0
+    cdef tcp_counts info
+    cdef SessionSnapshot seen
+    cdef uint32_t slot
+    cdef int n_bounds = len(bounds_us)
+    cdef int i
+    cdef Session* s
+    if n_bounds > 16:
+        raise ValueError(f"round_trips takes up to 16 bounds, not {n_bounds}")
+    for i in range(n_bounds):
+        bounds[i] = bounds_us[i]
+    memset(counts, 0, sizeof(counts))
+    with nogil:
+        for slot in range(sessions_touched(core)):
+            s = <Session*>arena_at(&core.sessions, slot)
+            if not session_snapshot(s, &seen, &info):
+                continue
+            if seen.has_tcp:
+                i = 0
+                while i < n_bounds and info.rtt_us > bounds[i]:
+                    i += 1
+                counts[i] += 1
+            elif session_excuse(s, seen.handle):
+                n_not_tcp += not seen.is_tcp
+                n_failed += seen.is_tcp
+    return [counts[i] for i in range(n_bounds + 1)], n_not_tcp, n_failed
+
+
+cdef dict unique_senders_count(RouteTable* routes):
+    """Count the senders of each receiving session; see Plane.unique_senders."""
+    cdef uint32_t first = 0
+    cdef uint32_t index
+    cdef uint32_t i
+    cdef Route* route
+    senders = Counter()
+    while first < routes.routes.n_touched:
+        # 256 routes at a time: logins wait for this lock.
+        receivers = []
+        pthread_mutex_lock(&routes.lock)
+        try:
+            for index in range(first, min(first + 256, routes.routes.n_touched)):
+                route = <Route*>arena_at(&routes.routes, index)
+                if route.members.n or route.forwarders.n:
+                    receivers += [
+                        route.gone_watchers.slots[i]
+                        for i in range(route.gone_watchers.capacity)
+                        if route.gone_watchers.slots[i]
+                    ]
+        finally:
+            pthread_mutex_unlock(&routes.lock)
+        senders.update(receivers)
+        first += 256
+    return dict(senders)
