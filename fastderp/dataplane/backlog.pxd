@@ -1,7 +1,6 @@
-# The backlog of one session: frames its socket did not take, waiting (PROTOCOL §6.5). Exists only
-# while there is something in it. Every field is guarded by the session's output lock, except the
-# process-wide byte count. Frames are copied in whole; a frame of which the wire has seen a part is
-# never dropped.
+# The backlog of one session: whole frames that its socket did not take (PROTOCOL §6.5). It exists
+# only while it has frames, or as a session's spare. The session's output lock guards every field
+# except the process-wide byte count. A frame that is partly written is never dropped.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -10,44 +9,43 @@ from fastderp.dataplane.fair_queue cimport Flows
 from fastderp.dataplane.sys cimport iovec
 
 cdef enum:
-    LANE_BYTES = 262144          # of disco, and of data, this much may wait …
-    LINK_LANE_BYTES = 4194304    # (towards another relay, whose many receivers share the lanes)
-    LANE_PACKETS = 32            # … and never less than this many packets (derper's queue depth)
-    CONTROL_BYTES = 262144       # a peer that lets this much of control frames pile up is closed
-    MESH_CONTROL_BYTES = 16777216    # (a mesh peer: it may be told of 300,000 clients at once)
-    # of memory that a frame takes besides its own: Node's head, malloc's
-    NODE_BYTES = 48
-    # above all but one part in so many of the global cap no lane of packets grows …
+    LANE_BYTES = 262144          # limit of a lane of packets, disco or data
+    LINK_LANE_BYTES = 4194304    # the same towards another relay, whose receivers share the lanes
+    LANE_PACKETS = 32            # packets that wait whatever their size (derper's queue depth)
+    CONTROL_BYTES = 262144       # a peer with more bytes of control frames waiting is closed
+    MESH_CONTROL_BYTES = 16777216    # the same for a mesh peer: PeerPresent for 300,000 clients
+    NODE_BYTES = 48              # memory of a frame besides its bytes: head of Node and of malloc
+    # 1/RESERVED_SHARE of the global cap is reserved: within it lanes of packets stop growing at
+    # MIN_LANE_BYTES, two packets of the usual size
     RESERVED_SHARE = 8
-    # … beyond this, which everybody gets: two packets of the usual size
     MIN_LANE_BYTES = 4096
 
 cdef enum:                       # lanes, in the order they are written
-    LANE_WIRE = 0                # the rest of a frame, or of sealed records
+    LANE_WIRE = 0                # the rest of a frame or of sealed records
     LANE_CONTROL = 1             # frames of the relay itself; never dropped
-    # of these two: the packets whose turn has come; the others are in their `flows`
+    # These two hold the packets to write next; `flows` holds the others.
     LANE_DISCO = 2
     LANE_DATA = 3
     N_LANES = 4
 
-cdef struct Backlog:
-    # LANE_BYTES or LINK_LANE_BYTES; 0 where only the number of packets counts, until half of the
+cdef struct Backlog:             # guarded by the session's output lock
+    # LANE_BYTES or LINK_LANE_BYTES; 0 = only the number of packets counts, until half of the
     # global cap is used
     uint32_t lane_bytes
-    uint32_t lane_packets        # LANE_PACKETS, or what the operator wants
+    uint32_t lane_packets        # LANE_PACKETS, or the operator's queue depth
     uint32_t control_bytes       # CONTROL_BYTES or MESH_CONTROL_BYTES
-    # a packet that has waited longer is not worth writing any more; 0 = any is
+    # packets that waited longer are dropped instead of delivered late; 0 = no limit
     uint64_t age_ns
-    bint has_pong                # a pong waits; who queues and writes frames says so
+    bint has_pong                # a pong waits; output.pyx keeps this up to date
     Fifo lanes[N_LANES]
-    Flows flows[N_LANES]         # by lane; of disco and data only
+    Flows flows[N_LANES]         # by lane; used for disco and data only
 
-# shared by all sessions of a plane: memory, frames and what is needed to keep them
+# Shared by all sessions of a plane: the memory of waiting frames, with its overhead.
 cdef struct BacklogBudget:
-    uint64_t cap_bytes           # packets keep to it; see backlog_push for what may exceed it
+    uint64_t cap_bytes           # fixed; packets respect it, backlog_push says what may exceed it
     uint64_t bytes               # atomic
 
-# Called for each frame thrown away.
+# Called for each dropped frame.
 ctypedef void (*drop_fn)(void* context, const Node* node) noexcept nogil
 
 cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t control_bytes,

@@ -1,3 +1,5 @@
+# Queueing, displacing and taking frames; see backlog.pxd for the owner and the lock.
+
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -24,7 +26,7 @@ cdef Backlog* backlog_new(uint32_t lane_bytes, uint32_t lane_packets, uint32_t c
 
 cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop,
                        void* context) noexcept nogil:
-    """Throw everything away, each frame reported through drop."""
+    """Free the backlog; call drop for each frame in it."""
     cdef Node* node
     while not backlog_empty(b):
         node = backlog_pop(b, budget)
@@ -40,7 +42,7 @@ cdef void backlog_free(Backlog* b, BacklogBudget* budget, drop_fn drop,
 
 cdef inline bint budget_exceeds(const BacklogBudget* budget, uint64_t more_bytes,
                                 uint64_t bytes) noexcept nogil:
-    # Whether all backlogs take more than so much when another frame takes its part.
+    # True when more_bytes would bring all backlogs together above `bytes`.
     return atomic_peek_u64(&budget.bytes) + more_bytes > bytes
 
 
@@ -70,19 +72,19 @@ cdef inline uint32_t lane_count(const Backlog* b, uint8_t lane) noexcept nogil:
 
 
 cdef inline uint64_t lane_weight(const Backlog* b, uint8_t lane) noexcept nogil:
-    # Memory: tiny packets take mostly what is needed to keep them. The table of senders is less
-    # than four times as large as those that have packets need, who are what is counted here.
-    return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes + <uint64_t>lane_count(b,
-            lane) * NODE_BYTES
+    # The weight is memory, because overhead is most of the memory of tiny packets. It counts active
+    # senders only; the table of senders is less than four times as large as they need.
+    return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes
+            + <uint64_t>lane_count(b, lane) * NODE_BYTES
             + b.flows[lane].n_active * sizeof(Flow))
 
 
-cdef struct Room:                # what a lane may take, as of when a newcomer finds it
-    bint has_places              # there is memory in plenty: lane_packets wait whatever their size
-    # the lane keeps what it has, but does not grow: who fills the cap must leave everybody a
-    # little, and take nobody's packets
+cdef struct Room:                # the limits of a lane when a packet arrives; on the stack
+    bint has_places              # memory is plentiful: lane_packets wait whatever their size
+    # the lane keeps its packets but does not grow: sessions that fill the cap leave MIN_LANE_BYTES
+    # to every other and displace only their own packets
     bint over_reserve
-    uint64_t limit_bytes         # of its weight
+    uint64_t limit_bytes         # for the lane's weight
 
 
 cdef Room lane_room(const Backlog* b, uint8_t lane, const BacklogBudget* budget,
@@ -114,8 +116,8 @@ cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room,
 
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, uint32_t own) noexcept nogil:
-    # The packet that has to go when its lane is full; NULL when it is the newcomer, of the flow
-    # `own`.
+    # Removes the packet to displace from a full lane; NULL when the new packet, of the flow `own`,
+    # must go.
     if b.flows[lane].n:
         return flows_pop_excess(&b.flows[lane], own)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
@@ -129,14 +131,14 @@ cdef void node_displace(BacklogBudget* budget, Node* node, drop_fn drop,
 
 
 cdef inline uint64_t oldest_ns(const Backlog* b, uint64_t now_ns) noexcept nogil:
-    # What was queued before then has waited too long.
+    # Packets queued before this time have waited too long.
     return now_ns - b.age_ns if 0 < b.age_ns < now_ns else 0
 
 
 cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t own, uint32_t n,
                     uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
-    # Displace packets until a newcomer of the flow `own` fits. False when that does not help:
-    # others use up the global cap, or all that wait are of senders that have asked for less.
+    # Displaces packets until a new one of the flow `own` fits. False when it cannot fit: others use
+    # up the global cap, or all waiting packets are from senders that have asked for less.
     cdef uint64_t since_ns = oldest_ns(b, now_ns)
     cdef Node* node = flows_pop_older(&b.flows[lane], own, since_ns)
     cdef Room room
@@ -153,20 +155,18 @@ cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t ow
 
 
 cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const uint8_t* frame,
-                       uint32_t n,
-                       uint32_t offset, uint64_t now_ns, drop_fn drop,
+                       uint32_t n, uint32_t offset, uint64_t now_ns, drop_fn drop,
                        void* context) noexcept nogil:
-    """Queue a copy of a frame of which the wire has already seen offset bytes.
+    """Queue a copy of a frame of which offset bytes are already written.
 
-    A packet displaces those of its sender that have waited too long and, when its lane is full,
-    others there. False when
-    the frame could not be kept: no memory, no room under the global cap, or too many control
-        frames; the caller decides what that means.
+    A packet displaces packets of its sender that have waited too long and, in a full lane, other
+    packets there. False when memory is out, the global cap leaves no room, or too many control
+    frames wait; the caller decides what follows.
 
-    Nobody is closed because others fill the global cap. So what cannot be dropped may exceed it,
-    bounded by session: control frames by control_bytes, and the rest of what the peer has the
-    beginning of by one frame, or the records of SEAL_CHUNK and the run that crosses it. So may the
-    little of each lane.
+    No session is closed because others fill the global cap. So frames that cannot be dropped may
+    exceed it, with a bound per session: control_bytes for control frames; for a partly written
+    frame or partly written records, one frame, or the records of SEAL_CHUNK and the run that
+    crosses it. MIN_LANE_BYTES of each lane may exceed it, too.
     """
     cdef Node* node
     cdef bint is_rest = offset != 0 or lane == LANE_WIRE
@@ -196,11 +196,9 @@ cdef bint backlog_push(Backlog* b, BacklogBudget* budget, uint8_t lane, const ui
 
 cdef bint backlog_over_cap(const Backlog* b, const BacklogBudget* budget,
                            uint32_t n) noexcept nogil:
-    """Whether a control frame that the peer can do without should not wait: the global cap is used
-    up.
-    """
-    return budget_exceeds(budget, n + NODE_BYTES,
-                          budget.cap_bytes) and b.lanes[LANE_CONTROL].bytes + n > MIN_LANE_BYTES
+    """Return whether the global cap leaves no room for a control frame that may be lost."""
+    return (budget_exceeds(budget, n + NODE_BYTES, budget.cap_bytes)
+            and b.lanes[LANE_CONTROL].bytes + n > MIN_LANE_BYTES)
 
 
 cdef bint flow_push(Flows* flows, BacklogBudget* budget, uint32_t own, Node* node) noexcept nogil:
@@ -213,23 +211,22 @@ cdef bint flow_push(Flows* flows, BacklogBudget* budget, uint32_t own, Node* nod
 
 
 cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node, uint64_t since_ns,
-                    drop_fn drop,
-                    void* context) noexcept nogil:
-    # Have the lane hold a packet whose turn has come, unless it was queued before since_ns. When
-    # all that waits is as old, the last one stays: it shows whether the peer still takes anything
-    # (the write deadline, §6.6).
+                    drop_fn drop, void* context) noexcept nogil:
+    # Puts a packet into its lane to be written next, unless it was queued before since_ns. When all
+    # packets are that old, the last one stays: the write deadline (§6.6) needs a packet to see
+    # whether the peer still reads.
     if node.queued_ns < since_ns and not backlog_empty(b):
         node_displace(budget, node, drop, context)
     else:
         fifo_append(&b.lanes[lane], node)
 
 
-cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most,
-                     size_t limit_bytes,
-                     uint64_t since_ns, drop_fn drop, void* context) noexcept nogil:
-    # Have the lane hold the packets whose turn is next, up to the first that reaches a limit.
+cdef void lane_fill(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most,
+                    size_t limit_bytes, uint64_t since_ns, drop_fn drop,
+                    void* context) noexcept nogil:
+    # Puts the next packets of the flows into their lane, up to the first that reaches a limit.
     cdef uint32_t n_before = b.lanes[lane].n
-    while n_before:              # what did not go out last time may have grown too old since
+    while n_before:              # packets left from the previous write may be too old by now
         lane_take(b, budget, lane, fifo_pop(&b.lanes[lane]), since_ns, drop, context)
         n_before -= 1
     while b.flows[lane].n and b.lanes[lane].n < n_most and b.lanes[lane].bytes < limit_bytes:
@@ -237,12 +234,10 @@ cdef void turns_take(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n
 
 
 cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, size_t limit_bytes,
-                      uint64_t now_ns,
-                      drop_fn drop, void* context) noexcept nogil:
-    """Fill iov with what goes next, in order, up to limit_bytes but at least one frame; return how
-    many were filled.
+                      uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
+    """Fill iov with the next frames in order and return their number; drop old packets.
 
-    Packets on the way there that have waited too long are dropped.
+    The frames have up to limit_bytes, but at least one frame is filled in.
     """
     cdef uint64_t since_ns = oldest_ns(b, now_ns)
     cdef int filled = 0
@@ -250,12 +245,12 @@ cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, 
     cdef size_t total = 0
     cdef Node* node
     if b.lanes[LANE_DATA].n or b.flows[LANE_DATA].n:
-        # Disco goes first, but who sends junk that looks like it gets half of the line at most.
-        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2, since_ns, drop,
-                   context)
+        # Disco goes first, but gets up to half of a write: junk may imitate it.
+        lane_fill(b, budget, LANE_DISCO, <uint32_t>n_iov // 2, limit_bytes // 2, since_ns, drop,
+                  context)
     else:
-        turns_take(b, budget, LANE_DISCO, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
-    turns_take(b, budget, LANE_DATA, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
+        lane_fill(b, budget, LANE_DISCO, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
+    lane_fill(b, budget, LANE_DATA, <uint32_t>n_iov, limit_bytes, since_ns, drop, context)
     for lane in range(N_LANES):
         node = b.lanes[lane].head
         while node is not NULL:
@@ -270,7 +265,7 @@ cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, 
 
 
 cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
-    """Take out the frame that goes next; the caller frees it. NULL when there is none."""
+    """Remove the next frame, which the caller frees; NULL when the backlog is empty."""
     cdef int lane
     cdef Node* node = NULL
     for lane in range(N_LANES):
@@ -287,8 +282,7 @@ cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
 
 
 cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil:
-    """Note that the wire took n more bytes of the frame that goes next, which must now stay first.
-    """
+    """Note that n more bytes of the next frame are written; that frame now stays first."""
     cdef int lane
     for lane in range(N_LANES):
         if b.lanes[lane].head is not NULL:

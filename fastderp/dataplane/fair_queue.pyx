@@ -1,3 +1,5 @@
+# Deficit round robin with fair displacement; see fair_queue.pxd for the idea and the lock.
+
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -9,11 +11,11 @@ cdef extern from *:
 
 cdef enum:
     FIRST_SLOTS = 8
-    N_LOOKED_AT = 4
+    N_COMPARED = 4
     SERVED_BITS = 8              # the fraction of `served` and `asked`
-    RANK_BITS = SERVED_BITS + 10     # 1 KiB a rank
+    RANK_BITS = SERVED_BITS + 10     # 1 KiB per rank
     MODEST = FLOW_QUANTUM << SERVED_BITS
-    ASKED_MAX = 32 << RANK_BITS      # half of the ranks: 32 KiB, some 22 full-sized packets
+    ASKED_MAX = 32 << RANK_BITS      # half of the ranks: 32 KiB, about 22 full-sized packets
 
 
 cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
@@ -23,17 +25,16 @@ cdef void flows_init(Flows* f, uint64_t secret) noexcept nogil:
 
 
 cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nogil:
-    # RecvPacket and ForwardPacket both begin with the sender's key. Who wants to share another's
-    # turn has to find a key with the same first 8 bytes. Only the old RecvPacket without a key
-    # (§6.6) may be shorter than those.
+    # RecvPacket and ForwardPacket both begin with the sender's key. Sharing another sender's flow
+    # takes a key with the same first 8 bytes. Only RecvPacket without a key (§6.6) may be shorter.
     cdef uint64_t sender = 0
     memcpy(&sender, frame + FRAME_HEADER, min(n - FRAME_HEADER, <uint32_t>sizeof(sender)))
     return sender if sender != 0 else 1
 
 
 cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
-    # The sender's slot, or the free one where it belongs. The highest bits of a product with an
-    # unknown odd number: of those nobody can say which senders share them.
+    # Returns the sender's slot, or the free one where it belongs. The hash is the highest bits of a
+    # product with a secret odd number, so senders cannot choose keys that collide.
     cdef uint32_t i = <uint32_t>(((sender * f.secret) >> 32) * f.capacity >> 32)
     while f.slots[i].sender != 0 and f.slots[i].sender != sender:
         i = (i + 1) & (f.capacity - 1)
@@ -41,7 +42,7 @@ cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
 
 
 cdef void ring_link(Flows* f, uint32_t i, uint32_t following) noexcept nogil:
-    # Just before another flow.
+    # Inserts a flow just before another one.
     cdef uint32_t previous = f.slots[following].previous
     f.slots[i].next = following
     f.slots[i].previous = previous
@@ -50,9 +51,9 @@ cdef void ring_link(Flows* f, uint32_t i, uint32_t following) noexcept nogil:
 
 
 cdef void ring_insert(Flows* f, uint32_t i) noexcept nogil:
-    # Last in turn. A flow below its fair share comes next, so that its packets do not wait for a
-    # turn of hundreds of others; only one at a time may, so that the others get at least every
-    # second turn.
+    # A new flow comes last. A flow below its fair share comes next, so that its packets do not wait
+    # for hundreds of others; only one at a time may, so that the others get at least every second
+    # round.
     cdef Flow* flow = &f.slots[i]
     flow.deficit = 0
     f.n_active += 1
@@ -66,7 +67,7 @@ cdef void ring_insert(Flows* f, uint32_t i) noexcept nogil:
         ring_link(f, i, f.current)
 
 
-cdef void turn_pass(Flows* f) noexcept nogil:
+cdef void round_advance(Flows* f) noexcept nogil:
     if f.current == f.jumper:
         f.jumper = NO_FLOW
     f.current = f.slots[f.current].next
@@ -80,14 +81,14 @@ cdef void ring_remove(Flows* f, uint32_t i) noexcept nogil:
         f.current = f.jumper = NO_FLOW
         return
     if f.current == i:
-        turn_pass(f)
+        round_advance(f)
     if f.jumper == i:
         f.jumper = NO_FLOW
     f.slots[flow.previous].next = flow.next
     f.slots[flow.next].previous = flow.previous
 
 
-# ---- who has asked for most
+# ---- the order of senders by what they asked for
 
 cdef inline bint is_modest(const Flows* f, const Flow* flow) noexcept nogil:
     return flow.asked <= f.served + MODEST
@@ -103,8 +104,8 @@ cdef inline void wanting_add(Flows* f, const Flow* flow, uint32_t step) noexcept
 
 
 cdef inline void flow_ask(Flows* f, Flow* flow, uint32_t n_bytes) noexcept nogil:
-    # A flow that was idle starts at `served`; one that floods is not held to more than ASKED_MAX,
-    # so that what it did is forgiven in time.
+    # An idle flow starts at `served`. ASKED_MAX bounds the lead of a flooding flow, so that it
+    # recovers in bounded time.
     if is_wanting(f, flow):
         wanting_add(f, flow, <uint32_t>-1)
     flow.asked = min(max(flow.asked, f.served) + (<uint64_t>n_bytes << SERVED_BITS),
@@ -113,7 +114,7 @@ cdef inline void flow_ask(Flows* f, Flow* flow, uint32_t n_bytes) noexcept nogil
 
 
 cdef void served_advance(Flows* f, uint64_t n_bytes) noexcept nogil:
-    # Those whose rank is passed have been due all they asked for.
+    # Flows whose rank `served` passes have been due all they asked for.
     cdef uint64_t rank = f.served >> RANK_BITS
     f.served += (n_bytes << SERVED_BITS) // max(f.n_wanting, <uint32_t>1)
     while rank < f.served >> RANK_BITS and f.n_wanting:
@@ -123,7 +124,7 @@ cdef void served_advance(Flows* f, uint64_t n_bytes) noexcept nogil:
 
 
 cdef void rank_enter(Flows* f, uint32_t i, uint32_t rank) noexcept nogil:
-    # Last in its ring: just before the one that is next to lose.
+    # The flow enters last in its ring: just before the one that is next to lose a packet.
     cdef Flow* flow = &f.slots[i]
     cdef Flow* first
     flow.rank = rank
@@ -150,9 +151,7 @@ cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
-    """Keep a flow with packets among those that have asked for about as much: the greediest are
-    found at once.
-    """
+    """Move a flow to the ring of its rank, so that the greediest flows are found at once."""
     cdef uint32_t rank = NO_FLOW
     if f.slots[i].packets.n:
         rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS
@@ -165,9 +164,9 @@ cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef inline uint32_t rank_greediest(const Flows* f) noexcept nogil:
-    # Of flows with packets: the rank furthest ahead of `served`, else the one least far behind it.
-    # The ranks are a circle of which flows use half ahead of `served` (ASKED_MAX), and few behind
-    # it: each is served a quantum in every round.
+    # Returns, for flows with packets, the rank furthest ahead of `served`, else the one least far
+    # behind it. The ranks form a circle: flows use half of it ahead of `served` (ASKED_MAX) and few
+    # ranks behind it, because each is served a quantum in every round.
     cdef uint32_t now = <uint32_t>(f.served >> RANK_BITS) % N_RANKS
     cdef uint64_t turned = f.ranks_used >> now | (f.ranks_used << (N_RANKS - now) if now else 0)
     cdef uint64_t ahead = turned & ((<uint64_t>1 << N_RANKS // 2 + 1) - 1)
@@ -177,7 +176,7 @@ cdef inline uint32_t rank_greediest(const Flows* f) noexcept nogil:
 # ---- slots
 
 cdef inline uint32_t slots_for(uint32_t n_flows) noexcept nogil:
-    # For these and a newcomer: a quarter to a half of the slots are in use then.
+    # The capacity for n_flows and one more, which fill a quarter to a half of the slots.
     cdef uint32_t capacity = FIRST_SLOTS
     while capacity < 2 * (n_flows + 1):
         capacity *= 2
@@ -189,9 +188,7 @@ cdef inline bint slots_are_full(const Flows* f) noexcept nogil:
 
 
 cdef uint64_t flows_growth_bytes(const Flows* f) noexcept nogil:
-    """Return what the slots may grow by when another packet is pushed and senders without packets
-    are forgotten.
-    """
+    """Return by how many bytes the next push may grow the slots, without remembered senders."""
     cdef uint32_t needed = slots_for(f.n_active) if slots_are_full(f) else 0
     return (needed - f.capacity) * sizeof(Flow) if needed > f.capacity else 0
 
@@ -201,20 +198,20 @@ cdef inline bint is_worth_a_slot(const Flows* f, const Flow* flow) noexcept nogi
 
 
 cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
-    # Senders without packets that have asked for more than they were due, as many as there are
-    # slots for.
+    # Returns the number of senders to remember: without packets, but with more asked for than due,
+    # up to the slots for them.
     cdef uint32_t n = 0
     cdef uint32_t i
     for i in range(f.capacity):
         n += is_worth_a_slot(f, &f.slots[i])
-    return min(n, <uint32_t>REMEMBERED_SLOTS // 2 - min(f.n_active,
-               <uint32_t>REMEMBERED_SLOTS // 2))
+    return min(n, <uint32_t>REMEMBERED_SLOTS // 2
+               - min(f.n_active, <uint32_t>REMEMBERED_SLOTS // 2))
 
 
 cdef bint slots_grow(Flows* f, bint remember) noexcept nogil:
-    # Flows with packets move on, in the order of their turns, and with `remember` those that were
-    # not due all they asked for: a flooder all of whose packets were lost would come back as a
-    # stranger. Other senders are forgotten.
+    # Flows with packets move to the new slots in their order, and with `remember` also senders that
+    # asked for more than they were due: otherwise a flooder that lost all packets would start anew.
+    # Other senders are forgotten.
     cdef Flows fresh
     cdef uint32_t i = f.current
     cdef uint32_t left = f.n_active
@@ -230,7 +227,7 @@ cdef bint slots_grow(Flows* f, bint remember) noexcept nogil:
     fresh.n_used = f.n_active + n_remembered
     while left:
         slot = flow_move(&fresh, &f.slots[i])
-        fresh.jumper = slot      # the next one is not let in ahead
+        fresh.jumper = slot      # keeps the next flow from being inserted ahead
         ring_insert(&fresh, slot)
         fresh.slots[slot].deficit = f.slots[i].deficit
         rank_update(&fresh, slot)
@@ -262,10 +259,9 @@ cdef uint32_t flow_move(Flows* into, const Flow* flow) noexcept nogil:
 # ---- packets
 
 cdef uint32_t flows_arrive(Flows* f, const uint8_t* frame, uint32_t n) noexcept nogil:
-    """Note that a sender asks for a packet, a frame of n bytes, to be queued. Return its flow,
-    NO_FLOW for a new one.
+    """Charge a sender for a packet, a frame of n bytes, and return its flow, NO_FLOW for a new one.
 
-    Good for the functions below until a packet is pushed.
+    The result is valid for the functions below until a packet is pushed.
     """
     cdef uint32_t own
     if f.capacity == 0:
@@ -279,9 +275,7 @@ cdef uint32_t flows_arrive(Flows* f, const uint8_t* frame, uint32_t n) noexcept 
 
 
 cdef bint flows_push(Flows* f, uint32_t own, Node* node, bint remember) noexcept nogil:
-    """Queue a packet behind its sender's others; own is what flows_arrive said of it. False without
-    memory.
-    """
+    """Queue a packet in its flow; own is the result of flows_arrive. False without memory."""
     cdef uint32_t i = own
     if own == NO_FLOW:
         if slots_are_full(f) and not slots_grow(f, remember):
@@ -303,7 +297,7 @@ cdef bint flows_push(Flows* f, uint32_t own, Node* node, bint remember) noexcept
 
 
 cdef void flows_bypass(Flows* f, uint64_t n_bytes) noexcept nogil:
-    """Note that packets went past an empty lane: what they took was due to its senders, too."""
+    """Count bytes that were written past an empty lane as due to its senders, too."""
     served_advance(f, n_bytes)
 
 
@@ -318,7 +312,7 @@ cdef Node* flow_pop(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef Node* flows_pop(Flows* f) noexcept nogil:
-    """Take out the packet whose sender's turn it is; NULL when there is none."""
+    """Remove the next packet by deficit round robin; NULL when there is none."""
     cdef Flow* flow
     if f.n == 0:
         return NULL
@@ -328,22 +322,22 @@ cdef Node* flows_pop(Flows* f) noexcept nogil:
             flow.deficit -= flow.packets.head.n
             served_advance(f, flow.packets.head.n)
             return flow_pop(f, f.current)
-        turn_pass(f)
+        round_advance(f)
 
 
 cdef Node* flows_pop_older(Flows* f, uint32_t own, uint64_t since_ns) noexcept nogil:
-    """Take out a flow's oldest packet if it was queued before since_ns."""
+    """Remove a flow's oldest packet if it was queued before since_ns, else return NULL."""
     if own != NO_FLOW and f.slots[own].packets.n and f.slots[own].packets.head.queued_ns < since_ns:
         return flow_pop(f, own)
     return NULL
 
 
 cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
-    # Of the next few flows of a rank the one with most bytes. All of the rank get their turn to be
-    # looked at.
+    # Returns the flow with most bytes among the next few of a rank. Each call continues where the
+    # previous one stopped, so all flows of the rank are compared in time.
     cdef uint32_t i = f.ranks[rank]
     cdef uint32_t fattest = i
-    cdef int left = N_LOOKED_AT
+    cdef int left = N_COMPARED
     while left:
         if f.slots[i].packets.bytes > f.slots[fattest].packets.bytes:
             fattest = i
@@ -354,10 +348,9 @@ cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
 
 
 cdef Node* flows_pop_excess(Flows* f, uint32_t own) noexcept nogil:
-    """Take out the packet that has to go so that one of the flow `own` finds room; NULL when that
-    one should go.
+    """Remove the packet to displace for a new one of the flow `own`; NULL to drop the new one.
 
-    Of the flows that have asked for most above their fair share, one with much waiting loses its
+    Among the flows that have asked for most above their fair share, one with many bytes loses its
     oldest packet.
     """
     cdef uint32_t rank

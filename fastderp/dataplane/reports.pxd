@@ -1,6 +1,5 @@
-# What the data plane has to tell, as Python objects: events, sessions, counters, and the names of
-# what they are about. For plane.pyx, which hands them out; nothing here changes anything but
-# `rtt_excused`. Never on the packet path.
+# Events, sessions and counters of the data plane as Python objects, for plane.pyx. The control
+# plane runs this; it changes only `rtt_excused`. No packet passes through here.
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
@@ -9,7 +8,7 @@ from fastderp.dataplane.events cimport Event, Totals as EventTotals
 from fastderp.dataplane.session cimport Peer, Session
 from fastderp.dataplane.sys cimport tcp_counts
 
-cdef struct SessionSnapshot:              # of a session, taken under its output lock
+cdef struct SessionSnapshot:     # a copy taken under the session's output lock; caller's own
     uint64_t handle
     Peer peer
     uint64_t opened_ns
@@ -18,7 +17,7 @@ cdef struct SessionSnapshot:              # of a session, taken under its output
     bint active
     bint tls
     bint is_tcp
-    bint has_tcp                 # and the kernel told what it counts
+    bint has_tcp                 # the kernel returned its tcp_info
     size_t backlog_bytes
     uint8_t n_app_name
     uint8_t app_name[32]
@@ -28,7 +27,7 @@ cdef struct SessionSnapshot:              # of a session, taken under its output
 cdef bint session_snapshot(Session* s, SessionSnapshot* seen, tcp_counts* info) noexcept nogil
 cdef bint session_excuse(Session* s, uint64_t handle) noexcept nogil
 
-# None when no open session is there, or not on a TCP socket.
+# None for a slot without an open session; tcp_info also without a TCP socket.
 cdef object session_info(Session* s)
 cdef object tcp_info(Session* s)
 

@@ -1,8 +1,11 @@
+# Conversion of events, sessions and counters to Python; see reports.pxd for the thread and locks.
+
 from typing import NamedTuple
 
 from libc.string cimport memcpy
 
 from fastderp.dataplane.cardinality cimport sketch_estimate
+from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS
 from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.backlog cimport backlog_bytes
@@ -13,20 +16,27 @@ from fastderp.dataplane.sys cimport (
     atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
-from fastderp.dataplane.counters import FLUSH_BOUNDS, KIND, REASON, entries
-
-# Of CloseReason, in its order; shown in logs and as metric labels.
+# The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
     "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
     "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
-DROP_REASONS, PACKET_KINDS = REASON.values, KIND.values
+# The names of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
+DROP_REASONS = (
+    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail",
+    "write_error", "dup_client",
+)
+PACKET_KINDS = ("disco", "other")
+# The buckets of counters()["buffered_write_frames"]; one more count holds values above the last.
+FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
+assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
 
 
 class Totals(NamedTuple):
-    """What one session carried. rx is from the peer to the relay, tx the other way; payload bytes
-    of packets.
+    """The traffic of one session, in packets and their payload bytes.
+
+    rx is from the peer to the relay, tx from the relay to the peer.
     """
 
     seconds: float
@@ -38,7 +48,7 @@ class Totals(NamedTuple):
 
 
 class FrameEvent(NamedTuple):
-    """A frame for the control plane, as it came from the session `handle`."""
+    """A frame from the session `handle` for the control plane."""
 
     handle: int
     type: int
@@ -48,8 +58,8 @@ class FrameEvent(NamedTuple):
 class ClosedEvent(NamedTuple):
     """The end of a session.
 
-    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` as PeerPresent has it;
-    `app_name` as the client gave it.
+    `reason` is one of CLOSE_REASONS, `detail` a phrase or empty; `addr` has the form of
+    PeerPresent; `app_name` is the client's own value.
     """
 
     handle: int
@@ -63,9 +73,7 @@ class ClosedEvent(NamedTuple):
 
 
 class DropEvent(NamedTuple):
-    """A packet for a watched key that was dropped; `source` is empty when the packet does not say
-    whose it is.
-    """
+    """A dropped packet for a watched key; `source` is empty for a packet without a sender's key."""
 
     source: bytes
     destination: bytes
@@ -76,7 +84,7 @@ class DropEvent(NamedTuple):
 class SessionInfo(NamedTuple):
     """A connected session, for debug pages and tests.
 
-    `senders` estimates how many distinct peers have sent to it; 0 unless the plane has
+    `senders` estimates how many distinct peers have sent to it; it is 0 unless the plane has
     `sender_cardinality`.
     """
 
@@ -99,8 +107,9 @@ class SessionInfo(NamedTuple):
 
 
 class TcpInfo(NamedTuple):
-    """What the kernel knows of a session's socket: smoothed round-trip time in microseconds, bytes
-    each way.
+    """The kernel's values for a session's socket.
+
+    `rtt_us` is the smoothed round-trip time in microseconds.
     """
 
     handle: int
@@ -113,10 +122,10 @@ class TcpInfo(NamedTuple):
 # ---- sessions
 
 cdef bint session_snapshot(Session* s, SessionSnapshot* seen, tcp_counts* info) noexcept nogil:
-    """Look at a slot; False when no open session is there. What the kernel counts goes to info
-    unless that is NULL.
+    """Copy the state of a slot's session; False when the slot has no open session.
 
-    No Python object is made under the lock: senders wait for it.
+    info, unless NULL, gets the kernel's tcp_info. No Python object is made under the lock, because
+    senders wait for it.
     """
     cdef unsigned int n = sizeof(tcp_counts)
     cdef bint is_open
@@ -149,12 +158,12 @@ cdef bint session_snapshot(Session* s, SessionSnapshot* seen, tcp_counts* info) 
 
 cdef bint session_excuse(Session* s, uint64_t handle) noexcept nogil:
     """Note that a session has no round-trip time; False when that was noted before."""
-    cdef bint is_news
+    cdef bint is_new
     pthread_mutex_lock(&s.output_lock)
-    is_news = s.handle == handle and not s.rtt_excused
-    s.rtt_excused |= is_news
+    is_new = s.handle == handle and not s.rtt_excused
+    s.rtt_excused |= is_new
     pthread_mutex_unlock(&s.output_lock)
-    return is_news
+    return is_new
 
 
 cdef object session_info(Session* s):
@@ -164,7 +173,7 @@ cdef object session_info(Session* s):
     return SessionInfo(
         seen.handle, seen.peer.key[:KEY_SIZE], seen.peer.addr[:16], seen.peer.port,
         seen.peer.role == ROLE_MESH, seen.peer.role == ROLE_LINK, bool(seen.peer.prober),
-                                                                       bool(seen.peer.not_ideal),
+        bool(seen.peer.not_ideal),
         seen.preferred, seen.active, seen.tls, seen.worker, seen.backlog_bytes,
         totals_object(clock_ns() - seen.opened_ns, &seen.totals), seen.app_name[:seen.n_app_name],
         int(seen.senders + 0.5),
@@ -220,9 +229,45 @@ cdef void counters_sum(Counters* total, const Counters* part) noexcept:
 
 
 cdef dict counters_dict(const Counters* c):
-    cdef const uint64_t* words = <const uint64_t*>c
-    named = entries(iter([words[i] for i in range(sizeof(Counters) // sizeof(uint64_t))]))
-    return named | {
-        "current_connections": named["accepts"] - named.pop("closed"),
-        "packets_received": sum(named["packets_received_kind"].values()),
+    cdef int reason
+    cdef int kind
+    packets_dropped = {}
+    bytes_dropped = {}
+    for reason in range(<int>N_DROP_REASONS):
+        for kind in range(N_KINDS):
+            label = (DROP_REASONS[reason], PACKET_KINDS[kind])
+            packets_dropped[label] = c.packets_dropped[reason][kind]
+            bytes_dropped[label] = c.bytes_dropped[reason][kind]
+    return {
+        "accepts": c.accepts,
+        "current_connections": c.accepts - c.closed,
+        "current_home_connections": c.home_connections,
+        "current_notideal_connections": c.notideal_connections,
+        "total_dup_client_conns": c.total_dup_client_conns,
+        "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
+        "packets_received_kind": {
+            PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)
+        },
+        "bytes_received": c.bytes_received,
+        "packets_sent": c.packets_sent,
+        "bytes_sent": c.bytes_sent,
+        "packets_dropped": packets_dropped,
+        "bytes_dropped": bytes_dropped,
+        "packets_forwarded_in": c.packets_forwarded_in,
+        "packets_forwarded_out": c.packets_forwarded_out,
+        "packets_forwarded_lost": c.packets_forwarded_lost,
+        "peer_gone_lost": c.peer_gone_lost,
+        "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
+        "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
+        "got_ping": c.got_ping,
+        "sent_pong": c.sent_pong,
+        "unknown_frames": c.unknown_frames,
+        "home_moves_in": c.home_moves_in,
+        "home_moves_out": c.home_moves_out,
+        "sclient_write_timeouts": c.sclient_write_timeouts,
+        "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
+        "buffered_write_frames": ([c.flushes[i] for i in range(N_FLUSH_BUCKETS)], c.flushed_frames),
+        "sealed_connections": c.sealed_connections,
+        "reads": c.reads,
+        "writes": c.writes,
     }
