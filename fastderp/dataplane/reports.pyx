@@ -5,7 +5,6 @@ from typing import NamedTuple
 from libc.string cimport memcpy
 
 from fastderp.dataplane.cardinality cimport sketch_estimate
-from fastderp.dataplane.counters cimport N_DROP_REASONS, N_FLUSH_BUCKETS, N_KINDS
 from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.backlog cimport backlog_bytes
@@ -16,21 +15,17 @@ from fastderp.dataplane.sys cimport (
     atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
+from fastderp.dataplane import counters as counter_table
+from fastderp.dataplane.counters import KIND, REASON, entries
+
 # The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
     "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
     "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
-# The names of DropReason and the packet kinds, in their order (PROTOCOL §6.5).
-DROP_REASONS = (
-    "unknown_dest", "unknown_dest_on_fwd", "gone_disconnected", "queue_head", "queue_tail",
-    "write_error", "dup_client",
-)
-PACKET_KINDS = ("disco", "other")
-# The buckets of counters()["buffered_write_frames"]; one more count holds values above the last.
-FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
-assert len(FLUSH_BOUNDS) + 1 == N_FLUSH_BUCKETS
+DROP_REASONS, PACKET_KINDS = REASON.values, KIND.values
+FLUSH_BOUNDS = counter_table.FLUSH_BOUNDS
 
 
 class Totals(NamedTuple):
@@ -229,45 +224,9 @@ cdef void counters_sum(Counters* total, const Counters* part) noexcept:
 
 
 cdef dict counters_dict(const Counters* c):
-    cdef int reason
-    cdef int kind
-    packets_dropped = {}
-    bytes_dropped = {}
-    for reason in range(<int>N_DROP_REASONS):
-        for kind in range(N_KINDS):
-            label = (DROP_REASONS[reason], PACKET_KINDS[kind])
-            packets_dropped[label] = c.packets_dropped[reason][kind]
-            bytes_dropped[label] = c.bytes_dropped[reason][kind]
-    return {
-        "accepts": c.accepts,
-        "current_connections": c.accepts - c.closed,
-        "current_home_connections": c.home_connections,
-        "current_notideal_connections": c.notideal_connections,
-        "total_dup_client_conns": c.total_dup_client_conns,
-        "packets_received": sum([c.packets_received[kind] for kind in range(N_KINDS)]),
-        "packets_received_kind": {
-            PACKET_KINDS[kind]: c.packets_received[kind] for kind in range(N_KINDS)
-        },
-        "bytes_received": c.bytes_received,
-        "packets_sent": c.packets_sent,
-        "bytes_sent": c.bytes_sent,
-        "packets_dropped": packets_dropped,
-        "bytes_dropped": bytes_dropped,
-        "packets_forwarded_in": c.packets_forwarded_in,
-        "packets_forwarded_out": c.packets_forwarded_out,
-        "packets_forwarded_lost": c.packets_forwarded_lost,
-        "peer_gone_lost": c.peer_gone_lost,
-        "peer_gone_disconnected_frames": c.peer_gone_disconnected_frames,
-        "peer_gone_not_here_frames": c.peer_gone_not_here_frames,
-        "got_ping": c.got_ping,
-        "sent_pong": c.sent_pong,
-        "unknown_frames": c.unknown_frames,
-        "home_moves_in": c.home_moves_in,
-        "home_moves_out": c.home_moves_out,
-        "sclient_write_timeouts": c.sclient_write_timeouts,
-        "rate_limit_per_client_waited": c.rate_limit_per_client_waited,
-        "buffered_write_frames": ([c.flushes[i] for i in range(N_FLUSH_BUCKETS)], c.flushed_frames),
-        "sealed_connections": c.sealed_connections,
-        "reads": c.reads,
-        "writes": c.writes,
+    cdef const uint64_t* words = <const uint64_t*>c
+    named = entries(iter([words[i] for i in range(sizeof(Counters) // sizeof(uint64_t))]))
+    return named | {
+        "current_connections": named["accepts"] - named.pop("closed"),
+        "packets_received": sum(named["packets_received_kind"].values()),
     }

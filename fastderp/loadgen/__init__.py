@@ -1,5 +1,7 @@
-"""Load for any DERP relay: `scenario` describes it, `connect` logs in, `engine` (native, loop in
-`load`) drives it, `run` puts them together and returns a `result`. The command is `fastderp-bench`.
+"""Load for any DERP relay, the parts of `fastderp-bench`.
+
+`scenario` describes a load, `connect` logs clients in, `engine` (native, with its loop in `load`)
+sends and receives, `run` combines them and returns a `result`.
 """
 
 from fastderp.util.compiled import check_compiled

@@ -1,6 +1,7 @@
-"""Clients of a relay: prepared in Python, logged in by native code, moved to the load engine.
+"""Clients of a relay: prepared in Python, logged in by native code, taken over by the load engine.
 
-Unlike in `fastderp.client` a login ends after ServerInfo. Nothing here is on the measured path.
+Unlike in `fastderp.client`, a login ends right after ServerInfo. Nothing here is on the measured
+path; the caller's thread runs it.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
 HEAD_LIMIT_BYTES = 16384
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-# time between two checks for an interrupt
+# The time that native code runs before an interrupt is noticed.
 TURN_S = 0.1
-# Linux has about 28,000 ports per pair of addresses by default; some may be in use.
+# Linux has about 28,000 ephemeral ports per pair of addresses by default; some may be in use.
 CLIENTS_PER_SOURCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A relay by URL. `tls` has the roots of https, None for http; `suites` are TLS 1.3 suites.
+    """A relay by URL.
 
-    Without `check_box` the relay's ServerInfo may be anything (the bench's floor).
+    `tls` is the trust for https, None for http; `suites` are the TLS 1.3 suites to offer. Without
+    `check_box` the relay's ServerInfo may be anything (for the benchmark's floor).
     """
 
     host: str
@@ -58,23 +60,23 @@ class Target:
         suite: str | None = None,
         check_box: bool = True,
     ) -> Target:
-        """Parse `http://host[:port][/path]` or `https://…`; the default path is /derp.
+        """Parse `http://host[:port][/path]` or `https://…`; the path is /derp unless given.
 
-        `insecure` accepts any certificate, `cafile` names more roots (PEM), `suite` is the only
-        TLS 1.3 suite to offer. Raises ValueError with the error in the URL, TlsError for
-        roots that cannot be read.
+        `insecure` accepts any certificate, `cafile` names a PEM file with more roots, `suite` is
+        the only TLS 1.3 suite to offer. Raises ValueError for a wrong URL, naming the fault, and
+        TlsError for roots that cannot be read.
         """
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             raise ValueError(
-                f"{url}: no host and port can be made out, as in http://127.0.0.1:3340"
+                f"{url}: not a URL with host and port, such as http://127.0.0.1:3340"
             ) from None
         if port == 0:
-            raise ValueError(f"{url}: a relay's port is not 0")
+            raise ValueError(f"{url}: the port must not be 0")
         if parts.scheme not in ("http", "https"):
-            raise ValueError(f"{url}: a relay's URL begins with http:// or https://")
+            raise ValueError(f"{url}: the URL must begin with http:// or https://")
         if not parts.hostname:
             raise ValueError(f"{url}: no host in the URL")
         path = parts.path if parts.path not in ("", "/") else "/derp"
@@ -92,19 +94,19 @@ class Target:
 
     @property
     def url(self) -> str:
-        """The complete URL."""
+        """The URL in full."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
     def fast_starts(self) -> bool:
-        """Whether clients send ClientInfo in one write with their request (PROTOCOL §3).
+        """Whether clients send request and ClientInfo in one write (PROTOCOL §3).
 
-        Real clients do so when the relay's certificates have given them its key.
+        Real clients do so over TLS, where the relay's certificates carry its key.
         """
         return self.tls is not None
 
     def request(self, fast_start: bool = False) -> bytes:
-        """Return the upgrade request of all clients (PROTOCOL §9.3)."""
+        """Return the upgrade request of every client (PROTOCOL §9.3)."""
         head = (
             f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\n"
             "Connection: Upgrade\r\nUpgrade: DERP\r\n"
@@ -123,7 +125,7 @@ class Target:
 
 @dataclass(slots=True)
 class Joined:
-    """A logged-in connection. `unread` is the plaintext behind ServerInfo."""
+    """A logged-in connection. `unread` is the plaintext read behind ServerInfo."""
 
     sock: socket.socket
     key: bytes
@@ -131,23 +133,23 @@ class Joined:
     records: RecordLayer | None = None
 
     def detach(self) -> int:
-        """Return the socket's descriptor, which the caller then owns."""
+        """Return the socket's descriptor, which the caller owns from now on."""
         return self.sock.detach()
 
     def close(self) -> None:
-        """Close the connection, unless the caller owns its descriptor."""
+        """Close the connection unless its descriptor is detached."""
         self.sock.close()
 
 
 class Crowd:
-    """`n` new clients of a relay; their keys and boxes are made before they log in.
+    """`n` new clients of a relay, with keys and boxes made before they log in.
 
-    The first connection reads the relay's key and verifies its certificate; the clients then
-    recognise the relay by its boxes.
-    They connect from `sources` in rotation; without any, to a relay on 127.0.0.1, from as many
-    loopback addresses as their ports require. `rate` limits the logins per second. With `busy_wait`
-    the load polls, so that waking it is not the relay's cost. Raises DialError with the relay and
-    the cause when the relay's key cannot be read.
+    A first connection verifies the relay's certificate and gets its key; the clients then recognize
+    the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
+    on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
+    second. With `busy_wait` the load's core never sleeps during the logins, so that the relay does
+    not pay for waking it. Raises DialError, naming the relay and the cause, when the first
+    connection fails.
     """
 
     def __init__(
@@ -200,28 +202,30 @@ class Crowd:
 
     @property
     def logins_per_s(self) -> float:
-        """Logins per second so far."""
-        return self._logins.n_inside / self._logins.seconds if self._logins.seconds else 0.0
+        """The rate of the logins so far."""
+        if not self._logins.seconds:
+            return 0.0
+        return self._logins.n_logged_in / self._logins.seconds
 
     def log_in(self, on_joined: Callable[[int], None] = lambda n_joined: None) -> list[Joined]:
-        """Log all clients in; `on_joined` gets their count so far. `stop` ends it early.
+        """Log all clients in and return them; after `stop`, those logged in by then.
 
-        Raises DialError with the relay and the cause for the first client that fails; all
-        connections are then closed.
+        `on_joined` gets the number of clients so far. Raises DialError, naming the relay and the
+        cause, when a login fails; then no client stays connected.
         """
         try:
             while not self._logins.run(TURN_S):
-                on_joined(self._logins.n_inside)
+                on_joined(self._logins.n_logged_in)
             return self._take()
         except (OSError, ProtocolError) as error:
             raise DialError(f"{self._target.url}: {_cause(error)}{_hint(error)}") from error
 
     def stop(self) -> None:
-        """Make `log_in` return soon; may be called from any thread."""
+        """Make `log_in` return soon. Any thread may call it."""
         self._logins.stop()
 
     def _take(self) -> list[Joined]:
-        """Check the relay's ServerInfo for each client, and take the connections."""
+        """Check each client's ServerInfo and take the connections."""
         joined = []
         try:
             for number, descriptor, info, unread, records in self._logins.members():
@@ -242,16 +246,16 @@ class Crowd:
 
 
 def relay_key(target: Target, address: tuple[str, int], source: str = "") -> NodePublic:
-    """Read the key of the relay at `address`, from `source` if given, without a login.
+    """Return the key of the relay at `address`, connecting from `source` if given, without a login.
 
-    Raises DialError with the relay and the cause when that fails.
+    Raises DialError, naming the relay and the cause, when that fails.
     """
     try:
         with socket.create_connection(
             address, LOGIN_LIMIT_S, (source, 0) if source else None
         ) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return _Visit(sock, target).key()
+            return _KeyRequest(sock, target).key()
     except (OSError, ProtocolError, TlsError) as error:
         raise DialError(f"{target.url}: {_cause(error)}") from error
 
@@ -263,15 +267,15 @@ def _cause(error: Exception) -> str:
 
 
 def _hint(error: Exception) -> str:
-    """Return possible causes of a closed login, as a relay refuses clients without a message."""
+    """Return the likely cause of a closed login: a relay that sent its key refuses silently."""
     if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
-        return "; does it admit unknown keys? The bench uses new ones"
+        return "; the benchmark uses new keys: check that the relay admits unknown keys"
     return ""
 
 
 @dataclass(slots=True)
-class _Visit:
-    """A connection that reads the relay's greeting."""
+class _KeyRequest:
+    """A connection that ends after the relay's ServerKey."""
 
     sock: socket.socket
     target: Target
@@ -286,21 +290,21 @@ class _Visit:
         head = self._take_head()
         status = head.split(b"\r\n", 1)[0].decode("latin-1")
         if status.split(" ")[1:2] != ["101"]:
-            raise ProtocolError(f"it did not upgrade to DERP but answered {status!r}")
+            raise ProtocolError(f"the relay did not upgrade to DERP but answered {status!r}")
         frame_type, length = HEADER.unpack(self._take(HEADER_SIZE))
         if length > MAX_SERVER_KEY_SIZE:
-            raise ProtocolError(f"a frame of {length} bytes where ServerKey was expected")
+            raise ProtocolError(f"the relay sent a frame of {length} bytes instead of ServerKey")
         return parse_server_key(frame_type, self._take(length))
 
     def _shake_hands(self, trust: ClientContext) -> None:
-        """Begin TLS 1.3, the only version with keys that the load can use."""
+        """Begin TLS 1.3, the only version whose keys the load engine can use."""
         handshake = Handshake(trust, self.target.host)
         while not handshake.step():
             self.sock.sendall(handshake.take_output())
             handshake.feed(self._receive())
         self.sock.sendall(handshake.take_output())
         if handshake.version != "TLSv1.3":
-            raise ProtocolError(f"a load needs TLS 1.3; this is {handshake.version}")
+            raise ProtocolError(f"a load needs TLS 1.3, but the relay speaks {handshake.version}")
         self.records = handshake.records()
         self.unread += self.records.open()
 
@@ -324,13 +328,15 @@ class _Visit:
     def _take_head(self) -> bytes:
         while (end := self.unread.find(b"\r\n\r\n")) < 0:
             if len(self.unread) > HEAD_LIMIT_BYTES:
-                raise ProtocolError(f"no end of the HTTP answer within {HEAD_LIMIT_BYTES} bytes")
+                raise ProtocolError(
+                    f"the head of the HTTP response exceeds {HEAD_LIMIT_BYTES} bytes"
+                )
             self._fill()
         return self._take(end + 4)
 
 
 def socket_address(host: str, port: int) -> bytes:
-    """Return an IP address and port in the kernel's form (ip(7), ipv6(7))."""
+    """Return an IP address and port as a C sockaddr (ip(7), ipv6(7))."""
     if ":" in host:
         return struct.pack("=H", socket.AF_INET6) + struct.pack(
             "!HI16sI", port, 0, ipaddress.IPv6Address(host).packed, 0
@@ -341,7 +347,7 @@ def socket_address(host: str, port: int) -> bytes:
 
 
 def loopback_sources(host: str, n: int) -> list[str]:
-    """Return 127.0.0.1, .2, … for more clients than one address has ports; [] when not needed."""
+    """Return 127.0.0.1, .2, … for more clients than one address has ports, else []."""
     n_sources = -(-n // CLIENTS_PER_SOURCE)
     if n_sources < 2 or ":" in host or not ipaddress.ip_address(host).is_loopback:
         return []

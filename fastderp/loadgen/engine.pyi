@@ -4,19 +4,19 @@ from typing import Protocol, TypedDict
 from fastderp.tls.record import RecordLayer
 
 class LoggedIn(Protocol):
-    """A connection for the engine."""
+    """A logged-in connection that the engine takes over."""
 
     @property
     def key(self) -> bytes:
         """The client's public key, 32 bytes."""
     @property
     def unread(self) -> bytes:
-        """The plaintext behind ServerInfo."""
+        """The plaintext read behind ServerInfo."""
     @property
     def records(self) -> RecordLayer | None:
-        """The connection's TLS 1.3 keys, which the engine takes; None over plain TCP."""
+        """The connection's TLS 1.3 keys, which the engine takes over; None over plain TCP."""
     def detach(self) -> int:
-        """Return the descriptor of the connected socket, which the caller then owns."""
+        """Return the socket's descriptor, which the engine owns from then on."""
 
 class Totals(TypedDict):
     """The counters of one measurement."""
@@ -39,14 +39,14 @@ class Engine:
     which packet sizes are drawn, 32 to 65,536 bytes each. With `window` each flow keeps that many
     packets in flight; with `rate` all flows together send that many per second by a fixed schedule,
     and latency counts from the scheduled time; with neither, senders never wait. `verify` compares
-    every payload byte. A connection with several flows sends `in_a_row` packets of one before the
-    next one follows; a schedule releases as many at once. The connections numbered in `slow` read
-    `slow_bytes_per_s` each, and the latency excludes packets to them. `seed` fixes sizes and
+    every payload byte. A connection with several flows sends `in_a_row` packets of one flow before
+    it changes to the next; a schedule releases that many at once. The connections numbered in
+    `slow` read `slow_bytes_per_s` each, and latency omits packets to them. `seed` fixes sizes and
     contents. `joined_records` fills TLS records with as many packets as fit; otherwise each packet
-    has its own record, like those of real clients. With `busy_wait` the thread polls for packets
-    instead of sleeping, so that the relay does not pay for waking it. Raises ValueError for
-    arguments out of range, TlsError for keys that were moved away, OSError when the kernel has no
-    more descriptors.
+    has its own record, as from real clients. With `busy_wait` the thread polls for packets instead
+    of sleeping, as no real client does, so that the relay does not pay for waking it. Raises
+    ValueError for arguments out of range, TlsError for keys that were moved away, OSError when the
+    process is out of descriptors.
     """
 
     def __init__(
@@ -68,24 +68,25 @@ class Engine:
     def warm_up(self, seconds: float) -> None:
         """Run the load without measuring."""
     def measure(self, seconds: float) -> None:
-        """Run the load and measure; discard any previous measurement."""
+        """Run the load and measure; discard the previous measurement."""
     def drain(self, limit_s: float) -> None:
         """Stop sending and wait up to `limit_s` seconds for packets in flight."""
     def stop(self) -> None:
-        """End the running and every later phase within 0.1 s; may be called from any thread."""
+        """End the current and every later phase within 0.1 s. Any thread may call it."""
     def close(self) -> None:
         """Close every connection."""
     def percentile_ns(self, percent: float) -> int:
         """Return the latency in ns that `percent` of the measured packets did not exceed."""
     @property
     def progress(self) -> tuple[int, int]:
-        """(packets delivered in this measurement, connections lost); readable during a phase."""
+        """(packets delivered in this measurement, connections lost), also during a phase."""
     def totals(self) -> Totals:
         """Return the measurement's counters.
 
-        `delivered` counts arrivals during the measurement; `lost` are packets of it that had
-        not arrived by the end of the drain; `corrupt` failed the content check; `unexpected` came
-        again, out of order, or after the silence of its flow for which it counted as lost.
+        `delivered` counts arrivals during the measurement; `lost` counts packets sent during it that
+        did not arrive by the end of the drain; `corrupt` counts packets that failed the content
+        check; `unexpected` counts packets that came twice, out of order, or after they had been
+        given up because their flow was silent for 0.5 s.
         """
     def delivered_by_flow(self) -> list[int]:
-        """Return the packets delivered during the measurement, one number per flow."""
+        """Return the number of packets delivered during the measurement, by flow."""

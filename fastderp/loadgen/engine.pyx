@@ -1,6 +1,6 @@
-"""The load engine for Python: it takes logged-in connections, runs a load on them, reports.
+"""The load engine's Python interface: takes connections over, runs a load on them, reports.
 
-A phase holds the calling thread with the GIL released; what happens in it is in load.pyx.
+A phase runs load.pyx in the calling thread, without the GIL.
 """
 
 import os
@@ -18,15 +18,17 @@ from fastderp.loadgen.histogram cimport histogram_percentile
 from fastderp.loadgen.load cimport (
     DRAIN, FRAME_MAX, INPUT, INPUT_MAX, KEY_SIZE, MEASURE, N_KEYS, N_SIZES, OUTPUT_MAX, PACE_FLOOD,
     PACE_SCHEDULE, PACE_WINDOW, SLOW_TURN_NS, TIMER, WARM_UP, Bytes, Connection, Flow, Load, Phase,
-    bytes_set, load_measure, load_run, load_start)
+    bytes_set, load_measure, load_run, load_start,
+)
 from fastderp.loadgen.payload cimport MARK_SIZE, PATTERN_SIZE, PAYLOAD_MAX
 from fastderp.loadgen.sys cimport (
     CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, TFD_CLOEXEC, TFD_NONBLOCK, clock_ns,
-    close, epoll_create1, epoll_ctl, epoll_event, flag_set, timerfd_create)
+    close, epoll_create1, epoll_ctl, epoll_event, flag_set, timerfd_create,
+)
 
 
 cdef class Engine:
-    """A load over logged-in connections; see the stub for the arguments."""
+    """A load over logged-in connections; the stub describes the arguments."""
 
     cdef Load load
     cdef bint started
@@ -34,14 +36,13 @@ cdef class Engine:
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
                   uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0,
-                  bint joined_records=False,
-                  bint busy_wait=False, bint verify=False, int seed=0):
+                  bint joined_records=False, bint busy_wait=False, bint verify=False, int seed=0):
         cdef Load* load = &self.load
         load.epoll = load.timer = -1
         if window and rate:
-            raise ValueError("a load has a window or a rate, not both")
+            raise ValueError("a load takes a window or a rate, not both")
         if not in_a_row:
-            raise ValueError("at least one packet of a flow in a row")
+            raise ValueError("in_a_row must be 1 or more, but is 0")
         load.pace = PACE_WINDOW if window else PACE_SCHEDULE if rate else PACE_FLOOD
         load.window = window
         load.in_a_row = in_a_row
@@ -67,12 +68,12 @@ cdef class Engine:
         return fresh
 
     cdef draw(self, sizes, rng):
-        """Set the random parts: the run's mark, the bodies and the sizes."""
+        """Draw the run's seed, the bodies and the sizes, and allocate the work space."""
         cdef Load* load = &self.load
         for size, weight in sizes:
             if not MARK_SIZE <= size <= PAYLOAD_MAX:
                 raise ValueError(
-                    f"packet size {size} is not between {MARK_SIZE} and {PAYLOAD_MAX} bytes")
+                    f"a packet size must be {MARK_SIZE} to {PAYLOAD_MAX} bytes, but is {size}")
             if weight <= 0:
                 raise ValueError(f"the weight of size {size} must be positive, not {weight}")
         load.seed = rng.getrandbits(64)
@@ -108,20 +109,21 @@ cdef class Engine:
             load.n_connections += 1
 
     cdef take_unread(self, Bytes* into, bytes unread, size_t limit):
-        """Begin with the bytes read during the login: less than a complete frame or record."""
+        """Start with bytes read during the login, less than a whole frame or record."""
         if <size_t>len(unread) >= limit:
-            raise ValueError("more was read behind the login than a load can begin with")
+            raise ValueError(f"a connection may bring {limit - 1} unread bytes, not {len(unread)}")
         if not bytes_set(into, <const uint8_t*>PyBytes_AS_STRING(unread), len(unread)):
             raise MemoryError()
 
     cdef slow_down(self, list indexes, size_t bytes_per_s):
-        """Mark the connections that read slowly."""
+        """Make slow readers of some connections."""
         cdef Load* load = &self.load
-        load.slow_read = min(<size_t>INPUT,
-                             max(<size_t>1, bytes_per_s * SLOW_TURN_NS // 1000000000))
+        load.slow_read = min(
+            <size_t>INPUT, max(<size_t>1, bytes_per_s * SLOW_TURN_NS // 1000000000))
         for index in indexes:
             if not 0 <= index < load.n_connections:
-                raise ValueError(f"slow reader {index} is no connection")
+                raise ValueError(
+                    f"slow reader {index}: there are only {load.n_connections} connections")
             load.connections[index].is_slow = True
             load.n_slow += 1
 
@@ -131,12 +133,12 @@ cdef class Engine:
         for source, target in flows:
             if not (0 <= source < load.n_connections and 0 <= target < load.n_connections):
                 raise ValueError(
-                    f"flow {source} -> {target} names a connection that does not exist")
+                    f"flow {source} -> {target}: there are only {load.n_connections} connections")
             load.flows[load.n_flows].source = source
             load.flows[load.n_flows].target = target
             load.n_flows += 1
         if not load.n_flows:
-            load.pace = PACE_WINDOW            # a schedule needs a sender
+            load.pace = PACE_WINDOW            # a schedule needs at least one flow
 
     cdef watch(self):
         cdef Load* load = &self.load
@@ -173,7 +175,7 @@ cdef class Engine:
         self.run(WARM_UP, seconds)
 
     def measure(self, double seconds):
-        """Run the load and measure; discard any previous measurement."""
+        """Run the load and measure; discard the previous measurement."""
         self.run(MEASURE, seconds)
 
     def drain(self, double limit_s):
@@ -181,7 +183,7 @@ cdef class Engine:
         self.run(DRAIN, limit_s)
 
     def stop(self):
-        """End the running and every later phase within 0.1 s; may be called from any thread."""
+        """End the current and every later phase within 0.1 s. Any thread may call it."""
         flag_set(&self.load.stopped)
 
     def close(self):
@@ -203,11 +205,11 @@ cdef class Engine:
 
     @property
     def progress(self):
-        """(packets delivered in this measurement, connections lost); readable during a phase."""
+        """(packets delivered in this measurement, connections lost), also during a phase."""
         return self.load.n_delivered, self.load.n_dead
 
     def totals(self):
-        """Return the measurement's counters; see the stub for their names."""
+        """Return the measurement's counters; the stub describes them."""
         cdef Load* load = &self.load
         return {
             "seconds": load.measure_ns / 1e9,
@@ -223,7 +225,7 @@ cdef class Engine:
         }
 
     def delivered_by_flow(self):
-        """Return the packets delivered during the measurement, one number per flow."""
+        """Return the number of packets delivered during the measurement, by flow."""
         return [self.load.flows[i].n_delivered for i in range(self.load.n_flows)]
 
     def __dealloc__(self):

@@ -1,4 +1,4 @@
-"""A TLS 1.3 client's handshake with the least cost for the client. See hello.pxd."""
+"""A TLS 1.3 client's handshake at the least cost to the client; see hello.pxd."""
 
 import secrets
 import struct
@@ -8,10 +8,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, TrafficKey, aead_open, aead_seal,
-    key_expanded, keyring_forget, suite_of, traffic_key_derive)
+    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, aead_open, aead_seal,
+    key_expanded, keyring_forget, suite_of, traffic_key_derive,
+)
 from fastderp.tls.record cimport (
-    RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size)
+    RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size,
+)
 from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
 from fastderp.util.net import is_address
@@ -37,14 +39,14 @@ SUITES = {
     "TLS_AES_256_GCM_SHA384": 0x1302,
     "TLS_CHACHA20_POLY1305_SHA256": 0x1303,
 }
-# ECDSA with P-256, RSA-PSS, Ed25519 and RSA: the signatures of all relays' certificates
+# ECDSA with P-256, RSA-PSS, Ed25519 and RSA cover the certificates of all relays.
 SIGNATURES = (0x0403, 0x0804, 0x0807, 0x0805, 0x0503, 0x0401)
 
 
 def client_hello(str server_name not None, suites, bytes public_key not None):
     unknown = [suite for suite in suites if suite not in SUITES]
     if unknown:
-        raise ValueError(f"not TLS 1.3 suites of ours: {', '.join(unknown)}")
+        raise ValueError(f"unknown TLS 1.3 suites: {', '.join(unknown)}; use {', '.join(SUITES)}")
     extensions = [
         (10, vector(2, struct.pack("!H", X25519))),
         (13, vector(2, struct.pack(f"!{len(SIGNATURES)}H", *SIGNATURES))),
@@ -55,17 +57,18 @@ def client_hello(str server_name not None, suites, bytes public_key not None):
         extensions.insert(0, (0, vector(2, b"\0" + vector(2, server_name.encode("idna")))))
     body = b"".join([
         b"\3\3", secrets.token_bytes(RANDOM),
-        vector(1, secrets.token_bytes(32)),  # as clients send it for middleboxes
+        vector(1, secrets.token_bytes(32)),  # a session id, for middleboxes (RFC 8446 D.4)
         vector(2, b"".join([struct.pack("!H", SUITES[suite]) for suite in suites])),
         vector(1, b"\0"),
-        vector(2, b"".join(
-            [struct.pack("!H", number) + vector(2, data) for number, data in extensions])),
+        vector(2, b"".join([
+            struct.pack("!H", number) + vector(2, data) for number, data in extensions
+        ])),
     ])
     return b"\1" + vector(3, body)
 
 
 def vector(int n_length, bytes data not None):
-    """Return `data` with its length in front."""
+    """Return `data` after its length in n_length bytes."""
     return len(data).to_bytes(n_length, "big") + data
 
 
@@ -81,14 +84,13 @@ cdef bint digest(uint16_t suite, const uint8_t* data, size_t n, uint8_t* out) no
 
 cdef bint extract(uint16_t suite, const uint8_t* salt, const uint8_t* secret, size_t n,
                   uint8_t* out) noexcept nogil:
-    return crypto.HMAC(hash_of(suite), salt, <int>record_secret_size(suite),
-                       secret, n, out, NULL) is not NULL
+    cdef int n_salt = <int>record_secret_size(suite)
+    return crypto.HMAC(hash_of(suite), salt, n_salt, secret, n, out, NULL) is not NULL
 
 
-cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label, const uint8_t* context,
-                 size_t n_context,
-                 uint8_t* out) noexcept nogil:
-    """One hash of output; `out` may be `secret`."""
+cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label,
+                 const uint8_t* context, size_t n_context, uint8_t* out) noexcept nogil:
+    """Write one hash of output; `out` may be `secret`."""
     cdef uint8_t info[128]
     cdef size_t n_hash = record_secret_size(suite)
     cdef size_t n_label = strlen(label)
@@ -109,7 +111,7 @@ cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label, const
 
 cdef bint derive_next(uint16_t suite, const uint8_t* secret, const uint8_t* input, size_t n_input,
                       uint8_t* out) noexcept nogil:
-    """Derive the next secret of the schedule from one secret and new input."""
+    """Derive the next secret of the key schedule from the previous one and new input."""
     cdef uint8_t nothing[HASH_MAX]
     cdef uint8_t salt[HASH_MAX]
     return (digest(suite, NULL, 0, nothing)
@@ -131,17 +133,17 @@ cdef bint agree(EVP_PKEY* own, const uint8_t* theirs, uint8_t* shared) noexcept 
 
 
 cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
-    """Derive the keys of the handshake and its secret from the key agreement."""
+    """Derive the handshake traffic keys and the main secret from the key agreement."""
     cdef uint8_t zeros[HASH_MAX]
     cdef uint8_t secret[HASH_MAX]
-    cdef uint8_t said[HASH_MAX]
+    cdef uint8_t transcript_hash[HASH_MAX]
     cdef size_t n = record_secret_size(h.suite)
     memset(zeros, 0, sizeof(zeros))
     return (extract(h.suite, zeros, zeros, n, secret)
             and derive_next(h.suite, secret, shared, SHARED, secret)
-            and digest(h.suite, h.transcript, h.n_transcript, said)
-            and expand(h.suite, secret, b"c hs traffic", said, n, h.ours.secret)
-            and expand(h.suite, secret, b"s hs traffic", said, n, h.theirs.secret)
+            and digest(h.suite, h.transcript, h.n_transcript, transcript_hash)
+            and expand(h.suite, secret, b"c hs traffic", transcript_hash, n, h.ours.secret)
+            and expand(h.suite, secret, b"s hs traffic", transcript_hash, n, h.theirs.secret)
             and traffic_key_derive(&h.ours, suite_of(h.suite))
             and traffic_key_derive(&h.theirs, suite_of(h.suite))
             and derive_next(h.suite, secret, zeros, n, h.main_secret))
@@ -149,7 +151,7 @@ cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
 
 cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_t* answer,
                size_t* n_answer) noexcept nogil:
-    """Append a message as one record."""
+    """Append a message to the answer as one record."""
     cdef uint8_t* record = answer + n_answer[0]
     cdef Expanded* expanded = key_expanded(ring, &h.ours, suite_of(h.suite), True)
     record[0] = TYPE_DATA
@@ -162,9 +164,8 @@ cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_
     return expanded is not NULL and aead_seal(expanded, &h.ours, record, <int>(n + 1))
 
 
-cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record, uint8_t* content,
-                 size_t* n,
-                 uint8_t* kind) noexcept nogil:
+cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record,
+                 uint8_t* content, size_t* n, uint8_t* kind) noexcept nogil:
     cdef Expanded* expanded = key_expanded(ring, &h.theirs, suite_of(h.suite), False)
     if n_record <= AEAD_HEADER + AEAD_TAG or expanded is NULL:
         return False
@@ -182,10 +183,10 @@ cdef bint unseal(Hello* h, Keyring* ring, const uint8_t* record, size_t n_record
 
 cdef bint secrets_end(Hello* h, Keyring* ring, uint8_t* answer, size_t* n_answer,
                       Records* records) noexcept nogil:
-    """Build our Finished and derive the keys of the connection, after the server's Finished."""
+    """Answer the server's Finished with ours, and derive the keys of the connection."""
     cdef uint8_t client_secret[HASH_MAX]
     cdef uint8_t server_secret[HASH_MAX]
-    cdef uint8_t said[HASH_MAX]
+    cdef uint8_t transcript_hash[HASH_MAX]
     cdef uint8_t finished_secret[HASH_MAX]
     cdef uint8_t finished[MESSAGE_HEADER + HASH_MAX]
     cdef size_t n = record_secret_size(h.suite)
@@ -194,11 +195,11 @@ cdef bint secrets_end(Hello* h, Keyring* ring, uint8_t* answer, size_t* n_answer
     finished[0] = FINISHED
     finished[1] = finished[2] = 0
     finished[3] = <uint8_t>n
-    return (digest(h.suite, h.transcript, h.n_understood, said)
-            and expand(h.suite, h.main_secret, b"c ap traffic", said, n, client_secret)
-            and expand(h.suite, h.main_secret, b"s ap traffic", said, n, server_secret)
+    return (digest(h.suite, h.transcript, h.n_parsed, transcript_hash)
+            and expand(h.suite, h.main_secret, b"c ap traffic", transcript_hash, n, client_secret)
+            and expand(h.suite, h.main_secret, b"s ap traffic", transcript_hash, n, server_secret)
             and expand(h.suite, h.ours.secret, b"finished", NULL, 0, finished_secret)
-            and extract(h.suite, finished_secret, said, n, finished + MESSAGE_HEADER)
+            and extract(h.suite, finished_secret, transcript_hash, n, finished + MESSAGE_HEADER)
             and seal(h, ring, finished, MESSAGE_HEADER + n, answer, n_answer)
             and record_init(records, h.suite, True, server_secret, client_secret) == RECORD_OK)
 
@@ -225,7 +226,7 @@ cdef bint transcript_add(Hello* h, const uint8_t* data, size_t n) noexcept nogil
 
 cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p,
                               size_t n) noexcept nogil:
-    """Read the ServerHello, alone in its record, and derive its keys."""
+    """Parse the ServerHello, alone in its record, and derive the handshake keys."""
     cdef uint8_t shared[SHARED]
     cdef size_t at = MESSAGE_HEADER + 2 + RANDOM
     cdef size_t end
@@ -239,7 +240,7 @@ cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p,
         return HELLO_BROKEN
     at += 1 + p[at]                 # the session id
     if n < at + 5:
-        return HELLO_OLD            # a version without extensions is an older one
+        return HELLO_OLD            # TLS 1.3 requires extensions
     h.suite = <uint16_t>number(p + at, 2)
     end = at + 5 + number(p + at + 3, 2)
     at += 5
@@ -257,32 +258,31 @@ cdef HelloStatus server_hello(Hello* h, const Share* share, const uint8_t* p,
         at += 4 + size
     if not is_new:
         return HELLO_OLD
-    h.n_understood = h.n_transcript
+    h.n_parsed = h.n_transcript
     if theirs is NULL or record_secret_size(h.suite) == 0:
         return HELLO_BROKEN
-    if agree(share.own, theirs, shared) and secrets_begin(h, shared):
-        return HELLO_MORE
-    return HELLO_BROKEN
+    if not agree(share.own, theirs, shared) or not secrets_begin(h, shared):
+        return HELLO_BROKEN
+    return HELLO_MORE
 
 
 cdef bint finished_is_there(Hello* h) noexcept nogil:
-    """Walk the complete messages; return True when the last one was the server's Finished."""
+    """Walk the complete messages; return True at the server's Finished."""
     cdef const uint8_t* p
     cdef size_t n
-    while h.n_transcript - h.n_understood >= MESSAGE_HEADER:
-        p = h.transcript + h.n_understood
+    while h.n_transcript - h.n_parsed >= MESSAGE_HEADER:
+        p = h.transcript + h.n_parsed
         n = MESSAGE_HEADER + number(p + 1, 3)
-        if h.n_transcript - h.n_understood < n:
+        if h.n_transcript - h.n_parsed < n:
             return False
-        h.n_understood += n
+        h.n_parsed += n
         if p[0] == FINISHED:
             return True
     return False
 
 
 cdef HelloStatus record_take(Hello* h, const Share* share, Keyring* ring, const uint8_t* record,
-                             size_t n_record,
-                             uint8_t* scratch) noexcept nogil:
+                             size_t n_record, uint8_t* scratch) noexcept nogil:
     cdef uint8_t kind = record[0]
     cdef const uint8_t* content = record + AEAD_HEADER
     cdef size_t n = n_record - AEAD_HEADER
@@ -304,8 +304,7 @@ cdef HelloStatus record_take(Hello* h, const Share* share, Keyring* ring, const 
 
 cdef HelloStatus hello_take(
     Hello* h, const Share* share, Keyring* ring, const uint8_t* wire, size_t n_wire,
-    size_t* consumed, uint8_t* scratch,
-    uint8_t* answer, size_t* n_answer, Records* records
+    size_t* consumed, uint8_t* scratch, uint8_t* answer, size_t* n_answer, Records* records
 ) noexcept nogil:
     cdef HelloStatus status = HELLO_MORE
     cdef size_t n

@@ -1,5 +1,5 @@
 class LatencyHistogram:
-    """The engine's histogram for Python, for tests and tools with the same percentiles."""
+    """The engine's histogram, for Python code that needs the same percentiles."""
 
     def record(self, value: int) -> None:
         """Count one value, in any unit (the engine uses nanoseconds)."""

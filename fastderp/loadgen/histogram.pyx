@@ -1,7 +1,4 @@
-"""Latency histogram with log-linear buckets (the HDR idea): constant memory, constant cost.
-
-The engine's thread owns it while it runs; it is read between runs.
-"""
+"""Latency histogram with log-linear buckets; see histogram.pxd for the owner and the thread."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -15,7 +12,7 @@ cdef void histogram_clear(Histogram* h) noexcept nogil:
 
 
 cdef inline uint32_t bucket_of(uint64_t value) noexcept nogil:
-    """Values below 128 have a bucket each; above, the top 8 bits choose it."""
+    # Values below 128 have a bucket each; for larger ones the top 8 bits select it.
     cdef uint32_t shift, bucket
     if value < HISTOGRAM_STEPS:
         return <uint32_t>value
@@ -25,7 +22,7 @@ cdef inline uint32_t bucket_of(uint64_t value) noexcept nogil:
 
 
 cdef inline uint64_t bucket_top(uint32_t bucket) noexcept nogil:
-    """The largest value that falls into `bucket`."""
+    # Returns the largest value of the bucket.
     cdef uint32_t shift
     if bucket < 2 * HISTOGRAM_STEPS:
         return bucket
@@ -41,7 +38,7 @@ cdef void histogram_record(Histogram* h, uint64_t value) noexcept nogil:
 
 
 cdef uint64_t histogram_percentile(const Histogram* h, double percent) noexcept nogil:
-    """Return the smallest bucket bound that `percent` of all values do not exceed; 0 when empty."""
+    """Return the smallest bucket bound that `percent` of the values do not exceed; 0 when empty."""
     cdef double wanted = percent / 100.0 * h.n
     cdef uint64_t seen = 0
     cdef uint32_t bucket
@@ -55,7 +52,7 @@ cdef uint64_t histogram_percentile(const Histogram* h, double percent) noexcept 
 
 
 cdef class LatencyHistogram:
-    """The engine's histogram for Python, for tests and tools with the same percentiles."""
+    """The engine's histogram, for Python code that needs the same percentiles."""
 
     cdef Histogram inner
 

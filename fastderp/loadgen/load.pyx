@@ -1,7 +1,7 @@
-"""The loop of a load: one epoll loop that sends packets and checks arrivals.
+"""The engine's epoll loop: sends the packets that flows may send and checks those that arrive.
 
-A flow is an ordered pair of connections; each packet carries its flow, number and time, so the
-arrival, in this same process, is all the acknowledgement there is. No Python object, no GIL.
+A flow is an ordered pair of connections. Each packet carries its flow, number and time, so its
+arrival in this process is the only acknowledgement. The calling thread runs it without the GIL.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -16,11 +16,12 @@ from fastderp.loadgen.payload cimport Mark, payload_body_is, payload_read, paylo
 from fastderp.loadgen.sys cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, TFD_TIMER_ABSTIME,
     clock_ns, epoll_ctl, epoll_event, epoll_wait, flag_is_set, itimerspec, read, recv, sched_yield,
-    send, timerfd_settime)
+    send, timerfd_settime,
+)
 
 
 cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
-    """Replace the contents; return False without memory."""
+    """Replace the contents. False when memory is out."""
     cdef void* grown
     if n > b.capacity:
         grown = realloc(b.data, n)
@@ -34,7 +35,7 @@ cdef bint bytes_set(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:
     return True
 
 
-# The order of the flows.
+# The order of sending.
 
 cdef void dirty_push(Load* load, Connection* c) noexcept nogil:
     if c.is_dirty:
@@ -75,7 +76,7 @@ cdef Flow* ready_pop(Connection* c) noexcept nogil:
 
 
 cdef void flow_grant(Load* load, Flow* flow, uint64_t n_packets) noexcept nogil:
-    """Let `flow` send `n` more packets."""
+    """Let `flow` send n_packets more."""
     cdef Connection* c = &load.connections[flow.source]
     flow.credit += n_packets
     if c.is_dead or load.connections[flow.target].is_dead:
@@ -85,10 +86,10 @@ cdef void flow_grant(Load* load, Flow* flow, uint64_t n_packets) noexcept nogil:
 
 
 cdef void flow_settle(Load* load, Flow* flow, uint64_t up_to) noexcept nogil:
-    """Count packets below `up_to` as arrived or lost; open the window by their number."""
+    """Note that every packet below `up_to` has arrived or is lost, and open the window by them."""
     cdef uint64_t n = up_to - flow.expected
     flow.expected = up_to
-    load.n_under_way -= n
+    load.n_in_flight -= n
     if load.pace == PACE_WINDOW:
         flow_grant(load, flow, n)
 
@@ -103,7 +104,7 @@ cdef void connection_watch(Load* load, Connection* c, uint32_t events) noexcept 
 
 
 cdef void connection_die(Load* load, Connection* c) noexcept nogil:
-    """Remove a broken connection from the load; its packets in flight are lost."""
+    """Remove a broken connection from the load; packets in flight to or from it are lost."""
     cdef epoll_event unused
     cdef uint32_t i, index = <uint32_t>(c - load.connections)
     cdef Flow* flow
@@ -115,12 +116,12 @@ cdef void connection_die(Load* load, Connection* c) noexcept nogil:
     for i in range(load.n_flows):
         flow = &load.flows[i]
         if flow.source == index or flow.target == index:
-            load.n_under_way -= flow.next_sequence - flow.expected
+            load.n_in_flight -= flow.next_sequence - flow.expected
             flow.expected = flow.next_sequence
 
 
 cdef void connection_write(Load* load, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
-    """Write, and keep the bytes that the socket does not accept."""
+    """Write to the socket; keep the bytes that it does not take."""
     cdef ssize_t taken = send(c.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
     if taken < 0:
         if errno != EAGAIN and errno != EINTR:
@@ -137,10 +138,9 @@ cdef void connection_write(Load* load, Connection* c, const uint8_t* data, size_
 
 
 cdef void connection_writable(Load* load, Connection* c) noexcept nogil:
-    """Continue with the bytes that the socket did not accept before."""
+    """Write the bytes that the socket did not take before."""
     cdef ssize_t taken = send(c.fd, c.output.data + c.n_output_written,
-                              c.output.n - c.n_output_written,
-                              MSG_DONTWAIT | MSG_NOSIGNAL)
+                              c.output.n - c.n_output_written, MSG_DONTWAIT | MSG_NOSIGNAL)
     if taken < 0:
         if errno != EAGAIN and errno != EINTR:
             connection_die(load, c)
@@ -157,7 +157,7 @@ cdef void connection_writable(Load* load, Connection* c) noexcept nogil:
 # Sending.
 
 cdef uint64_t due_ns(Load* load, Flow* flow, uint64_t now_ns) noexcept nogil:
-    """Return the time of the flow's next packet: by the schedule if there is one, else now."""
+    """Return when the flow's next packet is due: by the schedule if there is one, else now."""
     if load.pace != PACE_SCHEDULE:
         return now_ns
     cdef uint64_t run = flow.next_sequence // load.in_a_row
@@ -182,7 +182,7 @@ cdef size_t packet_write(Load* load, Flow* flow, uint64_t now_ns, uint8_t* frame
     memcpy(frame + FRAME_HEAD, load.connections[flow.target].key, KEY_SIZE)
     payload_write(frame + FRAME_HEAD + KEY_SIZE, &mark, load.seed, load.pattern)
     flow.next_sequence += 1
-    load.n_under_way += 1
+    load.n_in_flight += 1
     if load.phase == MEASURE:
         load.n_sent += 1
         load.n_sent_bytes += mark.size
@@ -190,7 +190,7 @@ cdef size_t packet_write(Load* load, Flow* flow, uint64_t now_ns, uint8_t* frame
 
 
 cdef bint seal(Load* load, Connection* c, uint8_t* frames, size_t n, size_t* n_wire) noexcept nogil:
-    """Append `frames` to the wire output in the fewest records."""
+    """Append `frames` to the wire output in as few records as possible."""
     cdef iovec part
     cdef size_t produced = 0
     part.iov_base = frames
@@ -203,13 +203,13 @@ cdef bint seal(Load* load, Connection* c, uint8_t* frames, size_t n, size_t* n_w
 
 
 cdef void connection_send(Load* load, Connection* c) noexcept nogil:
-    """Send packets of the connection's flows, one flow after another, up to one batch."""
+    """Send what the connection's flows may send, flow by flow, up to one batch."""
     cdef size_t n = 0, n_wire = 0, size
     cdef uint32_t row = 0
     cdef uint64_t now_ns = clock_ns()
     cdef Flow* flow
     cdef bint good = True
-    if c.is_dead or c.output.n:         # EPOLLOUT continues it
+    if c.is_dead or c.output.n:         # EPOLLOUT continues with `output`
         return
     while c.first_ready != NULL and n < BATCH:
         flow = c.first_ready
@@ -243,7 +243,7 @@ cdef void connection_send(Load* load, Connection* c) noexcept nogil:
 
 
 cdef void send_turn(Load* load) noexcept nogil:
-    """Send one batch of every connection with packets to send."""
+    """Let every connection with packets to send write one batch."""
     cdef Connection* last = load.last_dirty
     cdef Connection* c
     if load.phase == DRAIN:
@@ -258,8 +258,7 @@ cdef void send_turn(Load* load) noexcept nogil:
 # Receiving.
 
 cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
-                         const uint8_t* payload,
-                         size_t size, uint64_t now_ns) noexcept nogil:
+                         const uint8_t* payload, size_t size, uint64_t now_ns) noexcept nogil:
     """Check one packet against its flow and count it."""
     cdef Mark mark
     cdef Flow* flow
@@ -268,7 +267,7 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
         return
     flow = &load.flows[mark.flow]
     if (flow.target != target
-        or memcmp(load.connections[flow.source].key, source_key, KEY_SIZE) != 0
+            or memcmp(load.connections[flow.source].key, source_key, KEY_SIZE) != 0
             or (load.verify and not payload_body_is(payload, &mark, load.pattern))):
         load.n_corrupt += 1
         return
@@ -282,23 +281,23 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
     if load.phase != WARM_UP and mark.sequence >= flow.measured_from:
         load.n_answered += 1
         if not load.connections[target].is_slow:
-            # A schedule may run ahead of the clock by a rounding of its nanoseconds.
+            # Rounding may put a scheduled time a nanosecond after the clock.
             histogram_record(&load.latency, now_ns - mark.sent_ns if now_ns > mark.sent_ns else 0)
     flow_settle(load, flow, mark.sequence + 1)
 
 
 cdef size_t frames_walk(Load* load, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
-    """Process every complete frame of `data`; return their bytes."""
+    """Process every complete frame of `data`; return the number of bytes consumed."""
     cdef size_t at = 0, length
     cdef uint64_t now_ns = clock_ns()
     cdef const uint8_t* frame
     cdef uint32_t index = <uint32_t>(c - load.connections)
     while n - at >= FRAME_HEAD:
         frame = data + at
-        length = ((<size_t>frame[1] << 24) | (<size_t>frame[2] << 16) | (<size_t>frame[3] << 8)
-                  | frame[4])
+        length = ((<size_t>frame[1] << 24) | (<size_t>frame[2] << 16)
+                  | (<size_t>frame[3] << 8) | frame[4])
         if length > KEY_SIZE + PAYLOAD_MAX:
-            connection_die(load, c)        # no frame of a relay after the login is that long
+            connection_die(load, c)        # a relay sends no longer frame after the login
             return n
         if n - at < FRAME_HEAD + length:
             break
@@ -314,7 +313,10 @@ cdef size_t frames_walk(Load* load, Connection* c, const uint8_t* data, size_t n
 
 cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before,
                          uint8_t* into) noexcept nogil:
-    """Put `before` and up to INPUT new bytes into `into`; return the sum, 0, or -1 at the end."""
+    """Put `before` and up to INPUT new bytes into `into` and return their sum.
+
+    Returns 0 when no new bytes are there, -1 at the end of the stream or after an error.
+    """
     cdef ssize_t got
     if before.n:
         memcpy(into, before.data, before.n)
@@ -325,19 +327,19 @@ cdef ssize_t socket_read(Load* load, Connection* c, const Bytes* before,
 
 
 cdef bint frames_read(Load* load, Connection* c, size_t n) noexcept nogil:
-    """Process the complete frames of `n` input bytes, keep the rest; False without memory."""
+    """Process the complete frames of `n` bytes of input and keep the rest. False without memory."""
     cdef size_t used = frames_walk(load, c, load.input, n)
     return c.is_dead or bytes_set(&c.input, load.input + used, n - used)
 
 
 cdef bint plain_read(Load* load, Connection* c) noexcept nogil:
-    """Read once; return False when the connection has ended."""
+    """Read once. False when the connection has ended."""
     cdef ssize_t n = socket_read(load, c, &c.input, load.input)
     return n == 0 or (n > 0 and frames_read(load, c, <size_t>n))
 
 
 cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
-    """Read once and open the complete records; return False when the connection has ended."""
+    """Read once and open the complete records. False when the connection has ended."""
     cdef ssize_t n = socket_read(load, c, &c.wire_input, load.wire_input)
     cdef size_t consumed = 0, produced = 0
     cdef RecordStatus status
@@ -346,8 +348,7 @@ cdef bint tls_read(Load* load, Connection* c) noexcept nogil:
     if c.input.n:
         memcpy(load.input, c.input.data, c.input.n)
     status = record_open(&c.records, &load.keyring, load.wire_input, <size_t>n,
-                         load.input + c.input.n, INPUT_MAX,
-                         &consumed, &produced)
+                         load.input + c.input.n, INPUT_MAX, &consumed, &produced)
     return (frames_read(load, c, c.input.n + produced)
             and bytes_set(&c.wire_input, load.wire_input + consumed, <size_t>n - consumed)
             and status == RECORD_OK)
@@ -369,7 +370,7 @@ cdef void slow_read_turn(Load* load) noexcept nogil:
 # Time.
 
 cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
-    """Release every packet that is due, and set the timer for the next one."""
+    """Release every packet that is due and set the timer for the next one."""
     cdef itimerspec wake
     cdef uint64_t next_ns
     while True:
@@ -386,7 +387,7 @@ cdef void schedule_grant(Load* load, uint64_t now_ns) noexcept nogil:
 
 
 cdef void stalls_check(Load* load) noexcept nogil:
-    """Count a silent flow's packets before the last check as lost, so that its window opens."""
+    """Count packets that a silent flow sent before the latest check as lost, to open its window."""
     cdef uint32_t i
     cdef Flow* flow
     for i in range(load.n_flows):
@@ -414,13 +415,13 @@ cdef void load_measure(Load* load) noexcept nogil:
     for i in range(load.n_flows):
         load.flows[i].measured_from = load.flows[i].next_sequence
         load.flows[i].n_delivered = 0
-    load.n_sent = load.n_sent_bytes = load.n_answered = 0
-    load.n_delivered = load.n_delivered_bytes = 0
+    load.n_sent = load.n_sent_bytes = 0
+    load.n_delivered = load.n_delivered_bytes = load.n_answered = 0
     load.n_corrupt = load.n_unexpected = 0
 
 
 cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
-    """Return epoll's timeout: 0 when a connection has more to send."""
+    """Return the milliseconds that epoll may sleep; 0 when a connection has more to send."""
     if load.busy_wait or (load.first_dirty != NULL and load.phase != DRAIN):
         return 0
     cdef uint64_t left_ns = min(until_ns - now_ns, <uint64_t>IDLE_WAIT_MS * 1000000)
@@ -430,7 +431,7 @@ cdef int wait_ms(Load* load, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
 
 
 cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
-    """Wait for events and serve them."""
+    """Wait for events and handle them."""
     cdef epoll_event events[N_EVENTS]
     cdef int i, n = epoll_wait(load.epoll, events, N_EVENTS, timeout_ms)
     cdef Connection* c
@@ -442,15 +443,15 @@ cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
         c = &load.connections[events[i].data.u32]
         if events[i].events & EPOLLOUT and not c.is_dead:
             connection_writable(load, c)
-        if events[i].events & ~EPOLLOUT and not c.is_dead:  # a slow reader's error or end, too
+        if events[i].events & ~EPOLLOUT and not c.is_dead:  # also the error or end of a slow reader
             connection_readable(load, c)
 
 
 cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
-    """Run until the time is over, the drain is complete, no connection is left, or `stopped`."""
+    """Run until the time is over, the drain is complete, all connections are dead, or stopped."""
     cdef uint64_t now_ns = clock_ns()
     while now_ns < until_ns and not flag_is_set(&load.stopped):
-        if load.n_dead == load.n_connections or (load.phase == DRAIN and load.n_under_way == 0):
+        if load.n_dead == load.n_connections or (load.phase == DRAIN and load.n_in_flight == 0):
             return
         if load.pace == PACE_SCHEDULE and load.phase != DRAIN:
             schedule_grant(load, now_ns)

@@ -3,17 +3,16 @@ from collections.abc import Sequence
 from fastderp.tls.record import RecordLayer
 
 class Logins:
-    """Clients that log in to one relay in native code (PROTOCOL §3, §9.3).
+    """Clients that log in to one relay, in native code (PROTOCOL §3, §9.3).
 
-    `address` is the relay's (`socket_address`), `server_key` its public key, `request` every
-    client's HTTP upgrade, `infos` one ClientInfo frame per client, all of the same size. Without a
-    `request` they make a fast start: each frame of `infos` then begins with the request, and both
-    are sent at once. With `hello`, a result of `client_hello`, they use TLS 1.3, and `hello_key` is
-    the private key to it; they verify no certificate. They connect from `sources` in rotation, with
-    up to `at_once` logins at a time and up to `rate` per second if given. `limit_s` is the maximum
-    time of a login. With `busy_wait` the thread keeps its core busy, so that the relay does not pay
-    for waking it.
-    Raises ValueError for contradictory arguments, OSError when the kernel has no more descriptors.
+    `address` is the relay's (`socket_address`), `server_key` its public key, `request` the HTTP
+    upgrade of every client, `infos` one ClientInfo frame per client, all of one size. Without
+    `request` the clients make a fast start: each element of `infos` begins with the request, and
+    both are sent at once. `hello`, the result of `client_hello`, makes them speak TLS 1.3 with its
+    private key `hello_key`; they verify no certificate. They connect from `sources` in rotation, up
+    to `at_once` at a time and, with `rate`, up to that many per second. A login may take `limit_s`
+    seconds. With `busy_wait` the thread never sleeps, so that the relay does not pay for waking it.
+    Raises ValueError for arguments out of range, OSError when the process is out of descriptors.
     """
 
     def __init__(
@@ -32,17 +31,20 @@ class Logins:
         busy_wait: bool = False,
     ) -> None: ...
     def run(self, seconds: float) -> bool:
-        """Continue for up to `seconds`; return whether all are logged in or `stop` was called.
+        """Log clients in for up to `seconds`; return True when all are in or `stop` was called.
 
-        Raises OSError, TimeoutError or ProtocolError for the first client that cannot log in.
+        Raises OSError, TimeoutError or ProtocolError for the first login that fails.
         """
     def stop(self) -> None:
-        """End the running and every later `run` within 0.1 s; may be called from any thread."""
+        """End the current and every later `run` within 0.1 s. Any thread may call it."""
     @property
-    def n_inside(self) -> int:
-        """The number of logged-in clients; readable while it runs."""
+    def n_logged_in(self) -> int:
+        """The number of logged-in clients, also during `run`."""
     @property
     def seconds(self) -> float:
-        """The time from the first connection to the last login so far, in seconds."""
+        """The time from the first connection to the latest login."""
     def members(self) -> list[tuple[int, int, bytes, bytes, RecordLayer | None]]:
-        """Return each logged-in client once: number, descriptor, ServerInfo, plaintext, keys."""
+        """Return the logged-in clients and hand their connections over, each once.
+
+        A client is (number, descriptor, ServerInfo frame, plaintext behind it, TLS keys or None).
+        """

@@ -1,16 +1,19 @@
+# The payload of a load's packets: a checked head and a body that can be compared. Pure functions on
+# the caller's memory; any thread may call them.
+
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    MARK_SIZE = 32              # the smallest payload, which has only the mark
+    MARK_SIZE = 32              # the smallest payload that is identifiable on arrival
     PAYLOAD_MAX = 65536         # PROTOCOL §2
-    PATTERN_STEPS = 512         # bodies start at one of this many offsets, 8 bytes apart
+    PATTERN_STEPS = 512         # number of offsets, 8 bytes apart, where bodies start
     PATTERN_SIZE = PAYLOAD_MAX + PATTERN_STEPS * 8
 
-# The head of every payload, in host order: only this process reads it back.
+# The head of every payload, in host order: only this process reads it back. Owned by the caller.
 cdef struct Mark:
     uint64_t check              # of the other fields and the run's seed
     uint64_t sequence           # per flow, from 0
-    uint64_t sent_ns            # CLOCK_MONOTONIC; the intended time when packets follow a schedule
+    uint64_t sent_ns            # CLOCK_MONOTONIC; the due time when packets follow a schedule
     uint32_t flow
     uint32_t size               # of the whole payload, this head included
 

@@ -1,14 +1,11 @@
-"""The payload of a load's packets: a checked head and a body that can be compared.
-
-Pure functions on the caller's memory; any thread.
-"""
+"""The payload of a load's packets; see payload.pxd for the layout and the thread."""
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 
 cdef inline uint64_t mark_check(const Mark* mark, uint64_t seed) noexcept nogil:
-    """Mix all fields, so that a head of another run or a damaged one fails."""
+    # All fields are mixed, so a damaged head or one of another run does not pass by chance.
     cdef uint64_t h = seed
     h = (h ^ mark.sequence) * <uint64_t>0x9E3779B97F4A7C15
     h ^= h >> 32
@@ -24,7 +21,7 @@ cdef inline const uint8_t* body_of(const Mark* mark, const uint8_t* pattern) noe
 
 cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed,
                         const uint8_t* pattern) noexcept nogil:
-    """Fill `mark.size` bytes (at least MARK_SIZE) with the body and the head; set its check."""
+    """Set mark.check and write `mark.size` bytes, at least MARK_SIZE: the head and its body."""
     mark.check = mark_check(mark, seed)
     memcpy(payload, mark, sizeof(Mark))
     memcpy(payload + MARK_SIZE, body_of(mark, pattern), mark.size - MARK_SIZE)
@@ -32,7 +29,7 @@ cdef void payload_write(uint8_t* payload, Mark* mark, uint64_t seed,
 
 cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark,
                        uint64_t seed) noexcept nogil:
-    """Read the head of a payload; return False if it is damaged or of another run."""
+    """Copy the head of an arrived payload to mark; False when it is damaged or of another run."""
     if size < MARK_SIZE:
         return False
     memcpy(mark, payload, sizeof(Mark))
@@ -41,5 +38,5 @@ cdef bint payload_read(const uint8_t* payload, size_t size, Mark* mark,
 
 cdef bint payload_body_is(const uint8_t* payload, const Mark* mark,
                           const uint8_t* pattern) noexcept nogil:
-    """Return whether the body is equal to the sent one."""
+    """Return whether the body equals what was sent, byte for byte."""
     return memcmp(payload + MARK_SIZE, body_of(mark, pattern), mark.size - MARK_SIZE) == 0

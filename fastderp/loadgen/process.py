@@ -1,4 +1,4 @@
-"""CPU time and memory of the relay's processes. Any thread."""
+"""CPU time and memory of the relay's processes, read from outside. Any thread may use it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LIBC = ctypes.CDLL(None)
 
 
 class Processes:
-    """Several running processes, by id. Methods raise ProcessLookupError once one has ended."""
+    """Running processes, by id. Methods raise ProcessLookupError when a process has ended."""
 
     def __init__(self, pids: Iterable[int]) -> None:
-        """Look the processes up."""
+        """Find the processes; raises ProcessLookupError when one does not exist."""
         self._each = [Process(pid) for pid in pids]
 
     def cpu_s(self) -> float:
@@ -22,17 +22,18 @@ class Processes:
         return sum(process.cpu_s() for process in self._each)
 
     def rss_kib(self) -> int:
-        """Return the resident memory in KiB; shared pages count for each process."""
+        """Return the sum of their resident memory in KiB; shared pages count for each process."""
         return sum(process.rss_kib() for process in self._each)
 
 
 class Process:
-    """A running process, by id. Its methods raise ProcessLookupError once it has ended."""
+    """A running process, by id. Methods raise ProcessLookupError when it has ended."""
 
     def __init__(self, pid: int) -> None:
-        """Look the process up."""
+        """Find the process; raises ProcessLookupError when it does not exist."""
         self.pid = pid
-        # This clock has ns, /proc/PID/stat has ticks of 10 ms; module time has only our own clocks.
+        # This clock counts nanoseconds; /proc/PID/stat counts ticks of 10 ms. The time module offers
+        # it for our own threads only.
         clock = ctypes.c_int()
         if _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
             raise ProcessLookupError(f"no process {pid}")

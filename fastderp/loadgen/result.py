@@ -1,4 +1,4 @@
-"""The result of one run of a load, and its environment. Plain values; any thread."""
+"""The result of one run of a load, and its environment. Plain values; any thread may use them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Microseconds from sending (or its scheduled time) to arrival."""
+    """Percentiles of the time from sending (by schedule: the due time) to arrival, microseconds."""
 
     p50_us: float
     p99_us: float
@@ -23,10 +23,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class RelayUse:
-    """CPU time and resident memory in KiB of the relay's process, at these moments.
+    """CPU time and resident memory (KiB) of the relay's processes.
 
-    `idle` is later than `connected`, before the load; `settled` is later than `after`, when the
-    memory is back at `idle` or the time for it is over.
+    `idle` follows `connected` after a time without load. `settled` follows `after`: memory is back
+    at `idle`, or the time limit for that has passed.
     """
 
     cpu_us_per_packet: float | None  # None when nothing was delivered
@@ -70,13 +70,13 @@ class Result:
 
 
 def fairness(shares: Sequence[float]) -> float:
-    """Return Jain's index of the shares: 1 when all are equal, 1/n when one has all."""
+    """Return Jain's index of the shares: 1 when all are equal, 1/n when one of n has everything."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Return the environment of a result, a part of every stored result."""
+    """Return the versions, machine and command of a result; every kept result has them."""
     return {
         "command": list(command),
         "fastderp": version("fastderp"),

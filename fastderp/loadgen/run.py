@@ -1,6 +1,6 @@
 """One run of one scenario against one relay: log in, warm up, measure, drain.
 
-The caller's thread waits and reports progress; the engine has its own thread.
+The caller's thread waits and reports progress; the engine runs in its own thread.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
-# time for the relays of a region to announce the clients; many times the usual
+# The time for relays of one region to exchange presence; they need far less.
 PRESENCE_S = 1.0
-SETTLED = 1.005  # factor of the memory before the load: the normal variation of resident memory
+SETTLED = 1.005  # times the memory before the load: the natural variation of resident memory
 SETTLE_LOOK_S = 0.5
 PROGRESS_EVERY_S = 0.25
 
 Progress = Callable[[str, float], None]
-"""Hears what is going on and how far it is, 0 to 1."""
+"""Called with the current phase and its progress, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long to run, in seconds.
+    """The durations of a run, in seconds.
 
-    `settle_s`: the idle time of the clients before the load, and the wait after it, in which the
-    relay gives memory back.
+    `settle_s` is how long clients stay idle before the load, and the longest wait after it until
+    the relay's memory is back at the level of that time.
     """
 
     warm_up_s: float = 0.5
@@ -67,11 +67,11 @@ def run(
 ) -> Result:
     """Run `scenario` against `target` and return the result.
 
-    `to` is another relay of the same region, for clients that only receive; `pids` are the
-    relays' processes, for their CPU time and memory together; `verify` compares every payload
-    byte; `sources` are the local addresses to connect from. Raises DialError when clients cannot
-    log in, ProcessLookupError when there is no such process, ValueError for sizes that cannot be
-    sent. KeyboardInterrupt ends a run cleanly.
+    `to` is another relay of the same region, where clients that only receive log in; `pids` are the
+    relays' processes, whose CPU time and memory are added up; `verify` compares every payload byte;
+    `sources` are the local addresses to connect from. Raises DialError when clients cannot log in,
+    ProcessLookupError when a process does not exist, ValueError for sizes that cannot be sent.
+    KeyboardInterrupt ends a run cleanly.
     """
     relay = Processes(pids) if pids else None
     rss_before = relay.rss_kib() if relay else 0
@@ -145,13 +145,13 @@ def _only_receivers(scenario: Scenario) -> set[int]:
     found = {target for _, target in flows} - {source for source, _ in flows}
     if not found:
         raise ValueError(
-            f"{scenario.name}: nobody only receives, so nobody can log in at another relay"
+            f"{scenario.name}: every client sends, so none can log in at the second relay"
         )
     return found
 
 
 def _joined_beyond(here: list[Joined], beyond: Crowd, there: set[int]) -> list[Joined]:
-    """Log the clients at `there` in, too; return all in the scenario's order."""
+    """Log the clients `there` in and return all clients in the scenario's order."""
     try:
         others = iter(beyond.log_in())
     except BaseException:
@@ -185,10 +185,10 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
 
 
 class _Storm:
-    """Clients that log in during the measurement, and stay until its end.
+    """Clients that log in while the load is measured and stay connected until it ends.
 
-    It runs in a thread that yields to the load's: the subject is the effect of a storm on the
-    relay. The end of the block waits for the storm.
+    Its thread yields to the load's thread, so that the measurement shows the storm's effect on the
+    relay. Leaving the context waits for the thread.
     """
 
     def __init__(self, target: Target, scenario: Scenario, sources: Sequence[str]) -> None:
@@ -201,18 +201,18 @@ class _Storm:
 
     @property
     def logins_per_s(self) -> float:
-        """Logins per second; 0 without a storm."""
+        """The rate of the storm's logins; 0 without a storm."""
         return self._crowd.logins_per_s if self._crowd else 0.0
 
     def start(self) -> None:
-        """Start the storm, if there is one."""
+        """Start the storm, if the scenario has one."""
         if self._crowd:
             self._thread.start()
 
     def _log_in(self) -> None:
         assert self._crowd is not None
-        # A nice thread keeps the core for milliseconds once it has it; one with SCHED_IDLE leaves
-        # it when the load wakes.
+        # A niced thread keeps the core for milliseconds; one under SCHED_IDLE yields at once when
+        # the load wakes.
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         try:
             self._joined = self._crowd.log_in()
@@ -234,7 +234,7 @@ class _Storm:
 
 
 def _idle(relay: Processes, seconds: float, on_progress: Progress) -> int:
-    """Wait `seconds` without load; return the relay's memory then."""
+    """Leave the relay idle for `seconds`; return its memory at the end, in KiB."""
     until = time.monotonic() + seconds
     while (left_s := until - time.monotonic()) > 0:
         on_progress("idle", 1 - left_s / seconds)
@@ -243,7 +243,7 @@ def _idle(relay: Processes, seconds: float, on_progress: Progress) -> int:
 
 
 def _settle(relay: Processes, wanted_kib: int, limit_s: float, on_progress: Progress) -> float:
-    """Wait up to `limit_s` until the relay's memory is back at `wanted_kib`; return the seconds."""
+    """Wait up to `limit_s` for the relay's memory to be back at `wanted_kib`; return the seconds."""
     started = time.monotonic()
     while (waited_s := time.monotonic() - started) < limit_s:
         if relay.rss_kib() <= wanted_kib * SETTLED:
@@ -274,7 +274,7 @@ def _drive(
     started = time.monotonic()
     whole_s = timing.warm_up_s + timing.measure_s
     try:
-        thread.start()  # an interrupt may come here already
+        thread.start()  # inside the try: an interrupt may come here
         while thread.is_alive():
             on_progress("running", min(1.0, (time.monotonic() - started) / whole_s))
             thread.join(PROGRESS_EVERY_S)

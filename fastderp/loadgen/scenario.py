@@ -1,4 +1,4 @@
-"""The description of a load: flows, sizes, rates."""
+"""Loads: which clients send to which, how much, and when. Plain values; any thread may use them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from fastderp.util import files
 from fastderp.wire.protocol import MAX_PACKET_SIZE
 
 MIN_SIZE: Final = 32
-"""A packet's number, time and check take this much."""
+"""Bytes for a packet's number, time and checksum."""
 
 Flow = tuple[int, int]
-"""(source, target), both indexes of clients."""
+"""(source, target), two indexes of clients."""
 
 
 class Shape(StrEnum):
-    """The flows between the clients."""
+    """The graph of senders and receivers."""
 
     PAIRS = "pairs"  # 0 → 1, 2 → 3, …
     FAN_IN = "fan-in"  # all others → the last
     FAN_OUT = "fan-out"  # the first → all others
     ALL_TO_ALL = "all-to-all"
-    RING = "ring"  # 0 → 1 → 2 → … → 0: through every session once each way
+    RING = "ring"  # 0 → 1 → 2 → … → 0: once through every session in each direction
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A load. `n` counts pairs for PAIRS, senders for FAN_IN, receivers for FAN_OUT, else clients.
 
-    `window` is the number of packets in flight per flow, released by arrivals; `rate` the
-    packets per second of all flows together, by schedule; neither: senders never wait.
-    `sizes` are (payload bytes, weight). `idle` more clients are logged in and stay silent.
-    A client with several flows sends `in_a_row` packets of one before the next, and a schedule
-    releases as many at once. The last `slow` receivers read `slow_kib_per_s` each and are excluded
-    from the latency. `storm` more clients log in during the measurement, `storm_rate` per second or
-    as fast as possible. With `busy_wait` the load polls instead of sleeping until packets arrive,
-    unlike real clients.
+    `window` is the number of packets in flight per flow; an arrival releases the next. `rate` is
+    the packets per second of all flows together, by schedule. With neither, senders never wait.
+    `sizes` are (payload bytes, weight). `idle` more clients log in and stay silent. A client with
+    several flows sends `in_a_row` packets of one flow before it changes to the next, and a schedule
+    releases that many at once. The last `slow` receivers read `slow_kib_per_s` each, and the
+    latency omits them. `storm` more clients log in during the measurement, `storm_rate` per second,
+    or as fast as possible when that is 0. `joined_records` fills TLS records with packets. With
+    `busy_wait` the load polls for packets instead of sleeping, as no real client does.
     """
 
     name: str
@@ -61,26 +61,35 @@ class Scenario:
     def __post_init__(self) -> None:
         least = 2 if self.shape in (Shape.ALL_TO_ALL, Shape.RING) else 1
         if self.n < least or self.idle < 0 or self.storm < 0:
-            raise ValueError(f"{self.name}: too few clients")
+            raise ValueError(
+                f"{self.name}: n must be {least} or more, idle and storm must not be negative"
+            )
         if self.storm_rate < 0:
-            raise ValueError(f"{self.name}: a storm's rate is not below 0")
+            raise ValueError(
+                f"{self.name}: storm_rate must not be negative, but is {self.storm_rate}"
+            )
         if self.in_a_row < 1:
-            raise ValueError(f"{self.name}: at least one packet of a flow in a row")
+            raise ValueError(f"{self.name}: in_a_row must be 1 or more, but is {self.in_a_row}")
         if not 0 <= self.slow <= len(self.receivers()) or self.slow_kib_per_s < 1:
-            raise ValueError(f"{self.name}: slow readers are some of the receivers, and do read")
+            raise ValueError(
+                f"{self.name}: slow must be between 0 and {len(self.receivers())} receivers,"
+                " slow_kib_per_s 1 or more"
+            )
         if self.window < 0 or self.rate < 0 or (self.window and self.rate):
-            raise ValueError(f"{self.name}: a load has either a window or a rate, not below 0")
+            raise ValueError(
+                f"{self.name}: window and rate must not be negative, and one of them must be 0"
+            )
         for size, weight in self.sizes:
             if not MIN_SIZE <= size <= MAX_PACKET_SIZE:
                 raise ValueError(
-                    f"packets of {size} bytes: they must have {MIN_SIZE} to {MAX_PACKET_SIZE}"
+                    f"a packet size must be {MIN_SIZE} to {MAX_PACKET_SIZE} bytes, but is {size}"
                 )
             if weight <= 0:
                 raise ValueError(f"the weight of size {size} must be positive, not {weight}")
 
     @property
     def n_clients(self) -> int:
-        """The number of clients in flows, without the idle ones."""
+        """The number of clients without the idle ones."""
         match self.shape:
             case Shape.PAIRS:
                 return 2 * self.n
@@ -90,7 +99,7 @@ class Scenario:
                 return self.n
 
     def flows(self) -> list[Flow]:
-        """Return every (source, target) in a fixed order."""
+        """Return all flows in a fixed order."""
         match self.shape:
             case Shape.PAIRS:
                 return [(2 * i, 2 * i + 1) for i in range(self.n)]
@@ -104,7 +113,7 @@ class Scenario:
                 return [(i, (i + 1) % self.n) for i in range(self.n)]
 
     def receivers(self) -> list[int]:
-        """Return the clients that receive, in order."""
+        """Return the clients that receive packets, in ascending order."""
         return sorted({target for _, target in self.flows()})
 
     def slow_readers(self) -> list[int]:
@@ -113,7 +122,7 @@ class Scenario:
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, float], ...]:
-    """Parse `1400` or a mix such as `100:3,1400:1` (bytes:weight); raise ValueError."""
+    """Parse `1400` or a mix such as `100:3,1400:1` (bytes:weight). Raises ValueError."""
     sizes = []
     for part in text.split(","):
         size, _, weight = part.partition(":")
@@ -125,10 +134,10 @@ def parse_sizes(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def read_scenario(path: Path) -> Scenario:
-    """Read a scenario from a TOML file: a Scenario's fields, sizes as text (`100:3,1400:1`).
+    """Read a TOML file with the fields of a Scenario; sizes are text (`100:3,1400:1`).
 
-    Without `rate` the window is 16 unless given; `rate = 0` and `window = 0`: senders never wait.
-    Raises ValueError with the file, and the wrong field or the cause.
+    Without `rate` the window is 16 unless given; with `rate = 0` and `window = 0` senders never
+    wait. Raises ValueError, naming the file and the wrong field or the cause.
     """
     try:
         values = tomllib.loads(files.read(path).decode())
@@ -142,7 +151,7 @@ def read_scenario(path: Path) -> Scenario:
 
 
 def _scenario_of(values: dict[str, Any], name: str) -> Scenario:
-    # the annotations of a Scenario's fields; they are text in this module
+    # Annotations are text in this module; every field of a Scenario has one of these.
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
         "int": (int,),
@@ -153,10 +162,10 @@ def _scenario_of(values: dict[str, Any], name: str) -> Scenario:
     known = {field.name: str(field.type) for field in fields(Scenario)} | {"sizes": "str"}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"{key}: no such field; there are {', '.join(known)}")
+            raise ValueError(f"{key}: unknown field; the fields are {', '.join(known)}")
         kind = kinds[known[key]]
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-            raise ValueError(f"{key}: {value!r} is not of the right kind ({known[key]})")
+            raise ValueError(f"{key}: {value!r} has the wrong type; it must be {known[key]}")
     chosen: dict[str, Any] = {"name": name, "summary": ""} | values
     if "sizes" in chosen:
         chosen["sizes"] = parse_sizes(chosen["sizes"])
@@ -180,9 +189,8 @@ _ALL = (
         n=16,
         window=0,
     ),
-    # Every relay drops packets that exceed its queues, so larger windows would measure drops. With
-    # these windows no relay loses
-    # more than 1 % on a quiet machine.
+    # Larger windows exceed the queues of relays and would measure their drops. With these, relays
+    # lose up to one percent on a quiet machine.
     Scenario(
         "fan-in",
         "100 senders to one receiver, 1400 bytes, 8 in flight each",
@@ -190,7 +198,7 @@ _ALL = (
         n=100,
         window=8,
     ),
-    # in runs, as a sender's kernel hands over the packets for one peer
+    # Real senders' kernels hand over packets for one peer in runs.
     Scenario(
         "fan-out",
         "one sender to 100 receivers, 1400 bytes, 16 in flight each, 8 in a row",
@@ -236,7 +244,7 @@ _ALL = (
     Scenario(
         "logins", "2,000 clients log in, 64 at a time; then one pair", n=1, window=1, idle=1998
     ),
-    # the traffic of pairs-50 at a given rate, in runs of its window
+    # The traffic of pairs-50 at a given rate; its window is the length of the runs.
     Scenario(
         "storm",
         "50 pairs by schedule, 1400 bytes, 16 in a row, while 2,000 more clients log in",

@@ -1,4 +1,5 @@
-# The system calls of the load generator.
+# The system calls of the load generator. No other file of it declares C of the system.
+
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "<time.h>" nogil:

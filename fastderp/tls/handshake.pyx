@@ -8,7 +8,7 @@ becomes a RecordLayer, and its OpenSSL object is freed; TLS 1.2 continues throug
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 
-from fastderp.tls.record cimport RecordLayer, record_layer_new, record_secret_size
+from fastderp.tls.record cimport record_layer_new, record_secret_size
 from fastderp.tls.context cimport (
     ClientContext, Context, ServerContext, Watch, first_reason, reason_text,
 )
@@ -188,7 +188,7 @@ cdef class Handshake:
         self.stepping = True
         try:
             while True:
-                fed = self._push_input()
+                self._push_input()
                 with nogil:
                     crypto.ERR_clear_error()
                     result = ssl.SSL_do_handshake(self.connection)

@@ -1,9 +1,9 @@
 """Finds the crypto library at run time and fills the tables of openssl.pxd.
 
 A wheel brings one, _crypto.so, whose only symbol is the list `fastderp_crypto` (crypto/README.md).
-Otherwise, and with FASTDERP_CRYPTO=system, they are the libcrypto and libssl that Python's own `ssl`
-module has loaded: the process holds one OpenSSL, with the security updates of Python's. A Python
-with a static ssl gets the system's libssl. Runs once, at import; the tables are constant
+Otherwise, and with FASTDERP_CRYPTO=system, they are the libcrypto and libssl that Python's own
+`ssl` module has loaded: the process holds one OpenSSL, with the security updates of Python's. A
+Python with a static ssl gets the system's libssl. Runs once, at import; the tables are constant
 afterwards. Any thread.
 """
 

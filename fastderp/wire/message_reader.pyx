@@ -1,4 +1,4 @@
-"""From the bytes that a relay sends to messages: what a client does with every read (PROTOCOL §2, §4).
+"""Parses the bytes that a relay sends into messages, for every read of a client (PROTOCOL §2, §4).
 
 Sans-I/O, for any thread, one connection each. A read of many packets costs one call. Compiled,
 since half of what receiving a packet cost was here: `python -m bench.client_rate --only recv`.

@@ -78,10 +78,10 @@ cdef struct Responder:
 # The wire
 
 cdef void crc_table_fill(uint32_t* table) noexcept nogil:
-    cdef uint32_t value, i, bit
+    cdef uint32_t value, i, _bit
     for i in range(256):
         value = i
-        for bit in range(8):
+        for _bit in range(8):
             value = (value >> 1) ^ (0xEDB88320u if value & 1 else 0)
         table[i] = value
 

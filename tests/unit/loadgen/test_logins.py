@@ -129,7 +129,7 @@ def test_messages_in_small_pieces_are_understood() -> None:
     ("said", "words"),
     [
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "answered 'HTTP/1.1 404 Not Found'"),
-        (UPGRADED + frame(FrameType.PING, bytes(8)), "frame 0x12 where ServerKey was expected"),
+        (UPGRADED + frame(FrameType.PING, bytes(8)), "frame 0x12 instead of ServerKey"),
         (UPGRADED + server_key_frame(NodePrivate.generate().public_key), "another relay"),
         (
             UPGRADED + server_key_frame(KEY) + frame(FrameType.PEER_GONE, bytes(33)),
