@@ -20,7 +20,7 @@ cdef enum:
     KIND_OTHER
     N_KINDS
 
-cdef struct Counters:            # written by one thread, read by any
+cdef struct Counters:
     uint64_t accepts
     uint64_t closed
     uint64_t packets_received_kind[N_KINDS]

@@ -130,10 +130,13 @@ def test_messages_in_small_pieces_are_understood() -> None:
     [
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "answered 'HTTP/1.1 404 Not Found'"),
         (UPGRADED + frame(FrameType.PING, bytes(8)), "frame 0x12 instead of ServerKey"),
-        (UPGRADED + server_key_frame(NodePrivate.generate().public_key), "another relay"),
+        (
+            UPGRADED + server_key_frame(NodePrivate.generate().public_key),
+            "a relay with another key",
+        ),
         (
             UPGRADED + server_key_frame(KEY) + frame(FrameType.PEER_GONE, bytes(33)),
-            "0x08 where ServerInfo",
+            "0x08 instead of ServerInfo",
         ),
         (bytes(20000), "did not upgrade"),
     ],

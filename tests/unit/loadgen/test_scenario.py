@@ -97,7 +97,7 @@ def test_a_file_describes_a_scenario(tmp_path: Path) -> None:
     [
         ("pears = 3", "pears: unknown field"),
         ('n = "many"', "n: 'many' has the wrong type"),
-        ("idle = true", "idle: True is not"),
+        ("idle = true", "idle: True has the wrong type"),
         ('shape = "star"', "'star' is not a valid Shape"),
         ('sizes = "big"', "'big'"),
         ("n = 0", "n must be 1 or more"),
