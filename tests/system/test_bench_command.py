@@ -221,7 +221,7 @@ def test_the_scenarios_are_listed() -> None:
         ),
         (["relay.example"], "http://"),
         (["http://127.0.0.1:1", "--scenario", "nope"], "no such scenario"),
-        (["http://127.0.0.1:1", "--slow", "11"], "slow readers"),
+        (["http://127.0.0.1:1", "--slow", "11"], "slow must be between 0 and 10"),
         (["http://127.0.0.1:1", "--size", "20"], "32 to 65536"),
         (["http://127.0.0.1:1", "--size", "big"], "'big'"),
         (["http://127.0.0.1:1", "--pairs", "0"], "n must be 1 or more"),

@@ -1,4 +1,4 @@
-"""Who is told that a key is not here or has left (PROTOCOL §6.4, §6.7)."""
+"""PeerGone frames: for keys that are not here or have left (PROTOCOL §6.4, §6.7)."""
 
 from __future__ import annotations
 
