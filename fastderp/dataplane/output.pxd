@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters, DropReason
 from fastderp.dataplane.backlog cimport Backlog
-from fastderp.dataplane.session cimport Batch, CloseReason, Core, Session, ThreadContext
+from fastderp.dataplane.core cimport Batch, CloseReason, Core, Session, ThreadContext
 from fastderp.dataplane.sys cimport iovec
 
 cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,

@@ -28,7 +28,7 @@ from fastderp.tls.record cimport (
     RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size,
     record_status_alert,
 )
-from fastderp.dataplane.session cimport (
+from fastderp.dataplane.core cimport (
     CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS,
     CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN,
     session_at,

@@ -28,10 +28,13 @@ from fastderp.dataplane.routes cimport (
     GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, routes_add_forwarder, routes_destroy,
     routes_init, routes_members, routes_remove_forwarder,
 )
-from fastderp.dataplane.session cimport (
+from fastderp.dataplane.core cimport (
     APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN,
-    CloseReason, Core, Peer, Session, ThreadContext, session_at, session_discard, session_end,
-    session_is_alive, session_open, session_publish, sessions_touched, stash_put,
+    CloseReason, Core, Peer, Session, ThreadContext, session_at,
+)
+from fastderp.dataplane.session cimport (
+    session_discard, session_end, session_is_alive, session_open, session_publish,
+    sessions_touched, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64,

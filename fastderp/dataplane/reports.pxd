@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.events cimport Event, Totals as EventTotals
-from fastderp.dataplane.session cimport Peer, Session
+from fastderp.dataplane.core cimport Peer, Session
 from fastderp.dataplane.sys cimport tcp_counts
 
 cdef struct SessionSnapshot:     # a copy taken under the session's output lock; caller's own

@@ -9,7 +9,8 @@ from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.backlog cimport backlog_bytes
 from fastderp.tls.record cimport RecordStatus, record_status_text
-from fastderp.dataplane.session cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN, session_totals
+from fastderp.dataplane.core cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN
+from fastderp.dataplane.session cimport session_totals
 from fastderp.dataplane.sys cimport (
     ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8,
     atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,

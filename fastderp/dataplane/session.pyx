@@ -1,13 +1,20 @@
 # The life of a session: the control thread creates it, its worker keeps it alive and ends it.
 # output.pyx writes to it, worker.pyx reads from it.
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from fastderp.dataplane.arena cimport ARENA_FULL, arena_alloc, arena_free, arena_place
+from fastderp.dataplane.arena cimport (
+    ARENA_FULL, Arena, arena_alloc, arena_at, arena_free, arena_place,
+)
 from fastderp.dataplane.cardinality cimport SenderSketch, sketch_add
 from fastderp.dataplane.peer_gone cimport (
     PeerGone, peer_gone_add, peer_gone_first, peer_gone_hand_over, peer_gone_pop,
+)
+from fastderp.dataplane.core cimport (
+    Bucket, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, NOT_HERE_BURST, PEER_GONE_SLOTS,
+    SESSION_FREE, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
@@ -27,7 +34,7 @@ from fastderp.dataplane.sys cimport (
     atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from fastderp.dataplane.timer_wheel cimport wheel_arm, wheel_disarm
+from fastderp.dataplane.timer_wheel cimport Timer, wheel_arm, wheel_disarm
 
 
 cdef enum:

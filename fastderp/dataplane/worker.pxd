@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.frame cimport KEY_SIZE
-from fastderp.dataplane.session cimport Core, RateLimit, Session, ThreadContext
+from fastderp.dataplane.core cimport Core, RateLimit, Session, ThreadContext
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:

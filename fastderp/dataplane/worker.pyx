@@ -27,11 +27,13 @@ from fastderp.dataplane.routes cimport (
     Route, RouteTable, routes_find, routes_hash, routes_note_speaker, routes_note_stranger,
     routes_add_gone_watcher, routes_reader_enter, routes_reader_leave, routes_stranger_stamp,
 )
-from fastderp.dataplane.session cimport (
+from fastderp.dataplane.core cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY,
     CLOSE_RESET, CLOSE_TLS, NOT_HERE_BURST, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket,
-    CloseReason, peer_gone_run, session_at, session_due, session_end, session_note_sender,
-    stash_put,
+    CloseReason, session_at,
+)
+from fastderp.dataplane.session cimport (
+    peer_gone_run, session_due, session_end, session_note_sender, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
