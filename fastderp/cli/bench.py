@@ -1,4 +1,4 @@
-"""`fastderp-bench`: put load on a DERP relay and say what it did."""
+"""The command `fastderp-bench`: puts load on a DERP relay and measures it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ EX_INTERRUPTED = 130
 
 EXIT_CODES = """\
 exit codes:
-  0    it was measured
+  0    the relay was measured
   1    packets were damaged or connections lost
   2    wrong flags, or files that cannot be used
-  69   no relay there, or it does not let the clients in; no process --pid
+  69   the relay cannot be reached or refuses the clients; no process --pid
   71   the system refused: no descriptors or memory left
   74   the result could not be written
   130  interrupted
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             return show(NAME, _print_scenarios)
         if options.url is None:
-            parser.error("which relay? Give its URL, for example http://127.0.0.1:3340/derp")
+            parser.error("missing URL of the relay, for example http://127.0.0.1:3340/derp")
         return _bench(options, arguments)
     except ValueError as error:
         return _fail(str(error), EX_USAGE)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    """Measure and tell. ValueError for flags that make no sense."""
+    """Measure and print the result. Raises ValueError for invalid flags."""
     _check(options)
     target = _target(options, options.url)
     to = _target(options, options.to) if options.to is not None else None
@@ -96,7 +96,7 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Makes mistakes in the flags one line."""
+    """Reports an error in the flags as one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help")
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=NAME,
         description="Put load on a DERP relay (any: derper, fastderp or another) and measure it.",
-        epilog="Flags override what the scenario says.\n\n" + EXIT_CODES,
+        epilog="Flags override the scenario.\n\n" + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
@@ -116,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the named scenarios and exit")
     add("--scenario", default="pairs-10", metavar="NAME", help="named scenario (%(default)s)")
     add("--scenario-file", metavar="FILE", type=Path, help="a scenario of your own (TOML)")
-    add("--shape", choices=[shape.value for shape in Shape], help="who sends to whom")
+    add(
+        "--shape", choices=[shape.value for shape in Shape], help="pattern of senders and receivers"
+    )
     add("--pairs", type=int, metavar="N", help="pairs; senders, receivers or clients by shape")
     add("--size", metavar="SIZES", help="payload bytes, or a mix such as 100:3,1400:1")
     pace = parser.add_mutually_exclusive_group()
@@ -128,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         help="packets per second of all senders together, by schedule",
     )
     pace.add_argument("--never-wait", action="store_true", help="senders write whenever they can")
-    add("--idle", type=int, metavar="N", help="clients that are logged in and silent besides")
-    add("--in-a-row", type=int, metavar="N", help="packets of one flow before the next one's turn")
-    add("--slow", type=int, metavar="N", help="so many of the receivers read 64 KiB/s")
-    add("--storm", type=int, metavar="N", help="clients that log in while it is measured")
-    add("--storm-rate", type=float, metavar="N", help="so many per second (as fast as they can)")
+    add("--idle", type=int, metavar="N", help="additional clients that stay logged in and silent")
+    add("--in-a-row", type=int, metavar="N", help="packets of one flow before those of the next")
+    add("--slow", type=int, metavar="N", help="receivers that read 64 KiB/s only")
+    add("--storm", type=int, metavar="N", help="clients that log in during the measurement")
+    add("--storm-rate", type=float, metavar="N", help="logins per second of --storm (no limit)")
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
     add(
@@ -140,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="S",
-        help="give the relay so long before and after to give memory back (%(default)s)",
+        help="seconds before and after for the relay to free memory (%(default)s)",
     )
     add(
         "--source",
@@ -150,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         help="connect from this local address; several share the clients",
     )
     add("--insecure", action="store_true", help="https: do not verify the certificate")
-    add("--cafile", metavar="FILE", help="https: more certificates to trust (PEM)")
+    add("--cafile", metavar="FILE", help="https: additional trusted certificates (PEM)")
     add("--suite", metavar="NAME", help="https: the only TLS 1.3 suite to offer")
     add(
         "--joined-records",
@@ -167,13 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-box-check", action="store_true", help="accept any ServerInfo (the bench's floor)")
     add("--verify", action="store_true", help="compare every payload byte on arrival")
     add("--seed", type=int, default=0, help="fixes packet sizes and contents (%(default)s)")
-    add("--to", metavar="URL", help="another relay of the region: who only receives logs in there")
+    add("--to", metavar="URL", help="another relay of the region, for clients that only receive")
     add(
         "--pid",
         type=int,
         action="append",
         default=[],
-        help="the relay's process, to read its CPU time and memory; of several the sums",
+        help="the relay's process, for its CPU time and memory; repeat to add more",
     )
     add("--cpu", type=int, metavar="N", help="run the load on this core only")
     add("--json", metavar="FILE", help="write the result there; - for standard output")
@@ -182,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would mean something else than it says. ValueError names the flag."""
+    """Check the flags. Raises ValueError that names the flag."""
     if options.window is not None and options.window < 1:
         raise ValueError(
             f"--window {options.window}: must be at least 1; --never-wait is the flag for no limit"
@@ -210,7 +212,7 @@ def _target(options: argparse.Namespace, url: str) -> Target:
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
-    """Return the named scenario with the flags' changes. ValueError for an unknown name."""
+    """Return the scenario with the flags' changes. Raises ValueError for an unknown name."""
     base = _base_scenario(options)
     changes: dict[str, object] = {}
     if options.shape is not None:
@@ -254,12 +256,14 @@ def _base_scenario(options: argparse.Namespace) -> Scenario:
 
 
 def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
-    """Pin this process and allow it enough descriptors."""
+    """Pin this process to a core and raise its limit of descriptors."""
     if cpu is not None:
         try:
             os.sched_setaffinity(0, {cpu})
         except OSError:
-            raise ValueError(f"--cpu {cpu}: there is no such core to run on") from None
+            raise ValueError(
+                f"--cpu {cpu}: no such core, or not allowed for this process"
+            ) from None
     needed = scenario.n_clients + scenario.idle + scenario.storm + 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and needed > hard:
@@ -309,7 +313,7 @@ def _json(result: Result, arguments: Sequence[str] | None) -> str:
 
 
 def _open_json(path: str | None) -> AbstractContextManager[TextIO | None]:
-    """Open the file for the result, if there is to be one, before there is a result to lose; what is in it stays until then."""
+    """Open the file of --json before the measurement; its content stays until the end."""
     if path is None or path == "-":
         return nullcontext()
     try:

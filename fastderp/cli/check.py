@@ -1,6 +1,6 @@
-"""`fastderp-relay check`: shows each effective setting and where it comes from, and tries what a start would read.
+"""`fastderp-relay check`: prints the effective settings and tries the files of a start.
 
-Binds nothing, makes no file, shows no secret.
+Binds no socket, creates no file, shows no secret.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _SECRETS = {"acme-eab-key"}
 
 
 def check(settings: RelaySettings, sources: Settings) -> int:
-    """Print the settings and what comes of each component; return the exit code that a start would have, as far as can be told."""
+    """Print the settings and each component's findings.
+
+    Return the exit code of a start, as far as it can be known without one.
+    """
     app = RelayApp(settings)
     findings = asyncio.run(_check(app))
     codes = [code for _, _, code in findings if code != EX_OK]
@@ -66,7 +69,7 @@ def _print_values(sources: Settings) -> None:
 
 
 def _shown(flag: Flag, value: Any) -> str:
-    """Return a value as it is written, without its secrets."""
+    """Return a value as an operator writes it, without its secrets."""
     if flag.name in _SECRETS:
         return "(set)" if value else ""
     if flag.is_boolean:
@@ -82,7 +85,7 @@ def _shown(flag: Flag, value: Any) -> str:
 
 
 def _without_password(url: str) -> str:
-    """Leave out of a URL who it is for."""
+    """Remove user and password from a URL."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The command `fastderp-relay`: flags in, a running relay, one clear line when it cannot run (PROTOCOL §12).
+"""Runs the command `fastderp-relay`; reports a failed start as one line (PROTOCOL §12).
 
-What the flags mean is in `fastderp.cli.config`, what is started in `fastderp.server.app`, what signals do in
-`fastderp.cli.signals`.
+`fastderp.cli.config` gives the flags their meaning, `fastderp.server.app` runs the relay,
+`fastderp.cli.signals` handles the signals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 log: logging.Logger = logging.getLogger("fastderp")
 
 
-# For a relay itself, with a worker for each of many cores; less gives errors in the midst of the start.
+# Enough for a relay with a worker for each of many cores; fewer fail in the middle of the start.
 MIN_DESCRIPTORS = 64
 
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open those of the descriptors 0 to 2 that are closed: a socket with such a number would get text meant for a terminal."""
+    """Open the closed ones of descriptors 0 to 2: a socket there would get the terminal's text."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> int:
         return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
         return show("fastderp-relay", _print_version)
-    # Not before: the version and the help need neither OpenSSL nor the compiled modules.
+    # Imported here: the version and the help need neither OpenSSL nor the compiled modules.
     from fastderp.cli.config import relay_settings
 
     settings = relay_settings(
@@ -105,11 +105,15 @@ def _print_version() -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system lets us: each client is one. Raises ShortageError for too few to serve anybody."""
+    """Raise the limit of descriptors to its maximum: each client needs one.
+
+    Raises ShortageError when the maximum is too low for a relay.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
         raise ShortageError(
-            f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise `ulimit -n`"
+            f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise "
+            "`ulimit -n`"
         )
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Turns what `fastderp-relay` is told, derper's flags and variables, into the sections of `RelaySettings` (PROTOCOL §12).
+"""Turns flags and environment variables into the sections of `RelaySettings` (PROTOCOL §12).
 
 Reads flags and environment only; the components open files and bind sockets.
 """
@@ -46,7 +46,7 @@ from fastderp.util.net import is_address, parse_ip
 from fastderp.util.text import printable
 
 _PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
-# Linux's sun_path, less the zero behind it.
+# Linux's sun_path without its final zero.
 MAX_UNIX_PATH_BYTES = 107
 DEV_ADDRESS = ":3340"
 # Clients also ask for names with underscores, though no CA issues certificates for them.
@@ -71,10 +71,10 @@ def relay_settings(
     environment: Mapping[str, str],
     is_root: bool,
 ) -> RelaySettings:
-    """Turn the values of the flags, and the variables that derper has, too, into sections.
+    """Turn the values of the flags and derper's variables into sections.
 
-    given names the flags that do not have their default. Raises UsageError when a value, or their combination, makes
-    no sense, ConfigError for a variable.
+    given has the names of the flags that were set. Raises UsageError for an invalid value or
+    combination of values, ConfigError for a variable.
     """
     variables = Environment.read(environment)
     listen = _listen(values)
@@ -134,7 +134,8 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
     tls = port == 443 or (on_any_port and not dev)
     if host.startswith(UNIX) and tls:
         raise UsageError(
-            "-a unix: is for proxies on this machine, which end TLS: leave -certmode and -acme-directory out"
+            "-a unix: is for proxies on this machine, which end TLS: leave -certmode and "
+            "-acme-directory out"
         )
     if tls and not values["certdir"]:
         raise UsageError("missing required -certdir: the directory of the certificates")
@@ -158,7 +159,8 @@ def _proxies(values: Mapping[str, Any]) -> ProxySettings:
         raise UsageError(f"-trusted-proxies: {printable(str(error))}") from None
     if values["proxy-protocol"] and not trusted:
         raise UsageError(
-            "-proxy-protocol needs -trusted-proxies: the addresses of the proxies that send PROXY headers"
+            "-proxy-protocol needs -trusted-proxies: the addresses of the proxies that send PROXY "
+            "headers"
         )
     prefix = values["path-prefix"].rstrip("/")
     if prefix and not _PATH_PREFIX.fullmatch(prefix):
@@ -170,25 +172,29 @@ def _proxies(values: Mapping[str, Any]) -> ProxySettings:
 
 
 def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings) -> Iterator[str]:
-    """Yield which of the flags that were given have no effect."""
+    """Yield a warning for each flag that was set without effect."""
     idle = [name for name in CERTIFICATE_FLAGS if name in given]
     if idle and not (listen.tls or values["dev"]):
         yield (
-            f"plain HTTP, whatever -{', -'.join(idle)}: certificates from a CA are used on port 443 only; "
-            "-acme-directory, or -certmode manual, gives HTTPS on any port"
+            f"the relay serves plain HTTP, and -{', -'.join(idle)} has no effect: certificates "
+            "from a CA are for port 443; -acme-directory, or -certmode manual, gives HTTPS on any "
+            "port"
         )
     if values["dev"] and "a" in given:
-        yield "-dev serves on this port whatever -a says"
+        yield f"-dev listens on {DEV_ADDRESS}: -a has no effect"
     if listen.is_unix and not listen.proxies.trusted.unix:
-        yield "clients have no address: the proxy on the unix socket is not trusted; add -trusted-proxies unix"
+        yield (
+            "clients have no address: the proxy on the unix socket is not trusted; add "
+            "-trusted-proxies unix"
+        )
     if listen.proxies.trusted.unix and not listen.is_unix:
         yield "unix in -trusted-proxies has no effect without -a unix:PATH"
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split `[host]:port` into host ("" for all) and port; the port may be a service name. Raises UsageError.
+    """Split `[host]:port` into host ("" for all) and port. Raises UsageError.
 
-    A unix socket's address, `unix:PATH`, is a host with port 0.
+    The port may be a service name. A unix socket's address, `unix:PATH`, is a host with port 0.
     """
     if text.startswith(UNIX):
         _check_path(text)
@@ -201,13 +207,15 @@ def parse_address(text: str) -> tuple[str, int]:
         or (host.startswith("[") and not host.endswith("]"))
     ):
         raise UsageError(
-            f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or 192.0.2.1:443'
+            f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or '
+            "192.0.2.1:443"
         )
     if host.startswith("["):
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(
-            f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as [2001:db8::1]:443'
+            f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as '
+            "[2001:db8::1]:443"
         )
     return host, _port_or_service(port, text)
 
@@ -241,7 +249,7 @@ def _key_file(text: str, is_root: bool) -> Path:
     if is_root:
         return Path(SYSTEM_KEY_FILE)
     raise UsageError(
-        "-c FILE is missing: where the relay keeps its key (made when absent); or try -dev"
+        "missing required -c FILE: the file of the relay's key, created when absent; or try -dev"
     )
 
 
@@ -263,7 +271,7 @@ def _mesh(values: Mapping[str, Any], environment: Mapping[str, str]) -> MeshSett
     if values["dev"]:
         return MeshSettings(dev_key=environment.get(DEV_MESH_KEY, ""), members=members)
     secrets = _secrets(values) if values["secrets-url"] else None
-    # A setec server takes precedence, and the file is not looked at.
+    # A setec server takes precedence over the file.
     psk_file = Path(values["mesh-psk-file"]) if values["mesh-psk-file"] and not secrets else None
     return MeshSettings(psk_file=psk_file, secrets=secrets, members=members)
 
@@ -271,7 +279,7 @@ def _mesh(values: Mapping[str, Any], environment: Mapping[str, str]) -> MeshSett
 def _secrets(values: Mapping[str, Any]) -> SecretsSettings:
     if not values["secrets-cache-dir"]:
         raise UsageError(
-            "-secrets-url needs -secrets-cache-dir: where a copy of the secret is kept"
+            "-secrets-url needs -secrets-cache-dir: the place for a copy of the secret"
         )
     return SecretsSettings(
         url=values["secrets-url"],
@@ -295,12 +303,12 @@ def _home(text: str) -> str:
 
 
 def _list(text: str) -> tuple[str, ...]:
-    """Split a list with commas."""
+    """Split a comma-separated list."""
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def _literal_list(text: str) -> tuple[str, ...]:
-    """Split a list with commas as derper does: spaces count, and an empty item is one (PROTOCOL §22)."""
+    """Split a list at commas as derper does, keeping spaces and empty items (PROTOCOL §22)."""
     return tuple(text.split(",")) if text else ()
 
 
@@ -308,16 +316,16 @@ def _literal_list(text: str) -> tuple[str, ...]:
 
 
 def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
-    """Turn the flags of `-certmode letsencrypt` or `gcp` into settings; http says whether the plain port is served.
+    """Turn the flags of `-certmode letsencrypt` or `gcp` into settings.
 
-    Raises UsageError for what no certificate can come of.
+    http is true when the plain port is served. Raises UsageError for values that no CA accepts.
     """
     mode, hostname, ip_certs = values["certmode"], values["hostname"], values["acme-ip-certs"]
     if ip_certs and mode != "letsencrypt":
         raise UsageError(f"-acme-ip-certs needs -certmode letsencrypt, not {mode}")
     if ip_certs and not http:
         raise UsageError(
-            "-acme-ip-certs needs the plain port, where the CA asks: leave -http-port -1 out"
+            "-acme-ip-certs needs the plain port for the CA's challenges: leave -http-port -1 out"
         )
     return AcmeSettings(
         directory_url=_directory(values["acme-directory"])
@@ -333,10 +341,10 @@ def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
 
 
 def manual_hostname(text: str) -> str:
-    """Return the -hostname of `-certmode manual` as clients ask for it.
+    """Return the -hostname of `-certmode manual` as clients send it in SNI.
 
-    Brackets around an IPv6 address and a dot behind a name are left out, and a name in another
-    script gets its ASCII form. Raises UsageError for what no client can ask for.
+    Removes brackets around an IPv6 address and the dot after a name; encodes a name in another
+    script as ASCII. Raises UsageError for a name that no client can send.
     """
     address = parse_ip(text.removeprefix("[").removesuffix("]"))
     if address is not None:
@@ -347,7 +355,7 @@ def manual_hostname(text: str) -> str:
         return text.removeprefix("[").removesuffix("]")
     if "*" in text:
         raise UsageError(
-            f"-hostname {printable(text)}: clients ask for one name, never for a wildcard; "
+            f"-hostname {printable(text)}: clients request a name, never a wildcard; "
             "a certificate for the wildcard serves each of its names"
         )
     name = _ascii_name(text)
@@ -361,7 +369,7 @@ def manual_hostname(text: str) -> str:
 
 
 def _ascii_name(text: str) -> str:
-    """Return a name in ASCII without the dot of its root; "" for what is no name."""
+    """Return a name in ASCII without its final dot; "" for text that is no name."""
     try:
         return text.removesuffix(".").encode("idna").decode()
     except UnicodeError:
@@ -375,13 +383,15 @@ def _name(hostname: str, mode: str) -> str:
                 f"-certmode gcp has no certificates for addresses such as -hostname {hostname}"
             )
         raise UsageError(
-            f"-hostname {hostname} is an address: -acme-ip-certs gets certificates for it, -certmode manual makes one itself"
+            f"-hostname {hostname} is an address: -acme-ip-certs orders certificates for it, "
+            "-certmode manual creates one"
         )
     name = _ascii_name(hostname.lower())
     labels = name.split(".")
     if len(labels) < 2 or not all(_is_label(label) for label in labels):
         raise UsageError(
-            f"-hostname {printable(hostname)}: a CA gives certificates for names such as derp.example.com"
+            f"-hostname {printable(hostname)}: a CA issues certificates for names such as "
+            "derp.example.com"
         )
     return name
 
@@ -427,9 +437,9 @@ def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
 
 
 def _mac_key(text: str) -> bytes:
-    """Decode base64 as CAs print it: for URLs or not, padded or not."""
+    """Decode base64 in either alphabet, padded or not: CAs print all variants."""
     digits = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except ValueError:
-        raise UsageError("-acme-eab-key is not base64") from None
+        raise UsageError("-acme-eab-key: want base64, as the CA shows it") from None

@@ -1,6 +1,7 @@
-"""The environment variables that derper's operators set for the relay itself (PROTOCOL §19); an empty one is one that is not set.
+"""Reads derper's environment variables for the relay itself (PROTOCOL §19).
 
-`TS_ALLOW_DEBUG_IP` and its like are read by `server.http.debug`, `TAILSCALE_DERPER_MESH_KEY` by `cli.config`.
+An empty variable counts as unset. `server.http.debug` reads `TS_ALLOW_DEBUG_IP` and the like,
+`cli.config` reads `TAILSCALE_DERPER_MESH_KEY`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ MAX_WATCHED = 64
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the variables say.
+    """The values of the variables.
 
     Args:
         debug_logs: log more about every client.
         prober_logs: log more about clients that say they are probers.
-        rtt_stats: look at round-trip times.
-        queue_packets: how many packets of a kind wait for a client; 0 when not given, or not positive.
-        sender_cardinality: estimate how many peers have sent to each client.
+        rtt_stats: sample round-trip times.
+        queue_packets: packets of a kind that wait for a client; 0 when unset or not positive.
+        sender_cardinality: estimate how many peers send to each client.
         watched_drops: keys; dropped packets for them are logged.
     """
 
@@ -46,7 +47,7 @@ class Environment:
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> Environment:
-        """Read them. Raises ConfigError that names the variable that makes no sense."""
+        """Read the variables. Raises ConfigError that names the invalid one."""
         return cls(
             debug_logs=_switch(variables, DEBUG_LOGS),
             prober_logs=_switch(variables, PROBER_LOGS),
@@ -77,7 +78,7 @@ def _queue_packets(variables: Mapping[str, str]) -> int:
 def _watched_drops(variables: Mapping[str, str]) -> tuple[NodePublic, ...]:
     texts = [text.strip() for text in variables.get(VERBOSE_DROPS, "").split(",")]
     if len(texts) > MAX_WATCHED:
-        raise ConfigError(f"${VERBOSE_DROPS}: at most {MAX_WATCHED} keys")
+        raise ConfigError(f"${VERBOSE_DROPS}: want up to {MAX_WATCHED} keys")
     return tuple(_public_key(text) for text in texts if text)
 
 

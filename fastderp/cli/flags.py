@@ -1,6 +1,7 @@
-"""Command-line flags as Go programs take them: one dash or two, `-flag value` or `-flag=value` (PROTOCOL §12).
+"""Parses flags as Go programs do: `-flag value` or `--flag=value` (PROTOCOL §12).
 
-A table of `Flag` rows goes in, a dictionary of values comes out. Mistakes are one line that names the flag.
+Takes a table of `Flag` rows, returns a dictionary of values. Errors are one line that names the
+flag.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag: its name, how its text is read, and what it is when absent.
+    """One flag: its name, the reader of its text, and its default.
 
     default is text, as the user would write it.
     """
@@ -90,12 +91,12 @@ class Flag:
     metavar: str = ""
     group: str = ""
     bounds: Bounds | None = None
-    is_list: bool = False  # commas between
+    is_list: bool = False  # comma-separated
     section: str = ""  # of a configuration file; "": on the command line only
 
     @property
     def wanted(self) -> str:
-        """What a configuration file has to have for it."""
+        """The type that a configuration file must use for the flag."""
         if self.is_boolean:
             return "true or false"
         if self.read is str:
@@ -108,7 +109,10 @@ class Flag:
         return self.read is boolean
 
     def value(self, text: str) -> Any:
-        """Read the flag's text. Raises UsageError that names the flag for text that makes no sense or a number out of bounds."""
+        """Read the flag's text.
+
+        Raises UsageError that names the flag for invalid text or a number out of bounds.
+        """
         try:
             value = self.read(text)
             if self.bounds is not None:
@@ -123,8 +127,8 @@ class Flag:
 def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     """Read command-line arguments by a table of flags.
 
-    Returns the value of every flag, and the names of those that were given. A flag given twice keeps its last value.
-    Raises UsageError for anything the table does not explain.
+    Returns the value of every flag, and the names of those that were given. A flag given twice has
+    its last value. Raises UsageError for an argument that is not in the table.
     """
     table = {flag.name: flag for flag in flags}
     values = {name: flag.read(flag.default) for name, flag in table.items()}

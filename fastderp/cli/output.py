@@ -1,4 +1,4 @@
-"""What the commands print on standard output: it arrives, or one line and an exit code say that it did not."""
+"""Prints on standard output, and reports a failure as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from fastderp.errors import EX_IOERR, EX_OK
 
 
 def show(command: str, write: Callable[[], None]) -> int:
-    """Have `write` print and return EX_OK, or EX_IOERR when not all of it could be.
+    """Call `write` and return EX_OK, or EX_IOERR when not all of it could be printed.
 
-    The reason is told on standard error in the name of `command`, unless it is a reader that has had enough, as `head` has.
+    The reason goes to standard error in the name of `command`, unless the reader has closed the
+    pipe, as `head` does.
     """
     if not sys.stdout:
         return _complain(command, "it is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a µ where the locale has none
+        sys.stdout.reconfigure(errors="replace")  # for a µ in a locale without one
     try:
         write()
         sys.stdout.flush()
@@ -38,7 +39,7 @@ def _complain(command: str, reason: str | None) -> int:
 
 
 def _discard_output() -> None:
-    """Send what is still buffered nowhere: Python would try again at exit, and complain."""
+    """Discard the buffered output: Python would write it at exit, and print an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

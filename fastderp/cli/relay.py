@@ -1,7 +1,7 @@
-"""The entry point of `fastderp-relay`: settles the signals, then imports and runs the command (PROTOCOL §12).
+"""The entry point of `fastderp-relay` (PROTOCOL §12).
 
-Imports next to nothing itself: until the signals are settled, SIGHUP kills the process, and process 1 of a container
-does not get SIGTERM at all.
+Installs the signal handler, then imports and runs the command. Imports few modules itself: until
+the handler is installed, SIGHUP kills the process, and process 1 of a container gets no SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fastderp.cli.signals import SIGNALS
 
 
 def main() -> int:
-    """Run the command with the arguments of the process and end the process with its exit code; `-help` lists the codes."""
+    """Run the command and end the process with its exit code; `-help` lists the codes."""
     SIGNALS.settle()
     from fastderp.cli.command import run
 

@@ -1,13 +1,13 @@
-"""What signals do to `fastderp-relay`, from its first line to its last.
+"""Handles the signals of `fastderp-relay`, from its first line to its last.
 
 | when | SIGTERM, SIGINT | SIGHUP |
 |---|---|---|
-| nothing is served yet, or nothing any more | ends the process with 0 | is kept for `attach` |
+| before `attach`, after `detach` | ends the process with 0 | is kept for `attach` |
 | `attach` to `detach`, the first | ends the relay in order | reloads |
-| `attach` to `detach`, the second | kills, whatever hangs | does nothing |
+| `attach` to `detach`, the second | kills, even a hung process | does nothing |
 
-One handler stays in place all the time: while a signal is pending, Python complains on standard error about a handler that
-was taken away. Main thread only. Imports next to nothing, because it comes first.
+One handler stays installed all the time: Python prints an error when a pending signal finds its
+handler removed. Main thread only. Imports few modules, because it is imported first.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-# An orderly end takes up to 2 s for clients that do not take their close_notify, and some for connections to other services.
+# An orderly end takes up to 2 s for clients that do not read their close_notify, and some more for
+# connections to other services.
 LIMIT_S = 15.0
 
 
 class Signals:
-    """Calls what the relay has attached, on its loop."""
+    """Calls the functions that the relay has attached, on its loop."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -40,13 +41,16 @@ class Signals:
         self._hung_up = False
 
     def settle(self) -> None:
-        """Take the signals over from the system's defaults."""
-        # SIGHUP first: what waits until the relay takes SIGTERM may send both.
+        """Install the handler."""
+        # SIGHUP first: a parent that waits until the relay handles SIGTERM may send both.
         for number in (signal.SIGHUP, *ENDING):
             signal.signal(number, self._handle)
 
     def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
-        """Call `end` on the running loop with the first signal to end, `reload` for each SIGHUP, one that came before included."""
+        """Call `end` on the running loop at the first SIGTERM or SIGINT, `reload` at SIGHUP.
+
+        A SIGHUP that came earlier counts.
+        """
         import asyncio
 
         self._loop = asyncio.get_running_loop()
@@ -55,17 +59,17 @@ class Signals:
             self._loop.call_soon(reload)
 
     def detach(self) -> None:
-        """Call nothing any more: the loop is about to end."""
+        """Stop calling either: the loop is about to end."""
         self._loop = None
         self._end = self._reload = None
 
     def leave(self, exit_code: int) -> NoReturn:
-        """End the process now. Python's own end would give SIGHUP back its default first, which kills."""
+        """End the process now. Python's own exit restores SIGHUP's default first, which kills."""
         faulthandler.cancel_dump_traceback_later()
         for stream in (sys.stdout, sys.stderr):
             try:  # noqa: SIM105 - contextlib is not needed otherwise
                 stream.flush()
-            except (OSError, ValueError):  # its reader has left, or it is closed
+            except (OSError, ValueError):  # the reader has left, or the stream is closed
                 pass
         os._exit(exit_code)
 
@@ -74,7 +78,7 @@ class Signals:
             self._hung_up = True
             if self._loop is not None and self._reload is not None and not self._ending:
                 self._loop.call_soon_threadsafe(self._reload)
-        elif self._ending:  # the second came before the first had put the default back
+        elif self._ending:  # the second came before the first had restored the default
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:
@@ -85,9 +89,9 @@ class Signals:
             self._let_the_next_kill()
 
     def _let_the_next_kill(self) -> None:
-        """Give the next signal its default, and set a limit: neither needs the loop, or Python, to be alive.
+        """Restore the next signal's default, and set a time limit: both work when Python hangs.
 
-        After LIMIT_S the process writes where every thread hangs and ends with 1.
+        After LIMIT_S the process prints the stack of every thread and ends with 1.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         for number in ENDING:
@@ -97,9 +101,9 @@ class Signals:
 
 
 def _unblocked_stderr() -> int:
-    """Return a descriptor for standard error that never waits for a reader; the one there is where there is no other.
+    """Return a non-blocking descriptor for standard error, or 2 when it cannot be opened again.
 
-    Not O_NONBLOCK on descriptor 2 itself: a terminal shares it with the shell.
+    O_NONBLOCK on descriptor 2 itself would change the terminal for the shell, too.
     """
     try:
         return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC)

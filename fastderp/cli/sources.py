@@ -1,6 +1,6 @@
-"""Where each setting comes from: a flag, a FASTDERP_ variable, the file of -config, or its default, in this order of strength.
+"""Reads the settings from flags, FASTDERP_ variables and the file of -config, in this precedence.
 
-Mistakes are one line that names the place, the value and what is wanted.
+Errors are one line that names the place, the value and the accepted values.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from fastderp.util import files
 from fastderp.util.text import printable
 
 PREFIX = "FASTDERP_"
-# Of the build, of the tests, and of fastderp.tls.openssl.
+# Variables of the build, the tests, and fastderp.tls.openssl.
 _NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_", "FASTDERP_CRYPTO")
 DEFAULT = "default"
 
 
 @dataclass(slots=True)
 class Settings:
-    """The value of each flag by its name, and the place it comes from: `default`, `-NAME`, `$VARIABLE` or `FILE [SECTION]`."""
+    """The value of each flag by its name, and its origin.
+
+    An origin is `default`, `-NAME`, `$VARIABLE` or `FILE [SECTION]`.
+    """
 
     values: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def given(self) -> set[str]:
-        """The flags that have not their default only because nothing was said."""
+        """The names of the flags that a source has set."""
         return {name for name, origin in self.origins.items() if origin != DEFAULT}
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """Read all sources.
+    """Read the command line, the variables and the file.
 
     Raises UsageError for the command line, ConfigError for a variable or the file.
     """
@@ -58,7 +61,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _set(settings: Settings, flag: Flag, text: str, origin: str, place: str) -> None:
-    """Take a weaker source's text for a flag, unless a stronger one has spoken. The text is checked in any case."""
+    """Check a source's text for a flag, and use it unless a stronger source has set the flag."""
     try:
         value = flag.value(text)
     except UsageError as error:
@@ -80,7 +83,7 @@ def variable_of(flag: Flag) -> str:
 def _variables(
     table: Mapping[str, Flag], environment: Mapping[str, str]
 ) -> Iterator[tuple[Flag, str, str]]:
-    """Yield flag, text and variable. An empty variable is one that is not set."""
+    """Yield flag, text and variable of each variable that is not empty."""
     known = {
         variable_of(flag): flag for flag in table.values() if flag.section or flag.name == "config"
     }
@@ -125,10 +128,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _misplaced(name: str, value: object, table: Mapping[str, Flag]) -> str:
-    """Say what is wrong with a name at the top of the file."""
+    """Describe the error of a name at the top of the file."""
     if not isinstance(value, dict):
         if name in table and table[name].section:
-            return f"{name} belongs into [{table[name].section}]"
+            return f"{name} belongs in [{table[name].section}]"
         return f"{printable(name)}: unknown key{_nearest(name, _settable(table))}"
     return f"unknown section [{printable(name)}]{_nearest(name, SECTIONS)}"
 
@@ -136,7 +139,7 @@ def _misplaced(name: str, value: object, table: Mapping[str, Flag]) -> str:
 def _unknown(name: str, section: str, table: Mapping[str, Flag]) -> str:
     flag = table.get(name)
     if flag is not None and flag.section:
-        return f"belongs into [{flag.section}]"
+        return f"belongs in [{flag.section}]"
     return f"unknown key{_nearest(name, _settable(table))}"
 
 
@@ -145,7 +148,7 @@ def _settable(table: Mapping[str, Flag]) -> list[str]:
 
 
 def _text(value: object, flag: Flag, place: str) -> str:
-    """Return a TOML value as the flag's text. Raises ConfigError for a type that no flag has."""
+    """Return a TOML value as the flag's text. Raises ConfigError for a wrong type."""
     if isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value):
         if flag.is_list:
             return ",".join(value)

@@ -1,6 +1,6 @@
-"""What `fastderp-relay -help` prints: the flags by group, examples, exit codes.
+"""Prints the help of `fastderp-relay`: the flags by group, examples, exit codes.
 
-Imported only for -help: drawing it costs more than starting the relay.
+Imported for -help only: rendering it costs more than starting the relay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXAMPLES = (
     ("fastderp-relay -dev", "a trial: plain HTTP on :3340 with a key in memory"),
     (
         "fastderp-relay -c relay.key -certdir certs -hostname derp.example.com",
-        "HTTPS on :443; the first client has a certificate ordered from Let's Encrypt",
+        "HTTPS on :443; the first client triggers an order for a certificate from Let's Encrypt",
     ),
     (
         "fastderp-relay -c relay.key -certmode manual -certdir certs -hostname 203.0.113.7",
@@ -30,12 +30,13 @@ EXAMPLES = (
 
 EXIT_CODES = (
     (0, "ended by SIGTERM or SIGINT; a second signal kills at once, with 128 + its number"),
-    (1, "did not end within 15 s and printed where it hangs: a defect, please report it"),
-    (2, "a wrong flag, or a value out of its bounds"),
+    (1, "did not end within 15 s and printed its threads' stacks: a defect, please report it"),
+    (2, "an unknown flag, or a value out of its bounds"),
     (69, "a library such as OpenSSL or acme is missing, or the secrets server cannot be reached"),
     (
         71,
-        "cannot listen on an address (in use, not allowed, of another machine), or no descriptors or memory left",
+        "cannot listen on an address (in use, not allowed, of another machine), or no descriptors "
+        "or memory left",
     ),
     (74, "standard output could not be written"),
     (

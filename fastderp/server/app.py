@@ -1,6 +1,7 @@
-"""What `fastderp-relay` runs: a list of components around a `Server`, and the signals that reload and end it.
+"""The relay that `fastderp-relay` runs: components around a `Server`, and its signals.
 
-Starting, reloading, measuring, describing and closing are loops over the components. Loop thread only.
+Starting, reloading, measuring, describing and closing are loops over the components. Loop thread
+only.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from fastderp.util.service_manager import ServiceManager
 log: logging.Logger = logging.getLogger("fastderp")
 
 
-# Threads are nice one by one on Linux. More would leave logins next to nothing beside other programs.
+# Linux applies niceness per thread. A higher value would starve logins beside other programs.
 CONTROL_NICENESS = 10
 
-# What clients are told when a service manager ends the relay: to come back within this time, spread evenly, and to look
-# for another relay after this one ("no more than a few seconds", says the reference).
+# The restart notice at SIGTERM: clients reconnect within the first time, spread evenly, and
+# look for another relay after the second ("no more than a few seconds" in the reference).
 RECONNECT_SPREAD_S = 2.0
 TRY_FOR_S = 5.0
 
 
 class RelayApp:
-    """A relay with everything around it, made of its settings.
+    """A relay with all its components, made of its settings.
 
-    Raises UsageError for settings that make no sense whatever the files say.
+    Raises UsageError for settings that cannot work together.
     """
 
     def __init__(self, settings: RelaySettings, lines: LogQueue | None = None) -> None:
@@ -68,7 +69,7 @@ class RelayApp:
             settings.listen, settings.pages, settings.observe, self._certificates, bootstrap,
             tunnels, stun, self.metrics, self._admission.problems,
         )  # fmt: skip
-        # Closed after the server, which asks them until its last connection is closed.
+        # Closed after the server, which uses them until its last connection is closed.
         self._below: list[Component] = [
             self._identity,
             *([self._certificates] if self._certificates is not None else []),
@@ -77,7 +78,8 @@ class RelayApp:
             self._limits,
             self._admission,
         ]
-        # Closed before the server. The mesh comes last: the relay may be a member itself, and is dialled when it listens.
+        # Closed before the server. The mesh comes last: the relay may dial itself as a member, and
+        # has to listen by then.
         self._above: list[Component] = [
             *([tunnels] if tunnels is not None else []),
             self._listeners,
@@ -91,11 +93,14 @@ class RelayApp:
 
     @property
     def status(self) -> str:
-        """What the relay does, in one line for a service manager."""
+        """The relay's status in one line for a service manager."""
         return self._listeners.describe()[0]
 
     async def start(self) -> None:
-        """Open files and sockets, start serving, and log what is served. Raises DerpError; `close` is due in any case."""
+        """Open files and sockets, serve, and log the addresses.
+
+        Raises DerpError; the caller calls `close` in any case.
+        """
         if self._settings.observe.debug_logs:
             log.setLevel(logging.DEBUG)
         for component in self._below:
@@ -131,7 +136,7 @@ class RelayApp:
         )
 
     def _announce(self) -> None:
-        """Log where the relay serves first, then what the components say of themselves, then what needs attention."""
+        """Log the addresses, then each component's lines, then the warnings."""
         components = [self._listeners, *(c for c in self.components if c is not self._listeners)]
         for component in components:
             for line in component.describe():
@@ -142,7 +147,7 @@ class RelayApp:
         self._listeners.announce()
 
     def reload(self) -> None:
-        """Reload each component; one that fails does not keep the others from it."""
+        """Reload each component; one that fails does not stop the others."""
         self._reloads.run()
 
     def metrics(self) -> dict[str, Value]:
@@ -165,21 +170,21 @@ def _certificates(settings: RelaySettings) -> ManualCertificates | CaCertificate
 
 
 class Signals(Protocol):
-    """Where the signals of the process come from; `cli.signals.Signals` is one."""
+    """The source of the process's signals; `cli.signals.Signals` is one."""
 
     def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
-        """Call `end` on the running loop with the first signal to end, `reload` for each SIGHUP."""
+        """Call `end` on the running loop at the first SIGTERM or SIGINT, `reload` at SIGHUP."""
 
     def detach(self) -> None:
-        """Call nothing any more."""
+        """Stop calling either."""
 
 
 async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> None:
-    """Start everything, say so, and run until SIGTERM or SIGINT asks for the end.
+    """Start the relay, log "ready", and run until SIGTERM or SIGINT.
 
-    SIGTERM is how a relay is restarted: its clients are told (PROTOCOL §6.11).
+    SIGTERM announces a restart to the clients (PROTOCOL §6.11).
 
-    Raises DerpError, before anything was served, for what cannot be used: a key, a certificate, an address.
+    Raises DerpError, before anything is served, for an unusable key, certificate or address.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(supervisor.note_loop_error)
@@ -196,7 +201,7 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
             manager.ready(app.status)
         elif not stopping.done():
             reload_wanted = True
-            log.info("SIGHUP: files are read again when the relay has started")
+            log.info("SIGHUP: the files are read again after the start")
 
     signals.attach(stopping.set_result, reload)
     try:
@@ -218,7 +223,10 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
 
 
 async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, None]) -> bool:
-    """Do the work and return True; give it up and return False when `stopping` is done before. Raises what the work does."""
+    """Do the work and return True; cancel it and return False when `stopping` is done first.
+
+    Raises what the work raises.
+    """
     working = asyncio.create_task(work)
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if working.done():
@@ -230,9 +238,10 @@ async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, Non
 
 
 def _let_packets_go_first() -> None:
-    """Have this thread, and the helpers it starts from now on, yield to those that move packets: they run already.
+    """Lower the priority of this thread and its future helpers below the data plane's threads.
 
-    A storm of logins then takes the time that packets leave, and no less than a tenth of what it would get otherwise.
+    A storm of logins then takes the time that packets leave, but at least a tenth of its usual
+    share.
     """
     with contextlib.suppress(OSError):
         os.nice(CONTROL_NICENESS)

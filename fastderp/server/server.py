@@ -1,6 +1,7 @@
-"""The relay: listeners and logins in front, the data plane behind. What `fastderp-relay` runs and a program can embed. ARCHITECTURE §2, §8.
+"""The relay that `fastderp-relay` runs and a program can embed. ARCHITECTURE §2, §8.
 
-Loop thread only, except that the data plane's workers do their work without it.
+Listeners and logins are in front, the data plane is behind. Loop thread only; the data plane's
+workers run beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
-from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener
+from fastderp.server.accept.listener import (
+    IDLE_S,
+    LOGIN_BUDGET_S,
+    Listener,
+    tls_listener_metrics,
+)
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
@@ -50,42 +56,45 @@ from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
-# Counters and gauges of the data plane that derper has no name for.
-# A mesh peer may announce 250,000 keys at once, each worth some microseconds here: logins come in between.
+# Plane events per loop iteration. A mesh peer may announce 250,000 keys at once, a few microseconds
+# each: logins run in between.
 _EVENTS_PER_TURN = 256
-# Client connections whose TLS records the data plane opens are all of this version.
+# The TLS version of every client connection whose records the data plane opens.
 _PLANE_TLS = "1.3"
 
 
 class Server:
     """A DERP relay. PROTOCOL §3 to §9.
 
-    Listen on any number of addresses, or hand it connections with `accept`; `async with` starts and closes it.
+    `listen` serves an address, `accept` one connection; `async with` starts and closes the relay.
 
     Args:
         private_key: the relay's identity; None makes a new one.
-        write_timeout: how long in seconds a client may refuse to take a frame; 0 for ever.
-        mesh_key: the secret of the region's relays; clients that know it get a mesh peer's rights. A sequence while it is
-            being changed: our links show the first, clients may show any.
+        write_timeout: seconds a client may leave a frame unread before its close; 0 for no limit.
+        mesh_key: the region's secret; clients that know it get a mesh peer's rights. A sequence
+            allows a change of keys: our links show the first, clients may show any.
         mesh_tls: what our links to other relays trust; None for the system's roots.
-        verify: awaited with key, `login.ClientInfo` and IP of every other client before it is let in; a false answer is a no, an
-            error as well. `Admission` is one. PROTOCOL §8.
-        rate_limit: what each client may send; None leaves it out of the metrics, too. `set_rate_limit` changes it.
-        rtt_stats: look at the clients' round-trip times every 10 seconds.
+        verify: awaited with key, `login.ClientInfo` and IP of each client that is no mesh peer; a
+            false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
+        rate_limit: what each client may send; None also leaves it out of the metrics.
+        rtt_stats: sample the clients' round-trip times every 10 seconds.
         duplicate_health: tell clients that share a key that they do.
-        disable_fighters: send nothing to clients that fight over a key, instead of to the last one that spoke. PROTOCOL §6.3.
-        queue_packets: how many packets of each kind, disco and other, wait for a client that does not read; 0 for as many as fit into
-            256 KiB and at least 32.
-        watched_drops: log packets for these keys that are dropped, and why.
-        prober_logs: log who comes and goes of the clients that say they are probers, however many.
-        sender_cardinality: estimate for each client how many distinct peers have sent to it. PROTOCOL §22.
+        disable_fighters: send nothing to clients that fight over a key; otherwise the client that
+            sent last gets the packets. PROTOCOL §6.3.
+        queue_packets: packets of each kind, disco and other, that wait for a slow client; 0 for as
+            many as fit into 256 KiB and at least 32.
+        watched_drops: log dropped packets for these keys, and the reason.
+        prober_logs: log every login and end of clients that say they are probers.
+        sender_cardinality: estimate how many distinct peers send to each client. PROTOCOL §22.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
-        disallowed_app_names: refuse clients with one of these AppNames, mesh peers excepted, before `verify` is asked. PROTOCOL §22.
-        login_memory_bytes: memory that all connections may hold together before their login. When it is used up, TLS handshakes
-            wait for their turn, and the connections that hold most are closed, the oldest first.
+        disallowed_app_names: refuse clients with these AppNames before `verify`, mesh peers
+            excepted. PROTOCOL §22.
+        login_memory_bytes: memory of all connections before their login. When it is used up, TLS
+            handshakes queue, and the connections that hold most are closed, the oldest first.
 
-    Raises ValueError for values that make no sense, and `dataplane.plane.PlaneError`, a DerpError, when memory or descriptors are out.
+    Raises ValueError for values out of bounds, `dataplane.plane.PlaneError` (a DerpError) when
+    memory or descriptors are out.
     """
 
     def __init__(
@@ -169,9 +178,9 @@ class Server:
     # Life
 
     def start(self) -> None:
-        """Start the data plane and watch it from the running event loop; a no-op when started. `listen` and `accept` do it themselves.
+        """Start the data plane on the running loop; a no-op when started. `listen` calls it.
 
-        Raises ConnectionClosed when the relay was closed, PlaneError when the system refuses a thread.
+        Raises ConnectionClosed when the relay was closed, PlaneError when a thread is refused.
         """
         if self._closing is not None:
             raise ConnectionClosed("the relay is closed")
@@ -205,16 +214,18 @@ class Server:
         Args:
             host: "" for every address, IPv4 and IPv6; or unix:PATH.
             port: TCP port, 0 for a free one.
-            tls: a certificate, or who has one for each client; None for plain HTTP.
-            routes: who answers which path; None for the relay's own (`routes.relay_routes`).
-            keepalive_idle_s: seconds of silence after which TCP asks whether a client is still there.
-            user_timeout_s: seconds that what was sent to a client may stay unacknowledged; then it is gone.
-            idle_s: how many seconds an HTTP connection may wait with its next request.
-            accept_limiter: who comes too fast is closed at once.
-            tunnels: takes clients that send CONNECT elsewhere, over TLS; None refuses them. Closed by whoever made it.
-            proxies: which peers are proxies, and what they do.
+            tls: a certificate, or a `CertificateSource` that picks one for each client; None for
+                plain HTTP.
+            routes: the handler of each path; None for the relay's own (`routes.relay_routes`).
+            keepalive_idle_s: seconds of silence before TCP probes a client.
+            user_timeout_s: seconds that data may stay unacknowledged before TCP drops the client.
+            idle_s: seconds an HTTP connection may wait before its next request.
+            accept_limiter: connections above its rate are closed at once.
+            tunnels: serves CONNECT over TLS; None refuses it. The caller closes it.
+            proxies: which peers are proxies, and what they send.
 
-        Raises ValueError for a number out of bounds, OSError that names the address when it cannot be had, and what `start` does.
+        Raises ValueError for a number out of bounds, OSError that names the address when it cannot
+        be bound, and what `start` raises.
         """
         bounds.PORT.check_argument("port", port)
         bounds.KEEPALIVE.check_argument("keepalive_idle_s", keepalive_idle_s)
@@ -245,10 +256,9 @@ class Server:
         *,
         tls: ServerContext | CertificateSource | None = None,
     ) -> None:
-        """Listen on an address and serve until `close` is called elsewhere or this task is cancelled, which closes the relay.
+        """Listen as `listen` does and serve until `close` is called or this task is cancelled.
 
-        `host`, `port` and `tls` are those of `listen`, as is what is raised when it cannot be had; that closes the relay, too.
-        PROTOCOL §9.1.
+        Both, and an error of `listen`, close the relay. PROTOCOL §9.1.
         """
         try:
             self.listen(host, port, tls=tls)
@@ -257,10 +267,10 @@ class Server:
             await self.close()
 
     async def close(self) -> None:
-        """Close every listener and connection and end the data plane's threads; return when that is done. Safe to repeat.
+        """Close every listener and connection and end the data plane's threads. Safe to repeat.
 
-        WebSockets are told that the relay goes away (close code 1001), connections over TLS that they end; who does not take
-        it is not waited for longer than 2 seconds. PROTOCOL §6.11.
+        WebSockets get close code 1001, TLS connections a close_notify; peers that do not read it
+        are dropped after 2 seconds. PROTOCOL §6.11.
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._shut_down())
@@ -268,7 +278,7 @@ class Server:
         await asyncio.shield(self._closing)
 
     async def _shut_down(self) -> None:
-        """Take apart what `start` put together: first nobody comes in, then everybody leaves."""
+        """Undo `start`: close the listeners first, then the connections."""
         self._maintenance.stop()
         self._loop_lag.stop()
         self._client_rate.close()
@@ -281,9 +291,9 @@ class Server:
         self._on_plane_events(n_most=0)
         if self._loop is not None:
             self._loop.remove_reader(self._plane.fileno())
-            async with asyncio.TaskGroup() as farewells:
-                farewells.create_task(self._registrar.bridges.close())
-                farewells.create_task(self._embedded.close())
+            async with asyncio.TaskGroup() as closing:
+                closing.create_task(self._registrar.bridges.close())
+                closing.create_task(self._embedded.close())
             self._registrar.close()
         self._journal.close()
 
@@ -299,14 +309,15 @@ class Server:
     async def accept(
         self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)
     ) -> None:
-        """Serve one DERP conversation over a pair of streams, after whatever HTTP there was, until it ends.
+        """Serve one DERP connection over a pair of streams until it ends; the caller has done HTTP.
 
         Args:
             reader, writer: asyncio streams or objects with the same methods; closed at the end.
             remote: (ip, port) to tell `verify`, watchers and logs.
 
-        Raises LoginError when the client breaks the rules of the login or is not allowed, TimeoutError when it takes too long,
-        asyncio.IncompleteReadError when it leaves before, ConnectionClosed when the relay is closed before. PROTOCOL §3.
+        Raises LoginError when the login is malformed or refused, TimeoutError when it takes too
+        long, asyncio.IncompleteReadError when the client leaves before it, ConnectionClosed when
+        the relay is closed before it. PROTOCOL §3.
         """
         try:
             self.start()
@@ -319,7 +330,10 @@ class Server:
 
     @property
     def mesh_keys(self) -> list[MeshKey]:
-        """The secrets a mesh peer may show; our links show the first. May be assigned at any time, without zero keys. PROTOCOL §7.1."""
+        """The secrets a mesh peer may show; our links show the first. PROTOCOL §7.1.
+
+        May be assigned at any time, without zero keys.
+        """
         return list(self._region.keys)
 
     @mesh_keys.setter
@@ -328,7 +342,7 @@ class Server:
 
     @property
     def mesh_key(self) -> MeshKey:
-        """The secret our links show; the zero key when there is none. Assigned, it is the only one. PROTOCOL §7.1."""
+        """The secret our links show, or the zero key; assigning replaces all. PROTOCOL §7.1."""
         return self._region.key
 
     @mesh_key.setter
@@ -341,14 +355,14 @@ class Server:
         return bool(self._region.keys)
 
     def set_mesh_peers(self, peers: Iterable[MeshPeer | str]) -> None:
-        """Be linked to these relays of the region from now on, whatever was before. PROTOCOL §7.
+        """Replace the relays of the region that this relay is linked to. PROTOCOL §7.
 
         Args:
-            peers: members, or what `MeshPeer.parse` takes: `host[:port]`, `host[:port]/dialhost` or a URL. This relay
-                itself may be among them.
+            peers: members, or text for `MeshPeer.parse`: `host[:port]`, `host[:port]/dialhost` or a
+                URL. This relay itself may be among them.
 
-        Raises ValueError for a member that cannot be, and without a mesh key; ConnectionClosed when the relay was closed, PlaneError as
-        `start` does. What goes wrong with a link is logged, and it is dialled again.
+        A link that fails is logged and dialled again. Raises ValueError for a malformed member and
+        without a mesh key, and what `start` raises.
         """
         members = [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in peers]
         if members and not self.has_mesh_key:
@@ -357,18 +371,19 @@ class Server:
         self._region.mesh.set_peers(members)
 
     def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Hand packets for a `key` that is not connected here to `forwarder`, as to another relay of the region. PROTOCOL §7.5.
+        """Hand packets for a `key` that is not connected here to `forwarder`. PROTOCOL §7.5.
 
-        Of several forwarders for one key the oldest is used. Adding the same object again changes nothing.
-        Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads, memory or descriptors are out.
+        The oldest of several forwarders for a key is used. Adding one again changes nothing.
+        Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads,
+        memory or descriptors are out.
         """
         self.start()
         self._region.forwarders.add(key.raw, forwarder)
 
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Undo `add_packet_forwarder` for this `key` and `forwarder`; a no-op for what was not added.
+        """Undo `add_packet_forwarder`; a no-op for a pair that was not added. PROTOCOL §6.7, §7.5.
 
-        Who got packets from the key learns that it has left the region if this was the last way to it. PROTOCOL §6.7, §7.5.
+        Clients that got packets from the key get a PeerGone if this was the last way to it.
         """
         self._region.forwarders.remove(key.raw, forwarder)
 
@@ -379,16 +394,16 @@ class Server:
         return {} if self._loop is None else self._registrar.bridges.bytes_moved()
 
     def _join(self, outside: socket.socket, channel: Channel) -> int:
-        """Bridge a connection that we dialled."""
+        """Bridge a connection that this relay dialled."""
         return self._registrar.bridges.join_socket(outside, channel)
 
     # What changes while it runs
 
     @property
     def write_timeout(self) -> float:
-        """How long in seconds a client may refuse to take a frame before it is closed; 0 for ever. PROTOCOL §6.6.
+        """Seconds a client may leave a frame unread; 0 for no limit. PROTOCOL §6.6.
 
-        May be assigned at any time, for what is written from then on: a client that is stuck already has the time it was given.
+        May be assigned at any time; a client that is stuck already keeps the previous limit.
         Raises ValueError when less than 0 or more than a year is assigned.
         """
         return self._plane.write_timeout_s
@@ -400,9 +415,9 @@ class Server:
 
     @property
     def login_timeout(self) -> float:
-        """How long in seconds a connection has from accept to login. May be assigned at any time, for connections that come then.
+        """Seconds from accept to login. May be assigned at any time, for later connections.
 
-        Raises ValueError for what is out of bounds.
+        Raises ValueError for a value out of bounds.
         """
         return self._login_timeout_s
 
@@ -414,23 +429,23 @@ class Server:
             listener.login_budget_s = seconds
 
     def set_rate_limit(self, limit: RateLimit) -> None:
-        """Limit what each client may send from now on, each with a full burst, and tell them; mesh peers are exempt. PROTOCOL §6.8.
+        """Limit what each client may send, and tell them; mesh peers are exempt. PROTOCOL §6.8.
 
-        `limit` is bytes per second and at once; `RateLimit()` ends the limit and leaves it in the metrics.
+        Each client begins with a full burst. `RateLimit()` ends the limit but keeps its metrics.
         """
         self._client_rate.set(limit, self._loop)
 
     def announce_restart(
         self, reconnect_in_s: float, try_for_s: float, *, spread_s: float = 0.0
     ) -> int:
-        """Tell every client that the relay goes away for a moment; return how many were told. PROTOCOL §4, §6.11.
+        """Announce a restart to every client; return how many got it. PROTOCOL §4, §6.11.
 
         Args:
             reconnect_in_s: seconds after which to come back.
             try_for_s: seconds to go on trying before looking for another relay.
-            spread_s: each is given up to so many seconds more, so that they do not come back all at once.
+            spread_s: a random part of these seconds is added for each client.
 
-        Raises ValueError for times that do not fit into the frame: together up to 1,193 hours.
+        Raises ValueError for times that do not fit into the frame, which has room for 1,193 hours.
         """
         bounds.RESTART.check_argument("reconnect_in_s + spread_s", reconnect_in_s + spread_s)
         bounds.RESTART.check_argument("try_for_s", try_for_s)
@@ -450,7 +465,7 @@ class Server:
 
     @property
     def private_key(self) -> NodePrivate:
-        """The relay's identity, for as long as it lives."""
+        """The relay's identity; it never changes."""
         return self._private_key
 
     @property
@@ -460,17 +475,17 @@ class Server:
 
     @cached_property
     def meta_cert(self) -> bytes:
-        """The certificate (DER) to append to a chain: it tells TLS 1.3 clients our key before the first frame. PROTOCOL §10."""
+        """The last certificate (DER) of a chain, with our key for clients. PROTOCOL §10."""
         return meta_cert(self.public_key.hex)
 
     @property
     def listeners(self) -> list[Listener]:
-        """Where it listens: what `listen` has returned."""
+        """The listeners that `listen` has returned."""
         return list(self._listeners)
 
     @property
     def verify(self) -> Verify | None:
-        """Who is asked about a client; None when everybody is let in. May be assigned at any time. PROTOCOL §8."""
+        """The verifier of clients, assignable; None admits every client. PROTOCOL §8."""
         return self._registrar.verify
 
     @verify.setter
@@ -479,7 +494,7 @@ class Server:
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """What each client may send; None when nobody has said anything about it. PROTOCOL §6.8."""
+        """What each client may send; None when no limit was ever set. PROTOCOL §6.8."""
         return self._client_rate.limit
 
     def is_client_connected(self, key: NodePublic) -> bool:
@@ -487,14 +502,11 @@ class Server:
         return self._plane.is_connected(key.raw)
 
     def clients(self) -> list[ConnectedClient]:
-        """Return who is connected, with the address it came from, once per connection; mesh peers left out. PROTOCOL §6.1."""
+        """Return key and address per client connection, mesh peers excepted. PROTOCOL §6.1."""
         return [client for _, client in self._clients()]
 
     def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
-        """Close the connections of clients for which `unwanted` says so; return whose they were. PROTOCOL §6.2.
-
-        Mesh peers are not asked about.
-        """
+        """Close the clients that are `unwanted`, never mesh peers; return them. PROTOCOL §6.2."""
         closed = []
         for handle, client in self._clients():
             if unwanted(client) and self._plane.close_session(handle):
@@ -510,7 +522,7 @@ class Server:
                 )
 
     def metrics(self) -> dict[str, Value]:
-        """Return everything counted, by the names of PROTOCOL §14; labelled metrics are dicts by label. For `server.debug.DebugPages`."""
+        """Return all metrics by the names of PROTOCOL §14; labelled metrics are dicts by label."""
         plane: dict[str, Any] = self._plane.counters()
         if self._client_rate.limit is None:
             del plane["rate_limit_per_client_waited"]
@@ -527,14 +539,14 @@ class Server:
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
             "derper_tls_active_version": active,
-            **self._tls_listener_metrics(),
+            **tls_listener_metrics(self._listeners),
             "fastderp_connections_not_logged_in": sum(
                 listener.n_pending for listener in self._listeners
             ),
         }
 
     def _tls_versions(self, n_in_plane: int) -> dict[str, Number]:
-        """Count the clients' connections that talk DERP or are about to by their TLS version, of the versions there ever were."""
+        """Count the client connections for DERP by TLS version, for each version seen so far."""
         counts = Counter({_PLANE_TLS: n_in_plane})
         if self._loop is not None:
             counts.update(self._registrar.bridges.tls_versions)
@@ -542,30 +554,21 @@ class Server:
             counts.update(listener.tls_versions)
         return {version: counts[version] for version in self._journal.tls_versions}
 
-    def _tls_listener_metrics(self) -> dict[str, Value]:
-        listeners = [listener for listener in self._listeners if listener.tls]
-        if not listeners:
-            return {}
-        return {
-            "tls_listener_accepted_connections": sum(listener.n_accepted for listener in listeners),
-            "tls_listener_rejected_connections": sum(listener.n_rejected for listener in listeners),
-        }
-
     def expvar(self) -> dict[str, Any]:
-        """Return the relay's own metrics as the "derp" object of `/debug/vars` has them. PROTOCOL §9.7, §14."""
+        """Return the metrics of the "derp" object in `/debug/vars`. PROTOCOL §9.7, §14."""
         tree: dict[str, Any] = expvar(self.metrics())["derp"]
         return tree
 
     async def debug_traffic(
         self, interval_s: float = traffic.ROUND_S
     ) -> AsyncIterator[BytesSentRecv]:
-        """Yield, now and every `interval_s` seconds, the connections that have moved anything since the last time. PROTOCOL §6.10."""
+        """Yield, every `interval_s` seconds, the connections with traffic since. PROTOCOL §6.10."""
         async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
             for one in moved:
                 yield one
 
     def traffic_lines(self) -> AsyncIterator[bytes]:
-        """Return the endless body of `/debug/traffic`: a round of JSON lines every 2 seconds. PROTOCOL §6.10."""
+        """Return the endless body of `/debug/traffic`: JSON every 2 seconds. PROTOCOL §6.10."""
         return traffic.lines(self._plane, self._bridged_bytes)
 
     def clients_page(self) -> ClientsPage:
@@ -573,15 +576,15 @@ class Server:
         return ClientsPage(self._plane.sessions, self._registrar.version)
 
     def consistency_check(self) -> list[str]:
-        """Compare the data plane's tables; return what does not fit, in words. PROTOCOL §6.9."""
+        """Compare the data plane's tables; describe each mismatch. PROTOCOL §6.9."""
         return inconsistencies(self._plane, lambda: self._region.announced)
 
     # What the data plane reports
 
     def _on_plane_events(self, n_most: int = _EVENTS_PER_TURN) -> None:
-        """Hand on what the data plane reports; what is left makes its descriptor readable in the next turn of the loop.
+        """Dispatch up to `n_most` events, 0 for all; the rest keep the descriptor readable.
 
-        A handler that fails costs neither the other handlers nor other events. `n_most` 0 means all.
+        A handler that fails keeps neither the other handlers nor other events from running.
         """
         for event in self._plane.events(n_most):
             if isinstance(event, ClosedEvent):
@@ -590,5 +593,5 @@ class Server:
             elif isinstance(event, DropEvent):
                 supervisor.guard("drop report", self._journal.note_drop, event)
             elif not supervisor.guard("control frame", self._region.received, event):
-                # What this peer was told, or has told us, is not known any more: it logs in anew.
+                # The state shared with this peer is unknown now: it must log in again.
                 self._plane.close_session(event.handle)

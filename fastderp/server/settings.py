@@ -1,7 +1,7 @@
-"""The configuration of a relay: a frozen section for each component, handed to it whole (PROTOCOL §12).
+"""The configuration of a relay: one frozen section per component (PROTOCOL §12).
 
-Values only, checked by the maker: `cli.config` makes them of flags and variables. Times are in seconds. The section of
-ACME is in `certificates.acme.settings`.
+`cli.config` makes and checks the values. Times are in seconds. The section of ACME is in
+`certificates.acme.settings`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class ProxySettings:
 
     trusted: TrustedProxies = TrustedProxies()
     proxy_protocol: bool = False  # their connections begin with a PROXY header
-    path_prefix: str = ""  # "/x": everything is served below it, too
+    path_prefix: str = ""  # "/x": every path is also served below it
 
 
 @dataclass(frozen=True, slots=True)
 class ListenSettings:
-    """Where the relay listens on TCP, and what its sockets are set to."""
+    """The TCP addresses of the relay, and its socket options."""
 
     host: str = ""  # "" for every address; or unix:PATH
     port: int = 443
@@ -52,12 +52,12 @@ class ListenSettings:
 
     @property
     def is_unix(self) -> bool:
-        """Whether it is a unix socket and no port."""
+        """Whether the relay listens on a unix socket instead of a port."""
         return self.host.startswith(UNIX)
 
     @property
     def limit_without_burst(self) -> bool:
-        """Whether accepts are limited per second, but not those that come at once, which makes the limit useless."""
+        """Whether accepts are limited per second but not in a burst: such a limit is useless."""
         return self.tls and math.isfinite(self.accept_per_s) and self.accept_burst == MAX_BURST
 
 
@@ -71,10 +71,10 @@ class ManualSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionSettings:
-    """Who may use the relay; all that is given must agree."""
+    """The checks of clients; each one that is set must admit the client."""
 
     tailscaled: bool = False
-    socket: str = ""  # "": tailscaled's usual one
+    socket: str = ""  # "": tailscaled's default path
     url: str = ""
     url_fail_open: bool = True
     recheck_s: float = 0.0  # 0: never
@@ -83,8 +83,8 @@ class AdmissionSettings:
     disallowed_app_names: tuple[str, ...] = ()
 
     @property
-    def everybody(self) -> bool:
-        """Whether there is nothing to check."""
+    def is_open(self) -> bool:
+        """Whether every client is admitted, because no check is set."""
         return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
 
 
@@ -101,7 +101,7 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class StunSettings:
-    """Where STUN is answered."""
+    """The address of the STUN server."""
 
     host: str = ""
     port: int = 3478
@@ -109,7 +109,7 @@ class StunSettings:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """The names that clients without DNS may ask for, as given, split."""
+    """The names that clients without DNS may ask for, split but not checked."""
 
     published: tuple[str, ...] = ()
     unpublished: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class BootstrapSettings:
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """What HTTP serves."""
+    """The content of the HTTP pages."""
 
     hostname: str = ""
     home: str = ""
@@ -128,7 +128,7 @@ class PageSettings:
 
 @dataclass(frozen=True, slots=True)
 class ObserveSettings:
-    """What is logged and counted, and who may see it."""
+    """What is logged and counted, and which addresses may see it."""
 
     debug_logs: bool = False
     prober_logs: bool = False
@@ -145,7 +145,7 @@ class MeshSettings:
     psk_file: Path | None = None
     secrets: SecretsSettings | None = None
     dev_key: str = ""  # the secret itself, for -dev
-    members: str = ""  # as given
+    members: str = ""  # not parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -343,8 +343,8 @@ def test_certificate_flags_without_effect_are_named(tmp_path: Path, flags: tuple
     with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET, *flags) as running:
         named = ", ".join(flag for flag in flags if flag.startswith("-"))
         assert (
-            f"plain HTTP, whatever {named}: certificates from a CA are used on port 443 only;"
-            " -acme-directory" in running.said
+            f"the relay serves plain HTTP, and {named} has no effect: "
+            "certificates from a CA are for port 443; -acme-directory" in running.said
         )
 
 
@@ -357,7 +357,7 @@ def test_the_start_names_the_admission_rules(tmp_path: Path) -> None:
     empty.write_text("# none\n")
     start = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), *QUIET)
     with relay(*start) as running:
-        assert "\nadmission: anybody\n" in running.said
+        assert "\nadmission: every client\n" in running.said
     lists = ("-allow-keys", str(keys), "-deny-keys", str(empty))
     with relay(*start, *lists, "-verify-client-url=https://u:p@a.example/s") as running:
         said = running.find(r"\nadmission: (.*)\n")
@@ -399,7 +399,7 @@ def test_world_readable_secrets_are_named(tmp_path: Path) -> None:
     )
     with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
         assert re.findall(
-            r"(\S+) is a secret, and everybody on this machine can read it: chmod 600 it",
+            r"(\S+) is a secret, but readable by every user of this machine: chmod 600 it",
             running.said,
         ) == [str(secret)]
     for path in (secret, key, tmp_path / "127.0.0.1.key"):

@@ -26,7 +26,7 @@ def test_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
     assert ("*", "a", address, "-a") in rows
     assert ("*", "workers", "2", "$FASTDERP_WORKERS") in rows
     assert ("*", "tcp-write-timeout", "3s", f"{config} [limits]") in rows
-    assert f"ok     key: {tmp_path / 'relay.key'} does not exist: the start makes it" in said
+    assert f"ok     key: {tmp_path / 'relay.key'} does not exist: the start creates it" in said
     assert os.listdir(tmp_path) == ["relay.toml"]
 
 

@@ -62,7 +62,7 @@ def test_it_serves_as_any_user_from_any_folder(sandbox: Sandbox) -> None:
     arguments = f"{' '.join(SERVED)} -c $STATE_DIRECTORY/relay.key"
     with sandbox.started(arguments) as running:
         assert "kept in /var/lib/fastderp/relay.key" in running.said
-        assert "everybody on this machine can read it" not in running.said
+        assert "readable by every user of this machine" not in running.said
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_queue_depth_limits_the_packets_that_wait_for_a_client(
     n_sent, size = 4000, 8192
     flags = (*FLAGS, "-c", f"{tmp_path}/k", "-tcp-write-timeout=0")
     with relay(*flags, env={"TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH": str(depth)}) as running:
-        assert f"at most {depth} packets of a kind wait for a client" in running.said
+        assert f"up to {depth} packets of a kind wait for a client" in running.said
         with log_in(running) as sender, log_in(running) as slow:
             for number in range(n_sent):
                 sender.send_packet(slow.key.public_key, number.to_bytes(4, "big") + bytes(size - 4))

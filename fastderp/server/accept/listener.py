@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from fastderp.server.accept.connection import Connection
@@ -21,6 +22,7 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
+from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
@@ -28,12 +30,12 @@ from fastderp.util.net import format_address
 from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
 from fastderp.util.token_bucket import TokenBucket
 
-# Connections accepted in one iteration of the loop, at most.
+# Maximum of connections accepted per iteration of the loop.
 ACCEPTS_PER_TURN = 16
-# The wait after running out of descriptors or memory.
+# Seconds without accepting after descriptors or memory ran out.
 SHORTAGE_PAUSE_S = 0.25
 
-# Connections that are not logged in, at most; the oldest goes first.
+# Maximum of connections before their login; above it the oldest is closed.
 PENDING_LIMIT = 16384
 
 LOGIN_BUDGET_S = 10.0
@@ -49,7 +51,7 @@ class Listener:
         routes: the handlers of paths.
         tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain
             HTTP.
-        login_budget_s: seconds from accept to login, whatever trickles in.
+        login_budget_s: seconds from accept to login; bytes that arrive do not extend them.
         idle_s: seconds that an answered connection may wait with its next request.
         accept_limiter: closes connections that come too fast.
         tunnels: serves CONNECT; None refuses it.
@@ -91,7 +93,7 @@ class Listener:
 
     @property
     def tls(self) -> ServerContext | CertificateSource | None:
-        """The certificate of connections accepted from now on, None without TLS. May be assigned."""
+        """The certificate for later connections, None without TLS. May be assigned."""
         return self._context.tls
 
     @tls.setter
@@ -166,7 +168,7 @@ class Listener:
                 if error.errno in SHORTAGES:
                     self._pause(sock, error)
                     return
-                # This one died in the queue (ECONNABORTED, EPROTO, ENETDOWN …); the next may be well.
+                # This connection died in the queue (ECONNABORTED, EPROTO, …); the next may work.
                 continue
             # The peer of a unix socket has no name.
             remote = (address[0].partition("%")[0], address[1]) if address else ("", 0)
@@ -199,3 +201,14 @@ class Listener:
         self._loop.remove_reader(sock.fileno())
         self._shortage[sock] = self._loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
         self._connection_log.note_shortage(error)
+
+
+def tls_listener_metrics(listeners: Iterable[Listener]) -> dict[str, Value]:
+    """Count the connections that the TLS listeners accepted and rejected; empty without one."""
+    listeners = [listener for listener in listeners if listener.tls]
+    if not listeners:
+        return {}
+    return {
+        "tls_listener_accepted_connections": sum(listener.n_accepted for listener in listeners),
+        "tls_listener_rejected_connections": sum(listener.n_rejected for listener in listeners),
+    }

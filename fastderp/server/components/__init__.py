@@ -1,1 +1,1 @@
-"""The parts of a running relay as `server.app` starts, reloads, measures and closes them: one section of the settings each."""
+"""The components of a running relay, each made of its section of the settings."""

@@ -1,4 +1,4 @@
-"""Admission as a component: made of its settings, following a server's clients (PROTOCOL §8)."""
+"""The admission component: checks a server's clients by its settings (PROTOCOL §8)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastderp.util.text import printable
 
 
 class AdmissionControl(Component):
-    """Asks about each client, and again about those who are connected; without settings everybody may come in."""
+    """Verifies clients at login and while connected; without settings it admits every client."""
 
     name = "admission"
 
@@ -27,12 +27,12 @@ class AdmissionControl(Component):
 
     async def open(self) -> None:
         """Read the lists of keys. Raises ConfigError, UsageError."""
-        if not self._settings.everybody:
+        if not self._settings.is_open:
             self.admission = _admission(self._settings)
             self._stack.push_async_callback(self.admission.close)
 
     async def check(self) -> list[str]:
-        """Read the lists of keys; no service is asked."""
+        """Read the lists of keys; query no service."""
         await self.open()
         return [line.removeprefix("admission: ") for line in self.describe()]
 
@@ -43,12 +43,12 @@ class AdmissionControl(Component):
             await self._stack.enter_async_context(self.admission.watching(server))
 
     async def close(self) -> None:
-        """Stop following, and close the connections to those who are asked."""
+        """Stop following, and close the connections to the verifying services."""
         await self._stack.aclose()
 
     def describe(self) -> list[str]:
-        """Return who may use the relay."""
-        lines = [f"admission: {self.admission or 'anybody'}"]
+        """Return what decides about clients."""
+        lines = [f"admission: {self.admission or 'every client'}"]
         if self._settings.disallowed_app_names:
             names = (f'"{printable(name)}"' for name in self._settings.disallowed_app_names)
             lines.append(f"refused app names: {', '.join(names)}")
@@ -56,7 +56,7 @@ class AdmissionControl(Component):
 
     @property
     def reloadable(self) -> bool:
-        """Whether there is anything to read or to ask."""
+        """Whether there is a list to read or a service to query."""
         return self.admission is not None
 
     def reload(self) -> None:
@@ -69,7 +69,7 @@ class AdmissionControl(Component):
         return {} if self.admission is None else self.admission.metrics()
 
     async def problems(self) -> list[str]:
-        """Return what is wrong with the services that are asked about clients. PROTOCOL §6.9."""
+        """Return the problems of the services that verify clients. PROTOCOL §6.9."""
         return [] if self.admission is None else await self.admission.self_test()
 
 
@@ -78,7 +78,7 @@ def _admission(settings: AdmissionSettings) -> Admission:
     verifiers: list[Verifier] = []
     own_key = None
     if settings.tailscaled or settings.url:
-        # Imported only here: it brings aiohttp.
+        # Imported here because it loads aiohttp.
         from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
 
         if settings.tailscaled:

@@ -1,4 +1,4 @@
-"""Certificates as components: from files, or from a CA (PROTOCOL §10). Each gives a listener what it presents."""
+"""The certificate components: from files, or from a CA (PROTOCOL §10)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fastderp.util.net import is_address
 
 
 class Certificates(Protocol):
-    """A component that has certificates for a listener."""
+    """A component that provides a listener's certificates."""
 
     @property
     def tls(self) -> ServerContext | CertificateSource:
-        """What a listener presents, when the component has started."""
+        """What a listener presents once the component has started."""
 
     def serve(self, listener: Listener, plain_routes: Routes | None, stun_port: int | None) -> None:
-        """Begin to serve a listener; `plain_routes` are those of the plain port, where a CA may ask."""
+        """Serve a listener; a CA's challenges are answered in `plain_routes`, of the plain port."""
 
 
 class ManualCertificates(Component):
-    """The certificate in files of the operator's, read at the start and on SIGHUP."""
+    """The certificate in the operator's files, read at the start and on SIGHUP."""
 
     name = "certificate"
 
@@ -49,7 +49,7 @@ class ManualCertificates(Component):
         self._meta_cert = b""
 
     async def open(self) -> None:
-        """Read the files; those of an address are made when absent. Raises CertificateError."""
+        """Read the files; create those of an address when absent. Raises CertificateError."""
         self._certificate = ManualCertificate(self._settings.directory, self._settings.hostname)
 
     async def check(self) -> list[str]:
@@ -57,24 +57,24 @@ class ManualCertificates(Component):
         directory, hostname = self._settings.directory, self._settings.hostname
         crt, key = certificate_files(directory, hostname)
         if is_address(hostname) and not (is_there(crt) or is_there(key)):
-            return [f"{crt} does not exist: the start makes it"]
+            return [f"{crt} does not exist: the start creates it"]
         certificate = manual_certificate(directory, hostname, make=False)
         return [f"for {hostname}, valid until {certificate.not_after:%Y-%m-%d %H:%M} UTC"]
 
     async def start(self, server: Server) -> None:
-        """Make what a listener presents. Raises CertificateError."""
+        """Make the TLS context that a listener presents. Raises CertificateError."""
         assert self._certificate is not None
         self._meta_cert = server.meta_cert
         self._context = self._certificate.context(self._meta_cert)
 
     @property
     def tls(self) -> ServerContext:
-        """What the listener presents."""
+        """The TLS context that the listener presents."""
         assert self._context is not None
         return self._context
 
     def serve(self, listener: Listener, _: Routes | None, stun_port: int | None) -> None:
-        """Tell the operator the node for the DERP map, and warn in time."""
+        """Log the node for the DERP map, and warn before the certificate expires."""
         assert self._certificate is not None
         self._listener = listener
         self._certificate.start(port=listener.port, stun_port=stun_port)
@@ -94,17 +94,17 @@ class ManualCertificates(Component):
         self._listener.tls = context
 
     def warnings(self) -> list[str]:
-        """Return whether all users can read the key."""
+        """Return a warning when every user can read the key."""
         _, key = certificate_files(self._settings.directory, self._settings.hostname)
         return readable_by_all(key)
 
     def metrics(self) -> Mapping[str, Value]:
-        """Return when the certificate expires."""
+        """Return the expiry of the certificate."""
         return {} if self._certificate is None else self._certificate.metrics()
 
 
 class CaCertificates(Component):
-    """Certificates that a CA issues when clients ask for them."""
+    """Certificates that a CA issues on a client's first request."""
 
     name = "acme"
 
@@ -113,53 +113,56 @@ class CaCertificates(Component):
         self._acme: AcmeCertificates | None = None
 
     async def open(self) -> None:
-        """Look at what is needed. Raises ImportError for a missing library, ConfigError for -acme-ca-file."""
+        """Check the requirements.
+
+        Raises ImportError for a missing library, ConfigError for -acme-ca-file.
+        """
         check_installed()
         if self._settings.ca_file is not None:
             check_ca_file(self._settings.ca_file)
 
     async def check(self) -> list[str]:
-        """Look at what is needed; the CA is not asked."""
+        """Check the requirements without a request to the CA."""
         await self.open()
         return [f"{self._settings.hostname or 'addresses'} from {self._settings.directory_url}"]
 
     async def start(self, server: Server) -> None:
-        """Read what was issued before. Raises CertificateError."""
+        """Read the certificates issued earlier. Raises CertificateError."""
         self._acme = AcmeCertificates(self._settings, server.meta_cert)
 
     @property
     def tls(self) -> CertificateSource:
-        """Chooses a certificate for each client."""
+        """The source that picks a certificate for each client."""
         assert self._acme is not None
         return self._acme
 
     def serve(self, _: Listener, plain_routes: Routes | None, __: int | None) -> None:
-        """Renew from now on, and answer the CA on the plain port."""
+        """Start renewals, and answer the CA's challenges on the plain port."""
         assert self._acme is not None
         if plain_routes is not None:
             plain_routes.prefixes[HTTP_PREFIX] = self._acme.respond
         self._acme.start()
 
     async def close(self) -> None:
-        """Stop; an order under way is abandoned."""
+        """Stop, and abandon a running order."""
         if self._acme is not None:
             self._acme.close()
 
     def reload(self) -> None:
-        """Order now what waits after a failure."""
+        """Retry failed orders now."""
         assert self._acme is not None
         self._acme.retry()
 
     def describe(self) -> list[str]:
-        """Return for whom certificates are ordered, and where."""
+        """Return the names that certificates are ordered for, and the CA."""
         return [] if self._acme is None else [str(self._acme.summary)]
 
     def warnings(self) -> list[str]:
-        """Return that the host name is not the operator's own."""
+        """Return a warning when -hostname was left at its default."""
         if self._settings.hostname == VENDOR_HOSTNAME and not self._settings.ip_certs:
-            return [f"{VENDOR_HOSTNAME} is Tailscale's own name: say yours with -hostname"]
+            return [f"{VENDOR_HOSTNAME} is Tailscale's own name: set yours with -hostname"]
         return []
 
     def metrics(self) -> Mapping[str, Value]:
-        """Return orders, and when certificates expire."""
+        """Return the orders by outcome and the expiry of each certificate."""
         return {} if self._acme is None else self._acme.metrics()

@@ -1,4 +1,4 @@
-"""What a component of a running relay has. Loop thread only."""
+"""The interface of a relay's components. Loop thread only."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from fastderp.server.server import Server
 
 
 class Component:
-    """A part of a relay with a life of its own. Every method may be left out.
+    """A part of a relay with its own start and end. Every method is optional.
 
-    `open` of all components comes before `start` of any: what an operator may have got wrong is found before anything
-    is served. `close` comes in the opposite order, also for a component that did not get as far as `start`.
+    All components are opened before any is started, so that an operator's error is found before
+    anything is served. They are closed in reverse order, including those that never started.
     """
 
-    # For log lines.
+    # The name in log lines.
     name: ClassVar[str]
 
     async def open(self) -> None:
         """Read files, bind sockets. Raises DerpError that names what cannot be used."""
 
     async def check(self) -> list[str]:
-        """Try what `open` and `start` need without binding a socket or making a file; return what was found.
+        """Try what `open` and `start` need; bind no socket, create no file. Return the findings.
 
-        Comes instead of `open`; `close` is due. Raises DerpError as they do.
+        Called instead of `open` and followed by `close`. Raises DerpError as `open` and `start` do.
         """
         return []
 
     async def start(self, server: Server) -> None:
-        """Begin to work for a server whose data plane runs. Raises DerpError."""
+        """Start working for a server whose data plane runs. Raises DerpError."""
 
     async def close(self) -> None:
-        """Give back what `open` and `start` have taken; end what they have begun."""
+        """Release what `open` and `start` acquired, and stop their tasks."""
 
     def describe(self) -> list[str]:
-        """Return what the log says of it once it has started."""
+        """Return its log lines after the start."""
         return []
 
     def warnings(self) -> list[str]:
-        """Return what the operator should look at."""
+        """Return what needs the operator's attention."""
         return []
 
     @property
@@ -52,9 +52,9 @@ class Component:
         return type(self).reload is not Component.reload
 
     def reload(self) -> None:
-        """Read again what may have changed; what cannot be used is logged and changes nothing. Does not wait.
+        """Read again what may have changed, without blocking; log and ignore unusable input.
 
-        Raises a DerpError whose cause is a shortage of descriptors or memory to be called again.
+        A DerpError caused by a shortage of descriptors or memory asks for another call later.
         """
 
     def metrics(self) -> Mapping[str, Value]:
@@ -63,12 +63,12 @@ class Component:
 
 
 def readable_by_all(path: Path | None) -> list[str]:
-    """Return a warning when a file with a secret can be read by every user of this machine."""
+    """Return a warning when every user of this machine can read a file with a secret."""
     if path is None or not path.stat().st_mode & stat.S_IROTH:
         return []
-    return [f"{path} is a secret, and everybody on this machine can read it: chmod 600 it"]
+    return [f"{path} is a secret, but readable by every user of this machine: chmod 600 it"]
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything at a path that may be looked at."""
+    """Whether a path exists, as a dangling symlink too."""
     return os.path.lexists(path)

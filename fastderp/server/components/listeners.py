@@ -1,4 +1,4 @@
-"""The TCP ports as a component: what they serve, and with which certificate (PROTOCOL §9)."""
+"""The component of the TCP ports: their routes and certificates (PROTOCOL §9)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Listeners(Component):
     """The relay's port, the plain port beside HTTPS, and STUN beside them.
 
     Args:
-        settings: where to listen.
-        pages: what HTTP shows.
-        observe: who may see the debug pages.
-        certificates: for HTTPS; None for plain HTTP.
+        settings: addresses and ports.
+        pages: the content of the HTTP pages.
+        observe: which addresses may see the debug pages.
+        certificates: the source for HTTPS; None for plain HTTP.
         bootstrap, tunnels, stun: served here.
         values: collects the metrics.
-        problems: says what is wrong with services that the relay asks.
+        problems: returns the problems of services that the relay queries.
     """
 
     name = "listeners"
@@ -64,7 +64,7 @@ class Listeners(Component):
         self._plain: Listener | None = None
 
     async def check(self) -> list[str]:
-        """Look the host up. Raises ListenError."""
+        """Resolve the host. Raises ListenError."""
         scheme = "HTTPS" if self._settings.tls else "HTTP"
         if self._settings.is_unix:
             return [f"{scheme} on {self._settings.host}"]
@@ -74,7 +74,7 @@ class Listeners(Component):
         return found
 
     async def start(self, server: Server) -> None:
-        """Listen, and begin to serve. Raises ListenError."""
+        """Listen and serve. Raises ListenError."""
         site = Site(
             hostname=self._pages.hostname if self._settings.tls else "",
             derp=self._pages.derp,
@@ -95,13 +95,13 @@ class Listeners(Component):
         self._plain_routes = plain_routes
 
     def announce(self) -> None:
-        """Have the certificates begin their life: they log what the operator needs for the DERP map."""
+        """Start the certificates, which log the operator's node for the DERP map."""
         assert self._main is not None
         if self._certificates is not None:
             self._certificates.serve(self._main, self._plain_routes, self._stun.port)
 
     def describe(self) -> list[str]:
-        """Return where the relay serves, and with which crypto library."""
+        """Return the addresses served and the crypto library."""
         assert self._main is not None
         scheme = "https" if self._settings.tls else "http"
         served = [f"fastderp-relay {fastderp.__version__} serves {scheme} on {_places(self._main)}"]
@@ -120,7 +120,7 @@ class Listeners(Component):
         return ["; ".join(served), *([hint] if hint else [])]
 
     def warnings(self) -> list[str]:
-        """Return which settings keep the relay from its work."""
+        """Return the settings that have no effect or stop the relaying."""
         found = []
         if self._settings.limit_without_burst:
             found.append("-accept-connection-limit has no effect without -accept-connection-burst")

@@ -1,6 +1,7 @@
-"""The relay's membership in a region: the secret and the other relays, read at the start and on SIGHUP (PROTOCOL §12).
+"""The mesh component: the region's secret and its other relays (PROTOCOL §12).
 
-Opens the files that `-mesh-psk-file` and `-mesh-with @FILE` name. Loop thread only.
+Reads the files of `-mesh-psk-file` and `-mesh-with @FILE` at the start and on SIGHUP. Loop thread
+only.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
 
 
 class MeshMembership(Component):
-    """The mesh keys and members that the operator names, as they were when they were last read."""
+    """The mesh keys and members that the operator configured, as last read."""
 
     name = "mesh"
 
     def __init__(self, settings: MeshSettings) -> None:
-        """Begin with none. Raises UsageError for settings that make no sense whatever the files say."""
+        """Start with no keys. Raises UsageError for settings that cannot work together."""
         self.keys: list[MeshKey] = []
         self.peers: list[MeshPeer] = []
         self._settings = settings
@@ -48,14 +49,14 @@ class MeshMembership(Component):
         return f"mesh: {len(self.keys)} keys, {len(self.peers)} members"
 
     async def open(self) -> None:
-        """Read everything. Raises ConfigError, SecretsError or UsageError for what cannot be used."""
+        """Read keys and members. Raises ConfigError, SecretsError or UsageError."""
         await self._read()
 
     async def check(self) -> list[str]:
-        """Read the files; a secrets server is not asked."""
+        """Read the files; query no secrets server."""
         if self._secrets is not None:
             peers = _peers(self._settings.members, reloading=False)
-            return [f"{len(peers)} members; the secrets server is not asked"]
+            return [f"{len(peers)} members; the secrets server was not queried"]
         await self._read()
         return [f"{len(self.keys)} keys, {len(self.peers)} members"]
 
@@ -65,7 +66,7 @@ class MeshMembership(Component):
         server.set_mesh_peers(self.peers)
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Cancel a running reload, and close the secrets client."""
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.gather(self._reloading, return_exceptions=True)
@@ -73,21 +74,21 @@ class MeshMembership(Component):
             await self._secrets.close()
 
     def describe(self) -> list[str]:
-        """Return how many keys and members there are, if any."""
+        """Return the number of keys and members; nothing without keys."""
         return [str(self)] if self.keys else []
 
     def warnings(self) -> list[str]:
-        """Return whether all users can read the secret."""
+        """Return a warning when every user can read the secret."""
         return readable_by_all(self._settings.psk_file)
 
     @property
     def reloadable(self) -> bool:
-        """Whether any of it comes from a file or a server."""
+        """Whether keys or members come from a file or a server."""
         settings = self._settings
         return bool(self._secrets or settings.psk_file) or settings.members.startswith("@")
 
     def reload(self) -> None:
-        """Read everything again, in a task, and use it; what cannot be used changes nothing."""
+        """Read and apply keys and members in a task; unusable input changes nothing."""
         if self._reloading is not None:
             self._reloading.cancel()
         self._reloading = supervisor.start("reload", self._reload)
@@ -99,10 +100,10 @@ class MeshMembership(Component):
                 break
             except DerpError as error:
                 if not shortage_of(error):
-                    log.error("mesh: keys and members stay as they are: %s", error)
+                    log.error("mesh: the previous keys and members stay in force: %s", error)
                     return
                 log.error(
-                    "mesh: keys and members stay as they are until the next attempt in %g s: %s",
+                    "mesh: the previous keys and members stay in force; next attempt in %g s: %s",
                     RETRY_S,
                     error,
                 )
@@ -113,7 +114,10 @@ class MeshMembership(Component):
         log.info("%s", self)
 
     async def _read(self, *, reloading: bool = False) -> None:
-        """Read everything, or change nothing; when `reloading`, an empty file of members is a mistake, as for lists of keys."""
+        """Read keys and members, or change nothing.
+
+        When `reloading`, an empty file of members is an error, as for lists of keys.
+        """
         settings = self._settings
         keys = (
             _keys(settings) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
@@ -121,13 +125,14 @@ class MeshMembership(Component):
         peers = _peers(settings.members, reloading=reloading)
         if settings.members and not keys:
             raise UsageError(
-                f"-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with -dev ${DEV_MESH_KEY}"
+                "-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with "
+                f"-dev ${DEV_MESH_KEY}"
             )
         self.keys, self.peers = keys, peers
 
 
 def _secrets_server(settings: SecretsSettings) -> SecretsServer:
-    # Imported only here: it brings aiohttp.
+    # Imported here because it loads aiohttp.
     from fastderp.server.mesh.setec import SecretsServer
 
     try:
@@ -159,13 +164,13 @@ def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
 
 
 def _members_in(path: Path, *, reloading: bool) -> list[str]:
-    """Return the lines of a file of members, one each, without comments."""
+    """Return the lines of a file of members without comments."""
     try:
         text = files.read(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"-mesh-with @{path}: {reason}") from None
     if reloading and not text.strip():
-        # An editor that truncates before it writes would part the region.
+        # An editor may truncate the file before it writes: no members would split the region.
         raise ConfigError(f"-mesh-with @{path}: it is empty (write a # comment to mean none)")
     return [line.partition("#")[0] for line in text.splitlines()]

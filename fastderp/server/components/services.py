@@ -1,4 +1,4 @@
-"""The small components: the relay's key, limits of clients, STUN, bootstrap DNS, tunnels."""
+"""Small components: the relay's key, client limits, STUN, bootstrap DNS, tunnels."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ class Identity(Component):
         self.key: NodePrivate = NodePrivate.generate()
 
     async def open(self) -> None:
-        """Read the key file, made when absent. Raises KeyFileError."""
+        """Read the key file, or create it when absent. Raises KeyFileError."""
         if self._file is not None:
             self.key = load_or_create_server_key(self._file)
 
     async def check(self) -> list[str]:
         """Read the key file, if there is one."""
         if self._file is not None and not is_there(self._file):
-            return [f"{self._file} does not exist: the start makes it"]
+            return [f"{self._file} does not exist: the start creates it"]
         await self.open()
         return self.describe()
 
     def describe(self) -> list[str]:
-        """Return the public key and where the private one is kept."""
+        """Return the public key and the file of the private one."""
         kept = f"kept in {self._file}" if self._file else "forgotten at exit"
         return [f"public key {self.key.public_key.text}, {kept}"]
 
     def warnings(self) -> list[str]:
-        """Return whether all users can read the key."""
+        """Return a warning when every user can read the key."""
         return readable_by_all(self._file)
 
 
@@ -78,7 +78,7 @@ class ClientLimits(Component):
         return self.describe()
 
     async def start(self, server: Server) -> None:
-        """Change the limits of this server from now on."""
+        """Use this server for later changes."""
         self._server = server
 
     def describe(self) -> list[str]:
@@ -86,18 +86,18 @@ class ClientLimits(Component):
         lines = []
         if self._settings.queue_packets:
             n = self._settings.queue_packets
-            lines.append(f"at most {n} packets of a kind wait for a client")
+            lines.append(f"up to {n} packets of a kind wait for a client")
         if self.rate_limit is not None:
             lines.append(f"each client: {self.rate_limit}")
         return lines
 
     @property
     def reloadable(self) -> bool:
-        """Whether there is a file."""
+        """Whether -rate-config names a file."""
         return self._settings.rate_file is not None
 
     def reload(self) -> None:
-        """Read the file again; one that cannot be used changes nothing."""
+        """Read the file again; an unusable file changes nothing."""
         assert self._server is not None and self._settings.rate_file is not None
         try:
             limit = RateLimit.load(self._settings.rate_file)
@@ -121,12 +121,12 @@ class Stun(Component):
         self._stun: StunServer | None = None
 
     async def open(self) -> None:
-        """Bind. Raises ListenError."""
+        """Bind the UDP port. Raises ListenError."""
         if self._settings is not None:
             self._stun = bind_stun(self._settings.host, self._settings.port)
 
     async def check(self) -> list[str]:
-        """Look the host up. Raises ListenError."""
+        """Resolve the host. Raises ListenError."""
         if self._settings is None:
             return ["off"]
         return [f"UDP {check_host(self._settings.host)}, port {self._settings.port}"]
@@ -137,7 +137,7 @@ class Stun(Component):
         return None if self._stun is None else self._stun.addresses[0][1]
 
     def serve(self) -> None:
-        """Answer from now on."""
+        """Start answering."""
         if self._stun is not None:
             self._stun.start()
 
@@ -157,16 +157,16 @@ class Bootstrap(Component):
     name = "bootstrap DNS"
 
     def __init__(self, settings: BootstrapSettings) -> None:
-        """Check the names. Raises UsageError that quotes the one that is none."""
+        """Check the names. Raises UsageError that quotes the malformed one."""
         self.dns: BootstrapDns = _bootstrap_dns(settings)
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self, server: Server) -> None:
-        """Look the names up from now on."""
+        """Start resolving the names."""
         await self._stack.enter_async_context(self.dns.running())
 
     async def close(self) -> None:
-        """Look nothing up any more."""
+        """Stop resolving."""
         await self._stack.aclose()
 
     def metrics(self) -> Mapping[str, Value]:
@@ -192,7 +192,7 @@ class CaptiveTunnels(Component):
 
 
 def check_host(host: str) -> str:
-    """Return the addresses that a host to listen on stands for. Raises ListenError."""
+    """Resolve a host to listen on; return its addresses. Raises ListenError."""
     if not host:
         return "every address"
     try:
@@ -211,14 +211,14 @@ def _bootstrap_dns(settings: BootstrapSettings) -> BootstrapDns:
     ]
     if not published and not unpublished:
         return BootstrapDns()
-    # Imported only here: it brings dnspython.
+    # Imported here because it loads dnspython.
     from fastderp.server.net.resolver import SystemResolver
 
     return BootstrapDns(published, unpublished, SystemResolver())
 
 
 def _named(flag: str, text: str, read: Callable[[str], T]) -> T:
-    """Read an item of a flag's list. Raises UsageError that quotes it."""
+    """Read an item of a flag's list. Raises UsageError that quotes the item."""
     try:
         return read(text)
     except ValueError as error:

@@ -138,9 +138,9 @@ def test_gcp_takes_its_key_in_either_base64(text: str) -> None:
         ),
         ((*ACCOUNT, "-acme-eab-key="), "needs -acme-eab-key"),
         ((*ACCOUNT, "-acme-email="), "needs -acme-email"),
-        ((*ACCOUNT, "-acme-eab-key", "not*base64"), "-acme-eab-key is not base64"),
-        ((*ACCOUNT, "-acme-eab-key", "abcde"), "-acme-eab-key is not base64"),
-        ((*ACCOUNT, "-acme-eab-key", "ä"), "-acme-eab-key is not base64"),
+        ((*ACCOUNT, "-acme-eab-key", "not*base64"), "-acme-eab-key: want base64"),
+        ((*ACCOUNT, "-acme-eab-key", "abcde"), "-acme-eab-key: want base64"),
+        ((*ACCOUNT, "-acme-eab-key", "ä"), "-acme-eab-key: want base64"),
         ((*ACCOUNT, "-hostname", "203.0.113.7"), "-certmode gcp has no certificates for addresses"),
         ((*ACCOUNT, "-acme-ip-certs"), "-acme-ip-certs needs -certmode letsencrypt, not gcp"),
         ((*ACCOUNT, "-certdir="), "missing required -certdir"),
@@ -171,7 +171,7 @@ def test_an_account_may_be_bound_with_any_ca() -> None:
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8::1"])
 def test_an_address_needs_the_flag_for_addresses(address: str) -> None:
-    assert "-acme-ip-certs gets certificates for it" in refusal("-hostname", address)
+    assert "-acme-ip-certs orders certificates for it" in refusal("-hostname", address)
     settings = acme("-hostname", address, "-acme-ip-certs")
     assert settings
     assert (settings.hostname, settings.ip_certs) == ("", True)
@@ -200,7 +200,7 @@ def test_addresses_may_be_served_beside_a_name() -> None:
     ],
 )
 def test_a_name_that_no_ca_signs_is_refused(hostname: str) -> None:
-    assert "a CA gives certificates for names such as derp.example.com" in refusal(
+    assert "a CA issues certificates for names such as derp.example.com" in refusal(
         "-hostname", hostname
     )
 

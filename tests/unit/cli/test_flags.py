@@ -157,7 +157,7 @@ def test_dev_means_plain_http_on_3340_with_a_key_in_memory() -> None:
     assert not dev.warnings
     forced = relay("-dev", "-a", ":443")
     assert forced.listen.port == 3340
-    assert forced.warnings == ("-dev serves on this port whatever -a says",)
+    assert forced.warnings == ("-dev listens on :3340: -a has no effect",)
 
 
 def test_a_real_relay_has_derpers_defaults() -> None:
@@ -283,13 +283,13 @@ def test_the_certificate_directory_follows_the_users_cache() -> None:
 
 
 def test_admission_is_open_or_needs_every_check() -> None:
-    assert relay("-a", ":1", "-c", "k").admission.everybody
+    assert relay("-a", ":1", "-c", "k").admission.is_open
     asked = relay(
         "-a", ":1", "-c", "k", "-verify-clients", "-socket", "/s", "-verify-client-url",
         "https://x/", "-verify-client-url-fail-open=false",
         "--allow-keys", "/a", "--deny-keys", "/d", "--verify-interval", "10s",
     ).admission  # fmt: skip
-    assert not asked.everybody
+    assert not asked.is_open
     assert asked == settings.AdmissionSettings(
         True, "/s", "https://x/", False, 10.0, Path("/a"), Path("/d")
     )
@@ -299,7 +299,7 @@ def test_admission_is_open_or_needs_every_check() -> None:
         ("-allow-keys", "/a"),
         ("-deny-keys", "/d"),
     ):
-        assert not relay("-a", ":1", "-c", "k", *one).admission.everybody
+        assert not relay("-a", ":1", "-c", "k", *one).admission.is_open
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def test_numbers_booleans_and_lists_have_tomls_own_forms(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("[listen]\nstun-prot = 1\n", "[listen] stun-prot: unknown key; did you mean stun-port?"),
-        ("[listen]\nworkers = 1\n", "[listen] workers: belongs into [limits]"),
-        ("workers = 1\n", "workers belongs into [limits]"),
+        ("[listen]\nworkers = 1\n", "[listen] workers: belongs in [limits]"),
+        ("workers = 1\n", "workers belongs in [limits]"),
         ("wrokers = 1\n", "wrokers: unknown key; did you mean workers?"),
         ("[lisen]\na = ':1'\n", "unknown section [lisen]; did you mean listen?"),
         ("listen = 3\n", "listen is a section: write [listen]"),
