@@ -258,7 +258,8 @@ class Server:
     ) -> None:
         """Listen as `listen` does and serve until `close` is called or this task is cancelled.
 
-        Both, and an error of `listen`, close the relay. PROTOCOL §9.1.
+        `host`, `port` and `tls` are those of `listen`. Its errors close the relay, as does the
+        end of this task. PROTOCOL §9.1.
         """
         try:
             self.listen(host, port, tls=tls)
@@ -381,7 +382,7 @@ class Server:
         self._region.forwarders.add(key.raw, forwarder)
 
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Undo `add_packet_forwarder`; a no-op for a pair that was not added. PROTOCOL §6.7, §7.5.
+        """Undo `add_packet_forwarder` for this `key` and `forwarder`. PROTOCOL §6.7, §7.5.
 
         Clients that got packets from the key get a PeerGone if this was the last way to it.
         """

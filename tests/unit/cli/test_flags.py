@@ -248,7 +248,7 @@ def test_other_addresses_are_refused(text: str, message: str) -> None:
     ("arguments", "message"),
     [
         (["-certmode", "magic"], 'unknown -certmode "magic": use manual, letsencrypt, gcp'),
-        (["-a", ":80"], "-c FILE is missing"),
+        (["-a", ":80"], "missing required -c FILE"),
         (["-dev", "-stun-port", "65536"], 'invalid value "65536" for -stun-port: want 0 to 65535'),
         (
             ["-c", "k", "-certmode=manual", "-http-port", "-2"],
