@@ -1,7 +1,7 @@
-# What the threads of a plane share: sessions, their parts, and the state around them. Types only, and
-# who guards each field; the functions are in session, output and worker. All threads name a session
-# by handle (slot and generation), so a late reference is harmless. Lock order: route table, then one
-# session's output lock (never two), then a wheel or the events queue.
+# What the threads of a plane share: sessions, their parts, and the state around them, with the
+# guard of each field. Types only; the functions are in session, output and worker. All threads name
+# a session by handle (slot and generation), so a late reference is harmless. Lock order: route
+# table, then one session's output lock (never two), then a wheel or the events queue.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport (
-    ARENA_FULL, Arena, arena_alloc, arena_at, arena_free, arena_place,
+    ARENA_FULL, arena_alloc, arena_at, arena_free, arena_place,
 )
 from fastderp.dataplane.cardinality cimport SenderSketch, sketch_add
 from fastderp.dataplane.peer_gone cimport (
