@@ -1,4 +1,4 @@
-"""`python -m fastderp`: what is installed here, and where a newcomer goes from it."""
+"""`python -m fastderp`: prints what is installed, and the first commands to try."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _USE = """\
 Run a relay on port 3340 with a key in memory, ready for a client:
     fastderp-relay --dev
 
-Put it under load and measure it (any DERP relay will do):
+Put it, or any other DERP relay, under load and measure it:
     fastderp-bench http://127.0.0.1:3340/derp
 
 Talk through it from Python:
@@ -39,27 +39,32 @@ Every flag: fastderp-relay --help        Every name: python -c 'help("fastderp")
 
 
 def main() -> int:
-    """Print what is installed and how to use it; EX_UNAVAILABLE when something needed is missing, EX_IOERR when it cannot be printed."""
+    """Print what is installed and how to use it.
+
+    Return EX_UNAVAILABLE when a part is missing, EX_IOERR when printing fails.
+    """
     problems: list[str] = []
     code = show("python -m fastderp", lambda: _report(problems))
     return EX_UNAVAILABLE if problems else code
 
 
 def _report(problems: list[str]) -> None:
-    """Print everything; add the parts that are missing to `problems`."""
+    """Print the report; add the missing parts to `problems`."""
     print(
-        f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale networks\n"
+        f"fastderp {_installed('fastderp')}: a DERP relay and client library for tailscale "
+        "networks\n"
     )
     for name, find in _PARTS:
         try:
             print(f"  {name:<10} {find()}")
-        except Exception as error:  # whatever is wrong with a part, the others are shown
+        except Exception as error:  # a broken part does not hide the others
             print(f"  {name:<10} missing: {error}")
             problems.append(name)
     print(f"\n{_USE}", end="")
     if problems:
         print(
-            f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install --force-reinstall fastderp"
+            f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install "
+            "--force-reinstall fastderp"
         )
 
 

@@ -1,82 +1,79 @@
 """Exceptions of the library and the exit codes of the commands.
 
-Everything the package raises on purpose is a DerpError, except ValueError for a
-malformed argument (a key text, a packet that is too large). Imports nothing of ours.
+The package raises a DerpError for every expected failure, and ValueError for a malformed
+argument (a key text, a packet that is too large). Imports no other module of the package.
 """
 
 from typing import ClassVar, Final
 
-# Exit codes of every command. 2 is what argparse uses; the others are those of sysexits.h.
+# Exit codes of every command: argparse's 2, and those of sysexits.h.
 EX_OK: Final = 0
-EX_FAILURE: Final = 1  # it ran, and the answer is no (a probe that failed)
+EX_FAILURE: Final = 1  # the command ran, and its check failed
 EX_USAGE: Final = 2  # wrong flags or arguments
-EX_UNAVAILABLE: Final = 69  # a peer, a service or a library that is needed is not there
-EX_SOFTWARE: Final = 70  # an error of ours
+EX_UNAVAILABLE: Final = 69  # a required peer, service or library is missing
+EX_SOFTWARE: Final = 70  # internal error
 EX_OSERR: Final = 71  # the system refused: port in use, no descriptors, no memory
-EX_IOERR: Final = 74  # what there was to say could not be written
+EX_IOERR: Final = 74  # the output could not be written
 EX_NOPERM: Final = 77  # not allowed to read, write or bind
-EX_CONFIG: Final = 78  # a configuration, key or certificate file that cannot be used
+EX_CONFIG: Final = 78  # unusable configuration, key or certificate file
 
 
 class DerpError(Exception):
     """Base of every error of this package.
 
-    `exit_code` is what a command returns when the error ends it.
+    A command that the error ends returns `exit_code`.
     """
 
     exit_code: ClassVar[int] = EX_SOFTWARE
 
 
 class ConfigError(DerpError):
-    """A file or a setting that cannot be used; the text names it and says what to do."""
+    """A file or a setting is unusable; the text names it and the next step."""
 
     exit_code = EX_CONFIG
 
 
 class KeyFileError(ConfigError):
-    """A key file that cannot be read, written or understood. Never quotes its contents."""
+    """A key file cannot be read, written or parsed. The text never quotes its contents."""
 
 
 class DerpMapError(ConfigError):
-    """A DERP map that cannot be understood; the text names the member."""
+    """A DERP map cannot be parsed; the text names the member."""
 
 
 class SecretsError(DerpError):
-    """The secrets server cannot be reached, and nothing is known from an earlier time."""
+    """The secrets server cannot be reached, and there is no copy of the secret."""
 
     exit_code = EX_UNAVAILABLE
 
 
 class BoxError(DerpError):
-    """A NaCl box that does not open, or a public key no box can be made for."""
+    """A NaCl box does not open, or a public key is unusable for one."""
 
 
 class ProtocolError(DerpError):
-    """The other side broke a rule of the wire that ends the connection. PROTOCOL §3, §4."""
+    """The other side violated the protocol; this ends the connection. PROTOCOL §3, §4."""
 
     exit_code = EX_UNAVAILABLE
 
 
 class LoginError(ProtocolError):
-    """A client is not let in: it breaks the rules of the login, PROTOCOL §3, or is not allowed, §8.
+    """A login was refused: it was malformed (PROTOCOL §3), or the client is not allowed (§8).
 
     `reason` is fit for a counter label: one of `login.REASONS` or, when it is not allowed,
     `denied`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Say why:
-
-        `reason` in a word, `detail` for people. Neither may hold a secret, for both are logged.
-        """
+        """Take the `reason` as a word, and `detail` as text; both are logged, so hold no secret."""
         super().__init__(detail)
         self.reason = reason
 
 
 class ConnectionClosed(DerpError):
-    """The connection is over.
+    """The connection is closed.
 
-    By itself: closed in order, by either side, between two frames. PROTOCOL §4.
+    This class itself means an orderly close, by either side, between two frames. PROTOCOL §4.
     """
 
     exit_code = EX_UNAVAILABLE
@@ -85,16 +82,16 @@ class ConnectionClosed(DerpError):
 class ConnectionLost(ConnectionClosed):
     """The connection broke.
 
-    It was reset, cut inside a frame or before the login was over, silent for too long or not taking
-    data. PROTOCOL §4.
+    It was reset, cut inside a frame or during the login, silent for too long, or its peer did not
+    read. PROTOCOL §4.
     """
 
 
 class DialError(DerpError, OSError):
     """No connection to the relay could be made: name, TCP, proxy, TLS, HTTP or the relay's key.
 
-    Also an OSError, as of every function that connects; `__cause__` has the system's, when there is
-    one. PROTOCOL §13.
+    Also an OSError, as callers of a connecting function expect; `__cause__` has the system's error,
+    if any. PROTOCOL §13.
     """
 
     exit_code = EX_UNAVAILABLE
@@ -107,33 +104,33 @@ class PingTimeout(DerpError, TimeoutError):
 
 
 class ConcurrencyError(DerpError, RuntimeError):
-    """A second task receives from a client while another one waits there. PROTOCOL §13."""
+    """A second task receives from a client while a first one waits. PROTOCOL §13."""
 
 
 class WrongLoopError(DerpError, RuntimeError):
-    """A client is used in another event loop than its own, or in a child process after a fork.
+    """A client was used in another event loop than its own, or in a child process after a fork.
 
     PROTOCOL §13.
     """
 
 
 class UsageError(DerpError):
-    """Flags or arguments that make no sense; the text names the flag and says what to do."""
+    """A flag or an argument is invalid; the text names the flag and the next step."""
 
     exit_code = EX_USAGE
 
 
 class CertificateError(ConfigError):
-    """A certificate or its key that cannot be used; the text names the file.
+    """A certificate or its key is unusable; the text names the file.
 
-    Never quotes its contents.
+    The text never quotes its contents.
     """
 
 
 class IssuanceError(DerpError):
     """A certificate authority did not issue a certificate.
 
-    `rate_limited` tells that it has had too many requests.
+    `rate_limited` is true when it has had too many requests.
     """
 
     exit_code = EX_UNAVAILABLE
@@ -144,12 +141,12 @@ class IssuanceError(DerpError):
 
 
 class ListenError(DerpError):
-    """An address that cannot be listened on: in use, not allowed, not this machine's."""
+    """The relay cannot listen on an address: in use, not allowed, of another machine."""
 
     exit_code = EX_OSERR
 
 
 class ShortageError(DerpError):
-    """The system does not let the command have what it cannot do without: descriptors."""
+    """The system's limits are too low for the command: descriptors."""
 
     exit_code = EX_OSERR

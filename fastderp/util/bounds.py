@@ -1,6 +1,6 @@
-"""Between which values a number has to be: what the kernel and our own clocks take. One row for each number of an operator's.
+"""The bounds of every number that an operator sets: those of the kernel and of our own clocks.
 
-The command line checks flags by them, `Server` its arguments.
+The command line checks flags with them, `Server` its arguments.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Two ends, both allowed; unit is "", "s" for seconds or "B" for bytes. allows_none: 0 is allowed, too, and means never."""
+    """The lowest and the highest allowed value.
+
+    unit is "", "s" for seconds or "B" for bytes. With allows_none 0 is also allowed, for never.
+    """
 
     low: float
     high: float
@@ -20,7 +23,7 @@ class Bounds:
     allows_none: bool = False
 
     def check(self, value: float) -> None:
-        """Raise ValueError that says what is wanted."""
+        """Raise ValueError that names the bounds."""
         if not (self.low <= value <= self.high or (self.allows_none and value == 0)):
             raise ValueError(f"want {self}")
 
@@ -48,7 +51,7 @@ class Bounds:
         return f"{value * 1000:.0f}ms" if value < 1 else f"{value:g}s"
 
 
-# Timers of the event loop and of the data plane take far more; a time above a year is a mistake.
+# The timers of the event loop and the data plane allow more; a time above a year is an error.
 _YEAR_S: Final = 365 * 24 * 3600.0
 
 PORT: Final = Bounds(0, 65535)
@@ -62,12 +65,12 @@ RECHECK: Final = Bounds(0.01, _YEAR_S, "s", allows_none=True)
 LOGIN_TIMEOUT: Final = Bounds(0.001, _YEAR_S, "s")
 IDLE: Final = Bounds(0, _YEAR_S, "s")
 ACCEPTS_PER_S: Final = Bounds(0, math.inf)
-# An int of Go's: derper's default.
+# The maximum of Go's int, derper's default.
 ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
-# A uint32_t of the data plane's.
+# A uint32_t in the data plane.
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
-# Room for the smallest number of TLS handshakes that makes sense, and more than any machine needs.
+# Room for a few TLS handshakes, up to more than any machine needs.
 LOGIN_MEMORY: Final = Bounds(4 << 20, 64 << 30, "B")
-LOGIN_MEMORY_BYTES: Final = 64 << 20  # its default
+LOGIN_MEMORY_BYTES: Final = 64 << 20  # the default
 # A uint32 of milliseconds in a Restarting frame.
 RESTART: Final = Bounds(0, 1193 * 3600.0, "s")

@@ -1,4 +1,4 @@
-"""Says what to do when a folder with the sources of fastderp, not compiled, is imported instead of an installed fastderp."""
+"""Explains an import of fastderp from a source folder that is not compiled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 
 
 def check_compiled(package: str, module: str) -> None:
-    """Raise ImportError that says what to type unless a `module` of fastderp's `package` is compiled."""
+    """Raise ImportError with the command to run unless `module` of `package` is compiled."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if _is_compiled(here, package, module):
         return

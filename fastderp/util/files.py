@@ -1,6 +1,6 @@
 """Reads and writes the small files of an operator: keys, lists, settings, certificates.
 
-Reading takes bounded time and memory whatever the path leads to. Files are written whole or not at
+Reading takes bounded time and memory for any kind of file. Files are written whole or not at
 all: a reader, and a relay that starts after a crash, finds the previous content or the new one.
 Any thread.
 """
@@ -21,7 +21,7 @@ LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger fil
 
 
 class Content(NamedTuple):
-    """What a file is to hold, and its mode."""
+    """The data and the mode of a file to write."""
 
     data: bytes
     mode: int = 0o600
@@ -30,8 +30,8 @@ class Content(NamedTuple):
 def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> bytes:
     """Return the content of a regular file without the byte-order mark that some editors prepend.
 
-    Raises OSError whose strerror says what is wrong, also for anything but a regular file (a pipe
-    would block its reader, and a device may have no end) and for one above `limit_bytes`.
+    Raises OSError with the reason in strerror, also for a file that is not regular (a pipe would
+    block, a device may have no end) or is larger than `limit_bytes`.
     """
     # The type of the file is known once it is open: opening a pipe without a writer must not block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> byt
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write or replace a file and sync it to disk. Raises OSError; nothing changes then."""
+    """Write or replace a file and sync it to disk. Raises OSError and then changes nothing."""
     write_all_atomic({path: Content(data, mode)})
 
 
@@ -96,19 +96,19 @@ def _draft_of(path: Path) -> Path:
 def _write_new(path: Path, content: Content) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, content.mode)  # whatever the umask is
+        os.fchmod(descriptor, content.mode)  # independent of the umask
         file.write(content.data)
         file.flush()
         os.fsync(descriptor)
 
 
 def _remove(draft: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here is the one to report
+    with contextlib.suppress(OSError):  # the first error is the one to report
         draft.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:
-    """Make new names survive a power cut."""
+    """Sync a directory, so that new names survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

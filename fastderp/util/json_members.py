@@ -1,4 +1,4 @@
-"""Members of JSON objects by their names in any case, as Go's programs read them. Any thread."""
+"""Finds members of JSON objects by name in any case, as Go programs do. Any thread."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_ip(text: str) -> IpAddress | None:
-    """Return the IPv4 or IPv6 address that a text spells; None for any other text."""
+    """Parse an IPv4 or IPv6 address; return None for any other text."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -42,7 +42,7 @@ def address_bytes(ip: str) -> bytes:
 
 
 def address_text(addr: bytes) -> str:
-    """Return the address that 16 bytes stand for."""
+    """Return 16 bytes as the text of an address."""
     address = ipaddress.IPv6Address(addr)
     return str(address.ipv4_mapped or address)
 

@@ -1,4 +1,4 @@
-"""What the system says about an error, for log lines and messages. Any thread."""
+"""The system's text for an error, for log lines and messages. Any thread."""
 
 from __future__ import annotations
 

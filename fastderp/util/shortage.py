@@ -1,6 +1,6 @@
-"""Tells a shortage of this machine's own (descriptors, memory, threads) from any other failure.
+"""Tells a local shortage (descriptors, memory, threads) from any other failure.
 
-Any thread. RELIABILITY F33: such a shortage is never taken for an outage of the other side.
+Any thread. RELIABILITY F33: a local shortage never counts as an outage of the other side.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import os
 import resource
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# What else a connect or a new thread says when ports or threads are used up. On other calls these
-# numbers mean something else.
+# Further errors of a connect or a new thread when ports or threads are used up. Other calls use
+# these numbers for other errors.
 _CONNECT_SHORTAGES = SHORTAGES | {errno.EAGAIN, errno.EADDRNOTAVAIL}
 
-# Descriptors that accepting connections leaves free: for questions about clients, for key lists,
-# certificates and log files. A quarter of a small limit.
+# Descriptors that the listeners leave free for requests to verifiers, key lists, certificates and
+# log files; a quarter of a small limit.
 DESCRIPTOR_RESERVE = 48
 _RESERVE_SHARE = 4
-# A name lookup opens up to this many at once (hosts file, resolv.conf, two sockets), and reports
-# their want as any other error.
+# A name lookup opens up to this many at once (hosts file, resolv.conf, two sockets). Its errors
+# do not tell when they are missing.
 _LOOKUP_DESCRIPTORS = 6
 
 
 def shortage_of(error: BaseException) -> str:
-    """Return what an error says is used up here, in words; "" when it says no such thing.
+    """Return the local resource whose shortage caused an error, in words; "" for other errors.
 
-    Looks at what caused the error, too, since libraries and `ConfigError` wrap what the system said.
+    Examines the causes of the error, too: libraries and `ConfigError` wrap the system's errors.
     """
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
@@ -38,8 +38,8 @@ def shortage_of(error: BaseException) -> str:
         if isinstance(current, MemoryError):
             return os.strerror(errno.ENOMEM)
         if isinstance(current, RuntimeError) and "start new thread" in str(current):
-            return "No thread to be had"
-        # A TLS library has numbers of its own.
+            return "No thread available"
+        # A TLS library has its own error numbers.
         number = current.errno if isinstance(current, OSError) else None
         if number in _CONNECT_SHORTAGES and type(current).__module__ != "ssl":
             return os.strerror(number)
@@ -48,18 +48,18 @@ def shortage_of(error: BaseException) -> str:
 
 
 def lookups_are_short() -> bool:
-    """Tell whether there are too few descriptors, here or in the system, to look up a name."""
+    """Whether too few descriptors are left, here or in the system, to look up a name."""
     return _next_descriptor() >= _limit() - _LOOKUP_DESCRIPTORS
 
 
 def first_reserved_descriptor() -> int:
-    """Return the lowest descriptor of the reserve that accepting connections leaves free."""
+    """Return the lowest descriptor of the reserve that the listeners leave free."""
     limit = _limit()
     return limit - min(DESCRIPTOR_RESERVE, limit // _RESERVE_SHARE)
 
 
 def reserve_is_touched() -> bool:
-    """Tell whether the next descriptor, which is the lowest free one, would be of the reserve."""
+    """Whether the next descriptor, the lowest free one, would belong to the reserve."""
     return _next_descriptor() >= first_reserved_descriptor()
 
 

@@ -1,4 +1,4 @@
-"""Text of strangers and operators, made fit for a terminal and a log."""
+"""Escapes text of strangers and operators for a terminal and a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _LIMIT_CHARACTERS = 80
 
 
 def printable(text: str) -> str:
-    """Return a text on one line of up to 80 characters, everything escaped that is not printable ASCII."""
+    """Return a text as one line of up to 80 printable ASCII characters, the others escaped."""
     escaped = text.encode("unicode_escape").decode()
     return (
         escaped if len(escaped) <= _LIMIT_CHARACTERS else escaped[: _LIMIT_CHARACTERS - 3] + "..."

@@ -12,7 +12,7 @@ class TokenBucket:
 
     Args:
         per_s: tokens (bytes, connections, requests) per second; infinite for no limit.
-        burst: most tokens at once.
+        burst: maximum of tokens at once.
         clock: seconds, monotonic.
     """
 
@@ -29,18 +29,18 @@ class TokenBucket:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is missing, so that a new bucket would do as well."""
+        """Whether the bucket is full, like a new one."""
         return self._refilled() >= self._burst
 
     def take(self, n: float = 1) -> bool:
-        """Take `n` tokens if there are as many; return whether there were."""
+        """Take `n` tokens if the bucket has them; return whether it had."""
         if self._refilled() < n:
             return False
         self._tokens -= n
         return True
 
     def overdraw(self, n: float) -> float:
-        """Take `n` tokens whether or not there are as many; return the seconds until the debt is paid."""
+        """Take `n` tokens, even into debt; return the seconds until the debt is paid."""
         tokens = self._refilled() - n
         self._tokens = tokens
         return max(0.0, -tokens / self._per_s)

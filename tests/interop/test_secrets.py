@@ -126,7 +126,7 @@ async def test_a_new_secret_is_used_after_a_signal_and_an_unusable_one_changes_n
         await reloaded(
             relay,
             "want one mesh key, or two while it is being changed, not 3; "
-            "staging/meshkey is used as it was kept in ",
+            "staging/meshkey: the relay uses the copy in ",
         )
         assert await lets_watch(relay, NEW) and await lets_watch(relay, OLD)
 

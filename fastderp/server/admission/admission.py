@@ -1,9 +1,9 @@
 """Decides which clients may use the relay. PROTOCOL §8.
 
-Key lists, the local tailscaled and an admission URL are asked; all that are configured must agree.
-An `Admission` is what `Server(verify=…)` takes. While it is `watching` a server it also disconnects
-clients that lose their permission: at once when a list changes, within a minute when a service has
-to be asked again. Loop thread only.
+Key lists, the local tailscaled and an admission URL decide; each configured one must agree.
+`Server(verify=…)` takes an `Admission`. While it is `watching` a server it also disconnects clients
+that lose their permission: at once after a change of a list, within a minute after one at a
+service. Loop thread only.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from fastderp.wire.login import ClientInfo
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# How often the files of keys are looked at.
+# Interval between checks of the key files.
 LISTS_POLL_S = 2.0
-# The service is asked about every client again this often. With a quarter of it because rounds have
-# four parts, a remembered answer and a slow one, a revoked client is gone within 60 s.
+# Interval between two questions about a client. With a quarter of it (rounds have four parts), a
+# cached answer and a slow one, a revoked client is disconnected within 60 s.
 RECHECK_S = 36.0
 ROUND_PARTS = 4
-# Questions of the rounds at once, so that logins come first.
+# Maximum of concurrent questions per round, so that logins come first.
 RECHECKS_AT_ONCE = 16
-# Clients that the service revokes within this time are looked for in one pass over all sessions.
+# Clients revoked within this time are disconnected in one pass over all sessions.
 REVOKE_BATCH_S = 0.2
-# For a client that reconnects again and again the service is asked once per this time.
+# Lifetime of a cached answer, for clients that reconnect again and again.
 REMEMBER_S = 10.0
 REMEMBERED = 10_000
 
@@ -66,7 +66,7 @@ class Clients(Protocol):
 
 
 class Verifier(Protocol):
-    """A service to ask; `verifiers.Tailscaled` and `verifiers.AdmissionUrl` are two."""
+    """A service that verifies clients, such as `verifiers.Tailscaled`."""
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Admission:
 
     Args:
         lists: keys in files.
-        verifiers: asked in this order, until one says no.
+        verifiers: asked in this order, until one refuses.
         recheck_s: the verifiers are asked about every connected client again within 1.25 of this
             many seconds; 0 for never.
         own_key: returns the key of this machine's own node, which all verifiers must let in; for
@@ -107,7 +107,7 @@ class Admission:
         self.problems: list[str] = []
         self._own_key = own_key
         self._clock = clock
-        # (verifier, key, ip) -> (verdict, until when it is good), oldest first
+        # (verifier, key, ip) -> (verdict, its expiry), oldest first
         self._remembered: dict[tuple[str, bytes, str], tuple[Verdict, float]] = {}
         self._verdicts: Counter[tuple[str, str]] = Counter()
         self._revoked: Counter[str] = Counter()
@@ -115,7 +115,7 @@ class Admission:
         # Verifiers without an answer, and the outcome that was logged.
         self._silent: dict[str, str] = {}
         self._reload = asyncio.Event()
-        # Of the connected clients that a verifier no longer allows: (verifier, verdict).
+        # (verifier, verdict) of connected clients that are no longer allowed.
         self._denied: dict[ConnectedClient, tuple[str, Verdict]] = {}
         self._revoking: asyncio.TimerHandle | None = None
 
@@ -123,12 +123,12 @@ class Admission:
         return "; ".join(filter(None, [str(self.lists), *map(str, self.verifiers)]))
 
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
-        """Judge a client that logs in: the hook of `Server`. Raises LoginError that says why not.
+        """Judge a client that logs in: the hook of `Server`. Raises LoginError with the reason.
 
         Args:
-            key: the client's.
-            info: what it says of itself, which makes no difference.
-            ip: where it connects from, without a port.
+            key: the client's key.
+            info: the client's ClientInfo, which is ignored.
+            ip: the client's address, without a port.
         """
         verdict = self._listed(key)
         for verifier in self.verifiers:
@@ -143,8 +143,8 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
-        """Follow the files and recheck the connected `clients` of a Server while the block lasts."""
-        # A thread of its own, kept for good: later there may be none to be had.
+        """Follow the files and recheck the connected `clients` of a Server within the block."""
+        # A dedicated thread, kept: the system may refuse one later.
         reader = ThreadPoolExecutor(1, "fastderp-lists")
         tasks = [supervisor.start("admission lists", lambda: self._follow_lists(clients, reader))]
         if self.verifiers and self.recheck_s:
@@ -161,7 +161,7 @@ class Admission:
                 self._revoking = None
 
     async def close(self) -> None:
-        """Close the connections to the verifiers, when no client logs in any more."""
+        """Close the connections to the verifiers, after the last login."""
         for verifier in self.verifiers:
             await verifier.close()
 
@@ -192,7 +192,7 @@ class Admission:
         return verdict
 
     async def _ask(self, verifier: Verifier, key: NodePublic, ip: str) -> Verdict:
-        """Ask unless the answer is remembered."""
+        """Return the cached answer, or ask."""
         verdict, until = self._remembered.get((verifier.name, key.raw, ip), (ALLOWED, 0.0))
         if until <= self._clock():
             verdict = await self._ask_now(verifier, key, ip)
@@ -218,12 +218,12 @@ class Admission:
         return verdict
 
     def _note_silence(self, verifier: Verifier, verdict: Verdict) -> None:
-        """Log when a verifier stops giving answers, and when it gives them again."""
+        """Log when a verifier stops answering, and when it answers again."""
         logged = self._silent.get(verifier.name, "")
         outcome = "" if verdict.certain else verdict.outcome
         if outcome == logged:
             return
-        # One that answers every other time does not fill the log.
+        # Keeps a verifier that answers every other time from filling the log.
         suffix = self._throttle.suffix((verifier.name, outcome))
         if suffix is None:
             return
@@ -250,15 +250,15 @@ class Admission:
     async def _follow_lists(self, clients: Clients, reader: ThreadPoolExecutor) -> None:
         """Read the files when they change, and disconnect clients that the new keys exclude.
 
-        The keys in force are compared with those of the last round, and not with what this task has
-        read itself: so every change reaches the connected clients, however it came about.
+        Compares the keys in force with those of the last round, not with the last reading: so it
+        also sees changes made elsewhere.
         """
         loop = asyncio.get_running_loop()
         in_force: tuple[frozenset[bytes], ...] | None = None
         n_rounds = 0
         while True:
             if self.lists.in_force != in_force:
-                # Twice: a client that was judged by the previous keys may still be on its way in.
+                # Twice: a client judged by the previous keys may still be logging in.
                 in_force, n_rounds = self.lists.in_force, 2
             if n_rounds:
                 self._revoke(clients, lambda client: ("lists", self.lists.judge(client.key)))
@@ -268,7 +268,7 @@ class Admission:
             force = self._reload.is_set()
             self._reload.clear()
             try:
-                # In a thread: reading a large file takes longer than a client should wait.
+                # In a thread: reading a large file would block the loop for too long.
                 readings = await loop.run_in_executor(reader, self._read_lists, force)
             except Exception:
                 if force:
@@ -345,7 +345,7 @@ class Admission:
     async def self_test(self) -> list[str]:
         """Ask all verifiers about this machine's own node. PROTOCOL §6.9.
 
-        Keeps what is wrong in `problems`, logs what is new there, and returns it.
+        Stores the problems in `problems`, logs the new ones, and returns all.
         """
         found = await self._test_own_node() if self._own_key else []
         for problem in found:
@@ -360,7 +360,7 @@ class Admission:
             key = await self._own_key()
         except Exception as error:
             return [str(error)]
-        # Not remembered, and not counted: it is no client.
+        # Neither cached nor counted, because it is no client.
         verdicts = [await verifier.ask(key, "::1") for verifier in self.verifiers]
         return [
             f"this machine's own node would not be let in: {verdict.detail}"

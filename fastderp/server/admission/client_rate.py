@@ -1,4 +1,4 @@
-"""What each client may send: enforced by the data plane, told to the clients. PROTOCOL §3.2, §6.8.
+"""Sets the rate limit in the data plane and tells it to clients. PROTOCOL §3.2, §6.8.
 
 Loop thread only.
 """
@@ -15,9 +15,9 @@ from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import server_info_json
 from fastderp.wire.protocol import FrameType, ServerInfo, frame
 
-# Clients read the limit they are told as a signed number.
+# Clients read the limit as a signed number.
 _TOLD_MAX = (1 << 63) - 1
-# Clients told in one iteration of the loop: each costs a key agreement.
+# Maximum of notices per iteration of the loop: each costs a key agreement.
 TOLD_PER_TURN = 32
 
 
@@ -25,7 +25,7 @@ class ClientRate:
     """The limit in force; None until one is set."""
 
     def __init__(self, plane: Plane, private_key: NodePrivate) -> None:
-        """Begin without a limit. The key seals what clients are told."""
+        """Start without a limit. The key seals the notices."""
         self.limit: RateLimit | None = None
         self._plane = plane
         self._private_key = private_key
@@ -35,7 +35,7 @@ class ClientRate:
     def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
         """Limit every client from now on, each with a full burst.
 
-        Connected clients are told if there is a loop to do it on.
+        Tells connected clients if `loop` is not None.
         """
         self.limit = limit
         self._told = ServerInfo(
@@ -48,7 +48,7 @@ class ClientRate:
             self._telling = supervisor.start("rate limit notices", self._tell)
 
     def server_info(self) -> ServerInfo:
-        """Return what a client is told at its login."""
+        """Return the ServerInfo for a login."""
         return self._told
 
     def metrics(self) -> dict[str, Value]:

@@ -1,8 +1,8 @@
-"""Lists of keys that may or may not use the relay: text files, read again when they change.
+"""Lists of keys that are allowed or denied: text files, read again when they change.
 
-One `nodekey:…` per line; a `#` and what follows it is a comment. A file that cannot be used never
-replaces a good list. Everything is judged and put in force on the loop thread; `read` changes
-nothing, may take a while, and may run in another thread.
+One `nodekey:…` per line; a `#` begins a comment. An unusable file never replaces a good list. The
+loop thread judges and applies; `read` changes nothing, may take long, and may run in another
+thread.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# A million keys; more is not a list of keys.
+# Room for a million keys; a larger file is no list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024
-# A file written this shortly before it was read may change again without another time stamp.
+# A file written less than this before its reading may change again with the same time stamp.
 RACY_S = 2.0
 
 Fingerprint = tuple[int, ...]
 
 
 class Reading(NamedTuple):
-    """What came of reading a file that has changed: its keys, or the error."""
+    """The result of reading a changed file: its keys, or the error."""
 
     fingerprint: Fingerprint
     keys: frozenset[bytes] | None
@@ -48,15 +48,15 @@ class KeyList:
     Args:
         path: the file.
         required: a list without keys is an error.
-        keys: those in force.
-        n_refused: changes of the file that could not be used.
+        keys: the keys in force.
+        n_refused: number of unusable changes of the file.
     """
 
     path: Path
     required: bool
     keys: frozenset[bytes] = frozenset()
     n_refused: int = 0
-    # Of the file as it is in force, or as it was found to be of no use.
+    # The fingerprint of the last reading, usable or not.
     _seen: Fingerprint | None = None
     _complaint: str = ""
 
@@ -74,7 +74,7 @@ class KeyList:
 
     def read(self, *, force: bool = False) -> Reading | None:
         """Read the file if it has changed, or with `force`; else return None. Changes nothing."""
-        # Taken before the file is read, so that a change meanwhile is seen the next time.
+        # Taken before the reading, so that the next check sees a change meanwhile.
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
             return None
@@ -84,10 +84,10 @@ class KeyList:
             return Reading(fingerprint, None, error, force)
 
     def apply(self, reading: Reading | None) -> bool:
-        """Put what was read in force; return whether the keys have changed.
+        """Put a reading in force; return whether the keys have changed.
 
-        A file that cannot be used changes nothing and is logged once. It is read again at the next
-        look if the system, and not its content, was to blame.
+        An unusable file changes nothing and is logged once. The next check reads it again if the
+        system caused the error, not its content.
         """
         if reading is None:
             return False
@@ -114,7 +114,7 @@ class KeyList:
             self._complaint = complaint
             if not shortage_of(error):
                 self.n_refused += 1
-            log.error("%s; the %d keys read before stay in force", error, len(self.keys))
+            log.error("%s; the previous %d keys stay in force", error, len(self.keys))
         self._seen = _settled(fingerprint) if content_is_to_blame else None
 
     def _read_keys(self, *, reloading: bool = False) -> frozenset[bytes]:
@@ -123,12 +123,12 @@ class KeyList:
         except OSError as error:
             raise ConfigError(f"key list {self.path}: cannot read it: {error.strerror}") from error
         if reloading and not text.strip():
-            # An editor that truncates before it writes would open the relay to all on a deny list.
-            raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean that)")
+            # An editor may truncate the file before it writes: denied clients could log in then.
+            raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean none)")
         keys = self._parse(text)
         if self.required and not keys:
             raise ConfigError(
-                f"key list {self.path}: no keys in it, so that no client could use the relay"
+                f"key list {self.path}: no keys in it, which would refuse every client"
             )
         return keys
 
@@ -150,7 +150,7 @@ class KeyLists:
 
     Args:
         allow: keys that may use the relay; None for all.
-        deny: keys that may not, also when they are on the other list; None for none.
+        deny: keys that may not, even on the allow list; None for none.
     """
 
     allow: KeyList | None = None
@@ -158,7 +158,7 @@ class KeyLists:
 
     @classmethod
     def load(cls, allow: Path | None, deny: Path | None) -> KeyLists:
-        """Read the files that are given.
+        """Read the files.
 
         A line of `allow` or `deny` is a key (`nodekey:` and 64 hex digits), a comment after a `#`,
         or both. Raises ConfigError that names file and line, also for an `allow` list without keys.
@@ -175,12 +175,12 @@ class KeyLists:
         )
 
     def __iter__(self) -> Iterator[KeyList]:
-        """Yield the lists there are."""
+        """Yield the configured lists."""
         yield from (found for found in (self.allow, self.deny) if found is not None)
 
     @property
     def in_force(self) -> tuple[frozenset[bytes], ...]:
-        """The keys that `judge` goes by; compare it to see whether it has changed."""
+        """The keys that `judge` uses; compare it to detect a change."""
         return tuple(found.keys for found in self)
 
     def judge(self, key: NodePublic) -> Verdict:
@@ -198,9 +198,9 @@ class KeyLists:
     def apply(self, readings: list[Reading | None]) -> bool:
         """Put the `readings` of `read` in force; return whether any keys have changed.
 
-        Files that cannot be used are logged and change nothing.
+        Unusable files are logged and change nothing.
         """
-        # A list: each reading is applied, whatever the one before it has changed.
+        # A list, because any() over a generator would skip readings after the first change.
         changed = [found.apply(reading) for found, reading in zip(self, readings, strict=True)]
         return any(changed)
 
@@ -213,7 +213,7 @@ class KeyLists:
 
 
 def _fingerprint(path: Path) -> Fingerprint:
-    """Return what changes with the file; () when it cannot be looked at."""
+    """Return what changes with the file; () when it is inaccessible."""
     try:
         status = os.stat(path)
     except OSError:

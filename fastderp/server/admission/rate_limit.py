@@ -1,4 +1,4 @@
-"""What each client may send, from derper's `-rate-config` file. PROTOCOL §6.8.
+"""Reads the rate limit of clients from derper's `-rate-config` file. PROTOCOL §6.8.
 
 The data plane enforces it.
 """
@@ -18,7 +18,7 @@ from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# A frame costs no more than this, so that with any burst the largest frame passes.
+# The cost of the largest frame: every burst must let it pass.
 MIN_BURST_BYTES = KEY_SIZE + MAX_PACKET_SIZE
 _UINT64_MAX = (1 << 64) - 1
 _RATE, _BURST = "perclientratelimitbytespersec", "perclientrateburstbytes"
@@ -30,7 +30,7 @@ class RateLimit:
 
     Args:
         bytes_per_s: rate, 0 for no limit.
-        burst_bytes: bytes at once after a pause; at least the largest frame, 65568; 0 without limit.
+        burst_bytes: bytes at once after a pause, at least 65568 (the largest frame); 0: no limit.
     """
 
     bytes_per_s: int = 0

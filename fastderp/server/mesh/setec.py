@@ -29,19 +29,19 @@ PAUSE_S = 2.0
 
 ANSWER_LIMIT_BYTES = 64 * 1024
 
-# What makes a server sure that it is not a browser that asks.
+# The header that tells a server that the request is not a browser's.
 _NO_BROWSERS = {"Sec-X-Tailscale-No-Browsers": "setec", "Content-Type": "application/json"}
 
 
 class SecretsServer:
-    """Asks a setec server for one secret.
+    """Fetches one secret from a setec server.
 
     The copy has the form of derper's, so that each program can use the other's: a JSON object of
     secrets by name.
     """
 
     def __init__(self, url: str, name: str, cache: Path) -> None:
-        """Ask at an http or https `url` for the secret `name`; keep a copy in `cache`.
+        """Fetch the secret `name` from an http or https `url`; keep a copy in `cache`.
 
         Raises ValueError for the URL.
         """
@@ -49,8 +49,8 @@ class SecretsServer:
         self.host: str = str(base.host)
         self._get = base.joinpath("api", "get")
         self._name = name
-        # derper's is a file although its flag calls it a directory. Path.is_dir would raise where a folder may not be
-        # searched: the copy is not there then, and that is no reason not to ask.
+        # derper's is a file although its flag calls it a directory. Path.is_dir would raise in a
+        # folder without search permission, where the server can still be queried.
         self._cache = cache / "secrets.json" if os.path.isdir(cache) else cache
         self._service = HttpService.at_url(base, ANSWER_LIMIT_BYTES, _NO_BROWSERS)
 
@@ -84,7 +84,7 @@ class SecretsServer:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, read: Callable[[str], T]) -> T:
-        """Ask and keep the answer.
+        """Fetch the secret and keep a copy.
 
         Raises NoAnswer, ConfigError for a refusal, ValueError for an answer that cannot be used.
         """
@@ -106,20 +106,20 @@ class SecretsServer:
     # The copy
 
     def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
-        """Return the copy and log why it is needed; raise the reason when there is no usable copy."""
+        """Return the copy and log the reason; raise the reason without a usable copy."""
         try:
             found = self._copy(read)
         except ValueError as error:
             raise type(reason)(
-                f"{reason}; the copy in {self._cache} is no use either: {error}"
+                f"{reason}; the copy in {self._cache} is unusable, too: {error}"
             ) from None
         if found is None:
-            raise type(reason)(f"{reason}; nothing is kept in {self._cache}")
-        log.warning("%s; %s is used as it was kept in %s", reason, self._name, self._cache)
+            raise type(reason)(f"{reason}; there is no copy in {self._cache}")
+        log.warning("%s; %s: the relay uses the copy in %s", reason, self._name, self._cache)
         return found
 
     def _copy(self, read: Callable[[str], T]) -> T | None:
-        """Return what was kept; None when nothing was. Raises ValueError when it is no good."""
+        """Return the copy, or None without one. Raises ValueError for a malformed copy."""
         entry = self._kept().get(self._name)
         secret = entry.get("secret") if isinstance(entry, dict) else None
         return read(_text(secret.get("Value"))) if isinstance(secret, dict) else None
@@ -138,7 +138,7 @@ class SecretsServer:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_atomic(self._cache, text.encode())
         except OSError as error:
-            log.warning("%s cannot be kept in %s: %s", self._name, self._cache, error.strerror)
+            log.warning("%s: no copy written to %s: %s", self._name, self._cache, error.strerror)
 
 
 def _text(value: object) -> str:

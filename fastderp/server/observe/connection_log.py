@@ -1,4 +1,4 @@
-"""Counts and logs what became of connections, a bounded number of lines. PROTOCOL §14.
+"""Counts connections and logs their ends, a bounded number of lines. PROTOCOL §14.
 
 Loop thread only.
 """
@@ -17,7 +17,7 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Ends before the login that every public server sees: counted, and logged at level DEBUG only.
+# Ends before the login that every public server sees; they are logged at level DEBUG only.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
 # Lines per window about dropped packets to a watched key, for each key, reason and kind.
@@ -32,10 +32,10 @@ UPGRADE_CHARACTERS = 40
 
 
 class ConnectionLog:
-    """Counts what happens to connections and logs what an operator wants to read."""
+    """Counts and logs what happens to connections."""
 
     def __init__(self, *, prober_logs: bool = False) -> None:
-        """Begin with nothing. `prober_logs` logs every prober, however many come."""
+        """Start at zero. `prober_logs` logs every prober without a limit."""
         self.websocket_failures: Counter[str] = Counter()
         self._n_accepts = 0
         self._n_websockets = 0
@@ -106,7 +106,7 @@ class ConnectionLog:
     # After it
 
     def note_prober(self, handle: int, key: NodePublic, remote: tuple[str, int]) -> None:
-        """Log the login of a prober, and later its end, if that is wanted."""
+        """Log the login of a prober if `prober_logs` is set; its end is logged later."""
         if self._prober_logs:
             self._probers.add(handle)
             log.info("%s %s: a prober logged in", key.short, format_address(remote))
@@ -123,7 +123,7 @@ class ConnectionLog:
         )
 
     def note_closed(self, event: ClosedEvent) -> None:
-        """Count and log the end of a session: key, address, AppName, duration, reason and traffic."""
+        """Count and log a session's end: key, address, AppName, duration, reason, traffic."""
         self._ended[event.reason] += 1
         held = "" if event.handle in self._probers else self._ends.suffix(event.reason)
         self._probers.discard(event.handle)
@@ -131,7 +131,8 @@ class ConnectionLog:
             return
         totals = event.totals
         log.info(
-            "%s %s%s: closed after %.1f s: %s; in %d packets %d bytes, out %d packets %d bytes, dropped %d%s",
+            "%s %s%s: closed after %.1f s: %s; in %d packets %d bytes, "
+            "out %d packets %d bytes, dropped %d%s",
             NodePublic(event.key).short,
             format_address((address_text(event.addr), event.port)),
             f" ({event.app_name.decode()})" if event.app_name else "",
@@ -146,11 +147,11 @@ class ConnectionLog:
         )
 
     def sum_up(self) -> None:
-        """Say how many ends of sessions had no line of their own in a window that is over."""
+        """Log how many ends of sessions had no line of their own in past windows."""
         self._tell_held(WINDOW_S)
 
     def close(self) -> None:
-        """Say what was held back and would never be said."""
+        """Log the counts of held-back lines before the end."""
         self._tell_held(0)
 
     def _tell_held(self, min_age_s: float) -> None:
@@ -159,11 +160,11 @@ class ConnectionLog:
 
     @property
     def tls_versions(self) -> list[str]:
-        """The TLS versions that requests have come over."""
+        """The TLS versions of the requests so far."""
         return list(self._requests)
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         return {
             "derp_accepts": self._n_accepts,
             "derp_websocket_accepts": self._n_websockets,

@@ -17,8 +17,8 @@ LOOKS = 5
 def inconsistencies(plane: Plane, announced: Callable[[], set[bytes]]) -> list[str]:
     """Return the contradictions, in words; `announced` returns the keys reached through others."""
     problems: list[str] = []
-    # The workers go on meanwhile: a contradiction that a login or a departure made is gone at the
-    # next look.
+    # The workers run meanwhile: a mismatch caused by a login or a departure is gone at the next
+    # comparison.
     for _ in range(LOOKS):
         problems = _look(plane, announced())
         if not problems:
@@ -30,7 +30,7 @@ def _look(plane: Plane, announced: set[bytes]) -> list[str]:
     keys = [session.key for session in plane.sessions() if not session.link]
     local = set(keys)
     counters: dict[str, Any] = plane.counters()
-    # derper compares connections with keys, and finds fault with every duplicate.
+    # derper compares connections with keys, and reports every duplicate.
     n_surplus = counters["current_dup_client_conns"] - counters["current_dup_client_keys"]
     expected = {
         "connections": (counters["current_connections"], len(keys)),

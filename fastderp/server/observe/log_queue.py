@@ -1,6 +1,7 @@
-"""The log on standard error: lines are queued and a thread writes them, so that a reader that stalls stalls nothing else.
+"""Writes the log to standard error from a thread, so that a stalled reader stalls nothing else.
 
-Lines may come from any thread. The queue is bounded in bytes; what finds no room, or cannot be written, is counted.
+Any thread may log. The queue is bounded in bytes; lines without room, and lines that cannot be
+written, are counted.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from fastderp.server.observe.metrics import Value
 
 # About 10,000 lines.
 LIMIT_BYTES = 1 << 20
-# The time an orderly end gives the reader for what is queued.
+# Seconds that an orderly end waits for the reader.
 CLOSE_S = 1.0
 _WRITE_BYTES = 1 << 16
 _FORMAT = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
 
 
 class LogQueue(logging.Handler):
-    """Writes records to a descriptor, from a thread of its own."""
+    """Writes records to a descriptor from a dedicated thread."""
 
     def __init__(self, descriptor: int = 2, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        """Start the thread; `limit_bytes` bounds what is queued. The descriptor is not closed."""
+        """Start the thread; `limit_bytes` bounds the queue. The descriptor stays open."""
         super().__init__()
         self.setFormatter(logging.Formatter(*_FORMAT))
         self._descriptor = descriptor
@@ -39,7 +40,7 @@ class LogQueue(logging.Handler):
         self._queued_bytes = 0
         self._n_lost = 0
         self._closing = False
-        # The thread's own.
+        # Used by the thread only.
         self._n_lost_reported = 0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -49,7 +50,7 @@ class LogQueue(logging.Handler):
         return {"fastderp_log_lines_lost_total": self._n_lost}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record, or count it as lost; never waits."""
+        """Queue a record, or count it as lost; never block."""
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
         except Exception:
@@ -64,7 +65,10 @@ class LogQueue(logging.Handler):
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what is queued, for up to a second, and end the thread if it can be ended. Safe to repeat."""
+        """Write the queued lines for up to a second, and end the thread. Safe to repeat.
+
+        A thread blocked by the reader is left to the end of the process.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -1,4 +1,4 @@
-"""Keeps a log readable that strangers can write to: bounds the number of lines and their characters.
+"""Bounds the lines and characters that strangers can write to the log.
 
 Loop thread only.
 """
@@ -12,11 +12,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 WINDOW_S = 10.0
-# A longer line says nothing more to a person.
+# Maximum of characters per line.
 LINE_LIMIT_CHARACTERS = 1000
 
-# Whatever a terminal or a log shipper could take for something else than a character: C0, DEL, C1, the separators of lines
-# and paragraphs, marks that turn the direction of writing, what cannot be encoded.
+# Characters that a terminal or a log shipper could interpret: C0, DEL, C1, separators of lines and
+# paragraphs, marks of writing direction, surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -30,12 +30,12 @@ def one_line(text: str) -> str:
 
 
 def _keep_to_one_line(record: logging.LogRecord) -> bool:
-    """Escape a record's message, wherever its words came from; a traceback stays as it is."""
+    """Escape a record's message but not its traceback."""
     record.msg, record.args = one_line(record.getMessage()), None
     return True
 
 
-# A logger's filter does not see what its children log: each of ours has its own.
+# A logger's filter does not see its children's records: each of our loggers has one.
 for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocket"):
     logging.getLogger(_name).addFilter(_keep_to_one_line)
 
@@ -48,7 +48,7 @@ class _Window:
 
 
 class LogThrottle:
-    """Logs a few lines per kind and window; the next window's first says how many were held back.
+    """Logs a few lines per kind and window; the next window's first line counts those held back.
 
     Args:
         log: takes the lines, at level INFO; while it takes DEBUG, too, nothing is held back.
@@ -69,7 +69,7 @@ class LogThrottle:
         self._lines = lines
         self._window_s = window_s
         self._clock = clock
-        # Kinds are few: no peer chooses them.
+        # Few kinds exist: no peer chooses them.
         self._windows: dict[Hashable, _Window] = {}
 
     def log(self, kind: Hashable, message: str, *args: object) -> None:
@@ -79,7 +79,7 @@ class LogThrottle:
             self._log.info(message + "%s", *args, suffix)
 
     def suffix(self, kind: Hashable) -> str | None:
-        """Return what to add to a line of this kind, mostly nothing; None when it is held back."""
+        """Return the suffix of a line of this kind, mostly ""; None to hold the line back."""
         if self._log.isEnabledFor(logging.DEBUG):
             return ""
         now_s = self._clock()

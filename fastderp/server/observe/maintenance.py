@@ -1,4 +1,4 @@
-"""Periodic work of the relay: sample round-trip times, sum up the log, give memory back.
+"""Runs periodic work: samples round-trip times, sums up the log, returns memory.
 
 Loop thread only.
 """
@@ -14,7 +14,7 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import RoundTrips
 
 INTERVAL_S = 10.0
-# What the workers need to let go before the heap is looked at.
+# Seconds for the workers to free memory before the heap is trimmed.
 TRIM_DELAY_S = 0.2
 
 
@@ -43,18 +43,18 @@ class Maintenance:
         self._moved = (0, 0)
 
     def start(self) -> None:
-        """Begin, on the running loop."""
+        """Start on the running loop."""
         self._task = supervisor.start("maintenance", self._run)
 
     def stop(self) -> None:
-        """End; safe to repeat."""
+        """Stop; safe to repeat."""
         if self._task is not None:
             self._task.cancel()
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            # Each on its own: one that fails does not keep the others from it.
+            # Guarded one by one: a failure does not stop the others.
             if self._round_trips is not None:
                 supervisor.guard("maintenance", self._round_trips.sample)
             supervisor.guard("maintenance", self._connection_log.sum_up)
@@ -64,7 +64,7 @@ class Maintenance:
         """Return to the system what a storm of logins or a burst left in the heap."""
         moved = (self._plane.n_moved(), self._freed_bytes())
         if moved == self._moved:
-            return  # an idle relay has nothing to give back
+            return  # an idle relay has nothing to return
         self._moved = moved
         self._plane.trim()
         await asyncio.sleep(TRIM_DELAY_S)

@@ -1,4 +1,4 @@
-"""What SIGHUP reads again: each part on its own, and again until descriptors and memory suffice.
+"""Runs the reloads of SIGHUP, each one again until descriptors and memory suffice.
 
 Loop thread only. RELIABILITY F33, F36.
 """
@@ -29,20 +29,20 @@ class Reloads:
         """Add a part.
 
         Args:
-            reload: logs what cannot be used, which changes nothing; raises a DerpError whose cause is
+            reload: logs unusable input, which changes nothing; raises a DerpError whose cause is
                 a shortage of descriptors or memory to be called again.
         """
         self._reloads.append(reload)
 
     def run(self) -> None:
-        """Reload every part; one that fails does not keep the others from it."""
+        """Reload every part; a failure does not stop the others."""
         self.close()
         log.info("reloading" if self._reloads else "nothing to reload")
         for reload in self._reloads:
             supervisor.guard("reload", self._run_one, reload)
 
     def close(self) -> None:
-        """Give up the attempts that are still to come."""
+        """Cancel the pending attempts."""
         for retry in self._retries:
             retry.cancel()
         self._retries.clear()

@@ -1,4 +1,4 @@
-"""Keeps background work going: logs and counts each unexpected exception, and goes on.
+"""Restarts background work: logs and counts each unexpected exception, and continues.
 
 Long-lived tasks run under `start`, callbacks of the event loop under `guard` or `guarded`. One per
 process, as its log is. Loop thread only, except `note`. RELIABILITY F36.
@@ -20,11 +20,11 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 P = ParamSpec("P")
 
-# The wait before a failed task is started again doubles from the first to the last, ± a fifth.
+# The delay before a restart doubles from the first to the last value, ± a fifth.
 FIRST_RESTART_S = 0.5
 LAST_RESTART_S = 30.0
 JITTER = 0.2
-# After a run of this length the wait is the first again.
+# A run of this length resets the delay.
 GOOD_RUN_S = 60.0
 
 
@@ -41,8 +41,8 @@ class Supervisor:
         """Run `work` in a task until it returns or is cancelled; start it again when it raises.
 
         Args:
-            task: what it is, for the log and the label of the counter; of a bounded set.
-            work: makes the coroutine, anew for every start.
+            task: the kind of task, for the log and the label of the counter; of a bounded set.
+            work: makes a new coroutine for every start.
             name: tells tasks of one kind apart in the log; "" for `task`.
         """
         self._errors.setdefault(task, 0)
@@ -62,7 +62,7 @@ class Supervisor:
                 current = asyncio.current_task()
                 if current is None or current.cancelling():
                     raise
-                # Something it awaited was cancelled, not the task.
+                # The work awaited something that was cancelled; the task was not.
                 failure: BaseException = error
             except Exception as error:
                 failure = error
@@ -78,7 +78,7 @@ class Supervisor:
     def guard(
         self, task: str, callback: Callable[P, object], *args: P.args, **kw: P.kwargs
     ) -> bool:
-        """Call `callback`; log and count an exception. Return whether there was none."""
+        """Call `callback`; log and count an exception. Return whether it succeeded."""
         try:
             callback(*args, **kw)
         except Exception as error:
@@ -87,7 +87,7 @@ class Supervisor:
         return True
 
     def guarded(self, task: str, callback: Callable[P, object]) -> Callable[P, None]:
-        """Return a callback for the event loop that does the same under `guard`."""
+        """Return a callback for the event loop that runs `callback` under `guard`."""
         self._errors.setdefault(task, 0)
 
         def call(*args: P.args, **kw: P.kwargs) -> None:
@@ -118,7 +118,7 @@ class Supervisor:
             loop.default_exception_handler(context)
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         return {"fastderp_internal_errors_total": dict(self._errors)}
 
 

@@ -1,7 +1,7 @@
 """Bytes and round-trip times of connections, from the kernel's counters. PROTOCOL §6.10, §14.
 
-Loop thread only. Connections that the data plane reaches through a bridge have no such counters there: the bridge is asked. Those that
-are not TCP, but a pair of streams, have none at all: their packets are counted instead.
+Loop thread only. For connections behind a bridge, the bridge has the counters. Pairs of streams
+have none, because they are not TCP: their packets are counted instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RTT_LABELS = (*(f"{bound_ms}ms" for bound_ms in _RTT_BOUNDS_MS), "inf")
 
 @dataclass(frozen=True, slots=True)
 class BytesSentRecv:
-    """What one connection has moved since it began. PROTOCOL §6.10.
+    """The bytes that one connection has moved since its start. PROTOCOL §6.10.
 
     Args:
         sent: bytes to the client: over TCP all that the kernel sent, over a pair of streams the
@@ -53,7 +53,7 @@ class BytesSentRecv:
 
 
 Bridged = Callable[[], Mapping[int, tuple[int, int]]]
-"""Tells the bytes sent and received of the sessions behind bridges, by handle."""
+"""Returns the bytes sent and received of the sessions behind bridges, by handle."""
 
 
 async def rounds(
@@ -99,16 +99,16 @@ async def lines(
 
 
 class RoundTrips:
-    """Counts the connections' round-trip times by class, as often as it is told to look."""
+    """Counts the connections' round-trip times by class, at each call of `sample`."""
 
     def __init__(self, plane: Plane, bridged_us: Callable[[], list[int]]) -> None:
-        """Look at the connections of `plane`, and at those behind bridges, in microseconds."""
+        """Sample the connections of `plane` and those behind bridges, in microseconds."""
         self._plane = plane
         self._bridged_us = bridged_us
         self.counts: Counter[str] = Counter()
 
     def sample(self) -> None:
-        """Count every connection over TCP by its time, and every other once in its life."""
+        """Count each TCP connection by its time, every other connection once in its life."""
         bounds_us = [bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS]
         by_class, n_not_tcp, n_failed = self._plane.round_trips(bounds_us)
         for found_us in self._bridged_us():

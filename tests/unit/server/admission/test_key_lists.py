@@ -119,7 +119,7 @@ def test_an_empty_or_broken_file_keeps_the_last_good_list_and_says_so_once(
     assert found.keys == {ANN.raw}
     assert found.n_refused == 1
     [line] = [record.getMessage() for record in caplog.records]
-    assert str(file) in line and "the 1 keys read before stay in force" in line
+    assert str(file) in line and "the previous 1 keys stay in force" in line
     file.write_text(BOB.text)
     assert found.reload() and found.keys == {BOB.raw}
 

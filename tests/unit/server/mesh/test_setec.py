@@ -90,7 +90,7 @@ async def test_the_copy_is_used_while_the_server_cannot_be_reached(
     assert await fetched(UNREACHABLE, tmp_path) == "one"
     assert await fetched_from(response(500), tmp_path) == "one"
     assert "Connection refused" in caplog.text
-    assert f"{NAME} is used as it was kept in {tmp_path}/secrets.json" in caplog.text
+    assert f"{NAME}: the relay uses the copy in {tmp_path}/secrets.json" in caplog.text
 
 
 async def test_other_secrets_in_the_copy_are_left_alone(tmp_path: Path) -> None:
@@ -112,7 +112,8 @@ async def test_without_server_and_without_a_usable_copy_the_start_fails(
 ) -> None:
     (tmp_path / "c").write_text(copy)
     with pytest.raises(
-        SecretsError, match=r"^secrets server 127\.0\.0\.1: Connection refused; nothing is kept in "
+        SecretsError,
+        match=r"^secrets server 127\.0\.0\.1: Connection refused; there is no copy in ",
     ):
         await fetched(UNREACHABLE, tmp_path / "c")
 
@@ -127,7 +128,7 @@ async def test_an_invalid_secret_leaves_the_copy_unchanged_and_in_use(
     assert cache.read_bytes() == kept
     assert (
         f"secrets server 127.0.0.1: {NAME}: hex digits only; "
-        f"{NAME} is used as it was kept in {cache}" in caplog.text
+        f"{NAME}: the relay uses the copy in {cache}" in caplog.text
     )
     assert await fetched(UNREACHABLE, cache, no_z) == "ab" * 32
 
@@ -138,7 +139,7 @@ async def test_an_invalid_secret_without_a_copy_is_refused_and_not_kept(
     with pytest.raises(
         ConfigError,
         match=rf"^secrets server 127\.0\.0\.1: {NAME}: hex digits only; "
-        rf"nothing is kept in {tmp_path}/c$",
+        rf"there is no copy in {tmp_path}/c$",
     ):
         await fetched_from(value("zz"), tmp_path / "c", no_z)
     assert not (tmp_path / "c").exists()
@@ -149,7 +150,7 @@ async def test_an_invalid_copy_is_named(tmp_path: Path) -> None:
     await fetched_from(value("zz"), cache)
     with pytest.raises(
         SecretsError,
-        match=f"Connection refused; the copy in {cache} is no use either: hex digits only$",
+        match=f"Connection refused; the copy in {cache} is unusable, too: hex digits only$",
     ):
         await fetched(UNREACHABLE, cache, no_z)
 
@@ -190,7 +191,7 @@ async def test_a_copy_that_cannot_be_written_is_only_logged(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert await fetched_from(value("one"), tmp_path / "file" / "c") == "one"
-    assert "cannot be kept in" in caplog.text
+    assert "no copy written to" in caplog.text
 
 
 @pytest.mark.parametrize("url", ["setec", "ftp://setec", "http://", "http://[::1"])
