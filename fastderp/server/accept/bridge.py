@@ -19,17 +19,17 @@ from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.channel import Channel, Tls12
 
-# For a client to read the rest after its session has ended, and to close.
+# Seconds for a client to read the rest after its session's end, and to close.
 FAREWELL_S = 2.0
-# For all incomplete messages of all clients together; each is limited besides.
+# Bytes of the incomplete messages of all clients; each message has its own limit.
 HELD_LIMIT_BYTES = 64 << 20
 
-# The data plane lets the kernel hold 128 KiB that a client has not taken. A bridge shares them
+# The data plane lets the kernel hold 128 KiB that a client has not read. A bridge shares them
 # between its two sockets: sealed bytes in the client's, frames in the pair. More would only be
 # stale packets.
 UNSENT_BYTES = 64 << 10
 PAIR_BYTES = 32 << 10  # the kernel doubles it, for its own overhead
-# Unread bytes the kernel may hold of a client that is near, as in the data plane.
+# Unread bytes that the kernel may hold of a near client, as in the data plane.
 NEAR_RECEIVE_BYTES = 212_992
 NEAR_US = 2000
 
@@ -62,7 +62,7 @@ class Bridge(Pump):
         self._held_bytes = 0
         self._on_close = on_close
         self.tls_version: str = tls_version
-        # The session at the other end, once there is one.
+        # The session at the other end; set later.
         self.handle: int = 0
         self.start()
 
@@ -71,9 +71,9 @@ class Bridge(Pump):
         leave(self._channel)
 
     def session_ended(self, reason: str) -> None:
-        """Note that the data plane has closed its end: the client gets FAREWELL_S to read the rest.
+        """Note that the data plane closed its end: the client has FAREWELL_S to read the rest.
 
-        A client that was closed because it reads nothing has had its time and is closed at once.
+        A client that was closed because it does not read is closed at once.
         """
         if reason == "write_timeout":
             self.close()
@@ -144,7 +144,7 @@ class Bridges:
     """Every bridge of a relay."""
 
     def __init__(self, poller: Poller) -> None:
-        """Begin with none; sockets are watched by `poller`."""
+        """Start without bridges; `poller` watches their sockets."""
         self._poller = poller
         self._bridges: set[Bridge] = set()
         self._emptied = asyncio.Event()
@@ -155,7 +155,7 @@ class Bridges:
 
     @property
     def tls_versions(self) -> Counter[str]:
-        """How many bridges there are by the TLS version they were joined with."""
+        """The number of bridges by TLS version."""
         return Counter(bridge.tls_version for bridge in self._bridges)
 
     def round_trips_us(self) -> list[int]:
@@ -190,7 +190,7 @@ class Bridges:
         return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
 
     def leave(self) -> None:
-        """Have every closing handshake from now on say that the relay goes away."""
+        """Send code 1001, "going away", in every later closing handshake."""
         for bridge in self._bridges:
             bridge.leave()
 

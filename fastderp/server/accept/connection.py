@@ -1,8 +1,8 @@
 """One accepted connection from its first byte to the hand-over. PROTOCOL §3, §9, §10.
 
 `ServerHandshake`, `HttpSession` and `DerpLogin` decide what is said, one after another; the
-connection carries the bytes, keeps the time and ends it all. Loop thread only; nothing of it
-remains once the data plane has the connection.
+connection moves the bytes and owns the timers. Loop thread only; nothing of it remains once the
+data plane has the connection.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ WEBSOCKET_BYTES = 8 * 1024
 
 
 class Connection:
-    """Reads and answers until the client is logged in, taken elsewhere or refused.
+    """Serves a client until its login, tunnel or refusal.
 
     Args:
         context: what the listener's connections share.
@@ -161,7 +161,7 @@ class Connection:
 
     @property
     def is_at_request(self) -> bool:
-        """Whether it is at a login, a page that takes its time, or a tunnel that is not open yet."""
+        """Whether it is at a login, an endless page, or a tunnel that is not open yet."""
         return self.state in (State.LOGIN, State.ADMISSION, State.PAGE, State.TUNNEL)
 
     def _move(self, state: State) -> None:
@@ -285,7 +285,7 @@ class Connection:
             self.close("end", self._unfinished())
 
     def _unfinished(self) -> str:
-        """Say what the client left unfinished; "" when it had not begun, like a probe for our key."""
+        """Return what the client left unfinished; "" for a probe that only read our key."""
         if self.state is State.LOGIN and self._login is not None and self._login.rest:
             return "the client left before its login was complete"
         in_request = self._http is not None and self._http.is_in_request
@@ -443,7 +443,7 @@ class Connection:
             self._set_budget(self._context.idle_s)
 
     def _start_page(self, page: Page) -> None:
-        """Begin a page that takes its time; the client's input is ignored meanwhile."""
+        """Begin an endless page; ignore the client's input meanwhile."""
         self._move(State.PAGE)
         self._http = None
         self._timer.cancel()
@@ -585,7 +585,7 @@ class Connection:
         self._linger()
 
     def _linger(self) -> None:
-        """Let the answer arrive before closing: closing on unread input would reset the connection."""
+        """Wait before closing: closing on unread input would reset the connection."""
         if self.state is not State.TLS:
             self._stream.send(close_notify(self._channel))
         self._move(State.LINGER)

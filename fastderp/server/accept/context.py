@@ -1,4 +1,4 @@
-"""What a listener's connections share. PROTOCOL §9."""
+"""The settings that a listener's connections share. PROTOCOL §9."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AcceptContext:
         routes: the handlers of paths.
         tls: a certificate, or a `CertificateSource` that picks one for each client; None for plain
             HTTP.
-        login_budget_s: seconds from accept to login, whatever trickles in.
+        login_budget_s: seconds from accept to login; bytes that arrive do not extend them.
         idle_s: seconds that an answered connection may wait with its next request.
         tunnels: serves CONNECT; None refuses it.
         known_upgrades: upgrade requests that need no parsing.

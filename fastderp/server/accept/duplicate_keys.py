@@ -1,7 +1,7 @@
-"""Health frames that tell clients when they share a key, and when that is over. PROTOCOL §6.3.
+"""Sends Health frames when clients share a key, and when that ends. PROTOCOL §6.3.
 
-Loop thread only. The owner of a copied machine state sees it nowhere else: packets arrive now
-here, now there.
+Loop thread only. The owner of a copied machine state has no other sign of it: packets arrive at
+either machine.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _HEALTHY = frame(FrameType.HEALTH)
 
 
 class Duplicates:
-    """Remembers who was told, so that nobody else hears that all is well again."""
+    """Remembers the clients with a problem, so that only these get the all-clear."""
 
     def __init__(
         self, handles: Callable[[bytes], list[int]], send: Callable[[int, bytes], bool]
     ) -> None:
-        """Take what the data plane offers: the sessions of a key, and sending to one."""
+        """Take two functions of the data plane: the sessions of a key, and sending to one."""
         self._handles = handles
         self._send = send
         self._told: set[int] = set()
 
     def joined(self, key: bytes) -> None:
-        """A client has logged in: tell it and the others, if there are any."""
+        """Note a login: warn the client and the others with its key, if any."""
         handles = self._handles(key)
         if len(handles) > 1:
             for handle in handles:
@@ -39,7 +39,7 @@ class Duplicates:
                     self._told.add(handle)
 
     def left(self, key: bytes, handle: int) -> None:
-        """A session has ended: tell the last one that it is alone."""
+        """Note a session's end: send the all-clear to the last one."""
         self._told.discard(handle)
         if not self._told:
             return

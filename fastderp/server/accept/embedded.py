@@ -1,6 +1,6 @@
 """DERP over a caller's own streams: `Server.accept`. ARCHITECTURE §2.
 
-The login is read from them, a socket pair joins them to the session. Loop thread only.
+Reads the login from them, and joins them to the session by a socket pair. Loop thread only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EmbeddedSessions:
     async def serve(
         self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
     ) -> None:
-        """Serve one client until its session ends; the streams are closed then, whatever happens.
+        """Serve one client until its session ends; close the streams in any case.
 
         Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login,
         ConnectionClosed when the relay is closed before.
@@ -132,7 +132,7 @@ class EmbeddedSessions:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what a failed login counts as."""
+    """Return the counter label of a failed login."""
     if isinstance(error, LoginError):
         return error.reason
     if isinstance(error, ConnectionClosed | asyncio.CancelledError):
@@ -143,8 +143,7 @@ def _reason(error: BaseException) -> str:
 async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
     """Pump between streams and our end of a socket pair until either side or the session ends.
 
-    After the session the client has FAREWELL_S for what it has not read; the end of a socket pair
-    that is full would not be seen.
+    After the session the client has FAREWELL_S to read the rest: a full socket pair hides its end.
     """
     loop = asyncio.get_running_loop()
 
@@ -170,7 +169,7 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
 
 
 async def _hang_up(writer: Writer) -> None:
-    """Close the connection; abort it when its peer reads nothing: asyncio would keep it for ever."""
+    """Close the connection; abort it when its peer does not read: asyncio would keep it."""
     writer.close()
     if isinstance(writer, asyncio.StreamWriter):
         try:

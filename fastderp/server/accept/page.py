@@ -1,4 +1,4 @@
-"""A page that takes its time: chunk after chunk, to a client that may be behind. Loop thread only."""
+"""Sends an endless page in chunks; a slow client misses some. Loop thread only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastderp.server.net.stream import Stream
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel
 
-# It ends after this long: a forgotten browser would keep it open for days.
+# Maximum of seconds per page: a forgotten browser would keep it open for days.
 PAGE_S = 300.0
 
 

@@ -1,4 +1,4 @@
-"""The PROXY header in front of a connection's bytes: who must send one, and what it changes.
+"""Reads the PROXY header in front of a connection's bytes.
 
 Sans I/O. Loop thread only.
 """
@@ -11,7 +11,7 @@ from fastderp.wire.proxy_protocol import Fault, Header, Status
 
 
 class ProxyHeaderError(Exception):
-    """A connection that is closed for its PROXY header, or for having none; `reason` is counted."""
+    """The PROXY header is malformed, forbidden or missing; `reason` is the counter's label."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -21,8 +21,8 @@ class ProxyHeaderError(Exception):
 class ProxyHeaderReader:
     """Takes the first bytes of a connection on a port with `-proxy-protocol`.
 
-    A trusted proxy has to send a header: without one, the next bytes are its client's, who could
-    send a header of its own. All other peers must not.
+    A trusted proxy must send a header: otherwise its client could send one. All other peers must
+    not.
 
     Args:
         peer: the origin of the connection by its peer's address.

@@ -37,18 +37,18 @@ a no with its reason; `admission.Admission` is one."""
 
 
 class Registrar:
-    """Asks admission about clients, registers those it lets in, and owns what connections share.
+    """Asks admission about clients, registers the admitted ones, and owns their shared state.
 
     Args:
         private_key: the relay's identity.
         plane: takes the sessions.
-        region: knows mesh peers, and is told of each new session.
+        region: knows the mesh peers, and gets each new session.
         connection_log: counts and logs.
-        client_rate: the rate limit that each client is told.
+        client_rate: the rate limit in each client's ServerInfo.
         duplicates: tells clients that share a key; None to tell none.
         verify: admission; None to let every client in.
         disallowed_app_names: clients with one of these AppNames are refused. PROTOCOL §22.
-        login_memory_bytes: what all connections may hold together before their login.
+        login_memory_bytes: memory of all connections before their login.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Registrar:
         self._plane = plane
         self._region = region
         self._duplicates = duplicates
-        # Of the sessions whose client announced another version than ours: hardly any.
+        # The few sessions whose client announced another version than ours.
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
@@ -110,9 +110,9 @@ class Registrar:
         self.poller.close()
 
     async def refusal(self, login: ClientLogin, ip: str) -> str:
-        """Ask admission about a client; return why it is refused, "" when it is not.
+        """Ask admission about a client; return the reason of a refusal, or "".
 
-        An error means no.
+        An error refuses the client.
         """
         if self._verify is None:
             return ""

@@ -29,8 +29,8 @@ Outcome = bool | Exception
 
 # The loop thread has more to do per connection than a thread here: a few keep it busy.
 THREADS_LIMIT = 4
-# What a client may send between its ClientHello and the end of the handshake: another ClientHello,
-# its Finished, and what it pipelines behind that.
+# Bytes that a client may send between its ClientHello and the end of the handshake: another
+# ClientHello, its Finished, and pipelined data.
 FLIGHT_LIMIT_BYTES = 40 * 1024
 
 
@@ -38,7 +38,7 @@ def take_step(handshake: Handshake) -> Outcome:
     """Take a step in this thread."""
     try:
         return handshake.step()
-    except Exception as error:  # an internal one, too, is for the connection and not for the thread
+    except Exception as error:  # internal errors, too, belong to the connection, not to the thread
         return error
 
 
@@ -208,7 +208,7 @@ class ServerHandshake:
         return self._output if self._handshake is None else self._handshake.take_output()
 
     def cancel(self) -> None:
-        """Do nothing more, whatever a thread or an issued certificate has to report.
+        """Stop, and ignore later reports of threads and of issued certificates.
 
         The OpenSSL object goes at once; a cycle would keep it until the garbage collector runs.
         """

@@ -1,6 +1,7 @@
 """Shares the loop thread between connections that have more to do than fits into one turn.
 
-A turn is one bounded piece of work of one connection. ARCHITECTURE §2, RELIABILITY F32. Loop thread only.
+A turn is one bounded piece of work of one connection. ARCHITECTURE §2, RELIABILITY F32. Loop
+thread only.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ class Turns:
         self._handle: asyncio.Handle | None = None
 
     def ask(self, turn: Callable[[], None]) -> None:
-        """Have `turn` called when it is this caller's; it may come after its owner has gone."""
+        """Queue `turn`; it may be called after its owner has gone."""
         self._waiting.append(turn)
         if self._handle is None:
             self._handle = self._loop.call_soon(self._run)
 
     def close(self) -> None:
-        """Call nothing more."""
+        """Stop calling turns."""
         self._waiting.clear()
         if self._handle is not None:
             self._handle.cancel()
@@ -40,7 +41,7 @@ class Turns:
     def _run(self) -> None:
         deadline_s = time.monotonic() + SLICE_S
         while self._waiting:
-            # One that fails does not end the turns of the others.
+            # A failing turn does not stop the others.
             supervisor.guard("turn", self._waiting.popleft())
             if time.monotonic() > deadline_s:
                 break

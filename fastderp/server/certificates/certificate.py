@@ -83,7 +83,7 @@ class Certificate:
         return json.dumps(node, separators=(",", ":"))
 
     def time_fault(self, now: datetime.datetime) -> str:
-        """Say why clients refuse it at this time; "" within its validity."""
+        """Return why clients refuse it now; "" within its validity."""
         if now > self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d}"
         if now < self.not_before:
@@ -92,7 +92,7 @@ class Certificate:
         return ""
 
     def server_context(self, meta_cert: bytes) -> ServerContext:
-        """Return what a listener presents: the chain, then the metacert. Raises TlsError."""
+        """Return the TLS context with the chain and the metacert. Raises TlsError."""
         return ServerContext([*self.chain, meta_cert], self.key, required_sni=self.required_sni)
 
 

@@ -24,17 +24,17 @@ from fastderp.util.shortage import shortage_of
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# The operator has to renew it, and clients that have it pinned need the new pin: warn while a third
-# of its life is left, and at most 30 days ahead.
+# The operator has to renew it, and clients with its pin need the new one: warn while less than a
+# third of its life is left, up to 30 days ahead.
 WARN_BEFORE_MAX = datetime.timedelta(days=30)
 WARN_EVERY_S = 24 * 3600.0
 
 
 class ManualCertificate:
-    """The certificate in a pair of files, as it was when they could last be used."""
+    """The certificate in a pair of files, as last read from usable ones."""
 
     def __init__(self, directory: Path, hostname: str) -> None:
-        """Read the files; for an address they are made when absent. Raises CertificateError."""
+        """Read the files; create those of an address when absent. Raises CertificateError."""
         self._directory = directory
         self._hostname = hostname
         self.certificate: Certificate = manual_certificate(directory, hostname)
@@ -57,7 +57,7 @@ class ManualCertificate:
             self._timer = None
 
     def context(self, meta_cert: bytes) -> ServerContext:
-        """Return what a listener presents, metacert included. Raises CertificateError."""
+        """Return the TLS context with the metacert. Raises CertificateError."""
         return _context(self.certificate, meta_cert)
 
     def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
@@ -68,7 +68,7 @@ class ManualCertificate:
         Raises CertificateError only while descriptors or memory are out: to be called again.
         """
         try:
-            # Not made when absent: clients know the previous one by its pin.
+            # Never created on a reload: clients have the pin of the previous one.
             certificate = manual_certificate(self._directory, self._hostname, make=False)
             self._check_is_no_worse(certificate)
             publish(_context(certificate, meta_cert))
@@ -115,7 +115,7 @@ class ManualCertificate:
         return f"certificate for {self._hostname}, valid until {until}"
 
     def _warning(self, now: datetime.datetime) -> str:
-        """Say what the certificate's time demands of the operator; "" while that is nothing."""
+        """Return the warning about the certificate's validity; "" while none is due."""
         certificate = self.certificate
         if fault := certificate.time_fault(now):
             return f"certificate for {self._hostname} {fault}: clients refuse it{self._remedy}"

@@ -43,7 +43,7 @@ def meta_cert(public_key_hex: str) -> bytes:
 
 
 def _common_name(text: str) -> x509.NameAttribute[str]:
-    """Make a common name of 71 characters: more than X.520 allows, and what clients look for."""
+    """Make the common name that clients expect; its 71 characters exceed the limit of X.520."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return x509.NameAttribute(NameOID.COMMON_NAME, text, _validate=False)

@@ -97,13 +97,13 @@ def self_signed(address: str, key: ec.EllipticCurvePrivateKey) -> x509.Certifica
 def private_pem(
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
 ) -> bytes:
-    """Return a key in the form in which key files hold it."""
+    """Return a key in the format of key files."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, so that relays started together agree on one file."""
+    """Hold the directory's lock, so that relays started together use the same file."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -117,7 +117,7 @@ def _self_signed_pem(address: str, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _complete(crt: Path, key: Path, address: str) -> None:
-    """Make the certificate for a key of ours. Raises CertificateError when the key is not ours."""
+    """Make the certificate for a key that this module made. Raises CertificateError for others."""
     private = _key_of_ours(key)
     if private is None:
         raise _half_lost(key, crt)
@@ -128,7 +128,7 @@ def _complete(crt: Path, key: Path, address: str) -> None:
 def _key_of_ours(path: Path) -> ec.EllipticCurvePrivateKey | None:
     """Return the key in a file when its type and its form are those of `make_missing_files`."""
     content = files.read(path)
-    with contextlib.suppress(Exception):  # ValueError, TypeError, UnsupportedAlgorithm: not ours
+    with contextlib.suppress(Exception):  # ValueError, TypeError, UnsupportedAlgorithm
         key = load_pem_private_key(content, None)
         if (
             isinstance(key, ec.EllipticCurvePrivateKey)

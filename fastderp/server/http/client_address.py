@@ -1,7 +1,8 @@
-"""Whose request it is, behind proxies: which proxies are trusted, and what their headers say.
+"""Finds the client of a request behind trusted proxies, from their headers.
 
-Headers count when a trusted proxy sent them, the last one to first one, up to the first address
-that is no trusted proxy's: what stands before it may be the client's invention. Pure functions.
+Headers count when a trusted proxy sent them. They are read from the last entry to the first, up to
+the first address that is no trusted proxy's: the client may have invented those before it. Pure
+functions.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class TrustedProxies:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection or a request comes from.
+    """The origin of a connection or a request.
 
     Args:
         address: (ip, port) of the client as far as it is known; port 0 when the proxy does not tell
@@ -149,7 +150,7 @@ def _forwarded_hops(line: str) -> list[str]:
 
 
 def _address(text: str) -> tuple[str, int] | None:
-    """Read `ip`, `ip:port`, `[ipv6]` or `[ipv6]:port`; None for anything else, `unknown` included."""
+    """Read `ip`, `ip:port`, `[ipv6]` or `[ipv6]:port`; None for other text, also for `unknown`."""
     text = text.strip()
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")

@@ -32,7 +32,7 @@ _START_NS = 100_000_000
 
 
 class QueryError(ValueError):
-    """A query that makes no sense; the text says what is wrong."""
+    """A query is invalid; the text names the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class ClientsPage:
     version: Callable[[int], int]
 
     def respond(self, request: Request) -> Response:
-        """Answer with the page that explains itself, a table, or the error in the query."""
+        """Answer with the help page, a table, or the error in the query."""
         try:
             query = Query.parse(request.query)
         except QueryError as error:

@@ -1,4 +1,4 @@
-"""Which handler answers which path, on the main listener and on the plain port beside TLS.
+"""The handlers of paths, on the main listener and on the plain port beside TLS.
 
 PROTOCOL §9.2, §9.5.
 """

@@ -130,7 +130,7 @@ class Tunnels:
     def join(
         self, poller: Poller, client: Stream, channel: Channel, target: socket.socket, first: bytes
     ) -> None:
-        """Tell the client that it is connected, and pump; `first` is what it has said already."""
+        """Answer 200 and pump; `first` has the bytes that the client has sent already."""
         try:
             self._tunnels.add(
                 Tunnel(poller, client, channel, target, first, self._pace, self._tunnels.discard)
@@ -145,7 +145,7 @@ class Tunnels:
             tunnel.close()
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         return {
             "fastderp_ace_tunnels": len(self._tunnels),
             "fastderp_ace_connects_total": dict(self._outcomes),

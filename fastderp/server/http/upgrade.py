@@ -1,4 +1,4 @@
-"""The upgrade from HTTP to DERP: what a request for `/derp` asks for, and the answer.
+"""The upgrade from HTTP to DERP: its request and its response.
 
 PROTOCOL §9.3. Sans I/O.
 """
@@ -17,7 +17,7 @@ KNOWN_HEAD_BYTES = 512
 
 @dataclass(slots=True, frozen=True)
 class Upgrade:
-    """What an upgrade request asks for.
+    """The options of an upgrade request.
 
     Args:
         fast_start: leave the response head out.
@@ -55,8 +55,8 @@ def wants_websocket(request: Request) -> bool:
 class KnownUpgrades:
     """A cache of request heads by their bytes, since clients of one kind all send the same.
 
-    Bounded; the oldest head goes first. A client that varies its heads makes others miss the cache,
-    no more.
+    Bounded; the oldest head goes first. A client that varies its heads only causes cache misses for
+    others.
     """
 
     __slots__ = ("_upgrades",)

@@ -1,7 +1,7 @@
 """Dials another relay: TCP, TLS, upgrade, its key. PROTOCOL §7.3, §13.
 
-The login is the first thing that the data plane writes: until then every byte sent and read is known.
-Loop thread only.
+The data plane writes the login first: until then every byte sent and read is known. Loop thread
+only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ JoinSocket = Callable[[socket.socket, Channel], int]
 """Puts a channel between a socket and a descriptor that it returns for the data plane."""
 
 CONNECT_TIMEOUT_S = 10.0
-# A relay that vanished is noticed after 25 s of silence, or 15 s after something was sent to it.
+# A vanished relay is detected after 25 s of silence, or after 15 s of unacknowledged data.
 KEEPALIVE_IDLE_S = 10
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
@@ -38,7 +38,7 @@ USER_TIMEOUT_MS = 15_000
 
 @dataclass(slots=True)
 class DialedRelay:
-    """A connection to a relay that has told its key and waits for a login.
+    """A connection to a relay that has sent its key and waits for a login.
 
     channel is what TLS left: None for plain TCP. wire holds bytes that were read and not opened,
     opened those that were opened and not used.
@@ -102,7 +102,7 @@ async def _introduce(
 ) -> DialedRelay:
     inside = await TlsStream.connect(outside, context, name) if https else None
     stream = ClientStream.of(inside) if inside is not None else outside
-    # No fast start: the answer proves that all we have written is on its way.
+    # No fast start: the response proves that all written bytes have been sent.
     await upgrade(stream, host=host, path=path)
     server_key = login.parse_server_key(
         *await stream.read_frame(MAX_SERVER_KEY_SIZE, CONNECT_TIMEOUT_S)
@@ -111,7 +111,7 @@ async def _introduce(
     sock, unread = outside.detach()
     try:
         if len(opened) + len(unread) > MAX_UNREAD_BYTES // 2:
-            raise DialError("the relay says much more than its key before the login")
+            raise DialError("the relay sends much more than its key before the login")
         _watch_for_death(sock)
         return _dialled(sock, server_key, inside, unread, opened)
     except BaseException:

@@ -21,35 +21,35 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, F
 log: logging.Logger = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
-# A packet may be on its way to a forwarder when that is removed: in a worker's turn, which lasts
-# milliseconds, or waiting for the forwarder to take it. After this time it is lost.
+# Seconds for packets in flight to a forwarder that is removed: a worker's turn lasts milliseconds,
+# the forwarder may be slow. Later ones are lost.
 LINGER_S = 1.0
-# The wait after the system has refused a forwarder a new session.
+# Seconds before the next attempt when the system refused a session.
 RETRY_S = 0.5
 
 
 class PacketForwarder(Protocol):
-    """Takes packets to somewhere else; `HTTPClient` with a mesh key is one. PROTOCOL §7.5, §7.6."""
+    """Sends packets to another relay, as `HTTPClient` with a mesh key does. PROTOCOL §7.5, §7.6."""
 
     def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes, /
     ) -> Awaitable[None] | None:
         """Send a packet of `data` on to `destination`, in the name of `source`.
 
-        What it returns is awaited before the next packet. What it raises is logged, and the packet
+        Its result is awaited before the next packet. Its exceptions are logged, and the packet
         is lost.
         """
 
 
 class _Carrier:
-    """One forwarder's session, and the keys it is used for."""
+    """One forwarder's session and keys."""
 
     def __init__(self, plane: Plane, forwarder: PacketForwarder, throttle: LogThrottle) -> None:
         """Open the session. Raises OSError or PlaneError when descriptors or memory are out."""
         self._ours, theirs = socket.socketpair()
         try:
             self._ours.setblocking(False)
-            # The data plane owns the descriptor, also when it refuses the session.
+            # The data plane owns the descriptor, even when it refuses the session.
             self.handle = plane.promote(theirs.detach(), bytes(KEY_SIZE), link=True)
         except BaseException:
             self._ours.close()
@@ -66,13 +66,13 @@ class _Carrier:
         self.carrying.add_done_callback(self._carried)
 
     def leave(self, left: Callable[[_Carrier], None]) -> None:
-        """Have `left` called once what is on its way has arrived, unless it is to stay."""
+        """Call `left` once the packets in flight have arrived, unless `stay` comes first."""
         self._leaving = asyncio.get_running_loop().call_later(
             LINGER_S, supervisor.guarded("packet forwarder", left), self
         )
 
     def stay(self) -> None:
-        """Go on, or have come to an end otherwise."""
+        """Cancel `leave`."""
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
@@ -82,7 +82,7 @@ class _Carrier:
         self._plane.close_session(self.handle)
 
     def close(self) -> None:
-        """End at once."""
+        """End the session at once; packets in flight are lost."""
         self.stay()
         self.carrying.cancel()
 
@@ -120,7 +120,7 @@ class _Carrier:
             )
 
     async def _keep_alive(self) -> None:
-        """Send what every relay at the other end of a link sends: silence would end the session."""
+        """Send keep-alives as a linked relay does: silence would end the session."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(KEEPALIVE_S)
@@ -143,14 +143,14 @@ def _take_frame(unread: bytearray) -> bytes | None:
 
 
 class Forwarders:
-    """Every packet forwarder of a relay. The same object is the same forwarder."""
+    """All packet forwarders of a relay, compared by identity."""
 
     def __init__(self, plane: Plane) -> None:
-        """Begin with none."""
+        """Start without forwarders."""
         self._plane = plane
         # By id() of the forwarder, which the carrier keeps alive.
         self._carriers: dict[int, _Carrier] = {}
-        # Those whose session has ended and whose keys wait for a new one.
+        # Carriers whose session has ended and whose keys wait for a new one.
         self._lost: list[_Carrier] = []
         self._retry: asyncio.TimerHandle | None = None
         self._carrying: set[asyncio.Task[None]] = set()
@@ -158,11 +158,11 @@ class Forwarders:
 
     @property
     def keys(self) -> set[bytes]:
-        """The keys that some forwarder takes packets for."""
+        """The keys of all forwarders."""
         return {key for carrier in (*self._carriers.values(), *self._lost) for key in carrier.keys}
 
     def add(self, key: bytes, forwarder: PacketForwarder) -> None:
-        """Use the forwarder for a key. Adding it twice is adding it once.
+        """Use the forwarder for a key; a no-op when it is used already.
 
         Raises OSError or PlaneError when descriptors or memory are out.
         """
@@ -183,7 +183,7 @@ class Forwarders:
         carrier.keys.add(key)
 
     def remove(self, key: bytes, forwarder: PacketForwarder) -> None:
-        """Use the forwarder for a key no longer; packets on their way still arrive.
+        """Stop using the forwarder for a key; packets in flight still arrive.
 
         A forwarder that was never added is only counted.
         """
@@ -212,7 +212,7 @@ class Forwarders:
             self._replace_lost()
 
     def _replace_lost(self) -> None:
-        """Give the keys of ended sessions to new ones; retry after RETRY_S what the system refuses."""
+        """Open new sessions for the keys of ended ones; retry every RETRY_S."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -241,7 +241,7 @@ class Forwarders:
             self._lost.pop(0)
 
     async def close(self) -> None:
-        """End them all, also those that still forward what was on its way."""
+        """End all forwarders, including those with packets in flight."""
         if self._retry is not None:
             self._retry.cancel()
         for carrier in self._carriers.values():

@@ -1,7 +1,7 @@
 """Keeps up the links to the other relays of the region; the data plane carries them. PROTOCOL §7.
 
-One task per member dials it, waits for the link's end and dials again. The keys that a link announces
-become forwarders in the data plane and are taken back when it ends. Loop thread only.
+One task per member dials it, waits for the link's end and dials again. The keys that a link
+announces become forwarders in the data plane until the link ends. Loop thread only.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ log: logging.Logger = logging.getLogger("fastderp")
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 5.0
 JITTER = 0.2
-# A link that lived this long was a good one: after it the wait starts small again.
+# A link that lasted this long resets the wait.
 GOOD_LINK_S = 30.0
-# Longest advice of a restarting relay that is heeded.
+# Maximum of the time that a restarting relay may ask for.
 MAX_RESTART_WAIT_S = 30.0
-# The wait after the data plane had no memory for a key.
+# Seconds before the next attempt when the data plane had no memory for a key.
 REFUSED_RETRY_S = 1.0
-# Routes are memory: what one relay may announce, some 50 MB worth.
+# Maximum of keys that one relay may announce: their routes take about 50 MB.
 MAX_KEYS_PER_LINK = 250_000
 
 
 class LinkState(StrEnum):
-    """Where a link is: dialling → login → up → waiting → dialling …, or itself for good."""
+    """The states of a link: dialling → login → up → waiting → dialling …, or finally itself."""
 
     DIALLING = "dialling"
     LOGIN = "login"  # connected; up when the other relay lists its first client, this relay
@@ -82,14 +82,14 @@ class MeshPeer:
     def parse(cls, text: str) -> MeshPeer:
         """Read a `text` of `host[:port]`, `host[:port]/dialhost` or an http:// or https:// URL.
 
-        With `=sha256-raw:` and 64 hex digits behind it, as in a DERP map's CertName, only that
+        With a suffix `=sha256-raw:` and 64 hex digits, as in a DERP map's CertName, only that
         certificate is accepted. Raises ValueError for any other text.
         """
         where, pinned, digits = text.partition(f"={PIN_PREFIX}")
         pin = certificate_pin(PIN_PREFIX + digits) if pinned else None
         if where.startswith(("http://", "https://")):
             if pin is not None and where.startswith("http://"):
-                raise ValueError("over plain HTTP there is no certificate to expect")
+                raise ValueError("plain HTTP has no certificate: remove =sha256-raw:…")
             peer = cls(where, where, pin=pin)
         else:
             host, slash, dial_host = where.partition("/")
@@ -100,7 +100,7 @@ class MeshPeer:
         return peer
 
     def target(self) -> UrlTarget:
-        """Return where to connect. Raises ValueError for a host that is none."""
+        """Return the address to dial. Raises ValueError for a malformed host."""
         return UrlTarget(self.url, "", self.dial_host)
 
 
@@ -109,7 +109,7 @@ class _ItIsOurselves(Exception):
 
 
 class MeshLink:
-    """The link to one member, for as long as it is a member."""
+    """The link to one member, from its addition to its removal."""
 
     def __init__(self, mesh: Mesh, peer: MeshPeer) -> None:
         self.peer = peer
@@ -121,7 +121,7 @@ class MeshLink:
         self._plane = mesh.plane
         self._handle = 0
         self._keys: set[bytes] = set()
-        # Announced, and refused by the data plane for want of memory.
+        # Keys announced, but refused by the data plane for lack of memory.
         self._refused: set[bytes] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._box: Box | None = None
@@ -135,16 +135,16 @@ class MeshLink:
 
     @property
     def keys(self) -> frozenset[bytes]:
-        """The keys it has announced."""
+        """The keys that the member has announced."""
         return frozenset(self._keys)
 
     @property
     def n_keys(self) -> int:
-        """How many keys it has announced."""
+        """The number of keys that the member has announced."""
         return len(self._keys)
 
     async def run(self) -> None:
-        """Keep the link up until cancelled, or until the member turns out to be this relay itself."""
+        """Keep the link up until cancelled, or until the member proves to be this relay."""
         try:
             while True:
                 try:
@@ -165,7 +165,7 @@ class MeshLink:
             self._withdraw()
 
     async def _connect_and_stay(self) -> None:
-        """Make the connection and wait for its end, which is always an error."""
+        """Connect and wait for the end, which is always an error."""
         self.state = LinkState.DIALLING
         dialled = await dial(self.peer.target(), self._mesh.tls_context(self.peer.pin))
         try:
@@ -216,14 +216,14 @@ class MeshLink:
             self._give_up("the relay did not answer the login")
 
     async def _pause(self, wait_s: float) -> None:
-        """Wait before the next attempt, less when the member shows up."""
+        """Wait before the next attempt, or until the member logs in here."""
         self._back.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._back.wait()
 
     def peer_arrived(self, key: NodePublic) -> None:
-        """Note that a relay has logged in here: if it may be this member, dial it now."""
+        """Dial the member now if it may be the relay that has just logged in here."""
         if self.server_key is None or self.server_key == key:
             self._back.set()
 
@@ -241,7 +241,7 @@ class MeshLink:
             self._note_restart(payload)
 
     def closed(self, event: ClosedEvent) -> None:
-        """Note that the connection is over."""
+        """Note that the connection has ended."""
         if self.state is LinkState.LOGIN:
             reason = (
                 "the relay closed the connection instead of listing its clients:"
@@ -281,7 +281,7 @@ class MeshLink:
             )
 
     def _retry_refused(self) -> None:
-        """Add the keys that there was no memory for, some at a time, until one is refused again."""
+        """Retry the keys refused for lack of memory, in batches, until one is refused again."""
         self._retry = None
         for _ in range(min(len(self._refused), KEYS_PER_TURN)):
             key = self._refused.pop()
@@ -342,7 +342,7 @@ class MeshLink:
             self._ended.set_result(reason)
 
     def _withdraw(self) -> None:
-        """Take back every forwarder of this connection, and close it if it is not over."""
+        """Withdraw every forwarder of this connection, and close it if it is open."""
         handle, self._handle = self._handle, 0
         self._box = None
         if self._settling is not None:
@@ -367,7 +367,7 @@ class MeshLink:
         return max(advised_s, wait_s * random.uniform(1 - JITTER, 1 + JITTER))
 
     def _complain(self, text: str) -> None:
-        """Log why there is no link; the same reason again and again only once."""
+        """Log the reason for a missing link; a repeated reason is logged once."""
         if text != self._complaint:
             self._complaint = text
             log.warning("mesh: no link to %s: %s", self.peer.name, text)
@@ -384,10 +384,10 @@ class Mesh:
         join: JoinSocket,
         tls: ClientContext | None = None,
     ) -> None:
-        """Begin without members.
+        """Start without members.
 
         Args:
-            private_key: this relay's own, which it logs in with.
+            private_key: the key of this relay for its logins.
             mesh_key: returns the secret to show.
             join: bridges connections over TLS 1.2.
             tls: what to trust; None for the system's roots.
@@ -406,16 +406,16 @@ class Mesh:
 
     @property
     def links(self) -> list[MeshLink]:
-        """One per member."""
+        """The links, one per member."""
         return [link for link, _ in self._links.values()]
 
     @property
     def keys(self) -> set[bytes]:
-        """The keys that the data plane reaches through links, also through ended ones."""
+        """The keys that the data plane reaches through links, including ended ones."""
         return self.withdrawals.keys.union(*(link.keys for link in self.links))
 
     def tls_context(self, pin: bytes | None) -> ClientContext:
-        """Return what to trust: the certificate with this hash, or without one the system's roots."""
+        """Return what to trust: the certificate with this hash, or the system's roots."""
         if pin is not None:
             return ClientContext(pin=pin)
         if self._tls is None:
@@ -423,7 +423,7 @@ class Mesh:
         return self._tls
 
     def set_peers(self, peers: Iterable[MeshPeer]) -> None:
-        """Make these the members: end links to others, begin links to new ones, keep the rest."""
+        """Replace the members: end links to old ones, start links to new ones, keep the rest."""
         wanted = dict.fromkeys(peers)
         for peer in [peer for peer in self._links if peer not in wanted]:
             self._links.pop(peer)[1].cancel()
@@ -441,7 +441,7 @@ class Mesh:
         return link is not None
 
     def peer_arrived(self, key: NodePublic) -> None:
-        """Note that a mesh peer has logged in here: probably a member that has just started."""
+        """Note a mesh peer's login, probably of a member that has just started."""
         for link in self.links:
             link.peer_arrived(key)
 

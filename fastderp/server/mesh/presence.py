@@ -1,7 +1,7 @@
 """Tells watchers which clients come and go. PROTOCOL §6.2, §7.2.
 
-Keeps nothing without watchers. What happens in one iteration of the loop reaches each watcher in one
-write. Loop thread only.
+Keeps nothing without watchers. Each watcher gets the changes of one loop iteration in one write.
+Loop thread only.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from fastderp.wire.protocol import (
 
 BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOOP_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100)
-# The list of all clients is a thousand times as long as the request for it; real watchers ask once
-# per connection.
+# The list of all clients is a thousand times longer than its request; real watchers send one
+# request per connection.
 FLOODS_PER_S = 10.0
 
 
 class Arrival(NamedTuple):
-    """What watchers are told of a connection: key, address and AppName as on the wire, and its kind."""
+    """A connection as watchers see it: key, address and AppName as on the wire, and kind."""
 
     key: bytes
     addr: bytes
@@ -70,9 +70,9 @@ class Presence:
         """Watch the clients of this data plane."""
         self._plane = plane
         self._clock = clock
-        # The floods that each may still have.
+        # The budget of full lists of each watcher.
         self._watchers: dict[int, TokenBucket] = {}
-        # Keys the watchers have been told of and not told to forget; empty without watchers.
+        # Keys announced to the watchers as present; empty without watchers.
         self._present: set[bytes] = set()
         self._pending: list[bytes] = []
         self._n_gone_pending = 0
@@ -83,17 +83,17 @@ class Presence:
 
     @property
     def n_watchers(self) -> int:
-        """How many connections watch."""
+        """The number of connections that watch."""
         return len(self._watchers)
 
     @property
     def n_gone_sent(self) -> int:
-        """How many PeerGone frames watchers have been sent."""
+        """The number of PeerGone frames sent to watchers."""
         return self._n_gone_sent
 
     @property
     def n_refused(self) -> int:
-        """How many requests to watch came too fast and were ignored."""
+        """The number of requests to watch that came too fast and were ignored."""
         return self._n_refused
 
     def metrics(self) -> dict[str, Value]:
@@ -105,7 +105,7 @@ class Presence:
         }
 
     def watch(self, handle: int) -> None:
-        """List all clients to a session, again when asked again, and tell it of changes from now on."""
+        """Send a session the list of all clients, at each request, and later changes."""
         watcher = self._watchers.get(handle) or TokenBucket(
             FLOODS_PER_S, FLOODS_PER_S, clock=self._clock
         )
@@ -119,7 +119,7 @@ class Presence:
         self._send(handle, b"".join(arrival.frame() for arrival in clients.values()), len(clients))
 
     def _all_clients(self, asking: int) -> dict[bytes, Arrival]:
-        """Return the active connection of each key; for the watcher's key that is the watcher itself."""
+        """Return the active connection of each key; for the watcher's key, the watcher."""
         listed: dict[bytes, Arrival] = {}
         own_key = b""
         for session in self._plane.sessions():
@@ -145,7 +145,7 @@ class Presence:
             self._add(arrival.frame())
 
     def left(self, handle: int, key: bytes) -> None:
-        """Note that a connection is over."""
+        """Note that a connection has ended."""
         if self._watchers.pop(handle, None) is not None and not self._watchers:
             self._present.clear()
             self._pending.clear()
@@ -158,7 +158,7 @@ class Presence:
             self._n_gone_pending += 1
 
     def flush(self) -> None:
-        """Send what has happened since the last time."""
+        """Send the changes since the last call."""
         if not self._pending:
             return
         frames, n_frames, n_gone = b"".join(self._pending), len(self._pending), self._n_gone_pending
@@ -168,7 +168,7 @@ class Presence:
             if not supervisor.guard(
                 "presence", self._send_pending, handle, frames, n_frames, n_gone
             ):
-                # It has missed something: with a new connection it gets the whole list.
+                # It missed a change: on a new connection it gets the whole list.
                 self._plane.close_session(handle)
 
     def _send_pending(self, handle: int, frames: bytes, n_frames: int, n_gone: int) -> None:

@@ -24,7 +24,7 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 
 class Region:
-    """What makes a relay a member of a region, apart from moving the packets."""
+    """The state of a relay as a member of its region, without the packets."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Region:
         self._plane = plane
         self._own_key = private_key.public_key
         self._throttle = LogThrottle(log)
-        # The logged-in mesh peers by session: their key decides what they may ask for.
+        # The logged-in mesh peers by session; their key decides their rights.
         self._peers: dict[int, NodePublic] = {}
 
     @property
@@ -52,7 +52,7 @@ class Region:
         return self.keys[0] if self.keys else MeshKey()
 
     def set_keys(self, keys: Iterable[MeshKey]) -> None:
-        """Accept mesh peers that show any of these, and show the first; zero keys are left out."""
+        """Accept mesh peers that show any of these keys, and show the first; skip zero keys."""
         self.keys = [key for key in keys if key]
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
@@ -70,7 +70,7 @@ class Region:
         self.presence.arrived(arrival)
 
     def received(self, event: FrameEvent) -> None:
-        """Act on a frame that the data plane leaves to us: of a link, or of a mesh peer."""
+        """Act on a frame of a link or a mesh peer that the data plane reports."""
         if self.mesh.received(event):
             return
         peer = self._peers.get(event.handle)
@@ -83,7 +83,7 @@ class Region:
 
     @property
     def on_closed(self) -> list[Callable[[ClosedEvent], object]]:
-        """What to call at the end of any session, each whether or not the others succeed."""
+        """The handlers of a session's end; each is called even when others fail."""
         return [
             lambda event: self._peers.pop(event.handle, None),
             lambda event: self.presence.left(event.handle, event.key),
@@ -113,7 +113,7 @@ class Region:
 
     @property
     def announced(self) -> set[bytes]:
-        """The keys that are reached through others."""
+        """The keys that are reached through other relays."""
         return self.mesh.keys | self.forwarders.keys
 
     async def close(self) -> None:

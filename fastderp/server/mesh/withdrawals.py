@@ -1,4 +1,4 @@
-"""Takes back the forwarders of ended links, a few per iteration of the loop. PROTOCOL §7.5.
+"""Withdraws the forwarders of ended links, a few per iteration of the loop. PROTOCOL §7.5.
 
 A link may have announced 250,000 keys; taking them back at once would hold up logins for half a
 second. Until a key's turn has come, packets for it are dropped as those of any ended session.
@@ -15,12 +15,12 @@ from fastderp.server.observe.supervisor import supervisor
 
 # About 1 ms on an idle machine.
 KEYS_PER_TURN = 250
-# The wait after an internal error.
+# Seconds before the next attempt after an internal error.
 RETRY_S = 1.0
 
 
 class Withdrawals:
-    """The keys that are still to be taken back, by link."""
+    """The keys that remain to be withdrawn, by link."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -29,7 +29,7 @@ class Withdrawals:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to take back."""
+        """Whether no key remains."""
         return not self._due
 
     @property
@@ -38,13 +38,13 @@ class Withdrawals:
         return set().union(*(keys for _, keys in self._due))
 
     def add(self, handle: int, keys: set[bytes]) -> None:
-        """Take back `keys`, a set that is the caller's no longer, from the link of this session."""
+        """Withdraw `keys` from the link of this session; the set passes to this object."""
         if keys:
             self._due.append((handle, keys))
             self._step()
 
     def close(self) -> None:
-        """Forget what is left: the data plane is about to close."""
+        """Drop the remaining keys: the data plane is about to close."""
         if self._next is not None:
             self._next.cancel()
         self._due.clear()
@@ -67,7 +67,7 @@ class Withdrawals:
         while left and self._due:
             handle, keys = self._due[0]
             while left and keys:
-                # Not next(iter(keys)): behind many removals that looks at every empty place again.
+                # Not next(iter(keys)): after many removals it scans every empty slot again.
                 key = keys.pop()
                 try:
                     self._plane.remove_forwarder(key, handle)

@@ -1,4 +1,4 @@
-"""Short questions to HTTP services: any answer, or none, costs bounded time and memory.
+"""Sends short queries to HTTP services, in bounded time and memory.
 
 Loop thread only. Import this module only when there is a service to ask: aiohttp adds 105 ms and
 14 MiB to a start. (httpx costs a quarter of that, but eight times the CPU per question.)
@@ -71,7 +71,7 @@ class HttpService:
 
         Raises ValueError for a proxy that cannot be used.
         """
-        # The system's roots, as other programs use them, and not a list that came with a package.
+        # The system's roots, not those of a Python package.
         tls = ssl.create_default_context()
         return cls(
             limit_bytes,
@@ -174,7 +174,7 @@ def http_url(text: str, example: str) -> URL:
 
 
 def _proxy(url: URL) -> str | None:
-    """Return the proxy that the environment names for a URL. Raises ValueError for an unusable one."""
+    """Return the environment's proxy for a URL. Raises ValueError for an unusable one."""
     assert url.host is not None
     assert url.port is not None
     found = proxy_for(url.scheme, url.host, url.port)
@@ -190,7 +190,7 @@ def _proxy(url: URL) -> str | None:
 
 
 def _no_connection(error: aiohttp.ClientConnectionError) -> NoAnswer:
-    """Say why there was no connection, and whether that was for want of something here."""
+    """Return why no connection was made, and whether a local shortage caused it."""
     shortage = shortage_of(error)
     # A name lookup without descriptors fails like one of an unknown name.
     if not shortage and isinstance(error, aiohttp.ClientConnectorError) and lookups_are_short():

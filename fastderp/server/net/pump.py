@@ -52,7 +52,7 @@ class Pump:
         self._go_on()
 
     def close(self) -> None:
-        """Close both sides; what is on its way is lost."""
+        """Close both sides; unsent bytes are lost."""
         if self._client.closed:
             return
         if self._deadline is not None:
@@ -140,7 +140,7 @@ class Pump:
     # The end
 
     def _end(self) -> None:
-        """Pass on no more: announce the end, and give both sides a moment to take their rest."""
+        """Stop passing bytes: announce the end, and let both sides read the rest."""
         if self._is_ending or self._client.closed:
             return
         self._is_ending = True
@@ -171,4 +171,4 @@ def _read_if(stream: Stream, wanted: bool) -> None:
 
 
 def _ignore(data: bytes) -> None:
-    """Take input that has no use any more."""
+    """Discard input."""

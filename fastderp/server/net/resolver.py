@@ -1,6 +1,7 @@
-"""Looks up addresses and texts as the system would: /etc/hosts first, then its nameservers. PROTOCOL §9.6.
+"""Looks up addresses and texts in /etc/hosts, then at the nameservers. PROTOCOL §9.6.
 
-Loop thread only. Import this module only when there are names to look up: dnspython costs a start 43 ms and 7 MiB.
+Loop thread only. Import this module only to look up names: dnspython costs a start 43 ms and
+7 MiB.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ HOSTS = Path("/etc/hosts")
 
 
 class SystemResolver:
-    """Asks the nameservers of /etc/resolv.conf, read anew for every question; or those it is given."""
+    """Queries the nameservers of /etc/resolv.conf, read for every query, or given ones."""
 
     def __init__(self, nameserver: str = "", port: int = 53, *, hosts: Path = HOSTS) -> None:
-        """Ask one nameserver at an address, "" for the system's; `hosts` has addresses that come before its answers."""
+        """Query one nameserver, "" for the system's, after the file `hosts`."""
         self._nameserver = nameserver
         self._port = port
         self._hosts = hosts
 
     async def addresses(self, name: str) -> list[str]:
-        """Return the IPv4 and IPv6 addresses of a name, at least one. Raises LookupError that says why there is none."""
+        """Return the IPv4 and IPv6 addresses of a name, at least one.
+
+        Raises LookupError with the reason for none.
+        """
         # In a thread: lists of hosts to block can have 100,000 lines.
         if listed := await asyncio.to_thread(addresses_in, self._hosts, name):
             return listed
@@ -42,7 +46,7 @@ class SystemResolver:
             for record in answer
         ]
         if not found:
-            # The error of the first question: the want of one family alone is no error.
+            # The error of the first query: a single missing family is no error.
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return found
 
@@ -78,7 +82,7 @@ class SystemResolver:
 
 
 def addresses_in(hosts: Path, name: str) -> list[str]:
-    """Return the addresses that a file such as /etc/hosts has for a name; none when it cannot be read."""
+    """Return a name's addresses in a file such as /etc/hosts; none when it is unreadable."""
     wanted = name.rstrip(".").lower()
     found: dict[str, None] = {}
     try:
@@ -93,7 +97,7 @@ def addresses_in(hosts: Path, name: str) -> list[str]:
 
 
 def _address(text: str) -> dict[str, None]:
-    """Return the address without its zone; nothing for what is none."""
+    """Return the address without its zone; nothing for other text."""
     try:
         return {str(ipaddress.ip_address(text.partition("%")[0])): None}
     except ValueError:

@@ -139,7 +139,7 @@ class Stream:
         self.on_bytes: Callable[[bytes], None] = on_bytes
         self.on_end: Callable[[OSError | None], None] = on_end
         self.on_drained: Callable[[], None] = on_drained
-        # What one turn takes at most; whoever finds a turn too long lowers it.
+        # Maximum of bytes per turn; a connection may lower it to shorten its turns.
         self.read_bytes: int = READ_BYTES
 
     @property
@@ -240,7 +240,7 @@ class Stream:
         self._sock.close()
 
     def ready(self, events: int) -> None:
-        """Act on what epoll says. An error or the end shows in whatever is tried next."""
+        """Act on epoll's events. An error or the end shows in the next read or write."""
         if self._events & _OUT and events & ~_IN:
             self._write()
         if self._events & _IN and events & ~_OUT:
@@ -287,4 +287,4 @@ class Stream:
 
 
 def _nothing(*_: object) -> None:
-    """Take the place of a callback that is not wanted any more."""
+    """Replace a callback after `close` or `detach`."""

@@ -40,7 +40,7 @@ class Histogram:
 
     @classmethod
     def of(cls, bounds: Sequence[float], counts: Sequence[int], total: Number) -> Histogram:
-        """Show what was counted elsewhere: how many were at most each bound but above the one before, one more, and the sum of all."""
+        """Wrap counts made elsewhere: one per bucket, one above the last bound, and the sum."""
         histogram = cls(bounds)
         histogram._counts = list(counts)
         histogram._sum = total

@@ -1,4 +1,4 @@
-"""Failed orders, and the wait before the next one; kept in -certdir (PROTOCOL §10).
+"""Stores failed orders, and the delay before the next, in -certdir (PROTOCOL §10).
 
 Loop thread only.
 """
@@ -37,13 +37,13 @@ class Failures:
                     self._of[name] = (int(n), float(retry_at))
 
     def wait_s(self, name: str) -> float:
-        """Return how long a name has still to wait, 0 when it may be ordered."""
+        """Return the seconds before the next order for a name, 0 when it may be ordered."""
         _, retry_at = self._of.get(name, (0, 0.0))
         remaining = retry_at - self._clock()
         return remaining if 0 < remaining <= RETRY_MAX_S else 0.0
 
     def add(self, name: str, *, rate_limited: bool = False) -> float:
-        """Note another failure and return the wait; it is the longest where the CA limits us."""
+        """Note a failure and return the delay, the longest one after a rate limit of the CA."""
         n = self._of.get(name, (0, 0.0))[0] + 1
         wait_s = (
             RETRY_MAX_S if rate_limited else min(RETRY_FIRST_S * 2 ** min(n - 1, 10), RETRY_MAX_S)
@@ -53,12 +53,12 @@ class Failures:
         return wait_s
 
     def clear(self, name: str) -> None:
-        """Forget the failures of a name: it has its certificate."""
+        """Forget the failures of a name that got its certificate."""
         if self._of.pop(name, None) is not None:
             self._save()
 
     def forgive(self) -> set[str]:
-        """Let every name be ordered at once; return those that had to wait."""
+        """Allow an order for every name; return the names that were delayed."""
         forgiven = set(self._of)
         self._of.clear()
         if forgiven:

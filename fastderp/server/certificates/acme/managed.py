@@ -27,12 +27,12 @@ class ManagedCertificate:
 
     @property
     def valid(self) -> bool:
-        """Whether there is a certificate that has not expired."""
+        """Whether it has a certificate that has not expired."""
         return self.certificate is not None and _now() < self.certificate.not_after
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until it is to be renewed, when a third of its life is left; 0 without one."""
+        """Seconds until its renewal, when a third of its life is left; 0 without one."""
         if self.certificate is None:
             return 0.0
         life = self.certificate.not_after - self.certificate.not_before
@@ -40,7 +40,7 @@ class ManagedCertificate:
 
     @property
     def validity(self) -> str:
-        """Until when it is valid, for log lines; "" without a certificate."""
+        """The end of its validity, for log lines; "" without a certificate."""
         if self.certificate is None:
             return ""
         return f"valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"

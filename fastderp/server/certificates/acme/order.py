@@ -24,7 +24,7 @@ from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.util.net import parse_ip
 
-# Of one request; the order as a whole has the caller's budget.
+# Seconds per request; the order has the caller's budget.
 REQUEST_TIMEOUT_S = 20
 DETAIL_LIMIT = 300
 
@@ -174,7 +174,7 @@ class _Conversation:
         try:
             for authorization in order.authorizations:
                 if authorization.body.status != messages.STATUS_VALID:
-                    # One by one: what is shown when an answer fails is withdrawn, too.
+                    # One by one, so that a failed answer also withdraws those shown earlier.
                     shown.append(self._answer(authorization, method))  # noqa: PERF401
             order = self._client.poll_authorizations(order, self._deadline)
         finally:
@@ -183,7 +183,7 @@ class _Conversation:
         return self._client.finalize_order(order, self._deadline).fullchain_pem.encode()
 
     def _answer(self, authorization: messages.AuthorizationResource, method: str) -> str:
-        """Show the proof and tell the CA that it is there; return the key authorization."""
+        """Show the proof and notify the CA; return the key authorization."""
         offered = [body for body in authorization.body.challenges if body.chall.typ == method]
         if not offered:
             raise _NotOffered(f"the CA does not offer {method}")

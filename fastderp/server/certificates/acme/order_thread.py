@@ -1,4 +1,4 @@
-"""Runs an order, which blocks for seconds, in a thread of its own (PROTOCOL §10).
+"""Runs an order, which blocks for seconds, in a dedicated thread (PROTOCOL §10).
 
 Loop thread; only `work` runs in the other one. The thread is a daemon: the relay may end meanwhile.
 """
@@ -16,7 +16,7 @@ from fastderp.server.certificates.acme.managed import ManagedCertificate
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 
-# Of one order; derper gives as much.
+# Seconds per order, as in derper.
 ORDER_BUDGET_S = 180.0
 # The library checks its deadline between requests only.
 THREAD_GRACE_S = 30.0

@@ -37,7 +37,7 @@ from fastderp.util.net import is_address, parse_ip
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Renewals are looked for this often, and when the next one is due.
+# Interval between scans for renewals; a scan also runs when the next one is due.
 SCAN_S = 3600.0
 SCAN_MIN_S = 1.0
 # Pause between two orders of a name: some CAs issue certificates that are due at once.
@@ -47,12 +47,12 @@ WAITING_LIMIT = 256
 # With Tailscale's own name for -hostname clients can invent any number of names.
 NAMES_LIMIT = 32
 
-# What errors name where a file is expected.
+# The name of the CA's answer in errors that name a file.
 _CA_ANSWER = Path("the CA's answer")
 
 
 class AcmeCertificates:
-    """The certificates of a listener, ordered when they are needed; a `CertificateSource`.
+    """The certificates of a listener, ordered on demand; a `CertificateSource`.
 
     Args:
         settings: what may be ordered, and from which CA.
@@ -89,18 +89,18 @@ class AcmeCertificates:
     # Life
 
     def start(self) -> None:
-        """Renew from now on what is due."""
+        """Start the renewals."""
         self._scan()
 
     def close(self) -> None:
-        """Stop; an order under way is abandoned."""
+        """Stop, and abandon a running order."""
         if self._scan_timer is not None:
             self._scan_timer.cancel()
         for managed in self._managed.values():
             managed.close()
 
     def retry(self) -> None:
-        """Order at once what is due and has to wait, after a failure or a recent order."""
+        """Order at once the due names that wait after a failure or a recent order."""
         failed = self._failures.forgive()
         for managed in self._managed.values():
             managed.retry_after = 0.0
@@ -172,7 +172,7 @@ class AcmeCertificates:
     # For the plain port
 
     def respond(self, request: Request) -> Response:
-        """Answer the CA's question below `challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
+        """Answer the CA's request below `challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
         host = _host(request)
         if not self._settings.allows(host) and not (self._settings.ip_certs and is_address(host)):
             return text_error(403, "this name is not served here")
@@ -199,7 +199,7 @@ class AcmeCertificates:
 
     @property
     def summary(self) -> str:
-        """Which certificates there are, for a log line."""
+        """The certificates in use, for a log line."""
         kept = [
             f"{each.name} until {each.certificate.not_after:%Y-%m-%d}"
             for each in self._managed.values()
@@ -218,7 +218,7 @@ class AcmeCertificates:
             is_ip = is_address(name)
             if not is_ip and sum(not each.is_ip for each in self._managed.values()) >= NAMES_LIMIT:
                 raise TlsError(
-                    "no_certificate", f"{NAMES_LIMIT} names have certificates already: no more"
+                    "no_certificate", f"limit of {NAMES_LIMIT} names with certificates reached"
                 )
             certificate = self._store.load(name)
             managed = ManagedCertificate(name, is_ip, private_key(certificate))
@@ -239,7 +239,7 @@ class AcmeCertificates:
         if self._scan_timer is not None:
             self._scan_timer.cancel()
         self._scan_timer = None
-        # Whatever happens to this scan, there is a next one.
+        # Scheduled first, so that a failing scan does not end the scans.
         self._scan_later(SCAN_S)
         next_in_s = SCAN_S
         for managed in list(self._managed.values()):
@@ -263,7 +263,7 @@ class AcmeCertificates:
         )
 
     def _order(self, managed: ManagedCertificate) -> bool:
-        """Have a certificate ordered; False while the CA must not be asked."""
+        """Start an order; return False while the CA must not be asked."""
         if managed.order is None:
             loop = asyncio.get_running_loop()
             if self._failures.wait_s(managed.name) or (
@@ -324,7 +324,7 @@ class AcmeCertificates:
 
 
 def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
-    """Read the CA's answer. Raises CertificateError for what clients would refuse today."""
+    """Read the CA's answer. Raises CertificateError for a chain that clients refuse today."""
     certificate = certificate_from_pem(
         managed.name, chain, private_pem(managed.key), crt=_CA_ANSWER, key=_CA_ANSWER
     )
@@ -334,7 +334,7 @@ def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
 
 
 def _host(request: Request) -> str:
-    """Return the name or address a request was sent to, without port and brackets."""
+    """Return the name or address in a request's Host, without port and brackets."""
     host = request.header("host").lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

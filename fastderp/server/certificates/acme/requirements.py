@@ -1,4 +1,4 @@
-"""What ACME needs before anything is ordered: the library and the operator's own CA certificates (PROTOCOL §10)."""
+"""Checks the requirements of ACME: the library and the file of -acme-ca-file (PROTOCOL §10)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastderp.util import files
 
 
 def check_installed() -> None:
-    """Raise ImportError that says what to install when the library is missing."""
+    """Raise ImportError with the command to run when the library is missing."""
     if any(find_spec(name) is None for name in ("acme", "josepy", "requests")):
         raise ImportError("certificates from a CA need the library acme: pip install 'acme>=5'")
 
 
 def check_ca_file(path: Path) -> None:
-    """Raise ConfigError that names the file of -acme-ca-file when there is nothing in it to trust."""
+    """Raise ConfigError that names the file when it has no certificates."""
     try:
         found = x509.load_pem_x509_certificates(files.read(path))
     except OSError as error:
@@ -26,4 +26,4 @@ def check_ca_file(path: Path) -> None:
     except ValueError:
         found = []
     if not found:
-        raise ConfigError(f"-acme-ca-file {path}: there are no certificates (PEM) in it")
+        raise ConfigError(f"-acme-ca-file {path}: no certificates (PEM) in it")

@@ -38,7 +38,7 @@ class Store:
     """The directory of account keys and certificates."""
 
     def __init__(self, directory: Path) -> None:
-        """Use this directory, made when absent. Raises CertificateError."""
+        """Use this directory; create it when absent. Raises CertificateError."""
         self.directory = directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Store:
             ) from error
 
     def account_key(self, file_name: str) -> ec.EllipticCurvePrivateKey:
-        """Read an account's key, made when absent; relays that start together agree on one.
+        """Read an account's key or create it; relays that start together use the same one.
 
         Raises CertificateError.
         """
@@ -71,7 +71,7 @@ class Store:
         return key
 
     def load(self, name: str) -> Certificate | None:
-        """Return the kept certificate of a name or an address; None without one.
+        """Return the stored certificate of a name or an address; None without one.
 
         Files that cannot be used are logged and count as absent, as do expired certificates. One
         that is not valid yet is returned: the machine's clock may have to be set first.
@@ -82,7 +82,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("cannot look at the certificate in %s: %s", crt, error.strerror)
+            log.warning("cannot read the certificate in %s: %s", crt, error.strerror)
             return None
         try:
             key_pem = _key_block(read_pem(key, "certificate key"), key)
@@ -98,14 +98,14 @@ class Store:
             if fault and now > certificate.not_after:
                 raise CertificateError(f"the certificate in {crt} {fault}")
         except CertificateError as error:
-            log.warning("%s; another one is ordered when it is needed", error)
+            log.warning("%s; the next client triggers a new order", error)
             return None
         if fault:
             log.warning("the certificate in %s %s", crt, fault)
         return certificate
 
     def save(self, name: str, chain_pem: bytes, key: PrivateKey) -> None:
-        """Keep a certificate for the next start. Raises CertificateError."""
+        """Store a certificate for the next start. Raises CertificateError."""
         crt_path, key_path = self._files(name)
         try:
             if crt_path == key_path:
@@ -124,7 +124,7 @@ class Store:
             ) from error
 
     def _files(self, name: str) -> tuple[Path, Path]:
-        """Return the files of chain and key: the same one for a name, a pair for an address."""
+        """Return the files of chain and key: one file for a name, two for an address."""
         if not is_address(name):
             return self.directory / name, self.directory / name
         stem = name.replace(":", ".")

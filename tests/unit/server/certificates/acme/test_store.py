@@ -36,7 +36,7 @@ async def test_a_damaged_file_is_replaced(
     async with certificates(tmp_path, ca) as ours:
         await chosen(ours)
     assert Store(tmp_path).load(NAME)
-    assert "another one is ordered when it is needed" in caplog.text
+    assert "the next client triggers a new order" in caplog.text
 
 
 async def test_a_new_process_uses_the_files_on_disk(tmp_path: Path, ca: Ca) -> None:
@@ -69,7 +69,7 @@ def test_a_kept_certificate_that_is_not_valid_yet_is_used_and_an_expired_one_is_
     assert "is not valid before" in caplog.text
     store.save(NAME, chain(NAME, key, (-90, -1)), key)
     assert store.load(NAME) is None
-    assert "another one is ordered when it is needed" in caplog.text
+    assert "the next client triggers a new order" in caplog.text
 
 
 def test_a_previous_rsa_key_is_kept(tmp_path: Path) -> None:
