@@ -58,7 +58,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "a",
             str,
             ":443",
-            "address to listen on, or unix:PATH; HTTPS on port 443, and on any port with -certmode manual or -acme-directory; else HTTP",
+            "address to listen on, or unix:PATH; HTTPS on port 443, and on any port with "
+            "-certmode manual or -acme-directory; else HTTP",
             "[HOST]:PORT",
             LISTEN,
         ),
@@ -75,7 +76,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "trusted-proxies",
             str,
             "",
-            "networks or addresses of proxies that tell the relay its clients' addresses; unix for those on a unix socket",
+            "networks or addresses of proxies that tell the relay its clients' addresses; unix "
+            "for those on a unix socket",
             "CIDR,…",
             LISTEN,
         ),
@@ -120,7 +122,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "certdir",
             str,
             default_cert_dir(environment),
-            "directory of certificates; manual: HOSTNAME.crt and HOSTNAME.key, reloaded on SIGHUP, created if missing when HOSTNAME is an address",
+            "directory of certificates; manual: HOSTNAME.crt and HOSTNAME.key, reloaded on "
+            "SIGHUP, created if missing when HOSTNAME is an address",
             "DIR",
             CERTS,
         ),
@@ -202,7 +205,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "verify-interval",
             duration,
             "36s",
-            "interval at which connected clients are verified again, and disconnected if revoked; 0 for never",
+            "interval at which connected clients are verified again, and disconnected if "
+            "revoked; 0 for never",
             "TIME",
             ADMISSION,
             bounds.RECHECK,
@@ -211,7 +215,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "allow-keys",
             str,
             "",
-            "admit only the keys in this file, one nodekey:… per line; reloaded when the file changes",
+            "admit only the keys in this file, one nodekey:… per line; reloaded when the file "
+            "changes",
             "FILE",
             ADMISSION,
         ),
@@ -243,7 +248,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "secrets-url",
             str,
             "",
-            "setec server that has the mesh key, instead of -mesh-psk-file; queried again on SIGHUP",
+            "setec server that has the mesh key, instead of -mesh-psk-file; queried again on "
+            "SIGHUP",
             "URL",
             MESH,
         ),
@@ -259,7 +265,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "secrets-cache-dir",
             str,
             os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
-            "file or directory for a copy of the mesh key, used while the setec server cannot be reached",
+            "file or directory for a copy of the mesh key, used while the setec server cannot be "
+            "reached",
             "PATH",
             MESH,
         ),
@@ -267,8 +274,10 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "mesh-with",
             str,
             "",
-            "other relays of the region, comma-separated: HOST[:PORT] or HOST[:PORT]/DIALHOST, with =CERTNAME (sha256-raw:…) for a "
-            "pinned certificate, or an http:// or https:// URL; or @FILE with one per line, reloaded on SIGHUP",
+            "other relays of the region, comma-separated: HOST[:PORT] or HOST[:PORT]/DIALHOST, "
+            "with =CERTNAME (sha256-raw:…) for a "
+            "pinned certificate, or an http:// or https:// URL; or @FILE with one per line, "
+            "reloaded on SIGHUP",
             "HOSTS",
             MESH,
         ),
@@ -292,7 +301,8 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "unpublished-bootstrap-dns-names",
             str,
             "",
-            "names whose addresses it tells only on request; NAME/TXT: the TXT record has the percentage of clients that get them",
+            "names whose addresses it tells only on request; NAME/TXT: the TXT record has the "
+            "percentage of clients that get them",
             "NAMES",
             SERVE,
         ),
@@ -398,12 +408,12 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
 
 
 def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
-    """Return derper's default for -mesh-psk-file: where Tailscale keeps it; "" when no such file can be seen."""
+    """Return derper's default for -mesh-psk-file: Tailscale's path; "" without such a file."""
     places = [
         "/home/derp/keys/derp-mesh.key",
         os.path.join(environment.get("HOME", ""), "keys/derp-mesh.key"),
     ]
-    # Not Path.exists: it raises where a folder may not be searched, such as /home with ProtectHome=yes.
+    # Not Path.exists: it raises in a folder without search permission (/home, ProtectHome=yes).
     return next((place for place in places if os.path.exists(place)), "")
 
 

@@ -75,7 +75,7 @@ class HandshakeQueue:
         return False
 
     def note_finished(self, ticket: Ticket) -> None:
-        """Learn how long handshakes take: all do when a storm's clients share a slow machine or link."""
+        """Measure how long handshakes take: a slow machine or link delays all of a storm."""
         self._usual_s += WEIGHT * (self._loop.time() - ticket.started_s - self._usual_s)
 
     def leave(self, ticket: Ticket) -> None:

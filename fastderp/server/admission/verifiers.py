@@ -1,4 +1,4 @@
-"""Asks the services that know which keys may use the relay: tailscaled, an admission URL. PROTOCOL §8.
+"""Asks tailscaled or an admission URL which keys may use the relay. PROTOCOL §8.
 
 Loop thread only. Every answer, and the want of one, becomes one `Verdict`. Import this module only
 when there is a service to ask, as `http_query`.
@@ -97,7 +97,7 @@ class Tailscaled:
 
 
 def _own_key(status: dict[str, Any]) -> NodePublic:
-    """Return the own node's key from tailscaled's status. Raises NoAnswer while it knows no keys."""
+    """Return the own node's key from tailscaled's status. Raises NoAnswer without one."""
     state = checked(status, "BackendState", str, "a string")
     if state != "Running":
         raise NoAnswer(
@@ -135,7 +135,7 @@ class AdmissionUrl:
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`; with `fail_open`, let clients in while it cannot be reached.
+        """Ask at an http or https `url`; `fail_open` admits clients while it is unreachable.
 
         Raises ValueError for a URL, or a proxy of the environment, that cannot be used, never quoting
         it, for it may hold a password.
@@ -151,7 +151,7 @@ class AdmissionUrl:
         return f"{self._url.scheme}://{self.host} ({meanwhile} clients get in while it cannot be reached)"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask, for up to 5 s, whether the `key` may come in from `ip`. Errors are in the verdict."""
+        """Ask, for up to 5 s, whether to admit `key` from `ip`. Errors are in the verdict."""
         question = json.dumps(
             {"NodePublic": key.text, "Source": ip}, separators=(",", ":")
         ).encode()

@@ -210,7 +210,7 @@ class DebugPages:
         return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
 
     def index(self, prefix: str = "") -> Response:
-        """Answer with facts about the relay and links to the other pages, which begin with `prefix`."""
+        """Answer with facts about the relay and links, below `prefix`, to the other pages."""
         facts = {
             "Uptime": f"{self.process.uptime_s}s",
             "Version": fastderp.__version__,

@@ -1,7 +1,7 @@
-"""What the relay counts, as Prometheus text and as JSON (PROTOCOL §14).
+"""The relay's metrics, as Prometheus text and as JSON (PROTOCOL §14).
 
-Values are collected on request; nothing here runs per packet. The text is written here and not by
-prometheus-client: that library adds `_total` to the names of counters, and derper's dashboards read them without.
+Values are collected on request; nothing here runs per packet. This module writes the text itself,
+because prometheus-client adds `_total` to the names of counters, unlike derper.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Histogram:
     __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Begin empty; `bounds` ascend, and everything above the last is counted too."""
+        """Start empty; `bounds` ascend, and values above the last are counted, too."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum: Number = 0
@@ -66,9 +66,9 @@ Value = Number | Labelled | Histogram
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table: the name on `/debug/varz`, what kind it is, and when it moves.
+    """One row of the table: the name on `/debug/varz`, the kind, and the help text.
 
-    labels names the labels of a labelled metric, preset the label values that are shown even while they are zero.
+    labels names the labels of a labelled metric, preset the label values shown even at zero.
     group and prefix say where `/debug/vars` has it: `{group: {prefix + name without group}}`.
     """
 
@@ -186,8 +186,8 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 def varz(values: Mapping[str, Value]) -> str:
     """Write values, keyed by the names of the table, as Prometheus text 0.0.4.
 
-    Metrics without a value are left out, unless they have preset labels. A name that is not in the table is shown
-    untyped rather than lost.
+    Metrics without a value are left out, unless they have preset labels. A name
+    that is not in the table is shown untyped.
     """
     lines: list[str] = []
     for name in sorted({metric.name for metric in METRICS if metric.preset} | values.keys()):
@@ -204,7 +204,7 @@ def varz(values: Mapping[str, Value]) -> str:
 
 
 def expvar(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Arrange values, keyed by the names of the table, as `/debug/vars` has them: the relay's own under "derp"."""
+    """Arrange values by the names of the table as in `/debug/vars`: our own under "derp"."""
     tree: dict[str, Any] = {}
     for name in sorted({metric.name for metric in METRICS if metric.preset} | values.keys()):
         metric = _BY_NAME.get(name) or Metric(name, "untyped", "")
@@ -219,7 +219,7 @@ def vars_json(values: Mapping[str, Value]) -> str:
 
 
 class Process:
-    """Memory, time and descriptors of this process, and what is running; make one when the relay has started."""
+    """Memory, time, descriptors and version of this process; create it at the relay's start."""
 
     def __init__(self, binary: str = "fastderp-relay") -> None:
         self.binary = binary
