@@ -20,6 +20,13 @@ from tests.kit.relay import EVERY_SETUP, Relay, Setup, running
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what builds Go programs: everything in interop."""
+    for item in items:
+        if "interop" in item.path.parts:
+            item.add_marker(pytest.mark.go)
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory for certificates made at run time; shared, as making them is slow."""

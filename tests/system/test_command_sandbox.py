@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.sandbox import Sandbox, directives, needs_root, pythons
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.root]
 
 SERVED = ("-a", "127.0.0.1:0", "-stun=false")
 

@@ -125,6 +125,7 @@ main()
     ], done.stderr
 
 
+@pytest.mark.root
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="making a PID namespace needs root"
 )

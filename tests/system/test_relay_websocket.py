@@ -463,6 +463,7 @@ def node() -> list[str]:
 @pytest.mark.parametrize(
     "setup", [Setup("WebSocket", "uvloop"), Setup("WebSocket over TLS 1.3", "asyncio")], ids=str
 )
+@pytest.mark.browser
 def test_a_browsers_websocket_reaches_other_clients(
     start_relay: StartRelay, setup: Setup, node: list[str]
 ) -> None:
