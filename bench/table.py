@@ -1,7 +1,8 @@
 """`python -m bench.table`: the results of bench.goals as Markdown, printed or in a document.
 
 A document has a line `<!-- bench.table -->` and a line `<!-- /bench.table -->`; the text between
-them is replaced.
+them is replaced. With --summary the short table goes between `<!-- bench.summary -->` and
+`<!-- /bench.summary -->`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,20 @@ from pathlib import Path
 
 from bench.goals import KEPT, Document, columns, noise
 
-BEGIN = "<!-- bench.table -->\n"
-END = "<!-- /bench.table -->\n"
+TABLE = "bench.table"
+SUMMARY = "bench.summary"
+# the rows of the short table: what a reader asks, the row of bench.goals, and its finding
+QUESTIONS = (
+    ("plain, 1,400 bytes, 10 pairs", "pairs-10", "CPU per packet: derper ÷ fastderp"),
+    ("plain, 1,400 bytes, 50 pairs", "pairs-50", "CPU per packet: derper ÷ fastderp"),
+    ("plain, 100 bytes, 10 pairs", "small", "CPU per packet: derper ÷ fastderp"),
+    ("TLS 1.3, 1,400 bytes, 10 pairs", "tls", "pairs-10: CPU per packet: derper ÷ fastderp"),
+    ("TLS 1.3, 1,400 bytes, 50 pairs", "tls", "pairs-50: CPU per packet: derper ÷ fastderp"),
+    ("plain, one packet in flight", "latency", "plain: CPU per packet: derper ÷ fastderp"),
+    ("TLS 1.3, one packet in flight", "latency", "TLS: CPU per packet: derper ÷ fastderp"),
+    ("fan-in, 100 → 1", "fan", "fan-in: CPU per packet: derper ÷ fastderp"),
+    ("fan-out, 1 → 100", "fan", "fan-out: CPU per packet: derper ÷ fastderp"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,11 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--write", type=Path, metavar="DOCUMENT", help="put it between the markers there"
     )
+    parser.add_argument("--summary", action="store_true", help="the short table of the README")
     options = parser.parse_args(arguments)
+    name = SUMMARY if options.summary else TABLE
     try:
-        text = markdown(json.loads(options.results.read_text()))
+        document = json.loads(options.results.read_text())
+        text = summary(document) if options.summary else markdown(document)
         if options.write:
-            options.write.write_text(replaced(options.write.read_text(), text))
+            options.write.write_text(replaced(options.write.read_text(), text, name))
         else:
             print(text, end="")
     except FileNotFoundError as error:
@@ -58,6 +74,17 @@ def markdown(document: Document) -> str:
     return "\n".join([*lines, "", _made_with(document), "", *notes, "", _again(document), ""])
 
 
+def summary(document: Document) -> str:
+    """Return how many times as much CPU derper uses per packet, for the measured questions."""
+    lines = ["| load | CPU per packet, derper ÷ fastderp |", "|---|--:|"]
+    for question, row, what in QUESTIONS:
+        for finding in document["rows"].get(row, {}).get("findings", ()):
+            if finding["what"] == what:
+                _, _, _, median, spread, _ = columns(finding)
+                lines.append(f"| {question} | {median} ({spread}) |")
+    return "\n".join([*lines, "", _made_with(document), ""])
+
+
 def _made_with(document: Document) -> str:
     found = document["environment"]
     relays = ", ".join(f"{name} {version}" for name, version in document["relays"].items())
@@ -75,12 +102,13 @@ def _again(document: Document) -> str:
     return "One row again: " + ", ".join(commands) + "."
 
 
-def replaced(document: str, text: str) -> str:
-    """Return the document with `text` between its markers; raise ValueError without them."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def replaced(document: str, text: str, name: str = TABLE) -> str:
+    """Return the document with `text` between the markers of `name`; raise ValueError without."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, begin, rest = document.partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"the document has no lines {BEGIN.strip()} and {END.strip()}")
+        raise ValueError(f"the document has no lines {opening.strip()} and {closing.strip()}")
     return f"{before}{begin}{text}{end}{after}"
 
 

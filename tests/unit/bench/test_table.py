@@ -63,11 +63,11 @@ def kept(directory: Path, value: dict[str, Any]) -> str:
 
 def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}old\n{table.END}after\n")
+    page.write_text(f"before\n<!-- bench.table -->\nold\n<!-- /bench.table -->\nafter\n")
     assert table.main([kept(tmp_path, document()), "--write", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{table.BEGIN}| |")
-    assert text.endswith(f"{table.END}after\n")
+    assert text.startswith(f"before\n<!-- bench.table -->\n| |")
+    assert text.endswith(f"<!-- /bench.table -->\nafter\n")
     assert "old" not in text
     assert (
         "| 1. | ten pairs | derper ÷ fastderp | ≥ 5.00 |  | 10.00 (8.00–12.00) | reached |" in text
@@ -155,3 +155,16 @@ def test_an_interrupted_run_keeps_its_finished_rows(
     assert module.main(["--output", str(file)]) == 130
     assert "--resume" in capsys.readouterr().err
     assert list(json.loads(file.read_text())["rows"]) == ["a"]
+
+
+def test_the_short_table_answers_what_was_measured(tmp_path: Path) -> None:
+    value = document()
+    finding = value["rows"]["pairs-10"]["findings"][0]
+    finding["what"] = "CPU per packet: derper ÷ fastderp"
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench.summary -->\nold\n<!-- /bench.summary -->\nafter\n")
+    assert table.main([kept(tmp_path, value), "--summary", "--write", str(readme)]) == 0
+    text = readme.read_text()
+    assert "| plain, 1,400 bytes, 10 pairs | 10.00 (8.00–12.00) |" in text
+    assert "50 pairs" not in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n")
