@@ -63,11 +63,11 @@ def kept(directory: Path, value: dict[str, Any]) -> str:
 
 def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n<!-- bench.table -->\nold\n<!-- /bench.table -->\nafter\n")
+    page.write_text("before\n<!-- bench.table -->\nold\n<!-- /bench.table -->\nafter\n")
     assert table.main([kept(tmp_path, document()), "--write", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n<!-- bench.table -->\n| |")
-    assert text.endswith(f"<!-- /bench.table -->\nafter\n")
+    assert text.startswith("before\n<!-- bench.table -->\n| |")
+    assert text.endswith("<!-- /bench.table -->\nafter\n")
     assert "old" not in text
     assert (
         "| 1. | ten pairs | derper ÷ fastderp | ≥ 5.00 |  | 10.00 (8.00–12.00) | reached |" in text
