@@ -242,9 +242,7 @@ def test_a_file_of_roots_without_roots_is_refused(tmp_path: Path, content: bytes
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        ConfigError, match=f"^-acme-ca-file {path}: (No such file|no certificates)"
-    ):
+    with pytest.raises(ConfigError, match=f"^-acme-ca-file {path}: (No such file|no certificates)"):
         check_ca_file(path)
     path.write_text(ssl.DER_cert_to_PEM_cert(self_signed("ca.test").der))
     check_ca_file(path)

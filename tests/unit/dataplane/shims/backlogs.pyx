@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from fastderp.dataplane.backlog cimport (
-    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE, Backlog,
-    BacklogBudget, backlog_bytes, backlog_empty, backlog_free, backlog_new, backlog_peek,
+    CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE,
+    Backlog, BacklogBudget, backlog_bytes, backlog_empty, backlog_free, backlog_new, backlog_peek,
     backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.dataplane.fifo cimport Node

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.fair_queue cimport (
-    NO_FLOW, Flows, flows_arrive, flows_bypass, flows_free, flows_init, flows_pop,
+    Flows, flows_arrive, flows_bypass, flows_free, flows_init, flows_pop,
     flows_pop_excess, flows_pop_older, flows_push,
 )
 from fastderp.dataplane.fifo cimport Node
