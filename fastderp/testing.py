@@ -40,7 +40,7 @@ class LocalRelay:
 
         Args:
             tls: speak TLS 1.3 with a certificate made for this run; clients of `client` accept it.
-            server: what else `Server` takes; without `workers` the data plane has one thread.
+            server: further arguments of `Server`; `workers` is 1 by default.
         """
         self._options: dict[str, Any] = {"workers": 1, "private_key": NodePrivate.generate()}
         self._options |= server
@@ -70,8 +70,8 @@ class LocalRelay:
         """Return a client of this relay, not connected yet: `async with` connects it.
 
         Args:
-            private_key: whose public half the client is reached under; None makes a new one.
-            options: what else `HTTPClient` takes.
+            private_key: the client's key; None generates a new one.
+            options: further arguments of `HTTPClient`.
         """
         options = {"insecure": self._tls} | options
         return HTTPClient(self.url, private_key or NodePrivate.generate(), **options)

@@ -24,7 +24,7 @@ _SECRETS = {"acme-eab-key"}
 def check(settings: RelaySettings, sources: Settings) -> int:
     """Print the settings and each component's findings.
 
-    Return the exit code of a start, as far as it can be known without one.
+    Return the exit code that a start would have, as far as that can be known.
     """
     app = RelayApp(settings)
     findings = asyncio.run(_check(app))

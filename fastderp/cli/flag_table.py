@@ -1,4 +1,4 @@
-"""The flags of `fastderp-relay`: derper's, and some of our own (PROTOCOL §12)."""
+"""The flags of `fastderp-relay`: those of derper and additions (PROTOCOL §12)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def show(command: str, write: Callable[[], None]) -> int:
     if not sys.stdout:
         return _complain(command, "it is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for a µ in a locale without one
+        sys.stdout.reconfigure(errors="replace")  # for a µ in a locale that cannot encode it
     try:
         write()
         sys.stdout.flush()

@@ -64,7 +64,7 @@ class Signals:
         self._end = self._reload = None
 
     def leave(self, exit_code: int) -> NoReturn:
-        """End the process now. Python's own exit restores SIGHUP's default first, which kills."""
+        """End the process now. Python's exit first restores SIGHUP's default, which kills it."""
         faulthandler.cancel_dump_traceback_later()
         for stream in (sys.stdout, sys.stderr):
             try:  # noqa: SIM105 - contextlib is not needed otherwise

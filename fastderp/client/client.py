@@ -1,8 +1,8 @@
 """A DERP connection as its client sees it, over a stream that is already there (PROTOCOL §3, §4).
 
-Any number of tasks send, one receives at a time. Two tasks of its own serve each connection: one
-reads ahead, up to a limit, and answers what needs no program; the other writes. Belongs to the
-stream's event loop.
+Any number of tasks send, one receives at a time. Two internal tasks serve each connection: one
+reads ahead, up to a limit, and answers pings; the other writes. Belongs to the stream's event
+loop.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class Client:
         can_ack_pings: bool = True,
         control_messages: bool = False,
     ) -> None:
-        """Used by `handshake`, which callers want instead.
+        """Wrap a stream that is logged in; callers use `handshake`.
 
-        `stream` is behind the login of `private_key` at the relay with the key `server`; `box` is
+        `private_key` has logged in over `stream` at the relay with the key `server`; `box` is
         between these two. `can_ack_pings` and `control_messages` are those of `handshake`.
         """
         self._stream = stream
@@ -139,19 +139,20 @@ class Client:
         about to send its key.
 
         Args:
-            private_key: whose public half the client is reached under.
-            can_ack_pings: answer every Ping of the relay, and tell it so.
+            private_key: the client's key; its public half is the client's address.
+            can_ack_pings: answer every Ping of the relay, and announce that at the login.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
-            server_public_key: the relay's key, when it is known: then the relay's first frame is
-                not waited for. A zero key is none.
+            server_public_key: the relay's key if it is known: the login is then sent before the
+                relay's first frame arrives. A zero key counts as unknown.
             app_name: name of the program, for the relay's statistics.
             control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
                 the caller's `send_pong`.
 
         Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when
-        the other side is no relay, ConnectionClosed when it ends the connection, BoxError for a key
-        of the relay that is of no use, TypeError for a key that is none; the stream is closed then.
+        the other side is no relay, ConnectionClosed when it ends the connection, BoxError for an
+        unusable key of the relay, TypeError for an argument that is not a key. All of them close
+        the stream.
         PROTOCOL §3.
         """
         connection = Stream.of(stream)
@@ -188,7 +189,7 @@ class Client:
 
     @property
     def public_key(self) -> NodePublic:
-        """The key this client is reached under."""
+        """The client's public key, which is its address."""
         return self._public_key
 
     @property
@@ -299,13 +300,13 @@ class Client:
             raise self._fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is this client's home, its `preferred` one. PROTOCOL §6.6."""
+        """Report to the relay whether it is this client's home (`preferred`). PROTOCOL §6.6."""
         await self._put(frame(FrameType.NOTE_PREFERRED, b"\1" if preferred else b"\0"))
 
     async def close_peer(self, target: NodePublic) -> None:
         """Ask the relay to close the connections of `target`.
 
-        It closes ours without its mesh key. PROTOCOL §5.
+        Without its mesh key, the relay closes this connection instead. PROTOCOL §5.
         """
         check_type("target", target, NodePublic)
         await self._put(frame(FrameType.CLOSE_PEER, target.raw))
@@ -392,9 +393,9 @@ class Client:
     # The end
 
     async def close(self) -> None:
-        """Close the connection, waiting at most 1 s for what is unsent to go.
+        """Close the connection after up to 1 s for writing unsent frames.
 
-        A task that receives is told with ConnectionClosed; what it has not taken is lost. Safe to
+        Receiving tasks get ConnectionClosed; messages they have not read are discarded. Safe to
         repeat.
         """
         if running_loop() is not self._loop:
@@ -408,7 +409,7 @@ class Client:
         await self._stream.wait_closed()
 
     def abort(self) -> None:
-        """Close at once, without waiting for what is still unsent."""
+        """Close at once and discard unsent frames."""
         self._end(ConnectionClosed("the client is closed"))
         self._inbox.take_many()
         self._stream.abort()
@@ -443,7 +444,7 @@ class Client:
         return [] if self._inbox.must_wait else self._inbox.take_many(limit)
 
     def take_unread(self) -> list[Message]:
-        """Return what was received and not taken; `recv` returns it no more."""
+        """Remove and return the messages that `recv` has not returned yet."""
         return self._inbox.take_many()
 
     # Reading
@@ -572,7 +573,7 @@ class Client:
         return self._end(error)
 
     def _end(self, error: DerpError) -> DerpError:
-        """Tell all waiting tasks what ended the connection; return that, the first error."""
+        """Wake all waiting tasks with the connection's first error; return that error."""
         if self._error is not None:
             return self._error
         self._error = error

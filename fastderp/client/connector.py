@@ -150,9 +150,9 @@ class Connector:
         return self.client
 
     async def ready(self) -> Client:
-        """Return the connection, made first when there is none.
+        """Return the connection; open it first if necessary.
 
-        One that is over is returned, too, for its error.
+        A connection that is over is returned, too, for its error.
         """
         while True:
             self.check_use()
@@ -163,7 +163,7 @@ class Connector:
             try:
                 return await self._join(self._connect_until_done)
             except DialError:
-                pass  # It was an attempt of `connect`, which tells its caller; go on here.
+                pass  # This was an attempt of `connect`, which raises the error; continue here.
 
     async def _join(self, connect: Callable[[], Awaitable[Client]]) -> Client:
         """Wait for the attempt that is being made, or make one.
@@ -191,7 +191,7 @@ class Connector:
         if self._connecting is task:
             self._connecting = None
         if not task.cancelled():
-            # Seen here, in case all that waited for it have given up.
+            # Mark the error as retrieved, in case all waiting tasks were cancelled.
             task.exception()
 
     async def _connect_until_done(self) -> Client:
@@ -199,10 +199,10 @@ class Connector:
             try:
                 return await self._connect_once()
             except (DialError, *OVER):
-                pass  # `_connect_once` has told the events.
+                pass  # `_connect_once` has reported it to `events`.
 
     async def _connect_once(self) -> Client:
-        """Wait until it is time, and connect."""
+        """Connect when the backoff allows it."""
         if (wait_s := self._retry.wait_s()) > 0:
             self.state = ConnectionState.WAITING
             await asyncio.sleep(wait_s)
@@ -219,12 +219,12 @@ class Connector:
         self.generation += 1
         self.server_public_key = client.server_public_key
         client.observe(self._on_message, self._on_end)
-        # The relay's answer to the login is not waited for.
+        # Continue without the relay's answer to the login.
         await self.guard(client, self._say_again(client))
         return client
 
     async def _say_again(self, client: Client) -> None:
-        """Tell a new connection what the relay was told before."""
+        """Repeat on a new connection the requests of the previous ones."""
         if self.preferred:
             await client.note_preferred(True)
         if self.watching:

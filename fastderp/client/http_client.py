@@ -29,20 +29,20 @@ class HTTPClient:
             await client.send(peer, b"hello")
             message = await client.recv()
 
-    `async with` connects, unless the client is `lazy`, and closes. Without it the client connects
-    when it is first used: `connect`, `recv`, `recv_many`, `send`, `send_many`, `forward_packet`,
-    `close_peer` and `watch_connection_changes` connect when there is no connection; `try_send`,
-    pings, pongs and `note_preferred` never do.
+    `async with` connects, unless the client is `lazy`, and closes. Outside of it the client
+    connects on its first use: `connect`, `recv`, `recv_many`, `send`, `send_many`,
+    `forward_packet`, `close_peer` and `watch_connection_changes` connect when there is no
+    connection; `try_send`, pings, pongs and `note_preferred` never do.
 
     When a connection fails, the call that meets the failure raises it; it is not repeated, and the
     next call connects again. With `reconnect` the client connects again by itself instead: calls
     wait for that, and raise only when it is closed. A packet is sent once at most, whatever
-    happens. Failed attempts are spaced out by `backoff`, and a relay that announces a restart is
-    dialled when it says. `state` and `events` tell how it goes.
+    happens. Failed attempts are spaced out by `backoff`; a relay that announces a restart is
+    dialled at the time it announced. `state` and `events` report the progress.
 
     Each connection has a generation number, 1 for the first, and its first message is ServerInfo.
-    `close` is final: every later call that needs a connection raises ConnectionClosed. What
-    `Client` says of sending and receiving is true here, too.
+    `close` is final: every later call that needs a connection raises ConnectionClosed. The
+    rules of `Client` for sending and receiving apply here, too.
     """
 
     def __init__(
@@ -67,29 +67,29 @@ class HTTPClient:
         """Prepare to use the relay at `url`.
 
         Args:
-            url: http or https with any path; without one it is /derp. With ws or wss DERP goes
-                inside a WebSocket, which some ways to a relay need.
-            private_key: whose public half the client is reached under.
+            url: http or https with any path, /derp by default. ws or wss carries DERP inside a
+                WebSocket, which some proxies need.
+            private_key: the client's key; its public half is the client's address.
             cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a
                 hash, as in a DerpNode.
-            dial_host: where TCP goes instead of the URL's host.
-            can_ack_pings: answer every Ping of the relay, and tell it so.
+            dial_host: host to dial instead of the URL's.
+            can_ack_pings: answer every Ping of the relay, and announce that at the login.
             is_prober: tell the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             app_name: name of the program, for the relay's statistics.
             cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the
-                first connect over TLS, which raises `tls.errors.TlsError`, a DerpError, for one
-                that is of no use.
+                first connect over TLS, which raises `tls.errors.TlsError`, a DerpError, if it is
+                unusable.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
             control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
                 the caller's `send_pong`.
             reconnect: connect again whenever the connection is lost, until `close`.
-            backoff: how long to wait from one attempt to the next.
+            backoff: the waits between attempts.
             lazy: let `async with` connect nothing.
 
-        Raises ValueError for a URL that is of no use, TypeError for a key that is none, such as its
-        text.
+        Raises ValueError for an unusable URL, TypeError for an argument that is not a key object,
+        such as a key's text.
         """
         check_type("url", url, str)
         options = DialOptions(
@@ -130,15 +130,15 @@ class HTTPClient:
         Args:
             region_getter: called on every connect; None makes that fail. Its nodes are dialled
                 through the proxies that HTTPS_PROXY and NO_PROXY name.
-            private_key: whose public half the client is reached under.
+            private_key: the client's key; its public half is the client's address.
             use_tls: False is for tests; unset it follows TS_DEBUG_USE_DERP_HTTP.
             use_websocket: put DERP inside a WebSocket; unset it follows TS_DEBUG_DERP_WS_CLIENT.
             can_ack_pings, is_prober, mesh_key, app_name, cafile, insecure, prefer_ipv6: as for a
                 URL.
             control_messages, reconnect, backoff, lazy: as for a URL.
 
-        Raises TypeError for a key that is none. What `region_getter` raises goes to the caller that
-        wanted to connect. PROTOCOL §13.
+        Raises TypeError for an argument that is not a key object. Calls that connect also raise the
+        errors of `region_getter`. PROTOCOL §13.
         """
         options = DialOptions(
             can_ack_pings=can_ack_pings,
@@ -176,7 +176,7 @@ class HTTPClient:
 
     @property
     def public_key(self) -> NodePublic:
-        """The key this client is reached under."""
+        """The client's public key, which is its address."""
         return self._private_key.public_key
 
     @property
@@ -303,10 +303,11 @@ class HTTPClient:
             await self._connector.do(Client.watch_connection_changes)
 
     async def note_preferred(self, preferred: bool) -> None:
-        """Say on each connection whether the relay is this client's home, its `preferred` one.
+        """Report to the relay of each connection whether it is this client's home (`preferred`).
 
-        Sent only when it has changed. Raises ConnectionClosed, ConnectionLost or ProtocolError when
-        the connection turns out to be over; without one nothing is raised. PROTOCOL §6.6, §13.
+        The report is sent when the value changes and on each new connection. Raises
+        ConnectionClosed, ConnectionLost or ProtocolError when the connection turns out to be over;
+        raises nothing while there is no connection. PROTOCOL §6.6, §13.
         """
         changed, self._connector.preferred = preferred != self._connector.preferred, preferred
         if changed and self._connector.client is not None:

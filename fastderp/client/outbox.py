@@ -16,8 +16,8 @@ from fastderp.net.stream import Stream
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.protocol import HEADER_SIZE, MAX_SEND_PACKET_SIZE
 
-# Bytes taken and not yet with the transport, which buffers 64 KiB of its own. The frame that
-# reaches the limit may exceed it.
+# Limit for accepted bytes that the transport has not taken; it buffers another 64 KiB. The frame
+# that reaches the limit may exceed it.
 LIMIT_BYTES = 64 << 10
 # The shortest wait for the rate: timers of some loops count milliseconds, and a wake-up per packet
 # is not needed.

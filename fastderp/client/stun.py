@@ -1,6 +1,6 @@
-"""Asking a relay over STUN for the address that one's UDP packets come from (PROTOCOL §11).
+"""Asks a relay over STUN for the source address of our UDP packets (PROTOCOL §11).
 
-Bytes only: who asks has the socket, and asks again when no answer comes.
+Sans I/O: the caller owns the socket and repeats the request when no answer comes.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def binding_request(transaction_id: bytes) -> bytes:
 def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
     """Return transaction id, address and port of an answer, by any STUN server.
 
-    XOR-MAPPED-ADDRESS is preferred to MAPPED-ADDRESS; an IPv4 address inside an IPv6 one is taken
-    out. Bytes behind the length that the header tells are ignored. Raises ProtocolError for what is
-    no successful answer, or has no address.
+    XOR-MAPPED-ADDRESS is preferred to MAPPED-ADDRESS; an IPv4 address inside an IPv6 one is
+    extracted. Bytes after the length in the header are ignored. Raises ProtocolError for anything
+    but a successful answer with an address.
     """
     if len(datagram) < _HEADER_SIZE or datagram[4:8] != _COOKIE:
         raise ProtocolError("not a STUN datagram")

@@ -1,4 +1,4 @@
-"""Who is connected to a relay, kept up to date over every broken connection (PROTOCOL §7.3).
+"""Tracks the clients of a relay across broken connections (PROTOCOL §7.3).
 
 Used by mesh links and monitoring. Runs as a task in the client's event loop.
 """
@@ -106,7 +106,7 @@ class _Presence:
         self._settling: Settling | None = None
 
     def begin(self) -> None:
-        """Start anew with a connection, on which the relay is about to list everybody."""
+        """Start anew with a connection, on which the relay is about to list all its clients."""
         self.withdraw()
         self._settling = Settling(lambda: self._on_listed(len(self._keys)))
 

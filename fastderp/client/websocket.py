@@ -105,7 +105,7 @@ class WebSocketStream:
         self._outside.close()
 
     def abort(self) -> None:
-        """Close now; what is queued is lost."""
+        """Close now and discard the queue."""
         self._outside.abort()
 
     async def wait_closed(self) -> None:

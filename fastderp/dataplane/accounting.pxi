@@ -37,8 +37,11 @@ cdef void drop_report(ThreadContext* t, DropReason reason, int kind, const uint8
 
 cdef void packet_lose(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
                       const uint8_t* dst) noexcept nogil:
-    # Counts an outgoing packet as lost. One for another relay counted as forwarded when tried
-    # (§6.4), so it has a separate counter: forwarded minus lost is what reached that relay.
+    """Count an outgoing packet as lost.
+
+    A packet for another relay was counted as forwarded before the write (§6.4), so it has a
+    separate counter: forwarded minus lost is the number that reached that relay.
+    """
     if frame[0] == FRAME_FORWARD_PACKET:
         counter_add(&t.counters.packets_forwarded_lost, 1)
     else:
@@ -47,7 +50,7 @@ cdef void packet_lose(ThreadContext* t, DropReason reason, const uint8_t* frame,
 
 
 cdef inline void answer_uncount(ThreadContext* t, const uint8_t* frame) noexcept nogil:
-    # Answers count as sent when they are made; this one is discarded.
+    """Take back the count of an answer that is discarded: it counted as sent when it was made."""
     if frame[0] == FRAME_PONG:
         counter_add(&t.counters.sent_pong, <uint64_t>-1)
     elif frame[0] == FRAME_PEER_GONE and frame[FRAME_HEADER + KEY_SIZE] == GONE_NOT_HERE:
@@ -55,14 +58,13 @@ cdef inline void answer_uncount(ThreadContext* t, const uint8_t* frame) noexcept
 
 
 cdef inline DropReason reason_behind(DropReason reason) noexcept nogil:
-    # The packet being written is lost to the write error, later ones to the end of the session
-    # (§6.6).
+    """Return the reason for later packets; only the one being written has a write error (§6.6)."""
     return DROP_GONE_DISCONNECTED if reason == DROP_WRITE_ERROR else reason
 
 
 cdef void batch_lose(ThreadContext* t, DropReason reason, const Batch* batch, size_t taken,
                      const uint8_t* dst) noexcept nogil:
-    # Counts the packets of a batch as dropped, except those within its first `taken` bytes.
+    """Count the packets of a batch as dropped, except those within its first `taken` bytes."""
     cdef int i
     cdef const uint8_t* p
     cdef const uint8_t* end

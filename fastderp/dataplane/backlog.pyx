@@ -116,8 +116,10 @@ cdef inline bint lane_has_room(const Backlog* b, uint8_t lane, const Room* room,
 
 
 cdef Node* lane_pop_excess(Backlog* b, uint8_t lane, uint32_t own) noexcept nogil:
-    # Removes the packet to displace from a full lane; NULL when the new packet, of the flow `own`,
-    # must go.
+    """Remove the packet to displace from a full lane.
+
+    Return NULL when the new packet, of the flow `own`, is the one to drop.
+    """
     if b.flows[lane].n:
         return flows_pop_excess(&b.flows[lane], own)
     return fifo_pop(&b.lanes[lane]) if b.lanes[lane].n else NULL
@@ -212,9 +214,11 @@ cdef bint flow_push(Flows* flows, BacklogBudget* budget, uint32_t own, Node* nod
 
 cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node, uint64_t since_ns,
                     drop_fn drop, void* context) noexcept nogil:
-    # Puts a packet into its lane to be written next, unless it was queued before since_ns. When all
-    # packets are that old, the last one stays: the write deadline (§6.6) needs a packet to see
-    # whether the peer still reads.
+    """Put a packet into its lane to be written next, unless it was queued before since_ns.
+
+    When all packets are that old, the last one stays: the write deadline (§6.6) needs a packet to
+    see whether the peer still reads.
+    """
     if node.queued_ns < since_ns and not backlog_empty(b):
         node_displace(budget, node, drop, context)
     else:
@@ -224,7 +228,7 @@ cdef void lane_take(Backlog* b, BacklogBudget* budget, uint8_t lane, Node* node,
 cdef void lane_fill(Backlog* b, BacklogBudget* budget, uint8_t lane, uint32_t n_most,
                     size_t limit_bytes, uint64_t since_ns, drop_fn drop,
                     void* context) noexcept nogil:
-    # Puts the next packets of the flows into their lane, up to the first that reaches a limit.
+    """Put the next packets of the flows into their lane, up to the first that reaches a limit."""
     cdef uint32_t n_before = b.lanes[lane].n
     while n_before:              # packets left from the previous write may be too old by now
         lane_take(b, budget, lane, fifo_pop(&b.lanes[lane]), since_ns, drop, context)

@@ -99,7 +99,7 @@ cdef struct Session:             # six cache lines; flags are bytes to keep that
     uint8_t preferred            # atomic; only this worker writes it
     # the frame at the start of the stash has been charged and noted (§5)
     uint8_t has_begun
-    # the worker has not read it yet: the stashes may hold bytes from behind the login
+    # the worker has not read it yet: the stashes may hold bytes that followed the login
     uint8_t is_fresh
     uint8_t is_ending            # in the worker's `ending`
     uint8_t is_contending        # its latest packet was for a contended session

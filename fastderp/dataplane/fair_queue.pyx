@@ -33,8 +33,11 @@ cdef inline uint64_t frame_sender(const uint8_t* frame, uint32_t n) noexcept nog
 
 
 cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
-    # Returns the sender's slot, or the free one where it belongs. The hash is the highest bits of a
-    # product with a secret odd number, so senders cannot choose keys that collide.
+    """Return the sender's slot, or the free one where it belongs.
+
+    The hash is the highest bits of a product with a secret odd number, so senders cannot choose
+    keys that collide.
+    """
     cdef uint32_t i = <uint32_t>(((sender * f.secret) >> 32) * f.capacity >> 32)
     while f.slots[i].sender != 0 and f.slots[i].sender != sender:
         i = (i + 1) & (f.capacity - 1)
@@ -42,7 +45,7 @@ cdef uint32_t slot_find(const Flows* f, uint64_t sender) noexcept nogil:
 
 
 cdef void ring_link(Flows* f, uint32_t i, uint32_t following) noexcept nogil:
-    # Inserts a flow just before another one.
+    """Insert a flow just before another one."""
     cdef uint32_t previous = f.slots[following].previous
     f.slots[i].next = following
     f.slots[i].previous = previous
@@ -164,9 +167,11 @@ cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef inline uint32_t rank_greediest(const Flows* f) noexcept nogil:
-    # Returns, for flows with packets, the rank furthest ahead of `served`, else the one least far
-    # behind it. The ranks form a circle: flows use half of it ahead of `served` (ASKED_MAX) and few
-    # ranks behind it, because each is served a quantum in every round.
+    """Return the rank furthest ahead of `served`; if all are behind it, the nearest.
+
+    Only ranks of flows with packets count. The ranks form a circle: flows use half of it ahead of
+    `served` (ASKED_MAX) and few ranks behind it, because each is served a quantum in every round.
+    """
     cdef uint32_t now = <uint32_t>(f.served >> RANK_BITS) % N_RANKS
     cdef uint64_t turned = f.ranks_used >> now | (f.ranks_used << (N_RANKS - now) if now else 0)
     cdef uint64_t ahead = turned & ((<uint64_t>1 << N_RANKS // 2 + 1) - 1)
@@ -198,8 +203,10 @@ cdef inline bint is_worth_a_slot(const Flows* f, const Flow* flow) noexcept nogi
 
 
 cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
-    # Returns the number of senders to remember: without packets, but with more asked for than due,
-    # up to the slots for them.
+    """Return the number of senders to remember, up to the slots for them.
+
+    They have no packets, but have asked for more than is due to them.
+    """
     cdef uint32_t n = 0
     cdef uint32_t i
     for i in range(f.capacity):
@@ -312,7 +319,7 @@ cdef Node* flow_pop(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef Node* flows_pop(Flows* f) noexcept nogil:
-    """Remove the next packet by deficit round robin; NULL when there is none."""
+    """Remove the next packet by deficit round robin; return NULL when the queue is empty."""
     cdef Flow* flow
     if f.n == 0:
         return NULL
@@ -333,8 +340,11 @@ cdef Node* flows_pop_older(Flows* f, uint32_t own, uint64_t since_ns) noexcept n
 
 
 cdef uint32_t fattest_pick(Flows* f, uint32_t rank) noexcept nogil:
-    # Returns the flow with most bytes among the next few of a rank. Each call continues where the
-    # previous one stopped, so all flows of the rank are compared in time.
+    """Return the flow with most bytes among the next few of a rank.
+
+    Each call continues where the previous one stopped, so all flows of the rank are compared in
+    time.
+    """
     cdef uint32_t i = f.ranks[rank]
     cdef uint32_t fattest = i
     cdef int left = N_COMPARED

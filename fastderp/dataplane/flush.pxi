@@ -3,7 +3,7 @@
 
 
 cdef int flush_offer(ThreadContext* t, Session* s, iovec* iov) noexcept nogil:
-    # Fills iov with the next frames of the backlog, up to FLUSH_IOVS; returns their number.
+    """Fill iov with the next frames of the backlog, up to FLUSH_IOVS; return their number."""
     cdef Dropper dropper
     dropper.context = t
     dropper.session = s
@@ -12,7 +12,7 @@ cdef int flush_offer(ThreadContext* t, Session* s, iovec* iov) noexcept nogil:
 
 
 cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
-    # Writes once. True when the socket took everything offered.
+    """Write once; return whether the socket took everything offered."""
     cdef iovec iov[FLUSH_IOVS]
     cdef int n_iov = flush_offer(t, s, iov)
     cdef ssize_t taken = socket_write(t, s, iov, n_iov)

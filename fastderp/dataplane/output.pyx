@@ -142,7 +142,7 @@ cdef void deadline_restart_locked(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef ssize_t socket_write(ThreadContext* t, Session* s, iovec* iov, int n_iov) noexcept nogil:
-    # Returns the bytes taken, 0 when the socket is full, -1 when it is broken.
+    """Return the number of bytes taken, 0 when the socket is full, -1 when it is broken."""
     cdef msghdr msg
     cdef ssize_t taken
     counter_add(&t.counters.writes, 1)
@@ -169,7 +169,7 @@ cdef inline Backlog* backlog_for(const Core* core, uint8_t role) noexcept nogil:
 
 
 cdef Backlog* backlog_get(ThreadContext* t, Session* s) noexcept nogil:
-    # Returns the session's backlog, creating one on demand; NULL without memory.
+    """Return the session's backlog, created on demand; NULL when memory is out."""
     if s.backlog is NULL:
         s.backlog = s.spare if s.spare is not NULL else backlog_for(t.core, s.peer.role)
         s.spare = NULL
@@ -248,7 +248,7 @@ cdef void frame_queue(ThreadContext* t, Session* s, const uint8_t* frame, size_t
 
 
 cdef void frames_queue(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Queues the rest of a batch of which the socket took `taken` bytes.
+    """Queue the rest of a batch of which the socket took `taken` bytes."""
     cdef int i
     cdef uint8_t* p
     cdef uint8_t* end
@@ -274,7 +274,7 @@ cdef void frames_queue(ThreadContext* t, Session* s, Batch* batch, size_t taken)
 
 
 cdef void count_taken(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Counts the packets that the socket took whole.
+    """Count the packets that the socket took whole."""
     cdef int i
     cdef uint8_t* p
     cdef uint8_t* end
@@ -320,7 +320,7 @@ cdef void output_plain(ThreadContext* t, Session* s, Batch* batch) noexcept nogi
 
 
 cdef void batch_finish(ThreadContext* t, Session* s, Batch* batch, size_t taken) noexcept nogil:
-    # Counts what the socket took of a batch, and queues the rest unless the session broke.
+    """Count the taken packets of a batch, and queue the rest unless the session broke."""
     if taken:
         count_flush(t, max(batch.n_packets, 1))    # the relay's own frames mostly come one by one
         if s.spare is not NULL:
@@ -343,8 +343,10 @@ cdef inline size_t iov_bytes(const iovec* iov, int n) noexcept nogil:
 
 
 cdef bint sealed_write(ThreadContext* t, Session* s, size_t n) noexcept nogil:
-    # Writes n bytes of t.sealed and queues the rest in front of everything else. True when nothing
-    # is left; on an error the session is not open any more.
+    """Write n bytes of t.sealed and queue the rest in front of everything else.
+
+    Return whether all were written; after an error the session is no longer open.
+    """
     cdef iovec wire
     cdef ssize_t taken
     wire.iov_base = t.sealed

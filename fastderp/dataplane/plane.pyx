@@ -66,7 +66,7 @@ DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
 # inside has retransmitted by then (RFC 6298 starts with 1 s) and a call has moved on. derper's
 # queue of 32 packets needs no age limit; a backlog counted in bytes holds more packets.
 DEFAULT_BACKLOG_AGE_S = 1.0
-MAX_UNREAD_BYTES = UNREAD_MAX    # the limit of promote() for bytes read behind the login
+MAX_UNREAD_BYTES = UNREAD_MAX    # the limit of promote() for bytes that followed the login
 
 include "plane_checks.pxi"
 include "plane_surveys.pxi"
@@ -278,7 +278,7 @@ cdef class Plane:
         first: plaintext to write before anything else (ServerInfo), up to 65,536 bytes.
         unread: bytes that followed the login; ciphertext when records is given. With opened, up to
             MAX_UNREAD_BYTES.
-        opened: plaintext that records has opened behind the login; it precedes unread.
+        opened: plaintext after the login that records has opened; it precedes unread.
         records: the connection's TLS 1.3 keys, which move out of the object.
         mesh: the client has the mesh key.
         link: this relay dialed the connection, to the relay with this key; the plane forwards

@@ -18,7 +18,7 @@ cdef unsigned int CONTROL_KEYS = 16
 
 
 cdef size_t frames_piece(const uint8_t* frames, size_t n) noexcept:
-    # Returns how many of n bytes of whole frames to send to a session at once.
+    """Return how many of n bytes of whole frames to send to a session at once."""
     cdef size_t piece = 0
     while piece < n and piece < SEAL_CHUNK:
         piece += frame_size(frames + piece)

@@ -29,7 +29,7 @@ cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
 
 
 cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
-    # Returns the bytes read, or 0 when none are there or the stream has ended (s.is_ending).
+    """Return the number of bytes read; 0 when none are ready or at the end (s.is_ending)."""
     cdef size_t most = read_limit(w, s)
     cdef ssize_t got = recv(s.fd, into, most, MSG_DONTWAIT)
     s.is_drained = got < <ssize_t>most and not s.has_hung_up
@@ -48,8 +48,10 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
 
 
 cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
-    # Reads once, unless whole records of the previous read are left, and opens up to READ_RECORDS
-    # complete records one behind another.
+    """Read once, unless whole records of the previous read are left; open up to READ_RECORDS.
+
+    The plaintexts follow one another.
+    """
     cdef size_t n = s.record.n
     cdef size_t n_left = READ_RECORDS
     cdef size_t consumed = 0
@@ -96,8 +98,8 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
 
 
 cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
-    # Bytes from behind the login may wait in the stashes, with nothing left in the socket. They are
-    # relayed first: if the socket has the end of the stream already, this turn might not relay all.
+    # Bytes that followed the login may be in the stashes, while the socket is empty. They are
+    # relayed first: if the socket is already at its end, this turn might not relay all.
     s.is_fresh = False
     s.is_drained = False
     s.has_records = s.record.n != 0

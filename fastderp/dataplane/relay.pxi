@@ -92,7 +92,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
 
 cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t total,
                          size_t n_data) noexcept nogil:
-    # A ForwardPacket to another relay is 32 bytes longer, so it is written to a buffer of its own
+    # A ForwardPacket to another relay is 32 bytes longer, so it is written to a separate buffer
     # (§7.6).
     cdef uint8_t* q = w.forward + w.n_forwarded
     frame_put_header(q, FRAME_FORWARD_PACKET, <uint32_t>(2 * KEY_SIZE + n_data))
@@ -141,9 +141,12 @@ cdef inline bint is_zero_key(const uint8_t* key) noexcept nogil:
 
 cdef int destination_find(Worker* w, Route* source, const uint8_t* source_key, uint64_t sender,
                           const uint8_t* dst, bint only_local) noexcept nogil:
-    # Returns the target for a key, NO_TARGET or FIGHTING (§6.4); a local session is preferred to a
-    # mesh link. A local receiver becomes a gone watcher of the source. w.last_is_link keeps the
-    # target's kind, because the slot may hold another session by now.
+    """Return the target for a key, NO_TARGET or FIGHTING (§6.4).
+
+    A local session is preferred to a mesh link. A local receiver becomes a gone watcher of the
+    source. w.last_is_link keeps the target's kind, because the slot may hold another session by
+    now.
+    """
     cdef Route* route = routes_find(&w.context.core.routes, dst)
     cdef uint64_t receiver
     if route is NULL:
@@ -182,8 +185,10 @@ cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key,
 
 
 cdef void not_here_answer(Worker* w, Session* s, uint8_t* p) noexcept nogil:
-    # Writes PeerGone(NotHere) for w.last_dst over the packet it answers: up to 3 at once, then 1
-    # per second.
+    """Write PeerGone(NotHere) for w.last_dst over the packet it answers.
+
+    A session gets up to 3 at once, then 1 per second.
+    """
     cdef uint64_t gained = (w.context.now_ns - s.not_here_ns) // SECOND_NS
     cdef int target
     if gained:

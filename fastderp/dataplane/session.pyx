@@ -308,7 +308,7 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
     if added:
         output_first_locked(t, s, first, n_first)
         wheel_arm(&t.core.wheels[s.worker], &s.timer, s.next_keep_alive_ns)
-        # EPOLLOUT fires at once; then the worker reads the bytes from behind the login.
+        # EPOLLOUT fires at once; then the worker reads the bytes that followed the login.
         poll_set_locked(t, s, s.backlog is not NULL or has_unread, False)
     pthread_mutex_unlock(&s.output_lock)
     if added:

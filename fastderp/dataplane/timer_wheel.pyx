@@ -102,7 +102,7 @@ cdef uint64_t wheel_pop(Wheel* w, uint64_t now_ns) noexcept nogil:
 
 
 cdef uint64_t next_occupied(const Wheel* w) noexcept nogil:
-    # Returns the ticks from w.tick to the next occupied bucket; WHEEL_BUCKETS when all are empty.
+    """Return the ticks from w.tick to the next occupied bucket; WHEEL_BUCKETS if all are empty."""
     cdef uint64_t ahead = 0
     cdef uint64_t bucket
     cdef uint64_t word

@@ -22,7 +22,7 @@ cdef inline uint32_t bucket_of(uint64_t value) noexcept nogil:
 
 
 cdef inline uint64_t bucket_top(uint32_t bucket) noexcept nogil:
-    # Returns the largest value of the bucket.
+    """Return the largest value of the bucket."""
     cdef uint32_t shift
     if bucket < 2 * HISTOGRAM_STEPS:
         return bucket

@@ -46,5 +46,5 @@ class Logins:
     def members(self) -> list[tuple[int, int, bytes, bytes, RecordLayer | None]]:
         """Return the logged-in clients and hand their connections over, each once.
 
-        A client is (number, descriptor, ServerInfo frame, plaintext behind it, TLS keys or None).
+        A client is (number, descriptor, ServerInfo frame, plaintext after it, TLS keys or None).
         """

@@ -39,7 +39,7 @@ from fastderp.errors import ProtocolError
 cdef enum:
     SERVER_KEY = 0x01
     SERVER_INFO = 0x03
-    KEY_AT = FRAME_HEAD + 8         # behind the magic of ServerKey
+    KEY_AT = FRAME_HEAD + 8         # after the magic of ServerKey
     ANSWER_MAX = 16384              # bytes; a relay sends a few hundred during a login
     INPUT = 65536
     OUTPUT = 8192                   # bytes; the longest message of a client is its ClientHello

@@ -205,7 +205,7 @@ class _Storm:
         return self._crowd.logins_per_s if self._crowd else 0.0
 
     def start(self) -> None:
-        """Start the storm, if the scenario has one."""
+        """Start the storm, unless the scenario has no storm."""
         if self._crowd:
             self._thread.start()
 

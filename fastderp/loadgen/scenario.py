@@ -151,7 +151,7 @@ def read_scenario(path: Path) -> Scenario:
 
 
 def _scenario_of(values: dict[str, Any], name: str) -> Scenario:
-    # Annotations are text in this module; every field of a Scenario has one of these.
+    # Annotations are text in this module; the type of every Scenario field is one of these.
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
         "int": (int,),

@@ -19,7 +19,7 @@ _COMMON_NAME = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13]\x47derpkey([0-9a-fA-
 
 
 def announced_key(chain: Sequence[bytes]) -> NodePublic | None:
-    """Return the relay's key that a metacert behind the leaf announces; None without one.
+    """Return the relay's key that a metacert after the leaf announces; None without a metacert.
 
     `chain` holds the certificates in DER as the relay sent them in a TLS 1.3 handshake that has
     authenticated `chain[0]`: the leaf's signature covers the whole chain. The leaf itself

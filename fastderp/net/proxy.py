@@ -26,7 +26,7 @@ def proxy_for(
     Args:
         scheme: "http" or "https", of the URL that is asked for.
         host: name or address, without brackets.
-        port: where the connection goes; entries of `NO_PROXY` may name one.
+        port: of the destination; entries of `NO_PROXY` may name a port.
         environ: the variables; None for those of the process.
 
     Raises ValueError for a proxy that is not a URL, without quoting it.
@@ -38,7 +38,7 @@ def proxy_for(
     try:
         return urlsplit(text if "://" in text else f"http://{text}")
     except ValueError:
-        # Not quoted: it may hold a password.
+        # The message omits the URL: it may hold a password.
         raise ValueError(f"{scheme.upper()}_PROXY is not a URL") from None
 
 
@@ -63,7 +63,7 @@ def _is_exempt(host: str, port: int, entries: str) -> bool:
 
 
 def _matches(entry: str, name: str, address: IpAddress | None, port: int) -> bool:
-    """Tell whether an entry of `NO_PROXY` covers a host. One that makes no sense covers none."""
+    """Return whether an entry of `NO_PROXY` covers a host; a malformed entry covers none."""
     if entry == "*":
         return True
     if "/" in entry:

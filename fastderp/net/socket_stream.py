@@ -112,11 +112,11 @@ class SocketStream(asyncio.BufferedProtocol):
             await room
 
     def close(self) -> None:
-        """Close the connection when what is buffered has gone."""
+        """Close the connection once the buffered bytes are written."""
         self._transport.close()
 
     def abort(self) -> None:
-        """Close now; what is buffered is lost."""
+        """Close now and discard buffered bytes."""
         self._transport.abort()
 
     async def wait_closed(self) -> None:
@@ -124,15 +124,14 @@ class SocketStream(asyncio.BufferedProtocol):
         await asyncio.shield(self._closed)
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return what the transport knows under `name`."""
+        """Return the transport's information under `name`."""
         return self._transport.get_extra_info(name)
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Give the connection away: its socket, and what was read and not taken.
+        """Detach from the connection; return its socket and the bytes that nothing has read yet.
 
-        OSError or RuntimeError when it broke.
-
-        At a moment when everything written has been sent; this stream is over then.
+        Call it when everything written has been sent; it ends this stream. Raises OSError or
+        RuntimeError when the connection broke.
         """
         self._transport.pause_reading()
         own = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
@@ -196,7 +195,7 @@ async def open_socket_stream(
 ) -> SocketStream:
     """Connect to a host over an address family.
 
-    Raises OSError, or UnicodeError for a name that is none.
+    Raises OSError, or UnicodeError for a malformed host name.
     """
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_connection(lambda: SocketStream(loop), host, port, family=family)

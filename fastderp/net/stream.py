@@ -46,7 +46,7 @@ class Writer(Protocol):
         """Wait for the end of `close`."""
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return the information under `name`, such as "sockname"; None without any."""
+        """Return the information under `name`, such as "sockname"; None if unknown."""
 
 
 class ReaderWriter(Reader, Writer, Protocol):
@@ -150,7 +150,7 @@ class Stream:
     async def wait_closed(self) -> None:
         """Wait for the end of `close`, up to CLOSE_TIMEOUT_S; then abort."""
         if self._over:
-            # An asyncio writer whose wait was interrupted cannot be waited for again.
+            # asyncio cannot wait again for a writer whose wait was interrupted.
             return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):

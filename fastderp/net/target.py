@@ -44,7 +44,7 @@ class UrlTarget:
         """Split the URL. Raises ValueError that says what is wrong with it."""
         parts = urlsplit(url)
         if "@" in parts.netloc:
-            # Not quoted: there may be a password in it.
+            # The message omits the URL: it may hold a password.
             raise ValueError("a relay's URL names no user")
         if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
             raise ValueError(

@@ -30,7 +30,7 @@ class TlsStream:
         self._outside = outside
         self._channel = channel
         self._closing = False
-        # The relay may send data right behind its part of the handshake.
+        # The relay may send data right after its part of the handshake.
         self._plain = channel.open(b"")
         self.version = version
         """`TLSv1.2` or `TLSv1.3`."""

@@ -52,7 +52,7 @@ cdef struct Keyring:
 # NULL for any other number than a SuiteNumber.
 cdef const Suite* suite_of(uint16_t number) noexcept nogil
 
-# Make an empty keyring with memory of its own; False without memory. keyring_clear forgets every
+# Make an empty keyring and allocate its memory; False when that fails. keyring_clear forgets every
 # key and keeps the memory.
 cdef bint keyring_init(Keyring* ring, uint32_t n_places) noexcept nogil
 cdef void keyring_clear(Keyring* ring) noexcept nogil
@@ -76,7 +76,7 @@ cdef bint aead_open(
     Expanded* expanded, TrafficKey* key, const uint8_t* record, uint8_t* inner, int n_inner
 ) noexcept nogil
 
-# Encrypt the inner plaintext at record + AEAD_HEADER in place and write the tag behind it.
+# Encrypt the inner plaintext at record + AEAD_HEADER in place and write the tag after it.
 cdef bint aead_seal(
     Expanded* expanded, TrafficKey* key, uint8_t* record, int n_inner
 ) noexcept nogil

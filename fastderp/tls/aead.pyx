@@ -170,7 +170,7 @@ cdef Expanded* key_expanded(
 cdef bint context_expand(
     Expanded* place, const TrafficKey* key, const Suite* suite, bint sealing
 ) noexcept nogil:
-    """Expand a key into a place, whose EVP_CIPHER_CTX is used again if it has one."""
+    """Expand a key into a place; reuse the EVP_CIPHER_CTX if the place has allocated it."""
     cdef const EVP_CIPHER* cipher = NULL    # NULL keeps the cipher that the context has
     if suite.aead is not NULL:
         place_clear(place)

@@ -15,7 +15,7 @@ INPUT_MAX_BYTES: Final[int]
 class ClientHello(NamedTuple):
     """What a client asks for before a certificate is chosen.
 
-    `server_name` is as sent, None without one. `alpn` is empty when it takes more than 256 bytes.
+    `server_name` is as sent, None without SNI. `alpn` is empty when it takes more than 256 bytes.
     """
 
     server_name: str | None
@@ -72,7 +72,7 @@ class Handshake:
         """
 
     def read(self, n: int = 65536) -> bytes:
-        """Return up to `n` decrypted bytes; b"" without any now, or at the end (`eof`). TLS 1.2."""
+        """Return up to `n` decrypted bytes; b"" if none are ready or at `eof`. TLS 1.2."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt into the output. TLS 1.2."""

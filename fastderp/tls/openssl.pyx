@@ -1,10 +1,10 @@
 """Finds the crypto library at run time and fills the tables of openssl.pxd.
 
-A wheel brings one, _crypto.so, whose only symbol is the list `fastderp_crypto` (crypto/README.md).
-Otherwise, and with FASTDERP_CRYPTO=system, they are the libcrypto and libssl that Python's own
-`ssl` module has loaded: the process holds one OpenSSL, with the security updates of Python's. A
-Python with a static ssl gets the system's libssl. Runs once, at import; the tables are constant
-afterwards. Any thread.
+A wheel brings the library _crypto.so, whose only symbol is the list `fastderp_crypto`
+(crypto/README.md). Otherwise, and with FASTDERP_CRYPTO=system, the tables are filled from the
+libcrypto and libssl that Python's `ssl` module has loaded: the process holds one OpenSSL, with the
+security updates of Python's. A Python with a static ssl gets the system's libssl. Runs once, at
+import; the tables are constant afterwards. Any thread.
 """
 
 from libc.string cimport memcpy, strcmp
@@ -42,7 +42,10 @@ cdef void* find(void* library, const char* name) noexcept:
 
 
 cdef int bind(void* library, const char* name, void* slot) except -1:
-    """Store the function of this name in the pointer at `slot`; NULL and False without one."""
+    """Store the function `name` in the pointer at `slot` and return True.
+
+    Store NULL and return False when the library lacks the function.
+    """
     cdef void* symbol = find(library, name)
     memcpy(slot, &symbol, sizeof(symbol))  # C has no cast between data and function pointers
     return symbol is not NULL

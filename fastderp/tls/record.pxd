@@ -58,7 +58,7 @@ cdef size_t record_secret_size(uint16_t suite) noexcept nogil
 
 # Functions that open and seal take the keyring of the calling thread.
 
-# Open every complete record of wire[0:n_wire] into plain, one behind the other. Stops at a record
+# Open every complete record of wire[0:n_wire] into plain, one after the other. Stops at a record
 # that is incomplete or whose inner plaintext (content, content type, padding) does not fit.
 # consumed and produced are valid for every status and cover only records that were good.
 # plain must not overlap wire. With plain_cap >= n_wire every record fits.

@@ -36,7 +36,7 @@ class RecordLayer:
             client: accept session tickets, which servers send to clients.
             read_sequence: number of the next record to open.
             write_sequence: number of the next record to seal.
-            pending: ciphertext that was read behind the handshake.
+            pending: ciphertext that was read after the handshake.
 
         Raises ValueError for an unknown suite or a secret of the wrong length.
         """

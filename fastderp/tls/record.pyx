@@ -216,7 +216,7 @@ cdef RecordStatus handshake_taken(
         if r.rx_n_message == 4:
             status = message_begun(r)
         elif r.rx_n_message == 5:
-            # The key changes behind it, so nothing may follow in its record (RFC 8446 §5.1).
+            # The key changes after it, so nothing may follow in its record (RFC 8446 §5.1).
             status = key_update_taken(r, ring) if at == n else RECORD_UNEXPECTED
         if status != RECORD_OK:
             return status
@@ -287,7 +287,7 @@ cdef size_t iov_size(const iovec* iov, int n_iov) noexcept nogil:
 
 
 cdef void iov_gather(const iovec** iov, size_t* offset, uint8_t* out, size_t n) noexcept nogil:
-    """Copy the next n bytes and move `iov` and `offset` behind them."""
+    """Copy the next n bytes and advance `iov` and `offset` past them."""
     cdef size_t n_part
     while n > 0:
         n_part = min(n, iov[0].iov_len - offset[0])

@@ -1,4 +1,4 @@
-"""The bounds of every number that an operator sets: those of the kernel and of our own clocks.
+"""The bounds of every number that an operator sets: those of the kernel and of our clocks.
 
 The command line checks flags with them, `Server` its arguments.
 """

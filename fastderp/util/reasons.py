@@ -6,9 +6,9 @@ import os
 
 
 def errno_text(error: BaseException) -> str:
-    """Return the system's text for the number of an error; the error's own text where it has none.
+    """Return the system's text for the number of an error; its own text if it has no number.
 
-    asyncio writes addresses into `strerror`, and getaddrinfo has numbers of its own, below 0.
+    asyncio writes addresses into `strerror`, and getaddrinfo uses separate numbers, below 0.
     """
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:

@@ -64,7 +64,7 @@ def reserve_is_touched() -> bool:
 
 
 def _next_descriptor() -> int:
-    """Return the number that the next descriptor would have; the limit when there is none."""
+    """Return the number that the next descriptor would have; the limit when all are in use."""
     try:
         descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -85,8 +85,7 @@ class DerpMap:
 
     Args:
         regions: by id.
-        omit_default_regions: for control servers: these are all there are, and tailscale's own do
-            not come on top.
+        omit_default_regions: tells control servers not to add tailscale's regions to these.
         region_scores: by region id, what its measured latency is multiplied by when homes are
             chosen.
     """

@@ -212,7 +212,7 @@ class MeshKey:
 
 
 def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
-    """Return the relay's key from its key file at `path`, made first when there is none.
+    """Return the relay's key from its key file at `path`; generate the file if it is missing.
 
     PROTOCOL §12.
 

@@ -213,7 +213,7 @@ def parse_server_info(text: bytes) -> ServerInfo:
     )
 
 
-@lru_cache(maxsize=8)  # a relay says the same to nearly everybody
+@lru_cache(maxsize=8)  # a relay sends the same to nearly all clients
 def server_info_json(info: ServerInfo) -> bytes:
     """Return the compact JSON of `info`; members that are 0 are left out."""
     members = {

@@ -325,7 +325,7 @@ def peer_gone_payload(key: bytes, reason: int) -> bytes:
 def peer_present_payload(
     key: bytes, ip: bytes, port: int, flags: int, app_name: bytes = b""
 ) -> bytes:
-    """Return the 52 bytes of a PeerPresent and the AppName behind them. PROTOCOL §22.
+    """Return the 52 bytes of a PeerPresent and the AppName after them. PROTOCOL §22.
 
     `ip` is 16 bytes, IPv4 as ::ffff:a.b.c.d; 16 zero bytes and port 0 for an unknown address.
     `app_name` has up to MAX_APP_NAME_BYTES bytes.

@@ -43,7 +43,7 @@ class Header:
     """A whole header.
 
     Args:
-        n_bytes: its length; the client's bytes begin behind it.
+        n_bytes: its length; the client's bytes follow it.
         source: (ip, port) of the client; None when the proxy speaks for itself (a health check) or
             does not know the address.
     """

@@ -1,4 +1,4 @@
-"""The numbered lines of PROTOCOL §16 (the checks of Go's own tests), further cases, their tests."""
+"""The numbered lines of PROTOCOL §16 (the checks of Go's tests), further cases, their tests."""
 
 from __future__ import annotations
 
@@ -377,7 +377,7 @@ PROTOCOL = {
         "interop/mixed_region::clients_of_every_relay_reach_each_other_and_are_told_of_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
-    # Cases beyond Go's own tests
+    # Cases beyond Go's tests
     "fast start": row(
         "a fast start pipelined in one segment",
         "system/relay_login::a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame",

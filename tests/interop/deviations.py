@@ -124,7 +124,7 @@ OUR_METRICS = {
     r"fastderp_.*|process_threads": "metrics without a counterpart in derper",
 }
 
-# Differences outside every comparison; tests of our own show these.
+# Differences outside every comparison; separate tests show these.
 ELSEWHERE = {
     "WebSocket messages": "PROTOCOL 21: messages over 32768 bytes are accepted; derper closes",
     "the accept limiter": "PROTOCOL 21: connections that come too fast are closed; derper ends",

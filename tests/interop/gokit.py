@@ -1,6 +1,6 @@
 """The Go side of the interop tests: builds the programs and drives derpkit.
 
-derpkit is one DERP client of tailscale's own library; GoClient speaks its JSON lines.
+derpkit is a DERP client built on tailscale's library; GoClient exchanges JSON lines with it.
 Everything here runs on the test's asyncio loop.
 """
 
@@ -242,7 +242,7 @@ class GoClient:
         return str(self.ready["key"])
 
     async def next(self, name: str, timeout_s: float = EVENT_TIMEOUT_S) -> Event:
-        """Return the next event called `name`; wait for it when there is none.
+        """Return the next event called `name`; wait for it if necessary.
 
         Raises GoError after timeout_s, and at once when the process has ended or a command
         has failed.

@@ -92,7 +92,7 @@ class Relay:
         return "sha256-raw:" + hashlib.sha256(der).hexdigest()
 
     def metrics_page(self) -> str:
-        """Return its metrics in Prometheus format."""
+        """Return the relay's metrics in Prometheus format."""
         trust = ssl.create_default_context(cafile=self.root) if self.root else None
         with urllib.request.urlopen(
             self.url.removesuffix("derp") + "debug/varz", context=trust

@@ -118,11 +118,11 @@ class Node:
         return found
 
     async def address(self) -> str:
-        """Return its IPv4 address in the tailnet."""
+        """Return the node's IPv4 address in the tailnet."""
         return (await self.tailscale("ip", "-4")).strip()
 
     def private_key(self) -> NodePrivate:
-        """Return its node key, its name in DERP."""
+        """Return the node's private key, which identifies it to DERP relays."""
         state = json.loads(self._state.read_text())
         [profile] = [value for name, value in state.items() if name.startswith("profile-")]
         return NodePrivate.from_text(

@@ -78,7 +78,7 @@ def assert_all_arrived(a: Result, b: Result, terms: Terms) -> None:
 async def test_two_go_clients_exchange_packets_through_derper(
     go_programs: GoPrograms, start_each_derper: StartRelay, transport: Transport
 ) -> None:
-    """Check the reference: tailscale's own programs among themselves."""
+    """Check the reference: tailscale's programs among themselves."""
     run = terms(2_000)
     async with start_each_derper(tls=transport.is_tls) as relay:
         assert_all_arrived(

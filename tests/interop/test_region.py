@@ -1,4 +1,4 @@
-"""A region of relays as tailscale's own programs see it."""
+"""A region of relays as tailscale's programs see it."""
 
 import asyncio
 import itertools

@@ -41,7 +41,7 @@ class RunningRelay:
 
     @property
     def stun_port(self) -> int:
-        """Its UDP port of STUN."""
+        """The relay's UDP port for STUN."""
         return int(self.find(r"STUN on UDP (\d+)"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:

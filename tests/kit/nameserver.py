@@ -36,7 +36,7 @@ class Nameserver:
 
     @property
     def port(self) -> int:
-        """Its UDP port."""
+        """The server's UDP port."""
         return int(self.sock.getsockname()[1])
 
     def run(self) -> None:

@@ -79,7 +79,7 @@ class Peer:
 
     @property
     def public(self) -> NodePublic:
-        """Its address."""
+        """The peer's public key, which is its address."""
         return self.key.public_key
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Return its URL, over TCP; with TLS by name."""
+        """The service's URL over TCP; by name with TLS."""
         where = "https://localhost" if self.tls else "http://127.0.0.1"
         return f"{where}:{self.listener.getsockname()[1]}/admit"
 

@@ -35,7 +35,7 @@ HEADS = st.tuples(
 
 
 def outcome(pieces: list[bytes]) -> tuple[str, object, bytes]:
-    """Feed the pieces until there is a result; return it and the bytes behind it."""
+    """Feed the pieces until there is a result; return it and the bytes after it."""
     parser = HeadParser()
     for i, piece in enumerate(pieces):
         try:

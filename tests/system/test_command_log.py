@@ -34,11 +34,11 @@ class Unread:
 
     @property
     def public_key(self) -> NodePublic:
-        """Its key, which it cannot log."""
+        """The relay's public key, from its key file: its log line cannot be written."""
         return NodePrivate.from_text(json.loads(self.key_file.read_text())["PrivateKey"]).public_key
 
     def lost(self) -> int:
-        """Return its count of lost log lines."""
+        """Return the relay's count of lost log lines."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/debug/varz", timeout=10) as page:
             found = re.search(r"^fastderp_log_lines_lost_total (\d+)$", page.read().decode(), re.M)
         assert found

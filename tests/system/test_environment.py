@@ -107,7 +107,7 @@ def test_a_queue_depth_limits_the_packets_that_wait_for_a_client(
                 int.from_bytes(slow.read_packet()[1][:4], "big") for _ in range(n_sent - n_lost)
             ]
     assert n_lost > 0 and numbers == sorted(numbers) and numbers[-1] == n_sent - 1
-    # Also counted: a packet being written, each packet's overhead, and the reader's stash.
+    # The count includes a packet being written, each packet's overhead, and the reader's stash.
     assert at_least <= n_waiting <= 1.1 * depth + 2
 
 

@@ -1,4 +1,4 @@
-"""The relay as a web server: requests before a login or without one. PROTOCOL §9."""
+"""The relay as a web server: requests before and without a login. PROTOCOL §9."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ async def tls_server(
 async def man_in_the_middle(
     genuine: Identity, directory: Path, *, version: str = "TLSv1_3"
 ) -> AsyncIterator[FakeServer]:
-    """Serve with its own leaf, named like a metacert, and the genuine chain behind it."""
+    """Serve with its own leaf, named like a metacert, and the genuine chain after it."""
     impostor = make_identity(directory, common_name="derpkey" + "ab" * 28)
     async with tls_server(impostor, version=version) as server:
         announced = ssl.DER_cert_to_PEM_cert(meta_cert(server.key.public_key.hex))

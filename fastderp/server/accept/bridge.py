@@ -90,7 +90,7 @@ class Bridge(Pump):
         return bool(self.tls_version) and isinstance(self._channel, Tls12)
 
     def round_trip_us(self) -> int | None:
-        """Return the client's round-trip time in microseconds, None without one."""
+        """Return the client's round-trip time in microseconds, None if unknown."""
         return self._client.round_trip_us() if self.has_round_trips else None
 
     def bytes_moved(self) -> tuple[int, int] | None:
@@ -183,9 +183,9 @@ class Bridges:
         return theirs.detach(), bridge
 
     def join_socket(self, outside: socket.socket, channel: Channel) -> int:
-        """Do the same for a connected socket without a session of its own.
+        """Do the same for a connected socket that has no session.
 
-        Its TCP_USER_TIMEOUT ends it.
+        The socket's TCP_USER_TIMEOUT ends it.
         """
         return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
 

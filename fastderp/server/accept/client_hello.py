@@ -10,7 +10,7 @@ from fastderp.tls.errors import TlsError
 
 # Real ones take 0.3 to 2 KiB, with post-quantum key shares and encrypted server names, too.
 HELLO_LIMIT_BYTES = 16 * 1024
-# Record headers besides, and what a client sends behind its ClientHello before the answer.
+# This adds record headers and the data that clients send after the ClientHello.
 RAW_LIMIT_BYTES = HELLO_LIMIT_BYTES + 4096
 
 # Answers a ClientHello that is too long: fatal, illegal_parameter, as OpenSSL does.

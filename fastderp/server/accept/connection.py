@@ -326,9 +326,9 @@ class Connection:
         self.close("crowded", "its handshake was not finished while others waited for theirs")
 
     def _secured(self, handshake: Handshake) -> None:
-        """Go on to HTTP behind a handshake that is complete."""
+        """Continue with HTTP after a complete handshake."""
         if handshake.alpn == ALPN_PROTOCOL:
-            # A CA has seen its answer; RFC 8737 §3 allows nothing behind the handshake.
+            # A CA has seen its answer; RFC 8737 §3 allows nothing after the handshake.
             self._linger()
             return
         assert self._tls is not None and handshake.version is not None
@@ -457,7 +457,7 @@ class Connection:
             self._guard(self._linger)
 
     def _open_websocket(self, opening: Opening) -> None:
-        """Answer the opening handshake; the bytes behind it are frames already."""
+        """Answer the opening handshake; the bytes after it are frames already."""
         assert self._http is not None
         self._stream.send(self._channel.seal(opening.response))
         channel = WebSocket(self._channel, self._stream, self._connection_log.websocket_failures)

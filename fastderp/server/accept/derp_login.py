@@ -109,7 +109,7 @@ class DerpLogin:
 
     @property
     def rest(self) -> bytes:
-        """The bytes behind the ClientInfo, or those of one that is not complete."""
+        """The bytes after the ClientInfo, or the part of it that has arrived."""
         return bytes(self._unread)
 
     @property

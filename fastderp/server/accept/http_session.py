@@ -37,7 +37,7 @@ TLS_HANDSHAKE = 0x16
 
 @dataclass(slots=True, frozen=True)
 class Reply:
-    """Send `data`; close behind it or wait for the next request."""
+    """Send `data`, then close or wait for the next request."""
 
     data: bytes
     close: bool
@@ -137,7 +137,7 @@ class HttpSession:
         self._unread = self._unread + data if self._unread else data
 
     def take_rest(self) -> bytes:
-        """Return the bytes behind the last request; they are another protocol's."""
+        """Return the bytes after the last request, which belong to another protocol."""
         rest, self._unread = self._unread, b""
         return rest
 

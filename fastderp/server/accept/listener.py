@@ -204,7 +204,7 @@ class Listener:
 
 
 def tls_listener_metrics(listeners: Iterable[Listener]) -> dict[str, Value]:
-    """Count the connections that the TLS listeners accepted and rejected; empty without one."""
+    """Count the connections that TLS listeners accepted and rejected; empty if none has TLS."""
     listeners = [listener for listener in listeners if listener.tls]
     if not listeners:
         return {}

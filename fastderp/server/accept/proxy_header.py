@@ -42,7 +42,7 @@ class ProxyHeaderReader:
         return len(self._received)
 
     def feed(self, data: bytes) -> tuple[Origin, bytes] | None:
-        """Return the connection's origin and the bytes behind the header; None until it is whole.
+        """Return the connection's origin and the bytes after the header; None until it is whole.
 
         Raises ProxyHeaderError.
         """

@@ -146,7 +146,7 @@ class Registrar:
 
         Args:
             first: frames to write before any other.
-            opened: plain bytes read behind the login.
+            opened: plain bytes read after the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session is over; not when it never began.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.

@@ -43,9 +43,9 @@ def take_step(handshake: Handshake) -> Outcome:
 
 
 class HandshakeThreads:
-    """Threads that take steps and report back to the loop; none is started before there is work.
+    """Threads that take steps and report back to the loop; they start on demand.
 
-    When the system refuses a thread, those that run take its work; without any the loop does.
+    If the system refuses a thread, the running threads take its work; if none runs, the loop does.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -92,7 +92,7 @@ class HandshakeThreads:
             pass
 
     def _do_work(self, work: tuple[Handshake, Callable[[Outcome], None]] | None) -> bool:
-        """Take a step; in a function of its own, so that a waiting thread keeps no connection."""
+        """Take a step; a separate function, so that a waiting thread keeps no connection."""
         if work is None:
             return False
         handshake, report = work
@@ -295,7 +295,7 @@ class ServerHandshake:
         self._step()
 
     def _on_certificate(self, certificate: asyncio.Future[ServerContext]) -> None:
-        """Go on with the certificate that was waited for."""
+        """Continue with the certificate that the source has delivered."""
         assert self._handshake is not None
         if self._cancelled or certificate.cancelled():
             return

@@ -184,7 +184,7 @@ class KeyLists:
         return tuple(found.keys for found in self)
 
     def judge(self, key: NodePublic) -> Verdict:
-        """Tell whether the lists let the `key` in."""
+        """Return whether the lists admit `key`."""
         if self.deny is not None and key.raw in self.deny.keys:
             return Verdict(False, "denied", "on the deny list")
         if self.allow is not None and key.raw not in self.allow.keys:

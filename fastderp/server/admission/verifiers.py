@@ -97,7 +97,7 @@ class Tailscaled:
 
 
 def _own_key(status: dict[str, Any]) -> NodePublic:
-    """Return the own node's key from tailscaled's status. Raises NoAnswer without one."""
+    """Return this node's key from tailscaled's status. Raises NoAnswer if it is absent."""
     state = checked(status, "BackendState", str, "a string")
     if state != "Running":
         raise NoAnswer(

@@ -63,12 +63,12 @@ class ManualCertificate:
     def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
         """Read the files again and `publish` what new handshakes present.
 
-        Files that cannot be used are logged and change nothing.
+        Unusable files are logged and change nothing.
 
-        Raises CertificateError only while descriptors or memory are out: to be called again.
+        Raises CertificateError only while descriptors or memory are out: call it again later.
         """
         try:
-            # Never created on a reload: clients have the pin of the previous one.
+            # A reload creates no certificate: clients have pinned the previous one.
             certificate = manual_certificate(self._directory, self._hostname, make=False)
             self._check_is_no_worse(certificate)
             publish(_context(certificate, meta_cert))

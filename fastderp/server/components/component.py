@@ -39,7 +39,7 @@ class Component:
         """Release what `open` and `start` acquired, and stop their tasks."""
 
     def describe(self) -> list[str]:
-        """Return its log lines after the start."""
+        """Return the component's log lines after the start."""
         return []
 
     def warnings(self) -> list[str]:
@@ -52,13 +52,13 @@ class Component:
         return type(self).reload is not Component.reload
 
     def reload(self) -> None:
-        """Read again what may have changed, without blocking; log and ignore unusable input.
+        """Reload files that may have changed, without blocking; log and ignore unusable input.
 
         A DerpError caused by a shortage of descriptors or memory asks for another call later.
         """
 
     def metrics(self) -> Mapping[str, Value]:
-        """Return its counters by the names of the table of metrics."""
+        """Return the component's counters by the names of the table of metrics."""
         return {}
 
 

@@ -248,7 +248,7 @@ def fraction(percent: str) -> float:
 
 
 def is_chosen(ip: str, share: float) -> bool:
-    """Tell whether a client is in a share of all, 0.0 to 1.0.
+    """Return whether a client is in a share of all, 0.0 to 1.0.
 
     The address decides, always alike; on loopback chance does.
     """

@@ -115,7 +115,7 @@ class Query:
     """A parsed query.
 
     Args:
-        title: the filter in words; "" without one.
+        title: the filter in words; "" without a filter.
         parameters: the filter and the debug key, for links.
         accepts: whether a session passes the filter.
         sort, descending: the column of COLUMNS, and its direction.

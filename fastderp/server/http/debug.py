@@ -86,7 +86,7 @@ class DebugAccess:
             raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
 
     def allows(self, request: Request) -> bool:
-        """Tell whether a request may see the debug pages.
+        """Return whether a request may see the debug pages.
 
         Through a trusted proxy, the client's address counts, but never as loopback. A request
         whose client is not known, and one that any other proxy has forwarded, needs the key.

@@ -1,7 +1,7 @@
 """HTTP/1.1 messages: request heads in, responses out. PROTOCOL §9.1.
 
 Sans I/O: bytes and values only. llhttp parses the head and is given the head alone, so the bytes
-behind it (a pipelined login) are untouched.
+after it (a pipelined login) are untouched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-# The answer to a browser's plain request on the TLS port; the connection is closed behind it
+# The answer to a browser's plain request on the TLS port; the connection is closed after it
 # (PROTOCOL §9.5).
 PLAIN_HTTP_ON_TLS_PORT = (
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
@@ -75,7 +75,7 @@ class Request:
         query: as sent, without the question mark.
         version: "1.0" or "1.1".
         headers: (lower-case name, value) in the order sent.
-        keep_alive: whether the client keeps the connection open behind the response.
+        keep_alive: whether the client keeps the connection open after the response.
         has_body: whether a body follows the head.
         remote: (ip, port) of the client, as far as it is known.
         through_proxy: whether a trusted proxy sent it.
@@ -99,7 +99,7 @@ class Request:
     prefix: str = ""
 
     def header(self, name: str) -> str:
-        """Return the first value of the header `name` (lower case), "" when there is none."""
+        """Return the first value of the header `name` (lower case), "" if it is absent."""
         for key, value in self.headers:
             if key == name:
                 return value
@@ -136,7 +136,7 @@ class HeadParser:
     def feed(self, data: bytes) -> Request | None:
         """Take the next bytes; return the request once its head is complete.
 
-        The bytes behind the head are in `rest`.
+        The bytes after the head are in `rest`.
 
         Raises BadRequest for anything malformed, oversized or ambiguous (smuggling forms included).
         """
@@ -164,7 +164,7 @@ class HeadParser:
         return self._request()
 
     def _split_behind_head(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split `data` behind the empty line, which may begin in an earlier piece."""
+        """Split `data` after the empty line, which may begin in an earlier piece."""
         window = self._tail + data
         end = window.find(b"\r\n\r\n")
         if end < 0:
@@ -218,7 +218,7 @@ class HeadParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) >= HEADERS_LIMIT:
             raise BadRequest(431, f"more than {HEADERS_LIMIT} headers")
-        # The parser strips the space before a value, not the space behind it.
+        # The parser strips the space before a value, not the space after it.
         self._headers.append(
             (name.decode("latin-1").lower(), value.rstrip(b" \t").decode("latin-1"))
         )
@@ -261,7 +261,7 @@ class Response:
     def encode(self, request: Request, close: bool) -> bytes:
         """Return the bytes to send, without a body for HEAD.
 
-        `close` is whether the connection ends behind them.
+        `close` is whether the connection ends after them.
         """
         lines = [f"HTTP/{request.version} {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers]

@@ -1,7 +1,7 @@
 """The relay's pages, one handler each: probes, captive-portal check, redirects and the home page.
 
 PROTOCOL §9.2, §9.4, §9.5. The security policy allows no inline style, so the home page's style
-sheet is a page of its own.
+sheet is a separate page.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def generate_204(request: Request) -> Response:
 
 
 def robots(request: Request) -> Response:
-    """Tell crawlers to stay away."""
+    """Return the robots.txt that keeps crawlers away."""
     return Response(
         200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS
     )
@@ -120,7 +120,7 @@ def stylesheet(request: Request) -> Response:
 
 
 def home(site: Site, request: Request) -> Response:
-    """Answer every path without a handler of its own."""
+    """Answer every path that no other handler serves."""
     if site.home == "blank":
         return Response(200, b"", "text/html; charset=utf-8", SECURITY_HEADERS)
     if site.home:

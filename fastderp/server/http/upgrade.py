@@ -43,7 +43,7 @@ def derp_upgrade(request: Request) -> Upgrade | None:
 
 
 def wants_websocket(request: Request) -> bool:
-    """Tell whether a request for `/derp` opens a WebSocket.
+    """Return whether a request for `/derp` opens a WebSocket.
 
     Without a derp subprotocol it does not: ancient clients send that and mean a raw upgrade.
     """
@@ -65,7 +65,7 @@ class KnownUpgrades:
         self._upgrades: dict[bytes, Upgrade] = {}
 
     def find(self, data: bytes) -> tuple[Upgrade, bytes] | None:
-        """Return the upgrade that `data` begins with, and the bytes behind it.
+        """Return the upgrade that `data` begins with, and the bytes after it.
 
         None for a head that is not cached.
         """

@@ -48,7 +48,7 @@ class Region:
 
     @property
     def key(self) -> MeshKey:
-        """The secret our links show; the zero key when there is none."""
+        """The secret that our links send; the zero key without a secret."""
         return self.keys[0] if self.keys else MeshKey()
 
     def set_keys(self, keys: Iterable[MeshKey]) -> None:

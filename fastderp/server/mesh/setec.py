@@ -119,7 +119,7 @@ class SecretsServer:
         return found
 
     def _copy(self, read: Callable[[str], T]) -> T | None:
-        """Return the copy, or None without one. Raises ValueError for a malformed copy."""
+        """Return the copy, or None if there is none. Raises ValueError for a malformed copy."""
         entry = self._kept().get(self._name)
         secret = entry.get("secret") if isinstance(entry, dict) else None
         return read(_text(secret.get("Value"))) if isinstance(secret, dict) else None
@@ -132,7 +132,7 @@ class SecretsServer:
         return found if isinstance(found, dict) else {}
 
     def _keep(self, secret: dict[str, Any]) -> None:
-        """Write the copy; without one the relay only depends more on the server."""
+        """Write the copy; the relay works without it, but then needs the server at each start."""
         text = json.dumps(self._kept() | {self._name: {"secret": secret, "lastAccess": "0"}})
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

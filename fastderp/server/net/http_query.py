@@ -181,7 +181,7 @@ def _proxy(url: URL) -> str | None:
     if found is None:
         return None
     if found.scheme not in ("http", "https") or not found.hostname:
-        # Not quoted: the variable may hold a password.
+        # The message omits the value: it may hold a password.
         raise ValueError(
             f"the proxy that {url.scheme.upper()}_PROXY names is neither http://HOST:PORT"
             " nor https://HOST:PORT: correct it, or list the host in NO_PROXY"
@@ -228,7 +228,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[str, Any]:
     """Return the JSON object that is the body of a 200, its members' names folded. Raises NoAnswer.
 
-    With `more_may_follow`, bytes behind the first JSON value are ignored, else there may be none.
+    With `more_may_follow`, bytes after the first JSON value are ignored, else they are refused.
     """
     if 300 <= status < 400:
         raise NoAnswer("status", f"it redirects (status {status}), which is not followed")

@@ -92,7 +92,7 @@ def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.sock
 
 
 def is_wildcard(host: str) -> bool:
-    """Tell whether a host stands for every address of both families."""
+    """Return whether a host stands for every address of both families."""
     ip = client_ip(host)
     return not host or (ip is not None and ip.is_unspecified)
 
@@ -161,7 +161,7 @@ def _bind_each(
 
 
 def _lacks_family(error: OSError, host: str) -> bool:
-    """Tell whether an address cannot be bound because the machine lacks its family.
+    """Return whether an address cannot be bound because the machine lacks its family.
 
     Many containers have no IPv6, or none on loopback.
     """

@@ -71,11 +71,11 @@ class Pump:
     # For subclasses
 
     def _may_read_client(self) -> bool:
-        """Tell whether the client may be read as far as the subclass is concerned."""
+        """Return whether the subclass allows reading from the client."""
         return True
 
     def _may_read_other(self) -> bool:
-        """Tell whether the other side may be read as far as the subclass is concerned."""
+        """Return whether the subclass allows reading from the other side."""
         return True
 
     def _moved(self, n_bytes: int) -> None:

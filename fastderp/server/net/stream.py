@@ -41,11 +41,11 @@ _OUT = select.EPOLLOUT
 
 
 class Poller:
-    """Tells streams that their socket is ready: one epoll of our own, which the loop watches.
+    """Notifies streams that their sockets are ready, with an epoll that the loop watches.
 
-    `is_busy` says whether many were ready at the last look. Not the loop's `add_reader` for each:
-    uvloop's (libuv's) falls silent at the first EPOLLERR, with the error and the data before it
-    unread.
+    `is_busy` is whether many were ready at the last poll. The loop's `add_reader` is not used for
+    streams: uvloop (libuv) stops reporting a descriptor at the first EPOLLERR, with the error and
+    the data before it unread.
     """
 
     __slots__ = ("_epoll", "_loop", "_ready", "_streams", "is_busy")
@@ -55,7 +55,7 @@ class Poller:
         self._loop = loop
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
-        # What was ready at the last look and has not been told yet.
+        # Ready at the last poll, their streams not yet notified.
         self._ready: deque[tuple[int, int]] = deque()
         self.is_busy: bool = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
@@ -67,10 +67,10 @@ class Poller:
         self._streams.clear()
 
     def watch(self, descriptor: int, stream: Stream, events: int) -> None:
-        """Tell the stream about these events from now on; 0 for none."""
+        """Notify the stream of these events from now on; 0 stops that."""
         known = descriptor in self._streams
         if not events:
-            # Registered for nothing, a socket would still report errors, again and again.
+            # epoll would report errors of a socket even without events, again and again.
             if known:
                 del self._streams[descriptor]
                 self._epoll.unregister(descriptor)
@@ -81,9 +81,9 @@ class Poller:
             self._streams[descriptor] = stream
 
     def _dispatch(self) -> None:
-        """Tell streams what is ready, for up to SLICE_S.
+        """Notify ready streams, for up to SLICE_S.
 
-        What is left comes in the next iteration.
+        The rest follows in the next iteration.
         """
         ready = self._ready
         if not ready:
@@ -223,18 +223,18 @@ class Stream:
         return self.flushed
 
     def end_output(self) -> None:
-        """Tell the peer that nothing more comes; call when flushed."""
+        """Send the end of the stream to the peer; call when flushed."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
     def detach(self) -> int:
-        """Give the descriptor away; call when flushed. Unread input is still in the kernel."""
+        """Return and forget the descriptor; call when flushed. Unread input stays in the kernel."""
         self._watch(0)
         self._forget()
         return self._sock.detach()
 
     def close(self) -> None:
-        """Close the socket; what is unsent is lost."""
+        """Close the socket and discard unsent bytes."""
         self._watch(0)
         self._forget()
         self._sock.close()

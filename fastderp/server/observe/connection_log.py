@@ -147,7 +147,7 @@ class ConnectionLog:
         )
 
     def sum_up(self) -> None:
-        """Log how many ends of sessions had no line of their own in past windows."""
+        """Log how many ends of sessions had no separate line in past windows."""
         self._tell_held(WINDOW_S)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Answers STUN in a thread of its own, without the GIL and without allocating (PROTOCOL §11)."""
+"""Answers STUN in a separate thread, without the GIL and without allocating (PROTOCOL §11)."""
 
 from collections.abc import Sequence
 

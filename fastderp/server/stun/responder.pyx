@@ -1,4 +1,4 @@
-"""Answers STUN in a thread of its own, without the GIL and without allocating (PROTOCOL §11).
+"""Answers STUN in a separate thread, without the GIL and without allocating (PROTOCOL §11).
 
 The thread owns the buffers; it is the only writer of the counters. Python starts and stops it and
 reads the counters. Sockets are lent for as long as it runs.
@@ -99,10 +99,10 @@ cdef inline uint32_t read_u16(const uint8_t* data) noexcept nogil:
 
 
 cdef bint is_request(const uint32_t* table, const uint8_t* data, size_t n) noexcept nogil:
-    """Tell whether a datagram is a tailscale binding request.
+    """Return whether a datagram is a tailscale binding request.
 
     Strict where the reference is: SOFTWARE `tailnode` somewhere, FINGERPRINT last and right,
-    attributes that fill the datagram exactly. The length field of the header is not looked at.
+    attributes that fill the datagram exactly. The length field of the header is ignored.
     """
     cdef size_t at = HEADER_BYTES
     cdef size_t value, length = 0

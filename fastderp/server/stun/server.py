@@ -1,6 +1,6 @@
 """STUN: tells a client the address its UDP packets come from (PROTOCOL §11).
 
-Binds the sockets and lends them to a `StunResponder`, which answers in a thread of its own. Sockets
+Binds the sockets and lends them to a `StunResponder`, which answers in a separate thread. Sockets
 are separate for IPv4 and IPv6, so an IPv4 client is answered with an IPv4 address. Loop thread
 only.
 """

@@ -22,7 +22,7 @@ def clock() -> Clock:
 
 
 def waits_of_failures(schedule: RetrySchedule, clock: Clock, n: int) -> list[float]:
-    """Return how long each of `n` failures in a row is waited for."""
+    """Return the waits after each of `n` failures in a row."""
     waits = []
     for _ in range(n):
         schedule.failed(was_connected=False)

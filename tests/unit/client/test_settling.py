@@ -1,4 +1,4 @@
-"""When a new watcher has been told of everybody. PROTOCOL §7.3."""
+"""When a new watcher has been told of all clients. PROTOCOL §7.3."""
 
 from __future__ import annotations
 

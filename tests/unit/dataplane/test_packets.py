@@ -221,7 +221,7 @@ def test_senders_that_hang_up_while_they_flood_a_reader_are_heard_to_the_end() -
         slow, *flooders = [PlanePeer(plane) for _ in range(9)]
         for _ in range(
             3
-        ):  # after that the reader is contended, and who sends to it read in small turns
+        ):  # after that the reader is contended, and its senders are read in small turns
             for flooder in flooders:
                 fill(flooder, slow.key, 50, 1400)
         plane.set_rate_limit(1, 1)

@@ -90,7 +90,7 @@ def test_a_key_that_returns_while_its_departure_is_told_stays_known_to_its_recei
         relay.sync()
 
     def heard() -> list[list[tuple[int, bytes]]]:
-        """Return what each receiver has heard when everybody was told of every departure so far."""
+        """Return what each receiver got, once all were told of every departure so far."""
         behind = [
             os.urandom(32) for _ in range(plane.n_workers)
         ]  # the others, in each worker's line

@@ -1,4 +1,4 @@
-"""The relay's key is read from a metacert behind the leaf, and from nothing else (PROTOCOL §10)."""
+"""The relay's key is read from a metacert after the leaf, and from nothing else (PROTOCOL §10)."""
 
 import pytest
 

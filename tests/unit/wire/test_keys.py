@@ -25,7 +25,7 @@ SERVER = NodePrivate(vectors.SERVER_PRIVATE)
 CLIENT = NodePrivate(vectors.CLIENT_PRIVATE)
 
 # Points of small order and their non-canonical forms: a client that sends one as its key knows the
-# shared secret with everybody.
+# secret that it shares with any other key.
 LOW_ORDER = [
     bytes(32),
     b"\1" + bytes(31),

@@ -90,7 +90,7 @@ def test_header_is_a_type_and_a_big_endian_length() -> None:
             PEER.raw + bytes(19) + b"\x02oklater",
             PeerPresent(PEER, app_name="ok"),
         ),
-        # A name that is cut, or something else behind the flags.
+        # A truncated name, or other bytes after the flags.
         (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x09later", PeerPresent(PEER)),
         (FrameType.PING, b"12345678later", Ping(b"12345678")),
         (FrameType.PONG, b"12345678", Pong(b"12345678")),

@@ -1,4 +1,4 @@
-"""The PROXY header: what is one, what is none, and how far a proxy may go."""
+"""The PROXY header: valid and invalid forms, and the limits for proxies."""
 
 import struct
 

@@ -32,7 +32,7 @@ class ManagedCertificate:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until its renewal, when a third of its life is left; 0 without one."""
+        """Seconds until renewal, at a third of the life left; 0 if there is no certificate."""
         if self.certificate is None:
             return 0.0
         life = self.certificate.not_after - self.certificate.not_before

@@ -1,6 +1,6 @@
 """Gets one certificate from a CA, from directory to chain (RFC 8555), by certbot's `acme` library.
 
-Blocks for seconds: runs in a thread of its own, and is imported there, since the library takes a
+Blocks for seconds: runs in a separate thread, and is imported there, since the library takes a
 quarter of a second to load.
 """
 
@@ -209,7 +209,7 @@ class _Conversation:
 
 
 def _system_roots() -> str | None:
-    """Return the path of the system's trusted roots; None without any, for those of requests."""
+    """Return the path of the system's trusted roots; None selects those of `requests`."""
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath
 

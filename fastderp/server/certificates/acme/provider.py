@@ -1,6 +1,6 @@
 """Certificates that a CA issues when a client asks for them, renewed in time (PROTOCOL §10).
 
-Loop thread; the talk with the CA runs in a thread of its own. A handshake for a name without a
+Loop thread; a separate thread talks to the CA. A handshake for a name without a
 certificate waits for the order: up to WAITING_LIMIT handshakes do, each within its own time limit.
 """
 
@@ -229,8 +229,8 @@ class AcmeCertificates:
         return managed
 
     def _use(self, managed: ManagedCertificate, certificate: Certificate) -> None:
-        """Serve this one from now on. Raises TlsError when OpenSSL refuses it; nothing changes."""
-        # No required SNI: `choose` has compared the name.
+        """Serve `certificate` from now on. Raises TlsError, without effect, if refused."""
+        # The context requires no SNI: `choose` has compared the name.
         managed.context = ServerContext([*certificate.chain, self._meta_cert], certificate.key)
         managed.certificate = certificate
 

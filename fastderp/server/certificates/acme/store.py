@@ -71,9 +71,9 @@ class Store:
         return key
 
     def load(self, name: str) -> Certificate | None:
-        """Return the stored certificate of a name or an address; None without one.
+        """Return the stored certificate of a name or an address; None if it is absent.
 
-        Files that cannot be used are logged and count as absent, as do expired certificates. One
+        Unusable files are logged and count as absent, as do expired certificates. A certificate
         that is not valid yet is returned: the machine's clock may have to be set first.
         """
         crt, key = self._files(name)

@@ -1,4 +1,4 @@
-"""Request heads: parsing, refusals, and the bytes behind them."""
+"""Request heads: parsing, refusals, and the bytes after them."""
 
 from __future__ import annotations
 

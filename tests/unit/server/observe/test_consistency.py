@@ -1,4 +1,4 @@
-"""The relay's check of its own tables. PROTOCOL §6.9."""
+"""The relay's check of its tables. PROTOCOL §6.9."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANN, BOB, FAR = (os.urandom(32) for _ in range(3))
 
 
 class Tables:
-    """A data plane with Ann twice, Bob once, a link, and Far behind it, with correct counters."""
+    """A data plane with Ann twice, Bob once, a link that leads to Far, and correct counters."""
 
     def __init__(self) -> None:
         self.n_looks = 0
