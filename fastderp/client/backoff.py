@@ -1,4 +1,4 @@
-"""When a client dials again: back-off with jitter, and a restarting relay's times (PROTOCOL §4).
+"""Schedules reconnects: back-off with jitter, and the times of a restarting relay (PROTOCOL §4).
 
 Belongs to the client's event loop; `clock` and `random` can be a test's.
 """
@@ -21,7 +21,7 @@ RESTART_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before a relay is dialled again. PROTOCOL §13.
+    """The waits before a relay is dialled again. PROTOCOL §13.
 
     The wait before the first attempt after a connection was lost is random, up to `first_s`
     seconds, so that a relay's clients do not return all at once. From one failure to the next it

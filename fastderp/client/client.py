@@ -1,4 +1,4 @@
-"""A DERP connection as its client sees it, over a stream that is already there (PROTOCOL §3, §4).
+"""The client side of a DERP connection, over the caller's stream (PROTOCOL §3, §4).
 
 Any number of tasks send, one receives at a time. Two internal tasks serve each connection: one
 reads ahead, up to a limit, and answers pings; the other writes. Belongs to the stream's event
@@ -66,9 +66,9 @@ class Client:
             async for message in client:
                 ...
 
-    Everything that sends waits while the relay takes no more: at most 64 KiB wait here besides what
-    the stream buffers. A call that is cancelled or timed out while it waits has sent nothing; one
-    that returns has handed its frame over, in order.
+    All sending calls wait while the relay accepts no more data: the client holds up to 64 KiB in
+    addition to the stream's buffer. A call that is cancelled or times out while it waits has sent
+    nothing; a call that returns has queued its frame, in order.
 
     Received messages are kept until `recv` takes them, up to 512 KiB; the relay is not read from
     meanwhile. The first message is ServerInfo. KeepAlive, Ping and Pong are dealt with inside
@@ -110,7 +110,7 @@ class Client:
         self._on_message: Callable[[Message], object] | None = None
         self._on_end: Callable[[Client, DerpError], object] | None = None
         self._inbox = Inbox()
-        # When the latest whole frame came.
+        # time of the latest whole frame
         self._heard_s = self._loop.time()
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
@@ -220,10 +220,10 @@ class Client:
         return address[0], address[1]
 
     async def wait_accepted(self) -> None:
-        """Wait until the relay has accepted the login: from then on others reach this client.
+        """Wait until the relay has accepted the login: from then on, peers can reach this client.
 
-        Raises ConnectionLost when it refused, which relays do without a word, and what else ends
-        the connection. PROTOCOL §3.
+        Raises ConnectionLost when the relay refused, which it does by closing, and the errors of
+        a connection that ends otherwise. PROTOCOL §3.
         """
         self._check_use()
         await asyncio.shield(self._accepted)
@@ -436,11 +436,11 @@ class Client:
         self._on_end = on_end
 
     def take_ready(self) -> Message | None:
-        """Return the next message if it is here, None where `recv` would wait or raise."""
+        """Return the next received message; None where `recv` would wait or raise."""
         return self._inbox.take_ready() if running_loop() is self._loop else None
 
     def take_all_ready(self, limit: int | None) -> list[Message]:
-        """Return the messages that are here, up to `limit`."""
+        """Return up to `limit` of the received messages without waiting."""
         return [] if self._inbox.must_wait else self._inbox.take_many(limit)
 
     def take_unread(self) -> list[Message]:
@@ -540,9 +540,9 @@ class Client:
         self._outbox.put(whole)
 
     def _packet_head(self, destination: NodePublic, size: int) -> bytes:
-        """Return what a SendPacket frame begins with.
+        """Return the head of a SendPacket frame.
 
-        TypeError or ValueError for arguments that are of no use.
+        Raises TypeError or ValueError for unusable arguments.
         """
         check_type("destination", destination, NodePublic)
         check_packet_size(size)

@@ -34,7 +34,7 @@ from fastderp.wire.protocol import Health, Message, ServerInfo, ServerRestarting
 CONNECT_TIMEOUT_S = 10.0
 
 OVER = (ConnectionClosed, ProtocolError)
-"""What a connection ends with."""
+"""The errors that end a connection."""
 
 _T = TypeVar("_T")
 
@@ -48,14 +48,14 @@ class Connector:
         self.reconnect = reconnect
         self.state: ConnectionState = ConnectionState.IDLE
         self.is_closed: bool = False
-        # One that is over stays until a call has met its error; with `reconnect` it is replaced at
-        # once.
+        # A client that is over stays until a call has raised its error; `reconnect` replaces it
+        # at once.
         self.client: Client | None = None
         self.generation: int = 0
         self.server_public_key: NodePublic | None = None
-        # Received on earlier connections and not yet taken, with their generations.
+        # unread messages of earlier connections, with their generations
         self.unread: deque[tuple[Message, int]] = deque()
-        # What every new connection is told.
+        # The requests to repeat on every new connection.
         self.preferred = False
         self.watching = False
         self._dialer = dialer

@@ -31,7 +31,7 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 
 @dataclass(frozen=True, slots=True)
 class DialOptions:
-    """What HTTPClient's constructors take for each connection; `HTTPClient.__init__` explains it."""
+    """The options of HTTPClient for each connection; `HTTPClient.__init__` explains them."""
 
     can_ack_pings: bool
     is_prober: bool
@@ -44,7 +44,7 @@ class DialOptions:
 
 
 class Dialer:
-    """Makes connections to one target, each from scratch. What takes time to prepare is kept."""
+    """Opens connections to one target; caches the TLS contexts, which take time to prepare."""
 
     def __init__(
         self, target: UrlTarget | RegionTarget, private_key: NodePrivate, options: DialOptions
@@ -58,7 +58,7 @@ class Dialer:
     async def dial(self, timeout_s: float) -> Client:
         """Connect and log in.
 
-        DialError says what failed, also when it takes longer than `timeout_s` seconds.
+        Raises DialError that names the cause, also after `timeout_s` seconds.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +103,7 @@ class Dialer:
             raise
 
     async def _secure(self, stream: Stream, node: DerpNode) -> tuple[Stream, NodePublic | None]:
-        """Shake hands; return the inside, and the relay's key if the metacert told it."""
+        """Do the TLS handshake; return the plain stream, and the relay's key from a metacert."""
         verify = not (self._options.insecure or node.insecure_for_tests)
         pin, cert_name = None, node.cert_name or None
         if node.cert_name.startswith(PIN_PREFIX):

@@ -1,4 +1,4 @@
-"""The sending side of a client: order and pace of its frames (PROTOCOL §3.2, §4).
+"""The sending side of a client: orders and paces its frames (PROTOCOL §3.2, §4).
 
 Frames are gathered and written many at a time by one task per connection. Memory is bounded: a
 sender waits for room before its frame is taken, so what was cancelled while it waited was never
@@ -170,7 +170,7 @@ class Outbox:
             self._stream.write(data)
 
     def end(self, error: DerpError) -> None:
-        """Send no more; all who wait for room are told the error."""
+        """Stop sending; raise `error` in all tasks that wait for room."""
         if self._error is not None:
             return
         self._error = error

@@ -26,24 +26,24 @@ class Settling:
     def __init__(
         self, settled: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None
     ) -> None:
-        """Begin now, on this loop's clock; None for the running one's."""
+        """Begin now, on the clock of `loop`, the running loop by default."""
         self._loop = loop or asyncio.get_running_loop()
         self._settled = settled
         self._due_s = self._limit_s = self._loop.time() + LIMIT_S
         self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._due_s, self._look)
 
     def arrived(self) -> None:
-        """Note that the relay has told of a client."""
+        """Note that the relay has listed a client."""
         if self._timer is None:
             return
         self._due_s = min(self._limit_s, self._loop.time() + PAUSE_S)
-        # Forwards the timer goes by itself: a list of many costs a clock reading for each.
+        # `_look` postpones the timer, so a long list costs one clock reading per client.
         if self._due_s < self._timer.when():
             self._timer.cancel()
             self._timer = self._loop.call_at(self._due_s, self._look)
 
     def stop(self) -> None:
-        """Call nothing any more."""
+        """Cancel the callback."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

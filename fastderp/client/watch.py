@@ -68,7 +68,7 @@ async def _watch(
 ) -> DerpError | None:
     """Follow connections until one fails; return why, or None for a relay to ignore.
 
-    What is raised comes from the callbacks.
+    Raises only the exceptions of the callbacks.
     """
     try:
         await client.watch_connection_changes()

@@ -31,7 +31,7 @@ MESSAGE_LIMIT = 2 * (HEADER_SIZE + MAX_CLIENT_FRAME_SIZE)
 DERP: Final[Subprotocol] = Subprotocol("derp")
 _GOODBYES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
 
-# The library tells every connection at INFO and every payload at DEBUG.
+# The library logs every connection at INFO and every payload at DEBUG.
 _library_log = logging.getLogger("fastderp.websocket")
 _library_log.setLevel(logging.ERROR)
 
@@ -97,7 +97,7 @@ class WebSocketStream:
         await self._outside.drain()
 
     def close(self) -> None:
-        """Begin an orderly close: what is queued is still sent."""
+        """Begin an orderly close, which still sends the queue."""
         if self._protocol.state is OPEN:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
             with suppress(ConnectionLost):  # It may be too late for a close frame.

@@ -139,8 +139,11 @@ cdef inline uint64_t oldest_ns(const Backlog* b, uint64_t now_ns) noexcept nogil
 
 cdef bint room_make(Backlog* b, uint8_t lane, BacklogBudget* budget, uint32_t own, uint32_t n,
                     uint64_t now_ns, drop_fn drop, void* context) noexcept nogil:
-    # Displaces packets until a new one of the flow `own` fits. False when it cannot fit: others use
-    # up the global cap, or all waiting packets are from senders that have asked for less.
+    """Displace packets until a new one of the flow `own` fits.
+
+    Return False when it cannot fit: other backlogs use up the global cap, or all waiting packets
+    are from senders that have asked for less.
+    """
     cdef uint64_t since_ns = oldest_ns(b, now_ns)
     cdef Node* node = flows_pop_older(&b.flows[lane], own, since_ns)
     cdef Room room

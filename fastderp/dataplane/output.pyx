@@ -487,7 +487,7 @@ cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
 
 cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
                                size_t n) noexcept nogil:
-    """Send frames of the relay itself. False as in session_output."""
+    """Send frames of the relay itself; return what session_output returns."""
     cdef Session* s = session_at(t.core, handle)
     cdef Batch batch
     cdef iovec iov

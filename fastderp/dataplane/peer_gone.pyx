@@ -25,9 +25,9 @@ cdef void peer_gone_destroy(PeerGoneQueue* q, RouteTable* routes) noexcept nogil
 
 cdef void peer_gone_add(PeerGoneQueue* q, RouteTable* routes, const uint8_t* key,
                         HandleSet* watchers) noexcept nogil:
-    """Have the worker send PeerGone for the key to every watcher; take the set over.
+    """Have the worker send PeerGone for the key to every watcher; take over the set.
 
-    Without memory the notices are lost.
+    The notices are lost when memory is out.
     """
     cdef PeerGone* gone = <PeerGone*>malloc(sizeof(PeerGone)) if watchers.n else NULL
     if gone is NULL:

@@ -8,7 +8,7 @@ cdef int check_key(bytes key) except -1:
 
 # Unsent bytes that the kernel may hold for one peer; more would only be stale packets.
 cdef int NOTSENT_LOWAT = 131072
-# Unread bytes that the kernel may hold of a near peer. Its own limit lets megabytes of late packets
+# Limit for unread bytes of a near peer in the kernel, whose default lets megabytes of late packets
 # pile up in an overloaded relay. A peer this near fills a gigabit link with less; a distant one
 # needs the kernel's limit.
 cdef int NEAR_RECEIVE_BYTES = 212992

@@ -334,7 +334,7 @@ cdef bint has_returned(ThreadContext* t, const uint8_t* key, uint64_t receiver) 
 
 
 cdef uint32_t peer_gone_send(ThreadContext* t, PeerGone* gone, uint32_t n_slots) noexcept nogil:
-    # Processes up to n_slots slots of one notice; returns how many it processed.
+    """Process up to n_slots slots of one notice; return how many were processed."""
     cdef uint8_t frame[PEER_GONE_SIZE]
     cdef uint32_t first = gone.n_seen
     cdef uint64_t receiver

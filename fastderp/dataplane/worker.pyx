@@ -189,7 +189,7 @@ cdef void scratch_release(Worker* w) noexcept nogil:
 
 
 cdef int events_wait(Worker* w) noexcept nogil:
-    # Waits until the worker has work. Returns the number of events; 0 and -1 (an error) may come.
+    """Wait until the worker has work; return the number of events, possibly 0, or -1 (error)."""
     cdef Wheel* wheel = &w.context.core.wheels[w.index]
     cdef int n_events
     if w.deferred.n or peer_gone_first(&w.context.core.peer_gone[w.index]) is not NULL:

@@ -51,7 +51,7 @@ class SocketStream(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._is_reading = True
         self._reader: asyncio.Future[None] | None = None
-        # Whether the transport asks to write no more, and who waits for the opposite.
+        # whether the transport's buffer is full, and the tasks that wait until it is not
         self._is_full = False
         self._writers: deque[asyncio.Future[None]] = deque()
         self._closed: asyncio.Future[None] = loop.create_future()
@@ -159,7 +159,7 @@ class SocketStream(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         self._at_end = True
         self._wake_reader()
-        return True  # What is queued may still be sent.
+        return True  # The stream may still send its queue.
 
     def pause_writing(self) -> None:
         self._is_full = True

@@ -17,7 +17,7 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 # Large enough that a burst of packets costs one read, small enough to copy quickly.
 READ_SIZE = 256 << 10
-# How long an orderly close may take before unsent data is dropped.
+# limit of an orderly close; unsent data is dropped then
 CLOSE_TIMEOUT_S = 1.0
 
 _HEAD_END = b"\r\n\r\n"
@@ -137,7 +137,7 @@ class Stream:
         self._writer.close()
 
     def abort(self) -> None:
-        """Close now; queued data is lost."""
+        """Close now and discard queued data."""
         transport = getattr(self._writer, "transport", None)
         abort = getattr(transport, "abort", None) or getattr(self._writer, "abort", None)
         if abort is None:

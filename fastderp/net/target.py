@@ -88,7 +88,7 @@ def certificate_pin(cert_name: str) -> bytes:
 
 
 class RegionTarget:
-    """A region that is looked up for every connection."""
+    """A region; every connection looks it up anew."""
 
     def __init__(
         self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None

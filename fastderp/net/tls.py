@@ -107,7 +107,7 @@ class TlsStream:
         self._outside.close()
 
     def abort(self) -> None:
-        """Close now; queued data is lost."""
+        """Close now and discard queued data."""
         self._closing = True
         self._outside.abort()
 

@@ -585,7 +585,7 @@ class Server:
     def _on_plane_events(self, n_most: int = _EVENTS_PER_TURN) -> None:
         """Dispatch up to `n_most` events, 0 for all; the rest keep the descriptor readable.
 
-        A handler that fails keeps neither the other handlers nor other events from running.
+        A handler that fails stops neither the other handlers nor later events.
         """
         for event in self._plane.events(n_most):
             if isinstance(event, ClosedEvent):

@@ -90,7 +90,7 @@ class AdmissionSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What each client and the whole relay may use."""
+    """The limits of each client and of the whole relay."""
 
     rate_file: Path | None = None
     workers: int = 0  # 0: one per core

@@ -1,6 +1,6 @@
 """Channels turn the bytes of a TCP connection into plain bytes and back: Plain, Tls12, RecordLayer.
 
-For either side of a connection. A channel has one owner at a time; not for two threads at once.
+Clients and servers use them. A channel has one owner at a time: two threads must not share it.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class DeferredContext(Context):
         """Prepare to answer handshakes; versions and suites are decided before the certificate."""
 
 class ClientContext(Context):
-    """What a client trusts."""
+    """The settings and trusted roots of a client."""
 
     def __init__(
         self,

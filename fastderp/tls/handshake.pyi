@@ -13,7 +13,7 @@ INPUT_MAX_BYTES: Final[int]
 """Bytes that may wait for a handshake's next step."""
 
 class ClientHello(NamedTuple):
-    """What a client asks for before a certificate is chosen.
+    """The parts of a ClientHello that select the certificate.
 
     `server_name` is as sent, None without SNI. `alpn` is empty when it takes more than 256 bytes.
     """

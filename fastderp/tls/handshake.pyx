@@ -367,7 +367,7 @@ cdef class Handshake:
         self._usable()
         self._push_input()
         data = bytes(max(n, 2))  # never Python's shared one-byte objects
-        target = <char*>data  # ours alone until returned
+        target = <char*>data  # not shared until returned
         with nogil:
             crypto.ERR_clear_error()
             result = ssl.SSL_read(self.connection, target, n)
@@ -407,7 +407,7 @@ cdef class Handshake:
 
 
 cdef bytes bio_take(BIO* bio):
-    """Take everything a memory buffer holds."""
+    """Remove and return all bytes of a memory buffer."""
     cdef long n = crypto.BIO_ctrl(bio, BIO_CTRL_PENDING, 0, NULL)
     cdef bytes data
     if n <= 0:
@@ -428,7 +428,7 @@ cdef bint is_metacert(X509* certificate) noexcept:
 cdef bytes certificate_to_der(X509* certificate):
     cdef int n = crypto.i2d_X509(certificate, NULL)
     cdef bytes der = bytes(n)
-    cdef uint8_t* target = <uint8_t*><char*>der  # ours alone until returned
+    cdef uint8_t* target = <uint8_t*><char*>der  # not shared until returned
     crypto.i2d_X509(certificate, &target)
     return der
 

@@ -8,7 +8,7 @@ ImportError when this module is imported, and a value that makes no sense UsageE
 from typing import Final
 
 BUNDLED: Final[str]
-"""Where a wheel has its crypto library."""
+"""The path of a wheel's crypto library."""
 
 MINIMUM: Final[int]
 """Oldest OpenSSL accepted, in its own numbering."""

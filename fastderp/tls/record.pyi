@@ -56,12 +56,12 @@ class RecordLayer:
     def open(self, data: bytes = b"") -> bytes:
         """Open every record that `data` completes and return their application data joined.
 
-        Returns b"" after close_notify. Raises TlsError (a cause of CAUSES) for anything else than
-        data, KeyUpdate, close_notify and, for a client, tickets; this call's data is lost then.
+        Returns b"" after close_notify. Raises TlsError (a cause of CAUSES) for records other than
+        data, KeyUpdate, close_notify and, for a client, tickets; it discards this call's data.
         """
 
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Seal data into records of up to 16 KiB, behind a KeyUpdate when one is due."""
+        """Seal data into records of up to 16 KiB, after a KeyUpdate if it is due."""
 
     def close_notify(self) -> bytes:
         """Seal the alert that ends our direction in order."""

@@ -471,7 +471,7 @@ cdef class RecordLayer:
         cdef bytes wire = self._pending + data
         cdef bytes plain = bytes(len(wire))
         cdef const uint8_t* source = wire
-        cdef uint8_t* target = <uint8_t*><char*>plain  # ours alone until returned
+        cdef uint8_t* target = <uint8_t*><char*>plain  # not shared until returned
         cdef size_t n_wire = len(wire), consumed = 0, produced = 0
         cdef RecordStatus status
         self._alive()
@@ -493,7 +493,7 @@ cdef class RecordLayer:
         cdef const uint8_t[::1] view = data
         cdef size_t cap = record_sealed_size(view.shape[0]), produced = 0
         cdef bytes wire = bytes(cap)
-        cdef uint8_t* target = <uint8_t*><char*>wire  # ours alone until returned
+        cdef uint8_t* target = <uint8_t*><char*>wire  # not shared until returned
         cdef iovec part
         cdef RecordStatus status
         self._alive()

@@ -1,7 +1,7 @@
 """The roots that clients trust by default: the system's, and Let's Encrypt's (PROTOCOL §12, §13).
 
-Most relays have their certificates from Let's Encrypt; its roots are for systems with few roots or
-none. They are valid until 2035 and 2040. Any thread.
+Most relays use certificates of Let's Encrypt, whose roots some minimal systems lack.
+They are valid until 2035 and 2040. Any thread.
 """
 
 import os

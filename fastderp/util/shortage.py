@@ -19,7 +19,7 @@ _CONNECT_SHORTAGES = SHORTAGES | {errno.EAGAIN, errno.EADDRNOTAVAIL}
 DESCRIPTOR_RESERVE = 48
 _RESERVE_SHARE = 4
 # A name lookup opens up to this many at once (hosts file, resolv.conf, two sockets). Its errors
-# do not tell when they are missing.
+# do not show a shortage of descriptors.
 _LOOKUP_DESCRIPTORS = 6
 
 

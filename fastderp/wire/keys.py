@@ -34,10 +34,10 @@ _NO_MESH = bytes(KEY_SIZE)
 
 
 class Box:
-    """What one private and one public key share: seals and opens messages between the two.
+    """Seals and opens messages between one private and one public key.
 
-    Making one is the expensive part (an X25519 agreement); seal and open cost microseconds.
-    It holds a secret, so keep it no longer than the login it serves.
+    The constructor is expensive (an X25519 agreement); `seal` and `open` cost microseconds.
+    A box holds a secret, so keep it no longer than the login it serves.
     """
 
     __slots__ = ("_shared",)
@@ -266,7 +266,7 @@ def parse_mesh_keys(text: str) -> list[MeshKey]:
 
 
 def _read_key_file(path: Path) -> NodePrivate | None:
-    """Return the key in the file, or None when there is no file."""
+    """Return the key in the file, or None if the file is missing."""
     try:
         text = files.read(path).decode()
     except FileNotFoundError:

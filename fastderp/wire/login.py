@@ -47,10 +47,10 @@ REASONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What a client says about itself. PROTOCOL §3.1.
+    """A client's description of itself. PROTOCOL §3.1.
 
     Args:
-        version: of the protocol; any will do.
+        version: of the protocol; every value is accepted.
         can_ack_pings: it answers every Ping with a Pong.
         is_prober: it only measures.
         mesh_key: the region's secret; a zero key means none.

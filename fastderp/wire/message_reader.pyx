@@ -57,8 +57,8 @@ cdef class MessageReader:
     def feed(self, bytes data not None, list messages not None):
         """Append the messages that `data` completes to `messages`; return whether a frame was.
 
-        Raises ProtocolError for a frame of more than 1 MiB, and what `on_frame` raises; the
-        messages before it are in the list then, and the connection is of no more use. PROTOCOL §4.
+        Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
+        list then has the messages before it, and the connection is unusable. PROTOCOL §4.
         """
         if PyBytes_GET_SIZE(self._unread):
             data = self._unread + data

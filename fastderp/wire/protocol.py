@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 PROTOCOL_VERSION: Final = 2
-"""What relays and clients say they speak. PROTOCOL §2."""
+"""The version that relays and clients announce. PROTOCOL §2."""
 MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
 KEEPALIVE_S: Final = 60.0
 
@@ -87,7 +87,7 @@ class PeerGoneReason(IntEnum):
 
 
 class PeerPresentFlags(IntFlag):
-    """What a watcher is told about a client. 0 = the relay is too old to say. PROTOCOL §2."""
+    """The properties of a client in PeerPresent; 0 from a relay without them. PROTOCOL §2."""
 
     REGULAR = 1  # none of the others
     MESH_PEER = 2

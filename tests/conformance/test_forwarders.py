@@ -26,7 +26,7 @@ def plane() -> Iterator[Plane]:
 
 
 def leave(plane: Plane, peer: PlanePeer) -> None:
-    """Close and wait until the plane has noticed."""
+    """Close the peer and wait for the plane's event."""
     peer.close()
     assert isinstance(events(plane)[0], ClosedEvent)
 

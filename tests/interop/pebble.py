@@ -128,7 +128,7 @@ class Pebble:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop it if it runs."""
+        """Stop Pebble if it runs."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -24,9 +24,9 @@ _CLIENT_HELLO = 1
 
 
 class ClientHelloReader:
-    """Reads until OpenSSL can tell at once what to do: answer, or refuse.
+    """Collects bytes until OpenSSL can either answer or refuse them.
 
-    `is_complete` says that it can. `is_hello` is False then for bytes that are no ClientHello.
+    `is_complete` is True from then on. `is_hello` is False for bytes that are no ClientHello.
     """
 
     __slots__ = ("_at", "_head", "_n_message", "_raw", "is_complete", "is_hello")

@@ -51,7 +51,7 @@ LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # A client waits up to this long for the memory that its TLS handshake takes; most leave earlier.
 TURN_BUDGET_S = 60.0
-# What channels hold besides bytes that are not complete.
+# memory of a channel besides incomplete records and messages
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024
 

@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """Where a connection is.
+    """The state of a connection.
 
     accept ─┬─► PROXY_HEADER ─┬─┬─► TLS ─┐
             └─────────────────┘ └────────┴─► HTTP

@@ -24,7 +24,7 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE, ServerInfo
 
 
 class Step(Enum):
-    """What a login needs from its caller.
+    """The next thing that a login needs from its caller.
 
     READ ─┬─► ASK ─┬─► ADMIT
           ├────────┤
@@ -42,7 +42,7 @@ class Step(Enum):
 
 
 class LoginTerms:
-    """What all logins of a relay have in common.
+    """The terms that all logins of a relay share.
 
     Args:
         private_key: the relay's identity.

@@ -20,7 +20,7 @@ PATIENCE = 4
 MAX_PATIENCE_S = 10.0
 # The share of the latest one in what finished ones have taken.
 WEIGHT = 1 / 16
-# How often the queue looks for such handshakes.
+# interval between searches for such handshakes
 LOOK_S = 0.25
 
 

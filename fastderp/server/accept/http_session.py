@@ -86,10 +86,10 @@ Action = Reply | Page | Reject | StartLogin | StartWebSocket | StartTunnel
 
 
 class HttpSession:
-    """Takes the plain bytes of one connection until they are no HTTP any more.
+    """Parses the plain bytes of one connection until another protocol follows HTTP.
 
     Args:
-        context: the routes and what else the listener's connections share.
+        context: the routes and other things that the listener's connections share.
         origin: where the connection comes from.
         tls_version: "1.2", "1.3", or "" without TLS.
     """

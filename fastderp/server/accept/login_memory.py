@@ -10,8 +10,8 @@ from collections.abc import Callable
 from fastderp.tls.openssl import LIBRARY
 from fastderp.util import bounds
 
-# What a connection costs besides the bytes it has sent. Resident memory, measured by
-# bench/login_memory.py, which shows both figures, rounded up.
+# Resident memory of a connection besides the bytes it has sent, as measured by
+# bench/login_memory.py, which shows both figures; rounded up.
 CONNECTION_BYTES = 2 * 1024
 # AWS-LC's handshakes hold a third of it: they are charged the least that is not small, below.
 HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
@@ -22,14 +22,14 @@ HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
 SMALL_BYTES = 32 * 1024
 SMALL_SHARE = 5 / 8
 
-# Sizes are told apart by powers of two, from 4 KiB on.
+# The size classes are powers of two, from 4 KiB on.
 _CLASS_SHIFT = 12
 _N_CLASSES = 10
 _N_SMALL = (SMALL_BYTES >> _CLASS_SHIFT).bit_length()
 
 
 class Account:
-    """What one connection holds. `evict` is called, once, when others need the memory more."""
+    """The memory of one connection. `evict` is called, once, when others need the memory more."""
 
     __slots__ = ("evict", "n_bytes")
 
@@ -55,7 +55,7 @@ class LoginMemory:
         self.on_free: Callable[[], None] = _nothing
         self._small_bytes = 0
         self._small_limit_bytes = int(limit_bytes * SMALL_SHARE)
-        # By size; the oldest first.
+        # by size class; the oldest first
         self._accounts: list[dict[Account, None]] = [{} for _ in range(_N_CLASSES)]
 
     @property

@@ -70,7 +70,7 @@ def _derp_among(handshake: ServerProtocol, offered: Sequence[Subprotocol]) -> Su
 def _refusal(status: int, reason: str) -> Response:
     """Return the answer to an opening handshake that breaks the rules.
 
-    Its headers tell the right form.
+    The answer's headers show the right form.
     """
     response = text_error(status, f"no WebSocket: {reason}")
     advice = {

@@ -103,7 +103,7 @@ class KeyList:
         return self.keys != previous
 
     def reload(self, *, force: bool = False) -> bool:
-        """Do `read` and `apply` together."""
+        """Call `read`, then `apply`."""
         return self.apply(self.read(force=force))
 
     def _refuse(self, fingerprint: Fingerprint, error: ConfigError) -> None:

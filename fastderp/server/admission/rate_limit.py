@@ -26,7 +26,7 @@ _RATE, _BURST = "perclientratelimitbytespersec", "perclientrateburstbytes"
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """What each client may send. PROTOCOL §6.8.
+    """The rate at which each client may send. PROTOCOL §6.8.
 
     Args:
         bytes_per_s: rate, 0 for no limit.

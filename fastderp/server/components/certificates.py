@@ -30,7 +30,7 @@ class Certificates(Protocol):
 
     @property
     def tls(self) -> ServerContext | CertificateSource:
-        """What a listener presents once the component has started."""
+        """The certificate or source for a listener, once the component has started."""
 
     def serve(self, listener: Listener, plain_routes: Routes | None, stun_port: int | None) -> None:
         """Serve a listener; a CA's challenges are answered in `plain_routes`, of the plain port."""

@@ -58,7 +58,7 @@ class Identity(Component):
 
 
 class ClientLimits(Component):
-    """What each client may send."""
+    """Sets the rate limit of each client."""
 
     name = "limits"
 

@@ -25,7 +25,7 @@ class Routes:
     """A table of handlers by path.
 
     Args:
-        fallback: answers what no other handler does.
+        fallback: answers all other paths.
         derp: whether `/derp` may be upgraded here.
         exact: by whole path.
         prefixes: by the beginning of the path; the longest wins.
@@ -47,7 +47,7 @@ class Routes:
         return (handler or self.fallback)(request)
 
 
-# What load balancers and scrapers ask for. The home page's 200 would tell them that it exists.
+# Paths that load balancers and scrapers probe. The home page's 200 would claim that they exist.
 PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
 
 

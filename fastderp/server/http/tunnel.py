@@ -24,9 +24,9 @@ from fastderp.util.token_bucket import TokenBucket
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
 
 TUNNELS_LIMIT = 256
-# For tunnels out of use; the kernel closes dead ones. Control connections speak every minute.
+# Limit for idle tunnels; the kernel closes dead ones. Control connections send every minute.
 IDLE_S = 900.0
-# To look up a name and try all its addresses, and for each of those.
+# Limits for a name lookup with all attempts to connect, and for each attempt.
 DIAL_S = 15.0
 ADDRESS_S = 5.0
 # For a side to take the rest after the other has ended.

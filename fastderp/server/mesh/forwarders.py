@@ -22,7 +22,7 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
 # Seconds for packets in flight to a forwarder that is removed: a worker's turn lasts milliseconds,
-# the forwarder may be slow. Later ones are lost.
+# the forwarder may be slow. Later packets are lost.
 LINGER_S = 1.0
 # Seconds before the next attempt when the system refused a session.
 RETRY_S = 0.5
@@ -34,10 +34,10 @@ class PacketForwarder(Protocol):
     def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes, /
     ) -> Awaitable[None] | None:
-        """Send a packet of `data` on to `destination`, in the name of `source`.
+        """Forward the packet `data` from `source` to `destination`.
 
-        Its result is awaited before the next packet. Its exceptions are logged, and the packet
-        is lost.
+        The caller awaits the result before the next packet. An exception is logged, and its
+        packet is lost.
         """
 
 

@@ -210,7 +210,7 @@ def _reason(error: aiohttp.ClientConnectionError) -> str:
     elif isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
     if isinstance(cause, ssl.SSLError):
-        # Its errno is OpenSSL's and no number of the system's.
+        # The errno is one of OpenSSL's, not of the system's.
         return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
     return errno_text(cause)
 

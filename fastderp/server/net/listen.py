@@ -16,7 +16,7 @@ from typing import Any
 from fastderp.util.net import client_ip, format_address
 from fastderp.util.reasons import errno_text
 
-# What the address of a unix socket begins with.
+# prefix of the address of a unix socket
 UNIX = "unix:"
 BACKLOG = 4096
 # A free port of one family may be taken in the other; the next one hardly ever is.
@@ -64,7 +64,7 @@ def listen_sockets(
 def _unix_socket(path: str) -> socket.socket:
     """Return a non-blocking socket that listens at a path, for its owner and its group.
 
-    One that no process listens at any more is replaced. Raises OSError that names the path.
+    A stale socket, at which no process listens, is replaced. Raises OSError that names the path.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

@@ -18,9 +18,9 @@ from fastderp.tls.errors import TlsError
 class Pump:
     """Two streams, each fed by the other, until either ends.
 
-    After the end the client has `farewell_s` to read the rest and to close: closing on its unread
-    input would reset the connection under what it was sent. Subclasses say what else ends or delays
-    a pump.
+    After the end the client has `farewell_s` to read the rest and to close: closing with unread
+    input would reset the connection and discard the data sent to it. Subclasses add further
+    conditions that end or delay a pump.
     """
 
     __slots__ = ("_channel", "_client", "_deadline", "_farewell_s", "_is_ending", "_loop", "_other")
@@ -140,7 +140,7 @@ class Pump:
     # The end
 
     def _end(self) -> None:
-        """Stop passing bytes: announce the end, and let both sides read the rest."""
+        """Stop passing bytes; announce the end, and let both sides read the rest."""
         if self._is_ending or self._client.closed:
             return
         self._is_ending = True

@@ -154,7 +154,7 @@ class Stream:
 
     @property
     def local_ip(self) -> str:
-        """The address the peer has connected to, "" when the socket is gone."""
+        """The address that the peer has connected to; "" when the socket is closed."""
         try:
             return str(self._sock.getsockname()[0]).partition("%")[0]
         except OSError:

@@ -35,7 +35,7 @@ def _keep_to_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-# A logger's filter does not see its children's records: each of our loggers has one.
+# A logger's filter does not see its children's records, so each of our loggers gets the filter.
 for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocket"):
     logging.getLogger(_name).addFilter(_keep_to_one_line)
 

@@ -233,7 +233,7 @@ cdef bint answer_prepare(Responder* r, int i, msghdr* answer) noexcept nogil:
 cdef void answers_send(Responder* r, int fd, int n) noexcept nogil:
     """Send the first `n` answers of the batch.
 
-    One that the kernel refuses is counted and left out.
+    An answer that the kernel refuses is counted and skipped.
     """
     cdef int at = 0
     cdef int sent

@@ -211,7 +211,7 @@ async def test_wrong_types_name_argument_type_and_what_is_expected(
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

@@ -1,4 +1,4 @@
-"""When a new watcher has been told of all clients. PROTOCOL §7.3."""
+"""Detection of the end of a new watcher's list of clients. PROTOCOL §7.3."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def settled() -> list[float]:
-    """When it was called."""
+    """The times of the callback's calls."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""What senders get of a reader that takes less than they send."""
+"""The shares of senders at a receiver that reads less than they send."""
 
 from __future__ import annotations
 

@@ -113,10 +113,10 @@ class AcmeCertificates:
     def choose(
         self, hello: ClientHello, local_ip: str
     ) -> ServerContext | asyncio.Future[ServerContext]:
-        """Return the certificate for a client, or a future of it; begin an order where needed.
+        """Return the certificate for a client, or a future of it; begin an order if needed.
 
-        Raises TlsError: `server_name` for a name that is not served, `no_certificate` when there is
-        none and no order is under way.
+        Raises TlsError: `server_name` for a name that is not served, `no_certificate` for a name
+        without a certificate or an order under way.
         """
         name = (hello.server_name or "").lower().removesuffix(".")
         if hello.alpn == (ALPN_PROTOCOL,):

@@ -20,7 +20,7 @@ cdef bint is_alive(void* alive, uint64_t handle) noexcept nogil:
 
 
 cdef class Routing:
-    """A table with two readers. Its sets of handles keep those in `alive`."""
+    """A table with two readers. Its sets of handles keep the handles in `alive`."""
 
     cdef RouteTable* table
     cdef readonly set alive
