@@ -1,6 +1,6 @@
-"""What callers of the client library give and what is wrong with it, in words.
+"""Checks of the arguments that callers give to the client library.
 
-Pure functions for any thread. Values are never quoted: they may be secrets.
+Pure functions for any thread. Errors never quote values, which may be secrets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def check_type(name: str, value: object, wanted: type) -> None:
 
 
 def bytes_of(name: str, data: object) -> bytes:
-    """Return what a bytes-like argument holds; what is bytes already is not copied."""
+    """Return the bytes of a bytes-like argument, without a copy if it is `bytes`."""
     if isinstance(data, bytes):
         return data
     if isinstance(data, bytearray | memoryview):
@@ -35,7 +35,7 @@ def check_packet_size(size: int) -> None:
 
 
 def ping_data(data: object) -> bytes:
-    """Return the 8 bytes of a ping. ValueError for other sizes. PROTOCOL §2."""
+    """Return the 8 bytes of a ping. Raises ValueError for other sizes. PROTOCOL §2."""
     data = bytes_of("data", data)
     if len(data) != PING_SIZE:
         raise ValueError(f"a ping has {PING_SIZE} bytes, not {len(data)}")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from fastderp.wire.protocol import ServerRestarting
 
-# A connection that lasted this long is no sign of trouble when it ends.
+# The end of a connection that lasted this long does not count as a further failure.
 STABLE_S = 10.0
-# A relay may ask for no longer pause than this, and for no longer time of quick attempts.
+# Limit for the pause, and for the time of quick attempts, that a relay may ask for.
 RESTART_LIMIT_S = 300.0
-# While a relay restarts it is dialled this often: it said that it comes back.
+# Interval of attempts while a relay restarts: it has announced that it returns.
 RESTART_RETRY_S = 1.0
 
 
@@ -24,15 +24,15 @@ class Backoff:
     """The waits before a relay is dialled again. PROTOCOL §13.
 
     The wait before the first attempt after a connection was lost is random, up to `first_s`
-    seconds, so that a relay's clients do not return all at once. From one failure to the next it
-    doubles, up to `limit_s` seconds, and a random part of up to half is taken off.
+    seconds, so that a relay's clients do not return all at once. Each further
+    failure doubles it, up to `limit_s` seconds; then a random part of up to half is subtracted.
     """
 
     first_s: float = 0.25
     limit_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for times that make no sense."""
+        """Raise ValueError for times out of order or below 0."""
         if not 0 <= self.first_s <= self.limit_s:
             raise ValueError(
                 "first_s must be between 0 and limit_s, "
@@ -44,7 +44,7 @@ DEFAULT_BACKOFF = Backoff()
 
 
 class RetrySchedule:
-    """What has gone wrong so far, and so when to dial next."""
+    """Counts failures and computes the time of the next attempt."""
 
     __slots__ = (
         "_backoff",
@@ -56,7 +56,7 @@ class RetrySchedule:
     )
 
     def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
-        """Begin without failures. `clock` tells seconds."""
+        """Begin without failures; `clock` returns seconds."""
         self._backoff = backoff
         self._clock = clock
         self._n_failures = 0
@@ -73,7 +73,7 @@ class RetrySchedule:
         self._connected_s = self._clock()
 
     def restarting(self, message: ServerRestarting) -> None:
-        """Note what a relay asks for that is about to restart."""
+        """Note the times that a restarting relay asks for."""
         wait_s = min(message.reconnect_in_s, RESTART_LIMIT_S)
         self._not_before_s = self._clock() + wait_s
         self._quick_until_s = self._not_before_s + min(message.try_for_s, RESTART_LIMIT_S)
@@ -88,7 +88,7 @@ class RetrySchedule:
         if self._n_failures == 1:
             wait_s = random.uniform(0, backoff.first_s)
         else:
-            # Doubling is over before the exponent is too large for a float.
+            # The bound keeps the exponent within a float's range.
             wait_s = backoff.first_s * 2.0 ** min(self._n_failures - 2, 60)
             limit_s = backoff.limit_s
             if now_s < self._quick_until_s:

@@ -70,14 +70,14 @@ class Client:
     addition to the stream's buffer. A call that is cancelled or times out while it waits has sent
     nothing; a call that returns has queued its frame, in order.
 
-    Received messages are kept until `recv` takes them, up to 512 KiB; the relay is not read from
-    meanwhile. The first message is ServerInfo. KeepAlive, Ping and Pong are dealt with inside
-    unless the client was made with `control_messages`.
+    The client keeps up to 512 KiB of received messages for `recv`; at that limit it stops reading
+    from the relay. The first message is ServerInfo. The client handles KeepAlive, Ping and Pong
+    internally unless it was made with `control_messages`.
 
-    Once the connection is over every call raises the same error, `recv` when it has returned what
-    came before: ConnectionClosed after an orderly end, ConnectionLost when it broke, ProtocolError
-    for a frame that ends it. ConcurrencyError and WrongLoopError are raised for wrong use and
-    change nothing.
+    Once the connection is over every call raises the same error; `recv` first returns the earlier
+    messages. The error is ConnectionClosed after an orderly end, ConnectionLost when the
+    connection broke, ProtocolError for a frame that ends it. Wrong use raises ConcurrencyError or
+    WrongLoopError and changes nothing.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Client:
         self._heard_s = self._loop.time()
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
-        # What a frame of the latest destination and size begins with: most packets are like the one
-        # before.
+        # The frame head for the latest destination and size: most packets have the same as the
+        # previous one.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
         self._reading = self._loop.create_task(self._read())
 
@@ -212,7 +212,7 @@ class Client:
 
     @property
     def local_addr(self) -> tuple[str, int]:
-        """Our address and port. ConnectionClosed when the connection is over or has none."""
+        """Our address and port. Raises ConnectionClosed when it is over or has no address."""
         self._check_alive()
         address = self._stream.get_extra_info("sockname")
         if not isinstance(address, tuple):
@@ -231,11 +231,11 @@ class Client:
     # Sending
 
     async def send(self, destination: NodePublic, data: bytes) -> None:
-        """Send a packet to `destination`. Wait for room and for the relay's rate.
+        """Send a packet to `destination`; wait for room and for the relay's rate.
 
-        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. Nothing is sent when
-        this is cancelled. The relay drops the packet without a word where `destination` is not
-        connected or does not take it: DERP promises no delivery.
+        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. A
+        cancelled call sends nothing. The relay silently drops the packet when `destination` is not
+        connected or does not read it: DERP promises no delivery.
 
         Raises TypeError and ValueError for other arguments, ConnectionClosed, ConnectionLost or
         ProtocolError when the connection is over. PROTOCOL §3.2, §4.
@@ -249,8 +249,8 @@ class Client:
     def try_send(self, destination: NodePublic, data: bytes) -> bool:
         """Send `data` to `destination` if that needs no waiting; return whether it was sent.
 
-        False means dropped: the connection or the relay's rate is full, or others wait for it.
-        Raises what `send` does. PROTOCOL §4.
+        Drops the packet and returns False when the connection or the relay's rate is full, or
+        other tasks wait for it. Raises the errors of `send`. PROTOCOL §4.
         """
         if running_loop() is not self._loop:
             raise wrong_loop_error(self._pid)
@@ -270,8 +270,8 @@ class Client:
     async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
         """Send `packets`, pairs of destination and data, in order, as `send` does each.
 
-        Costs less than as many calls of `send`. When it is cancelled or fails, some first packets
-        are sent and the others are not. Raises what `send` does. PROTOCOL §3.2, §4.
+        Costs less than a call of `send` for each. A cancelled or failed call has sent the first
+        packets, and not the others. Raises the errors of `send`. PROTOCOL §3.2, §4.
         """
         for destination, data in packets:
             if not self.try_send(destination, data):
@@ -280,12 +280,12 @@ class Client:
     async def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes
     ) -> None:
-        """Send a packet to `destination` in the name of `source`.
+        """Forward a packet from `source` to `destination`.
 
-        A relay closes on this without its mesh key.
+        The relay closes the connection of a client without its mesh key.
 
-        `data` has at most 65536 bytes. The connection is closed, with ConnectionLost, when the
-        relay does not take it in 5 s. Raises what `send` does. PROTOCOL §7.6.
+        `data` has at most 65536 bytes. Closes the connection and raises ConnectionLost when the
+        relay does not read it within 5 s. Raises the errors of `send`. PROTOCOL §7.6.
         """
         check_type("source", source, NodePublic)
         check_type("destination", destination, NodePublic)
@@ -319,22 +319,21 @@ class Client:
         await self._put(frame(FrameType.WATCH_CONNS))
 
     async def send_ping(self, data: bytes) -> None:
-        """Send a Ping of 8 bytes of `data`; ValueError for other sizes. PROTOCOL §2.
+        """Send a Ping with the 8 bytes `data`. Raises ValueError for other sizes. PROTOCOL §2.
 
-        The Pong comes as a message to a client with `control_messages`. See `ping` for both in one.
+        A client with `control_messages` receives the Pong as a message. `ping` also waits for it.
         """
         await self._put(frame(FrameType.PING, ping_data(data)))
 
     async def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its 8 bytes of `data`. ValueError for other sizes. PROTOCOL §2."""
+        """Answer a Ping with its 8 bytes `data`. Raises ValueError for other sizes. PROTOCOL §2."""
         await self._put(frame(FrameType.PONG, ping_data(data)))
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
-        """Ping the relay and return the seconds until its pong came.
+        """Ping the relay and return the seconds until its pong arrived.
 
-        Raises PingTimeout after `timeout_s` seconds, for example because nothing takes the messages
-        that came before the pong, and what ended the connection when that happens before.
-        PROTOCOL §13.
+        Raises PingTimeout after `timeout_s` seconds, for example because no task reads the messages
+        before the pong, and the connection's error when it ends earlier. PROTOCOL §13.
         """
         self._check_use()
         data = secrets.token_bytes(PING_SIZE)
@@ -354,10 +353,10 @@ class Client:
     # Receiving
 
     async def recv(self) -> Message:
-        """Wait for the next message from the relay. Nothing is lost when this is cancelled.
+        """Wait for the next message from the relay. A cancelled call loses no message.
 
-        Frames that are too short for their type or unknown are skipped. Raises ConnectionClosed at
-        an orderly end, ConnectionLost when the connection broke or nothing came for 120 s,
+        Skips frames that are too short for their type or unknown. Raises ConnectionClosed at an
+        orderly end, ConnectionLost when the connection broke or was silent for 120 s,
         ProtocolError for frames that end the connection, ConcurrencyError while another task
         receives. PROTOCOL §4.
         """
@@ -366,11 +365,11 @@ class Client:
         return self._inbox.take()
 
     async def recv_many(self, limit: int | None = None) -> list[Message]:
-        """Wait for a message; return all that are here then, up to `limit`.
+        """Wait for a message; return up to `limit` of the messages that have arrived.
 
-        Raises what `recv` does. PROTOCOL §4.
+        Raises the errors of `recv`. PROTOCOL §4.
 
-        Costs less per message than `recv` where many come.
+        Costs less per message than `recv` when many arrive.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 or None, not {limit}")
@@ -469,13 +468,13 @@ class Client:
                     self._heard_s = self._loop.time()
         except DerpError as error:
             self._fail(error)
-        except Exception as error:  # what a stream of the caller's own may raise
+        except Exception as error:  # the caller's stream may raise any error
             lost = ConnectionLost(f"reading failed: {error!r}")
             lost.__cause__ = error
             self._fail(lost)
 
     def _understand(self, frame_type: int, payload: bytes) -> Message | None:
-        """Return the message of a frame that is no packet, or None when it is dealt with."""
+        """Return the message of a frame other than a packet; None if it was handled here."""
         message: Message | None
         if frame_type == FrameType.SERVER_INFO:
             message = self._obey(login.open_server_info(self._box, payload))
@@ -500,7 +499,7 @@ class Client:
         return message
 
     def _answer(self, ping: Ping) -> None:
-        """Send the pong if there is room; a relay that does not read its pongs is not owed more."""
+        """Send the pong if there is room; drop it for a relay that does not read its pongs."""
         pong = frame(FrameType.PONG, ping.data)
         if self._outbox.try_reserve(len(pong), rated=False):
             self._outbox.put(pong)
@@ -521,7 +520,7 @@ class Client:
         await self._inbox.wait(self._check_alive)
 
     def _check_silence(self) -> None:
-        """Give up a relay that has sent no frame for too long, while we read from it."""
+        """Close the connection if the relay was silent for too long while we read from it."""
         now_s = self._loop.time()
         heard_s = now_s if self._inbox.is_full else self._heard_s
         if now_s >= heard_s + READ_TIMEOUT_S:
@@ -565,9 +564,9 @@ class Client:
             raise self._error.with_traceback(None)
 
     def _fail(self, error: DerpError) -> DerpError:
-        """Give the connection up; return the first error that happened to it."""
+        """Abort the connection; return the connection's first error."""
         if self._server_info is None and type(error) is ConnectionClosed:
-            # A relay refuses a login by closing without a word.
+            # A relay refuses a login by closing the connection.
             error = ConnectionLost("the relay closed the connection instead of accepting the login")
         self._stream.abort()
         return self._end(error)
@@ -583,7 +582,7 @@ class Client:
         for waiter in (self._accepted, *self._pings.values()):
             if not waiter.done():
                 waiter.set_exception(error)
-        self._accepted.exception()  # Seen here, in case no task waits for it.
+        self._accepted.exception()  # mark it as retrieved, in case no task waits for it
         self._inbox.wake()
         if self._on_end is not None:
             self._on_end(self, error)

@@ -1,5 +1,4 @@
-"""The connection of an HTTPClient: made when needed, kept until it fails, made again
-(PROTOCOL §13).
+"""Opens the connection of an HTTPClient on demand, and again after a failure (PROTOCOL §13).
 
 Belongs to the event loop that it is first used in.
 """
@@ -30,7 +29,7 @@ from fastderp.net.target import RegionTarget, UrlTarget
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import Health, Message, ServerInfo, ServerRestarting
 
-# From the name look-up to the login, and once more for the relay's answer to it.
+# Limit from the name look-up to the login, and again for the relay's answer to the login.
 CONNECT_TIMEOUT_S = 10.0
 
 OVER = (ConnectionClosed, ProtocolError)
@@ -67,7 +66,7 @@ class Connector:
         self._events: WeakSet[EventStream] = WeakSet()
 
     def events(self) -> EventStream:
-        """Return an iterator over what happens from now on."""
+        """Return an iterator over events from now on."""
         stream = EventStream()
         if self.is_closed:
             stream.end()
@@ -77,7 +76,7 @@ class Connector:
     async def connect(self) -> None:
         """Connect unless there is a connection; return when the relay has accepted the login.
 
-        DialError says what failed.
+        Raises DialError that names the cause.
         """
         self.check_use()
         client = self.client
@@ -116,9 +115,9 @@ class Connector:
     # Making a connection
 
     async def do(self, request: Callable[[Client], Awaitable[_T]]) -> _T:
-        """Make a request of the connection; with `reconnect` repeat one that failed on the next.
+        """Send a request on the connection; with `reconnect` repeat a failed one on the next.
 
-        A failed one has sent nothing.
+        A failed request has sent nothing.
         """
         while True:
             client = await self.ready()
@@ -129,7 +128,7 @@ class Connector:
                     raise
 
     async def guard(self, client: Client, request: Awaitable[_T]) -> _T:
-        """Forget a connection on which a request failed, so that the next call makes a new one."""
+        """Await `request`; if it fails, forget the connection, so that the next call reconnects."""
         try:
             return await request
         except OVER:
@@ -137,7 +136,7 @@ class Connector:
             raise
 
     def forget(self, client: Client) -> None:
-        """Give up a connection; what came on it and was not taken is kept."""
+        """Abort a connection; keep its unread messages."""
         if self.client is client:
             self.client = None
             unread = client.take_unread()
@@ -166,9 +165,9 @@ class Connector:
                 pass  # This was an attempt of `connect`, which raises the error; continue here.
 
     async def _join(self, connect: Callable[[], Awaitable[Client]]) -> Client:
-        """Wait for the attempt that is being made, or make one.
+        """Wait for the current attempt to connect; start one if necessary.
 
-        Tasks that come meanwhile share it, and it goes on when one of them gives up.
+        Tasks share an attempt, which continues when one of them is cancelled.
         """
         if self._connecting is None or self._connecting.done():
             self._start(connect)
@@ -266,7 +265,7 @@ class Connector:
     # Use
 
     def check_use(self) -> None:
-        """Raise what wrong use deserves; remember the loop of the first."""
+        """Raise an error for wrong use; remember the loop of the first use."""
         self._check_loop()
         if self.is_closed:
             raise ConnectionClosed("the client is closed")

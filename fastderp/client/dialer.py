@@ -1,8 +1,6 @@
-"""From where a client connects to and how, to a logged-in `Client`:
+"""Dials a target and returns a logged-in `Client`: TCP, TLS, WebSocket or upgrade, login.
 
-TCP, TLS, WebSocket or upgrade, login (PROTOCOL §13).
-
-Belongs to one event loop at a time.
+PROTOCOL §13. Belongs to one event loop at a time.
 """
 
 from __future__ import annotations
@@ -119,7 +117,7 @@ class Dialer:
     def _context(self, verify: bool, pin: bytes | None) -> ClientContext:
         """Return the context for these rules.
 
-        Reading the system's roots takes a while, so it is kept.
+        Contexts are cached, because reading the system's roots takes milliseconds.
         """
         context = self._contexts.get((verify, pin))
         if context is None:
@@ -129,7 +127,7 @@ class Dialer:
 
 
 async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
-    # Costs a start more than all the rest and few need it.
+    # Imported on demand: it costs a start more than all other modules, and few clients use it.
     from fastderp.client.websocket import WebSocketStream
 
     return Stream.of(

@@ -1,4 +1,4 @@
-"""What happens to the connection of an HTTPClient, as a program can follow it (PROTOCOL §13).
+"""The events of an HTTPClient's connection (PROTOCOL §13).
 
 Belongs to the client's event loop.
 """
@@ -15,23 +15,23 @@ from fastderp.errors import ConcurrencyError, DerpError
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import Health, ServerInfo, ServerRestarting
 
-# A program that does not follow its events loses the oldest.
+# Older events are dropped when a program does not read them.
 LIMIT_EVENTS = 1000
 
 
 class ConnectionState(Enum):
-    """Whether an HTTPClient has a connection, or is about to. PROTOCOL §13."""
+    """The state of an HTTPClient's connection. PROTOCOL §13."""
 
-    IDLE = "not connected"  # the next call that needs a connection makes one
+    IDLE = "not connected"  # the next call that needs a connection opens it
     WAITING = "waiting to connect"  # until the relay is dialled again
     CONNECTING = "connecting"  # from the name look-up until the relay accepts the login
     CONNECTED = "connected"
-    CLOSED = "closed"  # for good
+    CLOSED = "closed"  # final
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A relay has accepted the login: from now on others reach the client. PROTOCOL §3, §13.
+    """A relay has accepted the login: from now on, peers can reach the client. PROTOCOL §3, §13.
 
     Args:
         generation: the number of the connection, from 1.
@@ -47,9 +47,9 @@ class Disconnected:
     """A connection is over. PROTOCOL §13.
 
     Args:
-        generation: its number.
-        reason: what calls raise: ConnectionClosed for an orderly end, ConnectionLost for another,
-            or ProtocolError.
+        generation: the connection's number.
+        reason: the error that calls raise: ConnectionClosed for an orderly end, ConnectionLost or
+            ProtocolError for another.
     """
 
     generation: int
@@ -61,7 +61,7 @@ class DialFailed:
     """An attempt to connect has failed, or the relay has refused the login. PROTOCOL §13.
 
     Args:
-        reason: what went wrong.
+        reason: the error of the attempt.
     """
 
     reason: DerpError
@@ -70,9 +70,9 @@ class DialFailed:
 ClientEvent: TypeAlias = (
     Connected | Disconnected | DialFailed | ServerInfo | Health | ServerRestarting
 )
-"""What `HTTPClient.events` yields.
+"""The events that `HTTPClient.events` yields.
 
-ServerInfo has the rate that the relay asks for, Health a problem it sees or the end of one.
+ServerInfo has the rate that the relay asks for, Health a problem that it reports or its end.
 PROTOCOL §4, §13.
 """
 
@@ -82,14 +82,14 @@ class EventStream:
 
     PROTOCOL §13.
 
-    Keeps up to 1,000 events that were not taken; older ones are dropped. One task iterates at a
+    Keeps up to 1,000 unread events and drops older ones. One task iterates at a
     time.
     """
 
     __slots__ = ("__weakref__", "_events", "_is_over", "_waiter")
 
     def __init__(self) -> None:
-        """Used by `HTTPClient.events`."""
+        """Begin empty; callers use `HTTPClient.events`."""
         self._events: deque[ClientEvent] = deque(maxlen=LIMIT_EVENTS)
         self._is_over = False
         self._waiter: asyncio.Future[None] | None = None
@@ -99,7 +99,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> ClientEvent:
-        """Wait for the next event. ConcurrencyError while another task does."""
+        """Wait for the next event. Raises ConcurrencyError while another task waits."""
         if self._waiter is not None:
             raise ConcurrencyError("another task waits for these events already")
         while not self._events:

@@ -1,4 +1,4 @@
-"""Received messages that the program has not taken yet: bounded, for one receiver at a time.
+"""A bounded queue of received messages, for one receiver at a time.
 
 Belongs to the client's event loop.
 """
@@ -12,28 +12,28 @@ from collections.abc import Callable
 from fastderp.errors import ConcurrencyError
 from fastderp.wire.protocol import Message
 
-# Bytes read ahead of `recv`. The read that reaches the limit, of up to 256 KiB, may exceed it.
+# Limit for bytes read ahead of `recv`. The read that reaches it, of up to 256 KiB, may exceed it.
 LIMIT_BYTES = 256 << 10
 
 
 class Inbox:
-    """Messages in order of arrival."""
+    """Queues messages in order of arrival."""
 
     __slots__ = ("_emptied", "_n_bytes", "_receiver", "messages")
 
     def __init__(self) -> None:
         """Begin empty."""
         self.messages: deque[Message] = deque()
-        # On the wire, since the inbox was last empty.
+        # bytes on the wire since the inbox was last empty
         self._n_bytes = 0
-        # Done when there is something to look at for the task that waits in `wait`.
+        # Done when the task in `wait` must check again.
         self._receiver: asyncio.Future[None] | None = None
         # Done when the inbox is empty, for the task that waits in `wait_for_room`.
         self._emptied: asyncio.Future[None] | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is read until all that is here was taken."""
+        """Whether reading pauses until the inbox is empty."""
         return self._emptied is not None
 
     @property
@@ -51,7 +51,7 @@ class Inbox:
             self._n_bytes = 0
 
     async def wait_for_room(self) -> bool:
-        """Return when more may be read; return whether that took waiting."""
+        """Wait until more may be read; return whether that took waiting."""
         if self._n_bytes < LIMIT_BYTES:
             return False
         self._emptied = asyncio.get_running_loop().create_future()

@@ -339,11 +339,11 @@ def restarting_payload(reconnect_in_s: float, try_for_s: float) -> bytes:
 
 
 def parse_message(frame_type: int, payload: bytes) -> Message | None:
-    """Return what a frame from the relay says, or None for a frame to skip (PROTOCOL §4).
+    """Return the message of a frame from the relay, or None for a frame to skip (PROTOCOL §4).
 
-    To be skipped are types this version does not know, those of the handshake, those only
-    clients send, and frames too short for their type. Longer ones than needed are fine:
-    later versions append fields. ServerInfo is sealed, so `login.open_server_info` reads it.
+    Frames to skip are of unknown types, of the handshake, of types that only clients send, or
+    too short for their type. Longer frames are valid: later versions append fields.
+    ServerInfo is sealed, so `login.open_server_info` reads it.
     """
     match frame_type:
         case FrameType.RECV_PACKET if len(payload) >= KEY_SIZE:

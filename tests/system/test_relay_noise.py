@@ -1,4 +1,4 @@
-"""Random bytes at every stage end one connection, counted. RELIABILITY F4, F5."""
+"""Random bytes at every stage end one connection, which is counted. RELIABILITY F4, F5."""
 
 from __future__ import annotations
 

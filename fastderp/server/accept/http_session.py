@@ -107,7 +107,7 @@ class HttpSession:
     def __init__(self, context: AcceptContext, origin: Origin, tls_version: str) -> None:
         self._context = context
         self._connection_origin = origin
-        # Of the last request: those of several clients may come over one connection of a proxy.
+        # origin of the last request: a proxy may send requests of several clients on one connection
         self.origin = origin
         self._tls_version = tls_version
         self._head: HeadParser | None = None
@@ -142,10 +142,10 @@ class HttpSession:
         return rest
 
     def next_action(self) -> Action | None:
-        """Return what to do about the next request; None while it is not complete."""
+        """Return the action for the next request; None while it is incomplete."""
         data, self._unread = self._unread, b""
         known = None
-        # The heads that a proxy sends differ by client, and tell its address.
+        # The heads that a proxy sends differ by client: they contain its address.
         if self._head is None and not self.origin.through_proxy:
             known = self._context.known_upgrades.find(data)
         if known is None:
@@ -245,6 +245,6 @@ async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncI
 
 
 def _internal_error(request: Request, error: Exception) -> Response:
-    """Log the exception that took the place of an answer; return the response that says so."""
+    """Log the exception of a handler; return the response for an internal error."""
     supervisor.note("page", error, f"no answer to {request.method} {request.target!a}")
     return text_error(500, "internal server error")

@@ -1,7 +1,7 @@
-"""Listening sockets, and the connections accepted there that are not logged in yet. PROTOCOL §9.1.
+"""Accepts connections and keeps them until they are logged in. PROTOCOL §9.1.
 
-Loop thread only. Accepting survives every shortage: clients stay, and it goes on as soon as
-descriptors are free again.
+Loop thread only. Accepting survives every shortage: clients stay connected, and it resumes as
+soon as descriptors are free again.
 """
 
 from __future__ import annotations
@@ -152,12 +152,12 @@ class Listener:
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
-        # The last connection shows whether it is worth asking: one may take from the reserve.
+        # Only if the last connection touched the reserve can it be in use, so check only then.
         if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return
         first_reserved = first_reserved_descriptor()
-        # A connection alone is taken without a second look.
+        # A single connection is accepted without another accept call.
         is_busy = self._context.registrar.poller.is_busy
         for _ in range(ACCEPTS_PER_TURN if is_busy else 1):
             try:
@@ -186,18 +186,18 @@ class Listener:
             return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
-            # A good client is logged in within a second, so the oldest is the worst candidate.
+            # A healthy client is logged in within a second, so the oldest is the worst candidate.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
         connection = Connection(self._context, accepted, remote, self._forget)
         self._pending[connection] = None
         connection.start()
 
     def _forget(self, connection: Connection) -> None:
-        """Strike a connection that is logged in or closed from the list of the pending."""
+        """Remove a connection that is logged in or closed from the pending ones."""
         self._pending.pop(connection, None)
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
-        """Stop accepting for SHORTAGE_PAUSE_S: retrying at once would eat the processor."""
+        """Stop accepting for SHORTAGE_PAUSE_S: retrying at once would use up the CPU."""
         self._loop.remove_reader(sock.fileno())
         self._shortage[sock] = self._loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
         self._connection_log.note_shortage(error)

@@ -13,12 +13,12 @@ from fastderp.util import bounds
 # Resident memory of a connection besides the bytes it has sent, as measured by
 # bench/login_memory.py, which shows both figures; rounded up.
 CONNECTION_BYTES = 2 * 1024
-# AWS-LC's handshakes hold a third of it: they are charged the least that is not small, below.
+# AWS-LC's handshakes hold a third of that; they are charged SMALL_BYTES, so they are not small.
 HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
 
 # Connections that hold less than this are small: silent ones, and those whose handshake has not
-# begun or is over. Both kinds have a share that the other cannot take: handshakes go on however
-# many clients wait for theirs, and clients may come however many handshakes are under way.
+# begun or is over. Each kind has a reserved share: handshakes continue however many
+# clients wait for theirs, and clients may connect however many handshakes are under way.
 SMALL_BYTES = 32 * 1024
 SMALL_SHARE = 5 / 8
 
@@ -39,7 +39,7 @@ class Account:
 
 
 class LoginMemory:
-    """One budget for all connections. When it is used up the largest go first, of these the oldest.
+    """One budget for all connections; above it the largest are evicted, of these the oldest first.
 
     Args:
         limit_bytes: the budget, within `bounds.LOGIN_MEMORY`.
@@ -49,9 +49,9 @@ class LoginMemory:
         self.limit_bytes = limit_bytes
         self.held_bytes: int = 0
         self.n_evicted: int = 0
-        # All that was ever given back; where it moves, the heap has something to return.
+        # total of freed bytes; when it grows, the heap has memory to return to the system
         self.freed_bytes: int = 0
-        # Called after memory was given back.
+        # called after memory was freed
         self.on_free: Callable[[], None] = _nothing
         self._small_bytes = 0
         self._small_limit_bytes = int(limit_bytes * SMALL_SHARE)
@@ -65,7 +65,7 @@ class LoginMemory:
         return large_bytes <= self.limit_bytes - self._small_limit_bytes
 
     def charge(self, account: Account, n_bytes: int) -> bool:
-        """Have an account hold `n_bytes` from now on; False when it is the one that has to go."""
+        """Set the bytes of an account; return False if this account must be evicted."""
         before = account.n_bytes
         if n_bytes == before:
             return True
@@ -88,7 +88,7 @@ class LoginMemory:
         return self._make_room(account)
 
     def release(self, account: Account) -> None:
-        """Have an account hold nothing, and drop its callback with the cycle through its owner."""
+        """Clear an account, and drop its callback with the cycle through its owner."""
         account.evict = _nothing
         self.charge(account, 0)
 
@@ -110,7 +110,7 @@ class LoginMemory:
         if victim is charged:
             return False
         victim.evict()
-        # An owner that does not let go must not be asked again.
+        # An owner that keeps the memory must not be called again.
         self.release(victim)
         return True
 
@@ -120,4 +120,4 @@ def _class_of(n_bytes: int) -> int:
 
 
 def _nothing() -> None:
-    """Take the place of `on_free` before a queue waits for memory."""
+    """Do nothing; the `on_free` until a queue waits for memory."""

@@ -9,15 +9,15 @@ from fastderp.server.net.stream import Stream
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel
 
-# Maximum of seconds per page: a forgotten browser would keep it open for days.
+# Limit of a page in seconds: a forgotten browser would keep it open for days.
 PAGE_S = 300.0
 
 
 async def send_page(page: Page, stream: Stream, channel: Channel, ip: str) -> None:
-    """Send the chunks of a page; a client that is behind misses some.
+    """Send the chunks of a page; a slow client misses some.
 
     Args:
-        page: its head has been sent.
+        page: the page, whose head has been sent.
         stream, channel: of the client's connection.
         ip: the client's address, for the log.
     """

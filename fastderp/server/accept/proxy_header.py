@@ -19,10 +19,10 @@ class ProxyHeaderError(Exception):
 
 
 class ProxyHeaderReader:
-    """Takes the first bytes of a connection on a port with `-proxy-protocol`.
+    """Reads the first bytes of a connection on a port with `-proxy-protocol`.
 
-    A trusted proxy must send a header: otherwise its client could send one. All other peers must
-    not.
+    A trusted proxy must send a header: otherwise its client could forge one. All other peers must
+    send none.
 
     Args:
         peer: the origin of the connection by its peer's address.
@@ -38,7 +38,7 @@ class ProxyHeaderReader:
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of a header that is not complete."""
+        """The number of bytes of an incomplete header."""
         return len(self._received)
 
     def feed(self, data: bytes) -> tuple[Origin, bytes] | None:

@@ -33,7 +33,7 @@ from fastderp.wire.protocol import PROTOCOL_VERSION
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 """Decides about every client but mesh peers, by its key, its ClientInfo and its IP. A LoginError is
-a no with its reason; `admission.Admission` is one."""
+a refusal with its reason; `admission.Admission` is one."""
 
 
 class Registrar:
@@ -78,14 +78,14 @@ class Registrar:
         self._plane = plane
         self._region = region
         self._duplicates = duplicates
-        # The few sessions whose client announced another version than ours.
+        # protocol versions by handle, of the few sessions whose version is not ours
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
 
     @property
     def verify(self) -> Verify | None:
-        """The admission; None lets every client in. May be assigned at any time."""
+        """The admission; None admits every client. It may be assigned at any time."""
         return self._verify
 
     @verify.setter
@@ -94,7 +94,7 @@ class Registrar:
         self.login_terms.asks_admission = verify is not None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let connections in on this loop."""
+        """Begin to accept connections on this loop."""
         self.loop = loop
         self.poller = Poller(loop)
         self.turns = Turns(loop)
@@ -103,7 +103,7 @@ class Registrar:
         self.bridges = Bridges(self.poller)
 
     def close(self) -> None:
-        """End the threads and stop watching sockets; call it after the last connection has gone."""
+        """End the threads and stop watching sockets; call it after the last connection is closed."""
         self.turns.close()
         self.handshake_queue.close()
         self.handshake_threads.close()
@@ -208,7 +208,7 @@ class Registrar:
             on_end(reason)
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         is_open = hasattr(self, "loop")
         return {
             "fastderp_login_memory_bytes": self.login_memory.held_bytes,

@@ -1,7 +1,7 @@
 """The TLS handshake of an accepted connection. ARCHITECTURE §2, §5, PROTOCOL §10.
 
-A step costs a few hundred microseconds without the GIL. In a login storm helper threads take it on
-other cores; with little to do the loop thread takes it itself, which is cheaper in all.
+A step costs a few hundred microseconds without the GIL. In a login storm helper threads run it on
+other cores; otherwise the loop thread runs it, which is cheaper in total.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fastderp.tls.handshake import ClientHello, Handshake
 log: logging.Logger = logging.getLogger("fastderp")
 
 Outcome = bool | Exception
-"""What a step led to: whether the handshake is done, or why it failed."""
+"""The outcome of a step: whether the handshake is complete, or the error."""
 
-# The loop thread has more to do per connection than a thread here: a few keep it busy.
+# The loop thread has more work per connection than a helper thread, so a few keep it busy.
 THREADS_LIMIT = 4
 # Bytes that a client may send between its ClientHello and the end of the handshake: another
 # ClientHello, its Finished, and pipelined data.
@@ -35,7 +35,7 @@ FLIGHT_LIMIT_BYTES = 40 * 1024
 
 
 def take_step(handshake: Handshake) -> Outcome:
-    """Take a step in this thread."""
+    """Run a step in this thread."""
     try:
         return handshake.step()
     except Exception as error:  # internal errors, too, belong to the connection, not to the thread
@@ -43,7 +43,7 @@ def take_step(handshake: Handshake) -> Outcome:
 
 
 class HandshakeThreads:
-    """Threads that take steps and report back to the loop; they start on demand.
+    """Threads that run steps and report to the loop; they start on demand.
 
     If the system refuses a thread, the running threads take its work; if none runs, the loop does.
     """
@@ -56,11 +56,11 @@ class HandshakeThreads:
         self._threads: list[threading.Thread] = []
         self._work: SimpleQueue[tuple[Handshake, Callable[[Outcome], None]] | None] = SimpleQueue()
         self.worthwhile: bool = n_cores > 1
-        # Threads that the system has refused.
+        # number of threads that the system has refused
         self.n_shortages: int = 0
 
     def submit(self, handshake: Handshake, report: Callable[[Outcome], None]) -> None:
-        """Take a step in some thread; `report` is called on the loop with the outcome."""
+        """Run a step in a helper thread and call `report` with the outcome on the loop."""
         if len(self._threads) < self._limit:
             self._start_thread()
         if self._threads:
@@ -92,7 +92,7 @@ class HandshakeThreads:
             pass
 
     def _do_work(self, work: tuple[Handshake, Callable[[Outcome], None]] | None) -> bool:
-        """Take a step; a separate function, so that a waiting thread keeps no connection."""
+        """Run a step; a separate function, so that a waiting thread keeps no connection."""
         if work is None:
             return False
         handshake, report = work
@@ -171,23 +171,23 @@ class ServerHandshake:
 
     @property
     def held_bytes(self) -> int:
-        """The memory it takes: bytes of the client, and the OpenSSL object once there is one."""
+        """The memory of the handshake: the client's bytes and the OpenSSL object, once it exists."""
         if self._handshake is None:
             return len(self._hello)
         return HANDSHAKE_BYTES + self._n_fed
 
     @property
     def waits_for_turn(self) -> bool:
-        """Whether it waits for memory: a shortage of ours."""
+        """Whether the handshake waits for memory, which is a shortage of the relay."""
         return self._ticket is not None and self._handshake is None
 
     @property
     def waits_for_certificate(self) -> bool:
-        """Whether it cannot go on before a certificate is issued."""
+        """Whether the handshake waits for a certificate to be issued."""
         return self._certificate is not None
 
     def feed(self, data: bytes) -> None:
-        """Go on with bytes of the client."""
+        """Continue with bytes of the client."""
         if self._handshake is not None:
             self._n_fed += len(data)
             if self._n_fed > FLIGHT_LIMIT_BYTES:
@@ -204,13 +204,13 @@ class ServerHandshake:
             self._ask_for_turn()
 
     def take_output(self) -> bytes:
-        """Return what is still to be sent, after a failure the alert."""
+        """Return the unsent output; after a failure, the alert."""
         return self._output if self._handshake is None else self._handshake.take_output()
 
     def cancel(self) -> None:
         """Stop, and ignore later reports of threads and of issued certificates.
 
-        The OpenSSL object goes at once; a cycle would keep it until the garbage collector runs.
+        This frees the OpenSSL object at once; a cycle would keep it until the garbage collector runs.
         """
         self._cancelled = True
         self._handshake = None
@@ -221,7 +221,7 @@ class ServerHandshake:
             self._certificate.cancel()
 
     def _ask_for_turn(self) -> None:
-        """Begin, as soon as there is memory for an OpenSSL object."""
+        """Begin as soon as there is memory for an OpenSSL object."""
         came_at_once = True
 
         def start() -> None:
@@ -254,13 +254,13 @@ class ServerHandshake:
             self._stepped(take_step(self._handshake))
 
     def _continue(self, outcome: Outcome) -> None:
-        """Go on after a step in a helper thread."""
+        """Continue after a step in a helper thread."""
         if not self._cancelled:
             self._stream.resume()
             self._guard(lambda: self._stepped(outcome))
 
     def _stepped(self, outcome: Outcome) -> None:
-        """Act on a step: send its output, choose a certificate when it asks for one."""
+        """Handle a step's outcome: send its output; choose a certificate if it needs one."""
         assert self._handshake is not None
         if not isinstance(outcome, bool):
             raise outcome
@@ -279,7 +279,7 @@ class ServerHandshake:
             raise TlsError("not_tls", "the peer does not begin with a TLS ClientHello")
 
     def _choose_certificate(self, hello: ClientHello) -> None:
-        """Answer with the certificate for this client, with an alert, or wait for it."""
+        """Answer with the client's certificate or an alert, or wait for the certificate."""
         assert self._handshake is not None and not isinstance(self._tls, ServerContext)
         try:
             choice = self._tls.choose(hello, self._stream.local_ip)

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 from fastderp.server.observe.supervisor import supervisor
 
-# What all turns of one iteration of the loop may take; at least one is taken. Logins, STUN and
-# the data plane's events come between two iterations.
+# Limit for all turns of one iteration of the loop, which runs at least one. Logins, STUN and the
+# data plane's events are served between two iterations.
 SLICE_S = 0.001
 
 
 class Turns:
-    """Round robin: one turn each, up to SLICE_S an iteration of the loop."""
+    """Runs turns round robin, for up to SLICE_S per iteration of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -27,7 +27,7 @@ class Turns:
         self._handle: asyncio.Handle | None = None
 
     def ask(self, turn: Callable[[], None]) -> None:
-        """Queue `turn`; it may be called after its owner has gone."""
+        """Queue `turn`; it may be called after its owner is closed."""
         self._waiting.append(turn)
         if self._handle is None:
             self._handle = self._loop.call_soon(self._run)

@@ -24,12 +24,12 @@ from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
-# Two of the longest packets, four times as much as derper takes. Each client can occupy this much,
-# since frames are held until complete.
+# Two of the longest packets, four times derper's limit. Each client can occupy this much memory,
+# because incomplete frames are kept.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 
 # A frame costs the loop nearly the same at any size: clients that send many small ones are read in
-# small pieces, so that others have their turn in between.
+# small pieces, so that other clients have turns in between.
 FRAMES_PER_READ = 64
 LEAST_READ_BYTES = 512
 
@@ -85,18 +85,18 @@ def _refusal(status: int, reason: str) -> Response:
 class WebSocket:
     """A Channel on top of another: the payload of binary messages is the plain bytes.
 
-    Pings and the closing handshake are answered on the way. A client that breaks the rules is sent
-    the close code and not read any more: `eof` is true from then on, as after an orderly close.
+    It answers pings and the closing handshake. A client that breaks the rules gets the close code
+    and is not read again: `eof` is true from then on, as after an orderly close.
     """
 
     __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
-        """Begin behind an accepted opening handshake.
+        """Begin after an accepted opening handshake.
 
         Args:
-            below: the connection's channel so far.
-            stream: takes the answers.
+            below: the connection's previous channel.
+            stream: sends the answers.
             failures: counts breaches of the rules by close code.
         """
         self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=_library_log)
@@ -114,13 +114,13 @@ class WebSocket:
 
     @property
     def owes_replies(self) -> bool:
-        """Whether the client has not taken the answers to its pings yet, and must not be read."""
+        """Whether answers to the client's pings are unsent; it must not be read until then."""
         self._owes_replies = self._owes_replies and not self._stream.flushed
         return self._owes_replies
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of a frame that is not complete yet."""
+        """The number of bytes of an incomplete frame."""
         return len(self._protocol.reader.buffer)
 
     def open(self, wire: bytes) -> bytes:
@@ -128,9 +128,9 @@ class WebSocket:
         return self.unwrap(self._below.open(wire))
 
     def unwrap(self, data: bytes) -> bytes:
-        """Take plain bytes of the channel below.
+        """Parse plain bytes of the channel below.
 
-        Answer control frames, return the payload that is complete.
+        Answer control frames and return the complete payload.
         """
         if self._protocol.state is not OPEN:
             return b""
@@ -149,7 +149,7 @@ class WebSocket:
         return payload
 
     def seal(self, plain: bytes) -> bytes:
-        """Return a binary message; nothing once the WebSocket is closing."""
+        """Return a binary message; b"" once the WebSocket is closing."""
         if not plain or self._protocol.state is not OPEN:
             return b""
         self._protocol.send_binary(plain)
@@ -203,7 +203,7 @@ class WebSocket:
 def leave(channel: Channel) -> None:
     """Have a WebSocket's close frame say that the relay goes away (1001).
 
-    A no-op for other channels.
+    Other channels are left unchanged.
     """
     if isinstance(channel, WebSocket):
         channel.goodbye = CloseCode.GOING_AWAY

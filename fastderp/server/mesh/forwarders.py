@@ -101,7 +101,7 @@ class _Carrier:
         try:
             return await loop.sock_recv(self._ours, READ_BYTES)
         except ConnectionError:
-            return b""  # the data plane has closed its end with something unread
+            return b""  # the data plane has closed its end with unread bytes
 
     async def _forward(self, payload: bytes) -> None:
         source, destination = (

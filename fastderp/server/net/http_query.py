@@ -20,7 +20,7 @@ from fastderp.util.json_members import folded
 from fastderp.util.reasons import errno_text
 from fastderp.util.shortage import lookups_are_short, shortage_of
 
-# For one question: connecting, sending and reading; and for its turn before that. 5 s together.
+# Limits for one question (connecting, sending and reading) and for its turn before; 5 s together.
 BUDGET_S = 4.0
 TURN_S = 1.0
 QUESTIONS_AT_ONCE = 64
@@ -30,7 +30,7 @@ KEEP_CONNECTION_S = 2.0
 
 
 class NoAnswer(Exception):
-    """Nothing usable came back; `outcome` as in `Verdict`."""
+    """No usable answer arrived; `outcome` as in `Verdict`."""
 
     def __init__(self, outcome: str, detail: str) -> None:
         super().__init__(detail)
@@ -41,7 +41,7 @@ class HttpService:
     """An HTTP server that answers short questions.
 
     Args:
-        limit_bytes: most that is read of an answer.
+        limit_bytes: maximum size of an answer.
         connector: opens connections to the server; called on first use.
         headers: sent with every question.
         proxy: URL of the proxy to ask through; None for a direct connection.
@@ -69,9 +69,9 @@ class HttpService:
     ) -> HttpService:
         """Ask over TCP, with TLS for https, through the proxy that the environment names.
 
-        Raises ValueError for a proxy that cannot be used.
+        Raises ValueError for an unusable proxy.
         """
-        # The system's roots, not those of a Python package.
+        # This trusts the system's roots, not those of a Python package.
         tls = ssl.create_default_context()
         return cls(
             limit_bytes,
@@ -121,7 +121,7 @@ class HttpService:
         except aiohttp.ClientError:
             raise NoAnswer("malformed", "the answer is not HTTP") from None
         except (OSError, RuntimeError, MemoryError) as error:
-            # No thread for the name lookup, no memory for the connection.
+            # The name lookup got no thread, or the connection no memory.
             if shortage := shortage_of(error):
                 raise _not_asked(shortage) from None
             raise
@@ -203,7 +203,7 @@ def _not_asked(shortage: str) -> NoAnswer:
 
 
 def _reason(error: aiohttp.ClientConnectionError) -> str:
-    """Return what the system said, without the words of the library around it."""
+    """Return the system's error text, without the text that the library adds."""
     cause: Exception = error
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
@@ -252,12 +252,12 @@ def checked(document: dict[str, Any], name: str, kind: type | tuple[type, ...], 
     Raises NoAnswer for a value of another type.
 
     Args:
-        name: the member's, as the service spells it.
-        kind: the type that JSON gives it.
+        name: the member's name as the service spells it.
+        kind: the type of its JSON value.
         what: the type in words, for the error.
     """
     value = document.get(name.casefold())
-    # A bool is an int to Python.
+    # Python's bool is a subclass of int.
     if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
         return value
     raise NoAnswer("malformed", f'"{name}" in the answer is not {what}')

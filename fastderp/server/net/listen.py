@@ -1,7 +1,7 @@
 """Binds the sockets of an address, TCP and UDP by the same rules: those of Go's net package.
 
 PROTOCOL §9.1, §11. Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket
-each. A family that the machine does not have is left out.
+each. A family that the machine lacks is skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastderp.util.reasons import errno_text
 # prefix of the address of a unix socket
 UNIX = "unix:"
 BACKLOG = 4096
-# A free port of one family may be taken in the other; the next one hardly ever is.
+# Maximum of attempts: a free port of one family may be in use in the other.
 FREE_PORT_ATTEMPTS = 16
 
 SocketAddress = tuple[Any, ...]
@@ -113,12 +113,12 @@ def _bind_all(
 def _addresses(
     host: str, port: int, kind: socket.SocketKind
 ) -> list[tuple[socket.AddressFamily, SocketAddress]]:
-    """Return what to bind, IPv4 first; zones stay in the socket addresses of IPv6."""
+    """Return the addresses to bind, IPv4 first; those of IPv6 keep their zones."""
     if is_wildcard(host):
         return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))]
     ip = client_ip(host)
     if ip is not None and ip.version == 4:
-        host = str(ip)  # it may have been written as ::ffff:a.b.c.d
+        host = str(ip)  # the text may be ::ffff:a.b.c.d
     try:
         found = socket.getaddrinfo(host, port, type=kind)
     except (socket.gaierror, UnicodeError) as error:
@@ -134,9 +134,9 @@ def _bind_each(
     kind: socket.SocketKind,
     prepare: Prepare,
 ) -> list[socket.socket]:
-    """Bind them all or none.
+    """Bind all addresses or none.
 
-    Of several addresses, those of a family without support are left out.
+    Of several addresses, those of an unsupported family are skipped.
     """
     sockets: list[socket.socket] = []
     missing: OSError | None = None
@@ -180,7 +180,7 @@ def _bind(
     try:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         if family == socket.AF_INET6:
-            # A socket per family: an IPv4 client keeps its IPv4 address in logs and answers.
+            # One socket per family keeps the IPv4 address of an IPv4 client in logs and answers.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         prepare(sock)
         sock.bind(address)

@@ -1,7 +1,7 @@
 """Moves bytes between a client's connection, through its channel, and another stream.
 
-Bridges and tunnels are made of it. Loop thread only. A side is read only while the other has taken
-all it was sent, so a pump holds up to one read of each side.
+Bridges and tunnels are pumps. Loop thread only. A pump reads one side only while the other has no
+unsent bytes, so it holds up to one read of each side.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Pump:
         self._client = client
         self._other = Stream(poller, other, self._from_other, self._other_ended, self._drained)
         self._farewell_s = farewell_s
-        # When the client has had its time, once an end is in sight; and whether the end was
+        # The close at the end of the client's time, once an end is near; and whether the end was
         # announced.
         self._deadline: asyncio.TimerHandle | None = None
         self._is_ending = False
@@ -52,7 +52,7 @@ class Pump:
         self._go_on()
 
     def close(self) -> None:
-        """Close both sides; unsent bytes are lost."""
+        """Close both sides and discard unsent bytes."""
         if self._client.closed:
             return
         if self._deadline is not None:
@@ -62,7 +62,7 @@ class Pump:
         self._closed()
 
     def start_deadline(self) -> None:
-        """Close both sides in `farewell_s`, whether the end can be announced until then or not."""
+        """Close both sides in `farewell_s`, even if the end cannot be announced before."""
         if self._deadline is None and not self._client.closed:
             self._deadline = self._loop.call_later(
                 self._farewell_s, supervisor.guarded("bridge", self.close)
@@ -82,17 +82,17 @@ class Pump:
         """Note a read of either side."""
 
     def _opened(self) -> None:
-        """Note that the channel has opened what came from the client."""
+        """Note that the channel has opened bytes of the client."""
 
     def _closed(self) -> None:
         """Note that both sides are closed."""
 
     def _client_ended(self, error: OSError | None) -> None:
-        """Act on the end of the client's input."""
+        """Handle the end of the client's input."""
         self.close()
 
     def _other_ended(self, error: OSError | None) -> None:
-        """Act on the end of the other side's input."""
+        """Handle the end of the other side's input."""
         self._end()
 
     # Both ways
@@ -125,9 +125,9 @@ class Pump:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Read each side while the other takes what it is sent.
+        """Read each side while the other has no unsent bytes.
 
-        End when the client has said so and that was passed on.
+        End after the client's end of input, once its last bytes were passed on.
         """
         if self._is_ending or self._client.closed:
             return
@@ -151,9 +151,9 @@ class Pump:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """End the output of each side that has taken everything.
+        """End the output of each side that has no unsent bytes.
 
-        The client closes first, its input until then is ignored.
+        The client closes first; input from it is ignored until then.
         """
         if self._other.flushed:
             self._other.close()

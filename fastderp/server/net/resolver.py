@@ -20,7 +20,7 @@ HOSTS = Path("/etc/hosts")
 
 
 class SystemResolver:
-    """Queries the nameservers of /etc/resolv.conf, read for every query, or given ones."""
+    """Queries a given nameserver, or those of /etc/resolv.conf, read for every query."""
 
     def __init__(self, nameserver: str = "", port: int = 53, *, hosts: Path = HOSTS) -> None:
         """Query one nameserver, "" for the system's, after the file `hosts`."""
@@ -31,9 +31,9 @@ class SystemResolver:
     async def addresses(self, name: str) -> list[str]:
         """Return the IPv4 and IPv6 addresses of a name, at least one.
 
-        Raises LookupError with the reason for none.
+        Raises LookupError with the reason if there is none.
         """
-        # In a thread: lists of hosts to block can have 100,000 lines.
+        # A thread reads the file: lists of hosts to block can have 100,000 lines.
         if listed := await asyncio.to_thread(addresses_in, self._hosts, name):
             return listed
         answers = await asyncio.gather(

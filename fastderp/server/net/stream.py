@@ -1,8 +1,8 @@
 """Non-blocking stream sockets on the event loop, for connections outside the data plane.
 
-Thinner than an asyncio transport, for the hand-over's sake: what was written and what was read is
-known exactly at every moment, and `detach` gives the descriptor away whole. Works the same on
-uvloop and asyncio. Loop thread only.
+It replaces asyncio transports because of the hand-over to the data plane: the bytes written and
+read are known at every moment, and `detach` returns the descriptor. Works the same on uvloop and
+asyncio. Loop thread only.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from fastderp.server.observe.supervisor import supervisor
 # A login needs a few hundred bytes; a bridged TLS 1.2 connection moves whole records.
 READ_BYTES = 16 * 1024
 EVENTS_PER_TURN = 64
-# What they may take of one iteration of the loop: STUN, the data plane's events and new
-# connections come between two iterations.
+# Limit per iteration of the loop: STUN, the data plane's events and new connections are served
+# between two iterations.
 SLICE_S = 0.004
-# A storm is this many sockets ready at once.
+# This many sockets ready at once count as a storm.
 BUSY_EVENTS = 4
 
-# Linux's number; Python's socket module has it from 3.12 on.
+# Linux's number; Python's socket module defines it from 3.12 on.
 TCP_NOTSENT_LOWAT = 25
 
-# Where tcpi_rtt, tcpi_bytes_received and tcpi_bytes_sent are in Linux's struct tcp_info.
+# Offsets of tcpi_rtt, tcpi_bytes_received and tcpi_bytes_sent in Linux's struct tcp_info.
 _RTT_AT = 68
 _RECEIVED_AT = 128
 _SENT_AT = 200
@@ -93,11 +93,11 @@ class Poller:
         deadline_s = time.monotonic() + SLICE_S
         while ready:
             descriptor, events = ready.popleft()
-            # A stream that an earlier event has closed is not there any more; one that has taken
-            # its descriptor since finds nothing to read.
+            # An earlier event may have closed the stream; a new stream with the same descriptor
+            # finds nothing to read.
             stream = self._streams.get(descriptor)
             if stream is not None:
-                # Connections guard themselves; this one is for bridges and tunnels.
+                # Connections guard themselves; this guard is for bridges and tunnels.
                 if not supervisor.guard("stream", stream.ready, events):
                     supervisor.guard("stream", stream.on_end, OSError(errno.EIO, "internal error"))
                 if time.monotonic() > deadline_s:
@@ -105,10 +105,10 @@ class Poller:
 
 
 class Stream:
-    """Calls back with what arrives, sends at once what the socket takes and keeps the rest.
+    """Calls back with received bytes; sends as much as the socket accepts and keeps the rest.
 
-    `on_bytes(data)` for input, `on_end(error)` once, with None at the end of input, `on_drained()`
-    when kept output has gone. After `close` or `detach` nothing is called any more.
+    Calls `on_bytes(data)` for input, `on_end(error)` once, with None at the end of input, and
+    `on_drained()` when the kept output is sent; calls nothing after `close` or `detach`.
     """
 
     __slots__ = (
@@ -144,12 +144,12 @@ class Stream:
 
     @property
     def closed(self) -> bool:
-        """Whether the socket is closed or given away."""
+        """Whether the socket is closed or detached."""
         return self._sock.fileno() < 0
 
     @property
     def n_unsent(self) -> int:
-        """The bytes that the socket has not taken yet."""
+        """The number of bytes that the socket has not accepted yet."""
         return len(self._unsent)
 
     @property
@@ -168,14 +168,14 @@ class Stream:
     def round_trip_us(self) -> int | None:
         """Return the kernel's smoothed round-trip time in microseconds.
 
-        None for what is not TCP, or over.
+        Returns None unless it is an open TCP socket.
         """
         return self._tcp_info(_RTT_AT, 4)
 
     def bytes_moved(self) -> tuple[int, int] | None:
         """Return how many bytes the kernel has sent and received.
 
-        None for what is not TCP, or over.
+        Returns None unless it is an open TCP socket.
         """
         sent, received = self._tcp_info(_SENT_AT, 8), self._tcp_info(_RECEIVED_AT, 8)
         return None if sent is None or received is None else (sent, received)
@@ -190,8 +190,8 @@ class Stream:
     def limit_kernel(self, unsent_bytes: int, near_receive_bytes: int, near_us: int) -> None:
         """Bound the kernel's queues: unsent output, and unread input of peers within near_us.
 
-        A peer further away needs the receive buffer that the kernel finds for it. A no-op for what
-        is not TCP.
+        A peer further away needs the receive buffer that the kernel chooses. Does nothing unless
+        the socket is TCP.
         """
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent_bytes)
@@ -240,7 +240,7 @@ class Stream:
         self._sock.close()
 
     def ready(self, events: int) -> None:
-        """Act on epoll's events. An error or the end shows in the next read or write."""
+        """Handle epoll's events. The next read or write reports an error or the end."""
         if self._events & _OUT and events & ~_IN:
             self._write()
         if self._events & _IN and events & ~_OUT:
@@ -277,7 +277,7 @@ class Stream:
             self.on_drained()
 
     def _send_now(self, data: bytes | bytearray) -> int:
-        """Return how much the socket took. A broken socket swallows everything: reading tells."""
+        """Return the number of bytes accepted; all if it is broken: the next read reports that."""
         try:
             return self._sock.send(data)
         except (BlockingIOError, InterruptedError):

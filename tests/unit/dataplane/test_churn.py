@@ -1,4 +1,7 @@
-"""Sessions that come and go in the same slots while several workers write to them. The thread sanitizer's load."""
+"""Sessions that open and close in the same slots while several workers write to them.
+
+The thread sanitizer runs this load.
+"""
 
 from __future__ import annotations
 
