@@ -152,7 +152,7 @@ class Listener:
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
-        # Only if the last connection touched the reserve can it be in use, so check only then.
+        # Check only after a connection that took from the reserve, which one connection may do.
         if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return

@@ -103,7 +103,7 @@ class Registrar:
         self.bridges = Bridges(self.poller)
 
     def close(self) -> None:
-        """End the threads and stop watching sockets; call it after the last connection is closed."""
+        """End the threads and stop watching sockets; call it after all connections are closed."""
         self.turns.close()
         self.handshake_queue.close()
         self.handshake_threads.close()

@@ -171,7 +171,7 @@ class ServerHandshake:
 
     @property
     def held_bytes(self) -> int:
-        """The memory of the handshake: the client's bytes and the OpenSSL object, once it exists."""
+        """The handshake's memory: the client's bytes and the OpenSSL object, if it exists."""
         if self._handshake is None:
             return len(self._hello)
         return HANDSHAKE_BYTES + self._n_fed
@@ -210,7 +210,7 @@ class ServerHandshake:
     def cancel(self) -> None:
         """Stop, and ignore later reports of threads and of issued certificates.
 
-        This frees the OpenSSL object at once; a cycle would keep it until the garbage collector runs.
+        This frees the OpenSSL object, which a cycle would keep until the garbage collector runs.
         """
         self._cancelled = True
         self._handshake = None

@@ -114,7 +114,7 @@ class WebSocket:
 
     @property
     def owes_replies(self) -> bool:
-        """Whether answers to the client's pings are unsent; it must not be read until then."""
+        """Whether answers to the client's pings are unsent; it is not read before they are sent."""
         self._owes_replies = self._owes_replies and not self._stream.flushed
         return self._owes_replies
 
