@@ -198,7 +198,7 @@ class Outbox:
                 self._grant()
         except DerpError as error:
             self._on_failure(error)
-        except Exception as error:  # what a stream of the caller's own may raise
+        except Exception as error:  # the caller's stream may raise any error
             lost = ConnectionLost(f"writing failed: {error!r}")
             lost.__cause__ = error
             self._on_failure(lost)

@@ -23,7 +23,7 @@ from fastderp.util.reasons import errno_text
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 NODE_TIMEOUT_S = 1.5
-# The head start of IPv6 where the caller prefers it.
+# head start of IPv6 if the caller prefers it
 IPV4_DELAY_S = 0.2
 
 _MAX_PROXY_HEAD_SIZE = 64 << 10
@@ -31,11 +31,11 @@ _MAX_PROXY_HEAD_SIZE = 64 << 10
 _HOST = re.compile("[!-~]+")
 
 SecureProxy = Callable[[Stream, str], Awaitable[Stream]]
-"""Shakes hands with an HTTPS proxy of this host name; returns the inside of the connection."""
+"""Does the TLS handshake with an HTTPS proxy of this host name; returns the plain stream."""
 
 
 class Reached(NamedTuple):
-    """The node of a region that was reached, and the connection to it."""
+    """The reached node of a region, and the connection to it."""
 
     node: DerpNode
     stream: Stream
@@ -95,7 +95,7 @@ async def dial_node(
             attempts.append((delay_s, partial(_connect, host, port, family)))
     if not attempts:
         raise DialError(f"{node.host_name}: IPv4 and IPv6 are both disabled")
-    # A single family waits for no other.
+    # A single family needs no delay.
     if len(attempts) == 1:
         attempts = [(0.0, attempts[0][1])]
     try:
@@ -150,7 +150,7 @@ def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
 
 
 def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str | None:
-    """Return what to dial in this family, or None where the node disables it."""
+    """Return the address to dial in this family, or None if the node disables the family."""
     version = 4 if family == socket.AF_INET else 6
     host = setting or host_name
     address = parse_ip(host)

@@ -1,6 +1,6 @@
-"""Which proxy the environment names for a URL, by the rules of Go's programs. PROTOCOL §13.
+"""Finds the environment's proxy for a URL, by the rules of Go's programs. PROTOCOL §13.
 
-The one reading of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, for the client and for the relay.
+The client and the relay read `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` only here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A TCP connection as a Reader and a Writer in one, for many packets per read.
+"""A TCP connection that is a Reader and a Writer, for many packets per read.
 
 What asyncio's own streams copy and allocate for each read costs a client more than the system call:
 here every connection of a thread reads into one buffer, and what came is copied once. Works the
@@ -44,7 +44,7 @@ class SocketStream(asyncio.BufferedProtocol):
         self._loop = loop
         self._transport: asyncio.Transport
         self._buffer = _read_buffer()
-        # Read and not yet taken.
+        # received chunks that are not read yet
         self._chunks: deque[bytes] = deque()
         self._n_bytes = 0
         self._at_end = False
@@ -97,7 +97,7 @@ class SocketStream(asyncio.BufferedProtocol):
     # Writing
 
     def write(self, data: bytes, /) -> None:
-        """Send, buffering what cannot go yet."""
+        """Send, and buffer the data that the socket does not accept yet."""
         self._transport.write(data)
 
     async def drain(self) -> None:
@@ -139,10 +139,10 @@ class SocketStream(asyncio.BufferedProtocol):
         self._transport.abort()
         return own, unread
 
-    # What the transport calls
+    # Callbacks of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are none of asyncio's classes.
+        # uvloop's transports are not instances of asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -34,7 +34,7 @@ class Writer(Protocol):
     """The part of asyncio.StreamWriter that a client needs."""
 
     def write(self, data: bytes, /) -> None:
-        """Send, buffering what the connection cannot take yet."""
+        """Send, and buffer the data that the connection does not accept yet."""
 
     async def drain(self) -> None:
         """Wait until the buffer has room."""
@@ -57,14 +57,14 @@ AnyStream: TypeAlias = "Stream | ReaderWriter | tuple[Reader, Writer]"
 
 
 class Stream:
-    """A connection with a buffer in front of its reader. Is itself a Reader and a Writer."""
+    """A Reader and a Writer that adds a buffer to a connection's reader."""
 
     __slots__ = ("_at", "_buffer", "_over", "_reader", "_writer")
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
-        # Data that was read and not taken is _buffer[_at:].
+        # _buffer[_at:] was received and is not read yet.
         self._buffer = bytearray()
         self._at = 0
         self._over = False
@@ -107,7 +107,7 @@ class Stream:
     async def read_head(self, limit: int) -> bytes:
         """Return an HTTP head, including its blank line.
 
-        Raises ProtocolError for one above `limit` bytes, otherwise as `read_frame`.
+        Raises ProtocolError for a head above `limit` bytes, otherwise as `read_frame`.
         """
         while True:
             end = self._buffer.find(_HEAD_END, self._at)
@@ -133,7 +133,7 @@ class Stream:
             raise ConnectionLost(f"writing failed: {error}") from error
 
     def close(self) -> None:
-        """Begin an orderly close: queued data is still sent."""
+        """Begin an orderly close, which still sends queued data."""
         self._writer.close()
 
     def abort(self) -> None:
@@ -162,7 +162,7 @@ class Stream:
             self._over = True
 
     def take_unread(self) -> bytes:
-        """Return the data that was read ahead and not taken; it is not read again."""
+        """Remove and return the data that was read ahead."""
         data = bytes(memoryview(self._buffer)[self._at :])
         self._at = len(self._buffer)
         return data

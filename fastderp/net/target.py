@@ -15,7 +15,7 @@ from fastderp.net.stream import Stream
 from fastderp.util.net import bracketed
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
-# The default port of a region's nodes where TLS is switched off for tests.
+# default port of a region's nodes when tests switch TLS off
 PLAIN_REGION_PORT = 3340
 
 RegionGetter = Callable[[], DerpRegion | None]
@@ -41,7 +41,7 @@ class UrlTarget:
     """A relay by URL; `cert_name` and `dial_host` are those of HTTPClient."""
 
     def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
-        """Split the URL. Raises ValueError that says what is wrong with it."""
+        """Split the URL. Raises ValueError that names the fault."""
         parts = urlsplit(url)
         if "@" in parts.netloc:
             # The message omits the URL: it may hold a password.
@@ -71,8 +71,8 @@ class UrlTarget:
         return self.url
 
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
-        """Connect to the relay, never through a proxy. Raises DialError that says what failed."""
-        # No time limit per node: there is no second one.
+        """Connect to the relay, never through a proxy. Raises DialError that names the cause."""
+        # There is no other node to try, so this one needs no time limit.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
         return Opened(
             stream, self._node, self._https, self._host_header, self._path, self._websocket, ""
@@ -80,7 +80,7 @@ class UrlTarget:
 
 
 def certificate_pin(cert_name: str) -> bytes:
-    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError for no hash."""
+    """Return the hash in a CertName that begins with PIN_PREFIX. Raises ValueError if malformed."""
     digits = cert_name.removeprefix(PIN_PREFIX)
     if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
         raise ValueError(f"a certificate pin is {PIN_PREFIX} and 64 hex digits")
@@ -106,7 +106,7 @@ class RegionTarget:
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
         """Get the region and connect to its first node that answers.
 
-        Raises DialError that says what failed.
+        Raises DialError that names the cause.
         """
         region = self._getter()
         if region is None:

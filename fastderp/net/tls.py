@@ -1,4 +1,4 @@
-"""The inside of a TLS connection as a pair of streams, for the asyncio client and the mesh.
+"""The plain side of a TLS connection as a stream, for the asyncio client and the mesh.
 
 Belongs to the event loop of the stream outside, which may itself be TLS (to a proxy).
 """
@@ -21,7 +21,7 @@ _HANDSHAKE_READ_SIZE = 16 << 10
 
 
 class TlsStream:
-    """The inside of a TLS connection. Is a Reader and a Writer; `connect` makes it."""
+    """The plain side of a TLS connection: a Reader and a Writer, made by `connect`."""
 
     def __init__(
         self, outside: Stream, version: str, peer_chain: list[bytes], channel: Channel
@@ -66,11 +66,11 @@ class TlsStream:
 
     @property
     def channel(self) -> Channel:
-        """The keys, for the owner that takes the connection over."""
+        """The channel with the keys, for the next owner of the connection."""
         return self._channel
 
     def take_unread(self) -> bytes:
-        """Return the data that was opened ahead and not taken; it is not read again."""
+        """Remove and return the plain data that was opened ahead."""
         data, self._plain = self._plain, b""
         return data
 
@@ -99,7 +99,7 @@ class TlsStream:
         await self._outside.drain()
 
     def close(self) -> None:
-        """Begin an orderly close: queued data is still sent."""
+        """Begin an orderly close, which still sends queued data."""
         if not self._closing:
             self._closing = True
             with contextlib.suppress(ConnectionLost, TlsError):  # too late for a close_notify
@@ -126,7 +126,7 @@ async def _shake_hands(handshake: Handshake, outside: Stream) -> None:
         try:
             done = handshake.step()
         finally:
-            # After a failure this is the alert for the relay.
+            # After a failure, the output is the alert for the relay.
             if output := handshake.take_output():
                 outside.write(output)
         await outside.drain()

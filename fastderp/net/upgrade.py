@@ -59,7 +59,7 @@ def header_value(name: str, value: str) -> str:
 
 def refusal(status: str, body: bytes) -> DialError:
     """Return the error for another answer than 101, with the beginning of its text."""
-    # Quoted as literals: the text is the peer's, and may be logged.
+    # The error quotes the text as a literal: it is the peer's, and may be logged.
     text = body[:_BODY_SHOWN_SIZE].decode("utf-8", "replace").strip()
     return DialError(f"the relay answered {status[:100]!r}" + (f": {text!r}" if body else ""))
 

@@ -85,7 +85,7 @@ cdef class Handshake:
     cdef readonly str server_name
     cdef readonly str alpn
     cdef readonly list peer_chain
-    cdef bytes pinned_name    # the name a pinned certificate has to be for; None for an address
+    cdef bytes pinned_name    # name that a pinned certificate must have; None for an address
 
     def __init__(self, Context context not None, server_name=None, *, cert_name=None):
         if self.connection is not NULL:

@@ -33,7 +33,7 @@ cdef struct Records:
     TrafficKey tx            # under the output lock only
     uint16_t suite           # SuiteNumber; 0 once wiped. Constant between
     uint8_t is_client        # constant; only a client may be sent NewSessionTicket
-    uint8_t rx_alert         # description of the alert behind RECORD_ALERT
+    uint8_t rx_alert         # description of the alert of a RECORD_ALERT
     uint8_t rx_message[5]    # start of an incomplete handshake message
     uint8_t rx_n_message     # bytes of it
     uint8_t rx_n_barren      # records in a row that carried no application data

@@ -19,9 +19,9 @@ from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.channel import Channel, Tls12
 
-# Seconds for a client to read the rest after its session's end, and to close.
+# Seconds that a client has to read the rest and to close after its session's end.
 FAREWELL_S = 2.0
-# Bytes of the incomplete messages of all clients; each message has its own limit.
+# Limit for the incomplete messages of all clients together; each also has a separate limit.
 HELD_LIMIT_BYTES = 64 << 20
 
 # The data plane lets the kernel hold 128 KiB that a client has not read. A bridge shares them
@@ -67,7 +67,7 @@ class Bridge(Pump):
         self.start()
 
     def leave(self) -> None:
-        """Have the closing handshake say that the relay goes away."""
+        """Announce in the closing handshake that the relay goes away."""
         leave(self._channel)
 
     def session_ended(self, reason: str) -> None:
@@ -111,9 +111,9 @@ class Bridge(Pump):
         return not isinstance(self._channel, WebSocket) or not self._channel.owes_replies
 
     def _count_held(self, n_bytes: int) -> bool:
-        """Note how much is held of an incomplete message.
+        """Account for the bytes of an incomplete message.
 
-        False when that is too much for the relay.
+        Return False when all bridges together hold too many.
         """
         more = n_bytes - self._held_bytes
         self._held_bytes = n_bytes
@@ -141,7 +141,7 @@ def plane_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Bridges:
-    """Every bridge of a relay."""
+    """All bridges of a relay."""
 
     def __init__(self, poller: Poller) -> None:
         """Start without bridges; `poller` watches their sockets."""
@@ -218,4 +218,4 @@ class Bridges:
 
 
 def _ignore(*_: object) -> None:
-    """Stand in for callbacks that the bridge is about to set."""
+    """Do nothing; the bridge is about to set the real callbacks."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from fastderp.tls.errors import TlsError
 
-# Real ones take 0.3 to 2 KiB, with post-quantum key shares and encrypted server names, too.
+# Real ClientHellos take 0.3 to 2 KiB, with post-quantum key shares and encrypted server names, too.
 HELLO_LIMIT_BYTES = 16 * 1024
 # This adds record headers and the data that clients send after the ClientHello.
 RAW_LIMIT_BYTES = HELLO_LIMIT_BYTES + 4096
 
-# Answers a ClientHello that is too long: fatal, illegal_parameter, as OpenSSL does.
+# The answer to a ClientHello that is too long: fatal, illegal_parameter, as OpenSSL does.
 TOO_LONG_ALERT = b"\x15\x03\x01\x00\x02\x02\x2f"
 
 _RECORD_HEADER = 5
@@ -53,13 +53,13 @@ class ClientHelloReader:
             pass
 
     def take(self) -> bytes:
-        """Return all bytes so far, and forget them."""
+        """Remove and return all bytes so far."""
         raw = bytes(self._raw)
         self._raw.clear()
         return raw
 
     def _read_record(self) -> bool:
-        """Look at the next record; return whether it was complete and another may follow."""
+        """Parse the next record; return whether it was complete and another may follow."""
         raw, at = self._raw, self._at
         if len(raw) < at + _RECORD_HEADER:
             return False

@@ -46,7 +46,7 @@ from fastderp.util.shortage import SHORTAGES
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# The time that a refused client has to read the answer, and the input that is ignored meanwhile.
+# Limits for a refused client: its time to read the answer, and the input ignored meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # A client waits up to this long for the memory that its TLS handshake takes; most leave earlier.
@@ -60,7 +60,7 @@ class Connection:
     """Serves a client until its login, tunnel or refusal.
 
     Args:
-        context: what the listener's connections share.
+        context: the settings that the listener's connections share.
         sock: accepted; its time starts now.
         remote: (ip, port) of the peer.
         on_end: called once, when the connection is closed or handed over.
@@ -262,7 +262,7 @@ class Connection:
             self._on_input_end(None)
 
     def _continue(self) -> None:
-        """Continue after the client has taken all output."""
+        """Continue once all output is sent."""
         if self.state is State.LINGER:
             self._stream.end_output()
         else:
@@ -279,13 +279,13 @@ class Connection:
             # A client that has ended its output still gets the rest of its answer.
             self._linger()
         elif isinstance(self._channel, WebSocket):
-            # The closing handshake gets time to arrive.
+            # Leave the closing handshake time to arrive.
             self._refuse("end", self._unfinished(), b"")
         else:
             self.close("end", self._unfinished())
 
     def _unfinished(self) -> str:
-        """Return what the client left unfinished; "" for a probe that only read our key."""
+        """Return the client's unfinished step; "" for a probe that read only our key."""
         if self.state is State.LOGIN and self._login is not None and self._login.rest:
             return "the client left before its login was complete"
         in_request = self._http is not None and self._http.is_in_request
@@ -419,7 +419,7 @@ class Connection:
             self._ask_for_turn()
 
     def _act(self, action: Action) -> None:
-        """Do what a request asks for."""
+        """Perform the action for a request."""
         match action:
             case StartLogin(upgrade):
                 self._start_login(upgrade)
@@ -501,7 +501,7 @@ class Connection:
             self._guard(self._hand_over, sock)
 
     def _hand_over(self, sock: socket.socket) -> None:
-        """Give the connection to a tunnel."""
+        """Hand the connection over to a tunnel."""
         assert self._context.tunnels is not None and self._http is not None
         first = self._http.take_rest()
         self._move(State.PROMOTED)
@@ -521,7 +521,7 @@ class Connection:
         self._http = None
 
     def _follow(self, login: DerpLogin, step: Step) -> None:
-        """Do what a login needs next."""
+        """Perform the next step of a login."""
         match step:
             case Step.READ:
                 self._send_login_output(login)

@@ -77,7 +77,7 @@ class DerpLogin:
     """Reads one ClientInfo and decides, with the caller's help, about its client.
 
     Args:
-        terms: what all logins have in common.
+        terms: the terms that all logins share.
         fast_start: leave the 101 response out of the greeting.
     """
 
@@ -95,7 +95,7 @@ class DerpLogin:
         self._terms = terms
         self._client: ClientLogin | None = None
         self._unread = bytearray()
-        # It waits for the first step: a pipelined login lets it share a write with ServerInfo.
+        # The first step sends it: after a pipelined login it shares a write with ServerInfo.
         self._output = terms.greeting(fast_start)
         self.is_mesh_peer: bool = False
         self.reason: str = ""
@@ -138,11 +138,11 @@ class DerpLogin:
         return self._admit()
 
     def judge(self, refusal: str) -> Step:
-        """Go on with the answer of admission: why the client is refused, "" when it is not."""
+        """Continue with admission's answer: the reason of a refusal, "" to admit the client."""
         return self._refuse("denied", refusal) if refusal else self._admit()
 
     def take_output(self) -> bytes:
-        """Return what is to be sent; after ADMIT it may go through the session."""
+        """Return the bytes to send; after ADMIT the session may send them."""
         output, self._output = self._output, b""
         return output
 

@@ -27,7 +27,7 @@ class Writer(Protocol):
     """The writing half: an asyncio.StreamWriter or anything like it."""
 
     def write(self, data: bytes, /) -> None:
-        """Send, buffering what cannot go yet."""
+        """Send, and buffer the data that cannot be sent yet."""
 
     async def drain(self) -> None:
         """Wait until the buffer has room."""
@@ -101,7 +101,7 @@ class EmbeddedSessions:
     async def _log_in(
         self, login: DerpLogin, reader: Reader, writer: Writer, ip: str, timeout_s: float
     ) -> None:
-        """Take a login through its steps, within its time. Raises what `serve` does."""
+        """Run the steps of a login, within its time. Raises the errors of `serve`."""
         budget = asyncio.timeout(timeout_s)
         try:
             async with budget:

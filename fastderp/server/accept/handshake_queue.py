@@ -11,14 +11,14 @@ from collections.abc import Callable
 from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.observe.supervisor import supervisor
 
-# Handshakes that begin in one iteration of the loop, at most.
+# Maximum of handshakes that begin in one iteration of the loop.
 STARTS_PER_TURN = 8
 # A handshake that takes much longer than others gives way to those that wait: after PATIENCE_S at
 # least, PATIENCE times what finished ones have taken lately, and MAX_PATIENCE_S at most.
 PATIENCE_S = 2.0
 PATIENCE = 4
 MAX_PATIENCE_S = 10.0
-# The share of the latest one in what finished ones have taken.
+# weight of the latest handshake in the average duration
 WEIGHT = 1 / 16
 # interval between searches for such handshakes
 LOOK_S = 0.25
@@ -44,7 +44,7 @@ class HandshakeQueue:
     """First come, first served; no waiting while there is room.
 
     Args:
-        memory: what handshakes are charged to. The queue goes on when some is given back.
+        memory: the budget for handshakes. The queue continues when memory is freed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, memory: LoginMemory) -> None:
@@ -79,7 +79,7 @@ class HandshakeQueue:
         self._usual_s += WEIGHT * (self._loop.time() - ticket.started_s - self._usual_s)
 
     def leave(self, ticket: Ticket) -> None:
-        """Strike a handshake that is over or given up; a no-op for one that has left."""
+        """Remove a handshake that is over or cancelled; do nothing if it was removed before."""
         self._waiting.pop(ticket, None)
         self._running.pop(ticket, None)
 
@@ -111,7 +111,7 @@ class HandshakeQueue:
         self._on_free()
 
     def _look(self) -> None:
-        """While clients wait, end the handshakes whose clients keep us waiting."""
+        """While clients wait, end the handshakes that take much longer than others."""
         self._looking = None
         if not self._waiting:
             return

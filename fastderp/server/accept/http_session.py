@@ -1,4 +1,4 @@
-"""The HTTP part of a connection: requests in, what to do about each out. PROTOCOL §9.
+"""The HTTP part of a connection: requests in, an action for each out. PROTOCOL §9.
 
 Sans I/O: it parses, asks the routes and builds responses. Loop thread only.
 """
@@ -116,7 +116,7 @@ class HttpSession:
 
     @property
     def is_in_request(self) -> bool:
-        """Whether a request has begun and is not complete."""
+        """Whether a request is incomplete."""
         return self._head is not None
 
     @property
@@ -129,7 +129,7 @@ class HttpSession:
 
     @property
     def has_input(self) -> bool:
-        """Whether there are bytes that `next_action` has not looked at."""
+        """Whether there are bytes that `next_action` has not parsed."""
         return bool(self._unread)
 
     def feed(self, data: bytes) -> None:

@@ -68,7 +68,7 @@ class Registrar:
             private_key, region.is_mesh_peer, client_rate.server_info, disallowed_app_names
         )
         self.login_memory: LoginMemory = LoginMemory(login_memory_bytes)
-        # Made by `open`, which knows the loop.
+        # `open` creates these, because they need the loop.
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller
         self.turns: Turns

@@ -38,7 +38,7 @@ def take_step(handshake: Handshake) -> Outcome:
     """Run a step in this thread."""
     try:
         return handshake.step()
-    except Exception as error:  # internal errors, too, belong to the connection, not to the thread
+    except Exception as error:  # an internal error, too, ends the connection and not the thread
         return error
 
 
@@ -103,7 +103,7 @@ class HandshakeThreads:
 class ServerHandshake:
     """One handshake, from the client's first byte until it is complete or has failed.
 
-    Methods raise TlsError when it fails, MemoryError when OpenSSL gets no memory.
+    Methods raise TlsError when the handshake fails, MemoryError when memory is out.
 
     Args:
         tls: the certificate, or a `CertificateSource` that picks one for each client.

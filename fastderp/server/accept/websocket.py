@@ -172,7 +172,7 @@ class WebSocket:
     def _pace(self, n_bytes: int, n_frames: int) -> None:
         """Size the next read for FRAMES_PER_READ frames like these.
 
-        Let it grow by no more than a factor of two.
+        Grow by up to a factor of two.
         """
         wanted = FRAMES_PER_READ * n_bytes // max(1, n_frames)
         self._stream.read_bytes = max(
@@ -201,7 +201,7 @@ class WebSocket:
 
 
 def leave(channel: Channel) -> None:
-    """Have a WebSocket's close frame say that the relay goes away (1001).
+    """Make a WebSocket's close frame announce that the relay goes away (1001).
 
     Other channels are left unchanged.
     """

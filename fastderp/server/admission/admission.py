@@ -62,7 +62,7 @@ class Clients(Protocol):
         """Return the connected clients, mesh peers left out."""
 
     def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
-        """Close the connections for which `unwanted` is true; return whose they were."""
+        """Close the connections for which `unwanted` is true; return their clients."""
 
 
 class Verifier(Protocol):
@@ -70,7 +70,7 @@ class Verifier(Protocol):
 
     @property
     def name(self) -> str:
-        """One word for counters."""
+        """The label for counters, one word."""
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
         """Judge the client with this `key` that connects from `ip`, within bounded time."""
@@ -144,7 +144,7 @@ class Admission:
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
         """Follow the files and recheck the connected `clients` of a Server within the block."""
-        # A dedicated thread, kept: the system may refuse one later.
+        # The thread is kept: the system may refuse a new one later.
         reader = ThreadPoolExecutor(1, "fastderp-lists")
         tasks = [supervisor.start("admission lists", lambda: self._follow_lists(clients, reader))]
         if self.verifiers and self.recheck_s:
@@ -170,7 +170,7 @@ class Admission:
         self._reload.set()
 
     def metrics(self) -> dict[str, Value]:
-        """Return what was counted, by the names of `metrics.METRICS`."""
+        """Return the counters by the names of `metrics.METRICS`."""
         lists = {"allow": self.lists.allow, "deny": self.lists.deny}
         return {
             "fastderp_admission_verdicts_total": dict(self._verdicts),
@@ -223,7 +223,7 @@ class Admission:
         outcome = "" if verdict.certain else verdict.outcome
         if outcome == logged:
             return
-        # Keeps a verifier that answers every other time from filling the log.
+        # The throttle keeps a verifier that answers every other time from filling the log.
         suffix = self._throttle.suffix((verifier.name, outcome))
         if suffix is None:
             return
@@ -258,7 +258,7 @@ class Admission:
         n_rounds = 0
         while True:
             if self.lists.in_force != in_force:
-                # Twice: a client judged by the previous keys may still be logging in.
+                # Check twice: a client judged by the previous keys may still be logging in.
                 in_force, n_rounds = self.lists.in_force, 2
             if n_rounds:
                 self._revoke(clients, lambda client: ("lists", self.lists.judge(client.key)))
@@ -268,7 +268,7 @@ class Admission:
             force = self._reload.is_set()
             self._reload.clear()
             try:
-                # In a thread: reading a large file would block the loop for too long.
+                # A thread reads: a large file would block the loop for too long.
                 readings = await loop.run_in_executor(reader, self._read_lists, force)
             except Exception:
                 if force:
@@ -360,7 +360,7 @@ class Admission:
             key = await self._own_key()
         except Exception as error:
             return [str(error)]
-        # Neither cached nor counted, because it is no client.
+        # This question is neither cached nor counted, because the node is no client.
         verdicts = [await verifier.ask(key, "::1") for verifier in self.verifiers]
         return [
             f"this machine's own node would not be let in: {verdict.detail}"

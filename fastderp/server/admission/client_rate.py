@@ -25,7 +25,7 @@ class ClientRate:
     """The limit in force; None until one is set."""
 
     def __init__(self, plane: Plane, private_key: NodePrivate) -> None:
-        """Start without a limit. The key seals the notices."""
+        """Start without a limit; the key seals the notices."""
         self.limit: RateLimit | None = None
         self._plane = plane
         self._private_key = private_key

@@ -24,7 +24,7 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Room for a million keys; a larger file is no list of keys.
+# Limit that holds a million keys; a larger file is no list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024
 # A file written less than this before its reading may change again with the same time stamp.
 RACY_S = 2.0
@@ -74,7 +74,7 @@ class KeyList:
 
     def read(self, *, force: bool = False) -> Reading | None:
         """Read the file if it has changed, or with `force`; else return None. Changes nothing."""
-        # Taken before the reading, so that the next check sees a change meanwhile.
+        # Take it before the reading, so that the next check sees a change meanwhile.
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
             return None
@@ -146,7 +146,7 @@ class KeyList:
 
 @dataclass(slots=True)
 class KeyLists:
-    """An allow list, a deny list or both: fastderp's own addition to the admission of PROTOCOL §8.
+    """An allow list, a deny list or both: an addition of fastderp to the admission of PROTOCOL §8.
 
     Args:
         allow: keys that may use the relay; None for all.
@@ -200,7 +200,7 @@ class KeyLists:
 
         Unusable files are logged and change nothing.
         """
-        # A list, because any() over a generator would skip readings after the first change.
+        # This is a list, because any() over a generator would skip readings after the first change.
         changed = [found.apply(reading) for found, reading in zip(self, readings, strict=True)]
         return any(changed)
 

@@ -1,4 +1,4 @@
-"""The answer to the question whether a client may use the relay. PROTOCOL §8."""
+"""The answer of a verifier: whether a client may use the relay. PROTOCOL §8."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Verdict:
 
     @property
     def certain(self) -> bool:
-        """Whether it is a yes or a no, which can be remembered and acted upon."""
+        """Whether the verdict is a yes or a no, which may be cached and enforced."""
         return self.outcome in ("allowed", "denied")
 
 

@@ -1,6 +1,6 @@
 """Asks tailscaled or an admission URL which keys may use the relay. PROTOCOL §8.
 
-Loop thread only. Every answer, and the want of one, becomes one `Verdict`. Import this module only
+Loop thread only. Every answer, or its absence, becomes one `Verdict`. Import this module only
 when there is a service to ask, as `http_query`.
 """
 
@@ -28,7 +28,7 @@ URL_ANSWER_LIMIT_BYTES = 4096
 # tailscaled describes the whole node; one in a large tailnet has a few KiB.
 TAILSCALED_ANSWER_LIMIT_BYTES = 256 * 1024
 
-# The LocalAPI wants to know which version of it is spoken.
+# The LocalAPI requires the version of its client.
 TAILSCALE_CAPABILITY = "145"
 
 
@@ -68,7 +68,7 @@ class Tailscaled:
         return Verdict(False, "denied", "tailscaled does not know it")
 
     async def own_key(self) -> NodePublic:
-        """Return the key of this machine's own node. Raises NoAnswer while tailscaled has none."""
+        """Return the key of this machine's own node. Raises NoAnswer if tailscaled lacks it."""
         try:
             return await self._own_key()
         except NoAnswer as error:
@@ -115,7 +115,7 @@ def _own_key(status: dict[str, Any]) -> NodePublic:
 
 
 def _check_whois(answer: dict[str, Any], key: NodePublic) -> None:
-    """Check that an answer describes the node with this key. Raises NoAnswer for any other."""
+    """Check that an answer describes the node with this key. Raises NoAnswer if it does not."""
     node = checked(answer, "Node", dict, "an object")
     checked(answer, "UserProfile", dict, "an object")
     checked(answer, "CapMap", dict, "an object")
