@@ -413,7 +413,7 @@ def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
         "/home/derp/keys/derp-mesh.key",
         os.path.join(environment.get("HOME", ""), "keys/derp-mesh.key"),
     ]
-    # Not Path.exists: it raises in a folder without search permission (/home, ProtectHome=yes).
+    # Path.exists would raise in a folder without search permission (/home, ProtectHome=yes).
     return next((place for place in places if os.path.exists(place)), "")
 
 

@@ -90,7 +90,7 @@ class Outbox:
     )
 
     def __init__(self, stream: Stream, on_failure: Callable[[DerpError], object]) -> None:
-        """Write to `stream` until it fails, which is told to `on_failure`, or `close`."""
+        """Write to `stream` until `close`, or until it fails, which `on_failure` reports."""
         self._stream = stream
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -125,9 +125,9 @@ class Outbox:
         return True
 
     async def reserve(self, n_bytes: int, *, rated: bool) -> None:
-        """Wait for what `try_reserve` takes, behind all who wait already.
+        """Wait until `try_reserve` can succeed, after all tasks that wait already.
 
-        Nothing is taken when it is cancelled.
+        A cancelled call reserves nothing.
 
         Raises what the connection ended with.
         """
@@ -160,7 +160,7 @@ class Outbox:
             self._idle = None
 
     def flush(self) -> None:
-        """Hand what was put to the stream at once: before it is closed.
+        """Write all queued frames to the stream at once, before it is closed.
 
         ConnectionLost when it broke.
         """
@@ -184,7 +184,7 @@ class Outbox:
         self._task.cancel()
 
     async def _write(self) -> None:
-        """Write what was put, all of it at once, whenever the stream takes more."""
+        """Write all queued frames at once whenever the stream accepts more."""
         try:
             while True:
                 if not self._frames:

@@ -156,7 +156,7 @@ class Stream:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except OSError:
-            # The peer broke it first, or (TimeoutError) does not read: closed either way.
+            # The peer broke it first, or (TimeoutError) does not read: the stream is closed.
             self.abort()
         finally:
             self._over = True

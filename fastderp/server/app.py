@@ -69,7 +69,7 @@ class RelayApp:
             settings.listen, settings.pages, settings.observe, self._certificates, bootstrap,
             tunnels, stun, self.metrics, self._admission.problems,
         )  # fmt: skip
-        # Closed after the server, which uses them until its last connection is closed.
+        # These close after the server, which uses them until its last connection is closed.
         self._below: list[Component] = [
             self._identity,
             *([self._certificates] if self._certificates is not None else []),
@@ -78,7 +78,7 @@ class RelayApp:
             self._limits,
             self._admission,
         ]
-        # Closed before the server. The mesh comes last: the relay may dial itself as a member, and
+        # They close before the server. The mesh is last: the relay may dial itself as a member, and
         # has to listen by then.
         self._above: list[Component] = [
             *([tunnels] if tunnels is not None else []),

@@ -333,7 +333,7 @@ class Server:
     def mesh_keys(self) -> list[MeshKey]:
         """The secrets a mesh peer may show; our links show the first. PROTOCOL §7.1.
 
-        May be assigned at any time, without zero keys.
+        It may be assigned at any time, without zero keys.
         """
         return list(self._region.keys)
 
@@ -374,7 +374,7 @@ class Server:
     def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
         """Hand packets for a `key` that is not connected here to `forwarder`. PROTOCOL §7.5.
 
-        The oldest of several forwarders for a key is used. Adding one again changes nothing.
+        The oldest of several forwarders for a key is used. Adding it again changes nothing.
         Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads,
         memory or descriptors are out.
         """
@@ -430,7 +430,7 @@ class Server:
             listener.login_budget_s = seconds
 
     def set_rate_limit(self, limit: RateLimit) -> None:
-        """Limit what each client may send, and tell them; mesh peers are exempt. PROTOCOL §6.8.
+        """Limit the rate of each client and notify it; mesh peers are exempt. PROTOCOL §6.8.
 
         Each client begins with a full burst. `RateLimit()` ends the limit but keeps its metrics.
         """

@@ -80,7 +80,7 @@ class ClientInfo:
 
 
 class ClientLogin(NamedTuple):
-    """A ClientInfo that opened: who it is, what it says, and the box to answer with."""
+    """A decrypted ClientInfo: the client's key, its contents, and the box for the answer."""
 
     public: NodePublic
     info: ClientInfo
@@ -167,7 +167,7 @@ def parse_client_info(text: bytes) -> ClientInfo:
     return _short_client_info(text) if len(text) <= _SHORT_BYTES else _client_info(text)
 
 
-# Nearly every client says the same. A mesh key does not fit into this length: no secret is kept.
+# Nearly all clients send the same. A mesh key does not fit into this length: no secret is kept.
 _SHORT_BYTES: Final = 64
 
 
@@ -201,7 +201,7 @@ def _check_app_name(name: str) -> None:
 
 
 def parse_server_info(text: bytes) -> ServerInfo:
-    """Read ServerInfo JSON (PROTOCOL §3.2). ProtocolError when it is not what a relay sends."""
+    """Read ServerInfo JSON (PROTOCOL §3.2). Raises ProtocolError when it is malformed."""
     try:
         values = _read_members(text, _SERVER_INFO_MEMBERS)
     except ValueError as error:
@@ -258,7 +258,7 @@ def _to_json(members: Mapping[str, Any]) -> bytes:
 
 
 def _read_members(text: bytes, kinds: Mapping[str, _Kind]) -> dict[str, Any]:
-    """Return the known members, checked, by case-folded name. The last of one name wins.
+    """Return the known members, checked, by case-folded name. The last duplicate counts.
 
     Raises ValueError without quoting the text, which may hold a mesh key.
     """

@@ -1,6 +1,6 @@
 """The DERP wire: frame types, limits, client addresses and messages (PROTOCOL §1, §2).
 
-Pure functions and values for any thread. Imports nothing of ours and nothing slow.
+Pure functions and values for any thread. It imports no other fastderp module and no slow one.
 Integers on the wire are unsigned and big-endian.
 """
 
@@ -83,7 +83,7 @@ class PeerGoneReason(IntEnum):
 
     DISCONNECTED = 0x00  # it left the region
     NOT_HERE = 0x01  # the relay has no route to it
-    MESH_LINK_BROKEN = 0xF0  # made up by a watcher whose own link broke; never travels
+    MESH_LINK_BROKEN = 0xF0  # a watcher reports it when its link broke; it is never sent
 
 
 class PeerPresentFlags(IntFlag):
@@ -117,7 +117,7 @@ class NodePublic:
     def from_text(cls, text: str) -> NodePublic:
         """Parse a `text` of `nodekey:` and 64 hex digits of either case.
 
-        ValueError says what is wrong, never quotes the text.
+        Raises ValueError that names the fault and never quotes the text.
         """
         return cls(parse_key_text(text, "nodekey:"))
 
@@ -180,7 +180,7 @@ class NodePublic:
 def parse_key_text(text: str, prefix: str) -> bytes:
     """Return the 32 bytes of `prefix` followed by 64 hex digits of either case.
 
-    Raises ValueError saying what is wrong; the text may be a secret, so it is never quoted.
+    Raises ValueError that names the fault without the text, which may be a secret.
     """
     if not text.startswith(prefix):
         raise ValueError(f"a key of this kind starts with {prefix!r}")
@@ -190,13 +190,13 @@ def parse_key_text(text: str, prefix: str) -> bytes:
     try:
         return binascii.unhexlify(digits)
     except ValueError:
-        # The original error goes no further: it could show the digits.
+        # The original error is suppressed: it could show the digits.
         raise ValueError("a key has hex digits only") from None
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the relay says about itself, the first message on a connection. PROTOCOL §3.2.
+    """The relay's description of itself, the first message on a connection. PROTOCOL §3.2.
 
     Args:
         version: of the protocol; it changes nothing.
@@ -227,7 +227,7 @@ class PeerGone:
 
     PROTOCOL §6.4, §6.7.
 
-    A watcher is told of every client that leaves (§7.2).
+    A watcher gets one for every client that leaves (§7.2).
 
     Args:
         key: the peer's.
@@ -240,7 +240,7 @@ class PeerGone:
 
 @dataclass(frozen=True, slots=True)
 class PeerPresent:
-    """A client is connected to the relay; only watchers are told. PROTOCOL §2, §7.2.
+    """A client is connected to the relay; only watchers get this message. PROTOCOL §2, §7.2.
 
     Args:
         key: the client's.
@@ -290,7 +290,7 @@ class Health:
 class ServerRestarting:
     """Advice before a restart.
 
-    Reconnect after `reconnect_in_s` seconds, and go on trying for `try_for_s` seconds. PROTOCOL §4.
+    Reconnect after `reconnect_in_s` seconds, and keep trying for `try_for_s` seconds. PROTOCOL §4.
     """
 
     reconnect_in_s: float

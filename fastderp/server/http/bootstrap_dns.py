@@ -28,7 +28,7 @@ log: logging.Logger = logging.getLogger("fastderp")
 T = TypeVar("T")
 
 REFRESH_S = 600.0
-# For one list of names.
+# Limit for one list of names.
 BUDGET_S = 60.0
 LOOKUPS_AT_ONCE = 16
 
@@ -128,7 +128,7 @@ class BootstrapDns:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[BootstrapDns]:
-        """Look the names up every REFRESH_S while the block lasts; a no-op without names."""
+        """Look up the names every REFRESH_S within the block; do nothing without names."""
         task = supervisor.start("bootstrap DNS", self._refresh_for_ever) if self._resolver else None
         try:
             yield self
@@ -138,7 +138,7 @@ class BootstrapDns:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Look every name up once. A name without an answer is left out until the next time."""
+        """Look every name up once. A name without an answer is omitted until the next lookup."""
         assert self._resolver is not None
         if self._published_names:
             self._published = await self._addresses(self._published_names)
@@ -200,7 +200,7 @@ class BootstrapDns:
     ) -> dict[str, T]:
         """Ask about names, LOOKUPS_AT_ONCE at a time, within BUDGET_S.
 
-        Names without an answer are logged and left out.
+        Names without an answer are logged and omitted.
         """
         turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         found: dict[str, T] = {}

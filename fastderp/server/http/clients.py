@@ -183,7 +183,7 @@ class Query:
 def _filter(name: str, values: dict[str, str]) -> tuple[str, Callable[[SessionInfo], bool]]:
     """Return the filter in words and as a function.
 
-    Without a name it lets all pass and has no words.
+    Without a name it accepts all sessions and its title is empty.
     """
     text = values.get(name, "")
     try:

@@ -248,7 +248,7 @@ def _split_target(target: bytes) -> tuple[str, str]:
 class Response:
     """An answer with a short body, or with an endless one in `pieces`.
 
-    The connection ends behind an endless body, and with `close`.
+    The connection ends after an endless body, and with `close`.
     """
 
     status: int = 200
@@ -300,7 +300,7 @@ def text_error(status: int, message: str) -> Response:
 
 
 def not_found(request: Request) -> Response:
-    """Answer a path that has no page."""
+    """Answer a path without a page."""
     return text_error(404, "404 page not found")
 
 

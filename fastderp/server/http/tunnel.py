@@ -29,12 +29,12 @@ IDLE_S = 900.0
 # Limits for a name lookup with all attempts to connect, and for each attempt.
 DIAL_S = 15.0
 ADDRESS_S = 5.0
-# For a side to take the rest after the other has ended.
+# Limit for a side to read the rest after the other has ended.
 FAREWELL_S = 2.0
 
 BYTES_PER_S = 8 * 1024 * 1024
 BURST_BYTES = 1024 * 1024
-# The least cost of a read: bytes that come one by one load the loop as well.
+# Minimum charge of a read: single bytes load the loop, too.
 READ_COST_BYTES = 4096
 
 _TARGET = re.compile(r"([A-Za-z0-9.-]+\.tailscale\.com):(443|80)")

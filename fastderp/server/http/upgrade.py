@@ -55,8 +55,8 @@ def wants_websocket(request: Request) -> bool:
 class KnownUpgrades:
     """A cache of request heads by their bytes, since clients of one kind all send the same.
 
-    Bounded; the oldest head goes first. A client that varies its heads only causes cache misses for
-    others.
+    It is bounded and drops the oldest head first. A client that varies its heads only causes
+    cache misses for others.
     """
 
     __slots__ = ("_upgrades",)

@@ -52,7 +52,7 @@ class DialedRelay:
 
     @property
     def remote(self) -> tuple[str, int]:
-        """The relay's address; ("", 0) when the connection is gone."""
+        """The relay's address; ("", 0) when the connection is closed."""
         try:
             host, port, *_ = self.sock.getpeername()
             return host, port
@@ -75,7 +75,7 @@ class DialedRelay:
 
 
 async def dial(target: UrlTarget, context: ClientContext) -> DialedRelay:
-    """Connect to a relay and read its key, within 10 s. DialError says what failed."""
+    """Connect to a relay and read its key, within 10 s. Raises DialError that names the cause."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             opened = await target.open(prefer_ipv6=False, secure_proxy=_no_proxy)

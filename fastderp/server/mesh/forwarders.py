@@ -1,6 +1,6 @@
 """Packet forwarders of a program: objects that take packets for keys elsewhere. PROTOCOL §7.5.
 
-To the data plane each is a mesh link, over a socket pair whose other end is read here. Loop thread
+To the data plane each is a mesh link, over a socket pair; this module reads one end. Loop thread
 only.
 """
 
@@ -78,7 +78,7 @@ class _Carrier:
             self._leaving = None
 
     def finish(self) -> None:
-        """End the session; packets that have left the data plane are still forwarded."""
+        """End the session; packets that the data plane has written are still forwarded."""
         self._plane.close_session(self.handle)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Forwarders:
         self._plane = plane
         # By id() of the forwarder, which the carrier keeps alive.
         self._carriers: dict[int, _Carrier] = {}
-        # Carriers whose session has ended and whose keys wait for a new one.
+        # carriers whose session has ended, and whose keys wait for a new session
         self._lost: list[_Carrier] = []
         self._retry: asyncio.TimerHandle | None = None
         self._carrying: set[asyncio.Task[None]] = set()
@@ -204,7 +204,7 @@ class Forwarders:
         carrier.finish()
 
     def closed(self, handle: int) -> None:
-        """Note the end of a session: a forwarder that took nothing for too long gets a new one."""
+        """Note the end of a session: a forwarder that read nothing for too long gets another."""
         for carrier in [carrier for carrier in self._carriers.values() if carrier.handle == handle]:
             del self._carriers[id(carrier.forwarder)]
             carrier.stay()

@@ -415,7 +415,7 @@ class Mesh:
         return self.withdrawals.keys.union(*(link.keys for link in self.links))
 
     def tls_context(self, pin: bytes | None) -> ClientContext:
-        """Return what to trust: the certificate with this hash, or the system's roots."""
+        """Return a context that trusts the certificate with this hash, or the system's roots."""
         if pin is not None:
             return ClientContext(pin=pin)
         if self._tls is None:
@@ -434,7 +434,7 @@ class Mesh:
                 self._links[peer] = (link, task)
 
     def received(self, event: FrameEvent) -> bool:
-        """Act on a frame of a link; False when it did not come from one."""
+        """Handle a frame of a link; return False if the session is no link."""
         link = self.links_by_handle.get(event.handle)
         if link is not None:
             link.received(event.type, event.payload)

@@ -1,6 +1,6 @@
 """Tells watchers which clients come and go. PROTOCOL §6.2, §7.2.
 
-Keeps nothing without watchers. Each watcher gets the changes of one loop iteration in one write.
+No state is kept without watchers. Each watcher gets the changes of one loop iteration in one write.
 Loop thread only.
 """
 
@@ -64,7 +64,7 @@ class Arrival(NamedTuple):
 
 
 class Presence:
-    """Tells watchers of every new connection, and when the last connection of a key has gone."""
+    """Tells watchers of every new connection, and of the end of a key's last connection."""
 
     def __init__(self, plane: Plane, clock: Callable[[], float] = time.monotonic) -> None:
         """Watch the clients of this data plane."""

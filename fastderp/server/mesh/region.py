@@ -1,6 +1,6 @@
 """A relay's place in its region: watchers, links and packet forwarders. PROTOCOL §6.2, §7.
 
-Joins presence, mesh links and packet forwarders to the one data plane. Loop thread only.
+Connects presence, mesh links and packet forwarders to the data plane. Loop thread only.
 """
 
 from __future__ import annotations

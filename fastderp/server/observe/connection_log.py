@@ -27,12 +27,12 @@ DROP_WINDOW_S = 30.0
 # Lines per reason and window (10 s) about ended sessions; further ones are only counted.
 SESSION_LINES = 100
 
-# Characters shown of an unknown Upgrade: real ones are shorter.
+# Limit for the logged characters of an unknown Upgrade; real ones are shorter.
 UPGRADE_CHARACTERS = 40
 
 
 class ConnectionLog:
-    """Counts and logs what happens to connections."""
+    """Counts and logs the events of connections."""
 
     def __init__(self, *, prober_logs: bool = False) -> None:
         """Start at zero. `prober_logs` logs every prober without a limit."""

@@ -1,4 +1,4 @@
-"""Writes the log to standard error from a thread, so that a stalled reader stalls nothing else.
+"""Writes the log to standard error from a thread, so that a stalled reader blocks no other thread.
 
 Any thread may log. The queue is bounded in bytes; lines without room, and lines that cannot be
 written, are counted.
@@ -67,7 +67,7 @@ class LogQueue(logging.Handler):
     def close(self) -> None:
         """Write the queued lines for up to a second, and end the thread. Safe to repeat.
 
-        A thread blocked by the reader is left to the end of the process.
+        A thread that the reader blocks is abandoned until the process ends.
         """
         with self._changed:
             self._closing = True

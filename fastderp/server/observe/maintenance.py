@@ -54,7 +54,7 @@ class Maintenance:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            # Guarded one by one: a failure does not stop the others.
+            # Each has a guard: a failure does not stop the others.
             if self._round_trips is not None:
                 supervisor.guard("maintenance", self._round_trips.sample)
             supervisor.guard("maintenance", self._connection_log.sum_up)
@@ -64,7 +64,7 @@ class Maintenance:
         """Return to the system what a storm of logins or a burst left in the heap."""
         moved = (self._plane.n_moved(), self._freed_bytes())
         if moved == self._moved:
-            return  # an idle relay has nothing to return
+            return  # an idle relay has freed no memory to return
         self._moved = moved
         self._plane.trim()
         await asyncio.sleep(TRIM_DELAY_S)

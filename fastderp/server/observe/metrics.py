@@ -1,6 +1,6 @@
 """The relay's metrics, as Prometheus text and as JSON (PROTOCOL §14).
 
-Values are collected on request; nothing here runs per packet. This module writes the text itself,
+Values are collected on request; none of this runs per packet. This module writes the text itself,
 because prometheus-client adds `_total` to the names of counters, unlike derper.
 """
 
@@ -28,7 +28,7 @@ Kind = Literal["counter", "gauge", "histogram", "untyped"]
 
 
 class Histogram:
-    """How many observations were at most each bound, and their sum."""
+    """The number of observations up to each bound, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -52,7 +52,7 @@ class Histogram:
         self._sum += value
 
     def samples(self) -> list[tuple[str, Number]]:
-        """Return the numbers of the exposition, by what follows the metric's name."""
+        """Return the numbers of the exposition, by the suffix of the metric's name."""
         n = 0
         rows: list[tuple[str, Number]] = []
         for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
@@ -268,7 +268,7 @@ def _statm() -> tuple[int, int]:
 
 
 def _boot_unix() -> int:
-    """Return when the machine was started; 0 where the system does not say."""
+    """Return the start time of the machine; 0 if the system does not report it."""
     try:
         with open("/proc/stat", "rb") as file:
             times = [int(line.split()[1]) for line in file if line.startswith(b"btime ")]
@@ -285,7 +285,7 @@ def _entries(directory: str) -> int:
 
 
 def _samples(metric: Metric, value: Value) -> Iterable[tuple[str, Number]]:
-    """Yield (what follows the name, number) of one metric, sorted by labels."""
+    """Yield (suffix of the name, number) of one metric, sorted by labels."""
     if isinstance(value, Histogram):
         yield from value.samples()
         return
