@@ -1,6 +1,6 @@
-# Writes to a session: straight to its socket, or to the end of its backlog. Any thread calls this;
-# the caller of a function marked "locked" holds the session's output lock, under which frames from
-# many threads are serialized.
+# Functions that write to a session: straight to its socket, or to the end of its backlog. Any
+# thread calls them; the caller of a function marked "locked" holds the session's output lock, which
+# serializes frames from many threads.
 
 from libc.math cimport pow
 from libc.stdlib cimport free, malloc

@@ -1,7 +1,7 @@
 """Clients of a relay: prepared in Python, logged in by native code, taken over by the load engine.
 
-Unlike in `fastderp.client`, a login ends right after ServerInfo. Nothing here is on the measured
-path; the caller's thread runs it.
+Unlike in `fastderp.client`, a login ends right after ServerInfo. The caller's
+thread runs this module, which is not on the measured path.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Target:
         return (head + ("Derp-Fast-Start: 1\r\n\r\n" if fast_start else "\r\n")).encode()
 
     def resolve(self) -> tuple[str, int]:
-        """Return the relay's first address. Raises DialError when there is none."""
+        """Return the relay's first address. Raises DialError if it has no address."""
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:

@@ -145,7 +145,7 @@ class Pebble:
 
 
 class Nameserver(socketserver.StreamRequestHandler):
-    """Answers NAME with its own address, over TCP, which Pebble uses."""
+    """Answers queries for NAME with this machine's address, over TCP as Pebble asks."""
 
     def handle(self) -> None:
         while length := self.rfile.read(2):

@@ -87,7 +87,7 @@ def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
         rounds: list[int] = []  # in which round each packet was sent, as the reader sees them
         n_written_before = []
         for round_ in range(6):
-            time.sleep(1.5 * AGE_S)  # now all that waits is too old, whoever sent it
+            time.sleep(1.5 * AGE_S)  # now all waiting packets are too old, from every sender
             n_written_before.append(n_written := plane.counters()["packets_sent"])
             packet = struct.pack(">I", round_) + bytes(1400)
             for _ in range(300):

@@ -42,7 +42,7 @@ def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pie
     plane = Plane(workers=1)
     plane.set_rate_limit(
         1_000_000_000_000, 1_000_000_000
-    )  # holds nobody back, but has them read in smaller pieces
+    )  # delays no client, but reads them in smaller pieces
     piece = 66_560
     receiver = PlanePeer(plane)
     offender = PlanePeer(plane, unread=frame(FrameType.SEND_PACKET, receiver.key, b"before"))

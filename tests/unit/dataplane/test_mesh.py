@@ -138,7 +138,7 @@ def test_news_over_a_link_reach_the_control_plane(plane: Plane) -> None:
 
 def test_a_mesh_peer_that_floods_the_control_plane_is_closed(plane: Plane) -> None:
     relay = PlanePeer(plane, mesh=True)
-    with pytest.raises(ConnectionError):  # nobody reads the events meanwhile
+    with pytest.raises(ConnectionError):  # the test reads no events meanwhile
         for _ in range(1000):
             relay.write(frame(FrameType.WATCH_CONNS) * 5000)
     *frames, last = events(plane, 262_144 + 1)

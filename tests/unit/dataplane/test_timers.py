@@ -74,7 +74,7 @@ def test_a_write_error_at_the_deadline_is_no_write_timeout() -> None:
     while not plane.counters()["backlog_bytes"]:
         plane.send(broken.handle, frame(FrameType.HEALTH, bytes(1000)))
     broken.socket.shutdown(socket.SHUT_RD)
-    deadline = time.monotonic() + 0.04  # two ticks of the timers behind it
+    deadline = time.monotonic() + 0.04  # two ticks of the timers later
     eventually(lambda: time.monotonic() > deadline)
     plane.start()  # it finds the error and the deadline in one turn
     with contextlib.closing(plane):

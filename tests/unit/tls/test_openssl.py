@@ -79,7 +79,7 @@ def test_without_any_libssl_the_error_names_the_package_and_the_tried_paths() ->
 def test_a_path_is_the_library_in_use() -> None:
     path = next(
         name for name in reversed(openssl.system_libraries()) if name.startswith("/")
-    )  # Python's own extension, which loads libssl
+    )  # Python's extension, which loads libssl
     version, source = library_with(path).stdout.splitlines()
     assert (version, source) == (ssl.OPENSSL_VERSION, path)
 
