@@ -50,7 +50,7 @@ class LocalRelay:
 
     @property
     def server(self) -> Server:
-        """The relay that runs at the moment. RuntimeError while none does."""
+        """The running relay. Raises RuntimeError while it is stopped."""
         if self._server is None:
             raise RuntimeError("the relay is stopped")
         return self._server

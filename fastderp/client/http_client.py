@@ -186,7 +186,7 @@ class HTTPClient:
 
     @property
     def local_addr(self) -> tuple[str, int]:
-        """Our address and port. ConnectionClosed when there is no connection."""
+        """Our address and port. Raises ConnectionClosed when there is no connection."""
         return self._connector.connected_client().local_addr
 
     @property

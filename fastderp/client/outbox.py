@@ -162,7 +162,7 @@ class Outbox:
     def flush(self) -> None:
         """Write all queued frames to the stream at once, before it is closed.
 
-        ConnectionLost when it broke.
+        Raises ConnectionLost when the stream broke.
         """
         if self._frames:
             data = b"".join(self._frames)

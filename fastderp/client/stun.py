@@ -32,7 +32,7 @@ def binding_request(transaction_id: bytes) -> bytes:
     """Build the datagram that asks for one's address.
 
     Args:
-        transaction_id: 12 random bytes; the answer has the same. ValueError for another number.
+        transaction_id: 12 random bytes, which the answer repeats. Raises ValueError if not 12.
     """
     if len(transaction_id) != TRANSACTION_ID_SIZE:
         raise ValueError(

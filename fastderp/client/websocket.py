@@ -75,7 +75,7 @@ class WebSocketStream:
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, at least one, or b"" at the end.
 
-        ConnectionLost when the relay breaks off or breaks the rules.
+        Raises ConnectionLost when the relay breaks off or breaks the rules.
         """
         while not self._payload and not self._over:
             await self._receive()
@@ -85,7 +85,7 @@ class WebSocketStream:
         return data
 
     def write(self, data: bytes, /) -> None:
-        """Queue `data` in messages. ConnectionLost when the connection broke or is closing."""
+        """Queue `data` in messages. Raises ConnectionLost if the connection broke or is closing."""
         if self._protocol.state is not OPEN:
             raise ConnectionLost("writing failed: the WebSocket is closing")
         for start in range(0, len(data), MESSAGE_SIZE):

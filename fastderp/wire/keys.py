@@ -80,7 +80,7 @@ class NodePrivate:
     def __init__(self, raw: bytes) -> None:
         """Take the 32 bytes of `raw` as they are.
 
-        ValueError for another length and for all zeros.
+        Raises ValueError for another length and for all zeros.
         """
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
@@ -163,7 +163,7 @@ class MeshKey:
     def __init__(self, raw: bytes = bytes(KEY_SIZE)) -> None:
         """Take the 32 bytes of `raw`; without them make the zero key.
 
-        ValueError for another length.
+        Raises ValueError for another length.
         """
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a mesh key has {KEY_SIZE} bytes, not {len(raw)}")

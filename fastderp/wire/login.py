@@ -131,7 +131,7 @@ def check_app_name_allowed(info: ClientInfo, disallowed: Collection[str]) -> Non
 
 
 def parse_server_key(frame_type: int, payload: bytes) -> NodePublic:
-    """Return the key in the relay's first frame. ProtocolError when it is anything else."""
+    """Return the key in the relay's first frame. Raises ProtocolError for any other frame."""
     if frame_type != FrameType.SERVER_KEY:
         raise ProtocolError(f"first frame has type {frame_type:#04x}, not ServerKey")
     if not MIN_SERVER_KEY_SIZE <= len(payload) <= MAX_SERVER_KEY_SIZE:
@@ -248,8 +248,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-# Objects come as tuples of pairs, so that each of several members of one name is judged;
-# arrays stay lists, so the two cannot be taken for each other.
+# Objects come as tuples of pairs, so that duplicate members are all checked;
+# arrays stay lists, which distinguishes the two.
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
 
 

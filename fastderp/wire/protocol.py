@@ -108,7 +108,7 @@ class NodePublic:
     raw: bytes
 
     def __init__(self, raw: bytes) -> None:
-        """Take `raw`, the 32 bytes of the wire. ValueError for any other length."""
+        """Take `raw`, the 32 bytes of the wire. Raises ValueError for any other length."""
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a public key has {KEY_SIZE} bytes, not {len(raw)}")
         object.__setattr__(self, "raw", bytes(raw))
