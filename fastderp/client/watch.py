@@ -41,8 +41,8 @@ async def run_watch_connection_loop(
         ignore_server_key: return at once when this is the relay's key: a relay that watches itself.
         retry_s: seconds from a failure to the next connection, which begins with all clients anew.
 
-    Callbacks are called in the event loop and must not block. What one raises ends the loop and is
-    raised here, after `on_gone` for the keys that are left. PROTOCOL §7.3.
+    The event loop calls the callbacks, which must not block. An exception of a callback ends the
+    loop; it is raised here after `on_gone` for the remaining keys. PROTOCOL §7.3.
 
     Logs every failure, and once for each connection how many clients the relay has listed.
     """

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from typing import Any, cast
 
-# What one read takes at most: under the size for which malloc asks the system each time, above 40
+# Maximum of one read: under the size for which malloc asks the system each time, above 40
 # packets of 1,400 bytes.
 READ_BYTES = 64 << 10
 # Bytes that were read and not taken, at which reading stops. The read that reaches the limit may

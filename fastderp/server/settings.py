@@ -128,7 +128,7 @@ class PageSettings:
 
 @dataclass(frozen=True, slots=True)
 class ObserveSettings:
-    """What is logged and counted, and which addresses may see it."""
+    """The settings of logs and counters, and the addresses that may see them."""
 
     debug_logs: bool = False
     prober_logs: bool = False
