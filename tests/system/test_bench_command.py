@@ -194,7 +194,7 @@ def test_the_scenarios_are_listed() -> None:
     ("arguments", "words"),
     [
         ([], "see --help"),
-        ([], "which relay"),
+        ([], "URL of the relay"),
         (["http://127.0.0.1:1", "--bogus"], "see --help"),
         (["http://127.0.0.1:99999"], "http://127.0.0.1:99999: not a URL with host and port"),
         (["http://127.0.0.1:0"], "port must not be 0"),
