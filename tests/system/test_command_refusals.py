@@ -283,5 +283,5 @@ def test_more_workers_than_descriptors_are_one_line(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (
         71,
-        "fastderp-relay: no memory or descriptors left for the worker threads\n",
+        "fastderp-relay: no memory or file descriptors left for the worker threads\n",
     )
