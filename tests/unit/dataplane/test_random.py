@@ -99,7 +99,9 @@ def random_life(plane: Plane, rng: random.Random, keys: list[bytes]) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_frames_cuts_and_ends_are_survived_and_accounted_for(seed: int) -> None:
-    with running_plane(workers=2, write_timeout_s=1, backlog_cap_bytes=1_000_000) as plane:
+    with running_plane(
+        workers=2, write_timeout_s=1, keep_alive_s=3600, backlog_cap_bytes=1_000_000
+    ) as plane:
         bystanders = [PlanePeer(plane), PlanePeer(plane)]
         link = PlanePeer(plane, link=True)
         far = os.urandom(32)
