@@ -1,4 +1,4 @@
-"""The table of what the data plane counts. PROTOCOL §14.
+"""The table of the data plane's counters. PROTOCOL §14.
 
 A row makes the member of the C struct (setup.py writes `counters.pxd`), the entry of
 `Plane.counters()` and the metric on `/debug/varz`. It imports nothing of fastderp: setup.py runs it.
@@ -70,7 +70,7 @@ class Counter:
         return numbers
 
 
-# Why a packet was dropped (PROTOCOL §6.5), and of what kind it was.
+# The reason of a drop (PROTOCOL §6.5), and the kind of the packet.
 REASON = Label(
     "reason",
     (
@@ -85,10 +85,10 @@ REASON = Label(
     "N_DROP_REASONS",
 )
 KIND = Label("kind", ("disco", "other"), "N_KINDS")
-# Frames written at once; there is one more count above the last bound.
+# Bounds of the frames per write; one more count is for values above the last bound.
 FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
 
-# Counted by each thread for itself: members of the C struct.
+# Each thread has its own value, a member of the C struct.
 PER_THREAD = (
     Counter("accepts", "connections handed to the relay, before the login"),
     Counter("closed", "sessions that ended", "part"),
@@ -114,33 +114,35 @@ PER_THREAD = (
         nested=False,
     ),
     Counter("packets_forwarded_in", "packets received from mesh peers"),
-    Counter("packets_forwarded_out", "packets handed to mesh peers"),
+    Counter("packets_forwarded_out", "packets forwarded to mesh peers"),
     Counter(
         "packets_forwarded_lost",
-        "packets for mesh peers that never reached their socket",
+        "packets for mesh peers dropped before they reached the socket",
         "fastderp",
     ),
     Counter(
         "peer_gone_lost",
-        "departures that clients were not told of because too much waited for them",
+        "PeerGone frames not sent because the client's backlog was full",
         "fastderp",
     ),
-    Counter("peer_gone_disconnected_frames", "notices that a peer has left, written"),
-    Counter("peer_gone_not_here_frames", "notices that a peer is not here, written"),
+    Counter("peer_gone_disconnected_frames", "PeerGone frames written, reason disconnected"),
+    Counter("peer_gone_not_here_frames", "PeerGone frames written, reason not here"),
     Counter("got_ping", "pings received"),
     Counter("sent_pong", "pongs written"),
-    Counter("unknown_frames", "frames of a type this relay does not know"),
-    Counter("home_moves_in", "clients that made this relay their home"),
-    Counter("home_moves_out", "clients that gave this relay up as their home"),
+    Counter("unknown_frames", "frames of an unknown type"),
+    Counter("home_moves_in", "NotePreferred frames that made this relay a client's home"),
+    Counter(
+        "home_moves_out", "NotePreferred frames that ended this relay's role as a client's home"
+    ),
     # Gauges may be negative in one thread; their sum is not.
     Counter(
         "current_home_connections",
-        "connections whose client calls this relay its home",
+        "connections of clients whose home is this relay",
         kind="gauge",
     ),
     Counter(
         "current_notideal_connections",
-        "connections meant for another node of the region",
+        "connections of clients that prefer another node of the region",
         kind="gauge",
     ),
     Counter(
@@ -148,24 +150,24 @@ PER_THREAD = (
     ),
     Counter(
         "total_dup_client_conns",
-        "logins that met another connection with the same key",
+        "logins with a key that another connection uses",
         prefix="counter_",
     ),
-    Counter("sclient_write_timeouts", "connections closed because they took no data in time"),
-    Counter("rate_limit_per_client_waited", "times a client had to wait because it sent too fast"),
-    Counter("reads", "receive calls of the data plane that brought bytes", "fastderp"),
+    Counter("sclient_write_timeouts", "connections closed by the write timeout"),
+    Counter("rate_limit_per_client_waited", "pauses of a client that exceeded its rate limit"),
+    Counter("reads", "receive calls of the data plane that returned bytes", "fastderp"),
     Counter("writes", "send calls of the data plane", "fastderp"),
     Counter(
         "buffered_write_frames",
-        "frames written to a client at once",
+        "frames per write to a client",
         kind="histogram",
         bounds=FLUSH_BOUNDS,
     ),
 )
-# Computed, or kept once for all threads.
+# These are computed, or one value serves all threads.
 SHARED = (
     Counter("packets_received", "packets received from clients"),
-    Counter("current_connections", "connections logged in", kind="gauge"),
+    Counter("current_connections", "logged-in connections", kind="gauge"),
     Counter("clients_total", "keys connected here or reachable through the mesh", kind="gauge"),
     Counter("clients_local", "keys connected to this relay", kind="gauge"),
     Counter("clients_remote", "keys reachable through the mesh only", kind="gauge"),
@@ -179,23 +181,27 @@ SHARED = (
         "keys that stopped being reachable through more than one mesh peer",
     ),
     Counter(
-        "packet_forwarder_delete_other_value", "withdrawals of a mesh route that had been replaced"
+        "packet_forwarder_delete_other_value",
+        "withdrawals of a mesh route that another route had replaced",
     ),
     Counter(
         "average_queue_duration_ms",
-        "moving average of the time packets wait to be written",
+        "moving average of the time that packets wait to be written, ms",
         kind="untyped",
     ),
     Counter(
-        "backlog_bytes", "memory of what waits to be written to slow clients", "fastderp", "gauge"
-    ),
-    Counter(
-        "gone_watchers_bytes",
-        "memory of which clients are told when another leaves",
+        "backlog_bytes",
+        "memory of frames that wait to be written to clients, bytes",
         "fastderp",
         "gauge",
     ),
-    Counter("events_lost", "reports of the data plane that found no memory", "fastderp"),
+    Counter(
+        "gone_watchers_bytes",
+        "memory of the lists of gone watchers, bytes",
+        "fastderp",
+        "gauge",
+    ),
+    Counter("events_lost", "events of the data plane lost for lack of memory", "fastderp"),
 )
 
 COUNTERS = (*PER_THREAD, *SHARED)

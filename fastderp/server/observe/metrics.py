@@ -21,9 +21,7 @@ from fastderp.dataplane.counters import COUNTERS, Counter
 from fastderp.tls import library
 
 Number = int | float
-Labelled = Mapping[
-    Any, Number
-]  # by label values: a tuple of str, or one str where there is one label
+Labelled = Mapping[Any, Number]  # by label values: a tuple of str, or one str for a single label
 Kind = Literal["counter", "gauge", "histogram", "untyped"]
 
 
@@ -107,77 +105,77 @@ def counted(row: Counter) -> Metric:
 
 METRICS: tuple[Metric, ...] = (
     *(counted(row) for row in COUNTERS if row.owner != "part"),
-    Metric("bootstrap_dns_published_hits", "counter", "requests for a name that is published anyway", prefix="counter_"),
+    Metric("bootstrap_dns_published_hits", "counter", "requests for a published name", prefix="counter_"),
     Metric("bootstrap_dns_published_misses", "counter", "requests for a published name without addresses", prefix="counter_"),
-    Metric("bootstrap_dns_queried_domains", "counter", "different names asked for, since they were last forgotten",
+    Metric("bootstrap_dns_queried_domains", "counter", "distinct names in requests since the table of names was last cleared",
            prefix="counter_"),
     Metric("bootstrap_dns_requests", "counter", "requests for /bootstrap-dns", prefix="counter_"),
     Metric("bootstrap_dns_unpublished_hits", "counter", "requests for an unpublished name", prefix="counter_"),
     Metric("bootstrap_dns_unpublished_misses", "counter", "requests for a name that is in neither list", prefix="counter_"),
     Metric("bootstrap_dns_unpublished_percent_misses", "counter",
-           "requests for an unpublished name by a client that its rollout does not reach yet", prefix="counter_"),
-    _derp("current_file_descriptors", "gauge", "descriptors this process has open", "gauge_"),
-    _derp("memstats_sys0", "gauge", "resident memory when the relay had started, bytes", "gauge_"),
-    _derp("watchers", "gauge", "connections that watch clients come and go", "gauge_"),
-    _derp("mesh_update_batch_size", "histogram", "arrivals and departures that watchers were told at once", "histogram_"),
-    _derp("mesh_update_loop_count", "histogram", "writes it took to tell them", "histogram_"),
-    _derp("rate_limit_per_client_burst_bytes", "untyped", "bytes a client may send at once above its rate"),
-    _derp("rate_limit_per_client_bytes_per_second", "untyped", "bytes a client may send per second"),
-    _derp("tcp_rtt", "counter", "round-trip times of connections as the kernel sees them, sampled", "counter_",
+           "requests for an unpublished name from clients outside its rollout", prefix="counter_"),
+    _derp("current_file_descriptors", "gauge", "open file descriptors of this process", "gauge_"),
+    _derp("memstats_sys0", "gauge", "resident memory at the end of the start, bytes", "gauge_"),
+    _derp("watchers", "gauge", "mesh peers that watch presence", "gauge_"),
+    _derp("mesh_update_batch_size", "histogram", "presence changes sent to a watcher in one write", "histogram_"),
+    _derp("mesh_update_loop_count", "histogram", "writes per update of a watcher", "histogram_"),
+    _derp("rate_limit_per_client_burst_bytes", "untyped", "burst limit of each client, bytes"),
+    _derp("rate_limit_per_client_bytes_per_second", "untyped", "rate limit of each client, bytes per second"),
+    _derp("tcp_rtt", "counter", "sampled TCP round-trip times of connections", "counter_",
           labels=("le",)),
     Metric("derp_websocket_accepts", "counter", "connections over WebSocket"),
     Metric("derper_tls_active_version", "gauge", "requests in progress, by TLS version", ("version",), prefix="gauge_"),
     Metric("derper_tls_request_version", "untyped", "requests, by TLS version", ("version",)),
-    Metric("fastderp_ace_connects_total", "counter", "clients that wanted to be taken elsewhere by CONNECT, by what became of it", ("outcome",)),
-    Metric("fastderp_ace_tunnels", "gauge", "clients that are taken elsewhere at the moment"),
-    Metric("fastderp_admission_list_keys", "gauge", "keys in the lists of admission", ("list",)),
-    Metric("fastderp_admission_list_refused_total", "counter", "changes of a list of keys that could not be used", ("list",)),
-    Metric("fastderp_admission_revoked_total", "counter", "connections closed because their key is no longer allowed, by what denied it",
+    Metric("fastderp_ace_connects_total", "counter", "CONNECT requests, by outcome", ("outcome",)),
+    Metric("fastderp_ace_tunnels", "gauge", "open CONNECT tunnels"),
+    Metric("fastderp_admission_list_keys", "gauge", "keys in the admission lists", ("list",)),
+    Metric("fastderp_admission_list_refused_total", "counter", "unusable changes of a key list", ("list",)),
+    Metric("fastderp_admission_revoked_total", "counter", "connections closed because their key was revoked, by list or service",
            ("by",)),
-    Metric("fastderp_admission_verdicts_total", "counter", "answers to whether a key is allowed, by list or service and by outcome",
+    Metric("fastderp_admission_verdicts_total", "counter", "verdicts, by list or service and by outcome",
            ("by", "verdict")),
-    Metric("fastderp_accept_shortages_total", "counter", "pauses in accepting for want of descriptors or memory"),
+    Metric("fastderp_accept_shortages_total", "counter", "pauses in accepting caused by a shortage of descriptors or memory"),
     Metric("fastderp_closed_total", "counter", "connections that ended before their login, by stage and reason", ("reason",)),
     Metric("fastderp_connections_not_logged_in", "gauge", "connections between accept and login"),
-    Metric("fastderp_crypto_info", "gauge", "1 for the crypto library in use", ("library", "version", "source")),
+    Metric("fastderp_crypto_info", "gauge", "always 1; the labels name the crypto library in use", ("library", "version", "source")),
     Metric("fastderp_internal_errors_total", "counter", "unexpected exceptions, by the background task or handler that raised them",
            ("task",)),
-    Metric("fastderp_log_lines_lost_total", "counter", "log lines that standard error did not take in time, or at all"),
-    Metric("fastderp_handshakes_waiting", "gauge", "clients that wait for the memory of their TLS handshake"),
-    Metric("fastderp_login_memory_bytes", "gauge", "memory that connections hold before their login"),
-    Metric("fastderp_loop_lag_seconds", "histogram", "lateness of the control plane's event loop, seconds"),
-    Metric("fastderp_thread_shortages_total", "counter", "threads for TLS handshakes that the system refused"),
-    Metric("fastderp_mesh_connects_total", "counter", "logins to another relay of the region", ("host",)),
-    Metric("fastderp_mesh_failures_total", "counter", "links to another relay that could not be made, or broke", ("host",)),
-    Metric("fastderp_mesh_ignored_total", "counter", "what a mesh peer said too much and was not acted on", ("reason",),
+    Metric("fastderp_log_lines_lost_total", "counter", "log lines lost because standard error was blocked or failed"),
+    Metric("fastderp_handshakes_waiting", "gauge", "connections that wait for memory for their TLS handshake"),
+    Metric("fastderp_login_memory_bytes", "gauge", "memory of connections before their login, bytes"),
+    Metric("fastderp_loop_lag_seconds", "histogram", "delay of callbacks on the control plane's event loop, seconds"),
+    Metric("fastderp_thread_shortages_total", "counter", "threads for TLS handshakes that the system did not start"),
+    Metric("fastderp_mesh_connects_total", "counter", "logins of mesh links", ("host",)),
+    Metric("fastderp_mesh_failures_total", "counter", "mesh links that failed, before or after their login", ("host",)),
+    Metric("fastderp_mesh_ignored_total", "counter", "frames of mesh peers ignored because they exceed a limit", ("reason",),
            (("keys",), ("watch",))),
-    Metric("fastderp_mesh_keys", "gauge", "clients that another relay of the region has announced", ("host",)),
-    Metric("fastderp_mesh_links", "gauge", "1 for the state each link to another relay is in", ("host", "state")),
+    Metric("fastderp_mesh_keys", "gauge", "keys announced on a mesh link", ("host",)),
+    Metric("fastderp_mesh_links", "gauge", "1 for the current state of each mesh link, else 0", ("host", "state")),
     Metric("fastderp_session_closed_total", "counter", "logged-in connections that ended, by reason", ("reason",)),
     Metric("fastderp_websocket_failures_total", "counter", "WebSockets closed for breaking the rules, by close code", ("code",)),
-    Metric("fastderp_acme_handshakes_waiting", "gauge", "TLS handshakes that wait for a certificate to be issued"),
-    Metric("fastderp_acme_orders_total", "counter", "certificates ordered from the CA, by what became of it", ("outcome",)),
-    Metric("fastderp_certificate_expiry_unix_time", "gauge", "when the certificate for a name or an address expires, seconds since 1970",
+    Metric("fastderp_acme_handshakes_waiting", "gauge", "TLS handshakes that wait for a certificate from the CA"),
+    Metric("fastderp_acme_orders_total", "counter", "certificate orders, by outcome", ("outcome",)),
+    Metric("fastderp_certificate_expiry_unix_time", "gauge", "expiry of the certificate for a name or an address, seconds since 1970",
            ("host",)),
-    Metric("node_boot_time_seconds", "untyped", "when the machine was started, seconds since 1970"),
+    Metric("node_boot_time_seconds", "untyped", "boot time of the machine, seconds since 1970"),
     Metric("process_cpu_seconds_total", "counter", "CPU time used, seconds"),
-    Metric("process_max_fds", "gauge", "descriptors this process may open"),
-    Metric("process_open_fds", "gauge", "descriptors this process has open"),
-    Metric("process_resident_memory_bytes", "gauge", "resident memory"),
-    Metric("process_start_time_seconds", "gauge", "when the process started, seconds since 1970"),
-    Metric("process_start_unix_time", "untyped", "when the process started, whole seconds since 1970"),
+    Metric("process_max_fds", "gauge", "limit of open file descriptors of this process"),
+    Metric("process_open_fds", "gauge", "open file descriptors of this process"),
+    Metric("process_resident_memory_bytes", "gauge", "resident memory, bytes"),
+    Metric("process_start_time_seconds", "gauge", "start time of this process, seconds since 1970"),
+    Metric("process_start_unix_time", "untyped", "start time of this process, whole seconds since 1970"),
     Metric("process_threads", "gauge", "threads of this process"),
-    Metric("process_virtual_memory_bytes", "gauge", "virtual memory"),
+    Metric("process_virtual_memory_bytes", "gauge", "virtual memory, bytes"),
     Metric("stun_addrfamily", "counter", "valid STUN requests, by address family", ("family",),
            (("ipv4",), ("ipv6",)), "stun", "counter_"),
-    Metric("stun_no_local_addr", "counter", "STUN requests for which the kernel did not tell the address that was asked", group="stun",
+    Metric("stun_no_local_addr", "counter", "STUN requests whose destination address the kernel did not report", group="stun",
            prefix="counter_"),
-    Metric("stun_requests", "counter", "datagrams on the STUN port, by what became of them", ("disposition",),
+    Metric("stun_requests", "counter", "datagrams on the STUN port, by outcome", ("disposition",),
            (("not_stun",), ("read_error",), ("success",), ("write_error",)), "stun", "counter_"),
     Metric("tls_listener_accepted_connections", "counter", "connections accepted on the TLS port"),
     Metric("tls_listener_rejected_connections", "counter", "connections refused on the TLS port by the limiter"),
     Metric("uptime_sec", "counter", "whole seconds since the start", prefix="counter_"),
-    Metric("version", "untyped", "what is running", ("version", "binary")),
+    Metric("version", "untyped", "always 1; the labels name the version and the program", ("version", "binary")),
 )  # fmt: skip
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -186,8 +184,8 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 def varz(values: Mapping[str, Value]) -> str:
     """Write values, keyed by the names of the table, as Prometheus text 0.0.4.
 
-    Metrics without a value are left out, unless they have preset labels. A name
-    that is not in the table is shown untyped.
+    Metrics without a value are left out, unless they have preset labels. A name that is not in the
+    table gets the type untyped.
     """
     lines: list[str] = []
     for name in sorted({metric.name for metric in METRICS if metric.preset} | values.keys()):
