@@ -55,7 +55,7 @@ def test_a_client_that_never_reads_is_closed_at_the_write_deadline_and_not_later
     start_relay: StartRelay, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay waits for the delivery of a close only with clients that read."""
-    monkeypatch.setattr(bridge, "FAREWELL_S", 600.0)
+    monkeypatch.setattr(bridge, "DRAIN_S", 600.0)
     relay = start_relay(setup, write_timeout=0.2)
     with relay.login() as sender:
         n_before = n_descriptors()
@@ -78,4 +78,4 @@ def test_a_client_that_never_reads_is_closed_at_the_write_deadline_and_not_later
             frozen.close()
         assert relay.metrics()["derp_sclient_write_timeouts"] == 1
         # The close of the other sessions must not delay the end of the test.
-        monkeypatch.setattr(bridge, "FAREWELL_S", 0.1)
+        monkeypatch.setattr(bridge, "DRAIN_S", 0.1)

@@ -56,7 +56,7 @@ def test_frames_announced_before_the_end_still_arrive(
 def test_a_client_that_reads_nothing_does_not_delay_the_end(
     start_relay: StartRelay, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
+    monkeypatch.setattr("fastderp.server.accept.bridge.DRAIN_S", 0.2)
     relay = start_relay(Setup(transport), write_timeout=0)
     with relay.login() as sender, relay.login() as stuck:
         for _ in range(100):
@@ -182,7 +182,7 @@ async def test_a_login_over_streams_does_not_delay_the_close() -> None:
 async def test_streams_whose_peer_reads_nothing_are_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.embedded.FAREWELL_S", 0.1)
+    monkeypatch.setattr("fastderp.server.accept.embedded.DRAIN_S", 0.1)
     over = asyncio.Event()
     async with Server(workers=1, write_timeout=0.5) as server:
 

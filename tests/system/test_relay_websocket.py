@@ -373,7 +373,7 @@ def test_a_client_that_reads_no_pongs_is_not_read_either(
 def test_a_websocket_that_does_not_read_is_closed_at_the_write_deadline(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.bridge.FAREWELL_S", 0.2)
+    monkeypatch.setattr("fastderp.server.accept.bridge.DRAIN_S", 0.2)
     relay = start_relay(WEBSOCKET, write_timeout=0.5)
     with login(relay) as sender, login(relay) as stuck:
         stop = threading.Event()

@@ -19,16 +19,16 @@ from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.channel import Channel, Tls12
 
-# Seconds that a client has to read the rest and to close after its session's end.
-FAREWELL_S = 2.0
+# Seconds after its session's end that a client has to read the rest and to close.
+DRAIN_S = 2.0
 # Limit for the incomplete messages of all clients together; each also has a separate limit.
 HELD_LIMIT_BYTES = 64 << 20
 
 # The data plane lets the kernel hold 128 KiB that a client has not read. A bridge shares them
-# between its two sockets: sealed bytes in the client's, frames in the pair. More would only be
-# stale packets.
+# between its two sockets: sealed bytes in the client's, frames in the pair. Larger buffers would
+# only hold stale packets.
 UNSENT_BYTES = 64 << 10
-PAIR_BYTES = 32 << 10  # the kernel doubles it, for its own overhead
+PAIR_BYTES = 32 << 10  # the kernel doubles it, for its overhead
 # Unread bytes that the kernel may hold of a near client, as in the data plane.
 NEAR_RECEIVE_BYTES = 212_992
 NEAR_US = 2000
@@ -57,35 +57,35 @@ class Bridge(Pump):
         hold: counts bytes that all bridges together hold of incomplete messages; False when they
             are too many.
         """
-        super().__init__(poller, outside, channel, inside, FAREWELL_S)
+        super().__init__(poller, outside, channel, inside, DRAIN_S)
         self._hold = hold
         self._held_bytes = 0
         self._on_close = on_close
         self.tls_version: str = tls_version
-        # The session at the other end; set later.
+        # The handle of the session that reads the pair; set after the join.
         self.handle: int = 0
         self.start()
 
     def leave(self) -> None:
-        """Announce in the closing handshake that the relay goes away."""
+        """Announce in the closing handshake that the relay shuts down."""
         leave(self._channel)
 
     def session_ended(self, reason: str) -> None:
-        """Note that the data plane closed its end: the client has FAREWELL_S to read the rest.
+        """Note that the data plane closed its end: the client has DRAIN_S to read the rest.
 
         A client that was closed because it does not read is closed at once.
         """
         if reason == "write_timeout":
             self.close()
         else:
-            # Behind a full pair, the pump does not see its end before the client reads.
+            # While the pair is full, the pump cannot see that the data plane has closed it.
             self.start_deadline()
 
     @property
     def has_round_trips(self) -> bool:
         """Whether its client's round-trip time counts: over TLS 1.2.
 
-        A WebSocket counts as no TCP at all (PROTOCOL §14).
+        A WebSocket does not count as TCP (PROTOCOL §14).
         """
         return bool(self.tls_version) and isinstance(self._channel, Tls12)
 
@@ -96,7 +96,7 @@ class Bridge(Pump):
     def bytes_moved(self) -> tuple[int, int] | None:
         """Return how many bytes the kernel has sent to the client and received from it.
 
-        None for what is not TCP.
+        None unless it is TCP.
         """
         return self._client.bytes_moved()
 
@@ -173,8 +173,7 @@ class Bridges:
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
         """Pump between a stream and a new socket pair; return the data plane's end and the bridge.
 
-        tls_version is counted in `tls_versions`; "" for no TLS, and for connections that are no
-        client's.
+        tls_version is counted in `tls_versions`; "" without TLS, and for connections of mesh links.
         """
         ours, theirs = plane_pair()
         outside.limit_kernel(UNSENT_BYTES, NEAR_RECEIVE_BYTES, NEAR_US)
@@ -195,14 +194,14 @@ class Bridges:
             bridge.leave()
 
     async def close(self) -> None:
-        """Wait up to FAREWELL_S until the clients have closed.
+        """Wait up to DRAIN_S until the clients have closed.
 
         The data plane has ended the sessions before.
         """
         if self._bridges:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FAREWELL_S):
+                async with asyncio.timeout(DRAIN_S):
                     await self._emptied.wait()
         for bridge in list(self._bridges):
             bridge.close()

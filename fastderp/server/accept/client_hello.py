@@ -1,14 +1,13 @@
 """Collects a client's first bytes until they hold a whole ClientHello. RFC 8446 §4.1.2, §5.1.
 
-Sans I/O. Nothing is parsed but lengths: a begun ClientHello has to wait somewhere, and OpenSSL's
-objects are large.
+Sans I/O. It parses lengths only. OpenSSL's objects are too large to hold an incomplete ClientHello.
 """
 
 from __future__ import annotations
 
 from fastderp.tls.errors import TlsError
 
-# Real ClientHellos take 0.3 to 2 KiB, with post-quantum key shares and encrypted server names, too.
+# Real ClientHellos take 0.3 to 2 KiB, including post-quantum key shares and encrypted server names.
 HELLO_LIMIT_BYTES = 16 * 1024
 # This adds record headers and the data that clients send after the ClientHello.
 RAW_LIMIT_BYTES = HELLO_LIMIT_BYTES + 4096
@@ -33,8 +32,8 @@ class ClientHelloReader:
 
     def __init__(self) -> None:
         self._raw = bytearray()
-        # Where the first record begins that was not complete, what those before held of the
-        # message, and the message's first bytes in them.
+        # The offset of the first incomplete record; how many bytes of the message the previous
+        # records hold, and its first bytes.
         self._at = 0
         self._n_message = 0
         self._head = b""
@@ -45,7 +44,7 @@ class ClientHelloReader:
         return len(self._raw)
 
     def feed(self, data: bytes) -> None:
-        """Add bytes. Raises TlsError "flood" for more than any ClientHello takes."""
+        """Add bytes. Raises TlsError "flood" above RAW_LIMIT_BYTES."""
         self._raw += data
         if len(self._raw) > RAW_LIMIT_BYTES:
             raise TlsError("flood", f"more than {RAW_LIMIT_BYTES} bytes before the handshake")

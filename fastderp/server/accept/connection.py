@@ -1,8 +1,8 @@
 """One accepted connection from its first byte to the hand-over. PROTOCOL §3, §9, §10.
 
-`ServerHandshake`, `HttpSession` and `DerpLogin` decide what is said, one after another; the
-connection moves the bytes and owns the timers. Loop thread only; nothing of it remains once the
-data plane has the connection.
+`ServerHandshake`, `HttpSession` and `DerpLogin` speak the protocols, in this order; the connection
+moves the bytes and owns the timers. Loop thread only; the object is freed at the hand-over to the
+data plane.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ log: logging.Logger = logging.getLogger("fastderp")
 # Limits for a refused client: its time to read the answer, and the input ignored meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
-# A client waits up to this long for the memory that its TLS handshake takes; most leave earlier.
-TURN_BUDGET_S = 60.0
+# Maximum wait for the memory of a TLS handshake; most clients disconnect earlier.
+MEMORY_BUDGET_S = 60.0
 # memory of a channel besides incomplete records and messages
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024
@@ -61,20 +61,20 @@ class Connection:
 
     Args:
         context: the settings that the listener's connections share.
-        sock: accepted; its time starts now.
+        sock: an accepted socket; its login budget starts now.
         remote: (ip, port) of the peer.
         on_end: called once, when the connection is closed or handed over.
     """
 
     __slots__ = (
         "_account",
-        "_awaits_turn",
         "_channel",
         "_channel_bytes",
         "_connection_log",
         "_context",
         "_http",
         "_idle",
+        "_is_queued",
         "_login",
         "_n_lingered",
         "_not_ideal",
@@ -109,16 +109,16 @@ class Connection:
         self._account = Account(self._evict)
         self._channel: Channel = Plain()
         self._channel_bytes = 0
-        # "1.2" or "1.3" once TLS is spoken, "" before that and without.
+        # "1.2" or "1.3" after the TLS handshake, else "".
         self.tls_version: str = ""
         self._tls: ServerHandshake | None = None
         self._http: HttpSession | None = None
         self._login: DerpLogin | None = None
         self._not_ideal = False
         self._n_lingered = 0
-        # The first request of a connection is served as it comes, each further one in a turn.
+        # The first request of a connection is served at once; later ones are queued.
         self._was_served = False
-        self._awaits_turn = False
+        self._is_queued = False
         self._idle = False
         self._task: asyncio.Task[None] | None = None
         self.state: State = State.TLS
@@ -138,7 +138,7 @@ class Connection:
         self._stream.resume()
 
     def close(self, reason: str, detail: str = "") -> None:
-        """End the connection at once and count why; a no-op when it is over or handed over."""
+        """End the connection at once and count the reason; a no-op after its end or hand-over."""
         if self.state in (State.CLOSED, State.PROMOTED):
             return
         if self.state is not State.LINGER:
@@ -150,7 +150,7 @@ class Connection:
         self._stream.close()
 
     def leave(self) -> None:
-        """End the connection because the relay goes away; say so if the socket takes it at once."""
+        """End the connection at a shutdown; send close_notify if that cannot block."""
         if (
             self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION)
             and self._stream.flushed
@@ -161,17 +161,17 @@ class Connection:
 
     @property
     def is_at_request(self) -> bool:
-        """Whether it is at a login, an endless page, or a tunnel that is not open yet."""
+        """Whether it serves a login, an endless page, or a tunnel that is not open yet."""
         return self.state in (State.LOGIN, State.ADMISSION, State.PAGE, State.TUNNEL)
 
     def _move(self, state: State) -> None:
-        """Change state; RuntimeError for a move that the diagram does not have."""
+        """Change state. Raises RuntimeError for a move that is not in the diagram."""
         if state not in LEGAL_MOVES[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
 
     def _release(self) -> None:
-        """Give back the timer, the memory and the place among the pending connections."""
+        """Release the timer, the memory and the place among the pending connections."""
         self._timer.cancel()
         self._registrar.login_memory.release(self._account)
         self._http = None
@@ -214,7 +214,7 @@ class Connection:
         self._charge()
 
     def _charge(self) -> None:
-        """Account for all that the connection holds; close it when the budget does not allow it."""
+        """Account for the connection's memory; close it when the budget is exceeded."""
         if self.state in (State.CLOSED, State.PROMOTED):
             return
         n_bytes = CONNECTION_BYTES + self._channel_bytes + self._stream.n_unsent
@@ -228,10 +228,10 @@ class Connection:
             self._evict()
 
     def _evict(self) -> None:
-        """End the connection: it holds more, or holds it longer, than other pending ones."""
+        """End the connection: it holds more memory than other pending ones, or holds it longer."""
         if self.state in (State.HTTP, State.PAGE, State.LOGIN) and self._stream.flushed:
             self._stream.send(close_notify(self._channel))
-        self.close("memory", "the memory for connections before their login is used up")
+        self.close("memory", "the memory limit for logins is reached (-login-memory)")
 
     def _receive(self, data: bytes) -> None:
         if self._proxy_header is not None:
@@ -253,11 +253,11 @@ class Connection:
         self._check_end()
 
     def _check_end(self) -> None:
-        """End the connection if the channel has ended and its input is used up."""
+        """End the connection if the channel has ended and its input is consumed."""
         if (
             self._channel.eof
             and self.state in (State.HTTP, State.PAGE, State.LOGIN)
-            and not self._awaits_turn
+            and not self._is_queued
         ):
             self._on_input_end(None)
 
@@ -276,10 +276,10 @@ class Connection:
         elif error is not None:
             self.close("reset", error.strerror or "")
         elif self.state is State.HTTP and not self._stream.flushed:
-            # A client that has ended its output still gets the rest of its answer.
+            # A client that has closed its sending side still gets the rest of its answer.
             self._linger()
         elif isinstance(self._channel, WebSocket):
-            # Leave the closing handshake time to arrive.
+            # Give the closing handshake time to arrive.
             self._refuse("end", self._unfinished(), b"")
         else:
             self.close("end", self._unfinished())
@@ -294,7 +294,7 @@ class Connection:
     def _on_time(self) -> None:
         if self._idle:
             self.close("idle")
-        elif self._tls is not None and self._tls.waits_for_turn:
+        elif self._tls is not None and self._tls.waits_for_memory:
             self.close("shortage", "there was no memory for its handshake in time")
         elif self._tls is not None and self._tls.waits_for_certificate:
             self.close("timeout", "its certificate was not issued in time")
@@ -313,14 +313,14 @@ class Connection:
             self._registrar.handshake_threads,
             self._registrar.handshake_queue,
             guard=self._guard,
-            waits=self._wait_for_turn,
+            waits=self._wait_for_memory,
             give_way=self._give_way,
             done=self._secured,
         )
 
-    def _wait_for_turn(self, waits: bool) -> None:
-        """Stop the client's time while its handshake waits for memory: the shortage is ours."""
-        self._set_budget(TURN_BUDGET_S if waits else self._context.login_budget_s)
+    def _wait_for_memory(self, waits: bool) -> None:
+        """Replace the login budget while the handshake waits for memory: the relay is the cause."""
+        self._set_budget(MEMORY_BUDGET_S if waits else self._context.login_budget_s)
 
     def _give_way(self) -> None:
         self.close("crowded", "its handshake was not finished while others waited for theirs")
@@ -328,7 +328,7 @@ class Connection:
     def _secured(self, handshake: Handshake) -> None:
         """Continue with HTTP after a complete handshake."""
         if handshake.alpn == ALPN_PROTOCOL:
-            # A CA has seen its answer; RFC 8737 §3 allows nothing after the handshake.
+            # The CA has its answer; RFC 8737 §3 allows no data after the handshake.
             self._linger()
             return
         assert self._tls is not None and handshake.version is not None
@@ -336,14 +336,14 @@ class Connection:
         self._tls = None
         self.tls_version = handshake.version.removeprefix("TLSv")
         self._channel = channel_of(handshake)
-        # The handshake's OpenSSL object stays for TLS 1.2.
+        # TLS 1.2 keeps using the handshake's OpenSSL object.
         is_record_layer = isinstance(self._channel, RecordLayer)
         self._channel_bytes = RECORD_LAYER_BYTES if is_record_layer else HANDSHAKE_BYTES
         self._start_http()
         self._take(self._channel.open(b""))
 
     def _refuse_tls(self, error: TlsError) -> None:
-        """Send the alert, or the answer for a browser that came without TLS, and close."""
+        """Send the alert, or an HTTP answer to a request without TLS, and close."""
         if self.state is State.LINGER:
             self.close("end")
         elif error.cause == "plain_http":
@@ -355,7 +355,7 @@ class Connection:
     # Plain bytes
 
     def _take(self, data: bytes) -> None:
-        """Pass plain bytes on to the protocol that they belong to, and act on what is complete."""
+        """Pass plain bytes to the current protocol, and act on complete input."""
         if self.state is State.LOGIN and self._login is not None:
             self._login.feed(data)
         elif self.state is State.HTTP and self._http is not None:
@@ -367,12 +367,12 @@ class Connection:
             return
         self._advance()
 
-    def _advance(self, *, has_turn: bool = False) -> None:
+    def _advance(self, *, queued: bool = False) -> None:
         """Act on complete input, one request at most, once the client has taken the output."""
         if self._stream.flushed:
             if self.state is State.HTTP and self._http is not None and self._http.has_input:
-                if self._was_served and not has_turn:
-                    self._ask_for_turn()
+                if self._was_served and not queued:
+                    self._queue_request()
                     return
                 self._serve_request(self._http)
             if self.state is State.LOGIN and self._login is not None:
@@ -380,23 +380,23 @@ class Connection:
         if not self._stream.flushed:
             self._stream.pause()
 
-    def _ask_for_turn(self) -> None:
-        """Have the next request served after those of other connections; logins come before it."""
+    def _queue_request(self) -> None:
+        """Serve the next request after those of other connections and after logins."""
         self._stream.pause()
-        if not self._awaits_turn:
-            self._awaits_turn = True
-            self._registrar.turns.ask(self._on_turn)
+        if not self._is_queued:
+            self._is_queued = True
+            self._registrar.requests.add(self._on_queued)
 
-    def _on_turn(self) -> None:
-        self._awaits_turn = False
+    def _on_queued(self) -> None:
+        self._is_queued = False
         if self.state is State.HTTP:
-            self._guard(self._take_turn)
+            self._guard(self._serve_queued)
 
-    def _take_turn(self) -> None:
+    def _serve_queued(self) -> None:
         if not self._stream.flushed:
-            return  # `_continue` asks for another
+            return  # `_continue` queues the request again
         self._stream.resume()
-        self._advance(has_turn=True)
+        self._advance(queued=True)
         self._check_end()
 
     # HTTP
@@ -416,7 +416,7 @@ class Connection:
         self._was_served = True
         self._act(action)
         if self.state is State.HTTP and session.has_input:
-            self._ask_for_turn()
+            self._queue_request()
 
     def _act(self, action: Action) -> None:
         """Perform the action for a request."""
@@ -457,7 +457,7 @@ class Connection:
             self._guard(self._linger)
 
     def _open_websocket(self, opening: Opening) -> None:
-        """Answer the opening handshake; the bytes after it are frames already."""
+        """Answer the opening handshake; the bytes after it are frames."""
         assert self._http is not None
         self._stream.send(self._channel.seal(opening.response))
         channel = WebSocket(self._channel, self._stream, self._connection_log.websocket_failures)
@@ -477,7 +477,7 @@ class Connection:
     def _open_tunnel(self, tunnel: StartTunnel) -> None:
         """Begin to connect to the target of a CONNECT."""
         self._move(State.TUNNEL)
-        # Further input waits in the kernel, for as long as dialling may take.
+        # Further input stays in the kernel while the target is dialled.
         self._stream.pause()
         self._timer.cancel()
         self._task = self._registrar.loop.create_task(self._dial(tunnel))
@@ -511,7 +511,7 @@ class Connection:
     # Login
 
     def _start_login(self, upgrade: Upgrade) -> None:
-        """Speak DERP from here on; `_advance` takes the first step."""
+        """Change to DERP; `_advance` takes the first step."""
         assert self._http is not None
         self._connection_log.note_accept()
         self._move(State.LOGIN)
@@ -579,13 +579,13 @@ class Connection:
         return self._registrar.bridges.join(self._stream, self._channel, self.tls_version)
 
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
-        """Count and log why the connection ends, send the answer, and close."""
+        """Count and log the reason of the end, send the answer, and close."""
         self._connection_log.note_refused(self.state.value, reason, self._origin.address, detail)
         self._stream.send(answer)
         self._linger()
 
     def _linger(self) -> None:
-        """Wait before closing: closing on unread input would reset the connection."""
+        """Wait before the close: a close with unread input would reset the connection."""
         if self.state is not State.TLS:
             self._stream.send(close_notify(self._channel))
         self._move(State.LINGER)

@@ -11,7 +11,7 @@ class State(Enum):
 
     HTTP ─┬─► LOGIN ─┬──────────────┬─► PROMOTED
      ▲ │  │          └─► ADMISSION ─┘
-     └─┘  ├─► PAGE (one that takes its time)
+     └─┘  ├─► PAGE (endless)
     next  └─► TUNNEL (dialling) ─► PROMOTED
 
     From all but PROMOTED: ─► CLOSED, or ─► LINGER ─► CLOSED after an answer.

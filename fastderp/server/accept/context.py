@@ -15,7 +15,7 @@ from fastderp.tls.context import ServerContext
 
 @dataclass(frozen=True, slots=True)
 class AcceptContext:
-    """The terms on which a connection is accepted; a change concerns later connections.
+    """The settings of accepted connections; a change applies to later connections.
 
     Args:
         registrar: turns logins into sessions.
@@ -26,7 +26,7 @@ class AcceptContext:
         idle_s: seconds that an answered connection may wait with its next request.
         tunnels: serves CONNECT; None refuses it.
         known_upgrades: upgrade requests that need no parsing.
-        proxies: which peers are proxies, and what they do.
+        proxies: which peers are proxies, and what they send.
     """
 
     registrar: Registrar

@@ -24,7 +24,7 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE, ServerInfo
 
 
 class Step(Enum):
-    """The next thing that a login needs from its caller.
+    """The action that a login needs next from its caller.
 
     READ ─┬─► ASK ─┬─► ADMIT
           ├────────┤
@@ -42,7 +42,7 @@ class Step(Enum):
 
 
 class LoginTerms:
-    """The terms that all logins of a relay share.
+    """The settings that all logins of a relay share.
 
     Args:
         private_key: the relay's identity.
@@ -74,10 +74,10 @@ class LoginTerms:
 
 
 class DerpLogin:
-    """Reads one ClientInfo and decides, with the caller's help, about its client.
+    """Reads one ClientInfo and admits or refuses its client, with the caller's help.
 
     Args:
-        terms: the terms that all logins share.
+        terms: the settings that all logins share.
         fast_start: leave the 101 response out of the greeting.
     """
 
@@ -95,7 +95,7 @@ class DerpLogin:
         self._terms = terms
         self._client: ClientLogin | None = None
         self._unread = bytearray()
-        # The first step sends it: after a pipelined login it shares a write with ServerInfo.
+        # The first step sends it: a pipelined login gets it in one write with ServerInfo.
         self._output = terms.greeting(fast_start)
         self.is_mesh_peer: bool = False
         self.reason: str = ""

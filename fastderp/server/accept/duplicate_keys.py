@@ -1,7 +1,7 @@
 """Sends Health frames when clients share a key, and when that ends. PROTOCOL §6.3.
 
-Loop thread only. The owner of a copied machine state has no other sign of it: packets arrive at
-either machine.
+Loop thread only. Packets for a copied machine state arrive at either machine; the Health frame is
+the owner's only sign of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEALTHY = frame(FrameType.HEALTH)
 
 
 class Duplicates:
-    """Remembers the clients with a problem, so that only these get the all-clear."""
+    """Keeps the clients that were warned, so that only these get the all-clear."""
 
     def __init__(
         self, handles: Callable[[bytes], list[int]], send: Callable[[int, bytes], bool]
@@ -28,22 +28,22 @@ class Duplicates:
         """Take two functions of the data plane: the sessions of a key, and sending to one."""
         self._handles = handles
         self._send = send
-        self._told: set[int] = set()
+        self._warned: set[int] = set()
 
     def joined(self, key: bytes) -> None:
         """Note a login: warn the client and the others with its key, if any."""
         handles = self._handles(key)
         if len(handles) > 1:
             for handle in handles:
-                if handle not in self._told and self._send(handle, _PROBLEM):
-                    self._told.add(handle)
+                if handle not in self._warned and self._send(handle, _PROBLEM):
+                    self._warned.add(handle)
 
     def left(self, key: bytes, handle: int) -> None:
         """Note a session's end: send the all-clear to the last one."""
-        self._told.discard(handle)
-        if not self._told:
+        self._warned.discard(handle)
+        if not self._warned:
             return
         remaining = self._handles(key)
-        if len(remaining) == 1 and remaining[0] in self._told:
-            self._told.discard(remaining[0])
+        if len(remaining) == 1 and remaining[0] in self._warned:
+            self._warned.discard(remaining[0])
             self._send(remaining[0], _HEALTHY)

@@ -10,21 +10,21 @@ import socket
 from typing import Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.server.accept.bridge import FAREWELL_S, plane_pair
+from fastderp.server.accept.bridge import DRAIN_S, plane_pair
 from fastderp.server.accept.derp_login import DerpLogin, Step
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.net.stream import READ_BYTES
 
 
 class Reader(Protocol):
-    """The reading half of a connection: an asyncio.StreamReader or anything like it."""
+    """The reading half of a connection, such as an asyncio.StreamReader."""
 
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, b"" at the end."""
 
 
 class Writer(Protocol):
-    """The writing half: an asyncio.StreamWriter or anything like it."""
+    """The writing half of a connection, such as an asyncio.StreamWriter."""
 
     def write(self, data: bytes, /) -> None:
         """Send, and buffer the data that cannot be sent yet."""
@@ -51,8 +51,8 @@ class EmbeddedSessions:
     ) -> None:
         """Serve one client until its session ends; close the streams in any case.
 
-        Raises LoginError, TimeoutError or asyncio.IncompleteReadError when there is no login,
-        ConnectionClosed when the relay is closed before.
+        Raises LoginError, TimeoutError or asyncio.IncompleteReadError when the login fails,
+        ConnectionClosed when the relay is closed first.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -64,7 +64,7 @@ class EmbeddedSessions:
             await _hang_up(writer)
 
     async def close(self) -> None:
-        """End every login; wait up to FAREWELL_S for the streams of sessions that have ended."""
+        """End every login; wait up to DRAIN_S for the streams of sessions that have ended."""
         self._closed = True
         now_s = asyncio.get_running_loop().time()
         for login in self._logins:
@@ -72,7 +72,7 @@ class EmbeddedSessions:
                 login.reschedule(now_s)
         others = self._serving - {asyncio.current_task()}
         if others:
-            await asyncio.wait(others, timeout=FAREWELL_S)
+            await asyncio.wait(others, timeout=DRAIN_S)
 
     async def _serve(
         self, reader: Reader, writer: Writer, remote: tuple[str, int], login_timeout_s: float
@@ -143,7 +143,8 @@ def _reason(error: BaseException) -> str:
 async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
     """Pump between streams and our end of a socket pair until either side or the session ends.
 
-    After the session the client has FAREWELL_S to read the rest: a full socket pair hides its end.
+    After the session the client has DRAIN_S to read the rest: a full socket pair hides the
+    session's end.
     """
     loop = asyncio.get_running_loop()
 
@@ -160,7 +161,7 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if ended.is_set():
-            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=FAREWELL_S)
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=DRAIN_S)
     finally:
         for task in tasks:
             task.cancel()
@@ -169,11 +170,11 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
 
 
 async def _hang_up(writer: Writer) -> None:
-    """Close the connection; abort it when its peer does not read: asyncio would keep it."""
+    """Close the connection; abort it when its peer does not read, since asyncio would wait."""
     writer.close()
     if isinstance(writer, asyncio.StreamWriter):
         try:
-            async with asyncio.timeout(FAREWELL_S):
+            async with asyncio.timeout(DRAIN_S):
                 await writer.wait_closed()
         except TimeoutError:
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Clients with a whole ClientHello wait here until there is memory for their handshake.
+"""The queue of clients whose ClientHello is complete, until there is memory for the handshake.
 
 ARCHITECTURE §2, RELIABILITY F31. Loop thread only.
 """
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.observe.supervisor import supervisor
 
-# Maximum of handshakes that begin in one iteration of the loop.
-STARTS_PER_TURN = 8
-# A handshake that takes much longer than others gives way to those that wait: after PATIENCE_S at
-# least, PATIENCE times what finished ones have taken lately, and MAX_PATIENCE_S at most.
+# Maximum number of handshakes that begin in one iteration of the loop.
+STARTS_PER_ITERATION = 8
+# While others wait, a slow handshake is ended after PATIENCE times the average duration, but not
+# before PATIENCE_S and not after MAX_PATIENCE_S.
 PATIENCE_S = 2.0
 PATIENCE = 4
 MAX_PATIENCE_S = 10.0
@@ -25,11 +25,11 @@ LOOK_S = 0.25
 
 
 class Ticket:
-    """One handshake's place, in the queue or among those under way.
+    """One handshake that is queued or running.
 
     Args:
         start: begins the handshake; called once, on the loop.
-        give_way: ends one that is under way for others.
+        give_way: ends a running handshake so that others can start.
     """
 
     __slots__ = ("give_way", "start", "started_s")
@@ -41,7 +41,7 @@ class Ticket:
 
 
 class HandshakeQueue:
-    """First come, first served; no waiting while there is room.
+    """Starts handshakes in order of arrival, at once while there is memory.
 
     Args:
         memory: the budget for handshakes. The queue continues when memory is freed.
@@ -63,7 +63,7 @@ class HandshakeQueue:
         return len(self._waiting)
 
     def enter(self, ticket: Ticket) -> bool:
-        """Start a handshake, now or later; return whether it was now."""
+        """Start a handshake now or queue it; return True when it started."""
         if not self._waiting and self._memory.has_room_for_handshake:
             self._start(ticket)
             return True
@@ -75,7 +75,7 @@ class HandshakeQueue:
         return False
 
     def note_finished(self, ticket: Ticket) -> None:
-        """Measure how long handshakes take: a slow machine or link delays all of a storm."""
+        """Update the average duration: a slow machine or link delays all handshakes of a storm."""
         self._usual_s += WEIGHT * (self._loop.time() - ticket.started_s - self._usual_s)
 
     def leave(self, ticket: Ticket) -> None:
@@ -102,7 +102,7 @@ class HandshakeQueue:
 
     def _pump(self) -> None:
         self._pumping = None
-        for _ in range(STARTS_PER_TURN):
+        for _ in range(STARTS_PER_ITERATION):
             if not self._waiting or not self._memory.has_room_for_handshake:
                 return
             ticket = next(iter(self._waiting))
@@ -111,7 +111,7 @@ class HandshakeQueue:
         self._on_free()
 
     def _look(self) -> None:
-        """While clients wait, end the handshakes that take much longer than others."""
+        """While clients wait, end the handshakes that take much longer than the average."""
         self._looking = None
         if not self._waiting:
             return

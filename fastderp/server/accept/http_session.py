@@ -26,12 +26,12 @@ from fastderp.server.observe.supervisor import supervisor
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# What the parser of a request that is not complete holds: itself, and for each header, which takes
-# at least 4 bytes, Python objects of 180 bytes; up to 100 of them.
+# Memory of the parser of an incomplete request: the parser, and 180 bytes of Python objects for
+# each of up to 100 headers of at least 4 bytes.
 PARSER_BYTES = 1024
 HEADER_FACTOR = 45
 HEADERS_BYTES = 18 * 1024
-# The first byte of a TLS connection, and of no request.
+# The first byte of a TLS connection; no HTTP request begins with it.
 TLS_HANDSHAKE = 0x16
 
 
@@ -45,7 +45,7 @@ class Reply:
 
 @dataclass(slots=True, frozen=True)
 class Page:
-    """Send `head` and each of `chunks`, as they come, then close."""
+    """Send `head` and each of `chunks` when it is available, then close."""
 
     head: bytes
     chunks: AsyncIterator[bytes]
@@ -62,14 +62,14 @@ class Reject:
 
 @dataclass(slots=True, frozen=True)
 class StartLogin:
-    """Speak DERP from here on."""
+    """Change the connection to DERP."""
 
     upgrade: Upgrade
 
 
 @dataclass(slots=True, frozen=True)
 class StartWebSocket:
-    """Speak WebSocket from here on, and DERP in it."""
+    """Change the connection to WebSocket with DERP in its messages."""
 
     opening: Opening
 
@@ -89,8 +89,8 @@ class HttpSession:
     """Parses the plain bytes of one connection until another protocol follows HTTP.
 
     Args:
-        context: the routes and other things that the listener's connections share.
-        origin: where the connection comes from.
+        context: the routes and settings that the listener's connections share.
+        origin: the client's address and the proxies before it.
         tls_version: "1.2", "1.3", or "" without TLS.
     """
 
@@ -107,7 +107,8 @@ class HttpSession:
     def __init__(self, context: AcceptContext, origin: Origin, tls_version: str) -> None:
         self._context = context
         self._connection_origin = origin
-        # origin of the last request: a proxy may send requests of several clients on one connection
+        # the origin of the last request: one connection of a proxy may carry several clients'
+        # requests
         self.origin = origin
         self._tls_version = tls_version
         self._head: HeadParser | None = None
@@ -145,7 +146,7 @@ class HttpSession:
         """Return the action for the next request; None while it is incomplete."""
         data, self._unread = self._unread, b""
         known = None
-        # The heads that a proxy sends differ by client: they contain its address.
+        # Heads from a proxy contain the client's address, so caching them is useless.
         if self._head is None and not self.origin.through_proxy:
             known = self._context.known_upgrades.find(data)
         if known is None:

@@ -1,7 +1,7 @@
 """Accepts connections and keeps them until they are logged in. PROTOCOL §9.1.
 
-Loop thread only. Accepting survives every shortage: clients stay connected, and it resumes as
-soon as descriptors are free again.
+Loop thread only. A shortage pauses accepting only: connected clients stay, and accepting resumes
+when descriptors are free.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Listener:
         idle_s: seconds that an answered connection may wait with its next request.
         accept_limiter: closes connections that come too fast.
         tunnels: serves CONNECT; None refuses it.
-        proxies: which peers are proxies, and what they do.
+        proxies: which peers are proxies, and what they send.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Listener:
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
-        # Check only after a connection that took from the reserve, which one connection may do.
+        # Check only after a connection that used a reserved descriptor: one connection may.
         if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return
@@ -168,7 +168,7 @@ class Listener:
                 if error.errno in SHORTAGES:
                     self._pause(sock, error)
                     return
-                # This connection died in the queue (ECONNABORTED, EPROTO, …); the next may work.
+                # This connection failed in the queue (ECONNABORTED, EPROTO, …); the next may work.
                 continue
             # The peer of a unix socket has no name.
             remote = (address[0].partition("%")[0], address[1]) if address else ("", 0)
@@ -186,7 +186,7 @@ class Listener:
             return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
-            # A healthy client is logged in within a second, so the oldest is the worst candidate.
+            # A normal client logs in within a second, so the oldest is the least likely to log in.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
         connection = Connection(self._context, accepted, remote, self._forget)
         self._pending[connection] = None

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from fastderp.tls.openssl import LIBRARY
 from fastderp.util import bounds
 
-# Resident memory of a connection besides the bytes it has sent, as measured by
-# bench/login_memory.py, which shows both figures; rounded up.
+# Resident memory of a connection besides the bytes it has sent, rounded up; bench/login_memory.py
+# measures both figures.
 CONNECTION_BYTES = 2 * 1024
 # AWS-LC's handshakes hold a third of that; they are charged SMALL_BYTES, so they are not small.
 HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
 
 # Connections that hold less than this are small: silent ones, and those whose handshake has not
-# begun or is over. Each kind has a reserved share: handshakes continue however many
-# clients wait for theirs, and clients may connect however many handshakes are under way.
+# begun or is over. Each kind has a reserved share, so waiting clients do not stop handshakes, and
+# running handshakes do not stop new connections.
 SMALL_BYTES = 32 * 1024
 SMALL_SHARE = 5 / 8
 
@@ -29,7 +29,7 @@ _N_SMALL = (SMALL_BYTES >> _CLASS_SHIFT).bit_length()
 
 
 class Account:
-    """The memory of one connection. `evict` is called, once, when others need the memory more."""
+    """The memory of one connection. `evict` is called once, when the budget is exceeded."""
 
     __slots__ = ("evict", "n_bytes")
 
@@ -39,7 +39,7 @@ class Account:
 
 
 class LoginMemory:
-    """One budget for all connections; above it the largest are evicted, of these the oldest first.
+    """One budget for all connections; above it, the largest are evicted, the oldest of them first.
 
     Args:
         limit_bytes: the budget, within `bounds.LOGIN_MEMORY`.
@@ -110,7 +110,7 @@ class LoginMemory:
         if victim is charged:
             return False
         victim.evict()
-        # An owner that keeps the memory must not be called again.
+        # Removed even if the owner did not free its memory: `evict` is called once.
         self.release(victim)
         return True
 

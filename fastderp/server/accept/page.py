@@ -9,7 +9,7 @@ from fastderp.server.net.stream import Stream
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel
 
-# Limit of a page in seconds: a forgotten browser would keep it open for days.
+# Limit of a page in seconds: an unattended browser would keep it open for days.
 PAGE_S = 300.0
 
 

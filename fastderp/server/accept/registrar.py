@@ -15,8 +15,8 @@ from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.handshake_queue import HandshakeQueue
 from fastderp.server.accept.login_memory import LoginMemory
+from fastderp.server.accept.round_robin import RoundRobin
 from fastderp.server.accept.tls_handshake import HandshakeThreads
-from fastderp.server.accept.turns import Turns
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
@@ -32,8 +32,8 @@ from fastderp.wire.login import ClientInfo, ClientLogin
 from fastderp.wire.protocol import PROTOCOL_VERSION
 
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
-"""Decides about every client but mesh peers, by its key, its ClientInfo and its IP. A LoginError is
-a refusal with its reason; `admission.Admission` is one."""
+"""Admits or refuses every client but mesh peers, by its key, its ClientInfo and its IP. A
+LoginError is a refusal with its reason; `admission.Admission` is one."""
 
 
 class Registrar:
@@ -42,10 +42,10 @@ class Registrar:
     Args:
         private_key: the relay's identity.
         plane: takes the sessions.
-        region: knows the mesh peers, and gets each new session.
+        region: tells whether a client is a mesh peer, and gets each new session.
         connection_log: counts and logs.
         client_rate: the rate limit in each client's ServerInfo.
-        duplicates: tells clients that share a key; None to tell none.
+        duplicates: notifies clients that share a key; None for no notices.
         verify: admission; None to let every client in.
         disallowed_app_names: clients with one of these AppNames are refused. PROTOCOL §22.
         login_memory_bytes: memory of all connections before their login.
@@ -71,14 +71,14 @@ class Registrar:
         # `open` creates these, because they need the loop.
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller
-        self.turns: Turns
+        self.requests: RoundRobin
         self.handshake_threads: HandshakeThreads
         self.handshake_queue: HandshakeQueue
         self.bridges: Bridges
         self._plane = plane
         self._region = region
         self._duplicates = duplicates
-        # protocol versions by handle, of the few sessions whose version is not ours
+        # protocol versions by handle, for the few sessions with another version than ours
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
@@ -94,17 +94,17 @@ class Registrar:
         self.login_terms.asks_admission = verify is not None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to accept connections on this loop."""
+        """Create the objects that need this loop."""
         self.loop = loop
         self.poller = Poller(loop)
-        self.turns = Turns(loop)
+        self.requests = RoundRobin(loop)
         self.handshake_threads = HandshakeThreads(loop)
         self.handshake_queue = HandshakeQueue(loop, self.login_memory)
         self.bridges = Bridges(self.poller)
 
     def close(self) -> None:
         """End the threads and stop watching sockets; call it after all connections are closed."""
-        self.turns.close()
+        self.requests.close()
         self.handshake_queue.close()
         self.handshake_threads.close()
         self.poller.close()
@@ -148,7 +148,7 @@ class Registrar:
             first: frames to write before any other.
             opened: plain bytes read after the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
-            on_end: called with the reason when the session is over; not when it never began.
+            on_end: called with the reason when the session ends; not called when it never began.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
             own_rtt: `Bridges.round_trips_us` measures its round-trip time, not the data plane.
         """

@@ -1,7 +1,7 @@
 """The TLS handshake of an accepted connection. ARCHITECTURE §2, §5, PROTOCOL §10.
 
-A step costs a few hundred microseconds without the GIL. In a login storm helper threads run it on
-other cores; otherwise the loop thread runs it, which is cheaper in total.
+A step costs a few hundred microseconds without the GIL. In a login storm, helper threads run the
+steps on other cores; otherwise the loop thread runs them, which costs less CPU time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def take_step(handshake: Handshake) -> Outcome:
     """Run a step in this thread."""
     try:
         return handshake.step()
-    except Exception as error:  # an internal error, too, ends the connection and not the thread
+    except Exception as error:  # an internal error ends the connection, not the thread
         return error
 
 
@@ -92,7 +92,7 @@ class HandshakeThreads:
             pass
 
     def _do_work(self, work: tuple[Handshake, Callable[[Outcome], None]] | None) -> bool:
-        """Run a step; a separate function, so that a waiting thread keeps no connection."""
+        """Run a step; a separate function, so that a waiting thread holds no reference to one."""
         if work is None:
             return False
         handshake, report = work
@@ -109,12 +109,12 @@ class ServerHandshake:
         tls: the certificate, or a `CertificateSource` that picks one for each client.
         stream: takes the output, and is paused during a step in a thread and while a certificate is
             issued.
-        poller: tells whether there is a storm.
-        threads: take the expensive step in one.
-        queue: says when there is memory for an OpenSSL object.
-        guard: called with what follows a wait, and handles its exceptions.
+        poller: detects a login storm.
+        threads: run the expensive step.
+        queue: starts the handshake when there is memory for an OpenSSL object.
+        guard: runs the callback after a wait, and handles its exceptions.
         waits: called with True when the handshake has to wait in the queue, with False after that.
-        give_way: ends the connection, unfinished for too long, for others that wait.
+        give_way: ends the connection when its handshake is too slow while others wait.
         done: called with the handshake when it is complete.
     """
 
@@ -177,7 +177,7 @@ class ServerHandshake:
         return HANDSHAKE_BYTES + self._n_fed
 
     @property
-    def waits_for_turn(self) -> bool:
+    def waits_for_memory(self) -> bool:
         """Whether the handshake waits for memory, which is a shortage of the relay."""
         return self._ticket is not None and self._handshake is None
 
@@ -201,7 +201,7 @@ class ServerHandshake:
             self._output = TOO_LONG_ALERT
             raise
         if self._hello.is_complete and self._ticket is None:
-            self._ask_for_turn()
+            self._enter_queue()
 
     def take_output(self) -> bytes:
         """Return the unsent output; after a failure, the alert."""
@@ -220,7 +220,7 @@ class ServerHandshake:
         if self._certificate is not None:
             self._certificate.cancel()
 
-    def _ask_for_turn(self) -> None:
+    def _enter_queue(self) -> None:
         """Begin as soon as there is memory for an OpenSSL object."""
         came_at_once = True
 
@@ -275,7 +275,7 @@ class ServerHandshake:
         elif self._handshake.hello is not None:
             self._choose_certificate(self._handshake.hello)
         elif not self._hello.is_hello:
-            # OpenSSL would wait for the rest of an SSLv2 ClientHello.
+            # OpenSSL would take the bytes for an SSLv2 ClientHello and wait for the rest.
             raise TlsError("not_tls", "the peer does not begin with a TLS ClientHello")
 
     def _choose_certificate(self, hello: ClientHello) -> None:

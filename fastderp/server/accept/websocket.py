@@ -24,17 +24,17 @@ from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
-# Two of the longest packets, four times derper's limit. Each client can occupy this much memory,
-# because incomplete frames are kept.
+# Two of the longest packets, four times derper's limit. Incomplete frames are kept, so each client
+# can use this much memory.
 MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 
-# A frame costs the loop nearly the same at any size: clients that send many small ones are read in
-# small pieces, so that other clients have turns in between.
+# The cost of a frame on the loop is nearly independent of its size: input of many small frames is
+# read in small pieces, so that other clients are served in between.
 FRAMES_PER_READ = 64
 LEAST_READ_BYTES = 512
 
-# The library logs every connection at INFO and every payload at DEBUG; operators need only its
-# faults.
+# The library logs every connection at INFO and every payload at DEBUG; only its errors are of use
+# to an operator.
 _library_log = logging.getLogger("fastderp.websocket")
 _library_log.setLevel(logging.ERROR)
 
@@ -85,8 +85,8 @@ def _refusal(status: int, reason: str) -> Response:
 class WebSocket:
     """A Channel on top of another: the payload of binary messages is the plain bytes.
 
-    It answers pings and the closing handshake. A client that breaks the rules gets the close code
-    and is not read again: `eof` is true from then on, as after an orderly close.
+    It answers pings and the closing handshake. A client that violates the protocol gets the close
+    code and is not read again: `eof` is true from then on, as after an orderly close.
     """
 
     __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
@@ -97,7 +97,7 @@ class WebSocket:
         Args:
             below: the connection's previous channel.
             stream: sends the answers.
-            failures: counts breaches of the rules by close code.
+            failures: counts protocol violations by close code.
         """
         self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=_library_log)
         self._below = below
@@ -109,7 +109,7 @@ class WebSocket:
 
     @property
     def eof(self) -> bool:
-        """Whether the input is over: a close frame came or was sent, or the channel below ended."""
+        """Whether the input has ended: by a close frame of either side, or by the channel below."""
         return self._protocol.state is not OPEN or self._below.eof
 
     @property

@@ -29,7 +29,7 @@ class ClientRate:
         self.limit: RateLimit | None = None
         self._plane = plane
         self._private_key = private_key
-        self._told = ServerInfo()
+        self._announced = ServerInfo()
         self._telling: asyncio.Task[None] | None = None
 
     def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -38,7 +38,7 @@ class ClientRate:
         Tells connected clients if `loop` is not None.
         """
         self.limit = limit
-        self._told = ServerInfo(
+        self._announced = ServerInfo(
             token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
             token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
         )
@@ -49,7 +49,7 @@ class ClientRate:
 
     def server_info(self) -> ServerInfo:
         """Return the ServerInfo for a login."""
-        return self._told
+        return self._announced
 
     def metrics(self) -> dict[str, Value]:
         """Return the limit, by the names of PROTOCOL §14; nothing before one is set."""

@@ -30,7 +30,7 @@ IDLE_S = 900.0
 DIAL_S = 15.0
 ADDRESS_S = 5.0
 # Limit for a side to read the rest after the other has ended.
-FAREWELL_S = 2.0
+DRAIN_S = 2.0
 
 BYTES_PER_S = 8 * 1024 * 1024
 BURST_BYTES = 1024 * 1024
@@ -171,7 +171,7 @@ class Tunnel(Pump):
         on_close: Callable[[Tunnel], None],
     ) -> None:
         established = channel.seal(ESTABLISHED)
-        super().__init__(poller, client, channel, target, FAREWELL_S)
+        super().__init__(poller, client, channel, target, DRAIN_S)
         self._pace = pace
         self._on_close = on_close
         self._held: asyncio.TimerHandle | None = None

@@ -18,12 +18,12 @@ from fastderp.tls.errors import TlsError
 class Pump:
     """Two streams, each fed by the other, until either ends.
 
-    After the end the client has `farewell_s` to read the rest and to close: closing with unread
+    After the end the client has `drain_s` to read the rest and to close: closing with unread
     input would reset the connection and discard the data sent to it. Subclasses add further
     conditions that end or delay a pump.
     """
 
-    __slots__ = ("_channel", "_client", "_deadline", "_farewell_s", "_is_ending", "_loop", "_other")
+    __slots__ = ("_channel", "_client", "_deadline", "_drain_s", "_is_ending", "_loop", "_other")
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Pump:
         client: Stream,
         channel: Channel,
         other: socket.socket,
-        farewell_s: float,
+        drain_s: float,
     ) -> None:
         """Take over both sides; `start` reads them."""
         self._loop = asyncio.get_running_loop()
         self._channel = channel
         self._client = client
         self._other = Stream(poller, other, self._from_other, self._other_ended, self._drained)
-        self._farewell_s = farewell_s
+        self._drain_s = drain_s
         # The close at the end of the client's time, once an end is near; and whether the end was
         # announced.
         self._deadline: asyncio.TimerHandle | None = None
@@ -62,10 +62,10 @@ class Pump:
         self._closed()
 
     def start_deadline(self) -> None:
-        """Close both sides in `farewell_s`, even if the end cannot be announced before."""
+        """Close both sides in `drain_s`, even if the end cannot be announced before."""
         if self._deadline is None and not self._client.closed:
             self._deadline = self._loop.call_later(
-                self._farewell_s, supervisor.guarded("bridge", self.close)
+                self._drain_s, supervisor.guarded("bridge", self.close)
             )
 
     # For subclasses

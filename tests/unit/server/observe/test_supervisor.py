@@ -11,7 +11,7 @@ import pytest
 
 import fastderp
 from fastderp.errors import ConfigError
-from fastderp.server.accept.turns import Turns
+from fastderp.server.accept.round_robin import RoundRobin
 from fastderp.server.observe import reloads as reloads_module
 from fastderp.server.observe import supervisor as supervisor_module
 from fastderp.server.observe.reloads import Reloads
@@ -153,11 +153,11 @@ async def test_a_part_without_descriptors_is_reloaded_later(
 
 
 async def test_a_callback_that_fails_does_not_end_the_others() -> None:
-    turns, done = Turns(asyncio.get_running_loop()), []
-    for turn in ([].pop, lambda: done.append(1), [].pop, lambda: done.append(2)):
-        turns.ask(turn)
+    queue, done = RoundRobin(asyncio.get_running_loop()), []
+    for callback in ([].pop, lambda: done.append(1), [].pop, lambda: done.append(2)):
+        queue.add(callback)
     await asyncio.sleep(0.01)
-    turns.ask(lambda: done.append(3))
+    queue.add(lambda: done.append(3))
     async with asyncio.timeout(10):
         while len(done) < 3:
             await asyncio.sleep(0)

@@ -7,23 +7,23 @@ import itertools
 
 import pytest
 
-from fastderp.server.accept import turns as turns_module
-from fastderp.server.accept.turns import Turns
+from fastderp.server.accept import round_robin
+from fastderp.server.accept.round_robin import RoundRobin
 
 
-async def test_turns_go_round_and_other_callbacks_come_between(
+async def test_callbacks_run_round_robin_with_other_loop_work_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turns_module, "SLICE_S", -1.0)
+    monkeypatch.setattr(round_robin, "SLICE_S", -1.0)
     loop = asyncio.get_running_loop()
-    turns = Turns(loop)
+    queue = RoundRobin(loop)
     happened: list[str] = []
     over = asyncio.Event()
 
     def work(name: str, n_more: int) -> None:
         happened.append(name)
         if n_more:
-            turns.ask(lambda: work(name, n_more - 1))
+            queue.add(lambda: work(name, n_more - 1))
 
     def tick() -> None:
         happened.append("loop")
@@ -32,8 +32,8 @@ async def test_turns_go_round_and_other_callbacks_come_between(
         else:
             over.set()
 
-    turns.ask(lambda: work("a", 2))
-    turns.ask(lambda: work("b", 2))
+    queue.add(lambda: work("a", 2))
+    queue.add(lambda: work("b", 2))
     loop.call_soon(tick)
     await over.wait()
     assert [name for name in happened if name != "loop"] == ["a", "b"] * 3
@@ -41,10 +41,10 @@ async def test_turns_go_round_and_other_callbacks_come_between(
     assert all("loop" in pair for pair in itertools.pairwise(happened))
 
 
-async def test_nothing_is_called_after_the_end() -> None:
-    turns = Turns(asyncio.get_running_loop())
+async def test_nothing_is_called_after_close() -> None:
+    queue = RoundRobin(asyncio.get_running_loop())
     called: list[int] = []
-    turns.ask(lambda: called.append(1))
-    turns.close()
+    queue.add(lambda: called.append(1))
+    queue.close()
     await asyncio.sleep(0.01)
     assert called == []

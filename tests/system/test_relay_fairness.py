@@ -65,7 +65,7 @@ def read_answers(peer: Peer, n: int) -> None:
 def test_a_login_does_not_wait_for_all_requests_that_others_pipeline(
     start_relay: StartRelay, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.turns.SLICE_S", 0.0)
+    monkeypatch.setattr("fastderp.server.accept.round_robin.SLICE_S", 0.0)
     page = CountedPage()
     n_before_login: list[int] = []
 
@@ -91,7 +91,7 @@ def test_a_login_does_not_wait_for_all_requests_that_others_pipeline(
 def test_pipelined_requests_are_answered_in_turn_and_in_order(
     start_relay: StartRelay, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.turns.SLICE_S", 0.0)
+    monkeypatch.setattr("fastderp.server.accept.round_robin.SLICE_S", 0.0)
     asked: list[str] = []
     routes = relay_routes(Site())
 
