@@ -43,7 +43,7 @@ EX_INTERRUPTED = 130
 EXIT_CODES = """\
 exit codes:
   0    the relay was measured
-  1    packets were damaged or connections lost
+  1     packets were damaged, or connections were lost
   2    wrong flags, or files that cannot be used
   69   the relay cannot be reached or refuses the clients; no process --pid
   71   the system refused: no descriptors or memory left
@@ -187,11 +187,11 @@ def _check(options: argparse.Namespace) -> None:
     """Check the flags. Raises ValueError that names the flag."""
     if options.window is not None and options.window < 1:
         raise ValueError(
-            f"--window {options.window}: must be at least 1; --never-wait is the flag for no limit"
+            f"--window {options.window}: must be at least 1; for no limit use --never-wait"
         )
     if options.rate is not None and not 1 <= options.rate < float("inf"):
         raise ValueError(
-            f"--rate {options.rate:g}: must be at least 1; --never-wait is the flag for no limit"
+            f"--rate {options.rate:g}: must be at least 1; for no limit use --never-wait"
         )
     for source in options.source:
         if not is_address(source):

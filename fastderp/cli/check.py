@@ -1,4 +1,4 @@
-"""`fastderp-relay check`: prints the effective settings and tries the files of a start.
+"""`fastderp-relay check`: prints the effective settings and checks the files that a start reads.
 
 Binds no socket, creates no file, shows no secret.
 """
@@ -24,7 +24,7 @@ _SECRETS = {"acme-eab-key"}
 def check(settings: RelaySettings, sources: Settings) -> int:
     """Print the settings and each component's findings.
 
-    Return the exit code that a start would have, as far as that can be known.
+    Return the exit code that a start would have, as far as it is predictable.
     """
     app = RelayApp(settings)
     findings = asyncio.run(_check(app))

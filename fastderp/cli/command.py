@@ -1,6 +1,6 @@
 """Runs the command `fastderp-relay`; reports a failed start as one line (PROTOCOL §12).
 
-`fastderp.cli.config` gives the flags their meaning, `fastderp.server.app` runs the relay,
+`fastderp.cli.config` turns flags into settings, `fastderp.server.app` runs the relay,
 `fastderp.cli.signals` handles the signals.
 """
 
@@ -24,7 +24,7 @@ from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 log: logging.Logger = logging.getLogger("fastderp")
 
 
-# Enough for a relay with a worker for each of many cores; fewer fail in the middle of the start.
+# Enough for a relay with a worker for each of many cores; with fewer, the start fails later.
 MIN_DESCRIPTORS = 64
 
 
@@ -40,12 +40,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open the closed ones of descriptors 0 to 2: a socket there would get the terminal's text."""
+    """Open closed descriptors among 0 to 2, so that no socket gets such a number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number, which is this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
@@ -112,7 +112,7 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
         raise ShortageError(
-            f"{hard} descriptors are allowed, and a relay needs {MIN_DESCRIPTORS} at least: raise "
+            f"{hard} descriptors are allowed, and a relay needs at least {MIN_DESCRIPTORS}: raise "
             "`ulimit -n`"
         )
     with contextlib.suppress(ValueError, OSError):

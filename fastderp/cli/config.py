@@ -49,7 +49,7 @@ _PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
 # Linux's sun_path without its final zero.
 MAX_UNIX_PATH_BYTES = 107
 DEV_ADDRESS = ":3340"
-# Clients also ask for names with underscores, though no CA issues certificates for them.
+# Clients also request names with underscores, although no CA issues certificates for them.
 _SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 CERT_MODES = ("manual", "letsencrypt", "gcp")
 CERTIFICATE_FLAGS = (
@@ -73,7 +73,7 @@ def relay_settings(
 ) -> RelaySettings:
     """Turn the values of the flags and derper's variables into sections.
 
-    given has the names of the flags that were set. Raises UsageError for an invalid value or
+    `given` has the names of the flags that were set. Raises UsageError for an invalid value or
     combination of values, ConfigError for a variable.
     """
     variables = Environment.read(environment)
@@ -134,11 +134,11 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
     tls = port == 443 or (on_any_port and not dev)
     if host.startswith(UNIX) and tls:
         raise UsageError(
-            "-a unix: is for proxies on this machine, which end TLS: leave -certmode and "
+            "-a unix: is for proxies on this machine, which terminate TLS: leave -certmode and "
             "-acme-directory out"
         )
     if tls and not values["certdir"]:
-        raise UsageError("missing required -certdir: the directory of the certificates")
+        raise UsageError("missing required -certdir DIR: the directory of the certificates")
     return ListenSettings(
         host=host,
         port=port,
@@ -343,8 +343,8 @@ def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
 def manual_hostname(text: str) -> str:
     """Return the -hostname of `-certmode manual` as clients send it in SNI.
 
-    Removes brackets around an IPv6 address and the dot after a name; encodes a name in another
-    script as ASCII. Raises UsageError for a name that no client can send.
+    Removes brackets around an IPv6 address and the dot after a name; encodes a name that is not
+    ASCII (IDNA). Raises UsageError for a name that no client can send.
     """
     address = parse_ip(text.removeprefix("[").removesuffix("]"))
     if address is not None:
@@ -437,7 +437,7 @@ def _external_account(values: Mapping[str, Any]) -> ExternalAccount | None:
 
 
 def _mac_key(text: str) -> bytes:
-    """Decode base64 in either alphabet, padded or not: CAs print all variants."""
+    """Decode base64 in either alphabet, padded or not: CAs use all variants."""
     digits = text.strip().rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)

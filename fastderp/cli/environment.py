@@ -1,7 +1,7 @@
-"""Reads derper's environment variables for the relay itself (PROTOCOL §19).
+"""Reads derper's environment variables (PROTOCOL §19).
 
-An empty variable counts as unset. `server.http.debug` reads `TS_ALLOW_DEBUG_IP` and the like,
-`cli.config` reads `TAILSCALE_DERPER_MESH_KEY`.
+An empty variable counts as unset. `server.http.debug` reads those of the debug pages, such as
+`TS_ALLOW_DEBUG_IP`, `cli.config` reads `TAILSCALE_DERPER_MESH_KEY`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Environment:
 
     Args:
         debug_logs: log more about every client.
-        prober_logs: log more about clients that say they are probers.
+        prober_logs: log more about clients whose ClientInfo marks them as probers.
         rtt_stats: sample round-trip times.
-        queue_packets: packets of a kind that wait for a client; 0 when unset or not positive.
-        sender_cardinality: estimate how many peers send to each client.
-        watched_drops: keys; dropped packets for them are logged.
+        queue_packets: limit of waiting packets per kind and client; 0 when unset or not positive.
+        sender_cardinality: estimate the number of peers that send to each client.
+        watched_drops: keys; dropped packets to them are logged.
     """
 
     debug_logs: bool = False

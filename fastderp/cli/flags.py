@@ -51,7 +51,7 @@ def integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """Read a decimal number; +Inf is one. Raises ValueError."""
+    """Read a decimal number or +Inf. Raises ValueError."""
     try:
         return float(text)
     except ValueError:
@@ -81,7 +81,7 @@ def size(text: str) -> int:
 class Flag:
     """One flag: its name, the reader of its text, and its default.
 
-    default is text, as the user would write it.
+    `default` has the form of the command line.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Flag:
     group: str = ""
     bounds: Bounds | None = None
     is_list: bool = False  # comma-separated
-    section: str = ""  # of a configuration file; "": on the command line only
+    section: str = ""  # section of a configuration file; "": on the command line only
 
     @property
     def wanted(self) -> str:
@@ -105,7 +105,7 @@ class Flag:
 
     @property
     def is_boolean(self) -> bool:
-        """Whether the flag may stand alone; then a value needs `=`."""
+        """Whether the flag may have no value; a value then needs `=`."""
         return self.read is boolean
 
     def value(self, text: str) -> Any:
@@ -127,8 +127,8 @@ class Flag:
 def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     """Read command-line arguments by a table of flags.
 
-    Returns the value of every flag, and the names of those that were given. A flag given twice has
-    its last value. Raises UsageError for an argument that is not in the table.
+    Returns the value of every flag, and the names of those that were given. The last value of a
+    repeated flag counts. Raises UsageError for an argument that is not in the table.
     """
     table = {flag.name: flag for flag in flags}
     values = {name: flag.read(flag.default) for name, flag in table.items()}

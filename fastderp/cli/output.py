@@ -13,13 +13,14 @@ from fastderp.errors import EX_IOERR, EX_OK
 def show(command: str, write: Callable[[], None]) -> int:
     """Call `write` and return EX_OK, or EX_IOERR when not all of it could be printed.
 
-    The reason goes to standard error in the name of `command`, unless the reader has closed the
+    The reason goes to standard error, after the name `command`, unless the reader has closed the
     pipe, as `head` does.
     """
     if not sys.stdout:
         return _complain(command, "it is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for a µ in a locale that cannot encode it
+        # replaces characters that the locale cannot encode, such as µ
+        sys.stdout.reconfigure(errors="replace")
     try:
         write()
         sys.stdout.flush()
@@ -28,7 +29,7 @@ def show(command: str, write: Callable[[], None]) -> int:
         return (
             EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
         )
-    except SystemExit:  # rich has met the broken pipe first
+    except SystemExit:  # rich raised this for the broken pipe
         return EX_IOERR
     return EX_OK
 
@@ -39,7 +40,7 @@ def _complain(command: str, reason: str | None) -> int:
 
 
 def _discard_output() -> None:
-    """Discard the buffered output: Python would write it at exit, and print an error."""
+    """Discard the buffered output: Python would write it at exit and print an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,7 +1,7 @@
 """The entry point of `fastderp-relay` (PROTOCOL §12).
 
-Installs the signal handler, then imports and runs the command. Imports few modules itself: until
-the handler is installed, SIGHUP kills the process, and process 1 of a container gets no SIGTERM.
+Installs the signal handler, then imports and runs the command. Imports few modules before that:
+without the handler SIGHUP kills the process, and process 1 of a container ignores SIGTERM.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Handles the signals of `fastderp-relay`, from its first line to its last.
+"""Handles the signals of `fastderp-relay` for the lifetime of the process.
 
 | when | SIGTERM, SIGINT | SIGHUP |
 |---|---|---|
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-# An orderly end takes up to 2 s for clients that do not read their close_notify, and some more for
-# connections to other services.
+# An orderly end takes up to 2 s for clients that do not read their close_notify, plus the time to
+# close connections to other services.
 LIMIT_S = 15.0
 
 
@@ -42,7 +42,7 @@ class Signals:
 
     def settle(self) -> None:
         """Install the handler."""
-        # SIGHUP first: a parent that waits until the relay handles SIGTERM may send both.
+        # SIGHUP first: a parent process may wait for the SIGTERM handler, then send either signal.
         for number in (signal.SIGHUP, *ENDING):
             signal.signal(number, self._handle)
 
@@ -59,7 +59,7 @@ class Signals:
             self._loop.call_soon(reload)
 
     def detach(self) -> None:
-        """Stop calling either: the loop is about to end."""
+        """Stop calling either: the loop is ending."""
         self._loop = None
         self._end = self._reload = None
 
@@ -78,7 +78,7 @@ class Signals:
             self._hung_up = True
             if self._loop is not None and self._reload is not None and not self._ending:
                 self._loop.call_soon_threadsafe(self._reload)
-        elif self._ending:  # the second came before the first had restored the default
+        elif self._ending:  # the second signal came before the first had restored the default
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:

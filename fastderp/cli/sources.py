@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def given(self) -> set[str]:
-        """The names of the flags that a source has set."""
+        """The names of the flags that any source has set."""
         return {name for name, origin in self.origins.items() if origin != DEFAULT}
 
 
@@ -61,7 +61,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _set(settings: Settings, flag: Flag, text: str, origin: str, place: str) -> None:
-    """Check a source's text for a flag, and use it unless a stronger source has set the flag."""
+    """Check a source's text for a flag; use it unless a source of higher precedence has set it."""
     try:
         value = flag.value(text)
     except UsageError as error:

@@ -29,9 +29,9 @@ EXAMPLES = (
 )
 
 EXIT_CODES = (
-    (0, "ended by SIGTERM or SIGINT; a second signal kills at once, with 128 + its number"),
-    (1, "did not end within 15 s and printed its threads' stacks: a defect, please report it"),
-    (2, "an unknown flag, or a value out of its bounds"),
+    (0, "ended by SIGTERM or SIGINT; a second signal kills the process, with 128 + its number"),
+    (1, "the relay did not end within 15 s and printed its threads' stacks; please report it"),
+    (2, "unknown flag, or a value out of bounds"),
     (69, "a library such as OpenSSL or acme is missing, or the secrets server cannot be reached"),
     (
         71,
@@ -56,7 +56,7 @@ def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     )
     console.print("such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.")
     console.print(
-        "fastderp-relay check [FLAGS] prints every setting and its origin, and tries the files."
+        "fastderp-relay check [FLAGS] prints every setting with its origin, and checks the files."
     )
     for group, members in groupby(
         (flag for flag in flags if flag.group), key=lambda flag: flag.group

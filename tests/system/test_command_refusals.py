@@ -272,7 +272,7 @@ def test_too_few_descriptors_are_one_line(tmp_path: Path, limit: int) -> None:
     assert done.returncode == 71
     assert (
         done.stderr
-        == f"fastderp-relay: {limit} descriptors are allowed, and a relay needs 64 at least:"
+        == f"fastderp-relay: {limit} descriptors are allowed, and a relay needs at least 64:"
         " raise `ulimit -n`\n"
     )
 

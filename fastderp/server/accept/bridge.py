@@ -35,7 +35,7 @@ NEAR_US = 2000
 
 
 class Bridge(Pump):
-    """A client's connection and our end of a socket pair, each fed by the other.
+    """A client's connection and our end of a socket pair; each gets the bytes of the other.
 
     Ends with either.
     """

@@ -1,7 +1,7 @@
 """`/bootstrap-dns`: the addresses of chosen names, for clients whose own DNS does not work.
 
-PROTOCOL §9.6. Loop thread only. Names are looked up every ten minutes and never for a request,
-which costs a look into two tables.
+PROTOCOL §9.6. Loop thread only. Names are looked up every ten minutes, never during a request: an
+answer comes from two tables.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ REFRESH_S = 600.0
 BUDGET_S = 60.0
 LOOKUPS_AT_ONCE = 16
 
-# Distinct names in queries, remembered to be counted; all are forgotten beyond this. Longer texts
-# are no names.
+# Limit of the set that counts distinct names in queries; it is cleared when full. Longer texts are
+# not names.
 QUERIED_LIMIT = 500
 NAME_MAX = 253
 
@@ -44,12 +44,12 @@ _MASK_128 = (1 << 128) - 1
 
 
 class Resolver(Protocol):
-    """Looks names up; `resolver.SystemResolver` is one."""
+    """The interface of a resolver, such as `resolver.SystemResolver`."""
 
     async def addresses(self, name: str) -> list[str]:
         """Return the IPv4 and IPv6 addresses of a name, at least one.
 
-        Raises LookupError with the reason for none.
+        Raises LookupError with the reason when there is none.
         """
 
     async def text(self, name: str) -> str:
@@ -58,10 +58,10 @@ class Resolver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """A name that is answered only when a query asks for it.
+    """A name whose addresses are in the answer only when the query contains the name.
 
-    rollout names a TXT record with the percentage of clients that are told, 0 to 100; "" is all of
-    them.
+    rollout names a TXT record with the percentage of clients that get them, 0 to 100; "" for all
+    clients.
     """
 
     name: str
@@ -86,7 +86,7 @@ class BootstrapDns:
 
     Args:
         published: names in every answer.
-        unpublished: names that are answered only when a query asks for one of them.
+        unpublished: names in the answer only to a query with the name.
         resolver: looks them up; None only without names.
     """
 
@@ -191,14 +191,14 @@ class BootstrapDns:
         assert self._resolver is not None
         found = await self._answers(self._resolver.addresses, names)
         for addresses in found.values():
-            # Clients take the first address: a random one, of either family.
+            # Clients use the first address, so the order is random across both families.
             random.shuffle(addresses)
         return found
 
     async def _answers(
         self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]
     ) -> dict[str, T]:
-        """Ask about names, LOOKUPS_AT_ONCE at a time, within BUDGET_S.
+        """Look up names, up to LOOKUPS_AT_ONCE at a time, within BUDGET_S.
 
         Names without an answer are logged and omitted.
         """
@@ -241,16 +241,16 @@ def _json(addresses: Mapping[str, list[str]]) -> bytes:
 
 
 def fraction(percent: str) -> float:
-    """Return the share of clients that a rollout's TXT record tells, 0.0 for a malformed one."""
+    """Return the share of clients in a rollout's TXT record, 0.0 for a malformed record."""
     if _PERCENT.fullmatch(percent) and int(percent) <= 100:
         return int(percent) / 100
     return 0.0
 
 
 def is_chosen(ip: str, share: float) -> bool:
-    """Return whether a client is in a share of all, 0.0 to 1.0.
+    """Return whether a client belongs to a share of all clients, 0.0 to 1.0.
 
-    The address decides, always alike; on loopback chance does.
+    The result depends on the address only; on loopback it is random.
     """
     if share <= 0.0 or share >= 1.0:
         return share >= 1.0
@@ -266,7 +266,7 @@ def is_chosen(ip: str, share: float) -> bool:
 
 
 def _number_of(address: bytes) -> float:
-    """Return the number in [0, 1) that every relay gives to an IPv6 address.
+    """Map an IPv6 address to a number in [0, 1), the same on every relay.
 
     It is one step of PCG-DXSM seeded by the address.
     """

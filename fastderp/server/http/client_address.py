@@ -1,7 +1,7 @@
 """Finds the client of a request behind trusted proxies, from their headers.
 
 Headers count when a trusted proxy sent them. They are read from the last entry to the first, up to
-the first address that is no trusted proxy's: the client may have invented those before it. Pure
+the first address that is no trusted proxy's: the client may have forged those before it. Pure
 functions.
 """
 
@@ -25,7 +25,7 @@ _PORT = re.compile("[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
-    """The proxies that are believed about their clients.
+    """The proxies whose headers about their clients count.
 
     Args:
         networks: their addresses.
@@ -37,7 +37,7 @@ class TrustedProxies:
 
     @classmethod
     def parse(cls, text: str) -> TrustedProxies:
-        """Read networks, addresses and the word `unix`, with commas between.
+        """Read a comma-separated list of networks, addresses and the word `unix`.
 
         Raises ValueError that names the item.
         """
@@ -74,10 +74,9 @@ class Origin:
     """The origin of a connection or a request.
 
     Args:
-        address: (ip, port) of the client as far as it is known; port 0 when the proxy does not tell
-            it.
-        through_proxy: whether a trusted proxy stands between.
-        is_hidden: whether that proxy does not tell the client's address; `address` is the proxy's.
+        address: (ip, port) of the client if known, else of the proxy; port 0 when no header has it.
+        through_proxy: whether the connection comes through a trusted proxy.
+        is_hidden: whether the client's address is unknown; `address` is the proxy's.
         headers_count: whether the HTTP headers of the connection are a trusted proxy's.
     """
 
@@ -95,7 +94,8 @@ class Origin:
     def behind(self, address: tuple[str, int] | None, trusted: TrustedProxies) -> Origin:
         """Return the origin that a trusted proxy names in front of the client's bytes.
 
-        None for a client that it does not know, whose HTTP headers are not the proxy's.
+        None for a connection without a client address, such as the proxy's health check, whose HTTP
+        headers do not count.
         """
         if address is None:
             return replace(self, headers_count=False)
@@ -103,7 +103,7 @@ class Origin:
         return Origin(address, True, is_proxy, is_proxy)
 
     def of_request(self, headers: Headers, trusted: TrustedProxies) -> Origin:
-        """Return the origin of a request that came on a connection of this origin.
+        """Return the origin of a request on a connection with this origin.
 
         `X-Forwarded-For` comes first, then `Forwarded`, then `X-Real-IP`. Ignores all of them
         unless the connection is a trusted proxy's own.
@@ -122,7 +122,7 @@ class Origin:
 
 
 def _hops(headers: Headers) -> Iterator[str]:
-    """Yield the texts of the first kind of header that is there, the nearest hop first."""
+    """Yield the texts of the first kind of header that is present, the nearest hop first."""
     found: dict[str, list[str]] = {}
     for name, value in headers:
         if name in ("x-forwarded-for", "forwarded", "x-real-ip"):
@@ -136,9 +136,9 @@ def _hops(headers: Headers) -> Iterator[str]:
 
 
 def _forwarded_hops(line: str) -> list[str]:
-    """Return the `for` of each element of a header; "" for what has none or is malformed.
+    """Return the `for` of each element of a header; "" for an element without one, or malformed.
 
-    An odd quote would let a client's half of the line swallow the proxy's.
+    An unbalanced quote in the client's part of the line would hide the proxy's part.
     """
     if "\\" in line or line.count('"') % 2:
         return [""]

@@ -82,7 +82,7 @@ def _start(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What rows can be sorted by: the value, how `after` spells one, and its text there."""
+    """A sort key of rows: its value, the parser of `after`, and the text of a value in `after`."""
 
     value: Callable[[Row], Any]
     read: Callable[[str], Any]
@@ -120,7 +120,7 @@ class Query:
         accepts: whether a session passes the filter.
         sort, descending: the column of COLUMNS, and its direction.
         after: the value and, when given, the connection number that the page starts behind.
-        limit: rows of a page.
+        limit: number of rows of a page.
         as_json: the format.
     """
 
@@ -137,9 +137,9 @@ class Query:
     def parse(cls, text: str) -> Query:
         """Read a query. Raises QueryError."""
         pairs = parse_qsl(text, keep_blank_values=True)
-        values = dict(reversed(pairs))  # the first of each name counts
+        values = dict(reversed(pairs))  # the first value of each name counts
         apps = tuple(value for name, value in pairs if name == "app")
-        # A form sends the fields that were left empty, too.
+        # A form also sends empty fields.
         given = [name for name in FILTERS if values.get(name) or (name == "all" and name in values)]
         if len(given) > 1:
             raise QueryError(f"only one of {', '.join(FILTERS)} may be given")
@@ -292,7 +292,7 @@ class ClientsPage:
         return self._json(counts) if as_json else self._html(_EXPLANATION.format(**counts))
 
     def _described(self, row: Row, dup: bool, disabled: bool) -> dict[str, Any]:
-        """Return what the JSON says of a connection."""
+        """Return the JSON members of a connection."""
         session, totals = row.session, row.session.totals
         started = datetime.fromtimestamp(row.started_ns / _NS, UTC)
         return {
@@ -347,8 +347,8 @@ def page_of(rows: list[Row], query: Query) -> tuple[list[Row], int]:
 
 
 def _started_ns(session: SessionInfo, now_ns: int) -> int:
-    # A session's age is read a moment before the clock. Rounded, its start is the same for every
-    # page of a list.
+    # The session's age is read before the clock. Rounding makes the start the same on every page of
+    # a list.
     return (now_ns - int(session.totals.seconds * _NS)) // _START_NS * _START_NS
 
 
@@ -410,7 +410,7 @@ def _table(query: Query, summary: dict[str, Any], items: list[dict[str, Any]]) -
 
 
 def _head(query: Query, text: str, sort: str) -> str:
-    """Return the head of a column, with a link that sorts by it, or the other way round."""
+    """Return the head of a column, with a link that sorts by it or reverses the order."""
     if not sort:
         return text
     turned = sort == query.sort and not query.descending

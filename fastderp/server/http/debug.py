@@ -54,9 +54,9 @@ _PAGE_HEADERS = tuple(
 class DebugAccess:
     """Decides which requests may see the debug pages.
 
-    Those from loopback and Tailscale addresses may, and those that the environment adds: key_path
-    ($TS_DEBUG_KEY_PATH, compared with `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and trusted
-    networks ($TS_DEBUG_TRUSTED_CIDRS).
+    Requests from loopback and Tailscale addresses may, and those that the environment allows:
+    key_path ($TS_DEBUG_KEY_PATH, compared with `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and
+    trusted networks ($TS_DEBUG_TRUSTED_CIDRS).
     """
 
     key_path: Path | None = None
@@ -127,7 +127,7 @@ class DebugAccess:
 
 
 def source_address(request: Request) -> Address | None:
-    """Return the address a request came from, an IPv4 one also when it arrived mapped into IPv6."""
+    """Return the address of a request's client; an IPv4-mapped IPv6 address becomes IPv4."""
     return client_ip(request.remote[0])
 
 
@@ -188,7 +188,7 @@ class DebugPages:
         return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
 
     async def consistency(self) -> Response:
-        """Check the relay now: 200 when nothing was found, else 500 with the findings.
+        """Check the relay: 200 without findings, else 500 with the findings.
 
         PROTOCOL §6.9.
         """
@@ -199,7 +199,7 @@ class DebugPages:
         return _page("derp.Server ConsistencyCheck okay", "text/plain; charset=utf-8")
 
     def live_traffic(self) -> Response:
-        """Answer with the bytes that connections move, round after round. PROTOCOL §6.10."""
+        """Answer with an endless stream of the bytes that each connection moves. PROTOCOL §6.10."""
         assert self.traffic is not None
         return Response(200, b"", "text/plain; charset=utf-8", _PAGE_HEADERS, self.traffic())
 
@@ -210,7 +210,7 @@ class DebugPages:
         return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
 
     def index(self, prefix: str = "") -> Response:
-        """Answer with facts about the relay and links, below `prefix`, to the other pages."""
+        """Answer with the relay's properties and links, below `prefix`, to the other pages."""
         facts = {
             "Uptime": f"{self.process.uptime_s}s",
             "Version": fastderp.__version__,

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import httptools
 
-# Memory per connection. A real request is under 400 bytes.
+# Limit of the head in bytes, for the memory per connection. A real request has under 400.
 HEAD_LIMIT_BYTES = 24 * 1024
 HEADERS_LIMIT = 100
 
@@ -77,10 +77,10 @@ class Request:
         headers: (lower-case name, value) in the order sent.
         keep_alive: whether the client keeps the connection open after the response.
         has_body: whether a body follows the head.
-        remote: (ip, port) of the client, as far as it is known.
+        remote: (ip, port) of the client if known, else of its proxy.
         through_proxy: whether a trusted proxy sent it.
-        is_hidden: whether that proxy does not tell the client's address.
-        prefix: what was taken off the path; links begin with it.
+        is_hidden: whether the client's address is unknown.
+        prefix: the removed part of the path; links begin with it.
         secure: whether the request came over TLS.
     """
 
@@ -106,7 +106,7 @@ class Request:
         return ""
 
     def strip_prefix(self, prefix: str) -> None:
-        """Take `prefix` ("/x") off the path if the path is below it."""
+        """Remove `prefix` ("/x") from the path if the path is below it."""
         if self.path == prefix or self.path.startswith(prefix + "/"):
             self.prefix = prefix
             self.path = self.path.removeprefix(prefix) or "/"
@@ -225,7 +225,7 @@ class HeadParser:
 
     def on_headers_complete(self) -> None:
         self._complete = True
-        # llhttp forgets it once the message is complete.
+        # llhttp resets it at the end of the message.
         self._keep_alive = self._parser.should_keep_alive()
 
 
@@ -300,7 +300,7 @@ def text_error(status: int, message: str) -> Response:
 
 
 def not_found(request: Request) -> Response:
-    """Answer a path without a page."""
+    """Answer a request for an unknown path."""
     return text_error(404, "404 page not found")
 
 

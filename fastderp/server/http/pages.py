@@ -53,11 +53,11 @@ _ABUSE = """
 
 @dataclass(slots=True)
 class Site:
-    """The operator's choices about the pages.
+    """The operator's settings of the pages.
 
     Args:
         hostname: the name of this relay, "" when unknown.
-        derp: False for a decommissioned relay: `/derp` says so, all else stays.
+        derp: False for a decommissioned relay: `/derp` answers with an error, other paths work.
         home: "" for our page, "blank", or an http(s) URL to redirect to.
         debug_allowed: whether a request may see the debug pages.
     """
@@ -92,7 +92,7 @@ def probe(request: Request) -> Response:
 def generate_204(request: Request) -> Response:
     """Answer a captive-portal check.
 
-    The challenge in it proves that it reached a relay (PROTOCOL §9.4).
+    The echoed challenge proves that a relay answered (PROTOCOL §9.4).
     """
     challenge = request.header("x-tailscale-challenge")
     headers = [NO_CACHE]
@@ -102,7 +102,7 @@ def generate_204(request: Request) -> Response:
 
 
 def robots(request: Request) -> Response:
-    """Return the robots.txt that keeps crawlers away."""
+    """Return a robots.txt that excludes all crawlers."""
     return Response(
         200, b"User-agent: *\nDisallow: /\n", "text/plain; charset=utf-8", SECURITY_HEADERS
     )
@@ -159,10 +159,9 @@ def _home_page(hostname: str, prefix: str, *, disabled: bool, debug: bool) -> by
     """Return the home page.
 
     Args:
-        hostname: shown under the title; for the vendor's own relays the page says where to report
-            abuse.
+        hostname: shown under the title; the page of a vendor's relay has the contact for abuse.
         prefix: the beginning of links, "" or "/x".
-        disabled: the page says that this relay is decommissioned.
+        disabled: show that this relay is decommissioned.
         debug: the page links the debug pages.
     """
     host = (

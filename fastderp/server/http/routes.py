@@ -14,7 +14,7 @@ from fastderp.server.http.message import Request, Response, not_found
 from fastderp.server.http.pages import Site
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
-"""Answers at once, or later by an awaitable.
+"""Returns an answer, or an awaitable of one.
 
 A connection ends with an answer that it had to await.
 """
@@ -47,7 +47,7 @@ class Routes:
         return (handler or self.fallback)(request)
 
 
-# Paths that load balancers and scrapers probe. The home page's 200 would claim that they exist.
+# Paths that load balancers and scrapers probe; the home page's 200 would be a false positive.
 PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
 
 
@@ -76,7 +76,7 @@ def relay_routes(site: Site) -> Routes:
 def http_port_routes(site: Site, relay: Routes) -> Routes:
     """Return the table of the plain port beside a TLS one. PROTOCOL §9.5.
 
-    It has the captive-portal check and the debug pages; all else is redirected to https.
+    It has the captive-portal check and the debug pages, and redirects other paths to https.
     """
     return Routes(
         fallback=partial(pages.to_https, site),

@@ -1,7 +1,7 @@
-"""CONNECT to the vendor's control servers, for clients that reach nothing but a relay (ACE).
+"""CONNECT to the vendor's control servers, for clients that can reach only a relay (ACE).
 
-PROTOCOL §9.8. Loop thread only. Limits on the number of tunnels and on the bytes that all of them
-move per second keep them from loading it.
+PROTOCOL §9.8. Loop thread only. The number of tunnels and the bytes per second of all tunnels are
+limited.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ IDLE_S = 900.0
 # Limits for a name lookup with all attempts to connect, and for each attempt.
 DIAL_S = 15.0
 ADDRESS_S = 5.0
-# Limit for a side to read the rest after the other has ended.
+# Seconds that a side has to read the rest after the other has ended.
 DRAIN_S = 2.0
 
 BYTES_PER_S = 8 * 1024 * 1024
 BURST_BYTES = 1024 * 1024
-# Minimum charge of a read: single bytes load the loop, too.
+# Minimum charge of a read, because a read of one byte also costs loop time.
 READ_COST_BYTES = 4096
 
 _TARGET = re.compile(r"([A-Za-z0-9.-]+\.tailscale\.com):(443|80)")
 
 
 class Target(NamedTuple):
-    """The far end of a tunnel."""
+    """The target of a tunnel."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ class Target(NamedTuple):
     def parse(cls, text: str) -> Target | None:
         """Read `host:port`; None for a target that is not allowed.
 
-        Relays are not: tunnels would go in circles.
+        Relays are not allowed: tunnels could form a loop.
         """
         match = _TARGET.fullmatch(text)
         if match is None or "derp" in match[1]:
@@ -93,11 +93,11 @@ async def _connected(family: int, address: tuple[Any, ...]) -> socket.socket:
 
 
 class Tunnels:
-    """Every tunnel of a relay.
+    """All tunnels of a relay.
 
     Args:
         dial: connects to a target, or raises OSError.
-        pace: the bytes that all tunnels together may move; an overdraft makes its side pause.
+        pace: the bytes that all tunnels together may move; a side that overdraws it pauses.
     """
 
     def __init__(self, dial: Dial = dial, pace: TokenBucket | None = None) -> None:
@@ -153,7 +153,7 @@ class Tunnels:
 
 
 class Tunnel(Pump):
-    """A client and its target, each fed by the other.
+    """A client and its target; each gets the bytes of the other.
 
     Ends with either, and when both are silent for IDLE_S.
     """

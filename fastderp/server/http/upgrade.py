@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastderp.server.http.message import Request
 from fastderp.wire.protocol import PROTOCOL_VERSION
 
-# A few kinds of clients ask under the relay's few names.
+# Few kinds of clients exist, and a relay has few names.
 KNOWN_HEADS = 64
 KNOWN_HEAD_BYTES = 512
 
@@ -21,7 +21,7 @@ class Upgrade:
 
     Args:
         fast_start: leave the response head out.
-        not_ideal: the client wanted another node of the region.
+        not_ideal: the client prefers another node of the region.
     """
 
     fast_start: bool
@@ -45,7 +45,7 @@ def derp_upgrade(request: Request) -> Upgrade | None:
 def wants_websocket(request: Request) -> bool:
     """Return whether a request for `/derp` opens a WebSocket.
 
-    Without a derp subprotocol it does not: ancient clients send that and mean a raw upgrade.
+    Without a derp subprotocol it does not: old clients request a raw upgrade that way.
     """
     return request.header("upgrade").lower() == "websocket" and "derp" in request.header(
         "sec-websocket-protocol"

@@ -16,7 +16,7 @@ from fastderp.tls.errors import TlsError
 
 
 class Pump:
-    """Two streams, each fed by the other, until either ends.
+    """Two streams that pass bytes to each other until either ends.
 
     After the end the client has `drain_s` to read the rest and to close: closing with unread
     input would reset the connection and discard the data sent to it. Subclasses add further
