@@ -3,14 +3,15 @@
 
 `fastderp-entrypoint [FLAGS]` becomes `fastderp-relay` with the key and the certificates in
 /var/lib/fastderp; flags win over variables. `fastderp-entrypoint health` asks the relay of the same
-variables for /derp/probe and exits with 0 when it answers 200; FASTDERP_HEALTH_URL names another
-address. Needs nothing but Python.
+variables for /derp/probe and exits with 0 when it answers 200. It does not see flags: where they
+change the address, FASTDERP_HEALTH_URL names it. Needs nothing but Python.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 STATE = "/var/lib/fastderp"
 RELAY = "fastderp-relay"
 HEALTH_TIMEOUT_S = 4.0
+
+PORTS = {"http": "80", "https": "443"}
 
 # Variable of the known derper images -> flag of derper's.
 FLAGS = {
@@ -42,37 +45,50 @@ def command(variables: Mapping[str, str], flags: Sequence[str]) -> list[str]:
     return [RELAY, *kept, *told, *flags]
 
 
+def setting(variables: Mapping[str, str], name: str) -> str:
+    """Return the value of a flag's variable, of derper's images or of fastderp."""
+    own = f"FASTDERP_{FLAGS[name].replace('-', '_').upper()}"
+    return variables.get(name) or variables.get(own) or ""
+
+
 def health_url(variables: Mapping[str, str]) -> str:
-    """Return where the relay of these variables answers probes."""
+    """Return where the relay of these variables answers probes: a URL, or unix:PATH."""
     if url := variables.get("FASTDERP_HEALTH_URL"):
         return url
-    address = variables.get("DERP_ADDR") or ":443"
+    address = setting(variables, "DERP_ADDR") or ":443"
+    if address.startswith("unix:"):
+        return address
     host, _, port = address.rpartition(":")
-    tls = port in ("443", "https") or variables.get("DERP_CERT_MODE") == "manual"
+    port = PORTS.get(port, port)
+    tls = port == "443" or setting(variables, "DERP_CERT_MODE") == "manual"
     if host in ("", "0.0.0.0", "[::]"):
         host = "127.0.0.1"
     return f"{'https' if tls else 'http'}://{host}:{port}/derp/probe"
 
 
 def is_healthy(url: str, server_name: str) -> bool:
-    """Return whether the relay answers 200. Its certificate is not judged: this is one machine."""
+    """Return whether the relay answers 200. Its certificate is not judged: this is one machine.
+
+    Raises OSError, ValueError or HTTPException.
+    """
     parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port
-    if parts.scheme == "https":
+    host = parts.hostname or "127.0.0.1"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
+    if parts.scheme == "unix":
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(HEALTH_TIMEOUT_S)
+        connection.sock.connect(url.removeprefix("unix:"))
+    elif parts.scheme == "https":
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, port, timeout=HEALTH_TIMEOUT_S, context=context
-        )
+        connection.connect()
         # The relay chooses its certificate by the name that is asked for.
-        plain = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
-        plain.connect()
-        connection.sock = context.wrap_socket(plain.sock, server_hostname=server_name or host)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=server_name or host)
     try:
-        connection.request("GET", parts.path or "/derp/probe")
+        path = parts.path if parts.scheme in ("http", "https") else ""
+        connection.request("GET", path or "/derp/probe")
         return connection.getresponse().status == 200
     finally:
         connection.close()
@@ -83,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments == ["health"]:
         url = health_url(os.environ)
         try:
-            healthy = is_healthy(url, os.environ.get("DERP_DOMAIN", ""))
+            healthy = is_healthy(url, setting(os.environ, "DERP_DOMAIN"))
         except (OSError, ValueError, http.client.HTTPException) as error:
             print(f"{url}: {error}", file=sys.stderr)
             return 1
