@@ -57,7 +57,9 @@ class ListenSettings:
 
     @property
     def limit_without_burst(self) -> bool:
-        """Whether accepts are limited per second but not in a burst: such a limit is useless."""
+        """Whether accepts are limited per second without a burst size: such a limit has no
+        effect.
+        """
         return self.tls and math.isfinite(self.accept_per_s) and self.accept_burst == MAX_BURST
 
 
@@ -109,7 +111,7 @@ class StunSettings:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """The names that clients without DNS may ask for, split but not checked."""
+    """The names that `/bootstrap-dns` resolves, split but not checked."""
 
     published: tuple[str, ...] = ()
     unpublished: tuple[str, ...] = ()
@@ -128,7 +130,7 @@ class PageSettings:
 
 @dataclass(frozen=True, slots=True)
 class ObserveSettings:
-    """The settings of logs and counters, and the addresses that may see them."""
+    """The settings of logs and counters, and the addresses that may read them."""
 
     debug_logs: bool = False
     prober_logs: bool = False

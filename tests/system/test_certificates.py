@@ -79,7 +79,7 @@ def test_a_certificate_logs_its_expiry_and_a_daily_warning_when_that_is_soon(
     )
     with started([sys.executable, "-c", days_fly, *flags(tmp_path)]) as running:
         warning = running.find(
-            f"(certificate for {NAME}, valid until .*: that is in 19 days; replace .*)\n"
+            f"(certificate for {NAME}, valid until .*, in 19 days; replace .*)\n"
         )
         assert running.process.stderr is not None
         assert warning in running.process.stderr.readline().decode()

@@ -205,7 +205,7 @@ def test_an_unusable_file_of_members_is_named(tmp_path: Path, secret: Path) -> N
     (tmp_path / "members").write_text("a.example\na/b/c\n")
     for name, reason in (
         ("nowhere", "No such file"),
-        ("members", "a mesh peer is HOST or HOST/DIALHOST, not 'a/b/c'"),
+        ("members", "want HOST or HOST/DIALHOST, not 'a/b/c'"),
     ):
         code, said = refused(*flags, f"-mesh-with=@{tmp_path / name}")
         assert code == 78 and said.startswith(

@@ -51,7 +51,9 @@ class Certificate:
 
     @property
     def required_sni(self) -> str | None:
-        """The server name a client must send; None for an address, which accepts any or none."""
+        """The server name a client must send; None for an address, which requires no server
+        name.
+        """
         return None if is_address(self.hostname) else self.hostname
 
     @property
@@ -61,7 +63,7 @@ class Certificate:
 
     @property
     def needs_pin(self) -> bool:
-        """Whether clients may need its pin: it is self-signed, or it is for an address."""
+        """Whether clients may need its pin: it is self-signed, or for an address."""
         return self.is_self_signed or is_address(self.hostname)
 
     def derp_node(self, *, port: int, stun_port: int | None) -> str:
@@ -83,7 +85,7 @@ class Certificate:
         return json.dumps(node, separators=(",", ":"))
 
     def time_fault(self, now: datetime.datetime) -> str:
-        """Return why clients refuse it now; "" within its validity."""
+        """Return the reason why clients refuse it now; "" within its validity."""
         if now > self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d}"
         if now < self.not_before:
@@ -108,15 +110,15 @@ class CertificateSource(Protocol):
     ) -> ServerContext | asyncio.Future[ServerContext]:
         """Return the certificate for a client, or a future of it that the caller may cancel.
 
-        `local_ip` is the address that the client has connected to. Raises TlsError, as the future
-        may, when the client gets none.
+        `local_ip` is the address that the client has connected to. Raises TlsError, also through
+        the future, when there is no certificate for the client.
         """
 
 
 def certificate_from_pem(
     hostname: str, chain_pem: bytes, key_pem: bytes, *, crt: Path, key: Path
 ) -> Certificate:
-    """Read a chain, leaf first, and its key; `crt` and `key` are the files that errors name.
+    """Read a chain, leaf first, and its key; `crt` and `key` are the files for error messages.
 
     Raises CertificateError when either is malformed, when they do not belong together, when clients
     cannot use the type of key, and when the leaf is not for `hostname`. Times are not checked: a
@@ -213,7 +215,7 @@ def _alternative_names(leaf: x509.Certificate, path: Path) -> tuple[list[str], l
 
 
 def _name_matches(pattern: str, hostname: str) -> bool:
-    """Compare as RFC 6125 says: without case; `*` stands for exactly one whole left-most label."""
+    """Compare by RFC 6125: case-insensitively; `*` stands for the whole left-most label."""
     wanted = hostname.lower().rstrip(".").split(".")
     offered = pattern.lower().rstrip(".").split(".")
     if len(wanted) != len(offered):

@@ -24,14 +24,14 @@ from fastderp.util.shortage import shortage_of
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# The operator has to renew it, and clients with its pin need the new one: warn while less than a
-# third of its life is left, up to 30 days ahead.
+# The operator has to renew it, and clients with its pin need the new pin: warn while less than a
+# third of its validity is left, up to 30 days ahead.
 WARN_BEFORE_MAX = datetime.timedelta(days=30)
 WARN_EVERY_S = 24 * 3600.0
 
 
 class ManualCertificate:
-    """The certificate in a pair of files, as last read from usable ones."""
+    """The certificate in a pair of files; a reading of unusable files does not replace it."""
 
     def __init__(self, directory: Path, hostname: str) -> None:
         """Read the files; create those of an address when absent. Raises CertificateError."""
@@ -42,7 +42,7 @@ class ManualCertificate:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, *, port: int, stun_port: int | None) -> None:
-        """Log its validity and its DERP map node, and from now on a daily warning while one is due.
+        """Log its validity and its DERP map node, and start the daily warnings.
 
         The ports are those that clients use; `stun_port` is None without STUN.
         """
@@ -61,7 +61,7 @@ class ManualCertificate:
         return _context(self.certificate, meta_cert)
 
     def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
-        """Read the files again and `publish` what new handshakes present.
+        """Read the files again and `publish` the context for new handshakes.
 
         Unusable files are logged and change nothing.
 
@@ -84,7 +84,7 @@ class ManualCertificate:
         self._log_validity()
 
     def _check_is_no_worse(self, certificate: Certificate) -> None:
-        """Raise CertificateError when clients refuse this one today, and not the previous one."""
+        """Raise CertificateError when clients refuse this one now, and not the previous one."""
         now = datetime.datetime.now(datetime.UTC)
         fault = certificate.time_fault(now)
         if fault and not self.certificate.time_fault(now):
@@ -122,7 +122,7 @@ class ManualCertificate:
         left = certificate.not_after - now
         life = certificate.not_after - certificate.not_before
         if left < min(WARN_BEFORE_MAX, life / 3):
-            return f"{self._validity}: that is in {_time_text(left)}{self._remedy}"
+            return f"{self._validity}, in {_time_text(left)}{self._remedy}"
         return ""
 
     @property
@@ -130,7 +130,7 @@ class ManualCertificate:
         crt, key = certificate_files(self._directory, self._hostname)
         if is_address(self._hostname) and self.certificate.is_self_signed:
             return (
-                f"; delete {crt} and {key.name} and restart to have both made anew, "
+                f"; delete {crt} and {key.name} and restart to create new ones, "
                 "and put the new CertName into the DERP map"
             )
         return f"; replace {crt} and {key.name} and send SIGHUP"
@@ -147,11 +147,10 @@ class ManualCertificate:
 def manual_certificate(directory: Path, hostname: str, *, make: bool = True) -> Certificate:
     """Load `<directory>/<hostname>.crt` and `.key` (PROTOCOL §10).
 
-    With `make`, those of an address are made when they are absent.
+    With `make`, missing files of an address are created.
 
     Raises CertificateError when a file is missing, unreadable or malformed, when key and
-    certificate do not belong together or are useless to clients, and when the leaf is not for
-    `hostname`.
+    certificate do not match or clients cannot use them, and when the leaf is not for `hostname`.
     """
     crt, key = certificate_files(directory, hostname)
     if make and is_address(hostname):

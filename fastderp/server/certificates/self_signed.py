@@ -37,15 +37,15 @@ VALIDITY = datetime.timedelta(days=365)
 def make_missing_files(crt: Path, key: Path, address: str) -> None:
     """Make the files of a self-signed certificate for `address` where there are none.
 
-    A key that we have made and that has no certificate, as an interrupted start leaves it, gets its
-    certificate. Raises CertificateError when files cannot be kept, and for one without the other.
+    A key of ours without a certificate, left by an interrupted start, gets one. Raises
+    CertificateError when files cannot be kept, and for one without the other.
     """
     try:
         crt.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(crt.parent):
             if not crt.exists() and not key.exists():
                 private = ec.generate_private_key(ec.SECP256R1())
-                # The key first: it can be completed when the certificate is missing.
+                # The key first: a missing certificate can be created for it later.
                 files.write_all_atomic(
                     {
                         key: files.Content(private_pem(private), 0o600),
@@ -103,7 +103,7 @@ def private_pem(
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, so that relays started together use the same file."""
+    """Hold the directory's lock, so that relays that start together use the same file."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -141,6 +141,5 @@ def _key_of_ours(path: Path) -> ec.EllipticCurvePrivateKey | None:
 
 def _half_lost(found: Path, missing: Path) -> CertificateError:
     return CertificateError(
-        f"{found} exists without {missing.name}: "
-        f"restore it, or delete {found} to have both made anew"
+        f"{found} exists without {missing.name}: restore it, or delete {found} to create both again"
     )

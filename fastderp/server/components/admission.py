@@ -47,7 +47,7 @@ class AdmissionControl(Component):
         await self._stack.aclose()
 
     def describe(self) -> list[str]:
-        """Return what decides about clients."""
+        """Return the lists and services that admit clients."""
         lines = [f"admission: {self.admission or 'every client'}"]
         if self._settings.disallowed_app_names:
             names = (f'"{printable(name)}"' for name in self._settings.disallowed_app_names)

@@ -33,7 +33,7 @@ class Certificates(Protocol):
         """The certificate or source for a listener, once the component has started."""
 
     def serve(self, listener: Listener, plain_routes: Routes | None, stun_port: int | None) -> None:
-        """Serve a listener; a CA's challenges are answered in `plain_routes`, of the plain port."""
+        """Serve a listener; `plain_routes` of the plain port answer a CA's challenges."""
 
 
 class ManualCertificates(Component):
@@ -160,7 +160,9 @@ class CaCertificates(Component):
     def warnings(self) -> list[str]:
         """Return a warning when -hostname was left at its default."""
         if self._settings.hostname == VENDOR_HOSTNAME and not self._settings.ip_certs:
-            return [f"{VENDOR_HOSTNAME} is Tailscale's own name: set yours with -hostname"]
+            return [
+                f"{VENDOR_HOSTNAME} is Tailscale's own name: set the relay's name with -hostname"
+            ]
         return []
 
     def metrics(self) -> Mapping[str, Value]:

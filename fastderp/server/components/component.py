@@ -15,18 +15,19 @@ from fastderp.server.server import Server
 class Component:
     """A part of a relay with its own start and end. Every method is optional.
 
-    All components are opened before any is started, so that an operator's error is found before
-    anything is served. They are closed in reverse order, including those that never started.
+    All components are opened before any is started, so that a configuration error is found before
+    the relay serves clients. They are closed in reverse order, including those that never started.
     """
 
-    # The name in log lines.
+    # the name in log lines
     name: ClassVar[str]
 
     async def open(self) -> None:
-        """Read files, bind sockets. Raises DerpError that names what cannot be used."""
+        """Read files, bind sockets. Raises DerpError that names the unusable file or address."""
 
     async def check(self) -> list[str]:
-        """Try what `open` and `start` need; bind no socket, create no file. Return the findings.
+        """Check the input of `open` and `start`; bind no socket, create no file. Return the
+        findings.
 
         Called instead of `open` and followed by `close`. Raises DerpError as `open` and `start` do.
         """
@@ -43,7 +44,7 @@ class Component:
         return []
 
     def warnings(self) -> list[str]:
-        """Return what needs the operator's attention."""
+        """Return the warnings for the operator."""
         return []
 
     @property
@@ -54,7 +55,7 @@ class Component:
     def reload(self) -> None:
         """Reload files that may have changed, without blocking; log and ignore unusable input.
 
-        A DerpError caused by a shortage of descriptors or memory asks for another call later.
+        A DerpError caused by a shortage of descriptors or memory requests another call later.
         """
 
     def metrics(self) -> Mapping[str, Value]:

@@ -120,7 +120,7 @@ class Listeners(Component):
         return ["; ".join(served), *([hint] if hint else [])]
 
     def warnings(self) -> list[str]:
-        """Return the settings that have no effect or stop the relaying."""
+        """Return the settings that have no effect or that disable relaying."""
         found = []
         if self._settings.limit_without_burst:
             found.append("-accept-connection-limit has no effect without -accept-connection-burst")

@@ -32,7 +32,7 @@ DEV_MESH_KEY = "TAILSCALE_DERPER_MESH_KEY"
 
 
 class MeshMembership(Component):
-    """The mesh keys and members that the operator configured, as last read."""
+    """The configured mesh keys and members, as last read."""
 
     name = "mesh"
 

@@ -49,7 +49,7 @@ class Identity(Component):
 
     def describe(self) -> list[str]:
         """Return the public key and the file of the private one."""
-        kept = f"kept in {self._file}" if self._file else "forgotten at exit"
+        kept = f"kept in {self._file}" if self._file else "in memory only"
         return [f"public key {self.key.public_key.text}, {kept}"]
 
     def warnings(self) -> list[str]:
@@ -152,7 +152,7 @@ class Stun(Component):
 
 
 class Bootstrap(Component):
-    """The names that clients without DNS may ask for."""
+    """The names that `/bootstrap-dns` resolves for clients without DNS."""
 
     name = "bootstrap DNS"
 

@@ -1,6 +1,6 @@
 """Dials another relay: TCP, TLS, upgrade, its key. PROTOCOL §7.3, §13.
 
-The data plane writes the login first: until then every byte sent and read is known. Loop thread
+The data plane writes the login, so this module accounts for all bytes before it. Loop thread
 only.
 """
 
@@ -29,7 +29,7 @@ JoinSocket = Callable[[socket.socket, Channel], int]
 """Puts a channel between a socket and a descriptor that it returns for the data plane."""
 
 CONNECT_TIMEOUT_S = 10.0
-# A vanished relay is detected after 25 s of silence, or after 15 s of unacknowledged data.
+# An unreachable relay is detected after 25 s of silence, or after 15 s of unacknowledged data.
 KEEPALIVE_IDLE_S = 10
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
@@ -40,7 +40,7 @@ USER_TIMEOUT_MS = 15_000
 class DialedRelay:
     """A connection to a relay that has sent its key and waits for a login.
 
-    channel is what TLS left: None for plain TCP. wire holds bytes that were read and not opened,
+    channel: the TLS channel; None for plain TCP. wire holds bytes that were read and not opened,
     opened those that were opened and not used.
     """
 

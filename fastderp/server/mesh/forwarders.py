@@ -1,7 +1,8 @@
-"""Packet forwarders of a program: objects that take packets for keys elsewhere. PROTOCOL §7.5.
+"""Packet forwarders of a program: objects that take packets for keys on other relays. PROTOCOL
+§7.5.
 
-To the data plane each is a mesh link, over a socket pair; this module reads one end. Loop thread
-only.
+The data plane sees each as a mesh link over a socket pair; this module reads the other end. Loop
+thread only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE, KEEPALIVE_S, KEY_SIZE, F
 log: logging.Logger = logging.getLogger("fastderp")
 
 READ_BYTES = 256 * 1024
-# Seconds for packets in flight to a forwarder that is removed: a worker's turn lasts milliseconds,
-# the forwarder may be slow. Later packets are lost.
+# Seconds for packets in flight to a removed forwarder: a worker's turn lasts milliseconds, but the
+# forwarder may be slow. Later packets are lost.
 LINGER_S = 1.0
 # Seconds before the next attempt when the system refused a session.
 RETRY_S = 0.5
@@ -120,7 +121,7 @@ class _Carrier:
             )
 
     async def _keep_alive(self) -> None:
-        """Send keep-alives as a linked relay does: silence would end the session."""
+        """Send keep-alives as a linked relay does, or the session would time out."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(KEEPALIVE_S)
@@ -131,7 +132,7 @@ class _Carrier:
 
 
 def _take_frame(unread: bytearray) -> bytes | None:
-    """Return the payload of the first frame once it is whole; all are ForwardPacket."""
+    """Return the payload of the first frame once it is complete; all are ForwardPacket."""
     if len(unread) < HEADER_SIZE:
         return None
     end = HEADER_SIZE + HEADER.unpack_from(unread)[1]
@@ -148,9 +149,9 @@ class Forwarders:
     def __init__(self, plane: Plane) -> None:
         """Start without forwarders."""
         self._plane = plane
-        # By id() of the forwarder, which the carrier keeps alive.
+        # by id() of the forwarder; the carrier keeps a reference to it
         self._carriers: dict[int, _Carrier] = {}
-        # carriers whose session has ended, and whose keys wait for a new session
+        # carriers without a session, whose keys wait for a new one
         self._lost: list[_Carrier] = []
         self._retry: asyncio.TimerHandle | None = None
         self._carrying: set[asyncio.Task[None]] = set()
@@ -204,7 +205,7 @@ class Forwarders:
         carrier.finish()
 
     def closed(self, handle: int) -> None:
-        """Note the end of a session: a forwarder that read nothing for too long gets another."""
+        """Note the end of a session: after a write timeout, the forwarder gets a new session."""
         for carrier in [carrier for carrier in self._carriers.values() if carrier.handle == handle]:
             del self._carriers[id(carrier.forwarder)]
             carrier.stay()

@@ -1,4 +1,5 @@
-"""Keeps up the links to the other relays of the region; the data plane carries them. PROTOCOL §7.
+"""Maintains the links to the other relays of the region; their sessions are in the data plane.
+PROTOCOL §7.
 
 One task per member dials it, waits for the link's end and dials again. The keys that a link
 announces become forwarders in the data plane until the link ends. Loop thread only.
@@ -38,13 +39,14 @@ from fastderp.wire.protocol import (
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# The wait doubles from the first to the last, ± a fifth, so that a region does not dial in step.
+# The wait doubles from the first to the last value, ± 20 %, so that relays do not dial at the same
+# time.
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 5.0
 JITTER = 0.2
-# A link that lasted this long resets the wait.
+# Minimum duration of a link that resets the wait.
 GOOD_LINK_S = 30.0
-# Maximum of the time that a restarting relay may ask for.
+# Maximum of the delay that a restarting relay may request.
 MAX_RESTART_WAIT_S = 30.0
 # Seconds before the next attempt when the data plane had no memory for a key.
 REFUSED_RETRY_S = 1.0
@@ -68,8 +70,8 @@ class MeshPeer:
 
     Args:
         name: as the operator wrote it, without a pin, for logs and metrics.
-        url: where it is, as for HTTPClient.
-        dial_host: where TCP goes instead of the URL's host.
+        url: its address, as for HTTPClient.
+        dial_host: the host of the TCP connection; the URL's host if empty.
         pin: SHA-256 of its only acceptable certificate (DER); None for one signed by a known CA.
     """
 
@@ -94,7 +96,7 @@ class MeshPeer:
         else:
             host, slash, dial_host = where.partition("/")
             if not host or "/" in dial_host or (slash and not dial_host):
-                raise ValueError(f"a mesh peer is HOST or HOST/DIALHOST, not {where!r}")
+                raise ValueError(f"want HOST or HOST/DIALHOST, not {where!r}")
             peer = cls(where, f"https://{host}/derp", dial_host, pin)
         peer.target()
         return peer
@@ -144,7 +146,7 @@ class MeshLink:
         return len(self._keys)
 
     async def run(self) -> None:
-        """Keep the link up until cancelled, or until the member proves to be this relay."""
+        """Maintain the link until cancelled, or until the member proves to be this relay."""
         try:
             while True:
                 try:
@@ -156,7 +158,9 @@ class MeshLink:
                 except (DerpError, OSError) as error:
                     self._complain(str(error))
                 except Exception as error:
-                    supervisor.note("mesh link", error, f"{self.peer.name} is dialled again")
+                    supervisor.note(
+                        "mesh link", error, f"next attempt to link to {self.peer.name} follows"
+                    )
                 self._withdraw()
                 self.state = LinkState.WAITING
                 self.n_failures += 1
@@ -216,18 +220,18 @@ class MeshLink:
             self._give_up("the relay did not answer the login")
 
     async def _pause(self, wait_s: float) -> None:
-        """Wait before the next attempt, or until the member logs in here."""
+        """Wait before the next attempt, or until the member logs in to this relay."""
         self._back.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._back.wait()
 
     def peer_arrived(self, key: NodePublic) -> None:
-        """Dial the member now if it may be the relay that has just logged in here."""
+        """Dial the member now if it may be the relay that has just logged in to this one."""
         if self.server_key is None or self.server_key == key:
             self._back.set()
 
-    # What the data plane reports
+    # Events of the data plane
 
     def received(self, frame_type: int, payload: bytes) -> None:
         """Act on a frame of the other relay."""
@@ -388,9 +392,9 @@ class Mesh:
 
         Args:
             private_key: the key of this relay for its logins.
-            mesh_key: returns the secret to show.
+            mesh_key: returns the secret to send.
             join: bridges connections over TLS 1.2.
-            tls: what to trust; None for the system's roots.
+            tls: the trusted certificates; None for the system's roots.
         """
         self.plane = plane
         self.private_key = private_key
@@ -452,7 +456,7 @@ class Mesh:
             link.closed(event)
 
     def metrics(self) -> dict[str, Value]:
-        """Return the state of every link; members are labelled as the operator wrote them."""
+        """Return the state of every link, labelled with the member as the operator wrote it."""
         links = self.links
         return {
             "fastderp_mesh_links": {

@@ -1,4 +1,4 @@
-"""Tells watchers which clients come and go. PROTOCOL §6.2, §7.2.
+"""Sends watchers the clients that connect and disconnect. PROTOCOL §6.2, §7.2.
 
 No state is kept without watchers. Each watcher gets the changes of one loop iteration in one write.
 Loop thread only.
@@ -64,7 +64,7 @@ class Arrival(NamedTuple):
 
 
 class Presence:
-    """Tells watchers of every new connection, and of the end of a key's last connection."""
+    """Reports every new connection, and the end of a key's last connection, to the watchers."""
 
     def __init__(self, plane: Plane, clock: Callable[[], float] = time.monotonic) -> None:
         """Watch the clients of this data plane."""
@@ -83,7 +83,7 @@ class Presence:
 
     @property
     def n_watchers(self) -> int:
-        """The number of connections that watch."""
+        """The number of watchers."""
         return len(self._watchers)
 
     @property
@@ -139,7 +139,7 @@ class Presence:
         return listed
 
     def arrived(self, arrival: Arrival) -> None:
-        """Note a new connection, also of a key that has others."""
+        """Note a new connection, even when its key has others."""
         if self._watchers:
             self._present.add(arrival.key)
             self._add(arrival.frame())
@@ -168,7 +168,7 @@ class Presence:
             if not supervisor.guard(
                 "presence", self._send_pending, handle, frames, n_frames, n_gone
             ):
-                # It missed a change: on a new connection it gets the whole list.
+                # The watcher missed a change; after a reconnect it gets the whole list.
                 self._plane.close_session(handle)
 
     def _send_pending(self, handle: int, frames: bytes, n_frames: int, n_gone: int) -> None:

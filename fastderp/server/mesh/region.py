@@ -1,4 +1,4 @@
-"""A relay's place in its region: watchers, links and packet forwarders. PROTOCOL §6.2, §7.
+"""The mesh side of a relay: watchers, links and packet forwarders. PROTOCOL §6.2, §7.
 
 Connects presence, mesh links and packet forwarders to the data plane. Loop thread only.
 """
@@ -34,7 +34,7 @@ class Region:
         join: JoinSocket,
         tls: ClientContext | None,
     ) -> None:
-        """Begin alone. `keys` as in `set_keys`; `join` and `tls` as in `Mesh`."""
+        """Begin without links. `keys` as in `set_keys`; `join` and `tls` as in `Mesh`."""
         self.keys: list[MeshKey] = []
         self.set_keys(keys)
         self.presence: Presence = Presence(plane)
@@ -52,15 +52,15 @@ class Region:
         return self.keys[0] if self.keys else MeshKey()
 
     def set_keys(self, keys: Iterable[MeshKey]) -> None:
-        """Accept mesh peers that show any of these keys, and show the first; skip zero keys."""
+        """Accept mesh peers that send any of these keys, and send the first; skip zero keys."""
         self.keys = [key for key in keys if key]
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
-        """Whether a client has shown a mesh key. Compared in constant time."""
+        """Whether a client has sent a mesh key; the comparison takes constant time."""
         equal = [info.mesh_key == key for key in self.keys]
         return any(equal)
 
-    # What happens to sessions
+    # Events of sessions
 
     def arrived(self, handle: int, arrival: Arrival) -> None:
         """Note a client that has logged in."""
@@ -93,12 +93,12 @@ class Region:
 
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
-        what = f"{n_closed} connections" if n_closed else "it is not here"
+        what = f"{n_closed} connections" if n_closed else "it is not connected"
         self._throttle.log(
             "close_peer", "mesh: %s wants %s closed: %s", peer.short, target.short, what
         )
 
-    # Looking in
+    # Metrics and close
 
     def metrics(self) -> dict[str, Value]:
         """Return the metrics of watchers and links."""
@@ -113,7 +113,7 @@ class Region:
 
     @property
     def announced(self) -> set[bytes]:
-        """The keys that are reached through other relays."""
+        """The keys that are reachable through other relays."""
         return self.mesh.keys | self.forwarders.keys
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """Fetches the region's secret from a setec server, and keeps a copy on disk. PROTOCOL §12.
 
-Loop thread only. Import this module only when there is such a server, as `service`.
+Loop thread only. Import this module only for a configured server: it loads aiohttp.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PAUSE_S = 2.0
 
 ANSWER_LIMIT_BYTES = 64 * 1024
 
-# The header that tells a server that the request is not a browser's.
+# setec refuses requests without this header, because browsers cannot send it across sites.
 _NO_BROWSERS = {"Sec-X-Tailscale-No-Browsers": "setec", "Content-Type": "application/json"}
 
 
 class SecretsServer:
     """Fetches one secret from a setec server.
 
-    The copy has the form of derper's, so that each program can use the other's: a JSON object of
-    secrets by name.
+    The copy has derper's format, a JSON object of secrets by name, so that each program can use the
+    other's.
     """
 
     def __init__(self, url: str, name: str, cache: Path) -> None:
@@ -59,7 +59,7 @@ class SecretsServer:
         await self._service.close()
 
     async def fetch(self, read: Callable[[str], T]) -> T:
-        """Return what `read` makes of the secret, or of its copy when the server gives none.
+        """Return the result of `read` for the secret, or for its copy when the server fails.
 
         `read` raises ValueError for a text that cannot be used; only usable texts are kept. Raises
         ConfigError when the server refuses, or when its text cannot be used and there is no copy;
@@ -92,9 +92,9 @@ class SecretsServer:
         status, body = await self._service.exchange("POST", self._get, question)
         if status in (400, 403, 404):
             reason = {
-                400: "does not understand the question",
-                403: "does not let this machine have",
-                404: "does not know",
+                400: "does not understand the request for",
+                403: "denies this machine the secret",
+                404: "does not have the secret",
             }[status]
             raise ConfigError(f"secrets server {self.host} {reason} {self._name}")
         answer = members(status, body)
@@ -148,4 +148,4 @@ def _text(value: object) -> str:
             return base64.b64decode(value, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         pass
-    raise ValueError("it is no text")
+    raise ValueError("the value is not text")

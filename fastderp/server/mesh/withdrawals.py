@@ -1,8 +1,8 @@
 """Withdraws the forwarders of ended links, a few per iteration of the loop. PROTOCOL §7.5.
 
-A link may have announced 250,000 keys; taking them back at once would hold up logins for half a
-second. Until a key's turn has come, packets for it are dropped as those of any ended session.
-Loop thread only.
+A link may have announced 250,000 keys; withdrawing them at once would delay logins by half a
+second. Packets for a key that is not withdrawn yet are dropped, as for any ended session. Loop
+thread only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sends short queries to HTTP services, in bounded time and memory.
 
-Loop thread only. Import this module only when there is a service to ask: aiohttp adds 105 ms and
-14 MiB to a start. (httpx costs a quarter of that, but eight times the CPU per question.)
+Loop thread only. Import this module only for a configured service: aiohttp adds 105 ms and 14 MiB
+to a start. (httpx adds a quarter of that, but needs eight times the CPU time per query.)
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastderp.util.json_members import folded
 from fastderp.util.reasons import errno_text
 from fastderp.util.shortage import lookups_are_short, shortage_of
 
-# Limits for one question (connecting, sending and reading) and for its turn before; 5 s together.
+# Limits for one query (connect, send and read) and for the wait before it; 5 s together.
 BUDGET_S = 4.0
 TURN_S = 1.0
 QUESTIONS_AT_ONCE = 64
-# A connection is kept for the next login of a storm, and closed long before any server would: when
-# both sides close at once, a question may be lost.
+# A connection is kept for the next login of a storm, and closed before a server would close it: a
+# simultaneous close may lose a query.
 KEEP_CONNECTION_S = 2.0
 
 
@@ -38,13 +38,13 @@ class NoAnswer(Exception):
 
 
 class HttpService:
-    """An HTTP server that answers short questions.
+    """An HTTP server that answers short queries.
 
     Args:
         limit_bytes: maximum size of an answer.
         connector: opens connections to the server; called on first use.
-        headers: sent with every question.
-        proxy: URL of the proxy to ask through; None for a direct connection.
+        headers: sent with every query.
+        proxy: URL of the proxy; None for a direct connection.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HttpService:
     ) -> None:
         self._limit_bytes = limit_bytes
         self._connector = connector
-        # An encoded answer would have to be inflated before it could be limited.
+        # The limit applies to bytes on the wire, so the answer must not be compressed.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "fastderp", **(headers or {})}
         self._proxy = proxy
         self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
@@ -67,7 +67,7 @@ class HttpService:
     def at_url(
         cls, url: URL, limit_bytes: int, headers: Mapping[str, str] | None = None
     ) -> HttpService:
-        """Ask over TCP, with TLS for https, through the proxy that the environment names.
+        """Query over TCP, with TLS for https, through the proxy that the environment names.
 
         Raises ValueError for an unusable proxy.
         """
@@ -86,7 +86,7 @@ class HttpService:
     def at_socket(
         cls, path: str, limit_bytes: int, headers: Mapping[str, str] | None = None
     ) -> HttpService:
-        """Ask over a unix socket."""
+        """Query over a unix socket."""
         return cls(
             limit_bytes,
             lambda: aiohttp.UnixConnector(
@@ -103,13 +103,13 @@ class HttpService:
     async def exchange(
         self, method: str, url: URL, content: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Ask; return the status and the body, up to its limit. Raises NoAnswer."""
+        """Send a query; return the status and the body, up to its limit. Raises NoAnswer."""
         try:
             async with asyncio.timeout(TURN_S):
                 await self._questions.acquire()
         except TimeoutError:
             raise NoAnswer(
-                "busy", f"{QUESTIONS_AT_ONCE} questions wait for an answer already"
+                "busy", f"{QUESTIONS_AT_ONCE} queries already wait for an answer"
             ) from None
         try:
             async with asyncio.timeout(BUDGET_S):
@@ -121,7 +121,7 @@ class HttpService:
         except aiohttp.ClientError:
             raise NoAnswer("malformed", "the answer is not HTTP") from None
         except (OSError, RuntimeError, MemoryError) as error:
-            # The name lookup got no thread, or the connection no memory.
+            # no thread for the name lookup, or no memory for the connection
             if shortage := shortage_of(error):
                 raise _not_asked(shortage) from None
             raise
@@ -190,16 +190,16 @@ def _proxy(url: URL) -> str | None:
 
 
 def _no_connection(error: aiohttp.ClientConnectionError) -> NoAnswer:
-    """Return why no connection was made, and whether a local shortage caused it."""
+    """Return the reason for a failed connection, and whether a local shortage caused it."""
     shortage = shortage_of(error)
-    # A name lookup without descriptors fails like one of an unknown name.
+    # A name lookup without descriptors fails with the error of an unknown name.
     if not shortage and isinstance(error, aiohttp.ClientConnectorError) and lookups_are_short():
         shortage = "Too many open files"
     return _not_asked(shortage) if shortage else NoAnswer("unreachable", _reason(error))
 
 
 def _not_asked(shortage: str) -> NoAnswer:
-    return NoAnswer("shortage", f"it was not asked, this relay is short of resources: {shortage}")
+    return NoAnswer("shortage", f"no query sent, this relay lacks resources: {shortage}")
 
 
 def _reason(error: aiohttp.ClientConnectionError) -> str:
@@ -240,7 +240,7 @@ def members(status: int, body: bytes, *, more_may_follow: bool = False) -> dict[
     except (ValueError, RecursionError):
         raise NoAnswer("malformed", "the answer is not JSON") from None
     if end < len(text) and not more_may_follow:
-        raise NoAnswer("malformed", "there is more than JSON in the answer")
+        raise NoAnswer("malformed", "the answer has bytes after the JSON")
     if not isinstance(document, dict):
         raise NoAnswer("malformed", "the answer is not a JSON object")
     return folded(document)

@@ -1,7 +1,7 @@
 """Binds the sockets of an address, TCP and UDP by the same rules: those of Go's net package.
 
 PROTOCOL §9.1, §11. Every wildcard ("", 0.0.0.0, ::) stands for both families, with one socket
-each. A family that the machine lacks is skipped.
+each. A family without support on the machine is skipped.
 """
 
 from __future__ import annotations

@@ -33,14 +33,13 @@ class Pump:
         other: socket.socket,
         drain_s: float,
     ) -> None:
-        """Take over both sides; `start` reads them."""
+        """Take over both sides; `start` begins to read them."""
         self._loop = asyncio.get_running_loop()
         self._channel = channel
         self._client = client
         self._other = Stream(poller, other, self._from_other, self._other_ended, self._drained)
         self._drain_s = drain_s
-        # The close at the end of the client's time, once an end is near; and whether the end was
-        # announced.
+        # The timer that closes both sides after an end; and whether the end was announced.
         self._deadline: asyncio.TimerHandle | None = None
         self._is_ending = False
         client.on_bytes = self._from_client

@@ -1,8 +1,8 @@
 """Non-blocking stream sockets on the event loop, for connections outside the data plane.
 
-It replaces asyncio transports because of the hand-over to the data plane: the bytes written and
-read are known at every moment, and `detach` returns the descriptor. Works the same on uvloop and
-asyncio. Loop thread only.
+It replaces asyncio transports because of the hand-over to the data plane: no byte is read ahead or
+buffered unseen, and `detach` returns the descriptor. Works the same on uvloop and asyncio. Loop
+thread only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Poller:
         self._loop = loop
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
-        # Ready at the last poll, their streams not yet notified.
+        # ready at the last poll, streams not yet notified
         self._ready: deque[tuple[int, int]] = deque()
         self.is_busy: bool = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
@@ -70,7 +70,7 @@ class Poller:
         """Notify the stream of these events from now on; 0 stops that."""
         known = descriptor in self._streams
         if not events:
-            # epoll would report errors of a socket even without events, again and again.
+            # epoll reports errors of a socket even without requested events, repeatedly.
             if known:
                 del self._streams[descriptor]
                 self._epoll.unregister(descriptor)
@@ -97,7 +97,7 @@ class Poller:
             # finds nothing to read.
             stream = self._streams.get(descriptor)
             if stream is not None:
-                # Connections guard themselves; this guard is for bridges and tunnels.
+                # Connections have their own guard; this one is for bridges and tunnels.
                 if not supervisor.guard("stream", stream.ready, events):
                     supervisor.guard("stream", stream.on_end, OSError(errno.EIO, "internal error"))
                 if time.monotonic() > deadline_s:
@@ -139,7 +139,7 @@ class Stream:
         self.on_bytes: Callable[[bytes], None] = on_bytes
         self.on_end: Callable[[OSError | None], None] = on_end
         self.on_drained: Callable[[], None] = on_drained
-        # Maximum of bytes per turn; a connection may lower it to shorten its turns.
+        # Maximum of bytes per read; a connection may lower it to shorten its share of an iteration.
         self.read_bytes: int = READ_BYTES
 
     @property
@@ -190,7 +190,7 @@ class Stream:
     def limit_kernel(self, unsent_bytes: int, near_receive_bytes: int, near_us: int) -> None:
         """Bound the kernel's queues: unsent output, and unread input of peers within near_us.
 
-        A peer further away needs the receive buffer that the kernel chooses. Does nothing unless
+        A more distant peer needs the receive buffer that the kernel chooses. Does nothing unless
         the socket is TCP.
         """
         with contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ class Stream:
     def send(self, data: bytes) -> bool:
         """Send; return whether the socket took everything, otherwise `on_drained` follows.
 
-        An error shows when reading.
+        The next read reports an error.
         """
         if not data or self.closed:
             return self.flushed
@@ -228,7 +228,9 @@ class Stream:
             self._sock.shutdown(socket.SHUT_WR)
 
     def detach(self) -> int:
-        """Return and forget the descriptor; call when flushed. Unread input stays in the kernel."""
+        """Give up the descriptor and return it; call when flushed. Unread input stays in the
+        kernel.
+        """
         self._watch(0)
         self._forget()
         return self._sock.detach()

@@ -17,7 +17,7 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Ends before the login that every public server sees; they are logged at level DEBUG only.
+# Ends before the login that are normal on a public server; they are logged at level DEBUG only.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
 # Lines per window about dropped packets to a watched key, for each key, reason and kind.
@@ -91,7 +91,7 @@ class ConnectionLog:
         self._n_shortages += 1
         self._throttle.log(
             "shortage",
-            "cannot accept connections for the moment: %s",
+            "accepting connections pauses: %s",
             errno_text(error),
         )
 
@@ -99,11 +99,11 @@ class ConnectionLog:
         """Log a connection that exceeded the accept limit; its listener counts it."""
         self._throttle.log(
             "too fast",
-            "%s: closed: connections come faster than they are accepted",
+            "%s: closed: over the accept limit",
             format_address(remote),
         )
 
-    # After it
+    # After the login
 
     def note_prober(self, handle: int, key: NodePublic, remote: tuple[str, int]) -> None:
         """Log the login of a prober if `prober_logs` is set; its end is logged later."""
@@ -147,7 +147,7 @@ class ConnectionLog:
         )
 
     def sum_up(self) -> None:
-        """Log how many ends of sessions had no separate line in past windows."""
+        """Log the number of ended sessions without a separate line in past windows."""
         self._tell_held(WINDOW_S)
 
     def close(self) -> None:

@@ -15,9 +15,9 @@ LOOKS = 5
 
 
 def inconsistencies(plane: Plane, announced: Callable[[], set[bytes]]) -> list[str]:
-    """Return the contradictions, in words; `announced` returns the keys reached through others."""
+    """Return a text for each contradiction; `announced` returns the keys of mesh links."""
     problems: list[str] = []
-    # The workers run meanwhile: a mismatch caused by a login or a departure is gone at the next
+    # The workers run meanwhile: a mismatch caused by a login or a close disappears in the next
     # comparison.
     for _ in range(LOOKS):
         problems = _look(plane, announced())

@@ -19,7 +19,7 @@ from fastderp.server.observe.metrics import Value
 
 # About 10,000 lines.
 LIMIT_BYTES = 1 << 20
-# Seconds that an orderly end waits for the reader.
+# Seconds that `close` waits for the reader.
 CLOSE_S = 1.0
 _WRITE_BYTES = 1 << 16
 _FORMAT = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
@@ -67,7 +67,7 @@ class LogQueue(logging.Handler):
     def close(self) -> None:
         """Write the queued lines for up to a second, and end the thread. Safe to repeat.
 
-        A thread that the reader blocks is abandoned until the process ends.
+        A thread that a stalled reader blocks is left running until the process ends.
         """
         with self._changed:
             self._closing = True

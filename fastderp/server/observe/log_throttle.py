@@ -1,4 +1,4 @@
-"""Bounds the lines and characters that strangers can write to the log.
+"""Limits the lines and characters that remote peers can cause in the log.
 
 Loop thread only.
 """
@@ -35,7 +35,7 @@ def _keep_to_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-# A logger's filter does not see its children's records, so each of our loggers gets the filter.
+# A logger's filter does not apply to its children, so each of our loggers gets the filter.
 for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocket"):
     logging.getLogger(_name).addFilter(_keep_to_one_line)
 
@@ -69,7 +69,7 @@ class LogThrottle:
         self._lines = lines
         self._window_s = window_s
         self._clock = clock
-        # Few kinds exist: no peer chooses them.
+        # Few kinds exist, because peers do not choose them.
         self._windows: dict[Hashable, _Window] = {}
 
     def log(self, kind: Hashable, message: str, *args: object) -> None:

@@ -22,10 +22,10 @@ class Maintenance:
     """Works every INTERVAL_S seconds from `start` until `stop`.
 
     Args:
-        plane: whose memory is given back.
+        plane: the data plane to trim.
         round_trips: samples `derp_tcp_rtt` (PROTOCOL §14); None for no samples.
         connection_log: logs the number of lines that it has held back.
-        freed_bytes: counts the memory that connections have given back before their login.
+        freed_bytes: returns the total of memory freed by connections before their login.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Maintenance:
             await self._trim_memory()
 
     async def _trim_memory(self) -> None:
-        """Return to the system what a storm of logins or a burst left in the heap."""
+        """Return free heap memory to the system, after a storm of logins or a burst."""
         moved = (self._plane.n_moved(), self._freed_bytes())
         if moved == self._moved:
             return  # an idle relay has freed no memory to return

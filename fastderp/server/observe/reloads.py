@@ -1,4 +1,4 @@
-"""Runs the reloads of SIGHUP, each one again until descriptors and memory suffice.
+"""Runs the reloads of SIGHUP, and repeats each until descriptors and memory suffice.
 
 Loop thread only. RELIABILITY F33, F36.
 """
@@ -19,7 +19,7 @@ RETRY_S = 1.0
 
 
 class Reloads:
-    """The parts of a relay that can be read again."""
+    """The reloadable parts of a relay."""
 
     def __init__(self) -> None:
         self._reloads: list[Callable[[], None]] = []

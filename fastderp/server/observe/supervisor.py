@@ -1,7 +1,7 @@
 """Restarts background work: logs and counts each unexpected exception, and continues.
 
 Long-lived tasks run under `start`, callbacks of the event loop under `guard` or `guarded`. One per
-process, as its log is. Loop thread only, except `note`. RELIABILITY F36.
+process, because the log is per process. Loop thread only, except `note`. RELIABILITY F36.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 P = ParamSpec("P")
 
-# The delay before a restart doubles from the first to the last value, ± a fifth.
+# The delay before a restart doubles from the first to the last value, ± 20 %.
 FIRST_RESTART_S = 0.5
 LAST_RESTART_S = 30.0
 JITTER = 0.2
@@ -43,7 +43,7 @@ class Supervisor:
         Args:
             task: the kind of task, for the log and the label of the counter; of a bounded set.
             work: makes a new coroutine for every start.
-            name: tells tasks of one kind apart in the log; "" for `task`.
+            name: distinguishes tasks of one kind in the log; "" for `task`.
         """
         self._errors.setdefault(task, 0)
         name = name or task
@@ -62,7 +62,7 @@ class Supervisor:
                 current = asyncio.current_task()
                 if current is None or current.cancelling():
                     raise
-                # The work awaited something that was cancelled; the task was not.
+                # An object that the work awaited was cancelled; the task was not.
                 failure: BaseException = error
             except Exception as error:
                 failure = error

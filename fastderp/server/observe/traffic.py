@@ -31,7 +31,7 @@ class BytesSentRecv:
             data of packets.
         recv: bytes from the client, likewise.
         key: the client's.
-        unique_senders: how many keys that are in the region have sent it packets.
+        unique_senders: number of keys in the region that have sent it packets.
     """
 
     sent: int
@@ -108,7 +108,7 @@ class RoundTrips:
         self.counts: Counter[str] = Counter()
 
     def sample(self) -> None:
-        """Count each TCP connection by its time, every other connection once in its life."""
+        """Count each TCP connection by its round-trip time, every other connection only once."""
         bounds_us = [bound_ms * 1000 for bound_ms in _RTT_BOUNDS_MS]
         by_class, n_not_tcp, n_failed = self._plane.round_trips(bounds_us)
         for found_us in self._bridged_us():

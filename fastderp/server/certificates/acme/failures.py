@@ -22,8 +22,8 @@ RETRY_MAX_S = 1800.0
 class Failures:
     """Counts the failures of each name: the next order comes after 1 min, doubling up to 30 min.
 
-    Times are dates, since other clocks end with the process. A wait beyond the longest one shows
-    that the clock has been changed, and is over.
+    Times are wall-clock times, because monotonic clocks end with the process. A wait above the
+    maximum means that the clock was changed; it counts as over.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -66,6 +66,6 @@ class Failures:
         return forgiven
 
     def _save(self) -> None:
-        # Without the file, after a full disk, a restart only asks the CA sooner.
+        # Without the file (disk full) the relay only orders earlier after a restart.
         with contextlib.suppress(OSError):
             files.write_atomic(self._path, json.dumps(self._of).encode())

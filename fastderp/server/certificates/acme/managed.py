@@ -14,7 +14,7 @@ from fastderp.tls.errors import TlsError
 
 @dataclass(eq=False, slots=True)
 class ManagedCertificate:
-    """A name or an address, its certificate if there is one, and the handshakes waiting for it."""
+    """A name or an address, its certificate if it has one, and the handshakes that wait for it."""
 
     name: str
     is_ip: bool
@@ -32,7 +32,9 @@ class ManagedCertificate:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until renewal, at a third of the life left; 0 if there is no certificate."""
+        """Seconds until renewal, which is due with a third of the validity left; 0 without a
+        certificate.
+        """
         if self.certificate is None:
             return 0.0
         life = self.certificate.not_after - self.certificate.not_before

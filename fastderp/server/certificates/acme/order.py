@@ -1,7 +1,7 @@
 """Gets one certificate from a CA, from directory to chain (RFC 8555), by certbot's `acme` library.
 
-Blocks for seconds: runs in a separate thread, and is imported there, since the library takes a
-quarter of a second to load.
+Blocks for seconds: runs in a separate thread, and is imported there, because loading the library
+takes 0.25 s.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Order:
 
     Args:
         settings: the CA and the account.
-        account_key: ECDSA P-256; an account is made for it when the CA has none.
+        account_key: ECDSA P-256; without an account for it at the CA, one is created.
         name: a DNS name or an IP address.
         key: the key of the certificate.
         methods: HTTP_01 and TLS_ALPN_01, the preferred one first. The next one is tried when the
             CA does not offer a method, or could not validate by it.
-        profile: asked for where the CA has it; "" for none.
-        budget_s: how long to wait for the CA.
+        profile: requested if the CA offers it; "" for none.
+        budget_s: seconds to wait for the CA.
     """
 
     settings: AcmeSettings
@@ -80,7 +80,7 @@ def obtain(order: Order, published: Challenges) -> bytes:
         raise IssuanceError(
             f"cannot reach {order.settings.directory_url}: {_cause(error)}"
         ) from None
-    except Exception as error:  # the library raises many types for answers that are not ACME
+    except Exception as error:  # the library raises many types for an answer that is not ACME
         raise IssuanceError(
             _one_line(f"the answer is not ACME: {type(error).__name__}: {error}")
         ) from error
@@ -88,14 +88,14 @@ def obtain(order: Order, published: Challenges) -> bytes:
 
 @challenges.ChallengeResponse.register
 class _TlsAlpn01Response(challenges.KeyAuthorizationChallengeResponse):
-    """The answer of tls-alpn-01, which the library no longer has."""
+    """The response of tls-alpn-01, which the library no longer has."""
 
     typ = TLS_ALPN_01
 
 
 @challenges.Challenge.register
 class _TlsAlpn01(challenges.KeyAuthorizationChallenge):
-    """The question of tls-alpn-01: RFC 8737 §3 shows the same key authorization as http-01."""
+    """The challenge tls-alpn-01; its key authorization is that of http-01 (RFC 8737 §3)."""
 
     typ = TLS_ALPN_01
     response_cls = _TlsAlpn01Response
@@ -120,7 +120,7 @@ class _Conversation:
         network = client.ClientNetwork(
             self._account_key,
             alg=jwa.ES256,
-            # requests takes a path, too.
+            # requests also accepts a path.
             verify_ssl=str(trusted) if trusted else True,  # type: ignore[arg-type]
             user_agent=USER_AGENT,
             timeout=REQUEST_TIMEOUT_S,
@@ -142,7 +142,7 @@ class _Conversation:
         raise IssuanceError("; ".join(reasons))
 
     def _log_in(self) -> None:
-        """Find the account of our key, or make one."""
+        """Find the account of our key, or create one."""
         settings, binding = self._order.settings, None
         if settings.external_account is not None:
             binding = messages.ExternalAccountBinding.from_data(
@@ -174,7 +174,7 @@ class _Conversation:
         try:
             for authorization in order.authorizations:
                 if authorization.body.status != messages.STATUS_VALID:
-                    # One by one, so that a failed answer also withdraws those shown earlier.
+                    # One by one, so that a failure also withdraws the earlier ones.
                     shown.append(self._answer(authorization, method))  # noqa: PERF401
             order = self._client.poll_authorizations(order, self._deadline)
         finally:
@@ -225,7 +225,7 @@ def _validation_words(error: errors.ValidationError) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the system's text beneath the errors of the libraries."""
+    """Return the system's error text from the errors of the libraries."""
     said = "the connection was closed"
     below: BaseException | None = error
     while below is not None:

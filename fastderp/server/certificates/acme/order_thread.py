@@ -18,7 +18,7 @@ from fastderp.server.certificates.acme.store import PrivateKey
 
 # Seconds per order, as in derper.
 ORDER_BUDGET_S = 180.0
-# The library checks its deadline between requests only.
+# The library checks its deadline only between requests.
 THREAD_GRACE_S = 30.0
 
 # Let's Encrypt issues certificates for addresses in this profile only.

@@ -40,11 +40,11 @@ log: logging.Logger = logging.getLogger("fastderp")
 # Interval between scans for renewals; a scan also runs when the next one is due.
 SCAN_S = 3600.0
 SCAN_MIN_S = 1.0
-# Pause between two orders of a name: some CAs issue certificates that are due at once.
+# Pause between two orders of a name: some CAs issue certificates that are due for renewal at once.
 ORDER_PAUSE_S = 60.0
 # A waiting handshake holds an OpenSSL object of tens of KiB.
 WAITING_LIMIT = 256
-# With Tailscale's own name for -hostname clients can invent any number of names.
+# When -hostname is Tailscale's own name, clients can request any number of names.
 NAMES_LIMIT = 32
 
 # The name of the CA's answer in errors that name a file.
@@ -78,7 +78,7 @@ class AcmeCertificates:
         self._failures = Failures(settings.cert_dir / FILE_NAME)
         self._challenges = Challenges()
         self._managed: dict[str, ManagedCertificate] = {}
-        # One order at a time for names and one for addresses, which clients cannot invent.
+        # One order at a time for names, and one for addresses, which clients cannot forge.
         self._locks = {is_ip: asyncio.Lock() for is_ip in (False, True)}
         self._threads = {is_ip: OrderThread() for is_ip in (False, True)}
         self._n_orders = {"failed": 0, "issued": 0}
@@ -86,7 +86,7 @@ class AcmeCertificates:
         if settings.hostname and settings.allows(settings.hostname):
             self._get(settings.hostname)
 
-    # Life
+    # Start and stop
 
     def start(self) -> None:
         """Start the renewals."""
@@ -100,7 +100,7 @@ class AcmeCertificates:
             managed.close()
 
     def retry(self) -> None:
-        """Order at once the due names that wait after a failure or a recent order."""
+        """Order due names at once, without the delay after a failure or a recent order."""
         failed = self._failures.forgive()
         for managed in self._managed.values():
             managed.retry_after = 0.0
@@ -127,7 +127,7 @@ class AcmeCertificates:
         if self._order(managed):
             return self._wait(managed)
         if managed.context is not None:
-            # It has expired: the client's own error message says so.
+            # It has expired: the client's error message names the cause.
             return managed.context
         wait_s = self._failures.wait_s(managed.name)
         raise TlsError(
@@ -165,7 +165,7 @@ class AcmeCertificates:
     def _wait(self, managed: ManagedCertificate) -> asyncio.Future[ServerContext]:
         if sum(len(each.waiting) for each in self._managed.values()) >= WAITING_LIMIT:
             raise TlsError(
-                "no_certificate", f"{WAITING_LIMIT} handshakes wait for a certificate already"
+                "no_certificate", f"{WAITING_LIMIT} handshakes already wait for a certificate"
             )
         return managed.wait()
 
@@ -235,11 +235,11 @@ class AcmeCertificates:
         managed.certificate = certificate
 
     def _scan(self) -> None:
-        """Order what is due, and scan again when the next one is, within SCAN_S in any case."""
+        """Order due certificates; scan again when the next one is due, after SCAN_S at most."""
         if self._scan_timer is not None:
             self._scan_timer.cancel()
         self._scan_timer = None
-        # Scheduled first, so that a failing scan does not end the scans.
+        # Schedule the next scan first, so that a failing scan does not end the scans.
         self._scan_later(SCAN_S)
         next_in_s = SCAN_S
         for managed in list(self._managed.values()):
@@ -263,7 +263,7 @@ class AcmeCertificates:
         )
 
     def _order(self, managed: ManagedCertificate) -> bool:
-        """Start an order; return False while the CA must not be asked."""
+        """Start an order; return False during a delay between orders."""
         if managed.order is None:
             loop = asyncio.get_running_loop()
             if self._failures.wait_s(managed.name) or (
@@ -286,7 +286,9 @@ class AcmeCertificates:
         except (IssuanceError, CertificateError, TlsError) as error:
             self._failed(managed, error)
         except Exception as error:
-            supervisor.note("certificate order", error, f"{managed.name} is ordered again later")
+            supervisor.note(
+                "certificate order", error, f"the order for {managed.name} is repeated later"
+            )
             self._failed(managed, error)
         else:
             supervisor.guard("certificate order", self._succeeded, managed, chain)
@@ -320,11 +322,11 @@ class AcmeCertificates:
         try:
             self._store.save(managed.name, chain, managed.key)
         except CertificateError as error:
-            log.error("%s; it is used until the relay ends", error)
+            log.error("%s; the relay uses it until it ends", error)
 
 
 def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
-    """Read the CA's answer. Raises CertificateError for a chain that clients refuse today."""
+    """Read the CA's answer. Raises CertificateError for a chain that is not valid now."""
     certificate = certificate_from_pem(
         managed.name, chain, private_pem(managed.key), crt=_CA_ANSWER, key=_CA_ANSWER
     )

@@ -12,14 +12,16 @@ from pathlib import Path
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE = "https://dv.acme-v02.api.pki.goog/directory"
 
-# derper's default for -hostname: it stands for Tailscale's own relays and their names.
+# derper's default for -hostname: it includes the names of Tailscale's own relays.
 VENDOR_HOSTNAME = "derp.tailscale.com"
 _VENDOR_NAME = re.compile(r"derp[a-z0-9-]*\.tailscale\.com")
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalAccount:
-    """The CA's account to bind ours to (RFC 8555 §7.3.4); `key` is the raw MAC key."""
+    """The external account at the CA, for account binding (RFC 8555 §7.3.4); `key` is the raw MAC
+    key.
+    """
 
     kid: str
     key: bytes
@@ -34,7 +36,7 @@ class AcmeSettings:
         cert_dir: where account keys and certificates are kept.
         hostname: the name to serve, in lower case; "" for addresses only.
         ip_certs: also serve the address that a client has connected to.
-        http: whether the CA can use the plain port (http-01).
+        http: whether the plain port is served (for http-01).
         email: contact for the CA; "" for none.
         external_account: for CAs that need one.
         ca_file: roots (PEM) for the connection to the CA; None for the system's.

@@ -1,7 +1,7 @@
 """The files of ACME in -certdir: account keys and certificates (PROTOCOL §10).
 
-Names and formats are derper's: either program can use the other's directory. Files are written
-whole or not at all, and only their owner can read them. Loop thread only.
+Names and formats are derper's: each program can use the other's directory. Files are written
+atomically, and only their owner can read them. Loop thread only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Store:
             key.curve, ec.SECP256R1
         ):
             raise CertificateError(
-                f"{path} is not an ECDSA P-256 key: delete it, and another account is made"
+                f"{path} is not an ECDSA P-256 key: delete it to create another account"
             )
         return key
 
@@ -74,7 +74,7 @@ class Store:
         """Return the stored certificate of a name or an address; None if it is absent.
 
         Unusable files are logged and count as absent, as do expired certificates. A certificate
-        that is not valid yet is returned: the machine's clock may have to be set first.
+        that is not valid yet is returned, because the machine's clock may be wrong.
         """
         crt, key = self._files(name)
         try:
@@ -111,7 +111,8 @@ class Store:
             if crt_path == key_path:
                 files.write_atomic(crt_path, private_pem(key) + chain_pem)
             else:
-                # Renewed certificates keep their key: a crash in between leaves a valid pair.
+                # Renewed certificates keep their key, so that a crash between the writes leaves a
+                # valid pair.
                 files.write_all_atomic(
                     {
                         key_path: files.Content(private_pem(key)),

@@ -32,10 +32,10 @@ def put(directory: Path, name: str = NAME, days: tuple[int, int] = (-1, 89)) -> 
         ((2, 40), r"certificate for relay\.test is not valid before .*; check the clock"),
         (
             (-80, 29),
-            r"that is in 28 days; replace .*relay\.test\.crt and relay\.test\.key and send SIG",
+            r"UTC, in 28 days; replace .*relay\.test\.crt and relay\.test\.key and send SIG",
         ),
         ((-80, 31), ""),
-        ((-5, 2), r"that is in 1 day;"),
+        ((-5, 2), r"UTC, in 1 day;"),
         ((-3, 4), ""),
         ((-300, 60), ""),
     ],
@@ -73,9 +73,7 @@ async def test_an_expired_self_signed_certificate_names_the_way_to_replace_it(
     ours = ManualCertificate(tmp_path, "10.0.0.1")
     ours.start(port=443, stun_port=3478)
     ours.close()
-    assert (
-        "10.0.0.1.key and restart to have both made anew, and put the new CertName" in caplog.text
-    )
+    assert "10.0.0.1.key and restart to create new ones, and put the new CertName" in caplog.text
 
 
 async def test_a_reload_with_another_self_signed_certificate_prints_the_new_node(

@@ -163,12 +163,16 @@ async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (response(403), ConfigError, f"does not let this machine have {NAME}"),
-        (response(404), ConfigError, f"does not know {NAME}"),
-        (response(400), ConfigError, f"does not understand the question {NAME}"),
-        (ok({"Value": "?"}), ConfigError, f"{NAME}: it is no text"),
-        (ok({"Value": base64.b64encode(b"\xff").decode()}), ConfigError, f"{NAME}: it is no text"),
-        (ok({}), ConfigError, f"{NAME}: it is no text"),
+        (response(403), ConfigError, f"denies this machine the secret {NAME}"),
+        (response(404), ConfigError, f"does not have the secret {NAME}"),
+        (response(400), ConfigError, f"does not understand the request for {NAME}"),
+        (ok({"Value": "?"}), ConfigError, f"{NAME}: the value is not text"),
+        (
+            ok({"Value": base64.b64encode(b"\xff").decode()}),
+            ConfigError,
+            f"{NAME}: the value is not text",
+        ),
+        (ok({}), ConfigError, f"{NAME}: the value is not text"),
         (response(302, b"", "Location: http://127.0.0.1/"), SecretsError, "it redirects"),
         (ok(b"["), SecretsError, "the answer is not JSON"),
         (ok([]), SecretsError, "the answer is not a JSON object"),

@@ -425,4 +425,4 @@ async def test_a_full_disk_costs_only_the_restart(
         )
         assert await chosen(ours)
         assert ready(ours)
-    assert "No space left on device; it is used until the relay ends" in caplog.text
+    assert "No space left on device; the relay uses it until it ends" in caplog.text
