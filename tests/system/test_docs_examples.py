@@ -39,10 +39,12 @@ def test_a_program_of_the_guide_prints_its_documented_output(
         *([] if runs_itself else ["-m", "pytest", "-q", "-o", "asyncio_mode=auto"]),
         str(path),
     ]
+    # The options of the pytest that runs this are not the program's.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=inherited | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
