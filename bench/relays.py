@@ -186,7 +186,7 @@ def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> 
     Raises RelayError, with the end of its log, when it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        with _running(relay, Path(directory), _free_port(), cores, tls) as started:
+        with _running(relay, Path(directory), free_port(), cores, tls) as started:
             yield started
 
 
@@ -203,7 +203,7 @@ def running_region(
         tempfile.TemporaryDirectory(prefix="bench-") as second,
     ):
         directories = [Path(first), Path(second)]
-        ports = [_free_port(), _free_port()]
+        ports = [free_port(), free_port()]
         secret = os.urandom(32).hex()
         for directory in directories:
             (directory / "mesh.key").write_text(secret)
@@ -290,7 +290,7 @@ def _start(
         raise RelayError(f"{relay.name} did not start: {command[0]}: {error}") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -147,7 +147,7 @@ class Crowd:
     A first connection verifies the relay's certificate and gets its key; the clients then recognize
     the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
     on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
-    second. With `busy_wait` the load's core never sleeps during the logins, so that the relay does
+    second, and at most `at_once` are under way. With `busy_wait` the load's core never sleeps during the logins, so that the relay does
     not pay for waking it. Raises DialError, naming the relay and the cause, when the first
     connection fails.
     """
@@ -159,6 +159,7 @@ class Crowd:
         *,
         sources: Sequence[str] = (),
         rate: float = 0.0,
+        at_once: int = LOGINS_AT_ONCE,
         busy_wait: bool = False,
     ) -> None:
         address = target.resolve()
@@ -192,7 +193,7 @@ class Crowd:
                 hello=hello,
                 hello_key=shared.raw,
                 sources=[socket_address(source, 0) for source in sources],
-                at_once=LOGINS_AT_ONCE,
+                at_once=at_once,
                 rate=rate,
                 limit_s=LOGIN_LIMIT_S,
                 busy_wait=busy_wait,
