@@ -21,7 +21,7 @@ from fastderp.dataplane.reports cimport (
     session_snapshot, session_info, tcp_info,
 )
 from fastderp.dataplane.output cimport (
-    session_fail, session_output_frame, context_free, context_init, context_trim,
+    session_fail, session_leave, session_output_frame, context_free, context_init, context_trim,
 )
 from fastderp.tls.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
@@ -43,7 +43,8 @@ from fastderp.dataplane.sys cimport (
 )
 from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport (
-    UNREAD_MAX, Worker, worker_free, worker_init, worker_trim, worker_start, worker_stop,
+    UNREAD_MAX, Worker, worker_ask, worker_free, worker_init, worker_start, worker_stop,
+    worker_trim,
 )
 
 from fastderp.dataplane import reports
@@ -371,6 +372,20 @@ cdef class Plane:
         """Close a session; its ClosedEvent follows. Return False when it is gone already."""
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
 
+    def leave(self, uint64_t handle):
+        """Close a session when its backlog is written, at the latest at its write deadline.
+
+        It gets no further frames; its own are relayed until its peer closes, for 2 seconds at most.
+        Return False when it is gone, closing or leaving already.
+        """
+        cdef bint leaves = False
+        if self.is_known(handle):
+            pthread_mutex_lock(&self.control_lock)
+            self.control.now_ns = clock_ns()
+            leaves = session_leave(&self.control, session_at(&self.core, handle), handle)
+            pthread_mutex_unlock(&self.control_lock)
+        return leaves
+
     def close_key(self, bytes key not None):
         """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer).
 
@@ -471,6 +486,11 @@ cdef class Plane:
         pthread_mutex_unlock(&self.control_lock)
         for i in range(self.n_running):
             worker_trim(self.workers[i])
+
+    def stuck_workers(self):
+        """Ask each thread to wake up; return the numbers of those that did not since the last call.
+        """
+        return [i for i in range(self.n_running) if not worker_ask(self.workers[i])]
 
     def trim_memory(self):
         """Return unused heap memory to the system."""
