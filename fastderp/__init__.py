@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fastderp.server.admission.admission import Admission, ConnectedClient
     from fastderp.server.admission.key_lists import KeyLists
+    from fastderp.server.admission.limits import AddressLimit, ClientClass, Limits
     from fastderp.server.admission.rate_limit import RateLimit
     from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
     from fastderp.server.mesh.forwarders import PacketForwarder
@@ -110,6 +111,7 @@ _NAMES_OF = {
     "fastderp.server.admission.verifiers": ("AdmissionUrl", "Tailscaled"),
     "fastderp.server.mesh.forwarders": ("PacketForwarder",),
     "fastderp.server.admission.key_lists": ("KeyLists",),
+    "fastderp.server.admission.limits": ("AddressLimit", "ClientClass", "Limits"),
     "fastderp.server.admission.rate_limit": ("RateLimit",),
     "fastderp.server.mesh.links": ("MeshPeer",),
     "fastderp.server.server": ("Server",),
@@ -120,11 +122,13 @@ _HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in name
 __all__ = [
     "MAX_PACKET_SIZE",
     "PROTOCOL_VERSION",
+    "AddressLimit",
     "Admission",
     "AdmissionUrl",
     "Backoff",
     "BytesSentRecv",
     "Client",
+    "ClientClass",
     "ClientEvent",
     "ConcurrencyError",
     "Connected",
@@ -144,6 +148,7 @@ __all__ = [
     "Health",
     "KeepAlive",
     "KeyLists",
+    "Limits",
     "LoginError",
     "MeshKey",
     "MeshPeer",

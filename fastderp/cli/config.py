@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from fastderp.cli.environment import Environment
 from fastderp.cli.flag_table import SYSTEM_KEY_FILE
 from fastderp.errors import UsageError
+from fastderp.server.admission.limits import AddressLimit
 from fastderp.server.certificates.acme.settings import (
     GOOGLE,
     LETS_ENCRYPT,
@@ -94,15 +95,17 @@ def relay_settings(
         mesh=_mesh(values, environment),
         limits=LimitSettings(
             rate_file=Path(values["rate-config"]) if values["rate-config"] else None,
+            address=AddressLimit(
+                values["connections-per-address"],
+                values["logins-per-address"],
+                values["logins-per-address-burst"],
+            ),
             workers=values["workers"],
             login_memory_bytes=values["login-memory"],
             write_timeout_s=values["tcp-write-timeout"],
             queue_packets=variables.queue_packets,
-            drain_s=values["drain-time"],
         ),
-        stun=StunSettings(
-            "" if listen.is_unix else listen.host, values["stun-port"], values["reuse-port"]
-        )
+        stun=StunSettings("" if listen.is_unix else listen.host, values["stun-port"])
         if values["stun"]
         else None,
         bootstrap_dns=BootstrapSettings(
@@ -149,7 +152,6 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
         http_port=values["http-port"] if tls and values["http-port"] != -1 else None,
         keepalive_s=values["tcp-keepalive-time"],
         user_timeout_s=values["tcp-user-timeout"],
-        reuse_port=values["reuse-port"] and not host.startswith(UNIX),
         accept_per_s=values["accept-connection-limit"],
         accept_burst=values["accept-connection-burst"],
         proxies=_proxies(values),

@@ -73,15 +73,6 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             bounds.Bounds(-1, 65535),
         ),
         Flag(
-            "reuse-port",
-            boolean,
-            "false",
-            "share the ports with another relay of this user that has this flag, too: a new one "
-            "starts before the previous one ends",
-            "",
-            LISTEN,
-        ),
-        Flag(
             "trusted-proxies",
             str,
             "",
@@ -355,16 +346,6 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             bounds.WORKERS,
         ),
         Flag(
-            "drain-time",
-            duration,
-            "10s",
-            "SIGTERM sends the clients away over this time before the relay ends; 0 closes "
-            "all at once",
-            "TIME",
-            LIMITS,
-            bounds.DRAIN,
-        ),
-        Flag(
             "tcp-write-timeout",
             duration,
             "2s",
@@ -395,9 +376,38 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "rate-config",
             str,
             "",
-            "JSON file with the rate limit per client; reloaded on SIGHUP",
+            "JSON file with the limits of clients: of all, and of classes by key, app and network; "
+            "reloaded on SIGHUP",
             "FILE",
             LIMITS,
+        ),
+        Flag(
+            "connections-per-address",
+            integer,
+            "0",
+            "connections at once from one IPv4 address or IPv6 /64, unless -rate-config has "
+            "another number; 0 for no limit",
+            "N",
+            LIMITS,
+            bounds.ADDRESS_CONNECTIONS,
+        ),
+        Flag(
+            "logins-per-address",
+            number,
+            "0",
+            "average logins per second from one IPv4 address or IPv6 /64, likewise; 0 for no limit",
+            "N",
+            LIMITS,
+            bounds.ADDRESS_LOGINS,
+        ),
+        Flag(
+            "logins-per-address-burst",
+            integer,
+            "20",
+            "logins at once from one address on top of that average",
+            "N",
+            LIMITS,
+            bounds.ADDRESS_BURST,
         ),
         Flag(
             "accept-connection-limit",

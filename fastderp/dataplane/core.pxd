@@ -27,6 +27,12 @@ cdef enum:
 
 cdef enum:
     APP_NAME_MAX = 32            # bytes (PROTOCOL §22)
+    RATE_CLASSES = 256           # the limit of all clients and those of the classes (§6.8)
+
+# What a client is told in a Health frame; the bits of session.problems.
+cdef enum Problem:
+    PROBLEM_DUPLICATE = 1        # another session has its key (§6.3)
+    PROBLEM_RATE = 2             # it is held back by its rate limit (§6.8)
 
 # FREE ──session_open──► OPEN ──session_fail, any thread──► CLOSING ──session_end, worker──► FREE
 cdef enum SessionState:
@@ -48,14 +54,7 @@ cdef enum CloseReason:
     CLOSE_CLOSE_PEER             # a mesh peer asked for it
     CLOSE_SHUTDOWN
     CLOSE_SILENT                 # a link sent nothing for two keep-alive periods
-    CLOSE_DRAIN                  # the control plane asked it to leave
     N_CLOSE_REASONS
-
-# How far session_leave has come; a leaving session gets no further frames.
-cdef enum Leaving:
-    NOT_LEAVING = 0
-    LEAVING_WRITES               # the backlog is being written
-    LEAVING_READS                # output has ended; the peer's frames are relayed until it closes
 
 # The bytes of an incomplete frame or record; allocated while it has any. Worker only.
 cdef struct Stash:
@@ -74,9 +73,9 @@ cdef struct Peer:                # facts from the login; fixed while the session
 cdef struct Bucket:              # worker only; tokens are payload bytes as of filled_ns
     double tokens
     uint64_t filled_ns
-    uint64_t version             # of core.limit at filled_ns; a new version starts a full bucket
+    uint64_t version             # of core.limits at filled_ns; a new version starts a full bucket
 
-cdef struct Session:             # six cache lines; flags are bytes to keep that size
+cdef struct Session:             # seven cache lines; flags are bytes to keep that size
     uint32_t next_free           # used by the arena while the slot is free
     uint32_t slot                # fixed
     uint64_t handle              # atomic; 0 while FREE
@@ -101,9 +100,12 @@ cdef struct Session:             # six cache lines; flags are bytes to keep that
     Bucket bucket                # receive rate limit (§6.8)
     # when reading resumes for a session over its rate; 0 = not held back
     uint64_t resume_ns
+    # when it was last held back; 0 = its client was not told, or was told that it is over
+    uint64_t held_ns
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
     uint8_t preferred            # atomic; only this worker writes it
+    uint8_t rate_class           # atomic; only the control thread writes it
     # the frame at the start of the stash has been charged and noted (§5)
     uint8_t has_begun
     # the worker has not read it yet: the stashes may hold bytes that followed the login
@@ -125,11 +127,11 @@ cdef struct Session:             # six cache lines; flags are bytes to keep that
     uint8_t state                # atomic, written under the lock
     uint8_t close_reason
     uint8_t close_detail
-    uint8_t leaving              # Leaving
     # atomic, written under the lock: nonzero while senders compete for the session
     uint8_t contended
     uint8_t wants_out            # EPOLLOUT is armed
     uint8_t is_held              # EPOLLIN is disarmed: over the rate limit
+    uint8_t problems             # bits of Problem that the client was told of
     uint8_t rtt_excused          # has no round-trip time and is not counted for that (again)
     Backlog* backlog             # NULL while empty
     # an empty backlog that remembers flooding senders while the session is contended; or NULL
@@ -137,14 +139,14 @@ cdef struct Session:             # six cache lines; flags are bytes to keep that
     uint8_t* app_name            # length, then bytes; NULL without a name
     # NULL until the first sender, and while core.counts_senders is False
     SenderSketch* senders
-    # valid while there is a backlog, and in LEAVING_READS; 0 = none
-    uint64_t write_deadline_ns
+    uint64_t write_deadline_ns   # valid while there is a backlog; 0 = none
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t dropped
     Timer timer                  # guarded by the worker's wheel
 
-# For the receive side of every client; guarded by core.limit_lock, a worker's copy by its thread.
+# For the receive side of the clients of a class; guarded by core.limit_lock, a worker's copy by its
+# thread.
 cdef struct RateLimit:
     double bytes_per_s           # 0 = none
     double burst_bytes
@@ -160,11 +162,13 @@ cdef struct Core:                # shared by all threads of a plane; fixed unles
     uint64_t keep_alive_ns
     uint64_t write_timeout_ns    # atomic; 0 = none
     uint64_t mesh_write_timeout_ns   # 0 = none
+    # after this time without being held back a client is told that it is over
+    uint64_t rate_calm_ns
     uint64_t home_settled_ns     # after the login; only later changes of home are moves (§6.6)
     # how long a packet may wait for a session, except under lane_packets; 0 = no limit
     uint64_t packet_age_ns
     pthread_mutex_t limit_lock
-    RateLimit limit              # guarded by limit_lock
+    RateLimit limits[RATE_CLASSES]   # by session.rate_class; guarded by limit_lock
     uint64_t limit_version       # atomic, written under limit_lock; 0 = a limit was never set
     int n_workers
     int* epolls                  # by worker

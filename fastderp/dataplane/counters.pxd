@@ -46,6 +46,7 @@ cdef struct Counters:
     uint64_t total_dup_client_conns
     uint64_t sclient_write_timeouts
     uint64_t rate_limit_per_client_waited
+    uint64_t clients_held_back
     uint64_t reads
     uint64_t writes
     uint64_t buffered_write_frames[17]

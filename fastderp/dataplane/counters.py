@@ -155,6 +155,12 @@ PER_THREAD = (
     ),
     Counter("sclient_write_timeouts", "connections closed by the write timeout"),
     Counter("rate_limit_per_client_waited", "pauses of a client that exceeded its rate limit"),
+    Counter(
+        "clients_held_back",
+        "clients that exceed their rate limit, until 5 s after the last pause",
+        "fastderp",
+        "gauge",
+    ),
     Counter("reads", "receive calls of the data plane that returned bytes", "fastderp"),
     Counter("writes", "send calls of the data plane", "fastderp"),
     Counter(

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters, DropReason
 from fastderp.dataplane.backlog cimport Backlog
-from fastderp.dataplane.core cimport Batch, CloseReason, Core, Session, ThreadContext
+from fastderp.dataplane.core cimport Batch, CloseReason, Core, Problem, Session, ThreadContext
 from fastderp.dataplane.sys cimport iovec
 
 cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
@@ -19,7 +19,8 @@ cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame
                                size_t n) noexcept nogil
 cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
                        uint8_t detail) noexcept nogil
-cdef bint session_leave(ThreadContext* t, Session* s, uint64_t handle) noexcept nogil
+cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem,
+                              bint is_on) noexcept nogil
 cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
                       const uint8_t* src, const uint8_t* dst) noexcept nogil
 cdef void queue_time_fold(ThreadContext* t) noexcept nogil

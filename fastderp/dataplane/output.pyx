@@ -4,7 +4,7 @@
 
 from libc.math cimport pow
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from fastderp.tls.aead cimport keyring_clear, keyring_free, keyring_init
 from fastderp.dataplane.counters cimport (
@@ -15,9 +15,9 @@ from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fair_queue cimport flows_bypass
 from fastderp.dataplane.fifo cimport Node
 from fastderp.dataplane.frame cimport (
-    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG,
+    FRAME_FORWARD_PACKET, FRAME_HEADER, FRAME_HEALTH, FRAME_KEEP_ALIVE, FRAME_PEER_GONE, FRAME_PONG,
     GONE_DISCONNECTED, GONE_NOT_HERE, KEY_SIZE, PACKET_OVERHEAD, ROLE_CLIENT, ROLE_LINK, ROLE_MESH,
-    frame_carries_disco, frame_data_size, frame_is_packet, frame_size,
+    frame_carries_disco, frame_data_size, frame_is_packet, frame_put_header, frame_size,
 )
 from fastderp.dataplane.backlog cimport (
     CONTROL_BYTES, LANE_BYTES, LANE_CONTROL, LANE_DATA, LANE_DISCO, LANE_PACKETS, LANE_WIRE,
@@ -29,15 +29,15 @@ from fastderp.tls.record cimport (
     record_status_alert,
 )
 from fastderp.dataplane.core cimport (
-    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_DRAIN, CLOSE_NO_MEMORY, CLOSE_SERVER,
-    CLOSE_TLS, CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, LEAVING_READS, LEAVING_WRITES, OUTPUT_IOVS,
-    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS,
+    CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, PROBLEM_DUPLICATE, PROBLEM_RATE,
+    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, Problem, session_at,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
-    atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
-    pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
+    MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8,
+    counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release, pthread_mutex_lock,
+    pthread_mutex_unlock, send, sendmsg, shutdown,
 )
 from fastderp.dataplane.timer_wheel cimport wheel_arm
 
@@ -52,8 +52,6 @@ cdef enum:
     REPORTS_PER_SECOND = 16      # drops that each thread reports to the control plane
 
 cdef uint64_t REPORT_WINDOW_NS = 1000000000
-# The time of a leaving session's peer, after the end of our output, to close.
-cdef uint64_t LEAVE_NS = 2000000000
 cdef double QUEUE_TIME_KEPT = 0.9    # the share of the moving average that a packet keeps (§6.6)
 
 
@@ -93,7 +91,7 @@ cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil:
     cdef uint8_t level = TLS_WARNING
     cdef uint8_t description = TLS_CLOSE_NOTIFY
     cdef size_t produced
-    if s.records is NULL or s.backlog is not NULL or s.leaving == LEAVING_READS:
+    if s.records is NULL or s.backlog is not NULL:
         return
     if s.close_reason == CLOSE_TLS:
         level = TLS_FATAL
@@ -460,6 +458,16 @@ cdef inline void contention_note(ThreadContext* t, Session* s) noexcept nogil:
 
 # ---- output, by any thread
 
+cdef void output_locked(ThreadContext* t, Session* s, Batch* batch) noexcept nogil:
+    if s.backlog is not NULL:
+        frames_queue(t, s, batch, 0)
+    elif s.records is NULL:
+        output_plain(t, s, batch)
+    else:
+        output_sealed(t, s, batch)
+    contention_note(t, s)
+
+
 cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
                          Batch* batch) noexcept nogil:
     """Send whole frames to a session: to its socket, or to the end of its backlog. Never block.
@@ -472,19 +480,23 @@ cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
     if atomic_load_u64(&s.handle) != handle:
         # The slot has another session or none: only its handle may be read.
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)
-    elif s.state != SESSION_OPEN or s.leaving:
+    elif s.state != SESSION_OPEN:
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, s.peer.key)
     else:
-        if s.backlog is not NULL:
-            frames_queue(t, s, batch, 0)
-        elif s.records is NULL:
-            output_plain(t, s, batch)
-        else:
-            output_sealed(t, s, batch)
-        contention_note(t, s)
+        output_locked(t, s, batch)
         is_open = s.state == SESSION_OPEN
     pthread_mutex_unlock(&s.output_lock)
     return is_open
+
+
+cdef void batch_of_frame(Batch* batch, iovec* iov, uint8_t* frame, size_t n) noexcept nogil:
+    iov.iov_base = frame
+    iov.iov_len = n
+    batch.iov = iov
+    batch.n_iov = 1
+    batch.n_bytes = n
+    batch.n_packets = 0
+    batch.n_data = 0
 
 
 cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame,
@@ -495,14 +507,11 @@ cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame
     cdef iovec iov
     if atomic_load_u64(&s.handle) != handle:
         return False
-    iov.iov_base = frame
-    iov.iov_len = n
-    batch.iov = &iov
-    batch.n_iov = 1
-    batch.n_bytes = n
-    batch.n_packets = 0
-    batch.n_data = 0
+    batch_of_frame(&batch, &iov, frame, n)
     return session_output(t, s, handle, &batch)
+
+
+include "health.pxi"
 
 
 cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
@@ -515,37 +524,6 @@ cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReaso
         fail_locked(t, s, reason, detail)
     pthread_mutex_unlock(&s.output_lock)
     return was_open
-
-
-cdef void leave_written_locked(ThreadContext* t, Session* s) noexcept nogil:
-    """End the output of a leaving session without a backlog.
-
-    Reading goes on until the peer closes, for LEAVE_NS at most: closing with unread input would
-    reset the connection and discard what the kernel has not delivered yet.
-    """
-    s.close_reason = CLOSE_DRAIN
-    close_notify_locked(t, s)
-    s.leaving = LEAVING_READS
-    shutdown(s.fd, SHUT_WR)
-    s.write_deadline_ns = t.now_ns + LEAVE_NS
-    wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
-
-
-cdef bint session_leave(ThreadContext* t, Session* s, uint64_t handle) noexcept nogil:
-    """Have a session closed once its backlog is written, or at its write deadline.
-
-    False when it is gone, closing or leaving already.
-    """
-    cdef bint leaves
-    pthread_mutex_lock(&s.output_lock)
-    leaves = (atomic_load_u64(&s.handle) == handle and s.state == SESSION_OPEN
-              and not s.leaving)
-    if leaves:
-        s.leaving = LEAVING_WRITES
-        if s.backlog is NULL:
-            leave_written_locked(t, s)
-    pthread_mutex_unlock(&s.output_lock)
-    return leaves
 
 
 cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil:

@@ -21,7 +21,8 @@ from fastderp.dataplane.reports cimport (
     session_snapshot, session_info, tcp_info,
 )
 from fastderp.dataplane.output cimport (
-    session_fail, session_leave, session_output_frame, context_free, context_init, context_trim,
+    session_fail, session_output_frame, session_set_problem, context_free, context_init,
+    context_trim,
 )
 from fastderp.tls.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
@@ -29,22 +30,23 @@ from fastderp.dataplane.routes cimport (
     routes_init, routes_members, routes_remove_forwarder,
 )
 from fastderp.dataplane.core cimport (
-    APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, SEAL_CHUNK, SESSION_OPEN,
-    CloseReason, Core, Peer, Session, ThreadContext, session_at,
+    APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, PROBLEM_DUPLICATE, RATE_CLASSES,
+    SEAL_CHUNK, SESSION_OPEN, CloseReason, Core, Peer, RateLimit, Session, ThreadContext,
+    session_at,
 )
 from fastderp.dataplane.session cimport (
     session_discard, session_end, session_is_alive, session_open, session_publish,
     sessions_touched, stash_put,
 )
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_peek_u64,
-    atomic_store_u64, clock_ns, getsockopt, heap_trim, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, setsockopt, tcp_counts,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64,
+    atomic_peek_u64, atomic_store_u64, atomic_store_u8, clock_ns, getsockopt, heap_trim,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport (
-    UNREAD_MAX, Worker, worker_ask, worker_free, worker_init, worker_start, worker_stop,
-    worker_trim,
+    UNREAD_MAX, Worker, worker_free, worker_init, worker_trim, worker_start, worker_stop,
 )
 
 from fastderp.dataplane import reports
@@ -70,6 +72,7 @@ DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # the limit of promote() for bytes that followed the login
 
 include "plane_checks.pxi"
+include "plane_limits.pxi"
 include "plane_surveys.pxi"
 
 
@@ -90,6 +93,8 @@ cdef class Plane:
         move (§6.6).
     keep_alive_s: seconds between two keep-alive frames to one client; the plane adds up to a
         twelfth.
+    rate_calm_s: seconds without being held back by the rate limit after which a client is told that
+        it is over (§6.8).
     disable_fighters: send nothing to sessions that fight over a key, instead of sending to the
         session that spoke last (§6.3).
     backlog_cap_bytes: limit for all backlogs together. Each session may exceed it by the rest of a
@@ -122,7 +127,8 @@ cdef class Plane:
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
                   double mesh_write_timeout_s=30.0, double home_settled_s=5.0,
-                  double keep_alive_s=60.0, bint disable_fighters=False,
+                  double keep_alive_s=60.0, double rate_calm_s=5.0,
+                  bint disable_fighters=False,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
                   uint64_t gone_watchers_cap_bytes=GONE_WATCHERS_CAP_BYTES,
                   double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0,
@@ -134,6 +140,7 @@ cdef class Plane:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
         for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s),
                               ("home_settled_s", home_settled_s),
+                              ("rate_calm_s", rate_calm_s),
                               ("backlog_age_s", backlog_age_s)):
             if not seconds >= 0:
                 raise ValueError(f"{name} must not be negative, but is {seconds}")
@@ -146,6 +153,7 @@ cdef class Plane:
         pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.budget.cap_bytes = backlog_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
+        self.core.rate_calm_ns = <uint64_t>(rate_calm_s * 1e9)
         self.write_timeout_s = write_timeout_s
         self.core.mesh_write_timeout_ns = <uint64_t>(mesh_write_timeout_s * 1e9)
         self.core.home_settled_ns = <uint64_t>(home_settled_s * 1e9)
@@ -271,7 +279,8 @@ cdef class Plane:
     def promote(self, int fd, bytes key not None, *, bytes first=b"", bytes unread=b"",
                 bytes opened=b"", RecordLayer records=None, bint mesh=False, bint link=False,
                 bint prober=False, bint not_ideal=False, bytes addr=bytes(16), int port=0,
-                bytes app_name=b"", bint own_rtt=False, bint behind_proxy=False):
+                bytes app_name=b"", uint8_t rate_class=0, bint own_rtt=False,
+                bint behind_proxy=False):
         """Take a logged-in connection over and return its handle.
 
         fd: a connected stream socket; the plane owns it from now on, also after an error.
@@ -287,6 +296,7 @@ cdef class Plane:
         addr, port: the peer's address as in PeerPresent: IPv6 or IPv4-in-IPv6, 16 bytes.
         app_name: the name of the client's program, up to 32 bytes, for SessionInfo and ClosedEvent
             (§22).
+        rate_class: which limit of set_rate_limits applies.
         own_rtt: the caller measures the session's round-trip time; round_trips omits the session.
         behind_proxy: send keep-alives after five sixths of the period, because proxies close
             connections that are silent for 60 s.
@@ -321,7 +331,7 @@ cdef class Plane:
             self.control.now_ns = clock_ns()
             s = session_open(
                 &self.control, self.worker_pick(), fd, &peer, app_name, <uint8_t>len(app_name),
-                own_rtt, behind_proxy, &keys if records is not None else NULL,
+                rate_class, own_rtt, behind_proxy, &keys if records is not None else NULL,
             )
             if s is not NULL:
                 handle = s.handle
@@ -371,20 +381,6 @@ cdef class Plane:
     def close_session(self, uint64_t handle):
         """Close a session; its ClosedEvent follows. Return False when it is gone already."""
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
-
-    def leave(self, uint64_t handle):
-        """Close a session when its backlog is written, at the latest at its write deadline.
-
-        It gets no further frames; its own are relayed until its peer closes, for 2 seconds at most.
-        Return False when it is gone, closing or leaving already.
-        """
-        cdef bint leaves = False
-        if self.is_known(handle):
-            pthread_mutex_lock(&self.control_lock)
-            self.control.now_ns = clock_ns()
-            leaves = session_leave(&self.control, session_at(&self.core, handle), handle)
-            pthread_mutex_unlock(&self.control_lock)
-        return leaves
 
     def close_key(self, bytes key not None):
         """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer).
@@ -453,27 +449,38 @@ cdef class Plane:
             self.next_notifier = (self.next_notifier + 1) % self.core.n_workers
 
     def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
-        """Limit the rate of each client by reading it more slowly (PROTOCOL §6.8); 0 = no limit.
+        """Limit the rate of each client, whatever its class, as set_rate_limits does."""
+        self.set_rate_limits([(bytes_per_s, burst_bytes)] * RATE_CLASSES)
 
-        The limit applies at once to every client, each with a full bucket of burst_bytes (raised to
-        65568). Mesh peers are exempt.
+    def set_rate_limits(self, limits not None):
+        """Limit the rate of each client by reading it more slowly (PROTOCOL §6.8).
+
+        limits: by class, up to 256 pairs of bytes per second, 0 = no limit, and the burst in bytes,
+            raised to 65568. A class without a pair has no limit.
+
+        The limits apply at once to every client, each with a full bucket. Mesh peers are exempt.
+        Raises ValueError for more than 256 pairs.
         """
-        cdef uint32_t slot
-        cdef Session* s
-        pthread_mutex_lock(&self.core.limit_lock)
-        self.core.limit.bytes_per_s = <double>bytes_per_s
-        self.core.limit.burst_bytes = 0
-        if bytes_per_s:
-            burst_bytes = max(burst_bytes, <uint64_t>(KEY_SIZE + PACKET_MAX))
-            self.core.limit.burst_bytes = <double>burst_bytes
-        atomic_store_u64(&self.core.limit_version, self.core.limit_version + 1)
-        pthread_mutex_unlock(&self.core.limit_lock)
-        for slot in range(sessions_touched(&self.core)):
-            s = <Session*>arena_at(&self.core.sessions, slot)
-            pthread_mutex_lock(&s.output_lock)
-            if s.state == SESSION_OPEN and s.is_held:
-                wheel_arm(&self.core.wheels[s.worker], &s.timer, clock_ns())
-            pthread_mutex_unlock(&s.output_lock)
+        rate_limits_set(&self.core, limits)
+        rate_limits_recheck(&self.core)
+
+    def set_rate_class(self, uint64_t handle, uint8_t rate_class):
+        """Choose the limit of a client; call set_rate_limits after that."""
+        if self.is_known(handle):
+            session_set_rate_class(session_at(&self.core, handle), handle, rate_class)
+
+    def set_duplicate(self, uint64_t handle, bint is_duplicate):
+        """Tell a client in a Health frame that another connection has its key, or no longer (§6.3).
+
+        Return False when that is not new to it or the session is gone.
+        """
+        cdef bint told
+        pthread_mutex_lock(&self.control_lock)
+        self.control.now_ns = clock_ns()
+        told = self.is_known(handle) and session_set_problem(
+            &self.control, handle, PROBLEM_DUPLICATE, is_duplicate)
+        pthread_mutex_unlock(&self.control_lock)
+        return told
 
     def trim(self):
         """Have every thread release its scratch memory and expanded keys soon.
@@ -486,11 +493,6 @@ cdef class Plane:
         pthread_mutex_unlock(&self.control_lock)
         for i in range(self.n_running):
             worker_trim(self.workers[i])
-
-    def stuck_workers(self):
-        """Ask each thread to wake up; return the numbers of those that did not since the last call.
-        """
-        return [i for i in range(self.n_running) if not worker_ask(self.workers[i])]
 
     def trim_memory(self):
         """Return unused heap memory to the system."""

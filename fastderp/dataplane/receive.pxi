@@ -16,7 +16,7 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
     w.ending[w.n_ending] = s
     w.n_ending += 1
     pthread_mutex_lock(&s.output_lock)
-    if s.state == SESSION_OPEN and s.leaving != LEAVING_READS:
+    if s.state == SESSION_OPEN:
         s.close_reason = reason
         s.close_detail = detail
     pthread_mutex_unlock(&s.output_lock)
@@ -114,37 +114,46 @@ cdef void limit_refresh(Worker* w) noexcept nogil:
     if atomic_load_u64(&core.limit_version) == w.limit_version:
         return
     pthread_mutex_lock(&core.limit_lock)
-    w.limit = core.limit
+    memcpy(w.limits, core.limits, sizeof(core.limits))
     w.limit_version = core.limit_version
     pthread_mutex_unlock(&core.limit_lock)
 
 
+cdef inline const RateLimit* rate_limit(const Worker* w, const Session* s) noexcept nogil:
+    return &w.limits[atomic_load_u8(&s.rate_class)]
+
+
 cdef inline bint rate_applies(const Worker* w, const Session* s) noexcept nogil:
-    return s.peer.role == ROLE_CLIENT and w.limit.bytes_per_s > 0
+    return s.peer.role == ROLE_CLIENT and rate_limit(w, s).bytes_per_s > 0
 
 
 cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
     """Charge a frame by its header. False when the session is now held back for its rate."""
     cdef Bucket* b = &s.bucket
     cdef double cost = <double>min(n_payload, <size_t>(KEY_SIZE + PACKET_MAX))
+    cdef const RateLimit* limit = rate_limit(w, s)
     if b.version != w.limit_version:
         b.version = w.limit_version
-        b.tokens = w.limit.burst_bytes
+        b.tokens = limit.burst_bytes
     else:
-        b.tokens += <double>(w.context.now_ns - b.filled_ns) * 1e-9 * w.limit.bytes_per_s
-        b.tokens = min(b.tokens, w.limit.burst_bytes)
+        b.tokens += <double>(w.context.now_ns - b.filled_ns) * 1e-9 * limit.bytes_per_s
+        b.tokens = min(b.tokens, limit.burst_bytes)
     b.filled_ns = w.context.now_ns
     if b.tokens >= cost:
         b.tokens -= cost
         return True
     counter_add(&w.counters.rate_limit_per_client_waited, 1)
-    s.resume_ns = w.context.now_ns + <uint64_t>((cost - b.tokens) / w.limit.bytes_per_s * 1e9) + 1
+    s.resume_ns = w.context.now_ns + <uint64_t>((cost - b.tokens) / limit.bytes_per_s * 1e9) + 1
     pthread_mutex_lock(&s.output_lock)
     poll_set_locked(&w.context, s, s.wants_out, True)
     pthread_mutex_unlock(&s.output_lock)
     if atomic_load_u64(&w.context.core.limit_version) != w.limit_version:
         # set_rate_limit may have missed this session when it woke those that were held back.
         s.resume_ns = w.context.now_ns + RECHECK_NS
+    if s.held_ns == 0:
+        counter_add(&w.counters.clients_held_back, 1)
+        session_set_problem(&w.context, s.handle, PROBLEM_RATE, True)
+    s.held_ns = w.context.now_ns
     wheel_arm(&w.context.core.wheels[w.index], &s.timer, s.resume_ns)
     return False
 

@@ -11,7 +11,8 @@ from fastderp.tls.record cimport Records
 # For the control thread: open, publish; discard after a failure.
 cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
                            const uint8_t* app_name, uint8_t n_app_name,
-                           bint own_rtt, bint behind_proxy, const Records* keys) noexcept nogil
+                           uint8_t rate_class, bint own_rtt, bint behind_proxy,
+                           const Records* keys) noexcept nogil
 cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
                           size_t n_first) noexcept nogil
 cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil

@@ -13,8 +13,8 @@ from fastderp.dataplane.peer_gone cimport (
     PeerGone, peer_gone_add, peer_gone_first, peer_gone_hand_over, peer_gone_pop,
 )
 from fastderp.dataplane.core cimport (
-    Bucket, CLOSE_DRAIN, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, LEAVING_READS,
-    NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, SESSION_FREE, SESSION_OPEN, session_at,
+    Bucket, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, NOT_HERE_BURST, PEER_GONE_SLOTS,
+    PROBLEM_RATE, SESSION_FREE, SESSION_OPEN, session_at,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
@@ -24,6 +24,7 @@ from fastderp.dataplane.frame cimport (
 from fastderp.dataplane.output cimport (
     backlog_discard_locked, backlog_gate, fail_locked, flush_locked, close_notify_locked,
     output_first_locked, poll_set_locked, spare_free_locked, session_fail, session_output_frame,
+    session_set_problem,
 )
 from fastderp.tls.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport (
@@ -89,20 +90,16 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
 
 
 cdef bint write_expired(ThreadContext* t, Session* s, uint64_t* due_ns) noexcept nogil:
-    # True when the peer took nothing for the whole write timeout, or did not close after the end of
-    # our output. *due_ns becomes the time of the next check, 0 = none. A session that broke at the deadline or was closing did not time out.
+    # True when the peer took nothing for the whole write timeout. *due_ns becomes the time of the
+    # next check, 0 = none. A session that broke at the deadline or was closing did not time out.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
         # epoll reports room only when much of the buffer is free; a slow reader may have made less.
         flush_locked(t, s)
-    due_ns[0] = 0
-    if s.state == SESSION_OPEN and (s.backlog is not NULL or s.leaving == LEAVING_READS):
-        due_ns[0] = s.write_deadline_ns
+    due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
-    if expired and s.leaving == LEAVING_READS:
-        fail_locked(t, s, CLOSE_DRAIN, 0)
-    elif expired:
+    if expired:
         counter_add(&t.counters.sclient_write_timeouts, 1)
         fail_locked(t, s, CLOSE_WRITE_TIMEOUT, 0)
     pthread_mutex_unlock(&s.output_lock)
@@ -130,6 +127,17 @@ cdef void link_watch(ThreadContext* t, Session* s) noexcept nogil:
         s.next_keep_alive_ns = t.now_ns + silence_ns
 
 
+cdef uint64_t held_back_watch(ThreadContext* t, Session* s) noexcept nogil:
+    # Tell a client that it is no longer held back (§6.8). Returns the time of the next check.
+    cdef uint64_t calm_ns = s.held_ns + t.core.rate_calm_ns
+    if s.resume_ns == 0 and t.now_ns >= calm_ns:
+        s.held_ns = 0
+        counter_add(&t.counters.clients_held_back, <uint64_t>-1)
+        session_set_problem(t, s.handle, PROBLEM_RATE, False)
+        return <uint64_t>-1
+    return calm_ns if t.now_ns < calm_ns else <uint64_t>-1
+
+
 cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
     """Run the duties of the session's timer that are due, and arm it again."""
     cdef uint64_t due_ns
@@ -144,6 +152,8 @@ cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
         due_ns = s.next_keep_alive_ns
     if s.resume_ns != 0 and s.resume_ns < due_ns:
         due_ns = s.resume_ns
+    if s.held_ns != 0:
+        due_ns = min(due_ns, held_back_watch(t, s))
     wheel_arm(&t.core.wheels[s.worker], &s.timer, due_ns)
 
 
@@ -200,7 +210,8 @@ cdef uint8_t* app_name_new(const uint8_t* name, uint8_t n) noexcept nogil:
 
 cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* peer,
                            const uint8_t* app_name, uint8_t n_app_name,
-                           bint own_rtt, bint behind_proxy, const Records* keys) noexcept nogil:
+                           uint8_t rate_class, bint own_rtt, bint behind_proxy,
+                           const Records* keys) noexcept nogil:
     """Return a new session that no other thread knows yet, or NULL without memory.
 
     It gets copies of the app name and the keys.
@@ -228,7 +239,8 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     memset(&s.record, 0, sizeof(Stash))
     s.skip_bytes = 0
     memset(&s.bucket, 0, sizeof(Bucket))
-    s.resume_ns = 0
+    s.resume_ns = s.held_ns = 0
+    s.rate_class = rate_class
     s.has_begun = False
     s.rx_packets = s.rx_bytes = s.tx_packets = s.tx_bytes = s.dropped = 0
     s.not_here_ns = t.now_ns
@@ -240,11 +252,11 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
     s.close_detail = 0
-    s.leaving = NOT_LEAVING
     s.backlog = s.spare = NULL
     atomic_store_u8(&s.contended, 0)
     s.write_deadline_ns = 0
     s.is_held = False
+    s.problems = 0
     s.rtt_excused = own_rtt
     s.app_name = app_name_new(app_name, n_app_name)
     s.senders = NULL
@@ -442,6 +454,8 @@ cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
         counter_add(&t.counters.current_home_connections, <uint64_t>-1)
     if s.peer.not_ideal:
         counter_add(&t.counters.current_notideal_connections, <uint64_t>-1)
+    if s.held_ns:
+        counter_add(&t.counters.clients_held_back, <uint64_t>-1)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &watchers):
         peer_gone_add(&t.core.peer_gone[s.worker], &t.core.routes, s.peer.key, &watchers)
     closed_report(t, s, handle, app_name)

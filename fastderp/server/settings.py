@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastderp.server.admission.limits import AddressLimit
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
@@ -49,7 +50,6 @@ class ListenSettings:
     accept_per_s: float = math.inf
     accept_burst: int = MAX_BURST
     proxies: ProxySettings = ProxySettings()
-    reuse_port: bool = False
 
     @property
     def is_unix(self) -> bool:
@@ -96,11 +96,11 @@ class LimitSettings:
     """The limits of each client and of the whole relay."""
 
     rate_file: Path | None = None
+    address: AddressLimit = AddressLimit()  # where the file has no other
     workers: int = 0  # 0: one per core
     login_memory_bytes: int = 64 << 20
     write_timeout_s: float = 2.0  # 0: none
     queue_packets: int = 0  # 0: as many as fit
-    drain_s: float = 10.0  # 0: clients are told to come back, and closed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,6 @@ class StunSettings:
 
     host: str = ""
     port: int = 3478
-    reuse_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,14 @@ USER_TIMEOUT: Final = Bounds(0, 596 * 3600.0, "s")
 KEEPALIVE: Final = Bounds(0, 32767.0, "s")
 RECHECK: Final = Bounds(0.01, _YEAR_S, "s", allows_none=True)
 LOGIN_TIMEOUT: Final = Bounds(0.001, _YEAR_S, "s")
-DRAIN: Final = Bounds(0, 3600.0, "s")
 IDLE: Final = Bounds(0, _YEAR_S, "s")
 ACCEPTS_PER_S: Final = Bounds(0, math.inf)
 # The maximum of Go's int, derper's default.
 ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
+# More than any machine holds.
+ADDRESS_CONNECTIONS: Final = Bounds(0, 1_000_000)
+ADDRESS_LOGINS: Final = Bounds(0, 1_000_000)
+ADDRESS_BURST: Final = Bounds(1, 1_000_000)
 # A uint32_t in the data plane.
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
 # Room for a few TLS handshakes, up to more than any machine needs.

@@ -77,6 +77,37 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
         assert "is not a number of bytes; the previous limits stay in force" in said
 
 
+def test_classes_and_limits_of_addresses_change_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rate.json"
+    office = {"Name": "loopback", "CIDRs": ["127.0.0.0/8"], "PerClientRateBurstBytes": 90_000}
+    limits = {"PerClientRateLimitBytesPerSec": 500_000, "Classes": [office]}
+    file.write_text(json.dumps(limits))
+    flags = ("-rate-config", str(file), "-connections-per-address", "2")
+    with relay(*QUIET, "-c", str(tmp_path / "key"), *flags) as running:
+        assert "each address: 2 connections\n" in running.said
+        assert "class loopback: 500000 bytes/s with bursts of 90000 bytes; " in running.said
+        first, info = log_in(running)
+        assert info["TokenBucketBytesBurst"] == 90_000
+        second, _ = log_in(running)
+        assert Peer.connect("127.0.0.1", running.port, None, 20).is_closed()
+        limits["Classes"] = [{"Apps": ["ci"], "PerClientRateBurstBytes": 80_000}]
+        limits["PerAddressConnections"] = 0
+        file.write_text(json.dumps(limits))
+        running.process.send_signal(signal.SIGHUP)
+        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        for peer in (first, second):
+            told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
+            assert told["TokenBucketBytesBurst"] == 65_568
+        metrics = varz(running)
+        assert '\nfastderp_closed_total{reason="accept_address"} 1\n' in metrics
+        assert "\nfastderp_clients_held_back 0\n" in metrics
+        for peer in (first, second):
+            peer.close()
+        _, said = running.stop()
+        assert ": refused at accept: limit of its address reached: 2 connections\n" in said
+        assert "class 1: 500000 bytes/s with bursts of 80000 bytes\n" in said
+
+
 def test_without_a_rate_file_server_info_has_no_rates(tmp_path: Path) -> None:
     with relay(*QUIET, "-c", str(tmp_path / "key")) as running:
         peer, info = log_in(running)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from fastderp.server.accept import websocket
 from fastderp.server.accept.bridge import Bridge
@@ -32,9 +33,10 @@ from fastderp.server.accept.page import send_page
 from fastderp.server.accept.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.accept.websocket import Opening, WebSocket
+from fastderp.server.admission.address_limits import AddressLimitError, AddressPlace
 from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
 from fastderp.server.http.client_address import Origin
-from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT
+from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT, TOO_MANY_REQUESTS
 from fastderp.server.http.upgrade import Upgrade
 from fastderp.server.net.stream import Stream
 from fastderp.server.observe.supervisor import supervisor
@@ -63,48 +65,37 @@ class Connection:
         context: the settings that the listener's connections share.
         sock: an accepted socket; its login budget starts now.
         remote: (ip, port) of the peer.
+        place: its place among the connections of its address.
         on_end: called once, when the connection is closed or handed over.
     """
 
     __slots__ = (
-        "_account",
-        "_channel",
-        "_channel_bytes",
-        "_connection_log",
-        "_context",
-        "_http",
-        "_idle",
-        "_is_queued",
-        "_login",
-        "_n_lingered",
-        "_not_ideal",
-        "_on_end",
-        "_origin",
-        "_proxy_header",
-        "_registrar",
-        "_stream",
-        "_task",
-        "_timer",
-        "_tls",
-        "_was_served",
-        "state",
+        "_account", "_channel", "_channel_bytes", "_connection_log", "_context",
+        "_http", "_idle", "_is_queued", "_login", "_n_lingered", "_not_ideal", "_on_end", "_origin", "_place",
+        "_proxy_header", "_registrar", "_stream", "_task", "_timer", "_tls", "_was_served", "state",
         "tls_version",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
         context: AcceptContext,
         sock: socket.socket,
         remote: tuple[str, int],
+        place: AddressPlace,
         on_end: Callable[[Connection], None],
     ) -> None:
         self._context = context
         self._registrar = context.registrar
         self._connection_log = context.registrar.connection_log
         self._on_end = on_end
+        self._place = place
         self._origin = Origin.of_peer(remote, context.proxies.trusted)
         self._stream = Stream(
-            context.registrar.poller, sock, self._on_bytes, self._on_input_end, self._on_drained
+            context.registrar.poller,
+            sock,
+            partial(self._guard, self._receive),
+            self._on_input_end,
+            partial(self._guard, self._continue),
         )
         self._account = Account(self._evict)
         self._channel: Channel = Plain()
@@ -174,6 +165,7 @@ class Connection:
         """Release the timer, the memory and the place among the pending connections."""
         self._timer.cancel()
         self._registrar.login_memory.release(self._account)
+        self._place.leave()
         self._http = None
         self._login = None
         if self._tls is not None:
@@ -189,19 +181,13 @@ class Connection:
 
     # The stream and the clock
 
-    def _on_bytes(self, data: bytes) -> None:
-        self._guard(self._receive, data)
-
-    def _on_drained(self) -> None:
-        self._guard(self._continue)
-
     def _guard(self, act: Callable[..., None], *args: object) -> None:
         """Act, and account for the memory it took; an exception ends this connection only."""
         try:
             act(*args)
         except TlsError as error:
             self._refuse_tls(error)
-        except ProxyHeaderError as error:
+        except (ProxyHeaderError, AddressLimitError) as error:
             self.close(error.reason, str(error))
         except MemoryError:
             self.close("shortage", "out of memory")
@@ -239,6 +225,7 @@ class Connection:
                 return
             self._origin, data = found
             self._proxy_header = None
+            self._place.enter(self._origin.own_ip)
             self._move(State.TLS)
             if self._context.tls is None:
                 self._start_http()
@@ -409,8 +396,7 @@ class Connection:
         if self._idle:
             self._idle = False
             self._set_budget(self._context.login_budget_s)
-        action = session.next_action()
-        if action is None:
+        if (action := session.next_action()) is None:
             return
         self._origin = session.origin
         self._was_served = True
@@ -421,6 +407,10 @@ class Connection:
     def _act(self, action: Action) -> None:
         """Perform the action for a request."""
         match action:
+            case StartLogin() | StartWebSocket() if refusal := self._place.log_in(
+                self._origin.own_ip
+            ):
+                self._refuse("429", refusal, self._channel.seal(TOO_MANY_REQUESTS))
             case StartLogin(upgrade):
                 self._start_login(upgrade)
             case Reply(data, close):
@@ -516,7 +506,9 @@ class Connection:
         self._connection_log.note_accept()
         self._move(State.LOGIN)
         self._not_ideal = upgrade.not_ideal
-        self._login = DerpLogin(self._registrar.login_terms, fast_start=upgrade.fast_start)
+        self._login = DerpLogin(
+            self._registrar.login_terms, self._origin.address[0], fast_start=upgrade.fast_start
+        )
         self._login.feed(self._http.take_rest())
         self._http = None
 
@@ -555,6 +547,7 @@ class Connection:
             self._refuse("shortage", error.strerror or "", b"")
             return
         self._move(State.PROMOTED)
+        group = self._place.give_away()
         self._release()
         handle = self._registrar.promote(
             descriptor,
@@ -568,6 +561,7 @@ class Connection:
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
             behind_proxy=self._origin.through_proxy or isinstance(self._channel, WebSocket),
+            address_group=group,
         )
         if bridge is not None:
             bridge.handle = handle

@@ -11,6 +11,7 @@ from enum import Enum
 
 from fastderp.errors import LoginError
 from fastderp.server.http.upgrade import switching_protocols
+from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import (
     ClientInfo,
@@ -47,7 +48,8 @@ class LoginTerms:
     Args:
         private_key: the relay's identity.
         is_mesh_peer: whether a ClientInfo shows the region's secret.
-        server_info: the limits to announce to a client.
+        server_info: the limits to announce to a client, by its raw key, its AppName and the 16 bytes
+            of its address.
         disallowed_app_names: AppNames of clients to refuse, mesh peers excepted. PROTOCOL §22.
     """
 
@@ -55,7 +57,7 @@ class LoginTerms:
         self,
         private_key: NodePrivate,
         is_mesh_peer: Callable[[ClientInfo], bool],
-        server_info: Callable[[], ServerInfo],
+        server_info: Callable[[bytes, str, bytes], ServerInfo],
         disallowed_app_names: Collection[str] = (),
     ) -> None:
         self.private_key = private_key
@@ -78,11 +80,13 @@ class DerpLogin:
 
     Args:
         terms: the settings that all logins share.
+        ip: the client's address.
         fast_start: leave the 101 response out of the greeting.
     """
 
     __slots__ = (
         "_client",
+        "_ip",
         "_output",
         "_terms",
         "_unread",
@@ -91,8 +95,9 @@ class DerpLogin:
         "reason",
     )
 
-    def __init__(self, terms: LoginTerms, *, fast_start: bool) -> None:
+    def __init__(self, terms: LoginTerms, ip: str, *, fast_start: bool) -> None:
         self._terms = terms
+        self._ip = ip
         self._client: ClientLogin | None = None
         self._unread = bytearray()
         # The first step sends it: a pipelined login gets it in one write with ServerInfo.
@@ -161,7 +166,10 @@ class DerpLogin:
         return payload
 
     def _admit(self) -> Step:
-        info = ServerInfo() if self.is_mesh_peer else self._terms.server_info()
+        info = ServerInfo()
+        if not self.is_mesh_peer:
+            key, app_name = self.client.public.raw, self.client.info.app_name
+            info = self._terms.server_info(key, app_name, address_bytes(self._ip))
         self._output += self.client.server_info_frame(info)
         return Step.ADMIT
 

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastderp.wire.protocol import FrameType, frame
-
-PROBLEM = (
-    "another connection uses the same node key, and packets go to whichever spoke last; "
-    "was a machine's state copied?"
-)
-
-_PROBLEM = frame(FrameType.HEALTH, PROBLEM.encode())
-_HEALTHY = frame(FrameType.HEALTH)
-
 
 class Duplicates:
     """Keeps the clients that were warned, so that only these get the all-clear."""
 
     def __init__(
-        self, handles: Callable[[bytes], list[int]], send: Callable[[int, bytes], bool]
+        self, handles: Callable[[bytes], list[int]], tell: Callable[[int, bool], bool]
     ) -> None:
-        """Take two functions of the data plane: the sessions of a key, and sending to one."""
+        """Take two functions of the data plane: the sessions of a key, and a session's Health."""
         self._handles = handles
-        self._send = send
+        self._tell = tell
         self._warned: set[int] = set()
 
     def joined(self, key: bytes) -> None:
@@ -35,7 +25,7 @@ class Duplicates:
         handles = self._handles(key)
         if len(handles) > 1:
             for handle in handles:
-                if handle not in self._warned and self._send(handle, _PROBLEM):
+                if handle not in self._warned and self._tell(handle, True):
                     self._warned.add(handle)
 
     def left(self, key: bytes, handle: int) -> None:
@@ -46,4 +36,4 @@ class Duplicates:
         remaining = self._handles(key)
         if len(remaining) == 1 and remaining[0] in self._warned:
             self._warned.discard(remaining[0])
-            self._send(remaining[0], _HEALTHY)
+            self._tell(remaining[0], False)

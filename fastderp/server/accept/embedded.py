@@ -79,13 +79,17 @@ class EmbeddedSessions:
     ) -> None:
         registrar = self._registrar
         registrar.connection_log.note_accept()
-        login = DerpLogin(registrar.login_terms, fast_start=True)
+        login = DerpLogin(registrar.login_terms, remote[0], fast_start=True)
+        place = registrar.addresses.place()
         try:
+            if refusal := place.log_in(remote[0]):
+                raise LoginError("address", refusal)
             await self._log_in(login, reader, writer, remote[0], login_timeout_s)
+            ours, theirs = plane_pair()
         except BaseException as error:
             registrar.connection_log.note_refused("login", _reason(error), remote, str(error))
+            place.leave()
             raise
-        ours, theirs = plane_pair()
         ended = asyncio.Event()
         registrar.promote(
             theirs.detach(),
@@ -95,6 +99,7 @@ class EmbeddedSessions:
             opened=login.rest,
             mesh=login.is_mesh_peer,
             on_end=lambda reason: ended.set(),
+            address_group=place.give_away(),
         )
         await _pump(reader, writer, ours, ended)
 

@@ -6,10 +6,9 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 
-from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
+from fastderp.dataplane.plane import Plane, PlaneError
 from fastderp.errors import LoginError
 from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.derp_login import LoginTerms
@@ -18,7 +17,7 @@ from fastderp.server.accept.handshake_queue import HandshakeQueue
 from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.accept.round_robin import RoundRobin
 from fastderp.server.accept.tls_handshake import HandshakeThreads
-from fastderp.server.accept.waves import Waves
+from fastderp.server.admission.address_limits import AddressLimits, Group
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
@@ -46,7 +45,7 @@ class Registrar:
         plane: takes the sessions.
         region: tells whether a client is a mesh peer, and gets each new session.
         connection_log: counts and logs.
-        client_rate: the rate limit in each client's ServerInfo.
+        client_rate: the rate limits of clients, for their sessions and their ServerInfo.
         duplicates: notifies clients that share a key; None for no notices.
         verify: admission; None to let every client in.
         disallowed_app_names: clients with one of these AppNames are refused. PROTOCOL §22.
@@ -66,6 +65,8 @@ class Registrar:
         login_memory_bytes: int = bounds.LOGIN_MEMORY_BYTES,
     ) -> None:
         self.connection_log = connection_log
+        self.addresses: AddressLimits = AddressLimits()
+        self._client_rate = client_rate
         self.login_terms: LoginTerms = LoginTerms(
             private_key, region.is_mesh_peer, client_rate.server_info, disallowed_app_names
         )
@@ -84,9 +85,6 @@ class Registrar:
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
-        # Set while the relay sends its clients away, and whether it lets none log in meanwhile.
-        self.waves: Waves | None = None
-        self.refuses_logins: bool = False
 
     @property
     def verify(self) -> Verify | None:
@@ -144,6 +142,7 @@ class Registrar:
         on_end: Callable[[str], None] | None = None,
         own_rtt: bool = False,
         behind_proxy: bool = False,
+        address_group: Group | None = None,
     ) -> int:
         """Hand a logged-in connection, with descriptor and keys, to the data plane.
 
@@ -155,10 +154,13 @@ class Registrar:
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session ends; not called when it never began.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
+            address_group: the session's place among the connections of its address, from
+                `AddressLimits.enter`.
             own_rtt: `Bridges.round_trips_us` measures its round-trip time, not the data plane.
         """
         addr = address_bytes(remote[0])
-        app_name = login.info.app_name.encode()
+        name = login.info.app_name
+        app_name = name.encode()
         try:
             handle = self._plane.promote(
                 descriptor,
@@ -173,16 +175,17 @@ class Registrar:
                 addr=addr,
                 port=remote[1],
                 app_name=app_name,
+                rate_class=self._client_rate.class_of(login.public.raw, name, addr),
                 own_rtt=own_rtt,
                 behind_proxy=behind_proxy,
             )
         except PlaneError as error:
             self.connection_log.note_refused("promote", "memory", remote, str(error))
+            self.addresses.leave(address_group)
             return 0
+        self.addresses.keep(handle, address_group)
         if on_end is not None:
             self._on_end[handle] = on_end
-        if self.waves is not None and not mesh:
-            self.waves.joined(handle)
         if login.info.version != PROTOCOL_VERSION:
             self._versions[handle] = login.info.version
         if login.info.is_prober:
@@ -207,37 +210,17 @@ class Registrar:
         """Return the protocol version that a session's client has announced."""
         return self._versions.get(handle, PROTOCOL_VERSION)
 
-    def ended(self, event: ClosedEvent) -> None:
-        """Note the end of a session; call its `on_end` with the reason, one of `CLOSE_REASONS`."""
-        self._versions.pop(event.handle, None)
-        if self.waves is not None:
-            self.waves.closed(event)
-        if self._duplicates is not None:
-            self._duplicates.left(event.key, event.handle)
-        on_end = self._on_end.pop(event.handle, None)
+    def ended(self, handle: int, reason: str) -> None:
+        """Call the `on_end` of a session with its reason, one of `CLOSE_REASONS`."""
+        self._versions.pop(handle, None)
+        self.addresses.ended(handle)
+        on_end = self._on_end.pop(handle, None)
         if on_end is not None:
-            on_end(event.reason)
-
-    def bridged_round_trips_us(self) -> list[int]:
-        """Return the round-trip times of the bridged clients that have one, in microseconds."""
-        return self.bridges.round_trips_us() if self._is_open else []
-
-    def bridged_bytes(self) -> dict[int, tuple[int, int]]:
-        """Return the bytes sent and received of bridged clients over TCP, by session handle."""
-        return self.bridges.bytes_moved() if self._is_open else {}
-
-    @property
-    def bridged_tls_versions(self) -> Counter[str]:
-        """The number of bridged clients by TLS version."""
-        return self.bridges.tls_versions if self._is_open else Counter()
-
-    @property
-    def _is_open(self) -> bool:
-        return hasattr(self, "loop")
+            on_end(reason)
 
     def metrics(self) -> dict[str, Value]:
         """Return the counters by the names of `metrics.METRICS`."""
-        is_open = self._is_open
+        is_open = hasattr(self, "loop")
         return {
             "fastderp_login_memory_bytes": self.login_memory.held_bytes,
             "fastderp_handshakes_waiting": self.handshake_queue.n_waiting if is_open else 0,

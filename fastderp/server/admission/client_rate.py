@@ -1,4 +1,4 @@
-"""Sets the rate limit in the data plane and tells it to clients. PROTOCOL §3.2, §6.8.
+"""Sets the rate limits in the data plane and tells them to clients. PROTOCOL §3.2, §6.8.
 
 Loop thread only.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from fastderp.dataplane.plane import Plane
+from fastderp.dataplane.plane import Plane, SessionInfo
+from fastderp.server.admission.limits import Limits
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
@@ -16,40 +17,48 @@ from fastderp.wire.login import server_info_json
 from fastderp.wire.protocol import FrameType, ServerInfo, frame
 
 # Clients read the limit as a signed number.
-_TOLD_MAX = (1 << 63) - 1
+_ANNOUNCED_MAX = (1 << 63) - 1
 # Maximum of notices per iteration of the loop: each costs a key agreement.
-TOLD_PER_TURN = 32
+NOTICES_PER_TURN = 32
 
 
 class ClientRate:
-    """The limit in force; None until one is set."""
+    """The rate limits in force."""
 
     def __init__(self, plane: Plane, private_key: NodePrivate) -> None:
         """Start without a limit; the key seals the notices."""
+        # None until limits are set
         self.limit: RateLimit | None = None
+        self._limits = Limits()
+        self._announced = [ServerInfo()]
         self._plane = plane
         self._private_key = private_key
-        self._announced = ServerInfo()
         self._telling: asyncio.Task[None] | None = None
 
-    def set(self, limit: RateLimit, loop: asyncio.AbstractEventLoop | None) -> None:
+    def set(self, limits: Limits, loop: asyncio.AbstractEventLoop | None) -> None:
         """Limit every client from now on, each with a full burst.
 
         Tells connected clients if `loop` is not None.
         """
-        self.limit = limit
-        self._announced = ServerInfo(
-            token_bucket_bytes_per_second=min(limit.bytes_per_s, _TOLD_MAX),
-            token_bucket_bytes_burst=min(limit.burst_bytes, _TOLD_MAX),
-        )
-        self._plane.set_rate_limit(limit.bytes_per_s, limit.burst_bytes)
+        had_classes = bool(self._limits.classes)
+        self.limit = limits.rate
+        self._limits = limits
+        self._announced = [_server_info(rate) for rate in limits.rates]
+        if had_classes or limits.classes:
+            for session in self._plane.sessions():
+                self._plane.set_rate_class(session.handle, self._class_of(session))
+        self._plane.set_rate_limits([(rate.bytes_per_s, rate.burst_bytes) for rate in limits.rates])
         self.close()
         if loop is not None:
             self._telling = supervisor.start("rate limit notices", self._tell)
 
-    def server_info(self) -> ServerInfo:
-        """Return the ServerInfo for a login."""
-        return self._announced
+    def class_of(self, key: bytes, app_name: str, addr: bytes) -> int:
+        """Return the number of a client's class for the data plane; `addr` has 16 bytes."""
+        return self._limits.class_of(key, app_name, addr)
+
+    def server_info(self, key: bytes, app_name: str, addr: bytes) -> ServerInfo:
+        """Return the ServerInfo for the login of a client; `addr` has 16 bytes."""
+        return self._announced[self.class_of(key, app_name, addr)]
 
     def metrics(self) -> dict[str, Value]:
         """Return the limit, by the names of PROTOCOL §14; nothing before one is set."""
@@ -67,12 +76,24 @@ class ClientRate:
 
     async def _tell(self) -> None:
         """Send every client a new ServerInfo, a few at a time."""
-        text = server_info_json(self.server_info())
+        texts = [server_info_json(info) for info in self._announced]
         clients = [
             session for session in self._plane.sessions() if not session.mesh and not session.link
         ]
         for number, session in enumerate(clients, 1):
-            sealed = self._private_key.seal_to(NodePublic(session.key), text)
+            sealed = self._private_key.seal_to(
+                NodePublic(session.key), texts[self._class_of(session)]
+            )
             self._plane.send(session.handle, frame(FrameType.SERVER_INFO, sealed))
-            if number % TOLD_PER_TURN == 0:
+            if number % NOTICES_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    def _class_of(self, session: SessionInfo) -> int:
+        return self.class_of(session.key, session.app_name.decode(), session.addr)
+
+
+def _server_info(limit: RateLimit) -> ServerInfo:
+    return ServerInfo(
+        token_bucket_bytes_per_second=min(limit.bytes_per_s, _ANNOUNCED_MAX),
+        token_bucket_bytes_burst=min(limit.burst_bytes, _ANNOUNCED_MAX),
+    )

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from fastderp.errors import ConfigError, ListenError, UsageError
-from fastderp.server.admission.rate_limit import RateLimit
+from fastderp.server.admission.limit_file import load_limits
+from fastderp.server.admission.limits import Limits
 from fastderp.server.components.component import Component, is_there, readable_by_all
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
 from fastderp.server.http.tunnel import Tunnels
@@ -58,19 +59,18 @@ class Identity(Component):
 
 
 class ClientLimits(Component):
-    """Sets the rate limit of each client."""
+    """Sets the limits of clients and of their addresses."""
 
     name = "limits"
 
     def __init__(self, settings: LimitSettings) -> None:
         self._settings = settings
         self._server: Server | None = None
-        self.rate_limit: RateLimit | None = None
+        self._limits = Limits(address=settings.address)
 
     async def open(self) -> None:
         """Read the file of -rate-config. Raises ConfigError."""
-        if self._settings.rate_file is not None:
-            self.rate_limit = RateLimit.load(self._settings.rate_file)
+        self._limits = self._load()
 
     async def check(self) -> list[str]:
         """Read the file."""
@@ -78,8 +78,10 @@ class ClientLimits(Component):
         return self.describe()
 
     async def start(self, server: Server) -> None:
-        """Use this server for later changes."""
+        """Limit the clients of this server."""
         self._server = server
+        if self._has_limits:
+            server.set_limits(self._limits)
 
     def describe(self) -> list[str]:
         """Return the limits in force."""
@@ -87,9 +89,7 @@ class ClientLimits(Component):
         if self._settings.queue_packets:
             n = self._settings.queue_packets
             lines.append(f"up to {n} packets of a kind wait for a client")
-        if self.rate_limit is not None:
-            lines.append(f"each client: {self.rate_limit}")
-        return lines
+        return lines + (self._limits.describe() if self._has_limits else [])
 
     @property
     def reloadable(self) -> bool:
@@ -98,17 +98,27 @@ class ClientLimits(Component):
 
     def reload(self) -> None:
         """Read the file again; an unusable file changes nothing."""
-        assert self._server is not None and self._settings.rate_file is not None
+        assert self._server is not None
         try:
-            limit = RateLimit.load(self._settings.rate_file)
+            self._limits = self._load()
         except ConfigError as error:
             if shortage_of(error):
                 raise
             log.error("%s; the previous limits stay in force", error)
             return
-        self.rate_limit = limit
-        self._server.set_rate_limit(limit)
-        log.info("each client: %s", limit)
+        self._server.set_limits(self._limits)
+        for line in self._limits.describe():
+            log.info("%s", line)
+
+    @property
+    def _has_limits(self) -> bool:
+        return self._settings.rate_file is not None or self._limits.limits_addresses
+
+    def _load(self) -> Limits:
+        settings = self._settings
+        if settings.rate_file is None:
+            return self._limits
+        return load_limits(settings.rate_file, settings.address)
 
 
 class Stun(Component):
@@ -123,9 +133,7 @@ class Stun(Component):
     async def open(self) -> None:
         """Bind the UDP port. Raises ListenError."""
         if self._settings is not None:
-            self._stun = bind_stun(
-                self._settings.host, self._settings.port, reuse_port=self._settings.reuse_port
-            )
+            self._stun = bind_stun(self._settings.host, self._settings.port)
 
     async def check(self) -> list[str]:
         """Resolve the host. Raises ListenError."""
@@ -142,15 +150,6 @@ class Stun(Component):
         """Start answering."""
         if self._stun is not None:
             self._stun.start()
-
-    def drain(self) -> None:
-        """Stop answering, and leave a shared port to the other process."""
-        if self._stun is None or self._settings is None:
-            return
-        if self._settings.reuse_port:
-            self._stun.close()
-        else:
-            self._stun.fall_silent()
 
     async def close(self) -> None:
         """Stop answering."""

@@ -91,6 +91,11 @@ class Origin:
         is_proxy = trusted.trusts(address[0])
         return cls(address, is_proxy, is_proxy, is_proxy)
 
+    @property
+    def own_ip(self) -> str:
+        """The client's own IP; "" when a proxy does not tell it."""
+        return "" if self.is_hidden else self.address[0]
+
     def behind(self, address: tuple[str, int] | None, trusted: TrustedProxies) -> Origin:
         """Return the origin that a trusted proxy names in front of the client's bytes.
 

@@ -355,13 +355,15 @@ NUMBERS = [
     ("stun-port", ["0", "65535"], ["-1", "65536"], "0 to 65535"),
     ("http-port", ["-1", "65535"], ["-2", "65536"], "-1 to 65535"),
     ("workers", ["0", "256"], ["-1", "257", "9" * 400], "0 to 256"),
-    ("drain-time", ["0", "1h"], ["-1ns", "1h1s", "2h"], "0 to 1h"),
     ("tcp-write-timeout", ["0", "8760h"], ["-1ns", "8760h1s", "9999999h"], "0 to 8760h"),
     ("tcp-user-timeout", ["0", "596h"], ["-1ms", "596h1ms", "600h"], "0 to 596h"),
     ("tcp-keepalive-time", ["0", "32767s"], ["-1s", "32768s", "10h"], "0 to 32767s"),
     ("verify-interval", ["0", "10ms", "8760h"], ["1ns", "-1s", "8761h"], "0 or 10ms to 8760h"),
     ("accept-connection-limit", ["0", "1e300", "+Inf"], ["-0.1", "-Inf", "NaN"], "0 or more"),
     ("accept-connection-burst", ["0", str(2**63 - 1)], ["-1", str(2**63)], f"0 to {2**63 - 1}"),
+    ("connections-per-address", ["0", "1000000"], ["-1", "1000001"], "0 to 1000000"),
+    ("logins-per-address", ["0", "0.1", "1e6"], ["-1", "1000001", "+Inf", "NaN"], "0 to 1000000"),
+    ("logins-per-address-burst", ["1", "1000000"], ["0", "1000001"], "1 to 1000000"),
 ]
 
 

@@ -34,7 +34,7 @@ def test_many_threads_of_traffic_and_churn_leave_nothing_behind() -> None:
                 if rng.random() < 0.5:
                     peer.receive_until_pong()
                 if rng.random() < 0.2:
-                    rng.choice((plane.close_session, plane.leave))(peer.handle)
+                    plane.close_session(peer.handle)
                 peer.close()
 
         threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(6)]

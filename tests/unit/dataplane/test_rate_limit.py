@@ -12,10 +12,25 @@ import pytest
 
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.protocol import FrameType, frame
-from tests.kit.plane import PlanePeer, dropped
+from tests.kit.plane import PlanePeer, closed, dropped, running_plane
 from tests.kit.relay import eventually
 
 pytestmark = pytest.mark.usefixtures("peers")
+
+RATE = b"this relay limits the rate of this client, and delays what it sends above the limit"
+DUPLICATE = (
+    b"another connection uses the same node key, and packets go to whichever spoke last; "
+    b"was a machine's state copied?"
+)
+HELD_BACK = (FrameType.HEALTH, RATE)
+HEALTHY = (FrameType.HEALTH, b"")
+TOO_MUCH = frame(FrameType.SEND_PACKET, bytes(32), bytes(1400)) * 50
+
+
+def held_back(plane: Plane) -> int:
+    n = plane.counters()["clients_held_back"]
+    assert isinstance(n, int)
+    return n
 
 
 def test_a_client_over_its_rate_waits_and_loses_nothing(plane: Plane) -> None:
@@ -41,6 +56,7 @@ def test_a_frame_as_long_as_the_burst_costs_the_whole_burst(plane: Plane) -> Non
     eventually(lambda: plane.counters()["rate_limit_per_client_waited"])
     assert plane.counters()["got_ping"] == 0
     plane.set_rate_limit(0)
+    assert a.receive() == HELD_BACK
     assert a.receive() == (FrameType.PONG, b"12345678")
 
 
@@ -99,3 +115,78 @@ def test_mesh_peers_are_not_limited(plane: Plane) -> None:
         a.send_packet(b.key, bytes(1400))
     for _ in range(200):
         b.receive()
+
+
+def test_a_client_is_told_once_that_it_is_held_back_and_once_that_it_is_over() -> None:
+    with running_plane(workers=1, rate_calm_s=0.5) as plane:
+        plane.set_rate_limit(1_000_000)
+        a = PlanePeer(plane)
+        a.write(TOO_MUCH * 5)  # a burst, then many waits that follow each other
+        assert a.receive_until_pong() == [HELD_BACK]
+        assert plane.counters()["rate_limit_per_client_waited"] > 1  # type: ignore[operator]
+        assert a.receive() == HEALTHY
+        assert held_back(plane) == 0
+        a.write(TOO_MUCH * 5)
+        assert a.receive_until_pong() == [HELD_BACK]
+        assert held_back(plane) == 1
+        a.close()
+        closed(plane)
+        assert held_back(plane) == 0
+
+
+def test_a_client_that_waits_for_long_is_not_told_that_it_is_over_meanwhile() -> None:
+    with running_plane(workers=1, rate_calm_s=0.01, keep_alive_s=0.1) as plane:
+        plane.set_rate_limit(1)
+        a = PlanePeer(plane)
+        a.write(TOO_MUCH)
+        assert a.receive() == HELD_BACK
+        for _ in range(3):
+            assert a.receive() == (FrameType.KEEP_ALIVE, b"")
+        plane.set_rate_limit(0)
+        assert a.receive() == HEALTHY
+
+
+def test_each_class_of_clients_has_its_own_limit(plane: Plane) -> None:
+    plane.set_rate_limits([(1, 1), (0, 0), (1, 1 << 20)])
+    default, free, burst = (PlanePeer(plane, rate_class=number) for number in range(3))
+    for client in (free, burst):
+        client.write(TOO_MUCH * 5)
+        client.sync()
+    default.write(TOO_MUCH)
+    assert default.receive() == HELD_BACK
+
+
+def test_a_client_may_change_its_class_while_it_is_held_back(plane: Plane) -> None:
+    plane.set_rate_limits([(1, 1), (0, 0)])
+    a = PlanePeer(plane)
+    a.write(TOO_MUCH)
+    assert a.receive() == HELD_BACK
+    plane.set_rate_class(a.handle, 1)
+    plane.set_rate_limits([(1, 1), (0, 0)])
+    a.sync()
+
+
+def test_more_limits_than_classes_are_refused_and_change_nothing(plane: Plane) -> None:
+    plane.set_rate_limits([(1, 1)])
+    with pytest.raises(ValueError, match="at most 256 rate limits, not 257"):
+        plane.set_rate_limits([(0, 0)] * 257)
+    a = PlanePeer(plane)
+    a.write(TOO_MUCH)
+    assert a.receive() == HELD_BACK
+
+
+def test_a_health_frame_names_every_problem_and_the_end_of_one_keeps_the_other() -> None:
+    with running_plane(workers=1, rate_calm_s=0.5) as plane:
+        plane.set_rate_limit(1_000_000)
+        a = PlanePeer(plane)
+        assert plane.set_duplicate(a.handle, True)
+        assert not plane.set_duplicate(a.handle, True), "it was told"
+        assert a.receive() == (FrameType.HEALTH, DUPLICATE)
+        a.write(TOO_MUCH * 5)
+        assert a.receive_until_pong() == [(FrameType.HEALTH, DUPLICATE + b"; " + RATE)]
+        assert a.receive() == (FrameType.HEALTH, DUPLICATE)
+        assert plane.set_duplicate(a.handle, False)
+        assert a.receive() == HEALTHY
+        a.close()
+        closed(plane)
+        assert not plane.set_duplicate(a.handle, True), "it is gone"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastderp.server.accept.derp_login import DerpLogin, LoginTerms, Step
+from fastderp.util.net import address_bytes
 from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate
 from fastderp.wire.login import ClientInfo
@@ -18,6 +19,11 @@ MESH_KEY = MeshKey.from_text("ab" * 32)
 LIMITS = ServerInfo(token_bucket_bytes_per_second=1000, token_bucket_bytes_burst=5000)
 
 
+def limits_of(key: bytes, app_name: str, addr: bytes) -> ServerInfo:
+    assert (key, addr) == (CLIENT.public_key.raw, address_bytes("192.0.2.7"))
+    return LIMITS
+
+
 def make(
     *,
     fast_start: bool = True,
@@ -25,10 +31,10 @@ def make(
     disallowed_app_names: tuple[str, ...] = (),
 ) -> DerpLogin:
     terms = LoginTerms(
-        SERVER, lambda info: info.mesh_key == MESH_KEY, lambda: LIMITS, disallowed_app_names
+        SERVER, lambda info: info.mesh_key == MESH_KEY, limits_of, disallowed_app_names
     )
     terms.asks_admission = asks_admission
-    return DerpLogin(terms, fast_start=fast_start)
+    return DerpLogin(terms, "192.0.2.7", fast_start=fast_start)
 
 
 def client_info(info: ClientInfo | None = None) -> bytes:

@@ -1,0 +1,161 @@
+"""The limits of clients: rates, and the connections and logins of an address. PROTOCOL §6.8, §9.9.
+
+Constant values; any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+from fastderp.server.admission.rate_limit import RateLimit
+from fastderp.util.net import address_bytes
+
+Network = IPv4Network | IPv6Network
+
+# Classes beside the limits of all clients: the data plane counts them in one byte.
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True, slots=True)
+class AddressLimit:
+    """The limits of one client address: an IPv4 address or an IPv6 /64. PROTOCOL §9.9.
+
+    Args:
+        connections: at once, logged in or not; 0 for no limit.
+        logins_per_s: average; 0 for no limit.
+        login_burst: logins at once after a pause.
+    """
+
+    connections: int = 0
+    logins_per_s: float = 0.0
+    login_burst: int = 20
+
+    def __str__(self) -> str:
+        parts = []
+        if self.connections:
+            parts.append(f"{self.connections} connections")
+        if self.logins_per_s:
+            parts.append(f"{self.logins_per_s:g} logins/s with bursts of {self.login_burst}")
+        return ", ".join(parts) or "no limit"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientClass:
+    """Clients with limits of their own: those for which all set conditions hold. PROTOCOL §6.8.
+
+    Args:
+        name: for logs.
+        keys: raw public keys; empty for any.
+        apps: AppNames; empty for any. A client chooses its AppName itself.
+        networks: of the client's address; empty for any.
+        rate: replaces the rate of all clients.
+        address: replaces the limits of each address; applies only to a class without keys and apps,
+            because both are unknown when a connection arrives.
+    """
+
+    name: str
+    keys: frozenset[bytes] = frozenset()
+    apps: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+    rate: RateLimit = RateLimit()
+    address: AddressLimit = AddressLimit()
+    # (prefix, mask) of each network, as numbers of 128 bits
+    _masks: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_masks", tuple(map(_prefix_and_mask, self.networks)))
+
+    @property
+    def is_by_address(self) -> bool:
+        """Whether the address alone decides who is in it."""
+        return not self.keys and not self.apps
+
+    def has(self, key: bytes, app_name: str, addr: int) -> bool:
+        """Whether the client with this `key`, `app_name` and `addr` (128 bits) is in this class."""
+        return (
+            (not self.keys or key in self.keys)
+            and (not self.apps or app_name in self.apps)
+            and (not self._masks or self.has_address(addr))
+        )
+
+    def has_address(self, addr: int) -> bool:
+        """Whether `addr`, a number of 128 bits, is in one of the networks."""
+        return any(addr & mask == prefix for prefix, mask in self._masks)
+
+    def __str__(self) -> str:
+        limits = [str(self.rate)]
+        if self.is_by_address:
+            limits.append(f"each address: {self.address}")
+        return f"class {self.name}: {'; '.join(limits)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All limits of clients. PROTOCOL §6.8, §9.9.
+
+    The first class that a client is in applies to it.
+
+    Args:
+        rate: of each client; None also leaves it out of the metrics.
+        address: of each address.
+        classes: up to 255.
+    """
+
+    rate: RateLimit | None = None
+    address: AddressLimit = AddressLimit()
+    classes: tuple[ClientClass, ...] = ()
+    _by_address: tuple[ClientClass, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise ValueError(f"at most {MAX_CLASSES} classes, not {len(self.classes)}")
+        by_address = tuple(each for each in self.classes if each.is_by_address)
+        object.__setattr__(self, "_by_address", by_address)
+
+    @property
+    def rates(self) -> list[RateLimit]:
+        """The rates by the numbers that `class_of` returns."""
+        return [self.rate or RateLimit(), *(each.rate for each in self.classes)]
+
+    @property
+    def limits_addresses(self) -> bool:
+        """Whether any address has a limit."""
+        limits = [self.address, *(each.address for each in self._by_address)]
+        return any(limit.connections or limit.logins_per_s for limit in limits)
+
+    def class_of(self, key: bytes, app_name: str, addr: bytes) -> int:
+        """Return the number of a client's class, from 1; 0 when it is in none.
+
+        Args:
+            key: its raw public key.
+            app_name: its AppName.
+            addr: the 16 bytes of its address.
+        """
+        if not self.classes:
+            return 0
+        number_of_address = int.from_bytes(addr, "big")
+        for number, each in enumerate(self.classes, 1):
+            if each.has(key, app_name, number_of_address):
+                return number
+        return 0
+
+    def of_address(self, addr: bytes) -> AddressLimit:
+        """Return the limits of an address, the 16 bytes `addr`."""
+        for each in self._by_address:
+            if each.has_address(int.from_bytes(addr, "big")):
+                return each.address
+        return self.address
+
+    def describe(self) -> list[str]:
+        """Return log lines about the limits in force."""
+        lines = [] if self.rate is None else [f"each client: {self.rate}"]
+        if self.limits_addresses:
+            lines.append(f"each address: {self.address}")
+        return [*lines, *map(str, self.classes)]
+
+
+def _prefix_and_mask(network: Network) -> tuple[int, int]:
+    n_bits = network.prefixlen + (96 if network.version == 4 else 0)
+    prefix = int.from_bytes(address_bytes(str(network.network_address)), "big")
+    return prefix, (1 << 128) - (1 << (128 - n_bits))
