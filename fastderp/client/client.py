@@ -26,10 +26,9 @@ from fastderp.client.arguments import (
 from fastderp.client.inbox import Inbox
 from fastderp.client.outbox import Outbox, SendRate
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
-from fastderp.net.stream import READ_SIZE, AnyStream, Stream
+from fastderp.net.stream import AnyStream, Stream
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
-from fastderp.wire.message_reader import MessageReader
 from fastderp.wire.protocol import (
     HEADER,
     HEADER_SIZE,
@@ -109,15 +108,14 @@ class Client:
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._on_message: Callable[[Message], object] | None = None
         self._on_end: Callable[[Client, DerpError], object] | None = None
-        self._inbox = Inbox()
-        # time of the latest whole frame
-        self._heard_s = self._loop.time()
+        self._inbox = Inbox(stream, self._understand, self._fail)
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
         # The frame head for the latest destination and size: most packets have the same as the
         # previous one.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
-        self._reading = self._loop.create_task(self._read())
+        # What has arrived already is read when the caller has the client.
+        self._loop.call_soon(self._start_reading)
 
     @classmethod
     async def handshake(
@@ -448,30 +446,9 @@ class Client:
 
     # Reading
 
-    async def _read(self) -> None:
-        """Read ahead until the connection ends."""
-        reader = MessageReader(self._understand)
-        messages: list[Message] = []
-        try:
-            while True:
-                data = await self._stream.read(READ_SIZE)
-                if not data:
-                    reader.end()
-                    raise ConnectionClosed("the connection was closed")
-                try:
-                    if reader.feed(data, messages):
-                        self._heard_s = self._loop.time()
-                finally:
-                    self._inbox.add(messages, len(data))
-                    messages.clear()
-                if await self._inbox.wait_for_room():
-                    self._heard_s = self._loop.time()
-        except DerpError as error:
-            self._fail(error)
-        except Exception as error:  # the caller's stream may raise any error
-            lost = ConnectionLost(f"reading failed: {error!r}")
-            lost.__cause__ = error
-            self._fail(lost)
+    def _start_reading(self) -> None:
+        if self._error is None:
+            self._inbox.start()
 
     def _understand(self, frame_type: int, payload: bytes) -> Message | None:
         """Return the message of a frame other than a packet; None if it was handled here."""
@@ -522,7 +499,7 @@ class Client:
     def _check_silence(self) -> None:
         """Close the connection if the relay was silent for too long while we read from it."""
         now_s = self._loop.time()
-        heard_s = now_s if self._inbox.is_full else self._heard_s
+        heard_s = now_s if self._inbox.is_full else self._inbox.heard_s
         if now_s >= heard_s + READ_TIMEOUT_S:
             self._fail(ConnectionLost(f"nothing from the relay for {READ_TIMEOUT_S:g} s"))
         else:
@@ -577,7 +554,6 @@ class Client:
             return self._error
         self._error = error
         self._silence.cancel()
-        self._reading.cancel()
         self._outbox.end(error)
         for waiter in (self._accepted, *self._pings.values()):
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""A bounded queue of received messages, for one receiver at a time.
+"""The receiving side of a client: reads ahead and queues messages for one receiver at a time.
 
 Belongs to the client's event loop.
 """
@@ -9,7 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from fastderp.errors import ConcurrencyError
+from fastderp.errors import ConcurrencyError, ConnectionClosed, ConnectionLost, DerpError
+from fastderp.net.stream import Stream
+from fastderp.wire.message_reader import MessageReader
 from fastderp.wire.protocol import Message
 
 # Limit for bytes read ahead of `recv`. The read that reaches it, of up to 256 KiB, may exceed it.
@@ -17,46 +19,92 @@ LIMIT_BYTES = 256 << 10
 
 
 class Inbox:
-    """Queues messages in order of arrival."""
+    """Queues the messages of a connection in order of arrival. The Receiver of its stream."""
 
-    __slots__ = ("_emptied", "_n_bytes", "_receiver", "messages")
+    __slots__ = (
+        "_loop",
+        "_messages",
+        "_n_bytes",
+        "_on_failure",
+        "_reader",
+        "_receiver",
+        "_stream",
+        "heard_s",
+        "is_full",
+    )
 
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.messages: deque[Message] = deque()
+    def __init__(
+        self,
+        stream: Stream,
+        on_frame: Callable[[int, bytes], Message | None],
+        on_failure: Callable[[DerpError], object],
+    ) -> None:
+        """Read from `stream` once `start` is called.
+
+        `on_frame` returns the message of a frame that is no packet, or None; `on_failure` is told
+        why the stream is over.
+        """
+        self._stream = stream
+        self._on_failure = on_failure
+        self._reader = MessageReader(on_frame)
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[Message] = deque()
         # bytes on the wire since the inbox was last empty
         self._n_bytes = 0
+        self.is_full = False
+        """Whether reading pauses until the inbox is empty."""
+        self.heard_s = self._loop.time()
+        """The time of the latest whole frame, or of the latest pause."""
         # Done when the task in `wait` must check again.
         self._receiver: asyncio.Future[None] | None = None
-        # Done when the inbox is empty, for the task that waits in `wait_for_room`.
-        self._emptied: asyncio.Future[None] | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether reading pauses until the inbox is empty."""
-        return self._emptied is not None
+    def start(self) -> None:
+        """Begin to read."""
+        self._stream.deliver_to(self)
+
+    # As the stream's Receiver
+
+    def received(self, data: bytes | memoryview, /) -> None:
+        """Queue the messages that `data` completes; stop reading at the limit."""
+        messages: list[Message] = []
+        failure: DerpError | None = None
+        try:
+            if self._reader.feed(data, messages):
+                self.heard_s = self._loop.time()
+        except DerpError as error:
+            failure = error
+        if messages:
+            self._messages += messages
+            self.wake()
+        if self._messages:
+            self._n_bytes += len(data)
+        if failure is not None:
+            self._on_failure(failure)
+        elif self._n_bytes >= LIMIT_BYTES:
+            self.is_full = True
+            self._stream.pause_reading()
+
+    def ended(self, error: Exception | None, /) -> None:
+        """Report why the stream is over."""
+        try:
+            if error is not None:
+                raise error
+            self._reader.end()
+            raise ConnectionClosed("the connection was closed")
+        except DerpError as failure:
+            self._on_failure(failure)
+        except Exception as broken:  # the caller's stream may raise any error
+            what = broken if isinstance(broken, OSError) else repr(broken)
+            lost = ConnectionLost(f"reading failed: {what}")
+            lost.__cause__ = broken
+            self._on_failure(lost)
+
+    # For the program
 
     @property
     def must_wait(self) -> bool:
         """Whether a receiver has to `wait` first."""
-        return not self.messages or self._receiver is not None
-
-    def add(self, messages: list[Message], n_bytes: int) -> None:
-        """Append messages that took `n_bytes` on the wire."""
-        self._n_bytes += n_bytes
-        if messages:
-            self.messages += messages
-            self.wake()
-        elif not self.messages:
-            self._n_bytes = 0
-
-    async def wait_for_room(self) -> bool:
-        """Wait until more may be read; return whether that took waiting."""
-        if self._n_bytes < LIMIT_BYTES:
-            return False
-        self._emptied = asyncio.get_running_loop().create_future()
-        await self._emptied
-        return True
+        return not self._messages or self._receiver is not None
 
     async def wait(self, check_alive: Callable[[], None]) -> None:
         """Return when there is a message.
@@ -65,9 +113,9 @@ class Inbox:
         """
         if self._receiver is not None:
             raise ConcurrencyError("another task receives from this client already")
-        while not self.messages:
+        while not self._messages:
             check_alive()
-            self._receiver = asyncio.get_running_loop().create_future()
+            self._receiver = self._loop.create_future()
             try:
                 await self._receiver
             finally:
@@ -80,7 +128,7 @@ class Inbox:
 
     def take_ready(self) -> Message | None:
         """Remove and return the first message; None where a receiver has to `wait`."""
-        messages = self.messages
+        messages = self._messages
         if not messages or self._receiver is not None:
             return None
         message = messages.popleft()
@@ -90,23 +138,23 @@ class Inbox:
 
     def take(self) -> Message:
         """Remove and return the first message."""
-        message = self.messages.popleft()
-        if not self.messages:
+        message = self._messages.popleft()
+        if not self._messages:
             self._note_empty()
         return message
 
     def take_many(self, limit: int | None = None) -> list[Message]:
         """Remove and return the first messages, at most `limit`."""
-        if limit is not None and limit < len(self.messages):
-            return [self.messages.popleft() for _ in range(limit)]
-        messages = list(self.messages)
-        self.messages.clear()
+        if limit is not None and limit < len(self._messages):
+            return [self._messages.popleft() for _ in range(limit)]
+        messages = list(self._messages)
+        self._messages.clear()
         self._note_empty()
         return messages
 
     def _note_empty(self) -> None:
         self._n_bytes = 0
-        if self._emptied is not None:
-            if not self._emptied.done():
-                self._emptied.set_result(None)
-            self._emptied = None
+        if self.is_full:
+            self.is_full = False
+            self.heard_s = self._loop.time()
+            self._stream.resume_reading()

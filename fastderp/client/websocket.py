@@ -20,7 +20,8 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from fastderp.errors import ConnectionLost, DialError
-from fastderp.net.stream import READ_SIZE, Stream
+from fastderp.net.delivery import READ_SIZE
+from fastderp.net.stream import Stream
 from fastderp.net.upgrade import USER_AGENT, header_value, refusal
 from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 

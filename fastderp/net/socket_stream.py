@@ -1,8 +1,8 @@
 """A TCP connection that is a Reader and a Writer, for many packets per read.
 
 What asyncio's own streams copy and allocate for each read costs a client more than the system call:
-here every connection of a thread reads into one buffer, and what came is copied once. Works the
-same on uvloop and asyncio. Belongs to its event loop.
+here every connection of a thread reads into one buffer, which a receiver sees directly and `read`
+copies once. Works the same on uvloop and asyncio. Belongs to its event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import socket
 import threading
 from collections import deque
 from typing import Any, cast
+
+from fastderp.net.delivery import Receiver
 
 # Maximum of one read: under the size for which malloc asks the system each time, above 40
 # packets of 1,400 bytes.
@@ -37,7 +39,10 @@ def _read_buffer() -> memoryview:
 
 
 class SocketStream(asyncio.BufferedProtocol):
-    """A connection made by `open_socket_stream`. One task reads at a time, any number write."""
+    """A connection made by `open_socket_stream`.
+
+    One task reads at a time, until `deliver_to` gives what arrives to a receiver; any number write.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Used by `open_socket_stream`."""
@@ -45,12 +50,13 @@ class SocketStream(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._buffer = _read_buffer()
         # received chunks that are not read yet
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._n_bytes = 0
         self._at_end = False
         self._error: Exception | None = None
         self._is_reading = True
         self._reader: asyncio.Future[None] | None = None
+        self._receiver: Receiver | None = None
         # whether the transport's buffer is full, and the tasks that wait until it is not
         self._is_full = False
         self._writers: deque[asyncio.Future[None]] = deque()
@@ -78,20 +84,42 @@ class SocketStream(asyncio.BufferedProtocol):
                 await self._reader
             finally:
                 self._reader = None
-        data = self._chunks.popleft() if len(self._chunks) == 1 else self._join_chunks()
+        data = self._take_chunks()
         if len(data) > n:
-            self._chunks.appendleft(data[n:])
+            self._chunks.append(data[n:])
+            self._n_bytes = len(data) - n
             data = data[:n]
-        self._n_bytes -= len(data)
-        if not self._is_reading and self._n_bytes < LIMIT_BYTES and not self._at_end:
+        if self._n_bytes < LIMIT_BYTES:
+            self.resume_reading()
+        return data
+
+    def deliver_to(self, receiver: Receiver, /) -> None:
+        """Call `receiver` with what has arrived and is not read yet, and with all that follows."""
+        self._receiver = receiver
+        self.resume_reading()
+        if unread := self._take_chunks():
+            receiver.received(unread)
+        if self._at_end:
+            receiver.ended(self._error)
+
+    def pause_reading(self) -> None:
+        """Stop reading. A read that has begun may be delivered."""
+        if self._is_reading and not self._at_end:
+            self._is_reading = False
+            with contextlib.suppress(RuntimeError):  # The transport is closing.
+                self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, if paused."""
+        if not self._is_reading and not self._at_end:
             self._is_reading = True
             with contextlib.suppress(RuntimeError):  # The transport is closing.
                 self._transport.resume_reading()
-        return data
 
-    def _join_chunks(self) -> bytes:
-        data = b"".join(self._chunks)
+    def _take_chunks(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
+        self._n_bytes = 0
         return data
 
     # Writing
@@ -135,7 +163,7 @@ class SocketStream(asyncio.BufferedProtocol):
         """
         self._transport.pause_reading()
         own = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
-        unread = self._join_chunks()
+        unread = self._take_chunks()
         self._transport.abort()
         return own, unread
 
@@ -149,16 +177,17 @@ class SocketStream(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._receiver is not None:
+            self._receiver.received(self._buffer[:nbytes])
+            return
         self._chunks.append(bytes(self._buffer[:nbytes]))
         self._n_bytes += nbytes
         if self._n_bytes >= LIMIT_BYTES:
-            self._is_reading = False
-            self._transport.pause_reading()
+            self.pause_reading()
         self._wake_reader()
 
     def eof_received(self) -> bool:
-        self._at_end = True
-        self._wake_reader()
+        self._end_reading(None)
         return True  # The stream may still send its queue.
 
     def pause_writing(self) -> None:
@@ -169,12 +198,17 @@ class SocketStream(asyncio.BufferedProtocol):
         self._wake_writers(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._at_end = True
         self._error = exc
-        self._wake_reader()
+        self._end_reading(exc)
         self._wake_writers(exc or ConnectionResetError("the connection is over"))
         if not self._closed.done():
             self._closed.set_result(None)
+
+    def _end_reading(self, error: Exception | None) -> None:
+        was_at_end, self._at_end = self._at_end, True
+        self._wake_reader()
+        if self._receiver is not None and not was_at_end:
+            self._receiver.ended(error)
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():

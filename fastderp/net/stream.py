@@ -12,22 +12,14 @@ import socket
 from typing import Any, Protocol, TypeAlias
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
+from fastderp.net.delivery import READ_SIZE, Delivery, Reader, Receiver, Source
 from fastderp.net.socket_stream import SocketStream
 from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
-# Large enough that a burst of packets costs one read, small enough to copy quickly.
-READ_SIZE = 256 << 10
 # limit of an orderly close; unsent data is dropped then
 CLOSE_TIMEOUT_S = 1.0
 
 _HEAD_END = b"\r\n\r\n"
-
-
-class Reader(Protocol):
-    """The part of asyncio.StreamReader that a client needs."""
-
-    async def read(self, n: int, /) -> bytes:
-        """Return up to `n` bytes, at least one, or b"" at the end."""
 
 
 class Writer(Protocol):
@@ -59,11 +51,12 @@ AnyStream: TypeAlias = "Stream | ReaderWriter | tuple[Reader, Writer]"
 class Stream:
     """A Reader and a Writer that adds a buffer to a connection's reader."""
 
-    __slots__ = ("_at", "_buffer", "_over", "_reader", "_writer")
+    __slots__ = ("_at", "_buffer", "_over", "_reader", "_source", "_writer")
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
+        self._source: Source | None = None
         # _buffer[_at:] was received and is not read yet.
         self._buffer = bytearray()
         self._at = 0
@@ -118,6 +111,27 @@ class Stream:
                 return await self.read(size)
             await self._fill("an HTTP head")
 
+    def deliver_to(self, receiver: Receiver, /) -> None:
+        """Call `receiver` with what has arrived and is not read yet, and with all that follows.
+
+        Nothing may `read` from then on. The receiver gets a reader's own errors.
+        """
+        source = self._reader if isinstance(self._reader, Source) else Delivery(self._reader)
+        self._source = source
+        if unread := self.take_unread():
+            receiver.received(unread)
+        source.deliver_to(receiver)
+
+    def pause_reading(self) -> None:
+        """Stop reading. The receiver of `deliver_to` may get some more bytes."""
+        if self._source is not None:
+            self._source.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again for the receiver of `deliver_to`."""
+        if self._source is not None:
+            self._source.resume_reading()
+
     def write(self, data: bytes, /) -> None:
         """Queue `data`; `drain` waits until most of it is sent. Raises ConnectionLost."""
         try:
@@ -133,11 +147,13 @@ class Stream:
             raise ConnectionLost(f"writing failed: {error}") from error
 
     def close(self) -> None:
-        """Begin an orderly close, which still sends queued data."""
+        """Begin an orderly close, which still sends queued data. Delivery stops."""
+        self._stop_delivery()
         self._writer.close()
 
     def abort(self) -> None:
-        """Close now and discard queued data."""
+        """Close now and discard queued data. Delivery stops."""
+        self._stop_delivery()
         transport = getattr(self._writer, "transport", None)
         abort = getattr(transport, "abort", None) or getattr(self._writer, "abort", None)
         if abort is None:
@@ -184,6 +200,10 @@ class Stream:
     def get_extra_info(self, name: str, /) -> Any:
         """Return the writer's information under `name`."""
         return self._writer.get_extra_info(name)
+
+    def _stop_delivery(self) -> None:
+        if isinstance(self._source, Delivery):
+            self._source.stop()
 
     async def _read(self, n: int) -> bytes:
         try:

@@ -9,6 +9,7 @@ import contextlib
 from typing import Any
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
+from fastderp.net.delivery import Receiver
 from fastderp.net.stream import Stream
 from fastderp.tls.channel import Channel, channel_of
 from fastderp.tls.context import ClientContext
@@ -30,6 +31,7 @@ class TlsStream:
         self._outside = outside
         self._channel = channel
         self._closing = False
+        self._receiver: Receiver | None = None
         # The relay may send data right after its part of the handshake.
         self._plain = channel.open(b"")
         self.version = version
@@ -86,6 +88,46 @@ class TlsStream:
                 raise ConnectionLost(f"TLS: {error}") from error
         data, self._plain = self._plain[:n], self._plain[n:]
         return data
+
+    def deliver_to(self, receiver: Receiver, /) -> None:
+        """Call `receiver` with what was opened and not read yet, and with all that follows."""
+        self._receiver = receiver
+        if self._plain:
+            receiver.received(self.take_unread())
+        if self._channel.eof:
+            self._end_delivery(None)
+        self._outside.deliver_to(self)
+
+    def pause_reading(self) -> None:
+        """Stop reading. The receiver may get some more bytes."""
+        self._outside.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._outside.resume_reading()
+
+    def received(self, wire: bytes | memoryview, /) -> None:
+        """Open what the stream outside delivers."""
+        try:
+            plain = self._channel.open(wire)
+        except TlsError as error:
+            lost = ConnectionLost(f"TLS: {error}")
+            lost.__cause__ = error
+            self._end_delivery(lost)
+            return
+        if plain and self._receiver is not None:
+            self._receiver.received(plain)
+        if self._channel.eof:
+            self._end_delivery(None)
+
+    def ended(self, error: Exception | None, /) -> None:
+        """Pass on the end of the stream outside."""
+        self._end_delivery(error)
+
+    def _end_delivery(self, error: Exception | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.ended(error)
 
     def write(self, data: bytes, /) -> None:
         """Queue `data`, sealed. Raises ConnectionLost when the connection broke."""

@@ -24,7 +24,7 @@ class Channel(Protocol):
     def eof(self) -> bool:
         """Whether the peer has announced the end of its output."""
 
-    def open(self, wire: bytes) -> bytes:
+    def open(self, wire: bytes | memoryview) -> bytes:
         """Take bytes from the wire; return the plain bytes that are complete."""
 
     def seal(self, plain: bytes) -> bytes:
@@ -42,9 +42,9 @@ class Plain:
         """Return False: the channel itself never announces an end."""
         return False
 
-    def open(self, wire: bytes) -> bytes:
+    def open(self, wire: bytes | memoryview) -> bytes:
         """Return `wire`."""
-        return wire
+        return bytes(wire)
 
     def seal(self, plain: bytes) -> bytes:
         """Return `plain`."""
@@ -67,7 +67,7 @@ class Tls12:
         """Whether the peer has sent its close_notify."""
         return self._handshake.eof
 
-    def open(self, wire: bytes) -> bytes:
+    def open(self, wire: bytes | memoryview) -> bytes:
         """Decrypt; an attempt to renegotiate is a TlsError."""
         self._handshake.feed(wire)
         pieces = []

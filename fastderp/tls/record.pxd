@@ -3,6 +3,7 @@
 # the holder of the session's output lock. Both touch only `duty`, atomically. No function needs the
 # GIL.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
@@ -108,6 +109,9 @@ cdef class RecordLayer:
     cdef bytes _pending
     cdef bint _eof
     cdef void _wipe(self) noexcept
+    cdef RecordStatus _open_some(
+        self, const uint8_t* wire, size_t n_wire, PyObject* plain, size_t* n_opened, size_t* n_plain
+    ) noexcept
     cdef bytes _alert(self, uint8_t level, uint8_t description)
     cdef int _alive(self) except -1
     cdef int _check(self, RecordStatus status) except -1

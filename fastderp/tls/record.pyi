@@ -53,7 +53,7 @@ class RecordLayer:
     def eof(self) -> bool:
         """Whether the peer has closed its direction with close_notify."""
 
-    def open(self, data: bytes = b"") -> bytes:
+    def open(self, data: bytes | bytearray | memoryview = b"") -> bytes:
         """Open every record that `data` completes and return their application data joined.
 
         Returns b"" after close_notify. Raises TlsError (a cause of CAUSES) for records other than

@@ -4,6 +4,9 @@ aead.pyx does the cryptography; this module frames, numbers, rekeys and refuses.
 which thread owns which field. It takes no locks: to seal, the caller holds the output lock.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.string cimport memcpy, memset
 
 from fastderp.tls.aead cimport (
@@ -421,6 +424,17 @@ _CAUSE = {
 CAUSES = (*_CAUSE.values(), "moved", "closed")
 
 
+cdef PyObject* bytes_new(size_t n) except NULL:
+    """Return n bytes without content that the caller owns, for _PyBytes_Resize."""
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, n)
+    Py_INCREF(data)
+    return <PyObject*>data
+
+
+cdef bytes bytes_of(const uint8_t* data, size_t n):
+    return PyBytes_FromStringAndSize(<const char*>data, n)
+
+
 cdef class RecordLayer:
     """See record.pyi."""
 
@@ -468,41 +482,75 @@ cdef class RecordLayer:
         return self._eof
 
     def open(self, data=b""):
-        cdef bytes wire = self._pending + data
-        cdef bytes plain = bytes(len(wire))
-        cdef const uint8_t* source = wire
-        cdef uint8_t* target = <uint8_t*><char*>plain  # not shared until returned
-        cdef size_t n_wire = len(wire), consumed = 0, produced = 0
-        cdef RecordStatus status
+        cdef const uint8_t[::1] view = data
+        cdef size_t n_pending = len(self._pending), n_wire = view.shape[0]
+        cdef const uint8_t* wire = &view[0] if n_wire else NULL
+        cdef size_t at = 0, n_opened = 0, n_plain = 0
+        cdef RecordStatus status = RECORD_OK
+        cdef bytes first = self._pending
+        cdef PyObject* plain  # owned, and not shared until returned
         self._alive()
-        if self._eof:
+        if self._eof or n_pending + n_wire == 0:
             return b""
+        plain = bytes_new(n_pending + n_wire)
+        try:
+            if n_pending:
+                # With this much more, its first record is complete. The rest needs no copy.
+                at = min(n_wire, <size_t>RECORD_WIRE_MAX)
+                first += bytes_of(wire, at)
+                status = self._open_some(first, n_pending + at, plain, &n_opened, &n_plain)
+            if n_opened < n_pending:
+                self._pending = first[n_opened:]
+            else:
+                at = n_opened - n_pending
+                if status == RECORD_OK:
+                    status = self._open_some(wire + at, n_wire - at, plain, &n_opened, &n_plain)
+                    at += n_opened
+                self._pending = bytes_of(wire + at, n_wire - at)
+            if status == RECORD_CLOSE_NOTIFY:
+                self._eof = True
+                self._pending = b""
+            else:
+                self._check(status)
+            _PyBytes_Resize(&plain, n_plain)
+            return <bytes>plain
+        finally:
+            Py_XDECREF(plain)
+
+    cdef RecordStatus _open_some(
+        self, const uint8_t* wire, size_t n_wire, PyObject* plain, size_t* n_opened, size_t* n_plain
+    ) noexcept:
+        """Open the whole records of `wire`, behind the plaintext that is there."""
+        cdef uint8_t* target = <uint8_t*>PyBytes_AS_STRING(<object>plain) + n_plain[0]
+        cdef size_t produced = 0
+        cdef RecordStatus status
         with nogil:
             status = record_open(
-                &self.c, &self.ring, source, n_wire, target, n_wire, &consumed, &produced
+                &self.c, &self.ring, wire, n_wire, target, n_wire, n_opened, &produced
             )
-        if status == RECORD_CLOSE_NOTIFY:
-            self._eof = True
-            consumed = n_wire
-        self._pending = wire[consumed:]
-        if status != RECORD_CLOSE_NOTIFY:
-            self._check(status)
-        return plain[:produced]
+        n_plain[0] += produced
+        return status
 
     def seal(self, data not None):
         cdef const uint8_t[::1] view = data
         cdef size_t cap = record_sealed_size(view.shape[0]), produced = 0
-        cdef bytes wire = bytes(cap)
-        cdef uint8_t* target = <uint8_t*><char*>wire  # not shared until returned
+        cdef PyObject* wire  # owned, and not shared until returned
+        cdef uint8_t* target
         cdef iovec part
         cdef RecordStatus status
         self._alive()
         part.iov_base = <void*>&view[0] if view.shape[0] else NULL
         part.iov_len = view.shape[0]
-        with nogil:
-            status = record_seal(&self.c, &self.ring, &part, 1, target, cap, &produced)
-        self._check(status)
-        return wire[:produced]
+        wire = bytes_new(cap)
+        try:
+            target = <uint8_t*>PyBytes_AS_STRING(<object>wire)
+            with nogil:
+                status = record_seal(&self.c, &self.ring, &part, 1, target, cap, &produced)
+            self._check(status)
+            _PyBytes_Resize(&wire, produced)
+            return <bytes>wire
+        finally:
+            Py_XDECREF(wire)
 
     def close_notify(self):
         return self._alert(1, ALERT_CLOSE_NOTIFY)

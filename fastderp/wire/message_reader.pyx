@@ -4,7 +4,7 @@ Sans-I/O, for any thread, one connection each. A read of many packets costs one 
 since half of what receiving a packet cost was here: `python -m bench.client_rate --only recv`.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
@@ -33,6 +33,17 @@ cdef object received_packet(object source, bytes data):
     return packet
 
 
+cdef Py_ssize_t frame_size(const uint8_t* p, Py_ssize_t n) except -1:
+    """Return the size of the frame that begins at p, header included; 0 for less than a header."""
+    cdef Py_ssize_t length
+    if n < HEADER_SIZE:
+        return 0
+    length = (<Py_ssize_t>p[1] << 24 | <Py_ssize_t>p[2] << 16 | <Py_ssize_t>p[3] << 8 | p[4])
+    if length > MAX_FRAME_SIZE:
+        raise ProtocolError(f"frame of type {p[0]:#04x} with {length} bytes")
+    return HEADER_SIZE + length
+
+
 cdef class MessageReader:
     """Splits a stream into frames and frames into messages."""
 
@@ -40,7 +51,7 @@ cdef class MessageReader:
     cdef dict _keys
     cdef object _source  # of the latest packet
     cdef bytes _source_raw
-    cdef bytes _unread
+    cdef bytearray _unread  # less than a whole frame
 
     def __init__(self, on_frame):
         """Begin a connection.
@@ -52,42 +63,63 @@ cdef class MessageReader:
         self._keys = {}
         self._source = None
         self._source_raw = bytes(KEY_SIZE)
-        self._unread = b""
+        self._unread = bytearray()
 
-    def feed(self, bytes data not None, list messages not None):
+    def feed(self, const uint8_t[::1] data not None, list messages not None):
         """Append the messages that `data` completes to `messages`; return whether a frame was.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.
         """
-        if PyBytes_GET_SIZE(self._unread):
-            data = self._unread + data
-        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(data)
-        cdef Py_ssize_t at = 0, end = PyBytes_GET_SIZE(data), length, payload_at
-        while end - at >= HEADER_SIZE:
-            length = (<Py_ssize_t>p[at + 1] << 24 | <Py_ssize_t>p[at + 2] << 16
-                      | <Py_ssize_t>p[at + 3] << 8 | p[at + 4])
-            if length > MAX_FRAME_SIZE:
-                raise ProtocolError(f"frame of type {p[at]:#04x} with {length} bytes")
-            payload_at = at + HEADER_SIZE
-            if length > end - payload_at:
+        cdef Py_ssize_t n = data.shape[0], at = 0, size
+        cdef const uint8_t* p = &data[0] if n else NULL
+        if self._unread:
+            at = self._complete(p, n, messages)
+            if self._unread:
+                return False
+        while True:
+            size = frame_size(p + at, n - at)
+            if size == 0 or size > n - at:
                 break
-            if p[at] == RECV_PACKET and length >= KEY_SIZE:
-                messages.append(self._packet(p + payload_at, length))
-            else:
-                message = self._on_frame(
-                    p[at], PyBytes_FromStringAndSize(<const char*>p + payload_at, length)
-                )
-                if message is not None:
-                    messages.append(message)
-            at = payload_at + length
-        self._unread = data[at:]
+            self._take(p + at, size, messages)
+            at += size
+        self._unread += p[at:n]
         return at > 0
 
     def end(self):
         """Note that the stream is over. Raises ConnectionLost inside a frame."""
         if self._unread:
             raise ConnectionLost("the connection ended inside a frame")
+
+    cdef Py_ssize_t _complete(self, const uint8_t* p, Py_ssize_t n, list messages) except -1:
+        """Add what the incomplete frame lacks and take it once it is whole.
+
+        Return how many bytes that took.
+        """
+        cdef Py_ssize_t at = 0, lacks, size
+        while True:
+            size = frame_size(self._unread, len(self._unread))
+            if size == len(self._unread):
+                self._take(self._unread, size, messages)
+                self._unread.clear()
+                return at
+            lacks = min((size or HEADER_SIZE) - len(self._unread), n - at)
+            if lacks == 0:
+                return at
+            self._unread += p[at:at + lacks]
+            at += lacks
+
+    cdef int _take(self, const uint8_t* p, Py_ssize_t size, list messages) except -1:
+        """Append the message of a whole frame, if it has one."""
+        cdef const uint8_t* payload = p + HEADER_SIZE
+        cdef Py_ssize_t length = size - HEADER_SIZE
+        if p[0] == RECV_PACKET and length >= KEY_SIZE:
+            messages.append(self._packet(payload, length))
+            return 0
+        message = self._on_frame(p[0], payload[:length])
+        if message is not None:
+            messages.append(message)
+        return 0
 
     cdef object _packet(self, const uint8_t* payload, Py_ssize_t length):
         if self._source is None or memcmp(PyBytes_AS_STRING(self._source_raw), payload, KEY_SIZE):

@@ -123,7 +123,7 @@ class WebSocket:
         """The number of bytes of an incomplete frame."""
         return len(self._protocol.reader.buffer)
 
-    def open(self, wire: bytes) -> bytes:
+    def open(self, wire: bytes | memoryview) -> bytes:
         """Open the channel below and the frames in it."""
         return self.unwrap(self._below.open(wire))
 
