@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from fastderp.server.http.message import Request, Response
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import relay_routes
 from fastderp.server.net.listen import listen_sockets
+from fastderp.util.shortage import SHORTAGES
 from fastderp.wire.keys import NodePublic
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import FAST_START, SERVER_KEY, Peer, client_info, upgrade_request
@@ -434,6 +437,29 @@ def test_a_login_without_descriptors_for_its_bridge_is_refused(
         peer.send(client_info(peer.key, relay.server.public_key))
         assert peer.is_closed()
     assert relay.refused() == {"login_shortage": 1}
+
+
+@pytest.mark.parametrize("number", sorted(SHORTAGES), ids=errno.errorcode.get)
+def test_a_shortage_on_accept_ends_and_harms_no_client(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    relay = start_relay()
+    n_failures = 3
+    accept = socket.socket.accept
+
+    def scarce(listening: socket.socket) -> Any:
+        nonlocal n_failures
+        if n_failures:
+            n_failures -= 1
+            raise OSError(number, os.strerror(number))
+        return accept(listening)
+
+    with relay.login() as connected:
+        monkeypatch.setattr(socket.socket, "accept", scarce)
+        with relay.login() as late:
+            assert n_failures == 0
+            late.send_packet(connected.public, b"hello")
+            assert connected.read_packet() == (late.public, b"hello")
 
 
 # Embedded streams
