@@ -208,9 +208,9 @@ PROTOCOL = {
     ),
     "35": row(
         "the rate file",
-        "unit/server/admission/rate_limit::a_file_is_read_as_derper_reads_it",
-        "unit/server/admission/rate_limit::a_malformed_file_is_refused_by_name",
-        "unit/server/admission/rate_limit::a_missing_file_is_refused_by_name",
+        "unit/server/admission/limit_file::a_file_is_read_as_derper_reads_it",
+        "unit/server/admission/limit_file::a_malformed_file_is_refused_by_name",
+        "unit/server/admission/limit_file::a_missing_file_is_refused_by_name",
         "system/limits"
         "::the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing",
     ),
