@@ -2,6 +2,10 @@
 
 FASTDERP_CHECKED=address|thread|1 builds the checked variant for tests: Cython's own
 checks on, and with `address` (plus undefined behaviour) or `thread` the sanitizer of that name.
+FASTDERP_FREE_THREADING=1 declares the modules safe without the GIL. Wheels do not declare it until
+the whole suite has passed on a free-threaded interpreter: such an interpreter then turns the GIL on.
+FASTDERP_EXTENSIONS=none builds, on Linux, the wheel for macOS and Windows: the client library in
+Python. On these systems nothing is ever compiled.
 FASTDERP_BUILD_JOBS=N limits how many modules are translated and compiled at once.
 FASTDERP_CRYPTO_SOURCE=FILE puts a crypto library beside the modules, as wheels bring it: FILE is the
 crate that crypto/Cargo.toml pins, or the _crypto.so that crypto/build_crypto.py has built of it.
@@ -17,9 +21,17 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-EVERYWHERE = {"language_level": 3, "freethreading_compatible": True}
+IS_COMPILED = sys.platform == "linux" and os.environ.get("FASTDERP_EXTENSIONS") != "none"
+# The platforms of the wheel without compiled modules. Not "any": on Linux pip is to compile instead.
+PORTABLE_PLATFORMS = "macosx_10_13_universal2.win32.win_amd64.win_arm64"
+
+EVERYWHERE = {
+    "language_level": 3,
+    "freethreading_compatible": bool(os.environ.get("FASTDERP_FREE_THREADING")),
+}
 # The packet path: every index is proved by the code beside it, and the checked build tests that.
 PACKET_PATH = {
     "boundscheck": False,
@@ -45,7 +57,9 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
 }
-JOBS = int(os.environ.get("FASTDERP_BUILD_JOBS", 0)) or len(os.sched_getaffinity(0))
+JOBS = int(os.environ.get("FASTDERP_BUILD_JOBS", 0)) or (
+    len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+)
 
 CRYPTO_SOURCE = os.environ.get("FASTDERP_CRYPTO_SOURCE", "")
 CRYPTO_LIBRARY = Path("fastderp", "tls", "_crypto.so")
@@ -105,6 +119,15 @@ class BuildExt(build_ext):
         build_crypto.build(source, target, JOBS)
 
 
+class PortableWheel(bdist_wheel):
+    """Names the platforms that a wheel without compiled modules is for."""
+
+    def get_tag(self):
+        if sys.platform == "linux":
+            return "py3", "none", PORTABLE_PLATFORMS
+        return super().get_tag()
+
+
 def write_counters():
     """Bring the C struct of the data plane's counters up to date with their table."""
     folder = Path("fastderp", "dataplane")
@@ -126,14 +149,16 @@ def main():
         # Leaves nothing in the folder: after `sudo pip install .` it would be root's, and in the way of the next install.
         build_base = tempfile.mkdtemp(prefix="fastderp-build-")
         atexit.register(shutil.rmtree, build_base, ignore_errors=True)
-    if asked.isdisjoint({"egg_info", "dist_info"}):
+    if not IS_COMPILED:
+        modules = []
+    elif asked.isdisjoint({"egg_info", "dist_info"}):
         write_counters()
         modules = translated(0, {} if CHECKED else PACKET_PATH, build_base)
         modules += translated(1, {}, build_base)
     else:  # only names and versions are asked for
         modules = extensions(0) + extensions(1)
     setup(
-        cmdclass={"build_ext": BuildExt},
+        cmdclass={"build_ext": BuildExt} if IS_COMPILED else {"bdist_wheel": PortableWheel},
         ext_modules=modules,
         options={
             "build": {"build_base": build_base},

@@ -1,4 +1,4 @@
-"""Check what is inside the source distribution and the wheel, against the checkout they were built from."""
+"""Check the files of the source distribution and of the wheels, against the checkout they were built from."""
 
 import fnmatch
 import os
@@ -52,6 +52,16 @@ def check_wheel(path: str) -> list[str]:
     return problems
 
 
+def check_portable(path: str) -> list[str]:
+    """Check the wheel for macOS and Windows, which has no compiled modules."""
+    names = set(zipfile.ZipFile(path).namelist())
+    problems = missing_and_unwanted(names, tracked(".py", ".pyi"), (*NEVER, "*.pyx", "*.so"))
+    for tag in ("macosx_", "win_amd64", "win_arm64"):
+        if tag not in path:
+            problems.append(f"missing the platform {tag}")
+    return problems
+
+
 def check_source(path: str) -> list[str]:
     with tarfile.open(path) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -73,10 +83,10 @@ def check_source(path: str) -> list[str]:
     return missing_and_unwanted(names, wanted, never)
 
 
-def main(source: str, wheel: str) -> int:
-    problems = [f"sdist: {text}" for text in check_source(source)] + [
-        f"wheel: {text}" for text in check_wheel(wheel)
-    ]
+def main(source: str, wheel: str, portable: str) -> int:
+    problems = [f"sdist: {text}" for text in check_source(source)]
+    problems += [f"wheel: {text}" for text in check_wheel(wheel)]
+    problems += [f"portable wheel: {text}" for text in check_portable(portable)]
     print("\n".join(problems) or "packages hold what they should")
     return 1 if problems else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import ssl
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,14 +14,16 @@ from pathlib import Path
 from fastderp.cli.output import show
 from fastderp.errors import EX_UNAVAILABLE
 
-_USE = """\
+_COMMANDS = """\
 Run a relay on port 3340 with a key in memory, ready for a client:
     fastderp-relay --dev
 
 Put it, or any other DERP relay, under load and measure it:
     fastderp-bench http://127.0.0.1:3340/derp
 
-Talk through it from Python:
+"""
+_PROGRAM = """\
+Talk through a relay from Python:
     import asyncio
     from fastderp import HTTPClient, NodePrivate
 
@@ -34,6 +37,8 @@ Talk through it from Python:
 
     asyncio.run(main())
 
+"""
+_HELP = """\
 Every flag: fastderp-relay --help        Every name: python -c 'help("fastderp")'
 """
 
@@ -60,7 +65,10 @@ def _report(problems: list[str]) -> None:
         except Exception as error:  # a broken part does not hide the others
             print(f"  {name:<10} missing: {error}")
             problems.append(name)
-    print(f"\n{_USE}", end="")
+    if sys.platform == "linux":
+        print(f"\n{_COMMANDS}{_PROGRAM}{_HELP}", end="")
+    else:
+        print(f"\n{_PROGRAM}", end="")
     if problems:
         print(
             f"\nNot usable before this is repaired: {', '.join(problems)}. Try: pip install "
@@ -82,6 +90,8 @@ def _uvloop() -> str:
 
 
 def _crypto() -> str:
+    if sys.platform != "linux":
+        return f"{ssl.OPENSSL_VERSION} (Python's)"
     from fastderp.tls import library
 
     return library.description()
@@ -103,13 +113,20 @@ def _command() -> str:
     raise LookupError(f"{name} is neither on the PATH nor beside {sys.executable}")
 
 
-_PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
+def _client() -> str:
+    from fastderp.client import HTTPClient
+
+    return f"{HTTPClient.__module__}, portable; relays run on Linux only"
+
+
+_PARTS: list[tuple[str, Callable[[], str]]] = [
     ("Python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-    ("uvloop", _uvloop),
     ("TLS", _crypto),
-    ("data plane", _data_plane),
-    ("command", _command),
-)
+]
+if sys.platform == "linux":
+    _PARTS += [("uvloop", _uvloop), ("data plane", _data_plane), ("command", _command)]
+else:
+    _PARTS += [("client", _client)]
 
 if __name__ == "__main__":
     sys.exit(main())

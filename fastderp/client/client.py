@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable
 from typing import Self
@@ -45,6 +46,11 @@ from fastderp.wire.protocol import (
     frame,
     parse_message,
 )
+
+if sys.platform == "linux":
+    from fastderp.wire.message_reader import MessageReader
+else:
+    from fastderp.wire.portable_reader import MessageReader
 
 # Two missed keep-alives.
 READ_TIMEOUT_S = 2 * KEEPALIVE_S

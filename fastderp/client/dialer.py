@@ -22,7 +22,7 @@ from fastderp.net.target import (
 )
 from fastderp.net.tls import TlsStream
 from fastderp.net.upgrade import upgrade
-from fastderp.tls.context import ClientContext
+from fastderp.tls.client import ClientContext
 from fastderp.wire.derp_map import DerpNode
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 

@@ -6,15 +6,16 @@ Belongs to the event loop of the stream outside, which may itself be TLS (to a p
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
 from fastderp.net.delivery import Receiver
 from fastderp.net.stream import Stream
-from fastderp.tls.channel import Channel, channel_of
-from fastderp.tls.context import ClientContext
+from fastderp.tls.client import ClientContext, Handshake, channel_of
 from fastderp.tls.errors import TlsError
-from fastderp.tls.handshake import Handshake
+
+if TYPE_CHECKING:
+    from fastderp.tls.channel import Channel
 
 # Bytes of ciphertext per read. The input of a handshake is bounded, so that it reads less.
 _READ_SIZE = 128 << 10

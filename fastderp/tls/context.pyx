@@ -21,7 +21,7 @@ from fastderp.tls.openssl cimport (
 
 import os
 
-from fastderp.tls import roots as built_in
+from fastderp.tls import openssl, roots as built_in
 from fastderp.tls.errors import TlsError
 
 VERSIONS = {"TLSv1.2": TLS1_2_VERSION, "TLSv1.3": TLS1_3_VERSION}
@@ -305,7 +305,7 @@ cdef class ClientContext(Context):
         cdef int ok
         if system_roots:
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
-            for path in built_in.system_files():
+            for path in built_in.system_files(openssl.SOURCE):
                 ssl.SSL_CTX_load_verify_locations(self.ctx, os.fsencode(path), NULL)
             crypto.ERR_clear_error()  # a system without roots is no error: there are built-in ones
             roots = (*built_in.BUILT_IN, *roots)

@@ -8,8 +8,6 @@ import os
 from base64 import b64decode
 from typing import Final
 
-from fastderp.tls import openssl
-
 # Where Fedora, RHEL and their descendants keep their roots. A library that is not the system's looks
 # at /etc/ssl alone, which on these has no directory of hashed names.
 BUNDLES = (
@@ -19,9 +17,12 @@ BUNDLES = (
 )
 
 
-def system_files() -> list[str]:
-    """Return the files of roots to load in addition to the crypto library's own default paths."""
-    if openssl.SOURCE == "system" or "SSL_CERT_FILE" in os.environ:
+def system_files(source: str) -> list[str]:
+    """Return the files of roots to load in addition to the library's own default paths.
+
+    `source` is the library's `openssl.SOURCE`.
+    """
+    if source == "system" or "SSL_CERT_FILE" in os.environ:
         return []
     return [path for path in BUNDLES if os.path.exists(path)][:1]
 

@@ -13,9 +13,14 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+# Not every system has every flag. Windows opens files as text without O_BINARY.
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger file is the wrong one
 
@@ -34,7 +39,7 @@ def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> byt
     block, a device may have no end) or is larger than `limit_bytes`.
     """
     # The type of the file is known once it is open: opening a pipe without a writer must not block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _FLAGS)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -94,9 +99,10 @@ def _draft_of(path: Path) -> Path:
 
 
 def _write_new(path: Path, content: Content) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, content.mode)  # independent of the umask
+        if sys.platform != "win32":  # where files have no such modes
+            os.fchmod(descriptor, content.mode)  # independent of the umask
         file.write(content.data)
         file.flush()
         os.fsync(descriptor)
@@ -108,8 +114,10 @@ def _remove(draft: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Sync a directory, so that new names survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Sync a directory, so that new names survive a power cut; Windows cannot."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,4 +1,7 @@
-"""HTTPClient over TLS: trust, fast start and pins, with OpenSSL as the relay (PROTOCOL 10, 13)."""
+"""HTTPClient over TLS: trust, fast start and pins, with OpenSSL as the relay (PROTOCOL 10, 13).
+
+Each test runs with the compiled modules and with those of other systems than Linux.
+"""
 
 import asyncio
 from pathlib import Path
@@ -6,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from fastderp.client import DerpNode, DerpRegion, HTTPClient
+from fastderp.client import DerpNode, DerpRegion, HTTPClient, dialer
 from fastderp.errors import ConnectionClosed, DialError
+from fastderp.net import tls
+from fastderp.tls import portable
 from fastderp.tls.errors import TlsError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo
@@ -15,6 +20,14 @@ from tests.unit.fake_relay import FakeServer, fake_server
 from tests.unit.fake_tls_relay import Identity, make_identity, man_in_the_middle, tls_server
 
 PEER = NodePublic(b"\x11" * 32)
+
+
+@pytest.fixture(params=["compiled", "portable"], autouse=True)
+def modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "portable":
+        monkeypatch.setattr(dialer, "ClientContext", portable.ClientContext)
+        for name in ("ClientContext", "Handshake", "channel_of"):
+            monkeypatch.setattr(tls, name, getattr(portable, name))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""From bytes to messages, however the bytes are cut (PROTOCOL §2, §4)."""
+"""From bytes to messages, however the bytes are cut, compiled and portable (PROTOCOL §2, §4)."""
 
 import gc
 import random
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fastderp.errors import ConnectionLost, ProtocolError
-from fastderp.wire.message_reader import MessageReader
+from fastderp.wire import message_reader, portable_reader
 from fastderp.wire.protocol import (
     FrameType,
     Health,
@@ -18,6 +18,10 @@ from fastderp.wire.protocol import (
     frame,
     parse_message,
 )
+
+READERS = (message_reader.MessageReader, portable_reader.MessageReader)
+both = pytest.mark.parametrize("reader_type", READERS, ids=["compiled", "portable"])
+ReaderType = type[message_reader.MessageReader] | type[portable_reader.MessageReader]
 
 PEER = NodePublic(b"\x11" * 32)
 OTHER = NodePublic(b"\x22" * 32)
@@ -44,10 +48,11 @@ MESSAGES: list[Message] = [
 ]
 
 
-def test_messages_are_the_same_however_the_stream_is_cut() -> None:
+@both
+def test_messages_are_the_same_however_the_stream_is_cut(reader_type: ReaderType) -> None:
     cuts = random.Random(7)
     for _ in range(200):
-        reader, messages, at = MessageReader(parse_message), list[Message](), 0
+        reader, messages, at = reader_type(parse_message), list[Message](), 0
         while at < len(STREAM):
             size = cuts.choice([1, 4, 5, 36, 37, 38, 1400, 65536, 200_000])
             reader.feed(STREAM[at : at + size], messages)
@@ -56,18 +61,20 @@ def test_messages_are_the_same_however_the_stream_is_cut() -> None:
         assert messages == MESSAGES
 
 
-def test_a_frame_of_one_byte_at_a_time_is_complete_with_its_last() -> None:
-    reader, messages = MessageReader(parse_message), list[Message]()
+@both
+def test_a_frame_of_one_byte_at_a_time_is_complete_with_its_last(reader_type: ReaderType) -> None:
+    reader, messages = reader_type(parse_message), list[Message]()
     whole = frame(FrameType.RECV_PACKET, PEER.raw, b"data")
     assert [reader.feed(bytes([byte]), messages) for byte in whole[:-1]] == [False] * 40
     assert reader.feed(whole[-1:], messages)
     assert messages == [ReceivedPacket(PEER, b"data")]
 
 
-def test_the_largest_frame_passes_and_a_larger_one_ends_the_stream_behind_what_came_before() -> (
-    None
-):
-    reader, messages = MessageReader(lambda *_: None), list[Message]()
+@both
+def test_the_largest_frame_passes_and_a_larger_one_ends_the_stream_behind_what_came_before(
+    reader_type: ReaderType,
+) -> None:
+    reader, messages = reader_type(lambda *_: None), list[Message]()
     reader.feed(frame(0x7F, bytes(1 << 20)), messages)
     reader.end()
     with pytest.raises(ProtocolError, match="type 0x05 with 1048577 bytes"):
@@ -75,25 +82,32 @@ def test_the_largest_frame_passes_and_a_larger_one_ends_the_stream_behind_what_c
     assert messages == [ReceivedPacket(PEER, b"one")]
 
 
-def test_what_the_callback_raises_comes_behind_the_messages_before_it() -> None:
+@both
+def test_what_the_callback_raises_comes_behind_the_messages_before_it(
+    reader_type: ReaderType,
+) -> None:
     def refuse(frame_type: int, payload: bytes) -> None:
         raise ProtocolError(f"{frame_type}: {payload!r}")
 
-    reader, messages = MessageReader(refuse), list[Message]()
+    reader, messages = reader_type(refuse), list[Message]()
     with pytest.raises(ProtocolError, match="20: b'two of you'"):
         reader.feed(STREAM, messages)
     assert messages == MESSAGES[:2]
 
 
-def test_a_stream_that_ends_inside_a_frame_was_lost() -> None:
-    reader = MessageReader(parse_message)
+@both
+def test_a_stream_that_ends_inside_a_frame_was_lost(reader_type: ReaderType) -> None:
+    reader = reader_type(parse_message)
     reader.feed(STREAM[:-1], [])
     with pytest.raises(ConnectionLost, match="inside a frame"):
         reader.end()
 
 
-def test_packets_of_one_source_share_its_key_and_are_ordinary_packets() -> None:
-    reader, messages = MessageReader(parse_message), list[Message]()
+@both
+def test_packets_of_one_source_share_its_key_and_are_ordinary_packets(
+    reader_type: ReaderType,
+) -> None:
+    reader, messages = reader_type(parse_message), list[Message]()
     reader.feed(STREAM, messages)
     first, second, _, other, _, last = messages
     assert isinstance(first, ReceivedPacket) and isinstance(second, ReceivedPacket)
@@ -102,8 +116,9 @@ def test_packets_of_one_source_share_its_key_and_are_ordinary_packets() -> None:
     assert repr(first) == repr(ReceivedPacket(PEER, b"one")) and hash(first) == hash(messages[0])
 
 
-def test_nothing_is_left_of_many_sources_and_packets() -> None:
-    reader = MessageReader(parse_message)
+@both
+def test_nothing_is_left_of_many_sources_and_packets(reader_type: ReaderType) -> None:
+    reader = reader_type(parse_message)
     packets = [
         frame(FrameType.RECV_PACKET, number.to_bytes(32, "big"), bytes(100))
         for number in range(5000)

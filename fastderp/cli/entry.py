@@ -1,0 +1,35 @@
+"""The entry points of the commands. On another system than Linux, one line says so.
+
+Imports few modules itself: `fastderp.cli.relay` says why.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def relay() -> int:
+    """Run `fastderp-relay`."""
+    _need_linux("fastderp-relay")
+    from fastderp.cli.relay import main
+
+    return main()
+
+
+def bench() -> int:
+    """Run `fastderp-bench`."""
+    _need_linux("fastderp-bench")
+    from fastderp.cli.bench import main
+
+    return main()
+
+
+def _need_linux(command: str) -> None:
+    """Exit with EX_UNAVAILABLE where the relay cannot run."""
+    try:
+        import fastderp.server  # noqa: F401
+    except ImportError as error:
+        from fastderp.errors import EX_UNAVAILABLE
+
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(EX_UNAVAILABLE)
