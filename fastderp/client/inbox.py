@@ -51,9 +51,9 @@ class Inbox:
         self._messages: deque[Message] = deque()
         # bytes on the wire since the inbox was last empty
         self._n_bytes = 0
-        self.is_full = False
+        self.is_full: bool = False
         """Whether reading pauses until the inbox is empty."""
-        self.heard_s = self._loop.time()
+        self.heard_s: float = self._loop.time()
         """The time of the latest whole frame, or of the latest pause."""
         # Done when the task in `wait` must check again.
         self._receiver: asyncio.Future[None] | None = None

@@ -109,7 +109,7 @@ class HttpSession:
         self._connection_origin = origin
         # the origin of the last request: one connection of a proxy may carry several clients'
         # requests
-        self.origin = origin
+        self.origin: Origin = origin
         self._tls_version = tls_version
         self._head: HeadParser | None = None
         self._n_head = 0
