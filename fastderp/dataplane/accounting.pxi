@@ -86,7 +86,7 @@ cdef void batch_lose(ThreadContext* t, DropReason reason, const Batch* batch, si
             p += size
 
 
-cdef struct Dropper:             # context of drop_displaced and drop_gone; on the caller's stack
+cdef struct Dropper:             # for drop_displaced and drop_gone; on the caller's stack
     ThreadContext* context
     Session* session
     DropReason reason            # for the next packet in drop_gone
@@ -119,7 +119,7 @@ cdef void queue_time_fold(ThreadContext* t) noexcept nogil:
     """Update the moving average of waiting times (§6.6) with the packets since the last call."""
     cdef double mean
     cdef double average = <double>atomic_peek_u64(&t.core.queue_ns)
-    # While no packet waits anywhere, no shared memory is written.
+    # Without waiting packets, no shared memory is written.
     if t.n_timed and (t.waited_ns or average > 0):
         mean = <double>t.waited_ns / <double>t.n_timed
         average = mean + (average - mean) * pow(QUEUE_TIME_KEPT, <double>t.n_timed)

@@ -72,8 +72,9 @@ cdef inline uint32_t lane_count(const Backlog* b, uint8_t lane) noexcept nogil:
 
 
 cdef inline uint64_t lane_weight(const Backlog* b, uint8_t lane) noexcept nogil:
-    # The weight is memory, because overhead is most of the memory of tiny packets. It counts active
-    # senders only; the table of senders is less than four times as large as they need.
+    # The weight is memory, because tiny packets need more memory for overhead than for bytes. It
+    # counts active senders only; the table of senders is less than four times as large as they
+    # need.
     return (<uint64_t>b.lanes[lane].bytes + b.flows[lane].bytes
             + <uint64_t>lane_count(b, lane) * NODE_BYTES
             + b.flows[lane].n_active * sizeof(Flow))

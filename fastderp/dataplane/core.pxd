@@ -50,8 +50,8 @@ cdef enum CloseReason:
     CLOSE_WRITE_ERROR
     CLOSE_CONTROL_OVERFLOW       # too many control frames wait
     CLOSE_NO_MEMORY
-    CLOSE_SERVER                 # the control plane asked for it
-    CLOSE_CLOSE_PEER             # a mesh peer asked for it
+    CLOSE_SERVER                 # requested by the control plane
+    CLOSE_CLOSE_PEER             # requested by a mesh peer
     CLOSE_SHUTDOWN
     CLOSE_SILENT                 # a link sent nothing for two keep-alive periods
     N_CLOSE_REASONS
@@ -62,7 +62,7 @@ cdef struct Stash:
     uint32_t n
     uint32_t capacity
 
-cdef struct Peer:                # facts from the login; fixed while the session lives
+cdef struct Peer:                # values from the login; fixed for the life of the session
     uint8_t key[32]
     uint8_t addr[16]             # IPv6 or IPv4-in-IPv6
     uint16_t port
@@ -80,7 +80,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint32_t slot                # fixed
     uint64_t handle              # atomic; 0 while FREE
     uint32_t generation          # of the latest session here; guarded by core.sessions_lock
-    # Fixed while the session lives.
+    # Fixed for the life of the session.
     int fd
     uint16_t worker
     Peer peer
@@ -95,7 +95,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint64_t skip_bytes          # left of a frame that is being discarded
     uint64_t rx_packets          # atomic; only this worker writes it
     uint64_t rx_bytes            # atomic; only this worker writes it
-    uint64_t next_keep_alive_ns  # for a link: the next check that it is still heard
+    uint64_t next_keep_alive_ns  # for a link: the next check for silence
     uint64_t heard_ns            # the latest arrival of bytes
     Bucket bucket                # receive rate limit (§6.8)
     # when reading resumes for a session over its rate; 0 = not held back
@@ -110,7 +110,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t has_begun
     # the worker has not read it yet: the stashes may hold bytes that followed the login
     uint8_t is_fresh
-    uint8_t is_ending            # in the worker's `ending`
+    uint8_t is_ending            # in the worker's list `ending`
     uint8_t is_contending        # its latest packet was for a contended session
     uint8_t is_drained           # the latest read emptied the socket; epoll reports more bytes
     # only the end of the stream is left to read, which epoll does not report again
@@ -134,7 +134,8 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t problems             # bits of Problem that the client was told of
     uint8_t rtt_excused          # has no round-trip time and is not counted for that (again)
     Backlog* backlog             # NULL while empty
-    # an empty backlog that remembers flooding senders while the session is contended; or NULL
+    # an empty backlog that keeps the flows of flooding senders while the session is contended; or
+    # NULL
     Backlog* spare
     uint8_t* app_name            # length, then bytes; NULL without a name
     # NULL until the first sender, and while core.counts_senders is False

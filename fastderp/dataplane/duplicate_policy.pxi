@@ -5,7 +5,7 @@
 # The order of the members is derper's `send_history` without repeats.
 
 cdef void member_put(HandleList* members, uint32_t at, uint64_t handle) noexcept nogil:
-    # The list has room: it held the handle before.
+    # The list has room, because it held the handle before.
     memmove(&members.items[at + 1], &members.items[at], (members.n - at) * sizeof(uint64_t))
     members.items[at] = handle
     members.n += 1
@@ -48,7 +48,7 @@ cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
 
 
 cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
-    # A member that speaks again after another one fights over the key: all members are disabled.
+    # A member that sends again after another one fights over the key: all members are disabled.
     cdef uint32_t i
     cdef HandleList* history = &route.history
     if route.members.n < 2 or list_contains(&route.disabled, handle):
@@ -66,8 +66,8 @@ cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
 
 
 cdef void fighter_left(Route* route, uint64_t handle) noexcept nogil:
-    # The latest remaining speaker that is not disabled takes over; a single remaining member is
-    # active.
+    # The remaining member that sent last and is not disabled becomes active; so does a single
+    # remaining member.
     cdef uint32_t i
     cdef uint64_t successor = 0
     list_remove(&route.disabled, handle)

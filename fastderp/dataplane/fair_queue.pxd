@@ -2,10 +2,11 @@
 # full lane the sender that has asked for most above its fair share loses its oldest packet. The
 # session's output lock guards everything.
 
-# `served` is what a sender that always wants more has been due since the flows were made: each byte
-# that leaves the lane is due in equal parts to those that want more. A sender's `asked` is the
-# level of `served` at which it will have been due all that it sent, lost packets included: it stays
-# near `served` for a sender below its fair share, and runs ahead of it for one above.
+# `served` is the fair share in bytes, since the flows were made, of a sender that always has
+# packets: each byte that leaves the lane is divided equally among such senders. A sender's `asked`
+# is the level of `served` at which its fair share covers all bytes that it sent, lost packets
+# included: it stays near `served` for a sender below its fair share, and above it for a sender that
+# exceeds its share.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -15,7 +16,7 @@ cdef enum:
     FLOW_QUANTUM = 2048          # bytes per round: more than a full-sized WireGuard packet
     NO_FLOW = 0xFFFFFFFF
     N_RANKS = 64                 # one bit each in `ranks_used`
-    # limit of slots for senders that have asked for too much and have no packets
+    # limit of slots for senders above their share that have no packets
     REMEMBERED_SLOTS = 4096
 
 cdef struct Flow:                # one cache line; guarded like Flows

@@ -91,7 +91,7 @@ cdef void ring_remove(Flows* f, uint32_t i) noexcept nogil:
     f.slots[flow.next].previous = flow.previous
 
 
-# ---- the order of senders by what they asked for
+# ---- the order of senders by `asked`
 
 cdef inline bint is_modest(const Flows* f, const Flow* flow) noexcept nogil:
     return flow.asked <= f.served + MODEST
@@ -117,7 +117,7 @@ cdef inline void flow_ask(Flows* f, Flow* flow, uint32_t n_bytes) noexcept nogil
 
 
 cdef void served_advance(Flows* f, uint64_t n_bytes) noexcept nogil:
-    # Flows whose rank `served` passes have been due all they asked for.
+    # Flows whose rank is below `served` have had their fair share.
     cdef uint64_t rank = f.served >> RANK_BITS
     f.served += (n_bytes << SERVED_BITS) // max(f.n_wanting, <uint32_t>1)
     while rank < f.served >> RANK_BITS and f.n_wanting:
@@ -154,7 +154,8 @@ cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
-    """Move a flow to the ring of its rank, so that the greediest flows are found at once."""
+    """Move a flow to the ring of its rank, so that the flows furthest above their share are found
+    at once."""
     cdef uint32_t rank = NO_FLOW
     if f.slots[i].packets.n:
         rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS
@@ -205,7 +206,7 @@ cdef inline bint is_worth_a_slot(const Flows* f, const Flow* flow) noexcept nogi
 cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
     """Return the number of senders to remember, up to the slots for them.
 
-    They have no packets, but have asked for more than is due to them.
+    They have no packets, but their `asked` exceeds `served`.
     """
     cdef uint32_t n = 0
     cdef uint32_t i
@@ -216,9 +217,9 @@ cdef uint32_t remembered_count(const Flows* f) noexcept nogil:
 
 
 cdef bint slots_grow(Flows* f, bint remember) noexcept nogil:
-    # Flows with packets move to the new slots in their order, and with `remember` also senders that
-    # asked for more than they were due: otherwise a flooder that lost all packets would start anew.
-    # Other senders are forgotten.
+    # Flows with packets move to the new slots in their order, and with `remember` also senders
+    # above their share: otherwise a flooding sender that lost all packets would start with a full
+    # share. Other senders are removed.
     cdef Flows fresh
     cdef uint32_t i = f.current
     cdef uint32_t left = f.n_active

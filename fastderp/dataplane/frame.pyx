@@ -34,7 +34,7 @@ cdef FrameStatus client_frame_judge(uint8_t type, uint32_t size, bint mesh) noex
 
 
 cdef FrameStatus link_frame_judge(uint8_t type, uint32_t size) noexcept nogil:
-    # PROTOCOL §4: short frames and frames that say nothing about the mesh are skipped.
+    # PROTOCOL §4: short frames and frames without mesh content are skipped.
     if size > LINK_FRAME_MAX:
         return FRAME_BAD_SIZE
     if type == FRAME_RESTARTING and size == 8:

@@ -72,7 +72,7 @@ cdef void gone_watcher_add_locked(RouteTable* t, Route* route, uint64_t receiver
 
 
 cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from route's key. False when the key has left the region.
+    """Record that receiver got data from route's key. False when the key has left the region.
 
     Without memory, or above gone_watchers_cap_bytes, the receiver gets no PeerGone later.
     """
@@ -93,7 +93,7 @@ cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noe
 
 
 cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    """Remember that receiver got data from a key without a route, in case the key gets one.
+    """Record that receiver got data from a key without a route, in case the key gets one.
 
     A bucket keeps its STRANGER_PLACES latest pairs.
     """

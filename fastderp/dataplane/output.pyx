@@ -70,7 +70,7 @@ cdef bint context_init(ThreadContext* t, Core* core, Counters* counters,
 
 
 cdef void context_trim(ThreadContext* t) noexcept nogil:
-    """Forget the expanded keys and release the scratch memory; both come back on demand."""
+    """Release the expanded keys and the scratch memory; both are made again on demand."""
     keyring_clear(&t.keyring)
     pages_release(t.sealed, t.sealed_capacity)
 

@@ -66,8 +66,8 @@ Totals = reports.Totals
 
 DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
 # Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP
-# inside has retransmitted by then (RFC 6298 starts with 1 s) and a call has moved on. derper's
-# queue of 32 packets needs no age limit; a backlog counted in bytes holds more packets.
+# inside has retransmitted by then (RFC 6298 starts with 1 s), and real-time data is obsolete.
+# derper's queue of 32 packets needs no age limit; a backlog counted in bytes holds more packets.
 DEFAULT_BACKLOG_AGE_S = 1.0
 MAX_UNREAD_BYTES = UNREAD_MAX    # the limit of promote() for bytes that followed the login
 
@@ -96,12 +96,12 @@ cdef class Plane:
     rate_calm_s: seconds without being held back by the rate limit after which a client is told that
         it is over (§6.8).
     disable_fighters: send nothing to sessions that fight over a key, instead of sending to the
-        session that spoke last (§6.3).
+        session that sent last (§6.3).
     backlog_cap_bytes: limit for all backlogs together. Each session may exceed it by the rest of a
         frame and 4 KiB of packets of each kind. When half of it is used, each kind of packets in a
         backlog is limited to 256 KiB.
-    gone_watchers_cap_bytes: limit for the memory of which session got packets from which key; above
-        it some receivers get no PeerGone when a sender leaves (§6.7).
+    gone_watchers_cap_bytes: limit for the memory that records which session got packets from which
+        key; above it some receivers get no PeerGone when a sender leaves (§6.7).
     backlog_age_s: seconds after which a packet that still waits for its receiver's socket is
         dropped; 0 means never.
     queue_packets: number of packets of each kind, disco and other, that wait for a client that does
@@ -210,7 +210,7 @@ cdef class Plane:
         free(self.core.epolls)
 
     cdef watch_drops(self, keys):
-        # Called before the threads start: they read the keys without a lock.
+        # This is called before the threads start, because they read the keys without a lock.
         cdef bytes joined = b"".join(keys)
         for key in keys:
             check_key(key)
@@ -263,8 +263,8 @@ cdef class Plane:
     def write_timeout_s(self):
         """Seconds without progress after which a client that does not read is closed; 0 = never.
 
-        It may be set at any time and applies to later writes: a client that is stuck already keeps
-        its deadline. Setting it below 0 raises ValueError.
+        It may be set at any time and applies to later writes: a client that does not read keeps its
+        current deadline. Setting it below 0 raises ValueError.
         """
         return atomic_peek_u64(&self.core.write_timeout_ns) / 1e9
 
@@ -485,7 +485,7 @@ cdef class Plane:
     def trim(self):
         """Have every thread release its scratch memory and expanded keys soon.
 
-        It may be called at any time: what is still needed comes back in microseconds.
+        It may be called at any time: memory in use is allocated again in microseconds.
         """
         cdef int i
         pthread_mutex_lock(&self.control_lock)

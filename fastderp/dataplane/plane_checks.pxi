@@ -6,11 +6,11 @@ cdef int check_key(bytes key) except -1:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
     return 0
 
-# Unsent bytes that the kernel may hold for one peer; more would only be stale packets.
+# Unsent bytes that the kernel may hold for one peer; further packets would be stale when sent.
 cdef int NOTSENT_LOWAT = 131072
-# Limit for unread bytes of a near peer in the kernel, whose default lets megabytes of late packets
-# pile up in an overloaded relay. A peer this near fills a gigabit link with less; a distant one
-# needs the kernel's limit.
+# Limit for unread bytes of a near peer in the kernel. With the kernel's default, megabytes of late
+# packets accumulate in an overloaded relay. A peer this near fills a gigabit link with less; a
+# distant one needs the kernel's limit.
 cdef int NEAR_RECEIVE_BYTES = 212992
 cdef unsigned int NEAR_RTT_US = 2000
 # Expanded keys of the control thread, which seldom writes to the same session twice.
@@ -37,7 +37,7 @@ cdef bint frames_are_whole(const uint8_t* frames, size_t n) noexcept:
 
 
 cdef void socket_tune(int fd) noexcept:
-    # On a socketpair the options fail, which does no harm.
+    # On a socketpair the options fail; the errors are ignored.
     cdef tcp_counts info
     cdef unsigned int n = sizeof(info)
     cdef int one = 1

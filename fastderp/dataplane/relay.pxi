@@ -42,7 +42,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             counter_add(&w.counters.unknown_frames, not frame_is_known(p[0]))
             s.skip_bytes = total
         else:
-            # A ping counts before its size is judged (§5).
+            # A ping counts before its size is checked (§5).
             counter_add(&w.counters.got_ping, p[0] == FRAME_PING)
             read_ended(w, s, CLOSE_BAD_SIZE if status == FRAME_BAD_SIZE else CLOSE_NOT_PERMITTED,
                        p[0])

@@ -35,7 +35,7 @@ cdef struct Route:
     uint32_t index               # fixed while a reader can see the route, as key, hash, stamp
     uint8_t key[32]
     uint64_t hash
-    uint64_t stamp               # unique: identifies this stay of the key in the region
+    uint64_t stamp               # unique: identifies one presence of the key in the region
     uint64_t active              # atomic: handle of the local session that gets data, 0 = none
     # atomic: handle of the member that made the key a duplicate, until it sends a frame; or 0
     uint64_t unheard
@@ -43,11 +43,11 @@ cdef struct Route:
     # atomic: handle of the mesh link for the key while it is not local, 0 = none
     uint64_t forwarder
     # Guarded by the lock:
-    # sessions with this key; the last of the others succeeds the active one when that leaves
+    # sessions with this key; the last of the others becomes active when the active one leaves
     HandleList members
     # mesh links that announced the key, oldest first; the oldest is used
     HandleList forwarders
-    # only under disable_fighters: members in the order they spoke, adjacent repeats collapsed
+    # only under disable_fighters: members in the order they sent, adjacent repeats collapsed
     HandleList history
     HandleList disabled          # only under disable_fighters: members that get no packets
     HandleSet gone_watchers      # receivers that get a PeerGone when the key leaves (§6.7)
@@ -87,7 +87,7 @@ cdef struct RouteTable:
     Arena routes                 # alloc and free under the lock
     uint64_t next_stamp          # atomic, written under the lock
     StrangerBucket* strangers    # guarded by the lock; NULL until the first stranger
-    handle_alive_fn alive        # fixed: says whether a handle's session still exists
+    handle_alive_fn alive        # fixed: tells whether a handle's session still exists
     void* alive_context          # fixed
     uint64_t epoch               # atomic, written under the lock
     Buckets* retired             # guarded by the lock

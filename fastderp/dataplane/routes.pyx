@@ -201,7 +201,7 @@ cdef void reclaim(RouteTable* t) noexcept nogil:
 
 
 cdef bint limbo_reserve(RouteTable* t) noexcept nogil:
-    # Limbo has a place for every live route, so removing a route never needs memory.
+    # `limbo` has a place for every live route, so removing a route never needs memory.
     cdef uint32_t capacity = t.limbo_capacity
     cdef void* grown
     if t.routes.n_live < capacity:

@@ -45,7 +45,8 @@ cdef enum:
 # ---- stashes
 
 cdef inline bint stash_fits(const Stash* stash, size_t n) noexcept nogil:
-    # Too large does not fit either: an idle session must not keep the memory of one busy read.
+    # A buffer that is much too large is replaced: an idle session must not keep the memory of one
+    # busy read.
     return n <= stash.capacity and (stash.capacity <= STASH_KEEP or n >= stash.capacity // 4)
 
 
@@ -95,7 +96,8 @@ cdef bint write_expired(ThreadContext* t, Session* s, uint64_t* due_ns) noexcept
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
-        # epoll reports room only when much of the buffer is free; a slow reader may have made less.
+        # epoll reports room only when much of the buffer is free; a slow reader may have freed
+        # less.
         flush_locked(t, s)
     due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
@@ -110,9 +112,9 @@ cdef void keep_alive(ThreadContext* t, Session* s, bint stuck) noexcept nogil:
     cdef uint8_t frame[FRAME_HEADER]
     s.next_keep_alive_ns = t.now_ns + s.keep_alive_ns
     pthread_mutex_lock(&s.output_lock)
-    spare_free_locked(t, s)      # the contention that it remembers may be long over
+    spare_free_locked(t, s)      # the contention that it records may have ended
     pthread_mutex_unlock(&s.output_lock)
-    if not stuck:                # a stuck peer has a write deadline already
+    if not stuck:                # a peer that does not read already has a write deadline
         frame_put_header(frame, FRAME_KEEP_ALIVE, 0)
         session_output_frame(t, s.handle, frame, FRAME_HEADER)
 
@@ -296,7 +298,7 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
                           size_t n_first) noexcept nogil:
     """Add the session to the routing table, write `first`, give it to its worker.
 
-    In this order, other peers can reach it as soon as its peer knows that it is logged in. Until
+    In this order, other peers can reach it as soon as its peer has ServerInfo. Until
     then the backlog keeps senders from the socket, and the output lock keeps the worker from ending
     an incomplete session. False without memory.
     """
@@ -343,9 +345,9 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
 # ---- PeerGone notices (§6.7)
 
 cdef bint has_returned(ThreadContext* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
-    # True when the key is back in the region before its PeerGone was sent. That frame would now be
-    # wrong and could follow packets the key has sent since; the receiver becomes a gone watcher of
-    # the new stay instead.
+    # True when the key is back in the region before its PeerGone was sent. That frame would be
+    # wrong and could follow packets that the key has sent since; the receiver becomes a gone
+    # watcher of the new route instead.
     cdef Route* route = routes_find(&t.core.routes, key)
     return route is not NULL and routes_add_gone_watcher(&t.core.routes, route, receiver)
 

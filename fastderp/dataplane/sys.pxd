@@ -131,7 +131,7 @@ cdef extern from *:
 
 
 # A worker runs for a short time whenever packets arrive. With a short slice (Linux 6.12; older
-# kernels ignore it) the kernel schedules it soon, also on a busy core. Errors do no harm.
+# kernels ignore it) the kernel schedules it soon, also on a busy core. Errors are ignored.
 cdef extern from *:
     """
     #include <sched.h>

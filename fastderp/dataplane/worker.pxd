@@ -10,7 +10,7 @@ from fastderp.dataplane.core cimport RATE_CLASSES, Core, RateLimit, Session, Thr
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
-    # bytes read from a session in one turn: bounds how long the others wait
+    # bytes read from a session in one turn: bounds the wait of the others
     READ_MAX = 262144
     READ_CONTENDING_MAX = 16384  # the same for a sender to a contended session
     # the same under a rate limit: bounds the bytes held back, and holds the largest frame

@@ -1,4 +1,4 @@
-# The way of a packet: session_read → frames_walk → packet_relay → target_append → targets_flush.
+# The path of a packet: session_read → frames_walk → packet_relay → target_append → targets_flush.
 # A turn of the worker's thread reads every ready session into one gather buffer, rewrites frames in
 # place and notes where the frames for each destination lie; then it writes each destination once.
 # Sessions end last, so that their packets go out before their PeerGone.
