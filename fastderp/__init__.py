@@ -1,10 +1,10 @@
 """fastderp: a DERP relay and client library, wire-compatible with tailscale's derper.
 
-The public names are imported when they are first used, so that a program pays only for
-the half it needs.
+The public names are imported when they are first used, so that a program loads only the modules
+that it needs.
 """
 
-# Type checkers take it for true. Importing typing would cost more than all of this module.
+# Type checkers treat it as true. Importing typing would cost more than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastderp.client import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         ServerRestarting,
     )
 
-# Read by the build as well, without importing anything.
+# The build reads it, too, without importing the module.
 __version__ = "0.1.0"
 
 _NAMES_OF = {
@@ -177,7 +177,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from where it lives and keep it here."""
+    """Import a public name from its module and keep it in this one."""
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

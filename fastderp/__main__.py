@@ -62,7 +62,7 @@ def _report(problems: list[str]) -> None:
     for name, find in _PARTS:
         try:
             print(f"  {name:<10} {find()}")
-        except Exception as error:  # a broken part does not hide the others
+        except Exception as error:  # a failure of one part must not hide the others
             print(f"  {name:<10} missing: {error}")
             problems.append(name)
     if sys.platform == "linux":

@@ -52,7 +52,7 @@ class BoxError(DerpError):
 
 
 class ProtocolError(DerpError):
-    """The other side violated the protocol; this ends the connection. PROTOCOL §3, §4."""
+    """The peer violated the protocol; this ends the connection. PROTOCOL §3, §4."""
 
     exit_code = EX_UNAVAILABLE
 
@@ -65,7 +65,9 @@ class LoginError(ProtocolError):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Take the `reason` as a word, and `detail` as text; both are logged, so hold no secret."""
+        """Take the `reason` as a word, and `detail` as text; both are logged and must not contain a
+        secret.
+        """
         super().__init__(detail)
         self.reason = reason
 

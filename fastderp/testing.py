@@ -94,7 +94,9 @@ class LocalRelay:
             await server.close()
 
     async def restart(self) -> None:
-        """Stop and start: clients lose their connections and find the same relay again."""
+        """Stop and start: clients lose their connections and can connect to the same relay
+        again.
+        """
         await self.stop()
         await self.start()
 

@@ -114,7 +114,7 @@ async def dial_through_proxy(
     """
     called = f"proxy {proxy.hostname}"
     if not _HOST.fullmatch(host):
-        raise DialError(f"{called}: cannot ask for the host {host!r}")
+        raise DialError(f"{called}: cannot request a tunnel to the host {host!r}")
     if proxy.scheme not in ("http", "https") or proxy.hostname is None:
         raise DialError(f"{called}: only http:// and https:// proxies are supported")
     try:
@@ -168,7 +168,7 @@ async def _connect(host: str, port: int, family: socket.AddressFamily) -> Stream
 
 
 async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]]) -> Stream:
-    """Start each attempt after its delay; return the first success and undo the others."""
+    """Start each attempt after its delay; return the first success and cancel the others."""
     tasks = [asyncio.create_task(_after(*attempt)) for attempt in attempts]
     winner: Stream | None = None
     failures: list[DerpError] = []
@@ -179,7 +179,7 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
                 return winner
             except DerpError as error:
                 failures.append(error)
-        # The families often fail alike.
+        # The families often fail for the same reason.
         texts = dict.fromkeys(str(error) for error in failures)
         raise DialError("; ".join(texts)) from failures[0].__cause__ or failures[0]
     finally:

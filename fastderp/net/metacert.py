@@ -22,8 +22,8 @@ def announced_key(chain: Sequence[bytes]) -> NodePublic | None:
     """Return the relay's key that a metacert after the leaf announces; None without a metacert.
 
     `chain` holds the certificates in DER as the relay sent them in a TLS 1.3 handshake that has
-    authenticated `chain[0]`: the leaf's signature covers the whole chain. The leaf itself
-    announces nothing.
+    authenticated `chain[0]`: the leaf's signature covers the whole chain. The leaf is never read as
+    a metacert.
     """
     for der in chain[1:]:
         serial = _SERIAL.match(der)

@@ -24,7 +24,7 @@ def proxy_for(
     each but `*` and CIDRs also with `:port`.
 
     Args:
-        scheme: "http" or "https", of the URL that is asked for.
+        scheme: "http" or "https", of the requested URL.
         host: name or address, without brackets.
         port: of the destination; entries of `NO_PROXY` may name a port.
         environ: the variables; None for those of the process.

@@ -20,8 +20,8 @@ from fastderp.net.delivery import Receiver
 # Maximum of one read: under the size for which malloc asks the system each time, above 40
 # packets of 1,400 bytes.
 READ_BYTES = 64 << 10
-# Bytes that were read and not taken, at which reading stops. The read that reaches the limit may
-# exceed it.
+# Limit of received bytes that the reader has not taken, at which reading stops. The read that
+# reaches the limit may exceed it.
 LIMIT_BYTES = 128 << 10
 
 _of_thread = threading.local()
@@ -156,7 +156,7 @@ class SocketStream(asyncio.BufferedProtocol):
         return self._transport.get_extra_info(name)
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Detach from the connection; return its socket and the bytes that nothing has read yet.
+        """Detach from the connection; return its socket and the unread bytes.
 
         Call it when everything written has been sent; it ends this stream. Raises OSError or
         RuntimeError when the connection broke.

@@ -159,7 +159,7 @@ class Stream:
         if abort is None:
             self._writer.close()
         else:
-            # A closed asyncio transport has no loop left to abort on.
+            # A closed asyncio transport has no loop to abort on.
             with contextlib.suppress(AttributeError):
                 abort()
 
@@ -172,7 +172,7 @@ class Stream:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except OSError:
-            # The peer broke it first, or (TimeoutError) does not read: the stream is closed.
+            # The peer has broken it, or (TimeoutError) does not read: the stream is closed.
             self.abort()
         finally:
             self._over = True
@@ -184,13 +184,14 @@ class Stream:
         return data
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Give the connection away: its socket, and the data that was read ahead. Ends the stream.
+        """Hand the connection over: return its socket and the data that was read ahead. Ends the
+        stream.
 
-        For dialled connections, when everything written has been sent: the peer has answered it.
-        Raises ConnectionLost when the connection broke.
+        Only for a dialled connection whose written bytes have all been sent, as a peer's answer
+        proves. Raises ConnectionLost when the connection broke.
         """
         if not isinstance(self._writer, SocketStream):
-            raise TypeError("only a dialled connection can be given away")
+            raise TypeError("only a dialled connection can be handed over")
         try:
             own, unread = self._writer.detach()
         except (OSError, RuntimeError) as error:

@@ -45,10 +45,10 @@ class UrlTarget:
         parts = urlsplit(url)
         if "@" in parts.netloc:
             # The message omits the URL: it may hold a password.
-            raise ValueError("a relay's URL names no user")
+            raise ValueError("a relay's URL must not contain a user")
         if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
             raise ValueError(
-                f"a relay's URL is http://, https://, ws:// or wss:// and a host, not {url!r}"
+                f"a relay URL needs http://, https://, ws:// or wss:// and a host, not {url!r}"
             )
         if not _PRINTABLE.fullmatch(url):
             raise ValueError(f"the URL has characters that need escaping: {url!r}")
@@ -56,7 +56,7 @@ class UrlTarget:
             port = parts.port
         except ValueError:
             raise ValueError(
-                f"a port is a number up to 65535; there is another in {url!r}"
+                f"the port must be a number up to 65535, but the URL is {url!r}"
             ) from None
         self.url = url
         self._https = parts.scheme in ("https", "wss")
@@ -72,7 +72,7 @@ class UrlTarget:
 
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
         """Connect to the relay, never through a proxy. Raises DialError that names the cause."""
-        # There is no other node to try, so this one needs no time limit.
+        # A URL has a single node, so the attempt needs no time limit of its own.
         stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
         return Opened(
             stream, self._node, self._https, self._host_header, self._path, self._websocket, ""
@@ -88,7 +88,7 @@ def certificate_pin(cert_name: str) -> bytes:
 
 
 class RegionTarget:
-    """A region; every connection looks it up anew."""
+    """A region; it is looked up for every connection."""
 
     def __init__(
         self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None

@@ -17,7 +17,7 @@ from fastderp.tls.errors import TlsError
 if TYPE_CHECKING:
     from fastderp.tls.channel import Channel
 
-# Bytes of ciphertext per read. The input of a handshake is bounded, so that it reads less.
+# Bytes of ciphertext per read. A handshake reads less, because its input is bounded.
 _READ_SIZE = 128 << 10
 _HANDSHAKE_READ_SIZE = 16 << 10
 
@@ -49,10 +49,10 @@ class TlsStream:
         *,
         cert_name: str | None = None,
     ) -> TlsStream:
-        """Shake hands over `outside`.
+        """Do the TLS handshake over `outside`.
 
         `cert_name` is expected in the certificate instead of `server_name`. Raises DialError that
-        says what failed; the stream is closed then.
+        names the failed step; the stream is closed then.
         """
         try:
             handshake = Handshake(context, server_name, cert_name=cert_name)
@@ -176,5 +176,5 @@ async def _shake_hands(handshake: Handshake, outside: Stream) -> None:
         if not done:
             wire = await outside.read(_HANDSHAKE_READ_SIZE)
             if not wire:
-                raise ConnectionClosed("the connection was closed in the handshake")
+                raise ConnectionClosed("the connection was closed during the handshake")
             handshake.feed(wire)

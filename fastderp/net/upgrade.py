@@ -18,7 +18,7 @@ _HEADER_VALUE = re.compile("[!-~]*")
 async def upgrade(
     stream: Stream, *, host: str, path: str, ideal_node: str = "", fast_start: bool = False
 ) -> None:
-    """Ask for DERP and, unless `fast_start`, wait for the relay's 101.
+    """Request DERP and, unless `fast_start`, wait for the relay's 101.
 
     Args:
         stream: the connection to the relay.
@@ -27,8 +27,8 @@ async def upgrade(
         ideal_node: the node that the client would prefer; "" for this one.
         fast_start: the relay answers with DERP at once, without a 101.
 
-    Raises DialError for any other answer than 101, and for values that do not fit into a header:
-    they come from a DERP map.
+    Raises DialError for any other answer than 101, and for values from a DERP map that are not
+    valid in a header.
     """
     headers = {
         "Host": host,
@@ -59,7 +59,7 @@ def header_value(name: str, value: str) -> str:
 
 def refusal(status: str, body: bytes) -> DialError:
     """Return the error for another answer than 101, with the beginning of its text."""
-    # The error quotes the text as a literal: it is the peer's, and may be logged.
+    # The error quotes the text as a literal, because it comes from the peer and may be logged.
     text = body[:_BODY_SHOWN_SIZE].decode("utf-8", "replace").strip()
     return DialError(f"the relay answered {status[:100]!r}" + (f": {text!r}" if body else ""))
 
@@ -75,7 +75,7 @@ async def _expect_101(stream: Stream) -> None:
 
 
 async def _body(stream: Stream) -> bytes:
-    """Return the beginning of an error's text, b"" when none comes within _BODY_TIMEOUT_S."""
+    """Return the beginning of an error's text, b"" without one within _BODY_TIMEOUT_S."""
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             return await stream.read(_BODY_SHOWN_SIZE)

@@ -1,9 +1,8 @@
 # The ciphers of TLS 1.3 (RFC 8446 §5.2, §7): the traffic keys of one direction of a connection, and
 # keyrings, in which a thread keeps the keys it has used last in expanded form. An expanded key
-# takes a kilobyte, and a tenth of a microsecond to make: a thread has a fixed number of them, and
-# sessions have none. A TrafficKey belongs to the owner of its direction, a Keyring to a thread or
-# to a lock.
-# No function here needs the GIL.
+# takes a kilobyte and is made in 0.1 µs, so a thread has a fixed number of them and sessions have
+# none. A TrafficKey belongs to the owner of its direction, a Keyring to a thread or to a lock. No
+# function here needs the GIL.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -52,13 +51,13 @@ cdef struct Keyring:
 # NULL for any other number than a SuiteNumber.
 cdef const Suite* suite_of(uint16_t number) noexcept nogil
 
-# Make an empty keyring and allocate its memory; False when that fails. keyring_clear forgets every
+# Make an empty keyring and allocate its memory; False when that fails. keyring_clear removes every
 # key and keeps the memory.
 cdef bint keyring_init(Keyring* ring, uint32_t n_places) noexcept nogil
 cdef void keyring_clear(Keyring* ring) noexcept nogil
 cdef void keyring_free(Keyring* ring) noexcept nogil
 
-# Forget one key, if the ring has it.
+# Remove one key, if the ring has it.
 cdef void keyring_forget(Keyring* ring, const TrafficKey* key, bint sealing) noexcept nogil
 
 # Set key, IV and number from the secret; advance to the next generation (RFC 8446 §7.2). False when

@@ -215,7 +215,7 @@ cdef bint aead_open(
         key.sequence += 1
         return True
     memset(inner, 0, n_inner)  # unauthenticated plaintext must not be used
-    crypto.ERR_clear_error()   # the queue is the thread's: its next user must not find our failure
+    crypto.ERR_clear_error()   # the error queue is the thread's
     return False
 
 
@@ -243,7 +243,7 @@ cdef bint aead_seal(
     cdef uint8_t* inner = record + AEAD_HEADER
     cdef size_t n_out = 0
     nonce_make(key, nonce)
-    key.sequence += 1  # spent even when sealing fails: no nonce is used twice
+    key.sequence += 1  # advanced even when sealing fails, so that no nonce is used twice
     if expanded.aead is not NULL:
         return crypto.EVP_AEAD_CTX_seal(
             expanded.aead, inner, &n_out, n_inner + AEAD_TAG, nonce, sizeof(nonce), inner, n_inner,

@@ -17,7 +17,7 @@ _RECORD_PLAIN_MAX = 1 << 14
 class Channel(Protocol):
     """Turns wire bytes into plain bytes and back.
 
-    Methods raise TlsError when the peer breaks the rules.
+    Methods raise TlsError when the peer violates the protocol.
     """
 
     @property
@@ -89,8 +89,8 @@ class Tls12:
 def channel_of(handshake: Handshake) -> Channel:
     """Return the channel of a finished handshake: Tls12, or a RecordLayer for TLS 1.3.
 
-    The latter frees OpenSSL's object. Output of the handshake that was not taken is still to be
-    sent first. Raises TlsError.
+    The latter frees OpenSSL's object. The caller must send untaken output of the handshake first.
+    Raises TlsError.
     """
     return handshake.records() if handshake.version == "TLSv1.3" else Tls12(handshake)
 

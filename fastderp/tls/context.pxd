@@ -1,4 +1,5 @@
-# What TLS connections share (context.pyx), and what OpenSSL's callbacks note for each of them.
+# The shared state of TLS connections (context.pyx), and the notes of OpenSSL's callbacks about
+# each.
 
 from libc.stdint cimport uint8_t
 
@@ -6,7 +7,7 @@ from fastderp.tls.openssl cimport SSL_CTX
 
 
 cdef struct Watch:
-    # What OpenSSL's callbacks note for their Handshake. Belongs to the running step, and between
+    # The notes of OpenSSL's callbacks for their Handshake. Belongs to the running step, and between
     # steps to the owner of the Handshake.
     uint8_t client_secret[48]
     uint8_t server_secret[48]
@@ -22,7 +23,7 @@ cdef struct Watch:
 
 
 cdef struct Policy:
-    # What OpenSSL's callbacks read. Constant once the context is made.
+    # The policy that OpenSSL's callbacks read. Constant once the context is made.
     char server_name[256]
     uint8_t alpn[256]
     size_t n_alpn

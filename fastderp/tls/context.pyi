@@ -1,4 +1,6 @@
-"""What TLS connections share: a certificate and rules, or a client's trust (PROTOCOL §10)."""
+"""The contexts that TLS connections share: a certificate and rules, or a client's trust (PROTOCOL
+§10).
+"""
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -8,7 +10,7 @@ class Context:
 
     @property
     def is_server(self) -> bool:
-        """Which side it is for."""
+        """The side of the context: server or client."""
 
 class ServerContext(Context):
     """A certificate and the rules of a listener.
@@ -61,7 +63,7 @@ class ClientContext(Context):
         max_version: str = "TLSv1.3",
         suites: Iterable[str] | None = None,
     ) -> None:
-        """Prepare to dial.
+        """Prepare to connect.
 
         Args:
             verify: whether the chain must lead to a trusted root and the leaf be for the name.
@@ -69,7 +71,7 @@ class ClientContext(Context):
             cafile: more roots, a file of PEM.
             roots: more roots, in DER.
             pin: SHA-256 of the only leaf to accept, whatever its issuer. Only metacerts may
-                follow it. It must be valid today and, unless the server is named by an address, be
+                follow it. It must be valid now and, unless the server is named by an address, be
                 for its name (PROTOCOL §13).
             max_version: `TLSv1.2` or `TLSv1.3`.
             suites: TLS 1.3 suites to offer, in order of preference.

@@ -1,7 +1,8 @@
-"""What TLS connections share: a listener's certificate and rules, or a client's trust.
+"""The contexts that TLS connections share: a listener's certificate and rules, or a client's trust.
 
 Control plane. A context never changes once it is made, and any thread may use it. OpenSSL's
-callbacks are here, too: they read the context's policy and note what they see in a Watch.
+callbacks are in this module, too: they read the context's policy and store their findings in a
+Watch.
 """
 
 from libc.stdint cimport uint8_t
@@ -87,7 +88,7 @@ cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
 
 
 cdef int on_client_hello(SSL* connection, int* alert, void* arg) noexcept nogil:
-    """Keep what the client asks for, and pause; each step calls it until a certificate is there."""
+    """Store the client's request, and pause; each step calls it until a certificate is set."""
     cdef Watch* watch = <Watch*>ssl.SSL_get_ex_data(connection, 0)
     cdef const uint8_t* value = NULL
     cdef size_t n = 0
@@ -189,7 +190,7 @@ cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
 
 
 cdef class Context:
-    """See context.pyi. Versions, suites and the way of the traffic secrets, for both sides."""
+    """See context.pyi. Versions, suites and the delivery of traffic secrets, for both sides."""
 
     def __dealloc__(self):
         if self.ctx is not NULL:
@@ -307,7 +308,7 @@ cdef class ClientContext(Context):
             ssl.SSL_CTX_set_default_verify_paths(self.ctx)
             for path in built_in.system_files(openssl.SOURCE):
                 ssl.SSL_CTX_load_verify_locations(self.ctx, os.fsencode(path), NULL)
-            crypto.ERR_clear_error()  # a system without roots is no error: there are built-in ones
+            crypto.ERR_clear_error()  # not an error: there are built-in roots
             roots = (*built_in.BUILT_IN, *roots)
         if cafile is not None and not ssl.SSL_CTX_load_verify_locations(
             self.ctx, str(cafile).encode(), NULL

@@ -1,4 +1,4 @@
-"""The exception of TLS: its short cause decides what listeners count and answer."""
+"""The exception of TLS: listeners count and answer by its short cause."""
 
 from typing import ClassVar
 

@@ -7,7 +7,7 @@ from fastderp.tls.errors import TlsError
 from fastderp.tls.record import RecordLayer
 
 CAUSES: Final[tuple[str, ...]]
-"""Every `TlsError.cause` of this module. `plain_http` asks for the answer of PROTOCOL §9.5."""
+"""Every `TlsError.cause` of this module. `plain_http` gets the answer of PROTOCOL §9.5."""
 
 INPUT_MAX_BYTES: Final[int]
 """Bytes that may wait for a handshake's next step."""
@@ -44,14 +44,15 @@ class Handshake:
         """
 
     def step(self) -> bool:
-        """Go as far as the input allows, without the GIL; return whether the handshake is done.
+        """Continue as far as the input allows, without the GIL; return whether the handshake is
+        done.
 
         Raises TlsError with a cause of CAUSES; `take_output` then has the alert for the peer.
         """
 
     @property
     def hello(self) -> ClientHello | None:
-        """What the client asks for, until `choose` or `refuse`; for a DeferredContext only."""
+        """The client's request, until `choose` or `refuse`; for a DeferredContext only."""
 
     def choose(self, context: ServerContext) -> None:
         """Answer `hello` with this certificate; the next step continues."""
@@ -63,12 +64,12 @@ class Handshake:
         """
 
     def take_output(self) -> bytes:
-        """Return what is to be sent to the peer now, also after a failed step."""
+        """Return the bytes to send to the peer, also after a failed step."""
 
     def records(self) -> RecordLayer:
         """Move a finished TLS 1.3 connection into a RecordLayer and free OpenSSL's object.
 
-        Unread input is pending there. Output that was not taken is still to be sent first.
+        Unread input is pending there. The caller must send untaken output first.
         """
 
     def read(self, n: int = 65536) -> bytes:
@@ -86,7 +87,7 @@ class Handshake:
 
     @property
     def eof(self) -> bool:
-        """Whether `read` has met the peer's close_notify."""
+        """Whether `read` has reached the peer's close_notify."""
 
     @property
     def version(self) -> str | None:

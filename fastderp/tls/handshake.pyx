@@ -74,7 +74,7 @@ cdef class Handshake:
     cdef object lock          # guards input and output
     cdef bytearray input      # fed, not yet given to OpenSSL
     cdef bytearray output
-    cdef bytes head           # the peer's first bytes, which tell HTTP from noise
+    cdef bytes head           # the peer's first bytes, to recognise plain HTTP
     cdef bint stepping
     cdef readonly bint done
     cdef readonly bint eof
@@ -279,7 +279,8 @@ cdef class Handshake:
         cdef bint is_13 = ssl.SSL_version(self.connection) == TLS1_3_VERSION
         self.version = "TLSv1.3" if is_13 else "TLSv1.2"
         if self.version == "TLSv1.2":
-            # Only now: during the handshake this mode would allocate the buffers for each record.
+            # Set after the handshake: during it, this mode would allocate the buffers for each
+            # record.
             ssl.SSL_ctrl(self.connection, SSL_CTRL_MODE, SSL_MODE_RELEASE_BUFFERS, NULL)
         self.cipher = ssl.SSL_CIPHER_get_name(ssl.SSL_get_current_cipher(self.connection)).decode()
         self.server_name = name.decode("ascii", "replace") if name is not NULL else None
@@ -300,7 +301,7 @@ cdef class Handshake:
         if not self.peer_chain:
             self._refuse("the server presents no certificate")
         leaf = <X509*>crypto.OPENSSL_sk_value(chain, 0)
-        # A metacert's own key is discarded when it is made: as a leaf it is an impostor's.
+        # The relay discards a metacert's own key, so a metacert as a leaf is forged.
         if is_metacert(leaf) or hashlib.sha256(self.peer_chain[0]).digest() != pin:
             self._refuse("the server's certificate is not the pinned one")
         for i in range(1, crypto.OPENSSL_sk_num(chain)):
@@ -316,7 +317,7 @@ cdef class Handshake:
             crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(leaf)) >= 0
             or crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(leaf)) <= 0
         ):
-            self._refuse("the server's certificate is pinned, but not valid today")
+            self._refuse("the server's certificate is pinned, but not valid now")
         return 0
 
     cdef int _refuse(self, str why) except -1:
@@ -418,7 +419,7 @@ cdef bytes bio_take(BIO* bio):
 
 cdef bint is_metacert(X509* certificate) noexcept:
     """Whether it has the common name of a metacert (PROTOCOL §10)."""
-    cdef char[80] name  # a whole one has 71 characters: AWS-LC does not cut longer ones
+    cdef char[80] name  # the name has exactly 71 characters; AWS-LC does not truncate longer ones
     cdef int n = crypto.X509_NAME_get_text_by_NID(
         crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
     )

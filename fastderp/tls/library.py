@@ -1,4 +1,4 @@
-"""Says which crypto library is in use, and what another one would gain. Any thread."""
+"""Describes the crypto library in use, and the gain of another one. Any thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CPUINFO = "/proc/cpuinfo"
 
 
 def description() -> str:
-    """Return name, version and source, for people: `AWS-LC 5.12.0 (bundled)`."""
+    """Return name, version and source for logs: `AWS-LC 5.12.0 (bundled)`."""
     return f"{' '.join(VERSION.split()[:2])} ({SOURCE})"
 
 
@@ -24,7 +24,7 @@ def labels() -> tuple[str, str, str]:
 
 
 def hint() -> str | None:
-    """Return what the operator gains by another library on this processor, if anything."""
+    """Return a hint when another library would be faster on this processor, else none."""
     if uses_wide_aes(VERSION) or not _processor_flags() >= WIDE_AES:
         return None
     name = " ".join(VERSION.split()[:2])

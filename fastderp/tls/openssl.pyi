@@ -1,8 +1,8 @@
 """The crypto library of this process, found at run time: the wheel's own, or an OpenSSL.
 
 The environment variable FASTDERP_CRYPTO chooses: `bundled`, `system`, or the path of a libssl.
-Without it the bundled library is used where there is one. A choice that cannot be used raises
-ImportError when this module is imported, and a value that makes no sense UsageError.
+Without it the bundled library is used if there is one. An unusable library raises ImportError when
+this module is imported, an invalid value UsageError.
 """
 
 from typing import Final
@@ -26,16 +26,16 @@ def system_libraries() -> list[str]:
     """Name what `system` opens, best first: the extension of Python's ssl loads its libraries."""
 
 def choose(wanted: str) -> tuple[str, str]:
-    """Use the library that FASTDERP_CRYPTO=wanted stands for; return VERSION and SOURCE.
+    """Use the library that FASTDERP_CRYPTO=wanted selects; return VERSION and SOURCE.
 
-    Runs at import. Raises ImportError for a library that cannot be used, UsageError for a value
-    that makes no sense; the previous library stays in use.
+    Runs at import. Raises ImportError for a library that cannot be used, UsageError for an invalid
+    value; the previous library stays in use.
     """
 
 def load_first(candidates: list[str]) -> str:
     """Use the first library that has every function; return its version.
 
     A candidate is the path or name of a library that is or loads libssl; "" is the program itself.
-    Raises ImportError that says what to install and why each candidate was refused; the previous
-    library stays in use.
+    Raises ImportError with the package to install and the reason for each refused candidate; the
+    previous library stays in use.
     """

@@ -38,14 +38,14 @@ cdef struct Records:
     uint8_t rx_message[5]    # start of an incomplete handshake message
     uint8_t rx_n_message     # bytes of it
     uint8_t rx_n_barren      # records in a row that carried no application data
-    uint8_t rx_n_updates     # KeyUpdates not yet paid for by data
+    uint8_t rx_n_updates     # KeyUpdates that exceed the allowance per data record
     uint32_t rx_skip_bytes   # rest of a NewSessionTicket body
     uint32_t duty            # DUTY_* bits: set by the reader, taken by the next seal
 
 
 cdef enum:
-    DUTY_ANSWER = 1          # the peer asked us to change our sending key
-    DUTY_ASK = 2             # the peer's key is well used: ask for a change
+    DUTY_ANSWER = 1          # the peer requested a change of our sending key
+    DUTY_ASK = 2             # the peer's key has sealed many records: request a change
 
 
 # Prepare `r` with the two application traffic secrets of a finished handshake. `suite` is a

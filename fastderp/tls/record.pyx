@@ -49,7 +49,7 @@ cdef enum:
     # AES-GCM is safe for 2^24.5 records of full size (RFC 8446 §5.5); change keys long before.
     REKEY_RECORDS = 1 << 22
     BARREN_MAX = 32                           # records in a row without data: more than peers send
-    UPDATES_MAX = 32                          # KeyUpdates; 64 records of data under a key pay one
+    UPDATES_MAX = 32                          # KeyUpdates; 64 data records under a key allow one
 
 
 cdef size_t record_secret_size(uint16_t suite) noexcept nogil:
@@ -116,7 +116,7 @@ cdef RecordStatus record_open_some(
 cdef RecordStatus record_ahead(
     const uint8_t* wire, size_t n_wire, size_t n_room, size_t* n_record
 ) noexcept nogil:
-    """Return the next record's size by its header; 0 while it is incomplete or has no room."""
+    """Return the next record's size from its header; 0 while it is incomplete or does not fit."""
     cdef size_t n_sealed
     n_record[0] = 0
     if n_wire < AEAD_HEADER:

@@ -1,4 +1,4 @@
-"""The bounds of every number that an operator sets: those of the kernel and of our clocks.
+"""The bounds of every number that an operator sets, from the kernel and our clocks.
 
 The command line checks flags with them, `Server` its arguments.
 """
@@ -14,7 +14,8 @@ from typing import Final
 class Bounds:
     """The lowest and the highest allowed value.
 
-    unit is "", "s" for seconds or "B" for bytes. With allows_none 0 is also allowed, for never.
+    unit is "", "s" for seconds or "B" for bytes. With allows_none, 0 is also allowed and means
+    never.
     """
 
     low: float
@@ -73,7 +74,7 @@ ADDRESS_LOGINS: Final = Bounds(0, 1_000_000)
 ADDRESS_BURST: Final = Bounds(1, 1_000_000)
 # A uint32_t in the data plane.
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
-# Room for a few TLS handshakes, up to more than any machine needs.
+# The minimum holds a few TLS handshakes; the maximum is more than any machine needs.
 LOGIN_MEMORY: Final = Bounds(4 << 20, 64 << 30, "B")
 LOGIN_MEMORY_BYTES: Final = 64 << 20  # the default
 # A uint32 of milliseconds in a Restarting frame.

@@ -1,8 +1,7 @@
 """Reads and writes the small files of an operator: keys, lists, settings, certificates.
 
-Reading takes bounded time and memory for any kind of file. Files are written whole or not at
-all: a reader, and a relay that starts after a crash, finds the previous content or the new one.
-Any thread.
+Reading takes bounded time and memory for any kind of file. Writes are atomic: a reader, or a start
+after a crash, finds either the previous content or the new one. Any thread.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def write_all_atomic(contents: Mapping[Path, Content]) -> None:
-    """Write files that belong together: all are on disk before the first takes its name.
+    """Write files that belong together: all are on disk before the first is renamed.
 
-    A full disk therefore changes none of them. They take their names in the given order; a crash in
+    A full disk therefore changes none of them. They are renamed in the given order; a crash in
     between leaves the first ones. Raises OSError.
     """
     drafts: dict[Path, Path] = {}
@@ -84,7 +83,7 @@ def create_private(path: Path, data: bytes) -> bool:
     draft = _draft_of(path)
     try:
         _write_new(draft, Content(data))
-        # Unlike a rename, a link fails where the name exists: it never replaces another key.
+        # Unlike a rename, a link fails if the name exists, so it never replaces another key.
         os.link(draft, path)
     except FileExistsError:
         return False
@@ -109,7 +108,7 @@ def _write_new(path: Path, content: Content) -> None:
 
 
 def _remove(draft: Path) -> None:
-    with contextlib.suppress(OSError):  # the first error is the one to report
+    with contextlib.suppress(OSError):  # report the first error
         draft.unlink(missing_ok=True)
 
 

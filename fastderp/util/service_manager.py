@@ -1,6 +1,6 @@
 """Notifies a service manager such as systemd of readiness, reload and stop (sd_notify).
 
-Does nothing without $NOTIFY_SOCKET. Never blocks: a manager that does not read loses the notice.
+Does nothing without $NOTIFY_SOCKET. Never blocks: the notice is lost if the manager does not read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ServiceManager:
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def ready(self, status: str) -> None:
-        """Notify that clients are served, at the start and after a reload."""
+        """Notify that the relay serves clients, at the start and after a reload."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
@@ -32,7 +32,7 @@ class ServiceManager:
     def _send(self, *assignments: str) -> None:
         if not self._address:
             return
-        # The relay serves even when the manager is gone or does not read.
+        # The relay runs even without a manager, or with one that does not read.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,

@@ -1,6 +1,6 @@
-"""Tells a local shortage (descriptors, memory, threads) from any other failure.
+"""Distinguishes a local shortage (descriptors, memory, threads) from other failures.
 
-Any thread. RELIABILITY F33: a local shortage never counts as an outage of the other side.
+Any thread. RELIABILITY F33: a local shortage never counts as an outage of a queried service.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOOKUP_DESCRIPTORS = 6
 
 
 def shortage_of(error: BaseException) -> str:
-    """Return the local resource whose shortage caused an error, in words; "" for other errors.
+    """Return the name of the local resource whose shortage caused an error; "" for other errors.
 
     Examines the causes of the error, too: libraries and `ConfigError` wrap the system's errors.
     """

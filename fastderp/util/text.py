@@ -1,4 +1,4 @@
-"""Escapes text of strangers and operators for a terminal and a log."""
+"""Escapes text from peers and operators for a terminal and a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DERP map: which relays exist, by region (PROTOCOL §13).
+"""The DERP map: the relays, by region (PROTOCOL §13).
 
 Immutable values for any thread. `HTTPClient.for_region` dials the nodes of a DerpRegion.
 """
@@ -21,21 +21,21 @@ class DerpNode:
     """One relay of a region. PROTOCOL §13.
 
     Args:
-        name: unique in the map. HTTPClient tells another node of the region that it would rather be
-            at the first one's (Ideal-Node).
+        name: unique in the map. HTTPClient sends the first node's name to another node of the
+            region (Ideal-Node).
         region_id: of the region it belongs to.
-        host_name: where it is, and what its certificate is for.
+        host_name: its host, and the name in its certificate.
         cert_name: the name expected in the certificate instead, or `sha256-raw:` and the hex
             SHA-256 of the only one accepted.
         ipv4, ipv6: an address to use instead of looking `host_name` up, empty to look it up, or any
-            other text, by custom "none", to leave that family out.
+            other text, usually "none", to disable that family.
         stun_port: 0 for 3478, -1 for none.
-        stun_only: it is no relay, and HTTPClient passes over it.
+        stun_only: it is not a relay, and HTTPClient skips it.
         derp_port: 0 for 443.
         insecure_for_tests: accept any certificate.
-        stun_test_ip: in tests, where STUN goes instead; not used here.
-        can_port_80: it answers on port 80, too, where clients look for captive portals; not used
-            here.
+        stun_test_ip: address for STUN in tests; fastderp does not use it.
+        can_port_80: it also answers on port 80, for the captive-portal check; fastderp does not use
+            it.
     """
 
     name: str
@@ -56,13 +56,12 @@ class DerpNode:
 class DerpRegion:
     """A place with one or more relays that mesh with each other. PROTOCOL §13.
 
-    HTTPClient uses the nodes only; where the region is and who should use it is for the program to
-    heed.
+    HTTPClient uses only the nodes; the program evaluates the other members.
 
     Args:
-        region_id: unique in the map; 900 to 999 for regions of one's own.
+        region_id: unique in the map; 900 to 999 are reserved for custom regions.
         region_code: a short name, such as "fra".
-        region_name: a name for people.
+        region_name: a display name.
         latitude, longitude: degrees, north and east of 0; both 0 when unknown.
         avoid: not to be made a home.
         no_measure_no_home: neither to be measured nor made a home.
@@ -85,9 +84,8 @@ class DerpMap:
 
     Args:
         regions: by id.
-        omit_default_regions: tells control servers not to add tailscale's regions to these.
-        region_scores: by region id, what its measured latency is multiplied by when homes are
-            chosen.
+        omit_default_regions: control servers do not add tailscale's regions to these.
+        region_scores: by region id, the factor of the measured latency in the choice of a home.
     """
 
     regions: Mapping[int, DerpRegion] = field(default_factory=dict)
@@ -102,8 +100,8 @@ class DerpMap:
         PROTOCOL §13.
 
         Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the
-        member that is wrong, for example `Regions.901.Nodes[0].DERPPort`, or missing: there are
-        `Regions`, if only an empty object or null.
+        member that is wrong, for example `Regions.901.Nodes[0].DERPPort`, or missing: `Regions` is
+        required, but may be an empty object or null.
         """
         try:
             document = json.loads(text)
@@ -194,7 +192,7 @@ class _Members:
     def port(self, name: str, lowest: int = 0) -> int:
         port = self.integer(name)
         if not lowest <= port <= 65535:
-            raise DerpMapError(f"{self._where(name)} is {port}, which is no port")
+            raise DerpMapError(f"{self._where(name)} is {port}, which is not a port")
         return port
 
     def nested(self, name: str) -> _Members:

@@ -50,7 +50,7 @@ class Box:
             raise BoxError("the public key is of low order") from None
 
     def seal(self, message: bytes, nonce: bytes | None = None) -> bytes:
-        """Return nonce 24 ‖ box(message). A given `nonce` must never have been used before."""
+        """Return nonce 24 ‖ box(message). A given `nonce` must not have been used before."""
         if nonce is None:
             nonce = secrets.token_bytes(NONCE_SIZE)
         return nonce + bindings.crypto_box_afternm(message, nonce, self._shared)
@@ -85,7 +85,7 @@ class NodePrivate:
         if len(raw) != KEY_SIZE:
             raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
         if not any(raw):
-            raise ValueError("an all-zero private key is no key")
+            raise ValueError("a private key must not be all zeros")
         self._raw = bytes(raw)
         self._public_key: NodePublic | None = None
 
@@ -216,9 +216,9 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
 
     PROTOCOL §12.
 
-    The file is JSON, `{"PrivateKey": "privkey:<64 hex digits>"}`. A new one appears whole, with
-    mode 0600, in directories that are created as needed. Of several processes that start
-    at once on a missing file one wins, and all return its key.
+    The file is JSON, `{"PrivateKey": "privkey:<64 hex digits>"}`. A new one is created atomically,
+    with mode 0600, in directories that are created as needed. Of several processes that start at
+    once without a file, one creates it, and all return its key.
 
     Raises KeyFileError naming the file and the reason, never its contents.
     """
@@ -229,7 +229,7 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
     _create_key_file(path, NodePrivate.generate())
     key = _read_key_file(path)
     if key is None:
-        raise KeyFileError(f"key file {path}: a link to nowhere, or removed while being created")
+        raise KeyFileError(f"key file {path}: a dangling link, or removed during its creation")
     return key
 
 
@@ -251,17 +251,17 @@ def load_mesh_keys(path: str | os.PathLike[str]) -> list[MeshKey]:
 def parse_mesh_keys(text: str) -> list[MeshKey]:
     """Read the region's secret, 64 hex digits.
 
-    While it is being changed there are two, with white space between.
+    During a change there are two, separated by white space.
 
-    A `#` and what follows it in the line is a comment. Relays show the first to each other and
+    A `#` and what follows it in the line is a comment. Relays send the first to each other and
     accept either. Raises ValueError that does not quote the text.
     """
     words = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
     if not 1 <= len(words) <= 2:
-        raise ValueError(f"want one mesh key, or two while it is being changed, not {len(words)}")
+        raise ValueError(f"want one mesh key, or two during a change, not {len(words)}")
     keys = [MeshKey.from_text(word) for word in words]
     if not all(keys):
-        raise ValueError("a key of zeros is none")
+        raise ValueError("a key must not be all zeros")
     return keys
 
 
@@ -278,7 +278,7 @@ def _read_key_file(path: Path) -> NodePrivate | None:
     try:
         return _parse_key_file(text)
     except ValueError as error:
-        # `from None`: a JSON error carries the whole text, secret included.
+        # `from None`, because a JSON error contains the whole text with the secret.
         raise KeyFileError(f"key file {path}: {error}") from None
 
 
@@ -289,7 +289,7 @@ def _parse_key_file(text: str) -> NodePrivate:
         raise ValueError("not valid JSON") from None
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
-    # The reference matches names in any case, and people edit these files by hand.
+    # The reference matches names in any case, and operators edit these files by hand.
     value = folded(content).get("privatekey")
     if not isinstance(value, str):
         raise ValueError('it has no "PrivateKey" text')

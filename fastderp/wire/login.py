@@ -2,7 +2,7 @@
 
 Pure functions for any thread. A relay calls `check_client_info_header`, `open_client_info` and
 `ClientLogin.server_info_frame`; a client calls `parse_server_key`, `client_info_frame`
-and `open_server_info`. Each end makes one `Box` and uses it for both directions.
+and `open_server_info`. Each side makes one `Box` and uses it for both directions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClientInfo:
     Args:
         version: of the protocol; every value is accepted.
         can_ack_pings: it answers every Ping with a Pong.
-        is_prober: it only measures.
+        is_prober: the client only measures.
         mesh_key: the region's secret; a zero key means none.
         app_name: name of the program, up to 32 bytes of printable ASCII; operators and mesh peers
             see it.
@@ -107,9 +107,9 @@ def check_client_info_header(frame_type: int, length: int) -> None:
 def open_client_info(server_private: NodePrivate, payload: bytes) -> ClientLogin:
     """Open and parse the payload of a ClientInfo frame.
 
-    Raises LoginError, with one of REASONS, for a wrong size, a key that cannot exist, a box
-    that does not open, JSON the reference would refuse and an AppName that breaks the rules
-    (PROTOCOL §22). The relay closes without a reply.
+    Raises LoginError, with one of REASONS, for a wrong size, an invalid key, a box that does not
+    open, JSON that the reference refuses and an invalid AppName (PROTOCOL §22). The relay closes
+    without a reply.
     """
     check_client_info_header(FrameType.CLIENT_INFO, len(payload))
     public = NodePublic(payload[:KEY_SIZE])
@@ -160,14 +160,15 @@ def open_server_info(box: Box, payload: bytes) -> ServerInfo:
 
 
 def parse_client_info(text: bytes) -> ClientInfo:
-    """Read ClientInfo JSON just as leniently and as strictly as the reference (PROTOCOL §3.1).
+    """Read ClientInfo JSON; accept and refuse the same texts as the reference (PROTOCOL §3.1).
 
     Raises LoginError with the reason "json", "mesh_key" or "app_name".
     """
     return _short_client_info(text) if len(text) <= _SHORT_BYTES else _client_info(text)
 
 
-# Nearly all clients send the same. A mesh key does not fit into this length: no secret is kept.
+# Nearly all clients send the same text. A mesh key does not fit into this length, so no secret is
+# cached.
 _SHORT_BYTES: Final = 64
 
 
@@ -213,7 +214,7 @@ def parse_server_info(text: bytes) -> ServerInfo:
     )
 
 
-@lru_cache(maxsize=8)  # a relay sends the same to nearly all clients
+@lru_cache(maxsize=8)  # a relay sends the same text to nearly all clients
 def server_info_json(info: ServerInfo) -> bytes:
     """Return the compact JSON of `info`; members that are 0 are left out."""
     members = {
@@ -295,7 +296,7 @@ def _checked(name: str, kind: _Kind, value: object) -> int | bool | str:
 
 
 def _mesh_key(value: object) -> MeshKey:
-    """Parse what, unlike other members, must not be null and has no white space around it."""
+    """Parse a value that, unlike other members, must not be null or have white space around it."""
     if not isinstance(value, str):
         raise _MeshKeyError
     try:

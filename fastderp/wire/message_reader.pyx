@@ -1,7 +1,8 @@
 """Parses the bytes that a relay sends into messages, for every read of a client (PROTOCOL §2, §4).
 
-Sans-I/O, for any thread, one connection each. A read of many packets costs one call. Compiled,
-since half of what receiving a packet cost was here: `python -m bench.client_rate --only recv`.
+Sans-I/O, for any thread, one connection each. A read of many packets costs one call. It is
+compiled, because parsing took half of the time to receive a packet: `python -m bench.client_rate
+--only recv`.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -57,7 +58,7 @@ cdef class MessageReader:
         """Begin a connection.
 
         `on_frame` is called with type and payload of each frame that is no packet, in order with
-        the packets; it returns the message to hand on, or None to hand on nothing.
+        the packets; it returns the message to append, or None.
         """
         self._on_frame = on_frame
         self._keys = {}

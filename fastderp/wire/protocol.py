@@ -25,7 +25,7 @@ HEADER_SIZE: Final = 5
 PING_SIZE: Final = 8
 
 MAX_PACKET_SIZE: Final = 65536
-"""Bytes of data in one packet, at most; the keys in its frame come on top. PROTOCOL §2."""
+"""Maximum of data bytes in one packet, without the keys in its frame. PROTOCOL §2."""
 MAX_SEND_PACKET_SIZE: Final = KEY_SIZE + MAX_PACKET_SIZE
 MAX_FORWARD_PACKET_SIZE: Final = 2 * KEY_SIZE + MAX_PACKET_SIZE
 MIN_SERVER_KEY_SIZE: Final = len(MAGIC) + KEY_SIZE
@@ -76,9 +76,9 @@ class FrameType(IntEnum):
 
 
 class PeerGoneReason(IntEnum):
-    """Why a peer cannot be reached.
+    """The reason why a peer cannot be reached.
 
-    Values that are not listed come as plain integers. PROTOCOL §2.
+    Unknown values are plain integers. PROTOCOL §2.
     """
 
     DISCONNECTED = 0x00  # it left the region
@@ -92,7 +92,7 @@ class PeerPresentFlags(IntFlag):
     REGULAR = 1  # none of the others
     MESH_PEER = 2
     PROBER = 4
-    NOT_IDEAL = 8  # connected to another node of its region than it would like
+    NOT_IDEAL = 8  # connected to another node of its region than it prefers
 
 
 class NodePublic:
@@ -146,7 +146,7 @@ class NodePublic:
 
     @property
     def is_zero(self) -> bool:
-        """Whether this is the all-zero key, which no private key belongs to."""
+        """Whether this is the all-zero key, which has no private key."""
         return not any(self.raw)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -199,10 +199,9 @@ class ServerInfo:
     """The relay's description of itself, the first message on a connection. PROTOCOL §3.2.
 
     Args:
-        version: of the protocol; it changes nothing.
-        token_bucket_bytes_per_second: how fast a client should send, framing included; 0 = the
-            relay does not say.
-        token_bucket_bytes_burst: bytes at once after a pause; 0 = the relay does not say.
+        version: of the protocol; it has no effect.
+        token_bucket_bytes_per_second: rate limit for the client, framing included; 0 = not given.
+        token_bucket_bytes_burst: bytes at once after a pause; 0 = not given.
     """
 
     version: int = PROTOCOL_VERSION
@@ -223,7 +222,7 @@ class ReceivedPacket:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """A peer that sent packets here, or that packets were sent to, is not reachable (any more).
+    """A sender or a destination of this client's packets is not reachable, or no longer reachable.
 
     PROTOCOL §6.4, §6.7.
 
@@ -231,7 +230,7 @@ class PeerGone:
 
     Args:
         key: the peer's.
-        reason: why; a number when this version does not know it.
+        reason: a PeerGoneReason, or a number for an unknown reason.
     """
 
     key: NodePublic
@@ -244,10 +243,9 @@ class PeerPresent:
 
     Args:
         key: the client's.
-        ip, port: where it connects from; None and 0 when the relay does not know or is too old to
-            say.
-        flags: what kind of client it is.
-        app_name: name of the client's program; "" when the client or the relay does not tell.
+        ip, port: its address; None and 0 when the relay does not know it or is too old to send it.
+        flags: the kind of client.
+        app_name: name of the client's program; "" when the client or the relay does not send it.
     """
 
     key: NodePublic
@@ -273,12 +271,12 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Nothing but a sign of life, about once a minute. PROTOCOL §6.6."""
+    """An empty message that the relay sends about once a minute. PROTOCOL §6.6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A `problem` the relay sees with this connection, in words; an empty text means it is over.
+    """A `problem` of this connection that the relay reports; an empty text means its end.
 
     PROTOCOL §4.
     """
@@ -308,7 +306,7 @@ Message: TypeAlias = (
     | Health
     | ServerRestarting
 )
-"""What a relay says to a client that is logged in; `Client.recv` returns one. PROTOCOL §4."""
+"""A message from the relay to a logged-in client; `Client.recv` returns one. PROTOCOL §4."""
 
 
 def frame(frame_type: int, *parts: bytes) -> bytes:
@@ -377,7 +375,7 @@ def _parse_peer_gone(payload: bytes) -> PeerGone:
 
 
 def _parse_peer_present(payload: bytes) -> PeerPresent:
-    """Read the 32, 50, 51 or more bytes that relays of different ages send."""
+    """Read the 32, 50, 51 or more bytes that relays of different versions send."""
     key = NodePublic(payload[:KEY_SIZE])
     if len(payload) < _PEER_PRESENT_PORT_END:
         return PeerPresent(key)
@@ -385,7 +383,7 @@ def _parse_peer_present(payload: bytes) -> PeerPresent:
     port = int.from_bytes(payload[KEY_SIZE + 16 : _PEER_PRESENT_PORT_END], "big")
     rest = payload[_PEER_PRESENT_PORT_END:]
     flags = rest[0] if rest else 0
-    # A name that is cut is not shown as if it were whole.
+    # A truncated name is not shown.
     length = rest[1] if len(rest) > 1 and rest[1] + 2 <= len(rest) else 0
     app_name = rest[2 : 2 + length].decode("utf-8", "replace")
     ip = None if address.is_unspecified else address.ipv4_mapped or address

@@ -32,7 +32,7 @@ _PORT = re.compile("0|[1-9][0-9]{0,4}")
 
 
 class Status(Enum):
-    """What the bytes so far are, when they are neither a header nor a fault."""
+    """The result for bytes that are neither a whole header nor malformed."""
 
     INCOMPLETE = "the beginning of a header"
     ABSENT = "no header"
@@ -44,8 +44,8 @@ class Header:
 
     Args:
         n_bytes: its length; the client's bytes follow it.
-        source: (ip, port) of the client; None when the proxy speaks for itself (a health check) or
-            does not know the address.
+        source: (ip, port) of the client; None when the proxy made the connection itself (a health
+            check) or does not know the address.
     """
 
     n_bytes: int
@@ -54,13 +54,13 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A header that breaks the rules; `detail` says which."""
+    """A malformed header; `detail` names the error."""
 
     detail: str
 
 
 def parse(data: bytes) -> Header | Fault | Status:
-    """Judge the first bytes of a connection; never raises.
+    """Parse the first bytes of a connection; never raises.
 
     The answer to a longer `data` is the same once it is not INCOMPLETE.
     """

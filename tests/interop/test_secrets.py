@@ -125,7 +125,7 @@ async def test_a_new_secret_is_used_after_a_signal_and_an_unusable_one_changes_n
         setec.put("not a key")
         await reloaded(
             relay,
-            "want one mesh key, or two while it is being changed, not 3; "
+            "want one mesh key, or two during a change, not 3; "
             "staging/meshkey: the relay uses the copy in ",
         )
         assert await lets_watch(relay, NEW) and await lets_watch(relay, OLD)

@@ -147,7 +147,7 @@ def test_dev_takes_the_secret_from_the_environment() -> None:
         ("", "want one mesh key"),
         ("ab" * 31, "64 hex digits, not 62"),
         ("zz" * 32, "hex digits only"),
-        ("00" * 32, "a key of zeros is none"),
+        ("00" * 32, "a key must not be all zeros"),
         (f"{'ab' * 32}\n" * 3, "not 3"),
         ("\xff", "not a text file"),
     ],

@@ -75,11 +75,11 @@ def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> No
     assert "A CPU, Linux 6.1, Python 3.13, TLS_X, 2026-01-01" in text
     assert "Row 1: a note." in text
     assert "1 `python -m bench.goals pairs-10`" in text
-    assert "NOT QUIET" not in text
+    assert "machine busy" not in text
 
 
 def test_a_table_of_a_busy_machine_has_a_warning() -> None:
-    assert "NOT QUIET" in table.markdown(document(foreign_share=0.3))
+    assert "machine busy" in table.markdown(document(foreign_share=0.3))
 
 
 def test_a_document_without_markers_is_unchanged(

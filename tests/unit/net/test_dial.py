@@ -363,7 +363,7 @@ async def test_host_that_would_break_the_proxys_request_is_not_sent(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     async with region_client("derp.example\r\nX-Injected: 1", 443) as client:
-        with pytest.raises(DialError, match="cannot ask for the host"):
+        with pytest.raises(DialError, match="cannot request a tunnel to the host"):
             await client.connect()
     assert network.dialled == []
 

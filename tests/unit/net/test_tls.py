@@ -148,7 +148,7 @@ async def test_expired_pinned_certificate_is_refused(tmp_path: Path) -> None:
         tls_server(identity) as server,
         client_of(server, cert_name=identity.pin) as client,
     ):
-        with pytest.raises(DialError, match="not valid today"):
+        with pytest.raises(DialError, match="not valid now"):
             await client.connect()
 
 

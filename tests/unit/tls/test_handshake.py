@@ -304,7 +304,7 @@ def test_built_in_roots_are_those_of_lets_encrypt() -> None:
 @pytest.mark.parametrize("days", [(-9, -2), (2, 9)])
 def test_a_pinned_certificate_out_of_its_time_is_refused(days: tuple[int, int]) -> None:
     old = self_signed("relay.test", days=days)
-    assert "not valid today" in str(failure(client(pin=pin_of(old)), server(old)))
+    assert "not valid now" in str(failure(client(pin=pin_of(old)), server(old)))
 
 
 def test_roots_come_from_a_file(tmp_path: Path) -> None:

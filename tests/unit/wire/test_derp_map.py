@@ -101,9 +101,9 @@ def node_with(**members: Any) -> str:
         (node_with(HostName=""), r"Regions\.1\.Nodes\[0\]\.HostName is missing"),
         (node_with(HostName=7), r"Regions\.1\.Nodes\[0\]\.HostName should be a text, not a number"),
         (node_with(STUNOnly="yes"), r"Nodes\[0\]\.STUNOnly should be true or false, not a text"),
-        (node_with(DERPPort=-1), r"Nodes\[0\]\.DERPPort is -1, which is no port"),
-        (node_with(DERPPort=65536), r"Nodes\[0\]\.DERPPort is 65536, which is no port"),
-        (node_with(STUNPort=-2), r"Nodes\[0\]\.STUNPort is -2, which is no port"),
+        (node_with(DERPPort=-1), r"Nodes\[0\]\.DERPPort is -1, which is not a port"),
+        (node_with(DERPPort=65536), r"Nodes\[0\]\.DERPPort is 65536, which is not a port"),
+        (node_with(STUNPort=-2), r"Nodes\[0\]\.STUNPort is -2, which is not a port"),
         (
             '{"Regions":{},"HomeParams":{"RegionScore":{"1":"a"}}}',
             r"HomeParams\.RegionScore\.1 should be a number",
