@@ -142,7 +142,7 @@ def _check(plan: Plan) -> None:
         raise RelayError("no relay to measure: see --relays and --relay")
     for name in plan.scenarios:
         if not any(_can(relay, name) for relay in plan.relays):
-            raise RelayError(f"{name}: none of the relays speaks TLS here")
+            raise RelayError(f"{name}: none of the relays is set up for TLS")
 
 
 def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[Measurement]]]:
@@ -236,7 +236,7 @@ def _warn_of_noise(measured: dict[str, dict[str, list[Measurement]]]) -> None:
     noisy = sum(share > QUIET for share in shares)
     if noisy:
         print(
-            f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+            f"machine busy: during {noisy} of {len(shares)} measurements other work took more than "
             f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios."
         )
 

@@ -28,7 +28,7 @@ KEPT = HERE / "results" / "goals.json"
 EX_INTERRUPTED = 130
 ROW_NAMES = ", ".join(row.name for row in ROWS)
 Document = dict[str, Any]
-"""What is kept: `environment`, `relays` (versions), and `rows` by name."""
+"""The stored results: `environment`, `relays` (versions), and `rows` by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if output:
                     _keep(document, output)
     except KeyboardInterrupt:
-        print("bench.goals: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print(
+            "bench.goals: interrupted; continue with the same command and --resume", file=sys.stderr
+        )
         return EX_INTERRUPTED
     _print(document, output)
     return 1 if any(row["failed"] for row in document["rows"].values()) else 0
@@ -224,7 +226,7 @@ def noise(document: Document) -> str:
     if not noisy:
         return ""
     return (
-        f"NOT QUIET: during {noisy} of {len(shares)} measurements other work took more than "
+        f"machine busy: during {noisy} of {len(shares)} measurements other work took more than "
         f"{QUIET:.0%} of the two cores (most: {max(shares):.0%}). Trust only the ratios."
     )
 

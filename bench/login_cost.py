@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
     parser.add_argument("--derper", help="a derper binary to compare with")
     parser.add_argument(
-        "--profile", action="store_true", help="show where the loop's Python spends its time"
+        "--profile", action="store_true", help="print a profile of the Python code on the loop"
     )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _draw(path, loads, label, values, _caption(document))
             print(path)
     except FileNotFoundError as error:
-        return _fail(f"{error.filename}: not there; run python -m bench.goals first")
+        return _fail(f"{error.filename}: does not exist; run python -m bench.goals first")
     except ImportError:
         return _fail("matplotlib is not installed: pip install 'fastderp[bench]'")
     return 0

@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 MICRO = Path("bench") / "micro"
 TESTS_FAILED = 1  # pytest's exit code
-# Two builds of the same source differ by a few percent, as code has other addresses.
+# Two builds of the same source differ by a few percent, because addresses of code differ.
 LEAST_ALLOWED = 0.08
 # A bench may be slower by this multiple of the noise of its repetitions.
 NOISE_FACTOR = 2.0

@@ -96,7 +96,7 @@ def fastderp(workers: int = 1, crypto: str = "") -> Relay:
     """
     binary = str(Path(sys.executable).with_name("fastderp-relay"))
     if not Path(binary).exists():
-        raise RelayError(f"{binary} is not there: pip install -e . first")
+        raise RelayError(f"{binary} does not exist: run pip install -e . first")
     environment = {"FASTDERP_CRYPTO": crypto} if crypto else {}
     version = _output([binary, "-version"], os.environ | environment).split()[1]
     command = [binary, *DERPER_FLAGS, f"--workers={workers}"]

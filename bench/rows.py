@@ -143,7 +143,7 @@ def _never_wait(bench: Bench) -> Iterator[Finding]:
     )
     busy = max(r["relay"]["cpu_share"] for r in ours)
     bench.notes.append(
-        f"fastderp used at most {busy:.0%} of its core: below 100 % it is the load that saturates"
+        f"fastderp used at most {busy:.0%} of its core: below 100 % the load is the limit"
     )
     yield _overload(bench, max(r["packets_per_s"] for r in ours))
     [crowded] = bench.in_turn("never-wait-16-to-1", bench.fastderp)
@@ -239,7 +239,7 @@ def _logins(bench: Bench) -> Iterator[Finding]:
     )
     busy = max(_login_cost(r) * r["logins_per_s"] / 1e6 for r in ours)
     bench.notes.append(
-        f"on one core the relay was busy {busy:.0%} of the time: what is left the load needed"
+        f"on one core the relay was busy {busy:.0%} of the time; the load limited the rate"
     )
     if bench.lab.load_core in bench.lab.two_cores:
         bench.notes.append(

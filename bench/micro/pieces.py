@@ -45,7 +45,7 @@ def _compiled(name: str, folder: Path, build: Path) -> Path:
 
     root = str(Path(fastderp.__file__).parents[1])
     build.mkdir(parents=True, exist_ok=True)
-    with open(build / "lock", "w") as lock:  # another run may be compiling the same
+    with open(build / "lock", "w") as lock:  # another run may compile the same module
         fcntl.flock(lock, fcntl.LOCK_EX)
         [extension] = cythonize(  # type: ignore[no-untyped-call]
             [Extension(f"micro_{name}", [str(folder / f"{name}.pyx")], extra_compile_args=["-O2"])],

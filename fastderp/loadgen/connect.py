@@ -29,7 +29,7 @@ LOGIN_LIMIT_S = 30.0
 LOGINS_AT_ONCE = 64
 HEAD_LIMIT_BYTES = 16384
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-# The time that native code runs before an interrupt is noticed.
+# Maximum time that native code runs before Python handles an interrupt.
 TURN_S = 0.1
 # Linux has about 28,000 ephemeral ports per pair of addresses by default; some may be in use.
 CLIENTS_PER_SOURCE = 20_000
@@ -147,9 +147,9 @@ class Crowd:
     A first connection verifies the relay's certificate and gets its key; the clients then recognize
     the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
     on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
-    second, and at most `at_once` are under way. With `busy_wait` the load's core never sleeps during the logins, so that the relay does
-    not pay for waking it. Raises DialError, naming the relay and the cause, when the first
-    connection fails.
+    second, and at most `at_once` are under way. With `busy_wait` the load's core never sleeps
+    during the logins, so that the relay spends no CPU time on waking it. Raises DialError, naming
+    the relay and the cause, when the first connection fails.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class Engine:
     `slow` read `slow_bytes_per_s` each, and latency omits packets to them. `seed` fixes sizes and
     contents. `joined_records` fills TLS records with as many packets as fit; otherwise each packet
     has its own record, as from real clients. With `busy_wait` the thread polls for packets instead
-    of sleeping, as no real client does, so that the relay does not pay for waking it. Raises
+    of sleeping, so that the relay spends no CPU time on waking it; real clients sleep. Raises
     ValueError for arguments out of range, TlsError for keys that were moved away, OSError when the
     process is out of descriptors.
     """

@@ -1,7 +1,7 @@
-# A TLS 1.3 client's handshake (RFC 8446) at the least cost to the client; the server does the usual
-# work. All clients of a load share one key pair and one ClientHello, so only the key agreement is
-# expensive. Certificates are not verified here; connect.relay_key does that first. Functions change
-# only their arguments; any thread may call them.
+# A TLS 1.3 client's handshake (RFC 8446) at minimal cost to the client; the server's work is
+# unchanged. All clients of a load share one key pair and one ClientHello, so only the key agreement
+# is expensive. Certificates are not verified here; connect.relay_key does that first. Functions
+# change only their arguments; any thread may call them.
 
 from libc.stdint cimport uint8_t, uint16_t
 

@@ -1,4 +1,4 @@
-"""A TLS 1.3 client's handshake at the least cost to the client; see hello.pxd."""
+"""A TLS 1.3 client's handshake at minimal cost to the client; see hello.pxd."""
 
 import secrets
 import struct

@@ -15,7 +15,7 @@ cdef enum:
     FRAME_MAX = FRAME_HEAD + KEY_SIZE + PAYLOAD_MAX
     SEND_PACKET = 0x04
     RECV_PACKET = 0x05
-    BATCH = 65536                   # bytes that a connection writes per turn, plus up to one frame
+    BATCH = 65536                   # bytes that a connection writes at a time, plus up to one frame
     INPUT = 262144                  # bytes per read; more would not fit the CPU's caches
     INPUT_MAX = INPUT + RECORD_WIRE_MAX
     OUTPUT_MAX = BATCH + FRAME_MAX

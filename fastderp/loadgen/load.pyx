@@ -281,7 +281,7 @@ cdef void packet_arrived(Load* load, uint32_t target, const uint8_t* source_key,
     if load.phase != WARM_UP and mark.sequence >= flow.measured_from:
         load.n_answered += 1
         if not load.connections[target].is_slow:
-            # Rounding may put a scheduled time a nanosecond after the clock.
+            # Rounding may make a scheduled time a nanosecond later than the clock.
             histogram_record(&load.latency, now_ns - mark.sent_ns if now_ns > mark.sent_ns else 0)
     flow_settle(load, flow, mark.sequence + 1)
 

@@ -1,5 +1,5 @@
-# Included by logins.pyx: what happens to one login, from connect to ServerInfo, and the loop
-# that drives a crowd of them. Called by the thread that runs the crowd, without the GIL.
+# Included by logins.pyx: the steps of one login, from connect to ServerInfo, and the loop that runs
+# many of them. Called by the thread that runs the crowd, without the GIL.
 
 
 cdef bint bytes_add(Bytes* b, const uint8_t* data, size_t n) noexcept nogil:

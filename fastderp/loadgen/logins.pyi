@@ -11,8 +11,9 @@ class Logins:
     both are sent at once. `hello`, the result of `client_hello`, makes them speak TLS 1.3 with its
     private key `hello_key`; they verify no certificate. They connect from `sources` in rotation, up
     to `at_once` at a time and, with `rate`, up to that many per second. A login may take `limit_s`
-    seconds. With `busy_wait` the thread never sleeps, so that the relay does not pay for waking it.
-    Raises ValueError for arguments out of range, OSError when the process is out of descriptors.
+    seconds. With `busy_wait` the thread never sleeps, so that the relay spends no CPU time on
+    waking it. Raises ValueError for arguments out of range, OSError when the process is out of
+    descriptors.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ cdef enum:
     N_EVENTS = 256
     N_KEYS = 256                    # expanded keys; each login uses two at a time
     TIMER = 0xFFFFFFFF              # epoll's data for the timer; clients have their number
-    WAIT_NS = 100000000             # the longest delay until a stop or a late login is noticed
+    WAIT_NS = 100000000             # the longest delay before a stop or a late login is handled
 
 # A longer queue of unsent bytes in a sender's kernel would measure the load, not the relay.
 cdef int NOT_SENT_LIMIT_BYTES = 32768

@@ -5,7 +5,7 @@ from libc.string cimport memcmp, memcpy
 
 
 cdef inline uint64_t mark_check(const Mark* mark, uint64_t seed) noexcept nogil:
-    # All fields are mixed, so a damaged head or one of another run does not pass by chance.
+    # The checksum covers all fields, so that a damaged head or one of another run is detected.
     cdef uint64_t h = seed
     h = (h ^ mark.sequence) * <uint64_t>0x9E3779B97F4A7C15
     h ^= h >> 32

@@ -18,7 +18,7 @@ from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
 DRAIN_LIMIT_S = 1.0
-# The time for relays of one region to exchange presence; they need far less.
+# Seconds for the relays of one region to exchange presence; they need far less.
 PRESENCE_S = 1.0
 SETTLED = 1.005  # times the memory before the load: the natural variation of resident memory
 SETTLE_LOOK_S = 0.5
@@ -211,8 +211,8 @@ class _Storm:
 
     def _log_in(self) -> None:
         assert self._crowd is not None
-        # A niced thread keeps the core for milliseconds; one under SCHED_IDLE yields at once when
-        # the load wakes.
+        # A niced thread keeps the core for milliseconds; a thread under SCHED_IDLE yields as soon
+        # as the load's thread is ready.
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         try:
             self._joined = self._crowd.log_in()
@@ -274,7 +274,7 @@ def _drive(
     started = time.monotonic()
     whole_s = timing.warm_up_s + timing.measure_s
     try:
-        thread.start()  # inside the try: an interrupt may come here
+        thread.start()  # inside the try block, because an interrupt may arrive
         while thread.is_alive():
             on_progress("running", min(1.0, (time.monotonic() - started) / whole_s))
             thread.join(PROGRESS_EVERY_S)

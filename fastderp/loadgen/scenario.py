@@ -39,7 +39,7 @@ class Scenario:
     releases that many at once. The last `slow` receivers read `slow_kib_per_s` each, and the
     latency omits them. `storm` more clients log in during the measurement, `storm_rate` per second,
     or as fast as possible when that is 0. `joined_records` fills TLS records with packets. With
-    `busy_wait` the load polls for packets instead of sleeping, as no real client does.
+    `busy_wait` the load polls for packets instead of sleeping, which real clients do not do.
     """
 
     name: str
@@ -189,8 +189,8 @@ _ALL = (
         n=16,
         window=0,
     ),
-    # Larger windows exceed the queues of relays and would measure their drops. With these, relays
-    # lose up to one percent on a quiet machine.
+    # Larger windows exceed the queues of relays and would measure their drops. With this window,
+    # relays lose up to one percent on an idle machine.
     Scenario(
         "fan-in",
         "100 senders to one receiver, 1400 bytes, 8 in flight each",
@@ -198,7 +198,7 @@ _ALL = (
         n=100,
         window=8,
     ),
-    # Real senders' kernels hand over packets for one peer in runs.
+    # The kernels of real senders deliver packets for one peer in runs.
     Scenario(
         "fan-out",
         "one sender to 100 receivers, 1400 bytes, 16 in flight each, 8 in a row",
