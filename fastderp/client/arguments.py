@@ -12,7 +12,7 @@ from fastderp.wire.protocol import MAX_PACKET_SIZE, PING_SIZE
 
 
 def check_type(name: str, value: object, wanted: type) -> None:
-    """Raise TypeError that names the argument, what was expected and what was given instead."""
+    """Raise TypeError that names the argument, the expected type and the given type."""
     if not isinstance(value, wanted):
         reads_text = isinstance(value, str) and hasattr(wanted, "from_text")
         remedy = f"; {wanted.__name__}.from_text reads its text" if reads_text else ""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from fastderp.wire.protocol import ServerRestarting
 
-# The end of a connection that lasted this long does not count as a further failure.
+# The end of a connection of this duration does not count as a further failure.
 STABLE_S = 10.0
-# Limit for the pause, and for the time of quick attempts, that a relay may ask for.
+# Limit for the pause, and for the time of quick attempts, that a relay may request.
 RESTART_LIMIT_S = 300.0
-# Interval of attempts while a relay restarts: it has announced that it returns.
+# Interval of attempts while a relay restarts, since its announcement promises its return.
 RESTART_RETRY_S = 1.0
 
 
@@ -73,7 +73,7 @@ class RetrySchedule:
         self._connected_s = self._clock()
 
     def restarting(self, message: ServerRestarting) -> None:
-        """Note the times that a restarting relay asks for."""
+        """Note the times that a restarting relay announces."""
         wait_s = min(message.reconnect_in_s, RESTART_LIMIT_S)
         self._not_before_s = self._clock() + wait_s
         self._quick_until_s = self._not_before_s + min(message.try_for_s, RESTART_LIMIT_S)

@@ -117,7 +117,7 @@ class Client:
         self._inbox = Inbox(stream, self._understand, self._fail)
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
-        # The frame head for the latest destination and size: most packets have the same as the
+        # The frame head for the latest destination and size, which most packets share with the
         # previous one.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
         # What has arrived already is read when the caller has the client.
@@ -145,19 +145,18 @@ class Client:
         Args:
             private_key: the client's key; its public half is the client's address.
             can_ack_pings: answer every Ping of the relay, and announce that at the login.
-            is_prober: tell the relay that this client only measures.
+            is_prober: announce to the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             server_public_key: the relay's key if it is known: the login is then sent before the
                 relay's first frame arrives. A zero key counts as unknown.
             app_name: name of the program, for the relay's statistics.
-            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
+            control_messages: return KeepAlive, Ping and Pong from `recv`, and leave the answers to
                 the caller's `send_pong`.
 
         Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when
-        the other side is no relay, ConnectionClosed when it ends the connection, BoxError for an
+        the peer is not a relay, ConnectionClosed when it ends the connection, BoxError for an
         unusable key of the relay, TypeError for an argument that is not a key. All of them close
-        the stream.
-        PROTOCOL §3.
+        the stream. PROTOCOL §3.
         """
         connection = Stream.of(stream)
         try:
@@ -211,7 +210,7 @@ class Client:
 
     @property
     def is_over(self) -> bool:
-        """Whether the connection has ended, as far as is known."""
+        """Whether the client has detected the end of the connection."""
         return self._error is not None
 
     @property
@@ -300,7 +299,7 @@ class Client:
             async with asyncio.timeout(FORWARD_TIMEOUT_S):
                 await self._put(whole)
         except TimeoutError:
-            error = ConnectionLost(f"the relay took no data for {FORWARD_TIMEOUT_S:g} s")
+            error = ConnectionLost(f"the relay read no data for {FORWARD_TIMEOUT_S:g} s")
             raise self._fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
@@ -404,7 +403,7 @@ class Client:
         if running_loop() is not self._loop:
             raise wrong_loop_error(self._pid)
         if self._error is None:
-            with contextlib.suppress(ConnectionClosed):  # It broke before.
+            with contextlib.suppress(ConnectionClosed):  # It was broken before.
                 self._outbox.flush()
         self._end(ConnectionClosed("the client is closed"))
         self._inbox.take_many()
@@ -457,7 +456,9 @@ class Client:
             self._inbox.start()
 
     def _understand(self, frame_type: int, payload: bytes) -> Message | None:
-        """Return the message of a frame other than a packet; None if it was handled here."""
+        """Return the message of a frame other than a packet; None if the client handles the
+        frame.
+        """
         message: Message | None
         if frame_type == FrameType.SERVER_INFO:
             message = self._obey(login.open_server_info(self._box, payload))
@@ -488,7 +489,7 @@ class Client:
             self._outbox.put(pong)
 
     def _obey(self, info: ServerInfo) -> ServerInfo:
-        """Send no faster than the relay asks."""
+        """Apply the relay's rate limit."""
         self._server_info = info
         rate = info.token_bucket_bytes_per_second
         self._outbox.set_rate(
@@ -532,7 +533,7 @@ class Client:
         self._latest_head = (destination, size, head)
         return head
 
-    # What goes wrong
+    # Errors
 
     def _check_use(self) -> None:
         self._check_loop()

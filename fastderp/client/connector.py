@@ -47,8 +47,7 @@ class Connector:
         self.reconnect = reconnect
         self.state: ConnectionState = ConnectionState.IDLE
         self.is_closed: bool = False
-        # A client that is over stays until a call has raised its error; `reconnect` replaces it
-        # at once.
+        # A closed client stays until a call has raised its error; `reconnect` replaces it at once.
         self.client: Client | None = None
         self.generation: int = 0
         self.server_public_key: NodePublic | None = None
@@ -229,7 +228,7 @@ class Connector:
         if self.watching:
             await client.watch_connection_changes()
 
-    # What happens to the connection
+    # Events of the connection
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, ServerInfo):

@@ -127,7 +127,7 @@ class Dialer:
 
 
 async def _inside_websocket(stream: Stream, opened: Opened) -> Stream:
-    # Imported on demand: it costs a start more than all other modules, and few clients use it.
+    # Imported on demand: it takes longer to load than all other modules, and few clients use it.
     from fastderp.client.websocket import WebSocketStream
 
     return Stream.of(

@@ -72,7 +72,7 @@ ClientEvent: TypeAlias = (
 )
 """The events that `HTTPClient.events` yields.
 
-ServerInfo has the rate that the relay asks for, Health a problem that it reports or its end.
+ServerInfo has the relay's rate limit, Health a problem that it reports or the end of one.
 PROTOCOL §4, §13.
 """
 
@@ -101,7 +101,7 @@ class EventStream:
     async def __anext__(self) -> ClientEvent:
         """Wait for the next event. Raises ConcurrencyError while another task waits."""
         if self._waiter is not None:
-            raise ConcurrencyError("another task waits for these events already")
+            raise ConcurrencyError("another task already waits for these events")
         while not self._events:
             if self._is_over:
                 raise StopAsyncIteration
@@ -118,7 +118,7 @@ class EventStream:
         self._wake()
 
     def end(self) -> None:
-        """Iterate no further than the events that are there. For the client."""
+        """End the iteration after the queued events. For the client."""
         self._is_over = True
         self._wake()
 

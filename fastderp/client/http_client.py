@@ -1,4 +1,4 @@
-"""A DERP client that finds, dials and re-dials its relay by itself (PROTOCOL §13).
+"""A DERP client that connects and reconnects to its relay (PROTOCOL §13).
 
 Any number of tasks use it; one of them receives at a time. Belongs to the event loop that it is
 first used in.
@@ -34,11 +34,11 @@ class HTTPClient:
     `forward_packet`, `close_peer` and `watch_connection_changes` connect when there is no
     connection; `try_send`, pings, pongs and `note_preferred` never do.
 
-    When a connection fails, the call that meets the failure raises it; it is not repeated, and the
-    next call connects again. With `reconnect` the client connects again by itself instead: calls
-    wait for that, and raise only when it is closed. A packet is sent once at most, whatever
-    happens. Failed attempts are spaced out by `backoff`; a relay that announces a restart is
-    dialled at the time it announced. `state` and `events` report the progress.
+    When a connection fails, the call in progress raises the error and is not repeated; the next
+    call connects again. With `reconnect` the client reconnects automatically instead: calls wait
+    for that, and raise only when it is closed. A packet is sent at most once in every case.
+    `backoff` determines the pauses after failed attempts; a relay that announces a restart is
+    dialled at the announced time. `state` and `events` report the progress.
 
     Each connection has a generation number, 1 for the first, and its first message is ServerInfo.
     `close` is final: every later call that needs a connection raises ConnectionClosed. The
@@ -74,7 +74,7 @@ class HTTPClient:
                 hash, as in a DerpNode.
             dial_host: host to dial instead of the URL's.
             can_ack_pings: answer every Ping of the relay, and announce that at the login.
-            is_prober: tell the relay that this client only measures.
+            is_prober: announce to the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
             app_name: name of the program, for the relay's statistics.
             cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the
@@ -82,11 +82,11 @@ class HTTPClient:
                 unusable.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
-            control_messages: hand KeepAlive, Ping and Pong out of `recv`, and leave the answers to
+            control_messages: return KeepAlive, Ping and Pong from `recv`, and leave the answers to
                 the caller's `send_pong`.
             reconnect: connect again whenever the connection is lost, until `close`.
             backoff: the waits between attempts.
-            lazy: let `async with` connect nothing.
+            lazy: `async with` does not connect.
 
         Raises ValueError for an unusable URL, TypeError for an argument that is not a key object,
         such as a key's text.
@@ -191,17 +191,17 @@ class HTTPClient:
 
     @property
     def generation(self) -> int:
-        """How many connections there have been, the present one included."""
+        """The number of connections so far, including the present one."""
         return self._connector.generation
 
     @property
     def state(self) -> ConnectionState:
-        """Whether there is a connection, as far as is known. PROTOCOL §13."""
+        """Whether there is a connection whose end is not detected. PROTOCOL §13."""
         return self._connector.state
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection whose login the relay has accepted, as far as is known."""
+        """Whether there is such a connection, and the relay has accepted its login."""
         return self._connector.state is ConnectionState.CONNECTED
 
     @property
@@ -210,7 +210,7 @@ class HTTPClient:
         return self._connector.is_closed
 
     def events(self) -> EventStream:
-        """Return an iterator over what happens to the connection from now on, until `close`.
+        """Return an iterator over the events of the connection from now on, until `close`.
 
         PROTOCOL §13.
 
@@ -223,9 +223,8 @@ class HTTPClient:
     async def connect(self) -> None:
         """Connect unless there is a connection, and wait until the relay has accepted the login.
 
-        Raises DialError that says what failed, also when it takes longer than 10 s. With
-        `reconnect` an attempt that others wait for is joined, and may take longer. PROTOCOL §3,
-        §13.
+        Raises DialError that names the cause, also when it takes longer than 10 s. With `reconnect`
+        the call joins a running attempt, and may take longer. PROTOCOL §3, §13.
         """
         await self._connector.connect()
 
@@ -271,7 +270,7 @@ class HTTPClient:
     async def forward_packet(
         self, source: NodePublic, destination: NodePublic, data: bytes
     ) -> None:
-        """Send a packet to `destination` in the name of `source`, see `Client.forward_packet`.
+        """Forward a packet from `source` to `destination`, see `Client.forward_packet`.
 
         Its `data` has at most 65536 bytes.
 
@@ -292,8 +291,8 @@ class HTTPClient:
         See `Client.watch_connection_changes`.
 
         Connects when there is no connection. Raises DialError when none can be made,
-        ConnectionClosed, ConnectionLost or ProtocolError when the connection is over; it is asked
-        for all the same on those that follow. PROTOCOL §7.2.
+        ConnectionClosed, ConnectionLost or ProtocolError when the connection is over; later
+        connections repeat the request in any case. PROTOCOL §7.2.
         """
         if self._connector.watching or self._connector.client is None:
             self._connector.watching = True
@@ -306,7 +305,7 @@ class HTTPClient:
         """Report to the relay of each connection whether it is this client's home (`preferred`).
 
         The report is sent when the value changes and on each new connection. Raises
-        ConnectionClosed, ConnectionLost or ProtocolError when the connection turns out to be over;
+        ConnectionClosed, ConnectionLost or ProtocolError when the connection is over;
         raises nothing while there is no connection. PROTOCOL §6.6, §13.
         """
         changed, self._connector.preferred = preferred != self._connector.preferred, preferred
@@ -317,7 +316,7 @@ class HTTPClient:
         """Ping the relay and return the seconds until its pong came, see `Client.ping`.
 
         Raises PingTimeout after `timeout_s` seconds, ConnectionClosed when there is no connection,
-        and what ends the connection meanwhile. PROTOCOL §13.
+        and the error that ends the connection meanwhile. PROTOCOL §13.
         """
         client = self._connector.connected_client()
         return await self._connector.guard(client, client.ping(timeout_s))
@@ -343,7 +342,7 @@ class HTTPClient:
     async def recv(self) -> Message:
         """Wait for the next message; the first of each connection is ServerInfo.
 
-        Nothing is lost when this is cancelled.
+        A cancelled call loses no message.
 
         Raises DialError when there is no connection and none can be made, and what `Client.recv`
         does: ConnectionClosed at an orderly end, ConnectionLost when the connection broke,
@@ -358,11 +357,11 @@ class HTTPClient:
         return (await self.recv_with_generation())[0]
 
     async def recv_many(self, limit: int | None = None) -> list[Message]:
-        """Wait for a message; return all that are here then, up to `limit`.
+        """Wait for a message; return up to `limit` of the messages that have arrived.
 
         Raises what `recv` does. PROTOCOL §4, §13.
 
-        Costs less per message than `recv` where many come.
+        Costs less per message than `recv` when many arrive.
         """
         first = await self.recv()
         client = self._connector.client
@@ -377,7 +376,7 @@ class HTTPClient:
         """
         self._connector.check_use()
         if self._is_receiving:
-            raise ConcurrencyError("another task receives from this client already")
+            raise ConcurrencyError("another task already receives from this client")
         self._is_receiving = True
         try:
             if self._connector.unread:
@@ -407,7 +406,7 @@ class HTTPClient:
                 raise StopAsyncIteration from None
             raise
 
-    # Life
+    # Close
 
     async def close(self) -> None:
         """Close for good.

@@ -122,7 +122,7 @@ class Inbox:
                 self._receiver = None
 
     def wake(self) -> None:
-        """Have the task in `wait` look again."""
+        """Wake the task in `wait` to check again."""
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
 

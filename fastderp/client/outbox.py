@@ -1,8 +1,8 @@
 """The sending side of a client: orders and paces its frames (PROTOCOL §3.2, §4).
 
 Frames are gathered and written many at a time by one task per connection. Memory is bounded: a
-sender waits for room before its frame is taken, so what was cancelled while it waited was never
-taken. Belongs to the stream's event loop.
+sender waits for room before its frame is accepted, so a cancelled wait sends nothing. Belongs to
+the stream's event loop.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fastderp.wire.protocol import HEADER_SIZE, MAX_SEND_PACKET_SIZE
 # Limit for accepted bytes that the transport has not taken; it buffers another 64 KiB. The frame
 # that reaches the limit may exceed it.
 LIMIT_BYTES = 64 << 10
-# The shortest wait for the rate: timers of some loops count milliseconds, and a wake-up per packet
-# is not needed.
+# Minimum wait for the rate: some loops' timers have a resolution of milliseconds, and a wake-up per
+# packet would be useless.
 _PACE_S = 0.005
 
 
@@ -32,8 +32,8 @@ class SendRate(TokenBucket):
     def __init__(self, rate_bytes_s: int, burst_bytes: int, clock: Callable[[], float]) -> None:
         """Start full.
 
-        A burst of 0 is unsaid: then it is a second's worth, and at least the largest packet.
-        `clock` tells seconds.
+        A burst of 0 means not given: then it is one second at the rate, and at least the largest
+        packet. `clock` returns seconds.
         """
         burst_bytes = burst_bytes or max(rate_bytes_s, HEADER_SIZE + MAX_SEND_PACKET_SIZE)
         super().__init__(rate_bytes_s, burst_bytes, clock=clock)
@@ -58,7 +58,7 @@ class SendRate(TokenBucket):
 
 
 class _Turn:
-    """A sender that waits for room, and how much."""
+    """A sender that waits for `n_bytes` of room."""
 
     __slots__ = ("granted", "n_bytes", "rated")
 
@@ -99,7 +99,8 @@ class Outbox:
         self._frames: list[bytes] = []
         self._taken_bytes = 0
         self._turns: deque[_Turn] = deque()
-        # Senders that have their turn and were not resumed yet; others may not overtake them.
+        # Number of senders whose wait is granted but that were not resumed yet; others must not
+        # overtake them.
         self._n_granted = 0
         self._rate: SendRate | None = None
         self._pacing: asyncio.TimerHandle | None = None
@@ -108,14 +109,14 @@ class Outbox:
         self._task = self._loop.create_task(self._write())
 
     def set_rate(self, rate: SendRate | None) -> None:
-        """Send no faster than this from now on."""
+        """Apply this rate limit from now on."""
         self._rate = rate
         self._grant()
 
     def try_reserve(self, n_bytes: int, *, rated: bool) -> bool:
-        """Take room for a frame of `n_bytes`; return False where it would have to wait.
+        """Take room for a frame of `n_bytes`; return False if it would have to wait.
 
-        A `rated` frame takes its share of the rate as well, and its turn behind all who wait.
+        A `rated` frame also takes its bytes from the rate, and comes after all waiting senders.
         """
         if self._taken_bytes >= LIMIT_BYTES or (rated and (self._turns or self._n_granted)):
             return False
@@ -129,7 +130,7 @@ class Outbox:
 
         A cancelled call reserves nothing.
 
-        Raises what the connection ended with.
+        Raises the error that ended the connection.
         """
         turn = _Turn(n_bytes, rated, self._loop.create_future())
         self._turns.append(turn)
@@ -151,7 +152,7 @@ class Outbox:
     def put(self, *parts: bytes) -> None:
         """Take the parts of a frame for which there is a reservation.
 
-        They are on their way with the loop's next turn.
+        They are written in the next iteration of the loop.
         """
         self._frames += parts
         if self._idle is not None:
@@ -204,7 +205,7 @@ class Outbox:
             self._on_failure(lost)
 
     def _grant(self) -> None:
-        """Give senders that wait their turn, in order, as far as there are room and rate."""
+        """Grant waiting senders their room, in order, while there are room and rate."""
         while self._turns and self._taken_bytes < LIMIT_BYTES:
             turn = self._turns[0]
             if turn.granted.done():  # cancelled, and not resumed yet

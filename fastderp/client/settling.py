@@ -1,6 +1,6 @@
-"""When a relay's list of clients for a new watcher is complete.
+"""Detects the end of a relay's list of clients for a new watcher.
 
-PROTOCOL §7.3. The wire does not say it.
+PROTOCOL §7.3. The protocol does not mark it.
 
 Event loop's thread only.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-# The list is over after a pause of PAUSE_S, and at the latest after LIMIT_S.
+# The list ends with a pause of PAUSE_S, at the latest after LIMIT_S.
 PAUSE_S = 0.2
 LIMIT_S = 2.0
 

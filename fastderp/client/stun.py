@@ -1,4 +1,4 @@
-"""Asks a relay over STUN for the source address of our UDP packets (PROTOCOL §11).
+"""Queries a relay over STUN for the source address of our UDP packets (PROTOCOL §11).
 
 Sans I/O: the caller owns the socket and repeats the request when no answer comes.
 """
@@ -17,7 +17,7 @@ _HEADER_SIZE = 20
 _COOKIE = bytes.fromhex("2112a442")
 _BINDING_REQUEST = bytes.fromhex("0001")
 _BINDING_SUCCESS = bytes.fromhex("0101")
-# SOFTWARE comes first: relays that answer in the kernel look for it at this place.
+# SOFTWARE comes first: relays that answer in the kernel expect it at this offset.
 _SOFTWARE = bytes.fromhex("80220008") + b"tailnode"
 _FINGERPRINT_HEAD = bytes.fromhex("80280004")
 _FINGERPRINT_XOR = 0x5354554E
@@ -29,7 +29,7 @@ _ADDRESS_SIZES = {1: 4, 2: 16}  # by family
 
 
 def binding_request(transaction_id: bytes) -> bytes:
-    """Build the datagram that asks for one's address.
+    """Build a request for the source address of the datagram.
 
     Args:
         transaction_id: 12 random bytes, which the answer repeats. Raises ValueError if not 12.
@@ -63,7 +63,7 @@ def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
     transaction_id = datagram[8:_HEADER_SIZE]
     attributes = dict(
         reversed([*_attributes(datagram[_HEADER_SIZE:end])])
-    )  # of several of a kind the first counts
+    )  # the first of several of a kind counts
     for number in (_XOR_MAPPED_ADDRESS, _XOR_MAPPED_ADDRESS_OLD):
         if number in attributes:
             return transaction_id, *_address(attributes[number], _COOKIE + transaction_id)
@@ -75,7 +75,7 @@ def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Go through the numbers and values of attributes.
+    """Yield the numbers and values of attributes.
 
     Values are padded to 4 bytes; the last one's padding may be missing.
     """
@@ -92,7 +92,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _address(value: bytes, mask: bytes) -> tuple[str, int]:
     """Return the address and port of an attribute.
 
-    All of it but the family is hidden by a 16-byte mask.
+    All of it but the family is XORed with a 16-byte mask.
     """
     size = _ADDRESS_SIZES.get(value[1]) if len(value) >= 4 else None
     if size is None or len(value) < 4 + size:

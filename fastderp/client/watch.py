@@ -29,7 +29,7 @@ async def run_watch_connection_loop(
     ignore_server_key: NodePublic | None = None,
     retry_s: float = RETRY_S,
 ) -> None:
-    """Report every client that comes to and leaves the relay, until `client` is closed.
+    """Report every client that connects to or leaves the relay, until `client` is closed.
 
     Args:
         client: has the region's mesh key and no other receiver.
@@ -39,12 +39,12 @@ async def run_watch_connection_loop(
             far when the connection breaks or the loop ends.
         on_error: gets the reason why the connection broke or could not be made, after `on_gone`.
         ignore_server_key: return at once when this is the relay's key: a relay that watches itself.
-        retry_s: seconds from a failure to the next connection, which begins with all clients anew.
+        retry_s: seconds from a failure to the next connection, which lists all clients again.
 
     The event loop calls the callbacks, which must not block. An exception of a callback ends the
     loop; it is raised here after `on_gone` for the remaining keys. PROTOCOL §7.3.
 
-    Logs every failure, and once for each connection how many clients the relay has listed.
+    Logs every failure, and for each connection the number of listed clients.
     """
     presence = _Presence(
         on_present, on_gone, lambda n: _log.info("watching %r: connected; %d peers", client, n)
@@ -66,7 +66,7 @@ async def run_watch_connection_loop(
 async def _watch(
     client: HTTPClient, presence: _Presence, ignore: NodePublic | None
 ) -> DerpError | None:
-    """Follow connections until one fails; return why, or None for a relay to ignore.
+    """Follow connections until one fails; return the error, or None for a relay to ignore.
 
     Raises only the exceptions of the callbacks.
     """
@@ -85,7 +85,7 @@ async def _watch(
             generation = came_with
             presence.begin()
             if ignore is not None and client.server_public_key == ignore:
-                _log.info("watching %r: it is ourselves", client)
+                _log.info("watching %r: it is this relay", client)
                 return None
         presence.note(message)
 
@@ -106,7 +106,7 @@ class _Presence:
         self._settling: Settling | None = None
 
     def begin(self) -> None:
-        """Start anew with a connection, on which the relay is about to list all its clients."""
+        """Reset the state for a new connection, on which the relay lists all its clients."""
         self.withdraw()
         self._settling = Settling(lambda: self._on_listed(len(self._keys)))
 

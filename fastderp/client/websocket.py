@@ -1,7 +1,7 @@
-"""DERP inside a WebSocket, for ways to a relay that let nothing else through (PROTOCOL §9.3, §13).
+"""DERP inside a WebSocket, for networks that pass no other traffic (PROTOCOL §9.3, §13).
 
 RFC 6455 itself is the `websockets` library's sans-I/O protocol. Belongs to the event loop of the
-stream underneath. Import it when a WebSocket is wanted: the library costs a start some 40 ms.
+stream underneath. Import it only for a WebSocket: the library adds about 40 ms to a start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 
 # derper closes on messages of more than 32 KiB.
 MESSAGE_SIZE = 16 << 10
-# A relay may put a whole frame into one message, and other relays than ours more than one.
+# A relay may put a whole frame into one message; other relays than ours also several.
 MESSAGE_LIMIT = 2 * (HEADER_SIZE + MAX_CLIENT_FRAME_SIZE)
 DERP: Final[Subprotocol] = Subprotocol("derp")
 _GOODBYES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
@@ -38,7 +38,7 @@ _library_log.setLevel(logging.ERROR)
 
 
 class WebSocketStream:
-    """The bytes in the binary messages of a WebSocket, whose boundaries mean nothing.
+    """The bytes in the binary messages of a WebSocket, whose boundaries have no meaning.
 
     Is a Reader and a Writer; `open` makes it.
     """
@@ -48,21 +48,21 @@ class WebSocketStream:
         self._outside = outside
         self._protocol = protocol
         self._payload = b""
-        # Nothing more will be read.
+        # Whether the input has ended.
         self._over = False
 
     @classmethod
     async def open(cls, outside: Stream, *, host: str, path: str, https: bool) -> WebSocketStream:
-        """Do the opening handshake over `outside` and return the inside.
+        """Do the opening handshake over `outside` and return the stream inside the WebSocket.
 
         `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when
-        the relay refuses, ConnectionLost when the connection breaks; `outside` is the caller's to
-        close then. PROTOCOL §9.3.
+        the relay refuses, ConnectionLost when the connection breaks; the caller then closes
+        `outside`. PROTOCOL §9.3.
         """
         try:
             uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")
         except (InvalidURI, ValueError) as error:
-            raise DialError(f"not a WebSocket's URL: {error}") from None
+            raise DialError(f"not a WebSocket URL: {error}") from None
         protocol = ClientProtocol(
             uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=_library_log
         )
@@ -76,7 +76,7 @@ class WebSocketStream:
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, at least one, or b"" at the end.
 
-        Raises ConnectionLost when the relay breaks off or breaks the rules.
+        Raises ConnectionLost when the connection breaks or the relay violates the protocol.
         """
         while not self._payload and not self._over:
             await self._receive()
@@ -101,7 +101,7 @@ class WebSocketStream:
         """Begin an orderly close, which still sends the queue."""
         if self._protocol.state is OPEN:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
-            with suppress(ConnectionLost):  # It may be too late for a close frame.
+            with suppress(ConnectionLost):  # the connection may be broken already
                 self._flush()
         self._outside.close()
 
@@ -114,7 +114,7 @@ class WebSocketStream:
         await self._outside.wait_closed()
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return what the outside stream knows under `name`."""
+        """Return the outside stream's information under `name`."""
         return self._outside.get_extra_info(name)
 
     async def _shake_hands(self) -> None:
@@ -134,7 +134,7 @@ class WebSocketStream:
             raise DialError("no WebSocket for DERP: the relay did not choose the subprotocol")
 
     async def _receive(self) -> None:
-        """Take in what the relay says next and answer what wants an answer."""
+        """Process the relay's next bytes and send the answers that they require."""
         if wire := await self._outside.read(READ_SIZE):
             self._protocol.receive_data(wire)
         else:
@@ -160,7 +160,7 @@ class WebSocketStream:
         return b"".join(pieces)
 
     def _flush(self) -> bool:
-        """Write what the protocol has to say, if anything."""
+        """Write the pending output of the protocol, if any."""
         said = b"".join(self._protocol.data_to_send())
         if said:
             self._outside.write(said)

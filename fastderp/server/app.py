@@ -37,7 +37,7 @@ from fastderp.util.service_manager import ServiceManager
 log: logging.Logger = logging.getLogger("fastderp")
 
 
-# Linux applies niceness per thread. A higher value would starve logins beside other programs.
+# Linux applies niceness per thread. With a higher value, other programs would starve logins.
 CONTROL_NICENESS = 10
 
 # The restart notice at SIGTERM: clients reconnect within the first time, spread evenly, and
@@ -78,8 +78,8 @@ class RelayApp:
             self._limits,
             self._admission,
         ]
-        # They close before the server. The mesh is last: the relay may dial itself as a member, and
-        # has to listen by then.
+        # They close before the server. The mesh is last, because the relay may dial itself as a
+        # member and must listen first.
         self._above: list[Component] = [
             *([tunnels] if tunnels is not None else []),
             self._listeners,
@@ -239,7 +239,7 @@ async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, Non
 def _let_packets_go_first() -> None:
     """Lower the priority of this thread and its future helpers below the data plane's threads.
 
-    A storm of logins then takes the time that packets leave, but at least a tenth of its usual
+    A storm of logins then uses the CPU time that packets leave, but at least a tenth of its usual
     share.
     """
     with contextlib.suppress(OSError):

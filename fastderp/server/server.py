@@ -72,21 +72,23 @@ class Server:
     Args:
         private_key: the relay's identity; None makes a new one.
         write_timeout: seconds a client may leave a frame unread before its close; 0 for no limit.
-        mesh_key: the region's secret; clients that know it get a mesh peer's rights. A sequence
-            allows a change of keys: our links show the first, clients may show any.
-        mesh_tls: what our links to other relays trust; None for the system's roots.
+        mesh_key: the region's secret; clients that send it get a mesh peer's rights. A sequence
+            allows a change of keys: our links send the first, clients may send any.
+        mesh_tls: the certificates that our links to other relays trust; None for the system's
+            roots.
         verify: awaited with key, `login.ClientInfo` and IP of each client that is no mesh peer; a
             false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
-        rate_limit: what each client may send; None also leaves it out of the metrics.
+        rate_limit: the rate limit of each client; None also omits it from the metrics.
         rtt_stats: sample the clients' round-trip times every 10 seconds.
-        duplicate_health: tell clients that share a key that they do.
+        duplicate_health: send Health frames to clients that share a key.
         disable_fighters: send nothing to clients that fight over a key; otherwise the client that
             sent last gets the packets. PROTOCOL §6.3.
         queue_packets: packets of each kind, disco and other, that wait for a slow client; 0 for as
             many as fit into 256 KiB and at least 32.
         watched_drops: log dropped packets for these keys, and the reason.
-        prober_logs: log every login and end of clients that say they are probers.
-        sender_cardinality: estimate how many distinct peers send to each client. PROTOCOL §22.
+        prober_logs: log every login and end of clients whose ClientInfo marks them as probers.
+        sender_cardinality: estimate the number of distinct peers that send to each client. PROTOCOL
+            §22.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
         disallowed_app_names: refuse clients with these AppNames before `verify`, mesh peers
@@ -180,7 +182,7 @@ class Server:
         if rate_limit is not None:
             self.set_rate_limit(rate_limit)
 
-    # Life
+    # Start and stop
 
     def start(self) -> None:
         """Start the data plane on the running loop; a no-op when started. `listen` calls it.
@@ -310,7 +312,7 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # One connection from elsewhere
+    # A connection of the program
 
     async def accept(
         self, reader: Reader, writer: Writer, remote: tuple[str, int] = ("", 0)
@@ -319,7 +321,7 @@ class Server:
 
         Args:
             reader, writer: asyncio streams or objects with the same methods; closed at the end.
-            remote: (ip, port) to tell `verify`, watchers and logs.
+            remote: (ip, port) for `verify`, watchers and logs.
 
         Raises LoginError when the login is malformed or refused, TimeoutError when it takes too
         long, asyncio.IncompleteReadError when the client leaves before it, ConnectionClosed when
@@ -336,7 +338,7 @@ class Server:
 
     @property
     def mesh_keys(self) -> list[MeshKey]:
-        """The secrets a mesh peer may show; our links show the first. PROTOCOL §7.1.
+        """The secrets that a mesh peer may send; our links send the first. PROTOCOL §7.1.
 
         It may be assigned at any time, without zero keys.
         """
@@ -348,7 +350,9 @@ class Server:
 
     @property
     def mesh_key(self) -> MeshKey:
-        """The secret our links show, or the zero key; assigning replaces all. PROTOCOL §7.1."""
+        """The secret that our links send, or the zero key; assigning replaces all. PROTOCOL
+        §7.1.
+        """
         return self._region.key
 
     @mesh_key.setter
@@ -389,7 +393,7 @@ class Server:
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
         """Undo `add_packet_forwarder` for this `key` and `forwarder`. PROTOCOL §6.7, §7.5.
 
-        Clients that got packets from the key get a PeerGone if this was the last way to it.
+        Clients that got packets from the key get a PeerGone if this was the last route to it.
         """
         self._region.forwarders.remove(key.raw, forwarder)
 
@@ -400,13 +404,13 @@ class Server:
         """Bridge a connection that this relay dialled."""
         return self._registrar.bridges.join_socket(outside, channel)
 
-    # What changes while it runs
+    # Settings that change while it runs
 
     @property
     def write_timeout(self) -> float:
         """Seconds a client may leave a frame unread; 0 for no limit. PROTOCOL §6.6.
 
-        May be assigned at any time; a client that is stuck already keeps the previous limit.
+        May be assigned at any time; a client that does not read keeps the previous limit.
         Raises ValueError when less than 0 or more than a year is assigned.
         """
         return self._plane.write_timeout_s
@@ -449,8 +453,8 @@ class Server:
         """Announce a restart to every client; return how many got it. PROTOCOL §4, §6.11.
 
         Args:
-            reconnect_in_s: seconds after which to come back.
-            try_for_s: seconds to go on trying before looking for another relay.
+            reconnect_in_s: seconds after which clients should reconnect.
+            try_for_s: seconds of further attempts before a client chooses another relay.
             spread_s: a random part of these seconds is added for each client.
 
         Raises ValueError for times that do not fit into the frame, which has room for 1,193 hours.
@@ -469,16 +473,16 @@ class Server:
             if not session.link
         )
 
-    # Looking in
+    # State and metrics
 
     @property
     def private_key(self) -> NodePrivate:
-        """The relay's identity; it never changes."""
+        """The relay's identity; it is constant."""
         return self._private_key
 
     @property
     def public_key(self) -> NodePublic:
-        """The key that clients know the relay by."""
+        """The relay's public key, by which clients identify it."""
         return self._private_key.public_key
 
     @cached_property
@@ -502,7 +506,7 @@ class Server:
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """What each client may send; None when no limit was ever set. PROTOCOL §6.8."""
+        """The rate limit of each client; None when no limit was ever set. PROTOCOL §6.8."""
         return self._client_rate.limit
 
     def is_client_connected(self, key: NodePublic) -> bool:
@@ -582,9 +586,9 @@ class Server:
         """Compare the data plane's tables; describe each mismatch. PROTOCOL §6.9."""
         return inconsistencies(self._plane, lambda: self._region.announced)
 
-    # What the data plane reports
+    # Events of the data plane
 
-    def _on_plane_events(self, n_most: int = _EVENTS_PER_TURN) -> None:
+    def _on_plane_events(self, n_most: int = _EVENTS_PER_ITERATION) -> None:
         """Dispatch up to `n_most` events, 0 for all; the rest keep the descriptor readable.
 
         A handler that fails stops neither the other handlers nor later events.
@@ -596,5 +600,5 @@ class Server:
             elif isinstance(event, DropEvent):
                 supervisor.guard("drop report", self._journal.note_drop, event)
             elif not supervisor.guard("control frame", self._region.received, event):
-                # The state shared with this peer is unknown now: it must log in again.
+                # The state shared with this peer is unknown now, so it must log in again.
                 self._plane.close_session(event.handle)

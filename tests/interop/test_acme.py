@@ -116,7 +116,7 @@ def test_the_first_client_of_a_name_gets_a_certificate_by_tls_alpn_01(ca: Pebble
     assert kept.count("BEGIN CERTIFICATE") == 2, "the leaf and its issuer"
 
 
-def test_http_01_helps_where_the_ca_cannot_see_the_tls_port(ca: Pebble) -> None:
+def test_http_01_is_used_when_the_ca_cannot_reach_the_tls_port(ca: Pebble) -> None:
     ca.start(tlsPort=UNUSED_PORT)
     with running(ca):
         assert leaf(ca)
@@ -206,7 +206,7 @@ def test_a_restart_uses_the_existing_certificate(ca: Pebble) -> None:
     assert "ordering" not in again.said
 
 
-def test_a_ca_that_is_down_changes_nothing_and_is_retried_on_sighup(ca: Pebble) -> None:
+def test_an_unreachable_ca_changes_nothing_and_is_retried_on_sighup(ca: Pebble) -> None:
     ca.start()
     ca.stop()
     old = keep(ca, days=(-20, 5))
@@ -284,7 +284,7 @@ def test_files_kept_by_derper_are_used(ca: Pebble) -> None:
     assert "ordering" not in its.said
 
 
-def test_the_log_distinguishes_an_untrusted_ca_from_one_that_is_down(
+def test_the_log_distinguishes_an_untrusted_ca_from_an_unreachable_one(
     ca: Pebble, tmp_path: Path
 ) -> None:
     ca.start()

@@ -89,7 +89,7 @@ async def test_pings_are_answered(relay: Relay) -> None:
         assert await receiving == Pong(b"12345678")
 
 
-async def test_departures_and_absent_peers_are_told(relay: Relay) -> None:
+async def test_departures_and_absent_peers_are_reported(relay: Relay) -> None:
     async with logged_in(relay) as stays:
         async with logged_in(relay) as leaves:
             await leaves.send(stays.public_key, b"hello")
@@ -103,7 +103,7 @@ async def test_departures_and_absent_peers_are_told(relay: Relay) -> None:
         )
 
 
-async def test_last_speaker_of_a_key_gets_its_packets(relay: Relay) -> None:
+async def test_the_last_sender_of_a_key_gets_its_packets(relay: Relay) -> None:
     key = NodePrivate.generate()
     async with logged_in(relay) as peer, logged_in(relay, key) as old, logged_in(relay, key) as new:
         for active in (new, old):

@@ -71,7 +71,7 @@ async def departure_of(client: str, seen_by: list[GoClient]) -> None:
         assert (gone["peer"], gone["reason"]) == (client, 0)
 
 
-async def test_clients_of_every_relay_reach_each_other_and_are_told_of_departures(
+async def test_clients_of_every_relay_reach_each_other_and_get_departures(
     go_programs: GoPrograms, programs: list[Path], tmp_path: Path
 ) -> None:
     everyone = list(range(len(programs)))

@@ -79,7 +79,7 @@ async def test_the_relay_answers_as_derper_does(
     assert found_names == DEVIATIONS.keys() & table.keys(), "deviations that are none any more"
 
 
-async def test_only_we_tell_clients_their_rate_limit(
+async def test_only_fastderp_announces_the_rate_limit_to_clients(
     start_derper: StartRelay, start_fastderp: StartRelay, tmp_path: Path
 ) -> None:
     path = tmp_path / "rate.json"

@@ -107,7 +107,7 @@ async def test_derpprobe_finds_everything_good(
 
 
 @pytest.mark.parametrize("members", ["dd", "nf"])
-async def test_clients_reach_each_other_across_nodes_and_are_told_of_departures(
+async def test_clients_reach_each_other_across_nodes_and_get_departures(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path, members: str
 ) -> None:
     async with running_region([programs[member] for member in members], tmp_path) as region:
@@ -134,7 +134,7 @@ async def test_a_killed_node_rejoins_its_region(
             await reach_each_other(clients)
 
 
-async def test_a_go_client_is_told_of_a_restart_and_reconnects(
+async def test_a_go_client_gets_the_restart_notice_and_reconnects(
     go_programs: GoPrograms, programs: dict[str, Path], tmp_path: Path
 ) -> None:
     async with running_region([programs["f"]], tmp_path) as region:

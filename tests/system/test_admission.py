@@ -214,7 +214,7 @@ def test_an_unusable_setting_is_one_line_at_the_start(
     assert (code, said.count("\n")) == (EX_USAGE, 1) and "-verify-client-url" in said
 
 
-def test_a_crowd_that_takes_all_descriptors_admits_no_stranger_although_the_url_fails_open(
+def test_no_unknown_key_is_admitted_without_descriptors_although_the_url_fails_open(
     base: tuple[str, ...],
 ) -> None:
     with (
@@ -244,7 +244,7 @@ def has_more_than(requests: list[bytes], n: int) -> bool:
     return len(requests) > n
 
 
-def test_a_tailscaled_without_its_network_map_refuses_strangers_and_disconnects_no_client(
+def test_a_tailscaled_without_its_network_map_refuses_new_clients_and_disconnects_none(
     base: tuple[str, ...], tmp_path: Path
 ) -> None:
     friend, own, path = NodePrivate.generate(), NodePrivate.generate(), tmp_path / "tailscaled.sock"

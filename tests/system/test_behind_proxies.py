@@ -283,7 +283,7 @@ def test_packets_flow_and_the_address_is_the_clients_own(
     assert f" {CLIENT}:{own_port}: closed after " in backend.line_of(client.public.short)
 
 
-def test_forwarding_headers_of_a_stranger_are_ignored(backends: dict[str, Backend]) -> None:
+def test_forwarding_headers_of_an_untrusted_peer_are_ignored(backends: dict[str, Backend]) -> None:
     backend = backends["HTTP"]
     with backend.connect() as client:
         log_in(client, backend.public)
@@ -293,7 +293,7 @@ def test_forwarding_headers_of_a_stranger_are_ignored(backends: dict[str, Backen
 
 
 @pytest.mark.parametrize("name", ["TCP", "TLS"])
-def test_a_stranger_that_sends_a_proxy_header_is_closed(
+def test_an_untrusted_peer_that_sends_a_proxy_header_is_closed(
     name: str, backends: dict[str, Backend]
 ) -> None:
     backend = backends[name]
@@ -318,13 +318,13 @@ def get(url: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "way", ["nginx, HTTP", "HAProxy, HTTP", "Caddy, HTTP", "HAProxy, PROXY v2"], indirect=True
 )
-def test_a_visitor_through_a_proxy_is_never_local(way: tuple[str, int]) -> None:
+def test_a_request_through_a_proxy_is_never_local(way: tuple[str, int]) -> None:
     assert get(f"https://127.0.0.1:{way[1]}/debug/varz")[0] == 403
     assert get(f"https://127.0.0.1:{way[1]}/derp/probe")[0] == 200
 
 
 @pytest.mark.parametrize("way", ["nginx, HTTP", "HAProxy, HTTP", "Caddy, HTTP"], indirect=True)
-def test_everything_is_served_below_the_prefix_too(
+def test_every_path_is_also_served_below_the_prefix(
     way: tuple[str, int], backends: dict[str, Backend], tmp_path: Path
 ) -> None:
     base = f"https://127.0.0.1:{way[1]}/relay"

@@ -269,7 +269,7 @@ def test_a_pid_without_a_process_is_refused(relay: Running) -> None:
     assert "no process 4194303" in done.stderr
 
 
-def test_a_relay_that_dies_is_exit_code_1(tmp_path: Path) -> None:
+def test_a_relay_that_is_killed_is_exit_code_1(tmp_path: Path) -> None:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler for the floor relay")
     program = build_floor(tmp_path)

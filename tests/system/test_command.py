@@ -363,7 +363,7 @@ def test_the_start_names_the_admission_rules(tmp_path: Path) -> None:
         said = running.find(r"\nadmission: (.*)\n")
         assert (
             said == "2 keys allowed, 0 keys denied; https://a.example"
-            " (all clients get in while it cannot be reached)"
+            " (all clients are admitted while it cannot be reached)"
         )
     with relay(*start, "-verify-clients", "-socket", "/nowhere") as running:
         assert "\nadmission: tailscaled at /nowhere\n" in running.said

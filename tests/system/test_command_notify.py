@@ -16,7 +16,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false")
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_a_service_manager_is_told_of_readiness_reload_and_the_end(
+def test_a_service_manager_is_notified_of_readiness_reload_and_the_end(
     tmp_path: Path, kind: str
 ) -> None:
     name = f"fastderp-test-{os.getpid()}-{time.monotonic_ns()}"

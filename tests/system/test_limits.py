@@ -128,7 +128,9 @@ def test_a_rate_file_that_cannot_be_used_is_one_line_at_the_start(
     assert f"rate configuration {file}: " in said
 
 
-def test_connections_that_come_too_fast_are_closed_and_the_relay_lives_on(tmp_path: Path) -> None:
+def test_connections_over_the_accept_limit_are_closed_and_the_relay_continues(
+    tmp_path: Path,
+) -> None:
     flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1")
     limits = ("-accept-connection-limit", "5", "-accept-connection-burst", "3")
     with relay(*QUIET, "-c", str(tmp_path / "key"), *flags, *limits) as running:

@@ -134,7 +134,7 @@ def test_a_local_client_comes_before_a_forwarder_and_leaves_it_there(relay: Rela
         sent(client, key, b"now elsewhere", forwarder)
 
 
-def test_receivers_are_told_when_the_last_route_to_a_sender_is_gone(relay: Relay) -> None:
+def test_receivers_get_peer_gone_when_the_last_route_to_a_sender_is_gone(relay: Relay) -> None:
     forwarder, private = Collector(), NodePrivate.generate()
     with relay.login() as receiver, relay.login(key=private) as sender:
         sender.send_packet(receiver.public, b"x")
@@ -147,7 +147,7 @@ def test_receivers_are_told_when_the_last_route_to_a_sender_is_gone(relay: Relay
         assert receiver.read_frame() == (GONE, private.public_key.raw + b"\0")
 
 
-def test_every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go(
+def test_every_packet_goes_to_exactly_one_forwarder_while_they_are_added_and_removed(
     relay: Relay, key: NodePublic
 ) -> None:
     forwarders = [Collector() for _ in range(4)]

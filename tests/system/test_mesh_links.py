@@ -103,7 +103,7 @@ def test_a_link_is_logged_with_the_number_of_clients_behind_it(
         eventually(lambda: told in caplog.messages)
 
 
-def test_receivers_at_another_relay_are_told_of_a_departure(pair: tuple[Relay, Relay]) -> None:
+def test_receivers_at_another_relay_get_peer_gone(pair: tuple[Relay, Relay]) -> None:
     one, other = pair
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
@@ -171,7 +171,7 @@ def test_a_member_may_be_dialled_elsewhere_than_its_name_says(
         assert b.read_packet() == (a.public, b"hello")
 
 
-def test_members_that_stay_keep_their_links_when_others_come_and_go(
+def test_members_keep_their_links_when_others_are_added_and_removed(
     start_relay: StartRelay,
 ) -> None:
     one, stays, goes, comes = (start_member(start_relay) for _ in range(4))
@@ -253,7 +253,7 @@ def test_a_member_that_logs_in_is_dialled_at_once(
         wait_linked(one, again)
 
 
-def test_keys_of_a_broken_link_are_withdrawn_and_receivers_are_told(
+def test_keys_of_a_broken_link_are_withdrawn_and_receivers_get_peer_gone(
     start_relay: StartRelay,
 ) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
@@ -283,7 +283,9 @@ def test_disco_to_a_client_that_left_the_other_relay_is_answered_not_here(
         assert peer.read_frame() == (GONE, ghost.raw + b"\1")
 
 
-def test_a_third_relay_does_not_hear_of_clients_through_the_second(start_relay: StartRelay) -> None:
+def test_clients_behind_the_second_relay_are_not_announced_to_a_third(
+    start_relay: StartRelay,
+) -> None:
     one, two, three = (start_member(start_relay) for _ in range(3))
     link(one, two)
     link(two, three)

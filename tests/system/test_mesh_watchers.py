@@ -57,7 +57,7 @@ def gone(key: NodePublic) -> tuple[int, bytes]:
     return GONE, key.raw + b"\0"
 
 
-def test_a_watcher_sees_itself_then_arrivals_and_departures(relay: Relay) -> None:
+def test_a_watcher_gets_itself_then_arrivals_and_departures(relay: Relay) -> None:
     with watcher(relay) as w:
         assert w.read_frame() == present(w, MESH)
         with relay.login() as a:
@@ -65,7 +65,7 @@ def test_a_watcher_sees_itself_then_arrivals_and_departures(relay: Relay) -> Non
         assert w.read_frame() == gone(a.public)
 
 
-def test_a_watcher_is_told_the_app_names_of_present_and_new_clients(
+def test_a_watcher_gets_the_app_names_of_present_and_new_clients(
     relay: Relay,
 ) -> None:
     with relay.login(json=b'{"AppName":"tailscaled"}') as before, watcher(relay) as w:
@@ -76,7 +76,7 @@ def test_a_watcher_is_told_the_app_names_of_present_and_new_clients(
             assert w.read_frame() == present(after, app_name=b"x" * 32)
 
 
-def test_a_second_watcher_sees_all_clients_and_the_first_sees_the_second(
+def test_a_second_watcher_gets_all_clients_and_the_first_gets_the_second(
     relay: Relay,
 ) -> None:
     with watcher(relay) as first, relay.login() as a, relay.login() as b:
@@ -105,7 +105,7 @@ def test_a_second_watcher_sees_all_clients_and_the_first_sees_the_second(
     ],
     ids=["regular", "prober", "mesh peer", "not ideal", "all of it"],
 )
-def test_flags_tell_the_kind_of_a_client(relay: Relay, login: dict[str, Any], flags: int) -> None:
+def test_flags_show_the_kind_of_a_client(relay: Relay, login: dict[str, Any], flags: int) -> None:
     with watcher(relay) as w, relay.login(**login) as client:
         assert w.read_frames(2) == [present(w, MESH), present(client, flags)]
         with watcher(relay) as late:
@@ -165,7 +165,7 @@ def test_a_thousand_watch_requests_are_not_answered_a_thousand_times(relay: Rela
             assert w.read_frame() == present(a)
 
 
-def test_a_relay_is_not_told_about_itself(relay: Relay) -> None:
+def test_a_relay_gets_no_presence_of_itself(relay: Relay) -> None:
     with mesh_peer(relay, key=relay.server.private_key) as itself:
         itself.send_frame(WATCH)
         with relay.login():
@@ -182,7 +182,7 @@ def test_watchers_are_counted_while_they_watch(relay: Relay) -> None:
     eventually(lambda: relay.metrics()["derp_watchers"] == 0)
 
 
-def test_departures_told_to_watchers_are_counted(relay: Relay) -> None:
+def test_departures_sent_to_watchers_are_counted(relay: Relay) -> None:
     with watcher(relay) as w, watcher(relay) as other:
         w.read_frames(2)
         other.read_frames(2)
@@ -293,7 +293,7 @@ def test_five_thousand_clients_are_listed_at_once(crowded: Relay) -> None:
         assert keys == {number.to_bytes(32, "big") for number in range(N_CROWD)} | {w.public.raw}
 
 
-def test_a_watcher_that_does_not_read_harms_no_other_and_misses_nothing(crowded: Relay) -> None:
+def test_a_watcher_that_does_not_read_delays_no_other_and_misses_nothing(crowded: Relay) -> None:
     with watcher(crowded) as w:
         w.read_frames(N_CROWD + 1)
         with deaf_watcher(crowded) as deaf:
@@ -310,7 +310,7 @@ def test_a_watcher_that_does_not_read_harms_no_other_and_misses_nothing(crowded:
             ]
 
 
-def test_a_watcher_that_lets_too_much_wait_is_closed_and_no_other_peer(
+def test_a_watcher_with_a_full_backlog_is_closed_and_no_other_peer(
     crowded: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.mesh.presence.FLOODS_PER_S", 1000.0)

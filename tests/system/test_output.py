@@ -50,6 +50,6 @@ def test_a_full_device_is_one_line(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", COMMANDS)
-def test_output_is_printed_in_a_locale_without_our_letters(what: str) -> None:
+def test_output_is_printed_in_a_locale_without_its_characters(what: str) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     assert run(what, subprocess.DEVNULL, **ascii_only) == (0, "")

@@ -33,7 +33,7 @@ def internal_errors(relay: Relay, task: str) -> int:
     return int(relay.metrics()["fastderp_internal_errors_total"].get(task, 0))
 
 
-def test_watchers_are_told_of_every_departure_although_the_log_of_it_fails(
+def test_watchers_get_every_departure_although_its_log_line_fails(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_before = internal_errors(relay, "session end")
@@ -53,7 +53,7 @@ def test_watchers_are_told_of_every_departure_although_the_log_of_it_fails(
         assert relay.call(relay.server.consistency_check) == []
 
 
-def test_a_mesh_link_comes_back_although_another_handler_of_its_end_fails(
+def test_a_mesh_link_is_restored_although_another_handler_of_its_end_fails(
     relay: Relay, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(links, "FIRST_RETRY_S", 0.01)
@@ -85,7 +85,7 @@ def test_a_peer_whose_request_meets_an_internal_error_is_disconnected_and_others
         assert client.sync() == []
 
 
-def test_a_forwarder_whose_session_ends_while_descriptors_are_out_goes_on_when_there_are_some(
+def test_a_forwarder_without_descriptors_gets_a_session_when_there_are_some(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Collector:

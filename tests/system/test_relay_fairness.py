@@ -160,7 +160,7 @@ def test_requests_in_one_read_with_the_end_of_tls_get_every_answer(
 
 
 @without_websocket
-def test_a_client_that_leaves_while_its_requests_wait_leaves_nothing_behind(relay: Relay) -> None:
+def test_a_client_that_leaves_while_its_requests_wait_leaves_no_state(relay: Relay) -> None:
     with relay.connect() as peer:
         peer.send(get("/generate_204") * 200)
     eventually(lambda: relay.listener.n_accepted == 1 and relay.listener.n_pending == 0)

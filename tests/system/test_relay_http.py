@@ -185,7 +185,7 @@ def test_other_clients_are_served_during_a_slow_answer(start_relay: StartRelay) 
         assert waiting.is_closed()
 
 
-def test_a_page_that_fails_answers_500_and_harms_nothing_else(
+def test_a_page_that_fails_answers_500_and_affects_no_other(
     start_relay: StartRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(request: Request) -> Response:
@@ -353,7 +353,9 @@ def test_the_relay_sends_close_notify_at_the_end_of_tls(
 
 
 @pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
-def test_a_client_that_ends_tls_but_not_tcp_is_gone(start_relay: StartRelay, setup: Setup) -> None:
+def test_a_client_that_ends_tls_but_not_tcp_is_removed(
+    start_relay: StartRelay, setup: Setup
+) -> None:
     relay = start_relay(setup)
     with relay.login() as logged_in, relay.connect() as early:
         for peer in (logged_in, early):
@@ -391,7 +393,7 @@ async def main():
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_running_out_of_descriptors_harms_no_client_and_passes(loop: str) -> None:
+def test_a_shortage_of_descriptors_affects_no_client_and_ends(loop: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _SHORT_OF_DESCRIPTORS, loop],
         cwd=Path(__file__).parents[2],

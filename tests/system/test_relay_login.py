@@ -117,7 +117,7 @@ def test_a_fast_start_in_one_write_needs_no_answer_and_loses_no_frame(relay: Rel
         assert peer.read_frame() == (PONG, b"\0" * 7 + b"2")
 
 
-def test_frames_right_behind_the_login_are_served_after_server_info(relay: Relay) -> None:
+def test_frames_directly_after_the_login_are_served_after_server_info(relay: Relay) -> None:
     relay_key = relay.server.public_key
     with relay.login() as receiver, relay.connect() as peer:
         peer.upgrade(relay_key)
@@ -278,7 +278,7 @@ def test_a_client_without_a_login_in_time_is_closed_even_if_bytes_trickle_in(
         assert peer.sync() == []
 
 
-def test_good_clients_log_in_while_thousands_of_connections_are_silent(
+def test_clients_log_in_while_thousands_of_connections_are_silent(
     start_relay: StartRelay,
 ) -> None:
     resource.setrlimit(
@@ -334,7 +334,7 @@ def test_when_too_many_are_not_logged_in_the_oldest_is_closed(
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_client_that_the_verifier_refuses_is_closed_and_others_get_in(
+def test_a_client_that_the_verifier_refuses_is_closed_and_others_are_admitted(
     start_relay: StartRelay, loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastderp")
@@ -370,7 +370,7 @@ def test_a_verifier_that_fails_refuses_every_client(start_relay: StartRelay) -> 
     assert relay.refused() == {"admission_denied": 1}
 
 
-def test_the_mesh_key_passes_the_verifier_by(start_relay: StartRelay) -> None:
+def test_a_client_with_the_mesh_key_bypasses_the_verifier(start_relay: StartRelay) -> None:
     async def verify(key: NodePublic, info: ClientInfo, ip: str) -> bool:
         return False
 

@@ -105,7 +105,7 @@ def test_bytes_that_would_keep_openssl_waiting_are_refused_at_once(start_relay: 
     assert relay.refused() == {"tls_not_tls": 1}
 
 
-def test_unfinished_handshakes_give_way_and_a_good_client_logs_in(
+def test_unfinished_handshakes_are_ended_and_another_client_logs_in(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 0.2)
@@ -176,7 +176,7 @@ def test_a_client_that_sends_more_while_it_waits_for_memory_is_closed(
 
 
 @pytest.mark.parametrize("say", ["nothing", "begun", "whole"])
-def test_memory_of_strangers_is_free_before_the_garbage_collector_runs(
+def test_memory_of_unfinished_handshakes_is_free_before_the_garbage_collector_runs(
     start_relay: StartRelay, say: str
 ) -> None:
     relay = start_relay(TLS13)
@@ -196,7 +196,7 @@ def test_memory_of_strangers_is_free_before_the_garbage_collector_runs(
         gc.enable()
 
 
-def test_tunnels_pages_and_logins_give_back_their_memory(start_relay: StartRelay) -> None:
+def test_tunnels_pages_and_logins_release_their_memory(start_relay: StartRelay) -> None:
     for transport in ("plain", "TLS 1.2", "TLS 1.3", "WebSocket over TLS 1.3"):
         relay = start_relay(Setup(transport))
         peers: list[Peer] = [relay.login() for _ in range(3)]

@@ -47,7 +47,7 @@ def _noise(dice: random.Random) -> bytes:
     [Setup("plain"), Setup("plain", "asyncio"), Setup("TLS 1.3"), Setup("TLS 1.2")],
     ids=str,
 )
-def test_noise_at_every_stage_harms_no_client(start_relay: StartRelay, setup: Setup) -> None:
+def test_noise_at_every_stage_affects_no_client(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     dice = random.Random(str(setup))
     with relay.login() as a, relay.login() as b:
@@ -65,7 +65,7 @@ def test_noise_at_every_stage_harms_no_client(start_relay: StartRelay, setup: Se
 
 
 @pytest.mark.parametrize("setup", [Setup("TLS 1.3"), Setup("TLS 1.3", "asyncio")], ids=str)
-def test_noise_instead_of_tls_harms_no_client(start_relay: StartRelay, setup: Setup) -> None:
+def test_noise_instead_of_tls_affects_no_client(start_relay: StartRelay, setup: Setup) -> None:
     relay = start_relay(setup)
     dice = random.Random(str(setup))
     with relay.login() as bystander:
@@ -77,7 +77,7 @@ def test_noise_instead_of_tls_harms_no_client(start_relay: StartRelay, setup: Se
         assert bystander.sync() == []
 
 
-def test_connections_that_come_and_go_leave_no_memory_behind(start_relay: StartRelay) -> None:
+def test_connections_that_end_leave_no_memory_in_use(start_relay: StartRelay) -> None:
     relay = start_relay()
     process = psutil.Process()
 

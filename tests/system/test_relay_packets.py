@@ -278,7 +278,7 @@ def test_clients_that_are_not_at_their_ideal_node_are_counted(start_relay: Start
 # Departures
 
 
-def test_only_receivers_of_its_packets_are_told_that_a_sender_left(relay: Relay) -> None:
+def test_only_receivers_of_its_packets_get_peer_gone_for_a_sender(relay: Relay) -> None:
     with (
         relay.login() as sender,
         relay.login() as receiver,
@@ -294,7 +294,7 @@ def test_only_receivers_of_its_packets_are_told_that_a_sender_left(relay: Relay)
         assert receiver.sync() == stranger.sync() == correspondent.sync() == []
 
 
-def test_a_second_departure_is_told_too(relay: Relay) -> None:
+def test_a_second_departure_is_also_reported(relay: Relay) -> None:
     key = NodePrivate.generate()
     with relay.login() as receiver:
         for _ in range(3):
@@ -362,7 +362,7 @@ def test_second_login_with_the_same_key_takes_over(relay: Relay) -> None:
         frame(PREFERRED, b"\1"),
     ],
 )
-def test_the_last_speaker_of_a_shared_key_gets_the_packets(relay: Relay, sent: bytes) -> None:
+def test_the_last_sender_of_a_shared_key_gets_the_packets(relay: Relay, sent: bytes) -> None:
     key = NodePrivate.generate()
     with relay.login() as sender, relay.login(key=key) as first, relay.login(key=key) as second:
         for speaker in (first, second, first):
@@ -372,7 +372,7 @@ def test_the_last_speaker_of_a_shared_key_gets_the_packets(relay: Relay, sent: b
             assert speaker.read_packet() == (sender.public, b"?")
 
 
-def test_when_the_active_connection_leaves_the_previous_speaker_takes_over_silently(
+def test_when_the_active_connection_leaves_the_previous_sender_takes_over_without_events(
     relay: Relay,
 ) -> None:
     key = NodePrivate.generate()
@@ -394,7 +394,9 @@ def test_when_the_active_connection_leaves_the_previous_speaker_takes_over_silen
         assert relay.metrics()["derp_current_dup_client_keys"] == 0
 
 
-def test_clients_that_share_a_key_are_told_and_the_last_one_when_it_ends(relay: Relay) -> None:
+def test_clients_that_share_a_key_get_health_frames_and_the_last_one_an_all_clear(
+    relay: Relay,
+) -> None:
     key = NodePrivate.generate()
     with relay.login() as bystander, relay.login(key=key) as first:
         with relay.login(key=key) as second, relay.login(key=key) as third:
@@ -449,7 +451,7 @@ def test_a_restart_is_announced_to_every_client_spread_over_time(start_relay: St
 # Limits
 
 
-def test_a_limit_slows_a_sender_down_without_losing_anything_and_is_told_to_clients(
+def test_a_limit_slows_a_sender_without_loss_and_is_announced_to_clients(
     start_relay: StartRelay,
 ) -> None:
     relay = start_relay(rate_limit=RateLimit(400_000, 1), mesh_key=MeshKey(b"m" * 32))
@@ -535,7 +537,7 @@ def _read_packets_until(peer: Peer, last: bytes) -> list[bytes]:
         packets.append(payload[32:])
 
 
-def test_a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only(
+def test_a_receiver_that_does_not_read_delays_no_other_and_loses_only_whole_packets(
     relay: Relay,
 ) -> None:
     with relay.login() as sender, relay.login() as frozen, relay.login() as reader:

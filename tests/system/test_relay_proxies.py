@@ -92,7 +92,7 @@ def test_a_slow_header_counts_against_the_time_until_the_login(certificates: Pat
         assert relay.refused() == {"proxy_timeout": 1}
 
 
-def test_a_header_of_a_stranger_closes_its_connection_only(certificates: Path) -> None:
+def test_a_header_of_an_untrusted_peer_closes_only_its_connection(certificates: Path) -> None:
     proxies = ProxySettings(TrustedProxies.parse("10.0.0.1"), proxy_protocol=True)
     with running(Setup(), certificates, proxies=proxies) as relay:
         direct = relay.login()

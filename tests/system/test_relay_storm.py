@@ -61,7 +61,7 @@ def test_a_failing_handshake_in_a_storm_is_refused(relay: Relay) -> None:
     assert sum(relay.refused().values()) == 2
 
 
-def test_clients_that_leave_during_their_handshake_leave_nothing_behind(relay: Relay) -> None:
+def test_clients_that_leave_during_their_handshake_leave_no_state(relay: Relay) -> None:
     hello = _client_hello(relay)
     for _ in range(100):
         with relay.connect_tcp() as peer:

@@ -195,7 +195,7 @@ def test_every_address_of_the_target_is_tried(start_relay: StartRelay, control: 
         relay.run(tunnel.dial(Target("no-such-name.invalid", port)))
 
 
-def test_a_client_that_leaves_while_it_is_connected_leaves_nothing_behind(
+def test_a_client_that_leaves_during_the_dial_leaves_no_state(
     start_relay: StartRelay, control: Control
 ) -> None:
     control.may_answer.clear()

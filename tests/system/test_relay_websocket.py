@@ -98,7 +98,7 @@ def login(relay: Relay) -> WebSocketPeer:
         ),
     ],
 )
-def test_an_opening_handshake_that_breaks_the_rules_is_answered(
+def test_a_malformed_opening_handshake_is_answered(
     start_relay: StartRelay, request_head: bytes, status: bytes, header: bytes
 ) -> None:
     relay = start_relay()
@@ -194,7 +194,7 @@ def test_everything_may_come_in_one_write_with_the_opening_handshake(
         assert peer.read_frame() == (0x13, b"12345678")
 
 
-def test_message_boundaries_mean_nothing(start_relay: StartRelay) -> None:
+def test_message_boundaries_have_no_meaning(start_relay: StartRelay) -> None:
     relay = start_relay(WEBSOCKET)
     packets = [os.urandom(size) for size in (0, 1, 500, 3)]
     with login(relay) as a, login(relay) as b:
@@ -329,7 +329,7 @@ BREACHES = {
 
 @pytest.mark.parametrize("logged_in", [False, True], ids=["before the login", "after the login"])
 @pytest.mark.parametrize("what", BREACHES)
-def test_a_breach_of_the_rules_gets_its_close_code_is_counted_and_harms_no_other_client(
+def test_a_protocol_violation_gets_its_close_code_is_counted_and_affects_no_other_client(
     start_relay: StartRelay, what: str, logged_in: bool
 ) -> None:
     breach, code = BREACHES[what]
@@ -356,7 +356,7 @@ def test_a_breach_of_the_rules_gets_its_close_code_is_counted_and_harms_no_other
 
 
 @pytest.mark.parametrize("setup", [WEBSOCKET, Setup("WebSocket over TLS 1.3")], ids=str)
-def test_a_client_that_reads_no_pongs_is_not_read_either(
+def test_a_client_that_does_not_read_pongs_is_not_read(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     relay = start_relay(setup)

@@ -30,15 +30,15 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 # Interval between checks of the key files.
 LISTS_POLL_S = 2.0
-# Interval between two questions about a client. With a quarter of it (rounds have four parts), a
+# Interval between two queries about a client. With a quarter of it (rounds have four parts), a
 # cached answer and a slow one, a revoked client is disconnected within 60 s.
 RECHECK_S = 36.0
 ROUND_PARTS = 4
-# Maximum of concurrent questions per round, so that logins come first.
+# Maximum of concurrent queries per round, so that logins come first.
 RECHECKS_AT_ONCE = 16
 # Clients revoked within this time are disconnected in one pass over all sessions.
 REVOKE_BATCH_S = 0.2
-# Lifetime of a cached answer, for clients that reconnect again and again.
+# Lifetime of a cached answer, for clients that reconnect repeatedly.
 REMEMBER_S = 10.0
 REMEMBERED = 10_000
 
@@ -48,7 +48,7 @@ class ConnectedClient(NamedTuple):
 
     Args:
         key: the client's public key.
-        ip: the address it connects from, as text; "" when the relay does not know it.
+        ip: its address as text; "" when the relay does not know it.
     """
 
     key: NodePublic
@@ -56,7 +56,7 @@ class ConnectedClient(NamedTuple):
 
 
 class Clients(Protocol):
-    """The relay as admission needs it; `Server` is one."""
+    """The interface of a relay for admission, such as `Server`."""
 
     def clients(self) -> list[ConnectedClient]:
         """Return the connected clients, mesh peers left out."""
@@ -73,7 +73,9 @@ class Verifier(Protocol):
         """The label for counters, one word."""
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Judge the client with this `key` that connects from `ip`, within bounded time."""
+        """Return the verdict about the client with this `key` and address `ip`, within bounded
+        time.
+        """
 
     async def close(self) -> None:
         """Close its connections."""
@@ -87,7 +89,7 @@ class Admission:
         verifiers: asked in this order, until one refuses.
         recheck_s: the verifiers are asked about every connected client again within 1.25 of this
             many seconds; 0 for never.
-        own_key: returns the key of this machine's own node, which all verifiers must let in; for
+        own_key: returns the key of this machine's own node, which all verifiers must admit; for
             `problems`.
         clock: seconds, for tests.
     """
@@ -123,7 +125,8 @@ class Admission:
         return "; ".join(filter(None, [str(self.lists), *map(str, self.verifiers)]))
 
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
-        """Judge a client that logs in: the hook of `Server`. Raises LoginError with the reason.
+        """Admit or refuse a client that logs in: the hook of `Server`. Raises LoginError with the
+        reason.
 
         Args:
             key: the client's key.
@@ -135,7 +138,7 @@ class Admission:
             if verdict.allowed:
                 verdict = await self._ask(verifier, key, ip)
         if verdict.allowed and self.verifiers:
-            # A list may have changed meanwhile, and its revocations did not see this client.
+            # A list may have changed meanwhile, and its revocation does not cover this client.
             verdict = self.lists.judge(key)
         if not verdict.allowed:
             raise LoginError("denied", f"{key.short} is not allowed: {verdict.detail}")
@@ -144,7 +147,7 @@ class Admission:
     @contextlib.asynccontextmanager
     async def watching(self, clients: Clients) -> AsyncIterator[Admission]:
         """Follow the files and recheck the connected `clients` of a Server within the block."""
-        # The thread is kept: the system may refuse a new one later.
+        # The thread is kept, because the system may refuse a new one later.
         reader = ThreadPoolExecutor(1, "fastderp-lists")
         tasks = [supervisor.start("admission lists", lambda: self._follow_lists(clients, reader))]
         if self.verifiers and self.recheck_s:
@@ -203,7 +206,7 @@ class Admission:
             verdict = await verifier.ask(key, ip)
         except Exception as error:
             supervisor.note(f"admission {verifier.name}", error)
-            verdict = Verdict(False, "error", f"internal error while {verifier.name} was asked")
+            verdict = Verdict(False, "error", f"internal error in the query to {verifier.name}")
         self._verdicts[verifier.name, verdict.outcome] += 1
         self._note_silence(verifier, verdict)
         if verdict.certain:
@@ -211,7 +214,7 @@ class Admission:
         elif verdict.allowed:
             self._throttle.log(
                 verifier.name,
-                "%s is let in without an answer, as configured: %s",
+                "%s is admitted without a verdict, as configured: %s",
                 key.short,
                 verdict.detail,
             )
@@ -223,17 +226,17 @@ class Admission:
         outcome = "" if verdict.certain else verdict.outcome
         if outcome == logged:
             return
-        # The throttle keeps a verifier that answers every other time from filling the log.
+        # The throttle limits the lines of a verifier that answers only sometimes.
         suffix = self._throttle.suffix((verifier.name, outcome))
         if suffix is None:
             return
         self._silent[verifier.name] = outcome
         if outcome:
             log.warning(
-                "admission: %s gives no answer: %s; new clients are %s, connected ones stay%s",
+                "admission: no answer from %s: %s; new clients are %s, connected clients stay%s",
                 verifier.name,
                 verdict.detail,
-                "let in as configured" if verdict.allowed else "refused",
+                "admitted as configured" if verdict.allowed else "refused",
                 suffix,
             )
         else:
@@ -250,8 +253,8 @@ class Admission:
     async def _follow_lists(self, clients: Clients, reader: ThreadPoolExecutor) -> None:
         """Read the files when they change, and disconnect clients that the new keys exclude.
 
-        Compares the keys in force with those of the last round, not with the last reading: so it
-        also sees changes made elsewhere.
+        Compares the keys in force with those of the last round, not with the last reading, and so
+        detects readings by other callers.
         """
         loop = asyncio.get_running_loop()
         in_force: tuple[frozenset[bytes], ...] | None = None
@@ -282,7 +285,7 @@ class Admission:
     # Revoking by verifiers
 
     async def _recheck(self, clients: Clients) -> None:
-        """Ask about every client once per round, evenly spread, to spare the service."""
+        """Query every client once per round, evenly spread, to limit the load on the service."""
         while True:
             for part in range(ROUND_PARTS):
                 due = {
@@ -309,7 +312,7 @@ class Admission:
     async def _recheck_one(self, clients: Clients, client: ConnectedClient) -> None:
         for verifier in self.verifiers:
             verdict = await self._ask_now(verifier, client.key, client.ip)
-            # Without an answer the client stays: the service may just be restarting.
+            # Without an answer the client stays: the service may be restarting.
             if verdict.certain and not verdict.allowed:
                 self._deny(clients, client, verifier.name, verdict)
                 return
@@ -340,7 +343,7 @@ class Admission:
                 "%s is disconnected: it is no longer allowed: %s", client.key.short, verdict.detail
             )
 
-    # Itself
+    # Self-test
 
     async def self_test(self) -> list[str]:
         """Ask all verifiers about this machine's own node. PROTOCOL §6.9.
@@ -360,10 +363,10 @@ class Admission:
             key = await self._own_key()
         except Exception as error:
             return [str(error)]
-        # This question is neither cached nor counted, because the node is no client.
+        # This query is neither cached nor counted, because the node is not a client.
         verdicts = [await verifier.ask(key, "::1") for verifier in self.verifiers]
         return [
-            f"this machine's own node would not be let in: {verdict.detail}"
+            f"this machine's own node would be refused: {verdict.detail}"
             for verdict in verdicts
             if not verdict.allowed
         ]

@@ -38,7 +38,7 @@ class ClientRate:
     def set(self, limits: Limits, loop: asyncio.AbstractEventLoop | None) -> None:
         """Limit every client from now on, each with a full burst.
 
-        Tells connected clients if `loop` is not None.
+        Notifies connected clients if `loop` is not None.
         """
         had_classes = bool(self._limits.classes)
         self.limit = limits.rate
@@ -70,7 +70,7 @@ class ClientRate:
         }
 
     def close(self) -> None:
-        """Stop telling clients."""
+        """Stop the notices to clients."""
         if self._telling is not None:
             self._telling.cancel()
 

@@ -1,8 +1,8 @@
 """Lists of keys that are allowed or denied: text files, read again when they change.
 
 One `nodekey:…` per line; a `#` begins a comment. An unusable file never replaces a good list. The
-loop thread judges and applies; `read` changes nothing, may take long, and may run in another
-thread.
+loop thread uses and applies the lists; `read` changes nothing, may take long, and may run in
+another thread.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class KeyList:
 
     def read(self, *, force: bool = False) -> Reading | None:
         """Read the file if it has changed, or with `force`; else return None. Changes nothing."""
-        # Take it before the reading, so that the next check sees a change meanwhile.
+        # Take it before the reading, so that the next check detects a change in between.
         fingerprint = _fingerprint(self.path)
         if fingerprint == self._seen and not force:
             return None
@@ -123,7 +123,8 @@ class KeyList:
         except OSError as error:
             raise ConfigError(f"key list {self.path}: cannot read it: {error.strerror}") from error
         if reloading and not text.strip():
-            # An editor may truncate the file before it writes: denied clients could log in then.
+            # An editor may truncate the file before it writes; denied clients could log in
+            # meanwhile.
             raise ConfigError(f"key list {self.path}: it is empty (write a # comment to mean none)")
         keys = self._parse(text)
         if self.required and not keys:
@@ -200,7 +201,7 @@ class KeyLists:
 
         Unusable files are logged and change nothing.
         """
-        # This is a list, because any() over a generator would skip readings after the first change.
+        # A list, because any() over a generator would skip readings after the first change.
         changed = [found.apply(reading) for found, reading in zip(self, readings, strict=True)]
         return any(changed)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a client is let in, and why.
+    """Whether a client is admitted, and the reason.
 
     Args:
-        allowed: let it in.
+        allowed: whether the client is admitted.
         outcome: one word for a counter: allowed, denied, fail_open, or why there is no answer:
             unreachable, timeout, busy, status, malformed, not_ready (the service does not know yet),
-            shortage (of descriptors, memory or threads here), error (an internal one).
+            shortage (of descriptors, memory or threads on this machine), error (an internal one).
         detail: the reason in words, without a subject.
     """
 
@@ -23,7 +23,7 @@ class Verdict:
 
     @property
     def certain(self) -> bool:
-        """Whether the verdict is a yes or a no, which may be cached and enforced."""
+        """Whether the verdict is certain, so that it may be cached and enforced."""
         return self.outcome in ("allowed", "denied")
 
 

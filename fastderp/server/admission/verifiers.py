@@ -1,7 +1,7 @@
 """Asks tailscaled or an admission URL which keys may use the relay. PROTOCOL §8.
 
-Loop thread only. Every answer, or its absence, becomes one `Verdict`. Import this module only
-when there is a service to ask, as `http_query`.
+Loop thread only. Every answer, or its absence, becomes one `Verdict`. Import this module only for a
+configured service, as `http_query`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ TAILSCALE_CAPABILITY = "145"
 
 
 class Tailscaled:
-    """Allows the keys that the tailscaled of this machine knows. PROTOCOL §8.
+    """Admits the keys in the network map of this machine's tailscaled. PROTOCOL §8.
 
-    Without an answer it allows none.
+    Without an answer it admits none.
     """
 
     name = "tailscaled"
 
     def __init__(self, socket_path: str = "") -> None:
-        """Ask over the unix socket at `socket_path`, "" for tailscaled's usual one."""
+        """Query over the unix socket at `socket_path`, "" for tailscaled's default path."""
         self.socket_path: str = socket_path or DEFAULT_SOCKET
         self._service = HttpService.at_socket(
             self.socket_path, TAILSCALED_ANSWER_LIMIT_BYTES, {"Tailscale-Cap": TAILSCALE_CAPABILITY}
@@ -51,11 +51,11 @@ class Tailscaled:
         return f"tailscaled at {self.socket_path}"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask whether tailscaled knows the `key`; up to 5 s per question. `ip` makes no difference.
+        """Query tailscaled for the `key`; up to 5 s per query. `ip` has no effect.
 
-        A no is certain only from a tailscaled that is running and knows its own node: without a
-        network map (just started, logged out, own key expired) it knows no key at all. So a first
-        no is followed by a look at its state and the same question again. Errors are in the verdict.
+        A denial is certain only from a tailscaled that runs and has its own node: without a network
+        map (just started, logged out, own key expired) it has no key at all. So a first denial is
+        followed by a query of its state and a second query for the key. Errors are in the verdict.
         """
         try:
             if await self._knows(key):
@@ -65,7 +65,7 @@ class Tailscaled:
                 return ALLOWED
         except NoAnswer as error:
             return Verdict(False, error.outcome, f"{self}: {error}")
-        return Verdict(False, "denied", "tailscaled does not know it")
+        return Verdict(False, "denied", "not in tailscaled's network map")
 
     async def own_key(self) -> NodePublic:
         """Return the key of this machine's own node. Raises NoAnswer if tailscaled lacks it."""
@@ -92,7 +92,7 @@ class Tailscaled:
         url = URL(f"http://local-tailscaled.sock/localapi/v0/{question}", encoded=True)
         status, body = await self._service.exchange("GET", url)
         if b"invalid 'addr' parameter" in body:
-            raise NoAnswer("status", "too old to look keys up; update it")
+            raise NoAnswer("status", "too old to look up keys; update it")
         return status, body
 
 
@@ -110,7 +110,7 @@ def _own_key(status: dict[str, Any]) -> NodePublic:
     except ValueError:
         own = NodePublic(bytes(32))
     if own.is_zero:
-        raise NoAnswer("not_ready", "it does not know its own node: see tailscale status")
+        raise NoAnswer("not_ready", "it has no node of its own: see tailscale status")
     return own
 
 
@@ -125,20 +125,20 @@ def _check_whois(answer: dict[str, Any], key: NodePublic) -> None:
 
 
 class AdmissionUrl:
-    """Asks a service of the operator's about every key and address. PROTOCOL §8.
+    """Queries the operator's service about every key and address. PROTOCOL §8.
 
-    `fail_open` says what happens while the service cannot be reached or takes longer than 4 s. Any
-    answer but the wanted one is a no, and so are more questions at once than can get through and
-    a shortage of descriptors, memory or threads on this machine.
+    `fail_open` is the verdict while the service cannot be reached or takes longer than 4 s. Any
+    other answer than `{"Allow":true}` is a denial, and so are too many concurrent queries and a
+    shortage of descriptors, memory or threads on this machine.
     """
 
     name = "url"
 
     def __init__(self, url: str, *, fail_open: bool = True) -> None:
-        """Ask at an http or https `url`; `fail_open` admits clients while it is unreachable.
+        """Query an http or https `url`; `fail_open` admits clients while it is unreachable.
 
-        Raises ValueError for a URL, or a proxy of the environment, that cannot be used, never quoting
-        it, for it may hold a password.
+        Raises ValueError for an unusable URL or proxy of the environment, without quoting it,
+        because it may contain a password.
         """
         self._url = http_url(url, "https://admission.example.com/derp")
         self.fail_open = fail_open
@@ -148,10 +148,11 @@ class AdmissionUrl:
     def __str__(self) -> str:
         # The rest of the URL may hold a secret.
         meanwhile = "all" if self.fail_open else "no"
-        return f"{self._url.scheme}://{self.host} ({meanwhile} clients get in while it cannot be reached)"
+        policy = f"{meanwhile} clients are admitted while it cannot be reached"
+        return f"{self._url.scheme}://{self.host} ({policy})"
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Ask, for up to 5 s, whether to admit `key` from `ip`. Errors are in the verdict."""
+        """Query, for up to 5 s, whether to admit `key` from `ip`. Errors are in the verdict."""
         question = json.dumps(
             {"NodePublic": key.text, "Source": ip}, separators=(",", ":")
         ).encode()

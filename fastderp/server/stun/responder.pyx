@@ -1,7 +1,7 @@
 """Answers STUN in a separate thread, without the GIL and without allocating (PROTOCOL §11).
 
 The thread owns the buffers; it is the only writer of the counters. Python starts and stops it and
-reads the counters. Sockets are lent for as long as it runs.
+reads the counters. The caller keeps the sockets open while it runs.
 """
 
 from libc.errno cimport errno
@@ -36,7 +36,7 @@ cdef enum:
     READ_ERROR_PAUSE_MS = 1000
 
 cdef uint8_t[4] COOKIE = [0x21, 0x12, 0xA4, 0x42]
-# The time that packets leave is enough for STUN, as it is for logins.
+# The thread runs at the priority of logins, below the data plane.
 cdef int NICENESS = 10
 
 
@@ -101,8 +101,8 @@ cdef inline uint32_t read_u16(const uint8_t* data) noexcept nogil:
 cdef bint is_request(const uint32_t* table, const uint8_t* data, size_t n) noexcept nogil:
     """Return whether a datagram is a tailscale binding request.
 
-    Strict where the reference is: SOFTWARE `tailnode` somewhere, FINGERPRINT last and right,
-    attributes that fill the datagram exactly. The length field of the header is ignored.
+    As strict as the reference: SOFTWARE `tailnode` anywhere, a correct FINGERPRINT last, attributes
+    that fill the datagram exactly. The length field of the header is ignored.
     """
     cdef size_t at = HEADER_BYTES
     cdef size_t value, length = 0
@@ -147,8 +147,7 @@ cdef size_t answer_write(
     out[26] = port[0] ^ COOKIE[0]
     out[27] = port[1] ^ COOKIE[1]
     for i in range(address_bytes):
-        # The mask is the cookie and the transaction id, as they stand behind each other in the
-        # header.
+        # The mask is the cookie and the transaction id, which are adjacent in the header.
         out[28 + i] = address[i] ^ out[4 + i]
     return 28 + address_bytes
 
@@ -156,7 +155,7 @@ cdef size_t answer_write(
 # The thread
 
 cdef void batch_prepare(Responder* r) noexcept nogil:
-    """Give each message its whole buffers back; the kernel wrote the sizes it used into them."""
+    """Reset the buffer sizes of each message, which the kernel has overwritten."""
     cdef int i
     cdef msghdr* message
     cdef Slot* slot
@@ -175,9 +174,9 @@ cdef void batch_prepare(Responder* r) noexcept nogil:
 
 
 cdef bint source_from_destination(msghdr* message) noexcept nogil:
-    """Turn what the kernel tells of a request's destination into the source of its answer.
+    """Make the destination of a request, as the kernel reports it, the source of its answer.
 
-    False when it tells nothing.
+    Return False when the kernel reports no destination.
     """
     cdef cmsghdr* header = CMSG_FIRSTHDR(message)
     cdef in_pktinfo* ipv4
@@ -190,8 +189,8 @@ cdef bint source_from_destination(msghdr* message) noexcept nogil:
             return True
         if header.cmsg_level == IPPROTO_IPV6 and header.cmsg_type == IPV6_PKTINFO:
             ipv6 = <in6_pktinfo*>CMSG_DATA(header)
-            # The route decides about the interface, but a link-local address is one of its
-            # interface only.
+            # The route selects the interface, but a link-local address belongs to one interface
+            # only.
             if ipv6.ipi6_addr.s6_addr[0] != 0xFE or ipv6.ipi6_addr.s6_addr[1] & 0xC0 != 0x80:
                 ipv6.ipi6_ifindex = 0
             return True
@@ -253,7 +252,7 @@ cdef bint batch_answer(Responder* r, int fd) noexcept nogil:
     batch_prepare(r)
     n_requests = recvmmsg(fd, r.requests, BATCH, MSG_DONTWAIT, NULL)
     if n_requests < 0:
-        # Errors of the network are those of an earlier answer; the socket is well.
+        # A network error belongs to an earlier answer; the socket is usable.
         if errno in (EAGAIN, EINTR, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH):
             return True
         atomic_poke_u64(&r.last_error, <uint64_t>errno)
@@ -288,8 +287,8 @@ cdef class StunResponder:
     """A thread that answers STUN on UDP sockets, from `start` to `stop`.
 
     Args:
-        descriptors: of bound sockets, up to 64, that stay open while it runs; those that tell
-            IP_PKTINFO or IPV6_PKTINFO are answered from the address that was asked.
+        descriptors: of bound sockets, up to 64, that stay open while it runs; on those with
+            IP_PKTINFO or IPV6_PKTINFO, answers leave from the address of the request.
 
     Raises OSError when descriptors or memory are out.
     """

@@ -1,6 +1,6 @@
-"""STUN: tells a client the address its UDP packets come from (PROTOCOL §11).
+"""STUN: answers clients with the source address of their UDP packets (PROTOCOL §11).
 
-Binds the sockets and lends them to a `StunResponder`, which answers in a separate thread. Sockets
+Binds the sockets for a `StunResponder`, which answers in a separate thread. Sockets
 are separate for IPv4 and IPv6, so an IPv4 client is answered with an IPv4 address. Loop thread
 only.
 """
@@ -21,8 +21,7 @@ from fastderp.server.stun.responder import StunResponder
 
 log: logging.Logger = logging.getLogger("fastderp.stun")
 
-# Requests of a burst wait here. The kernel gives what it allows, and half of it is its own
-# overhead.
+# Receive buffer for a burst of requests. The kernel limits it, and half of it is overhead.
 RECEIVE_BYTES = 1 << 20
 # Linux's number; Python's socket module has it from 3.14 on.
 IP_PKTINFO = 8
@@ -94,7 +93,7 @@ def bind_stun(host: str, port: int) -> StunServer:
 
 
 def _prepare(sock: socket.socket) -> None:
-    """Have the kernel tell the address that each datagram was sent to, and keep a burst of them."""
+    """Have the kernel report the destination of each datagram, and buffer a burst of them."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)

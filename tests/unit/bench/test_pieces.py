@@ -25,7 +25,7 @@ def test_registered_keys_are_found() -> None:
     assert table.find(b"".join(keys)) == 4
 
 
-def test_packets_that_a_backlog_does_not_drop_come_out() -> None:
+def test_packets_that_a_backlog_does_not_drop_are_returned() -> None:
     frames = memoryview(packet(5, 1400) * 300).cast("B", shape=[300, 1437])
     popped, dropped = piece("backlog").pass_through(frames)
     assert popped + dropped == 300

@@ -31,7 +31,7 @@ def waits_of_failures(schedule: RetrySchedule, clock: Clock, n: int) -> list[flo
     return waits
 
 
-def test_the_first_attempt_waits_for_nothing(clock: Clock) -> None:
+def test_the_first_attempt_does_not_wait(clock: Clock) -> None:
     assert RetrySchedule(Backoff(), clock).wait_s() == 0
 
 
@@ -60,7 +60,7 @@ def test_a_connection_that_lasted_ends_the_row_of_failures(clock: Clock) -> None
     assert schedule.wait_s() <= 1.0
 
 
-def test_a_relay_that_accepts_and_closes_at_once_is_waited_for_longer_and_longer(
+def test_waits_grow_for_a_relay_that_accepts_and_closes_at_once(
     clock: Clock,
 ) -> None:
     schedule = RetrySchedule(Backoff(1.0, 30.0), clock)
@@ -71,7 +71,7 @@ def test_a_relay_that_accepts_and_closes_at_once_is_waited_for_longer_and_longer
     assert schedule.wait_s() >= 15
 
 
-def test_a_restart_is_waited_for_as_the_relay_says_and_then_tried_often(clock: Clock) -> None:
+def test_a_restart_is_waited_for_as_announced_and_then_tried_often(clock: Clock) -> None:
     schedule = RetrySchedule(Backoff(1.0, 30.0), clock)
     waits_of_failures(schedule, clock, 9)
     schedule.restarting(ServerRestarting(reconnect_in_s=5.0, try_for_s=60.0))
@@ -83,13 +83,13 @@ def test_a_restart_is_waited_for_as_the_relay_says_and_then_tried_often(clock: C
     assert waits_of_failures(schedule, clock, 1)[0] >= 15.0
 
 
-def test_a_relay_cannot_send_its_clients_away_for_weeks(clock: Clock) -> None:
+def test_the_pause_that_a_relay_announces_is_bounded(clock: Clock) -> None:
     schedule = RetrySchedule(Backoff(), clock)
     schedule.restarting(ServerRestarting(2**32 / 1000, 2**32 / 1000))
     assert schedule.wait_s() == RESTART_LIMIT_S
 
 
 @pytest.mark.parametrize(("first_s", "limit_s"), [(-1, 30), (2, 1), (float("nan"), 1)])
-def test_times_that_make_no_sense_are_refused(first_s: float, limit_s: float) -> None:
+def test_invalid_times_are_refused(first_s: float, limit_s: float) -> None:
     with pytest.raises(ValueError, match="first_s must be between 0 and limit_s"):
         Backoff(first_s, limit_s)

@@ -90,7 +90,7 @@ async def test_path_is_used_as_given(server: FakeServer, path: str, requested: b
         ("https://derp.example.com/a b", "escaping"),
         ("https://derp.example.com/é", "escaping"),
         ("https://derp.example.com/\r\nX: 1", "escaping"),
-        ("https://me:secret@derp.example.com/derp", "no user"),
+        ("https://me:secret@derp.example.com/derp", "must not contain a user"),
     ],
 )
 def test_unusable_urls_are_refused_at_once(url: str, complaint: str) -> None:
@@ -163,7 +163,7 @@ async def test_tasks_that_need_a_connection_at_once_share_it(server: FakeServer)
         assert client.generation == 1
 
 
-async def test_a_caller_that_gives_up_leaves_the_connecting_to_the_others(
+async def test_a_cancelled_caller_does_not_cancel_the_shared_attempt(
     server: FakeServer,
 ) -> None:
     async with client_of(server) as client:
@@ -178,7 +178,7 @@ async def test_a_caller_that_gives_up_leaves_the_connecting_to_the_others(
         assert client.is_connected
 
 
-async def test_preference_is_told_on_change_and_repeated_on_every_connection(
+async def test_preference_is_sent_on_change_and_on_every_connection(
     server: FakeServer,
 ) -> None:
     async with client_of(server) as client:
@@ -204,7 +204,7 @@ async def test_preference_is_told_on_change_and_repeated_on_every_connection(
         assert await relay.next_frame() == (FrameType.NOTE_PREFERRED, b"\0")
 
 
-async def test_watching_is_asked_for_before_the_login_is_answered(server: FakeServer) -> None:
+async def test_watching_is_requested_before_the_login_is_answered(server: FakeServer) -> None:
     async with client_of(server) as client:
         watching = asyncio.create_task(client.watch_connection_changes())
         for _connection in range(2):
@@ -296,7 +296,7 @@ async def test_other_answers_than_an_upgrade_are_dial_errors(
         await connecting
 
 
-async def test_relay_that_never_answers_is_given_up(server: FakeServer) -> None:
+async def test_a_relay_that_never_answers_times_out(server: FakeServer) -> None:
     with patch.object(connector, "CONNECT_TIMEOUT_S", 0.05):
         async with client_of(server) as client:
             with pytest.raises(DialError, match=r"no connection to http://.* in 0\.05 s"):
@@ -317,7 +317,7 @@ def node(name: str, port: int, **members: Any) -> DerpNode:
     return DerpNode(name, 901, "127.0.0.1", derp_port=port, **members)
 
 
-async def test_region_is_asked_for_on_every_connect(server: FakeServer) -> None:
+async def test_region_is_looked_up_on_every_connect(server: FakeServer) -> None:
     regions: list[DerpRegion | None] = [
         None,
         DerpRegion(901, "home", nodes=(node("901s", 0, stun_only=True),)),
@@ -337,7 +337,7 @@ async def test_region_is_asked_for_on_every_connect(server: FakeServer) -> None:
         assert b"Ideal-Node" not in head
 
 
-async def test_second_node_of_a_region_hears_of_the_ideal_one(server: FakeServer) -> None:
+async def test_second_node_of_a_region_gets_the_name_of_the_ideal_one(server: FakeServer) -> None:
     async with fake_server() as gone:
         closed_port = gone.port
     nodes = (

@@ -113,7 +113,7 @@ async def test_a_lazy_client_is_entered_without_a_connection(server: FakeServer)
 # Events
 
 
-async def test_events_tell_the_life_of_each_connection(server: FakeServer) -> None:
+async def test_events_report_each_connection_and_its_end(server: FakeServer) -> None:
     client = client_of(server)
     events = client.events()
     relay = await entered(client, server, info=ServerInfo(2, 1000, 2000))
@@ -154,7 +154,7 @@ async def test_one_task_at_a_time_follows_a_stream_of_events(server: FakeServer)
 # Reconnecting by itself
 
 
-async def test_a_receiver_goes_on_over_broken_connections(server: FakeServer) -> None:
+async def test_a_receiver_continues_over_broken_connections(server: FakeServer) -> None:
     client = client_of(server, reconnect=True)
     relay = await entered(client, server)
     async with client:
@@ -175,7 +175,7 @@ async def test_a_receiver_goes_on_over_broken_connections(server: FakeServer) ->
     assert client.is_closed
 
 
-async def test_a_client_comes_back_though_it_is_not_used(server: FakeServer) -> None:
+async def test_a_client_reconnects_while_no_call_is_in_progress(server: FakeServer) -> None:
     client = client_of(server, reconnect=True)
     relay = await entered(client, server)
     for generation in (2, 3):
@@ -230,7 +230,7 @@ async def test_a_send_that_waits_for_room_when_the_connection_breaks_is_sent_on_
     await client.close()
 
 
-async def test_failed_attempts_are_repeated_and_told(server: FakeServer) -> None:
+async def test_failed_attempts_are_repeated_and_reported(server: FakeServer) -> None:
     client = client_of(server, reconnect=True)
     relay = await entered(client, server)
     events = client.events()
@@ -263,7 +263,7 @@ async def test_attempts_are_spaced_by_the_back_off(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("reconnect", [True, False])
-async def test_a_relay_that_restarts_is_dialled_when_it_says(
+async def test_a_relay_that_restarts_is_dialled_at_the_announced_time(
     server: FakeServer, reconnect: bool
 ) -> None:
     client = client_of(server, reconnect=reconnect)
@@ -316,7 +316,7 @@ async def test_closing_at_the_same_time_is_closing_once(server: FakeServer) -> N
     await client.close()
 
 
-async def test_nothing_is_left_of_a_closed_client(server: FakeServer) -> None:
+async def test_a_closed_client_leaves_no_task_and_no_descriptor(server: FakeServer) -> None:
     before = asyncio.all_tasks()
     for _ in range(5):
         client = client_of(server, reconnect=True)
@@ -334,7 +334,7 @@ async def test_two_tasks_cannot_receive_at_once_even_without_a_connection(
     async with client_of(server, lazy=True) as client:
         first = asyncio.create_task(client.recv())
         await server.accepted.get()
-        with pytest.raises(ConcurrencyError, match="another task receives"):
+        with pytest.raises(ConcurrencyError, match="another task already receives"):
             await client.recv()
         first.cancel()
 

@@ -33,7 +33,7 @@ async def test_pings_are_answered_while_the_program_does_not_receive() -> None:
         await client.close()
 
 
-async def test_a_client_that_promises_no_pongs_sends_none() -> None:
+async def test_a_client_without_can_ack_pings_sends_no_pongs() -> None:
     async with logged_in(control_messages=False, can_ack_pings=False) as (client, relay):
         relay.send(FrameType.PING, b"12345678")
         relay.send(FrameType.HEALTH, b"after the ping")
@@ -43,7 +43,7 @@ async def test_a_client_that_promises_no_pongs_sends_none() -> None:
         assert relay.login is not None and not relay.login.info.can_ack_pings
 
 
-async def test_signs_of_life_are_not_messages_unless_asked_for() -> None:
+async def test_control_messages_are_returned_only_on_request() -> None:
     async with logged_in(control_messages=False) as (client, relay):
         relay.send(FrameType.KEEP_ALIVE)
         relay.send(FrameType.PONG, bytes(8))
@@ -64,7 +64,7 @@ async def test_a_ping_needs_no_other_task_that_receives() -> None:
         assert await pinging >= 0
 
 
-async def test_a_ping_behind_messages_that_are_not_taken_says_why_it_failed() -> None:
+async def test_a_ping_behind_unread_messages_names_the_cause_of_its_failure() -> None:
     async with logged_in() as (client, relay):
         for _ in range(2 * LIMIT_BYTES // 1400):
             relay.send(FrameType.RECV_PACKET, PEER.raw, bytes(1400))
@@ -79,13 +79,13 @@ async def test_two_tasks_cannot_receive_at_once() -> None:
         first = asyncio.create_task(client.recv())
         await asyncio.sleep(0)
         for second in (client.recv(), client.recv_many(), anext(client)):
-            with pytest.raises(ConcurrencyError, match="another task receives"):
+            with pytest.raises(ConcurrencyError, match="another task already receives"):
                 await second
         relay.send(FrameType.HEALTH, b"still here")
         assert await first == Health("still here")
 
 
-async def test_a_relay_is_not_read_from_while_its_messages_are_not_taken() -> None:
+async def test_reading_stops_while_received_messages_are_not_taken() -> None:
     async with logged_in() as (client, relay):
         n = 16 * LIMIT_BYTES // 1400
         for number in range(n):
@@ -126,7 +126,7 @@ async def test_messages_before_the_end_are_received_before_the_end_is_reported()
             await client.recv()
 
 
-async def test_a_sender_learns_of_the_end_though_it_never_receives() -> None:
+async def test_a_sender_that_never_receives_gets_the_error_of_the_end() -> None:
     async with logged_in() as (client, relay):
         await relay.close()
         with pytest.raises(ConnectionClosed):
@@ -150,7 +150,7 @@ async def test_acceptance_of_the_login_can_be_waited_for() -> None:
         await client.close()
 
 
-async def test_a_refused_login_is_told_to_the_task_that_waits_for_it() -> None:
+async def test_a_refused_login_is_raised_in_the_task_that_waits_for_it() -> None:
     async with stream_pairs() as (near, far):
         relay = RelayEnd(far, NodePrivate.generate())
         client, _ = await asyncio.gather(
@@ -161,7 +161,7 @@ async def test_a_refused_login_is_told_to_the_task_that_waits_for_it() -> None:
             await client.wait_accepted()
 
 
-async def test_a_stream_that_raises_something_of_its_own_ends_the_client_with_the_cause() -> None:
+async def test_an_exception_of_the_stream_ends_the_client_with_the_cause() -> None:
     async with stream_pairs() as ((reader, writer), far):
 
         class Odd:
@@ -205,7 +205,7 @@ def errors_elsewhere(client: Client) -> list[BaseException]:
     return errors
 
 
-async def test_use_in_another_loop_is_an_error_that_says_so() -> None:
+async def test_use_in_another_loop_raises_wrong_loop_error() -> None:
     async with logged_in() as (client, relay):
         errors = await asyncio.to_thread(errors_elsewhere, client)
         assert [type(error) for error in errors] == [WrongLoopError] * 5
@@ -214,7 +214,7 @@ async def test_use_in_another_loop_is_an_error_that_says_so() -> None:
         assert (await relay.next_frame())[1] == PEER.raw + b"unharmed"
 
 
-async def test_use_after_a_fork_is_an_error_that_says_so() -> None:
+async def test_use_after_a_fork_raises_wrong_loop_error() -> None:
     async with logged_in() as (client, relay):
         child = os.fork()
         if child == 0:

@@ -66,14 +66,14 @@ async def test_a_burst_smaller_than_a_packet_still_lets_it_through() -> None:
             assert (await relay.next_frame())[0] == FrameType.SEND_PACKET
 
 
-async def test_try_send_drops_what_is_above_the_rate_and_says_so() -> None:
+async def test_try_send_drops_packets_above_the_rate_and_returns_false() -> None:
     async with logged_in(at_a_rate(1, packets_at_once=3)) as (client, relay):
         assert [client.try_send(PEER, bytes(1000)) for _ in range(5)] == [True] * 3 + [False] * 2
         await client.note_preferred(True)
         assert len(await packets_until_home(relay)) == 3
 
 
-async def test_try_send_drops_what_the_stream_has_no_room_for_and_says_so() -> None:
+async def test_try_send_drops_packets_without_room_and_returns_false() -> None:
     async with logged_in() as (client, relay):
         taken = sum(client.try_send(PEER, bytes(1000)) for _ in range(1000))
         # Nothing leaves before the loop has its turn: the limit, and the packet that reaches it.
@@ -95,7 +95,7 @@ async def test_a_send_cancelled_while_it_waits_for_the_rate_sends_nothing() -> N
         assert await packets_until_home(relay) == [b"1" * 1000]
 
 
-async def test_sends_that_time_out_again_and_again_arrive_never_and_the_others_once() -> None:
+async def test_sends_that_time_out_never_arrive_and_the_others_arrive_once() -> None:
     async with logged_in() as (client, relay):
         delivered: Counter[bytes] = Counter()
         n_timed_out = 0
@@ -114,7 +114,7 @@ async def test_sends_that_time_out_again_and_again_arrive_never_and_the_others_o
         assert Counter(data[:4] for data in await reading) == delivered
 
 
-async def test_a_sender_cancelled_just_when_it_gets_its_turn_holds_up_no_other() -> None:
+async def test_a_sender_cancelled_when_it_is_granted_delays_no_other() -> None:
     async with logged_in(at_a_rate(20_000, packets_at_once=1)) as (client, relay):
         await client.send(PEER, b"first" * 200)
         hasty = asyncio.create_task(client.send(PEER, b"hasty" * 200))
@@ -153,7 +153,7 @@ async def test_100_000_sends_in_a_row_let_other_tasks_run() -> None:
             task.cancel()
 
 
-async def test_waiting_senders_take_turns_in_order() -> None:
+async def test_waiting_senders_are_served_in_order() -> None:
     async with logged_in(at_a_rate(50_000, packets_at_once=1)) as (client, relay):
         senders = [
             asyncio.create_task(client.send(PEER, bytes([number]) * 1000)) for number in range(8)
@@ -163,7 +163,7 @@ async def test_waiting_senders_take_turns_in_order() -> None:
         assert [data[0] for data in await packets_until_home(relay)] == list(range(8))
 
 
-async def test_senders_that_wait_are_told_when_the_client_is_closed() -> None:
+async def test_waiting_senders_raise_when_the_client_is_closed() -> None:
     async with logged_in(at_a_rate(1, packets_at_once=1)) as (client, _relay):
         await client.send(PEER, bytes(1000))
         waiting = asyncio.create_task(client.send(PEER, bytes(1000)))
@@ -233,7 +233,7 @@ def test_a_rates_budget_grows_with_time_up_to_its_burst() -> None:
     assert not rate.take(1)
 
 
-def test_memory_that_is_given_back_can_be_taken_again() -> None:
+def test_released_memory_can_be_taken_again() -> None:
     rate = SendRate(100, 300, Clock())
     assert rate.take(300)
     rate.give_back(300)

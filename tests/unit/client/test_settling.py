@@ -61,7 +61,7 @@ def settling(clock: Clock, settled: list[float]) -> Settling:
     )
 
 
-def test_a_list_is_complete_a_moment_behind_its_last_client(
+def test_a_list_is_complete_a_pause_after_its_last_client(
     settling: Settling, clock: Clock, settled: list[float]
 ) -> None:
     clock.advance(0.5)
@@ -73,7 +73,7 @@ def test_a_list_is_complete_a_moment_behind_its_last_client(
     assert settled == [0.5 + 2 * PAUSE_S]
 
 
-def test_an_empty_list_is_waited_for_and_an_endless_one_not_for_ever(
+def test_the_wait_for_an_empty_or_endless_list_is_bounded(
     settling: Settling, clock: Clock, settled: list[float]
 ) -> None:
     clock.advance(LIMIT_S + 1)
@@ -87,7 +87,7 @@ def test_an_empty_list_is_waited_for_and_an_endless_one_not_for_ever(
     assert settled == [LIMIT_S, 2 * LIMIT_S + 1] and clock.now_s > 100 + 2 * LIMIT_S + 1
 
 
-def test_later_arrivals_change_nothing_and_a_stopped_wait_stays_silent(
+def test_later_arrivals_change_nothing_and_a_stopped_wait_calls_nothing(
     settling: Settling, clock: Clock, settled: list[float]
 ) -> None:
     settling.arrived()

@@ -115,7 +115,7 @@ def test_answers_of_other_servers_are_understood(datagram: bytes, address: str) 
         pytest.param(answer("002000090001fd3a5e12a44300000000"), id="a longer value"),
     ],
 )
-def test_an_answer(datagram: bytes) -> None:
+def test_valid_answers_are_parsed(datagram: bytes) -> None:
     assert parse_response(datagram) == (TXID, "127.0.0.1", 56360)
 
 
@@ -137,7 +137,7 @@ def test_an_answer(datagram: bytes) -> None:
         pytest.param(answer("00200000"), id="an empty address"),
     ],
 )
-def test_no_answer(datagram: bytes) -> None:
+def test_other_datagrams_are_refused(datagram: bytes) -> None:
     with pytest.raises(ProtocolError, match="STUN"):
         parse_response(datagram)
 

@@ -125,7 +125,7 @@ async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(
         logging.getLogger("fastderp.client").removeHandler(lines)
 
 
-async def test_broken_link_withdraws_what_it_reported_and_starts_anew() -> None:
+async def test_a_broken_link_withdraws_its_keys_and_begins_again() -> None:
     async with watching() as watch:
         for _link in range(3):
             relay = await watch.next_link()
@@ -170,7 +170,7 @@ class Shared(HTTPClient):
         return step
 
 
-async def test_connection_made_by_another_user_of_the_client_starts_anew() -> None:
+async def test_a_connection_made_by_another_user_of_the_client_begins_again() -> None:
     client = Shared("http://relay.invalid", NodePrivate.generate(), lazy=True)
     client.script = [
         (ServerInfo(), 1),
@@ -231,7 +231,7 @@ async def test_an_exception_of_a_callback_ends_the_loop_and_is_no_failure_of_the
         assert len(failures) == (failing == "on_error")
 
 
-async def test_relay_that_watches_itself_stops_for_good() -> None:
+async def test_a_relay_that_watches_itself_stops() -> None:
     async with fake_server() as server:
         watch = Watch(server, ignore_server_key=server.key.public_key)
         await watch.next_link()

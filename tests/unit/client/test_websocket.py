@@ -157,7 +157,7 @@ async def test_the_opening_asks_for_derp_and_nothing_else(relay: Relay) -> None:
         assert client.local_addr[0] == "127.0.0.1"
 
 
-async def test_the_boundaries_of_messages_mean_nothing(relay: Relay) -> None:
+async def test_the_boundaries_of_messages_have_no_meaning(relay: Relay) -> None:
     async with logged_in(relay) as (client, end):
         packet = frame(FrameType.RECV_PACKET, PEER.raw, b"some data")
         for byte in packet:
@@ -191,7 +191,9 @@ async def test_the_largest_frame_may_be_one_message(relay: Relay) -> None:
 @pytest.mark.parametrize(
     "code", [b"", b"\x03\xe8", b"\x03\xe9gone"], ids=["no code", "1000", "1001"]
 )
-async def test_a_goodbye_is_an_orderly_end_behind_what_was_sent(relay: Relay, code: bytes) -> None:
+async def test_a_close_frame_is_an_orderly_end_after_the_sent_data(
+    relay: Relay, code: bytes
+) -> None:
     async with logged_in(relay) as (client, end):
         end.say(KEEP_ALIVE)
         end.say(code, FIN | CLOSE)
@@ -202,7 +204,7 @@ async def test_a_goodbye_is_an_orderly_end_behind_what_was_sent(relay: Relay, co
         assert await end.next_raw() == (FIN | CLOSE, code)
 
 
-async def test_an_end_without_goodbye_is_the_end(relay: Relay) -> None:
+async def test_an_end_without_a_close_frame_is_an_orderly_end(relay: Relay) -> None:
     async with logged_in(relay) as (client, end):
         end.writer.close()
         with pytest.raises(ConnectionClosed, match="the connection was closed"):
@@ -221,7 +223,7 @@ async def test_an_end_without_goodbye_is_the_end(relay: Relay) -> None:
     ],
     ids=["1008", "text", "too long", "stray continuation", "unknown opcode", "reserved bit"],
 )
-async def test_broken_rules_and_other_close_codes_break_the_connection(
+async def test_protocol_violations_and_other_close_codes_break_the_connection(
     relay: Relay, first: int, said: bytes, answered: int, complaint: str
 ) -> None:
     async with logged_in(relay) as (client, end):
@@ -232,7 +234,7 @@ async def test_broken_rules_and_other_close_codes_break_the_connection(
         assert (frame_type, int.from_bytes(payload[:2])) == (FIN | CLOSE, answered)
 
 
-async def test_nothing_is_sent_behind_a_goodbye(relay: Relay) -> None:
+async def test_nothing_is_sent_after_a_close_frame(relay: Relay) -> None:
     async with logged_in(relay) as (client, end):
         end.say(b"\x03\xe8", FIN | CLOSE)
         receiving = asyncio.create_task(client.recv())
@@ -242,7 +244,7 @@ async def test_nothing_is_sent_behind_a_goodbye(relay: Relay) -> None:
         assert await end.reader.read() == b""
 
 
-async def test_closing_says_goodbye_behind_what_was_sent(relay: Relay) -> None:
+async def test_closing_sends_a_close_frame_after_the_queued_data(relay: Relay) -> None:
     async with logged_in(relay) as (client, end):
         await client.send(PEER, b"last words")
         await client.close()
@@ -287,7 +289,9 @@ async def test_an_opening_that_is_no_agreement_on_derp_is_a_dial_error(
     ],
     ids=["refused", "a page", "not HTTP", "nothing"],
 )
-async def test_another_answer_is_shown(relay: Relay, answer: bytes, complaint: str) -> None:
+async def test_the_text_of_another_answer_is_in_the_error(
+    relay: Relay, answer: bytes, complaint: str
+) -> None:
     async with client_of(relay) as client:
         connecting = asyncio.create_task(client.connect())
         end = await relay.accepted.get()
@@ -298,7 +302,7 @@ async def test_another_answer_is_shown(relay: Relay, answer: bytes, complaint: s
             await connecting
 
 
-async def test_regions_are_reached_by_websocket_where_the_caller_or_the_environment_says_so(
+async def test_regions_are_reached_by_websocket_by_argument_or_environment(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     region = DerpRegion(1, nodes=(DerpNode("1a", 1, "127.0.0.1", derp_port=relay.port),))
@@ -325,7 +329,7 @@ async def test_regions_are_reached_by_websocket_where_the_caller_or_the_environm
                 await connecting
 
 
-async def test_a_host_that_cannot_be_said_is_a_dial_error(relay: Relay) -> None:
+async def test_a_host_that_is_not_valid_in_a_header_is_a_dial_error(relay: Relay) -> None:
     for host in ("a b", "a\r\nX: 1", "a/b?c#d", "[x"):
         node = DerpNode("1a", 1, host, ipv4="127.0.0.1", ipv6="none", derp_port=relay.port)
         region = DerpRegion(1, nodes=(node,))

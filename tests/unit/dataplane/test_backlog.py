@@ -142,7 +142,7 @@ def test_packets_too_old_for_a_mesh_link_are_lost_too() -> None:
         )
 
 
-def test_drops_are_told_of_for_watched_keys_only() -> None:
+def test_drops_are_reported_for_watched_keys_only() -> None:
     watched, absent = os.urandom(32), os.urandom(32)
     with running_plane(workers=1, watch_drops=[os.urandom(32), watched]) as plane:
         sender = PlanePeer(plane)

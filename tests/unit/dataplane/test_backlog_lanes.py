@@ -27,7 +27,7 @@ def test_lanes_go_out_in_their_order() -> None:
     ]  # fmt: skip
 
 
-def test_a_frame_of_which_the_wire_has_seen_a_part_stays_first() -> None:
+def test_a_partly_written_frame_stays_first() -> None:
     backlog = backlogs.PlaneBacklog()
     backlog.push("data", packet(1))
     backlog.peek()
@@ -63,7 +63,7 @@ def test_a_full_lane_of_packets_drops_the_oldest() -> None:
     assert backlog.dropped == [packet(1, fill=i) for i in range(8)]
 
 
-def test_what_waited_too_long_is_dropped_but_for_the_last() -> None:
+def test_packets_over_the_age_limit_are_dropped_except_the_last() -> None:
     backlog = backlogs.PlaneBacklog(age_ns=100)
     for i in range(3):
         backlog.push("data", packet(1, fill=i), now_ns=1000 + i)
@@ -71,7 +71,7 @@ def test_what_waited_too_long_is_dropped_but_for_the_last() -> None:
     assert backlog.dropped == [packet(1, fill=0), packet(1, fill=1)]
 
 
-def test_beyond_the_global_cap_each_lane_keeps_a_little() -> None:
+def test_above_the_global_cap_each_lane_keeps_its_minimum() -> None:
     backlog = backlogs.PlaneBacklog(cap_bytes=1)
     assert backlog.push("data", packet(1, fill=1))
     assert backlog.push("data", packet(1, fill=2))
@@ -81,7 +81,7 @@ def test_beyond_the_global_cap_each_lane_keeps_a_little() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_random_use_loses_no_frame_unseen_and_leaves_no_charge(seed: int) -> None:
+def test_random_use_reports_every_lost_frame_and_leaves_no_charge(seed: int) -> None:
     rng = random.Random(seed)
     backlog = backlogs.PlaneBacklog(cap_bytes=rng.choice((50_000, 1 << 40)), age_ns=500)
     n_pushed = n_popped = n_refused = 0

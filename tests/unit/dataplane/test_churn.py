@@ -67,7 +67,7 @@ def watch(plane: Plane, stop: threading.Event) -> None:
 
 @pytest.mark.threads
 @pytest.mark.parametrize("kind", [PlanePeer, SealedPeer], ids=["plain", "records"])
-def test_slots_that_change_hands_under_several_workers_leave_nothing_behind(
+def test_slots_reused_under_several_workers_leave_no_state(
     kind: type[PlanePeer],
 ) -> None:
     with running_plane(workers=N_WORKERS, sender_cardinality=True) as plane:

@@ -14,7 +14,7 @@ from tests.kit.plane import PlanePeer, closed, dropped, running_plane
 pytestmark = pytest.mark.usefixtures("peers")
 
 
-def test_of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets(plane: Plane) -> None:
+def test_of_two_sessions_with_one_key_the_last_to_send_gets_the_packets(plane: Plane) -> None:
     key, sender = os.urandom(32), PlanePeer(plane)
     old, new = PlanePeer(plane, key), PlanePeer(plane, key)
 
@@ -40,7 +40,7 @@ def test_of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets(plane: 
     )
 
 
-def test_of_three_the_latest_speaker_left_takes_over(plane: Plane) -> None:
+def test_of_three_the_latest_remaining_sender_takes_over(plane: Plane) -> None:
     key, sender = os.urandom(32), PlanePeer(plane)
     first, second, third = (PlanePeer(plane, key) for _ in range(3))
     for speaker in (second, first, third):

@@ -86,7 +86,7 @@ def test_more_senders_than_slots_lose_no_packet_and_no_order(remember: bool) -> 
     assert queue.counts[:3] == (0, 0, 0)
 
 
-def test_the_greediest_sender_makes_room() -> None:
+def test_the_sender_furthest_above_its_share_loses_a_packet() -> None:
     queue = flows.FairQueue()
     for number in range(100):
         queue.push(1, 1400, number)
@@ -96,7 +96,7 @@ def test_the_greediest_sender_makes_room() -> None:
     assert queue.displace(3, 1400)[0] == 1
 
 
-def test_a_flooder_whose_packets_are_all_gone_is_still_known() -> None:
+def test_a_flooding_sender_without_packets_keeps_its_charge() -> None:
     queue = flows.FairQueue()
     for _ in range(40):
         queue.push(1, 1400)

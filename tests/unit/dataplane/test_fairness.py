@@ -29,7 +29,7 @@ def test_disco_packets_overtake_data_that_waits(plane: Plane) -> None:
     assert 999 not in seen, "it waited behind everything"
 
 
-def test_a_stalled_reader_does_not_hold_up_others(plane: Plane) -> None:
+def test_a_stalled_reader_does_not_delay_others(plane: Plane) -> None:
     sender, slow, quick = (PlanePeer(plane) for _ in range(3))
     fill(sender, slow.key, 2000, 1400)
     for i in range(200):
@@ -37,7 +37,7 @@ def test_a_stalled_reader_does_not_hold_up_others(plane: Plane) -> None:
         assert quick.receive() == (FrameType.RECV_PACKET, sender.key + b"%d" % i)
 
 
-def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane) -> None:
+def test_senders_that_flood_a_slow_reader_cost_a_slow_sender_nothing(plane: Plane) -> None:
     first, *flooders = [PlanePeer(plane) for _ in range(13)]
     polite, slow = PlanePeer(plane), PlanePeer(plane)
     fill(first, slow.key, 300, 1400)  # the socket is full of these: from here on everything waits
@@ -59,7 +59,7 @@ def test_senders_that_flood_a_slow_reader_cost_a_polite_one_nothing(plane: Plane
     [(300, {}), (300, {"queue_packets": 100}), (1000, {})],
     ids=["300", "300, 100 packets wait", "1000"],
 )
-def test_more_flooders_than_there_is_room_for_cost_a_polite_sender_nothing(
+def test_more_flooding_senders_than_a_lane_holds_cost_a_slow_sender_nothing(
     n_flooders: int, options: dict[str, int]
 ) -> None:
     with running_plane(workers=1, **options) as plane:
@@ -87,9 +87,7 @@ def test_more_flooders_than_there_is_room_for_cost_a_polite_sender_nothing(
         assert sources.count(polite) == n_sent
 
 
-def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_flooders_of_small_ones() -> (
-    None
-):
+def test_a_sender_of_large_packets_below_its_share_loses_nothing_to_floods_of_small_ones() -> None:
     with running_plane(workers=1) as plane:
         mesh, slow = PlanePeer(plane, mesh=True), PlanePeer(plane)
         flooders, polite = [os.urandom(32) for _ in range(50)], os.urandom(32)
@@ -126,7 +124,7 @@ def test_the_sender_with_most_waiting_loses_first_among_thousands() -> None:
             peer.close()
 
 
-def test_disco_junk_leaves_a_slow_reader_half_of_its_line_for_data(plane: Plane) -> None:
+def test_disco_junk_leaves_data_half_of_a_slow_readers_throughput(plane: Plane) -> None:
     first, junk, polite, slow = (PlanePeer(plane) for _ in range(4))
     fill(first, slow.key, 300, 1400)
     polite.write(frame(FrameType.SEND_PACKET, slow.key, b"please" + bytes(1000)) * 40)
@@ -139,7 +137,7 @@ def test_disco_junk_leaves_a_slow_reader_half_of_its_line_for_data(plane: Plane)
     assert sources.count(polite.key) == 40
 
 
-def test_senders_that_flood_a_slow_reader_with_disco_junk_cost_a_polite_one_nothing(
+def test_senders_that_flood_a_slow_reader_with_disco_junk_cost_a_slow_sender_nothing(
     plane: Plane,
 ) -> None:
     first, *flooders = [PlanePeer(plane) for _ in range(5)]

@@ -79,7 +79,7 @@ def test_a_size_near_the_end_of_its_range_is_no_frame(size: int) -> None:
             assert total == 5 + size
 
 
-def test_disco_is_told_by_its_magic_and_smallest_size() -> None:
+def test_disco_is_recognised_by_its_magic_and_smallest_size() -> None:
     def packet(data: bytes) -> bytes:
         return header(FrameType.RECV_PACKET, 32 + len(data)) + bytes(32) + data
 

@@ -171,7 +171,7 @@ def test_pings_written_at_once_are_answered_by_the_pong_for_the_first() -> None:
         assert (plane.counters()["got_ping"], plane.counters()["sent_pong"]) == (501, 2)
 
 
-def test_a_ping_is_answered_although_the_relay_has_other_news_waiting(plane: Plane) -> None:
+def test_a_ping_is_answered_although_other_frames_wait(plane: Plane) -> None:
     sender, slow, leaver = (PlanePeer(plane) for _ in range(3))
     leaver.send_packet(slow.key, b"x")
     leaver.sync()

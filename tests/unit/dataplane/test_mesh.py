@@ -125,7 +125,7 @@ def test_only_a_handle_that_once_was_can_be_a_forwarder(plane: Plane) -> None:
         plane.add_forwarder(os.urandom(32), 1 << 32 | 4_000_000)
 
 
-def test_news_over_a_link_reach_the_control_plane(plane: Plane) -> None:
+def test_frames_over_a_link_reach_the_control_plane(plane: Plane) -> None:
     link = PlanePeer(plane, link=True)
     link.write(
         frame(FrameType.SERVER_KEY, bytes(40)) + frame(FrameType.KEEP_ALIVE) + frame(FrameType.PEER_GONE, bytes(31))

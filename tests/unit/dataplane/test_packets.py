@@ -26,7 +26,7 @@ def test_a_packet_arrives_with_its_sender_and_nothing_else_changed(plane: Plane,
     assert b.receive() == (FrameType.RECV_PACKET, a.key + data)
 
 
-def test_a_plane_sleeps_when_the_conversation_is_over(plane: Plane) -> None:
+def test_a_plane_without_traffic_sleeps(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     for _ in range(1000):
         a.send_packet(b.key, b"well?")
@@ -114,7 +114,7 @@ def test_as_many_unread_bytes_as_allowed_are_served(plane: Plane) -> None:
         PlanePeer(plane, unread=bytes(MAX_UNREAD_BYTES + 1))
 
 
-def test_an_idle_client_keeps_no_memory_of_a_large_read(plane: Plane) -> None:
+def test_an_idle_client_releases_the_memory_of_a_large_read(plane: Plane) -> None:
     large = frame(FrameType.HEALTH, bytes(MAX_UNREAD_BYTES // 8)) * 7
     before = resident_bytes()
     peers = [
@@ -147,7 +147,7 @@ def test_more_destinations_than_one_turn_holds_are_all_reached() -> None:
                 assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + data)
 
 
-def test_a_sender_to_very_many_does_not_hold_up_others() -> None:
+def test_a_sender_to_very_many_does_not_delay_others() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(300)]
     many, one, observer = (PlanePeer(plane) for _ in range(3))
@@ -162,7 +162,7 @@ def test_a_sender_to_very_many_does_not_hold_up_others() -> None:
             assert receiver.receive() == (FrameType.RECV_PACKET, many.key + b"to all")
 
 
-def test_very_many_tiny_records_do_not_hold_up_others() -> None:
+def test_very_many_tiny_records_do_not_delay_others() -> None:
     plane = Plane(workers=1)
     many, one, observer = SealedPeer(plane), PlanePeer(plane), PlanePeer(plane)
     stream = (
@@ -182,7 +182,7 @@ def test_very_many_tiny_records_do_not_hold_up_others() -> None:
         assert closed(plane).reason == "eof"
 
 
-def test_packets_to_very_many_behind_the_login_arrive_although_the_sender_is_gone() -> None:
+def test_packets_to_very_many_after_the_login_arrive_although_the_sender_has_closed() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
     words = b"".join(
@@ -198,7 +198,7 @@ def test_packets_to_very_many_behind_the_login_arrive_although_the_sender_is_gon
             assert receiver.receive() == (FrameType.PEER_GONE, many.key + GONE)
 
 
-def test_packets_to_very_many_before_a_hang_up_arrive() -> None:
+def test_packets_to_very_many_before_a_close_arrive() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(600)]
     many = PlanePeer(plane)
@@ -216,7 +216,7 @@ def test_packets_to_very_many_before_a_hang_up_arrive() -> None:
         assert closed(plane).reason == "eof"
 
 
-def test_senders_that_hang_up_while_they_flood_a_reader_are_heard_to_the_end() -> None:
+def test_senders_that_close_while_they_flood_a_reader_are_read_to_the_end() -> None:
     with running_plane(workers=1) as plane:
         slow, *flooders = [PlanePeer(plane) for _ in range(9)]
         for _ in range(

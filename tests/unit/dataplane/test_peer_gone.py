@@ -25,7 +25,7 @@ def test_a_disco_packet_to_an_absent_key_is_answered_three_times_at_once(plane: 
     assert dropped(plane) == {("unknown_dest", "disco"): 6, ("unknown_dest", "other"): 1}
 
 
-def test_receivers_learn_of_a_departure_and_others_do_not(plane: Plane) -> None:
+def test_receivers_get_peer_gone_for_a_departure_and_others_do_not(plane: Plane) -> None:
     a, told, untold = (PlanePeer(plane) for _ in range(3))
     a.send_packet(told.key, b"x")
     untold.send_packet(a.key, b"y")
@@ -47,7 +47,7 @@ def test_a_second_departure_is_reported_too(plane: Plane) -> None:
         assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
 
 
-def test_memory_of_a_sender_follows_its_living_receivers() -> None:
+def test_memory_of_a_sender_follows_its_connected_receivers() -> None:
     with running_plane(workers=1) as plane:
         sender, key = PlanePeer(plane), os.urandom(32)
         for _ in range(300):
@@ -59,7 +59,7 @@ def test_memory_of_a_sender_follows_its_living_receivers() -> None:
         assert sum(plane.unique_senders().values()) < 10
 
 
-def test_others_are_served_while_very_many_learn_of_a_departure() -> None:
+def test_others_are_served_while_very_many_get_peer_gone() -> None:
     plane = Plane(workers=1)
     receivers = [PlanePeer(plane) for _ in range(1000)]
     to_all = [frame(FrameType.SEND_PACKET, receiver.key, b"") for receiver in receivers]
@@ -78,7 +78,7 @@ def test_others_are_served_while_very_many_learn_of_a_departure() -> None:
         assert max(n_before) - min(n_before) >= 2, "all were told in the same turn"
 
 
-def test_a_key_that_returns_while_its_departure_is_told_stays_known_to_its_receivers(
+def test_a_key_that_returns_during_its_departure_keeps_its_gone_watchers(
     plane: Plane,
 ) -> None:
     relay, link, far = PlanePeer(plane, mesh=True), PlanePeer(plane, link=True), os.urandom(32)
@@ -144,7 +144,7 @@ def test_memory_of_gone_watchers_stays_under_its_cap() -> None:
         eventually(lambda: plane.counters()["gone_watchers_bytes"] == 0)
 
 
-def test_the_last_packets_come_before_the_news_of_the_departure(plane: Plane) -> None:
+def test_the_last_packets_come_before_the_peer_gone(plane: Plane) -> None:
     receiver = PlanePeer(plane)
     for _ in range(50):
         sender = PlanePeer(plane)
@@ -167,7 +167,7 @@ def test_no_departure_while_another_session_has_the_key(plane: Plane) -> None:
     assert receiver.receive() == (FrameType.PEER_GONE, key + GONE)
 
 
-def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) -> None:
+def test_receivers_get_peer_gone_when_a_remote_sender_leaves_the_region(plane: Plane) -> None:
     relay, link, b, far = (
         PlanePeer(plane, mesh=True),
         PlanePeer(plane, link=True),
@@ -181,7 +181,7 @@ def test_receivers_learn_when_a_remote_sender_leaves_the_region(plane: Plane) ->
     assert b.receive() == (FrameType.PEER_GONE, far + GONE)
 
 
-def test_receivers_learn_when_a_peer_leaves_that_was_forwarded_to_them_before_it_came(
+def test_receivers_get_peer_gone_for_a_peer_forwarded_before_it_connected(
     plane: Plane,
 ) -> None:
     relay, b, c, far = (
@@ -202,7 +202,7 @@ def test_receivers_learn_when_a_peer_leaves_that_was_forwarded_to_them_before_it
             assert receiver.receive() == (FrameType.PEER_GONE, far + GONE)
 
 
-def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> None:
+def test_a_client_that_stalls_while_thousands_leave_is_not_closed() -> None:
     with running_plane(workers=1) as plane:
         mesh, stalled = PlanePeer(plane, mesh=True), PlanePeer(plane)
         link = PlanePeer(plane, link=True)
@@ -229,7 +229,7 @@ def test_a_client_that_stalls_while_thousands_leave_is_not_closed_for_it() -> No
             peer.close()
 
 
-def test_a_client_that_pings_while_news_pile_up_is_not_closed_for_the_pong() -> None:
+def test_a_client_that_pings_while_frames_accumulate_is_not_closed() -> None:
     gone = frame(FrameType.PEER_GONE, bytes(32), GONE)
     with running_plane(workers=1, keep_alive_s=0.2) as plane:
         stalled, other = PlanePeer(plane), PlanePeer(plane)

@@ -56,7 +56,7 @@ def test_changes_of_home_are_moves_once_the_client_has_settled() -> None:
         assert moves(plane) == (0, 0)
 
 
-def test_a_session_without_tcp_is_told_from_one_whose_kernel_fails() -> None:
+def test_a_session_without_tcp_is_distinguished_from_a_failure_of_the_kernel() -> None:
     plane = Plane(workers=1)
     PlanePeer(plane)
     ours, theirs = socket.socketpair()
@@ -134,7 +134,7 @@ def test_part_of_a_frame_cannot_be_sent(plane: Plane) -> None:
     a.sync()
 
 
-def test_a_session_closed_by_the_relay_is_told_so_in_its_records(plane: Plane) -> None:
+def test_a_session_closed_by_the_relay_gets_a_tls_alert(plane: Plane) -> None:
     a, b = SealedPeer(plane), SealedPeer(plane)
     plane.close_session(a.handle)
     plane.close_key(b.key)
@@ -187,7 +187,7 @@ def test_events_can_be_taken_a_few_at_a_time(plane: Plane) -> None:
     assert plane.events(4) == []
 
 
-def test_the_name_of_a_clients_program_is_told_with_its_session(plane: Plane) -> None:
+def test_the_name_of_a_clients_program_is_reported_with_its_session(plane: Plane) -> None:
     named, unnamed = PlanePeer(plane, app_name=b"tailscale" * 3), PlanePeer(plane)
     names = {session.handle: session.app_name for session in plane.sessions()}
     assert names == {named.handle: b"tailscale" * 3, unnamed.handle: b""}
@@ -216,7 +216,7 @@ def test_the_number_of_peers_that_sent_to_a_session_is_estimated(n_senders: int)
         assert {s.handle: s.senders for s in plane.sessions()}[mesh.handle] == 1
 
 
-def test_senders_are_not_counted_unless_asked_for(plane: Plane) -> None:
+def test_senders_are_not_counted_without_the_option(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, b"x")
     b.receive()
@@ -224,7 +224,7 @@ def test_senders_are_not_counted_unless_asked_for(plane: Plane) -> None:
 
 
 @pytest.mark.threads
-def test_a_closed_plane_refuses_and_tells_the_rest() -> None:
+def test_a_closed_plane_refuses_calls_and_returns_the_remaining_events() -> None:
     plane = Plane(workers=2)
     plane.start()
     peers = [PlanePeer(plane) for _ in range(5)]

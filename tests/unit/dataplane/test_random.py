@@ -17,7 +17,7 @@ from tests.kit.plane import DISCO, PlanePeer, accounted, events, running_plane
 pytestmark = [pytest.mark.usefixtures("peers"), pytest.mark.threads]
 
 
-def test_many_threads_of_traffic_and_churn_leave_nothing_behind() -> None:
+def test_traffic_and_churn_of_many_threads_leave_no_state() -> None:
     """Every packet is delivered or counted as dropped, and the tables end as empty as they began."""
     with running_plane(workers=3) as plane:
         sink = PlanePeer(plane)
@@ -98,7 +98,7 @@ def random_life(plane: Plane, rng: random.Random, keys: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_frames_cuts_and_ends_are_survived_and_accounted_for(seed: int) -> None:
+def test_random_frames_cuts_and_ends_are_accounted_for(seed: int) -> None:
     with running_plane(
         workers=2, write_timeout_s=1, keep_alive_s=3600, backlog_cap_bytes=1_000_000
     ) as plane:

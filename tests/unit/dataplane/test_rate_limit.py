@@ -72,7 +72,7 @@ def test_lifting_the_limit_frees_waiting_senders(plane: Plane) -> None:
         b.receive()
 
 
-def test_a_limit_that_changes_all_the_time_holds_no_client_for_long(plane: Plane) -> None:
+def test_a_limit_that_changes_constantly_delays_no_client_for_long(plane: Plane) -> None:
     a, b = PlanePeer(plane), PlanePeer(plane)
     stop = threading.Event()
     # The two threads take turns at every packet, not every 5 ms.

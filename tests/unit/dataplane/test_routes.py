@@ -23,7 +23,7 @@ def find(table: Any, wanted: bytes) -> Any:
     return found
 
 
-def test_thousands_of_keys_that_come_and_go_are_found_while_they_are_there() -> None:
+def test_thousands_of_keys_are_found_while_they_are_registered() -> None:
     table = routing.Routing()
     for i in range(1, 5001):
         assert table.register(key(i), i) == 1
@@ -36,7 +36,7 @@ def test_thousands_of_keys_that_come_and_go_are_found_while_they_are_there() -> 
     assert table.counts == (2500, 2500, 0)
 
 
-def test_the_last_to_speak_is_active_and_the_one_before_follows_it() -> None:
+def test_the_last_to_send_is_active_and_the_previous_one_succeeds_it() -> None:
     table = routing.Routing()
     assert [table.register(key(1), handle) for handle in (11, 12, 13)] == [1, 2, 3]
     table.speak(key(1), 12)
@@ -82,7 +82,7 @@ def test_watchers_that_have_left_make_room_for_others() -> None:
     table.unregister(key(1), 11)
 
 
-def test_watchers_beyond_the_cap_are_not_noted() -> None:
+def test_watchers_beyond_the_cap_are_not_recorded() -> None:
     table = routing.Routing(cap_bytes=4096)
     table.register(key(1), 11)
     table.alive.update(range(100, 10_000))

@@ -34,7 +34,7 @@ def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
 
 
 @pytest.mark.threads
-def test_packets_of_another_thread_never_seem_to_have_waited_for_centuries() -> None:
+def test_packets_of_another_thread_have_no_negative_waiting_time() -> None:
     with running_plane(workers=2) as plane:
         slow, *senders = [PlanePeer(plane) for _ in range(4)]
         stop = threading.Event()
@@ -95,7 +95,7 @@ def test_a_reader_that_takes_nothing_is_closed_at_the_write_deadline() -> None:
         assert plane.counters()["backlog_bytes"] == 0
 
 
-def test_the_first_packet_for_a_broken_socket_is_a_write_error_and_those_behind_it_are_not(
+def test_only_the_first_packet_for_a_broken_socket_is_a_write_error(
     plane: Plane,
 ) -> None:
     sender, broken = PlanePeer(plane), PlanePeer(plane)
@@ -117,9 +117,7 @@ def test_packets_for_a_client_that_the_relay_closes_are_no_write_error(plane: Pl
 
 @pytest.mark.parametrize("role", ["mesh", "link"])
 @pytest.mark.parametrize("expected", ["client", "peer"])
-def test_clients_and_mesh_peers_each_have_a_write_deadline_of_their_own(
-    role: str, expected: str
-) -> None:
+def test_clients_and_mesh_peers_have_separate_write_deadlines(role: str, expected: str) -> None:
     client_s, mesh_s = (0.2, 600) if expected == "client" else (600, 0.2)
     with running_plane(workers=1, write_timeout_s=client_s, mesh_write_timeout_s=mesh_s) as plane:
         sender, far = PlanePeer(plane), os.urandom(32)
@@ -154,7 +152,7 @@ def test_a_silent_client_is_kept_alive_and_a_busy_one_too() -> None:
         assert (FrameType.KEEP_ALIVE, b"") in busy.receive_until_pong()
 
 
-def test_a_link_that_falls_silent_is_closed() -> None:
+def test_a_silent_link_is_closed() -> None:
     with running_plane(workers=1, keep_alive_s=0.1) as plane:
         link = PlanePeer(plane, link=True)
         assert closed(plane).reason == "silent"

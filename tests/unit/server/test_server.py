@@ -15,7 +15,7 @@ from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import PlanePeer
 
 
-def test_a_flood_of_mesh_frames_is_spread_over_many_turns_of_the_loop(
+def test_a_flood_of_mesh_frames_is_spread_over_many_iterations_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     n_frames = 2000

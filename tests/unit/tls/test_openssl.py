@@ -33,7 +33,7 @@ def test_the_systems_library_is_the_one_that_python_has_loaded() -> None:
 
 @needs_bundled
 @pytest.mark.parametrize("crypto", [None, "", "bundled"])
-def test_a_library_that_is_brought_along_is_used_unless_another_one_is_asked_for(
+def test_a_bundled_library_is_used_unless_another_one_is_selected(
     crypto: str | None,
 ) -> None:
     version, source = library_with(crypto).stdout.splitlines()
@@ -50,12 +50,12 @@ def test_the_bundled_library_shows_the_process_no_other_symbol_than_its_list() -
 
 
 @needs_none
-def test_without_a_library_brought_along_the_systems_is_used() -> None:
+def test_without_a_bundled_library_the_systems_is_used() -> None:
     assert library_with(None).stdout.split("\n")[1] == "system"
 
 
 @needs_none
-def test_asking_for_a_library_that_is_not_brought_along_says_what_to_do() -> None:
+def test_selecting_an_absent_bundled_library_names_the_next_step() -> None:
     with pytest.raises(ImportError, match=r"bundled.*as wheels do.*leave the variable out"):
         openssl.choose("bundled")
 
@@ -94,7 +94,7 @@ def test_a_path_without_a_library_is_refused_by_its_name(tmp_path: Path) -> None
         openssl.choose(str(tmp_path / "libssl.so"))
 
 
-def test_a_choice_that_means_nothing_is_refused_with_those_that_do() -> None:
+def test_an_invalid_choice_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(UsageError, match=r"^FASTDERP_CRYPTO='openssl': it is bundled, system, or "):
         openssl.choose("openssl")
 

@@ -103,7 +103,7 @@ def test_every_single_flipped_bit_is_refused_and_nothing_is_released() -> None:
         }
 
 
-def test_a_bad_record_withholds_the_good_data_read_with_it_for_good(
+def test_a_bad_record_discards_the_good_data_read_with_it(
     pair: Pair,
 ) -> None:
     good, bad = pair.peer.seal(b"good"), bytearray(pair.peer.seal(b"bad"))
@@ -134,7 +134,7 @@ def test_a_dropped_record_is_noticed(pair: Pair) -> None:
     assert refused(pair.layer, pair.peer.seal(b"next")) == "bad_mac"
 
 
-def test_our_own_records_reflected_are_refused(pair: Pair) -> None:
+def test_reflected_records_are_refused(pair: Pair) -> None:
     assert refused(pair.layer, pair.layer.seal(b"mirror")) == "bad_mac"
 
 

@@ -68,7 +68,7 @@ def test_malformed_private_key_text_is_refused_without_being_quoted(text: str) -
 
 
 def test_zero_and_short_private_keys_are_refused() -> None:
-    with pytest.raises(ValueError, match="all-zero"):
+    with pytest.raises(ValueError, match="all zeros"):
         NodePrivate(bytes(32))
     with pytest.raises(ValueError, match="32 bytes"):
         NodePrivate(bytes(31))
@@ -188,7 +188,7 @@ SECRET = "privkey:" + "5e" * 32
         (b'{"PrivateKey": ""}', "starts with 'privkey:'"),
         (f'{{"PrivateKey": "{SECRET}5e"}}'.encode(), "64 hex digits, not 66"),
         (f'{{"PrivateKey": "{SECRET[:-1]}g"}}'.encode(), "hex digits only"),
-        (f'{{"PrivateKey": "privkey:{"0" * 64}"}}'.encode(), "all-zero"),
+        (f'{{"PrivateKey": "privkey:{"0" * 64}"}}'.encode(), "all zeros"),
         (b"\xff\xfe", "not a text file"),
     ],
 )

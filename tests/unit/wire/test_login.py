@@ -236,7 +236,7 @@ def test_smallest_and_largest_client_info_pass_the_header_check() -> None:
         (client_info_payload(b'{"meshKey":""}'), "mesh_key"),
     ],
 )
-def test_refused_logins_say_why(payload: bytes, reason: str) -> None:
+def test_refused_logins_have_a_reason(payload: bytes, reason: str) -> None:
     with pytest.raises(LoginError) as caught:
         login.open_client_info(SERVER, payload)
     assert caught.value.reason == reason
@@ -263,7 +263,7 @@ def test_server_key_may_carry_future_bytes() -> None:
     assert login.parse_server_key(FrameType.SERVER_KEY, payload) == SERVER.public_key
 
 
-def test_server_info_tells_a_send_rate() -> None:
+def test_server_info_contains_a_send_rate() -> None:
     info = ServerInfo(2, 1000, 70000)
     opened = login.open_client_info(SERVER, vectors.CLIENT_INFO_FRAME[5:])
     sent = opened.server_info_frame(info)
@@ -305,7 +305,7 @@ def test_both_sides_understand_each_other_with_fresh_keys() -> None:
     assert login.open_server_info(box, opened.server_info_frame()[5:]) == ServerInfo()
 
 
-def test_common_client_infos_are_remembered_but_no_mesh_key() -> None:
+def test_common_client_infos_are_cached_but_no_mesh_key() -> None:
     secret = MeshKey.generate()
     for _ in range(2):
         assert login.parse_client_info(b'{"version":2,"CanAckPings":true}') == ClientInfo(2, True)

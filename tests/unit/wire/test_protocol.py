@@ -100,7 +100,7 @@ def test_header_is_a_type_and_a_big_endian_length() -> None:
         (FrameType.RESTARTING, vectors.RESTARTING_FRAME[5:], ServerRestarting(0.001, 0.002)),
     ],
 )
-def test_messages_of_every_age_are_understood(
+def test_messages_of_every_release_are_parsed(
     frame_type: int, payload: bytes, message: object
 ) -> None:
     assert parse_message(frame_type, payload) == message

@@ -86,7 +86,7 @@ def test_version_2_names_the_client_and_its_tlvs_are_skipped(
 
 
 @pytest.mark.parametrize("family", [0x00, 0x11, 0x12, 0xFF])
-def test_the_proxy_speaks_for_itself_with_local(family: int) -> None:
+def test_local_is_a_connection_of_the_proxy_itself(family: int) -> None:
     header = v2(0, family, b"any bytes")
     assert parse(header) == Header(len(header), None)
 

@@ -99,7 +99,7 @@ def test_a_disallowed_app_name_is_refused_before_admission_is_asked_and_mesh_pee
             assert one.reason == "app_name_disallowed" and '"noisy"' in one.detail
 
 
-def test_admission_decides_on_clients_and_its_no_ends_the_login() -> None:
+def test_a_denial_by_admission_ends_the_login() -> None:
     allowed, refused = make(asks_admission=True), make(asks_admission=True)
     for one in (allowed, refused):
         one.feed(client_info())

@@ -74,7 +74,7 @@ async def test_a_handshake_whose_client_left_is_not_started() -> None:
     queue.close()
 
 
-async def test_an_unfinished_handshake_gives_way_to_waiting_ones(
+async def test_a_slow_handshake_is_ended_for_waiting_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handshake_queue, "LOOK_S", 0.01)
@@ -90,7 +90,7 @@ async def test_an_unfinished_handshake_gives_way_to_waiting_ones(
     queue.close()
 
 
-async def test_where_all_handshakes_are_slow_none_gives_way(
+async def test_when_all_handshakes_are_slow_none_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handshake_queue, "LOOK_S", 0.01)

@@ -31,7 +31,7 @@ def holders(memory: LoginMemory, n: int, n_bytes: int) -> list[Holder]:
     return made
 
 
-def test_every_byte_comes_back() -> None:
+def test_every_byte_is_released() -> None:
     memory = LoginMemory(LIMIT)
     made = holders(memory, 10, 3 * KIB)
     made[0].hold(200 * KIB)

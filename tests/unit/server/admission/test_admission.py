@@ -146,7 +146,7 @@ async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked._remembered) == 10
 
 
-async def test_a_verifier_that_breaks_lets_no_client_in(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_verifier_that_raises_admits_no_client(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Oracle):
         async def ask(self, key: NodePublic, ip: str) -> Verdict:
             raise KeyError("oops")
@@ -163,7 +163,8 @@ async def test_an_admission_without_an_answer_is_logged(caplog: pytest.LogCaptur
     for _ in range(20):
         assert await is_let_in(asked)
     assert (
-        caplog.text.count("is let in without an answer, as configured: example.com: no answer") == 1
+        caplog.text.count("is admitted without a verdict, as configured: example.com: no answer")
+        == 1
     )
 
 
@@ -321,8 +322,8 @@ async def test_one_line_gives_the_cause_of_missing_answers_and_one_their_return(
     for _ in range(5):
         assert await is_let_in(asked)
     assert [record.getMessage() for record in caplog.records] == [
-        "admission: oracle gives no answer: tailscaled: its state is Starting, not Running;"
-        " new clients are refused, connected ones stay",
+        "admission: no answer from oracle: tailscaled: its state is Starting, not Running;"
+        " new clients are refused, connected clients stay",
         "admission: oracle answers again",
     ]
 
@@ -370,6 +371,6 @@ async def test_the_self_test_reports_a_verifier_that_refuses_our_node(
     assert oracle.asked == [(ANN, "::1")]
     oracle.verdict = NO
     for _ in range(2):
-        assert await asked.self_test() == ["this machine's own node would not be let in: says no"]
+        assert await asked.self_test() == ["this machine's own node would be refused: says no"]
     assert len(caplog.records) == 1
     assert await Admission(None, [oracle], own_key=absent).self_test() == ["no tailscaled"]

@@ -103,7 +103,7 @@ def test_a_file_put_in_its_place_counts_as_changed_even_with_the_same_size_and_t
 
 @pytest.mark.parametrize("broken", ["", "  \n", "nodekey:zz", "# only a comment", None])
 @pytest.mark.parametrize("required", [True, False])
-def test_an_empty_or_broken_file_keeps_the_last_good_list_and_says_so_once(
+def test_an_empty_or_broken_file_keeps_the_last_good_list_and_is_logged_once(
     file: Path, broken: str | None, required: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write_text(ANN.text)

@@ -90,14 +90,14 @@ async def test_the_connection_to_the_url_is_reused() -> None:
         b'{"Allow":true}' + b"x" * 10_000,
     ],
 )
-async def test_a_yes_may_be_spelled_in_many_ways(body: bytes) -> None:
+async def test_an_admission_may_be_spelled_in_many_ways(body: bytes) -> None:
     assert (await ask_url(ok(body))).outcome == "allowed"
 
 
 @pytest.mark.parametrize(
     "answer", [ok(b"{}"), ok({"Allow": False}), ok({"Allow": None}), response(403, b"no")]
 )
-async def test_a_no_is_certain(answer: bytes) -> None:
+async def test_a_denial_is_certain(answer: bytes) -> None:
     verdict = await ask_url(answer)
     assert (verdict.allowed, verdict.certain) == (False, True)
 
@@ -125,7 +125,7 @@ async def test_a_no_is_certain(answer: bytes) -> None:
     ],
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else value,
 )
-async def test_any_other_answer_is_no_even_when_failing_open_but_not_certain(
+async def test_any_other_answer_denies_even_when_failing_open_but_is_not_certain(
     answer: bytes, outcome: str
 ) -> None:
     verdict = await ask_url(answer)
@@ -284,7 +284,7 @@ def test_a_malformed_admission_url_is_refused_without_quoting_it(url: str) -> No
 # tailscaled
 
 
-async def test_tailscaled_is_asked_for_the_key(tmp_path: Path) -> None:
+async def test_tailscaled_is_queried_for_the_key(tmp_path: Path) -> None:
     with serving(ok({"Node": {"Name": "x"}}), tmp_path / "socket") as service:
         tailscaled = Tailscaled(str(tmp_path / "socket"))
         assert await tailscaled.ask(KEY, "192.0.2.7") == Verdict(True, "allowed")
@@ -338,14 +338,12 @@ async def test_only_a_known_key_passes_tailscaled(
     ],
     ids=lambda body: body.decode()[:40],
 )
-async def test_a_whois_answer_of_another_shape_lets_no_client_in(
-    body: bytes, tmp_path: Path
-) -> None:
+async def test_a_malformed_whois_answer_admits_no_client(body: bytes, tmp_path: Path) -> None:
     verdict = await ask_tailscaled(ok(body), tmp_path)
     assert (verdict.allowed, verdict.outcome, verdict.certain) == (False, "malformed", False)
 
 
-async def test_a_whois_answer_as_tailscaled_gives_it_lets_the_client_in(tmp_path: Path) -> None:
+async def test_a_whois_answer_of_tailscaled_admits_the_client(tmp_path: Path) -> None:
     answer = {
         "Node": {"ID": 1, "Key": KEY.text, "Tags": None},
         "UserProfile": {"ID": 2, "LoginName": "ann@example.com"},
@@ -374,7 +372,7 @@ async def test_a_whois_answer_as_tailscaled_gives_it_lets_the_client_in(tmp_path
         b"HTTP/1.1 200 -\r\nContent-Length: 100\r\n\r\n{",
     ],
 )
-async def test_a_no_of_a_tailscaled_without_a_network_map_is_not_certain(
+async def test_a_denial_of_a_tailscaled_without_a_network_map_is_not_certain(
     status: bytes, tmp_path: Path
 ) -> None:
     verdict = await ask_tailscaled(tailscaled_that_says(response(404), status), tmp_path)
@@ -389,7 +387,7 @@ async def test_a_tailscaled_that_gets_its_network_map_between_two_queries_admits
     assert (await ask_tailscaled(lambda request: next(answers), tmp_path)).allowed
 
 
-async def test_without_tailscaled_no_client_is_let_in(tmp_path: Path) -> None:
+async def test_without_tailscaled_no_client_is_admitted(tmp_path: Path) -> None:
     tailscaled = Tailscaled(str(tmp_path / "absent"))
     verdict = await tailscaled.ask(KEY, "192.0.2.7")
     await tailscaled.close()
@@ -397,18 +395,18 @@ async def test_without_tailscaled_no_client_is_let_in(tmp_path: Path) -> None:
     assert verdict.detail == f"tailscaled at {tmp_path / 'absent'}: No such file or directory"
 
 
-async def test_an_old_tailscaled_is_named_as_old(tmp_path: Path) -> None:
+async def test_an_old_tailscaled_is_reported_as_old(tmp_path: Path) -> None:
     verdict = await ask_tailscaled(response(400, b"invalid 'addr' parameter\n"), tmp_path)
     assert not verdict.allowed and "update it" in verdict.detail
 
 
-async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
+async def test_tailscaled_returns_its_own_key(tmp_path: Path) -> None:
     with serving(RUNNING, tmp_path / "socket") as service:
         tailscaled = Tailscaled(str(tmp_path / "socket"))
         assert await tailscaled.own_key() == OWN_KEY
         for answer, complaint in (
             (ok(b"{}"), "its state is unknown, not Running"),
-            (ok({"BackendState": "Running", "Self": None}), "does not know its own node"),
+            (ok({"BackendState": "Running", "Self": None}), "no node of its own"),
             (ok({"BackendState": "Running", "Self": {"PublicKey": 7}}), "is not a string"),
         ):
             service.answer = answer
@@ -423,7 +421,7 @@ async def test_tailscaled_tells_its_own_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "admission.invalid"])
 @pytest.mark.parametrize("n_left", [0, 1, 2])
-async def test_used_up_descriptors_let_no_client_in_although_the_url_fails_open(
+async def test_a_shortage_of_descriptors_admits_no_client_although_the_url_fails_open(
     host: str, n_left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "BUDGET_S", 20.0)
@@ -447,7 +445,7 @@ async def test_used_up_descriptors_are_not_mistaken_for_an_absent_tailscaled(
         await tailscaled.close()
 
 
-async def test_without_a_thread_for_the_name_lookup_no_client_is_let_in(
+async def test_without_a_thread_for_the_name_lookup_no_client_is_admitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def start(thread: threading.Thread) -> None:
@@ -465,7 +463,7 @@ async def test_without_a_thread_for_the_name_lookup_no_client_is_let_in(
     "number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL]
 )
 @pytest.mark.parametrize("call", ["socket", "connect"])
-async def test_each_shortage_of_each_call_counts_as_ours(
+async def test_each_shortage_of_each_call_counts_as_local(
     number: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Short(socket.socket):

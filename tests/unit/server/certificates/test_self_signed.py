@@ -148,7 +148,7 @@ print(sorted(os.listdir(directory)))
 
 
 @pytest.mark.root
-def test_a_full_disk_between_the_two_files_harms_no_later_start(tmp_path: Path) -> None:
+def test_a_full_disk_between_the_two_files_affects_no_later_start(tmp_path: Path) -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     done = subprocess.run(

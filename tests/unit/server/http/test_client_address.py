@@ -21,7 +21,7 @@ PROXY = Origin.of_peer(("10.0.0.1", 9), TRUSTED)
         ("nonsense", False),
     ],
 )
-def test_proxies_are_known_by_address(text: str, trusted: bool) -> None:
+def test_proxies_are_identified_by_address(text: str, trusted: bool) -> None:
     assert TRUSTED.trusts(text) is trusted
     assert not TrustedProxies().trusts(text)
 

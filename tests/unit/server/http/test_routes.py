@@ -62,7 +62,7 @@ def test_an_odd_challenge_gets_a_204_without_an_answer(challenge: str) -> None:
     assert "X-Tailscale-Response" not in headers
 
 
-def test_crawlers_are_turned_away() -> None:
+def test_crawlers_are_excluded() -> None:
     status, headers, body = answer(get("/robots.txt"))
     assert (status, body) == ("HTTP/1.1 200 OK", b"User-agent: *\nDisallow: /\n")
     assert headers["X-Frame-Options"] == "DENY"

@@ -29,7 +29,7 @@ def test_the_upgrade_needs_no_connection_header_no_get_and_no_http_1_1(
         ["Upgrade: "],
     ],
 )
-def test_other_requests_for_derp_are_told_to_upgrade(headers: list[str]) -> None:
+def test_other_requests_for_derp_are_answered_426(headers: list[str]) -> None:
     request = get("/derp", *headers)
     assert derp.derp_upgrade(request) is None
     status, fields_, body = fields(pages.upgrade_required(request).encode(request, close=False))

@@ -93,7 +93,7 @@ def test_every_line_is_logged_while_debugging(
         ("name für naïve 日本語 …", "name für naïve 日本語 …"),
     ],
 )
-def test_text_of_strangers_cannot_forge_a_line_or_steer_a_terminal(
+def test_text_of_peers_cannot_forge_a_line_or_control_a_terminal(
     said: str, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("fastderp").warning("%s: refused: %s", "192.0.2.1", said)

@@ -237,7 +237,7 @@ def test_loopback_and_tailscale_addresses_have_access(remote: str) -> None:
         "",
     ],
 )
-def test_strangers_have_no_access(remote: str) -> None:
+def test_other_addresses_have_no_access(remote: str) -> None:
     assert not DebugAccess().allows(request(remote=remote))
 
 
@@ -266,7 +266,7 @@ def test_a_malformed_variable_is_refused(variable: str) -> None:
         DebugAccess.from_environment({variable: "junk"})
 
 
-def test_the_debug_key_opens_from_anywhere(tmp_path: Path) -> None:
+def test_the_debug_key_gives_access_from_any_address(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("  s3cret \n")
     access = DebugAccess.from_environment({"TS_DEBUG_KEY_PATH": str(key)})
@@ -278,7 +278,7 @@ def test_the_debug_key_opens_from_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
-def test_a_missing_or_empty_key_file_opens_nothing(tmp_path: Path, content: str | None) -> None:
+def test_a_missing_or_empty_key_file_gives_no_access(tmp_path: Path, content: str | None) -> None:
     key = tmp_path / "key"
     if content is not None:
         key.write_text(content)

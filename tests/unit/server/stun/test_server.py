@@ -296,7 +296,7 @@ def test_a_foreign_address_is_refused() -> None:
         stun.bind_stun("192.0.2.1", 0)
 
 
-async def test_a_read_error_is_counted_logged_and_holds_up_nothing_but_the_next_read(
+async def test_a_read_error_is_counted_logged_and_delays_only_the_next_read(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A socket that cannot be read: TCP, not connected."""

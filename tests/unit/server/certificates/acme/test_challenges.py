@@ -37,9 +37,7 @@ def request(path: str, host: str = NAME) -> Request:
 @pytest.mark.parametrize(
     "host", [NAME, f"{NAME}:80", NAME.upper(), "192.0.2.1", "[2001:db8::1]:80"]
 )
-async def test_a_token_that_is_ours_is_answered_and_no_other(
-    tmp_path: Path, ca: Ca, host: str
-) -> None:
+async def test_only_our_tokens_are_answered(tmp_path: Path, ca: Ca, host: str) -> None:
     async with certificates(tmp_path, ca, ip_certs=True) as ours:
         ours._challenges.publish(HTTP_01, NAME, "token.thumb")
         known = ours.respond(request(HTTP_PREFIX + "token", host))

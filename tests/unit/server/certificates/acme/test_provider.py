@@ -95,7 +95,7 @@ async def test_only_the_name_itself_is_served(tmp_path: Path, ca: Ca) -> None:
     assert ca.asked == [NAME]
 
 
-async def test_clients_cannot_invent_any_number_of_names(tmp_path: Path, ca: Ca) -> None:
+async def test_the_number_of_names_that_clients_request_is_bounded(tmp_path: Path, ca: Ca) -> None:
     async with certificates(tmp_path, ca, hostname=VENDOR_HOSTNAME, ip_certs=True) as ours:
         for n in range(acme.NAMES_LIMIT - 1):
             await chosen(ours, f"derp{n}.tailscale.com")
@@ -108,9 +108,7 @@ async def test_clients_cannot_invent_any_number_of_names(tmp_path: Path, ca: Ca)
 
 
 @pytest.mark.parametrize("local_ip", ["192.0.2.1", "2001:db8::1"])
-async def test_each_address_has_a_certificate_of_its_own(
-    tmp_path: Path, ca: Ca, local_ip: str
-) -> None:
+async def test_each_address_has_its_own_certificate(tmp_path: Path, ca: Ca, local_ip: str) -> None:
     async with certificates(tmp_path, ca, hostname="", ip_certs=True) as ours:
         without_name = await chosen(ours, None, local_ip)
         assert await chosen(ours, local_ip, local_ip) is without_name
