@@ -112,7 +112,7 @@ class Inbox:
         Raises ConcurrencyError while another task waits, and what `check_alive` raises.
         """
         if self._receiver is not None:
-            raise ConcurrencyError("another task receives from this client already")
+            raise ConcurrencyError("another task already receives from this client")
         while not self._messages:
             check_alive()
             self._receiver = self._loop.create_future()

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from fastderp.net.delivery import Receiver
 
-# Maximum of one read: under the size for which malloc asks the system each time, above 40
+# Maximum of one read: below the size for which malloc makes a system call each time, above 40
 # packets of 1,400 bytes.
 READ_BYTES = 64 << 10
 # Limit of received bytes that the reader has not taken, at which reading stops. The read that

@@ -33,7 +33,7 @@ class TlsStream:
         self._channel = channel
         self._closing = False
         self._receiver: Receiver | None = None
-        # The relay may send data right after its part of the handshake.
+        # The relay may send data directly after its part of the handshake.
         self._plain = channel.open(b"")
         self.version = version
         """`TLSv1.2` or `TLSv1.3`."""

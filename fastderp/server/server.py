@@ -57,9 +57,9 @@ from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
-# Plane events per loop iteration. A mesh peer may announce 250,000 keys at once, a few microseconds
-# each: logins run in between.
-_EVENTS_PER_TURN = 256
+# Plane events per loop iteration, so that logins run in between: a mesh peer may announce 250,000
+# keys at once, at a few microseconds each.
+_EVENTS_PER_ITERATION = 256
 # The TLS version of every client connection whose records the data plane opens.
 _PLANE_TLS = "1.3"
 

@@ -67,7 +67,8 @@ cdef class MessageReader:
         self._unread = bytearray()
 
     def feed(self, const uint8_t[::1] data not None, list messages not None):
-        """Append the messages that `data` completes to `messages`; return whether a frame was.
+        """Append the messages that `data` completes to `messages`; return whether any frame was
+        complete.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.
