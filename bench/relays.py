@@ -303,7 +303,7 @@ def _await_port(relay: Relay, process: subprocess.Popen[bytes], port: int, log: 
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.002)
     raise RelayError(f"{relay.name} did not start: {' '.join(relay.command)}\n{_end_of(log)}")
 
 

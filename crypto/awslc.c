@@ -17,6 +17,8 @@
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 
+typedef struct tm tm; /* as in openssl.pxd */
+
 /* Other integers: the table's `int` is no `size_t` in a register. */
 
 static unsigned long own_ERR_get_error(void) { return ERR_get_error(); }
@@ -39,12 +41,24 @@ static int own_HMAC_Init_ex(HMAC_CTX *context, const void *key, int n_key, const
     return HMAC_Init_ex(context, key, (size_t)n_key, hash, engine);
 }
 
+static int own_X509_NAME_add_entry_by_NID(X509_NAME *name, int nid, int type, const uint8_t *data,
+                                          int n, int place, int set) {
+    return X509_NAME_add_entry_by_NID(name, nid, type, data, n, place, set);
+}
+
 /* Other numbers. */
 
 #define OPENSSL_NID_X25519 1034
+#define OPENSSL_NID_ED25519 1087
 #define OPENSSL_ERROR_WANT_CLIENT_HELLO_CB 11
 
-static int key_type(int type) { return type == OPENSSL_NID_X25519 ? EVP_PKEY_X25519 : type; }
+static int key_type(int type) {
+    switch (type) {
+    case OPENSSL_NID_X25519: return EVP_PKEY_X25519;
+    case OPENSSL_NID_ED25519: return EVP_PKEY_ED25519;
+    default: return type;
+    }
+}
 
 static EVP_PKEY *own_EVP_PKEY_new_raw_private_key(int type, void *engine, const uint8_t *key,
                                                   size_t n) {

@@ -14,10 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-
 from fastderp.cli.output import show
 from fastderp.errors import (
     EX_FAILURE,
@@ -38,6 +34,7 @@ from fastderp.util.net import is_address
 
 NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
+BAR_COLUMNS = 40
 
 
 EXIT_CODES = """\
@@ -279,21 +276,8 @@ def _run_with_bar(
     timing: Timing,
     options: argparse.Namespace,
 ) -> Result:
-    bar = Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,
-        disable=options.quiet or not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("logging in", total=1.0)
-
-        def on_progress(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
-            bar.refresh()
-
+    is_shown = not options.quiet and sys.stderr.isatty()
+    try:
         return run(
             target,
             scenario,
@@ -303,8 +287,18 @@ def _run_with_bar(
             verify=options.verify,
             seed=options.seed,
             sources=options.source,
-            on_progress=on_progress,
+            on_progress=_draw_bar if is_shown else lambda what, share: None,
         )
+    finally:
+        if is_shown:
+            print(end="\r\x1b[K", file=sys.stderr, flush=True)
+
+
+def _draw_bar(what: str, share: float) -> None:
+    """Draw the progress over the line of the terminal that has it."""
+    done = round(BAR_COLUMNS * min(share, 1.0))
+    bar = "#" * done + "." * (BAR_COLUMNS - done)
+    print(f"\r{what:>10} [{bar}]", end="\x1b[K", file=sys.stderr, flush=True)
 
 
 def _json(result: Result, arguments: Sequence[str] | None) -> str:
@@ -334,19 +328,18 @@ def _write_json(file: TextIO, text: str) -> int:
 
 
 def _print_scenarios() -> None:
-    table = Table("scenario", "load", box=None)
-    for scenario in SCENARIOS.values():
-        table.add_row(scenario.name, scenario.summary)
-    Console().print(table)
+    rows = [(scenario.name, scenario.summary) for scenario in SCENARIOS.values()]
+    width = max(len(name) for name, _ in rows)
+    for name, summary in [("scenario", "load"), *rows]:
+        print(f" {name:<{width}}  {summary}")
 
 
 def _print_result(result: Result, scenario: Scenario) -> None:
-    table = Table(title=f"{scenario.name} · {result.url}", show_header=False, box=None)
-    table.add_column(justify="right")
-    table.add_column()
-    for name, value in _rows(result):
-        table.add_row(name, value)
-    Console().print(table)
+    rows = _rows(result)
+    width = max(len(name) for name, _ in rows)
+    print(f"{scenario.name} · {result.url}")
+    for name, value in rows:
+        print(f" {name:>{width}}  {value}")
 
 
 def _rows(result: Result) -> list[tuple[str, str]]:

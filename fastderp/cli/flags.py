@@ -6,7 +6,6 @@ flag.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -172,5 +171,7 @@ def _recognise(
 
 
 def _suggestion(name: str, table: dict[str, Flag]) -> str:
+    import difflib
+
     nearest = difflib.get_close_matches(name.lower().replace("_", "-"), table, n=1)
     return f"; did you mean -{nearest[0]}?" if nearest else "; -help lists them all"

@@ -29,8 +29,6 @@ def show(command: str, write: Callable[[], None]) -> int:
         return (
             EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
         )
-    except SystemExit:  # rich raised this for the broken pipe
-        return EX_IOERR
     return EX_OK
 
 

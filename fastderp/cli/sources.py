@@ -5,8 +5,6 @@ Errors are one line that names the place, the value and the accepted values.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +115,8 @@ def _entries(table: Mapping[str, Flag], path: Path) -> Iterator[tuple[Flag, str,
 
 
 def _load(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(files.read(path).decode())
     except OSError as error:
@@ -164,5 +164,7 @@ def _text(value: object, flag: Flag, place: str) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib
+
     found = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {found[0]}?" if found else ""

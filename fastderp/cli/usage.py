@@ -1,20 +1,21 @@
-"""Prints the help of `fastderp-relay`: the flags by group, examples, exit codes.
-
-Imported for -help only: rendering it costs more than starting the relay.
-"""
+"""Prints the help of `fastderp-relay`: the flags by group, examples, exit codes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TextIO
 
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from fastderp.cli.flags import Flag
+
+# Columns of the text in a file or a pipe, and the widest in a terminal.
+WIDTH = 100
+INDENT = "  "
+# The explanations are in a column of their own; a longer name than its place has a line of its own.
+NAME_COLUMNS = 26
 
 EXAMPLES = (
     ("fastderp-relay -dev", "a trial: plain HTTP on :3340 with a key in memory"),
@@ -47,53 +48,66 @@ EXIT_CODES = (
 
 
 def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
-    """Print the help for a table of flags; in colour when the file is a terminal."""
-    console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
-    purpose = " relays the packets of tailscale nodes that cannot reach each other."
-    console.print(Text.assemble(("fastderp-relay", "bold"), purpose))
-    console.print(
+    """Print the help for a table of flags; with bold names when the file is a terminal."""
+    page = _Page(file)
+    page.line("fastderp-relay relays the packets of tailscale nodes that cannot reach each other.")
+    page.line(
         "Flags are derper's: one dash or two, -flag value or -flag=value. Each is also a variable,"
     )
-    console.print("such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.")
-    console.print(
+    page.line("such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.")
+    page.line(
         "fastderp-relay check [FLAGS] prints every setting with its origin, and checks the files."
     )
     for group, members in groupby(
         (flag for flag in flags if flag.group), key=lambda flag: flag.group
     ):
-        _heading(console, group)
-        _pairs(console, [(_spelling(flag), _explanation(flag)) for flag in members])
-    _heading(console, "Examples")
+        page.heading(group)
+        page.pairs((_spelling(flag), _explanation(flag)) for flag in members)
+    page.heading("Examples")
     for command, meaning in EXAMPLES:
-        console.print(Padding(Text(command, "bold"), (0, 2), expand=False))
-        console.print(Padding(Text(meaning, "dim"), (0, 6), expand=False))
-    _heading(console, "Exit codes")
-    _pairs(console, [(Text(str(code), "bold"), Text(meaning)) for code, meaning in EXIT_CODES])
+        page.line(INDENT + page.bold(command))
+        page.line(3 * INDENT + meaning)
+    page.heading("Exit codes")
+    page.pairs((str(code), meaning) for code, meaning in EXIT_CODES)
 
 
-def _heading(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, "bold cyan"))
+class _Page:
+    """Text in two columns, as wide as the terminal."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._is_bold = file.isatty() and not os.environ.get("NO_COLOR")
+        width = shutil.get_terminal_size((WIDTH, 24)).columns if file.isatty() else WIDTH
+        self._text_columns = max(30, min(width, WIDTH) - len(INDENT) - NAME_COLUMNS)
+
+    def line(self, text: str = "") -> None:
+        print(text, file=self._file)
+
+    def bold(self, text: str) -> str:
+        return f"\x1b[1m{text}\x1b[0m" if self._is_bold else text
+
+    def heading(self, text: str) -> None:
+        self.line()
+        self.line(self.bold(text))
+
+    def pairs(self, rows: Iterable[tuple[str, str]]) -> None:
+        for name, text in rows:
+            lines = textwrap.wrap(text, self._text_columns, break_long_words=False) or [""]
+            if len(name) > NAME_COLUMNS - 2:
+                lines.insert(0, "")
+            for number, line in enumerate(lines):
+                # Padded before it is bold: the escape sequences take no columns.
+                left = "" if number else self.bold(name) + " " * (NAME_COLUMNS - len(name))
+                self.line((INDENT + (left or " " * NAME_COLUMNS) + line).rstrip())
 
 
-def _pairs(console: Console, rows: Sequence[tuple[Text, Text]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=24)
-    table.add_column()
-    for left, right in rows:
-        table.add_row(left, right)
-    console.print(Padding(table, (0, 2), expand=False))
+def _spelling(flag: Flag) -> str:
+    return f"-{flag.name}" if flag.is_boolean else f"-{flag.name} {flag.metavar}"
 
 
-def _spelling(flag: Flag) -> Text:
-    value = "" if flag.is_boolean else " " + flag.metavar
-    return Text.assemble((f"-{flag.name}", "bold"), (value, "italic"))
-
-
-def _explanation(flag: Flag) -> Text:
-    text = Text(flag.help)
+def _explanation(flag: Flag) -> str:
     if flag.is_boolean and flag.default == "true":
-        text.append(f" (on; -{flag.name}=false for off)", "dim")
-    elif flag.default not in ("", "false"):
-        text.append(f" (default {flag.default})", "dim")
-    return text
+        return f"{flag.help} (on; -{flag.name}=false for off)"
+    if flag.default not in ("", "false"):
+        return f"{flag.help} (default {flag.default})"
+    return flag.help

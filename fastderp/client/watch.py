@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 from fastderp.client.http_client import HTTPClient
-from fastderp.client.settling import Settling
 from fastderp.errors import DerpError
+from fastderp.net.settling import Settling
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
 

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t
 
-from fastderp.tls.openssl cimport SSL_CTX
+from fastderp.tls.openssl cimport EVP_PKEY, SSL_CTX, X509
 
 
 cdef struct Watch:
@@ -56,3 +56,5 @@ cdef class ClientContext(Context):
 
 cdef str reason_text(unsigned long code)
 cdef str first_reason()
+cdef X509* certificate_from_der(bytes der) except NULL
+cdef EVP_PKEY* key_from_bytes(bytes data) except NULL

@@ -4,6 +4,7 @@
 # Numbers are those of OpenSSL's public headers, part of its ABI from 1.1.1 on.
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.time cimport time_t, tm
 
 
 # Opaque structs.
@@ -21,7 +22,14 @@ cdef extern from *:
     typedef struct fastderp_x509_name X509_NAME;
     typedef struct fastderp_x509_store X509_STORE;
     typedef struct fastderp_x509_param X509_VERIFY_PARAM;
+    typedef struct fastderp_x509_extension X509_EXTENSION;
+    typedef struct fastderp_x509_pubkey X509_PUBKEY;
+    typedef struct fastderp_x509_algor X509_ALGOR;
+    typedef struct fastderp_general_name GENERAL_NAME;
     typedef struct fastderp_asn1_time ASN1_TIME;
+    typedef struct fastderp_asn1_object ASN1_OBJECT;
+    typedef struct fastderp_asn1_string ASN1_STRING;
+    typedef struct fastderp_asn1_string ASN1_INTEGER;
     typedef struct fastderp_stack OPENSSL_STACK;
     typedef struct fastderp_bio BIO;
     typedef struct fastderp_bio_method BIO_METHOD;
@@ -42,7 +50,14 @@ cdef extern from *:
     ctypedef struct X509_NAME
     ctypedef struct X509_STORE
     ctypedef struct X509_VERIFY_PARAM
+    ctypedef struct X509_EXTENSION
+    ctypedef struct X509_PUBKEY
+    ctypedef struct X509_ALGOR
+    ctypedef struct GENERAL_NAME
     ctypedef struct ASN1_TIME
+    ctypedef struct ASN1_OBJECT
+    ctypedef struct ASN1_STRING
+    ctypedef struct ASN1_INTEGER
     ctypedef struct OPENSSL_STACK
     ctypedef struct BIO
     ctypedef struct BIO_METHOD
@@ -97,9 +112,20 @@ cdef enum:
 
     BIO_CTRL_PENDING = 10
     X509_V_OK = 0
-    NID_X25519 = 1034
     X509_CHECK_FLAG_NEVER_CHECK_SUBJECT = 0x20
+    X509_VERSION_3 = 2
     NID_COMMON_NAME = 13
+    NID_KEY_USAGE = 83
+    NID_SUBJECT_ALT_NAME = 85
+    NID_BASIC_CONSTRAINTS = 87
+    NID_EXT_KEY_USAGE = 126
+    NID_X25519 = 1034
+    NID_ED25519 = 1087
+    EVP_PKEY_EC = 408
+    V_ASN1_OBJECT = 6
+    V_ASN1_UTF8STRING = 12
+    GEN_DNS = 2
+    GEN_IPADD = 7
 
 
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
@@ -198,6 +224,50 @@ cdef struct Crypto:
     void (*EVP_PKEY_free)(EVP_PKEY*) noexcept nogil
     int (*OPENSSL_sk_num)(const OPENSSL_STACK*) noexcept nogil
     void* (*OPENSSL_sk_value)(const OPENSSL_STACK*, int) noexcept nogil
+
+    # Reading and making certificates: x509.pyx.
+    X509* (*PEM_read_bio_X509)(BIO*, X509**, void*, void*) noexcept nogil
+    X509_NAME* (*X509_get_issuer_name)(const X509*) noexcept nogil
+    int (*X509_NAME_cmp)(const X509_NAME*, const X509_NAME*) noexcept nogil
+    int (*ASN1_TIME_to_tm)(const ASN1_TIME*, tm*) noexcept nogil
+    void* (*X509_get_ext_d2i)(const X509*, int, int*, int*) noexcept nogil
+    void* (*GENERAL_NAME_get0_value)(const GENERAL_NAME*, int*) noexcept nogil
+    void (*GENERAL_NAMES_free)(void*) noexcept nogil
+    const uint8_t* (*ASN1_STRING_get0_data)(const ASN1_STRING*) noexcept nogil
+    int (*ASN1_STRING_length)(const ASN1_STRING*) noexcept nogil
+    X509_PUBKEY* (*X509_get_X509_PUBKEY)(const X509*) noexcept nogil
+    int (*X509_PUBKEY_get0_param)(
+        ASN1_OBJECT**, const uint8_t**, int*, X509_ALGOR**, X509_PUBKEY*
+    ) noexcept nogil
+    void (*X509_ALGOR_get0)(
+        const ASN1_OBJECT**, int*, const void**, const X509_ALGOR*
+    ) noexcept nogil
+    int (*OBJ_obj2txt)(char*, int, const ASN1_OBJECT*, int) noexcept nogil
+    int (*X509_check_private_key)(const X509*, const EVP_PKEY*) noexcept nogil
+    int (*i2d_PrivateKey)(const EVP_PKEY*, uint8_t**) noexcept nogil
+
+    EVP_PKEY_CTX* (*EVP_PKEY_CTX_new_id)(int, void*) noexcept nogil
+    int (*EVP_PKEY_keygen_init)(EVP_PKEY_CTX*) noexcept nogil
+    int (*EVP_PKEY_CTX_ctrl_str)(EVP_PKEY_CTX*, const char*, const char*) noexcept nogil
+    int (*EVP_PKEY_keygen)(EVP_PKEY_CTX*, EVP_PKEY**) noexcept nogil
+    X509* (*X509_new)() noexcept nogil
+    int (*X509_set_version)(X509*, long) noexcept nogil
+    ASN1_INTEGER* (*X509_get_serialNumber)(X509*) noexcept nogil
+    int (*ASN1_INTEGER_set_uint64)(ASN1_INTEGER*, uint64_t) noexcept nogil
+    ASN1_TIME* (*X509_getm_notBefore)(X509*) noexcept nogil
+    ASN1_TIME* (*X509_getm_notAfter)(X509*) noexcept nogil
+    ASN1_TIME* (*ASN1_TIME_set)(ASN1_TIME*, time_t) noexcept nogil
+    int (*X509_NAME_add_entry_by_NID)(
+        X509_NAME*, int, int, const uint8_t*, int, int, int
+    ) noexcept nogil
+    int (*X509_set_issuer_name)(X509*, X509_NAME*) noexcept nogil
+    int (*X509_set_pubkey)(X509*, EVP_PKEY*) noexcept nogil
+    X509_EXTENSION* (*X509V3_EXT_nconf_nid)(
+        const void*, const void*, int, const char*
+    ) noexcept nogil
+    int (*X509_add_ext)(X509*, const X509_EXTENSION*, int) noexcept nogil
+    void (*X509_EXTENSION_free)(X509_EXTENSION*) noexcept nogil
+    int (*X509_sign)(X509*, EVP_PKEY*, const EVP_MD*) noexcept nogil
 
 
 cdef struct Ssl:

@@ -201,7 +201,7 @@ def test_a_missing_acme_library_is_named_with_its_install_command(tmp_path: Path
         "import sys\nfor name in ('acme', 'acme.client'):\n    sys.modules[name] = None\n"
     )
     flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "k"), "-hostname", "relay.example", *QUIET)
-    message = r"certificates from a CA need the library acme: pip install 'acme>=5'"
+    message = r"certificates from a CA need libraries that are not installed: pip install 'fastderp\[acme\]'"
     one_line(
         (*flags, "-acme-directory", "https://127.0.0.1:1/dir", "-certdir", str(tmp_path)),
         69,

@@ -12,9 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from websockets.frames import CloseCode
-
-from fastderp.server.accept.websocket import WebSocket, leave
+from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.tls.channel import Channel, Tls12
@@ -102,13 +100,11 @@ class Bridge(Pump):
 
     def _opened(self) -> None:
         channel = self._channel
-        if isinstance(channel, WebSocket) and not self._count_held(channel.held_bytes):
-            self._client.send(
-                channel.fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message")
-            )
+        if isinstance(channel, MessageChannel) and not self._count_held(channel.held_bytes):
+            self._client.send(channel.refuse_memory())
 
     def _may_read_client(self) -> bool:
-        return not isinstance(self._channel, WebSocket) or not self._channel.owes_replies
+        return not isinstance(self._channel, MessageChannel) or not self._channel.owes_replies
 
     def _count_held(self, n_bytes: int) -> bool:
         """Account for the bytes of an incomplete message.

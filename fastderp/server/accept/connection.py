@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from fastderp.server.accept import websocket
 from fastderp.server.accept.bridge import Bridge
 from fastderp.server.accept.connection_state import LEGAL_MOVES, State
 from fastderp.server.accept.context import AcceptContext
@@ -29,12 +28,12 @@ from fastderp.server.accept.http_session import (
     StartWebSocket,
 )
 from fastderp.server.accept.login_memory import CONNECTION_BYTES, HANDSHAKE_BYTES, Account
+from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.accept.page import send_page
 from fastderp.server.accept.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from fastderp.server.accept.tls_handshake import ServerHandshake
-from fastderp.server.accept.websocket import Opening, WebSocket
 from fastderp.server.admission.address_limits import AddressLimitError, AddressPlace
-from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL
+from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL
 from fastderp.server.http.client_address import Origin
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT, TOO_MANY_REQUESTS
 from fastderp.server.http.upgrade import Upgrade
@@ -146,7 +145,7 @@ class Connection:
             self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION)
             and self._stream.flushed
         ):
-            websocket.leave(self._channel)
+            leave(self._channel)
             self._stream.send(close_notify(self._channel))
         self.close("shutdown")
 
@@ -208,7 +207,7 @@ class Connection:
         n_bytes += sum(part.held_bytes for part in parts if part is not None)
         if isinstance(self._channel, RecordLayer):
             n_bytes += len(self._channel.pending)
-        elif isinstance(self._channel, WebSocket):
+        elif isinstance(self._channel, MessageChannel):
             n_bytes += self._channel.held_bytes
         if not self._registrar.login_memory.charge(self._account, n_bytes):
             self._evict()
@@ -265,7 +264,7 @@ class Connection:
         elif self.state is State.HTTP and not self._stream.flushed:
             # A client that has closed its sending side still gets the rest of its answer.
             self._linger()
-        elif isinstance(self._channel, WebSocket):
+        elif isinstance(self._channel, MessageChannel):
             # Give the closing handshake time to arrive.
             self._refuse("end", self._unfinished(), b"")
         else:
@@ -417,8 +416,8 @@ class Connection:
                 self._reply(data, close)
             case Page():
                 self._start_page(action)
-            case StartWebSocket(opening):
-                self._open_websocket(opening)
+            case StartWebSocket():
+                self._open_websocket(action)
             case StartTunnel():
                 self._open_tunnel(action)
             case Reject(status, reason, data):
@@ -446,19 +445,17 @@ class Connection:
         if self.state is State.PAGE:
             self._guard(self._linger)
 
-    def _open_websocket(self, opening: Opening) -> None:
+    def _open_websocket(self, start: StartWebSocket) -> None:
         """Answer the opening handshake; the bytes after it are frames."""
+        from fastderp.server.accept.websocket import WebSocket
+
         assert self._http is not None
-        self._stream.send(self._channel.seal(opening.response))
+        self._stream.send(self._channel.seal(start.opening.response))
         channel = WebSocket(self._channel, self._stream, self._connection_log.websocket_failures)
         self._channel = channel
         self._channel_bytes += WEBSOCKET_BYTES
-        if not opening.derp:
-            self._refuse(
-                "websocket",
-                "no subprotocol is derp",
-                channel.fail(1008, "the subprotocol must be derp"),
-            )
+        if not start.opening.derp:
+            self._refuse("websocket", "no subprotocol is derp", channel.refuse_protocol())
             return
         self._connection_log.note_websocket()
         self._http.feed(channel.unwrap(self._http.take_rest()))
@@ -560,7 +557,7 @@ class Connection:
             not_ideal=self._not_ideal,
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
-            behind_proxy=self._origin.through_proxy or isinstance(self._channel, WebSocket),
+            behind_proxy=self._origin.through_proxy or isinstance(self._channel, MessageChannel),
             address_group=group,
         )
         if bridge is not None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastderp.server.accept import websocket
 from fastderp.server.accept.context import AcceptContext
-from fastderp.server.accept.websocket import Opening
 from fastderp.server.http.client_address import Origin
 from fastderp.server.http.message import (
     BadRequest,
@@ -23,6 +22,9 @@ from fastderp.server.http.message import (
 from fastderp.server.http.tunnel import Target
 from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 from fastderp.server.observe.supervisor import supervisor
+
+if TYPE_CHECKING:
+    from fastderp.server.accept.websocket import Opening
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -207,13 +209,19 @@ class HttpSession:
                 self._context.known_upgrades.remember(head, upgrade)
             return StartLogin(upgrade)
         if wants_websocket(request):
-            opening = websocket.accept(request)
-            if isinstance(opening, Response):
-                return self._reply(request, opening)
-            return StartWebSocket(opening)
+            return self._open_websocket(request)
         if odd := request.header("upgrade"):
             self._context.registrar.connection_log.note_odd_upgrade(self.origin.address, odd)
         return None
+
+    def _open_websocket(self, request: Request) -> Action:
+        # Imported here because it loads the library.
+        from fastderp.server.accept import websocket
+
+        opening = websocket.accept(request)
+        if isinstance(opening, Response):
+            return self._reply(request, opening)
+        return StartWebSocket(opening)
 
     def _page(self, request: Request) -> Action:
         try:

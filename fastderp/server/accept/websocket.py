@@ -1,7 +1,7 @@
 """DERP over WebSocket: the opening handshake, and a channel of binary messages. PROTOCOL §9.3.
 
 RFC 6455 itself is the `websockets` library's sans-I/O protocol. Loop thread only; such sessions
-always cross a bridge.
+always cross a bridge. Import this module with the first WebSocket: the library takes 5 MiB.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from websockets.protocol import OPEN, SERVER, Event, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from fastderp.server.accept.message_channel import MessageChannel
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
@@ -82,14 +83,14 @@ def _refusal(status: int, reason: str) -> Response:
     return response
 
 
-class WebSocket:
+class WebSocket(MessageChannel):
     """A Channel on top of another: the payload of binary messages is the plain bytes.
 
     It answers pings and the closing handshake. A client that violates the protocol gets the close
     code and is not read again: `eof` is true from then on, as after an orderly close.
     """
 
-    __slots__ = ("_below", "_failures", "_owes_replies", "_protocol", "_stream", "goodbye")
+    __slots__ = ("_below", "_failures", "_goodbye", "_owes_replies", "_protocol", "_stream")
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
         """Begin after an accepted opening handshake.
@@ -105,7 +106,7 @@ class WebSocket:
         self._failures = failures
         self._owes_replies = False
         # The code of an orderly close by the relay.
-        self.goodbye: CloseCode = CloseCode.NORMAL_CLOSURE
+        self._goodbye = CloseCode.NORMAL_CLOSURE
 
     @property
     def eof(self) -> bool:
@@ -159,12 +160,23 @@ class WebSocket:
         """Return a close frame, unless one was sent, and the close_notify of the channel below."""
         closing = b""
         if self._protocol.state is OPEN:
-            self._protocol.send_close(self.goodbye)
+            self._protocol.send_close(self._goodbye)
             closing = self._below.seal(self._to_send())
         return closing + self._below.close_notify()
 
-    def fail(self, code: int, reason: str) -> bytes:
-        """Close with a code and count it; return the close frame."""
+    def refuse_memory(self) -> bytes:
+        """Close because a message takes too much memory (1013), and count it."""
+        return self._fail(CloseCode.TRY_AGAIN_LATER, "no memory left for a long message")
+
+    def refuse_protocol(self) -> bytes:
+        """Close because DERP was not agreed on (1008), and count it."""
+        return self._fail(CloseCode.POLICY_VIOLATION, "the subprotocol must be derp")
+
+    def leave(self) -> None:
+        """Announce that the relay goes away (1001) when it closes the channel."""
+        self._goodbye = CloseCode.GOING_AWAY
+
+    def _fail(self, code: CloseCode, reason: str) -> bytes:
         self._protocol.fail(code, reason)
         self._count_failure()
         return self._below.seal(self._to_send())
@@ -198,12 +210,3 @@ class WebSocket:
         sent = self._protocol.close_sent
         if sent is not None and sent is not self._protocol.close_rcvd:
             self._failures[str(int(sent.code))] += 1
-
-
-def leave(channel: Channel) -> None:
-    """Make a WebSocket's close frame announce that the relay goes away (1001).
-
-    Other channels are left unchanged.
-    """
-    if isinstance(channel, WebSocket):
-        channel.goodbye = CloseCode.GOING_AWAY

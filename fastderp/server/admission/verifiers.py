@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from yarl import URL
-
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.server.net.http_query import (
     HttpService,
     NoAnswer,
     checked,
+    encoded_url,
     http_url,
     members,
 )
@@ -89,7 +88,7 @@ class Tailscaled:
         return True
 
     async def _get(self, question: str) -> tuple[int, bytes]:
-        url = URL(f"http://local-tailscaled.sock/localapi/v0/{question}", encoded=True)
+        url = encoded_url(f"http://local-tailscaled.sock/localapi/v0/{question}")
         status, body = await self._service.exchange("GET", url)
         if b"invalid 'addr' parameter" in body:
             raise NoAnswer("status", "too old to look up keys; update it")

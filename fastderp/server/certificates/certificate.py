@@ -8,38 +8,31 @@ from __future__ import annotations
 import asyncio
 import datetime
 import hashlib
+import ipaddress
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-
 from fastderp.errors import CertificateError
 from fastderp.tls.context import DeferredContext, ServerContext
+from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
+from fastderp.tls.x509 import Leaf, PrivateKey, chain_from_pem, read_leaf
 from fastderp.util import files
-from fastderp.util.net import IpAddress, is_address, parse_ip
+from fastderp.util.net import is_address, parse_ip
+from fastderp.util.text import printable
 
-# The curves of RFC 8446 §4.2.3 signature schemes. Clients offer no scheme for any other.
-USABLE_CURVES = ("secp256r1", "secp384r1", "secp521r1")
+# The keys of the signature schemes of RFC 8446 §4.2.3 that clients offer.
+USABLE_KEYS = ("prime256v1", "secp384r1", "secp521r1", "rsaEncryption", "ED25519")
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """A certificate chain with its key, ready for `fastderp.tls.ServerContext`.
 
-    `chain` holds DER, leaf first and without the metacert; `key` is PKCS#8 DER. `is_self_signed`
-    says whether the leaf has been issued by its own subject.
+    `chain` holds DER, leaf first and without the metacert; `key` is DER as `PrivateKey.der` returns
+    it. `is_self_signed` says whether the leaf has been issued by its own subject.
     """
 
     hostname: str
@@ -124,16 +117,15 @@ def certificate_from_pem(
     cannot use the type of key, and when the leaf is not for `hostname`. Times are not checked: a
     certificate that is expired or not valid yet may become valid with the clock.
     """
-    leaf_first = _load_chain(chain_pem, crt)
-    leaf = leaf_first[0]
+    chain, leaf = _load_chain(chain_pem, crt)
     _check_names(leaf, hostname, crt)
     return Certificate(
         hostname=hostname,
-        chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in leaf_first),
-        key=_load_key(key_pem, key, leaf, crt),
-        not_before=leaf.not_valid_before_utc,
-        not_after=leaf.not_valid_after_utc,
-        is_self_signed=leaf.issuer == leaf.subject,
+        chain=tuple(chain),
+        key=_load_key(key_pem, key, chain[0], crt),
+        not_before=leaf.not_before,
+        not_after=leaf.not_after,
+        is_self_signed=leaf.is_self_signed,
     )
 
 
@@ -147,71 +139,52 @@ def read_pem(path: Path, what: str) -> bytes:
         raise CertificateError(f"{what}: cannot read {path}: {error.strerror}") from error
 
 
-def _load_chain(pem: bytes, path: Path) -> list[x509.Certificate]:
+def _load_chain(pem: bytes, path: Path) -> tuple[list[bytes], Leaf]:
+    """Return the chain in DER, and the content of its leaf, whose key clients can use."""
     try:
-        chain = x509.load_pem_x509_certificates(pem)
-        chain[0].public_key()
-    except Exception as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, …
+        chain = chain_from_pem(pem)
+    except TlsError as error:
         raise CertificateError(f"certificate file {path} is not a PEM certificate chain") from error
-    return chain
-
-
-def _load_key(pem: bytes, path: Path, leaf: x509.Certificate, leaf_path: Path) -> bytes:
     try:
-        private = serialization.load_pem_private_key(pem, password=None)
-    except TypeError as error:
+        leaf = read_leaf(chain[0])
+    except TlsError as error:
+        raise CertificateError(f"certificate in {path} cannot be read: {error}") from error
+    if leaf.key_type not in USABLE_KEYS:
         raise CertificateError(
-            f"key file {path} is encrypted; store it without a passphrase"
-        ) from error
-    except Exception as error:  # ValueError, UnsupportedAlgorithm, …
-        raise CertificateError(f"key file {path} is not a PEM private key") from error
-    if (unusable := _unusable_type(private)) is not None:
-        raise CertificateError(
-            f"key file {path} has a key of type {unusable}, which TLS clients cannot use; "
-            "use ECDSA P-256, RSA or Ed25519"
+            f"certificate file {path} is for a key of type {leaf.key_type}, which TLS clients "
+            "cannot use; use ECDSA P-256, RSA or Ed25519"
         )
-    if _public_der(private.public_key()) != _public_der(leaf.public_key()):
+    return chain, leaf
+
+
+def _load_key(pem: bytes, path: Path, leaf_der: bytes, leaf_path: Path) -> bytes:
+    try:
+        private = PrivateKey.from_pem(pem)
+    except TlsError as error:
+        if b"ENCRYPTED" in pem:
+            raise CertificateError(
+                f"key file {path} is encrypted; store it without a passphrase"
+            ) from error
+        raise CertificateError(f"key file {path} is not a PEM private key") from error
+    if not private.belongs_to(leaf_der):
         raise CertificateError(f"key file {path} does not belong to the certificate in {leaf_path}")
-    return private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return private.der()
 
 
-def _unusable_type(private: object) -> str | None:
-    """Return the name of a key type that clients cannot use; None for a usable one."""
-    if isinstance(private, ec.EllipticCurvePrivateKey):
-        return None if private.curve.name in USABLE_CURVES else private.curve.name
-    if isinstance(private, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey):
-        return None
-    return type(private).__name__.removesuffix("PrivateKey")
-
-
-def _public_der(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _check_names(leaf: x509.Certificate, hostname: str, path: Path) -> None:
-    names, addresses = _alternative_names(leaf, path)
+def _check_names(leaf: Leaf, hostname: str, path: Path) -> None:
+    addresses = [
+        ipaddress.ip_address(packed) for packed in leaf.addresses if len(packed) in (4, 16)
+    ]
     ip = parse_ip(hostname)
     covered = (
         ip in addresses
         if ip is not None
-        else any(_name_matches(pattern, hostname) for pattern in names)
+        else any(_name_matches(pattern, hostname) for pattern in leaf.dns_names)
     )
     if not covered:
+        names = [printable(name) for name in leaf.dns_names]
         listed = ", ".join([*names, *map(str, addresses)]) or "no names at all"
         raise CertificateError(f"certificate in {path} is for {listed}, not for {hostname}")
-
-
-def _alternative_names(leaf: x509.Certificate, path: Path) -> tuple[list[str], list[IpAddress]]:
-    try:
-        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return [], []
-    except Exception as error:  # ValueError, DuplicateExtension, UnsupportedGeneralNameType, …
-        raise CertificateError(f"certificate in {path} has malformed extensions") from error
-    addresses = [
-        ip for ip in san.get_values_for_type(x509.IPAddress) if not hasattr(ip, "prefixlen")
-    ]
-    return san.get_values_for_type(x509.DNSName), addresses
 
 
 def _name_matches(pattern: str, hostname: str) -> bool:

@@ -5,6 +5,7 @@ Relays that start together on one directory agree on one certificate. Any thread
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import fcntl
@@ -12,21 +13,13 @@ import ipaddress
 import logging
 import os
 import secrets
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from fastderp.errors import CertificateError
+from fastderp.tls.errors import TlsError
+from fastderp.tls.x509 import PrivateKey, read_leaf
 from fastderp.util import files
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -44,12 +37,12 @@ def make_missing_files(crt: Path, key: Path, address: str) -> None:
         crt.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(crt.parent):
             if not crt.exists() and not key.exists():
-                private = ec.generate_private_key(ec.SECP256R1())
+                private = PrivateKey.generate_p256()
                 # The key first: a missing certificate can be created for it later.
                 files.write_all_atomic(
                     {
-                        key: files.Content(private_pem(private), 0o600),
-                        crt: files.Content(_self_signed_pem(address, private), 0o644),
+                        key: files.Content(_key_pem(private), 0o600),
+                        crt: files.Content(_certificate_pem(self_signed(address, private)), 0o644),
                     }
                 )
             elif not crt.exists():
@@ -62,43 +55,22 @@ def make_missing_files(crt: Path, key: Path, address: str) -> None:
         ) from error
 
 
-def self_signed(address: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """Make a certificate of one year for an IP address and an ECDSA P-256 key."""
-    ip = ipaddress.ip_address(address)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(ip))])
+def self_signed(address: str, key: PrivateKey) -> bytes:
+    """Make a certificate of one year for an IP address and an ECDSA P-256 key, in DER."""
+    ip = str(ipaddress.ip_address(address))
     now = datetime.datetime.now(datetime.UTC)
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        key_encipherment=True,
-        content_commitment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
+    return key.self_signed(
+        ip,
+        serial=secrets.randbits(64) or 1,
+        not_before=now,
+        not_after=now + VALIDITY,
+        extensions={
+            "keyUsage": "critical,digitalSignature,keyEncipherment",
+            "extendedKeyUsage": "serverAuth",
+            "basicConstraints": "critical,CA:FALSE",
+            "subjectAltName": f"IP:{ip}",
+        },
     )
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .serial_number(secrets.randbits(128) or 1)
-        .public_key(key.public_key())
-        .not_valid_before(now)
-        .not_valid_after(now + VALIDITY)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def private_pem(
-    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
-) -> bytes:
-    """Return a key in the format of key files."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
 @contextlib.contextmanager
@@ -112,31 +84,40 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _self_signed_pem(address: str, key: ec.EllipticCurvePrivateKey) -> bytes:
-    return self_signed(address, key).public_bytes(Encoding.PEM)
-
-
 def _complete(crt: Path, key: Path, address: str) -> None:
     """Make the certificate for a key that this module made. Raises CertificateError for others."""
     private = _key_of_ours(key)
     if private is None:
         raise _half_lost(key, crt)
-    files.write_atomic(crt, _self_signed_pem(address, private), 0o644)
+    files.write_atomic(crt, _certificate_pem(self_signed(address, private)), 0o644)
     log.warning("%s had no certificate: a new one is in %s, with a new CertName", key, crt)
 
 
-def _key_of_ours(path: Path) -> ec.EllipticCurvePrivateKey | None:
+def _key_of_ours(path: Path) -> PrivateKey | None:
     """Return the key in a file when its type and its form are those of `make_missing_files`."""
     content = files.read(path)
-    with contextlib.suppress(Exception):  # ValueError, TypeError, UnsupportedAlgorithm
-        key = load_pem_private_key(content, None)
+    with contextlib.suppress(TlsError):
+        key = PrivateKey.from_pem(content)
         if (
-            isinstance(key, ec.EllipticCurvePrivateKey)
-            and isinstance(key.curve, ec.SECP256R1)
-            and private_pem(key) == content
+            _key_pem(key) == content
+            and read_leaf(self_signed("127.0.0.1", key)).key_type == "prime256v1"
         ):
             return key
     return None
+
+
+def _key_pem(key: PrivateKey) -> bytes:
+    return _pem("EC PRIVATE KEY", key.der())
+
+
+def _certificate_pem(der: bytes) -> bytes:
+    return _pem("CERTIFICATE", der)
+
+
+def _pem(label: str, der: bytes) -> bytes:
+    """Return the text of RFC 7468 §3."""
+    lines = textwrap.wrap(base64.b64encode(der).decode("ascii"), 64)
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]).encode()
 
 
 def _half_lost(found: Path, missing: Path) -> CertificateError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fastderp.server.accept.listener import Listener
-from fastderp.server.certificates.acme.challenges import HTTP_PREFIX
-from fastderp.server.certificates.acme.provider import AcmeCertificates
 from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
-from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME, AcmeSettings
+from fastderp.server.certificates.acme.settings import (
+    HTTP_PREFIX,
+    VENDOR_HOSTNAME,
+    AcmeSettings,
+)
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.manual import (
     ManualCertificate,
@@ -23,6 +25,9 @@ from fastderp.server.server import Server
 from fastderp.server.settings import ManualSettings
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import is_address
+
+if TYPE_CHECKING:
+    from fastderp.server.certificates.acme.provider import AcmeCertificates
 
 
 class Certificates(Protocol):
@@ -128,6 +133,9 @@ class CaCertificates(Component):
 
     async def start(self, server: Server) -> None:
         """Read the certificates issued earlier. Raises CertificateError."""
+        # Imported here because it loads the libraries of the extra `acme`.
+        from fastderp.server.certificates.acme.provider import AcmeCertificates
+
         self._acme = AcmeCertificates(self._settings, server.meta_cert)
 
     @property

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from email.utils import formatdate
 from html import escape
 from http import HTTPStatus
 from urllib.parse import unquote
@@ -50,6 +49,12 @@ TOO_MANY_REQUESTS = (
 
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 _ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
+
+# in English in every locale (RFC 9110 §5.6.7)
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
 
 
 class BadRequest(Exception):
@@ -291,7 +296,9 @@ def _http_date(now_s: int) -> str:
     """Format the time, once per second."""
     global _date
     if _date[0] != now_s:
-        _date = (now_s, formatdate(now_s, usegmt=True))
+        t = time.gmtime(now_s)
+        day = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04}"
+        _date = (now_s, f"{day} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT")
     return _date[1]
 
 

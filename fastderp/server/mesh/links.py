@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from fastderp.client.settling import Settling
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
 from fastderp.errors import BoxError, DerpError, DialError, ProtocolError
+from fastderp.net.settling import Settling
 from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, DialedRelay, JoinSocket, dial
 from fastderp.server.mesh.withdrawals import KEYS_PER_TURN, Withdrawals

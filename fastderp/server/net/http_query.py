@@ -12,13 +12,19 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import aiohttp
-from yarl import URL
-
 from fastderp.net.proxy import proxy_for
+from fastderp.util.extras import MissingExtra
 from fastderp.util.json_members import folded
 from fastderp.util.reasons import errno_text
 from fastderp.util.shortage import lookups_are_short, shortage_of
+
+try:
+    import aiohttp
+    from yarl import URL
+except ImportError:
+    raise MissingExtra(
+        "services", "the queries of -verify-clients, -verify-client-url and -secrets-url"
+    ) from None
 
 # Limits for one query (connect, send and read) and for the wait before it; 5 s together.
 BUDGET_S = 4.0
@@ -157,6 +163,11 @@ class HttpService:
         ):
             body += piece
         return body
+
+
+def encoded_url(text: str) -> URL:
+    """Return a URL of ours, which is percent-encoded already."""
+    return URL(text, encoded=True)
 
 
 def http_url(text: str, example: str) -> URL:

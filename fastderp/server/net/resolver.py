@@ -11,10 +11,15 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
-import dns.asyncresolver
-from dns.exception import DNSException, Timeout
-from dns.rdatatype import AAAA, TXT, A, RdataType
-from dns.resolver import NXDOMAIN, NoAnswer, NoNameservers, NoResolverConfiguration
+from fastderp.util.extras import MissingExtra
+
+try:
+    import dns.asyncresolver
+    from dns.exception import DNSException, Timeout
+    from dns.rdatatype import AAAA, TXT, A, RdataType
+    from dns.resolver import NXDOMAIN, NoAnswer, NoNameservers, NoResolverConfiguration
+except ImportError:
+    raise MissingExtra("dns", "the lookups of -bootstrap-dns-names") from None
 
 HOSTS = Path("/etc/hosts")
 

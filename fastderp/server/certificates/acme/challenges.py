@@ -13,13 +13,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL, HTTP_PREFIX
 from fastderp.tls.context import ServerContext
 
 HTTP_01 = "http-01"
 TLS_ALPN_01 = "tls-alpn-01"
-
-HTTP_PREFIX = "/.well-known/acme-challenge/"
-ALPN_PROTOCOL = "acme-tls/1"
 
 _ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _VALIDITY = datetime.timedelta(days=1)

@@ -14,19 +14,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastderp.errors import CertificateError, IssuanceError
-from fastderp.server.certificates.acme.challenges import ALPN_PROTOCOL, Challenges
+from fastderp.server.certificates.acme.challenges import Challenges
 from fastderp.server.certificates.acme.failures import FILE_NAME, Failures
 from fastderp.server.certificates.acme.managed import ManagedCertificate
 from fastderp.server.certificates.acme.order_thread import Obtain, OrderThread, obtain_from_ca
-from fastderp.server.certificates.acme.settings import LETS_ENCRYPT, AcmeSettings
+from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL, LETS_ENCRYPT, AcmeSettings
 from fastderp.server.certificates.acme.store import (
     ACCOUNT_KEY,
     IP_ACCOUNT_KEY,
     Store,
     private_key,
+    private_pem,
 )
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem
-from fastderp.server.certificates.self_signed import private_pem
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
@@ -172,7 +172,7 @@ class AcmeCertificates:
     # For the plain port
 
     def respond(self, request: Request) -> Response:
-        """Answer the CA's request below `challenges.HTTP_PREFIX` (PROTOCOL §9.5)."""
+        """Answer the CA's request below HTTP_PREFIX (PROTOCOL §9.5)."""
         host = _host(request)
         if not self._settings.allows(host) and not (self._settings.ip_certs and is_address(host)):
             return text_error(403, "this name is not served here")

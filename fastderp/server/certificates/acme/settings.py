@@ -12,6 +12,11 @@ from pathlib import Path
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE = "https://dv.acme-v02.api.pki.goog/directory"
 
+# what a CA's handshake for a challenge asks for (RFC 8737 §3)
+ALPN_PROTOCOL = "acme-tls/1"
+# the path of a CA's request for a challenge (RFC 8555 §8.3)
+HTTP_PREFIX = "/.well-known/acme-challenge/"
+
 # derper's default for -hostname: it includes the names of Tailscale's own relays.
 VENDOR_HOSTNAME = "derp.tailscale.com"
 _VENDOR_NAME = re.compile(r"derp[a-z0-9-]*\.tailscale\.com")

@@ -14,11 +14,17 @@ from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
 
 from fastderp.errors import CertificateError
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, read_pem
-from fastderp.server.certificates.self_signed import locked, private_pem
+from fastderp.server.certificates.self_signed import locked
 from fastderp.util import files
 from fastderp.util.net import is_address
 
@@ -130,6 +136,11 @@ class Store:
             return self.directory / name, self.directory / name
         stem = name.replace(":", ".")
         return self.directory / f"{stem}.crt", self.directory / f"{stem}.key"
+
+
+def private_pem(key: PrivateKey) -> bytes:
+    """Return a key in the format of key files."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
 def private_key(certificate: Certificate | None) -> PrivateKey:

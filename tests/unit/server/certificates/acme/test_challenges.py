@@ -11,11 +11,10 @@ import pytest
 from cryptography import x509
 
 from fastderp.server.certificates.acme.challenges import (
-    ALPN_PROTOCOL,
     HTTP_01,
-    HTTP_PREFIX,
     TLS_ALPN_01,
 )
+from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL, HTTP_PREFIX
 from fastderp.server.http.message import Request
 from fastderp.server.server import Server
 from fastderp.tls.context import ServerContext

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from fastderp.client.settling import LIMIT_S, PAUSE_S, Settling
+from fastderp.net.settling import LIMIT_S, PAUSE_S, Settling
 
 
 class Clock:
