@@ -18,6 +18,7 @@ from fastderp.cli.environment import Environment
 from fastderp.cli.flag_table import SYSTEM_KEY_FILE
 from fastderp.errors import UsageError
 from fastderp.server.admission.limits import AddressLimit
+from fastderp.server.certificates.acme.dns_hook import parse_hook
 from fastderp.server.certificates.acme.settings import (
     GOOGLE,
     LETS_ENCRYPT,
@@ -43,7 +44,7 @@ from fastderp.server.settings import (
     SecretsSettings,
     StunSettings,
 )
-from fastderp.util.net import is_address, parse_ip
+from fastderp.util.net import IpAddress, is_address, parse_ip
 from fastderp.util.text import printable
 
 _PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
@@ -59,6 +60,8 @@ CERTIFICATE_FLAGS = (
     "hostname",
     "acme-email",
     "acme-ip-certs",
+    "public-ip",
+    "acme-dns-hook",
     "acme-eab-kid",
     "acme-eab-key",
     "acme-ca-file",
@@ -342,8 +345,33 @@ def acme_settings(values: Mapping[str, Any], *, http: bool) -> AcmeSettings:
         http=http,
         email=_email(values["acme-email"]),
         external_account=_external_account(values),
+        public_ips=_public_ips(values["public-ip"], ip_certs),
+        dns_hook=_dns_hook(values["acme-dns-hook"]),
         ca_file=Path(values["acme-ca-file"]) if values["acme-ca-file"] else None,
     )
+
+
+def _public_ips(text: str, ip_certs: bool) -> tuple[IpAddress, ...]:
+    if text and not ip_certs:
+        raise UsageError(
+            "-public-ip needs -acme-ip-certs; for -certmode manual, -hostname is the address"
+        )
+    found: dict[int, IpAddress] = {}
+    for item in _list(text):
+        address = parse_ip(item)
+        if address is None or getattr(address, "scope_id", None):
+            raise UsageError(f'-public-ip "{printable(item)}": want an address such as 203.0.113.7')
+        if address.version in found:
+            raise UsageError(f"-public-ip {printable(text)}: two addresses of one family")
+        found[address.version] = address
+    return tuple(found.values())
+
+
+def _dns_hook(text: str) -> tuple[str, ...]:
+    try:
+        return parse_hook(text)
+    except ValueError as error:
+        raise UsageError(f'-acme-dns-hook "{printable(text)}": {error}') from None
 
 
 def manual_hostname(text: str) -> str:

@@ -40,6 +40,7 @@ _LISTS = {
     "disallow-app-names",
     "trusted-proxies",
     "mesh-with",
+    "public-ip",
     "unpublished-bootstrap-dns-names",
 }
 
@@ -147,6 +148,24 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "false",
             "letsencrypt: also order certificates for the addresses that clients connect to",
             "",
+            CERTS,
+        ),
+        Flag(
+            "public-ip",
+            str,
+            "",
+            "with -acme-ip-certs: the address of this machine behind NAT, which clients connect to; "
+            "up to one IPv4 and one IPv6 address",
+            "ADDRESS,…",
+            CERTS,
+        ),
+        Flag(
+            "acme-dns-hook",
+            str,
+            "",
+            "prove the name by dns-01: COMMAND present|cleanup NAME VALUE sets and removes a TXT "
+            "record",
+            "COMMAND",
             CERTS,
         ),
         Flag(

@@ -3,8 +3,9 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +20,8 @@ from .gokit import (
     build_setecd,
     build_tailnet,
 )
+from .pebble import Pebble, pebble
+from .pebble import build as build_pebble
 from .relays import Relay, running
 
 Programs = TypeVar("Programs")
@@ -55,6 +58,25 @@ def tailnet_programs(request: pytest.FixtureRequest) -> TailnetPrograms:
 def setecd(request: pytest.FixtureRequest) -> Path:
     """Build a setec server, as `go_programs` does."""
     return _built(request, build_setecd)
+
+
+@pytest.fixture(scope="session")
+def pebble_program(request: pytest.FixtureRequest) -> Path:
+    """Build Pebble, as `go_programs` does."""
+    return _built(request, build_pebble)
+
+
+@pytest.fixture(scope="session")
+def dns_program(request: pytest.FixtureRequest) -> Path:
+    """Build pebble-challtestsrv, as `go_programs` does."""
+    return _built(request, partial(build_pebble, name="pebble-challtestsrv"))
+
+
+@pytest.fixture
+def ca(pebble_program: Path, tmp_path: Path) -> Iterator[Pebble]:
+    """A CA that is not started yet."""
+    with pebble(pebble_program, tmp_path) as ca:
+        yield ca
 
 
 def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) -> Programs:

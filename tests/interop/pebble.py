@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import socketserver
 import ssl
 import subprocess
@@ -28,10 +29,11 @@ from tests.interop.gokit import GoError
 from tests.kit.certificates import self_signed
 
 MODULE = Path(__file__).parent / "go-pebble"
-PACKAGE = "github.com/letsencrypt/pebble/v2/cmd/pebble"
+PACKAGES = "github.com/letsencrypt/pebble/v2/cmd"
 START_TIMEOUT_S = 20.0
 
 CA_PORT, MANAGEMENT_PORT, HTTPS_PORT, HTTP_PORT, UNUSED_PORT = 14000, 15000, 15443, 15080, 15999
+DNS_PORT, DNS_MANAGEMENT_PORT = 15053, 15055
 NAME = "derp.example.com"
 
 DAY_S = 86400
@@ -42,10 +44,10 @@ PROFILES = {
 }
 
 
-def build(into: Path) -> Path:
-    """Build Pebble; return the program. Raises GoError with the compiler's output."""
-    program = into / "pebble"
-    command = ["go", "build", "-trimpath", "-o", str(program), PACKAGE]
+def build(into: Path, name: str = "pebble") -> Path:
+    """Build Pebble or its DNS server; return the program. Raises GoError with the error output."""
+    program = into / name
+    command = ["go", "build", "-trimpath", "-o", str(program), f"{PACKAGES}/{name}"]
     try:
         subprocess.run(command, cwd=MODULE, check=True, capture_output=True, text=True)
     except FileNotFoundError:
@@ -176,6 +178,34 @@ def nameserver(address: str) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join(10)
+
+
+@contextlib.contextmanager
+def dns_server(program: Path, address: str) -> Iterator[str]:
+    """Run pebble-challtestsrv in the block; return the URL that changes its records.
+
+    It answers on DNS_PORT.
+    """
+    management = f"{address}:{DNS_MANAGEMENT_PORT}"
+    command = [
+        program, "-dnsserver", f"{address}:{DNS_PORT}", "-management", management,
+        "-defaultIPv4", address, "-defaultIPv6", "",
+        "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while True:
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection((address, DNS_MANAGEMENT_PORT)),
+                ):
+                    break
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            yield f"http://{management}"
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager

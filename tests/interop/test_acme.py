@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
-import os
 import re
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,67 +21,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from tests.interop.gokit import GoClient, GoError, GoPrograms
-from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, UNUSED_PORT, Pebble, build, pebble
+from tests.interop.acme_relay import PATIENCE_S, alert, leaf, running
+from tests.interop.gokit import GoClient, GoPrograms
+from tests.interop.pebble import HTTP_PORT, HTTPS_PORT, NAME, UNUSED_PORT, Pebble
 from tests.kit.certificates import self_signed
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import relay
 from tests.kit.relay import eventually
 
 # The first build of Pebble takes a minute and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
-
-PATIENCE_S = 60.0
-
-
-@pytest.fixture(scope="session")
-def pebble_program(request: pytest.FixtureRequest) -> Path:
-    """Build Pebble; skip the tests without Go, unless CI requires them."""
-    try:
-        return build(request.config.cache.mkdir("interop-go"))
-    except GoError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def ca(pebble_program: Path, tmp_path: Path) -> Iterator[Pebble]:
-    """A CA that is not started yet."""
-    with pebble(pebble_program, tmp_path) as ca:
-        yield ca
-
-
-@contextlib.contextmanager
-def running(ca: Pebble, *flags: str) -> Iterator[RunningRelay]:
-    """Run the relay; after the block its log is in `said`."""
-    with relay(*ca.flags, *flags) as running:
-        try:
-            yield running
-        finally:
-            code, said = running.stop()
-            print(said)
-        assert code == 0
-
-
-def leaf(ca: Pebble, server_name: str = NAME, *, root: str | None = None) -> x509.Certificate:
-    """Do a handshake; return the certificate, verified against a root and the name or address."""
-    context = ssl.create_default_context(cadata=root or ca.root)
-    with (
-        socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock,
-        context.wrap_socket(sock, server_hostname=server_name) as client,
-    ):
-        der = client.getpeercert(True)
-        assert der
-        return x509.load_der_x509_certificate(der)
-
-
-def alert(ca: Pebble, server_name: str | None = NAME) -> str:
-    """Do a handshake that fails; return the alert."""
-    context = ssl._create_unverified_context()
-    with socket.create_connection((ca.address, HTTPS_PORT), timeout=PATIENCE_S) as sock:
-        with pytest.raises(ssl.SSLError) as refused:
-            context.wrap_socket(sock, server_hostname=server_name)
-        return str(refused.value)
 
 
 def keep(ca: Pebble, *, days: tuple[int, int]) -> str:

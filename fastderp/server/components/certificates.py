@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from fastderp.server.accept.listener import Listener
+from fastderp.server.certificates.acme.dns_hook import check_hook
 from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
 from fastderp.server.certificates.acme.settings import (
     HTTP_PREFIX,
@@ -120,11 +121,13 @@ class CaCertificates(Component):
     async def open(self) -> None:
         """Check the requirements.
 
-        Raises ImportError for a missing library, ConfigError for -acme-ca-file.
+        Raises ImportError for a missing library, ConfigError for -acme-ca-file and -acme-dns-hook.
         """
         check_installed()
         if self._settings.ca_file is not None:
             check_ca_file(self._settings.ca_file)
+        if self._settings.dns_hook:
+            check_hook(self._settings.dns_hook)
 
     async def check(self) -> list[str]:
         """Check the requirements without a request to the CA."""

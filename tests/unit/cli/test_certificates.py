@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,27 @@ def test_a_file_of_roots_without_roots_is_refused(tmp_path: Path, content: bytes
         check_ca_file(path)
     path.write_text(ssl.DER_cert_to_PEM_cert(self_signed("ca.test").der))
     check_ca_file(path)
+
+
+def test_public_addresses_are_one_of_each_family() -> None:
+    settings = acme("-acme-ip-certs", "-public-ip", "203.0.113.7, 2001:db8::7")
+    assert settings is not None
+    assert settings.public_ips == (ip_address("203.0.113.7"), ip_address("2001:db8::7"))
+    assert refusal("-public-ip", "203.0.113.7") == (
+        "-public-ip needs -acme-ip-certs; for -certmode manual, -hostname is the address"
+    )
+    for text, reason in (
+        ("203.0.113.7,203.0.113.8", "203.0.113.7,203.0.113.8: two addresses of one family"),
+        ("derp.example.com", '"derp.example.com": want an address such as 203.0.113.7'),
+        ("fe80::1%eth0", '"fe80::1%eth0": want an address such as 203.0.113.7'),
+    ):
+        assert refusal("-acme-ip-certs", "-public-ip", text) == f"-public-ip {reason}"
+
+
+def test_a_hook_for_dns_is_a_command_with_arguments() -> None:
+    settings = acme("-hostname", "derp.example.com", "-acme-dns-hook", "/bin/hook -zone 'a b'")
+    assert settings is not None
+    assert settings.dns_hook == ("/bin/hook", "-zone", "a b")
+    assert refusal("-acme-dns-hook", "hook 'a") == (
+        '-acme-dns-hook "hook \'a": no closing quotation; want a command'
+    )

@@ -18,6 +18,7 @@ from fastderp.tls.context import ServerContext
 
 HTTP_01 = "http-01"
 TLS_ALPN_01 = "tls-alpn-01"
+DNS_01 = "dns-01"
 
 _ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _VALIDITY = datetime.timedelta(days=1)

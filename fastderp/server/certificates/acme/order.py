@@ -19,7 +19,8 @@ from josepy import jwa, jwk
 
 import fastderp
 from fastderp.errors import IssuanceError
-from fastderp.server.certificates.acme.challenges import TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.challenges import DNS_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.dns_hook import DnsHook
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.util.net import parse_ip
@@ -40,7 +41,7 @@ class Order:
         account_key: ECDSA P-256; without an account for it at the CA, one is created.
         name: a DNS name or an IP address.
         key: the key of the certificate.
-        methods: HTTP_01 and TLS_ALPN_01, the preferred one first. The next one is tried when the
+        methods: HTTP_01, TLS_ALPN_01 and DNS_01, the preferred one first. The next one is tried when the
             CA does not offer a method, or could not validate by it.
         profile: requested if the CA offers it; "" for none.
         budget_s: seconds to wait for the CA.
@@ -114,6 +115,7 @@ class _Conversation:
     def __init__(self, order: Order, published: Challenges) -> None:
         self._order = order
         self._published = published
+        self._dns_hook = DnsHook(order.settings.dns_hook, order.name)
         self._deadline = datetime.datetime.now() + datetime.timedelta(seconds=order.budget_s)
         self._account_key = jwk.JWKEC(key=order.account_key)
         trusted = order.settings.ca_file or _system_roots()
@@ -179,7 +181,10 @@ class _Conversation:
             order = self._client.poll_authorizations(order, self._deadline)
         finally:
             for key_authorization in shown:
-                self._published.withdraw(self._order.name, key_authorization)
+                if method == DNS_01:
+                    self._dns_hook.clean_up(key_authorization)
+                else:
+                    self._published.withdraw(self._order.name, key_authorization)
         return self._client.finalize_order(order, self._deadline).fullchain_pem.encode()
 
     def _answer(self, authorization: messages.AuthorizationResource, method: str) -> str:
@@ -189,9 +194,20 @@ class _Conversation:
             raise _NotOffered(f"the CA does not offer {method}")
         response = offered[0].chall.response(self._account_key)
         key_authorization = str(response.key_authorization)
-        self._published.publish(method, self._order.name, key_authorization)
+        if method == DNS_01:
+            self._present(key_authorization)
+        else:
+            self._published.publish(method, self._order.name, key_authorization)
         self._client.answer_challenge(offered[0], response)
         return key_authorization
+
+    def _present(self, key_authorization: str) -> None:
+        """Have the hook set the record; have it removed again when that fails."""
+        try:
+            self._dns_hook.present(key_authorization)
+        except IssuanceError:
+            self._dns_hook.clean_up(key_authorization)
+            raise
 
     def _signing_request(self) -> bytes:
         key_pem = self._order.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

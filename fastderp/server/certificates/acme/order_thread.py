@@ -11,13 +11,16 @@ import threading
 from collections.abc import Callable
 
 from fastderp.errors import IssuanceError
-from fastderp.server.certificates.acme.challenges import HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.challenges import DNS_01, HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.dns_hook import TIME_LIMIT_S
 from fastderp.server.certificates.acme.managed import ManagedCertificate
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 
 # Seconds per order, as in derper.
 ORDER_BUDGET_S = 180.0
+# A hook for DNS may take as long again, to set a record and to remove it.
+HOOK_BUDGET_S = 2 * TIME_LIMIT_S
 # The library checks its deadline only between requests.
 THREAD_GRACE_S = 30.0
 
@@ -52,7 +55,7 @@ class OrderThread:
 
         thread = threading.Thread(target=report, name="fastderp-acme", daemon=True)
         thread.start()
-        limit_s = ORDER_BUDGET_S + THREAD_GRACE_S
+        limit_s = ORDER_BUDGET_S + HOOK_BUDGET_S + THREAD_GRACE_S
         try:
             async with asyncio.timeout(limit_s):
                 return await outcome
@@ -77,7 +80,7 @@ def obtain_from_ca(
         key=managed.key,
         methods=_methods(settings, managed),
         profile=IP_PROFILE if managed.is_ip else "",
-        budget_s=ORDER_BUDGET_S,
+        budget_s=ORDER_BUDGET_S + (HOOK_BUDGET_S if settings.dns_hook else 0),
     )
     return obtain(order, challenges)
 
@@ -85,6 +88,8 @@ def obtain_from_ca(
 def _methods(settings: AcmeSettings, managed: ManagedCertificate) -> tuple[str, ...]:
     if managed.is_ip:
         return (HTTP_01,)
+    if settings.dns_hook:
+        return (DNS_01,)
     return (TLS_ALPN_01, HTTP_01) if settings.http else (TLS_ALPN_01,)
 
 

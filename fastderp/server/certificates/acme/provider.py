@@ -89,7 +89,13 @@ class AcmeCertificates:
     # Start and stop
 
     def start(self) -> None:
-        """Start the renewals."""
+        """Start the renewals.
+
+        With a DNS hook no client and no open port is needed: a missing certificate is ordered now.
+        """
+        managed = self._managed.get(self._settings.hostname)
+        if self._settings.dns_hook and managed is not None and managed.certificate is None:
+            self._order(managed)
         self._scan()
 
     def close(self) -> None:
@@ -145,7 +151,7 @@ class AcmeCertificates:
         """Return the name or address to have a certificate for. Raises TlsError for any other."""
         address = parse_ip(name)
         if self._settings.ip_certs and (not name or address is not None):
-            local = parse_ip(local_ip)
+            local = self._settings.served_ip(local_ip)
             if local is None:
                 raise TlsError("no_certificate", f"the local address is unknown: {local_ip!r}")
             if address not in (None, local):
@@ -205,9 +211,8 @@ class AcmeCertificates:
             for each in self._managed.values()
             if each.certificate
         ]
-        return f"certificates from {self._ca}: " + (
-            ", ".join(kept) or "none yet, ordered when the first client asks"
-        )
+        when = "now" if self._settings.dns_hook else "when the first client asks"
+        return f"certificates from {self._ca}: " + (", ".join(kept) or f"none yet, ordered {when}")
 
     # Orders
 

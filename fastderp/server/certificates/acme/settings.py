@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastderp.util.net import IpAddress, parse_ip
+
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE = "https://dv.acme-v02.api.pki.goog/directory"
 
@@ -44,6 +46,10 @@ class AcmeSettings:
         http: whether the plain port is served (for http-01).
         email: contact for the CA; "" for none.
         external_account: for CAs that need one.
+        public_ips: up to one address of each family that stands for those of this machine, which
+            is behind NAT; used with ip_certs.
+        dns_hook: the command that sets TXT records, for dns-01 instead of other methods; ()
+            without.
         ca_file: roots (PEM) for the connection to the CA; None for the system's.
     """
 
@@ -54,6 +60,8 @@ class AcmeSettings:
     http: bool = True
     email: str = ""
     external_account: ExternalAccount | None = None
+    public_ips: tuple[IpAddress, ...] = ()
+    dns_hook: tuple[str, ...] = ()
     ca_file: Path | None = None
 
     def allows(self, name: str) -> bool:
@@ -61,3 +69,13 @@ class AcmeSettings:
         if self.hostname == VENDOR_HOSTNAME:
             return _VENDOR_NAME.fullmatch(name) is not None
         return name == self.hostname and bool(name)
+
+    def served_ip(self, local_ip: str) -> IpAddress | None:
+        """Return the address of a connection as its client sees it; None when it is unknown.
+
+        local_ip: this machine's address of the connection.
+        """
+        local = parse_ip(local_ip)
+        if local is None:
+            return None
+        return next((ip for ip in self.public_ips if ip.version == local.version), local)

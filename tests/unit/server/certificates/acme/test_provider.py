@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,35 @@ async def test_the_number_of_names_that_clients_request_is_bounded(tmp_path: Pat
         await chosen(ours, None)
 
 
+async def test_with_a_dns_hook_a_missing_certificate_is_ordered_at_the_start(
+    tmp_path: Path, ca: Ca
+) -> None:
+    async with certificates(tmp_path, ca, dns_hook=("hook",)) as ours:
+        assert ours.summary == "certificates from ca.test: none yet, ordered now"
+        await chosen(ours)
+    async with certificates(tmp_path, ca, dns_hook=("hook",)) as ours:
+        assert ready(ours)
+    assert ca.asked == [NAME]
+
+
 # Addresses
+
+
+async def test_behind_nat_a_client_gets_the_certificate_of_the_public_address_of_its_family(
+    tmp_path: Path, ca: Ca
+) -> None:
+    public = (ip_address("203.0.113.7"), ip_address("2001:db8::7"))
+    async with certificates(
+        tmp_path, ca, hostname="", ip_certs=True, public_ips=public[:1]
+    ) as ours:
+        unnamed = await chosen(ours, None, "10.0.0.5")
+        assert await chosen(ours, "203.0.113.7", "10.0.0.5") is unnamed
+        assert await refused(ours, "10.0.0.5", "10.0.0.5") == "server_name"
+        await chosen(ours, None, "2001:db8::1")
+    assert ca.asked == ["203.0.113.7", "2001:db8::1"]
+    async with certificates(tmp_path, ca, hostname="", ip_certs=True, public_ips=public) as ours:
+        await chosen(ours, None, "fd00::1")
+    assert ca.asked[2:] == ["2001:db8::7"]
 
 
 @pytest.mark.parametrize("local_ip", ["192.0.2.1", "2001:db8::1"])
