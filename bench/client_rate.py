@@ -5,9 +5,12 @@
     python -m bench.client_rate --json results.json
 
 Each measurement is one process that talks to `bench.measuring_peer` in another one; the compared
-clients run one after another, round by round, and the median counts. `kpps` is packets per second
-of wall time until the peer has all of them (sending) or the client has (receiving), in thousands;
-`CPU µs` is the client's CPU time per packet.
+clients run one after another, round by round, and the median counts. Nothing limits the rate: the
+peer sends, or reads, as fast as it can. `kpps` is packets per second of wall time until the peer has
+all of them (sending) or the client has (receiving), in thousands, and `MB/s` their data; `CPU µs` is
+the client's CPU time per packet, which other work on the machine disturbs less. `busy` is the CPU time
+per second of wall time of client and peer: the one near 100 % limits the rate, and neither does on a
+machine whose cores are busy with `other` work.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.machine import Watch
 from fastderp import HTTPClient, NodePrivate, ReceivedPacket
+from fastderp.loadgen.process import Processes
 
 ROOT = Path(__file__).parents[1]
 GO_MODULE = ROOT / "tests" / "interop" / "go"
@@ -93,14 +98,14 @@ def clocks() -> tuple[float, float]:
 
 
 @contextmanager
-def measuring_peer(certificates: str) -> Iterator[str]:
-    """Run the peer in another process; yield its URL."""
+def measuring_peer(certificates: str) -> Iterator[tuple[str, Processes]]:
+    """Run the peer in another process; yield its URL and the process."""
     command = [sys.executable, "-m", "bench.measuring_peer", *filter(None, [certificates])]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin and process.stdout
-        yield process.stdout.readline().strip()
+        yield process.stdout.readline().strip(), Processes([process.pid])
         process.stdin.close()
 
 
@@ -114,18 +119,21 @@ def build_go(directory: str) -> str:
     return program
 
 
-def run(command: list[str], **environment: str) -> dict[str, float]:
-    """Run a measuring process and return its output."""
+def run(command: list[str], peer: Processes, certificate: str) -> dict[str, float]:
+    """Run a measuring process; return its output, and the work of peer and others meanwhile."""
+    watch = Watch(sorted(os.sched_getaffinity(0)), peer)
+    peer_s = peer.cpu_s()
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | {"SSL_CERT_FILE": certificate},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     result: dict[str, float] = json.loads(done.stdout)
-    return result
+    other = {"peer_cpu_seconds": peer.cpu_s() - peer_s, "other": watch.foreign_share()}
+    return result | other
 
 
 def candidates(direction: str, go: str | None) -> list[tuple[str, list[str]]]:
@@ -149,7 +157,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for transport in ("plain", "TLS"):
             certificates = directory if transport == "TLS" else ""
             trusted = str(Path(directory) / "127.0.0.1.crt")
-            with measuring_peer(certificates) as url:
+            with measuring_peer(certificates) as (url, peer):
                 for direction in WAYS:
                     if arguments.only not in f"{direction} {transport}":
                         continue
@@ -163,20 +171,24 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                                     *("--n", str(arguments.n), "--size", str(arguments.size)),
                                     *("--url", f"{url}/{direction}{query}"),
                                 ],
-                                SSL_CERT_FILE=trusted,
+                                peer,
+                                trusted,
                             )
                             runs.setdefault(name, []).append(result)
-                    rows += summaries(direction, transport, runs)
+                    rows += summaries(direction, transport, arguments.size, runs)
     return rows
 
 
 def summaries(
-    direction: str, transport: str, runs: dict[str, list[dict[str, float]]]
+    direction: str, transport: str, size: int, runs: dict[str, list[dict[str, float]]]
 ) -> list[dict[str, Any]]:
     """Return a row for each client, with its ratio to Go's if that was measured."""
 
     def median(name: str, of: str) -> float:
         return statistics.median(run["packets"] / run[of] for run in runs[name])
+
+    def busy(name: str, of: str) -> float:
+        return round(statistics.median(run[of] / run["seconds"] for run in runs[name]), 2)
 
     return [
         {
@@ -184,6 +196,7 @@ def summaries(
             "transport": transport,
             "client": name,
             "kpps": round(median(name, "seconds") / 1e3, 1),
+            "mb_per_s": round(median(name, "seconds") * size / 1e6),
             "cpu_us": round(1e6 / median(name, "cpu_seconds"), 2),
             "to_go": round(median(name, "seconds") / median("Go", "seconds"), 2)
             if "Go" in runs
@@ -191,6 +204,9 @@ def summaries(
             "cpu_to_go": round(median(name, "cpu_seconds") / median("Go", "cpu_seconds"), 2)
             if "Go" in runs
             else None,
+            "busy": busy(name, "cpu_seconds"),
+            "peer_busy": busy(name, "peer_cpu_seconds"),
+            "other": round(statistics.median(run["other"] for run in runs[name]), 2),
         }
         for name in runs
     ]
@@ -198,12 +214,14 @@ def summaries(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a Markdown table."""
-    print("| | client | kpps | × Go | CPU µs | × Go |\n|---|---|--:|--:|--:|--:|")
+    print("| | client | kpps | MB/s | × Go | CPU µs | × Go | busy: client | peer | other |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         rate, cpu = ("" if row[of] is None else f"{row[of]:.2f}" for of in ("to_go", "cpu_to_go"))
         print(
             f"| {row['direction']}, {row['transport']} | {row['client']} "
-            f"| {row['kpps']:.0f} | {rate} | {row['cpu_us']:.2f} | {cpu} |"
+            f"| {row['kpps']:.0f} | {row['mb_per_s']} | {rate} | {row['cpu_us']:.2f} | {cpu} "
+            f"| {row['busy']:.0%} | {row['peer_busy']:.0%} | {row['other']:.0%} |"
         )
 
 

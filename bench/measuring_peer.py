@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from bench.lab import SUITE
 from fastderp.server.certificates.manual import certificate_files, manual_certificate
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
@@ -100,12 +101,16 @@ def main(certificates: str = "") -> None:
         manual_certificate(Path(certificates), "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate_files(Path(certificates), "127.0.0.1"))
+        # All measured clients prefer SUITE; this peer would prefer a larger key.
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(sock: socket.socket) -> None:
         try:
             if context is not None:
                 sock = context.wrap_socket(sock, server_side=True)
+                if (cipher := sock.cipher()) is None or cipher[0] != SUITE:
+                    raise EOFError(f"the client chose {cipher}, which is not comparable")
             with sock:
                 Connection(sock, key).serve()
         except (OSError, EOFError) as error:

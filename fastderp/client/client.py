@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import secrets
-import sys
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable
 from typing import Self
@@ -46,11 +45,6 @@ from fastderp.wire.protocol import (
     frame,
     parse_message,
 )
-
-if sys.platform == "linux":
-    from fastderp.wire.message_reader import MessageReader
-else:
-    from fastderp.wire.portable_reader import MessageReader
 
 # Two missed keep-alives.
 READ_TIMEOUT_S = 2 * KEEPALIVE_S

@@ -6,13 +6,18 @@ Belongs to the client's event loop.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable
 
 from fastderp.errors import ConcurrencyError, ConnectionClosed, ConnectionLost, DerpError
 from fastderp.net.stream import Stream
-from fastderp.wire.message_reader import MessageReader
 from fastderp.wire.protocol import Message
+
+if sys.platform == "linux":
+    from fastderp.wire.message_reader import MessageReader
+else:
+    from fastderp.wire.portable_reader import MessageReader
 
 # Limit for bytes read ahead of `recv`. The read that reaches it, of up to 256 KiB, may exceed it.
 LIMIT_BYTES = 256 << 10
