@@ -1,4 +1,4 @@
-"""Clients that all return at once, as after a restart of the relay.
+"""The cost of clients that all reconnect at once, as after a restart of the relay.
 
     python -m bench.storm [--clients 10000] [--plain] [--derper PATH]
 

@@ -1,6 +1,6 @@
 """The entry points of the commands. On another system than Linux, one line says so.
 
-Imports few modules itself: `fastderp.cli.relay` says why.
+Imports few modules; `fastderp.cli.relay` gives the reason.
 """
 
 from __future__ import annotations

@@ -500,11 +500,11 @@ class Client:
     def _check_silence(self) -> None:
         """Close the connection if the relay was silent for too long while we read from it."""
         now_s = self._loop.time()
-        heard_s = now_s if self._inbox.is_full else self._inbox.heard_s
-        if now_s >= heard_s + READ_TIMEOUT_S:
+        received_s = now_s if self._inbox.is_full else self._inbox.received_s
+        if now_s >= received_s + READ_TIMEOUT_S:
             self._fail(ConnectionLost(f"nothing from the relay for {READ_TIMEOUT_S:g} s"))
         else:
-            self._silence = self._loop.call_at(heard_s + READ_TIMEOUT_S, self._check_silence)
+            self._silence = self._loop.call_at(received_s + READ_TIMEOUT_S, self._check_silence)
 
     # Writing
 

@@ -34,8 +34,8 @@ class Inbox:
         "_reader",
         "_receiver",
         "_stream",
-        "heard_s",
         "is_full",
+        "received_s",
     )
 
     def __init__(
@@ -46,8 +46,8 @@ class Inbox:
     ) -> None:
         """Read from `stream` once `start` is called.
 
-        `on_frame` returns the message of a frame that is no packet, or None; `on_failure` is told
-        why the stream is over.
+        `on_frame` returns the message of a frame that is not a packet, or None; `on_failure` gets
+        the error that ended the stream.
         """
         self._stream = stream
         self._on_failure = on_failure
@@ -58,7 +58,7 @@ class Inbox:
         self._n_bytes = 0
         self.is_full: bool = False
         """Whether reading pauses until the inbox is empty."""
-        self.heard_s: float = self._loop.time()
+        self.received_s: float = self._loop.time()
         """The time of the latest whole frame, or of the latest pause."""
         # Done when the task in `wait` must check again.
         self._receiver: asyncio.Future[None] | None = None
@@ -75,7 +75,7 @@ class Inbox:
         failure: DerpError | None = None
         try:
             if self._reader.feed(data, messages):
-                self.heard_s = self._loop.time()
+                self.received_s = self._loop.time()
         except DerpError as error:
             failure = error
         if messages:
@@ -90,7 +90,7 @@ class Inbox:
             self._stream.pause_reading()
 
     def ended(self, error: Exception | None, /) -> None:
-        """Report why the stream is over."""
+        """Report the end of the stream."""
         try:
             if error is not None:
                 raise error
@@ -161,5 +161,5 @@ class Inbox:
         self._n_bytes = 0
         if self.is_full:
             self.is_full = False
-            self.heard_s = self._loop.time()
+            self.received_s = self._loop.time()
             self._stream.resume_reading()

@@ -1,14 +1,14 @@
-# Included by output.pyx: Health frames (PROTOCOL §2). A frame replaces what the client was told
-# before, so each one names every problem of its session; an empty one says that there is none.
+# Included by output.pyx: Health frames (PROTOCOL §2). A frame replaces the previous one, so each
+# frame names every problem of its session; an empty frame means that there is none.
 
 cdef enum:
     HEALTH_MAX = 512             # holds all texts, their separators and the frame header
 
 cdef const char* DUPLICATE_TEXT = (
-    b"another connection uses the same node key, and packets go to whichever spoke last; "
+    b"another connection uses the same node key, and packets go to the one that sent last; "
     b"was a machine's state copied?")
 cdef const char* RATE_TEXT = (
-    b"this relay limits the rate of this client, and delays what it sends above the limit")
+    b"this relay limits the rate of this client, and delays packets above the limit")
 
 
 cdef size_t health_append(uint8_t* frame, size_t n, const char* text) noexcept nogil:
@@ -32,10 +32,10 @@ cdef size_t health_write(uint8_t* frame, uint8_t problems) noexcept nogil:
 
 cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem,
                               bint is_on) noexcept nogil:
-    """Note that a session has a problem, or has it no more, and tell its client about a change.
+    """Note the beginning or the end of a session's problem, and send its client a change.
 
-    False when nothing changes or the session is gone. The frame is sent under the lock: a frame of
-    another thread would otherwise overtake it.
+    False when nothing changes or the session is gone. The frame is sent under the lock, so that no
+    frame of another thread overtakes it.
     """
     cdef uint8_t frame[HEALTH_MAX]
     cdef Session* s = session_at(t.core, handle)

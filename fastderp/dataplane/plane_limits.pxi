@@ -21,7 +21,7 @@ cdef rate_limits_set(Core* core, limits):
 
 
 cdef void rate_limits_recheck(Core* core):
-    # Wake the clients that are held back: their limit may be gone.
+    # Wake the clients that are held back, because their limit may have ended.
     cdef uint32_t slot
     cdef Session* s
     for slot in range(sessions_touched(core)):

@@ -1,6 +1,6 @@
-"""Delivers what a connection receives to a callback object, instead of answering calls of `read`.
+"""Delivers received bytes to a callback object, instead of answering calls of `read`.
 
-A connection of ours delivers from its transport's callback, which saves a task and a copy for each
+Our own connections deliver from the transport's callback, which saves a task and a copy for each
 read. `Delivery` does the same for any other object with a `read`. Event loop's thread only.
 """
 
@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, runtime_checkable
 
-# Large enough that a burst of packets costs one read, small enough to copy quickly.
+# A burst of packets fits into one read, and the copy is quick.
 READ_SIZE = 256 << 10
 
 
 class Receiver(Protocol):
-    """Takes what a connection receives. Its methods do not raise."""
+    """Takes the received bytes of a connection. Its methods do not raise."""
 
     def received(self, data: bytes | memoryview, /) -> None:
         """Take the next bytes. A memoryview is valid until the call returns."""
 
     def ended(self, error: Exception | None, /) -> None:
-        """Take the end, once: None for an orderly one, otherwise the error that broke it."""
+        """Take the end, once: None for an orderly end, otherwise the error that broke the
+        connection.
+        """
 
 
 @runtime_checkable
@@ -28,16 +30,16 @@ class Source(Protocol):
     """A connection that delivers to a receiver."""
 
     def deliver_to(self, receiver: Receiver, /) -> None:
-        """Call `receiver` with what has arrived and is not read yet, and with all that follows.
+        """Call `receiver` with the unread bytes, and with all that follow.
 
-        Nothing may `read` from then on.
+        Do not call `read` from then on.
         """
 
     def pause_reading(self) -> None:
         """Stop reading. The receiver may get some more bytes."""
 
     def resume_reading(self) -> None:
-        """Read again. Without effect unless paused."""
+        """Resume reading. Has no effect unless paused."""
 
 
 class Reader(Protocol):
@@ -48,7 +50,7 @@ class Reader(Protocol):
 
 
 class Delivery:
-    """Delivers what a task reads from a Reader. Is a Source."""
+    """Delivers the bytes that a task reads from a Reader. Is a Source."""
 
     __slots__ = ("_reader", "_resumed", "_task")
 
@@ -63,7 +65,7 @@ class Delivery:
         self._task = asyncio.get_running_loop().create_task(self._read(receiver))
 
     def pause_reading(self) -> None:
-        """Read no more after the present read."""
+        """Stop after the present read."""
         if self._resumed is None:
             self._resumed = asyncio.get_running_loop().create_future()
 

@@ -35,7 +35,7 @@ class ClientContext:
         cafile: str | os.PathLike[str] | None = None,
         pin: bytes | None = None,
     ) -> None:
-        """Prepare to dial.
+        """Prepare to connect.
 
         Args:
             verify: whether the chain must lead to a trusted root and the leaf be for the name.
@@ -75,7 +75,7 @@ class Handshake:
         """Begin.
 
         Sends `server_name`, unless it is an address, and checks the certificate against
-        `cert_name`, by default the same name. Raises ValueError for what is no name.
+        `cert_name`, by default the same name. Raises ValueError for an invalid name.
         """
         self.version: str | None = None
         """`TLSv1.2` or `TLSv1.3` once done."""
@@ -94,7 +94,7 @@ class Handshake:
         self._source.write(data)
 
     def step(self) -> bool:
-        """Go as far as the input allows; return whether the handshake is done.
+        """Continue as far as the input allows; return whether the handshake is done.
 
         Raises TlsError; `take_output` then has the alert for the peer, if there is one.
         """
@@ -113,7 +113,7 @@ class Handshake:
         return True
 
     def take_output(self) -> bytes:
-        """Return what is to be sent to the peer now, also after a failed step."""
+        """Return the bytes to send to the peer, also after a failed step."""
         return self._sink.read()
 
     def channel(self) -> Channel:
@@ -132,7 +132,7 @@ class Handshake:
             if not certificate_is_for(x509.load_der_x509_certificate(der), self._cert_name):
                 self._refuse(f"the server's certificate is not for {self._cert_name}")
             return
-        # A metacert's own key is discarded when it is made: as a leaf it is an impostor's.
+        # The relay discards a metacert's own key, so a metacert as a leaf is forged.
         if hashlib.sha256(der).digest() != pin or _METACERT.search(der):
             self._refuse("the server's certificate is not the pinned one")
         if not all(_METACERT.search(other) for other in others):
@@ -142,7 +142,7 @@ class Handshake:
         if not is_address(name) and not certificate_is_for(leaf, name):
             self._refuse(f"the server's certificate is pinned, but not for {name}")
         if not leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc:
-            self._refuse("the server's certificate is pinned, but not valid today")
+            self._refuse("the server's certificate is pinned, but not valid now")
 
     def _refuse(self, why: str) -> None:
         self._sink.read()  # our Finished must not complete a handshake that is refused
@@ -152,8 +152,8 @@ class Handshake:
 class Channel:
     """Turns wire bytes into plain bytes and back, through Python's `ssl`.
 
-    Methods raise TlsError when the peer breaks the rules. What OpenSSL answers to the peer, such as
-    a KeyUpdate, is sent with the next output.
+    Methods raise TlsError when the peer violates the protocol. OpenSSL's answers to the peer, such
+    as a KeyUpdate, are sent with the next output.
     """
 
     def __init__(self, connection: ssl.SSLObject, source: ssl.MemoryBIO, sink: ssl.MemoryBIO):

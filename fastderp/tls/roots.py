@@ -8,8 +8,8 @@ import os
 from base64 import b64decode
 from typing import Final
 
-# Where Fedora, RHEL and their descendants keep their roots. A library that is not the system's looks
-# at /etc/ssl alone, which on these has no directory of hashed names.
+# Where Fedora, RHEL and their descendants keep their roots. Another library than the system's reads
+# only /etc/ssl, which has no directory of hashed names on these systems.
 BUNDLES = (
     "/etc/pki/tls/cert.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
-LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger file is the wrong one
+LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger file is the wrong file
 
 
 class Content(NamedTuple):
@@ -37,7 +37,8 @@ def read(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> byt
     Raises OSError with the reason in strerror, also for a file that is not regular (a pipe would
     block, a device may have no end) or is larger than `limit_bytes`.
     """
-    # The type of the file is known once it is open: opening a pipe without a writer must not block.
+    # The type of the file is checked after the open, which must not block on a pipe without a
+    # writer.
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _FLAGS)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -29,15 +29,16 @@ class MessageReader:
     def __init__(self, on_frame: Callable[[int, bytes], Message | None]) -> None:
         """Begin a connection.
 
-        `on_frame` is called with type and payload of each frame that is no packet, in order with
-        the packets; it returns the message to hand on, or None to hand on nothing.
+        `on_frame` is called with type and payload of each frame that is not a packet, in order
+        with the packets; it returns the message to append, or None.
         """
         self._on_frame = on_frame
         self._keys: dict[bytes, NodePublic] = {}
         self._unread = bytearray()
 
     def feed(self, data: bytes | memoryview, messages: list[Message]) -> bool:
-        """Append the messages that `data` completes to `messages`; return whether a frame was.
+        """Append the messages that `data` completes to `messages`; return whether any frame was
+        complete.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.

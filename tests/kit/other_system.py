@@ -19,7 +19,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 
-# imported before the platform changes: they look at it when they are imported
+# imported before the platform changes, because they read it at their import
 _REAL = (
     "asyncio", "ssl", "json", "http.client", "tempfile", "subprocess", "platform", "shutil",
     "nacl.bindings", "cryptography.x509", "cryptography.hazmat.bindings._rust", "logging",

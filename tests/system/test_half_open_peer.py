@@ -1,4 +1,4 @@
-"""A client whose network ends without a word is dropped. RELIABILITY F2.
+"""A client whose network fails without a reset is dropped. RELIABILITY F2.
 
 Relay and client have a network namespace each, joined by a pair of virtual interfaces.
 """

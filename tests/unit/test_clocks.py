@@ -1,4 +1,4 @@
-"""Only what shows or compares dates reads the wall clock. RELIABILITY F16."""
+"""Only code that shows or compares dates reads the wall clock. RELIABILITY F16."""
 
 import re
 from pathlib import Path

@@ -19,22 +19,22 @@ Group = bytes
 _MAPPED = bytes(10) + b"\xff\xff"
 _NO_ADDRESS = bytes(16)
 
-# Buckets of addresses that logged in lately; from this number on, full ones are forgotten.
+# Limit of the buckets of recent addresses; above this number, full buckets are removed.
 SWEEP_BUCKETS = 4096
-# At this number the older half is forgotten: those addresses get a full burst again.
+# At this number the older half is removed; those addresses get a full burst again.
 MAX_BUCKETS = 65536
 
 
 class AddressLimitError(Exception):
-    """An address has reached a limit; the text says which."""
+    """An address has reached a limit, which the text names."""
 
     reason = "address"
 
 
 class AddressLimits:
-    """The limits in force, and how much of them each address uses.
+    """The limits in force, and their use by each address.
 
-    Connections are counted from the first limit on.
+    Connections are counted after the first limit is set.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class AddressLimits:
         self._sweep_at = SWEEP_BUCKETS
 
     def place(self) -> AddressPlace:
-        """Return the place of a new connection, not counted yet."""
+        """Return the place of a new connection, which is not counted yet."""
         return AddressPlace(self)
 
     def set(self, limits: Limits, sessions: Callable[[], list[SessionInfo]]) -> None:
@@ -63,11 +63,12 @@ class AddressLimits:
                     self.keep(session.handle, self._count(session.addr))
 
     def enter(self, ip: str) -> Group | None:
-        """Count a connection from `ip`; return what `leave` needs, None when it is not counted.
+        """Count a connection from `ip`; return the argument of `leave`, None when it is not
+        counted.
 
         A client without an address ("") is not counted.
 
-        Raises AddressLimitError when the address has as many connections as it may have.
+        Raises AddressLimitError when the address has reached its limit of connections.
         """
         if not self._is_counting:
             return None
@@ -95,7 +96,7 @@ class AddressLimits:
             self.leave(self._sessions.pop(handle, None))
 
     def take_login(self, ip: str) -> None:
-        """Count a login. Raises AddressLimitError when those of the address come too fast."""
+        """Count a login. Raises AddressLimitError when the address exceeds its rate of logins."""
         if not self._is_counting:
             return
         addr = address_bytes(ip)
@@ -122,7 +123,7 @@ class AddressLimits:
         return group
 
     def _sweep(self) -> None:
-        """Forget addresses that have not logged in for a while."""
+        """Remove the buckets of addresses without a recent login."""
         for group in [group for group, bucket in self._buckets.items() if bucket.is_full]:
             del self._buckets[group]
         if len(self._buckets) >= MAX_BUCKETS:
@@ -151,7 +152,9 @@ class AddressPlace:
             self._group = self._limits.enter(ip)
 
     def log_in(self, ip: str) -> str:
-        """Count the connection, unless it is, and a login; return why it is refused, or ""."""
+        """Count the connection, unless it is counted, and a login; return the reason of a refusal,
+        or "".
+        """
         try:
             self.enter(ip)
             self._limits.take_login(ip)
@@ -160,7 +163,7 @@ class AddressPlace:
         return ""
 
     def leave(self) -> None:
-        """Give the place back; a no-op without one."""
+        """Release the place; a no-op without one."""
         self._limits.leave(self.give_away())
 
     def give_away(self) -> Group | None:

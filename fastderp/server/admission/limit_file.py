@@ -1,7 +1,7 @@
 """Reads the limits of clients from the `-rate-config` file. PROTOCOL §6.8.
 
 The file is derper's, a JSON object with two members; the other members are ours. derper ignores
-those, and this relay ignores unknown ones beside them, with a warning.
+those; this relay ignores unknown members with a warning.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLASS_MEMBERS = ("Name", "Keys", "Apps", "CIDRs", *LIMIT_MEMBERS)
 
 
 def load_limits(path: Path, address: AddressLimit = AddressLimit()) -> Limits:
-    """Read the file at `path`; `address` has the limits of an address that it does not name.
+    """Read the file at `path`; `address` has the limits of an address if the file has none.
 
     Raises ConfigError that names the file and the reason.
     """
@@ -72,7 +72,7 @@ def load_limits(path: Path, address: AddressLimit = AddressLimit()) -> Limits:
 
 
 class _Members:
-    """The members of a JSON object, found by name in any case; null counts as not there."""
+    """The members of a JSON object, found by name in any case; null counts as absent."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._members = folded({name: (name, value) for name, value in document.items()})
@@ -85,7 +85,7 @@ class _Members:
         ]
 
     def has(self, name: str) -> bool:
-        """Whether a member is there and not null."""
+        """Whether a member is present and not null."""
         return self._members.get(name.casefold(), ("", None))[1] is not None
 
     def take(self, name: str, read: Callable[[Any], T], default: T) -> T:
@@ -131,7 +131,7 @@ def _classes(value: Any, rate: RateLimit, address: AddressLimit) -> tuple[Client
 
 
 def _class(found: _Members, number: int, rate: RateLimit, address: AddressLimit) -> ClientClass:
-    # An unknown member is an error here: a mistyped condition would put every client into it.
+    # In a class an unknown member is an error: a mistyped condition would put every client into it.
     for name in found.unknown(CLASS_MEMBERS):
         nearest = difflib.get_close_matches(name, CLASS_MEMBERS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -208,7 +208,7 @@ def _key(text: str) -> bytes:
         return NodePublic.from_text(text).raw
     except ValueError:
         raise ValueError(
-            f'has "{printable(text)}", which is no nodekey:… of 64 hex digits'
+            f'has "{printable(text)}", which is not nodekey:… with 64 hex digits'
         ) from None
 
 

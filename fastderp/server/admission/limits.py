@@ -13,7 +13,7 @@ from fastderp.util.net import address_bytes
 
 Network = IPv4Network | IPv6Network
 
-# Classes beside the limits of all clients: the data plane counts them in one byte.
+# Maximum of classes: the data plane stores the number of a class in one byte.
 MAX_CLASSES = 255
 
 
@@ -42,7 +42,7 @@ class AddressLimit:
 
 @dataclass(frozen=True, slots=True)
 class ClientClass:
-    """Clients with limits of their own: those for which all set conditions hold. PROTOCOL §6.8.
+    """Separate limits for the clients that meet all set conditions. PROTOCOL §6.8.
 
     Args:
         name: for logs.
@@ -68,7 +68,7 @@ class ClientClass:
 
     @property
     def is_by_address(self) -> bool:
-        """Whether the address alone decides who is in it."""
+        """Whether only the address decides the membership."""
         return not self.keys and not self.apps
 
     def has(self, key: bytes, app_name: str, addr: int) -> bool:
@@ -97,7 +97,7 @@ class Limits:
     The first class that a client is in applies to it.
 
     Args:
-        rate: of each client; None also leaves it out of the metrics.
+        rate: of each client; None also omits it from the metrics.
         address: of each address.
         classes: up to 255.
     """

@@ -17,9 +17,9 @@ from tests.kit.relay import eventually
 
 pytestmark = pytest.mark.usefixtures("peers")
 
-RATE = b"this relay limits the rate of this client, and delays what it sends above the limit"
+RATE = b"this relay limits the rate of this client, and delays packets above the limit"
 DUPLICATE = (
-    b"another connection uses the same node key, and packets go to whichever spoke last; "
+    b"another connection uses the same node key, and packets go to the one that sent last; "
     b"was a machine's state copied?"
 )
 HELD_BACK = (FrameType.HEALTH, RATE)

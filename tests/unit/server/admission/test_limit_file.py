@@ -154,7 +154,7 @@ def test_the_file_takes_precedence_over_the_flags_of_an_address(file: Path) -> N
         ),
         (
             {"Classes": [{"Keys": ["nodekey:12"]}]},
-            'Classes 1: Keys has "nodekey:12", which is no nodekey:… of 64 hex digits',
+            'Classes 1: Keys has "nodekey:12", which is not nodekey:… with 64 hex digits',
         ),
         (
             {"Classes": [{"CIDRs": ["10.0.0.1/8"]}]},

@@ -1,4 +1,4 @@
-"""Who is a mesh peer. RELIABILITY F25."""
+"""The decision that a client is a mesh peer. RELIABILITY F25."""
 
 from __future__ import annotations
 
