@@ -107,8 +107,11 @@ def relay_settings(
             login_memory_bytes=values["login-memory"],
             write_timeout_s=values["tcp-write-timeout"],
             queue_packets=variables.queue_packets,
+            drain_s=values["drain-time"],
         ),
-        stun=StunSettings("" if listen.is_unix else listen.host, values["stun-port"])
+        stun=StunSettings(
+            "" if listen.is_unix else listen.host, values["stun-port"], values["reuse-port"]
+        )
         if values["stun"]
         else None,
         bootstrap_dns=BootstrapSettings(
@@ -155,6 +158,7 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
         http_port=values["http-port"] if tls and values["http-port"] != -1 else None,
         keepalive_s=values["tcp-keepalive-time"],
         user_timeout_s=values["tcp-user-timeout"],
+        reuse_port=values["reuse-port"] and not host.startswith(UNIX),
         accept_per_s=values["accept-connection-limit"],
         accept_burst=values["accept-connection-burst"],
         proxies=_proxies(values),

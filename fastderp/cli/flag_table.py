@@ -74,6 +74,15 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             bounds.Bounds(-1, 65535),
         ),
         Flag(
+            "reuse-port",
+            boolean,
+            "false",
+            "share the ports with another relay of this user that has this flag, too: a new one "
+            "starts before the previous one ends",
+            "",
+            LISTEN,
+        ),
+        Flag(
             "trusted-proxies",
             str,
             "",
@@ -363,6 +372,16 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "N",
             LIMITS,
             bounds.WORKERS,
+        ),
+        Flag(
+            "drain-time",
+            duration,
+            "10s",
+            "SIGTERM sends the clients away over this time before the relay ends; 0 closes "
+            "all at once",
+            "TIME",
+            LIMITS,
+            bounds.DRAIN,
         ),
         Flag(
             "tcp-write-timeout",

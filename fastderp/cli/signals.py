@@ -1,10 +1,11 @@
 """Handles the signals of `fastderp-relay` for the lifetime of the process.
 
-| when | SIGTERM, SIGINT | SIGHUP |
-|---|---|---|
-| before `attach`, after `detach` | ends the process with 0 | is kept for `attach` |
-| `attach` to `detach`, the first | ends the relay in order | reloads |
-| `attach` to `detach`, the second | kills, even a hung process | does nothing |
+| when | SIGTERM | SIGINT | SIGHUP |
+|---|---|---|---|
+| before `attach`, after `detach` | ends the process with 0 | the same | is kept for `attach` |
+| `attach` to `detach` | drains the relay, then closes it | closes it | reloads |
+| while it drains | ends the drain | the same | does nothing |
+| while it closes | kills, even a hung process | the same | does nothing |
 
 One handler stays installed all the time: Python prints an error when a pending signal finds its
 handler removed. Main thread only. Imports few modules, because it is imported first.
@@ -37,7 +38,9 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: Callable[[int], None] | None = None
         self._reload: Callable[[], None] | None = None
-        self._ending = False
+        self._drain_s = 0.0
+        self._draining = False
+        self._closing = False
         self._hung_up = False
 
     def settle(self) -> None:
@@ -46,17 +49,25 @@ class Signals:
         for number in (signal.SIGHUP, *ENDING):
             signal.signal(number, self._handle)
 
-    def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
-        """Call `end` on the running loop at the first SIGTERM or SIGINT, `reload` at SIGHUP.
+    def attach(
+        self, end: Callable[[int], None], reload: Callable[[], None], drain_s: float
+    ) -> None:
+        """Call `end` on the running loop at SIGTERM and SIGINT, `reload` at SIGHUP.
 
-        A SIGHUP that came earlier counts.
+        `end` is called again with the signal that ends a drain, which takes up to `drain_s`. A
+        SIGHUP that came earlier counts.
         """
         import asyncio
 
         self._loop = asyncio.get_running_loop()
-        self._end, self._reload = end, reload
+        self._end, self._reload, self._drain_s = end, reload, drain_s
         if self._hung_up:
             self._loop.call_soon(reload)
+
+    def close(self) -> None:
+        """Note that the relay closes: the next signal kills it, as does LIMIT_S."""
+        self._closing = True
+        self._let_the_next_kill()
 
     def detach(self) -> None:
         """Stop calling either: the loop is ending."""
@@ -76,28 +87,39 @@ class Signals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
             self._hung_up = True
-            if self._loop is not None and self._reload is not None and not self._ending:
+            ending = self._draining or self._closing
+            if self._loop is not None and self._reload is not None and not ending:
                 self._loop.call_soon_threadsafe(self._reload)
-        elif self._ending:  # the second signal came before the first had restored the default
-            signal.signal(number, signal.SIG_DFL)
+        elif self._closing:  # it came before the default was restored
+            _restore_default(number)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:
             os._exit(0)
+        elif number == signal.SIGTERM and self._drain_s and not self._draining:
+            self._draining = True
+            self._loop.call_soon_threadsafe(self._end, number)
+            self._limit(self._drain_s + LIMIT_S)
         else:
-            self._ending = True
+            self._closing = True
             self._loop.call_soon_threadsafe(self._end, number)
             self._let_the_next_kill()
 
     def _let_the_next_kill(self) -> None:
-        """Restore the next signal's default, and set a time limit: both work when Python hangs.
-
-        After LIMIT_S the process prints the stack of every thread and ends with 1.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        """Restore the next signal's default, and set a time limit: both work when Python hangs."""
         for number in ENDING:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=_unblocked_stderr())
+            _restore_default(number)
+        self._limit(LIMIT_S)
+
+    def _limit(self, seconds: float) -> None:
+        """Have the process print the stack of every thread and end with 1 after this time."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_unblocked_stderr())
+
+
+def _restore_default(number: int) -> None:
+    """Have the kernel end the process at this signal; Python's handler stays for a pending one."""
+    import ctypes
+
+    ctypes.CDLL(None).signal(number, ctypes.c_void_p(None))
 
 
 def _unblocked_stderr() -> int:

@@ -54,7 +54,14 @@ cdef enum CloseReason:
     CLOSE_CLOSE_PEER             # requested by a mesh peer
     CLOSE_SHUTDOWN
     CLOSE_SILENT                 # a link sent nothing for two keep-alive periods
+    CLOSE_DRAIN                  # the control plane asked it to leave
     N_CLOSE_REASONS
+
+# How far session_leave has come; a leaving session gets no further frames.
+cdef enum Leaving:
+    NOT_LEAVING = 0
+    LEAVING_WRITES               # the backlog is being written
+    LEAVING_READS                # output has ended; the peer's frames are relayed until it closes
 
 # The bytes of an incomplete frame or record; allocated while it has any. Worker only.
 cdef struct Stash:
@@ -127,6 +134,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t state                # atomic, written under the lock
     uint8_t close_reason
     uint8_t close_detail
+    uint8_t leaving              # Leaving
     # atomic, written under the lock: nonzero while senders compete for the session
     uint8_t contended
     uint8_t wants_out            # EPOLLOUT is armed
@@ -140,7 +148,8 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t* app_name            # length, then bytes; NULL without a name
     # NULL until the first sender, and while core.counts_senders is False
     SenderSketch* senders
-    uint64_t write_deadline_ns   # valid while there is a backlog; 0 = none
+    # valid while there is a backlog, and in LEAVING_READS; 0 = none
+    uint64_t write_deadline_ns
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t dropped

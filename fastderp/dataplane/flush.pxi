@@ -99,3 +99,5 @@ cdef void flush_locked(ThreadContext* t, Session* s) noexcept nogil:
                 backlog_free(s.backlog, &t.core.budget, drop_displaced, NULL)
             s.backlog = NULL
         poll_set_locked(t, s, False, s.is_held)
+        if s.leaving == LEAVING_WRITES:
+            leave_written_locked(t, s)

@@ -19,6 +19,7 @@ cdef bint session_output_frame(ThreadContext* t, uint64_t handle, uint8_t* frame
                                size_t n) noexcept nogil
 cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReason reason,
                        uint8_t detail) noexcept nogil
+cdef bint session_leave(ThreadContext* t, Session* s, uint64_t handle) noexcept nogil
 cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem,
                               bint is_on) noexcept nogil
 cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,

@@ -29,15 +29,15 @@ from fastderp.tls.record cimport (
     record_status_alert,
 )
 from fastderp.dataplane.core cimport (
-    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_NO_MEMORY, CLOSE_SERVER, CLOSE_TLS,
-    CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, OUTPUT_IOVS, PROBLEM_DUPLICATE, PROBLEM_RATE,
-    SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, Problem, session_at,
+    CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_DRAIN, CLOSE_NO_MEMORY, CLOSE_SERVER,
+    CLOSE_TLS, CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, LEAVING_READS, LEAVING_WRITES, OUTPUT_IOVS,
+    PROBLEM_DUPLICATE, PROBLEM_RATE, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, Problem, session_at,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SHUT_RDWR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64, atomic_store_u8,
-    counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release, pthread_mutex_lock,
-    pthread_mutex_unlock, send, sendmsg, shutdown,
+    MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
+    atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
+    pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )
 from fastderp.dataplane.timer_wheel cimport wheel_arm
 
@@ -52,6 +52,8 @@ cdef enum:
     REPORTS_PER_SECOND = 16      # drops that each thread reports to the control plane
 
 cdef uint64_t REPORT_WINDOW_NS = 1000000000
+# The time of a leaving session's peer, after the end of our output, to close.
+cdef uint64_t LEAVE_NS = 2000000000
 cdef double QUEUE_TIME_KEPT = 0.9    # the share of the moving average that a packet keeps (§6.6)
 
 
@@ -91,7 +93,7 @@ cdef void close_notify_locked(ThreadContext* t, Session* s) noexcept nogil:
     cdef uint8_t level = TLS_WARNING
     cdef uint8_t description = TLS_CLOSE_NOTIFY
     cdef size_t produced
-    if s.records is NULL or s.backlog is not NULL:
+    if s.records is NULL or s.backlog is not NULL or s.leaving == LEAVING_READS:
         return
     if s.close_reason == CLOSE_TLS:
         level = TLS_FATAL
@@ -480,7 +482,7 @@ cdef bint session_output(ThreadContext* t, Session* s, uint64_t handle,
     if atomic_load_u64(&s.handle) != handle:
         # The slot has another session or none: only its handle may be read.
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, NULL)
-    elif s.state != SESSION_OPEN:
+    elif s.state != SESSION_OPEN or s.leaving:
         batch_lose(t, DROP_GONE_DISCONNECTED, batch, 0, s.peer.key)
     else:
         output_locked(t, s, batch)
@@ -524,6 +526,37 @@ cdef bint session_fail(ThreadContext* t, Session* s, uint64_t handle, CloseReaso
         fail_locked(t, s, reason, detail)
     pthread_mutex_unlock(&s.output_lock)
     return was_open
+
+
+cdef void leave_written_locked(ThreadContext* t, Session* s) noexcept nogil:
+    """End the output of a leaving session without a backlog.
+
+    Reading goes on until the peer closes, for LEAVE_NS at most: closing with unread input would
+    reset the connection and discard what the kernel has not delivered yet.
+    """
+    s.close_reason = CLOSE_DRAIN
+    close_notify_locked(t, s)
+    s.leaving = LEAVING_READS
+    shutdown(s.fd, SHUT_WR)
+    s.write_deadline_ns = t.now_ns + LEAVE_NS
+    wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
+
+
+cdef bint session_leave(ThreadContext* t, Session* s, uint64_t handle) noexcept nogil:
+    """Have a session closed once its backlog is written, or at its write deadline.
+
+    False when it is gone, closing or leaving already.
+    """
+    cdef bint leaves
+    pthread_mutex_lock(&s.output_lock)
+    leaves = (atomic_load_u64(&s.handle) == handle and s.state == SESSION_OPEN
+              and not s.leaving)
+    if leaves:
+        s.leaving = LEAVING_WRITES
+        if s.backlog is NULL:
+            leave_written_locked(t, s)
+    pthread_mutex_unlock(&s.output_lock)
+    return leaves
 
 
 cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil:

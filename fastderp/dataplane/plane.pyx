@@ -21,8 +21,8 @@ from fastderp.dataplane.reports cimport (
     session_snapshot, session_info, tcp_info,
 )
 from fastderp.dataplane.output cimport (
-    session_fail, session_output_frame, session_set_problem, context_free, context_init,
-    context_trim,
+    session_fail, session_leave, session_output_frame, session_set_problem, context_free,
+    context_init, context_trim,
 )
 from fastderp.tls.record cimport RecordLayer, Records, record_wipe
 from fastderp.dataplane.routes cimport (
@@ -46,7 +46,8 @@ from fastderp.dataplane.sys cimport (
 )
 from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport (
-    UNREAD_MAX, Worker, worker_free, worker_init, worker_trim, worker_start, worker_stop,
+    UNREAD_MAX, Worker, worker_ask, worker_free, worker_init, worker_start, worker_stop,
+    worker_trim,
 )
 
 from fastderp.dataplane import reports
@@ -382,6 +383,20 @@ cdef class Plane:
         """Close a session; its ClosedEvent follows. Return False when it is gone already."""
         return self.is_known(handle) and self.fail(handle, CLOSE_SERVER)
 
+    def leave(self, uint64_t handle):
+        """Close a session when its backlog is written, at the latest at its write deadline.
+
+        It gets no further frames; its own are relayed until its peer closes, for 2 seconds at most.
+        Return False when it is gone, closing or leaving already.
+        """
+        cdef bint leaves = False
+        if self.is_known(handle):
+            pthread_mutex_lock(&self.control_lock)
+            self.control.now_ns = clock_ns()
+            leaves = session_leave(&self.control, session_at(&self.core, handle), handle)
+            pthread_mutex_unlock(&self.control_lock)
+        return leaves
+
     def close_key(self, bytes key not None):
         """Close every session of a key for a mesh peer (PROTOCOL §5, ClosePeer).
 
@@ -391,21 +406,8 @@ cdef class Plane:
 
     def handles(self, bytes key not None):
         """Return the handles of the sessions that share a key."""
-        cdef uint64_t few[8]
-        cdef uint64_t* many
-        cdef uint32_t n
         check_key(key)
-        n = routes_members(&self.core.routes, key, few, 8)
-        if n <= 8:
-            return [few[i] for i in range(n)]
-        many = <uint64_t*>calloc(n, sizeof(uint64_t))
-        if many is NULL:
-            raise MemoryError
-        try:
-            n = min(n, routes_members(&self.core.routes, key, many, n))
-            return [many[i] for i in range(n)]
-        finally:
-            free(many)
+        return handles_list(&self.core.routes, key)
 
     def is_connected(self, bytes key not None):
         """Return whether a session with this key is connected here."""
@@ -494,6 +496,11 @@ cdef class Plane:
         for i in range(self.n_running):
             worker_trim(self.workers[i])
 
+    def stuck_workers(self):
+        """Ask each thread to wake up; return the numbers of those that did not since the last call.
+        """
+        return [i for i in range(self.n_running) if not worker_ask(self.workers[i])]
+
     def trim_memory(self):
         """Return unused heap memory to the system."""
         with nogil:
@@ -572,23 +579,11 @@ cdef class Plane:
         cdef Counters total
         cdef RouteTable* routes = &self.core.routes
         cdef int i
-        pthread_mutex_lock(&routes.lock)
-        table = {
-            "clients_total": routes.buckets.n_live,
-            "clients_local": routes.n_local_keys,
-            "clients_remote": routes.buckets.n_live - routes.n_local_keys,
-            "current_dup_client_keys": routes.n_duplicate_keys,
-            "current_dup_client_conns": routes.n_duplicate_members,
-            "multiforwarder_created": routes.n_multiforwarders_created,
-            "multiforwarder_deleted": routes.n_multiforwarders_deleted,
-            "packet_forwarder_delete_other_value": routes.n_other_forwarder_deletes,
-        }
-        pthread_mutex_unlock(&routes.lock)
         memset(&total, 0, sizeof(total))
         counters_sum(&total, &self.control_counters)
         for i in range(self.core.n_workers):
             counters_sum(&total, &self.workers[i].counters)
-        return counters_dict(&total) | table | {
+        return counters_dict(&total) | routes_dict(routes) | {
             "average_queue_duration_ms": atomic_peek_u64(&self.core.queue_ns) / 1e6,
             "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
             "events_lost": atomic_peek_u64(&self.core.events.lost),

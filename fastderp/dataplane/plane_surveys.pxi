@@ -59,3 +59,37 @@ cdef dict unique_senders_count(RouteTable* routes):
         senders.update(receivers)
         first += 256
     return dict(senders)
+
+
+cdef dict routes_dict(RouteTable* routes):
+    """Return the counters of the routing table by PROTOCOL §14 names without `derp_`."""
+    pthread_mutex_lock(&routes.lock)
+    table = {
+        "clients_total": routes.buckets.n_live,
+        "clients_local": routes.n_local_keys,
+        "clients_remote": routes.buckets.n_live - routes.n_local_keys,
+        "current_dup_client_keys": routes.n_duplicate_keys,
+        "current_dup_client_conns": routes.n_duplicate_members,
+        "multiforwarder_created": routes.n_multiforwarders_created,
+        "multiforwarder_deleted": routes.n_multiforwarders_deleted,
+        "packet_forwarder_delete_other_value": routes.n_other_forwarder_deletes,
+    }
+    pthread_mutex_unlock(&routes.lock)
+    return table
+
+
+cdef list handles_list(RouteTable* routes, const uint8_t* key):
+    """Return the handles of the sessions that share a key."""
+    cdef uint64_t few[8]
+    cdef uint64_t* many
+    cdef uint32_t n = routes_members(routes, key, few, 8)
+    if n <= 8:
+        return [few[i] for i in range(n)]
+    many = <uint64_t*>calloc(n, sizeof(uint64_t))
+    if many is NULL:
+        raise MemoryError
+    try:
+        n = min(n, routes_members(routes, key, many, n))
+        return [many[i] for i in range(n)]
+    finally:
+        free(many)

@@ -16,7 +16,7 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
     w.ending[w.n_ending] = s
     w.n_ending += 1
     pthread_mutex_lock(&s.output_lock)
-    if s.state == SESSION_OPEN:
+    if s.state == SESSION_OPEN and s.leaving != LEAVING_READS:
         s.close_reason = reason
         s.close_detail = detail
     pthread_mutex_unlock(&s.output_lock)

@@ -22,7 +22,7 @@ from fastderp.dataplane.counters import KIND, REASON, entries
 # The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
     "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
-    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent",
+    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent", "drain",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
 DROP_REASONS, PACKET_KINDS = REASON.values, KIND.values

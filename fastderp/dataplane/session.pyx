@@ -13,8 +13,9 @@ from fastderp.dataplane.peer_gone cimport (
     PeerGone, peer_gone_add, peer_gone_first, peer_gone_hand_over, peer_gone_pop,
 )
 from fastderp.dataplane.core cimport (
-    Bucket, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, NOT_HERE_BURST, PEER_GONE_SLOTS,
-    PROBLEM_RATE, SESSION_FREE, SESSION_OPEN, session_at,
+    Bucket, CLOSE_DRAIN, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, LEAVING_READS,
+    NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, PROBLEM_RATE, SESSION_FREE, SESSION_OPEN,
+    session_at,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
@@ -91,17 +92,22 @@ cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil:
 
 
 cdef bint write_expired(ThreadContext* t, Session* s, uint64_t* due_ns) noexcept nogil:
-    # True when the peer took nothing for the whole write timeout. *due_ns becomes the time of the
-    # next check, 0 = none. A session that broke at the deadline or was closing did not time out.
+    # True when the peer took nothing for the whole write timeout, or did not close after the end of
+    # our output. *due_ns becomes the time of the next check, 0 = none. A session that broke at the
+    # deadline or was closing did not time out.
     cdef bint expired
     pthread_mutex_lock(&s.output_lock)
     if s.backlog is not NULL and s.write_deadline_ns != 0 and t.now_ns >= s.write_deadline_ns:
         # epoll reports room only when much of the buffer is free; a slow reader may have freed
         # less.
         flush_locked(t, s)
-    due_ns[0] = s.write_deadline_ns if s.backlog is not NULL and s.state == SESSION_OPEN else 0
+    due_ns[0] = 0
+    if s.state == SESSION_OPEN and (s.backlog is not NULL or s.leaving == LEAVING_READS):
+        due_ns[0] = s.write_deadline_ns
     expired = due_ns[0] != 0 and t.now_ns >= due_ns[0]
-    if expired:
+    if expired and s.leaving == LEAVING_READS:
+        fail_locked(t, s, CLOSE_DRAIN, 0)
+    elif expired:
         counter_add(&t.counters.sclient_write_timeouts, 1)
         fail_locked(t, s, CLOSE_WRITE_TIMEOUT, 0)
     pthread_mutex_unlock(&s.output_lock)
@@ -254,6 +260,7 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
     s.close_detail = 0
+    s.leaving = NOT_LEAVING
     s.backlog = s.spare = NULL
     atomic_store_u8(&s.contended, 0)
     s.write_deadline_ns = 0

@@ -47,7 +47,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int n)
     int shutdown(int fd, int how)
     enum:
-        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SOL_SOCKET, SO_RCVBUF
+        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, SOL_SOCKET, SO_RCVBUF
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:

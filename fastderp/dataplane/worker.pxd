@@ -1,6 +1,6 @@
 # A worker: one thread, one epoll set, the input side of its sessions. worker.pyx follows a packet.
-# The worker's thread owns everything here, except `stop` and `wants_trim`; any thread may read
-# `counters`.
+# The worker's thread owns everything here, except `stop`, `wants_trim` and `asked`; any thread may
+# read `counters` and `answered`.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -61,7 +61,7 @@ cdef struct SeenPair:
     uint64_t stamp
     uint64_t receiver
 
-cdef struct Worker:              # owned by its thread; `stop`, `wants_trim`, `counters` are shared
+cdef struct Worker:              # owned by its thread; the atomic members and `counters` are shared
     ThreadContext context
     int index
     int epoll
@@ -69,6 +69,8 @@ cdef struct Worker:              # owned by its thread; `stop`, `wants_trim`, `c
     pthread_t thread
     uint8_t stop                 # atomic; set by the control thread
     uint8_t wants_trim           # atomic; set by the control thread
+    uint64_t asked               # atomic; how often the control thread has asked for a turn
+    uint64_t answered            # atomic; the value of `asked` that the latest wake-up saw
     uint8_t* gather              # GATHER_MAX bytes
     size_t n_gathered
     uint64_t gather_ns           # lower bound for the time the oldest gathered bytes were read
@@ -101,5 +103,6 @@ cdef struct Worker:              # owned by its thread; `stop`, `wants_trim`, `c
 cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil
 cdef bint worker_start(Worker* w) noexcept nogil
 cdef void worker_trim(Worker* w) noexcept nogil
+cdef bint worker_ask(Worker* w) noexcept nogil
 cdef void worker_stop(Worker* w) noexcept nogil
 cdef void worker_free(Worker* w) noexcept nogil

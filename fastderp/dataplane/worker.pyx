@@ -29,15 +29,16 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.core cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY,
-    CLOSE_RESET, CLOSE_TLS, NOT_HERE_BURST, PROBLEM_RATE, SESSION_CLOSING, SESSION_OPEN, Batch,
-    Bucket, CloseReason, RateLimit, session_at,
+    CLOSE_RESET, CLOSE_TLS, LEAVING_READS, NOT_HERE_BURST, PROBLEM_RATE, SESSION_CLOSING,
+    SESSION_OPEN, Batch, Bucket, CloseReason, RateLimit, session_at,
 )
 from fastderp.dataplane.session cimport (
     peer_gone_run, session_due, session_end, session_note_sender, stash_put,
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, atomic_load_u64, atomic_load_u8, atomic_store_u8,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, atomic_load_u64, atomic_load_u8,
+    atomic_peek_u64, atomic_store_u64, atomic_store_u8,
     clock_ns, close, counter_add, epoll_create1, epoll_ctl, epoll_wait, errno, eventfd,
     eventfd_drain, eventfd_wake, pages_release, pthread_attr_destroy, pthread_attr_init,
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock,
@@ -169,6 +170,7 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
         handle = w.events[i].data.u64
         if handle == WAKE:
             eventfd_drain(w.wake_fd)
+            atomic_store_u64(&w.answered, atomic_load_u64(&w.asked))
         else:
             session_event(w, session_at(w.context.core, handle), w.events[i].events)
     timers_run(w)
@@ -256,6 +258,15 @@ cdef void worker_trim(Worker* w) noexcept nogil:
     """Have the thread release its scratch memory and expanded keys between two turns."""
     atomic_store_u8(&w.wants_trim, 1)
     eventfd_wake(w.wake_fd)
+
+
+cdef bint worker_ask(Worker* w) noexcept nogil:
+    """Wake the thread for a turn. False when it has not made the turn asked for before."""
+    cdef uint64_t asked = atomic_peek_u64(&w.asked)
+    cdef bint has_answered = atomic_load_u64(&w.answered) == asked
+    atomic_store_u64(&w.asked, asked + 1)
+    eventfd_wake(w.wake_fd)
+    return has_answered
 
 
 cdef void worker_stop(Worker* w) noexcept nogil:

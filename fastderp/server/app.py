@@ -40,10 +40,16 @@ log: logging.Logger = logging.getLogger("fastderp")
 # Linux applies niceness per thread. With a higher value, other programs would starve logins.
 CONTROL_NICENESS = 10
 
-# The restart notice at SIGTERM: clients reconnect within the first time, spread evenly, and
+# The restart notice at SIGTERM without a drain: clients reconnect within the first time, spread evenly, and
 # look for another relay after the second ("no more than a few seconds" in the reference).
 RECONNECT_SPREAD_S = 2.0
 TRY_FOR_S = 5.0
+
+
+# Interval of the status while the relay drains.
+REPORT_S = 1.0
+# Seconds for an orderly end after the drain.
+CLOSE_S = 20.0
 
 
 class RelayApp:
@@ -67,7 +73,7 @@ class RelayApp:
         tunnels = CaptiveTunnels() if settings.pages.ace else None
         self._listeners = Listeners(
             settings.listen, settings.pages, settings.observe, self._certificates, bootstrap,
-            tunnels, stun, self.metrics, self._admission.problems,
+            tunnels, stun, self.metrics, self._admission.problems, self.unready,
         )  # fmt: skip
         # These close after the server, which uses them until its last connection is closed.
         self._below: list[Component] = [
@@ -145,6 +151,28 @@ class RelayApp:
             log.warning("%s", line)
         self._listeners.announce()
 
+    def unready(self) -> list[str]:
+        """Return why the relay must get no new clients; nothing while it is ready."""
+        found = [] if self.server is None else self.server.unready()
+        return found + [reason for one in self.components for reason in one.unready()]
+
+    async def drain(self, report: Callable[[str], None]) -> None:
+        """Send the clients away over -drain-time; return early when all are gone.
+
+        report: gets the status every second.
+        """
+        assert self.server is not None
+        for component in self.components:
+            component.drain()
+        draining = asyncio.create_task(self.server.drain(self._settings.limits.drain_s))
+        try:
+            while not draining.done():
+                report(f"draining: {self.server.n_draining} clients left")
+                await asyncio.wait({draining}, timeout=REPORT_S)
+            await draining
+        finally:
+            draining.cancel()
+
     def reload(self) -> None:
         """Reload each component; one that fails does not stop the others."""
         self._reloads.run()
@@ -171,8 +199,16 @@ def _certificates(settings: RelaySettings) -> ManualCertificates | CaCertificate
 class Signals(Protocol):
     """The source of the process's signals; `cli.signals.Signals` is one."""
 
-    def attach(self, end: Callable[[int], None], reload: Callable[[], None]) -> None:
-        """Call `end` on the running loop at the first SIGTERM or SIGINT, `reload` at SIGHUP."""
+    def attach(
+        self, end: Callable[[int], None], reload: Callable[[], None], drain_s: float
+    ) -> None:
+        """Call `end` on the running loop at SIGTERM and SIGINT, `reload` at SIGHUP.
+
+        `end` is called again with the signal that ends a drain of up to `drain_s` seconds.
+        """
+
+    def close(self) -> None:
+        """Note that the relay closes: the next signal kills it."""
 
     def detach(self) -> None:
         """Stop calling either."""
@@ -181,15 +217,16 @@ class Signals(Protocol):
 async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> None:
     """Start the relay, log "ready", and run until SIGTERM or SIGINT.
 
-    SIGTERM announces a restart to the clients (PROTOCOL §6.11).
+    SIGTERM sends the clients away before the end (PROTOCOL §6.11).
 
     Raises DerpError, before anything is served, for an unusable key, certificate or address.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(supervisor.note_loop_error)
-    stopping: asyncio.Future[int] = loop.create_future()
+    stopping, ending = loop.create_future(), loop.create_future()
     app = RelayApp(settings, lines)
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
+    drain_s = settings.limits.drain_s
     is_started = reload_wanted = False
 
     def reload() -> None:
@@ -202,7 +239,13 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
             reload_wanted = True
             log.info("SIGHUP: the files are read again after the start")
 
-    signals.attach(stopping.set_result, reload)
+    def end(number: int) -> None:
+        if not stopping.done():
+            stopping.set_result(number)
+        elif not ending.done():
+            ending.set_result(number)
+
+    signals.attach(end, reload, drain_s)
     try:
         is_started = await _unless(stopping, app.start())
         if is_started:
@@ -212,9 +255,14 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
             if reload_wanted:
                 app.reload()
         number = await stopping
+        if is_started and number == signal.SIGTERM and drain_s:
+            log.info("draining for up to %g s; SIGTERM or SIGINT ends it", drain_s)
+            manager.stopping("draining", drain_s + CLOSE_S)
+            await _unless(ending, app.drain(manager.status))
+        signals.close()
         log.info("stopping")
-        manager.stopping()
-        if app.server is not None and number == signal.SIGTERM:
+        manager.stopping("stopping", CLOSE_S)
+        if is_started and app.server is not None and number == signal.SIGTERM and not drain_s:
             app.server.announce_restart(0.0, TRY_FOR_S, spread_s=RECONNECT_SPREAD_S)
     finally:
         await app.close()

@@ -7,8 +7,6 @@ workers run beside it.
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -17,15 +15,12 @@ from typing import Any
 from fastderp.dataplane.counters import FLUSH_BOUNDS, METRIC_OF
 from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
+from fastderp.server.accept.drain import drain
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
-from fastderp.server.accept.listener import (
-    IDLE_S,
-    LOGIN_BUDGET_S,
-    Listener,
-    listener_metrics,
-)
+from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listener_metrics
 from fastderp.server.accept.registrar import Registrar, Verify
+from fastderp.server.accept.waves import announce_restart
 from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.limits import Limits
@@ -33,9 +28,10 @@ from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.metacert import meta_cert
 from fastderp.server.http.clients import ClientsPage
-from fastderp.server.http.pages import Site
+from fastderp.server.http.pages import DRAINING, Site
 from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.mesh.dial import JoinSocket
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.mesh.region import Region
@@ -45,20 +41,17 @@ from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.consistency import inconsistencies
 from fastderp.server.observe.loop_lag import LoopLag
 from fastderp.server.observe.maintenance import Maintenance
-from fastderp.server.observe.metrics import Histogram, Number, Value, expvar
+from fastderp.server.observe.metrics import Histogram, Value, expvar
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.server.settings import ProxySettings
-from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util import bounds
 from fastderp.util.net import address_text
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
-# Plane events per loop iteration, so that logins run in between: a mesh peer may announce 250,000
-# keys at once, at a few microseconds each.
+# Plane events per loop iteration: a mesh peer may announce 250,000 keys at once.
 _EVENTS_PER_ITERATION = 256
 # The TLS version of every client connection whose records the data plane opens.
 _PLANE_TLS = "1.3"
@@ -142,7 +135,8 @@ class Server:
             Duplicates(plane.handles, plane.set_duplicate) if duplicate_health else None
         )
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
-        self._region = Region(plane, self._private_key, mesh_keys, self._join, mesh_tls)
+        join: JoinSocket = lambda *link: self._registrar.bridges.join_socket(*link)  # noqa: E731
+        self._region = Region(plane, self._private_key, mesh_keys, join, mesh_tls)
         self._registrar = Registrar(
             self._private_key,
             plane,
@@ -156,9 +150,7 @@ class Server:
         )
         self._embedded = EmbeddedSessions(self._registrar)
         self._round_trips = (
-            traffic.RoundTrips(plane, lambda: self._registrar.bridges.round_trips_us())
-            if rtt_stats
-            else None
+            traffic.RoundTrips(plane, self._registrar.bridged_round_trips_us) if rtt_stats else None
         )
         self._maintenance = Maintenance(
             plane,
@@ -169,12 +161,9 @@ class Server:
         self._loop_lag = LoopLag()
         self._on_closed: list[Callable[[ClosedEvent], object]] = [
             self._journal.note_closed,
-            lambda event: self._registrar.ended(event.handle, event.reason),
+            self._registrar.ended,
             *self._region.on_closed,
         ]
-        if self._duplicates is not None:
-            duplicates = self._duplicates
-            self._on_closed.append(lambda event: duplicates.left(event.key, event.handle))
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -215,6 +204,7 @@ class Server:
         accept_limiter: TokenBucket | None = None,
         tunnels: Tunnels | None = None,
         proxies: ProxySettings = ProxySettings(),
+        reuse_port: bool = False,
     ) -> Listener:
         """Accept connections on an address from now on. PROTOCOL §9.1.
 
@@ -230,6 +220,7 @@ class Server:
             accept_limiter: connections above its rate are closed at once.
             tunnels: serves CONNECT over TLS; None refuses it. The caller closes it.
             proxies: which peers are proxies, and what they send.
+            reuse_port: share the port with other processes that do so, too.
 
         Raises ValueError for a number out of bounds, OSError that names the address when it cannot
         be bound, and what `start` raises.
@@ -240,18 +231,23 @@ class Server:
         bounds.IDLE.check_argument("idle_s", idle_s)
         self.start()
         sockets = listen_sockets(
-            host, port, keepalive_idle_s=keepalive_idle_s, user_timeout_s=user_timeout_s
+            host,
+            port,
+            keepalive_idle_s=keepalive_idle_s,
+            user_timeout_s=user_timeout_s,
+            reuse_port=reuse_port,
         )
         listener = Listener(
             self._registrar,
             sockets,
-            routes or relay_routes(Site()),
+            routes or relay_routes(Site(unready=self.unready)),
             tls,
             login_budget_s=self._login_timeout_s,
             idle_s=idle_s,
             accept_limiter=accept_limiter,
             tunnels=tunnels if tls is not None else None,
             proxies=proxies,
+            reuse_port=reuse_port,
         )
         self._listeners.append(listener)
         return listener
@@ -273,6 +269,29 @@ class Server:
             await self._closed.wait()
         finally:
             await self.close()
+
+    async def drain(self, seconds: float = 10.0) -> None:
+        """Send the clients away within `seconds`, and return early when all are gone.
+
+        Each client is told when to come back; its session is closed at that time, after what waits
+        for it is written. Probes and new logins get 503, or are refused by closed ports where
+        clients can log in elsewhere. `close` has to follow. PROTOCOL §6.11.
+
+        Raises ValueError for a time out of bounds, and what `start` raises.
+        """
+        bounds.DRAIN.check_argument("seconds", seconds)
+        self.start()
+        has_others = self._region.mesh.has_other_relays
+        await drain(self._plane, self._registrar, self._listeners, seconds, has_others)
+
+    @property
+    def n_draining(self) -> int:
+        """The number of clients that `drain` has not sent away yet."""
+        return self._registrar.waves.n_left if self._registrar.waves is not None else 0
+
+    def unready(self) -> list[str]:
+        """Return why no new clients should come; nothing while the relay is ready."""
+        return [DRAINING] if self._registrar.waves is not None else []
 
     async def close(self) -> None:
         """Close every listener and connection and end the data plane's threads. Safe to repeat.
@@ -329,6 +348,8 @@ class Server:
         """
         try:
             self.start()
+            if self._registrar.waves is not None:
+                raise ConnectionClosed(DRAINING)
         except ConnectionClosed:
             writer.close()
             raise
@@ -397,13 +418,6 @@ class Server:
         """
         self._region.forwarders.remove(key.raw, forwarder)
 
-    def _bridged_bytes(self) -> dict[int, tuple[int, int]]:
-        return {} if self._loop is None else self._registrar.bridges.bytes_moved()
-
-    def _join(self, outside: socket.socket, channel: Channel) -> int:
-        """Bridge a connection that this relay dialled."""
-        return self._registrar.bridges.join_socket(outside, channel)
-
     # Settings that change while it runs
 
     @property
@@ -461,17 +475,7 @@ class Server:
         """
         bounds.RESTART.check_argument("reconnect_in_s + spread_s", reconnect_in_s + spread_s)
         bounds.RESTART.check_argument("try_for_s", try_for_s)
-        return sum(
-            self._plane.send(
-                session.handle,
-                frame(
-                    FrameType.RESTARTING,
-                    restarting_payload(reconnect_in_s + random.uniform(0, spread_s), try_for_s),
-                ),
-            )
-            for session in self._plane.sessions()
-            if not session.link
-        )
+        return announce_restart(self._plane, reconnect_in_s, try_for_s, spread_s)
 
     # State and metrics
 
@@ -538,7 +542,7 @@ class Server:
             del plane["rate_limit_per_client_waited"]
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
-        active = self._tls_versions(plane.pop("sealed_connections"))
+        active = Counter({_PLANE_TLS: plane.pop("sealed_connections")})
         return {
             **{METRIC_OF[name]: value for name, value in plane.items()},
             **self._journal.metrics(),
@@ -548,35 +552,24 @@ class Server:
             **supervisor.metrics(),
             **self._region.metrics(),
             "derp_tcp_rtt": dict(self._round_trips.counts) if self._round_trips else {},
-            "derper_tls_active_version": active,
-            **listener_metrics(self._listeners),
+            **listener_metrics(self._listeners, self._registrar, active),
         }
-
-    def _tls_versions(self, n_in_plane: int) -> dict[str, Number]:
-        """Count the client connections for DERP by TLS version, for each version seen so far."""
-        counts = Counter({_PLANE_TLS: n_in_plane})
-        if self._loop is not None:
-            counts.update(self._registrar.bridges.tls_versions)
-        for listener in self._listeners:
-            counts.update(listener.tls_versions)
-        return {version: counts[version] for version in self._journal.tls_versions}
 
     def expvar(self) -> dict[str, Any]:
         """Return the metrics of the "derp" object in `/debug/vars`. PROTOCOL §9.7, §14."""
-        tree: dict[str, Any] = expvar(self.metrics())["derp"]
-        return tree
+        return dict(expvar(self.metrics())["derp"])
 
     async def debug_traffic(
         self, interval_s: float = traffic.ROUND_S
     ) -> AsyncIterator[BytesSentRecv]:
         """Yield, every `interval_s` seconds, the connections with traffic since. PROTOCOL §6.10."""
-        async for moved in traffic.rounds(self._plane, self._bridged_bytes, interval_s):
+        async for moved in traffic.rounds(self._plane, self._registrar.bridged_bytes, interval_s):
             for one in moved:
                 yield one
 
     def traffic_lines(self) -> AsyncIterator[bytes]:
         """Return the endless body of `/debug/traffic`: JSON every 2 seconds. PROTOCOL §6.10."""
-        return traffic.lines(self._plane, self._bridged_bytes)
+        return traffic.lines(self._plane, self._registrar.bridged_bytes)
 
     def clients_page(self) -> ClientsPage:
         """Return the content of `/debug/clients/`, for `DebugPages`. PROTOCOL §22."""

@@ -50,6 +50,7 @@ class ListenSettings:
     accept_per_s: float = math.inf
     accept_burst: int = MAX_BURST
     proxies: ProxySettings = ProxySettings()
+    reuse_port: bool = False
 
     @property
     def is_unix(self) -> bool:
@@ -101,6 +102,7 @@ class LimitSettings:
     login_memory_bytes: int = 64 << 20
     write_timeout_s: float = 2.0  # 0: none
     queue_packets: int = 0  # 0: as many as fit
+    drain_s: float = 10.0  # 0: clients are told to come back, and closed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class StunSettings:
 
     host: str = ""
     port: int = 3478
+    reuse_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ USER_TIMEOUT: Final = Bounds(0, 596 * 3600.0, "s")
 KEEPALIVE: Final = Bounds(0, 32767.0, "s")
 RECHECK: Final = Bounds(0.01, _YEAR_S, "s", allows_none=True)
 LOGIN_TIMEOUT: Final = Bounds(0.001, _YEAR_S, "s")
+DRAIN: Final = Bounds(0, 3600.0, "s")
 IDLE: Final = Bounds(0, _YEAR_S, "s")
 ACCEPTS_PER_S: Final = Bounds(0, math.inf)
 # The maximum of Go's int, derper's default.

@@ -25,9 +25,14 @@ class ServiceManager:
         """Notify that a reload has begun; `ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def stopping(self) -> None:
-        """Notify that the relay is stopping."""
-        self._send("STOPPING=1", "STATUS=stopping")
+    def stopping(self, status: str, within_s: float) -> None:
+        """Notify that the relay is stopping, and ask for the time that it takes."""
+        extension = f"EXTEND_TIMEOUT_USEC={round(within_s * 1e6)}"
+        self._send("STOPPING=1", f"STATUS={status}", extension)
+
+    def status(self, status: str) -> None:
+        """Tell the status in one line."""
+        self._send(f"STATUS={status}")
 
     def _send(self, *assignments: str) -> None:
         if not self._address:

@@ -72,7 +72,8 @@ HTTP_DEVIATIONS = (
     Pages(
         r"GET /(healthz|readyz|metrics)",
         (),
-        "derper shows its home page; load balancers and scrapers would take the 200 for an answer",
+        "derper shows its home page; here the first two tell the state of the relay, and the third "
+        "is no page",
     ),
     Pages(
         r"GET http://other\.example/nope\?q",

@@ -76,11 +76,13 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
 
 
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [RESTARTING]), (signal.SIGINT, [])])
-def test_a_restart_tells_clients_when_to_come_back(
+def test_a_restart_without_a_drain_tells_clients_when_to_come_back(
     tmp_path: Path, number: signal.Signals, told: list[int]
 ) -> None:
     with (
-        relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running,
+        relay(
+            *("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), "-drain-time=0"), *QUIET
+        ) as running,
         contextlib.ExitStack() as stack,
     ):
         public = NodePublic.from_text(running.find(r"public key (\S+),"))

@@ -19,6 +19,7 @@ from fastderp.server.http.message import (
     Response,
     text_error,
 )
+from fastderp.server.http.pages import DRAINING
 from fastderp.server.http.tunnel import Target
 from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 from fastderp.server.observe.supervisor import supervisor
@@ -149,7 +150,8 @@ class HttpSession:
         data, self._unread = self._unread, b""
         known = None
         # Heads from a proxy contain the client's address, so caching them is useless.
-        if self._head is None and not self.origin.through_proxy:
+        refuses_logins = self._context.registrar.refuses_logins
+        if self._head is None and not self.origin.through_proxy and not refuses_logins:
             known = self._context.known_upgrades.find(data)
         if known is None:
             return self._parse(data)
@@ -196,6 +198,9 @@ class HttpSession:
                 return self._reply(request, text_error(403, "Invalid CONNECT target"))
             return StartTunnel(request, target)
         if request.path == "/derp" and self._context.routes.derp:
+            if self._context.registrar.refuses_logins:
+                response = text_error(503, DRAINING)
+                return Reject(503, DRAINING, response.encode(request, close=True))
             opened = self._open_derp(request, head)
             if opened is not None:
                 return opened

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fastderp.server.accept.connection import Connection
@@ -23,6 +23,7 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
+from fastderp.server.net.listen import BACKLOG, steer_to_successor
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.settings import ProxySettings
@@ -35,6 +36,9 @@ from fastderp.util.token_bucket import TokenBucket
 ACCEPTS_PER_TURN = 16
 # Seconds without accepting after descriptors or memory ran out.
 SHORTAGE_PAUSE_S = 0.25
+
+# Seconds for the TCP handshakes that clients have begun before another process took the port over.
+HANDSHAKES_S = 1.0
 
 # Maximum of connections before their login; above it the oldest is closed.
 PENDING_LIMIT = 16384
@@ -57,6 +61,7 @@ class Listener:
         accept_limiter: closes connections that come too fast.
         tunnels: serves CONNECT; None refuses it.
         proxies: which peers are proxies, and what they send.
+        reuse_port: another process may listen on the same port.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Listener:
         routes: Routes,
         tls: ServerContext | CertificateSource | None = None,
         *,
+        reuse_port: bool = False,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
         accept_limiter: TokenBucket | None = None,
@@ -78,6 +84,8 @@ class Listener:
         self._loop = registrar.loop
         self._connection_log = registrar.connection_log
         self._sockets = sockets
+        self._names = [sock.getsockname() for sock in sockets]
+        self.reuse_port: bool = reuse_port
         self._pending: dict[Connection, None] = {}
         self._accept_limiter = accept_limiter
         self._touches_reserve = True
@@ -111,16 +119,23 @@ class Listener:
         self._context = replace(self._context, login_budget_s=seconds)
 
     @property
+    def is_main(self) -> bool:
+        """Whether clients log in here."""
+        return self._context.routes.derp
+
+    @property
     def port(self) -> int:
         """The TCP port, 0 for a unix socket."""
-        address = self._sockets[0].getsockname()
+        address = self._names[0]
         return 0 if isinstance(address, str) else int(address[1])
 
     @property
     def addresses(self) -> list[str]:
         """The listening addresses, as `ip:port` or `unix:PATH`."""
-        names = [sock.getsockname() for sock in self._sockets]
-        return [f"unix:{name}" if isinstance(name, str) else format_address(name) for name in names]
+        return [
+            f"unix:{name}" if isinstance(name, str) else format_address(name)
+            for name in self._names
+        ]
 
     @property
     def n_pending(self) -> int:
@@ -136,39 +151,62 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and close every connection that is not logged in."""
-        for timer in self._shortage.values():
-            timer.cancel()
         for sock in self._sockets:
-            if sock.fileno() >= 0:
-                self._loop.remove_reader(sock.fileno())
-                if sock.family is socket.AF_UNIX:
-                    with contextlib.suppress(OSError):
-                        os.unlink(sock.getsockname())
-                sock.close()
+            self._close(sock)
         for connection in list(self._pending):
             connection.leave()
+
+    async def stop_accepting(self) -> None:
+        """Stop listening; keep the accepted connections and those that the kernel has queued.
+
+        On a shared port, handshakes under way end here, while new ones go to the other process.
+        """
+        if self.reuse_port:
+            for sock in self._sockets:
+                steer_to_successor(sock)
+            await asyncio.sleep(HANDSHAKES_S)
+        for sock in self._sockets:
+            for _ in range(BACKLOG // ACCEPTS_PER_TURN):
+                if sock.fileno() < 0 or not self._accept_some(sock, ACCEPTS_PER_TURN):
+                    break
+                await asyncio.sleep(0)
+            self._close(sock)
+
+    def _close(self, sock: socket.socket) -> None:
+        if (timer := self._shortage.pop(sock, None)) is not None:
+            timer.cancel()
+        if sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            if sock.family is socket.AF_UNIX:
+                with contextlib.suppress(OSError):
+                    os.unlink(sock.getsockname())
+            sock.close()
 
     def _watch(self, sock: socket.socket) -> None:
         self._shortage.pop(sock, None)
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
     def _accept(self, sock: socket.socket) -> None:
+        # A single connection is accepted without another accept call.
+        is_busy = self._context.registrar.poller.is_busy
+        self._accept_some(sock, ACCEPTS_PER_TURN if is_busy else 1)
+
+    def _accept_some(self, sock: socket.socket, n_most: int) -> bool:
+        """Accept up to `n_most` connections; return whether more may wait."""
         # Check only after a connection that used a reserved descriptor: one connection may.
         if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
-            return
+            return False
         first_reserved = first_reserved_descriptor()
-        # A single connection is accepted without another accept call.
-        is_busy = self._context.registrar.poller.is_busy
-        for _ in range(ACCEPTS_PER_TURN if is_busy else 1):
+        for _ in range(n_most):
             try:
                 accepted, address = sock.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as error:
                 if error.errno in SHORTAGES:
                     self._pause(sock, error)
-                    return
+                    return False
                 # This connection failed in the queue (ECONNABORTED, EPROTO, …); the next may work.
                 continue
             # The peer of a unix socket has no name.
@@ -177,7 +215,8 @@ class Listener:
             if not supervisor.guard("accept", self._admit, accepted, remote):
                 accepted.close()
             if self._touches_reserve:
-                return
+                break
+        return True
 
     def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
         if self._accept_limiter is not None and not self._accept_limiter.take():
@@ -213,18 +252,25 @@ class Listener:
         self._connection_log.note_shortage(error)
 
 
-def listener_metrics(listeners: Iterable[Listener]) -> dict[str, Value]:
-    """Count the connections of listeners, by the names of `metrics.METRICS`.
+def listener_metrics(
+    listeners: Sequence[Listener], registrar: Registrar, tls_versions: Counter[str]
+) -> dict[str, Value]:
+    """Return the metrics of all listeners, and the client connections for DERP by TLS version.
 
-    Those accepted and rejected are of the listeners with TLS, and left out if none has TLS.
+    Args:
+        listeners: all of a relay.
+        registrar: knows the bridged connections.
+        tls_versions: the connections in the data plane, by version.
     """
-    pending: dict[str, Value] = {
-        "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in listeners)
+    counts = tls_versions + registrar.bridged_tls_versions
+    for listener in listeners:
+        counts.update(listener.tls_versions)
+    seen = registrar.connection_log.tls_versions
+    metrics: dict[str, Value] = {
+        "derper_tls_active_version": {version: counts[version] for version in seen},
+        "fastderp_connections_not_logged_in": sum(listener.n_pending for listener in listeners),
     }
-    listeners = [listener for listener in listeners if listener.tls]
-    if not listeners:
-        return pending
-    return pending | {
-        "tls_listener_accepted_connections": sum(listener.n_accepted for listener in listeners),
-        "tls_listener_rejected_connections": sum(listener.n_rejected for listener in listeners),
-    }
+    if over_tls := [listener for listener in listeners if listener.tls]:
+        metrics["tls_listener_accepted_connections"] = sum(one.n_accepted for one in over_tls)
+        metrics["tls_listener_rejected_connections"] = sum(one.n_rejected for one in over_tls)
+    return metrics

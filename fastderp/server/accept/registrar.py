@@ -6,9 +6,10 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 
-from fastderp.dataplane.plane import Plane, PlaneError
+from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
 from fastderp.errors import LoginError
 from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.derp_login import LoginTerms
@@ -17,6 +18,7 @@ from fastderp.server.accept.handshake_queue import HandshakeQueue
 from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.accept.round_robin import RoundRobin
 from fastderp.server.accept.tls_handshake import HandshakeThreads
+from fastderp.server.accept.waves import Waves
 from fastderp.server.admission.address_limits import AddressLimits, Group
 from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.mesh.presence import Arrival
@@ -85,6 +87,9 @@ class Registrar:
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
         self.verify = verify
+        # Set while the relay sends its clients away, and whether it lets none log in meanwhile.
+        self.waves: Waves | None = None
+        self.refuses_logins: bool = False
 
     @property
     def verify(self) -> Verify | None:
@@ -186,6 +191,8 @@ class Registrar:
         self.addresses.keep(handle, address_group)
         if on_end is not None:
             self._on_end[handle] = on_end
+        if self.waves is not None and not mesh:
+            self.waves.joined(handle)
         if login.info.version != PROTOCOL_VERSION:
             self._versions[handle] = login.info.version
         if login.info.is_prober:
@@ -210,17 +217,38 @@ class Registrar:
         """Return the protocol version that a session's client has announced."""
         return self._versions.get(handle, PROTOCOL_VERSION)
 
-    def ended(self, handle: int, reason: str) -> None:
-        """Call the `on_end` of a session with its reason, one of `CLOSE_REASONS`."""
-        self._versions.pop(handle, None)
-        self.addresses.ended(handle)
-        on_end = self._on_end.pop(handle, None)
+    def ended(self, event: ClosedEvent) -> None:
+        """Note the end of a session; call its `on_end` with the reason, one of `CLOSE_REASONS`."""
+        self._versions.pop(event.handle, None)
+        self.addresses.ended(event.handle)
+        if self.waves is not None:
+            self.waves.closed(event)
+        if self._duplicates is not None:
+            self._duplicates.left(event.key, event.handle)
+        on_end = self._on_end.pop(event.handle, None)
         if on_end is not None:
-            on_end(reason)
+            on_end(event.reason)
+
+    def bridged_round_trips_us(self) -> list[int]:
+        """Return the round-trip times of the bridged clients that have one, in microseconds."""
+        return self.bridges.round_trips_us() if self._is_open else []
+
+    def bridged_bytes(self) -> dict[int, tuple[int, int]]:
+        """Return the bytes sent and received of bridged clients over TCP, by session handle."""
+        return self.bridges.bytes_moved() if self._is_open else {}
+
+    @property
+    def bridged_tls_versions(self) -> Counter[str]:
+        """The number of bridged clients by TLS version."""
+        return self.bridges.tls_versions if self._is_open else Counter()
+
+    @property
+    def _is_open(self) -> bool:
+        return hasattr(self, "loop")
 
     def metrics(self) -> dict[str, Value]:
         """Return the counters by the names of `metrics.METRICS`."""
-        is_open = hasattr(self, "loop")
+        is_open = self._is_open
         return {
             "fastderp_login_memory_bytes": self.login_memory.held_bytes,
             "fastderp_handshakes_waiting": self.handshake_queue.n_waiting if is_open else 0,

@@ -99,6 +99,12 @@ class ManualCertificate:
             }
         }
 
+    @property
+    def fault(self) -> str:
+        """Why clients refuse the certificate today; "" while it is valid."""
+        fault = self.certificate.time_fault(datetime.datetime.now(datetime.UTC))
+        return fault and f"certificate for {self._hostname} {fault}"
+
     def _announce_node(self) -> None:
         if self.certificate.needs_pin and self._ports is not None:
             port, stun_port = self._ports

@@ -104,6 +104,11 @@ class ManualCertificates(Component):
         _, key = certificate_files(self._settings.directory, self._settings.hostname)
         return readable_by_all(key)
 
+    def unready(self) -> list[str]:
+        """Return that clients refuse the certificate, when they do."""
+        fault = self._certificate.fault if self._certificate is not None else ""
+        return [fault] if fault else []
+
     def metrics(self) -> Mapping[str, Value]:
         """Return the expiry of the certificate."""
         return {} if self._certificate is None else self._certificate.metrics()
@@ -175,6 +180,10 @@ class CaCertificates(Component):
                 f"{VENDOR_HOSTNAME} is Tailscale's own name: set the relay's name with -hostname"
             ]
         return []
+
+    def unready(self) -> list[str]:
+        """Return the names whose certificate clients refuse, or that have none after an attempt."""
+        return [] if self._acme is None else self._acme.faults()
 
     def metrics(self) -> Mapping[str, Value]:
         """Return the orders by outcome and the expiry of each certificate."""

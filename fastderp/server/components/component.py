@@ -47,6 +47,13 @@ class Component:
         """Return the warnings for the operator."""
         return []
 
+    def unready(self) -> list[str]:
+        """Return why the relay must get no new clients; nothing while the component works."""
+        return []
+
+    def drain(self) -> None:
+        """Send no further clients here: the relay is about to end."""
+
     @property
     def reloadable(self) -> bool:
         """Whether `reload` can change anything."""

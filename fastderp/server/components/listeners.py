@@ -35,6 +35,7 @@ class Listeners(Component):
         bootstrap, tunnels, stun: served here.
         values: collects the metrics.
         problems: returns the problems of services that the relay queries.
+        unready: returns why the relay must get no new clients.
     """
 
     name = "listeners"
@@ -50,6 +51,7 @@ class Listeners(Component):
         stun: Stun,
         values: Callable[[], dict[str, Value]],
         problems: Callable[[], Awaitable[list[str]]],
+        unready: Callable[[], list[str]],
     ) -> None:
         self._settings = settings
         self._pages = pages
@@ -60,6 +62,7 @@ class Listeners(Component):
         self._stun = stun
         self._values = values
         self._problems = problems
+        self._unready = unready
         self._main: Listener | None = None
         self._plain: Listener | None = None
 
@@ -80,6 +83,7 @@ class Listeners(Component):
             derp=self._pages.derp,
             home=self._pages.home,
             debug_allowed=self._observe.debug_access.allows,
+            unready=self._unready,
         )
         routes = relay_routes(site)
         routes.prefixes["/debug/"] = self._debug_pages(server).respond
@@ -164,9 +168,12 @@ class Listeners(Component):
                 accept_limiter=limiter,
                 tunnels=tunnels,
                 proxies=settings.proxies,
+                reuse_port=settings.reuse_port,
             )
         except OSError as error:
             hint = ""
+            if error.errno == errno.EADDRINUSE and settings.reuse_port:
+                hint = " by a program without SO_REUSEPORT, or of another user"
             if error.errno == errno.EACCES:
                 hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
             raise ListenError(f"{error.strerror}{hint}") from error

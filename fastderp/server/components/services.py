@@ -133,7 +133,9 @@ class Stun(Component):
     async def open(self) -> None:
         """Bind the UDP port. Raises ListenError."""
         if self._settings is not None:
-            self._stun = bind_stun(self._settings.host, self._settings.port)
+            self._stun = bind_stun(
+                self._settings.host, self._settings.port, reuse_port=self._settings.reuse_port
+            )
 
     async def check(self) -> list[str]:
         """Resolve the host. Raises ListenError."""
@@ -150,6 +152,15 @@ class Stun(Component):
         """Start answering."""
         if self._stun is not None:
             self._stun.start()
+
+    def drain(self) -> None:
+        """Stop answering, and leave a shared port to the other process."""
+        if self._stun is None or self._settings is None:
+            return
+        if self._settings.reuse_port:
+            self._stun.close()
+        else:
+            self._stun.fall_silent()
 
     async def close(self) -> None:
         """Stop answering."""

@@ -39,6 +39,8 @@ a { color: var(--mark) }
 footer { margin-top: 2.5rem; font-size: .85rem; color: var(--dim) }
 """
 
+DRAINING = "the relay is stopping"
+
 NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 
 _CHALLENGE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -60,12 +62,14 @@ class Site:
         derp: False for a decommissioned relay: `/derp` answers with an error, other paths work.
         home: "" for our page, "blank", or an http(s) URL to redirect to.
         debug_allowed: whether a request may see the debug pages.
+        unready: why the relay must get no new clients; nothing while it is ready.
     """
 
     hostname: str = ""
     derp: bool = True
     home: str = ""
     debug_allowed: Callable[[Request], bool] = lambda request: False
+    unready: Callable[[], list[str]] = list
 
     def __post_init__(self) -> None:
         if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
@@ -82,11 +86,29 @@ def derp_disabled(request: Request) -> Response:
     return text_error(404, "derp server disabled")
 
 
-def probe(request: Request) -> Response:
+def probe(site: Site, request: Request) -> Response:
     """Answer the latency probes of clients and browsers."""
     if request.method not in ("GET", "HEAD"):
         return text_error(405, "bogus probe method")
+    if DRAINING in site.unready():
+        return text_error(503, DRAINING)
     return Response(headers=(("Access-Control-Allow-Origin", "*"),))
+
+
+def healthy(request: Request) -> Response:
+    """Tell a supervisor that the process serves requests."""
+    return _state(200, ["ok"])
+
+
+def ready(site: Site, request: Request) -> Response:
+    """Tell a load balancer whether to send new clients here; the body gives the reasons if not."""
+    reasons = site.unready()
+    return _state(503 if reasons else 200, reasons or ["ready"])
+
+
+def _state(status: int, lines: list[str]) -> Response:
+    body = "".join(f"{line}\n" for line in lines).encode()
+    return Response(status, body, "text/plain; charset=utf-8", (NO_CACHE,))
 
 
 def generate_204(request: Request) -> Response:

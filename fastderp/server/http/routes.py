@@ -47,8 +47,9 @@ class Routes:
         return (handler or self.fallback)(request)
 
 
-# Paths that load balancers and scrapers probe; the home page's 200 would be a false positive.
-PROBED_PATHS = ("/healthz", "/readyz", "/metrics")
+def _states(site: Site) -> dict[str, Handler]:
+    """Return the handlers for supervisors and load balancers."""
+    return {"/healthz": pages.healthy, "/readyz": partial(pages.ready, site)}
 
 
 def relay_routes(site: Site) -> Routes:
@@ -61,13 +62,15 @@ def relay_routes(site: Site) -> Routes:
         derp=site.derp,
         exact={
             "/derp": pages.upgrade_required if site.derp else pages.derp_disabled,
-            "/derp/probe": pages.probe,
-            "/derp/latency-check": pages.probe,
+            "/derp/probe": partial(pages.probe, site),
+            "/derp/latency-check": partial(pages.probe, site),
             "/generate_204": pages.generate_204,
             "/robots.txt": pages.robots,
             pages.STYLE_PATH: pages.stylesheet,
             "/debug": pages.to_debug,
-            **dict.fromkeys(PROBED_PATHS, not_found),
+            **_states(site),
+            # Scrapers ask for it; the home page's 200 would claim that it exists.
+            "/metrics": not_found,
         },
         prefixes={"/debug/": not_found},
     )
@@ -76,10 +79,11 @@ def relay_routes(site: Site) -> Routes:
 def http_port_routes(site: Site, relay: Routes) -> Routes:
     """Return the table of the plain port beside a TLS one. PROTOCOL §9.5.
 
-    It has the captive-portal check and the debug pages, and redirects other paths to https.
+    It has the captive-portal check, the states and the debug pages, and redirects other paths to
+    https.
     """
     return Routes(
         fallback=partial(pages.to_https, site),
-        exact={"/generate_204": pages.generate_204},
+        exact={"/generate_204": pages.generate_204, **_states(site)},
         prefixes={"/debug": relay.respond},
     )

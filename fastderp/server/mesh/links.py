@@ -418,6 +418,11 @@ class Mesh:
         """The keys that the data plane reaches through links, including ended ones."""
         return self.withdrawals.keys.union(*(link.keys for link in self.links))
 
+    @property
+    def has_other_relays(self) -> bool:
+        """Whether another relay of the region serves clients now."""
+        return any(link.state is LinkState.UP for link in self.links)
+
     def tls_context(self, pin: bytes | None) -> ClientContext:
         """Return a context that trusts the certificate with this hash, or the system's roots."""
         if pin is not None:

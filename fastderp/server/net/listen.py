@@ -6,9 +6,12 @@ each. A family without support on the machine is skipped.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ BACKLOG = 4096
 # Maximum of attempts: a free port of one family may be in use in the other.
 FREE_PORT_ATTEMPTS = 16
 
+# Linux's numbers, which Python's socket module lacks.
+SO_ATTACH_REUSEPORT_CBPF = 51
+BPF_RETURN = 0x06
+
 SocketAddress = tuple[Any, ...]
 Prepare = Callable[[socket.socket], None]
 """Sets options of a socket before it is bound."""
@@ -33,6 +40,7 @@ def listen_sockets(
     *,
     keepalive_idle_s: float = 600.0,
     user_timeout_s: float = 15.0,
+    reuse_port: bool = False,
 ) -> list[socket.socket]:
     """Return non-blocking TCP sockets that listen on every address of `host`, all on the same port.
 
@@ -43,11 +51,14 @@ def listen_sockets(
         port: 0 for a free one.
         keepalive_idle_s: seconds of silence before the first keep-alive probe.
         user_timeout_s: seconds that sent data may stay unacknowledged.
+        reuse_port: share the port with other processes of this user that do so, too.
 
     Raises OSError that names the address.
     """
 
     def prepare(sock: socket.socket) -> None:
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -82,13 +93,34 @@ def _unix_socket(path: str) -> socket.socket:
     return sock
 
 
-def datagram_sockets(host: str, port: int, prepare: Prepare) -> list[socket.socket]:
+def steer_to_successor(sock: socket.socket) -> None:
+    """Have the kernel give new connections to the second process on a shared port, if there is one.
+
+    Connections that it has queued for this one stay. Without effect where the kernel refuses it.
+    """
+    # The program is one instruction: return 1. The kernel numbers the sockets of a port in the
+    # order of their start, and chooses one by itself while there is no number 1.
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 1))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def datagram_sockets(
+    host: str, port: int, prepare: Prepare, *, reuse_port: bool = False
+) -> list[socket.socket]:
     """Return non-blocking UDP sockets bound to every address of `host`, all on the same port.
 
     Arguments and errors are those of `listen_sockets`; prepare sets further options before the
     bind.
     """
-    return _bind_all(host, port, socket.SOCK_DGRAM, prepare)
+
+    def prepare_shared(sock: socket.socket) -> None:
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        prepare(sock)
+
+    return _bind_all(host, port, socket.SOCK_DGRAM, prepare_shared)
 
 
 def is_wildcard(host: str) -> bool:

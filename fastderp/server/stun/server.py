@@ -61,12 +61,16 @@ class StunServer:
         )
         self._is_running = True
 
-    def close(self) -> None:
-        """Stop answering and close the sockets."""
+    def fall_silent(self) -> None:
+        """Stop answering; keep the sockets, so that senders get no error."""
         if self._is_running:
             asyncio.get_running_loop().remove_reader(self._responder.fileno())
             self._is_running = False
         self._responder.stop()
+
+    def close(self) -> None:
+        """Stop answering and close the sockets."""
+        self.fall_silent()
         for sock in self.sockets:
             sock.close()
         self.sockets.clear()
@@ -80,14 +84,14 @@ class StunServer:
         log.warning("STUN: cannot read: %s; next attempt in 1 s", os.strerror(number))
 
 
-def bind_stun(host: str, port: int) -> StunServer:
+def bind_stun(host: str, port: int, *, reuse_port: bool = False) -> StunServer:
     """Bind the STUN sockets for every address of a host, by the rules of `net.listen`.
 
     Needs no running loop; call `start` on the result. Raises ListenError when an address cannot be
     bound.
     """
     try:
-        return StunServer(datagram_sockets(host, port, _prepare))
+        return StunServer(datagram_sockets(host, port, _prepare, reuse_port=reuse_port))
     except OSError as error:
         raise ListenError(f"STUN: {error.strerror}") from error
 

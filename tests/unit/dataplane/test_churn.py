@@ -47,7 +47,7 @@ def churn(plane: Plane, keys: list[bytes], kind: type[PlanePeer], seed: int) -> 
             with contextlib.suppress(OSError, EOFError):
                 peer.receive()
         if rng.random() < 0.2:
-            plane.close_session(peer.handle)
+            rng.choice((plane.close_session, plane.leave))(peer.handle)
         peer.close()
 
 

@@ -34,7 +34,7 @@ def test_traffic_and_churn_of_many_threads_leave_no_state() -> None:
                 if rng.random() < 0.5:
                     peer.receive_until_pong()
                 if rng.random() < 0.2:
-                    plane.close_session(peer.handle)
+                    rng.choice((plane.close_session, plane.leave))(peer.handle)
                 peer.close()
 
         threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(6)]

@@ -68,10 +68,24 @@ def test_crawlers_are_excluded() -> None:
     assert headers["X-Frame-Options"] == "DENY"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_paths_of_health_checks_and_scrapers_do_not_give_the_home_page(path: str) -> None:
+def test_scrapers_do_not_get_the_home_page() -> None:
     for routes in (relay(), relay(home="blank"), relay(derp=False)):
-        assert answer(get(path), routes)[0] == "HTTP/1.1 404 Not Found"
+        assert answer(get("/metrics"), routes)[0] == "HTTP/1.1 404 Not Found"
+
+
+def test_a_relay_is_ready_unless_it_has_a_reason() -> None:
+    reasons: list[str] = []
+    main = relay(unready=lambda: reasons)
+    for routes in (main, http_port_routes(Site(unready=lambda: reasons), main)):
+        status, headers, body = answer(get("/readyz"), routes)
+        assert (status, body) == ("HTTP/1.1 200 OK", b"ready\n")
+        assert "no-store" in headers["Cache-Control"]
+        reasons += ["the certificate expired", "a second reason"]
+        status, _, body = answer(get("/readyz"), routes)
+        assert status == "HTTP/1.1 503 Service Unavailable"
+        assert body == b"the certificate expired\na second reason\n"
+        assert answer(get("/healthz"), routes)[0::2] == ("HTTP/1.1 200 OK", b"ok\n")
+        reasons.clear()
 
 
 @pytest.mark.parametrize(
