@@ -127,6 +127,9 @@ def test_a_relay_whose_region_has_another_one_refuses_connections(
     leaving.call(leaving.server.set_mesh_peers, [f"http://127.0.0.1:{staying.port}"])
     eventually(lambda: leaving.call(lambda: leaving.server._region.mesh.has_other_relays))
     with leaving.login() as peer, staying.login() as other:
+        eventually(
+            lambda: other.public.raw in leaving.call(lambda: leaving.server._region.announced)
+        )
         drained = draining(leaving, 600)
         restarting(peer)
         eventually(lambda: is_refused(leaving))
