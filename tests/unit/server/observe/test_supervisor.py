@@ -167,6 +167,7 @@ async def test_a_callback_that_fails_does_not_end_the_others() -> None:
 # (module, function) of code that makes its own tasks, and why that is safe
 OWN_TASKS = {
     "accept/connection.py": "tasks of one connection, which handle every exception themselves",
+    "accept/drain.py": "the parts of a drain, in a group that `Server.drain` awaits",
     "accept/embedded.py": "the pumps of one stream, which `serve` awaits",
     "admission/admission.py": "the questions of a round, in a group of a supervised task",
     "app.py": "the start, whose exceptions end the command",
