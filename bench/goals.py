@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds=options.rounds,
             derper=derper(options.derper, options.gomaxprocs),
             floor=floor(),
-            fastderp=fastderp(),
+            # with the floor's library; `--crypto` adds others
+            fastderp=replace(fastderp(crypto="system"), name="fastderp"),
             two_workers=fastderp(2),
             say=lambda text: print(text, file=sys.stderr, flush=True),
             variants=[fastderp(crypto=crypto) for crypto in options.crypto],

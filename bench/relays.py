@@ -106,8 +106,9 @@ def fastderp(workers: int = 1, crypto: str = "") -> Relay:
 
 def floor() -> Relay:
     """Return the floor, built from its C source when that is newer."""
-    binary = build_floor(BUILD)
-    return Relay("floor", "0", [str(binary), "{port}"], bench_flags=["--no-box-check"])
+    command = [str(build_floor(BUILD)), "{port}"]
+    files = ["{directory}/127.0.0.1.crt", "{directory}/127.0.0.1.key"]
+    return Relay("floor", "0", command, [*command, *files], bench_flags=["--no-box-check"])
 
 
 def other(text: str) -> Relay:
@@ -124,7 +125,9 @@ def build_floor(directory: Path) -> Path:
     if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
         return binary
     directory.mkdir(parents=True, exist_ok=True)
-    _output([os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source)])
+    # With OpenSSL's headers, which are needed here only.
+    compiler = os.environ.get("CC", "cc")
+    _output([compiler, "-O2", "-o", str(binary), str(source), "-lssl", "-lcrypto"])
     return binary
 
 
@@ -207,9 +210,8 @@ def running_region(
         secret = os.urandom(32).hex()
         for directory in directories:
             (directory / "mesh.key").write_text(secret)
-            manual_certificate(
-                directory, "127.0.0.1"
-            )  # The certificates that both trust must exist before they start.
+            # The certificates that both trust must exist before they start.
+            manual_certificate(directory, "127.0.0.1")
         with (
             _running(
                 _member(relay, directories[1], ports[1], tls), directories[0], ports[0], cores, tls
@@ -260,6 +262,8 @@ def _running(
     """Run a process with its files in `directory`."""
     words = relay.tls_command if tls else relay.command
     command = [word.format(port=port, directory=directory) for word in words]
+    if tls:
+        manual_certificate(directory, "127.0.0.1")
     log = directory / "log"
     with log.open("w") as output:
         process = _start(relay, command, output, cores)

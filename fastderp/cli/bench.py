@@ -132,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--slow", type=int, metavar="N", help="receivers that read 64 KiB/s only")
     add("--storm", type=int, metavar="N", help="clients that log in during the measurement")
     add("--storm-rate", type=float, metavar="N", help="logins per second of --storm (no limit)")
+    add("--at-once", type=int, metavar="N", help="logins under way before the measurement")
+    add(
+        "--fast-start",
+        action=argparse.BooleanOptionalAction,
+        help="https: send request and ClientInfo in one write, as clients that know the relay's key",
+    )
     add("--duration", type=float, default=3.0, metavar="S", help="seconds measured (%(default)s)")
     add("--warmup", type=float, default=0.5, metavar="S", help="seconds before (%(default)s)")
     add(
@@ -230,6 +236,8 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         "slow",
         "storm",
         "storm_rate",
+        "at_once",
+        "fast_start",
         "joined_records",
         "busy_wait",
     ):

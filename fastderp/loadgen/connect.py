@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from fastderp.errors import DialError, ProtocolError
 from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
+from fastderp.loadgen.scenario import LOGINS_AT_ONCE
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -26,7 +27,6 @@ from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info,
 from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 
 LOGIN_LIMIT_S = 30.0
-LOGINS_AT_ONCE = 64
 HEAD_LIMIT_BYTES = 16384
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 # Maximum time that native code runs before Python handles an interrupt.
@@ -144,12 +144,13 @@ class Joined:
 class Crowd:
     """`n` new clients of a relay, with keys and boxes made before they log in.
 
-    A first connection verifies the relay's certificate and gets its key; the clients then recognize
-    the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
-    on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
-    second, and at most `at_once` are under way. With `busy_wait` the load's core never sleeps
-    during the logins, so that the relay spends no CPU time on waking it. Raises DialError, naming
-    the relay and the cause, when the first connection fails.
+        A first connection verifies the relay's certificate and gets its key; the clients then recognize
+        the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
+        on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
+    second, and at most `at_once` are under way. Without `fast_start` each waits for the upgrade's
+    answer, as over plain TCP (PROTOCOL §3). With `busy_wait` the load's core never sleeps during
+    the logins, so that the relay spends no CPU time on waking it. Raises DialError, naming the
+    relay and the cause, when the first connection fails.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Crowd:
         sources: Sequence[str] = (),
         rate: float = 0.0,
         at_once: int = LOGINS_AT_ONCE,
+        fast_start: bool = True,
         busy_wait: bool = False,
     ) -> None:
         address = target.resolve()
@@ -173,7 +175,7 @@ class Crowd:
             for key, box in zip(keys, boxes, strict=True)
         ]
         request: bytes | None = target.request()
-        if target.fast_starts:
+        if target.fast_starts and fast_start:
             head, request = target.request(fast_start=True), None
             infos = [head + frame for frame in infos]
         shared = NodePrivate.generate()

@@ -6,9 +6,10 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import fastderp
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     """Return the versions, machine and command of a result; every kept result has them."""
     return {
         "command": list(command),
-        "fastderp": version("fastderp"),
+        "fastderp": fastderp.__version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cpu": _cpu_model(),

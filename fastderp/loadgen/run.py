@@ -78,12 +78,8 @@ def run(
     n_clients = scenario.n_clients + scenario.idle
     on_progress("preparing", 0.0)
     there = _only_receivers(scenario) if to is not None else set()
-    crowd = Crowd(target, n_clients - len(there), sources=sources, busy_wait=scenario.busy_wait)
-    beyond = (
-        Crowd(to, len(there), sources=sources, busy_wait=scenario.busy_wait)
-        if to is not None
-        else None
-    )
+    crowd = _crowd(target, n_clients - len(there), scenario, sources)
+    beyond = _crowd(to, len(there), scenario, sources) if to is not None else None
     cpu_before = relay.cpu_s() if relay else 0.0
     joined = crowd.log_in(lambda n: on_progress("logging in", n / n_clients))
     if beyond is not None:
@@ -182,6 +178,17 @@ def _engine(joined: Sequence[Joined], scenario: Scenario, verify: bool, seed: in
         for connection in joined:
             connection.close()
         raise
+
+
+def _crowd(target: Target, n: int, scenario: Scenario, sources: Sequence[str]) -> Crowd:
+    return Crowd(
+        target,
+        n,
+        sources=sources,
+        at_once=scenario.at_once,
+        fast_start=scenario.fast_start,
+        busy_wait=scenario.busy_wait,
+    )
 
 
 class _Storm:

@@ -28,18 +28,24 @@ class Shape(StrEnum):
     RING = "ring"  # 0 → 1 → 2 → … → 0: once through every session in each direction
 
 
+# logins under way, as of a crowd of clients that return
+LOGINS_AT_ONCE = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A load. `n` counts pairs for PAIRS, senders for FAN_IN, receivers for FAN_OUT, else clients.
 
-    `window` is the number of packets in flight per flow; an arrival releases the next. `rate` is
-    the packets per second of all flows together, by schedule. With neither, senders never wait.
-    `sizes` are (payload bytes, weight). `idle` more clients log in and stay silent. A client with
-    several flows sends `in_a_row` packets of one flow before it changes to the next, and a schedule
-    releases that many at once. The last `slow` receivers read `slow_kib_per_s` each, and the
-    latency omits them. `storm` more clients log in during the measurement, `storm_rate` per second,
-    or as fast as possible when that is 0. `joined_records` fills TLS records with packets. With
-    `busy_wait` the load polls for packets instead of sleeping, which real clients do not do.
+        `window` is the number of packets in flight per flow; an arrival releases the next. `rate` is
+        the packets per second of all flows together, by schedule. With neither, senders never wait.
+        `sizes` are (payload bytes, weight). `idle` more clients log in and stay silent. A client with
+        several flows sends `in_a_row` packets of one flow before it changes to the next, and a schedule
+        releases that many at once. The last `slow` receivers read `slow_kib_per_s` each, and the
+        latency omits them. `storm` more clients log in during the measurement, `storm_rate` per second,
+    or as fast as possible when that is 0. `at_once` logins are under way at most before the
+    measurement; with `fast_start` they begin as PROTOCOL §3 says, over TLS. `joined_records` fills
+    TLS records with packets. With `busy_wait` the load polls for packets instead of sleeping, which
+    real clients do not do.
     """
 
     name: str
@@ -55,6 +61,8 @@ class Scenario:
     slow_kib_per_s: int = 64
     storm: int = 0
     storm_rate: float = 0.0
+    at_once: int = LOGINS_AT_ONCE
+    fast_start: bool = True
     joined_records: bool = False
     busy_wait: bool = False
 
@@ -68,6 +76,8 @@ class Scenario:
             raise ValueError(
                 f"{self.name}: storm_rate must not be negative, but is {self.storm_rate}"
             )
+        if self.at_once < 1:
+            raise ValueError(f"{self.name}: at_once must be 1 or more, but is {self.at_once}")
         if self.in_a_row < 1:
             raise ValueError(f"{self.name}: in_a_row must be 1 or more, but is {self.in_a_row}")
         if not 0 <= self.slow <= len(self.receivers()) or self.slow_kib_per_s < 1:
@@ -243,6 +253,15 @@ _ALL = (
     ),
     Scenario(
         "logins", "2,000 clients log in, 64 at a time; then one pair", n=1, window=1, idle=1998
+    ),
+    Scenario(
+        "login",
+        "1,000 clients log in one after the other, without a fast start; then one pair",
+        n=1,
+        window=1,
+        idle=998,
+        at_once=1,
+        fast_start=False,
     ),
     # The traffic of pairs-50 at a given rate; its window is the length of the runs.
     Scenario(

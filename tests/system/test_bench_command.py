@@ -199,8 +199,14 @@ def test_the_scenarios_are_listed() -> None:
         (["http://127.0.0.1:99999"], "http://127.0.0.1:99999: not a URL with host and port"),
         (["http://127.0.0.1:0"], "port must not be 0"),
         (["http://["], "http://[: not a URL with host and port"),
-        (["http://127.0.0.1:1", "--window", "0"], "--window 0: must be at least 1; --never-wait"),
-        (["http://127.0.0.1:1", "--rate", "0"], "--rate 0: must be at least 1; --never-wait"),
+        (
+            ["http://127.0.0.1:1", "--window", "0"],
+            "--window 0: must be at least 1; for no limit use --never-wait",
+        ),
+        (
+            ["http://127.0.0.1:1", "--rate", "0"],
+            "--rate 0: must be at least 1; for no limit use --never-wait",
+        ),
         (["http://127.0.0.1:1", "--rate", "nan"], "--rate nan: must be at least 1"),
         (["http://127.0.0.1:1", "--source", "foo"], "--source foo: not an IP address"),
         (

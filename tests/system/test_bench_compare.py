@@ -62,7 +62,7 @@ def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> No
         (["--relays", "", "--relay", "x=false {port}", "pairs-10"], "x did not start"),
         (["--derper", "/nonexistent/derper"], "/nonexistent/derper"),
         (["--relays", "", "pairs-10"], "no relay"),
-        (["--relays", "floor", "tls/pairs-10"], "TLS"),
+        (["--relays", "", "--relay", "x=sleep {port}", "tls/pairs-10"], "TLS"),
     ],
 )
 def test_an_impossible_comparison_is_one_clear_line(arguments: list[str], words: str) -> None:

@@ -122,7 +122,7 @@ def test_a_resumed_run_skips_measured_rows(
     from bench.relays import Relay
 
     for name in ("derper", "floor", "fastderp"):
-        monkeypatch.setattr(module, name, lambda *_, name=name: Relay(name, "1", []))
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: Relay(name, "1", []))
     value = document() | {"relays": {"derper": "1", "floor": "1", "fastderp": "1"}}
     assert goals(["pairs-10", "--resume", "--output", kept(tmp_path, value)]) == 0
     assert "10.00" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_an_interrupted_run_keeps_its_finished_rows(
         yield
 
     for name in ("derper", "floor", "fastderp"):
-        monkeypatch.setattr(module, name, lambda *_, name=name: Relay(name, "1", []))
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: Relay(name, "1", []))
     monkeypatch.setattr(module, "ROWS", [Row(1, "a", "", quick), Row(2, "b", "", interrupted)])
     file = tmp_path / "goals.json"
     assert module.main(["--output", str(file)]) == 130
