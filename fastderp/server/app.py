@@ -30,9 +30,11 @@ from fastderp.server.observe.log_queue import LogQueue
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.reloads import Reloads
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.watchdog import Watchdog
+from fastderp.server.observe.watched_files import WatchedFiles
 from fastderp.server.server import Server
 from fastderp.server.settings import RelaySettings
-from fastderp.util.service_manager import ServiceManager
+from fastderp.util.service_manager import ServiceManager, watchdog_period_s
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -63,6 +65,7 @@ class RelayApp:
         self._lines = lines
         self.server: Server | None = None
         self._reloads = Reloads()
+        self._watched: WatchedFiles | None = None
         self._stack = contextlib.AsyncExitStack()
         self._identity = Identity(settings.key)
         self._certificates = _certificates(settings)
@@ -109,6 +112,9 @@ class RelayApp:
         """
         if self._settings.observe.debug_logs:
             log.setLevel(logging.DEBUG)
+        # Before the components read their files: a change meanwhile counts.
+        followed = {one.name: one.files for one in self.components if one.reloadable and one.files}
+        self._watched = WatchedFiles(followed, self._reloads.run_one)
         for component in self._below:
             self._stack.push_async_callback(component.close)
         for component in self.components:
@@ -120,8 +126,17 @@ class RelayApp:
             await component.start(self.server)
         for component in self.components:
             if component.reloadable:
-                self._reloads.append(component.reload)
+                self._reloads.add(component.name, component.reload)
         self._announce()
+        following = supervisor.start("watched files", self._watched.run)
+        self._stack.push_async_callback(_cancel, following)
+
+    def feed_watchdog(self, period_s: float, feed: Callable[[], None]) -> None:
+        """Call `feed` while every part makes progress, several times per period; 0 for never."""
+        if period_s and self.server is not None:
+            watchdog = Watchdog(period_s, self.server.stuck_workers, feed)
+            feeding = supervisor.start("watchdog", watchdog.run)
+            self._stack.push_async_callback(_cancel, feeding)
 
     def _make_server(self) -> Server:
         settings = self._settings
@@ -173,9 +188,11 @@ class RelayApp:
         finally:
             draining.cancel()
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Reload each component; one that fails does not stop the others."""
-        self._reloads.run()
+        if self._watched is not None:
+            await self._watched.skip()
+        await self._reloads.run()
 
     def metrics(self) -> dict[str, Value]:
         """Return every counter of the relay, by the names of the table of metrics."""
@@ -228,13 +245,18 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
     drain_s = settings.limits.drain_s
     is_started = reload_wanted = False
+    reloading: list[asyncio.Task[None]] = []
+
+    async def reload_all() -> None:
+        manager.reloading()
+        await app.reload()
+        manager.ready(app.status)
 
     def reload() -> None:
         nonlocal reload_wanted
         if is_started:
-            manager.reloading()
-            app.reload()
-            manager.ready(app.status)
+            reloading.append(supervisor.start("reload", reload_all))
+            reloading[:] = [task for task in reloading if not task.done()]
         elif not stopping.done():
             reload_wanted = True
             log.info("SIGHUP: the files are read again after the start")
@@ -252,9 +274,12 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
             _let_packets_go_first()
             log.info("ready")
             manager.ready(app.status)
+            app.feed_watchdog(watchdog_period_s(os.environ), manager.alive)
             if reload_wanted:
-                app.reload()
+                reload()
         number = await stopping
+        for task in reloading:
+            task.cancel()
         if is_started and number == signal.SIGTERM and drain_s:
             log.info("draining for up to %g s; SIGTERM or SIGINT ends it", drain_s)
             manager.stopping("draining", drain_s + CLOSE_S)
@@ -267,6 +292,11 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
     finally:
         await app.close()
         signals.detach()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, None]) -> bool:

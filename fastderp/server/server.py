@@ -424,8 +424,7 @@ class Server:
     def write_timeout(self) -> float:
         """Seconds a client may leave a frame unread; 0 for no limit. PROTOCOL §6.6.
 
-        May be assigned at any time; a client that does not read keeps the previous limit.
-        Raises ValueError when less than 0 or more than a year is assigned.
+        A client that does not read keeps the previous limit. Raises ValueError out of bounds.
         """
         return self._plane.write_timeout_s
 
@@ -436,10 +435,7 @@ class Server:
 
     @property
     def login_timeout(self) -> float:
-        """Seconds from accept to login. May be assigned at any time, for later connections.
-
-        Raises ValueError for a value out of bounds.
-        """
+        """Seconds from accept to login, of later connections. Raises ValueError out of bounds."""
         return self._login_timeout_s
 
     @login_timeout.setter
@@ -512,6 +508,10 @@ class Server:
     def rate_limit(self) -> RateLimit | None:
         """The rate limit of each client; None when no limit was ever set. PROTOCOL §6.8."""
         return self._client_rate.limit
+
+    def stuck_workers(self) -> list[int]:
+        """Return the data plane's threads that have not woken up since the last call."""
+        return self._plane.stuck_workers()
 
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""

@@ -122,3 +122,16 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+Fingerprint = tuple[int, ...]
+"""What changes with a file."""
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Return what changes with the file at `path`; () when it is inaccessible."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

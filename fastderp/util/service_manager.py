@@ -6,8 +6,10 @@ Does nothing without $NOTIFY_SOCKET. Never blocks: the notice is lost if the man
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
+from collections.abc import Mapping
 
 
 class ServiceManager:
@@ -16,6 +18,10 @@ class ServiceManager:
     def __init__(self, address: str) -> None:
         """Take the address in $NOTIFY_SOCKET: a path, `@` and an abstract name, or "" for none."""
         self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        self._send("WATCHDOG=1")
 
     def ready(self, status: str) -> None:
         """Notify that the relay serves clients, at the start and after a reload."""
@@ -43,3 +49,10 @@ class ServiceManager:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
         ):
             sock.sendto("\n".join(assignments).encode(), self._address)
+
+
+def watchdog_period_s(environment: Mapping[str, str]) -> float:
+    """Return the period of the manager's watchdog over this process; 0 without one."""
+    period_us = environment.get("WATCHDOG_USEC", "")
+    is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(period_us) / 1e6 if is_ours and period_us.isascii() and period_us.isdigit() else 0.0

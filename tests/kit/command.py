@@ -44,6 +44,15 @@ class RunningRelay:
         """The relay's UDP port for STUN."""
         return int(self.find(r"STUN on UDP (\d+)"))
 
+    def hears(self, text: str) -> str:
+        """Wait until the relay logs a line with this text; return the line."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.decode())
+            if text in self.lines[-1]:
+                return self.lines[-1]
+        raise AssertionError(f"{text!r} is not in:\n{self.said}")
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal; return the exit code and the output."""
         self.process.send_signal(number)

@@ -117,6 +117,8 @@ class Admission:
         # Verifiers without an answer, and the outcome that was logged.
         self._silent: dict[str, str] = {}
         self._reload = asyncio.Event()
+        # settled by the next forced reading
+        self._awaited: list[asyncio.Future[None]] = []
         # (verifier, verdict) of connected clients that are no longer allowed.
         self._denied: dict[ConnectedClient, tuple[str, Verdict]] = {}
         self._revoking: asyncio.TimerHandle | None = None
@@ -168,9 +170,17 @@ class Admission:
         for verifier in self.verifiers:
             await verifier.close()
 
-    def reload(self) -> None:
-        """Read the files again now, changed or not."""
+    async def reload(self) -> str:
+        """Read the files again now, changed or not; return what is in force.
+
+        Raises ConfigError when a file cannot be used; the others are in force.
+        """
+        read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.append(read)
         self._reload.set()
+        before = self.lists.in_force
+        await read
+        return f"{self}{', unchanged' if self.lists.in_force == before else ''}"
 
     def metrics(self) -> dict[str, Value]:
         """Return the counters by the names of `metrics.METRICS`."""
@@ -278,6 +288,20 @@ class Admission:
                     self._reload.set()
                 raise
             self.lists.apply(readings)
+            if force:
+                self._settle(readings)
+
+    def _settle(self, readings: list[Reading | None]) -> None:
+        """Return the outcome of a forced reading to those who have asked for it."""
+        errors = [reading.error for reading in readings if reading and reading.error]
+        awaited, self._awaited = self._awaited, []
+        for read in awaited:
+            if read.done():
+                continue
+            if errors:
+                read.set_exception(errors[0])
+            else:
+                read.set_result(None)
 
     def _read_lists(self, force: bool) -> list[Reading | None]:
         return self.lists.read(force=force)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +28,11 @@ FILE_LIMIT_BYTES = 96 * 1024 * 1024
 # A file written less than this before its reading may change again with the same time stamp.
 RACY_S = 2.0
 
-Fingerprint = tuple[int, ...]
-
 
 class Reading(NamedTuple):
     """The result of reading a changed file: its keys, or the error."""
 
-    fingerprint: Fingerprint
+    fingerprint: files.Fingerprint
     keys: frozenset[bytes] | None
     error: ConfigError | None
     forced: bool
@@ -57,7 +54,7 @@ class KeyList:
     keys: frozenset[bytes] = frozenset()
     n_refused: int = 0
     # The fingerprint of the last reading, usable or not.
-    _seen: Fingerprint | None = None
+    _seen: files.Fingerprint | None = None
     _complaint: str = ""
 
     @classmethod
@@ -67,7 +64,7 @@ class KeyList:
         Raises ConfigError that names file and line, also for a list without keys if `required`.
         """
         found = cls(path, required)
-        fingerprint = _fingerprint(path)
+        fingerprint = files.fingerprint(path)
         found.keys = found._read_keys()
         found._seen = _settled(fingerprint)
         return found
@@ -75,7 +72,7 @@ class KeyList:
     def read(self, *, force: bool = False) -> Reading | None:
         """Read the file if it has changed, or with `force`; else return None. Changes nothing."""
         # Take it before the reading, so that the next check detects a change in between.
-        fingerprint = _fingerprint(self.path)
+        fingerprint = files.fingerprint(self.path)
         if fingerprint == self._seen and not force:
             return None
         try:
@@ -86,19 +83,19 @@ class KeyList:
     def apply(self, reading: Reading | None) -> bool:
         """Put a reading in force; return whether the keys have changed.
 
-        An unusable file changes nothing and is logged once. The next check reads it again if the
-        system caused the error, not its content.
+        An unusable file changes nothing and is logged once, unless the reading was forced. The next
+        check reads it again if the system caused the error, not its content.
         """
         if reading is None:
             return False
         if reading.keys is None:
             assert reading.error is not None
-            self._refuse(reading.fingerprint, reading.error)
+            self._refuse(reading.fingerprint, reading.error, forced=reading.forced)
             return False
         previous, self.keys = self.keys, reading.keys
         self._seen = _settled(reading.fingerprint)
         self._complaint = ""
-        if reading.forced or self.keys != previous:
+        if self.keys != previous and not reading.forced:
             log.info("%s: read again, %d keys", self.path, len(self.keys))
         return self.keys != previous
 
@@ -106,7 +103,7 @@ class KeyList:
         """Call `read`, then `apply`."""
         return self.apply(self.read(force=force))
 
-    def _refuse(self, fingerprint: Fingerprint, error: ConfigError) -> None:
+    def _refuse(self, fingerprint: files.Fingerprint, error: ConfigError, *, forced: bool) -> None:
         complaint = str(error)
         cause = error.__cause__
         content_is_to_blame = not isinstance(cause, OSError) or cause.errno == errno.EFBIG
@@ -114,7 +111,8 @@ class KeyList:
             self._complaint = complaint
             if not shortage_of(error):
                 self.n_refused += 1
-            log.error("%s; the previous %d keys stay in force", error, len(self.keys))
+            if not forced:
+                log.error("%s; the previous %d keys stay in force", error, len(self.keys))
         self._seen = _settled(fingerprint) if content_is_to_blame else None
 
     def _read_keys(self, *, reloading: bool = False) -> frozenset[bytes]:
@@ -213,16 +211,7 @@ class KeyLists:
         return self.apply(self.read(force=force))
 
 
-def _fingerprint(path: Path) -> Fingerprint:
-    """Return what changes with the file; () when it is inaccessible."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
-
-
-def _settled(fingerprint: Fingerprint) -> Fingerprint | None:
+def _settled(fingerprint: files.Fingerprint) -> files.Fingerprint | None:
     """Return the fingerprint to remember; None while the file could still change unnoticed."""
     newest_ns = max(fingerprint[:2], default=0)
     return fingerprint if abs(time.time_ns() - newest_ns) > RACY_S * 1e9 else None

@@ -20,7 +20,6 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
-from fastderp.util.shortage import shortage_of
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -60,28 +59,21 @@ class ManualCertificate:
         """Return the TLS context with the metacert. Raises CertificateError."""
         return _context(self.certificate, meta_cert)
 
-    def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> None:
-        """Read the files again and `publish` the context for new handshakes.
+    def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> str:
+        """Read the files again and `publish` what new handshakes present; return what it is.
 
-        Unusable files are logged and change nothing.
-
-        Raises CertificateError only while descriptors or memory are out: call it again later.
+        Raises CertificateError for unusable files, which change nothing.
         """
-        try:
-            # A reload creates no certificate: clients have pinned the previous one.
-            certificate = manual_certificate(self._directory, self._hostname, make=False)
-            self._check_is_no_worse(certificate)
-            publish(_context(certificate, meta_cert))
-        except CertificateError as error:
-            if shortage_of(error):
-                raise
-            log.error("%s; the previous certificate stays in use", error)
-            return
+        # A reload creates no certificate: clients have pinned the previous one.
+        certificate = manual_certificate(self._directory, self._hostname, make=False)
+        self._check_is_no_worse(certificate)
+        publish(_context(certificate, meta_cert))
         is_new = certificate.pin != self.certificate.pin
         self.certificate = certificate
         if is_new:
             self._announce_node()
-        self._log_validity()
+        self._warn_daily()
+        return f"{'new' if is_new else 'unchanged'}: {self._validity}"
 
     def _check_is_no_worse(self, certificate: Certificate) -> None:
         """Raise CertificateError when clients refuse this one now, and not the previous one."""

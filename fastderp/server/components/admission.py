@@ -59,10 +59,10 @@ class AdmissionControl(Component):
         """Whether there is a list to read or a service to query."""
         return self.admission is not None
 
-    def reload(self) -> None:
+    async def reload(self) -> str:
         """Read the lists again."""
-        if self.admission is not None:
-            self.admission.reload()
+        assert self.admission is not None
+        return await self.admission.reload()
 
     def metrics(self) -> Mapping[str, Value]:
         """Return the verdicts by outcome."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fastderp.server.accept.listener import Listener
@@ -90,10 +91,15 @@ class ManualCertificates(Component):
         if self._certificate is not None:
             self._certificate.close()
 
-    def reload(self) -> None:
+    @property
+    def files(self) -> list[Path]:
+        """The files of certificate and key."""
+        return list(certificate_files(self._settings.directory, self._settings.hostname))
+
+    async def reload(self) -> str:
         """Read the files again for handshakes from now on."""
         assert self._certificate is not None and self._listener is not None
-        self._certificate.reload(self._publish, self._meta_cert)
+        return self._certificate.reload(self._publish, self._meta_cert)
 
     def _publish(self, context: ServerContext) -> None:
         assert self._listener is not None
@@ -164,10 +170,11 @@ class CaCertificates(Component):
         if self._acme is not None:
             self._acme.close()
 
-    def reload(self) -> None:
+    async def reload(self) -> str:
         """Retry failed orders now."""
         assert self._acme is not None
-        self._acme.retry()
+        names = self._acme.retry()
+        return f"ordering again: {', '.join(names)}" if names else "no failed order"
 
     def describe(self) -> list[str]:
         """Return the names that certificates are ordered for, and the CA."""

@@ -59,11 +59,18 @@ class Component:
         """Whether `reload` can change anything."""
         return type(self).reload is not Component.reload
 
-    def reload(self) -> None:
-        """Reload files that may have changed, without blocking; log and ignore unusable input.
+    @property
+    def files(self) -> list[Path]:
+        """The files whose change causes a reload; none if the component follows them by itself."""
+        return []
 
-        A DerpError caused by a shortage of descriptors or memory requests another call later.
+    async def reload(self) -> str:
+        """Reload files that may have changed; return in one line what is in force and what changed.
+
+        Raises DerpError for unusable input, which changes nothing. One caused by a shortage of
+        descriptors or memory requests another call later.
         """
+        return ""
 
     def metrics(self) -> Mapping[str, Value]:
         """Return the component's counters by the names of the table of metrics."""

@@ -6,20 +6,16 @@ only.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastderp.errors import ConfigError, DerpError, UsageError
+from fastderp.errors import ConfigError, UsageError
 from fastderp.server.components.component import Component, readable_by_all
 from fastderp.server.mesh.links import MeshPeer
-from fastderp.server.observe.reloads import RETRY_S
-from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.server import Server
 from fastderp.server.settings import MeshSettings, SecretsSettings
 from fastderp.util import files
-from fastderp.util.shortage import shortage_of
 from fastderp.util.text import printable
 from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
@@ -43,10 +39,9 @@ class MeshMembership(Component):
         self._settings = settings
         self._secrets = _secrets_server(settings.secrets) if settings.secrets is not None else None
         self._server: Server | None = None
-        self._reloading: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
-        return f"mesh: {len(self.keys)} keys, {len(self.peers)} members"
+        return f"mesh: {self._text}"
 
     async def open(self) -> None:
         """Read keys and members. Raises ConfigError, SecretsError or UsageError."""
@@ -58,7 +53,7 @@ class MeshMembership(Component):
             peers = _peers(self._settings.members, reloading=False)
             return [f"{len(peers)} members; the secrets server was not queried"]
         await self._read()
-        return [f"{len(self.keys)} keys, {len(self.peers)} members"]
+        return [self._text]
 
     async def start(self, server: Server) -> None:
         """Link the server to the members."""
@@ -66,10 +61,7 @@ class MeshMembership(Component):
         server.set_mesh_peers(self.peers)
 
     async def close(self) -> None:
-        """Cancel a running reload, and close the secrets client."""
-        if self._reloading is not None:
-            self._reloading.cancel()
-            await asyncio.gather(self._reloading, return_exceptions=True)
+        """Close the secrets client."""
         if self._secrets is not None:
             await self._secrets.close()
 
@@ -87,31 +79,25 @@ class MeshMembership(Component):
         settings = self._settings
         return bool(self._secrets or settings.psk_file) or settings.members.startswith("@")
 
-    def reload(self) -> None:
-        """Read and apply keys and members in a task; unusable input changes nothing."""
-        if self._reloading is not None:
-            self._reloading.cancel()
-        self._reloading = supervisor.start("reload", self._reload)
+    @property
+    def files(self) -> list[Path]:
+        """The files of the secret and the members."""
+        members = self._settings.members
+        found = [self._settings.psk_file] if self._settings.psk_file is not None else []
+        return found + ([Path(members[1:])] if members.startswith("@") else [])
 
-    async def _reload(self) -> None:
-        while True:
-            try:
-                await self._read(reloading=True)
-                break
-            except DerpError as error:
-                if not shortage_of(error):
-                    log.error("mesh: the previous keys and members stay in force: %s", error)
-                    return
-                log.error(
-                    "mesh: the previous keys and members stay in force; next attempt in %g s: %s",
-                    RETRY_S,
-                    error,
-                )
-            await asyncio.sleep(RETRY_S)
+    async def reload(self) -> str:
+        """Read and apply keys and members."""
         assert self._server is not None
+        before = self.keys, self.peers
+        await self._read(reloading=True)
         self._server.mesh_keys = self.keys
         self._server.set_mesh_peers(self.peers)
-        log.info("%s", self)
+        return f"{self._text}{', unchanged' if before == (self.keys, self.peers) else ''}"
+
+    @property
+    def _text(self) -> str:
+        return f"{len(self.keys)} keys, {len(self.peers)} members"
 
     async def _read(self, *, reloading: bool = False) -> None:
         """Read keys and members, or change nothing.

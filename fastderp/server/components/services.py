@@ -6,9 +6,10 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
-from fastderp.errors import ConfigError, ListenError, UsageError
+from fastderp.errors import ListenError, UsageError
 from fastderp.server.admission.limit_file import load_limits
 from fastderp.server.admission.limits import Limits
 from fastderp.server.components.component import Component, is_there, readable_by_all
@@ -18,7 +19,6 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
 from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
-from fastderp.util.shortage import shortage_of
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
@@ -96,19 +96,20 @@ class ClientLimits(Component):
         """Whether -rate-config names a file."""
         return self._settings.rate_file is not None
 
-    def reload(self) -> None:
-        """Read the file again; an unusable file changes nothing."""
+    @property
+    def files(self) -> list[Path]:
+        """The file of -rate-config."""
+        return [self._settings.rate_file] if self._settings.rate_file is not None else []
+
+    async def reload(self) -> str:
+        """Read the file again."""
         assert self._server is not None
-        try:
-            self._limits = self._load()
-        except ConfigError as error:
-            if shortage_of(error):
-                raise
-            log.error("%s; the previous limits stay in force", error)
-            return
-        self._server.set_limits(self._limits)
-        for line in self._limits.describe():
-            log.info("%s", line)
+        limits = self._load()
+        if limits == self._limits:
+            return "unchanged"
+        self._limits = limits
+        self._server.set_limits(limits)
+        return "; ".join(limits.describe()) or "none"
 
     @property
     def _has_limits(self) -> bool:

@@ -1,13 +1,13 @@
-"""Runs the reloads of SIGHUP, and repeats each until descriptors and memory suffice.
+"""Reloads the parts of a relay, each by itself, and logs one line for each.
 
-Loop thread only. RELIABILITY F33, F36.
+A part is loaded again until descriptors and memory suffice. Loop thread only. RELIABILITY F33, F36.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from fastderp.errors import DerpError
 from fastderp.server.observe.supervisor import supervisor
@@ -17,45 +17,64 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 RETRY_S = 1.0
 
+Reload = Callable[[], Awaitable[str]]
+"""Loads a part again and returns what has changed. Raises DerpError, and changes nothing, when the
+input cannot be used."""
+
 
 class Reloads:
-    """The reloadable parts of a relay."""
+    """The reloadable parts of a relay, by name."""
 
     def __init__(self) -> None:
-        self._reloads: list[Callable[[], None]] = []
-        self._retries: list[asyncio.TimerHandle] = []
+        self._parts: dict[str, Reload] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
 
-    def append(self, reload: Callable[[], None]) -> None:
-        """Add a part.
+    def add(self, name: str, reload: Reload) -> None:
+        """Add a part."""
+        self._parts[name] = reload
 
-        Args:
-            reload: logs unusable input, which changes nothing; raises a DerpError whose cause is
-                a shortage of descriptors or memory to be called again.
-        """
-        self._reloads.append(reload)
+    async def run(self) -> None:
+        """Reload every part, and return when all are done; a failure does not stop the others."""
+        log.info("reloading" if self._parts else "nothing to reload")
+        await self._run(self._parts, "reload")
 
-    def run(self) -> None:
-        """Reload every part; a failure does not stop the others."""
-        self.close()
-        log.info("reloading" if self._reloads else "nothing to reload")
-        for reload in self._reloads:
-            supervisor.guard("reload", self._run_one, reload)
+    async def run_one(self, name: str) -> None:
+        """Reload a part whose files have changed."""
+        await self._run([name], "files changed")
 
     def close(self) -> None:
-        """Cancel the pending attempts."""
-        for retry in self._retries:
-            retry.cancel()
-        self._retries.clear()
+        """Cancel the reloads that run."""
+        for task in self._running.values():
+            task.cancel()
+        self._running.clear()
 
-    def _run_one(self, reload: Callable[[], None]) -> None:
-        try:
-            reload()
-        except DerpError as error:
-            if not shortage_of(error):
-                raise
-            log.error("%s; nothing changes until the next attempt in %g s", error, RETRY_S)
-            self._retries.append(
-                asyncio.get_running_loop().call_later(
-                    RETRY_S, supervisor.guarded("reload", self._run_one), reload
-                )
-            )
+    async def _run(self, names: Iterable[str], why: str) -> None:
+        tasks = [self._start(name, why) for name in names]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start(self, name: str, why: str) -> asyncio.Task[None]:
+        """Reload a part in a task, instead of an earlier one that still runs."""
+        if (earlier := self._running.pop(name, None)) is not None:
+            earlier.cancel()
+        task = supervisor.start("reload", lambda: self._reload(name, why), name=f"reload of {name}")
+        self._running[name] = task
+        return task
+
+    async def _reload(self, name: str, why: str) -> None:
+        while True:
+            try:
+                text = await self._parts[name]()
+            except DerpError as error:
+                kept = "the previous one stays in force"
+                if not shortage_of(error):
+                    log.error("%s: %s: %s; %s", why, name, error, kept)
+                    return
+                log.error("%s: %s: %s; %s; next attempt in %g s", why, name, error, kept, RETRY_S)
+            except Exception as error:
+                supervisor.note("reload", error, f"{name} stays as it is")
+                return
+            else:
+                log.info("%s: %s: %s", why, name, text)
+                return
+            await asyncio.sleep(RETRY_S)

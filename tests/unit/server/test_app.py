@@ -55,8 +55,9 @@ class Recorder(Component):
     async def close(self) -> None:
         self._note("close")
 
-    def reload(self) -> None:
+    async def reload(self) -> str:
         self._note("reload")
+        return f"{self.name} is new"
 
 
 @pytest.fixture
@@ -77,13 +78,40 @@ def app_with(lines: LogQueue, *components: Component) -> RelayApp:
 async def test_a_component_that_fails_in_its_reload_does_not_stop_the_others(
     lines: LogQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
     events: list[str] = []
     app = app_with(lines, *(Recorder(name, events, "reload" * (name == "b")) for name in "abc"))
     await app.start()
     try:
-        app.reload()
+        caplog.clear()
+        await app.reload()
         assert events[-3:] == ["a reload", "b reload", "c reload"]
-        assert "internal error in reload: b fails" in caplog.text
+        assert sorted(caplog.messages) == [
+            "reload: a: a is new",
+            "reload: b: b fails; the previous one stays in force",
+            "reload: c: c is new",
+            "reloading",
+        ]
+    finally:
+        await app.close()
+
+
+async def test_an_internal_error_in_a_reload_is_counted_and_does_not_stop_the_others(
+    lines: LogQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Component):
+        name = "broken"
+
+        async def reload(self) -> str:
+            raise KeyError("oops")
+
+    events: list[str] = []
+    app = app_with(lines, Broken(), Recorder("b", events))
+    await app.start()
+    try:
+        await app.reload()
+        assert events[-1] == "b reload"
+        assert "internal error in reload: 'oops'; broken stays as it is" in caplog.text
         errors = app.metrics()["fastderp_internal_errors_total"]
         assert isinstance(errors, dict) and errors["reload"] >= 1
     finally:

@@ -105,14 +105,18 @@ class AcmeCertificates:
         for managed in self._managed.values():
             managed.close()
 
-    def retry(self) -> None:
-        """Order due names at once, without the delay after a failure or a recent order."""
+    def retry(self) -> list[str]:
+        """Order due names at once, without the delay after a failure or a recent order.
+
+        Returns the names whose last order has failed.
+        """
         failed = self._failures.forgive()
         for managed in self._managed.values():
             managed.retry_after = 0.0
             if managed.name in failed:
                 self._order(managed)
         self._scan()
+        return sorted(failed)
 
     # For handshakes
 

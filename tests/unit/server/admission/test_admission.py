@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.errors import LoginError
+from fastderp.errors import ConfigError, LoginError
 from fastderp.server.admission import admission
 from fastderp.server.admission.admission import Admission, ConnectedClient
 from fastderp.server.admission.key_lists import KeyLists, Reading
@@ -196,8 +196,12 @@ async def test_a_reload_does_not_wait_for_the_next_check(
     asked = Admission(lists(tmp_path, deny=(BOB,)))
     async with asked.watching(relay):
         (tmp_path / "deny").write_text(EVE.text)
-        asked.reload()
+        assert await asked.reload() == "1 keys denied"
         await until(lambda: relay.connected == [])
+        assert await asked.reload() == "1 keys denied, unchanged"
+        (tmp_path / "deny").write_text("nobody")
+        with pytest.raises(ConfigError, match="deny, line 1"):
+            await asked.reload()
 
 
 async def test_a_key_denied_during_the_query_is_refused(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fastderp.errors import CertificateError
 from fastderp.server.certificates import manual
 from fastderp.server.certificates.manual import ManualCertificate
 from fastderp.server.certificates.metacert import meta_cert
@@ -86,11 +87,11 @@ async def test_a_reload_with_another_self_signed_certificate_prints_the_new_node
     assert old in caplog.text
     caplog.clear()
     published: list[ServerContext] = []
-    ours.reload(published.append, META)
+    assert ours.reload(published.append, META).startswith("unchanged: certificate for 127.0.0.1")
     assert len(published) == 1
     assert "CertName" not in caplog.text, "the same certificate"
     put(tmp_path, "127.0.0.1")
-    ours.reload(published.append, META)
+    assert ours.reload(published.append, META).startswith("new: certificate for 127.0.0.1, valid")
     ours.close()
     assert ours.certificate.pin != old
     node = ours.certificate.derp_node(port=8443, stun_port=None)
@@ -113,7 +114,8 @@ async def test_an_expired_certificate_replaces_only_an_expired_one(
     put(tmp_path, days=(-9, 9))
     ours = ManualCertificate(tmp_path, NAME)
     put(tmp_path, days=(-9, -1))
-    ours.reload(published.append, META)
+    with pytest.raises(CertificateError, match="expired"):
+        ours.reload(published.append, META)
     assert not published
     ours = ManualCertificate(tmp_path, NAME)
     put(tmp_path, days=(-9, -2))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from pathlib import Path
 
 import pytest
 
 import fastderp
-from fastderp.errors import ConfigError
 from fastderp.server.accept.round_robin import RoundRobin
-from fastderp.server.observe import reloads as reloads_module
 from fastderp.server.observe import supervisor as supervisor_module
-from fastderp.server.observe.reloads import Reloads
 from fastderp.server.observe.supervisor import Supervisor
 
 
@@ -116,42 +112,6 @@ async def test_exceptions_that_reach_the_event_loop_are_counted_too(
     assert "oops" in caplog.text
 
 
-async def test_a_part_that_fails_to_reload_does_not_stop_the_others() -> None:
-    reloaded = []
-
-    def fails() -> None:
-        raise KeyError("oops")
-
-    reloads = Reloads()
-    for part in (fails, lambda: reloaded.append("second")):
-        reloads.append(part)
-    reloads.run()
-    assert reloaded == ["second"]
-
-
-async def test_a_part_without_descriptors_is_reloaded_later(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "fastderp")
-    monkeypatch.setattr(reloads_module, "RETRY_S", 0.001)
-    done = asyncio.Event()
-    failures = [OSError(24, "Too many open files")] * 3
-
-    def reload() -> None:
-        try:
-            if failures:
-                raise failures.pop()
-        except OSError as error:
-            raise ConfigError(f"list: cannot read it: {error.strerror}") from None
-        done.set()
-
-    reloads = Reloads()
-    reloads.append(reload)
-    reloads.run()
-    await asyncio.wait_for(done.wait(), 10)
-    assert caplog.text.count("cannot read it: Too many open files; nothing changes until") == 3
-
-
 async def test_a_callback_that_fails_does_not_end_the_others() -> None:
     queue, done = RoundRobin(asyncio.get_running_loop()), []
     for callback in ([].pop, lambda: done.append(1), [].pop, lambda: done.append(2)):
@@ -170,9 +130,10 @@ OWN_TASKS = {
     "accept/drain.py": "the parts of a drain, in a group that `Server.drain` awaits",
     "accept/embedded.py": "the pumps of one stream, which `serve` awaits",
     "admission/admission.py": "the questions of a round, in a group of a supervised task",
-    "app.py": "the start, whose exceptions end the command",
+    "app.py": "the start and the drain, whose exceptions end the command",
     "certificates/acme/provider.py": "orders, which handle every exception themselves",
     "http/bootstrap_dns.py": "lookups, in a group of a supervised task",
+    "observe/watched_files.py": "a look at the files in a thread, awaited at once",
     "net/resolver.py": "a read of the hosts file, awaited at once",
     "observe/supervisor.py": "the supervised tasks",
     "server.py": "the end of the relay, which `close` awaits",

@@ -1,0 +1,94 @@
+"""Each part is reloaded by itself, with one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from fastderp.errors import ConfigError
+from fastderp.server.observe import reloads as reloads_module
+from fastderp.server.observe.reloads import Reloads
+
+
+@pytest.fixture(autouse=True)
+def info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+
+
+async def test_each_part_has_one_line_with_what_changed_or_why_it_did_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def works() -> str:
+        return "3 keys, 1 members"
+
+    async def refuses() -> str:
+        raise ConfigError("rates.json: not valid JSON")
+
+    async def fails() -> str:
+        raise KeyError("oops")
+
+    reloads = Reloads()
+    for name, part in (("broken", fails), ("limits", refuses), ("mesh", works)):
+        reloads.add(name, part)
+    await reloads.run()
+    assert sorted(caplog.messages) == [
+        "internal error in reload: 'oops'; broken stays as it is",
+        "reload: limits: rates.json: not valid JSON; the previous one stays in force",
+        "reload: mesh: 3 keys, 1 members",
+        "reloading",
+    ]
+
+
+async def test_a_part_without_descriptors_is_reloaded_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reloads_module, "RETRY_S", 0.001)
+    failures = [OSError(24, "Too many open files")] * 3
+
+    async def reload() -> str:
+        try:
+            if failures:
+                raise failures.pop()
+        except OSError as error:
+            raise ConfigError(f"list: cannot read it: {error.strerror}") from None
+        return "2 keys"
+
+    reloads = Reloads()
+    reloads.add("list", reload)
+    await asyncio.wait_for(reloads.run(), 10)
+    kept = "Too many open files; the previous one stays in force; next attempt in 0.001 s"
+    assert caplog.text.count(kept) == 3
+    assert caplog.messages[-1] == "reload: list: 2 keys"
+
+
+async def test_a_later_reload_replaces_one_that_still_runs() -> None:
+    began, go_on = [], asyncio.Event()
+
+    async def reload() -> str:
+        began.append(len(began))
+        await go_on.wait()
+        return ""
+
+    reloads = Reloads()
+    reloads.add("slow", reload)
+    first = asyncio.create_task(reloads.run())
+    while not began:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(reloads.run())
+    await asyncio.wait_for(first, 10)
+    go_on.set()
+    await asyncio.wait_for(second, 10)
+    assert began == [0, 1]
+
+
+async def test_a_changed_file_reloads_its_part_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def works() -> str:
+        return "new"
+
+    reloads = Reloads()
+    for name in ("certificate", "mesh"):
+        reloads.add(name, works)
+    await reloads.run_one("mesh")
+    assert caplog.messages == ["files changed: mesh: new"]
