@@ -67,8 +67,7 @@ class Server:
         write_timeout: seconds a client may leave a frame unread before its close; 0 for no limit.
         mesh_key: the region's secret; clients that send it get a mesh peer's rights. A sequence
             allows a change of keys: our links send the first, clients may send any.
-        mesh_tls: the certificates that our links to other relays trust; None for the system's
-            roots.
+        mesh_tls: the trusted roots of our links to other relays; None for the system's roots.
         verify: awaited with key, `login.ClientInfo` and IP of each client that is no mesh peer; a
             false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
         rate_limit: the rate limit of each client; None also omits it from the metrics.
@@ -80,8 +79,7 @@ class Server:
             many as fit into 256 KiB and at least 32.
         watched_drops: log dropped packets for these keys, and the reason.
         prober_logs: log every login and end of clients whose ClientInfo marks them as probers.
-        sender_cardinality: estimate the number of distinct peers that send to each client. PROTOCOL
-            §22.
+        sender_cardinality: estimate the distinct peers that send to each client. PROTOCOL §22.
         workers: threads of the data plane; 0 for one per core.
         login_timeout: seconds from accept to login.
         disallowed_app_names: refuse clients with these AppNames before `verify`, mesh peers
@@ -129,7 +127,7 @@ class Server:
             watch_drops=[key.raw for key in watched_drops],
             sender_cardinality=sender_cardinality,
         )
-        self._journal = ConnectionLog(prober_logs=prober_logs)
+        self._connection_log = ConnectionLog(prober_logs=prober_logs)
         self._client_rate = ClientRate(plane, self._private_key)
         self._duplicates = (
             Duplicates(plane.handles, plane.set_duplicate) if duplicate_health else None
@@ -141,7 +139,7 @@ class Server:
             self._private_key,
             plane,
             self._region,
-            self._journal,
+            self._connection_log,
             self._client_rate,
             self._duplicates,
             verify,
@@ -155,12 +153,12 @@ class Server:
         self._maintenance = Maintenance(
             plane,
             self._round_trips,
-            self._journal,
+            self._connection_log,
             lambda: self._registrar.login_memory.freed_bytes,
         )
         self._loop_lag = LoopLag()
         self._on_closed: list[Callable[[ClosedEvent], object]] = [
-            self._journal.note_closed,
+            self._connection_log.note_closed,
             self._registrar.ended,
             *self._region.on_closed,
         ]
@@ -211,8 +209,7 @@ class Server:
         Args:
             host: "" for every address, IPv4 and IPv6; or unix:PATH.
             port: TCP port, 0 for a free one.
-            tls: a certificate, or a `CertificateSource` that picks one for each client; None for
-                plain HTTP.
+            tls: a certificate, or a `CertificateSource` of one for each client; None for HTTP.
             routes: the handler of each path; None for the relay's own (`routes.relay_routes`).
             keepalive_idle_s: seconds of silence before TCP probes a client.
             user_timeout_s: seconds that data may stay unacknowledged before TCP drops the client.
@@ -322,7 +319,7 @@ class Server:
                 closing.create_task(self._registrar.bridges.close())
                 closing.create_task(self._embedded.close())
             self._registrar.close()
-        self._journal.close()
+        self._connection_log.close()
 
     async def __aenter__(self) -> Server:
         self.start()
@@ -545,7 +542,7 @@ class Server:
         active = Counter({_PLANE_TLS: plane.pop("sealed_connections")})
         return {
             **{METRIC_OF[name]: value for name, value in plane.items()},
-            **self._journal.metrics(),
+            **self._connection_log.metrics(),
             **self._registrar.metrics(),
             **self._loop_lag.metrics(),
             **self._client_rate.metrics(),
@@ -591,7 +588,7 @@ class Server:
                 for handler in self._on_closed:
                     supervisor.guard("session end", handler, event)
             elif isinstance(event, DropEvent):
-                supervisor.guard("drop report", self._journal.note_drop, event)
+                supervisor.guard("drop report", self._connection_log.note_drop, event)
             elif not supervisor.guard("control frame", self._region.received, event):
                 # The state shared with this peer is unknown now, so it must log in again.
                 self._plane.close_session(event.handle)
