@@ -109,6 +109,8 @@ class Client:
         self._on_message: Callable[[Message], object] | None = None
         self._on_end: Callable[[Client, DerpError], object] | None = None
         self._inbox = Inbox(stream, self._understand, self._fail)
+        self.take_ready: Callable[[], Message | None] = self._inbox.take_ready
+        """Return the next received message; None where `recv` would wait or raise."""
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
         self._outbox = Outbox(stream, self._fail)
         # The frame head for the latest destination and size, which most packets share with the
@@ -259,10 +261,7 @@ class Client:
         latest, latest_size, head = self._latest_head
         if destination is not latest or size != latest_size:
             head = self._packet_head(destination, size)
-        if not self._outbox.try_reserve(_PACKET_HEAD_SIZE + size, rated=True):
-            return False
-        self._outbox.put(head, data)
-        return True
+        return self._outbox.try_put((head, data), _PACKET_HEAD_SIZE + size, rated=True)
 
     async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
         """Send `packets`, pairs of destination and data, in order, as `send` does each.
@@ -431,10 +430,6 @@ class Client:
         self._on_message = on_message
         self._on_end = on_end
 
-    def take_ready(self) -> Message | None:
-        """Return the next received message; None where `recv` would wait or raise."""
-        return self._inbox.take_ready() if running_loop() is self._loop else None
-
     def take_all_ready(self, limit: int | None) -> list[Message]:
         """Return up to `limit` of the received messages without waiting."""
         return [] if self._inbox.must_wait else self._inbox.take_many(limit)
@@ -479,8 +474,7 @@ class Client:
     def _answer(self, ping: Ping) -> None:
         """Send the pong if there is room; drop it for a relay that does not read its pongs."""
         pong = frame(FrameType.PONG, ping.data)
-        if self._outbox.try_reserve(len(pong), rated=False):
-            self._outbox.put(pong)
+        self._outbox.try_put((pong,), len(pong), rated=False)
 
     def _obey(self, info: ServerInfo) -> ServerInfo:
         """Apply the relay's rate limit."""
@@ -511,10 +505,10 @@ class Client:
     async def _put(self, whole: bytes) -> None:
         """Send a frame that the relay's rate does not count."""
         self._check_use()
-        if not self._outbox.try_reserve(len(whole), rated=False):
+        if not self._outbox.try_put((whole,), len(whole), rated=False):
             await self._outbox.reserve(len(whole), rated=False)
             self._check_alive()
-        self._outbox.put(whole)
+            self._outbox.put(whole)
 
     def _packet_head(self, destination: NodePublic, size: int) -> bytes:
         """Return the head of a SendPacket frame.

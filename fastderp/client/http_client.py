@@ -237,8 +237,7 @@ class HTTPClient:
         ConnectionLost or ProtocolError when the connection is over, TypeError and ValueError for
         other arguments. PROTOCOL §4, §13.
         """
-        client = self._connector.client
-        if client is None or client.is_over or not client.try_send(destination, data):
+        if not self._try_send(destination, data):
             check_type("destination", destination, NodePublic)
             data = bytes_of("data", data)
             check_packet_size(len(data))
@@ -252,10 +251,15 @@ class HTTPClient:
         """
         if self._connector.is_closed:
             raise ConnectionClosed("the client is closed")
+        return self._try_send(destination, data)
+
+    def _try_send(self, destination: NodePublic, data: bytes) -> bool:
+        """Send unless that has to wait or there is no connection."""
         client = self._connector.client
-        if client is None or client.is_over:
+        try:
+            return client is not None and client.try_send(destination, data)
+        except OVER:
             return False
-        return client.try_send(destination, data)
 
     async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
         """Send `packets`, pairs of destination and data, in order, see `Client.send_many`.
@@ -263,8 +267,7 @@ class HTTPClient:
         Raises what `send` does. PROTOCOL §4.
         """
         for destination, data in packets:
-            client = self._connector.client
-            if client is None or client.is_over or not client.try_send(destination, data):
+            if not self._try_send(destination, data):
                 await self.send(destination, data)
 
     async def forward_packet(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio import _get_running_loop as running_loop
 from collections import deque
 from collections.abc import Callable
 
@@ -132,9 +133,12 @@ class Inbox:
             self._receiver.set_result(None)
 
     def take_ready(self) -> Message | None:
-        """Remove and return the first message; None where a receiver has to `wait`."""
+        """Remove and return the first message; None where a receiver has to `wait`.
+
+        None in another loop than the client's, too.
+        """
         messages = self._messages
-        if not messages or self._receiver is not None:
+        if not messages or self._receiver is not None or running_loop() is not self._loop:
             return None
         message = messages.popleft()
         if not messages:

@@ -71,7 +71,8 @@ class _Turn:
 class Outbox:
     """The sending side of a connection.
 
-    A frame is put in three steps: `reserve` or `try_reserve` its bytes, then `put` it at once.
+    A frame is taken by `try_put`, or by `reserve` and `put` when it has to wait. It is on its way
+    with the loop's next turn.
     """
 
     __slots__ = (
@@ -113,22 +114,25 @@ class Outbox:
         self._rate = rate
         self._grant()
 
-    def try_reserve(self, n_bytes: int, *, rated: bool) -> bool:
-        """Take room for a frame of `n_bytes`; return False if it would have to wait.
+    def try_put(self, parts: tuple[bytes, ...], n_bytes: int, *, rated: bool) -> bool:
+        """Take the parts of a frame of `n_bytes`; return False where it would have to wait.
 
-        A `rated` frame also takes its bytes from the rate, and comes after all waiting senders.
+        A `rated` frame takes its share of the rate as well, and its turn behind all who wait.
         """
         if self._taken_bytes >= LIMIT_BYTES or (rated and (self._turns or self._n_granted)):
             return False
         if rated and self._rate is not None and not self._rate.take(n_bytes):
             return False
         self._taken_bytes += n_bytes
+        self._frames += parts
+        if self._idle is not None:
+            self._resume()
         return True
 
     async def reserve(self, n_bytes: int, *, rated: bool) -> None:
-        """Wait until `try_reserve` can succeed, after all tasks that wait already.
+        """Wait for room for a frame of `n_bytes`, behind all tasks that wait already.
 
-        A cancelled call reserves nothing.
+        The caller then calls `put` at once. A cancelled call reserves nothing.
 
         Raises the error that ended the connection.
         """
@@ -183,6 +187,12 @@ class Outbox:
                 turn.granted.set_exception(error)
         self._frames.clear()
         self._task.cancel()
+
+    def _resume(self) -> None:
+        """Have `_write` look for frames."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self._idle = None
 
     async def _write(self) -> None:
         """Write all queued frames at once whenever the stream accepts more."""
