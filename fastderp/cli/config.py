@@ -109,11 +109,7 @@ def relay_settings(
             queue_packets=variables.queue_packets,
             drain_s=values["drain-time"],
         ),
-        stun=StunSettings(
-            "" if listen.is_unix else listen.host, values["stun-port"], values["reuse-port"]
-        )
-        if values["stun"]
-        else None,
+        stun=_stun(values, listen) if values["stun"] else None,
         bootstrap_dns=BootstrapSettings(
             published=_list(values["bootstrap-dns-names"]),
             unpublished=_list(values["unpublished-bootstrap-dns-names"]),
@@ -165,6 +161,13 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
     )
 
 
+def _stun(values: Mapping[str, Any], listen: ListenSettings) -> StunSettings:
+    host, port = "" if listen.is_unix else listen.host, values["stun-port"]
+    if values["stun-addr"]:
+        host, port = parse_address(values["stun-addr"], "stun-addr", "udp")
+    return StunSettings(host, port, values["reuse-port"])
+
+
 def _proxies(values: Mapping[str, Any]) -> ProxySettings:
     try:
         trusted = TrustedProxies.parse(values["trusted-proxies"])
@@ -193,6 +196,8 @@ def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings
             "from a CA are for port 443; -acme-directory, or -certmode manual, gives HTTPS on any "
             "port"
         )
+    if values["stun-addr"] and "stun-port" in given:
+        yield "-stun-addr names the port of STUN: -stun-port has no effect"
     if values["dev"] and "a" in given:
         yield f"-dev listens on {DEV_ADDRESS}: -a has no effect"
     if listen.is_unix and not listen.proxies.trusted.unix:
@@ -204,12 +209,12 @@ def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings
         yield "unix in -trusted-proxies has no effect without -a unix:PATH"
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Split `[host]:port` into host ("" for all) and port. Raises UsageError.
+def parse_address(text: str, flag: str = "a", protocol: str = "tcp") -> tuple[str, int]:
+    """Split `[host]:port` into host ("" for all) and port. Raises UsageError that names the flag.
 
     The port may be a service name. A unix socket's address, `unix:PATH`, is a host with port 0.
     """
-    if text.startswith(UNIX):
+    if text.startswith(UNIX) and protocol == "tcp":
         _check_path(text)
         return text, 0
     host, colon, port = text.rpartition(":")
@@ -220,17 +225,22 @@ def parse_address(text: str) -> tuple[str, int]:
         or (host.startswith("[") and not host.endswith("]"))
     ):
         raise UsageError(
-            f'invalid address "{printable(text)}" for -a: missing port; write it as :443 or '
+            f'invalid address "{printable(text)}" for -{flag}: missing port; write it as :443 or '
             "192.0.2.1:443"
         )
     if host.startswith("["):
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(
-            f'invalid address "{printable(text)}" for -a: write IPv6 in brackets, as '
+            f'invalid address "{printable(text)}" for -{flag}: write IPv6 in brackets, as '
             "[2001:db8::1]:443"
         )
-    return host, _port_or_service(port, text)
+    number = _port_or_service(port, protocol)
+    if number is None:
+        raise UsageError(
+            f'invalid address "{printable(text)}" for -{flag}: unknown port "{printable(port)}"'
+        )
+    return host, number
 
 
 def _check_path(address: str) -> None:
@@ -242,18 +252,13 @@ def _check_path(address: str) -> None:
         )
 
 
-def _port_or_service(port: str, address: str) -> int:
+def _port_or_service(port: str, protocol: str) -> int | None:
     if port.isascii() and port.isdigit():
-        if int(port) < 65536:
-            return int(port)
-    else:
-        try:
-            return socket.getservbyname(port, "tcp")
-        except (OSError, UnicodeError):
-            pass
-    raise UsageError(
-        f'invalid address "{printable(address)}" for -a: unknown port "{printable(port)}"'
-    )
+        return int(port) if int(port) < 65536 else None
+    try:
+        return socket.getservbyname(port, protocol)
+    except (OSError, UnicodeError):
+        return None
 
 
 def _key_file(text: str, is_root: bool) -> Path:

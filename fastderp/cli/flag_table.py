@@ -110,6 +110,14 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
         ),
         Flag("stun-port", integer, "3478", "UDP port for STUN", "PORT", LISTEN, bounds.PORT),
         Flag(
+            "stun-addr",
+            str,
+            "",
+            "address for STUN, instead of the host of -a and -stun-port",
+            "[HOST]:PORT",
+            LISTEN,
+        ),
+        Flag(
             "dev",
             boolean,
             "false",

@@ -72,7 +72,9 @@ class RelayApp:
         self._limits = ClientLimits(settings.limits)
         self._admission = AdmissionControl(settings.admission)
         self._mesh = MeshMembership(settings.mesh)
-        bootstrap, stun = Bootstrap(settings.bootstrap_dns), Stun(settings.stun)
+        bootstrap = Bootstrap(settings.bootstrap_dns)
+        tls_faults = self._certificates.unready if self._certificates is not None else list
+        stun = Stun(settings.stun, tls_faults)
         tunnels = CaptiveTunnels() if settings.pages.ace else None
         self._listeners = Listeners(
             settings.listen, settings.pages, settings.observe, self._certificates, bootstrap,

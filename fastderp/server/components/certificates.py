@@ -39,6 +39,9 @@ class Certificates(Protocol):
     def tls(self) -> ServerContext | CertificateSource:
         """The certificate or source for a listener, once the component has started."""
 
+    def unready(self) -> list[str]:
+        """Return why TLS cannot be served now; nothing while it can."""
+
     def serve(self, listener: Listener, plain_routes: Routes | None, stun_port: int | None) -> None:
         """Serve a listener; `plain_routes` of the plain port answer a CA's challenges."""
 
@@ -189,7 +192,7 @@ class CaCertificates(Component):
         return []
 
     def unready(self) -> list[str]:
-        """Return the names whose certificate clients refuse, or that have none after an attempt."""
+        """Return why clients get no usable certificate."""
         return [] if self._acme is None else self._acme.faults()
 
     def metrics(self) -> Mapping[str, Value]:

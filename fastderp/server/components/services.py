@@ -19,6 +19,7 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
 from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
+from fastderp.server.stun.watch import StunWatch
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
@@ -127,9 +128,14 @@ class Stun(Component):
 
     name = "STUN"
 
-    def __init__(self, settings: StunSettings | None) -> None:
+    def __init__(
+        self, settings: StunSettings | None, tls_faults: Callable[[], list[str]] = list
+    ) -> None:
+        """Be silent while `tls_faults` returns reasons."""
         self._settings = settings
+        self._tls_faults = tls_faults
         self._stun: StunServer | None = None
+        self._watch: StunWatch | None = None
 
     async def open(self) -> None:
         """Bind the UDP port. Raises ListenError."""
@@ -153,18 +159,25 @@ class Stun(Component):
         """Start answering."""
         if self._stun is not None:
             self._stun.start()
+            self._watch = StunWatch(self._stun, self._tls_faults)
+            self._watch.start()
 
     def drain(self) -> None:
         """Stop answering, and leave a shared port to the other process."""
         if self._stun is None or self._settings is None:
             return
+        if self._watch is not None:
+            self._watch.close()
         if self._settings.reuse_port:
             self._stun.close()
         else:
-            self._stun.fall_silent()
+            # The socket stays, so that senders get no error.
+            self._stun.is_silent = True
 
     async def close(self) -> None:
         """Stop answering."""
+        if self._watch is not None:
+            self._watch.close()
         if self._stun is not None:
             self._stun.close()
 

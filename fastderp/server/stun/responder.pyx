@@ -48,6 +48,8 @@ cdef struct Counters:
     uint64_t ipv4
     uint64_t ipv6
     uint64_t no_local_addr
+    uint64_t unanswered
+    uint64_t from_gateway
 
 
 cdef struct Slot:
@@ -67,6 +69,8 @@ cdef struct Responder:
     int wake
     int report                        # written after a read error
     uint8_t is_stopping               # atomic; set by Python
+    uint8_t is_silent                 # atomic; set by Python
+    uint32_t gateway                  # fixed; an IPv4 address in network order, 0 = none
     uint64_t last_error               # atomic; errno of the last read error
     Counters counters
     uint32_t crc_table[256]
@@ -209,6 +213,8 @@ cdef bint answer_prepare(Responder* r, int i, msghdr* answer) noexcept nogil:
         return False
     if slot.sender.sin6_family == AF_INET:
         counter_add(&r.counters.ipv4, 1)
+        counter_add(&r.counters.from_gateway,
+                    r.gateway != 0 and sender.sin_addr.s_addr == r.gateway)
         n = answer_write(
             slot.answer_bytes, slot.request_bytes + 8, <uint8_t*>&sender.sin_addr, 4,
             <uint8_t*>&sender.sin_port)
@@ -259,6 +265,9 @@ cdef bint batch_answer(Responder* r, int fd) noexcept nogil:
         counter_add(&r.counters.read_error, 1)
         eventfd_wake(r.report)
         return False
+    if atomic_load_u8(&r.is_silent):
+        counter_add(&r.counters.unanswered, n_requests)
+        return True
     for i in range(n_requests):
         n_answers += answer_prepare(r, i, &r.answers[n_answers].msg_hdr)
     answers_send(r, fd, n_answers)
@@ -289,6 +298,7 @@ cdef class StunResponder:
     Args:
         descriptors: of bound sockets, up to 64, that stay open while it runs; on those with
             IP_PKTINFO or IPV6_PKTINFO, answers leave from the address of the request.
+        gateway: an IPv4 address, 4 bytes, whose requests are counted; empty for none.
 
     Raises OSError when descriptors or memory are out.
     """
@@ -297,13 +307,17 @@ cdef class StunResponder:
     cdef pthread_t thread
     cdef bint is_running
 
-    def __cinit__(self, descriptors):
+    def __cinit__(self, descriptors, bytes gateway=b""):
         if len(descriptors) > SOCKETS_MAX:
             raise ValueError(f"at most {SOCKETS_MAX} sockets, not {len(descriptors)}")
+        if len(gateway) not in (0, 4):
+            raise ValueError(f"a gateway has 4 bytes, not {len(gateway)}")
         cdef Responder* r = <Responder*>calloc(1, sizeof(Responder))
         if r is NULL:
             raise MemoryError
         self.inner = r
+        if gateway:
+            memcpy(&r.gateway, <const uint8_t*>gateway, 4)
         r.report = -1
         r.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if r.wake >= 0:
@@ -350,6 +364,15 @@ cdef class StunResponder:
             pthread_join(self.thread, NULL)
         self.is_running = False
 
+    @property
+    def is_silent(self):
+        """Whether datagrams are read and not answered. May be assigned at any time."""
+        return bool(atomic_load_u8(&self.inner.is_silent))
+
+    @is_silent.setter
+    def is_silent(self, bint is_silent):
+        atomic_store_u8(&self.inner.is_silent, is_silent)
+
     def fileno(self):
         """Return a descriptor that is readable after a read error, until `take_error`."""
         return self.inner.report
@@ -362,7 +385,10 @@ cdef class StunResponder:
         return number
 
     def counters(self):
-        """Return the counters by the dispositions and families of PROTOCOL §14, §22."""
+        """Return the counters by the dispositions and families of PROTOCOL §14, §22.
+
+        `unanswered` are the datagrams of silent times, `from_gateway` the requests of the gateway.
+        """
         cdef Counters* c = &self.inner.counters
         return {
             "success": atomic_peek_u64(&c.success),
@@ -372,6 +398,8 @@ cdef class StunResponder:
             "ipv4": atomic_peek_u64(&c.ipv4),
             "ipv6": atomic_peek_u64(&c.ipv6),
             "no_local_addr": atomic_peek_u64(&c.no_local_addr),
+            "unanswered": atomic_peek_u64(&c.unanswered),
+            "from_gateway": atomic_peek_u64(&c.from_gateway),
         }
 
 

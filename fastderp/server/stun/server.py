@@ -12,8 +12,10 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from fastderp.errors import ListenError
+from fastderp.server.net.gateway import private_gateway
 from fastderp.server.net.listen import datagram_sockets
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
@@ -34,6 +36,7 @@ def stun_metrics(counters: dict[str, int]) -> dict[str, Value]:
         "stun_requests": {name: counters.get(name, 0) for name in dispositions},
         "stun_addrfamily": {name: counters.get(name, 0) for name in ("ipv4", "ipv6")},
         "stun_no_local_addr": counters.get("no_local_addr", 0),
+        "fastderp_stun_unanswered_total": counters.get("unanswered", 0),
     }
 
 
@@ -42,16 +45,33 @@ class StunServer:
     """Answers STUN on the sockets it is given, from `start` to `close`; made by `bind_stun`."""
 
     sockets: list[socket.socket]
+    gateway: IPv4Address | None = None  # its requests are counted
     _responder: StunResponder = field(init=False)
     _is_running: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._responder = StunResponder([sock.fileno() for sock in self.sockets])
+        gateway = self.gateway.packed if self.gateway is not None else b""
+        self._responder = StunResponder([sock.fileno() for sock in self.sockets], gateway)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The (host, port) of every bound socket."""
         return [sock.getsockname()[:2] for sock in self.sockets]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether requests are read and not answered. May be assigned at any time."""
+        return self._responder.is_silent
+
+    @is_silent.setter
+    def is_silent(self, is_silent: bool) -> None:
+        self._responder.is_silent = is_silent
+
+    @property
+    def askers(self) -> tuple[int, int]:
+        """The number of answered requests, and of those from the gateway."""
+        counters = self._responder.counters()
+        return counters["success"], counters["from_gateway"]
 
     def start(self) -> None:
         """Begin to answer. Raises OSError when the system refuses a thread."""
@@ -61,16 +81,12 @@ class StunServer:
         )
         self._is_running = True
 
-    def fall_silent(self) -> None:
-        """Stop answering; keep the sockets, so that senders get no error."""
+    def close(self) -> None:
+        """Stop answering and close the sockets."""
         if self._is_running:
             asyncio.get_running_loop().remove_reader(self._responder.fileno())
             self._is_running = False
         self._responder.stop()
-
-    def close(self) -> None:
-        """Stop answering and close the sockets."""
-        self.fall_silent()
         for sock in self.sockets:
             sock.close()
         self.sockets.clear()
@@ -91,7 +107,8 @@ def bind_stun(host: str, port: int, *, reuse_port: bool = False) -> StunServer:
     bound.
     """
     try:
-        return StunServer(datagram_sockets(host, port, _prepare, reuse_port=reuse_port))
+        sockets = datagram_sockets(host, port, _prepare, reuse_port=reuse_port)
+        return StunServer(sockets, private_gateway())
     except OSError as error:
         raise ListenError(f"STUN: {error.strerror}") from error
 

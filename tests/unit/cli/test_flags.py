@@ -399,3 +399,15 @@ def test_an_unreadable_default_path_counts_as_absent(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("os.stat", stat)
     assert flag_table.default_mesh_psk_file({"HOME": "/root"}) == ""
+
+
+def test_the_address_of_stun_is_that_of_the_relay_unless_it_has_one() -> None:
+    assert relay("-a", "192.0.2.1:80", "-c", "k", "-stun-port", "7").stun == settings.StunSettings(
+        "192.0.2.1", 7
+    )
+    assert relay(
+        "-a", "192.0.2.1:80", "-c", "k", "-stun-addr", "[2001:db8::1]:9"
+    ).stun == settings.StunSettings("2001:db8::1", 9)
+    for text in ("3478", "[::1]", "unix:/x:y", "192.0.2.1:70000"):
+        with pytest.raises(UsageError, match="for -stun-addr: "):
+            relay("-dev", "-stun-addr", text)

@@ -208,17 +208,18 @@ class AcmeCertificates:
         }
 
     def faults(self) -> list[str]:
-        """Return the names whose clients get no usable certificate.
+        """Return why clients get no usable certificate; nothing while those of any name get one.
 
         A name without a certificate counts once an order has failed: its first client causes one.
         """
-        return [
+        found = [
             f"certificate for {each.name} expired on {each.certificate.not_after:%Y-%m-%d}"
             if each.certificate is not None
             else f"no certificate for {each.name} was issued"
             for each in self._managed.values()
             if not each.valid and (each.certificate or self._failures.wait_s(each.name))
         ]
+        return found if len(found) == len(self._managed) else []
 
     @property
     def summary(self) -> str:

@@ -215,6 +215,7 @@ async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(
         "stun_requests": {"success": 1, "not_stun": 0, "read_error": 0, "write_error": 0},
         "stun_addrfamily": {"ipv4": 1, "ipv6": 0},
         "stun_no_local_addr": 0,
+        "fastderp_stun_unanswered_total": 0,
     }
 
 

@@ -116,6 +116,20 @@ async def test_with_a_dns_hook_a_missing_certificate_is_ordered_at_the_start(
     assert ca.asked == [NAME]
 
 
+async def test_a_relay_that_no_client_can_use_says_so_until_the_next_attempt(
+    tmp_path: Path, ca: Ca
+) -> None:
+    async with certificates(tmp_path, ca) as ours:
+        assert ours.faults() == [], "the first client has to come"
+        ca.answer = lambda managed: raising(IssuanceError("no"))
+        assert await refused(ours, NAME) == "no_certificate"
+        assert ours.faults() == [f"no certificate for {NAME} was issued"]
+        ca.answer = lambda managed: chain(managed.name, managed.key)
+        ours.retry()
+        await chosen(ours)
+        assert ours.faults() == []
+
+
 # Addresses
 
 
