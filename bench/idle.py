@@ -57,9 +57,9 @@ def measure(relay: Relay, *, tls: bool, settle_s: float) -> Idle:
 
 
 def ask(relay: Running) -> None:
-    anybody = ssl.create_default_context()
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(f"{relay.url}/derp/probe", timeout=5, context=anybody) as answer:
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    with urllib.request.urlopen(f"{relay.url}/derp/probe", timeout=5, context=unverified) as answer:
         answer.read()
 
 

@@ -241,11 +241,11 @@ def _member(relay: Relay, directory: Path, port: int, tls: bool) -> Relay:
 def _await_link(relay: Relay, started: Running, directory: Path) -> None:
     """Wait until the other relay watches this one."""
     give_up = time.monotonic() + START_LIMIT_S
-    anybody = ssl.create_default_context()
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     while time.monotonic() < give_up:
         with urllib.request.urlopen(
-            f"{started.url}/debug/varz", timeout=5, context=anybody
+            f"{started.url}/debug/varz", timeout=5, context=unverified
         ) as answer:
             if "\nderp_watchers 1\n" in answer.read().decode():
                 return

@@ -75,9 +75,9 @@ def storm(relay: Relay, n_clients: int, tls: bool) -> Storm:
 
 def refusals(url: str) -> dict[str, int]:
     """Return the counters of refused and evicted connections that are not 0."""
-    anybody = ssl.create_default_context()
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(f"{url}/debug/varz", timeout=10, context=anybody) as answer:
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    with urllib.request.urlopen(f"{url}/debug/varz", timeout=10, context=unverified) as answer:
         lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
     names = ("refused", "rejected", "evicted")
     return {

@@ -105,7 +105,9 @@ class Signals:
             self._let_the_next_kill()
 
     def _let_the_next_kill(self) -> None:
-        """Restore the next signal's default, and set a time limit: both work when Python hangs."""
+        """Restore the default of the next signal, and set a time limit: both work when Python
+        hangs.
+        """
         for number in ENDING:
             _restore_default(number)
         self._limit(LIMIT_S)

@@ -57,7 +57,7 @@ class SendRate(TokenBucket):
         return max(0.0, min(n, self._burst) - self._refilled()) / self._per_s
 
 
-class _Turn:
+class _Waiter:
     """A sender that waits for `n_bytes` of room."""
 
     __slots__ = ("granted", "n_bytes", "rated")
@@ -87,7 +87,7 @@ class Outbox:
         "_stream",
         "_taken_bytes",
         "_task",
-        "_turns",
+        "_waiting",
     )
 
     def __init__(self, stream: Stream, on_failure: Callable[[DerpError], object]) -> None:
@@ -99,7 +99,7 @@ class Outbox:
         # taken.
         self._frames: list[bytes] = []
         self._taken_bytes = 0
-        self._turns: deque[_Turn] = deque()
+        self._waiting: deque[_Waiter] = deque()
         # Number of senders whose wait is granted but that were not resumed yet; others must not
         # overtake them.
         self._n_granted = 0
@@ -119,7 +119,7 @@ class Outbox:
 
         A `rated` frame takes its share of the rate as well, and its turn behind all who wait.
         """
-        if self._taken_bytes >= LIMIT_BYTES or (rated and (self._turns or self._n_granted)):
+        if self._taken_bytes >= LIMIT_BYTES or (rated and (self._waiting or self._n_granted)):
             return False
         if rated and self._rate is not None and not self._rate.take(n_bytes):
             return False
@@ -136,19 +136,19 @@ class Outbox:
 
         Raises the error that ended the connection.
         """
-        turn = _Turn(n_bytes, rated, self._loop.create_future())
-        self._turns.append(turn)
+        waiter = _Waiter(n_bytes, rated, self._loop.create_future())
+        self._waiting.append(waiter)
         self._grant()
         try:
-            await turn.granted
+            await waiter.granted
         except BaseException:
-            if turn.granted.done() and not turn.granted.cancelled() and not self._error:
+            if waiter.granted.done() and not waiter.granted.cancelled() and not self._error:
                 self._n_granted -= 1
                 self._taken_bytes -= n_bytes
                 if rated and self._rate is not None:
                     self._rate.give_back(n_bytes)
-            elif turn in self._turns:
-                self._turns.remove(turn)
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
             self._grant()
             raise
         self._n_granted -= 1
@@ -181,10 +181,10 @@ class Outbox:
         self._error = error
         if self._pacing is not None:
             self._pacing.cancel()
-        turns, self._turns = self._turns, deque()
-        for turn in turns:
-            if not turn.granted.done():
-                turn.granted.set_exception(error)
+        waiting, self._waiting = self._waiting, deque()
+        for waiter in waiting:
+            if not waiter.granted.done():
+                waiter.granted.set_exception(error)
         self._frames.clear()
         self._task.cancel()
 
@@ -216,20 +216,20 @@ class Outbox:
 
     def _grant(self) -> None:
         """Grant waiting senders their room, in order, while there are room and rate."""
-        while self._turns and self._taken_bytes < LIMIT_BYTES:
-            turn = self._turns[0]
-            if turn.granted.done():  # cancelled, and not resumed yet
-                self._turns.popleft()
+        while self._waiting and self._taken_bytes < LIMIT_BYTES:
+            waiter = self._waiting[0]
+            if waiter.granted.done():  # cancelled, and not resumed yet
+                self._waiting.popleft()
                 continue
-            if turn.rated and self._rate is not None and not self._rate.take(turn.n_bytes):
+            if waiter.rated and self._rate is not None and not self._rate.take(waiter.n_bytes):
                 if self._pacing is None:
-                    wait_s = max(self._rate.wait_s(turn.n_bytes), _PACE_S)
+                    wait_s = max(self._rate.wait_s(waiter.n_bytes), _PACE_S)
                     self._pacing = self._loop.call_later(wait_s, self._paced)
                 return
-            self._turns.popleft()
-            self._taken_bytes += turn.n_bytes
+            self._waiting.popleft()
+            self._taken_bytes += waiter.n_bytes
             self._n_granted += 1
-            turn.granted.set_result(None)
+            waiter.granted.set_result(None)
 
     def _paced(self) -> None:
         self._pacing = None

@@ -21,7 +21,7 @@ cdef void writer_joined(Route* route, uint64_t handle) noexcept nogil:
     activate(route, handle)
 
 
-cdef void writer_spoke(Route* route, uint64_t handle) noexcept nogil:
+cdef void writer_sent(Route* route, uint64_t handle) noexcept nogil:
     if not list_remove(&route.members, handle):
         return
     member_put(&route.members, route.members.n, handle)
@@ -47,7 +47,7 @@ cdef void fighter_joined(Route* route, uint64_t handle) noexcept nogil:
     activate(route, handle)
 
 
-cdef void fighter_spoke(Route* route, uint64_t handle) noexcept nogil:
+cdef void fighter_sent(Route* route, uint64_t handle) noexcept nogil:
     # A member that sends again after another one fights over the key: all members are disabled.
     cdef uint32_t i
     cdef HandleList* history = &route.history

@@ -87,45 +87,45 @@ cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver
 
 # ---- keys that sent packets before they had a route (§6.7)
 
-cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
+cdef uint64_t routes_unrouted_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil:
     """Return a stamp for a key without a route, valid until the next key joins the region."""
     return routes_hash(t, key) + atomic_peek_u64(&t.next_stamp)
 
 
-cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
+cdef void routes_note_unrouted(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil:
     """Record that receiver got data from a key without a route, in case the key gets one.
 
-    A bucket keeps its STRANGER_PLACES latest pairs.
+    A bucket keeps its UNROUTED_PLACES latest pairs.
     """
     cdef Route* route
-    cdef StrangerBucket* bucket
+    cdef UnroutedBucket* bucket
     cdef int i
     pthread_mutex_lock(&t.lock)
     route = routes_find(t, key)
-    if t.strangers is NULL:
-        t.strangers = <StrangerBucket*>calloc(STRANGER_BUCKETS, sizeof(StrangerBucket))
+    if t.unrouted is NULL:
+        t.unrouted = <UnroutedBucket*>calloc(UNROUTED_BUCKETS, sizeof(UnroutedBucket))
     if route is not NULL:
         gone_watcher_add_locked(t, route, receiver)
-    elif t.strangers is not NULL:
-        bucket = &t.strangers[routes_hash(t, key) % STRANGER_BUCKETS]
-        for i in range(STRANGER_PLACES):
+    elif t.unrouted is not NULL:
+        bucket = &t.unrouted[routes_hash(t, key) % UNROUTED_BUCKETS]
+        for i in range(UNROUTED_PLACES):
             if bucket.places[i].receiver == receiver and memcmp(bucket.places[i].key, key, 32) == 0:
                 break
         else:
             bucket.places[bucket.next].receiver = receiver
             memcpy(bucket.places[bucket.next].key, key, 32)
-            bucket.next = (bucket.next + 1) % STRANGER_PLACES
+            bucket.next = (bucket.next + 1) % UNROUTED_PLACES
     pthread_mutex_unlock(&t.lock)
 
 
-cdef void strangers_join(RouteTable* t, Route* route) noexcept nogil:
+cdef void unrouted_join(RouteTable* t, Route* route) noexcept nogil:
     # The receivers of a key that now has a route become its gone watchers.
-    cdef StrangerBucket* bucket
+    cdef UnroutedBucket* bucket
     cdef int i
-    if t.strangers is NULL:
+    if t.unrouted is NULL:
         return
-    bucket = &t.strangers[route.hash % STRANGER_BUCKETS]
-    for i in range(STRANGER_PLACES):
+    bucket = &t.unrouted[route.hash % UNROUTED_BUCKETS]
+    for i in range(UNROUTED_PLACES):
         if bucket.places[i].receiver != 0 and memcmp(bucket.places[i].key, route.key, 32) == 0:
             gone_watcher_add_locked(t, route, bucket.places[i].receiver)
             bucket.places[i].receiver = 0

@@ -9,7 +9,7 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
     cdef uint8_t* end = start + n
     cdef size_t total = 0
     cdef size_t skip
-    cdef bint spoke = s.route is NULL    # noted once per walk is enough
+    cdef bint noted = s.route is NULL    # noted once per walk is enough
     cdef FrameStatus status
     w.has_last = False
     w.n_touched = 0
@@ -29,9 +29,9 @@ cdef size_t frames_walk(Worker* w, Session* s, uint8_t* start, size_t n) noexcep
             if rate_applies(w, s) and not rate_allows(w, s, total - FRAME_HEADER):
                 break
             s.has_begun = True
-            if not spoke:
-                spoke = True
-                routes_note_speaker(&w.context.core.routes, s.route, s.handle)
+            if not noted:
+                noted = True
+                routes_note_sender(&w.context.core.routes, s.route, s.handle)
         if status == FRAME_PARTIAL:
             break
         s.has_begun = False
@@ -169,7 +169,7 @@ cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key,
     # hash, valid until the next key joins the region.
     cdef RouteTable* routes = &w.context.core.routes
     cdef uint64_t stamp = (source.stamp if source is not NULL
-                           else routes_stranger_stamp(routes, source_key))
+                           else routes_unrouted_stamp(routes, source_key))
     cdef SeenPair* pair = &w.seen[
         ((stamp * 0x9E3779B97F4A7C15u) ^ (receiver * 0xC2B2AE3D27D4EB4Fu)) >> 52]
     if pair.stamp == stamp and pair.receiver == receiver:
@@ -177,7 +177,7 @@ cdef void seen_pair_note(Worker* w, Route* source, const uint8_t* source_key,
     if source is not NULL:
         routes_add_gone_watcher(routes, source, receiver)
     else:
-        routes_note_stranger(routes, source_key, receiver)
+        routes_note_unrouted(routes, source_key, receiver)
     if w.context.core.counts_senders:
         session_note_sender(w.context.core, receiver, routes_hash(routes, source_key))
     pair.stamp = stamp

@@ -11,9 +11,9 @@ from fastderp.dataplane.sys cimport pthread_mutex_t
 
 cdef enum:
     ROUTES_READERS = 256         # worker threads
-    # by hash of the key; all places take 165 KB, allocated with the first stranger
-    STRANGER_BUCKETS = 256
-    STRANGER_PLACES = 16
+    # by hash of the key; all places take 165 KB, allocated for the first pair
+    UNROUTED_BUCKETS = 256
+    UNROUTED_PLACES = 16
     # for all sets of gone watchers: at least 2 million pairs, 20 for each of 100,000 keys
     GONE_WATCHERS_CAP_BYTES = 67108864
 
@@ -53,12 +53,12 @@ cdef struct Route:
     HandleSet gone_watchers      # receivers that get a PeerGone when the key leaves (§6.7)
 
 # A session got a packet of a key that is not in the region (yet). Guarded by the table's lock.
-cdef struct Stranger:
+cdef struct Unrouted:
     uint64_t receiver            # 0 = this place is free
     uint8_t key[32]
 
-cdef struct StrangerBucket:      # guarded by the table's lock
-    Stranger places[STRANGER_PLACES]
+cdef struct UnroutedBucket:      # guarded by the table's lock
+    Unrouted places[UNROUTED_PLACES]
     uint32_t next                # the place to overwrite next
 
 cdef struct Buckets:             # guarded by the table's lock, except mask and words
@@ -86,7 +86,7 @@ cdef struct RouteTable:
     Buckets* buckets             # atomic pointer
     Arena routes                 # alloc and free under the lock
     uint64_t next_stamp          # atomic, written under the lock
-    StrangerBucket* strangers    # guarded by the lock; NULL until the first stranger
+    UnroutedBucket* unrouted    # guarded by the lock; NULL until the first pair
     handle_alive_fn alive        # fixed: tells whether a handle's session still exists
     void* alive_context          # fixed
     uint64_t epoch               # atomic, written under the lock
@@ -115,16 +115,16 @@ cdef void routes_reader_leave(RouteTable* t, uint32_t reader) noexcept nogil
 # For readers between enter and leave.
 cdef Route* routes_find(RouteTable* t, const uint8_t* key) noexcept nogil
 cdef uint64_t routes_hash(const RouteTable* t, const uint8_t* key) noexcept nogil
-cdef uint64_t routes_stranger_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil
+cdef uint64_t routes_unrouted_stamp(const RouteTable* t, const uint8_t* key) noexcept nogil
 
 # For any thread; these take the lock, except handle_set_free.
 cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
                             uint32_t* n_members) noexcept nogil
 cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
                             HandleSet* watchers) noexcept nogil
-cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
+cdef void routes_note_sender(RouteTable* t, Route* route, uint64_t handle) noexcept nogil
 cdef bint routes_add_gone_watcher(RouteTable* t, Route* route, uint64_t receiver) noexcept nogil
-cdef void routes_note_stranger(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil
+cdef void routes_note_unrouted(RouteTable* t, const uint8_t* key, uint64_t receiver) noexcept nogil
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil
 cdef bint routes_remove_forwarder(RouteTable* t, const uint8_t* key, uint64_t link,
                                   HandleSet* watchers) noexcept nogil

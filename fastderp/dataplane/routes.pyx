@@ -118,7 +118,7 @@ cdef void routes_destroy(RouteTable* t) noexcept nogil:
     free(t.buckets)
     free(t.limbo)
     free(t.limbo_epoch)
-    free(t.strangers)
+    free(t.unrouted)
     arena_destroy(&t.routes)
     pthread_mutex_destroy(&t.lock)
 
@@ -293,7 +293,7 @@ cdef Route* route_new(RouteTable* t, const uint8_t* key) noexcept nogil:
     route.hash = routes_hash(t, key)
     route.stamp = t.next_stamp
     atomic_store_u64(&t.next_stamp, t.next_stamp + 1)
-    strangers_join(t, route)
+    unrouted_join(t, route)
     bucket_insert(t.buckets, route.hash, index)
     return route
 
@@ -443,16 +443,16 @@ cdef bint routes_unregister(RouteTable* t, Route* route, uint64_t handle,
     return gone
 
 
-cdef void routes_note_speaker(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
+cdef void routes_note_sender(RouteTable* t, Route* route, uint64_t handle) noexcept nogil:
     """Make the member that just sent a frame active, or disable members that fight (§6.3)."""
     if (atomic_load_u64(&route.active) == handle and atomic_load_u64(&route.unheard) != handle
             and not t.disable_fighters):
         return                   # the fast path takes no lock
     pthread_mutex_lock(&t.lock)
     if t.disable_fighters:
-        fighter_spoke(route, handle)
+        fighter_sent(route, handle)
     else:
-        writer_spoke(route, handle)
+        writer_sent(route, handle)
     pthread_mutex_unlock(&t.lock)
 
 

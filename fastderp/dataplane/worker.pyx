@@ -24,8 +24,8 @@ from fastderp.dataplane.output cimport (
 )
 from fastderp.tls.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
 from fastderp.dataplane.routes cimport (
-    Route, RouteTable, routes_find, routes_hash, routes_note_speaker, routes_note_stranger,
-    routes_add_gone_watcher, routes_reader_enter, routes_reader_leave, routes_stranger_stamp,
+    Route, RouteTable, routes_find, routes_hash, routes_note_sender, routes_note_unrouted,
+    routes_add_gone_watcher, routes_reader_enter, routes_reader_leave, routes_unrouted_stamp,
 )
 from fastderp.dataplane.core cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY,

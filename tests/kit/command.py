@@ -109,8 +109,8 @@ def command_with_upkeep_every(seconds: float) -> list[str]:
     program = f"""
 import sys
 from fastderp.cli.relay import main
-from fastderp.server.observe import maintenance as upkeep
-upkeep.INTERVAL_S = {seconds}
+from fastderp.server.observe import maintenance
+maintenance.INTERVAL_S = {seconds}
 sys.exit(main())
 """
     return [sys.executable, "-c", program]

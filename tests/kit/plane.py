@@ -116,12 +116,12 @@ def running_plane(**options: Any) -> Iterator[Plane]:
 
 def events(plane: Plane, n: int = 1) -> list[FrameEvent | ClosedEvent | DropEvent]:
     """Return the next n events."""
-    news: list[FrameEvent | ClosedEvent | DropEvent] = []
-    while len(news) < n:
+    found: list[FrameEvent | ClosedEvent | DropEvent] = []
+    while len(found) < n:
         ready, _, _ = select.select([plane.fileno()], [], [], 10)
-        assert ready, f"only {len(news)} of {n} events: {news}"
-        news += plane.events()
-    return news
+        assert ready, f"only {len(found)} of {n} events: {found}"
+        found += plane.events()
+    return found
 
 
 def dropped(plane: Plane) -> dict[tuple[str, str], int]:

@@ -378,12 +378,12 @@ def test_frames_faster_than_they_can_be_processed_close_only_their_sender() -> N
                 flood.sendall(frames)
         calm.sendall(frame(0x12, bytes(8)))
         assert calm.recv(100) == frame(0x13, bytes(8))
-        news = plane.events()
-        assert len(news) < 300_000
-        while not isinstance(news[-1], ClosedEvent):
+        events = plane.events()
+        assert len(events) < 300_000
+        while not isinstance(events[-1], ClosedEvent):
             assert select.select([plane.fileno()], [], [], PATIENCE_S)[0]
-            news += plane.events()
-        assert [event.reason for event in news if isinstance(event, ClosedEvent)] == [
+            events += plane.events()
+        assert [event.reason for event in events if isinstance(event, ClosedEvent)] == [
             "control_overflow"
         ]
     finally:

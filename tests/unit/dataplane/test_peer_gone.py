@@ -110,7 +110,7 @@ def test_a_key_that_returns_during_its_departure_keeps_its_gone_watchers(
     plane.add_forwarder(far, link.handle)
     write_to(receivers[::2], b"2")
     before = heard()
-    assert all(news[-1] == (FrameType.RECV_PACKET, far + b"2") for news in before[::2]), (
+    assert all(frames[-1] == (FrameType.RECV_PACKET, far + b"2") for frames in before[::2]), (
         "it is there"
     )
     plane.remove_forwarder(far, link.handle)
@@ -135,7 +135,7 @@ def test_memory_of_gone_watchers_stays_under_its_cap() -> None:
             sender.close()
             closed(plane)
         told = [receiver.receive_until_pong() for receiver in receivers]
-        assert all(news in ([], [(FrameType.PEER_GONE, first.key + GONE)]) for news in told)
+        assert all(frames in ([], [(FrameType.PEER_GONE, first.key + GONE)]) for frames in told)
         assert any(told), "there was room for the first one's receivers"
         senders[1].send_packet(receivers[0].key, b"as ever")
         assert receivers[0].receive() == (FrameType.RECV_PACKET, senders[1].key + b"as ever")

@@ -161,7 +161,7 @@ async def say_goodbye(far: Far) -> None:
 @pytest.mark.parametrize(
     ("act", "ending"),
     [(change_a_byte, "TLS: record does not authenticate"), (say_goodbye, "None")],
-    ids=["changed", "goodbye"],
+    ids=["changed", "close_notify"],
 )
 def test_what_ends_tls_ends_the_delivery(
     run: Run, act: Callable[[Far], Awaitable[None]], ending: str

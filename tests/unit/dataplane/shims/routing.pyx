@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from fastderp.dataplane.routes cimport (
     GONE_WATCHERS_CAP_BYTES, HandleSet, Route, RouteTable, handle_set_free, routes_add_forwarder,
     routes_add_gone_watcher, routes_destroy, routes_find, routes_init, routes_members,
-    routes_note_speaker, routes_reader_enter, routes_reader_leave, routes_register,
+    routes_note_sender, routes_reader_enter, routes_reader_leave, routes_register,
     routes_remove_forwarder, routes_unregister,
 )
 
@@ -71,7 +71,7 @@ cdef class Routing:
         return bool(routes_add_gone_watcher(self.table, self.route(key), handle))
 
     def speak(self, bytes key not None, uint64_t handle):
-        routes_note_speaker(self.table, self.route(key), handle)
+        routes_note_sender(self.table, self.route(key), handle)
 
     def enter(self, uint32_t reader):
         routes_reader_enter(self.table, reader)

@@ -1,11 +1,11 @@
-"""Logins and STUN while strangers pipeline requests. RELIABILITY F32.
+"""Logins and STUN while peers pipeline requests. RELIABILITY F32.
 
-    python -m bench.strangers [--strangers 50] [--mbit-per-s 4] [--derper PATH]
+    python -m bench.pipelining [--peers 50] [--mbit-per-s 4] [--derper PATH]
 
-The strangers send `GET /` without waiting for the answers, each at the given rate (0: as fast as
-the relay takes them), and read all answers. Meanwhile a client logs in again and again, and another
-asks for its address by STUN, each one at a time. The relay has one core, everything else another.
-Printed: median, 99th percentile and maximum in ms, without strangers and with them.
+The peers send `GET /` without waiting for the answers, each at the given rate (0: as fast as
+the relay takes them), and read all answers. Meanwhile a client logs in repeatedly, and another
+sends STUN requests, each one at a time. The relay has one core, all other processes another.
+Printed: median, 99th percentile and maximum in ms, without peers and with them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GAP_S = 0.002
 STUN_LIMIT_S = 10.0
 
 
-def strangers(port: int, n: int, mbit_per_s: float) -> None:
+def peers(port: int, n: int, mbit_per_s: float) -> None:
     """Pipeline requests on `n` connections until the process is ended."""
     os.sched_setaffinity(0, {LOAD_CORE})
     selector = selectors.DefaultSelector()
@@ -121,16 +121,14 @@ def figures(durations: Sequence[float]) -> str:
 
 
 def show(relay: Relay, n: int, mbit_per_s: float, seconds: float) -> None:
-    """Measure one relay without strangers and with them."""
+    """Measure one relay without peers and with them."""
     stun_port = free_port()
     flags = ["-stun=true", f"-stun-port={stun_port}"]
     relay = replace(relay, command=[*relay.command, *flags])
     with running(relay, cores={RELAY_CORE}) as started:
         target = Target.parse(f"{started.url}/derp")
         quiet = measure(target, stun_port, seconds)
-        load = multiprocessing.Process(
-            target=strangers, args=(target.port, n, mbit_per_s), daemon=True
-        )
+        load = multiprocessing.Process(target=peers, args=(target.port, n, mbit_per_s), daemon=True)
         load.start()
         try:
             time.sleep(1)
@@ -146,18 +144,18 @@ def show(relay: Relay, n: int, mbit_per_s: float, seconds: float) -> None:
 def main() -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--strangers", type=int, default=50)
+    parser.add_argument("--peers", type=int, default=50)
     parser.add_argument("--mbit-per-s", type=float, default=4.0, help="of each; 0: no limit")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--derper", metavar="PATH", help="measure this derper, too")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {LOAD_CORE})
-    print(f"{arguments.strangers} strangers, {arguments.mbit_per_s:g} Mbit/s each")
+    print(f"{arguments.peers} peers, {arguments.mbit_per_s:g} Mbit/s each")
     print(f"{'ms':23} {'p50':>8} {'p99':>8} {'max':>8}  {'p50':>8} {'p99':>8} {'max':>8}")
     relays = [fastderp(), *([derper(arguments.derper)] if arguments.derper else [])]
     for relay in relays:
         try:
-            show(relay, arguments.strangers, arguments.mbit_per_s, arguments.seconds)
+            show(relay, arguments.peers, arguments.mbit_per_s, arguments.seconds)
         except (DialError, RelayError) as error:
             print(f"{relay.name + ' ' + relay.version:16} {error}", flush=True)
     return 0

@@ -1,13 +1,13 @@
-"""Short runs of bench/storm.py and bench/strangers.py."""
+"""Short runs of bench/storm.py and bench/pipelining.py."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from bench.pipelining import show
 from bench.relays import fastderp
 from bench.storm import storm
-from bench.strangers import show
 from tests.kit.memory import SANITIZED
 
 pytestmark = pytest.mark.skipif(
@@ -30,7 +30,7 @@ def test_no_client_of_a_storm_is_refused_and_the_memory_stays_in_its_budget(tls:
     assert SANITIZED or found.mib_peak - found.mib_before < 64
 
 
-def test_clients_log_in_and_stun_answers_beside_strangers_that_pipeline(
+def test_clients_log_in_and_stun_answers_while_others_pipeline(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     show(fastderp(), n=5, mbit_per_s=4.0, seconds=0.5)
