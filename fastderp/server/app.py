@@ -26,6 +26,7 @@ from fastderp.server.components.services import (
     Identity,
     Stun,
 )
+from fastderp.server.net.activation import Inherited, inherited_sockets
 from fastderp.server.observe.log_queue import LogQueue
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.reloads import Reloads
@@ -60,7 +61,13 @@ class RelayApp:
     Raises UsageError for settings that cannot work together.
     """
 
-    def __init__(self, settings: RelaySettings, lines: LogQueue | None = None) -> None:
+    def __init__(
+        self,
+        settings: RelaySettings,
+        lines: LogQueue | None = None,
+        inherited: Inherited | None = None,
+    ) -> None:
+        inherited = inherited or Inherited()
         self._settings = settings
         self._lines = lines
         self.server: Server | None = None
@@ -74,11 +81,12 @@ class RelayApp:
         self._mesh = MeshMembership(settings.mesh)
         bootstrap = Bootstrap(settings.bootstrap_dns)
         tls_faults = self._certificates.unready if self._certificates is not None else list
-        stun = Stun(settings.stun, tls_faults)
+        stun = Stun(settings.stun, inherited.stun, tls_faults)
         tunnels = CaptiveTunnels() if settings.pages.ace else None
         self._listeners = Listeners(
             settings.listen, settings.pages, settings.observe, self._certificates, bootstrap,
             tunnels, stun, self.metrics, self._admission.problems, self.unready,
+            inherited,
         )  # fmt: skip
         # These close after the server, which uses them until its last connection is closed.
         self._below: list[Component] = [
@@ -243,7 +251,8 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(supervisor.note_loop_error)
     stopping, ending = loop.create_future(), loop.create_future()
-    app = RelayApp(settings, lines)
+    inherited = inherited_sockets(os.environ, settings.listen.http_port)
+    app = RelayApp(settings, lines, inherited)
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
     drain_s = settings.limits.drain_s
     is_started = reload_wanted = False

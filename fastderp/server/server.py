@@ -7,6 +7,7 @@ workers run beside it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -191,7 +192,7 @@ class Server:
 
     def listen(
         self,
-        host: str = "",
+        host: str | Sequence[socket.socket] = "",
         port: int = 3340,
         *,
         tls: ServerContext | CertificateSource | None = None,
@@ -207,7 +208,7 @@ class Server:
         """Accept connections on an address from now on. PROTOCOL §9.1.
 
         Args:
-            host: "" for every address, IPv4 and IPv6; or unix:PATH.
+            host: "" for every address, IPv4 and IPv6; unix:PATH; or sockets that listen already.
             port: TCP port, 0 for a free one.
             tls: a certificate, or a `CertificateSource` of one for each client; None for HTTP.
             routes: the handler of each path; None for the relay's own (`routes.relay_routes`).
@@ -245,6 +246,7 @@ class Server:
             tunnels=tunnels if tls is not None else None,
             proxies=proxies,
             reuse_port=reuse_port,
+            owns_sockets=isinstance(host, str),
         )
         self._listeners.append(listener)
         return listener

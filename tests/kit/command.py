@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,10 +82,14 @@ def relay(*flags: str, env: dict[str, str] | None = None) -> Iterator[RunningRel
 
 
 @contextlib.contextmanager
-def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[RunningRelay]:
+def started(
+    command: list[str], env: dict[str, str] | None = None, *, pass_fds: Sequence[int] = ()
+) -> Iterator[RunningRelay]:
     """Run a command that executes the relay, as `relay` does."""
     # Unbuffered: a line read ahead here would be lost to `stop`.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=_environment(env))
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, bufsize=0, env=_environment(env), pass_fds=pass_fds
+    )
     running = RunningRelay(process)
     try:
         assert process.stderr is not None

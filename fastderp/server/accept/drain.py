@@ -28,7 +28,11 @@ async def drain(
         await registrar.waves.wait()
         return
     waves = registrar.waves = Waves(plane, seconds)
-    leaving = [one for one in listeners if one.reuse_port or (has_other_relays and one.is_main)]
+    leaving = [
+        one
+        for one in listeners
+        if one.reuse_port or (has_other_relays and one.is_main and one.owns_sockets)
+    ]
     registrar.refuses_logins = not leaving
     registrar.bridges.leave()
     async with asyncio.TaskGroup() as tasks:

@@ -28,7 +28,7 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
-from fastderp.util.net import format_address
+from fastderp.util.net import format_address, peer_text
 from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
 from fastderp.util.token_bucket import TokenBucket
 
@@ -62,6 +62,7 @@ class Listener:
         tunnels: serves CONNECT; None refuses it.
         proxies: which peers are proxies, and what they send.
         reuse_port: another process may listen on the same port.
+        owns_sockets: they are nobody else's; those of socket activation stay open elsewhere.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Listener:
         tls: ServerContext | CertificateSource | None = None,
         *,
         reuse_port: bool = False,
+        owns_sockets: bool = True,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
         accept_limiter: TokenBucket | None = None,
@@ -86,6 +88,7 @@ class Listener:
         self._sockets = sockets
         self._names = [sock.getsockname() for sock in sockets]
         self.reuse_port: bool = reuse_port
+        self.owns_sockets: bool = owns_sockets
         self._pending: dict[Connection, None] = {}
         self._accept_limiter = accept_limiter
         self._touches_reserve = True
@@ -177,7 +180,7 @@ class Listener:
             timer.cancel()
         if sock.fileno() >= 0:
             self._loop.remove_reader(sock.fileno())
-            if sock.family is socket.AF_UNIX:
+            if sock.family is socket.AF_UNIX and self.owns_sockets:
                 with contextlib.suppress(OSError):
                     os.unlink(sock.getsockname())
             sock.close()
@@ -210,7 +213,7 @@ class Listener:
                 # This connection failed in the queue (ECONNABORTED, EPROTO, …); the next may work.
                 continue
             # The peer of a unix socket has no name.
-            remote = (address[0].partition("%")[0], address[1]) if address else ("", 0)
+            remote = (peer_text(address[0]), address[1]) if address else ("", 0)
             self._touches_reserve = accepted.fileno() >= first_reserved
             if not supervisor.guard("accept", self._admit, accepted, remote):
                 accepted.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Awaitable, Callable
 
 import fastderp
@@ -16,6 +17,7 @@ from fastderp.server.http.debug import DebugPages
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
+from fastderp.server.net.activation import Inherited
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import ListenSettings, ObserveSettings, PageSettings
@@ -36,6 +38,7 @@ class Listeners(Component):
         values: collects the metrics.
         problems: returns the problems of services that the relay queries.
         unready: returns why the relay must get no new clients.
+        inherited: sockets that replace those of the addresses.
     """
 
     name = "listeners"
@@ -52,6 +55,7 @@ class Listeners(Component):
         values: Callable[[], dict[str, Value]],
         problems: Callable[[], Awaitable[list[str]]],
         unready: Callable[[], list[str]],
+        inherited: Inherited,
     ) -> None:
         self._settings = settings
         self._pages = pages
@@ -63,6 +67,7 @@ class Listeners(Component):
         self._values = values
         self._problems = problems
         self._unready = unready
+        self._inherited = inherited
         self._main: Listener | None = None
         self._plain: Listener | None = None
 
@@ -90,11 +95,15 @@ class Listeners(Component):
         routes.exact["/bootstrap-dns"] = self._bootstrap.dns.respond
         tls = self._certificates.tls if self._certificates is not None else None
         tunnels = self._tunnels.tunnels if self._tunnels is not None else None
-        self._main = self._listen(server, self._settings.port, routes, tls, tunnels)
+        self._main = self._listen(
+            server, self._inherited.derp, self._settings.port, routes, tls, tunnels
+        )
         plain_routes = None
         if self._settings.http_port is not None:
             plain_routes = http_port_routes(site, routes)
-            self._plain = self._listen(server, self._settings.http_port, plain_routes)
+            self._plain = self._listen(
+                server, self._inherited.http, self._settings.http_port, plain_routes
+            )
         self._stun.serve()
         self._plain_routes = plain_routes
 
@@ -150,6 +159,7 @@ class Listeners(Component):
     def _listen(
         self,
         server: Server,
+        inherited: list[socket.socket],
         port: int,
         routes: Routes,
         tls: ServerContext | CertificateSource | None = None,
@@ -159,7 +169,7 @@ class Listeners(Component):
         limiter = TokenBucket(settings.accept_per_s, settings.accept_burst) if tls else None
         try:
             return server.listen(
-                settings.host,
+                inherited or settings.host,
                 port,
                 tls=tls,
                 routes=routes,
@@ -168,7 +178,7 @@ class Listeners(Component):
                 accept_limiter=limiter,
                 tunnels=tunnels,
                 proxies=settings.proxies,
-                reuse_port=settings.reuse_port,
+                reuse_port=settings.reuse_port and not inherited,
             )
         except OSError as error:
             hint = ""

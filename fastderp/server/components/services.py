@@ -18,7 +18,7 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
-from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics
+from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics, stun_on
 from fastderp.server.stun.watch import StunWatch
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
@@ -129,17 +129,23 @@ class Stun(Component):
     name = "STUN"
 
     def __init__(
-        self, settings: StunSettings | None, tls_faults: Callable[[], list[str]] = list
+        self,
+        settings: StunSettings | None,
+        inherited: list[socket.socket],
+        tls_faults: Callable[[], list[str]] = list,
     ) -> None:
-        """Be silent while `tls_faults` returns reasons."""
+        """Use the inherited sockets, if any; be silent while `tls_faults` returns reasons."""
         self._settings = settings
+        self._inherited = inherited
         self._tls_faults = tls_faults
         self._stun: StunServer | None = None
         self._watch: StunWatch | None = None
 
     async def open(self) -> None:
         """Bind the UDP port. Raises ListenError."""
-        if self._settings is not None:
+        if self._settings is not None and self._inherited:
+            self._stun = stun_on(self._inherited)
+        elif self._settings is not None:
             self._stun = bind_stun(
                 self._settings.host, self._settings.port, reuse_port=self._settings.reuse_port
             )
@@ -153,7 +159,8 @@ class Stun(Component):
     @property
     def port(self) -> int | None:
         """The UDP port; None without STUN."""
-        return None if self._stun is None else self._stun.addresses[0][1]
+        addresses = [] if self._stun is None else self._stun.addresses
+        return addresses[0][1] if addresses else None
 
     def serve(self) -> None:
         """Start answering."""

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ Prepare = Callable[[socket.socket], None]
 
 
 def listen_sockets(
-    host: str,
+    host: str | Sequence[socket.socket],
     port: int,
     *,
     keepalive_idle_s: float = 600.0,
@@ -47,7 +47,8 @@ def listen_sockets(
     Accepted connections inherit the options that are set here.
 
     Args:
-        host: name or address; any wildcard for all addresses of both families; or unix:PATH.
+        host: name or address; any wildcard for all addresses of both families; or unix:PATH; or
+            sockets that listen already.
         port: 0 for a free one.
         keepalive_idle_s: seconds of silence before the first keep-alive probe.
         user_timeout_s: seconds that sent data may stay unacknowledged.
@@ -67,6 +68,11 @@ def listen_sockets(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
 
+    if not isinstance(host, str):
+        for sock in host:
+            if sock.family != socket.AF_UNIX:
+                prepare(sock)
+        return list(host)
     if host.startswith(UNIX):
         return [_unix_socket(host.removeprefix(UNIX))]
     return _bind_all(host, port, socket.SOCK_STREAM, prepare)

@@ -35,6 +35,8 @@ cdef enum:
     FINGERPRINT_XOR = 0x5354554E
     READ_ERROR_PAUSE_MS = 1000
 
+# The beginning of an IPv4 client's address on a dual-stack socket.
+cdef uint8_t[12] MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]
 cdef uint8_t[4] COOKIE = [0x21, 0x12, 0xA4, 0x42]
 # The thread runs at the priority of logins, below the data plane.
 cdef int NICENESS = 10
@@ -218,6 +220,11 @@ cdef bint answer_prepare(Responder* r, int i, msghdr* answer) noexcept nogil:
         n = answer_write(
             slot.answer_bytes, slot.request_bytes + 8, <uint8_t*>&sender.sin_addr, 4,
             <uint8_t*>&sender.sin_port)
+    elif memcmp(slot.sender.sin6_addr.s6_addr, MAPPED, 12) == 0:
+        counter_add(&r.counters.ipv4, 1)
+        n = answer_write(
+            slot.answer_bytes, slot.request_bytes + 8, slot.sender.sin6_addr.s6_addr + 12, 4,
+            <uint8_t*>&slot.sender.sin6_port)
     else:
         counter_add(&r.counters.ipv6, 1)
         n = answer_write(

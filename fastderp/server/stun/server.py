@@ -113,6 +113,13 @@ def bind_stun(host: str, port: int, *, reuse_port: bool = False) -> StunServer:
         raise ListenError(f"STUN: {error.strerror}") from error
 
 
+def stun_on(sockets: list[socket.socket]) -> StunServer:
+    """Answer on sockets that are bound already. Needs no running loop, as `bind_stun`."""
+    for sock in sockets:
+        _prepare(sock)
+    return StunServer(sockets, private_gateway())
+
+
 def _prepare(sock: socket.socket) -> None:
     """Have the kernel report the destination of each datagram, and buffer a burst of them."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)

@@ -1,0 +1,80 @@
+"""Takes the sockets that systemd has opened for the relay (socket activation, sd_listen_fds).
+
+The names of `FileDescriptorName=` choose the use of a socket; without one of them its type and its
+port do.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+
+from fastderp.errors import ListenError
+from fastderp.util.reasons import errno_text
+
+# The first inherited descriptor: those before are the standard streams.
+FIRST = 3
+DERP, HTTP, STUN = "derp", "http", "stun"
+
+
+@dataclass(slots=True)
+class Inherited:
+    """The inherited sockets: of the main port, of the plain port beside HTTPS, and of STUN."""
+
+    derp: list[socket.socket] = field(default_factory=list)
+    http: list[socket.socket] = field(default_factory=list)
+    stun: list[socket.socket] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.derp or self.http or self.stun)
+
+
+def inherited_sockets(environment: MutableMapping[str, str], http_port: int | None) -> Inherited:
+    """Return the sockets that $LISTEN_FDS hands over to this process; remove the variables.
+
+    http_port: TCP sockets of this port serve plain HTTP, others DERP.
+
+    Raises ListenError for a descriptor that cannot be used as its name says.
+    """
+    pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    found = Inherited()
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+        return found
+    for index in range(int(count)):
+        name = names[index] if index < len(names) else ""
+        sock = _take(FIRST + index, name)
+        {DERP: found.derp, HTTP: found.http, STUN: found.stun}[_use(sock, name, http_port)].append(
+            sock
+        )
+    return found
+
+
+def _take(descriptor: int, name: str) -> socket.socket:
+    where = f"inherited descriptor {descriptor} ({name or 'without a name'})"
+    try:
+        os.set_inheritable(descriptor, False)
+        sock = socket.socket(fileno=descriptor)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(f"{where} is no socket: {errno_text(error)}") from None
+    is_datagram = sock.type == socket.SOCK_DGRAM
+    if is_datagram == bool(listens) or (
+        name in (DERP, HTTP, STUN) and is_datagram != (name == STUN)
+    ):
+        wanted = "a UDP socket" if name == STUN else "a listening TCP socket"
+        raise ListenError(f"{where} is not {wanted}: see ListenStream= and ListenDatagram=")
+    sock.setblocking(False)
+    return sock
+
+
+def _use(sock: socket.socket, name: str, http_port: int | None) -> str:
+    if name in (DERP, HTTP, STUN):
+        return name
+    if sock.type == socket.SOCK_DGRAM:
+        return STUN
+    address = sock.getsockname()
+    port = None if isinstance(address, str) else address[1]
+    return HTTP if http_port is not None and port == http_port else DERP
