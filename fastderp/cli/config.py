@@ -18,7 +18,6 @@ from fastderp.cli.environment import Environment
 from fastderp.cli.flag_table import SYSTEM_KEY_FILE
 from fastderp.errors import UsageError
 from fastderp.server.admission.limits import AddressLimit
-from fastderp.server.certificates.acme.dns_hook import parse_hook
 from fastderp.server.certificates.acme.settings import (
     GOOGLE,
     LETS_ENCRYPT,
@@ -377,6 +376,10 @@ def _public_ips(text: str, ip_certs: bool) -> tuple[IpAddress, ...]:
 
 
 def _dns_hook(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    from fastderp.server.certificates.acme.dns_hook import parse_hook
+
     try:
         return parse_hook(text)
     except ValueError as error:

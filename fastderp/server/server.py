@@ -11,7 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastderp.dataplane.counters import FLUSH_BOUNDS, METRIC_OF
 from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
@@ -32,10 +32,8 @@ from fastderp.server.http.clients import ClientsPage
 from fastderp.server.http.pages import DRAINING, Site
 from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
-from fastderp.server.mesh.dial import JoinSocket
 from fastderp.server.mesh.forwarders import PacketForwarder
-from fastderp.server.mesh.links import MeshPeer
-from fastderp.server.mesh.region import Region
+from fastderp.server.mesh.region import Region, mesh_peers
 from fastderp.server.net.listen import listen_sockets
 from fastderp.server.observe import traffic
 from fastderp.server.observe.connection_log import ConnectionLog
@@ -51,6 +49,10 @@ from fastderp.util import bounds
 from fastderp.util.net import address_text
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+
+if TYPE_CHECKING:
+    from fastderp.server.mesh.dial import JoinSocket
+    from fastderp.server.mesh.links import MeshPeer
 
 # Plane events per loop iteration: a mesh peer may announce 250,000 keys at once.
 _EVENTS_PER_ITERATION = 256
@@ -280,7 +282,7 @@ class Server:
         """
         bounds.DRAIN.check_argument("seconds", seconds)
         self.start()
-        has_others = self._region.mesh.has_other_relays
+        has_others = self._region.has_other_relays
         await drain(self._plane, self._registrar, self._listeners, seconds, has_others)
 
     @property
@@ -394,11 +396,11 @@ class Server:
         A link that fails is logged and dialled again. Raises ValueError for a malformed member and
         without a mesh key, and what `start` raises.
         """
-        members = [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in peers]
+        members = mesh_peers(peers)
         if members and not self.has_mesh_key:
             raise ValueError("a relay without a mesh key cannot be linked to others")
         self.start()
-        self._region.mesh.set_peers(members)
+        self._region.set_peers(members)
 
     def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
         """Hand packets for a `key` that is not connected here to `forwarder`. PROTOCOL §7.5.

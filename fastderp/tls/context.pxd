@@ -58,3 +58,4 @@ cdef str reason_text(unsigned long code)
 cdef str first_reason()
 cdef X509* certificate_from_der(bytes der) except NULL
 cdef EVP_PKEY* key_from_bytes(bytes data) except NULL
+cdef bytes sha256(bytes data)

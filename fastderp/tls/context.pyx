@@ -160,6 +160,15 @@ cdef str first_reason():
     return reason_text(code)
 
 
+cdef bytes sha256(bytes data):
+    cdef uint8_t digest[32]
+    if not crypto.EVP_Digest(
+        <const char*>data, len(data), digest, NULL, crypto.EVP_sha256(), NULL
+    ):
+        raise MemoryError
+    return (<const char*>digest)[:32]
+
+
 cdef X509* certificate_from_der(bytes der) except NULL:
     cdef const uint8_t* start = der
     cdef X509* certificate = crypto.d2i_X509(NULL, &start, len(der))

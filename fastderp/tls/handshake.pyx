@@ -10,7 +10,7 @@ from libc.string cimport memcmp
 
 from fastderp.tls.record cimport record_layer_new, record_secret_size
 from fastderp.tls.context cimport (
-    ClientContext, Context, ServerContext, Watch, first_reason, reason_text,
+    ClientContext, Context, ServerContext, Watch, first_reason, reason_text, sha256,
 )
 from fastderp.tls.openssl cimport (
     BIO, BIO_CTRL_PENDING, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_INTERNAL_ERROR,
@@ -20,7 +20,6 @@ from fastderp.tls.openssl cimport (
     X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, X509_VERIFY_PARAM, crypto, ssl,
 )
 
-import hashlib
 from _thread import allocate_lock
 from typing import NamedTuple
 
@@ -302,7 +301,7 @@ cdef class Handshake:
             self._refuse("the server presents no certificate")
         leaf = <X509*>crypto.OPENSSL_sk_value(chain, 0)
         # The relay discards a metacert's own key, so a metacert as a leaf is forged.
-        if is_metacert(leaf) or hashlib.sha256(self.peer_chain[0]).digest() != pin:
+        if is_metacert(leaf) or sha256(self.peer_chain[0]) != pin:
             self._refuse("the server's certificate is not the pinned one")
         for i in range(1, crypto.OPENSSL_sk_num(chain)):
             if not is_metacert(<X509*>crypto.OPENSSL_sk_value(chain, i)):

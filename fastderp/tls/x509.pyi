@@ -11,6 +11,7 @@ class Leaf(NamedTuple):
     """The content of a certificate that a relay presents.
 
     Args:
+        sha256: the hash of its DER, for pins.
         dns_names: the host names it is for, which may have a wildcard.
         addresses: the IP addresses it is for, as bytes in network order.
         not_before, not_after: the time of its validity, in UTC.
@@ -19,6 +20,7 @@ class Leaf(NamedTuple):
         is_self_signed: whether its subject has issued it.
     """
 
+    sha256: bytes
     dns_names: list[str]
     addresses: list[bytes]
     not_before: datetime.datetime

@@ -6,7 +6,7 @@ Control plane. Every result is a copy, and a PrivateKey never changes: any threa
 from libc.stdint cimport uint8_t
 from libc.time cimport tm
 
-from fastderp.tls.context cimport certificate_from_der, first_reason, key_from_bytes
+from fastderp.tls.context cimport certificate_from_der, first_reason, key_from_bytes, sha256
 from fastderp.tls.openssl cimport (
     ASN1_OBJECT, ASN1_STRING, ASN1_TIME, BIO, EVP_MD, EVP_PKEY, EVP_PKEY_CTX, EVP_PKEY_EC,
     GEN_DNS, GEN_IPADD, GENERAL_NAME, NID_BASIC_CONSTRAINTS, NID_COMMON_NAME, NID_ED25519,
@@ -15,7 +15,7 @@ from fastderp.tls.openssl cimport (
 )
 
 import datetime
-import secrets
+import os
 from typing import NamedTuple
 
 from fastderp.tls.errors import TlsError
@@ -30,6 +30,7 @@ EXTENSIONS = {
 
 class Leaf(NamedTuple):
     # See x509.pyi.
+    sha256: bytes
     dns_names: list
     addresses: list
     not_before: datetime.datetime
@@ -69,6 +70,7 @@ def read_leaf(bytes der not None) -> Leaf:
     try:
         names, addresses = alternative_names(certificate)
         return Leaf(
+            sha256(der),
             names,
             addresses,
             time_from_asn1(crypto.X509_get0_notBefore(certificate)),
@@ -194,7 +196,7 @@ cdef class PrivateKey:
     @staticmethod
     def generate_ed25519() -> PrivateKey:
         # See x509.pyi.
-        cdef bytes seed = secrets.token_bytes(32)
+        cdef bytes seed = os.urandom(32)
         cdef EVP_PKEY* key = crypto.EVP_PKEY_new_raw_private_key(
             NID_ED25519, NULL, <const uint8_t*>seed, 32
         )

@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Mapping
@@ -95,7 +94,7 @@ def create_private(path: Path, data: bytes) -> bool:
 
 
 def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 
 def _write_new(path: Path, content: Content) -> None:

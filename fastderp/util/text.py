@@ -11,3 +11,10 @@ def printable(text: str) -> str:
     return (
         escaped if len(escaped) <= _LIMIT_CHARACTERS else escaped[: _LIMIT_CHARACTERS - 3] + "..."
     )
+
+
+def html_text(text: str) -> str:
+    """Escape a text for HTML, as `html.escape` does; importing that takes 0.4 MiB."""
+    for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "#x27")):
+        text = text.replace(character, f"&{name};")
+    return text

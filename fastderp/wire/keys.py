@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from hmac import compare_digest
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,7 +50,7 @@ class Box:
     def seal(self, message: bytes, nonce: bytes | None = None) -> bytes:
         """Return nonce 24 ‖ box(message). A given `nonce` must not have been used before."""
         if nonce is None:
-            nonce = secrets.token_bytes(NONCE_SIZE)
+            nonce = os.urandom(NONCE_SIZE)
         return nonce + bindings.crypto_box_afternm(message, nonce, self._shared)
 
     def open(self, sealed: bytes) -> bytes:
@@ -92,7 +90,7 @@ class NodePrivate:
     @classmethod
     def generate(cls) -> NodePrivate:
         """Make a new random key, clamped as X25519 requires."""
-        raw = bytearray(secrets.token_bytes(KEY_SIZE))
+        raw = bytearray(os.urandom(KEY_SIZE))
         raw[0] &= 248
         raw[31] = (raw[31] & 127) | 64
         return cls(bytes(raw))
@@ -143,7 +141,7 @@ class NodePrivate:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NodePrivate):
             return NotImplemented
-        return compare_digest(self._raw, other._raw)
+        return bindings.sodium_memcmp(self._raw, other._raw)
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 
@@ -172,7 +170,7 @@ class MeshKey:
     @classmethod
     def generate(cls) -> MeshKey:
         """Make a new random key."""
-        return cls(secrets.token_bytes(KEY_SIZE))
+        return cls(os.urandom(KEY_SIZE))
 
     @classmethod
     def from_text(cls, text: str) -> MeshKey:
@@ -200,7 +198,7 @@ class MeshKey:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MeshKey):
             return NotImplemented
-        return compare_digest(self._raw, other._raw)
+        return bindings.sodium_memcmp(self._raw, other._raw)
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 

@@ -6,7 +6,6 @@ those; this relay ignores unknown members with a warning.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import logging
@@ -133,6 +132,8 @@ def _classes(value: Any, rate: RateLimit, address: AddressLimit) -> tuple[Client
 def _class(found: _Members, number: int, rate: RateLimit, address: AddressLimit) -> ClientClass:
     # In a class an unknown member is an error: a mistyped condition would put every client into it.
     for name in found.unknown(CLASS_MEMBERS):
+        import difflib
+
         nearest = difflib.get_close_matches(name, CLASS_MEMBERS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ValueError(f"unknown member {printable(name)}{hint}")

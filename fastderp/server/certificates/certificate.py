@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import hashlib
 import ipaddress
 import json
 from dataclasses import dataclass
@@ -32,12 +31,13 @@ class Certificate:
     """A certificate chain with its key, ready for `fastderp.tls.ServerContext`.
 
     `chain` holds DER, leaf first and without the metacert; `key` is DER as `PrivateKey.der` returns
-    it. `is_self_signed` says whether the leaf has been issued by its own subject.
+    it; `sha256` is the hash of the leaf. `is_self_signed` says whether the leaf has been issued by its own subject.
     """
 
     hostname: str
     chain: tuple[bytes, ...]
     key: bytes
+    sha256: bytes
     not_before: datetime.datetime
     not_after: datetime.datetime
     is_self_signed: bool
@@ -52,7 +52,7 @@ class Certificate:
     @property
     def pin(self) -> str:
         """The CertName of a DERP map that accepts this leaf only: `sha256-raw:` and its hash."""
-        return "sha256-raw:" + hashlib.sha256(self.chain[0]).hexdigest()
+        return f"sha256-raw:{self.sha256.hex()}"
 
     @property
     def needs_pin(self) -> bool:
@@ -123,6 +123,7 @@ def certificate_from_pem(
         hostname=hostname,
         chain=tuple(chain),
         key=_load_key(key_pem, key, chain[0], crt),
+        sha256=leaf.sha256,
         not_before=leaf.not_before,
         not_after=leaf.not_after,
         is_self_signed=leaf.is_self_signed,

@@ -12,7 +12,6 @@ import fcntl
 import ipaddress
 import logging
 import os
-import secrets
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +60,7 @@ def self_signed(address: str, key: PrivateKey) -> bytes:
     now = datetime.datetime.now(datetime.UTC)
     return key.self_signed(
         ip,
-        serial=secrets.randbits(64) or 1,
+        serial=int.from_bytes(os.urandom(8)) or 1,
         not_before=now,
         not_after=now + VALIDITY,
         extensions={

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fastderp.server.accept.listener import Listener
-from fastderp.server.certificates.acme.dns_hook import check_hook
 from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
 from fastderp.server.certificates.acme.settings import (
     HTTP_PREFIX,
@@ -141,6 +140,8 @@ class CaCertificates(Component):
         if self._settings.ca_file is not None:
             check_ca_file(self._settings.ca_file)
         if self._settings.dns_hook:
+            from fastderp.server.certificates.acme.dns_hook import check_hook
+
             check_hook(self._settings.dns_hook)
 
     async def check(self) -> list[str]:

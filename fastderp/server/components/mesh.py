@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from fastderp.errors import ConfigError, UsageError
 from fastderp.server.components.component import Component, readable_by_all
-from fastderp.server.mesh.links import MeshPeer
 from fastderp.server.server import Server
 from fastderp.server.settings import MeshSettings, SecretsSettings
 from fastderp.util import files
@@ -20,6 +19,7 @@ from fastderp.util.text import printable
 from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
 if TYPE_CHECKING:
+    from fastderp.server.mesh.links import MeshPeer
     from fastderp.server.mesh.setec import SecretsServer
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -141,8 +141,14 @@ def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
     items = (
         _members_in(Path(mesh_with[1:]), reloading=reloading) if in_file else mesh_with.split(",")
     )
+    texts = [item.strip() for item in items if item.strip()]
+    if not texts:
+        return []
+    # Imported here because it loads everything that dials.
+    from fastderp.server.mesh.links import MeshPeer
+
     try:
-        return [MeshPeer.parse(item.strip()) for item in items if item.strip()]
+        return [MeshPeer.parse(text) for text in texts]
     except ValueError as error:
         raise (ConfigError if in_file else UsageError)(
             f"-mesh-with {printable(mesh_with)}: {error}"

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from fastderp.dataplane.reports import SessionInfo
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.util.net import address_text, client_ip, format_address
+from fastderp.util.text import html_text
 from fastderp.wire.keys import NodePublic
 
 LIMIT_DEFAULT = 100
@@ -391,13 +391,13 @@ _FLAGS = ("dup", "disabled", "home", "meshPeer", "notIdeal", "prober")
 def _table(query: Query, summary: dict[str, Any], items: list[dict[str, Any]]) -> str:
     heads = "".join(f"<th>{_head(query, text, sort)}" for text, sort in _HEADS.values())
     lines = [
-        f"<h1>DERP clients: {escape(query.title)}</h1>",
+        f"<h1>DERP clients: {html_text(query.title)}</h1>",
         '<p><a href="./">overview</a></p>',
         f"<p>{len(items)} of {summary['conns']} connections of {summary['keys']} keys.",
     ]
     if "next" in summary:
         lines.append(
-            f'<a href="{escape(summary["next"])}">Next page</a> ({summary["remaining"]} more)'
+            f'<a href="{html_text(summary["next"])}">Next page</a> ({summary["remaining"]} more)'
         )
     lines += ["<table>", f"<tr>{heads}"]
     for item in items:
@@ -405,7 +405,7 @@ def _table(query: Query, summary: dict[str, Any], items: list[dict[str, Any]]) -
             "connected": f"{item['connected'] // _NS} s",
             "flags": " ".join(flag for flag in _FLAGS if item[flag]),
         }
-        lines.append("<tr>" + "".join(f"<td>{escape(str(shown[name]))}" for name in _HEADS))
+        lines.append("<tr>" + "".join(f"<td>{html_text(str(shown[name]))}" for name in _HEADS))
     return "\n".join([*lines, "</table>", ""])
 
 
@@ -414,4 +414,4 @@ def _head(query: Query, text: str, sort: str) -> str:
     if not sort:
         return text
     turned = sort == query.sort and not query.descending
-    return f'<a href="{escape(query.link(sort=("-" if turned else "") + sort))}">{text}</a>'
+    return f'<a href="{html_text(query.link(sort=("-" if turned else "") + sort))}">{text}</a>'

@@ -5,14 +5,12 @@ Content only: `fastderp.server.app` puts `DebugPages.respond` into the route tab
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -29,6 +27,7 @@ from fastderp.server.http.message import (
 from fastderp.server.observe.metrics import Process, Value, vars_json, varz
 from fastderp.util import files
 from fastderp.util.net import client_ip
+from fastderp.util.text import html_text
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -114,6 +113,8 @@ class DebugAccess:
             key = files.read(self.key_path).strip()
         except OSError:
             return False
+        import hmac
+
         return bool(key) and hmac.compare_digest(key, offered)
 
     def _trusts(self, source: Address) -> bool:
@@ -226,9 +227,12 @@ class DebugPages:
             links["traffic"] = "bytes by connection, live"
         if self.clients is not None:
             links["clients/"] = "connected clients"
-        rows = [f"<li><b>{escape(name)}:</b> {escape(value)}</li>" for name, value in facts.items()]
+        rows = [
+            f"<li><b>{html_text(name)}:</b> {html_text(value)}</li>"
+            for name, value in facts.items()
+        ]
         rows += [
-            f'<li><a href="{prefix}/debug/{page}">/debug/{page}</a> ({escape(text)})</li>'
+            f'<li><a href="{prefix}/debug/{page}">/debug/{page}</a> ({html_text(text)})</li>'
             for page, text in links.items()
         ]
         body = (

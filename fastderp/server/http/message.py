@@ -10,11 +10,12 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from html import escape
 from http import HTTPStatus
 from urllib.parse import unquote
 
 import httptools
+
+from fastderp.util.text import html_text
 
 # Limit of the head in bytes, for the memory per connection. A real request has under 400.
 HEAD_LIMIT_BYTES = 24 * 1024
@@ -322,5 +323,5 @@ def redirect(request: Request, status: int, location: str) -> Response:
     where = (("Location", location),)
     if request.method not in ("GET", "HEAD"):
         return Response(status, headers=where)
-    body = f'<a href="{escape(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
+    body = f'<a href="{html_text(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
     return Response(status, body, "text/html; charset=utf-8", where)

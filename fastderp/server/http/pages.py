@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 
 from fastderp.server.http.message import (
     SECURITY_HEADERS,
@@ -19,6 +18,7 @@ from fastderp.server.http.message import (
     redirect,
     text_error,
 )
+from fastderp.util.text import html_text
 
 STYLE_PATH = "/derp.css"
 
@@ -187,7 +187,7 @@ def _home_page(hostname: str, prefix: str, *, disabled: bool, debug: bool) -> by
         debug: the page links the debug pages.
     """
     host = (
-        f"\n<p class=host>{escape(hostname)}</p>"
+        f"\n<p class=host>{html_text(hostname)}</p>"
         if hostname
         else "\n<p class=host>A relay for tailscale networks</p>"
     )

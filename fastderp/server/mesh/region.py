@@ -6,12 +6,12 @@ Connects presence, mesh links and packet forwarders to the data plane. Loop thre
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
-from fastderp.server.mesh.dial import JoinSocket
 from fastderp.server.mesh.forwarders import Forwarders
-from fastderp.server.mesh.links import Mesh
 from fastderp.server.mesh.presence import Arrival, Presence
 from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
@@ -20,7 +20,19 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import FrameType
 
+if TYPE_CHECKING:
+    from fastderp.server.mesh.dial import JoinSocket
+    from fastderp.server.mesh.links import Mesh, MeshPeer
+
 log: logging.Logger = logging.getLogger("fastderp")
+
+# the metrics of links, which are empty without any
+_LINK_METRICS = (
+    "fastderp_mesh_links",
+    "fastderp_mesh_keys",
+    "fastderp_mesh_connects_total",
+    "fastderp_mesh_failures_total",
+)
 
 
 class Region:
@@ -39,7 +51,8 @@ class Region:
         self.set_keys(keys)
         self.presence: Presence = Presence(plane)
         self.forwarders: Forwarders = Forwarders(plane)
-        self.mesh: Mesh = Mesh(plane, private_key, lambda: self.key, join, tls)
+        self._mesh: Mesh | None = None
+        self._make_mesh = partial(_mesh, plane, private_key, lambda: self.key, join, tls)
         self._plane = plane
         self._own_key = private_key.public_key
         self._throttle = LogThrottle(log)
@@ -55,6 +68,23 @@ class Region:
         """Accept mesh peers that send any of these keys, and send the first; skip zero keys."""
         self.keys = [key for key in keys if key]
 
+    @property
+    def mesh(self) -> Mesh:
+        """The links, created when they are first needed: a relay alone does not load their code."""
+        if self._mesh is None:
+            self._mesh = self._make_mesh()
+        return self._mesh
+
+    @property
+    def has_other_relays(self) -> bool:
+        """Whether another relay of the region serves clients now."""
+        return self._mesh is not None and self._mesh.has_other_relays
+
+    def set_peers(self, peers: Collection[MeshPeer]) -> None:
+        """Replace the members that this relay has links to."""
+        if peers or self._mesh is not None:
+            self.mesh.set_peers(peers)
+
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether a client has sent a mesh key; the comparison takes constant time."""
         equal = [info.mesh_key == key for key in self.keys]
@@ -66,12 +96,13 @@ class Region:
         """Note a client that has logged in."""
         if arrival.mesh:
             self._peers[handle] = key = NodePublic(arrival.key)
-            self.mesh.peer_arrived(key)
+            if self._mesh is not None:
+                self._mesh.peer_arrived(key)
         self.presence.arrived(arrival)
 
     def received(self, event: FrameEvent) -> None:
         """Act on a frame of a link or a mesh peer that the data plane reports."""
-        if self.mesh.received(event):
+        if self._mesh is not None and self._mesh.received(event):
             return
         peer = self._peers.get(event.handle)
         if peer is None:
@@ -87,9 +118,13 @@ class Region:
         return [
             lambda event: self._peers.pop(event.handle, None),
             lambda event: self.presence.left(event.handle, event.key),
-            self.mesh.closed,
+            self._link_closed,
             lambda event: self.forwarders.closed(event.handle),
         ]
+
+    def _link_closed(self, event: ClosedEvent) -> None:
+        if self._mesh is not None:
+            self._mesh.closed(event)
 
     def _close_peer(self, peer: NodePublic, target: NodePublic) -> None:
         n_closed = self._plane.close_key(target.raw)
@@ -104,9 +139,9 @@ class Region:
         """Return the metrics of watchers and links."""
         return {
             **self.presence.metrics(),
-            **self.mesh.metrics(),
+            **(self._mesh.metrics() if self._mesh is not None else _no_links()),
             "fastderp_mesh_ignored_total": {
-                ("keys",): self.mesh.n_keys_ignored,
+                ("keys",): self._mesh.n_keys_ignored if self._mesh is not None else 0,
                 ("watch",): self.presence.n_refused,
             },
         }
@@ -114,9 +149,38 @@ class Region:
     @property
     def announced(self) -> set[bytes]:
         """The keys that are reachable through other relays."""
-        return self.mesh.keys | self.forwarders.keys
+        by_links = self._mesh.keys if self._mesh is not None else set()
+        return by_links | self.forwarders.keys
 
     async def close(self) -> None:
         """End every link and every forwarder."""
-        await self.mesh.close()
+        if self._mesh is not None:
+            await self._mesh.close()
         await self.forwarders.close()
+
+
+def mesh_peers(peers: Iterable[MeshPeer | str]) -> list[MeshPeer]:
+    """Return the members, those in text parsed by `MeshPeer.parse`. Raises ValueError."""
+    members = list(peers)
+    if not members:
+        return []
+    from fastderp.server.mesh.links import MeshPeer
+
+    return [MeshPeer.parse(peer) if isinstance(peer, str) else peer for peer in members]
+
+
+def _no_links() -> dict[str, Value]:
+    return {name: {} for name in _LINK_METRICS}
+
+
+def _mesh(
+    plane: Plane,
+    private_key: NodePrivate,
+    mesh_key: Callable[[], MeshKey],
+    join: JoinSocket,
+    tls: ClientContext | None,
+) -> Mesh:
+    # Imported here because it loads everything that dials.
+    from fastderp.server.mesh.links import Mesh
+
+    return Mesh(plane, private_key, mesh_key, join, tls)

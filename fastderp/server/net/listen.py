@@ -7,11 +7,11 @@ each. A family without support on the machine is skipped.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ def steer_to_successor(sock: socket.socket) -> None:
     """
     # The program is one instruction: return 1. The kernel numbers the sockets of a port in the
     # order of their start, and chooses one by itself while there is no number 1.
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 1))
-    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    instruction = array("B", struct.pack("HBBI", BPF_RETURN, 0, 0, 1))
+    program = struct.pack("HP", 1, instruction.buffer_info()[0])
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hmac import compare_digest
-
 import pytest
+from nacl.bindings import sodium_memcmp
 
 from fastderp.dataplane.plane import Plane
 from fastderp.server.mesh.region import Region
@@ -25,9 +24,9 @@ def test_an_offered_secret_is_compared_in_constant_time_with_every_secret(
 
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((one, other))
-        return compare_digest(one, other)
+        return sodium_memcmp(one, other)
 
-    monkeypatch.setattr("fastderp.wire.keys.compare_digest", compare)
+    monkeypatch.setattr("fastderp.wire.keys.bindings.sodium_memcmp", compare)
     plane = Plane(workers=1)
     region = Region(plane, NodePrivate.generate(), secrets, never_joins, None)
     for offered, expected in ((secrets[0], True), (secrets[2], True), (MeshKey.generate(), False)):
