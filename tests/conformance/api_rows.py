@@ -12,7 +12,7 @@ def _of(owner: str, *names: str) -> tuple[str, ...]:
 API = {
     "NewClient": row(
         "a client over any stream, and its options",
-        "unit/client/client::login_tells_the_relay_the_client_key",
+        "unit/client/client::login_sends_the_client_key",
         "unit/client/client::known_server_key_saves_a_round_trip_and_its_frame_is_skipped",
         "interop/client_with_derper::client_over_streams_of_the_callers_own",
         names=_of("Client", "handshake"),
@@ -21,7 +21,7 @@ API = {
         "a client by URL or region that dials lazily and reconnects",
         "unit/client/http_client::nothing_is_dialled_before_the_first_use",
         "unit/client/http_client::failing_call_raises_and_the_next_one_reconnects",
-        "unit/client/http_client::region_is_asked_for_on_every_connect",
+        "unit/client/http_client::region_is_looked_up_on_every_connect",
         names=(*_of("", "HTTPClient"), *_of("HTTPClient", "for_region")),
     ),
     "client methods": row(
@@ -29,7 +29,7 @@ API = {
         "unit/client/client::every_request_is_its_frame",
         "unit/client/client::packets_arrive_with_their_source",
         "unit/client/client::iteration_ends_when_the_relay_closes_in_order",
-        "unit/client/client::ping_waits_for_its_own_pong_and_lets_others_pass",
+        "unit/client/client::ping_waits_for_its_own_pong_and_returns_others",
         "unit/client/client::local_address_is_known_until_the_connection_is_over",
         "interop/client_with_derper::mesh_peers_watch_forward_and_close",
         names=tuple(
@@ -54,7 +54,7 @@ API = {
     ),  # fmt: skip
     "messages": row(
         "the messages that a client receives",
-        "unit/wire/protocol::messages_of_every_age_are_understood",
+        "unit/wire/protocol::messages_of_every_release_are_parsed",
         "conformance/client::messages_cannot_be_changed",
         names=_of(
             "",
@@ -114,7 +114,7 @@ API = {
     ),
     "SetVerifyClient": row(
         "a verifier decides on admission",
-        "system/relay_login::a_client_that_the_verifier_refuses_is_closed_and_others_get_in",
+        "system/relay_login::a_client_that_the_verifier_refuses_is_closed_and_others_are_admitted",
         "system/relay_login::a_verifier_that_fails_refuses_every_client",
         names=_of("Server", "verify"),
     ),
@@ -126,7 +126,7 @@ API = {
     ),
     "ConsistencyCheck": row(
         "the relay checks its own tables",
-        "system/relay_noise::noise_at_every_stage_harms_no_client",
+        "system/relay_noise::noise_at_every_stage_affects_no_client",
         "unit/server/observe/consistency::a_wrong_count_is_reported",
         "conformance/relay::duplicates_are_consistent",
         names=_of("Server", "consistency_check"),

@@ -19,7 +19,7 @@ PROTOCOL = {
     ),
     "3": row(
         "the client understands ping, pong, health with and without text, restarting",
-        "unit/wire/protocol::messages_of_every_age_are_understood",
+        "unit/wire/protocol::messages_of_every_release_are_parsed",
     ),
     "4": row(
         "pings and pongs are 8 bytes behind their header",
@@ -30,7 +30,7 @@ PROTOCOL = {
         "the client keeps the rate of its relay, by waiting or, on request, by dropping",
         "unit/client/sending::without_a_rate_everything_is_sent_at_once",
         "unit/client/sending::the_relays_rate_is_kept_by_waiting_and_every_packet_arrives",
-        "unit/client/sending::try_send_drops_what_is_above_the_rate_and_says_so",
+        "unit/client/sending::try_send_drops_packets_above_the_rate_and_returns_false",
     ),
     "6": row(
         "ClientInfo is read in any case; a malformed mesh key is an error",
@@ -60,13 +60,13 @@ PROTOCOL = {
     ),
     "11": row(
         "receivers of a peer are told once of its departure, others are not",
-        "system/relay_packets::only_receivers_of_its_packets_are_told_that_a_sender_left",
+        "system/relay_packets::only_receivers_of_its_packets_get_peer_gone_for_a_sender",
     ),
     "12": row(
         "a receiver that does not read stalls no other client",
         "system/relay_packets"
-        "::a_receiver_that_does_not_read_delays_no_other_and_misses_whole_packets_only",
-        "unit/dataplane/fairness::a_stalled_reader_does_not_hold_up_others",
+        "::a_receiver_that_does_not_read_delays_no_other_and_loses_only_whole_packets",
+        "unit/dataplane/fairness::a_stalled_reader_does_not_delay_others",
     ),
     "13": row(
         "a ping is answered", "system/relay_packets::a_ping_is_answered_with_its_first_8_bytes"
@@ -78,22 +78,22 @@ PROTOCOL = {
     # Watching and the mesh
     "15": row(
         "a watcher is told of itself, present and new clients; a second one too",
-        "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
-        "system/mesh_watchers::a_second_watcher_sees_all_clients_and_the_first_sees_the_second",
+        "system/mesh_watchers::a_watcher_gets_itself_then_arrivals_and_departures",
+        "system/mesh_watchers::a_second_watcher_gets_all_clients_and_the_first_gets_the_second",
     ),
     "16": row(
         "presence flags say mesh peer or regular client",
-        "system/mesh_watchers::flags_tell_the_kind_of_a_client",
+        "system/mesh_watchers::flags_show_the_kind_of_a_client",
     ),
     "17": row(
         "watchers are told that a client has left",
-        "system/mesh_watchers::a_watcher_sees_itself_then_arrivals_and_departures",
-        "system/mesh_watchers::departures_told_to_watchers_are_counted",
+        "system/mesh_watchers::a_watcher_gets_itself_then_arrivals_and_departures",
+        "system/mesh_watchers::departures_sent_to_watchers_are_counted",
     ),
     "18": row(
         "malformed mesh keys are refused; only the right one makes a mesh peer",
         "unit/wire/keys::malformed_mesh_key_is_refused_without_being_quoted",
-        "system/relay_login::the_mesh_key_passes_the_verifier_by",
+        "system/relay_login::a_client_with_the_mesh_key_bypasses_the_verifier",
         "conformance/relay::only_the_relays_own_mesh_key_makes_a_mesh_peer",
         "system/mesh_watchers::without_a_mesh_key_no_client_is_a_mesh_peer",
         "system/mesh_command::an_invalid_secret_is_refused_without_being_shown",
@@ -117,18 +117,18 @@ PROTOCOL = {
     "21": row(
         "forwarders may change while packets are forwarded",
         "conformance/forwarders::every_packet_takes_one_route_while_routes_come_and_go",
-        "system/mesh_forwarders::every_packet_goes_to_exactly_one_forwarder_while_they_come_and_go",
+        "system/mesh_forwarders::every_packet_goes_to_exactly_one_forwarder_while_they_are_added_and_removed",
     ),
     "22": row(
         "the watch loop survives broken connections and restarts",
-        "unit/client/watch::broken_link_withdraws_what_it_reported_and_starts_anew",
+        "unit/client/watch::a_broken_link_withdraws_its_keys_and_begins_again",
         "interop/client_with_derper::watch_loop_finds_a_restarted_relay",
-        "system/mesh_links::keys_of_a_broken_link_are_withdrawn_and_receivers_are_told",
+        "system/mesh_links::keys_of_a_broken_link_are_withdrawn_and_receivers_get_peer_gone",
         "conformance/client::a_link_broken_while_a_report_is_made_is_watched_anew",
     ),
     "23": row(
         "the watch loop stops at its own relay, unless the ignored key is zero",
-        "unit/client/watch::relay_that_watches_itself_stops_for_good",
+        "unit/client/watch::a_relay_that_watches_itself_stops",
         "system/mesh_links::a_relay_recognises_itself_among_the_members",
         "conformance/client::a_zero_key_ignores_no_relay",
     ),
@@ -141,7 +141,7 @@ PROTOCOL = {
         "a client that leaves is removed from all tables",
         "system/relay_login::a_client_logs_in_as_the_protocol_says",
         "conformance/duplicates::the_last_writer_is_active",
-        "system/relay_noise::connections_that_come_and_go_leave_no_memory_behind",
+        "system/relay_noise::connections_that_end_leave_no_memory_in_use",
     ),
     "26": row(
         "a second connection of a key takes over; the gauges follow",
@@ -165,18 +165,17 @@ PROTOCOL = {
     ),
     "30": row(
         "last writer is active, back and forth; another follows when it leaves",
-        "system/relay_packets::the_last_speaker_of_a_shared_key_gets_the_packets",
+        "system/relay_packets::the_last_sender_of_a_shared_key_gets_the_packets",
         "system/relay_packets"
-        "::when_the_active_connection_leaves_the_previous_speaker_takes_over_silently",
-        "unit/dataplane/duplicates::of_three_the_latest_speaker_left_takes_over",
+        "::when_the_active_connection_leaves_the_previous_sender_takes_over_without_events",
+        "unit/dataplane/duplicates::of_three_the_latest_remaining_sender_takes_over",
         "conformance/duplicates::the_last_writer_is_active",
     ),
     # Lookup and limits
     "31": row(
         "local beats mesh, a forwarder serves other keys, changes count at once",
         "unit/dataplane/mesh::packets_for_a_remote_key_go_over_its_link",
-        "unit/dataplane/duplicates"
-        "::of_two_sessions_with_one_key_the_last_to_speak_gets_the_packets",
+        "unit/dataplane/duplicates::of_two_sessions_with_one_key_the_last_to_send_gets_the_packets",
         "unit/dataplane/duplicates"
         "::sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy",
     ),
@@ -202,7 +201,7 @@ PROTOCOL = {
         "a new rate applies to connected clients, duplicates too; 0 lifts it",
         "system/relay_packets::a_new_limit_holds_for_connected_clients",
         "unit/dataplane/rate_limit::lifting_the_limit_frees_waiting_senders",
-        "unit/dataplane/rate_limit::a_limit_that_changes_all_the_time_holds_no_client_for_long",
+        "unit/dataplane/rate_limit::a_limit_that_changes_constantly_delays_no_client_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",
         "system/mesh_links::mesh_peers_are_not_slowed_down_by_the_rate_limit",
     ),
@@ -260,12 +259,12 @@ PROTOCOL = {
         "ACME certificates for addresses",
         "unit/server/certificates/acme/provider"
         "::addresses_are_ordered_by_http_01_in_the_short_lived_profile",
-        "unit/server/certificates/acme/provider::each_address_has_a_certificate_of_its_own",
+        "unit/server/certificates/acme/provider::each_address_has_its_own_certificate",
         "unit/server/certificates/acme/provider::a_client_that_names_another_address_is_refused",
         "unit/server/certificates/acme/provider"
         "::beside_addresses_a_name_is_served_where_there_is_one",
         "unit/server/certificates/acme/store::a_new_process_uses_the_files_on_disk",
-        "unit/server/certificates/acme/challenges::a_token_that_is_ours_is_answered_and_no_other",
+        "unit/server/certificates/acme/challenges::only_our_tokens_are_answered",
         "unit/cli/certificates::an_address_needs_the_flag_for_addresses",
         "unit/cli/certificates::gcp_needs_its_account_and_a_name",
         "interop/acme::the_address_of_a_connection_gets_a_short_lived_certificate",
@@ -284,7 +283,7 @@ PROTOCOL = {
     "46": row(
         "the probes answer 200, requests without an upgrade 426",
         "unit/server/http/routes::probes_answer_200_to_any_origin",
-        "unit/server/http/upgrade::other_requests_for_derp_are_told_to_upgrade",
+        "unit/server/http/upgrade::other_requests_for_derp_are_answered_426",
     ),
     "47": row(
         "captive-portal challenges",
@@ -301,7 +300,7 @@ PROTOCOL = {
         "access to the debug pages",
         "unit/server/observe/metrics::the_environment_adds_an_address_and_networks",
         "unit/server/observe/metrics::a_malformed_variable_is_refused",
-        "unit/server/observe/metrics::a_missing_or_empty_key_file_opens_nothing",
+        "unit/server/observe/metrics::a_missing_or_empty_key_file_gives_no_access",
         "unit/server/observe/metrics::the_index_links_the_pages_and_escapes_what_it_shows",
     ),
     "51": row(
@@ -374,7 +373,7 @@ PROTOCOL = {
         "derper's prober finds everything good; large transfers arrive whole",
         "interop/region::derpprobe_finds_everything_good",
         "interop/mixed_region::derpprobe_finds_every_relay_and_every_pair_good",
-        "interop/mixed_region::clients_of_every_relay_reach_each_other_and_are_told_of_departures",
+        "interop/mixed_region::clients_of_every_relay_reach_each_other_and_get_departures",
         "interop/exchange::two_go_clients_exchange_100000_packets",
     ),
     # Cases beyond Go's tests
@@ -385,7 +384,7 @@ PROTOCOL = {
     ),
     "early frames": row(
         "frames between ClientInfo and ServerInfo",
-        "system/relay_login::frames_right_behind_the_login_are_served_after_server_info",
+        "system/relay_login::frames_directly_after_the_login_are_served_after_server_info",
     ),
     "client keys": row(
         "zero and low-order client keys",
@@ -405,7 +404,7 @@ PROTOCOL = {
     ),
     "second departure": row(
         "a second departure is reported, too",
-        "system/relay_packets::a_second_departure_is_told_too",
+        "system/relay_packets::a_second_departure_is_also_reported",
     ),
     "check": row(
         "duplicates are consistent, and an inconsistency is found",
@@ -416,12 +415,12 @@ PROTOCOL = {
     ),
     "websocket": row(
         "fragments and long messages",
-        "system/relay_websocket::message_boundaries_mean_nothing",
+        "system/relay_websocket::message_boundaries_have_no_meaning",
         "system/relay_websocket::packets_of_64_kib_cross_in_both_directions",
         "system/relay_websocket"
         "::the_longest_message_is_accepted_and_one_byte_more_is_closed_with_1009",
         "interop/websocket::a_go_client_over_websocket_and_one_without_exchange_packets",
-        "unit/client/websocket::the_boundaries_of_messages_mean_nothing",
+        "unit/client/websocket::the_boundaries_of_messages_have_no_meaning",
         "interop/websocket::our_client_over_websocket_and_one_without_exchange_packets",
     ),
     "login time": row(
@@ -434,19 +433,19 @@ PROTOCOL = {
     ),
     "accept limit": row(
         "the accept limiter survives",
-        "system/limits::connections_that_come_too_fast_are_closed_and_the_relay_lives_on",
+        "system/limits::connections_over_the_accept_limit_are_closed_and_the_relay_continues",
     ),
     "admission": row(
         "the admission matrix",
-        "unit/server/admission/verifiers::a_yes_may_be_spelled_in_many_ways",
+        "unit/server/admission/verifiers::an_admission_may_be_spelled_in_many_ways",
         "unit/server/admission/verifiers"
-        "::any_other_answer_is_no_even_when_failing_open_but_not_certain",
+        "::any_other_answer_denies_even_when_failing_open_but_is_not_certain",
         "unit/server/admission/verifiers::admission_without_a_reachable_url_is_configurable",
         "unit/server/admission/verifiers::only_a_known_key_passes_tailscaled",
         "interop/admission_with_derper"
         "::the_certificate_of_an_admission_url_is_verified_in_the_same_way",
         "interop/tailnet::derper_and_fastderp_admit_the_same_keys_by_tailscaled",
         "unit/server/admission/admission::every_configured_check_must_agree",
-        "system/relay_login::the_mesh_key_passes_the_verifier_by",
+        "system/relay_login::a_client_with_the_mesh_key_bypasses_the_verifier",
     ),
 }

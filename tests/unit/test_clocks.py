@@ -11,6 +11,7 @@ DATES = {
     "server/admission/key_lists.py": "the time of a file's last change",
     "server/http/clients.py": "the start of a connection, as a date",
     "server/http/message.py": "the Date header",
+    "tls/portable.py": "the validity of certificates",
     "server/observe/metrics.py": "the start of the process, as a date",
 }
 
