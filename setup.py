@@ -48,6 +48,7 @@ MODULES = {
         "arena backlog cardinality events fair_queue frame output peer_gone routes session timer_wheel worker",
         "plane reports",
     ),
+    "server/net": ("", "stream"),
     "server/stun": ("responder", ""),
     "loadgen": ("engine hello histogram load logins payload", ""),
 }

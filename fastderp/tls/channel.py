@@ -5,7 +5,7 @@ Clients and servers use them. A channel has one owner at a time: two threads mus
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
@@ -24,6 +24,10 @@ class Channel(Protocol):
     def eof(self) -> bool:
         """Whether the peer has announced the end of its output."""
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory of bytes that are not complete yet."""
+
     def open(self, wire: bytes | memoryview) -> bytes:
         """Take bytes from the wire; return the plain bytes that are complete."""
 
@@ -37,10 +41,9 @@ class Channel(Protocol):
 class Plain:
     """No TLS: wire bytes are plain bytes. The end of the TCP stream announces the end of output."""
 
-    @property
-    def eof(self) -> bool:
-        """Return False: the channel itself never announces an end."""
-        return False
+    # The channel itself never announces an end.
+    eof: Final = False
+    held_bytes: Final = 0
 
     def open(self, wire: bytes | memoryview) -> bytes:
         """Return `wire`."""
@@ -57,6 +60,9 @@ class Plain:
 
 class Tls12:
     """TLS 1.2 through the OpenSSL object that has made the handshake."""
+
+    # OpenSSL's own buffers belong to the memory of its object.
+    held_bytes: Final = 0
 
     def __init__(self, handshake: Handshake) -> None:
         """Take over a finished handshake."""

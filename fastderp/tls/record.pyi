@@ -50,6 +50,10 @@ class RecordLayer:
         """Ciphertext of a record that is not complete yet."""
 
     @property
+    def held_bytes(self) -> int:
+        """The number of pending bytes."""
+
+    @property
     def eof(self) -> bool:
         """Whether the peer has closed its direction with close_notify."""
 

@@ -433,6 +433,10 @@ cdef class RecordLayer:
         return self._pending
 
     @property
+    def held_bytes(self):
+        return len(self._pending)
+
+    @property
     def eof(self):
         return self._eof
 

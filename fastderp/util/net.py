@@ -26,14 +26,6 @@ def client_ip(text: str) -> IpAddress | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def peer_text(text: str) -> str:
-    """Return the address of a peer without its zone, an IPv4-mapped one as IPv4.
-
-    A dual-stack socket has IPv4 peers in that form.
-    """
-    return text.partition("%")[0].removeprefix("::ffff:")
-
-
 def is_address(text: str) -> bool:
     """Whether a text is an IPv4 or IPv6 address."""
     return parse_ip(text) is not None

@@ -23,6 +23,7 @@ from fastderp.server.http.message import Request, Response
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import relay_routes
 from fastderp.server.net.listen import listen_sockets
+from fastderp.server.net.stream import accept
 from fastderp.util.shortage import SHORTAGES
 from fastderp.wire.keys import NodePublic
 from tests.kit.memory import resident_bytes
@@ -447,9 +448,8 @@ def test_a_shortage_on_accept_ends_and_harms_no_client(
 ) -> None:
     relay = start_relay()
     n_failures = 3
-    accept = socket.socket.accept
 
-    def scarce(listening: socket.socket) -> Any:
+    def scarce(listening: int) -> Any:
         nonlocal n_failures
         if n_failures:
             n_failures -= 1
@@ -457,7 +457,7 @@ def test_a_shortage_on_accept_ends_and_harms_no_client(
         return accept(listening)
 
     with relay.login() as connected:
-        monkeypatch.setattr(socket.socket, "accept", scarce)
+        monkeypatch.setattr("fastderp.server.accept.listener.accept", scarce)
         with relay.login() as late:
             assert n_failures == 0
             late.send_packet(connected.public, b"hello")

@@ -27,7 +27,13 @@ from fastderp.server.accept.http_session import (
     StartTunnel,
     StartWebSocket,
 )
-from fastderp.server.accept.login_memory import CONNECTION_BYTES, HANDSHAKE_BYTES, Account
+from fastderp.server.accept.login_memory import (
+    CONNECTION_BYTES,
+    HANDSHAKE_BYTES,
+    RECORD_LAYER_BYTES,
+    WEBSOCKET_BYTES,
+    Account,
+)
 from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.accept.page import send_page
 from fastderp.server.accept.proxy_header import ProxyHeaderError, ProxyHeaderReader
@@ -43,7 +49,7 @@ from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
-from fastderp.util.shortage import SHORTAGES
+from fastderp.util.shortage import shortage_of
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -52,9 +58,9 @@ LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # Maximum wait for the memory of a TLS handshake; most clients disconnect earlier.
 MEMORY_BUDGET_S = 60.0
-# memory of a channel besides incomplete records and messages
-RECORD_LAYER_BYTES = 1024
-WEBSOCKET_BYTES = 8 * 1024
+
+_OVER = (State.CLOSED, State.PROMOTED)
+_PLAIN = Plain()
 
 
 class Connection:
@@ -62,23 +68,24 @@ class Connection:
 
     Args:
         context: the settings that the listener's connections share.
-        sock: an accepted socket; its login budget starts now.
+        descriptor: an accepted socket's; its login budget starts now.
         remote: (ip, port) of the peer.
         place: its place among the connections of its address.
         on_end: called once, when the connection is closed or handed over.
     """
 
     __slots__ = (
-        "_account", "_channel", "_channel_bytes", "_connection_log", "_context",
-        "_http", "_idle", "_is_queued", "_login", "_n_lingered", "_not_ideal", "_on_end", "_origin", "_place",
-        "_proxy_header", "_registrar", "_stream", "_task", "_timer", "_tls", "_was_served", "state",
+        "_account", "_channel", "_channel_bytes", "_connection_log", "_context", "_deadlines",
+        "_http", "_idle", "_is_queued", "_login", "_n_lingered", "_not_ideal", "_on_end", "_origin",
+        "_place", "_proxy_header", "_registrar", "_stream", "_task", "_tls", "_was_served",
+        "budget_s", "state",
         "tls_version",
     )  # fmt: skip
 
     def __init__(
         self,
         context: AcceptContext,
-        sock: socket.socket,
+        descriptor: int,
         remote: tuple[str, int],
         place: AddressPlace,
         on_end: Callable[[Connection], None],
@@ -86,18 +93,19 @@ class Connection:
         self._context = context
         self._registrar = context.registrar
         self._connection_log = context.registrar.connection_log
+        self._deadlines = context.registrar.deadlines
         self._on_end = on_end
         self._place = place
         self._origin = Origin.of_peer(remote, context.proxies.trusted)
         self._stream = Stream(
             context.registrar.poller,
-            sock,
+            descriptor,
             partial(self._guard, self._receive),
             self._on_input_end,
             partial(self._guard, self._continue),
         )
         self._account = Account(self._evict)
-        self._channel: Channel = Plain()
+        self._channel: Channel = _PLAIN
         self._channel_bytes = 0
         # "1.2" or "1.3" after the TLS handshake, else "".
         self.tls_version: str = ""
@@ -113,23 +121,22 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self.state: State = State.TLS
         self._proxy_header: ProxyHeaderReader | None = None
-        self._timer = context.registrar.loop.call_later(
-            context.login_budget_s, self._guard, self._on_time
-        )
+        self.budget_s: float = 0.0
+        self._deadlines.start(self, context.login_budget_s)
         if context.proxies.proxy_protocol:
             self.state = State.PROXY_HEADER
             self._proxy_header = ProxyHeaderReader(self._origin, context.proxies.trusted)
         elif context.tls is None:
             self._start_http()
 
-    def start(self) -> None:
-        """Begin to read."""
+    def start(self, *, at_once: bool) -> None:
+        """Begin to read: now, or when the poller says that there is something."""
         self._charge()
-        self._stream.resume()
+        (self._stream.start if at_once else self._stream.resume)()
 
     def close(self, reason: str, detail: str = "") -> None:
         """End the connection at once and count the reason; a no-op after its end or hand-over."""
-        if self.state in (State.CLOSED, State.PROMOTED):
+        if self.state in _OVER:
             return
         if self.state is not State.LINGER:
             self._connection_log.note_refused(
@@ -161,8 +168,8 @@ class Connection:
         self.state = state
 
     def _release(self) -> None:
-        """Release the timer, the memory and the place among the pending connections."""
-        self._timer.cancel()
+        """Release the deadline, the memory and the place among the pending connections."""
+        self._deadlines.stop(self)
         self._registrar.login_memory.release(self._account)
         self._place.leave()
         self._http = None
@@ -174,10 +181,6 @@ class Connection:
             self._task.cancel()
         self._on_end(self)
 
-    def _set_budget(self, budget_s: float) -> None:
-        self._timer.cancel()
-        self._timer = self._registrar.loop.call_later(budget_s, self._guard, self._on_time)
-
     # The stream and the clock
 
     def _guard(self, act: Callable[..., None], *args: object) -> None:
@@ -188,11 +191,9 @@ class Connection:
             self._refuse_tls(error)
         except (ProxyHeaderError, AddressLimitError) as error:
             self.close(error.reason, str(error))
-        except MemoryError:
-            self.close("shortage", "out of memory")
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in SHORTAGES:
-                self.close("shortage", error.strerror or "")
+            if shortage := shortage_of(error):
+                self.close("shortage", shortage)
             else:
                 supervisor.note("connection", error, f"{self._origin.address[0]} is disconnected")
                 self.close("internal")
@@ -200,15 +201,14 @@ class Connection:
 
     def _charge(self) -> None:
         """Account for the connection's memory; close it when the budget is exceeded."""
-        if self.state in (State.CLOSED, State.PROMOTED):
+        if self.state in _OVER:
             return
-        n_bytes = CONNECTION_BYTES + self._channel_bytes + self._stream.n_unsent
-        parts = (self._proxy_header, self._tls, self._http, self._login)
-        n_bytes += sum(part.held_bytes for part in parts if part is not None)
-        if isinstance(self._channel, RecordLayer):
-            n_bytes += len(self._channel.pending)
-        elif isinstance(self._channel, MessageChannel):
-            n_bytes += self._channel.held_bytes
+        n_bytes = CONNECTION_BYTES + self._channel_bytes + self._channel.held_bytes
+        n_bytes += self._stream.n_unsent
+        # They follow each other.
+        part = self._login or self._http or self._tls or self._proxy_header
+        if part is not None:
+            n_bytes += part.held_bytes
         if not self._registrar.login_memory.charge(self._account, n_bytes):
             self._evict()
 
@@ -277,7 +277,8 @@ class Connection:
         in_request = self._http is not None and self._http.is_in_request
         return "the client left in the middle of a request" if in_request else ""
 
-    def _on_time(self) -> None:
+    def on_time(self) -> None:
+        """End the connection: its time is used up."""
         if self._idle:
             self.close("idle")
         elif self._tls is not None and self._tls.waits_for_memory:
@@ -306,7 +307,7 @@ class Connection:
 
     def _wait_for_memory(self, waits: bool) -> None:
         """Replace the login budget while the handshake waits for memory: the relay is the cause."""
-        self._set_budget(MEMORY_BUDGET_S if waits else self._context.login_budget_s)
+        self._deadlines.start(self, MEMORY_BUDGET_S if waits else self._context.login_budget_s)
 
     def _give_way(self) -> None:
         self.close("crowded", "its handshake was not finished while others waited for theirs")
@@ -394,7 +395,7 @@ class Connection:
     def _serve_request(self, session: HttpSession) -> None:
         if self._idle:
             self._idle = False
-            self._set_budget(self._context.login_budget_s)
+            self._deadlines.start(self, self._context.login_budget_s)
         if (action := session.next_action()) is None:
             return
         self._origin = session.origin
@@ -429,13 +430,13 @@ class Connection:
             self._linger()
         else:
             self._idle = True
-            self._set_budget(self._context.idle_s)
+            self._deadlines.start(self, self._context.idle_s)
 
     def _start_page(self, page: Page) -> None:
         """Begin an endless page; ignore the client's input meanwhile."""
         self._move(State.PAGE)
         self._http = None
-        self._timer.cancel()
+        self._deadlines.stop(self)
         self._stream.send(self._channel.seal(page.head))
         self._task = self._registrar.loop.create_task(self._send_page(page))
 
@@ -466,7 +467,7 @@ class Connection:
         self._move(State.TUNNEL)
         # Further input stays in the kernel while the target is dialled.
         self._stream.pause()
-        self._timer.cancel()
+        self._deadlines.stop(self)
         self._task = self._registrar.loop.create_task(self._dial(tunnel))
 
     async def _dial(self, tunnel: StartTunnel) -> None:
@@ -585,7 +586,7 @@ class Connection:
             self._tls = None
         self._http = None
         self._login = None
-        self._set_budget(LINGER_S)
+        self._deadlines.start(self, LINGER_S)
         self._stream.resume()
         if self._stream.flushed:
             self._stream.end_output()

@@ -1,9 +1,9 @@
 """The states of an accepted connection, and the moves between them. PROTOCOL §9."""
 
-from enum import Enum
+from enum import StrEnum
 
 
-class State(Enum):
+class State(StrEnum):
     """The state of a connection.
 
     accept ─┬─► PROXY_HEADER ─┬─┬─► TLS ─┐

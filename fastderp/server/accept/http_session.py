@@ -63,7 +63,7 @@ class Reject:
     data: bytes
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class StartLogin:
     """Change the connection to DERP."""
 

@@ -24,11 +24,12 @@ from fastderp.server.http.routes import Routes
 from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.server.net.listen import BACKLOG, steer_to_successor
+from fastderp.server.net.stream import accept
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
-from fastderp.util.net import format_address, peer_text
+from fastderp.util.net import format_address
 from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
 from fastderp.util.token_bucket import TokenBucket
 
@@ -170,7 +171,7 @@ class Listener:
             await asyncio.sleep(HANDSHAKES_S)
         for sock in self._sockets:
             for _ in range(BACKLOG // ACCEPTS_PER_TURN):
-                if sock.fileno() < 0 or not self._accept_some(sock, ACCEPTS_PER_TURN):
+                if sock.fileno() < 0 or not self._accept(sock):
                     break
                 await asyncio.sleep(0)
             self._close(sock)
@@ -189,41 +190,40 @@ class Listener:
         self._shortage.pop(sock, None)
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
-    def _accept(self, sock: socket.socket) -> None:
-        # A single connection is accepted without another accept call.
-        is_busy = self._context.registrar.poller.is_busy
-        self._accept_some(sock, ACCEPTS_PER_TURN if is_busy else 1)
-
-    def _accept_some(self, sock: socket.socket, n_most: int) -> bool:
-        """Accept up to `n_most` connections; return whether more may wait."""
+    def _accept(self, sock: socket.socket) -> bool:
+        """Accept up to ACCEPTS_PER_TURN connections; return whether more may wait."""
         # Check only after a connection that used a reserved descriptor: one connection may.
         if self._touches_reserve and reserve_is_touched():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return False
         first_reserved = first_reserved_descriptor()
-        for _ in range(n_most):
+        accepted: list[tuple[int, tuple[str, int]]] = []
+        may_wait = True
+        for _ in range(ACCEPTS_PER_TURN):
             try:
-                accepted, address = sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return False
+                found = accept(sock.fileno())
             except OSError as error:
-                if error.errno in SHORTAGES:
-                    self._pause(sock, error)
-                    return False
-                # This connection failed in the queue (ECONNABORTED, EPROTO, …); the next may work.
-                continue
-            # The peer of a unix socket has no name.
-            remote = (peer_text(address[0]), address[1]) if address else ("", 0)
-            self._touches_reserve = accepted.fileno() >= first_reserved
-            if not supervisor.guard("accept", self._admit, accepted, remote):
-                accepted.close()
+                if error.errno not in SHORTAGES:
+                    # This connection failed in the queue (ECONNABORTED, EPROTO, …).
+                    continue
+                self._pause(sock, error)
+                found = None
+            if found is None:
+                may_wait = False
+                break
+            accepted.append(found)
+            self._touches_reserve = found[0] >= first_reserved
             if self._touches_reserve:
                 break
-        return True
+        # A connection that comes alone is served at once: its first bytes usually are there.
+        at_once = len(accepted) == 1 and not self._context.registrar.poller.is_busy
+        for descriptor, remote in accepted:
+            supervisor.guard("accept", self._admit, descriptor, remote, at_once)
+        return may_wait
 
-    def _admit(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
+    def _admit(self, descriptor: int, remote: tuple[str, int], at_once: bool) -> None:
         if self._accept_limiter is not None and not self._accept_limiter.take():
-            accepted.close()
+            os.close(descriptor)
             self.n_rejected += 1
             self._connection_log.note_too_fast(remote)
             return
@@ -233,16 +233,16 @@ class Listener:
             try:
                 place.enter(remote[0])
             except AddressLimitError as error:
-                accepted.close()
+                os.close(descriptor)
                 self._connection_log.note_refused("accept", "address", remote, str(error))
                 return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
             # A normal client logs in within a second, so the oldest is the least likely to log in.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
-        connection = Connection(self._context, accepted, remote, place, self._forget)
+        connection = Connection(self._context, descriptor, remote, place, self._forget)
         self._pending[connection] = None
-        connection.start()
+        connection.start(at_once=at_once)
 
     def _forget(self, connection: Connection) -> None:
         """Remove a connection that is logged in or closed from the pending ones."""

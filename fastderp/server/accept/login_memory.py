@@ -15,6 +15,9 @@ from fastderp.util import bounds
 CONNECTION_BYTES = 2 * 1024
 # AWS-LC's handshakes hold a third of that; they are charged SMALL_BYTES, so they are not small.
 HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
+# memory of a channel besides incomplete records and messages
+RECORD_LAYER_BYTES = 1024
+WEBSOCKET_BYTES = 8 * 1024
 
 # Connections that hold less than this are small: silent ones, and those whose handshake has not
 # begun or is over. Each kind has a reserved share, so waiting clients do not stop handshakes, and

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
 from fastderp.errors import LoginError
 from fastderp.server.accept.bridge import Bridges
+from fastderp.server.accept.deadlines import Deadlines
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.handshake_queue import HandshakeQueue
@@ -77,6 +78,7 @@ class Registrar:
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller
         self.requests: RoundRobin
+        self.deadlines: Deadlines
         self.handshake_threads: HandshakeThreads
         self.handshake_queue: HandshakeQueue
         self.bridges: Bridges
@@ -106,6 +108,7 @@ class Registrar:
         self.loop = loop
         self.poller = Poller(loop)
         self.requests = RoundRobin(loop)
+        self.deadlines = Deadlines(loop)
         self.handshake_threads = HandshakeThreads(loop)
         self.handshake_queue = HandshakeQueue(loop, self.login_memory)
         self.bridges = Bridges(self.poller)
@@ -113,6 +116,7 @@ class Registrar:
     def close(self) -> None:
         """End the threads and stop watching sockets; call it after all connections are closed."""
         self.requests.close()
+        self.deadlines.close()
         self.handshake_queue.close()
         self.handshake_threads.close()
         self.poller.close()
@@ -199,18 +203,19 @@ class Registrar:
             self.connection_log.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
             self._duplicates.joined(login.public.raw)
-        self._region.arrived(
-            handle,
-            Arrival(
-                login.public.raw,
-                addr,
-                remote[1],
-                mesh,
-                login.info.is_prober,
-                not_ideal,
-                app_name,
-            ),
-        )
+        if mesh or self._region.is_watched:
+            self._region.arrived(
+                handle,
+                Arrival(
+                    login.public.raw,
+                    addr,
+                    remote[1],
+                    mesh,
+                    login.info.is_prober,
+                    not_ideal,
+                    app_name,
+                ),
+            )
         return handle
 
     def version(self, handle: int) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastderp.util.net import client_ip
 
@@ -69,8 +70,7 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self.networks)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """The origin of a connection or a request.
 
     Args:
@@ -103,7 +103,7 @@ class Origin:
         headers do not count.
         """
         if address is None:
-            return replace(self, headers_count=False)
+            return self._replace(headers_count=False)
         is_proxy = trusted.trusts(address[0])
         return Origin(address, True, is_proxy, is_proxy)
 

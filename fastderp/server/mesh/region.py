@@ -92,6 +92,11 @@ class Region:
 
     # Events of sessions
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether clients other than mesh peers have to be noted when they arrive."""
+        return self.presence.n_watchers > 0
+
     def arrived(self, handle: int, arrival: Arrival) -> None:
         """Note a client that has logged in."""
         if arrival.mesh:

@@ -9,7 +9,6 @@ from fastderp.util.net import (
     format_address,
     is_address,
     parse_ip,
-    peer_text,
 )
 
 
@@ -42,16 +41,3 @@ def test_addresses_take_16_bytes() -> None:
 def test_ipv6_is_written_in_brackets() -> None:
     assert format_address(("2001:db8::1", 443)) == "[2001:db8::1]:443"
     assert format_address(("192.0.2.1", 443)) == "192.0.2.1:443"
-
-
-@pytest.mark.parametrize(
-    ("text", "peer"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8::1", "2001:db8::1"),
-        ("fe80::1%eth0", "fe80::1"),
-    ],
-)
-def test_a_peer_of_a_dual_stack_socket_has_its_own_family(text: str, peer: str) -> None:
-    assert peer_text(text) == peer
