@@ -194,15 +194,16 @@ class Peer:
         key: NodePrivate | None = None,
         json: bytes = b'{"version":2,"CanAckPings":true}',
         headers: Iterable[str] = (),
+        server_info: bytes = b'{"version":2}',
     ) -> None:
         """Upgrade and log in; return when the relay's ServerInfo has been read."""
         self.key = key or self.key
         self.upgrade(relay, headers)
         self.send(client_info(self.key, relay, json))
-        self.read_server_info(relay)
+        self.read_server_info(relay, server_info)
 
-    def read_server_info(self, relay: NodePublic) -> None:
+    def read_server_info(self, relay: NodePublic, expected: bytes = b'{"version":2}') -> None:
         """Read the frame that ends the login and check its contents."""
         frame_type, payload = self.read_frame()
         assert frame_type == SERVER_INFO
-        assert self.key.open_from(relay, payload) == b'{"version":2}'
+        assert self.key.open_from(relay, payload) == expected

@@ -1,7 +1,7 @@
 """`fastderp-relay` behind nginx, HAProxy and Caddy, as the operators' guide configures them.
 
-The client's own address is in the log, in PeerPresent and in the admission request, whatever
-the client claims. Clients come from 127.0.0.2; the proxies, at 127.0.0.1, are trusted.
+The client's own address is in the log, in PeerPresent and in the admission request, and chooses
+its limits, whatever the client claims. Clients come from 127.0.0.2; the proxies, at 127.0.0.1, are trusted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ FORGED = {
     "Forwarded": "for=6.6.6.6",
 }
 PROXIED = "-proxy-protocol"
+# Limits that hold for the clients' own address, and the ServerInfo that announces them.
+LIMITS = {
+    "Classes": [
+        {
+            "CIDRs": [f"{CLIENT}/32"],
+            "PerClientRateLimitBytesPerSec": 1_000_000_000,
+            "PerClientRateBurstBytes": 111_111,
+        }
+    ]
+}
+LIMITED = b'{"version":2,"TokenBucketBytesPerSecond":1000000000,"TokenBucketBytesBurst":111111}'
 # relay -> its flags
 BACKENDS = {
     "HTTP": ("-path-prefix=/relay",),
@@ -127,6 +138,8 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bac
     secret = directory / "mesh.key"
     secret.write_text(MESH_KEY)
     secret.chmod(0o600)
+    rates = directory / "rates.json"
+    rates.write_text(json.dumps(LIMITS))
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(serving(ok({"Allow": True})))
         found = {}
@@ -136,6 +149,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bac
                     *("-a=127.0.0.1:0", "-stun=false", "-http-port=-1", "-hostname=127.0.0.1"),
                     *("-c", str(directory / f"{name}.key"), f"-certdir={directory}"),
                     *(f"-verify-client-url={service.url}", f"-mesh-psk-file={secret}"),
+                    f"-rate-config={rates}",
                     *("-trusted-proxies=127.0.0.1", *flags),
                 )
             )
@@ -260,7 +274,7 @@ def log_in(peer: Peer, relay_key: NodePublic) -> None:
     else:
         peer.upgrade(relay_key, [f"{name}: {value}" for name, value in FORGED.items()])
     peer.send(client_info(peer.key, relay_key))
-    peer.read_server_info(relay_key)
+    peer.read_server_info(relay_key, LIMITED)
 
 
 @pytest.mark.parametrize("kind", [Peer, WebSocketPeer], ids=["raw", "WebSocket"])
@@ -273,7 +287,7 @@ def test_packets_flow_and_the_address_is_the_clients_own(
     with dial(kind, port, tls=True) as client, backend.connect() as other:
         own_port = client.sock.getsockname()[1] if "PROXY" in name else 0
         log_in(client, backend.public)
-        other.login(backend.public)
+        other.login(backend.public, server_info=LIMITED)
         client.send_packet(other.public, b"there")
         assert other.read_packet() == (client.public, b"there")
         other.send_packet(client.public, b"and back")
