@@ -26,6 +26,7 @@ from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.server import Server
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
+from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import NodePublic
 from tests.kit.peer import Peer
 from tests.kit.websocket import WebSocketPeer
@@ -131,6 +132,7 @@ def running(
     idle_s: float = 30.0,
     tunnels: Tunnels | None = None,
     proxies: ProxySettings = ProxySettings(),
+    accept_limiter: TokenBucket | None = None,
     **server: Any,
 ) -> Iterator[Relay]:
     """Run a relay while the block lasts; further arguments go to `Server`."""
@@ -150,6 +152,7 @@ def running(
                 idle_s=idle_s,
                 tunnels=tunnels,
                 proxies=proxies,
+                accept_limiter=accept_limiter,
             )
         except BaseException as error:
             outcome.append(error)

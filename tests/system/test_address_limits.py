@@ -13,6 +13,7 @@ from fastderp.errors import LoginError
 from fastderp.server.admission.limits import AddressLimit, ClientClass, Limits
 from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.settings import ProxySettings
+from fastderp.util.token_bucket import TokenBucket
 from tests.kit.peer import Peer, upgrade_request
 from tests.kit.relay import EVERY_SETUP, Relay, Setup, eventually, running
 from tests.kit.websocket import WebSocketPeer, opening_request
@@ -130,6 +131,28 @@ def test_a_proxy_that_does_not_tell_its_clients_is_not_limited(behind: Relay) ->
     limit(behind, connections=1, logins_per_s=SLOW, login_burst=1)
     for _ in range(3):
         behind.login().sync()
+
+
+def test_an_address_over_its_limit_takes_nothing_from_the_limiter_of_all(
+    certificates: Path,
+) -> None:
+    limiter = TokenBucket(SLOW, 3)
+    with running(Setup("TLS 1.3"), certificates, accept_limiter=limiter) as relay:
+        limit(relay, connections=1)
+        first = relay.login()
+        for _ in range(5):
+            with relay.connect_tcp() as refused:
+                assert refused.is_closed()
+        other = relay.connect("::1")
+        other.login(relay.server.public_key)
+        assert relay.refused() == {"accept_address": 5}
+        limit(relay)
+        third = relay.connect()
+        with relay.connect_tcp() as refused:
+            assert refused.is_closed()
+        assert relay.metrics()["tls_listener_rejected_connections"] == 1
+        for peer in (first, other, third):
+            peer.close()
 
 
 def test_an_address_in_a_proxy_header_is_limited_before_the_tls_handshake(

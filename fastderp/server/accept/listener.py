@@ -222,13 +222,9 @@ class Listener:
         return may_wait
 
     def _admit(self, descriptor: int, remote: tuple[str, int], at_once: bool) -> None:
-        if self._accept_limiter is not None and not self._accept_limiter.take():
-            os.close(descriptor)
-            self.n_rejected += 1
-            self._connection_log.note_too_fast(remote)
-            return
         place = self._context.registrar.addresses.place()
-        # A proxy's own address does not count; its clients do when they are known.
+        # An address over its limit takes nothing from the limiter, which all addresses share. A
+        # proxy's own address does not count; its clients do when they are known.
         if not self._context.proxies.trusted.trusts(remote[0]):
             try:
                 place.enter(remote[0])
@@ -236,11 +232,21 @@ class Listener:
                 os.close(descriptor)
                 self._connection_log.note_refused("accept", "address", remote, str(error))
                 return
+        if self._accept_limiter is not None and not self._accept_limiter.take():
+            place.leave()
+            os.close(descriptor)
+            self.n_rejected += 1
+            self._connection_log.note_too_fast(remote)
+            return
         self.n_accepted += 1
         if len(self._pending) >= PENDING_LIMIT:
             # A normal client logs in within a second, so the oldest is the least likely to log in.
             next(iter(self._pending)).close("crowded", "too many connections are not logged in")
-        connection = Connection(self._context, descriptor, remote, place, self._forget)
+        try:
+            connection = Connection(self._context, descriptor, remote, place, self._forget)
+        except BaseException:
+            place.leave()
+            raise
         self._pending[connection] = None
         connection.start(at_once=at_once)
 
