@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-from fastderp.server.net.listen import datagram_sockets, is_wildcard, listen_sockets
+from fastderp.server.net.listen import (
+    datagram_sockets,
+    is_wildcard,
+    listen_sockets,
+    steer_to_successor,
+)
 from fastderp.server.stun import server as stun
 from tests.kit.own_network import BECOME_ROOT, is_possible
 from tests.unit.server.stun.test_server import answer_from
@@ -132,3 +137,49 @@ async def ask_stun(host: str, asked: str) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def accepted(sock: socket.socket) -> int:
+    """Accept all connections that wait; return their number."""
+    n = 0
+    while True:
+        try:
+            sock.accept()[0].close()
+        except BlockingIOError:
+            return n
+        n += 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_successor_gets_the_new_connections_and_the_queued_ones_stay(host: str) -> None:
+    [previous] = listen_sockets(host, 0, reuse_port=True)
+    port = previous.getsockname()[1]
+    queued = [socket.create_connection((host, port), timeout=5) for _ in range(5)]
+    [successor] = listen_sockets(host, port, reuse_port=True)
+    steer_to_successor(previous)
+    new = [socket.create_connection((host, port), timeout=5) for _ in range(40)]
+    assert accepted(previous) == 5
+    assert accepted(successor) == 40
+    previous.close()
+    new += [socket.create_connection((host, port), timeout=5) for _ in range(5)]
+    assert accepted(successor) == 5
+    [third] = listen_sockets(host, port, reuse_port=True)
+    steer_to_successor(successor)
+    new += [socket.create_connection((host, port), timeout=5) for _ in range(20)]
+    assert (accepted(successor), accepted(third)) == (0, 20), "the same for the next one"
+    close(successor, third, *queued, *new)
+
+
+def test_without_a_successor_a_steered_socket_goes_on_accepting() -> None:
+    [only] = listen_sockets("127.0.0.1", 0, reuse_port=True)
+    steer_to_successor(only)
+    clients = [socket.create_connection(only.getsockname(), timeout=5) for _ in range(5)]
+    assert accepted(only) == 5
+    close(only, *clients)
+
+
+def test_a_port_is_shared_only_with_those_who_share_it() -> None:
+    [only] = listen_sockets("127.0.0.1", 0)
+    with pytest.raises(OSError, match="in use"):
+        listen_sockets("127.0.0.1", only.getsockname()[1], reuse_port=True)
+    close(only)
