@@ -112,7 +112,7 @@ async def fastderp(n_clients: int, drain_s: float) -> Result:
             await asyncio.to_thread(successor.wait_for, "ready")
             previous.signal(signal.SIGTERM)
             result = await measuring
-            code, _ = await asyncio.to_thread(previous.wait, LIMIT_S)
+            code = await asyncio.to_thread(previous.wait, LIMIT_S)
             if code != 0:
                 raise RuntimeError(f"the previous relay ended with {code}")
             return result
