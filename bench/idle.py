@@ -3,8 +3,9 @@
     python bench/idle.py [--rounds 5] [--derper PATH | --no-derper] [--settle 12]
 
 Each start is the first one in an empty directory, with STUN: the relay makes its key and, with TLS,
-its certificate. It serves when it has answered /derp/probe. `private` is the part of the resident
-memory that no other process shares; `PSS` counts shared pages in equal parts.
+its certificate. A start before the measurement, which is not counted, leaves compiled bytecode, as
+an installation does. The relay serves when it has answered /derp/probe. `private` is the part of
+the resident memory that no other process shares; `PSS` counts shared pages in equal parts.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def print_rows(relays: Sequence[Relay], rounds: int, settle_s: float) -> None:
     print(
         f"{'relay':17} {'':6} {'serves after':>20} {'CPU':>7} {'RSS':>8} {'PSS':>8} {'private':>8}"
     )
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for relay in relays:
+        measure(relay, tls=True, settle_s=0)
     for tls in (False, True):
         found: list[list[Idle]] = [[] for _ in relays]
         for _ in range(rounds):

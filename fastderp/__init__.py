@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         ProtocolError,
         WrongLoopError,
     )
-    from fastderp.server.admission.admission import Admission, ConnectedClient
+    from fastderp.server.admission.admission import Admission
+    from fastderp.server.admission.connected_client import ConnectedClient
     from fastderp.server.admission.key_lists import KeyLists
     from fastderp.server.admission.limits import AddressLimit, ClientClass, Limits
     from fastderp.server.admission.rate_limit import RateLimit
@@ -107,7 +108,8 @@ _NAMES_OF = {
         "ServerInfo",
         "ServerRestarting",
     ),
-    "fastderp.server.admission.admission": ("Admission", "ConnectedClient"),
+    "fastderp.server.admission.admission": ("Admission",),
+    "fastderp.server.admission.connected_client": ("ConnectedClient",),
     "fastderp.server.admission.verifiers": ("AdmissionUrl", "Tailscaled"),
     "fastderp.server.mesh.forwarders": ("PacketForwarder",),
     "fastderp.server.admission.key_lists": ("KeyLists",),

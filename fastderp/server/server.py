@@ -22,13 +22,12 @@ from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listener_metrics
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.accept.waves import announce_restart
-from fastderp.server.admission.admission import ConnectedClient
 from fastderp.server.admission.client_rate import ClientRate
+from fastderp.server.admission.connected_client import ConnectedClient
 from fastderp.server.admission.limits import Limits
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.metacert import meta_cert
-from fastderp.server.http.clients import ClientsPage
 from fastderp.server.http.pages import DRAINING, Site
 from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.http.tunnel import Tunnels
@@ -51,6 +50,7 @@ from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 
 if TYPE_CHECKING:
+    from fastderp.server.http.clients import ClientsPage
     from fastderp.server.mesh.dial import JoinSocket
     from fastderp.server.mesh.links import MeshPeer
 
@@ -574,6 +574,8 @@ class Server:
 
     def clients_page(self) -> ClientsPage:
         """Return the content of `/debug/clients/`, for `DebugPages`. PROTOCOL §22."""
+        from fastderp.server.http.clients import ClientsPage
+
         return ClientsPage(self._plane.sessions, self._registrar.version)
 
     def consistency_check(self) -> list[str]:

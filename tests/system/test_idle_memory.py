@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.idle import MIB, memory_kib
 from bench.relays import Relay, fastderp, running
 from tests.kit.command import command_with_upkeep_every
 from tests.kit.memory import SANITIZED
@@ -30,6 +31,12 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], N_CLIENTS + 500), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer has memory of its own")
+def test_a_relay_without_clients_takes_38_mib_at_most() -> None:
+    with running(fastderp(), tls=True) as relay:
+        assert memory_kib(relay.pid)["Rss"] / MIB <= 38
 
 
 def tidy_relay() -> Relay:

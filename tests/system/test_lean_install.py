@@ -22,6 +22,14 @@ INSTALLED = {
     "uvloop": ["uvloop"],
     "websockets": ["websockets"],
 }
+# Each takes between 0.1 and 20 MiB, and some milliseconds of the start.
+NOT_WHEN_IDLE = {
+    "acme", "aiohttp", "argparse", "cryptography", "ctypes", "difflib", "dns.resolver", "email",
+    "fastderp.client", "fastderp.net.dial", "fastderp.server.accept.websocket",
+    "fastderp.server.certificates.acme.provider", "fastderp.server.mesh.links", "hashlib", "html",
+    "http.client", "importlib.metadata", "rich", "secrets", "shutil", "tempfile", "tomllib",
+    "urllib.request", "uuid", "websockets", "yarl", "zipfile",
+}  # fmt: skip
 # Read by every Python of the test as `sitecustomize`: hides the modules of other packages.
 FENCE = f"""
 import sys
@@ -78,6 +86,15 @@ def test_the_relay_and_the_client_need_no_extra(tmp_path: Path, lean: dict[str, 
         talk = [sys.executable, "-c", TALK, url, pin]
         done = subprocess.run(talk, env=lean, capture_output=True, text=True, timeout=60)
         assert done.stdout == "hello\n", done.stderr
+
+
+def test_an_idle_relay_has_loaded_nothing_for_other_flags_and_clients() -> None:
+    loaded = "import fastderp.cli.command, fastderp.cli.config, fastderp.server.app, sys"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{loaded}; print(*sys.modules, sep='\\n')"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert not set(done.stdout.split()) & NOT_WHEN_IDLE
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from fastderp.errors import LoginError
+from fastderp.server.admission.connected_client import ConnectedClient
 from fastderp.server.admission.key_lists import KeyLists, Reading
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.server.observe.log_throttle import LogThrottle
@@ -41,18 +42,6 @@ REVOKE_BATCH_S = 0.2
 # Lifetime of a cached answer, for clients that reconnect repeatedly.
 REMEMBER_S = 10.0
 REMEMBERED = 10_000
-
-
-class ConnectedClient(NamedTuple):
-    """A client that is connected to a relay, once per connection. PROTOCOL §6.1.
-
-    Args:
-        key: the client's public key.
-        ip: its address as text; "" when the relay does not know it.
-    """
-
-    key: NodePublic
-    ip: str
 
 
 class Clients(Protocol):

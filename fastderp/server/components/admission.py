@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastderp.errors import UsageError
-from fastderp.server.admission.admission import Admission, Verifier
-from fastderp.server.admission.key_lists import KeyLists
 from fastderp.server.components.component import Component
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import AdmissionSettings
 from fastderp.util.text import printable
+
+if TYPE_CHECKING:
+    from fastderp.server.admission.admission import Admission, Verifier
 
 
 class AdmissionControl(Component):
@@ -74,6 +76,10 @@ class AdmissionControl(Component):
 
 
 def _admission(settings: AdmissionSettings) -> Admission:
+    # Imported here because most relays admit every client.
+    from fastderp.server.admission.admission import Admission
+    from fastderp.server.admission.key_lists import KeyLists
+
     lists = KeyLists.load(settings.allow_file, settings.deny_file)
     verifiers: list[Verifier] = []
     own_key = None

@@ -149,7 +149,7 @@ class Listeners(Component):
             values=self._values,
             check=check,
             traffic=server.traffic_lines,
-            clients=server.clients_page(),
+            clients=server.clients_page,
             access=self._observe.debug_access,
             hostname=self._pages.hostname,
             has_mesh_key=server.has_mesh_key,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastderp.errors import ListenError, UsageError
-from fastderp.server.admission.limit_file import load_limits
 from fastderp.server.admission.limits import Limits
 from fastderp.server.components.component import Component, is_there, readable_by_all
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
@@ -120,6 +119,8 @@ class ClientLimits(Component):
         settings = self._settings
         if settings.rate_file is None:
             return self._limits
+        from fastderp.server.admission.limit_file import load_limits
+
         return load_limits(settings.rate_file, settings.address)
 
 

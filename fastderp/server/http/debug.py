@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import fastderp
 from fastderp.errors import ConfigError
-from fastderp.server.http.clients import ClientsPage
 from fastderp.server.http.message import (
     SECURITY_HEADERS,
     Request,
@@ -28,6 +28,9 @@ from fastderp.server.observe.metrics import Process, Value, vars_json, varz
 from fastderp.util import files
 from fastderp.util.net import client_ip
 from fastderp.util.text import html_text
+
+if TYPE_CHECKING:
+    from fastderp.server.http.clients import ClientsPage
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -137,14 +140,15 @@ class DebugPages:
     """The debug pages of one relay.
 
     values collects the metrics under the names of `metrics.METRICS`, without those of the process;
-    check compares the relay's tables and returns its findings. dev adds the client's address to a
+    check compares the relay's tables and returns its findings. clients returns the page, whose code is
+    loaded when it is asked for. dev adds the client's address to a
     refusal.
     """
 
     values: Callable[[], Mapping[str, Value]]
     check: Callable[[], Awaitable[list[str]]] | None = None
     traffic: Callable[[], AsyncIterator[bytes]] | None = None
-    clients: ClientsPage | None = None
+    clients: Callable[[], ClientsPage] | None = None
     access: DebugAccess = field(default_factory=DebugAccess)
     hostname: str = ""
     has_mesh_key: bool = False
@@ -207,7 +211,7 @@ class DebugPages:
     def _client_list(self, request: Request) -> Response:
         """Answer with the connected clients. PROTOCOL §22."""
         assert self.clients is not None
-        response = self.clients.respond(request)
+        response = self.clients().respond(request)
         return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
 
     def index(self, prefix: str = "") -> Response:

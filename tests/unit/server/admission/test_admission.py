@@ -11,7 +11,8 @@ import pytest
 
 from fastderp.errors import ConfigError, LoginError
 from fastderp.server.admission import admission
-from fastderp.server.admission.admission import Admission, ConnectedClient
+from fastderp.server.admission.admission import Admission
+from fastderp.server.admission.connected_client import ConnectedClient
 from fastderp.server.admission.key_lists import KeyLists, Reading
 from fastderp.server.admission.verdict import ALLOWED, Verdict
 from fastderp.server.observe import supervisor as supervisor_module
