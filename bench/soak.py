@@ -37,7 +37,8 @@ class RateResult:
 
     `grown_kib` is the growth of resident memory after a tenth had arrived; `longest_tick_s`
     is the longest time between two runs of another task that sleeps 10 ms; `seconds_at_rate` is
-    the time of the transfer at the relay's rate.
+    the time of the transfer at the relay's rate. `dropped` are the packets that the relay reports
+    as dropped, by its reason: the client drops none.
     """
 
     n_sent: int
@@ -48,13 +49,17 @@ class RateResult:
     grown_kib: int
     longest_tick_s: float
     median_tick_s: float
+    dropped: dict[str, int]
 
     @property
     def problems(self) -> list[str]:
         """Return the failed checks."""
         found = []
         if self.n_arrived != self.n_sent or not self.in_order:
-            found.append(f"{self.n_arrived} of {self.n_sent} packets arrived")
+            found.append(
+                f"{self.n_arrived} of {self.n_sent} packets arrived; "
+                f"the relay dropped {self.dropped or 'none'}"
+            )
         if self.grown_kib > 16 << 10:
             found.append(f"memory grew by {self.grown_kib} KiB")
         if self.median_tick_s > 2 * TICK_S:
@@ -83,6 +88,7 @@ async def through_a_rate_limit(n_bytes: int, bytes_per_s: int) -> RateResult:
                 await sender.send(to, number.to_bytes(8, "big") + body)
             n_arrived, in_order, grown_kib = await receiving
             seconds = time.monotonic() - began_s
+        dropped = dropped_by(relay)
     whole_bytes = n * (PACKET_BYTES + 37)
     return RateResult(
         n_sent=n,
@@ -93,7 +99,17 @@ async def through_a_rate_limit(n_bytes: int, bytes_per_s: int) -> RateResult:
         grown_kib=grown_kib,
         longest_tick_s=round(max(ticks), 4),
         median_tick_s=round(sorted(ticks)[len(ticks) // 2], 4),
+        dropped=dropped,
     )
+
+
+def dropped_by(relay: fastderp.testing.LocalRelay) -> dict[str, int]:
+    """Return the packets that a relay has dropped, by reason."""
+    by_reason = Counter[str]()
+    counts: dict[tuple[str, str], int] = relay.server.metrics()["derp_packets_dropped"]
+    for (reason, _kind), n in counts.items():
+        by_reason[reason] += n
+    return dict(+by_reason)
 
 
 async def receive(client: HTTPClient, n: int) -> tuple[int, bool, int]:
