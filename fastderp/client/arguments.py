@@ -34,6 +34,12 @@ def check_packet_size(size: int) -> None:
         raise ValueError(f"a packet has at most {MAX_PACKET_SIZE} bytes, not {size}")
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise ValueError for a limit of messages below 1; None is no limit."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 or None, not {limit}")
+
+
 def ping_data(data: object) -> bytes:
     """Return the 8 bytes of a ping. Raises ValueError for other sizes. PROTOCOL §2."""
     data = bytes_of("data", data)

@@ -18,6 +18,7 @@ from typing import Self
 
 from fastderp.client.arguments import (
     bytes_of,
+    check_limit,
     check_packet_size,
     check_type,
     ping_data,
@@ -367,8 +368,7 @@ class Client:
 
         Costs less per message than `recv` when many arrive.
         """
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 or None, not {limit}")
+        check_limit(limit)
         if self._inbox.must_wait or running_loop() is not self._loop:
             await self._wait_for_message()
         return self._inbox.take_many(limit)

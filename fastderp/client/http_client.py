@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from typing import Self
 
-from fastderp.client.arguments import bytes_of, check_packet_size, check_type
+from fastderp.client.arguments import bytes_of, check_limit, check_packet_size, check_type
 from fastderp.client.backoff import DEFAULT_BACKOFF, Backoff
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.connector import OVER, Connector
@@ -366,6 +366,7 @@ class HTTPClient:
 
         Costs less per message than `recv` when many arrive.
         """
+        check_limit(limit)
         first = await self.recv()
         client = self._connector.client
         if self._connector.unread or client is None or limit == 1:

@@ -134,6 +134,24 @@ async def test_failing_call_raises_and_the_next_one_reconnects(server: FakeServe
         assert await receiving_again == (ServerInfo(), 2)
 
 
+async def test_many_messages_are_taken_at_once_and_no_more_than_asked_for(
+    server: FakeServer,
+) -> None:
+    async with client_of(server) as client:
+        with pytest.raises(ValueError, match="limit must be at least 1"):
+            await client.recv_many(limit=0)
+        receiving = asyncio.create_task(client.recv_many(limit=2))
+        _, relay = await server.next_login()
+        for number in range(10):
+            relay.send(FrameType.RECV_PACKET, PEER.raw, b"%d" % number)
+        received = await receiving
+        assert 1 <= len(received) <= 2
+        while len(received) < 11:
+            received += await client.recv_many()
+        packets = [ReceivedPacket(PEER, b"%d" % number) for number in range(10)]
+        assert received == [ServerInfo(), *packets]
+
+
 async def test_failed_send_ends_the_receiver_of_that_connection_only(server: FakeServer) -> None:
     async with client_of(server) as client:
         receiving = asyncio.create_task(client.recv())
