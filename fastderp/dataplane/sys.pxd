@@ -116,6 +116,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_setstacksize(pthread_attr_t* attr, size_t n)
     int pthread_attr_destroy(pthread_attr_t* attr)
 
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_NAME            # the calling thread's name in ps, top and perf; up to 15 bytes
+    int prctl(int option, ...)
+
 # glibc keeps freed memory until malloc_trim; other C libraries return it to the system themselves.
 cdef extern from *:
     """

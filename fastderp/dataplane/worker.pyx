@@ -42,7 +42,7 @@ from fastderp.dataplane.sys cimport (
     clock_ns, close, counter_add, epoll_create1, epoll_ctl, epoll_wait, errno, eventfd,
     eventfd_drain, eventfd_wake, pages_release, pthread_attr_destroy, pthread_attr_init,
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock,
-    pthread_mutex_unlock, recv, thread_ask_short_slice,
+    pthread_mutex_unlock, prctl, PR_SET_NAME, recv, thread_ask_short_slice,
 )
 from fastderp.dataplane.timer_wheel cimport (
     Wheel, wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep,
@@ -205,6 +205,7 @@ cdef void* worker_run(void* arg) noexcept nogil:
     cdef Worker* w = <Worker*>arg
     cdef Core* core = w.context.core
     cdef int n_events
+    prctl(PR_SET_NAME, <const char*>b"fastderp-worker")
     thread_ask_short_slice(SLICE_NS)
     while not atomic_load_u8(&w.stop):
         n_events = events_wait(w)

@@ -421,3 +421,16 @@ def test_worker_threads_have_priority_over_the_login_thread(tmp_path: Path) -> N
         niceness = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
     assert niceness.pop(pid) == min(19, ours + 10)
     assert list(niceness.values()).count(ours) >= 2
+
+
+def test_threads_have_their_own_names_in_top_and_perf(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-c", str(tmp_path / "key"), "--workers=1", "--stun-port=0")
+    with relay(*flags, "--http-port=-1") as running:
+        pid = running.process.pid
+        tasks = f"/proc/{pid}/task"
+        expected = {"fastderp-worker", "fastderp-stun"}
+        eventually(lambda: expected <= {thread_name(pid, int(task)) for task in os.listdir(tasks)})
+
+
+def thread_name(pid: int, thread: int) -> str:
+    return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()

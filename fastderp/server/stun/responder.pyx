@@ -13,7 +13,8 @@ from posix.uio cimport iovec
 from fastderp.dataplane.sys cimport (
     EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL,
     atomic_load_u8, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, close, counter_add,
-    eventfd, eventfd_drain, eventfd_wake, msghdr, pthread_create, pthread_join, pthread_t,
+    eventfd, eventfd_drain, eventfd_wake, msghdr, prctl, PR_SET_NAME, pthread_create, pthread_join,
+    pthread_t,
 )
 from fastderp.server.stun.sys cimport (
     AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH,
@@ -286,6 +287,7 @@ cdef void* responder_run(void* argument) noexcept nogil:
     cdef pollfd* wake = &r.polled[r.n_sockets]
     cdef bint all_readable
     cdef int i
+    prctl(PR_SET_NAME, <const char*>b"fastderp-stun")
     setpriority(PRIO_PROCESS, 0, NICENESS)
     while not atomic_load_u8(&r.is_stopping):
         if poll(r.polled, r.n_sockets + 1, -1) < 0:
