@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
 from fastderp.client.stun import binding_request, parse_response
 from tests.kit.certificates import self_signed
-from tests.kit.command import relay
+from tests.kit.command import RunningRelay, relay
 from tests.kit.relay import eventually
 from tests.system.test_certificates import NAME, put
 
@@ -30,6 +31,20 @@ def asks(host: str, port: int, timeout_s: float = 10.0) -> bool:
             return parse_response(client.recv(100)) == (asked, *client.getsockname()[:2])
         except (TimeoutError, ConnectionRefusedError):
             return False
+
+
+def readiness(running: RunningRelay) -> tuple[int, str]:
+    """Return status and text of `/readyz`."""
+    context = ssl._create_unverified_context()
+    with (
+        socket.create_connection(("127.0.0.1", running.port), timeout=20) as sock,
+        context.wrap_socket(sock, server_hostname=NAME) as client,
+    ):
+        client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        answer = b""
+        while data := client.recv(65536):
+            answer += data
+    return int(answer.split()[1]), answer.decode()
 
 
 def test_stun_may_have_an_address_of_its_own(tmp_path: Path) -> None:
@@ -59,8 +74,11 @@ def test_stun_is_silent_while_clients_refuse_the_certificate(tmp_path: Path) -> 
             in running.said
         )
         assert not asks("127.0.0.1", running.stun_port, 0.2)
+        status, reason = readiness(running)
+        assert status == 503 and "certificate for relay.test expired on" in reason
         put(tmp_path, self_signed(NAME))
         running.process.send_signal(signal.SIGHUP)
         eventually(lambda: asks("127.0.0.1", running.stun_port, 0.2), 20)
+        assert readiness(running)[0] == 200
         _, said = running.stop()
     assert said.count("STUN answers again\n") == 1
