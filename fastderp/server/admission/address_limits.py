@@ -63,16 +63,17 @@ class AddressLimits:
                     self.keep(session.handle, self._count(session.addr))
 
     def enter(self, ip: str) -> Group | None:
-        """Count a connection from `ip`; return the argument of `leave`, None when it is not
-        counted.
+        """Count a connection from `ip`; return the argument of `leave`.
 
-        A client without an address ("") is not counted.
+        A client without an address ("") is not counted: None.
 
         Raises AddressLimitError when the address has reached its limit of connections.
         """
         if not self._is_counting:
             return None
         addr = address_bytes(ip)
+        if addr == _NO_ADDRESS:
+            return None
         limit = self._limits.of_address(addr).connections
         if limit and self._connections.get(_group(addr), 0) >= limit:
             raise AddressLimitError(f"limit of its address reached: {limit} connections")

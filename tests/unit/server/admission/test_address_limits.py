@@ -51,6 +51,7 @@ def test_a_place_is_given_back_once_at_the_end_of_its_connection_or_session() ->
 
 def test_a_client_without_an_address_is_not_limited() -> None:
     limits = limited(connections=1, logins_per_s=1, login_burst=1)
+    assert limits.place().log_in("::1") == "", "its network is all zeros, too"
     for _ in range(3):
         assert limits.place().log_in("") == ""
 
