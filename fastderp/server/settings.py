@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from fastderp.server.admission.limits import AddressLimit
 from fastderp.server.certificates.acme.settings import AcmeSettings
@@ -21,15 +21,13 @@ from fastderp.wire.keys import NodePublic
 MAX_BURST = int(ACCEPT_BURST.high)
 
 
-@dataclass(frozen=True, slots=True)
-class KeySettings:
+class KeySettings(NamedTuple):
     """The relay's identity."""
 
     file: Path | None = None  # None: a new key in memory
 
 
-@dataclass(frozen=True, slots=True)
-class ProxySettings:
+class ProxySettings(NamedTuple):
     """The proxies in front of the relay."""
 
     trusted: TrustedProxies = TrustedProxies()
@@ -37,8 +35,7 @@ class ProxySettings:
     path_prefix: str = ""  # "/x": every path is also served below it
 
 
-@dataclass(frozen=True, slots=True)
-class ListenSettings:
+class ListenSettings(NamedTuple):
     """The TCP addresses of the relay, and its socket options."""
 
     host: str = ""  # "" for every address; or unix:PATH
@@ -65,16 +62,14 @@ class ListenSettings:
         return self.tls and math.isfinite(self.accept_per_s) and self.accept_burst == MAX_BURST
 
 
-@dataclass(frozen=True, slots=True)
-class ManualSettings:
+class ManualSettings(NamedTuple):
     """A certificate from files."""
 
     directory: Path
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionSettings:
+class AdmissionSettings(NamedTuple):
     """The checks of clients; each one that is set must admit the client."""
 
     tailscaled: bool = False
@@ -92,8 +87,7 @@ class AdmissionSettings:
         return not (self.tailscaled or self.url or self.allow_file or self.deny_file)
 
 
-@dataclass(frozen=True, slots=True)
-class LimitSettings:
+class LimitSettings(NamedTuple):
     """The limits of each client and of the whole relay."""
 
     rate_file: Path | None = None
@@ -105,8 +99,7 @@ class LimitSettings:
     drain_s: float = 10.0  # 0: clients are told to come back, and closed at once
 
 
-@dataclass(frozen=True, slots=True)
-class StunSettings:
+class StunSettings(NamedTuple):
     """The address of the STUN server."""
 
     host: str = ""
@@ -114,16 +107,14 @@ class StunSettings:
     reuse_port: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BootstrapSettings:
+class BootstrapSettings(NamedTuple):
     """The names that `/bootstrap-dns` resolves, split but not checked."""
 
     published: tuple[str, ...] = ()
     unpublished: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PageSettings:
+class PageSettings(NamedTuple):
     """The content of the HTTP pages."""
 
     hostname: str = ""
@@ -133,8 +124,7 @@ class PageSettings:
     dev: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ObserveSettings:
+class ObserveSettings(NamedTuple):
     """The settings of logs and counters, and the addresses that may read them."""
 
     debug_logs: bool = False
@@ -142,11 +132,10 @@ class ObserveSettings:
     rtt_stats: bool = True
     sender_cardinality: bool = False
     watched_drops: tuple[NodePublic, ...] = ()
-    debug_access: DebugAccess = field(default_factory=DebugAccess)
+    debug_access: DebugAccess = DebugAccess()
 
 
-@dataclass(frozen=True, slots=True)
-class MeshSettings:
+class MeshSettings(NamedTuple):
     """The region: its secret, and the other relays."""
 
     psk_file: Path | None = None
@@ -155,8 +144,7 @@ class MeshSettings:
     members: str = ""  # not parsed
 
 
-@dataclass(frozen=True, slots=True)
-class SecretsSettings:
+class SecretsSettings(NamedTuple):
     """A setec server that has the region's secret."""
 
     url: str
@@ -164,8 +152,7 @@ class SecretsSettings:
     cache: Path
 
 
-@dataclass(frozen=True, slots=True)
-class RelaySettings:
+class RelaySettings(NamedTuple):
     """All sections. None leaves the component out."""
 
     key: KeySettings
