@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 
 project = "fastderp"
 author = "the fastderp developers"
+copyright = author
 release = version = fastderp.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}

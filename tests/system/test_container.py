@@ -29,7 +29,7 @@ async def main():
         HTTPClient({url!r}, NodePrivate.generate(), cert_name={pin!r}, dial_host="127.0.0.1")
         for _ in range(2)
     )
-    async with ann, bob, asyncio.timeout(20):
+    async with ann, bob, asyncio.timeout(60):
         for client in (ann, bob):
             assert isinstance(await client.recv(), ServerInfo)
         await ann.send(bob.public_key, b"hello")

@@ -23,7 +23,7 @@ async def main():
     ann, bob = (
         HTTPClient({url!r}, NodePrivate.generate(), cert_name={pin!r}) for _ in range(2)
     )
-    async with ann, bob, asyncio.timeout(20):
+    async with ann, bob, asyncio.timeout(60):
         for client in (ann, bob):
             assert isinstance(await client.recv(), ServerInfo)
         for number in range(100):
@@ -51,7 +51,7 @@ def run_as(system: str, program: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
 
 
