@@ -86,7 +86,9 @@ def test_logins_over_the_rate_get_429_and_pages_are_served(relay: Relay) -> None
         refused.send(request)
         answer = refused.read_to_end()
     assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n")
-    assert answer.endswith(b"\r\n\r\nToo many logins from this IP address.\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"Too many connections or logins from this IP address.\n"
+    assert b"\r\nContent-Length: %d\r\n" % len(body) in head
     assert relay.refused()["http_429"] == 1
     with relay.connect() as visitor:
         visitor.send(b"GET /derp/probe HTTP/1.0\r\n\r\n")

@@ -44,8 +44,8 @@ PLAIN_HTTP_ON_TLS_PORT = (
 
 # The answer to a login over the limit of the client's address; the connection is closed after it.
 TOO_MANY_REQUESTS = (
-    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 38\r\n"
-    b"Connection: close\r\n\r\nToo many logins from this IP address.\n"
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 53\r\n"
+    b"Connection: close\r\n\r\nToo many connections or logins from this IP address.\n"
 )
 
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
