@@ -105,25 +105,38 @@ class Crowd:
         self._retries: list[tuple[float, Client]] = []
 
     def dial(self, client: Client, node: int = 0) -> None:
-        """Connect to the first node from this one on that accepts."""
-        for number in range(node, len(self._ports)):
-            sock = socket.socket()
-            try:
-                sock.connect(("127.0.0.1", self._ports[number]))
-            except ConnectionRefusedError:
-                sock.close()
-                continue
-            sock.setblocking(False)
-            client.sock, client.node, client.logged_in, client.unread = sock, number, False, b""
-            sock.send(client.infos[number])
-            self._selector.register(sock, selectors.EVENT_READ, client)
+        """Begin to connect to a node; the next one follows when it refuses."""
+        if node == len(self._ports):
+            self._retries.append((time.monotonic() + RETRY_S, client))
             return
-        self._retries.append((time.monotonic() + RETRY_S, client))
+        sock = socket.socket()
+        sock.setblocking(False)
+        client.sock, client.node, client.logged_in, client.unread = sock, node, False, b""
+        sock.connect_ex(("127.0.0.1", self._ports[node]))
+        self._selector.register(sock, selectors.EVENT_WRITE, client)
+
+    def _connected(self, client: Client) -> None:
+        """Log in on a new connection, or dial the next node."""
+        assert client.sock is not None
+        if client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._drop(client)
+            self.dial(client, client.node + 1)
+        else:
+            client.sock.send(client.infos[client.node])
+            self._selector.modify(client.sock, selectors.EVENT_READ, client)
+
+    def _drop(self, client: Client) -> None:
+        assert client.sock is not None
+        self._selector.unregister(client.sock)
+        client.sock.close()
 
     def serve(self, timeout_s: float) -> None:
         """Read what has come."""
         for key, _ in self._selector.select(timeout_s):
-            self._read(key.data)
+            if key.events == selectors.EVENT_WRITE:
+                self._connected(key.data)
+            else:
+                self._read(key.data)
         now_s = time.monotonic()
         due = [client for at_s, client in self._retries if at_s <= now_s]
         self._retries = [retry for retry in self._retries if retry[0] > now_s]
@@ -140,8 +153,7 @@ class Crowd:
             client.unread += data
             self._take_frames(client)
             return
-        self._selector.unregister(client.sock)
-        client.sock.close()
+        self._drop(client)
         if not client.logged_in:
             self.n_refused += 1
             self._retries.append((time.monotonic() + RETRY_S, client))

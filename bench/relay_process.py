@@ -24,6 +24,7 @@ class RelayProcess:
         """Start it; `wait_for` waits until it is ready."""
         self.process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
+        self._is_over = False
         self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -34,11 +35,15 @@ class RelayProcess:
             with self._more:
                 self.lines.append(line)
                 self._more.notify_all()
+        with self._more:
+            self._is_over = True
+            self._more.notify_all()
 
     def wait_for(self, text: str, n_times: int = 1, limit_s: float = START_LIMIT_S) -> None:
         """Wait until `n_times` log lines have a text. Raises RuntimeError with the log's end."""
         with self._more:
-            if not self._more.wait_for(lambda: self.count(text) >= n_times, limit_s):
+            self._more.wait_for(lambda: self._is_over or self.count(text) >= n_times, limit_s)
+            if self.count(text) < n_times:
                 raise RuntimeError(f"no {text!r} in the log: {''.join(self.lines[-5:])}")
 
     def count(self, text: str) -> int:
