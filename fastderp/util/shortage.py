@@ -54,7 +54,7 @@ def lookups_are_short() -> bool:
 
 def first_reserved_descriptor() -> int:
     """Return the lowest descriptor of the reserve that the listeners leave free."""
-    limit = _limit()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return limit - min(DESCRIPTOR_RESERVE, limit // _RESERVE_SHARE)
 
 

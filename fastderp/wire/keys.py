@@ -43,7 +43,7 @@ class Box:
     def __init__(self, private: NodePrivate, peer: NodePublic) -> None:
         """Agree on the shared key. BoxError for a zero or low-order `peer`."""
         try:
-            self._shared = bindings.crypto_box_beforenm(peer.raw, private.raw)
+            self._shared = bindings.crypto_box_beforenm(peer.raw, private._raw)
         except nacl_errors.RuntimeError:
             raise BoxError("the public key is of low order") from None
 

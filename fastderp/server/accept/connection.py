@@ -236,7 +236,8 @@ class Connection:
             self._tls.feed(data)
         else:
             self._take(self._channel.open(data))
-        self._check_end()
+        if self._channel.eof:
+            self._check_end()
 
     def _check_end(self) -> None:
         """End the connection if the channel has ended and its input is consumed."""
@@ -514,7 +515,8 @@ class Connection:
         """Perform the next step of a login."""
         match step:
             case Step.READ:
-                self._send_login_output(login)
+                if output := login.take_output():
+                    self._stream.send(self._channel.seal(output))
             case Step.ADMIT:
                 self._promote(login)
             case Step.ASK:
@@ -558,7 +560,8 @@ class Connection:
             not_ideal=self._not_ideal,
             on_end=bridge.session_ended if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
-            behind_proxy=self._origin.through_proxy or isinstance(self._channel, MessageChannel),
+            behind_proxy=self._origin.through_proxy
+            or (bridge is not None and isinstance(self._channel, MessageChannel)),
             address_group=group,
         )
         if bridge is not None:

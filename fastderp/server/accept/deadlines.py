@@ -33,7 +33,8 @@ class Deadlines:
 
     def start(self, owner: Timed, budget_s: float) -> None:
         """Give an owner `budget_s` seconds from now on, instead of its earlier budget."""
-        self.stop(owner)
+        if owner.budget_s:
+            self.stop(owner)
         owner.budget_s = budget_s
         due_s = self._loop.time() + budget_s
         queue = self._queues.get(budget_s)

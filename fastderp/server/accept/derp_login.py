@@ -134,7 +134,7 @@ class DerpLogin:
                 return Step.READ
             self._client = open_client_info(self._terms.private_key, payload)
             self.is_mesh_peer = self._terms.is_mesh_peer(self._client.info)
-            if not self.is_mesh_peer:
+            if self._terms.disallowed_app_names and not self.is_mesh_peer:
                 check_app_name_allowed(self._client.info, self._terms.disallowed_app_names)
         except LoginError as error:
             return self._refuse(error.reason, str(error))
@@ -166,11 +166,13 @@ class DerpLogin:
         return payload
 
     def _admit(self) -> Step:
-        info = ServerInfo()
-        if not self.is_mesh_peer:
-            key, app_name = self.client.public.raw, self.client.info.app_name
-            info = self._terms.server_info(key, app_name, address_bytes(self._ip))
-        self._output += self.client.server_info_frame(info)
+        client = self.client
+        if self.is_mesh_peer:
+            info = ServerInfo()
+        else:
+            addr = address_bytes(self._ip)
+            info = self._terms.server_info(client.public.raw, client.info.app_name, addr)
+        self._output += client.server_info_frame(info)
         return Step.ADMIT
 
     def _refuse(self, reason: str, detail: str) -> Step:

@@ -156,7 +156,8 @@ class HttpSession:
         if known is None:
             return self._parse(data)
         upgrade, self._unread = known
-        self._note_request()
+        if self._tls_version:
+            self._context.registrar.connection_log.note_request(self._tls_version)
         return StartLogin(upgrade)
 
     def tunnel_failed(self, request: Request) -> Action:
@@ -191,7 +192,8 @@ class HttpSession:
         if proxies.path_prefix:
             request.strip_prefix(proxies.path_prefix)
         request.secure = bool(self._tls_version)
-        self._note_request()
+        if self._tls_version:
+            self._context.registrar.connection_log.note_request(self._tls_version)
         if request.method == "CONNECT" and self._context.tunnels is not None:
             target = Target.parse(request.target)
             if target is None:
@@ -244,10 +246,6 @@ class HttpSession:
         if response.pieces is not None and request.method != "HEAD":
             return Page(data, response.pieces)
         return Reply(data, close)
-
-    def _note_request(self) -> None:
-        if self._tls_version:
-            self._context.registrar.connection_log.note_request(self._tls_version)
 
 
 async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncIterator[bytes]:

@@ -34,11 +34,13 @@ _N_SMALL = (SMALL_BYTES >> _CLASS_SHIFT).bit_length()
 class Account:
     """The memory of one connection. `evict` is called once, when the budget is exceeded."""
 
-    __slots__ = ("evict", "n_bytes")
+    __slots__ = ("evict", "n_bytes", "size_class")
 
     def __init__(self, evict: Callable[[], None]) -> None:
         self.evict: Callable[[], None] = evict
         self.n_bytes: int = 0
+        # belongs to LoginMemory
+        self.size_class: int = 0
 
 
 class LoginMemory:
@@ -72,13 +74,15 @@ class LoginMemory:
         before = account.n_bytes
         if n_bytes == before:
             return True
-        old, new = _class_of(before), _class_of(n_bytes)
+        old = account.size_class
+        new = min((n_bytes >> _CLASS_SHIFT).bit_length(), _N_CLASSES - 1)
         if old != new or not before or not n_bytes:
             if before:
                 del self._accounts[old][account]
             if n_bytes:
                 self._accounts[new][account] = None
         account.n_bytes = n_bytes
+        account.size_class = new
         self.held_bytes += n_bytes - before
         if old < _N_SMALL:
             self._small_bytes -= before
@@ -88,7 +92,8 @@ class LoginMemory:
             self.freed_bytes += before - n_bytes
             self.on_free()
             return True
-        return self._make_room(account)
+        is_over = self._small_bytes > self._small_limit_bytes or self.held_bytes > self.limit_bytes
+        return self._make_room(account) if is_over else True
 
     def release(self, account: Account) -> None:
         """Clear an account, and drop its callback with the cycle through its owner."""
@@ -116,10 +121,6 @@ class LoginMemory:
         # Removed even if the owner did not free its memory: `evict` is called once.
         self.release(victim)
         return True
-
-
-def _class_of(n_bytes: int) -> int:
-    return min((n_bytes >> _CLASS_SHIFT).bit_length(), _N_CLASSES - 1)
 
 
 def _nothing() -> None:

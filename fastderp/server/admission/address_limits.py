@@ -165,7 +165,8 @@ class AddressPlace:
 
     def leave(self) -> None:
         """Release the place; a no-op without one."""
-        self._limits.leave(self.give_away())
+        if self._group is not None:
+            self._limits.leave(self.give_away())
 
     def give_away(self) -> Group | None:
         """Return the place, for a session that keeps it."""

@@ -62,7 +62,7 @@ class TrustedProxies:
 
     def trusts(self, ip: str) -> bool:
         """Whether an address is a proxy's; "" is the peer of a unix socket."""
-        if not self:
+        if not self.networks and not self.unix:
             return False
         if not ip:
             return self.unix

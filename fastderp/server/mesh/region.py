@@ -87,6 +87,8 @@ class Region:
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether a client has sent a mesh key; the comparison takes constant time."""
+        if not self.keys:
+            return False
         equal = [info.mesh_key == key for key in self.keys]
         return any(equal)
 

@@ -91,7 +91,10 @@ class Supervisor:
         self._errors.setdefault(task, 0)
 
         def call(*args: P.args, **kw: P.kwargs) -> None:
-            self.guard(task, callback, *args, **kw)
+            try:
+                callback(*args, **kw)
+            except Exception as error:
+                self.note(task, error)
 
         return call
 
