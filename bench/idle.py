@@ -1,4 +1,4 @@
-"""What a relay without clients costs: the time of its start, and its resident memory.
+"""The cost of a relay without clients: the time of its start, and its resident memory.
 
     python bench/idle.py [--rounds 5] [--derper PATH | --no-derper] [--settle 12]
 

@@ -42,7 +42,7 @@ END_S = 5.0
 
 
 class Result(Protocol):
-    """What a run has measured."""
+    """The measured values of a run."""
 
     @property
     def problems(self) -> list[str]:

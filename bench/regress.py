@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(base: Path, repetitions: int, only: str) -> list[Verdict]:
-    """Run both builds alternately; repeat the benches that look slower."""
+    """Run both builds alternately; repeat the benches that appear slower."""
     old: Medians = {}
     new: Medians = {}
     _repeat(base, old, new, repetitions, only)

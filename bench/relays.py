@@ -185,7 +185,7 @@ def _output(
 def running(relay: Relay, *, cores: Collection[int] = (), tls: bool = False) -> Iterator[Running]:
     """Run a fresh process of `relay` on 127.0.0.1 and on `cores` in the block.
 
-    The cores are set before the program starts: a Go relay then sees a machine with only these.
+    The cores are set before the program starts: a Go relay then detects only these.
     Raises RelayError, with the end of its log, when it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:

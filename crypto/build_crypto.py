@@ -71,7 +71,7 @@ _CALLBACK = re.compile(r"^ctypedef (\w+) \(\*(\w+)\)\(([^()]*)\) noexcept nogil"
 
 
 class BuildError(Exception):
-    """The library cannot be built; the text says why and what to do."""
+    """The library cannot be built; the text has the cause and the next step."""
 
 
 def pinned() -> tuple[str, str]:
@@ -112,7 +112,8 @@ def build(crate: Path, output: Path, jobs: int = 0) -> None:
         # Error messages have names of source files in them.
         compile_flags = [*COMPILE, f"-ffile-prefix-map={work}=."]
         configure(source, work / "build", compile_flags)
-        # ccache, where it is installed, must not see that each build has a directory of its own.
+        # Relative paths, because a path of the separate build directory would prevent hits of
+        # ccache.
         environment = os.environ | {"CCACHE_BASEDIR": temporary, "CCACHE_NOHASHDIR": "1"}
         targets = ["--target", "crypto", "ssl", "-j", str(jobs)]
         run(["cmake", "--build", work / "build", *targets], environment=environment)

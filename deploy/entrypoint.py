@@ -3,8 +3,8 @@
 
 `fastderp-entrypoint [FLAGS]` becomes `fastderp-relay` with the key and the certificates in
 /var/lib/fastderp; flags win over variables. `fastderp-entrypoint health` asks the relay of the same
-variables for /derp/probe and exits with 0 when it answers 200. It does not see flags: where they
-change the address, FASTDERP_HEALTH_URL names it. Needs nothing but Python.
+variables for /derp/probe and exits with 0 when it answers 200. It does not get the flags: if they
+change the address, set FASTDERP_HEALTH_URL. Needs nothing but Python.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Count what docs/style.md says about the shape of the code: `python docs/count_house.py [TREE]`.
+"""Count the figures in docs/style.md about the shape of the code: `python docs/count_house.py
+[TREE]`.
 
 Reads the sources as text; prints one row per figure. Needs nothing but Python.
 """

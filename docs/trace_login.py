@@ -16,7 +16,7 @@ import fastderp
 from fastderp import HTTPClient, NodePrivate, Server
 
 ROOT = str(Path(fastderp.__file__).parent)
-# What both ends use, and what runs beside a login.
+# Modules that both sides use, or that are not part of a login.
 SHARED = ("wire/", "util/", "errors", "__init__")
 
 

@@ -63,7 +63,7 @@ class LocalRelay:
 
     @property
     def url(self) -> str:
-        """Where clients connect; the same after every start."""
+        """The URL for clients; the same after every start."""
         return f"{'https' if self._tls else 'http'}://{_HOST}:{self._port}/derp"
 
     def client(self, private_key: NodePrivate | None = None, **options: Any) -> HTTPClient:

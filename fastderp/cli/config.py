@@ -415,7 +415,7 @@ def manual_hostname(text: str) -> str:
 
 
 def _ascii_name(text: str) -> str:
-    """Return a name in ASCII without its final dot; "" for text that is no name."""
+    """Return a name in ASCII without its final dot; "" for text that is not a name."""
     try:
         return text.removesuffix(".").encode("idna").decode()
     except UnicodeError:

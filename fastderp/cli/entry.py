@@ -1,4 +1,4 @@
-"""The entry points of the commands. On another system than Linux, one line says so.
+"""The entry points of the commands. On other systems than Linux they print one line and exit.
 
 Imports few modules; `fastderp.cli.relay` gives the reason.
 """

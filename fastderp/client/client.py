@@ -117,7 +117,7 @@ class Client:
         # The frame head for the latest destination and size, which most packets share with the
         # previous one.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
-        # What has arrived already is read when the caller has the client.
+        # Bytes that have arrived are read after the caller has the client.
         self._loop.call_soon(self._start_reading)
 
     @classmethod

@@ -189,7 +189,7 @@ class Outbox:
         self._task.cancel()
 
     def _resume(self) -> None:
-        """Have `_write` look for frames."""
+        """Wake `_write` to check for frames."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._idle = None

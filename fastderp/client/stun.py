@@ -55,7 +55,7 @@ def parse_response(datagram: bytes) -> tuple[bytes, str, int]:
         raise ProtocolError("not a STUN datagram")
     if datagram[:2] != _BINDING_SUCCESS:
         raise ProtocolError(
-            f"STUN: a message of type 0x{datagram[:2].hex()} is no answer with an address"
+            f"STUN: a message of type 0x{datagram[:2].hex()} is not an answer with an address"
         )
     end = _HEADER_SIZE + int.from_bytes(datagram[2:4])
     if len(datagram) < end:
@@ -96,7 +96,7 @@ def _address(value: bytes, mask: bytes) -> tuple[str, int]:
     """
     size = _ADDRESS_SIZES.get(value[1]) if len(value) >= 4 else None
     if size is None or len(value) < 4 + size:
-        raise ProtocolError(f"STUN: {value.hex()} is no address")
+        raise ProtocolError(f"STUN: {value.hex()} is not an address")
     port = int.from_bytes(value[2:4]) ^ int.from_bytes(mask[:2])
     shown = (int.from_bytes(value[4 : 4 + size]) ^ int.from_bytes(mask[:size])).to_bytes(size)
     if size == 4:

@@ -55,7 +55,7 @@ class WebSocketStream:
     async def open(cls, outside: Stream, *, host: str, path: str, https: bool) -> WebSocketStream:
         """Do the opening handshake over `outside` and return the stream inside the WebSocket.
 
-        `host` is for the Host header, `https` says whether `outside` is TLS. Raises DialError when
+        `host` is for the Host header, `https` is whether `outside` is TLS. Raises DialError when
         the relay refuses, ConnectionLost when the connection breaks; the caller then closes
         `outside`. PROTOCOL §9.3.
         """

@@ -11,7 +11,7 @@ from fastderp.dataplane.sys cimport iovec
 cdef enum:
     LANE_BYTES = 262144          # limit of a lane of packets, disco or data
     LINK_LANE_BYTES = 4194304    # the same towards another relay, whose receivers share the lanes
-    LANE_PACKETS = 32            # packets that wait whatever their size (derper's queue depth)
+    LANE_PACKETS = 32            # packets that wait regardless of their size (derper's queue depth)
     CONTROL_BYTES = 262144       # a peer with more bytes of control frames waiting is closed
     MESH_CONTROL_BYTES = 16777216    # the same for a mesh peer: PeerPresent for 300,000 clients
     NODE_BYTES = 48              # memory of a frame besides its bytes: head of Node and of malloc
@@ -42,7 +42,7 @@ cdef struct Backlog:             # guarded by the session's output lock
 
 # Shared by all sessions of a plane: the memory of waiting frames, with its overhead.
 cdef struct BacklogBudget:
-    uint64_t cap_bytes           # fixed; packets respect it, backlog_push says what may exceed it
+    uint64_t cap_bytes           # fixed; packets respect it; backlog_push describes the exceptions
     uint64_t bytes               # atomic
 
 # Called for each dropped frame.

@@ -81,7 +81,7 @@ cdef inline uint64_t lane_weight(const Backlog* b, uint8_t lane) noexcept nogil:
 
 
 cdef struct Room:                # the limits of a lane when a packet arrives; on the stack
-    bint has_places              # memory is plentiful: lane_packets wait whatever their size
+    bint has_places              # memory is plentiful: lane_packets wait regardless of their size
     # the lane keeps its packets but does not grow: sessions that fill the cap leave MIN_LANE_BYTES
     # to every other and displace only their own packets
     bint over_reserve

@@ -1,4 +1,4 @@
-# What the threads of a plane share: sessions, their parts, and the state around them, with the
+# The shared state of a plane's threads: sessions, their parts, and the state around them, with the
 # guard of each field. Types only; the functions are in session, output and worker. All threads name
 # a session by handle (slot and generation), so a late reference is harmless. Lock order: route
 # table, then one session's output lock (never two), then a wheel or the events queue.
@@ -29,7 +29,7 @@ cdef enum:
     APP_NAME_MAX = 32            # bytes (PROTOCOL §22)
     RATE_CLASSES = 256           # the limit of all clients and those of the classes (§6.8)
 
-# What a client is told in a Health frame; the bits of session.problems.
+# The problems that a Health frame reports; the bits of session.problems.
 cdef enum Problem:
     PROBLEM_DUPLICATE = 1        # another session has its key (§6.3)
     PROBLEM_RATE = 2             # it is held back by its rate limit (§6.8)
@@ -107,7 +107,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     Bucket bucket                # receive rate limit (§6.8)
     # when reading resumes for a session over its rate; 0 = not held back
     uint64_t resume_ns
-    # when it was last held back; 0 = its client was not told, or was told that it is over
+    # when it was last held back; 0 = its client has no notice of it, or got the notice of its end
     uint64_t held_ns
     uint64_t not_here_ns         # when the answer limiter last gained a token
     uint8_t not_here_tokens
@@ -139,7 +139,7 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t contended
     uint8_t wants_out            # EPOLLOUT is armed
     uint8_t is_held              # EPOLLIN is disarmed: over the rate limit
-    uint8_t problems             # bits of Problem that the client was told of
+    uint8_t problems             # bits of Problem in the latest Health frame
     uint8_t rtt_excused          # has no round-trip time and is not counted for that (again)
     Backlog* backlog             # NULL while empty
     # an empty backlog that keeps the flows of flooding senders while the session is contended; or
@@ -172,7 +172,7 @@ cdef struct Core:                # shared by all threads of a plane; fixed unles
     uint64_t keep_alive_ns
     uint64_t write_timeout_ns    # atomic; 0 = none
     uint64_t mesh_write_timeout_ns   # 0 = none
-    # after this time without being held back a client is told that it is over
+    # after this time without being held back a client gets the notice of the end
     uint64_t rate_calm_ns
     uint64_t home_settled_ns     # after the login; only later changes of home are moves (§6.6)
     # how long a packet may wait for a session, except under lane_packets; 0 = no limit

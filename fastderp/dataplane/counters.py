@@ -26,7 +26,7 @@ class Label:
 class Counter:
     """One row.
 
-    owner says whose name it is: `derp_NAME`, `fastderp_NAME` (counters of ours end in `_total`), or
+    owner selects the prefix: `derp_NAME`, `fastderp_NAME` (counters of ours end in `_total`), or
     `part` of a metric that is computed elsewhere. Names of derper's are on `/debug/vars` as
     `{"derp": {prefix + name}}`, or beside that object where nested is false.
     """

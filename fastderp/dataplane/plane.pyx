@@ -94,8 +94,8 @@ cdef class Plane:
         move (§6.6).
     keep_alive_s: seconds between two keep-alive frames to one client; the plane adds up to a
         twelfth.
-    rate_calm_s: seconds without being held back by the rate limit after which a client is told that
-        it is over (§6.8).
+    rate_calm_s: seconds without being held back by the rate limit after which a client gets the
+        notice of the end (§6.8).
     disable_fighters: send nothing to sessions that fight over a key, instead of sending to the
         session that sent last (§6.3).
     backlog_cap_bytes: limit for all backlogs together. Each session may exceed it by the rest of a

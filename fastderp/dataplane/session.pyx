@@ -136,7 +136,7 @@ cdef void link_watch(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef uint64_t held_back_watch(ThreadContext* t, Session* s) noexcept nogil:
-    # Tell a client that it is no longer held back (§6.8). Returns the time of the next check.
+    # Notify a client that it is no longer held back (§6.8). Returns the time of the next check.
     cdef uint64_t calm_ns = s.held_ns + t.core.rate_calm_ns
     if s.resume_ns == 0 and t.now_ns >= calm_ns:
         s.held_ns = 0
@@ -220,7 +220,7 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
                            const uint8_t* app_name, uint8_t n_app_name,
                            uint8_t rate_class, bint own_rtt, bint behind_proxy,
                            const Records* keys) noexcept nogil:
-    """Return a new session that no other thread knows yet, or NULL without memory.
+    """Return a new session that no other thread can reach yet, or NULL without memory.
 
     It gets copies of the app name and the keys.
     """

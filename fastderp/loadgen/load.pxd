@@ -111,7 +111,7 @@ cdef struct Load:                   # owned by its thread; others touch `stopped
     # The measurement; other threads may read it late.
     uint64_t n_sent
     uint64_t n_sent_bytes
-    uint64_t n_delivered            # arrivals while measuring, whenever sent
+    uint64_t n_delivered            # arrivals while measuring, regardless of their sending time
     uint64_t n_delivered_bytes
     uint64_t n_answered             # sent while measuring and arrived by the end of the drain
     uint64_t n_corrupt
@@ -129,5 +129,6 @@ cdef void load_start(Load* load, uint64_t now_ns) noexcept nogil
 # Discard the measurement and begin a new one.
 cdef void load_measure(Load* load) noexcept nogil
 
-# Run until the time is over, the drain is complete, every connection is dead, or `stopped` is set.
+# Run until the time is over, the drain is complete, every connection has ended, or `stopped` is
+# set.
 cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil

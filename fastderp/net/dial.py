@@ -156,7 +156,7 @@ def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str
     address = parse_ip(host)
     if address is not None:
         return host if address.version == version else None
-    # A name is looked up; a setting that is no address, such as "none", disables the family.
+    # A name is looked up; a setting that is not an address, such as "none", disables the family.
     return None if setting else host
 
 

@@ -43,8 +43,8 @@ log: logging.Logger = logging.getLogger("fastderp")
 # Linux applies niceness per thread. With a higher value, other programs would starve logins.
 CONTROL_NICENESS = 10
 
-# The restart notice at SIGTERM without a drain: clients reconnect within the first time, spread evenly, and
-# look for another relay after the second ("no more than a few seconds" in the reference).
+# The restart notice at SIGTERM without a drain: clients reconnect within the first time, spread
+# evenly, and choose another relay after the second ("no more than a few seconds" in the reference).
 RECONNECT_SPREAD_S = 2.0
 TRY_FOR_S = 5.0
 

@@ -71,8 +71,8 @@ class Server:
         mesh_key: the region's secret; clients that send it get a mesh peer's rights. A sequence
             allows a change of keys: our links send the first, clients may send any.
         mesh_tls: the trusted roots of our links to other relays; None for the system's roots.
-        verify: awaited with key, `login.ClientInfo` and IP of each client that is no mesh peer; a
-            false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
+        verify: awaited with key, `login.ClientInfo` and IP of each client that is not a mesh peer;
+            a false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
         rate_limit: the rate limit of each client; None also omits it from the metrics.
         rtt_stats: sample the clients' round-trip times every 10 seconds.
         duplicate_health: send Health frames to clients that share a key.
@@ -274,9 +274,9 @@ class Server:
     async def drain(self, seconds: float = 10.0) -> None:
         """Send the clients away within `seconds`, and return early when all are gone.
 
-        Each client is told when to come back; its session is closed at that time, after what waits
-        for it is written. Probes and new logins get 503, or are refused by closed ports where
-        clients can log in elsewhere. `close` has to follow. PROTOCOL §6.11.
+        Each client gets the time at which to reconnect; its session is closed at that time, after
+        what waits for it is written. Probes and new logins get 503, or are refused by closed ports
+        where clients can log in elsewhere. `close` has to follow. PROTOCOL §6.11.
 
         Raises ValueError for a time out of bounds, and what `start` raises.
         """

@@ -96,7 +96,7 @@ class LimitSettings(NamedTuple):
     login_memory_bytes: int = 64 << 20
     write_timeout_s: float = 2.0  # 0: none
     queue_packets: int = 0  # 0: as many as fit
-    drain_s: float = 10.0  # 0: clients are told to come back, and closed at once
+    drain_s: float = 10.0  # 0: clients get the restart notice and are closed at once
 
 
 class StunSettings(NamedTuple):

@@ -70,7 +70,7 @@ class ClientContext(Context):
             system_roots: trust the system's roots and `roots.BUILT_IN`.
             cafile: more roots, a file of PEM.
             roots: more roots, in DER.
-            pin: SHA-256 of the only leaf to accept, whatever its issuer. Only metacerts may
+            pin: SHA-256 of the only leaf to accept, regardless of its issuer. Only metacerts may
                 follow it. It must be valid now and, unless the server is named by an address, be
                 for its name (PROTOCOL §13).
             max_version: `TLSv1.2` or `TLSv1.3`.

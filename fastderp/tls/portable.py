@@ -40,7 +40,7 @@ class ClientContext:
         Args:
             verify: whether the chain must lead to a trusted root and the leaf be for the name.
             cafile: more roots, a file of PEM.
-            pin: SHA-256 of the only leaf to accept, whatever its issuer.
+            pin: SHA-256 of the only leaf to accept, regardless of its issuer.
 
         Raises TlsError (cause `certificate`) for roots that cannot be read.
         """

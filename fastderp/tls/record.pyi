@@ -74,4 +74,4 @@ class RecordLayer:
         """Seal a fatal alert (RFC 8446 §6.2)."""
 
     def ask_key_update(self) -> None:
-        """Let the next seal change our key and ask the peer to change its own."""
+        """Let the next seal change our key and request a change of the peer's key."""

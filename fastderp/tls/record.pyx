@@ -1,7 +1,7 @@
 """TLS 1.3 records, opened and sealed in batches with the keys of a handshake (RFC 8446 §5).
 
-aead.pyx does the cryptography; this module frames, numbers, rekeys and refuses. record.pxd says
-which thread owns which field. It takes no locks: to seal, the caller holds the output lock.
+aead.pyx does the cryptography; this module frames, numbers, rekeys and refuses. record.pxd gives
+the owner thread of each field. It takes no locks: to seal, the caller holds the output lock.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize

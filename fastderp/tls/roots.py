@@ -8,7 +8,7 @@ import os
 from base64 import b64decode
 from typing import Final
 
-# Where Fedora, RHEL and their descendants keep their roots. Another library than the system's reads
+# The files of roots on Fedora, RHEL and derived systems. Another library than the system's reads
 # only /etc/ssl, which has no directory of hashed names on these systems.
 BUNDLES = (
     "/etc/pki/tls/cert.pem",

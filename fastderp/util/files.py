@@ -124,7 +124,7 @@ def _sync_directory(path: Path) -> None:
 
 
 Fingerprint = tuple[int, ...]
-"""What changes with a file."""
+"""The properties that change with a file."""
 
 
 def fingerprint(path: Path) -> Fingerprint:

@@ -54,8 +54,8 @@ class ClientInfo:
         can_ack_pings: it answers every Ping with a Pong.
         is_prober: the client only measures.
         mesh_key: the region's secret; a zero key means none.
-        app_name: name of the program, up to 32 bytes of printable ASCII; operators and mesh peers
-            see it.
+        app_name: name of the program, up to 32 bytes of printable ASCII; it is visible to operators
+            and mesh peers.
     """
 
     version: int = PROTOCOL_VERSION
@@ -125,7 +125,7 @@ def open_client_info(server_private: NodePrivate, payload: bytes) -> ClientLogin
 
 
 def check_app_name_allowed(info: ClientInfo, disallowed: Collection[str]) -> None:
-    """Judge the AppName of a client that is no mesh peer (PROTOCOL §22). LoginError closes."""
+    """Check the AppName of a client that is not a mesh peer (PROTOCOL §22). LoginError closes."""
     if info.app_name in disallowed:
         raise LoginError("app_name_disallowed", f'the app name "{info.app_name}" is not allowed')
 

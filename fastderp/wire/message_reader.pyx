@@ -57,7 +57,7 @@ cdef class MessageReader:
     def __init__(self, on_frame):
         """Begin a connection.
 
-        `on_frame` is called with type and payload of each frame that is no packet, in order with
+        `on_frame` is called with type and payload of each frame that is not a packet, in order with
         the packets; it returns the message to append, or None.
         """
         self._on_frame = on_frame

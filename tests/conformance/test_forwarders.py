@@ -1,4 +1,4 @@
-"""The forwarder table as packets see it. PROTOCOL §7.5, §16 lines 20 and 21."""
+"""The effects of the forwarder table on packets. PROTOCOL §7.5, §16 lines 20 and 21."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay that gets certificates from Pebble, and clients that look at them."""
+"""The relay that gets certificates from Pebble, and clients that check them."""
 
 from __future__ import annotations
 

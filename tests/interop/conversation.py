@@ -101,7 +101,8 @@ class Conversation:
 
         `first` replaces the ClientInfo frame, `then` follows it in the same segment, and with
         `at_once` that segment carries the request too. The player pings to know when a step is
-        over, except actors with `silent`, for conversations in which speaking matters.
+        over, except actors with `silent`, for conversations in which a frame changes the active
+        connection.
         """
         if silent:
             self.silent.add(actor)

@@ -265,7 +265,7 @@ HEADS = {
 
 
 def upgrade_by(head: bytes) -> Script:
-    """Return a script with its own upgrade request; a watcher sees whether it succeeds."""
+    """Return a script with its own upgrade request; a watcher shows whether it succeeds."""
     return lambda c: c.login("w", MESH).send("w", WATCH).login("a", head=head)
 
 

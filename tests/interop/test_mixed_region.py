@@ -44,7 +44,7 @@ def counts(region: Region, i: int) -> tuple[int, int]:
 
 
 async def tables_are_true(region: Region, n_keys: int, running: list[int]) -> None:
-    """Wait until the running relays are linked and each knows `n_keys` keys, relays included."""
+    """Wait until the running relays are linked and each reaches `n_keys` keys, relays included."""
     wanted = [(n_keys, len(running) - 1)] * len(running)
     seen: list[tuple[int, int]] = []
     try:

@@ -1,4 +1,4 @@
-"""A region of relays as tailscale's programs see it."""
+"""A region of relays, tested with tailscale's programs."""
 
 import asyncio
 import itertools

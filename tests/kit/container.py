@@ -1,8 +1,8 @@
-"""The shipped image's command in a root directory of its own, as a container engine runs it.
+"""The shipped image's command in a separate root directory, as a container engine runs it.
 
 The user, the variables, the entry point and the health check are read from `deploy/Dockerfile`.
-The root directory is read-only; its interpreter and packages are this test's. In namespaces of
-its own (mounts, processes, network), without capabilities. The engine's filter of system calls is
+The root directory is read-only; its interpreter and packages are this test's. It has separate
+namespaces (mounts, processes, network) and no capabilities. The engine's filter of system calls is
 left out. Needs root.
 
 FASTDERP_TEST_IMAGE names another root directory, in which the Dockerfile's steps have been done.

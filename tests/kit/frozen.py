@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
-# Also threads that are no process of their own.
+# Also threads that are not separate processes.
 ANY_THREAD = 0x40000000
 
 

@@ -2,7 +2,7 @@
 
 It names another platform, hides what that platform lacks (compiled modules of ours, modules and
 functions of POSIX), and then runs the program. The standard library and the dependencies stay
-those of this machine. What the real systems do differently below Python is not simulated.
+those of this machine. Differences of the real systems below Python are not simulated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fastderp-relay` drains on SIGTERM: every client is told, the process ends in time with 0."""
+"""`fastderp-relay` drains on SIGTERM: every client is notified, the process ends in time with 0."""
 
 from __future__ import annotations
 

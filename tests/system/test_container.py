@@ -1,6 +1,6 @@
 """The image's entry point as a container engine starts it, with the known derper images' variables.
 
-`tests/kit/container.py` says what is simulated.
+`tests/kit/container.py` lists the simulated parts.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class TestContainer:
     def test_a_flag_of_the_command_wins_over_a_variable(self, tmp_path: Path) -> None:
         with container(tmp_path, PLAIN, "-a", "127.0.0.1:3341") as running:
             assert "serves http on 127.0.0.1:3341" in running.relay.said
-            # The variables name another address: the check has to be told.
+            # The variables name another address, so the check needs the address.
             code, said = running.is_healthy()
             assert (code, said.count("\n")) == (1, 1)
             running.variables["FASTDERP_HEALTH_URL"] = "http://127.0.0.1:3341/derp/probe"

@@ -29,7 +29,7 @@ PATIENCE_S = 20
 
 
 class Tailscaled:
-    """A fake tailscaled: it knows some keys, and answers 404 while it restarts."""
+    """A fake tailscaled: it has some keys, and answers 404 while it restarts."""
 
     def __init__(self, *known: NodePrivate) -> None:
         self.own = NodePrivate.generate().public_key

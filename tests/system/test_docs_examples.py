@@ -1,4 +1,6 @@
-"""Every program in docs/library.md runs and prints what the page says; the tests it names exist."""
+"""Every program in docs/library.md runs and prints the documented output; the tests it names
+exist.
+"""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""An installation without extras: what the relay and the client do, and what they say they lack."""
+"""An installation without extras: the behaviour of the relay and the client, and their errors for
+missing extras.
+"""
 
 from __future__ import annotations
 

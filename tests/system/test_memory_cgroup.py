@@ -1,4 +1,6 @@
-"""A relay in a cgroup of 256 MB, as a small container, survives 9,000 strangers. RELIABILITY F31."""
+"""A relay in a cgroup of 256 MB, as a small container, survives 9,000 unfinished logins.
+RELIABILITY F31.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def present(peer: Peer, flags: int = REGULAR, app_name: bytes = b"") -> tuple[in
 
 
 def gone(key: NodePublic) -> tuple[int, bytes]:
-    """Return the PeerGone that tells watchers of a departure."""
+    """Return the PeerGone that watchers get for a departure."""
     return GONE, key.raw + b"\0"
 
 
@@ -280,7 +280,9 @@ def deaf_watcher(relay: Relay) -> Peer:
 
 
 def hear_of_each_other(relay: Relay, w: Peer) -> None:
-    """Let clients log in, send and leave; this watcher, which has read the list, sees it."""
+    """Let clients log in, send and leave; this watcher, which has read the list, gets their
+    frames.
+    """
     with relay.login() as a, relay.login() as b:
         assert w.read_frames(2) == [present(a), present(b)]
         a.send_packet(b.public, b"hello")

@@ -1,6 +1,6 @@
-"""On macOS and Windows the client library works, and the commands say that they need Linux.
+"""On macOS and Windows the client library works, and the commands print that they need Linux.
 
-`tests/kit/other_system.py` says what is simulated.
+`tests/kit/other_system.py` lists the simulated parts.
 """
 
 from __future__ import annotations

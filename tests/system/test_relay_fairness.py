@@ -1,4 +1,4 @@
-"""Strangers do not keep the control plane from others. ARCHITECTURE §2, RELIABILITY F32."""
+"""Anonymous peers do not monopolise the control plane. ARCHITECTURE §2, RELIABILITY F32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strangers hold bounded memory before their login, and good clients wait for memory.
+"""Connections hold bounded memory before their login, and clients wait for memory.
 
 ARCHITECTURE §2, RELIABILITY F31.
 """
@@ -154,7 +154,7 @@ def test_a_client_that_waits_for_memory_has_its_whole_login_time_afterwards(
     monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 60.0)
     made = strangers(relay, N_HANDSHAKES, whole_hello())
     eventually(lambda: held_bytes(relay) >= N_HANDSHAKES * HANDSHAKE_BYTES)
-    # It waits until the handshakes of the strangers time out.
+    # It waits until the unfinished handshakes time out.
     with relay.login() as peer:
         assert peer.sync() == []
     assert relay.refused().get("tls_timeout", 0) > 0

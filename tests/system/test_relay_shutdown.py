@@ -1,4 +1,6 @@
-"""The end of a relay: every client is told, none delays it, nothing is left. PROTOCOL §6.11."""
+"""The end of a relay: every client is notified, none delays it, no state is left. PROTOCOL
+§6.11.
+"""
 
 from __future__ import annotations
 

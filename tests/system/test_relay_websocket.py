@@ -301,7 +301,7 @@ def test_a_bad_login_is_closed_with_1000(start_relay: StartRelay) -> None:
     assert relay.refused() == {"login_frame_type": 1}
 
 
-# Breaking the rules
+# Protocol violations
 
 BREACHES = {
     "text": (message(b"hello", FIN | TEXT), 1003),

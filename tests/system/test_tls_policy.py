@@ -1,4 +1,4 @@
-"""What the TLS of a relay refuses. PROTOCOL §10, RELIABILITY F20."""
+"""The TLS features that a relay refuses. PROTOCOL §10, RELIABILITY F20."""
 
 from __future__ import annotations
 

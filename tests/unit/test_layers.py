@@ -40,7 +40,7 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR_OF = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
-# the doors of the package, which import lazily from all wings
+# the top modules of the package, which import lazily from all wings
 DOORS = {"fastderp", "fastderp.__main__", "fastderp.testing"}
 # the only declarations of system headers
 FENCES = {"dataplane/sys.pxd", "loadgen/sys.pxd", "server/net/sys.pxd", "server/stun/sys.pxd"}

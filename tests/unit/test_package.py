@@ -1,4 +1,4 @@
-"""The package's front door: public names, cheap imports, `python -m fastderp`."""
+"""The package: public names, cheap imports, `python -m fastderp`."""
 
 import subprocess
 import sys

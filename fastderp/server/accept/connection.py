@@ -130,7 +130,7 @@ class Connection:
             self._start_http()
 
     def start(self, *, at_once: bool) -> None:
-        """Begin to read: now, or when the poller says that there is something."""
+        """Begin to read: now, or when the poller reports input."""
         self._charge()
         (self._stream.start if at_once else self._stream.resume)()
 

@@ -13,7 +13,7 @@ from fastderp.server.observe.supervisor import supervisor
 
 
 class Timed(Protocol):
-    """What has a deadline: `budget_s` belongs to `Deadlines`, 0 without a deadline."""
+    """An object with a deadline: `budget_s` belongs to `Deadlines`, 0 without a deadline."""
 
     budget_s: float
 

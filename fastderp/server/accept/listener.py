@@ -268,7 +268,7 @@ def listener_metrics(
 
     Args:
         listeners: all of a relay.
-        registrar: knows the bridged connections.
+        registrar: has the bridged connections.
         tls_versions: the connections in the data plane, by version.
     """
     counts = tls_versions + registrar.bridged_tls_versions

@@ -1,4 +1,4 @@
-"""What the relay needs to know of a WebSocket without loading its library. PROTOCOL §9.3.
+"""The interface of a WebSocket channel, without loading its library. PROTOCOL §9.3.
 
 `websocket` implements it and is imported with the first client that opens one. Loop thread only.
 """

@@ -46,7 +46,7 @@ class Registrar:
     Args:
         private_key: the relay's identity.
         plane: takes the sessions.
-        region: tells whether a client is a mesh peer, and gets each new session.
+        region: decides whether a client is a mesh peer, and gets each new session.
         connection_log: counts and logs.
         client_rate: the rate limits of clients, for their sessions and their ServerInfo.
         duplicates: notifies clients that share a key; None for no notices.

@@ -1,7 +1,7 @@
 """Closes the sessions of a relay's clients in waves, over a period of time. PROTOCOL §6.11.
 
-Each client is told when to come back. Its session is closed at that time, after the frames that
-wait for it are written. Loop thread only.
+Each client gets the time at which to reconnect. Its session is closed at that time, after the
+frames that wait for it are written. Loop thread only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastderp.wire.protocol import FrameType, frame, restarting_payload
 # The last session is closed at this share of the period: its backlog gets the rest to be written.
 SPREAD = 0.8
 WAVE_S = 0.05
-# How long clients try to come back after the period before they look for another relay.
+# Seconds after the period during which clients try to reconnect before they choose another relay.
 TRY_FOR_S = 5.0
 # Clients announced to per turn of the loop.
 ANNOUNCED_PER_TURN = 256
@@ -96,7 +96,7 @@ class Waves:
 
 
 def announce_restart(plane: Plane, reconnect_in_s: float, try_for_s: float, spread_s: float) -> int:
-    """Do what `Server.announce_restart` says."""
+    """See `Server.announce_restart`."""
     n_told = 0
     for session in plane.sessions():
         if not session.link:

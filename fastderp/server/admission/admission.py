@@ -331,7 +331,7 @@ class Admission:
                 return
 
     def _deny(self, clients: Clients, client: ConnectedClient, by: str, verdict: Verdict) -> None:
-        """Disconnect a client soon, together with others: each pass looks at every session."""
+        """Disconnect a client soon, together with others: each pass checks every session."""
         self._denied[client] = (by, verdict)
         if self._revoking is None:
             self._revoking = asyncio.get_running_loop().call_later(

@@ -1,4 +1,4 @@
-"""Sets the rate limits in the data plane and tells them to clients. PROTOCOL §3.2, §6.8.
+"""Sets the rate limits in the data plane and announces them to clients. PROTOCOL §3.2, §6.8.
 
 Loop thread only.
 """

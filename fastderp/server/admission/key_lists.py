@@ -23,7 +23,7 @@ from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-# Limit that holds a million keys; a larger file is no list of keys.
+# Limit that holds a million keys; a larger file is not a list of keys.
 FILE_LIMIT_BYTES = 96 * 1024 * 1024
 # A file written less than this before its reading may change again with the same time stamp.
 RACY_S = 2.0

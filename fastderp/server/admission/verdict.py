@@ -12,7 +12,7 @@ class Verdict:
     Args:
         allowed: whether the client is admitted.
         outcome: one word for a counter: allowed, denied, fail_open, or why there is no answer:
-            unreachable, timeout, busy, status, malformed, not_ready (the service does not know yet),
+            unreachable, timeout, busy, status, malformed, not_ready (the service is starting),
             shortage (of descriptors, memory or threads on this machine), error (an internal one).
         detail: the reason in words, without a subject.
     """

@@ -31,7 +31,8 @@ class Certificate:
     """A certificate chain with its key, ready for `fastderp.tls.ServerContext`.
 
     `chain` holds DER, leaf first and without the metacert; `key` is DER as `PrivateKey.der` returns
-    it; `sha256` is the hash of the leaf. `is_self_signed` says whether the leaf has been issued by its own subject.
+    it; `sha256` is the hash of the leaf. `is_self_signed` is whether the leaf has been issued by
+    its own subject.
     """
 
     hostname: str

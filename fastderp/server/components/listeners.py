@@ -32,7 +32,7 @@ class Listeners(Component):
     Args:
         settings: addresses and ports.
         pages: the content of the HTTP pages.
-        observe: which addresses may see the debug pages.
+        observe: the addresses that may request the debug pages.
         certificates: the source for HTTPS; None for plain HTTP.
         bootstrap, tunnels, stun: served here.
         values: collects the metrics.

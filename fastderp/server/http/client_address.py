@@ -93,7 +93,7 @@ class Origin(NamedTuple):
 
     @property
     def own_ip(self) -> str:
-        """The client's own IP; "" when a proxy does not tell it."""
+        """The client's own IP; "" when a proxy does not send it."""
         return "" if self.is_hidden else self.address[0]
 
     def behind(self, address: tuple[str, int] | None, trusted: TrustedProxies) -> Origin:

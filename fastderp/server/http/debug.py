@@ -54,7 +54,7 @@ _PAGE_HEADERS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class DebugAccess:
-    """Decides which requests may see the debug pages.
+    """Decides which requests get the debug pages.
 
     Requests from loopback and Tailscale addresses may, and those that the environment allows:
     key_path ($TS_DEBUG_KEY_PATH, compared with `?debugkey=`), extra_ip ($TS_ALLOW_DEBUG_IP) and
@@ -88,7 +88,7 @@ class DebugAccess:
             raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
 
     def allows(self, request: Request) -> bool:
-        """Return whether a request may see the debug pages.
+        """Return whether a request may get the debug pages.
 
         Through a trusted proxy, the client's address counts, but never as loopback. A request
         whose client is not known, and one that any other proxy has forwarded, needs the key.

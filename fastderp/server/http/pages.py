@@ -61,7 +61,7 @@ class Site:
         hostname: the name of this relay, "" when unknown.
         derp: False for a decommissioned relay: `/derp` answers with an error, other paths work.
         home: "" for our page, "blank", or an http(s) URL to redirect to.
-        debug_allowed: whether a request may see the debug pages.
+        debug_allowed: whether a request may get the debug pages.
         unready: why the relay must get no new clients; nothing while it is ready.
     """
 

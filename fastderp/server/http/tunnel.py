@@ -24,7 +24,8 @@ from fastderp.util.token_bucket import TokenBucket
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
 
 TUNNELS_LIMIT = 256
-# Limit for idle tunnels; the kernel closes dead ones. Control connections send every minute.
+# Limit for idle tunnels; the kernel closes those whose peer is gone. Control connections send every
+# minute.
 IDLE_S = 900.0
 # Limits for a name lookup with all attempts to connect, and for each attempt.
 DIAL_S = 15.0

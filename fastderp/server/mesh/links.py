@@ -443,7 +443,7 @@ class Mesh:
                 self._links[peer] = (link, task)
 
     def received(self, event: FrameEvent) -> bool:
-        """Handle a frame of a link; return False if the session is no link."""
+        """Handle a frame of a link; return False if the session is not a link."""
         link = self.links_by_handle.get(event.handle)
         if link is not None:
             link.received(event.type, event.payload)

@@ -36,7 +36,7 @@ CLIENTS_PER_TURN = 250
 
 
 class Arrival(NamedTuple):
-    """A connection as watchers see it: key, address and AppName as on the wire, and kind."""
+    """A connection in presence frames: key, address and AppName as on the wire, and kind."""
 
     key: bytes
     addr: bytes
@@ -76,7 +76,7 @@ class Presence:
         self._clock = clock
         # The budget of full lists of each watcher.
         self._watchers: dict[int, TokenBucket] = {}
-        # What remains of the lists under way, by watcher and key.
+        # The remaining entries of unfinished lists, by watcher and key.
         self._lists: dict[int, dict[bytes, Arrival]] = {}
         # Keys announced to the watchers as present; empty without watchers.
         self._present: set[bytes] = set()

@@ -142,7 +142,7 @@ class SecretsServer:
 
 
 def _text(value: object) -> str:
-    """Read a value as JSON carries it. Raises ValueError when it is no text."""
+    """Read a value as JSON carries it. Raises ValueError when it is not text."""
     try:
         if isinstance(value, str):
             return base64.b64decode(value, validate=True).decode()

@@ -36,7 +36,7 @@ def inherited_sockets(environment: MutableMapping[str, str], http_port: int | No
 
     http_port: TCP sockets of this port serve plain HTTP, others DERP.
 
-    Raises ListenError for a descriptor that cannot be used as its name says.
+    Raises ListenError for a descriptor that does not fit its name.
     """
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     names = environment.pop("LISTEN_FDNAMES", "").split(":")

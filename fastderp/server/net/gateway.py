@@ -1,4 +1,4 @@
-"""Finds this machine's gateway, as Linux knows it. Any thread."""
+"""Finds this machine's gateway in Linux's routing table. Any thread."""
 
 from __future__ import annotations
 

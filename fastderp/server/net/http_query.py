@@ -166,7 +166,7 @@ class HttpService:
 
 
 def encoded_url(text: str) -> URL:
-    """Return a URL of ours, which is percent-encoded already."""
+    """Return a URL that is already percent-encoded."""
     return URL(text, encoded=True)
 
 

@@ -51,7 +51,7 @@ class SystemResolver:
             for record in answer
         ]
         if not found:
-            # The error of the first query: a single missing family is no error.
+            # The error of the first query: a single missing family is not an error.
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return found
 

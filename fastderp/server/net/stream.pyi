@@ -112,7 +112,9 @@ class Stream:
         """Send the end of the stream to the peer; call when flushed."""
 
     def detach(self) -> int:
-        """Return and forget the descriptor; call when flushed. Unread input stays in the kernel."""
+        """Give up the descriptor and return it; call when flushed. Unread input stays in the
+        kernel.
+        """
 
     def close(self) -> None:
         """Close the socket and discard unsent bytes."""

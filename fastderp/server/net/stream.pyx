@@ -120,7 +120,7 @@ cdef class Poller:
         cdef epoll_event event
         cdef int operation = EPOLL_CTL_MOD
         if not events:
-            # epoll would report errors of a socket even without events, again and again.
+            # epoll reports errors of a socket even without requested events, repeatedly.
             operation = EPOLL_CTL_DEL
             self.streams.pop(stream.descriptor, None)
         elif not before:
@@ -162,7 +162,7 @@ cdef class Stream:
     cdef int descriptor                 # -1 when closed or detached
     cdef unsigned int events            # wanted of epoll
     cdef bint is_acting                 # epoll learns of `events` when the callbacks return
-    cdef unsigned int watched           # what epoll knows
+    cdef unsigned int watched           # the events that epoll has registered
     cdef bytearray unsent
     cdef public object on_bytes
     cdef public object on_end

@@ -98,7 +98,7 @@ class LogThrottle:
         return None
 
     def take_held(self, min_age_s: float = 0.0) -> dict[Hashable, int]:
-        """Return and forget, by kind, the lines held back in windows older than `min_age_s`."""
+        """Remove and return, by kind, the lines held back in windows older than `min_age_s`."""
         before_s = self._clock() - min_age_s
         held = {}
         for kind, window in self._windows.items():

@@ -67,7 +67,7 @@ class Metric:
     """One row of the table: the name on `/debug/varz`, the kind, and the help text.
 
     labels names the labels of a labelled metric, preset the label values shown even at zero.
-    group and prefix say where `/debug/vars` has it: `{group: {prefix + name without group}}`.
+    group and prefix give its place in `/debug/vars`: `{group: {prefix + name without group}}`.
     """
 
     name: str

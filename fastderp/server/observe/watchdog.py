@@ -1,6 +1,6 @@
 """Tells a service manager that the relay works: the event loop and every thread of the data plane.
 
-Loop thread only. A loop that hangs tells nothing, so the manager restarts the relay.
+Loop thread only. A loop that hangs sends no notice, so the manager restarts the relay.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Watchdog:
     """Feeds the watchdog of a service manager.
 
     Args:
-        period_s: the manager ends a relay that has told nothing for this long.
+        period_s: the manager ends a relay without a notice for this long.
         stuck_workers: returns the data plane's threads that have not woken up since the last call.
-        feed: tells the manager that the relay works.
+        feed: sends the notice to the manager.
     """
 
     def __init__(

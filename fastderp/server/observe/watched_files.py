@@ -1,7 +1,7 @@
-"""Follows files and tells when they have changed. Loop thread; another one looks at the files.
+"""Follows files and reports their changes. Loop thread; another thread checks the files.
 
 Polls instead of using inotify: that one reports nothing for network file systems, and a link that
-leads to another folder, as Kubernetes and certbot make, needs a watch of its own.
+leads to another folder, as Kubernetes and certbot make, needs a separate watch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class WatchedFiles:
     Args:
         parts: the files of each part, by name.
         changed: awaited with the name of a part when its files have changed, and then stayed
-            unchanged between two looks.
+            unchanged between two checks.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""When a client dials again (PROTOCOL §4, §13)."""
+"""The times at which a client dials again (PROTOCOL §4, §13)."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from fastderp.wire.protocol import ServerRestarting
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

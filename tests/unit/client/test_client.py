@@ -1,4 +1,4 @@
-"""What a program sees of a Client, and what a relay sees (PROTOCOL sections 3 and 4)."""
+"""The behaviour of a Client for its program and for the relay (PROTOCOL sections 3 and 4)."""
 
 import asyncio
 from unittest.mock import patch

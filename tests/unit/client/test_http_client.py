@@ -1,4 +1,4 @@
-"""HTTPClient over plain HTTP: when it connects, what it says, what it repeats (PROTOCOL §13)."""
+"""HTTPClient over plain HTTP: its connections, requests and repetitions (PROTOCOL §13)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 def client_of(server: FakeServer, **options: Any) -> HTTPClient:
-    """Return a client that connects when it is used, and shows all that the relay says."""
+    """Return a client that connects when it is used, and returns all messages of the relay."""
     options = {"lazy": True, "control_messages": True, "backoff": Backoff(0, 0)} | options
     return HTTPClient(f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
 

@@ -1,6 +1,4 @@
-"""The life of an HTTPClient: connecting, events, reconnecting by itself, closing (PROTOCOL §4,
-§13).
-"""
+"""HTTPClient: connecting, events, automatic reconnection, closing (PROTOCOL §4, §13)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +50,7 @@ async def entered(client: HTTPClient, server: FakeServer, **login: Any) -> Relay
 
 
 async def drop(relay: RelayEnd) -> None:
-    """Break a connection, as a relay does that dies."""
+    """Break a connection, as a relay that crashes."""
     relay.writer.transport.abort()
 
 

@@ -1,4 +1,4 @@
-"""What a client reads ahead, keeps and answers, and what it says of wrong use (PROTOCOL §4)."""
+"""Reading ahead, queued messages, answers, and errors for wrong use of a client (PROTOCOL §4)."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""STUN as a client speaks it: the request byte for byte, and what is an answer.
+"""STUN for clients: the request byte for byte, and valid answers.
 
 PROTOCOL §11, §16 lines 55 and 56.
 """

@@ -93,7 +93,7 @@ async def test_arrivals_and_departures_are_reported_in_order() -> None:
 
 
 class Lines(logging.Handler):
-    """What is logged, one line after the other."""
+    """The logged lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,12 +153,12 @@ async def test_failed_connects_are_reported_and_repeated() -> None:
 
 
 class Shared(HTTPClient):
-    """A client that others use too: each message comes with the generation the test says."""
+    """A client with other users: the test sets the generation of each message."""
 
     script: Sequence[tuple[Message, int] | DerpError]
 
     async def watch_connection_changes(self) -> None:
-        """Ask for nothing: there is no relay."""
+        """Request nothing, because there is no relay."""
 
     async def recv_with_generation(self) -> tuple[Message, int]:
         if not self.script:

@@ -24,7 +24,7 @@ KEEP_ALIVE = frame(FrameType.KEEP_ALIVE)
 
 
 class RelayEnd:
-    """One accepted connection: reads the messages of a client, says bytes."""
+    """One accepted connection: reads the messages of a client, sends bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

@@ -1,4 +1,4 @@
-"""What waits for a reader that stalls, how long, and what is dropped (PROTOCOL §6.5)."""
+"""The packets that wait for a stalled reader, their age, and the drops (PROTOCOL §6.5)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_packets_that_waited_too_long_are_dropped_when_their_sender_sends_again(
 def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
     with running_plane(workers=1, backlog_age_s=AGE_S) as plane:
         senders, slow = [PlanePeer(plane), PlanePeer(plane)], PlanePeer(plane)
-        rounds: list[int] = []  # in which round each packet was sent, as the reader sees them
+        rounds: list[int] = []  # the round in which each packet was sent, in the order of arrival
         n_written_before = []
         for round_ in range(6):
             time.sleep(1.5 * AGE_S)  # now all waiting packets are too old, from every sender

@@ -1,4 +1,4 @@
-"""The backlog of one session: what goes first, what is kept, and what it is charged for."""
+"""The backlog of one session: the order of writes, the kept frames, and the charged bytes."""
 
 from __future__ import annotations
 

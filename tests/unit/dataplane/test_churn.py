@@ -52,7 +52,7 @@ def churn(plane: Plane, keys: list[bytes], kind: type[PlanePeer], seed: int) -> 
 
 
 def watch(plane: Plane, stop: threading.Event) -> None:
-    """Look at everything from another thread, as pages and metrics do."""
+    """Read all tables from another thread, as pages and metrics do."""
     rate = 0
     while not stop.is_set():
         for session in plane.sessions():

@@ -67,11 +67,11 @@ def test_more_flooding_senders_than_a_lane_holds_cost_a_slow_sender_nothing(
         flooders, polite = [os.urandom(32) for _ in range(n_flooders)], os.urandom(32)
         sources: list[bytes] = []
         n_sent = 0
-        every = (
-            n_flooders // 50
-        )  # rounds from one packet of the polite one to the next: half of its fair share
+        # rounds from one packet of the slow sender to the next: half of its fair share
+        every = n_flooders // 50
         for round_ in range(20 * every):  # each of which has room for 100 packets
-            if round_ >= 10 * every and round_ % every == 0:  # the flooders are known by then
+            # the flooding senders have a charge after ten rounds
+            if round_ >= 10 * every and round_ % every == 0:
                 mesh.send(FrameType.FORWARD_PACKET, polite, slow.key, bytes(1000))
                 n_sent += 1
             mesh.write(

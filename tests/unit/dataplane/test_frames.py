@@ -54,7 +54,8 @@ def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pie
     offender.write((struct.pack(">BI", 0xFF, piece // 2 - 5) + bytes(piece // 2 - 5)) * 2)
     offender.write(frame(FrameType.NOTE_PREFERRED) + bytes(piece - 5))
     offender.write(good * 100)
-    plane.start()  # the first turn reads the first piece; in the second there are an event and something to go on with
+    # The first turn reads the first piece; in the second there are an event and unread bytes.
+    plane.start()
     with contextlib.closing(plane):
         assert closed(plane).reason == "bad_frame_size"
         assert receiver.receive() == (FrameType.RECV_PACKET, offender.key + b"before")

@@ -1,4 +1,4 @@
-"""The data plane as Python sees it: sessions, events, counters and options."""
+"""The Python interface of the data plane: sessions, events, counters and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection delivers to a receiver, from sockets, TLS and any reader, on both loops."""
+"""The delivery of bytes to a receiver, from sockets, TLS and any reader, on both loops."""
 
 import asyncio
 import os

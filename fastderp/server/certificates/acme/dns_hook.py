@@ -1,7 +1,7 @@
 """Runs the operator's command that sets the DNS records of dns-01 (RFC 8555 §8.4).
 
 The command is called as lego's `exec` provider calls it: `COMMAND present NAME VALUE` adds a TXT
-record and returns when the CA can see it, `COMMAND cleanup NAME VALUE` removes it. Runs in the
+record and returns when the CA can query it, `COMMAND cleanup NAME VALUE` removes it. Runs in the
 thread of an order.
 """
 
@@ -75,7 +75,7 @@ class DnsHook:
         value = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         name = f"-acme-dns-hook {printable(self._command[0])} {action}"
         try:
-            # A session of its own, so that the time limit also ends the command's children.
+            # A separate session, so that the time limit also ends the command's children.
             process = subprocess.Popen(
                 [*self._command, action, self._record, value],
                 stdin=subprocess.DEVNULL,

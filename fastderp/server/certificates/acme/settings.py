@@ -71,7 +71,7 @@ class AcmeSettings:
         return name == self.hostname and bool(name)
 
     def served_ip(self, local_ip: str) -> IpAddress | None:
-        """Return the address of a connection as its client sees it; None when it is unknown.
+        """Return the address to which a connection's client has connected; None when it is unknown.
 
         local_ip: this machine's address of the connection.
         """

@@ -15,7 +15,9 @@ BUILD = HERE.parents[3] / "build" / "shims"
 
 
 class Shim:
-    """What one .pyx here offers; a test that uses it is skipped where there is no C compiler."""
+    """The interface of one .pyx in this folder; a test that uses it is skipped where there is no C
+    compiler.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -43,7 +43,7 @@ cdef class PlaneBacklog:
             <uint32_t>len(frame), offset, now_ns, note_drop, <void*>self.dropped))
 
     def peek(self, size_t limit_bytes=1 << 30, int n_most=N_IOV, uint64_t now_ns=0):
-        """Return the pieces that go next, in order."""
+        """Return the next pieces to write, in order."""
         cdef iovec iov[N_IOV]
         cdef int n = backlog_peek(self.inner, &self.budget, iov, min(n_most, N_IOV), limit_bytes,
                                   now_ns, note_drop, <void*>self.dropped)
@@ -53,7 +53,7 @@ cdef class PlaneBacklog:
         backlog_take(self.inner, &self.budget, n)
 
     def pop(self):
-        """Return the frame that goes next, whole, or None."""
+        """Return the next frame to write, whole, or None."""
         cdef Node* node = backlog_pop(self.inner, &self.budget)
         if node is NULL:
             return None
@@ -71,11 +71,11 @@ cdef class PlaneBacklog:
 
     @property
     def charged_bytes(self):
-        """What all of the plane's backlogs are charged for."""
+        """The bytes charged to all of the plane's backlogs."""
         return self.budget.bytes
 
     def close(self):
-        """Throw everything away."""
+        """Drop all frames."""
         if self.inner is not NULL:
             backlog_free(self.inner, &self.budget, note_drop, <void*>self.dropped)
             self.inner = NULL

@@ -58,7 +58,7 @@ cdef class FairQueue:
         return node
 
     def pop(self):
-        """Return the packet whose sender's turn it is, or None."""
+        """Return the packet of the sender to serve next, or None."""
         return taken(flows_pop(&self.flows))
 
     def pop_older(self, uint64_t sender, uint64_t since):

@@ -54,7 +54,7 @@ cdef class Routing:
         return n_members
 
     def unregister(self, bytes key not None, uint64_t handle):
-        """Return the handles to tell when that was the last of the key, else None."""
+        """Return the handles to notify when that was the last of the key, else None."""
         cdef HandleSet found = HandleSet(NULL, 0, 0, 0)
         cdef bint gone = routes_unregister(self.table, self.route(key), handle, &found)
         return self.watchers(gone, &found)
@@ -101,7 +101,7 @@ cdef class Routing:
 
     @property
     def n_waiting(self):
-        """Removed routes that a reader may still see."""
+        """Removed routes that a reader may still hold."""
         return self.table.n_limbo
 
     def __dealloc__(self):

@@ -1,4 +1,4 @@
-"""Log lines that strangers can cause. RELIABILITY F27."""
+"""Log lines that remote peers can cause. RELIABILITY F27."""
 
 from __future__ import annotations
 
