@@ -213,7 +213,8 @@ class Listener:
                 break
             accepted.append(found)
             self._touches_reserve = found[0] >= first_reserved
-            if self._touches_reserve:
+            # Near the reserve, each is served before the next: it may have ended already.
+            if found[0] >= first_reserved - ACCEPTS_PER_TURN:
                 break
         # A connection that comes alone is served at once: its first bytes usually are there.
         at_once = len(accepted) == 1 and not self._context.registrar.poller.is_busy
