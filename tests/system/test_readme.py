@@ -72,9 +72,15 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_the_derp_map_is_valid() -> None:
-    [text] = blocks("json", OPERATIONS)
+    [text] = [text for text in blocks("json", OPERATIONS) if "derpMap" in text]
     derp_map = DerpMap.from_json(text)
     assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"
+
+
+def test_the_file_of_limits_is_valid(tmp_path: Path) -> None:
+    [text] = [text for text in blocks("json", OPERATIONS) if "PerClientRate" in text]
+    (tmp_path / "limits.json").write_text(text)
+    assert load_limits(tmp_path / "limits.json").classes
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

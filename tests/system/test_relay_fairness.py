@@ -19,7 +19,7 @@ from tests.kit.relay import Relay, Setup, eventually, without_websocket
 StartRelay = Callable[..., Relay]
 
 SETUPS = [Setup("plain", "uvloop"), Setup("TLS 1.3", "uvloop"), Setup("plain", "asyncio")]
-N_PIPELINED = 200
+N_PIPELINED = 2000
 
 
 def get(path: str) -> bytes:
