@@ -11,6 +11,7 @@ import fastderp.errors
 from fastderp.cli.config import relay_settings
 from fastderp.cli.sources import read_settings
 from fastderp.client import DerpMap
+from fastderp.server.admission.limit_file import load_limits
 from tests.kit.command import relay
 
 ROOT = Path(__file__).parents[2]
