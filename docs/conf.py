@@ -37,11 +37,6 @@ man_pages = [
 ]
 
 
-def cell(text: str) -> str:
-    """Return text as it may stand in a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
-
-
 def flags_page() -> str:
     """Return the reference of `fastderp-relay`'s flags, by group."""
     lines = [
@@ -70,12 +65,10 @@ def metrics_page() -> str:
         "",
         "Generated from the table of metrics. `/debug/varz` shows them for Prometheus, `/debug/vars` as JSON.",
         "",
-        "| metric | type | labels | moves with |",
-        "|---|---|---|---|",
     ]
     for metric in sorted(METRICS, key=lambda metric: metric.name):
-        labels = ", ".join(metric.labels)
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {cell(metric.help)} |")
+        labels = f" by {', '.join(f'`{name}`' for name in metric.labels)}" if metric.labels else ""
+        lines += [f"`{metric.name}` ({metric.kind}{labels})", f": {metric.help}", ""]
     return "\n".join([*lines, ""])
 
 
