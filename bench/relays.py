@@ -125,7 +125,7 @@ def build_floor(directory: Path) -> Path:
     if binary.exists() and binary.stat().st_mtime >= source.stat().st_mtime:
         return binary
     directory.mkdir(parents=True, exist_ok=True)
-    # With OpenSSL's headers, which are needed here only.
+    # With OpenSSL's headers, which only this build needs.
     compiler = os.environ.get("CC", "cc")
     _output([compiler, "-O2", "-o", str(binary), str(source), "-lssl", "-lcrypto"])
     return binary

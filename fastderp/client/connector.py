@@ -161,7 +161,8 @@ class Connector:
             try:
                 return await self._join(self._connect_until_done)
             except DialError:
-                pass  # This was an attempt of `connect`, which raises the error; continue here.
+                # This was an attempt of `connect`, which raises the error; this task continues.
+                pass
 
     async def _join(self, connect: Callable[[], Awaitable[Client]]) -> Client:
         """Wait for the current attempt to connect; start one if necessary.

@@ -42,7 +42,7 @@ class HTTPClient:
 
     Each connection has a generation number, 1 for the first, and its first message is ServerInfo.
     `close` is final: every later call that needs a connection raises ConnectionClosed. The
-    rules of `Client` for sending and receiving apply here, too.
+    rules of `Client` for sending and receiving also apply.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ async def run_watch_connection_loop(
         retry_s: seconds from a failure to the next connection, which lists all clients again.
 
     The event loop calls the callbacks, which must not block. An exception of a callback ends the
-    loop; it is raised here after `on_gone` for the remaining keys. PROTOCOL §7.3.
+    loop; this function raises it after `on_gone` for the remaining keys. PROTOCOL §7.3.
 
     Logs every failure, and for each connection the number of listed clients.
     """

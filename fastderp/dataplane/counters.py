@@ -174,7 +174,9 @@ PER_THREAD = (
 SHARED = (
     Counter("packets_received", "packets received from clients"),
     Counter("current_connections", "logged-in connections", kind="gauge"),
-    Counter("clients_total", "keys connected here or reachable through the mesh", kind="gauge"),
+    Counter(
+        "clients_total", "keys connected to this relay or reachable through the mesh", kind="gauge"
+    ),
     Counter("clients_local", "keys connected to this relay", kind="gauge"),
     Counter("clients_remote", "keys reachable through the mesh only", kind="gauge"),
     Counter("current_dup_client_keys", "keys with more than one connection", kind="gauge"),

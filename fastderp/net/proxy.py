@@ -1,6 +1,6 @@
 """Finds the environment's proxy for a URL, by the rules of Go's programs. PROTOCOL §13.
 
-The client and the relay read `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` only here.
+No other module reads `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A TCP connection that is a Reader and a Writer, for many packets per read.
 
 The copies and allocations of asyncio's own streams cost a client more than the system call of a
-read: here every connection of a thread reads into one buffer, which a receiver gets directly and
-    `read`
+read: in this module every connection of a thread reads into one buffer, which a receiver gets
+    directly and `read`
 copies once. Works the same on uvloop and asyncio. Belongs to its event loop.
 """
 

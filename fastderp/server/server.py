@@ -403,7 +403,7 @@ class Server:
         self._region.set_peers(members)
 
     def add_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
-        """Hand packets for a `key` that is not connected here to `forwarder`. PROTOCOL §7.5.
+        """Hand packets for a `key` on another relay to `forwarder`. PROTOCOL §7.5.
 
         The oldest of several forwarders for a key is used. Adding it again changes nothing.
         Raises ConnectionClosed when the relay was closed, PlaneError or OSError when threads,
@@ -515,7 +515,7 @@ class Server:
         return self._plane.stuck_workers()
 
     def is_client_connected(self, key: NodePublic) -> bool:
-        """Whether a client with this `key` is logged in here. PROTOCOL §6.1."""
+        """Whether a client with this `key` is logged in to this relay. PROTOCOL §6.1."""
         return self._plane.is_connected(key.raw)
 
     def clients(self) -> list[ConnectedClient]:

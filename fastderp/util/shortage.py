@@ -48,7 +48,7 @@ def shortage_of(error: BaseException) -> str:
 
 
 def lookups_are_short() -> bool:
-    """Whether too few descriptors are left, here or in the system, to look up a name."""
+    """Whether too few descriptors for a name lookup are left in the process or the system."""
     return _next_descriptor() >= _limit() - _LOOKUP_DESCRIPTORS
 
 

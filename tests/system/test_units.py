@@ -1,4 +1,4 @@
-"""systemd accepts the shipped units and calls the service's exposure small; nothing is started."""
+"""systemd accepts the shipped units and rates the service's exposure as low; no unit is started."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ class HttpSession:
         return None
 
     def _open_websocket(self, request: Request) -> Action:
-        # Imported here because it loads the library.
+        # Imported on use, because it loads the library.
         from fastderp.server.accept import websocket
 
         opening = websocket.accept(request)

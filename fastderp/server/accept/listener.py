@@ -124,7 +124,7 @@ class Listener:
 
     @property
     def is_main(self) -> bool:
-        """Whether clients log in here."""
+        """Whether clients log in at this listener."""
         return self._context.routes.derp
 
     @property
@@ -163,7 +163,8 @@ class Listener:
     async def stop_accepting(self) -> None:
         """Stop listening; keep the accepted connections and those that the kernel has queued.
 
-        On a shared port, handshakes under way end here, while new ones go to the other process.
+        On a shared port, running handshakes end in this process, while new ones go to the other
+        process.
         """
         if self.reuse_port:
             for sock in self._sockets:

@@ -29,4 +29,4 @@ async def send_page(page: Page, stream: Stream, channel: Channel, ip: str) -> No
     except TimeoutError:
         pass
     except Exception as error:
-        supervisor.note("page", error, f"the page for {ip} ends here")
+        supervisor.note("page", error, f"the page for {ip} ends")

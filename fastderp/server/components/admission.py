@@ -76,7 +76,7 @@ class AdmissionControl(Component):
 
 
 def _admission(settings: AdmissionSettings) -> Admission:
-    # Imported here because most relays admit every client.
+    # Imported on use, because most relays admit every client.
     from fastderp.server.admission.admission import Admission
     from fastderp.server.admission.key_lists import KeyLists
 
@@ -84,7 +84,7 @@ def _admission(settings: AdmissionSettings) -> Admission:
     verifiers: list[Verifier] = []
     own_key = None
     if settings.tailscaled or settings.url:
-        # Imported here because it loads aiohttp.
+        # Imported on use, because it loads aiohttp.
         from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
 
         if settings.tailscaled:

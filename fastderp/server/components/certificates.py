@@ -151,7 +151,7 @@ class CaCertificates(Component):
 
     async def start(self, server: Server) -> None:
         """Read the certificates issued earlier. Raises CertificateError."""
-        # Imported here because it loads the libraries of the extra `acme`.
+        # Imported on use, because it loads the libraries of the extra `acme`.
         from fastderp.server.certificates.acme.provider import AcmeCertificates
 
         self._acme = AcmeCertificates(self._settings, server.meta_cert)

@@ -34,7 +34,7 @@ class Listeners(Component):
         pages: the content of the HTTP pages.
         observe: the addresses that may request the debug pages.
         certificates: the source for HTTPS; None for plain HTTP.
-        bootstrap, tunnels, stun: served here.
+        bootstrap, tunnels, stun: served on these ports.
         values: collects the metrics.
         problems: returns the problems of services that the relay queries.
         unready: returns why the relay must get no new clients.

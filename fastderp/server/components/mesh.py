@@ -118,7 +118,7 @@ class MeshMembership(Component):
 
 
 def _secrets_server(settings: SecretsSettings) -> SecretsServer:
-    # Imported here because it loads aiohttp.
+    # Imported on use, because it loads aiohttp.
     from fastderp.server.mesh.setec import SecretsServer
 
     try:
@@ -144,7 +144,7 @@ def _peers(mesh_with: str, *, reloading: bool) -> list[MeshPeer]:
     texts = [item.strip() for item in items if item.strip()]
     if not texts:
         return []
-    # Imported here because it loads everything that dials.
+    # Imported on use, because it loads all modules for dialling.
     from fastderp.server.mesh.links import MeshPeer
 
     try:

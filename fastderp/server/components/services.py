@@ -254,7 +254,7 @@ def _bootstrap_dns(settings: BootstrapSettings) -> BootstrapDns:
     ]
     if not published and not unpublished:
         return BootstrapDns()
-    # Imported here because it loads dnspython.
+    # Imported on use, because it loads dnspython.
     from fastderp.server.net.resolver import SystemResolver
 
     return BootstrapDns(published, unpublished, SystemResolver())

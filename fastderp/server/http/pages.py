@@ -101,7 +101,7 @@ def healthy(request: Request) -> Response:
 
 
 def ready(site: Site, request: Request) -> Response:
-    """Tell a load balancer whether to send new clients here; the body gives the reasons if not."""
+    """Answer a load balancer's readiness check; the body gives the reasons if not ready."""
     reasons = site.unready()
     return _state(503 if reasons else 200, reasons or ["ready"])
 

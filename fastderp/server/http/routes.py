@@ -26,7 +26,7 @@ class Routes:
 
     Args:
         fallback: answers all other paths.
-        derp: whether `/derp` may be upgraded here.
+        derp: whether `/derp` may be upgraded.
         exact: by whole path.
         prefixes: by the beginning of the path; the longest wins.
     """

@@ -187,7 +187,7 @@ def _mesh(
     join: JoinSocket,
     tls: ClientContext | None,
 ) -> Mesh:
-    # Imported here because it loads everything that dials.
+    # Imported on use, because it loads all modules for dialling.
     from fastderp.server.mesh.links import Mesh
 
     return Mesh(plane, private_key, mesh_key, join, tls)

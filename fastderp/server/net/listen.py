@@ -44,7 +44,7 @@ def listen_sockets(
 ) -> list[socket.socket]:
     """Return non-blocking TCP sockets that listen on every address of `host`, all on the same port.
 
-    Accepted connections inherit the options that are set here.
+    Accepted connections inherit the options of the listening socket.
 
     Args:
         host: name or address; any wildcard for all addresses of both families; or unix:PATH; or

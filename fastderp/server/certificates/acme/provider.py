@@ -185,7 +185,7 @@ class AcmeCertificates:
         """Answer the CA's request below HTTP_PREFIX (PROTOCOL §9.5)."""
         host = _host(request)
         if not self._settings.allows(host) and not (self._settings.ip_certs and is_address(host)):
-            return text_error(403, "this name is not served here")
+            return text_error(403, "this name is not served by this relay")
         answer = self._challenges.http_answer(request.path)
         if answer is None:
             return text_error(404, "no such challenge")
