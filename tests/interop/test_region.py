@@ -141,7 +141,8 @@ async def test_a_go_client_gets_the_restart_notice_and_reconnects(
         async with a_client_on_each_node(go_programs, region) as (client,):
             await region.relays[0].stop()
             told = await client.next("restarting")
-            assert 0 <= told["reconnect_in_s"] <= 2 and told["try_for_s"] == 5
+            # within the default of -drain-time
+            assert 0 <= told["reconnect_in_s"] <= 10 and told["try_for_s"] >= 5
             await client.next("broken")
             await region.relays[0].start()
             await client.next("ready")
