@@ -44,9 +44,9 @@ class ClientContext:
 
         Raises TlsError (cause `certificate`) for roots that cannot be read.
         """
-        self.verify = verify and pin is None
+        self.verify: bool = verify and pin is None
         self.pin = pin
-        self.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.ssl: ssl.SSLContext = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         self.ssl.check_hostname = False
         self.ssl.verify_mode = ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE
@@ -158,7 +158,7 @@ class Channel:
 
     def __init__(self, connection: ssl.SSLObject, source: ssl.MemoryBIO, sink: ssl.MemoryBIO):
         """Use `channel_of` instead."""
-        self.eof = False
+        self.eof: bool = False
         """Whether the peer has announced the end of its output."""
         self._object = connection
         self._source, self._sink = source, sink
