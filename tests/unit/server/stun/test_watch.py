@@ -30,6 +30,7 @@ async def stun(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StunServer]:
 async def send(stun: StunServer, source: str, n_requests: int) -> None:
     """Send requests from an address and receive their answers."""
     loop = asyncio.get_running_loop()
+    n_expected = stun.askers[0] + n_requests
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.bind((source, 0))
@@ -37,6 +38,10 @@ async def send(stun: StunServer, source: str, n_requests: int) -> None:
             sock.sendto(REQUEST, (GATEWAY, stun.addresses[0][1]))
             async with asyncio.timeout(5):
                 await loop.sock_recv(sock, 100)
+    # An answer is counted after it was sent.
+    async with asyncio.timeout(5):
+        while stun.askers[0] != n_expected:
+            await asyncio.sleep(0.001)
 
 
 async def test_requests_are_read_and_not_answered_while_there_is_a_fault(
@@ -59,7 +64,9 @@ async def test_requests_are_read_and_not_answered_while_there_is_a_fault(
             await ask(socket.AF_INET, (GATEWAY, stun.addresses[0][1]), REQUEST)
             with pytest.raises(BlockingIOError):
                 sock.recv(100, socket.MSG_DONTWAIT)
-    assert requests(stun)["success"] == 1
+    async with asyncio.timeout(5):
+        while requests(stun)["success"] != 1:
+            await asyncio.sleep(0.001)
     assert caplog.messages == [
         "STUN is silent, clients choose other relays: the certificate has expired",
         "STUN answers again",
