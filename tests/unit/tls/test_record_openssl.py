@@ -67,6 +67,7 @@ def test_many_small_records_in_one_read(link: tuple[RecordLayer, OpenSSLPeer]) -
 def test_padded_records_of_openssl_are_read(link: tuple[RecordLayer, OpenSSLPeer]) -> None:
     layer, peer = link
     peer.pad_to(1024)
+    peer.key_update(ask=False)  # OpenSSL from 3.2 on pads from the next change of keys on
     for size in (1, 1000, 1023, 1024, 16000):
         wire = peer.write(bytes(size))
         assert len(wire) >= 1024
