@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastderp.tls.openssl import LIBRARY
+from fastderp.tls.openssl import LIBRARY, VERSION
 from fastderp.util import bounds
 
 # Resident memory of a connection besides the bytes it has sent, rounded up; bench/login_memory.py
 # measures both figures.
 CONNECTION_BYTES = 2 * 1024
-# AWS-LC's handshakes hold a third of that; they are charged SMALL_BYTES, so they are not small.
-HANDSHAKE_BYTES = 32 * 1024 if LIBRARY == "AWS-LC" else 56 * 1024
+# Resident memory of an unfinished handshake, rounded up: with AWS-LC 9 KiB, charged SMALL_BYTES, so
+# that it is not small; with OpenSSL 3.0 54 KiB, with OpenSSL 3.5 and its hybrid groups 77 KiB.
+if LIBRARY == "AWS-LC":
+    HANDSHAKE_BYTES = 32 * 1024
+elif VERSION.startswith(("OpenSSL 3.0.", "OpenSSL 3.1.")):
+    HANDSHAKE_BYTES = 56 * 1024
+else:
+    HANDSHAKE_BYTES = 80 * 1024
 # memory of a channel besides incomplete records and messages
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024
