@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.container import ROOT, STATE, Container, container, image_variables
+from tests.kit.memory import SANITIZED
 from tests.kit.sandbox import needs_root
+
+pytestmark = pytest.mark.skipif(SANITIZED, reason="the root has no sanitizer's library")
 
 ENTRYPOINT = runpy.run_path(str(ROOT / "deploy" / "entrypoint.py"))
 # A certificate for an address needs no CA.
