@@ -20,12 +20,16 @@ from fastderp.client.stun import binding_request, parse_response
 from fastderp.wire.keys import NodePublic
 from tests.kit.certificates import self_signed
 from tests.kit.command import COMMAND, RunningRelay, started
+from tests.kit.memory import SANITIZED
 from tests.kit.peer import Peer
 from tests.kit.proxies import free_ports
 from tests.kit.relay import Setup, client_context, eventually
 
 ACTIVATE = shutil.which("systemd-socket-activate")
-with_systemd = pytest.mark.skipif(not ACTIVATE, reason="systemd-socket-activate is not installed")
+with_systemd = pytest.mark.skipif(
+    not ACTIVATE or SANITIZED,
+    reason="systemd-socket-activate is not installed, or does not pass the sanitizer's variables",
+)
 
 # Puts descriptors at 3, 4, … and names this process, as systemd does before it starts a service.
 LAUNCHER = """
