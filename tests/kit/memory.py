@@ -13,3 +13,9 @@ def resident_bytes() -> int:
         return 0
     resident: int = psutil.Process().memory_info().rss
     return resident
+
+
+def sanitizer_variables() -> dict[str, str]:
+    """Return the variables that a checked build needs (see `.ci/run`), if this one runs with them."""
+    names = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS", "PYTHONMALLOC")
+    return {name: os.environ[name] for name in names if name in os.environ}

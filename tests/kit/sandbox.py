@@ -22,6 +22,7 @@ import pytest
 
 import fastderp
 from tests.kit.command import RunningRelay, started
+from tests.kit.memory import sanitizer_variables
 
 PACKAGE = Path(fastderp.__file__).parent
 UNIT = PACKAGE / "share" / "systemd" / "fastderp-relay.service"
@@ -101,7 +102,7 @@ class Sandbox:
             "PYTHONPATH": modules,
             "PYTHONSAFEPATH": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            **_sanitizer(),
+            **sanitizer_variables(),
             **self.env,
         }
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items() if value)
@@ -177,12 +178,6 @@ class Sandbox:
             process.kill()
             raise
         return process.returncode, said
-
-
-def _sanitizer() -> dict[str, str]:
-    """Return the variables that a checked build needs (see `.ci/run`), if this one runs with them."""
-    names = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS", "PYTHONMALLOC")
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _kill_children(pid: int) -> None:

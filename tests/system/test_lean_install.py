@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.command import COMMAND, refused, relay
+from tests.kit.memory import sanitizer_variables
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -67,7 +68,7 @@ def lean(tmp_path: Path) -> dict[str, str]:
     """The environment of commands that see the packages of an installation without extras."""
     (tmp_path / "fence").mkdir()
     (tmp_path / "fence/sitecustomize.py").write_text(FENCE)
-    return {"PYTHONPATH": f"{tmp_path / 'fence'}:{ROOT}"}
+    return {"PYTHONPATH": f"{tmp_path / 'fence'}:{ROOT}"} | sanitizer_variables()
 
 
 def test_the_dependencies_are_those_of_this_test() -> None:

@@ -249,7 +249,8 @@ def crowded(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
     if limits[1] < 11_000:
         pytest.skip("needs 11,000 descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 11_000), limits[1]))
-    relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET)
+    # A watcher that does not read is not closed for that during the test.
+    relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET, write_timeout=60.0)
     peers = [socket.socketpair() for _ in range(N_CROWD)]
 
     def promote_all() -> None:
