@@ -277,6 +277,8 @@ def deaf_watcher(relay: Relay) -> Peer:
     peer.login(relay.server.public_key, json=mesh_info())
     peer.send_frame(WATCH)
     eventually(lambda: relay.metrics()["fastderp_backlog_bytes"] > CROWD_LIST_BYTES // 4)
+    # Changes are sent between the parts of a list.
+    eventually(lambda: not relay.server._region.presence._lists)
     return peer
 
 
