@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import ssl
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.relays import Relay, RelayError, Running, derper, fastderp, running
+from bench.relays import Relay, RelayError, derper, fastderp, running
 
 MIB = 1024  # in the KiB of /proc
 
@@ -43,7 +41,7 @@ def measure(relay: Relay, *, tls: bool, settle_s: float) -> Idle:
     """Start a relay, ask for a page, and read its memory `settle_s` later."""
     began = time.monotonic()
     with running(relay, tls=tls) as started:
-        ask(started)
+        started.page("/derp/probe")
         serves_s = time.monotonic() - began
         cpu_s = cpu_of(started.pid)
         time.sleep(settle_s)
@@ -55,13 +53,6 @@ def measure(relay: Relay, *, tls: bool, settle_s: float) -> Idle:
         memory["Pss"] / MIB,
         (memory["Private_Clean"] + memory["Private_Dirty"]) / MIB,
     )
-
-
-def ask(relay: Running) -> None:
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(f"{relay.url}/derp/probe", timeout=5, context=unverified) as answer:
-        answer.read()
 
 
 def cpu_of(pid: int) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import os
 import platform
 import pstats
 import socket
@@ -94,14 +93,9 @@ def read_frame(stream: object) -> bytes:
     return payload
 
 
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> float:
     """Return CPU microseconds per login of the relay with this pid."""
+    from fastderp.loadgen.process import Process
     from fastderp.wire.keys import NodePrivate, NodePublic
     from fastderp.wire.login import ClientInfo, client_info_frame
 
@@ -117,9 +111,10 @@ def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> f
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     log_in(port, 200, logins, context, options.fast_start)
-    before = cpu_s(pid)
+    process = Process(pid)
+    before = process.cpu_s()
     log_in(port, options.n, logins, context, options.fast_start)
-    return (cpu_s(pid) - before) / options.n * 1e6
+    return (process.cpu_s() - before) / options.n * 1e6
 
 
 def measure_fastderp(options: argparse.Namespace) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.relays import Relay, derper, fastderp, running
+from fastderp.loadgen.process import Process
 from fastderp.tls.context import ClientContext
 from fastderp.tls.handshake import Handshake
 from fastderp.wire.keys import NodePrivate
@@ -136,14 +137,6 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def resident_kib(pid: int) -> float:
-    """Return the resident memory of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return float(line.split()[1])
-    raise ValueError(f"process {pid} has no VmRSS")
-
-
 def measure(relay: Relay, stage: Stage, n_connections: int) -> tuple[float, float, int]:
     """Return KiB per connection, MiB left after their end, connections closed by the relay."""
     with running(relay, tls=True) as started:
@@ -151,7 +144,8 @@ def measure(relay: Relay, stage: Stage, n_connections: int) -> tuple[float, floa
         first = Client(port)
         login(first)
         time.sleep(SETTLE_S)
-        before = resident_kib(started.pid)
+        process = Process(started.pid)
+        before = process.rss_kib()
         clients = []
         for _ in range(n_connections):
             client = Client(port)
@@ -161,12 +155,12 @@ def measure(relay: Relay, stage: Stage, n_connections: int) -> tuple[float, floa
                 pass  # counted below
             clients.append(client)
         time.sleep(SETTLE_S)
-        during = resident_kib(started.pid)
+        during = process.rss_kib()
         n_closed = sum(is_closed(client.sock) for client in clients)
         for client in clients:
             client.sock.close()
         time.sleep(COMES_BACK_S)
-        after = resident_kib(started.pid)
+        after = process.rss_kib()
         first.sock.close()
     return (during - before) / n_connections, (after - before) / 1024, n_closed
 

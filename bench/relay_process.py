@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastderp.loadgen.process import Process
 from fastderp.wire.keys import NodePublic
 
 COMMAND = str(Path(sys.executable).with_name("fastderp-relay"))
@@ -75,8 +76,7 @@ class RelayProcess:
     @property
     def resident_kib(self) -> int:
         """Its resident memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
+        return Process(self.process.pid).rss_kib()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""

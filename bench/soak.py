@@ -16,6 +16,7 @@ import asyncio
 import ctypes
 import gc
 import json
+import os
 import random
 import sys
 import time
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import fastderp.testing
 from fastderp import Backoff, HTTPClient, RateLimit, ReceivedPacket
+from fastderp.loadgen.process import Process
 
 PACKET_BYTES = 1400
 TICK_S = 0.01
@@ -163,8 +165,7 @@ def kept_kib() -> int:
 
 def resident_kib() -> int:
     """Return the resident memory of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
+    return Process(os.getpid()).rss_kib()
 
 
 @dataclass

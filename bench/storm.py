@@ -12,17 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import ssl
 import sys
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.relays import Relay, RelayError, derper, fastderp, running
 from fastderp.errors import DialError
 from fastderp.loadgen.connect import Crowd, Target
+from fastderp.loadgen.process import Process
 
 RELAY_CORE, LOAD_CORE = 0, 1
 LOOK_S = 0.02
@@ -47,14 +45,14 @@ def storm(relay: Relay, n_clients: int, tls: bool) -> Storm:
         crowd = Crowd(
             Target.parse(f"{started.url}/derp", insecure=True), n_clients, at_once=n_clients
         )
-        before = resident_mib(started.pid)
-        cpu_before = cpu_s(started.pid)
+        process = Process(started.pid)
+        cpu_before, before = process.cpu_s(), process.rss_kib()
         peak, ended = before, threading.Event()
 
         def watch() -> None:
             nonlocal peak
             while not ended.wait(LOOK_S):
-                peak = max(peak, resident_mib(started.pid))
+                peak = max(peak, process.rss_kib())
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -65,38 +63,24 @@ def storm(relay: Relay, n_clients: int, tls: bool) -> Storm:
             ended.set()
             watcher.join()
         seconds = time.monotonic() - began_s
-        cpu = cpu_s(started.pid) - cpu_before
-        refused = refusals(started.url)
+        cpu = process.cpu_s() - cpu_before
+        refused = refusals(started.page("/debug/varz"))
         for client in clients:
             client.close()
         time.sleep(LEFT_S)
-        return Storm(seconds, cpu, before, peak, resident_mib(started.pid), refused)
+        before_mib, peak_mib, after_mib = (kib / 1024 for kib in (before, peak, process.rss_kib()))
+        return Storm(seconds, cpu, before_mib, peak_mib, after_mib, refused)
 
 
-def refusals(url: str) -> dict[str, int]:
+def refusals(varz: str) -> dict[str, int]:
     """Return the counters of refused and evicted connections that are not 0."""
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    with urllib.request.urlopen(f"{url}/debug/varz", timeout=10, context=unverified) as answer:
-        lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
+    lines = [line.rpartition(" ") for line in varz.splitlines()]
     names = ("refused", "rejected", "evicted")
     return {
         name: int(float(value))
         for name, _, value in lines
         if not name.startswith("#") and any(word in name for word in names) and float(value)
     }
-
-
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:

@@ -21,14 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.relays import BUILD, HERE, Relay, derper, fastderp, running
+from fastderp.loadgen.process import Process
 
 RELAY_CORE, LOAD_CORE = 0, 1
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process's threads in ns."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def load(program: Path, port: int, seconds: float) -> tuple[int, int]:
@@ -57,9 +52,10 @@ def free_port() -> int:
 def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float, float, int]:
     """Load a server; return its CPU µs per answer, answers per second, and losses."""
     load(program, port, 0.2)
-    before_s = cpu_s(pid)
+    process = Process(pid)
+    before_s = process.cpu_s()
     n_answered, n_lost = load(program, port, seconds)
-    return (cpu_s(pid) - before_s) / n_answered * 1e6, n_answered / seconds, n_lost
+    return (process.cpu_s() - before_s) / n_answered * 1e6, n_answered / seconds, n_lost
 
 
 def relay_measured(relay: Relay, program: Path, seconds: float) -> tuple[float, float, int]:

@@ -1,4 +1,5 @@
-# The system calls of streams that the data plane does not have: the only file that names them.
+# System calls of streams and addresses of sockets that the data plane does not have: the only file
+# that names them.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -19,9 +20,11 @@ cdef extern from "<netinet/in.h>" nogil:
     struct in6_addr:
         uint8_t s6_addr[16]
     struct sockaddr_in:
+        unsigned short sin_family
         uint16_t sin_port
         in_addr sin_addr
     struct sockaddr_in6:
+        unsigned short sin6_family
         uint16_t sin6_port
         in6_addr sin6_addr
     enum:

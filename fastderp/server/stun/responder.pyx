@@ -16,10 +16,11 @@ from fastderp.dataplane.sys cimport (
     eventfd, eventfd_drain, eventfd_wake, msghdr, prctl, PR_SET_NAME, pthread_create, pthread_join,
     pthread_t,
 )
+from fastderp.server.net.sys cimport AF_INET, sockaddr_in, sockaddr_in6
 from fastderp.server.stun.sys cimport (
-    AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH,
     IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, POLLIN, PRIO_PROCESS, cmsghdr, in6_pktinfo,
-    in_pktinfo, mmsghdr, poll, pollfd, recvmmsg, sendmmsg, setpriority, sockaddr_in, sockaddr_in6,
+    in_pktinfo, mmsghdr, poll, pollfd, recvmmsg, sendmmsg, setpriority,
 )
 
 import os

@@ -1,8 +1,9 @@
 # The system calls of STUN that the data plane does not have: the only file that names them.
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t
 
 from fastderp.dataplane.sys cimport msghdr, timespec
+from fastderp.server.net.sys cimport in6_addr, in_addr
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -18,22 +19,8 @@ cdef extern from "<sys/socket.h>" nogil:
     cmsghdr* CMSG_FIRSTHDR(msghdr* message)
     cmsghdr* CMSG_NXTHDR(msghdr* message, cmsghdr* header)
     uint8_t* CMSG_DATA(cmsghdr* header)
-    enum:
-        AF_INET, AF_INET6
 
 cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        unsigned short sin_family
-        unsigned short sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        unsigned short sin6_family
-        unsigned short sin6_port
-        in6_addr sin6_addr
     struct in_pktinfo:
         int ipi_ifindex
         in_addr ipi_spec_dst
