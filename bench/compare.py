@@ -16,9 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.lab import QUIET, Lab, Measurement, cost, per_core
 from bench.relays import (
     HERE,
@@ -30,6 +27,7 @@ from bench.relays import (
     older_derper,
     other,
 )
+from bench.terminal import Console, Table
 from fastderp.loadgen.result import environment
 from fastderp.loadgen.scenario import SCENARIOS
 

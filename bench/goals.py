@@ -16,12 +16,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.lab import QUIET, SUITE, Lab
 from bench.relays import HERE, RelayError, derper, fastderp, floor
 from bench.rows import ROWS, Bench, Row
+from bench.terminal import Console, Table
 from fastderp.loadgen.result import environment
 
 KEPT = HERE / "results" / "goals.json"

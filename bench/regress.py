@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from bench.terminal import Console, Table
 
 ROOT = Path(__file__).parents[1]
 MICRO = Path("bench") / "micro"

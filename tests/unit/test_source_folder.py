@@ -19,8 +19,9 @@ ROOT = Path(fastderp.__file__).parents[1]
 def sources(tmp_path: Path) -> Path:
     """A checkout in which nothing is compiled."""
     folder = tmp_path / "checkout"
-    leave_out = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(ROOT / "fastderp", folder / "fastderp", ignore=leave_out)
+    leave_out = shutil.ignore_patterns("*.so", "__pycache__", "build")
+    for name in ("fastderp", "bench"):
+        shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
@@ -39,9 +40,9 @@ def run(sources: Path, *arguments: str, installed: Path | None = ROOT) -> tuple[
     "arguments",
     [
         ("-m", "fastderp"), ("-m", "pydoc", "fastderp.HTTPClient"),
-        ("-c", "from fastderp import Server"),
+        ("-c", "from fastderp import Server"), ("-m", "bench.compare", "--help"),
     ],
-    ids=["python -m fastderp", "pydoc", "import"],
+    ids=["python -m fastderp", "pydoc", "import", "python -m bench.compare"],
 )  # fmt: skip
 def test_sources_that_hide_an_installed_fastderp_name_the_cause_and_the_command(
     sources: Path, arguments: tuple[str, ...]
