@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-k", dest="only", default="", metavar="EXPRESSION", help="only these benches"
     )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table there as Markdown, too"
+    )
     options = parser.parse_args(arguments)
     try:
         with _base_tree(options.base) as base:
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.regress: {error}", file=sys.stderr)
         return 2
     _print(verdicts, options.base)
+    if options.markdown:
+        options.markdown.write_text(markdown(verdicts, options.base))
     return 1 if any(verdict.is_slower for verdict in verdicts) else 0
 
 
@@ -197,11 +202,22 @@ def _done(
 
 def _print(verdicts: Sequence[Verdict], base: str) -> None:
     table = Table("bench", "CPU time", "allowed", "", title=f"beside {base}", box=None)
-    for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
-        table.add_row(
-            verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict)
-        )
+    for row in _rows(verdicts):
+        table.add_row(*row)
     Console(width=max(Console().width, 120)).print(table)
+
+
+def markdown(verdicts: Sequence[Verdict], base: str) -> str:
+    """Return the table as Markdown."""
+    lines = [f"| bench, beside {base} | CPU time | allowed | |", "|---|--:|--:|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in _rows(verdicts)]
+    return "\n".join([*lines, ""])
+
+
+def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str, str, str]]:
+    """Return name, ratio, allowed ratio and verdict of each bench, the slowest first."""
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
+        yield verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict)
 
 
 def _word(verdict: Verdict) -> str:

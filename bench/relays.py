@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import ssl
@@ -124,7 +125,20 @@ def other(text: str) -> Relay:
     name, _, command = text.partition("=")
     if not name or "{port}" not in command:
         raise RelayError(f"{text!r} is not NAME=COMMAND with {{port}} in it")
-    return Relay(name, "", command.split())
+    return Relay(name, "", _words(command))
+
+
+def c_compiler() -> list[str]:
+    """Return the C compiler with its arguments: $CC, for example `ccache gcc`, or cc."""
+    return _words(os.environ.get("CC", "")) or ["cc"]
+
+
+def _words(command: str) -> list[str]:
+    """Split a command line as a shell does."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise RelayError(f"{command!r} is not a command line: {str(error).lower()}") from None
 
 
 def build_floor(directory: Path) -> Path:
@@ -134,8 +148,7 @@ def build_floor(directory: Path) -> Path:
         return binary
     directory.mkdir(parents=True, exist_ok=True)
     # With OpenSSL's headers, which only this build needs.
-    compiler = os.environ.get("CC", "cc")
-    _output([compiler, "-O2", "-o", str(binary), str(source), "-lssl", "-lcrypto"])
+    _output([*c_compiler(), "-O2", "-o", str(binary), str(source), "-lssl", "-lcrypto"])
     return binary
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.relays import BUILD, HERE, Relay, derper, fastderp, running
+from bench.relays import BUILD, HERE, Relay, c_compiler, derper, fastderp, running
 from fastderp.loadgen.process import Process
 
 RELAY_CORE, LOAD_CORE = 0, 1
@@ -38,7 +38,7 @@ def built(name: str) -> Path:
     """Compile a C program of bench/floor and return it."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source, program = HERE / "floor" / f"{name}.c", BUILD / name
-    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", program, source], check=True)
+    subprocess.run([*c_compiler(), "-O2", "-o", program, source], check=True)
     return program
 
 

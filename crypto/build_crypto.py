@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def build(crate: Path, output: Path, jobs: int = 0) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         linked = work / "_crypto.so"
         run(
-            [*os.environ.get("CC", "cc").split(), *compile_flags, *CHECK, *includes]
+            [*(c_compiler() or ["cc"]), *compile_flags, *CHECK, *includes]
             + ["-o", linked, listing, *LINK, *archives, "-lpthread"]
         )
         # Not in place: a process may have the previous file mapped.
@@ -157,10 +158,14 @@ def configure(source: Path, directory: Path, compile_flags: list[str]) -> None:
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     # A CC with arguments ("ccache gcc") is for the linker above; CMake would take it apart.
     environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
-    compiler = os.environ.get("CC", "").split()
-    if len(compiler) == 1:
+    if len(c_compiler()) == 1:
         environment = dict(os.environ)
     run(["cmake", "-S", source, "-B", directory, *definitions], "pip install cmake", environment)
+
+
+def c_compiler() -> list[str]:
+    """Return the compiler of $CC with its arguments, for example `ccache gcc`; [] without CC."""
+    return shlex.split(os.environ.get("CC", ""))
 
 
 def exports(table: str, shim: str) -> str:

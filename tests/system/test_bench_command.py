@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -18,6 +17,7 @@ import pytest
 from bench.relays import Relay, Running, build_floor, fastderp, running, running_region
 from fastderp.loadgen.process import Process
 from tests.kit.command import relay as fastderp_relay
+from tests.kit.compiler import has_c_compiler
 
 COMMAND = str(Path(sys.executable).with_name("fastderp-bench"))
 
@@ -28,7 +28,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    if shutil.which("cc") is None:
+    if not has_c_compiler():
         pytest.skip("no C compiler for the floor relay")
     program = build_floor(tmp_path_factory.mktemp("floor"))
     with running(Relay("floor", "", [str(program), "{port}"])) as target:
@@ -276,7 +276,7 @@ def test_a_pid_without_a_process_is_refused(relay: Running) -> None:
 
 
 def test_a_relay_that_is_killed_is_exit_code_1(tmp_path: Path) -> None:
-    if shutil.which("cc") is None:
+    if not has_c_compiler():
         pytest.skip("no C compiler for the floor relay")
     program = build_floor(tmp_path)
     with running(Relay("floor", "", [str(program), "{port}"])) as target:

@@ -2,12 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.kit.compiler import has_c_compiler
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> None:
-    if shutil.which("cc") is None:
+    if not has_c_compiler():
         pytest.skip("no C compiler for the floor relay")
     core = str(min(os.sched_getaffinity(0)))
     kept = tmp_path / "result.json"

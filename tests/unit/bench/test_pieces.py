@@ -1,13 +1,13 @@
 """The modules of the micro benches compile and call the data plane's functions."""
 
-import shutil
 import struct
 
 import pytest
 
 from bench.micro.pieces import piece
+from tests.kit.compiler import has_c_compiler
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not has_c_compiler(), reason="no C compiler")
 
 
 def packet(frame_type: int, size: int) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.micro.pieces import piece
+from tests.kit.compiler import has_c_compiler
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[3] / "build" / "shims"
@@ -23,6 +23,6 @@ class Shim:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        if shutil.which("cc") is None:
+        if not has_c_compiler():
             pytest.skip("no C compiler")
         return getattr(piece(self._name, HERE, BUILD), name)
