@@ -3,6 +3,9 @@
 The base commit is built beside this tree, with this tree's benches, and both run alternately. For
 each bench and build there is one median of CPU time per repetition; the smallest median is
 the undisturbed cost of the code. The distance of the other medians from it is the noise.
+
+Each run adds its result, one line of JSON, to `--history`; `.ci/bench_history.py table` shows the
+newest as Markdown.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.terminal import Console, Table
+from fastderp.loadgen.result import environment
 
 ROOT = Path(__file__).parents[1]
 MICRO = Path("bench") / "micro"
@@ -29,6 +34,7 @@ TESTS_FAILED = 1  # pytest's exit code
 LEAST_ALLOWED = 0.08
 # A bench may be slower by this multiple of the noise of its repetitions.
 NOISE_FACTOR = 2.0
+KEPT = ROOT / "bench" / "build" / "regress.jsonl"
 # Above this spread of the repetitions the bench gives no verdict.
 TOO_NOISY = 0.5
 
@@ -45,6 +51,7 @@ class Verdict:
     """One bench in both builds. `ratio` is new to base; `allowed` is the noise."""
 
     name: str
+    cpu_s: float
     ratio: float
     noise: float
 
@@ -60,6 +67,12 @@ class Verdict:
     def is_undecided(self) -> bool:
         return self.noise > TOO_NOISY
 
+    @property
+    def word(self) -> str:
+        if self.is_slower:
+            return "slower"
+        return "noisy" if self.is_undecided else "same"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; return 1 when a bench is slower, 2 when builds or benches failed."""
@@ -72,19 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-k", dest="only", default="", metavar="EXPRESSION", help="only these benches"
     )
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the table there as Markdown, too"
+        "--history", type=Path, default=KEPT, metavar="FILE", help="add the result (%(default)s)"
     )
     options = parser.parse_args(arguments)
     try:
-        with _base_tree(options.base) as base:
+        commit, base_commit = _commit("HEAD"), _commit(options.base)
+        with _base_tree(base_commit) as base:
             _build(ROOT)
             verdicts = _compare(base, options.repetitions, options.only)
     except RegressError as error:
         print(f"bench.regress: {error}", file=sys.stderr)
         return 2
     _print(verdicts, options.base)
-    if options.markdown:
-        options.markdown.write_text(markdown(verdicts, options.base))
+    _keep(verdicts, commit, base_commit, options.history)
     return 1 if any(verdict.is_slower for verdict in verdicts) else 0
 
 
@@ -114,7 +127,12 @@ def _repeat(base: Path, old: Medians, new: Medians, repetitions: int, only: str)
 def judge(old: Medians, new: Medians) -> list[Verdict]:
     """Judge every bench that both builds could run."""
     return [
-        Verdict(name, min(new[name]) / min(old[name]), max(_noise(old[name]), _noise(new[name])))
+        Verdict(
+            name,
+            min(new[name]),
+            min(new[name]) / min(old[name]),
+            max(_noise(old[name]), _noise(new[name])),
+        )
         for name in new
         if name in old
     ]
@@ -186,7 +204,8 @@ def _done(
     directory: Path,
     environment: dict[str, str] | None = None,
     good: Collection[int] = (0,),
-) -> None:
+) -> str:
+    """Run a command; return its output, or raise RegressError with its end."""
     done = subprocess.run(
         command,
         cwd=directory,
@@ -198,32 +217,45 @@ def _done(
     if done.returncode not in good:
         end = "\n".join(done.stdout.splitlines()[-15:])
         raise RegressError(f"{' '.join(command)} ended with {done.returncode}\n{end}")
+    return done.stdout
 
 
 def _print(verdicts: Sequence[Verdict], base: str) -> None:
+    words = {"slower": "SLOWER", "noisy": "too noisy to tell", "same": ""}
     table = Table("bench", "CPU time", "allowed", "", title=f"beside {base}", box=None)
-    for row in _rows(verdicts):
-        table.add_row(*row)
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
+        table.add_row(
+            verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", words[verdict.word]
+        )
     Console(width=max(Console().width, 120)).print(table)
 
 
-def markdown(verdicts: Sequence[Verdict], base: str) -> str:
-    """Return the table as Markdown."""
-    lines = [f"| bench, beside {base} | CPU time | allowed | |", "|---|--:|--:|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in _rows(verdicts)]
-    return "\n".join([*lines, ""])
+def _keep(verdicts: Sequence[Verdict], commit: str, base: str, history: Path) -> None:
+    """Add the result to the history."""
+    here = environment(sys.argv)
+    result = {
+        "commit": commit,
+        "base": base,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": f"{here['cpu']}, Python {here['python']}",
+        "benches": [
+            {
+                "name": verdict.name,
+                "cpu_ns": round(verdict.cpu_s * 1e9, 1),
+                "ratio": round(verdict.ratio, 4),
+                "allowed": round(verdict.allowed, 4),
+                "verdict": verdict.word,
+            }
+            for verdict in verdicts
+        ],
+    }
+    history.parent.mkdir(parents=True, exist_ok=True)
+    with history.open("a") as file:
+        file.write(json.dumps(result) + "\n")
 
 
-def _rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str, str, str]]:
-    """Return name, ratio, allowed ratio and verdict of each bench, the slowest first."""
-    for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
-        yield verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", _word(verdict)
-
-
-def _word(verdict: Verdict) -> str:
-    if verdict.is_slower:
-        return "SLOWER"
-    return "too noisy to tell" if verdict.is_undecided else ""
+def _commit(name: str) -> str:
+    return _done(["git", "rev-parse", f"{name}^{{commit}}"], ROOT).strip()
 
 
 if __name__ == "__main__":

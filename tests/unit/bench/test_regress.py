@@ -1,12 +1,13 @@
 """`bench.regress` distinguishes a slower build from a noisy machine."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from bench import regress
-from bench.regress import Verdict, judge, markdown
+from bench.regress import judge
 
 ROOT = Path(regress.__file__).parents[1]
 
@@ -39,29 +40,16 @@ def test_a_bench_that_only_one_build_can_run_is_ignored() -> None:
     assert judge({"old": [1.0]}, {"new": [1.0]}) == []
 
 
-def test_the_table_as_markdown_has_the_slowest_bench_first() -> None:
-    text = markdown([Verdict("quick", 0.9, 0.0), Verdict("slow", 1.5, 0.01)], "main")
-    assert text.splitlines() == [
-        "| bench, beside main | CPU time | allowed | |",
-        "|---|--:|--:|---|",
-        "| slow | 1.50 × | 1.08 × | SLOWER |",
-        "| quick | 0.90 × | 1.08 × |  |",
-    ]
-
-
-def test_the_command_of_the_workflow_is_one_that_the_bench_takes(
+def test_the_command_of_ci_compares_and_keeps_the_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    [line] = [
-        line
-        for line in (ROOT / ".github/workflows/benchmarks.yml").read_text().splitlines()
-        if "bench.regress" in line
-    ]
-    arguments = line.partition("|")[0].replace('"$BASE"', "main").split()
-    assert arguments[:3] == ["python", "-m", "bench.regress"]
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    [command] = [line.split() for line in lines if "-m bench.regress" in line]
+    assert command == ["python", "-m", "bench.regress", '"$base"']
+    kept = tmp_path / "regress.jsonl"
+    monkeypatch.setattr(regress, "_commit", lambda name: "a" * 40)
     monkeypatch.setattr(regress, "_base_tree", lambda base: nullcontext(tmp_path))
     monkeypatch.setattr(regress, "_build", lambda tree: None)
-    monkeypatch.setattr(regress, "_run", lambda tree, only, *, is_base: {"a bench": 1.0})
-    assert regress.main(arguments[3:]) == 0
-    assert "a bench" in (tmp_path / "regress.md").read_text()
+    monkeypatch.setattr(regress, "_run", lambda tree, only, *, is_base: {"test_a": 1.0})
+    assert regress.main(["main", "--history", str(kept)]) == 0
+    assert json.loads(kept.read_text())["benches"][0]["name"] == "test_a"
