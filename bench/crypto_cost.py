@@ -9,6 +9,7 @@ record layer of the relay, handshakes are the server's share of them, with our o
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -99,10 +100,20 @@ def record_costs(sealer: RecordLayer, opener: RecordLayer, size: int) -> tuple[f
 
 def main() -> None:
     """Measure each library in its own process, and print the table."""
-    if sys.argv[1:] == ["--measure"]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "libraries",
+        nargs="*",
+        default=["system", "bundled"],
+        metavar="LIBRARY",
+        help="system, bundled, or the path of a libssl",
+    )
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
         print(json.dumps(measure()))
         return
-    libraries = sys.argv[1:] or ["system", "bundled"]
+    libraries = options.libraries
     rounds: dict[str, list[dict[str, float]]] = {library: [] for library in libraries}
     for _ in range(ROUNDS):
         for library in libraries:

@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="print a profile of the Python code on the loop"
     )
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help="only the relay, for a profiler")
     options = parser.parse_args()
     if options.serve:
         serve(options.loop, options.tls, options.profile)
