@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fastderp.cli.entry import accept_gil
 from fastderp.cli.output import show
 from fastderp.errors import EX_UNAVAILABLE
 
@@ -48,6 +49,7 @@ def main() -> int:
 
     Return EX_UNAVAILABLE when a part is missing, EX_IOERR when printing fails.
     """
+    accept_gil()
     problems: list[str] = []
     code = show("python -m fastderp", lambda: _report(problems))
     return EX_UNAVAILABLE if problems else code

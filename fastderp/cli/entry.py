@@ -11,6 +11,7 @@ import sys
 def relay() -> int:
     """Run `fastderp-relay`."""
     _need_linux("fastderp-relay")
+    accept_gil()
     from fastderp.cli.relay import main
 
     return main()
@@ -19,9 +20,24 @@ def relay() -> int:
 def bench() -> int:
     """Run `fastderp-bench`."""
     _need_linux("fastderp-bench")
+    accept_gil()
     from fastderp.cli.bench import main
 
     return main()
+
+
+def accept_gil() -> None:
+    """Drop a free-threaded interpreter's warning that our modules turn the GIL on.
+
+    It would be the first line of a relay's log. A program that imports the library gets it.
+    """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        import warnings
+
+        # Appended: -W and PYTHONWARNINGS have precedence.
+        warnings.filterwarnings(
+            "ignore", "The global interpreter lock", RuntimeWarning, append=True
+        )
 
 
 def _need_linux(command: str) -> None:
