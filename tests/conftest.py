@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from fastderp.server.observe.log_throttle import LogThrottle
@@ -18,6 +19,10 @@ from tests.kit.relay import EVERY_SETUP, Relay, Setup, running
 # Background jobs of a shell ignore interrupts, and so would every process that they start;
 # tests that send an interrupt need the default action.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something about the machine only.
+hypothesis.settings.register_profile("fastderp", deadline=None)
+hypothesis.settings.load_profile("fastderp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

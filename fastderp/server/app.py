@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -283,6 +284,8 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
         is_started = await _unless(stopping, app.start())
         if is_started:
             _let_packets_go_first()
+            # The objects of the start stay; each full collection would examine all of them.
+            gc.freeze()
             log.info("ready")
             manager.ready(app.status)
             app.feed_watchdog(watchdog_period_s(os.environ), manager.alive)

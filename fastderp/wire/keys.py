@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import ClassVar
-
-from nacl import bindings
-from nacl import exceptions as nacl_errors
 
 from fastderp.errors import BoxError, KeyFileError
 from fastderp.util import files
 from fastderp.util.json_members import folded
 from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
+
+if sys.platform == "linux":
+    from fastderp.wire import sodium
+else:
+    from fastderp.wire import portable_sodium as sodium
 
 __all__ = [
     "Box",
@@ -42,25 +45,23 @@ class Box:
 
     def __init__(self, private: NodePrivate, peer: NodePublic) -> None:
         """Agree on the shared key. BoxError for a zero or low-order `peer`."""
-        try:
-            self._shared = bindings.crypto_box_beforenm(peer.raw, private._raw)
-        except nacl_errors.RuntimeError:
-            raise BoxError("the public key is of low order") from None
+        shared = sodium.shared_key(peer.raw, private._raw)
+        if shared is None:
+            raise BoxError("the public key is of low order")
+        self._shared = shared
 
     def seal(self, message: bytes, nonce: bytes | None = None) -> bytes:
         """Return nonce 24 ‖ box(message). A given `nonce` must not have been used before."""
         if nonce is None:
             nonce = os.urandom(NONCE_SIZE)
-        return nonce + bindings.crypto_box_afternm(message, nonce, self._shared)
+        return nonce + sodium.seal(self._shared, nonce, message)
 
     def open(self, sealed: bytes) -> bytes:
         """Return the message in nonce 24 ‖ box. BoxError when it was not made by the peer."""
-        try:
-            return bindings.crypto_box_open_afternm(
-                sealed[NONCE_SIZE:], sealed[:NONCE_SIZE], self._shared
-            )
-        except (nacl_errors.CryptoError, nacl_errors.ValueError):
-            raise BoxError("the box does not open") from None
+        message = sodium.open_sealed(self._shared, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:])
+        if message is None:
+            raise BoxError("the box does not open")
+        return message
 
     def __repr__(self) -> str:
         return "<Box>"
@@ -117,7 +118,7 @@ class NodePrivate:
     def public_key(self) -> NodePublic:
         """The public half: the address of the node. Computed once, in about 50 µs."""
         if self._public_key is None:
-            self._public_key = NodePublic(bindings.crypto_scalarmult_base(self._raw))
+            self._public_key = NodePublic(sodium.public_key(self._raw))
         return self._public_key
 
     def box(self, peer: NodePublic) -> Box:
@@ -141,7 +142,7 @@ class NodePrivate:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NodePrivate):
             return NotImplemented
-        return bindings.sodium_memcmp(self._raw, other._raw)
+        return sodium.are_equal(self._raw, other._raw)
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 
@@ -198,7 +199,7 @@ class MeshKey:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MeshKey):
             return NotImplemented
-        return bindings.sodium_memcmp(self._raw, other._raw)
+        return sodium.are_equal(self._raw, other._raw)
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastderp.tls.context import ClientContext, DeferredContext, ServerContext
@@ -39,7 +39,6 @@ def heard(wire: bytes) -> None:
         assert error.cause in CAUSES
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 )
@@ -50,7 +49,6 @@ def test_any_bytes_of_a_hello_may_differ(changes: list[tuple[int, int]]) -> None
     heard(bytes(wire))
 
 
-@settings(deadline=None)
 @given(st.integers(-9, 12), st.integers(0, 255))
 def test_the_lengths_around_the_name_may_be_wrong(offset: int, value: int) -> None:
     wire = bytearray(HELLO)
@@ -58,13 +56,11 @@ def test_the_lengths_around_the_name_may_be_wrong(offset: int, value: int) -> No
     heard(bytes(wire))
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(HELLO)))
 def test_a_hello_may_end_anywhere(end: int) -> None:
     heard(HELLO[:end])
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=60))
 def test_every_server_name_is_read_unchanged(name: str) -> None:
     relay = Handshake(CONTEXT)

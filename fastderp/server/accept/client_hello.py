@@ -5,6 +5,8 @@ Sans I/O. It parses lengths only. OpenSSL's objects are too large to hold an inc
 
 from __future__ import annotations
 
+from struct import Struct
+
 from fastderp.tls.errors import TlsError
 
 # Real ClientHellos take 0.3 to 2 KiB, including post-quantum key shares and encrypted server names.
@@ -15,7 +17,7 @@ RAW_LIMIT_BYTES = HELLO_LIMIT_BYTES + 4096
 # The answer to a ClientHello that is too long: fatal, illegal_parameter, as OpenSSL does.
 TOO_LONG_ALERT = b"\x15\x03\x01\x00\x02\x02\x2f"
 
-_RECORD_HEADER = 5
+_RECORD = Struct(">BBBH")  # type, version, length
 _RECORD_LIMIT = 16384
 _MESSAGE_HEADER = 4
 _HANDSHAKE = 22
@@ -60,13 +62,16 @@ class ClientHelloReader:
     def _read_record(self) -> bool:
         """Parse the next record; return whether it was complete and another may follow."""
         raw, at = self._raw, self._at
-        if len(raw) < at + _RECORD_HEADER:
+        begin = at + _RECORD.size
+        if len(raw) < begin:
             return False
-        n_record = int.from_bytes(raw[at + 3 : at + 5], "big")
-        if raw[at] != _HANDSHAKE or raw[at + 1] != 3 or not 0 < n_record <= _RECORD_LIMIT:
+        record_type, major, _, n_record = _RECORD.unpack_from(raw, at)
+        if record_type != _HANDSHAKE or major != 3 or not 0 < n_record <= _RECORD_LIMIT:
             return self._end(is_hello=False)
-        begin, end = at + _RECORD_HEADER, at + _RECORD_HEADER + n_record
-        head = self._head + raw[begin : min(end, begin + _MESSAGE_HEADER - len(self._head))]
+        end = begin + n_record
+        head = self._head
+        if len(head) < _MESSAGE_HEADER:
+            head += raw[begin : min(end, begin + _MESSAGE_HEADER - len(head))]
         n_wanted = _RECORD_LIMIT
         if len(head) == _MESSAGE_HEADER:
             if head[0] != _CLIENT_HELLO:

@@ -131,8 +131,8 @@ class Connection:
 
     def start(self, *, at_once: bool) -> None:
         """Begin to read: now, or when the poller reports input."""
-        self._charge()
         (self._stream.start if at_once else self._stream.resume)()
+        self._charge()
 
     def close(self, reason: str, detail: str = "") -> None:
         """End the connection at once and count the reason; a no-op after its end or hand-over."""

@@ -78,28 +78,35 @@ class LoginMemory:
     def charge(self, account: Account, n_bytes: int) -> bool:
         """Set the bytes of an account; return False if this account must be evicted."""
         before = account.n_bytes
-        if n_bytes == before:
+        n_more = n_bytes - before
+        if not n_more:
             return True
+        account.n_bytes = n_bytes
+        self.held_bytes += n_more
         old = account.size_class
-        new = min((n_bytes >> _CLASS_SHIFT).bit_length(), _N_CLASSES - 1)
-        if old != new or not before or not n_bytes:
+        new = (n_bytes >> _CLASS_SHIFT).bit_length()
+        if new >= _N_CLASSES:
+            new = _N_CLASSES - 1
+        if old == new and before and n_bytes:
+            if new < _N_SMALL:
+                self._small_bytes += n_more
+        else:
             if before:
                 del self._accounts[old][account]
+                if old < _N_SMALL:
+                    self._small_bytes -= before
             if n_bytes:
                 self._accounts[new][account] = None
-        account.n_bytes = n_bytes
-        account.size_class = new
-        self.held_bytes += n_bytes - before
-        if old < _N_SMALL:
-            self._small_bytes -= before
-        if new < _N_SMALL:
-            self._small_bytes += n_bytes
-        if n_bytes < before:
-            self.freed_bytes += before - n_bytes
+                if new < _N_SMALL:
+                    self._small_bytes += n_bytes
+            account.size_class = new
+        if n_more < 0:
+            self.freed_bytes -= n_more
             self.on_free()
             return True
-        is_over = self._small_bytes > self._small_limit_bytes or self.held_bytes > self.limit_bytes
-        return self._make_room(account) if is_over else True
+        if self._small_bytes > self._small_limit_bytes or self.held_bytes > self.limit_bytes:
+            return self._make_room(account)
+        return True
 
     def release(self, account: Account) -> None:
         """Clear an account, and drop its callback with the cycle through its owner."""

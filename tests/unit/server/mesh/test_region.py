@@ -26,7 +26,7 @@ def test_an_offered_secret_is_compared_in_constant_time_with_every_secret(
         compared.append((one, other))
         return sodium_memcmp(one, other)
 
-    monkeypatch.setattr("fastderp.wire.keys.bindings.sodium_memcmp", compare)
+    monkeypatch.setattr("fastderp.wire.keys.sodium.are_equal", compare)
     plane = Plane(workers=1)
     region = Region(plane, NodePrivate.generate(), secrets, never_joins, None)
     for offered, expected in ((secrets[0], True), (secrets[2], True), (MeshKey.generate(), False)):
