@@ -70,7 +70,7 @@ cdef class Handshake:
     cdef BIO* source          # owned by connection
     cdef BIO* sink            # owned by connection
     cdef Watch watch
-    cdef object lock          # guards input and output
+    cdef object lock          # guards input, output, head and stepping
     cdef bytearray input      # fed, not yet given to OpenSSL
     cdef bytearray output
     cdef bytes head           # the peer's first bytes, to recognise plain HTTP
@@ -182,9 +182,10 @@ cdef class Handshake:
         if self.done:
             return True
         self._alive()
-        if self.stepping:
-            raise RuntimeError("one step at a time")
-        self.stepping = True
+        with self.lock:
+            if self.stepping:
+                raise RuntimeError("one step at a time")
+            self.stepping = True
         try:
             while True:
                 self._push_input()
@@ -249,15 +250,17 @@ cdef class Handshake:
         cdef long verified
         text = reason_text(code)
         name = self._asked_name()
+        with self.lock:
+            head = self.head
         if self.refusal is not None:
             return self.refusal
         if self.watch.name_refused:
             wanted = (<ServerContext>self.context).policy.server_name.decode()
             asked = f"asked for {name!r}" if name else "sent no server name"
             return TlsError("server_name", f"the client {asked}; only {wanted!r} is served")
-        if self.context.is_server and self.head.startswith(_HTTP_HEADS):
+        if self.context.is_server and head.startswith(_HTTP_HEADS):
             return TlsError("plain_http", "plain HTTP on a TLS port")
-        if self.head and self.head[0] != 22:
+        if head and head[0] != 22:
             return TlsError("not_tls", f"the peer does not speak TLS: {text}")
         if reason == _PROTOCOL_VERSION_ALERT:
             cause = "version"
