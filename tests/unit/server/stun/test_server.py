@@ -154,7 +154,7 @@ async def server() -> AsyncIterator[stun.StunServer]:
 
 
 def requests(server: stun.StunServer) -> dict[str, int]:
-    """Return the datagrams by disposition."""
+    """Return the datagrams by disposition; an answer is counted after it was sent, at the latest at `close`."""
     counted = server.metrics()["stun_requests"]
     assert isinstance(counted, dict)
     return counted
@@ -190,6 +190,7 @@ async def test_the_answer_leaves_from_the_requested_address(
     server: stun.StunServer, address: str
 ) -> None:
     assert (await answer_from(address, server.addresses[0][1]))[:2] == b"\x01\x01"
+    server.close()
     assert server.metrics()["stun_no_local_addr"] == 0
 
 
@@ -211,6 +212,7 @@ async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(
     port = server.addresses[0][1]
     response, (_, own_port) = await ask(socket.AF_INET, ("127.0.0.1", port), REQUEST)
     assert response == reference.binding_response(TXID, bytes([127, 0, 0, 1]), own_port)
+    server.close()
     assert server.metrics() == {
         "stun_requests": {"success": 1, "not_stun": 0, "read_error": 0, "write_error": 0},
         "stun_addrfamily": {"ipv4": 1, "ipv6": 0},
@@ -227,6 +229,7 @@ async def test_an_ipv6_client_is_answered_on_the_same_port(server: stun.StunServ
     assert response == reference.binding_response(
         TXID, ipaddress.ip_address("::1").packed, own_port
     )
+    server.close()
     assert server.metrics()["stun_addrfamily"] == {"ipv4": 0, "ipv6": 1}
 
 
@@ -234,6 +237,7 @@ async def test_junk_is_counted_and_the_next_request_answered(server: stun.StunSe
     junk = [b"", b"x" * 1400, os.urandom(40), REQUEST[:-1]]
     response, _ = await ask(socket.AF_INET, ("127.0.0.1", server.addresses[0][1]), *junk, REQUEST)
     assert response[:2] == b"\x01\x01"
+    server.close()
     assert requests(server)["not_stun"] == len(junk)
 
 
