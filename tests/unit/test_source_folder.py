@@ -63,6 +63,19 @@ def test_sources_alone_name_the_command_that_installs(sources: Path) -> None:
     )
 
 
+def test_each_public_name_of_sources_alone_names_the_command(sources: Path) -> None:
+    script = """
+import fastderp
+for name in fastderp.__all__:
+    try:
+        getattr(fastderp, name)
+    except ImportError as error:
+        assert "is not compiled: compile it once: pip install -e" in str(error), (name, error)
+"""
+    code, said = run(sources, "-c", script, installed=None)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize("command", ["egg_info", "dist_info"])
 def test_reading_the_packages_name_leaves_no_files_in_the_folder(
     sources: Path, command: str
