@@ -44,21 +44,23 @@ if TYPE_CHECKING:
     from fastderp.server.observe.traffic import BytesSentRecv
     from fastderp.server.server import Server
     from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
-    from fastderp.wire.protocol import (
-        MAX_PACKET_SIZE,
-        PROTOCOL_VERSION,
+    from fastderp.wire.login import ServerInfo
+    from fastderp.wire.messages import (
         Health,
         KeepAlive,
         Message,
         PeerGone,
-        PeerGoneReason,
         PeerPresent,
-        PeerPresentFlags,
         Ping,
         Pong,
         ReceivedPacket,
-        ServerInfo,
         ServerRestarting,
+    )
+    from fastderp.wire.protocol import (
+        MAX_PACKET_SIZE,
+        PROTOCOL_VERSION,
+        PeerGoneReason,
+        PeerPresentFlags,
     )
 
 # The build reads it, too, without importing the module.
@@ -92,21 +94,23 @@ _NAMES_OF = {
         "WrongLoopError",
     ),
     "fastderp.wire.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
-    "fastderp.wire.protocol": (
-        "MAX_PACKET_SIZE",
-        "PROTOCOL_VERSION",
+    "fastderp.wire.login": ("ServerInfo",),
+    "fastderp.wire.messages": (
         "Health",
         "KeepAlive",
         "Message",
         "PeerGone",
-        "PeerGoneReason",
         "PeerPresent",
-        "PeerPresentFlags",
         "Ping",
         "Pong",
         "ReceivedPacket",
-        "ServerInfo",
         "ServerRestarting",
+    ),
+    "fastderp.wire.protocol": (
+        "MAX_PACKET_SIZE",
+        "PROTOCOL_VERSION",
+        "PeerGoneReason",
+        "PeerPresentFlags",
     ),
     "fastderp.server.admission.admission": ("Admission",),
     "fastderp.server.admission.connected_client": ("ConnectedClient",),

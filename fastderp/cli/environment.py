@@ -7,7 +7,7 @@ An empty variable counts as unset. `server.http.debug` reads those of the debug 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastderp.cli.flags import boolean, integer
 from fastderp.errors import ConfigError
@@ -25,8 +25,7 @@ MAX_QUEUE_DEPTH = 1 << 20
 MAX_WATCHED = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(NamedTuple):
     """The values of the variables.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fastderp.cli.flags import Flag, boolean, duration, integer, number, size
 from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
@@ -48,7 +47,7 @@ _LISTS = {
 def flag_table(environment: Mapping[str, str]) -> list[Flag]:
     """Return every flag of the command, in the order `-help` shows them."""
     return [
-        replace(flag, section=_SECTION_OF.get(flag.group, ""), is_list=flag.name in _LISTS)
+        flag._replace(section=_SECTION_OF.get(flag.group, ""), is_list=flag.name in _LISTS)
         for flag in _flags(environment)
     ]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastderp.errors import UsageError
 from fastderp.util.bounds import Bounds
@@ -76,8 +75,7 @@ def size(text: str) -> int:
     return int(found[1]) << (20 if found[2] == "MiB" else 30)
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """One flag: its name, the reader of its text, and its default.
 
     `default` has the form of the command line.

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastderp.wire.protocol import ServerRestarting
+from fastderp.wire.messages import ServerRestarting
 
 # The end of a connection of this duration does not count as a further failure.
 STABLE_S = 10.0

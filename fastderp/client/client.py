@@ -30,6 +30,8 @@ from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTim
 from fastderp.net.stream import AnyStream, Stream
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import KeepAlive, Message, Ping, Pong, parse_message
 from fastderp.wire.protocol import (
     HEADER,
     HEADER_SIZE,
@@ -38,13 +40,7 @@ from fastderp.wire.protocol import (
     MAX_CLIENT_FRAME_SIZE,
     PING_SIZE,
     FrameType,
-    KeepAlive,
-    Message,
-    Ping,
-    Pong,
-    ServerInfo,
     frame,
-    parse_message,
 )
 
 # Two missed keep-alives.

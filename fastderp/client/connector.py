@@ -27,7 +27,8 @@ from fastderp.client.events import (
 from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
 from fastderp.net.target import RegionTarget, UrlTarget
 from fastderp.wire.keys import NodePublic
-from fastderp.wire.protocol import Health, Message, ServerInfo, ServerRestarting
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Health, Message, ServerRestarting
 
 # Limit from the name look-up to the login, and again for the relay's answer to the login.
 CONNECT_TIMEOUT_S = 10.0

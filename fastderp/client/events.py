@@ -13,7 +13,8 @@ from typing import Self, TypeAlias
 
 from fastderp.errors import ConcurrencyError, DerpError
 from fastderp.wire.keys import NodePublic
-from fastderp.wire.protocol import Health, ServerInfo, ServerRestarting
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Health, ServerRestarting
 
 # Older events are dropped when a program does not read them.
 LIMIT_EVENTS = 1000

@@ -19,7 +19,7 @@ from fastderp.client.events import ConnectionState, EventStream
 from fastderp.errors import ConcurrencyError, ConnectionClosed
 from fastderp.net.target import RegionGetter, RegionTarget, UrlTarget
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import Message
+from fastderp.wire.messages import Message
 
 
 class HTTPClient:

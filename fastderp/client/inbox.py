@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from fastderp.errors import ConcurrencyError, ConnectionClosed, ConnectionLost, DerpError
 from fastderp.net.stream import Stream
-from fastderp.wire.protocol import Message
+from fastderp.wire.messages import Message
 
 if sys.platform == "linux":
     from fastderp.wire.message_reader import MessageReader

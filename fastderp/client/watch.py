@@ -13,7 +13,8 @@ from fastderp.client.http_client import HTTPClient
 from fastderp.errors import DerpError
 from fastderp.net.settling import Settling
 from fastderp.wire.keys import NodePublic
-from fastderp.wire.protocol import Message, PeerGone, PeerGoneReason, PeerPresent
+from fastderp.wire.messages import Message, PeerGone, PeerPresent
+from fastderp.wire.protocol import PeerGoneReason
 
 RETRY_S = 5.0
 

@@ -7,14 +7,12 @@ A row makes the member of the C struct (setup.py writes `counters.pxd`), the ent
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Owner = Literal["derper", "fastderp", "part"]
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """A label: its values in the order of the C enum, and the C name of how many there are."""
 
     name: str
@@ -22,8 +20,7 @@ class Label:
     size: str
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """One row.
 
     owner selects the prefix: `derp_NAME`, `fastderp_NAME` (counters of ours end in `_total`), or

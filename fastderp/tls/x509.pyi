@@ -3,7 +3,6 @@
 The crypto library of the TLS connections does the work. Any thread.
 """
 
-import datetime
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ class Leaf(NamedTuple):
         sha256: the hash of its DER, for pins.
         dns_names: the host names it is for, which may have a wildcard.
         addresses: the IP addresses it is for, as bytes in network order.
-        not_before, not_after: the time of its validity, in UTC.
+        not_before, not_after: Unix times, the bounds of its validity.
         key_type: the curve of its key, such as `prime256v1`, or the algorithm of a key without
             one, such as `rsaEncryption` or `ED25519`; a dotted number if the library has no name.
         is_self_signed: whether its subject has issued it.
@@ -23,8 +22,8 @@ class Leaf(NamedTuple):
     sha256: bytes
     dns_names: list[str]
     addresses: list[bytes]
-    not_before: datetime.datetime
-    not_after: datetime.datetime
+    not_before: int
+    not_after: int
     key_type: str
     is_self_signed: bool
 
@@ -66,8 +65,8 @@ class PrivateKey:
         common_name: str,
         *,
         serial: int,
-        not_before: datetime.datetime,
-        not_after: datetime.datetime,
+        not_before: int,
+        not_after: int,
         extensions: Mapping[str, str],
     ) -> bytes:
         """Make a certificate for this key, signed by itself; return its DER.
@@ -76,7 +75,7 @@ class PrivateKey:
             common_name: the only attribute of subject and issuer; it may exceed the 64 characters
                 of X.520.
             serial: at most 64 bits.
-            not_before, not_after: aware times; fractions of a second are left out.
+            not_before, not_after: Unix times.
             extensions: names and values as in OpenSSL's x509v3_config, of `keyUsage`,
                 `subjectAltName`, `basicConstraints` and `extendedKeyUsage`.
 

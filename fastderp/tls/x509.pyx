@@ -4,7 +4,7 @@ Control plane. Every result is a copy, and a PrivateKey never changes: any threa
 """
 
 from libc.stdint cimport uint8_t
-from libc.time cimport tm
+from libc.time cimport time_t, tm
 
 from fastderp.tls.context cimport certificate_from_der, first_reason, key_from_bytes, sha256
 from fastderp.tls.openssl cimport (
@@ -13,8 +13,8 @@ from fastderp.tls.openssl cimport (
     NID_EXT_KEY_USAGE, NID_KEY_USAGE, NID_SUBJECT_ALT_NAME, OPENSSL_STACK, V_ASN1_OBJECT,
     V_ASN1_UTF8STRING, X509, X509_ALGOR, X509_EXTENSION, X509_NAME, X509_VERSION_3, crypto,
 )
+from fastderp.tls.sys cimport timegm
 
-import datetime
 import os
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class Leaf(NamedTuple):
     sha256: bytes
     dns_names: list
     addresses: list
-    not_before: datetime.datetime
-    not_after: datetime.datetime
+    not_before: int
+    not_after: int
     key_type: str
     is_self_signed: bool
 
@@ -129,13 +129,11 @@ cdef bytes string_bytes(const ASN1_STRING* value):
 
 
 cdef object time_from_asn1(const ASN1_TIME* time):
+    """Return a Unix time."""
     cdef tm parts
     if not crypto.ASN1_TIME_to_tm(time, &parts):
         raise TlsError("certificate", f"malformed time of validity: {first_reason()}")
-    return datetime.datetime(
-        parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min,
-        min(parts.tm_sec, 59), tzinfo=datetime.UTC,
-    )
+    return timegm(&parts)
 
 
 cdef str key_type(X509* certificate):
@@ -256,10 +254,10 @@ cdef class PrivateKey:
                 crypto.X509_get_serialNumber(certificate), serial
             )
             and crypto.ASN1_TIME_set(
-                crypto.X509_getm_notBefore(certificate), <long>not_before.timestamp()
+                crypto.X509_getm_notBefore(certificate), <time_t>not_before
             ) is not NULL
             and crypto.ASN1_TIME_set(
-                crypto.X509_getm_notAfter(certificate), <long>not_after.timestamp()
+                crypto.X509_getm_notAfter(certificate), <time_t>not_after
             ) is not NULL
             and crypto.X509_NAME_add_entry_by_NID(
                 name, NID_COMMON_NAME, V_ASN1_UTF8STRING, common_name, <int>len(common_name), -1, 0

@@ -6,12 +6,10 @@ The command line checks flags with them, `Server` its arguments.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The lowest and the highest allowed value.
 
     unit is "", "s" for seconds or "B" for bytes. With allows_none, 0 is also allowed and means

@@ -27,7 +27,6 @@ from fastderp.wire.protocol import (
     MIN_SERVER_KEY_SIZE,
     PROTOCOL_VERSION,
     FrameType,
-    ServerInfo,
     frame,
     parse_key_text,
 )
@@ -43,6 +42,21 @@ REASONS: Final = (
     "app_name_disallowed",
 )
 """Every `LoginError.reason`, so that counters can start at zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The relay's description of itself, the first message on a connection. PROTOCOL §3.2.
+
+    Args:
+        version: of the protocol; it has no effect.
+        token_bucket_bytes_per_second: rate limit for the client, framing included; 0 = not given.
+        token_bucket_bytes_burst: bytes at once after a pause; 0 = not given.
+    """
+
+    version: int = PROTOCOL_VERSION
+    token_bucket_bytes_per_second: int = 0
+    token_bucket_bytes_burst: int = 0
 
 
 @dataclass(frozen=True, slots=True)

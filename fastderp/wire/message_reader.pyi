@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from fastderp.wire.protocol import Message
+from fastderp.wire.messages import Message
 
 class MessageReader:
     def __init__(self, on_frame: Callable[[int, bytes], Message | None]) -> None: ...

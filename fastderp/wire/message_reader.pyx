@@ -11,7 +11,8 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
 
 from fastderp.errors import ConnectionLost, ProtocolError
-from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, NodePublic, ReceivedPacket
+from fastderp.wire.messages import ReceivedPacket
+from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, NodePublic
 
 cdef enum:
     HEADER_SIZE = 5

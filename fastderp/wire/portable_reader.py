@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastderp.errors import ConnectionLost, ProtocolError
+from fastderp.wire.messages import Message, ReceivedPacket
 from fastderp.wire.protocol import (
     HEADER,
     HEADER_SIZE,
     KEY_SIZE,
     MAX_CLIENT_FRAME_SIZE,
     FrameType,
-    Message,
     NodePublic,
-    ReceivedPacket,
 )
 
 # Limit for cached key objects, 200 bytes each, which the packets of one source share.

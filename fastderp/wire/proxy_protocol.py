@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from fastderp.util.net import client_ip
 
@@ -38,8 +38,7 @@ class Status(Enum):
     ABSENT = "no header"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A whole header.
 
     Args:
@@ -52,8 +51,7 @@ class Header:
     source: tuple[str, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """A malformed header; `detail` names the error."""
 
     detail: str

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastderp.wire.protocol import MAX_PACKET_SIZE, Message, NodePublic, ReceivedPacket
+from fastderp.wire.messages import Message, ReceivedPacket
+from fastderp.wire.protocol import MAX_PACKET_SIZE, NodePublic
 
 BLOCK_SIZE = 2 * MAX_PACKET_SIZE
 STALL_TIMEOUT_S = 10.0

@@ -12,8 +12,9 @@ from fastderp.errors import ConnectionClosed, DerpMapError, LoginError, Protocol
 from fastderp.net.stream import Stream
 from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.login import ClientInfo
-from fastderp.wire.protocol import ServerInfo, frame, parse_message
+from fastderp.wire.login import ClientInfo, ServerInfo
+from fastderp.wire.messages import parse_message
+from fastderp.wire.protocol import frame
 
 ALICE, BOB = NodePrivate.generate(), NodePrivate.generate()
 BOX = ALICE.box(BOB.public_key)

@@ -14,7 +14,8 @@ from typing import Any
 from fastderp.client import Client
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.protocol import HEADER, ServerInfo, frame
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.protocol import HEADER, frame
 
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -43,7 +43,13 @@ FLOOR_OF = {wing: number for number, wings in enumerate(FLOORS) for wing in wing
 # the top modules of the package, which import lazily from all wings
 DOORS = {"fastderp", "fastderp.__main__", "fastderp.testing"}
 # the only declarations of system headers
-FENCES = {"dataplane/sys.pxd", "loadgen/sys.pxd", "server/net/sys.pxd", "server/stun/sys.pxd"}
+FENCES = {
+    "dataplane/sys.pxd",
+    "loadgen/sys.pxd",
+    "server/net/sys.pxd",
+    "server/stun/sys.pxd",
+    "tls/sys.pxd",
+}
 
 SOURCES = sorted(
     path for path in ROOT.rglob("*.p*") if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".pyi")

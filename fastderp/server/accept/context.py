@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.certificates.certificate import CertificateSource
@@ -13,8 +13,7 @@ from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptContext:
+class AcceptContext(NamedTuple):
     """The settings of accepted connections; a change applies to later connections.
 
     Args:

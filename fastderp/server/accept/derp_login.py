@@ -16,12 +16,13 @@ from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import (
     ClientInfo,
     ClientLogin,
+    ServerInfo,
     check_app_name_allowed,
     check_client_info_header,
     open_client_info,
     server_key_frame,
 )
-from fastderp.wire.protocol import HEADER, HEADER_SIZE, ServerInfo
+from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 
 class Step(Enum):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastderp.server.accept.context import AcceptContext
 from fastderp.server.http.client_address import Origin
@@ -38,24 +37,21 @@ HEADERS_BYTES = 18 * 1024
 TLS_HANDSHAKE = 0x16
 
 
-@dataclass(slots=True, frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """Send `data`, then close or wait for the next request."""
 
     data: bytes
     close: bool
 
 
-@dataclass(slots=True, frozen=True)
-class Page:
+class Page(NamedTuple):
     """Send `head` and each of `chunks` when it is available, then close."""
 
     head: bytes
     chunks: AsyncIterator[bytes]
 
 
-@dataclass(slots=True, frozen=True)
-class Reject:
+class Reject(NamedTuple):
     """Count and log a request that breaks the rules, send `data`, and close."""
 
     status: int
@@ -63,22 +59,19 @@ class Reject:
     data: bytes
 
 
-@dataclass(slots=True)
-class StartLogin:
+class StartLogin(NamedTuple):
     """Change the connection to DERP."""
 
     upgrade: Upgrade
 
 
-@dataclass(slots=True, frozen=True)
-class StartWebSocket:
+class StartWebSocket(NamedTuple):
     """Change the connection to WebSocket with DERP in its messages."""
 
     opening: Opening
 
 
-@dataclass(slots=True, frozen=True)
-class StartTunnel:
+class StartTunnel(NamedTuple):
     """Connect to `target`; `HttpSession.tunnel_failed` answers when that fails."""
 
     request: Request

@@ -13,7 +13,6 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.context import AcceptContext
@@ -111,7 +110,7 @@ class Listener:
 
     @tls.setter
     def tls(self, tls: ServerContext | CertificateSource) -> None:
-        self._context = replace(self._context, tls=tls)
+        self._context = self._context._replace(tls=tls)
 
     @property
     def login_budget_s(self) -> float:
@@ -120,7 +119,7 @@ class Listener:
 
     @login_budget_s.setter
     def login_budget_s(self, seconds: float) -> None:
-        self._context = replace(self._context, login_budget_s=seconds)
+        self._context = self._context._replace(login_budget_s=seconds)
 
     @property
     def is_main(self) -> bool:

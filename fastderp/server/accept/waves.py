@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import random
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
+from fastderp.util import jitter
 from fastderp.wire.protocol import FrameType, frame, restarting_payload
 
 # The last session is closed at this share of the period: its backlog gets the rest to be written.
@@ -65,7 +65,7 @@ class Waves:
         """Note a client whose login was under way when the drain began."""
         self._left.add(handle)
         now_s = self._loop.time()
-        self._schedule(handle, random.uniform(now_s, max(now_s, self._last_wave_s)), now_s)
+        self._schedule(handle, jitter.uniform(now_s, max(now_s, self._last_wave_s)), now_s)
 
     def closed(self, event: ClosedEvent) -> None:
         """Note the end of a session."""
@@ -78,10 +78,9 @@ class Waves:
             if not session.mesh and not session.link
         ]
         self._left.update(handles)
-        random.shuffle(handles)
         began_s = self._loop.time()
         gap_s = max(0.0, self._last_wave_s - began_s) / max(1, len(handles))
-        for n, handle in enumerate(handles, 1):
+        for n, handle in enumerate(jitter.shuffled(handles), 1):
             self._schedule(handle, began_s + n * gap_s, self._loop.time())
             if n % ANNOUNCED_PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -100,7 +99,7 @@ def announce_restart(plane: Plane, reconnect_in_s: float, try_for_s: float, spre
     n_told = 0
     for session in plane.sessions():
         if not session.link:
-            wait_s = reconnect_in_s + random.uniform(0, spread_s)
+            wait_s = reconnect_in_s + jitter.uniform(0, spread_s)
             n_told += plane.send(
                 session.handle, frame(FrameType.RESTARTING, restarting_payload(wait_s, try_for_s))
             )

@@ -13,8 +13,8 @@ from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.login import server_info_json
-from fastderp.wire.protocol import FrameType, ServerInfo, frame
+from fastderp.wire.login import ServerInfo, server_info_json
+from fastderp.wire.protocol import FrameType, frame
 
 # Clients read the limit as a signed number.
 _ANNOUNCED_MAX = (1 << 63) - 1

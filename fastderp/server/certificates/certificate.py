@@ -6,19 +6,17 @@ Any thread. Errors are one line that an operator can act on; they never contain 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ipaddress
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastderp.errors import CertificateError
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
 from fastderp.tls.x509 import Leaf, PrivateKey, chain_from_pem, read_leaf
-from fastderp.util import files
+from fastderp.util import files, utc
 from fastderp.util.net import is_address, parse_ip
 from fastderp.util.text import printable
 
@@ -26,21 +24,20 @@ from fastderp.util.text import printable
 USABLE_KEYS = ("prime256v1", "secp384r1", "secp521r1", "rsaEncryption", "ED25519")
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(NamedTuple):
     """A certificate chain with its key, ready for `fastderp.tls.ServerContext`.
 
     `chain` holds DER, leaf first and without the metacert; `key` is DER as `PrivateKey.der` returns
     it; `sha256` is the hash of the leaf. `is_self_signed` is whether the leaf has been issued by
-    its own subject.
+    its own subject. Times are Unix times.
     """
 
     hostname: str
     chain: tuple[bytes, ...]
     key: bytes
     sha256: bytes
-    not_before: datetime.datetime
-    not_after: datetime.datetime
+    not_before: int
+    not_after: int
     is_self_signed: bool
 
     @property
@@ -78,12 +75,12 @@ class Certificate:
             node["STUNPort"] = -1 if stun_port is None else stun_port
         return json.dumps(node, separators=(",", ":"))
 
-    def time_fault(self, now: datetime.datetime) -> str:
-        """Return the reason why clients refuse it now; "" within its validity."""
+    def time_fault(self, now: float) -> str:
+        """Return the reason why clients refuse it at the Unix time `now`; "" within its validity."""
         if now > self.not_after:
-            return f"expired on {self.not_after:%Y-%m-%d}"
+            return f"expired on {utc.day(self.not_after)}"
         if now < self.not_before:
-            since = f"{self.not_before:%Y-%m-%d %H:%M} UTC"
+            since = utc.minute(self.not_before)
             return f"is not valid before {since}; check the clock of this machine"
         return ""
 

@@ -6,9 +6,9 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
+from fastderp.util import utc
 from fastderp.util.net import is_address
 
 log: logging.Logger = logging.getLogger("fastderp")
 
 # The operator has to renew it, and clients with its pin need the new pin: warn while less than a
 # third of its validity is left, up to 30 days ahead.
-WARN_BEFORE_MAX = datetime.timedelta(days=30)
+WARN_BEFORE_MAX_S = 30 * 24 * 3600.0
 WARN_EVERY_S = 24 * 3600.0
 
 
@@ -77,7 +78,7 @@ class ManualCertificate:
 
     def _check_is_no_worse(self, certificate: Certificate) -> None:
         """Raise CertificateError when clients refuse this one now, and not the previous one."""
-        now = datetime.datetime.now(datetime.UTC)
+        now = time.time()
         fault = certificate.time_fault(now)
         if fault and not self.certificate.time_fault(now):
             crt, _ = certificate_files(self._directory, self._hostname)
@@ -86,15 +87,13 @@ class ManualCertificate:
     def metrics(self) -> dict[str, Value]:
         """Return when it expires, by the name in the table of metrics."""
         return {
-            "fastderp_certificate_expiry_unix_time": {
-                self._hostname: int(self.certificate.not_after.timestamp())
-            }
+            "fastderp_certificate_expiry_unix_time": {self._hostname: self.certificate.not_after}
         }
 
     @property
     def fault(self) -> str:
         """Why clients refuse the certificate today; "" while it is valid."""
-        fault = self.certificate.time_fault(datetime.datetime.now(datetime.UTC))
+        fault = self.certificate.time_fault(time.time())
         return fault and f"certificate for {self._hostname} {fault}"
 
     def _announce_node(self) -> None:
@@ -109,18 +108,18 @@ class ManualCertificate:
 
     @property
     def _validity(self) -> str:
-        until = f"{self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        until = utc.minute(self.certificate.not_after)
         return f"certificate for {self._hostname}, valid until {until}"
 
-    def _warning(self, now: datetime.datetime) -> str:
-        """Return the warning about the certificate's validity; "" while none is due."""
+    def _warning(self, now: float) -> str:
+        """Return the warning about the validity at the Unix time `now`; "" while none is due."""
         certificate = self.certificate
         if fault := certificate.time_fault(now):
             return f"certificate for {self._hostname} {fault}: clients refuse it{self._remedy}"
-        left = certificate.not_after - now
-        life = certificate.not_after - certificate.not_before
-        if left < min(WARN_BEFORE_MAX, life / 3):
-            return f"{self._validity}, in {_time_text(left)}{self._remedy}"
+        left_s = certificate.not_after - now
+        life_s = certificate.not_after - certificate.not_before
+        if left_s < min(WARN_BEFORE_MAX_S, life_s / 3):
+            return f"{self._validity}, in {_time_text(left_s)}{self._remedy}"
         return ""
 
     @property
@@ -138,7 +137,7 @@ class ManualCertificate:
         self._timer = asyncio.get_running_loop().call_later(
             WARN_EVERY_S, supervisor.guarded("certificate warning", self._warn_daily)
         )
-        if warning := self._warning(datetime.datetime.now(datetime.UTC)):
+        if warning := self._warning(time.time()):
             log.warning("%s", warning)
 
 
@@ -173,7 +172,9 @@ def _context(certificate: Certificate, meta_cert: bytes) -> ServerContext:
         ) from error
 
 
-def _time_text(left: datetime.timedelta) -> str:
-    if left.days < 1:
-        return f"{left.seconds // 3600} hours"
-    return f"{left.days} days" if left.days > 1 else "1 day"
+def _time_text(left_s: float) -> str:
+    n_hours = int(left_s // 3600)
+    n_days = n_hours // 24
+    if n_days < 1:
+        return f"{n_hours} hours"
+    return f"{n_days} days" if n_days > 1 else "1 day"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
 import fcntl
 import ipaddress
 import logging
 import os
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from fastderp.util import files
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-VALIDITY = datetime.timedelta(days=365)
+VALIDITY_S = 365 * 24 * 3600
 
 
 def make_missing_files(crt: Path, key: Path, address: str) -> None:
@@ -57,12 +57,12 @@ def make_missing_files(crt: Path, key: Path, address: str) -> None:
 def self_signed(address: str, key: PrivateKey) -> bytes:
     """Make a certificate of one year for an IP address and an ECDSA P-256 key, in DER."""
     ip = str(ipaddress.ip_address(address))
-    now = datetime.datetime.now(datetime.UTC)
+    now = int(time.time())
     return key.self_signed(
         ip,
         serial=int.from_bytes(os.urandom(8)) or 1,
         not_before=now,
-        not_after=now + VALIDITY,
+        not_after=now + VALIDITY_S,
         extensions={
             "keyUsage": "critical,digitalSignature,keyEncipherment",
             "extendedKeyUsage": "serverAuth",

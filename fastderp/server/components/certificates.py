@@ -25,6 +25,7 @@ from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import ManualSettings
 from fastderp.tls.context import ServerContext
+from fastderp.util import utc
 from fastderp.util.net import is_address
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ManualCertificates(Component):
         if is_address(hostname) and not (is_there(crt) or is_there(key)):
             return [f"{crt} does not exist: the start creates it"]
         certificate = manual_certificate(directory, hostname, make=False)
-        return [f"for {hostname}, valid until {certificate.not_after:%Y-%m-%d %H:%M} UTC"]
+        return [f"for {hostname}, valid until {utc.minute(certificate.not_after)}"]
 
     async def start(self, server: Server) -> None:
         """Make the TLS context that a listener presents. Raises CertificateError."""

@@ -11,17 +11,16 @@ import contextlib
 import ipaddress
 import json
 import logging
-import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.util import jitter
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -56,8 +55,7 @@ class Resolver(Protocol):
         """Return the text of a name's first TXT record. Raises LookupError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unpublished:
+class Unpublished(NamedTuple):
     """A name whose addresses are in the answer only when the query contains the name.
 
     rollout names a TXT record with the percentage of clients that get them, 0 to 100; "" for all
@@ -190,10 +188,8 @@ class BootstrapDns:
     async def _addresses(self, names: Iterable[str]) -> dict[str, list[str]]:
         assert self._resolver is not None
         found = await self._answers(self._resolver.addresses, names)
-        for addresses in found.values():
-            # Clients use the first address, so the order is random across both families.
-            random.shuffle(addresses)
-        return found
+        # Clients use the first address, so the order is random across both families.
+        return {name: jitter.shuffled(addresses) for name, addresses in found.items()}
 
     async def _answers(
         self, ask: Callable[[str], Awaitable[T]], names: Iterable[str]
@@ -261,7 +257,7 @@ def is_chosen(ip: str, share: float) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         address = ipaddress.IPv6Address(f"::ffff:{address}")
     if (address.ipv4_mapped or address).is_loopback:
-        return random.random() < share
+        return jitter.uniform(0, 1) < share
     return _number_of(address.packed) < share
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastderp.util.net import client_ip
@@ -24,8 +23,7 @@ _PARAMETER = re.compile(r'([^=;"\s]+)\s*=\s*("[^"]*"|[^;"]*)')
 _PORT = re.compile("[0-9]{1,5}")
 
 
-@dataclass(frozen=True, slots=True)
-class TrustedProxies:
+class TrustedProxies(NamedTuple):
     """The proxies whose headers about their clients count.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
 import fastderp
@@ -52,8 +52,7 @@ _PAGE_HEADERS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DebugAccess:
+class DebugAccess(NamedTuple):
     """Decides which requests get the debug pages.
 
     Requests from loopback and Tailscale addresses may, and those that the environment allows:

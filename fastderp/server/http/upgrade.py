@@ -5,7 +5,7 @@ PROTOCOL §9.3. Sans I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastderp.server.http.message import Request
 from fastderp.wire.protocol import PROTOCOL_VERSION
@@ -15,8 +15,7 @@ KNOWN_HEADS = 64
 KNOWN_HEAD_BYTES = 512
 
 
-@dataclass(slots=True, frozen=True)
-class Upgrade:
+class Upgrade(NamedTuple):
     """The options of an upgrade request.
 
     Args:

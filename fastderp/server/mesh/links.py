@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,17 +24,12 @@ from fastderp.server.mesh.withdrawals import KEYS_PER_TURN, Withdrawals
 from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import ClientContext
+from fastderp.util import jitter
 from fastderp.util.net import address_bytes
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import (
-    KEY_SIZE,
-    FrameType,
-    PeerGoneReason,
-    ServerRestarting,
-    frame,
-    parse_message,
-)
+from fastderp.wire.messages import ServerRestarting, parse_message
+from fastderp.wire.protocol import KEY_SIZE, FrameType, PeerGoneReason, frame
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -368,7 +362,7 @@ class MeshLink:
         if lived_s >= GOOD_LINK_S:
             self._retry_s = FIRST_RETRY_S
         wait_s, self._retry_s = self._retry_s, min(2 * self._retry_s, LAST_RETRY_S)
-        return max(advised_s, wait_s * random.uniform(1 - JITTER, 1 + JITTER))
+        return max(advised_s, wait_s * jitter.uniform(1 - JITTER, 1 + JITTER))
 
     def _complain(self, text: str) -> None:
         """Log the reason for a missing link; a repeated reason is logged once."""

@@ -13,8 +13,7 @@ import resource
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import fastderp
 from fastderp.dataplane.counters import COUNTERS, Counter
@@ -62,8 +61,7 @@ class Histogram:
 Value = Number | Labelled | Histogram
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One row of the table: the name on `/debug/varz`, the kind, and the help text.
 
     labels names the labels of a labelled metric, preset the label values shown even at zero.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
 from fastderp.server.observe.log_throttle import LogThrottle
 from fastderp.server.observe.metrics import Value
+from fastderp.util import jitter
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -70,7 +70,7 @@ class Supervisor:
                 return
             if loop.time() - began_s >= GOOD_RUN_S:
                 wait_s = FIRST_RESTART_S
-            pause_s = wait_s * random.uniform(1 - JITTER, 1 + JITTER)
+            pause_s = wait_s * jitter.uniform(1 - JITTER, 1 + JITTER)
             self.note(task, failure, f"{name} starts again in {pause_s:.1f} s")
             wait_s = min(2 * wait_s, LAST_RESTART_S)
             await asyncio.sleep(pause_s)

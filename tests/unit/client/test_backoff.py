@@ -3,7 +3,7 @@
 import pytest
 
 from fastderp.client.backoff import RESTART_LIMIT_S, STABLE_S, Backoff, RetrySchedule
-from fastderp.wire.protocol import ServerRestarting
+from fastderp.wire.messages import ServerRestarting
 
 
 class Clock:

@@ -11,18 +11,9 @@ from fastderp.errors import ConnectionClosed, ConnectionLost, PingTimeout, Proto
 from fastderp.net import stream as stream_module
 from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.protocol import (
-    MAGIC,
-    FrameType,
-    Health,
-    KeepAlive,
-    PeerGone,
-    PeerGoneReason,
-    Ping,
-    Pong,
-    ReceivedPacket,
-    ServerInfo,
-)
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Health, KeepAlive, PeerGone, Ping, Pong, ReceivedPacket
+from fastderp.wire.protocol import MAGIC, FrameType, PeerGoneReason
 from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)

@@ -10,7 +10,9 @@ import pytest
 from fastderp.client import Backoff, DerpNode, DerpRegion, HTTPClient, connector
 from fastderp.errors import ConnectionClosed, DialError
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, Pong, ReceivedPacket, ServerInfo
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Pong, ReceivedPacket
+from fastderp.wire.protocol import FrameType
 from tests.unit.fake_relay import FakeServer, fake_server
 
 PEER = NodePublic(b"\x11" * 32)

@@ -26,7 +26,9 @@ from fastderp.errors import (
     WrongLoopError,
 )
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo, restarting_payload
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import ReceivedPacket
+from fastderp.wire.protocol import FrameType, restarting_payload
 from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 
 PEER = NodePublic(b"\x11" * 32)

@@ -17,7 +17,9 @@ from fastderp.errors import (
     WrongLoopError,
 )
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, Health, KeepAlive, Ping, ReceivedPacket, ServerInfo
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Health, KeepAlive, Ping, ReceivedPacket
+from fastderp.wire.protocol import FrameType
 from tests.unit.fake_relay import RelayEnd, logged_in, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)

@@ -11,7 +11,8 @@ import pytest
 from fastderp.client.outbox import LIMIT_BYTES, SendRate
 from fastderp.errors import ConnectionClosed
 from fastderp.wire.keys import NodePublic
-from fastderp.wire.protocol import FrameType, ServerInfo
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.protocol import FrameType
 from tests.unit.fake_relay import RelayEnd, logged_in
 
 PEER = NodePublic(b"\x11" * 32)

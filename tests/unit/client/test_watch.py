@@ -11,13 +11,11 @@ import pytest
 from fastderp.client import HTTPClient, run_watch_connection_loop
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, DialError
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import Message, PeerGone, PeerPresent
 from fastderp.wire.protocol import (
     FrameType,
-    Message,
-    PeerGone,
     PeerGoneReason,
-    PeerPresent,
-    ServerInfo,
     peer_gone_payload,
     peer_present_payload,
 )

@@ -15,7 +15,9 @@ from fastderp.client import DerpNode, DerpRegion, HTTPClient
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import HEADER, FrameType, KeepAlive, ReceivedPacket, ServerInfo, frame
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import KeepAlive, ReceivedPacket
+from fastderp.wire.protocol import HEADER, FrameType, frame
 from tests.kit.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, message
 from tests.unit.fake_relay import abort
 

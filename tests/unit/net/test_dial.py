@@ -16,7 +16,8 @@ from fastderp.errors import DialError
 from fastderp.net import dial
 from fastderp.net.stream import Stream
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.protocol import FrameType, ServerInfo
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.protocol import FrameType
 from tests.kit.certificates import self_signed, server_context
 from tests.unit.fake_relay import fake_server, stream_pairs
 

@@ -15,7 +15,9 @@ from fastderp.net import tls
 from fastderp.tls import portable
 from fastderp.tls.errors import TlsError
 from fastderp.wire.keys import NodePrivate, NodePublic
-from fastderp.wire.protocol import FrameType, ReceivedPacket, ServerInfo
+from fastderp.wire.login import ServerInfo
+from fastderp.wire.messages import ReceivedPacket
+from fastderp.wire.protocol import FrameType
 from tests.unit.fake_relay import FakeServer, fake_server
 from tests.unit.fake_tls_relay import Identity, make_identity, man_in_the_middle, tls_server
 

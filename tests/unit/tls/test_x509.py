@@ -21,6 +21,7 @@ from fastderp.tls.x509 import PrivateKey, chain_from_pem, read_leaf
 
 START = datetime.datetime(2049, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 END = START + datetime.timedelta(seconds=1)  # 2050: in a certificate it has another form
+START_S, END_S = int(START.timestamp()), int(END.timestamp())
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -55,7 +56,7 @@ def test_the_content_of_a_leaf_is_read() -> None:
     assert leaf.addresses == [
         ipaddress.ip_address(text).packed for text in ("192.0.2.1", "2001:db8::1")
     ]
-    assert (leaf.not_before, leaf.not_after) == (START, END)
+    assert (leaf.not_before, leaf.not_after) == (START_S, END_S)
     assert leaf.key_type == "prime256v1" and leaf.is_self_signed
 
 
@@ -139,8 +140,8 @@ def test_a_made_certificate_has_what_was_asked_for(kind: str) -> None:
     der = key.self_signed(
         "name " * 20,  # more than X.520 allows
         serial=(1 << 64) - 1,
-        not_before=START,
-        not_after=END,
+        not_before=START_S,
+        not_after=END_S,
         extensions={"basicConstraints": "critical,CA:FALSE", "subjectAltName": "IP:2001:db8::1"},
     )
     made = x509.load_der_x509_certificate(der)
@@ -161,5 +162,9 @@ def test_a_made_certificate_has_what_was_asked_for(kind: str) -> None:
 def test_an_extension_that_the_library_does_not_understand_is_refused() -> None:
     with pytest.raises(TlsError, match="cannot make the certificate"):
         PrivateKey.generate_p256().self_signed(
-            "x", serial=1, not_before=START, not_after=END, extensions={"keyUsage": "everything"}
+            "x",
+            serial=1,
+            not_before=START_S,
+            not_after=END_S,
+            extensions={"keyUsage": "everything"},
         )

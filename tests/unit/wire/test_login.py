@@ -7,8 +7,8 @@ import pytest
 from fastderp.errors import LoginError, ProtocolError
 from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.login import ClientInfo
-from fastderp.wire.protocol import MAGIC, FrameType, ServerInfo, frame
+from fastderp.wire.login import ClientInfo, ServerInfo
+from fastderp.wire.protocol import MAGIC, FrameType, frame
 from tests.wire import vectors
 
 SERVER = NodePrivate(vectors.SERVER_PRIVATE)

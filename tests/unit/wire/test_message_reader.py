@@ -8,16 +8,8 @@ import pytest
 
 from fastderp.errors import ConnectionLost, ProtocolError
 from fastderp.wire import message_reader, portable_reader
-from fastderp.wire.protocol import (
-    FrameType,
-    Health,
-    KeepAlive,
-    Message,
-    NodePublic,
-    ReceivedPacket,
-    frame,
-    parse_message,
-)
+from fastderp.wire.messages import Health, KeepAlive, Message, ReceivedPacket, parse_message
+from fastderp.wire.protocol import FrameType, NodePublic, frame
 
 READERS = (message_reader.MessageReader, portable_reader.MessageReader)
 both = pytest.mark.parametrize("reader_type", READERS, ids=["compiled", "portable"])

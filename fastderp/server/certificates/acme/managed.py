@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import time
 from dataclasses import dataclass, field
 
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.server.certificates.certificate import Certificate
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
+from fastderp.util import utc
 
 
 @dataclass(eq=False, slots=True)
@@ -28,7 +29,7 @@ class ManagedCertificate:
     @property
     def valid(self) -> bool:
         """Whether it has a certificate that has not expired."""
-        return self.certificate is not None and _now() < self.certificate.not_after
+        return self.certificate is not None and time.time() < self.certificate.not_after
 
     @property
     def due_in_s(self) -> float:
@@ -37,15 +38,15 @@ class ManagedCertificate:
         """
         if self.certificate is None:
             return 0.0
-        life = self.certificate.not_after - self.certificate.not_before
-        return (self.certificate.not_after - life / 3 - _now()).total_seconds()
+        life_s = self.certificate.not_after - self.certificate.not_before
+        return self.certificate.not_after - life_s / 3 - time.time()
 
     @property
     def validity(self) -> str:
         """The end of its validity, for log lines; "" without a certificate."""
         if self.certificate is None:
             return ""
-        return f"valid until {self.certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        return f"valid until {utc.minute(self.certificate.not_after)}"
 
     def wait(self) -> asyncio.Future[ServerContext]:
         """Return a future that the end of an order settles."""
@@ -70,7 +71,3 @@ class ManagedCertificate:
             self.order.cancel()
         for future in list(self.waiting):
             future.cancel()
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

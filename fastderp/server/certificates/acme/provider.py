@@ -7,8 +7,8 @@ certificate waits for the order: up to WAITING_LIMIT handshakes do, each within 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
+from fastderp.util import utc
 from fastderp.util.net import is_address, parse_ip
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -197,7 +198,7 @@ class AcmeCertificates:
         """Return values by the names in the table of metrics."""
         return {
             "fastderp_certificate_expiry_unix_time": {
-                managed.name: int(managed.certificate.not_after.timestamp())
+                managed.name: managed.certificate.not_after
                 for managed in self._managed.values()
                 if managed.certificate is not None
             },
@@ -213,7 +214,7 @@ class AcmeCertificates:
         A name without a certificate counts once an order has failed: its first client causes one.
         """
         found = [
-            f"certificate for {each.name} expired on {each.certificate.not_after:%Y-%m-%d}"
+            f"certificate for {each.name} expired on {utc.day(each.certificate.not_after)}"
             if each.certificate is not None
             else f"no certificate for {each.name} was issued"
             for each in self._managed.values()
@@ -225,7 +226,7 @@ class AcmeCertificates:
     def summary(self) -> str:
         """The certificates in use, for a log line."""
         kept = [
-            f"{each.name} until {each.certificate.not_after:%Y-%m-%d}"
+            f"{each.name} until {utc.day(each.certificate.not_after)}"
             for each in self._managed.values()
             if each.certificate
         ]
@@ -353,7 +354,7 @@ def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:
     certificate = certificate_from_pem(
         managed.name, chain, private_pem(managed.key), crt=_CA_ANSWER, key=_CA_ANSWER
     )
-    if fault := certificate.time_fault(datetime.datetime.now(datetime.UTC)):
+    if fault := certificate.time_fault(time.time()):
         raise CertificateError(f"certificate in {_CA_ANSWER} {fault}")
     return certificate
 

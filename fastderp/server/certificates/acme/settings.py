@@ -6,8 +6,8 @@ Constant values; imports nothing that is slow to load.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastderp.util.net import IpAddress, parse_ip
 
@@ -24,8 +24,7 @@ VENDOR_HOSTNAME = "derp.tailscale.com"
 _VENDOR_NAME = re.compile(r"derp[a-z0-9-]*\.tailscale\.com")
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalAccount:
+class ExternalAccount(NamedTuple):
     """The external account at the CA, for account binding (RFC 8555 §7.3.4); `key` is the raw MAC
     key.
     """
@@ -34,8 +33,7 @@ class ExternalAccount:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AcmeSettings:
+class AcmeSettings(NamedTuple):
     """The CA, and what to order.
 
     Args:

@@ -6,9 +6,9 @@ atomically, and only their owner can read them. Loop thread only.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import re
+import time
 from pathlib import Path
 from typing import TypeAlias
 
@@ -99,7 +99,7 @@ class Store:
                 raise CertificateError(
                     f"the certificate in {crt} is self-signed, as -certmode manual makes them"
                 )
-            now = datetime.datetime.now(datetime.UTC)
+            now = time.time()
             fault = certificate.time_fault(now)
             if fault and now > certificate.not_after:
                 raise CertificateError(f"the certificate in {crt} {fault}")

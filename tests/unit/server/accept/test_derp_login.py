@@ -8,8 +8,8 @@ from fastderp.server.accept.derp_login import DerpLogin, LoginTerms, Step
 from fastderp.util.net import address_bytes
 from fastderp.wire import login
 from fastderp.wire.keys import MeshKey, NodePrivate
-from fastderp.wire.login import ClientInfo
-from fastderp.wire.protocol import HEADER, HEADER_SIZE, FrameType, ServerInfo
+from fastderp.wire.login import ClientInfo, ServerInfo
+from fastderp.wire.protocol import HEADER, HEADER_SIZE, FrameType
 
 SERVER = NodePrivate.generate()
 CLIENT = NodePrivate.generate()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -433,9 +432,7 @@ async def test_an_expired_certificate_is_shown_when_there_is_no_other(
         old = await chosen(ours)
         managed = ours._managed[NAME]
         assert managed.certificate
-        managed.certificate = replace(
-            managed.certificate, not_after=datetime.datetime.now(datetime.UTC)
-        )
+        managed.certificate = managed.certificate._replace(not_after=int(time.time()))
         ca.answer = lambda managed: raising(IssuanceError("not today"))
         assert await refused(ours, NAME) == "no_certificate"
         assert await chosen(ours) is old
