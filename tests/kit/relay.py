@@ -147,6 +147,8 @@ def running(
             listener = relay.listen(
                 "",
                 port,
+                # TCP would drop peers that do not read for so long, as they do on a busy machine.
+                user_timeout_s=0,
                 tls=_tls(setup, relay, certificates),
                 routes=routes,
                 idle_s=idle_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -21,14 +22,33 @@ class Owner:
         self.is_over.set()
 
 
-async def test_owners_are_called_in_the_order_of_their_deadlines() -> None:
-    deadlines, came = Deadlines(asyncio.get_running_loop()), list[str]()
-    late, early, replaced = (Owner(name, came) for name in ("late", "early", "replaced"))
-    deadlines.start(late, 0.04)
-    deadlines.start(replaced, 0.001)
-    deadlines.start(early, 0.02)
-    deadlines.start(replaced, 0.06)
-    await replaced.is_over.wait()
+class ManualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes in `advance` only."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let the time pass, and run what is due."""
+        self.now_s += seconds
+        self.call_soon(self.stop)
+        self.run_forever()
+
+
+def test_owners_are_called_in_the_order_of_their_deadlines() -> None:
+    with contextlib.closing(ManualLoop()) as loop:
+        deadlines, came = Deadlines(loop), list[str]()
+        late, early, replaced = (Owner(name, came) for name in ("late", "early", "replaced"))
+        deadlines.start(late, 4)
+        deadlines.start(replaced, 1)
+        deadlines.start(early, 2)
+        deadlines.start(replaced, 6)
+        for order in ([], ["early"], ["early"], ["early", "late"], ["early", "late"]):
+            loop.advance(1)
+            assert came == order
+        loop.advance(1)
     assert came == ["early", "late", "replaced"]
     assert early.budget_s == 0
 
