@@ -173,7 +173,7 @@ def _build(tree: Path) -> None:
 def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
     """Run the micro benches of a tree once; return the median CPU seconds of each.
 
-    The base may fail benches of functions that it does not have.
+    The base may fail benches of functions and modules that it does not have.
     """
     report = tree / "bench" / "build" / "micro.json"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +187,7 @@ def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
             "-q",
             "-p",
             "no:cacheprovider",
+            "--continue-on-collection-errors",
             "-k",
             only,
             f"--benchmark-json={report}",

@@ -3,9 +3,11 @@
 Divide by the number in the test's parameters for the cost of one.
 """
 
+import itertools
 import random
 import struct
 import time
+from array import array
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -72,3 +74,18 @@ def test_a_full_backlog_makes_room_128_times(benchmark: BenchmarkFixture) -> Non
     rows = memoryview(frames).cast("B", shape=[n, 1437])
     popped, dropped = benchmark(piece("backlog").pass_through, rows)
     assert (popped + dropped, dropped) == (n, 128)
+
+
+def test_1000_timers_are_armed_moved_and_taken(benchmark: BenchmarkFixture) -> None:
+    wheel = piece("wheel").TimerWheel(1000)
+    clock_ns = itertools.count(10**9, 60 * 10**9)
+
+    def turn() -> int:
+        return int(wheel.turn(next(clock_ns), 1_000_000))
+
+    assert benchmark(turn) == 750
+
+
+def test_1024_senders_are_counted(benchmark: BenchmarkFixture) -> None:
+    hashes = array("Q", struct.unpack(f"{LOOKUPS}Q", random.Random(0).randbytes(8 * LOOKUPS)))
+    assert benchmark(piece("sketch").count, hashes) == pytest.approx(LOOKUPS, rel=0.25)

@@ -1,6 +1,7 @@
 """The modules of the micro benches compile and call the data plane's functions."""
 
 import struct
+from array import array
 
 import pytest
 
@@ -30,3 +31,22 @@ def test_packets_that_a_backlog_does_not_drop_are_returned() -> None:
     popped, dropped = piece("backlog").pass_through(frames)
     assert popped + dropped == 300
     assert dropped > 0
+
+
+def test_stun_requests_are_answered_and_others_are_not() -> None:
+    # PROTOCOL §20
+    request = bytes.fromhex(
+        "000100142112a44295b1f1b5eca41dcc023531e2802200087461696c6e6f6465802800045e26399e"
+    )
+    datagrams = memoryview(request * 2 + request[:-1] + b"\0").cast("B", shape=[3, len(request)])
+    assert piece("stun").answer_all(datagrams) == 2 * 32
+
+
+def test_timers_that_were_not_disarmed_are_due() -> None:
+    wheel = piece("wheel").TimerWheel(8)
+    assert [wheel.turn(now_ns, 1_000_000) for now_ns in (10**9, 10**11)] == [6, 6]
+
+
+def test_equal_senders_count_once() -> None:
+    hashes = array("Q", [1 << 60, 2 << 60, 1 << 60])
+    assert round(piece("sketch").count(hashes)) == 2
