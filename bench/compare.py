@@ -2,7 +2,8 @@
 
 The relay has one core, the load another; each measurement has a fresh relay process; the order
 rotates from round to round. The results are the ratios to derper in the same round: absolute
-times depend on this machine at this moment.
+times depend on this machine at this moment. Under loads of pairs, a search follows for the highest
+rate that each relay carries with a p99 of 1 ms.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.lab import QUIET, Lab, Measurement, cost, per_core
+from bench.capacity import NoRateError, capacity_of, searched
+from bench.lab import QUIET, Lab, Measurement, cost
 from bench.relays import (
     HERE,
     Relay,
@@ -29,13 +32,17 @@ from bench.relays import (
 )
 from bench.terminal import Console, Table
 from fastderp.loadgen.result import environment
-from fastderp.loadgen.scenario import SCENARIOS
+from fastderp.loadgen.scenario import SCENARIOS, Shape
 
 RESULTS = HERE / "results"
 BASE = "derper"
+OLDER = "derper-1.98"
 TABLE_WIDTH = 140
 CROWD = 1000
 QUICK_DURATION_S = 0.5
+Found = dict[str, dict[str, dict[str, Any]]]
+"""The search's result by scenario and relay."""
+
 DEFAULT_SCENARIOS = ("pairs-10", "tls/pairs-10")
 
 
@@ -65,19 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
         )
         _check(plan)
-        measured = compare(plan, lambda text: print(text, file=sys.stderr, flush=True))
+        measured = compare(plan, _say)
+        found = {} if options.no_search else search(plan, _say)
     except RelayError as error:
         print(f"bench.compare: {error}", file=sys.stderr)
         return 1
     command = ["python", "-m", "bench.compare", *(sys.argv[1:] if arguments is None else arguments)]
-    path = _keep(plan, measured, command, options.output)
+    path = _keep(plan, measured, found, command, options.output)
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
     for name, by_relay in measured.items():
-        console.print(_table(name, by_relay))
-    print(f"{' '.join(command)}\n{path}")
+        console.print(_table(plan, name, by_relay, found.get(name, {})))
+    print(f"\n{' '.join(command)}\n{path}")
+    if any(each["limit"] == ["load"] for by_relay in found.values() for each in by_relay.values()):
+        print("≥: the load's core was full before the relay's.")
     _warn_of_noise(measured)
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--relays", default="derper,derper-1.98,floor,fastderp", help="which of them (%(default)s)")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
+    add("--older-derper", metavar="PATH", help="that of derper-1.98; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
     add(
         "--relay",
@@ -105,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=3.0, metavar="S", help="per measurement (%(default)s)")
     add("--relay-core", type=int, default=0, metavar="N", help="%(default)s")
     add("--load-core", type=int, default=1, metavar="N", help="%(default)s")
-    add("--quick", action="store_true", help="one round of half a second each: under two minutes")
+    add(
+        "--quick",
+        action="store_true",
+        help="one round of half a second each, and the search: under two minutes",
+    )
+    add("--no-search", action="store_true", help="do not search for the highest rate")
     add("--output", metavar="FILE", help="JSON; by default a new file in bench/results")
     return parser
 
@@ -113,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 def _relays(options: argparse.Namespace) -> list[Relay]:
     known: dict[str, Callable[[], Relay]] = {
         "derper": lambda: derper(options.derper, options.gomaxprocs),
-        "derper-1.98": lambda: older_derper(options.gomaxprocs),
+        "derper-1.98": lambda: older_derper(options.older_derper, options.gomaxprocs),
         "floor": floor,
         "fastderp": lambda: fastderp(options.workers),
         "fastderp-bundled": lambda: fastderp(options.workers, "bundled"),
@@ -160,43 +180,77 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, dict[str, list[
     return measured
 
 
+def search(plan: Plan, say: Callable[[str], None]) -> Found:
+    """Search for the highest rate of each relay, under the loads of pairs."""
+    found: Found = {}
+    for name in plan.scenarios:
+        scenario = SCENARIOS[name.removeprefix("tls/")]
+        if scenario.shape is not Shape.PAIRS or scenario.window < 2 or scenario.idle:
+            continue
+        found[name] = {}
+        for relay in (relay for relay in plan.relays if _can(relay, name)):
+            try:
+                result = capacity_of(relay, name, [searched(plan.lab, relay, name)])
+            except NoRateError as error:
+                say(str(error))
+                continue
+            found[name][relay.name] = result
+            say(f"search     {name:<16} {relay.name:<10} {result['packets_per_s'][0]:10,.0f}/s")
+    return found
+
+
 def _can(relay: Relay, name: str) -> bool:
     return bool(relay.tls_command) or not name.startswith("tls/")
 
 
-def _table(name: str, by_relay: dict[str, list[Measurement]]) -> Table:
+def _table(
+    plan: Plan,
+    name: str,
+    by_relay: dict[str, list[Measurement]],
+    found: dict[str, dict[str, Any]],
+) -> Table:
     """Print medians over the rounds; a ratio also has the range of its rounds."""
-    table = Table(title=name, title_justify="left", box=None)
-    for column in (
-        "relay",
-        "CPU µs/packet",
-        "derper costs",
-        "packets/s",
-        "packets/s per core",
-        "Gbit/s per core",
-        "p50 µs",
-        "p99 µs",
-        "loss",
-        "µs/login",
-        "KiB/client",
-    ):
-        table.add_column(column, justify="left" if column == "relay" else "right")
-    base = by_relay.get(BASE)
-    for relay, results in by_relay.items():
+    [summary] = {result["scenario"]["summary"] for result in next(iter(by_relay.values()))}
+    table = Table(title=f"\n{name}: {summary}", title_justify="left", box=None)
+    columns: dict[str, Callable[[Sequence[Measurement]], str]] = {
+        "CPU µs/packet": lambda results: _median(results, cost, ".2f"),
+        f"{BASE} costs": lambda results: _ratios(by_relay.get(BASE), results),
+        "packets/s": lambda results: _median(results, lambda r: r["packets_per_s"], ",.0f"),
+        "p50 µs": lambda results: _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
+        "p99 µs": lambda results: _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
+        "loss": lambda results: _median(results, lambda r: r["loss"], ".2%"),
+        "CPU µs/login": lambda results: _median(
+            results, lambda r: r["relay"]["cpu_us_per_login"], ",.0f"
+        ),
+    }
+    if all(map(_is_crowd, by_relay.values())):
+        columns["KiB/client"] = lambda results: _median(results, _kib_per_client, ".1f")
+    table.add_column("relay")
+    for column in [*columns, *(("at p99 ≤ 1 ms", "Gbit/s") if found else ())]:
+        table.add_column(column, justify="right")
+    for relay in plan.relays:
+        if relay.name not in by_relay:
+            continue
+        cells = [text(by_relay[relay.name]) for text in columns.values()]
         table.add_row(
-            relay,
-            _median(results, cost, ".2f"),
-            _ratios(base, results),
-            _median(results, lambda r: r["packets_per_s"], ",.0f"),
-            _median(results, lambda r: per_core(r)[0], ",.0f"),
-            _median(results, lambda r: per_core(r)[1], ".1f"),
-            _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
-            _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
-            _median(results, lambda r: 100 * r["loss"], ".2f") + " %",
-            _median(results, lambda r: r["relay"]["cpu_us_per_login"], ",.0f"),
-            _median(results, _kib_per_client, ".1f") if _is_crowd(results) else "",
+            _title(relay),
+            *cells,
+            *(_carried(found.get(relay.name)) if found else ()),
         )
     return table
+
+
+def _title(relay: Relay) -> str:
+    name = BASE if relay.name == OLDER else relay.name
+    return f"{name} {relay.version}".strip()
+
+
+def _carried(found: dict[str, Any] | None) -> tuple[str, str]:
+    """Return packets/s and Gbit/s at the highest rate that the relay carries."""
+    if found is None:
+        return "none", ""
+    sign = "≥ " if found["limit"] == ["load"] else ""
+    return f"{sign}{found['packets_per_s'][0]:,.0f}/s", f"{found['gbit_per_s'][0]:.1f}"
 
 
 def _median(
@@ -210,7 +264,8 @@ def _ratios(base: Sequence[Measurement] | None, results: Sequence[Measurement]) 
     if base is None:
         return ""
     ratios = [cost(b) / cost(r) for b, r in zip(base, results, strict=True)]
-    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
+    spread = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f} ×{spread}"
 
 
 def _is_crowd(results: Sequence[Measurement]) -> bool:
@@ -242,6 +297,7 @@ def _warn_of_noise(measured: dict[str, dict[str, list[Measurement]]]) -> None:
 def _keep(
     plan: Plan,
     measured: dict[str, dict[str, list[Measurement]]],
+    found: Found,
     command: Sequence[str],
     output: str | None,
 ) -> Path:
@@ -252,6 +308,7 @@ def _keep(
         "environment": environment(command),
         "relays": {relay.name: relay.version for relay in plan.relays},
         "measured": measured,
+        "capacities": found,
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path

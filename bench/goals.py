@@ -1,7 +1,7 @@
 """`python -m bench.goals`: measure the relay's goals, row by row, and print the verdicts.
 
 Without names it measures every row in about ten minutes and writes results/goals.json, which has
-the numbers of the table in the documents. `--resume` continues an interrupted run.
+the numbers of the tables in the documents. `--resume` continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab import QUIET, SUITE, Lab
-from bench.relays import HERE, RelayError, derper, fastderp, floor
+from bench.relays import HERE, RelayError, derper, fastderp, floor, older_derper
 from bench.rows import ROWS, Bench, Row
 from bench.terminal import Console, Table
 from fastderp.loadgen.result import environment
@@ -26,7 +27,7 @@ KEPT = HERE / "results" / "goals.json"
 EX_INTERRUPTED = 130
 ROW_NAMES = ", ".join(row.name for row in ROWS)
 Document = dict[str, Any]
-"""The stored results: `environment`, `relays` (versions), and `rows` by name."""
+"""The stored results: `environment`, `relays` (versions), `crypto` (libraries), `rows` by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             two_workers=fastderp(2),
             say=lambda text: print(text, file=sys.stderr, flush=True),
             variants=[fastderp(crypto=crypto) for crypto in options.crypto],
+            older_derper=[older_derper(options.older_derper, options.gomaxprocs)],
         )
         document = _document(bench, arguments)
         if options.resume:
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("row", nargs="*", metavar="ROW", help=f"only these: {ROW_NAMES}")
     add("--derper", metavar="PATH", help="derper's binary; built with Go when not given")
+    add("--older-derper", metavar="PATH", help="that of 1.98.9; built with Go when not given")
     add("--gomaxprocs", type=int, metavar="N", help="for derper; by itself it takes its cores")
     add(
         "--crypto",
@@ -93,20 +96,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _document(bench: Bench, arguments: Sequence[str] | None) -> Document:
+    relays = (bench.derper, *bench.older_derper, bench.floor, bench.fastderp, *bench.variants)
     return {
-        "environment": environment(_command(arguments))
-        | {"suite": SUITE, "when": time.strftime("%Y-%m-%d")},
-        "relays": {
-            relay.name: relay.version
-            for relay in (bench.derper, bench.floor, bench.fastderp, *bench.variants)
-        },
+        "environment": environment(recorded_command(arguments))
+        | {"suite": SUITE, "when": time.strftime("%Y-%m-%d"), "commit": commit()},
+        "relays": {relay.name: relay.version for relay in relays},
+        "crypto": {relay.name: relay.crypto for relay in relays if relay.crypto},
         "rows": {},
     }
 
 
-def _command(arguments: Sequence[str] | None) -> list[str]:
-    words = sys.argv[1:] if arguments is None else arguments
-    return ["python", "-m", "bench.goals", *(_public(word) for word in words)]
+def commit() -> str:
+    """Return the commit of this tree, and whether files differ from it; "" outside of a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=, changed"],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:  # no git
+        return ""
+    return found.stdout.strip()
+
+
+def recorded_command(arguments: Sequence[str] | None) -> list[str]:
+    """Return the command that repeats the measurements, wherever it writes them."""
+    words = [_public(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return ["python", "-m", "bench.goals", *(word for word in words if word != "--resume")]
 
 
 def _public(word: str) -> str:
@@ -137,7 +157,7 @@ def _keep(document: Document, output: Path) -> None:
 
 def _measured(bench: Bench, row: Row) -> dict[str, Any]:
     bench.say(f"{row.number} {row.name}: {row.title}")
-    bench.measurements, bench.notes, failed = [], [], ""
+    bench.measurements, bench.notes, bench.capacities, failed = [], [], [], ""
     findings = []
     try:
         findings.extend(asdict(finding) for finding in row.find(bench))
@@ -149,8 +169,10 @@ def _measured(bench: Bench, row: Row) -> dict[str, Any]:
         "name": row.name,
         "title": row.title,
         "command": f"python -m bench.goals {row.name}",
+        "commit": commit(),
         "findings": findings,
         "notes": bench.notes,
+        "capacities": bench.capacities,
         "failed": failed,
         "measurements": bench.measurements,
     }
@@ -209,7 +231,7 @@ def _verdict(finding: dict[str, Any], median: float) -> str:
     if reached(finding["stretch"]):
         return "stretch"
     if finding["goal"] is None:
-        return "stretch not reached"
+        return "stretch not reached" if finding["stretch"] is not None else ""
     return "reached" if reached(finding["goal"]) else "not reached"
 
 

@@ -98,13 +98,6 @@ class Lab:
         return result | {"relay_name": relay.name, "foreign_share": foreign_share}
 
 
-def per_core(result: Measurement) -> tuple[float, float]:
-    """Return packets per second and Gbit/s that one core of the relay would carry at this cost."""
-    packets = 1e6 / cost(result)
-    gbit_per_packet = result["mbit_per_s"] / 1e3 / (result["packets_per_s"] or 1.0)
-    return packets, packets * gbit_per_packet
-
-
 def cost(result: Measurement) -> float:
     """Return CPU µs of the relay per delivered packet; infinite when none was delivered."""
     value = result["relay"]["cpu_us_per_packet"]

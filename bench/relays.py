@@ -38,7 +38,8 @@ class RelayError(Exception):
 class Relay:
     """The command of one relay; it gets {port} and {directory}, a place for its files.
 
-    An empty `tls_command` means that it has no TLS. `bench_flags` are for the load.
+    An empty `tls_command` means that it has no TLS. `bench_flags` are for the load; `crypto` names
+    its library for TLS and the version, if it says so.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Relay:
     tls_command: Sequence[str] = ()
     bench_flags: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    crypto: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
     return _derper("derper", path or str(build_derper()), gomaxprocs)
 
 
-def older_derper(gomaxprocs: int | None = None) -> Relay:
-    """Return derper 1.98.9, built with Go into bench/build."""
-    return _derper("derper-1.98", str(build_older_derper()), gomaxprocs)
+def older_derper(path: str | None = None, gomaxprocs: int | None = None) -> Relay:
+    """Return the older derper: the binary at `path`, or 1.98.9, built into bench/build."""
+    return _derper("derper-1.98", path or str(build_older_derper()), gomaxprocs)
 
 
 def _derper(name: str, binary: str, gomaxprocs: int | None) -> Relay:
@@ -108,10 +110,18 @@ def fastderp(workers: int = 1, crypto: str = "") -> Relay:
     if not Path(binary).exists():
         raise RelayError(f"{binary} does not exist: run pip install -e . first")
     environment = {"FASTDERP_CRYPTO": crypto} if crypto else {}
-    version = _output([binary, "-version"], os.environ | environment).split()[1]
+    # fastderp-relay 0.1.0 / crypto OpenSSL 3.0.19 (system)
+    named, library = _output([binary, "-version"], os.environ | environment).splitlines()[:2]
     command = [binary, *DERPER_FLAGS, f"--workers={workers}"]
     name = f"fastderp-{Path(crypto).name}" if crypto else "fastderp"
-    return Relay(name, version, command, [*command, *TLS_FLAGS], environment=environment)
+    return Relay(
+        name,
+        named.split()[1],
+        command,
+        [*command, *TLS_FLAGS],
+        environment=environment,
+        crypto=library.partition(" ")[2],
+    )
 
 
 def floor() -> Relay:
@@ -181,7 +191,10 @@ def _go(
 ) -> None:
     go = shutil.which("go")
     if go is None:
-        raise RelayError("no Go to build derper with; give --derper PATH")
+        raise RelayError(
+            f"no Go to build derper {version} with; give the programs: "
+            "--derper PATH --older-derper PATH"
+        )
     BUILD.mkdir(parents=True, exist_ok=True)
     print(f"building derper v{version} …", file=sys.stderr)
     _output([go, *command], {**os.environ, "GOMAXPROCS": "1", **environment}, directory)

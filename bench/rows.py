@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
+from bench.capacity import DELAY_MS, Search, capacity_of, searched
 from bench.lab import TLS, Lab, Measurement, cost
 from bench.relays import Relay
 
@@ -26,7 +27,7 @@ Value = Callable[[Measurement], float]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A number per round and its bounds: at least or at most `goal`, or `stretch`."""
+    """A number per round and its bounds, if any: at least or at most `goal`, or `stretch`."""
 
     what: str
     values: Sequence[float]
@@ -38,7 +39,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Bench:
-    """The tools of the rows; it collects all `measurements` and `notes`."""
+    """The tools of the rows; it collects all `measurements`, `notes` and `capacities`."""
 
     lab: Lab
     rounds: int
@@ -49,22 +50,32 @@ class Bench:
     say: Callable[[str], None]
     # fastderp with other crypto libraries, beside it in the rows about TLS.
     variants: Sequence[Relay] = ()
+    # An earlier release of derper, beside it in the rows of the short table.
+    older_derper: Sequence[Relay] = ()
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    capacities: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(self, relay: Relay, load: str, *flags: str, **where: frozenset[int]) -> Measurement:
         """Put a load on a fresh relay, and keep the result."""
-        return self.keep(relay, load, self.lab.measure(relay, load, *flags, **where), flags)
+        result = self.lab.measure(relay, load, *flags, **where)
+        return self.keep(relay, load, result, flags, n_cores=len(where.get("cores", "1")))
 
     def keep(
-        self, relay: Relay, load: str, result: Measurement, flags: Sequence[str] = ()
+        self,
+        relay: Relay,
+        load: str,
+        result: Measurement,
+        flags: Sequence[str] = (),
+        *,
+        n_cores: int = 1,
     ) -> Measurement:
         """Keep and announce a measurement."""
         self.say(
             f"  {' '.join((load, *flags)):<40} {relay.name:<10} {cost(result):8.2f} µs/packet  "
             f"p99 {result['latency']['p99_us']:,.0f} µs  loss {result['loss']:.2%}"
         )
-        self.measurements.append(result | {"load": load, "flags": list(flags)})
+        self.measurements.append(result | {"load": load, "flags": list(flags), "n_cores": n_cores})
         return result
 
     def in_turn(
@@ -123,8 +134,9 @@ def _is_bundled(relay: Relay) -> bool:
 
 def _latency(bench: Bench) -> Iterator[Finding]:
     for kind, prefix, least in (("plain", "", 2.0), ("TLS", TLS, 1.7)):
-        theirs, ours, floor = bench.in_turn(
-            prefix + "latency", bench.derper, bench.fastderp, bench.floor
+        others = [*bench.older_derper, *(bench.variants if prefix else ())]
+        theirs, ours, floor, *_ = bench.in_turn(
+            prefix + "latency", bench.derper, bench.fastderp, bench.floor, *others
         )
         yield Finding(
             f"{kind}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", least
@@ -176,7 +188,8 @@ def _overload(bench: Bench, about: float) -> Finding:
 
 def _fans(bench: Bench) -> Iterator[Finding]:
     for load in ("fan-in", "fan-out", "all-to-all"):
-        theirs, ours = bench.in_turn(load, bench.derper, bench.fastderp)
+        others = bench.older_derper if load == "fan-in" else ()
+        theirs, ours, *_ = bench.in_turn(load, bench.derper, bench.fastderp, *others)
         yield Finding(f"{load}: CPU per packet: derper ÷ fastderp", _ratios(theirs, ours), ">=", 5)
         bench.notes.append(
             f"{load}: derper lost at most {_most_lost(theirs):.2%} of the packets, "
@@ -193,17 +206,25 @@ def _most_lost(results: list[Measurement]) -> float:
 def _memory(bench: Bench) -> Iterator[Finding]:
     """Run all relays at once, as they mostly wait and only their own memory is measured."""
     loads = [kind + size for kind in ("", TLS) for size in ("memory-5000", "memory-15000")]
+    derpers = [bench.derper, *bench.older_derper]
     flags = ("--warmup", "0", "--duration", "1", "--settle", str(SETTLE_S))
-    with ThreadPoolExecutor(len(loads)) as pool:
+    with ThreadPoolExecutor(len(loads) + len(derpers)) as pool:
         running = [pool.submit(bench.lab.measure, bench.fastderp, load, *flags) for load in loads]
+        theirs = [
+            pool.submit(bench.lab.measure, relay, TLS + "memory-5000", *flags) for relay in derpers
+        ]
         results = [future.result() for future in running]
+        for relay, future in zip(derpers, theirs, strict=True):
+            kept = bench.keep(relay, TLS + "memory-5000", future.result())
+            bench.notes.append(
+                f"tls/5000: {relay.name} {relay.version}: {idle_kib(kept):.1f} KiB each, idle"
+            )
     for load, result in zip(loads, results, strict=True):
         bench.keep(bench.fastderp, load, result)
         name = load.replace("memory-", "")
         relay, n = result["relay"], result["n_clients"]
-        idle = (relay["rss_idle_kib"] - relay["rss_before_kib"]) / n
         settled = (relay["rss_settled_kib"] - relay["rss_before_kib"]) / n
-        yield Finding(f"{name} sessions: KiB each, idle", [idle], "<=", 1.5, 1.0, "KiB")
+        yield Finding(f"{name} sessions: KiB each, idle", [idle_kib(result)], "<=", 1.5, 1.0, "KiB")
         yield Finding(
             f"{name} sessions: KiB each, after a burst through all of them",
             [settled],
@@ -222,15 +243,26 @@ def _memory(bench: Bench) -> Iterator[Finding]:
         )
 
 
+def idle_kib(result: Measurement) -> float:
+    """Return the memory of each idle session."""
+    relay = result["relay"]
+    return float((relay["rss_idle_kib"] - relay["rss_before_kib"]) / result["n_clients"])
+
+
 def _single_login(bench: Bench) -> Iterator[Finding]:
     """Log clients in one after the other: full handshakes, no fast start."""
     flags = ("--warmup", "0", "--duration", "0.1")
     for kind, prefix, most, stretch in (("plain", "", 0.40, 2.0), ("TLS", TLS, 0.80, 1.25)):
         relays = [bench.fastderp, *(bench.variants if prefix else ())]
         theirs, least, *each = bench.in_turn(
-            prefix + "login", bench.derper, bench.floor, *relays, flags=flags
+            prefix + "login",
+            bench.derper,
+            bench.floor,
+            *relays,
+            *(bench.older_derper if prefix else ()),
+            flags=flags,
         )
-        for relay, ours in zip(relays, each, strict=True):
+        for relay, ours in zip(relays, each, strict=False):
             yield Finding(
                 f"{kind}: CPU per login: {relay.name} ÷ derper",
                 _ratios(ours, theirs, _login_cost),
@@ -249,9 +281,10 @@ def _logins(bench: Bench) -> Iterator[Finding]:
     flags = ("--warmup", "0", "--duration", "0.1")
     for kind, prefix, most in (("plain", "", 1 / 2), ("TLS", TLS, 2 / 3)):
         relays = [bench.fastderp, *(bench.variants if prefix else ())]
-        theirs, *each = bench.in_turn(prefix + "logins", bench.derper, *relays, flags=flags)
+        older = bench.older_derper if prefix else ()
+        theirs, *each = bench.in_turn(prefix + "logins", bench.derper, *relays, *older, flags=flags)
         ours = each[0]
-        for relay, its in zip(relays, each, strict=True):
+        for relay, its in zip(relays, each, strict=False):
             what = f"{kind}: CPU per login: {relay.name} ÷ derper"
             goal = 0.50 if _is_bundled(relay) else most
             yield Finding(what, _ratios(its, theirs, _login_cost), "<=", goal)
@@ -360,6 +393,31 @@ def _hop(bench: Bench, relay: Relay, load: str) -> float:
     return cost(across) / cost(local)
 
 
+def _capacity(bench: Bench) -> Iterator[Finding]:
+    """Search for the highest rate that each relay carries, once per round."""
+    for load in ("pairs-10", "pairs-50", TLS + "pairs-10", TLS + "pairs-50"):
+        variants = bench.variants if load.startswith(TLS) else ()
+        relays = [bench.derper, *bench.older_derper, bench.fastderp, *variants]
+        searches: dict[str, list[Search]] = {relay.name: [] for relay in relays}
+        for number in range(bench.rounds):
+            turn = number % len(relays)
+            for relay in relays[turn:] + relays[:turn]:
+                earlier = searches[relay.name]
+                before = earlier[0].packets_per_s if earlier else None
+                search = searched(bench.lab, relay, load, before)
+                assert search.carried is not None
+                bench.keep(relay, load, search.carried, ["--rate"])
+                earlier.append(search)
+        for relay in relays:
+            bench.capacities.append(capacity_of(relay, load, searches[relay.name]))
+        name = load.replace(TLS, "TLS, ") if load.startswith(TLS) else f"plain, {load}"
+        ours = [search.packets_per_s for search in searches[bench.fastderp.name]]
+        theirs = [search.packets_per_s for search in searches[bench.derper.name]]
+        yield Finding(f"{name}: packets/s: fastderp", ours, ">=")
+        ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
+        yield Finding(f"{name}: packets/s: fastderp ÷ derper", ratios, ">=")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row: `find` measures and judges."""
@@ -405,4 +463,10 @@ ROWS = (
         _mesh,
     ),
     Row(14, "login", "logins one at a time, full handshake, no fast start", _single_login),
+    Row(
+        15,
+        "capacity",
+        f"packets/s of one core at p99 ≤ {DELAY_MS:.0f} ms, 1400 bytes, by schedule",
+        _capacity,
+    ),
 )

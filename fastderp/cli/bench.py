@@ -362,6 +362,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         ),
         ("fairness", f"{result.fairness:.3f} (Jain's index between flows)"),
         ("logins", f"{result.logins_per_s:,.0f} per second"),
+        ("load", f"{result.load_cpu_share:.0%} of a core"),
     ]
     if result.storm_logins_per_s:
         rows.append(("storm", f"{result.storm_logins_per_s:,.0f} logins per second meanwhile"))

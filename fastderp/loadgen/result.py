@@ -63,6 +63,7 @@ class Result:
     latency: Latency
     logins_per_s: float
     storm_logins_per_s: float  # 0 without a storm
+    load_cpu_share: float  # of one core, of the thread that sends and checks packets
     relay: RelayUse | None  # None unless the relay's process id was given
 
     def to_json(self) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class _Measured:
     """The outcome of the engine's thread."""
 
     cpu_s: float = 0.0
+    load_cpu_s: float = 0.0
     error: BaseException | None = None
 
 
@@ -130,6 +131,7 @@ def run(
             latency=_latency(engine, totals["latency_max_ns"]),
             logins_per_s=crowd.logins_per_s,
             storm_logins_per_s=storm.logins_per_s,
+            load_cpu_share=measured.load_cpu_s / totals["seconds"],
             relay=use,
         )
     finally:
@@ -270,8 +272,10 @@ def _drive(
         try:
             engine.warm_up(timing.warm_up_s)
             cpu_before = relay.cpu_s() if relay else 0.0
+            load_before = time.thread_time()
             storm.start()
             engine.measure(timing.measure_s)
+            measured.load_cpu_s = time.thread_time() - load_before
             measured.cpu_s = relay.cpu_s() - cpu_before if relay else 0.0
             engine.drain(DRAIN_LIMIT_S)
         except BaseException as error:

@@ -18,6 +18,8 @@ def result(relay: Relay, load: str) -> dict[str, Any]:
     cost = 10.0 if relay.name == "derper" else 1.0
     return {
         "packets_per_s": 1000.0,
+        "mbit_per_s": 11.2,
+        "load_cpu_share": 0.5,
         "n_clients": 15_000 if "15000" in load else 5000,
         "loss": 0.0,
         "fairness": 1.0,
@@ -82,7 +84,36 @@ def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: R
     assert {load.removeprefix(TLS) for load in loads} <= set(SCENARIOS)
     for finding in findings:
         assert finding.values
-        assert finding.goal is not None or finding.stretch is not None
+        if row.name != "capacity":  # it has no goals
+            assert finding.goal is not None or finding.stretch is not None
+
+
+def test_the_capacity_of_each_relay_is_kept_with_its_probes() -> None:
+    both = bench(DryLab())
+    both.variants = [Relay("fastderp-bundled", "", [])]
+    both.older_derper = [Relay("derper-1.98", "", [])]
+    row = next(row for row in ROWS if row.name == "capacity")
+    found = [finding.what for finding in row.find(both)]
+    assert "TLS, pairs-10: packets/s: fastderp ÷ derper" in found
+    assert [(each["load"], each["relay_name"]) for each in both.capacities] == [
+        (load, name)
+        for load in ("pairs-10", "pairs-50", "tls/pairs-10", "tls/pairs-50")
+        for name in ("derper", "derper-1.98", "fastderp", "fastderp-bundled")
+        if load.startswith(TLS) or name != "fastderp-bundled"
+    ]
+    assert both.capacities[0]["packets_per_s"] == [1000.0, 1000.0]
+    assert both.capacities[0]["gbit_per_s"] == [0.0112, 0.0112]
+    assert all(len(probes) > 2 for probes in both.capacities[0]["probes"])
+
+
+@pytest.mark.parametrize("name", ["latency", "fan", "login", "logins", "memory"])
+def test_rows_of_the_short_table_have_the_older_derper_beside_them(name: str) -> None:
+    both = bench(DryLab())
+    both.older_derper = [Relay("derper-1.98", "", [])]
+    row = next(row for row in ROWS if row.name == name)
+    whats = [finding.what for finding in row.find(both)]
+    assert "derper-1.98" in {result["relay_name"] for result in both.measurements}
+    assert not any("1.98" in what for what in whats)
 
 
 @pytest.mark.parametrize("name", ["tls", "logins"])
