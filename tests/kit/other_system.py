@@ -7,6 +7,7 @@ those of this machine. Differences of the real systems below Python are not simu
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.abc
 import os
@@ -51,6 +52,7 @@ def become(system: str) -> None:
     """Make this process look like one of `system`: darwin or win32."""
     for name in _REAL:
         importlib.import_module(name)
+    asyncio.new_event_loop().close()  # asyncio looks at the platform at its first loop
     hidden = _LINUX_MODULES if system == "darwin" else (*_LINUX_MODULES, *_POSIX_MODULES)
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     if system == "win32":
