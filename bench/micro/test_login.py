@@ -21,8 +21,8 @@ from fastderp.tls.handshake import Handshake
 from fastderp.tls.x509 import PrivateKey
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.login import ClientInfo, client_info_frame, open_client_info
-from fastderp.wire.protocol import HEADER_SIZE, ServerInfo
+from fastderp.wire.login import ClientInfo, ServerInfo, client_info_frame, open_client_info
+from fastderp.wire.protocol import HEADER_SIZE
 
 CLIENT = "192.0.2.1"
 REQUEST = (
