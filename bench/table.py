@@ -114,7 +114,7 @@ def markdown(document: Document) -> str:
 
 def rows(document: Document) -> str:
     """Return the table of all rows and findings."""
-    lines = ["| | scenario | what | goal | stretch | measured | |", "|--:|---|---|---|---|---|---|"]
+    lines = ["| | scenario | what | goal | stretch | measured | |", "|--:|---|---|--:|--:|--:|---|"]
     for row in document["rows"].values():
         for i, finding in enumerate(row["findings"]):
             what, goal, stretch, middle, spread, verdict = columns(finding)

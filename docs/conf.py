@@ -1,15 +1,18 @@
-"""The documentation site: `sphinx-build -W docs build/site`; the man page: `sphinx-build -b man docs build/man`.
+"""The documentation site: `sphinx-build -W docs build/site`; manual pages: `sphinx-build -b man docs build/man`.
 
-The references of flags, metrics and the API are generated from the code at every build.
+The references of flags, metrics and the API are generated from the code at every build. The manual page of
+the relay joins the flags with sections of the operators' guide.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import fastderp
+from fastderp.cli.bench import help_text as bench_help
 from fastderp.cli.flag_table import flag_table
 from fastderp.server.observe.metrics import METRICS
 
@@ -26,14 +29,18 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"fastderp {release}"
+html_static_path = ["site"]
+html_css_files = ["site.css"]
 html_theme_options = {"source_repository": "https://github.com/fastderp/fastderp"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": False}
 # Citations such as PROTOCOL §3.2 stay text; links into the tree lead nowhere on the site.
 suppress_warnings = ["myst.xref_missing", "myst.header", "misc.highlighting_failure"]
+RELAY, BENCH = "a DERP relay for tailscale networks", "load on DERP relays"
 man_pages = [
-    ("flags", "fastderp-relay", "a DERP relay for tailscale networks", [author], 1),
+    ("manual", "fastderp-relay", RELAY, [author], 1),
+    ("bench", "fastderp-bench", BENCH, [author], 1),
 ]
 
 
@@ -44,18 +51,73 @@ def flags_page() -> str:
         "",
         "Generated from the command's own table. Flags take one dash or two, and `-flag value` or `-flag=value`.",
     ]
+    return "\n".join([*lines, *flags_by_group("##")])
+
+
+def flags_by_group(heading: str) -> list[str]:
+    lines = []
     group = None
     for flag in flag_table({}):
         if flag.group != group:
             group = flag.group
-            lines += ["", f"## {group}", ""]
+            lines += ["", f"{heading} {group}", ""]
         default = f" (default `{flag.default}`)" if flag.default else ""
         lines += [
             f"`-{flag.name} {flag.metavar}`".replace(" `", "`"),
             f": {flag.help}{default}",
             "",
         ]
-    return "\n".join(lines)
+    return lines
+
+
+def manual_page() -> str:
+    """Return the manual page of `fastderp-relay`."""
+    return "\n".join(
+        [
+            "---\norphan: true\n---",
+            "# fastderp-relay",
+            "",
+            "## Synopsis",
+            "",
+            "`fastderp-relay` [*flags*]",
+            "",
+            "`fastderp-relay check` [*flags*]",
+            "",
+            "Flags take one dash or two, and `-flag value` or `-flag=value`.",
+            *section("Configuration"),
+            "## Flags",
+            *flags_by_group("###"),
+            *section("Reload"),
+            *section("Drain"),
+            *section("Signals and exit codes"),
+            *section("Health and metrics"),
+        ]
+    )
+
+
+def section(heading: str) -> list[str]:
+    """Return a section of the operators' guide, with its heading."""
+    guide = (HERE / "operations.md").read_text()
+    found = re.search(rf"^## {heading}\n.*?(?=^## |\Z)", guide, re.M | re.S)
+    assert found, heading
+    return ["", *found[0].splitlines()]
+
+
+def bench_page() -> str:
+    """Return the reference of `fastderp-bench`, its own help."""
+    os.environ["COLUMNS"] = "78"
+    return "\n".join(
+        [
+            "# fastderp-bench",
+            "",
+            "Generated from the command's own help. [Benchmarks](benchmarks.md) has the method.",
+            "",
+            "```text",
+            bench_help().rstrip(),
+            "```",
+            "",
+        ]
+    )
 
 
 def metrics_page() -> str:
@@ -90,7 +152,14 @@ def api_page() -> str:
 
 def write_references(_: Any) -> None:
     """Write the generated pages, if they have changed."""
-    for name, text in (("flags", flags_page()), ("metrics", metrics_page()), ("api", api_page())):
+    pages = {
+        "flags": flags_page(),
+        "metrics": metrics_page(),
+        "api": api_page(),
+        "bench": bench_page(),
+        "manual": manual_page(),
+    }
+    for name, text in pages.items():
         path = HERE / f"{name}.md"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         options = parser.parse_args(arguments)
         if options.help:
-            return show(NAME, lambda: print(parser.format_help(), end=""))
+            return show(NAME, lambda: print(help_text(), end=""))
         if options.list:
             return show(NAME, _print_scenarios)
         if options.url is None:
@@ -97,6 +97,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help")
+
+
+def help_text() -> str:
+    """Return what `--help` prints."""
+    return _parser().format_help()
 
 
 def _parser() -> argparse.ArgumentParser:

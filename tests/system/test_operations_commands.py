@@ -16,8 +16,8 @@ from tests.kit.command import relay
 from tests.kit.sandbox import needs_root
 from tests.system.test_readme import OPERATIONS, blocks
 
-# of other programs: derper's, nginx's, pip's
-FOREIGN = {"-m"}
+# of other programs: Docker's, pip's
+FOREIGN = {"-m", "-v"}
 
 
 @needs_root

@@ -20,7 +20,9 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 
 def blocks(language: str, document: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.M | re.S)
+    """Return the blocks of a language; a command that goes on is one line."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", document, re.M | re.S)
+    return [re.sub(r" *\\\n *", " ", block) for block in found]
 
 
 def output_of(program: str, tmp_path: Path) -> str:

@@ -18,7 +18,9 @@ SOURCES = sorted(
 CITED = {"PROTOCOL": "docs/protocol.md", "ARCHITECTURE": "docs/architecture.md"}
 CITATION = re.compile(r"\b(PROTOCOL|ARCHITECTURE) ((?:,? ?(?:to|and|–)? ?§\d+[a-z]?(?:\.\d+)?)+)")
 # made from the code by the build of the site (docs/conf.py)
-GENERATED = {ROOT / "docs" / name for name in ("api.md", "flags.md", "metrics.md")}
+GENERATED = {
+    ROOT / "docs" / name for name in ("api.md", "bench.md", "flags.md", "manual.md", "metrics.md")
+}
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
 
 
