@@ -85,6 +85,7 @@ HOW = [
 # Blocks in other languages: what reads them.
 BLOCKS = {
     ("README.md", "python"): "tests/system/test_readme.py",
+    ("README.md", "json"): "tests/system/test_readme.py",
     ("docs/library.md", "python"): "tests/system/test_docs_examples.py",
     ("docs/library.md", "text"): "tests/system/test_docs_examples.py",
     ("docs/operations.md", "toml"): "tests/system/test_operations_commands.py",

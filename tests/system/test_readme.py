@@ -78,6 +78,9 @@ def test_the_derp_map_is_valid() -> None:
     [text] = [text for text in blocks("json", OPERATIONS) if "derpMap" in text]
     derp_map = DerpMap.from_json(text)
     assert derp_map.regions[900].nodes[0].host_name == "203.0.113.7"
+    [text] = blocks("json")
+    derp_map = DerpMap.from_json(text)
+    assert derp_map.regions[900].nodes[0].host_name == "derp.example.com"
 
 
 def test_the_file_of_limits_is_valid(tmp_path: Path) -> None:
