@@ -4,7 +4,8 @@
 
 The relay has one core, the load another. The results are medians of the rounds; each round
 measures all three, so that other work on the machine affects all. `lost` counts requests without
-an answer within 0.5 s.
+an answer. The floor is the least that any server does: receive 32 requests and send 32 answers
+with one system call each. `python -m bench.stun_flood` sends more than a relay can answer.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.relays import BUILD, HERE, Relay, c_compiler, derper, fastderp, running
@@ -26,12 +28,30 @@ from fastderp.loadgen.process import Process
 RELAY_CORE, LOAD_CORE = 0, 1
 
 
-def load(program: Path, port: int, seconds: float) -> tuple[int, int]:
-    """Keep 32 requests in flight; return the counts of answers and losses."""
-    command = [str(program), str(port), str(seconds)]
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Counts of one load; `n_dropped` answers arrived, but the load was too slow for them."""
+
+    n_sent: int
+    n_answered: int
+    n_dropped: int
+
+    @property
+    def n_lost(self) -> int:
+        """Requests without an answer from the server."""
+        return self.n_sent - self.n_answered - self.n_dropped
+
+
+def load_command(program: Path, port: int, seconds: float, per_s: float = 0.0) -> list[str]:
+    """Return the command of the load: `per_s` requests by schedule, or 32 in flight when it is 0."""
+    return [str(program), str(port), str(seconds), *([str(per_s)] if per_s else [])]
+
+
+def load(program: Path, port: int, seconds: float, per_s: float = 0.0) -> Answers:
+    """Run the load of `load_command` and return its counts."""
+    command = load_command(program, port, seconds, per_s)
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    n_answered, n_lost = map(int, said.split())
-    return n_answered, n_lost
+    return Answers(*map(int, said.split()))
 
 
 def built(name: str) -> Path:
@@ -54,27 +74,39 @@ def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float,
     load(program, port, 0.2)
     process = Process(pid)
     before_s = process.cpu_s()
-    n_answered, n_lost = load(program, port, seconds)
-    return (process.cpu_s() - before_s) / n_answered * 1e6, n_answered / seconds, n_lost
+    answers = load(program, port, seconds)
+    cost_us = (process.cpu_s() - before_s) / answers.n_answered * 1e6
+    return cost_us, answers.n_answered / seconds, answers.n_lost
 
 
 def relay_measured(relay: Relay, program: Path, seconds: float) -> tuple[float, float, int]:
     """Run a relay and measure it."""
     port = free_port()
-    command = [flag for flag in relay.command if flag != "-stun=false"]
-    command.append(f"-stun-port={port}")
-    with running(replace(relay, command=command), cores=[RELAY_CORE]) as started:
+    with running(with_stun(relay, port), cores=[RELAY_CORE]) as started:
         return measured(started.pid, port, program, seconds)
+
+
+def with_stun(relay: Relay, port: int) -> Relay:
+    """Return the relay with STUN on a port."""
+    command = [flag for flag in relay.command if flag != "-stun=false"]
+    return replace(relay, command=[*command, f"-stun-port={port}"])
 
 
 def floor_measured(floor: Path, program: Path, seconds: float) -> tuple[float, float, int]:
     """Run the floor and measure it."""
+    with floor_running(floor) as (pid, port):
+        return measured(pid, port, program, seconds)
+
+
+@contextmanager
+def floor_running(floor: Path) -> Iterator[tuple[int, int]]:
+    """Run the floor; yield its process and its port."""
     port = free_port()
     with subprocess.Popen(["taskset", "-c", str(RELAY_CORE), floor, str(port)]) as process:
         try:
             while f":{port:04X} " not in Path("/proc/net/udp").read_text():
                 time.sleep(0.01)
-            return measured(process.pid, port, program, seconds)
+            yield process.pid, port
         finally:
             process.kill()
 

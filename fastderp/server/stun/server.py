@@ -1,8 +1,7 @@
 """STUN: answers clients with the source address of their UDP packets (PROTOCOL §11).
 
-Binds the sockets for a `StunResponder`, which answers in a separate thread. Sockets
-are separate for IPv4 and IPv6, so an IPv4 client is answered with an IPv4 address. Loop thread
-only.
+Binds the sockets of each `StunResponder`, which answers in a separate thread. Sockets are separate
+for IPv4 and IPv6, so an IPv4 client is answered with an IPv4 address. Loop thread only.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 
 from fastderp.errors import ListenError
@@ -25,6 +25,10 @@ log: logging.Logger = logging.getLogger("fastderp.stun")
 
 # Receive buffer for a burst of requests. The kernel limits it, and half of it is overhead.
 RECEIVE_BYTES = 1 << 20
+# A thread fills one core with some 200,000 answers per second, beside a data plane that needs most
+# cores.
+CORES_PER_THREAD = 4
+THREADS_MAX = 8
 # Linux's number; Python's socket module has it from 3.14 on.
 IP_PKTINFO = 8
 
@@ -42,16 +46,27 @@ def stun_metrics(counters: dict[str, int]) -> dict[str, Value]:
 
 @dataclass(slots=True)
 class StunServer:
-    """Answers STUN on the sockets it is given, from `start` to `close`; made by `bind_stun`."""
+    """Answers STUN on the sockets it is given, from `start` to `close`; made by `bind_stun`.
+
+    With several threads, each has such sockets of its own, and the kernel shares the clients out.
+    """
 
     sockets: list[socket.socket]
     gateway: IPv4Address | None = None  # its requests are counted
-    _responder: StunResponder = field(init=False)
+    n_threads: int = 1
+    # The sockets of the other threads, to which the kernel gives their share of the clients.
+    _twins: list[socket.socket] = field(default_factory=list, init=False)
+    _responders: list[StunResponder] = field(default_factory=list, init=False)
     _is_running: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         gateway = self.gateway.packed if self.gateway is not None else b""
-        self._responder = StunResponder([sock.fileno() for sock in self.sockets], gateway)
+        own = self.sockets
+        for _ in range(self.n_threads):
+            self._responders.append(StunResponder([sock.fileno() for sock in own], gateway))
+            if len(self._responders) < self.n_threads:
+                own = [_twin(sock) for sock in self.sockets]
+                self._twins += own
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -61,54 +76,63 @@ class StunServer:
     @property
     def is_silent(self) -> bool:
         """Whether requests are read and not answered. May be assigned at any time."""
-        return self._responder.is_silent
+        return self._responders[0].is_silent
 
     @is_silent.setter
     def is_silent(self, is_silent: bool) -> None:
-        self._responder.is_silent = is_silent
+        for responder in self._responders:
+            responder.is_silent = is_silent
 
     @property
     def askers(self) -> tuple[int, int]:
         """The number of answered requests, and of those from the gateway."""
-        counters = self._responder.counters()
+        counters = self._counters()
         return counters["success"], counters["from_gateway"]
 
     def start(self) -> None:
         """Begin to answer. Raises OSError when the system refuses a thread."""
-        self._responder.start()
-        asyncio.get_running_loop().add_reader(
-            self._responder.fileno(), supervisor.guarded("STUN", self._log_read_error)
-        )
+        loop = asyncio.get_running_loop()
         self._is_running = True
+        for responder in self._responders:
+            responder.start()
+            on_error = supervisor.guarded("STUN", partial(_log_read_error, responder))
+            loop.add_reader(responder.fileno(), on_error)
 
     def close(self) -> None:
         """Stop answering and close the sockets."""
         if self._is_running:
-            asyncio.get_running_loop().remove_reader(self._responder.fileno())
+            loop = asyncio.get_running_loop()
+            for responder in self._responders:
+                loop.remove_reader(responder.fileno())
             self._is_running = False
-        self._responder.stop()
-        for sock in self.sockets:
+        for responder in self._responders:
+            responder.stop()
+        for sock in (*self.sockets, *self._twins):
             sock.close()
         self.sockets.clear()
+        self._twins.clear()
 
     def metrics(self) -> dict[str, Value]:
         """Return the counters under the names of `metrics.METRICS`."""
-        return stun_metrics(self._responder.counters())
+        return stun_metrics(self._counters())
 
-    def _log_read_error(self) -> None:
-        number = self._responder.take_error()
-        log.warning("STUN: cannot read: %s; next attempt in 1 s", os.strerror(number))
+    def _counters(self) -> dict[str, int]:
+        """Return the sums over the threads."""
+        each = [responder.counters() for responder in self._responders]
+        return {name: sum(counters[name] for counters in each) for name in each[0]}
 
 
-def bind_stun(host: str, port: int, *, reuse_port: bool = False) -> StunServer:
+def bind_stun(host: str, port: int, *, reuse_port: bool = False, n_threads: int = 0) -> StunServer:
     """Bind the STUN sockets for every address of a host, by the rules of `net.listen`.
+
+    `n_threads` is 0 for one per CORES_PER_THREAD cores.
 
     Needs no running loop; call `start` on the result. Raises ListenError when an address cannot be
     bound.
     """
     try:
         sockets = datagram_sockets(host, port, _prepare, reuse_port=reuse_port)
-        return StunServer(sockets, private_gateway())
+        return StunServer(sockets, private_gateway(), n_threads or _n_threads())
     except OSError as error:
         raise ListenError(f"STUN: {error.strerror}") from error
 
@@ -118,6 +142,34 @@ def stun_on(sockets: list[socket.socket]) -> StunServer:
     for sock in sockets:
         _prepare(sock)
     return StunServer(sockets, private_gateway())
+
+
+def _n_threads() -> int:
+    """Return the number of threads for the cores that this process may use."""
+    return max(1, min(len(os.sched_getaffinity(0)) // CORES_PER_THREAD, THREADS_MAX))
+
+
+def _twin(sock: socket.socket) -> socket.socket:
+    """Return another socket that is bound to the same address. Raises OSError."""
+    # Not before it was bound: it must not join the port of another program.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    twin = socket.socket(sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if sock.family == socket.AF_INET6:
+            only_ipv6 = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _prepare(twin)
+        twin.bind(sock.getsockname())
+    except OSError:
+        twin.close()
+        raise
+    return twin
+
+
+def _log_read_error(responder: StunResponder) -> None:
+    number = responder.take_error()
+    log.warning("STUN: cannot read: %s; next attempt in 1 s", os.strerror(number))
 
 
 def _prepare(sock: socket.socket) -> None:

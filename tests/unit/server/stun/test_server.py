@@ -254,6 +254,46 @@ async def test_more_datagrams_than_a_batch_are_all_answered(server: stun.StunSer
                 await loop.sock_recv(sock, 100)
 
 
+async def test_several_threads_share_the_clients_of_one_port() -> None:
+    server = stun.bind_stun("", 0, n_threads=3)
+    server.start()
+    port = server.addresses[0][1]
+    for address in ("127.0.0.1", "::1")[: len(server.addresses)]:
+        # Each client has a port of its own. One thread would get all with a probability of 3 ** -31.
+        for _ in range(32):
+            assert (await answer_from(address, port))[:2] == b"\x01\x01"
+    n_asked = 32 * len(server.addresses)
+    server.close()
+    assert requests(server)["success"] == server.askers[0] == n_asked
+    assert sum(each.counters()["success"] > 0 for each in server._responders) > 1
+
+
+async def test_several_threads_are_silent_together() -> None:
+    server = stun.bind_stun("127.0.0.1", 0, n_threads=3)
+    server.start()
+    server.is_silent = True
+    for _ in range(32):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(REQUEST, server.addresses[0])
+    async with asyncio.timeout(5):
+        while server.metrics()["fastderp_stun_unanswered_total"] != 32:
+            await asyncio.sleep(0.001)
+    server.close()
+    assert requests(server)["success"] == 0
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_port_with_several_sockets_belongs_to_one_process(n_threads: int) -> None:
+    server = stun.bind_stun("127.0.0.1", 0, n_threads=3)
+    port = server.addresses[0][1]
+    with pytest.raises(ListenError, match="Address already in use"):
+        stun.bind_stun("127.0.0.1", port, n_threads=n_threads)
+    # Unless both share it on purpose, as predecessor and successor do.
+    successor = stun.bind_stun("127.0.0.1", port, reuse_port=True, n_threads=n_threads)
+    server.close()
+    successor.close()
+
+
 async def test_a_name_with_several_addresses_is_served_on_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
