@@ -163,7 +163,8 @@ def _own_image(folder: Path) -> list[str]:
     places = {path: f"/opt/packages/{number}" for number, path in enumerate(paths)}
     places[sys.base_prefix] = "/opt/python"
     lines = []
-    for path, place in {**places, "/usr": "/usr", "/etc/ssl": "/etc/ssl"}.items():
+    # A list: a system's own interpreter is in /usr, too.
+    for path, place in [*places.items(), ("/usr", "/usr"), ("/etc/ssl", "/etc/ssl")]:
         lines += [
             f"mkdir -p {folder}{place}",
             f"mount --bind {shlex.quote(path)} {folder}{place}",
