@@ -71,7 +71,8 @@ compile_args = ["-O2", "-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread"]
 if CHECKED:
     sanitizer = SANITIZERS.get(CHECKED, [])
-    compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", *sanitizer]
+    # -g1: functions and lines for reports; the types of all variables would take longer to compile.
+    compile_args += ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizer]
     link_args += sanitizer
 
 
@@ -152,11 +153,11 @@ def main():
         atexit.register(shutil.rmtree, build_base, ignore_errors=True)
     if not IS_COMPILED:
         modules = []
-    elif asked.isdisjoint({"egg_info", "dist_info"}):
+    elif asked.isdisjoint({"egg_info", "dist_info", "sdist"}):
         write_counters()
         modules = translated(0, {} if CHECKED else PACKET_PATH, build_base)
         modules += translated(1, {}, build_base)
-    else:  # only names and versions are asked for
+    else:  # only names, versions and sources are asked for
         modules = extensions(0) + extensions(1)
     setup(
         cmdclass={"build_ext": BuildExt} if IS_COMPILED else {"bdist_wheel": PortableWheel},
