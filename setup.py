@@ -13,6 +13,7 @@ crate that crypto/Cargo.toml pins, or the _crypto.so that crypto/build_crypto.py
 
 import atexit
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -25,6 +26,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 IS_COMPILED = sys.platform == "linux" and os.environ.get("FASTDERP_EXTENSIONS") != "none"
+REPOSITORY = "https://github.com/fastderp/fastderp"
 # The platforms of the wheel without compiled modules. Not "any": on Linux pip is to compile instead.
 PORTABLE_PLATFORMS = "macosx_10_13_universal2.win32.win_amd64.win_arm64"
 
@@ -162,12 +164,20 @@ def main():
     setup(
         cmdclass={"build_ext": BuildExt} if IS_COMPILED else {"bdist_wheel": PortableWheel},
         ext_modules=modules,
+        long_description=description(),
+        long_description_content_type="text/markdown",
         options={
             "build": {"build_base": build_base},
             "build_ext": {"parallel": JOBS},
             "egg_info": {} if in_tree else {"egg_base": build_base},
         },
     )
+
+
+def description():
+    """Return the README, whose links into the repository also work on the index's page."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:|#)", f"]({REPOSITORY}/blob/main/", text)
 
 
 # `pip install` imports this file; the worker processes of cythonize do as well, where they are

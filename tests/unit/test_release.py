@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import fastderp
@@ -30,3 +31,10 @@ def test_the_change_log_has_the_version_of_the_package() -> None:
 def test_the_change_log_sorts_changes_by_kind() -> None:
     kinds = re.findall(r"^### (.*)$", CHANGES, re.M)
     assert kinds and set(kinds) <= KINDS
+
+
+def test_links_of_the_readme_work_on_the_package_index() -> None:
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    targets = re.findall(r"\]\(([^)]+)\)", setup["description"]())
+    assert len(targets) > 10
+    assert all(target.startswith(("https://", "#")) for target in targets)
