@@ -7,10 +7,12 @@ import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from fastderp.dataplane.plane import Plane
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import CLOSE_PEER, GONE, PRESENT, WATCH, Peer, frame
 from tests.kit.relay import PATIENCE_S, Relay, Setup, client_context, eventually
@@ -243,14 +245,15 @@ def test_closing_an_unknown_key_does_nothing(relay: Relay) -> None:
 
 
 @pytest.fixture
-def crowded(start_relay: Callable[..., Relay]) -> Iterator[Relay]:
+def crowded(start_relay: Callable[..., Relay], monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """Run a relay with 5,000 silent clients."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limits[1] < 11_000:
         pytest.skip("needs 11,000 descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 11_000), limits[1]))
-    # A watcher that does not read is not closed for that during the test.
-    relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET, write_timeout=60.0)
+    # A watcher that does not read is not closed for that.
+    monkeypatch.setattr("fastderp.server.server.Plane", partial(Plane, mesh_write_timeout_s=0))
+    relay = start_relay(Setup("TLS 1.3"), mesh_key=SECRET)
     peers = [socket.socketpair() for _ in range(N_CROWD)]
 
     def promote_all() -> None:
