@@ -45,7 +45,8 @@ def exchange(folder: str) -> None:
         if "ready" in line:
             break
     python = [f"{folder}/bin/python", "-c", program()]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=60)
+    # Not in the checkout, whose modules would be imported instead of the wheel's.
+    done = subprocess.run(python, capture_output=True, text=True, timeout=60, cwd=folder)
     relay.send_signal(signal.SIGTERM)
     code = relay.wait(20)
     print(f"  {done.stdout.strip()}", flush=True)
