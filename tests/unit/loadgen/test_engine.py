@@ -169,8 +169,16 @@ def test_a_lost_connection_stops_its_own_flow_only() -> None:
 
 def test_a_rate_is_kept() -> None:
     with small_relay(2) as relay, load(relay, rate=1000.0) as engine:
-        engine.measure(0.5)
-        assert engine.totals()["sent"] == pytest.approx(500, abs=5)
+        began_s, n_sent = time.monotonic(), 0
+        # A load that was starved catches up, and is never ahead.
+        for _ in range(100):
+            engine.measure(0.1)
+            elapsed_s = time.monotonic() - began_s
+            n_sent += engine.totals()["sent"]
+            assert n_sent <= 1000 * elapsed_s + 5
+            if elapsed_s > 0.5 and n_sent >= 1000 * elapsed_s - 5:
+                return
+        pytest.fail("it never sent what was due")
 
 
 def test_latency_of_a_schedule_includes_a_stall_of_the_relay() -> None:
