@@ -76,7 +76,10 @@ HOW = [
     (r"python docs/\w+\.py.*", "test_the_programs_of_the_documents_run"),
     (r"python crypto/build_crypto\.py .*", ".ci/run crypto"),
     (r"FASTDERP_CRYPTO_SOURCE=\S+ pip wheel .*", "test_the_pinned_crate_is_documented"),
-    (r"pip install( (cmake|fastderp|--upgrade fastderp|'fastderp\[all\]'))?", "changes the machine"),
+    (
+        r"pip install( (cmake|fastderp|--upgrade fastderp|'fastderp\[all\]'))?",
+        "changes the machine",
+    ),
     (r"apt install .*|sysctl .*", "changes the machine"),
     (r"(DERP_\w+=\S+ )*docker .*|helm .*|kubectl .*", "needs others"),
     (r"openssl (rand|speed) .*|cargo info .*|tailscale .*", "needs others"),
