@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import fastderp
+from fastderp import ReceivedPacket, ServerInfo
 from fastderp.client import HTTPClient
 from fastderp.tls import openssl
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.protocol import ReceivedPacket, ServerInfo
 
 N_PACKETS = 200
 
