@@ -54,7 +54,7 @@ API = {
     ),  # fmt: skip
     "messages": row(
         "the messages that a client receives",
-        "unit/wire/protocol::messages_of_every_release_are_parsed",
+        "unit/wire/messages::messages_of_every_release_are_parsed",
         "conformance/client::messages_cannot_be_changed",
         names=_of(
             "",

@@ -19,7 +19,7 @@ PROTOCOL = {
     ),
     "3": row(
         "the client understands ping, pong, health with and without text, restarting",
-        "unit/wire/protocol::messages_of_every_release_are_parsed",
+        "unit/wire/messages::messages_of_every_release_are_parsed",
     ),
     "4": row(
         "pings and pongs are 8 bytes behind their header",

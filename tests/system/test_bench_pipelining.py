@@ -24,7 +24,8 @@ def own_affinity() -> Iterator[None]:
 
 @pytest.mark.parametrize("tls", [True, False], ids=["TLS", "plain"])
 def test_no_client_of_a_storm_is_refused_and_the_memory_stays_in_its_budget(tls: bool) -> None:
-    found = storm(fastderp(), 500, tls)
+    # Fewer than handshakes have memory: while one waits, a client that a busy machine delays is ended.
+    found = storm(fastderp(), 400, tls)
     assert found.refused == {}
     # A sanitizer pads allocations and keeps freed memory.
     assert SANITIZED or found.mib_peak - found.mib_before < 64

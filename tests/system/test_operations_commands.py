@@ -65,7 +65,7 @@ def test_every_flag_of_the_guide_exists() -> None:
 
 
 def test_the_programs_of_the_commands_are_known() -> None:
-    programs = {"sudo", "python3", "ln", "install", "cp", "fastderp-relay", "systemctl"}
+    programs = {"sudo", "python3", "ln", "install", "cp", "fastderp-relay", "systemctl", "helm"}
     for block in blocks("sh", OPERATIONS):
         for line in block.splitlines():
             first = line.split()[0]
