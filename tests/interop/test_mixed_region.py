@@ -114,4 +114,10 @@ async def test_derpprobe_finds_every_relay_and_every_pair_good(
 ) -> None:
     async with running_region(programs, tmp_path) as region:
         await tables_are_true(region, 4, list(range(len(programs))))
-        assert await derpprobe(go_programs, region) == dict.fromkeys(every_probe(region), "good")
+        expected = dict.fromkeys(every_probe(region), "good")
+        # A probe sends at once. On a busy machine the sender's relay may learn only later that the
+        # receiver is at another one, so another round may be needed, with derpers as well.
+        for _ in range(3):
+            if (found := await derpprobe(go_programs, region)) == expected:
+                break
+        assert found == expected
