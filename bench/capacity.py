@@ -51,9 +51,10 @@ class Search:
             self._bisect(probe, found_before / AROUND, found_before * AROUND, STEPS_AROUND)
         if self.carried is None:
             self._bisect(probe, LOWEST, HIGHEST, STEPS)
-        if self.carried is None and not self._is_carried(probe, LOWEST):
+        below = [LOWEST / part for part in (1, 2, 4, 8)]
+        if self.carried is None and not any(self._is_carried(probe, rate) for rate in below):
             raise NoRateError(
-                f"{LOWEST:,.0f} packets/s already have a p99 above {DELAY_MS:.0f} ms "
+                f"{below[-1]:,.0f} packets/s already have a p99 above {DELAY_MS:.0f} ms "
                 f"or lose more than {LOSS:.1%}"
             )
 

@@ -71,7 +71,11 @@ def test_a_relay_that_carries_no_rate_is_an_error() -> None:
     relay = FakeRelay(1000)
     with pytest.raises(RelayError, match="p99 above 1 ms or lose more than 0.1%"):
         found(relay)
-    assert relay.rates[-1] == LOWEST
+    assert relay.rates[-1] == LOWEST / 8
+
+
+def test_a_relay_that_carries_less_than_the_lowest_rate_has_a_capacity() -> None:
+    assert found(FakeRelay(LOWEST / 3)).packets_per_s == LOWEST / 4
 
 
 @pytest.mark.parametrize(
