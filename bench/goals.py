@@ -25,6 +25,8 @@ from fastderp.loadgen.result import environment
 
 KEPT = HERE / "results" / "goals.json"
 EX_INTERRUPTED = 130
+# The results, their pages and the tables in documents: written while benches run, or from their results.
+WITHOUT_EFFECT = (":(top,exclude)bench/results", ":(top,exclude)*.md")
 ROW_NAMES = ", ".join(row.name for row in ROWS)
 Document = dict[str, Any]
 """The stored results: `environment`, `relays` (versions), `crypto` (libraries), `rows` by name."""
@@ -106,18 +108,21 @@ def _document(bench: Bench, arguments: Sequence[str] | None) -> Document:
     }
 
 
-def commit() -> str:
-    """Return the commit of this tree, and whether files differ from it; "" outside of a checkout."""
+def commit(tree: Path = HERE) -> str:
+    """Return the commit of a checkout, and whether files that can change a result differ from it.
+
+    What the benches write, and documents, cannot. Outside of a checkout, return "".
+    """
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=, changed"],
-            cwd=HERE,
-            capture_output=True,
-            text=True,
-        )
+        named = _git(tree, "rev-parse", "--short=12", "HEAD")
+        differs = _git(tree, "diff", "--quiet", "HEAD", "--", ":/", *WITHOUT_EFFECT)
     except FileNotFoundError:  # no git
         return ""
-    return found.stdout.strip()
+    return named.stdout.strip() + ", changed" * (named.returncode == 0 and differs.returncode == 1)
+
+
+def _git(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True)
 
 
 def recorded_command(arguments: Sequence[str] | None) -> list[str]:
