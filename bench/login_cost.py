@@ -4,7 +4,7 @@
 
 The relay runs in another process and its CPU time is read before and after; with `--derper` the
 same logins go to derper, too, and the ratio is printed. `--profile` prints a profile of the Python
-on the relay's loop (and slows it down).
+on the relay's loop (and slows it down). bench.login_instructions counts instructions by library.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -93,23 +95,34 @@ def read_frame(stream: object) -> bytes:
     return payload
 
 
-def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> float:
-    """Return CPU microseconds per login of the relay with this pid."""
-    from fastderp.loadgen.process import Process
+def client_logins(key_hex: str) -> list[bytes]:
+    """Return the ClientInfo frames of N_KEYS clients of the relay with this key."""
     from fastderp.wire.keys import NodePrivate, NodePublic
     from fastderp.wire.login import ClientInfo, client_info_frame
 
     relay_key = NodePublic.from_hex(key_hex)
     keys = [NodePrivate.generate() for _ in range(N_KEYS)]
-    logins = [
+    return [
         client_info_frame(key.public_key, key.box(relay_key), ClientInfo(can_ack_pings=True))
         for key in keys
     ]
-    context = None
-    if options.tls:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+
+
+def client_context(tls: bool) -> ssl.SSLContext | None:
+    """Return a context that accepts any certificate; None without TLS."""
+    if not tls:
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> float:
+    """Return CPU microseconds per login of the relay with this pid."""
+    from fastderp.loadgen.process import Process
+
+    logins, context = client_logins(key_hex), client_context(options.tls)
     log_in(port, 200, logins, context, options.fast_start)
     process = Process(pid)
     before = process.cpu_s()
@@ -117,22 +130,37 @@ def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> f
     return (process.cpu_s() - before) / options.n * 1e6
 
 
-def measure_fastderp(options: argparse.Namespace) -> float:
-    """Start our relay and measure it."""
-    arguments = [__file__, "--serve", "--loop", options.loop]
-    arguments += ["--tls"] * options.tls + ["--profile"] * options.profile
+@contextmanager
+def serving(*flags: str, under: Sequence[str] = ()) -> Iterator[tuple[int, int, str]]:
+    """Run our relay in the block; give its pid, its port and its key in hexadecimal.
+
+    flags: what `--serve` gets.
+    under: the command of a program that runs it, such as a profiler.
+
+    Raises RuntimeError when it does not start.
+    """
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [*under, sys.executable, __file__, "--serve", *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     ) as relay:
         assert relay.stdout is not None
-        port, key = relay.stdout.readline().split()
-        cost = measure(relay.pid, int(port), key, options)
-        relay.communicate()
-    return cost
+        port, _, key = relay.stdout.readline().strip().partition(" ")
+        try:
+            if not key:
+                raise RuntimeError("the relay did not start")
+            yield relay.pid, int(port), key
+        finally:
+            relay.communicate()  # it ends with its standard input
+
+
+def measure_fastderp(options: argparse.Namespace) -> float:
+    """Start our relay and measure it."""
+    flags = ["--loop", options.loop, *["--tls"] * options.tls, *["--profile"] * options.profile]
+    with serving(*flags) as (pid, port, key):
+        return measure(pid, port, key, options)
 
 
 def measure_derper(options: argparse.Namespace) -> float:
@@ -178,10 +206,8 @@ def derper_key(port: int, tls: bool) -> str:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-    if tls:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    context = client_context(tls)
+    if context is not None:
         sock = context.wrap_socket(sock)
     with sock:
         sock.sendall(REQUEST.format("").encode())

@@ -34,7 +34,7 @@ FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
 PROGRAM = re.compile(
     r"(?:[A-Z_]{3,}=\S+ |CC=(?:'[^']*'|\S+) )?"
     r"(?:\.ci/run|apt|bench/\S+\.py|cargo|docker|fastderp-bench|fastderp-relay|git|helm|kill|kubectl|openssl|perf|pip"
-    r"|pipx|pytest|python3?|sha256sum|sudo|sysctl|systemctl|tailscale|valgrind) "
+    r"|pipx|pytest|python3?|sha256sum|sudo|sysctl|systemctl|tailscale) "
 )
 
 # What runs a command: a test, a part of `.ci/run`, or one of these.
@@ -66,7 +66,7 @@ HOW = [
     (r"FASTDERP_CHECKED=address .*|LD_PRELOAD=.* pytest \S+", ".ci/run sanitizers"),
     (r"fastderp-relay --dev( & RELAY=.*)?", ".ci/run packages"),
     (r"sleep \d|kill \$RELAY", ".ci/run packages"),
-    (r"(fastderp-bench .* & )?perf .*|valgrind .*", "needs perf"),
+    (r"(fastderp-bench .* & )?perf .*", "needs perf"),
     (r"fastderp-relay( check| -version| -help)", "test_the_words_of_the_relay_work"),
     (r"fastderp-bench .*", BENCH),
     (r"(FASTDERP_\w+=\S+ )?(python (-m )?)?bench[./].*", BENCH),

@@ -36,8 +36,8 @@ def write(path: Path, text: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     git("init", "-q", at=tmp_path)
-    for name in (SOURCE, *(path.relative_to(ROOT) for path in WRITTEN_BY_BENCHES)):
-        write(tmp_path / name, "committed")
+    for path in (ROOT / SOURCE, *WRITTEN_BY_BENCHES):
+        write(tmp_path / path.relative_to(ROOT), "committed")
     git("add", ".", at=tmp_path)
     git("commit", "-q", "-m", "one", at=tmp_path)
     return tmp_path
