@@ -57,6 +57,12 @@ def test_1000_keys_leave_and_return(benchmark: BenchmarkFixture) -> None:
     benchmark(table.leave_and_return)
 
 
+def test_a_key_leaves_its_1024_receivers(benchmark: BenchmarkFixture) -> None:
+    """Note who receives packets of a key, twice each, and make the notices that it has left."""
+    key = piece("gone_watchers").LeavingKey()
+    assert benchmark(key.turn, bytes(range(KEY_SIZE)), LOOKUPS) == LOOKUPS
+
+
 @pytest.mark.parametrize("n_senders", [1, 16])
 def test_128_packets_through_a_backlog(benchmark: BenchmarkFixture, n_senders: int) -> None:
     senders = keys(n_senders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from bench.regress import Verdict, _keep
 
-HISTORY = runpy.run_path(str(Path(__file__).parents[3] / ".ci" / "bench_history.py"))
+ROOT = Path(__file__).parents[3]
+HISTORY = runpy.run_path(str(ROOT / ".ci" / "bench_history.py"))
 ERROR = HISTORY["HistoryError"]
 
 
@@ -64,6 +66,28 @@ def test_a_forged_result_is_refused(forged: dict[str, Any]) -> None:
 def test_what_is_no_result_is_refused(line: str) -> None:
     with pytest.raises(ERROR):
         HISTORY["parse"](line)
+
+
+def test_the_name_of_each_micro_bench_is_accepted() -> None:
+    collected = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "bench/micro",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [line.partition("::")[2] for line in collected.stdout.splitlines() if "::" in line]
+    assert len(names) > 50
+    assert [name for name in names if not HISTORY["BENCH"].fullmatch(name)] == []
 
 
 def test_results_are_kept_on_a_branch_of_the_remote(tmp_path: Path) -> None:

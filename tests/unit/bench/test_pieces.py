@@ -33,6 +33,11 @@ def test_packets_that_a_backlog_does_not_drop_are_returned() -> None:
     assert dropped > 0
 
 
+def test_each_receiver_of_a_key_is_told_once_that_it_has_left() -> None:
+    key = piece("gone_watchers").LeavingKey()
+    assert [key.turn(bytes(range(32)), n_receivers) for n_receivers in (5, 0, 3)] == [5, 0, 3]
+
+
 def test_stun_requests_are_answered_and_others_are_not() -> None:
     # PROTOCOL §20
     request = bytes.fromhex(
