@@ -296,9 +296,9 @@ class ServerHandshake:
 
     def _on_certificate(self, certificate: asyncio.Future[ServerContext]) -> None:
         """Continue with the certificate that the source has delivered."""
-        assert self._handshake is not None
         if self._cancelled or certificate.cancelled():
             return
+        assert self._handshake is not None
         self._certificate = None
         error = certificate.exception()
         if isinstance(error, TlsError):

@@ -305,6 +305,23 @@ async def test_a_handshake_waits_no_longer_than_a_login_may_take(tmp_path: Path,
     assert ca.asked == [NAME]
 
 
+async def test_a_client_that_leaves_before_its_certificate_comes_is_no_internal_error(
+    tmp_path: Path, ca: Ca
+) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    ca.open.clear()
+    async with certificates(tmp_path, ca) as ours, Server(login_timeout=0.2, workers=1) as relay:
+        port = relay.listen("127.0.0.1", 0, tls=ours).port
+        with pytest.raises(OSError):
+            await asyncio.open_connection(
+                "127.0.0.1", port, ssl=ssl._create_unverified_context(), server_hostname=NAME
+            )
+        ca.open.set()
+        await chosen(ours)
+    assert errors == []
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_a_client_that_has_waited_is_served(
     tmp_path: Path, ca: Ca, version: ssl.TLSVersion
