@@ -31,7 +31,9 @@ class Failures:
         self._path = path
         self._clock = clock
         self._of: dict[str, tuple[int, float]] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError
+        ):
             for name, (n, retry_at) in json.loads(files.read(path)).items():
                 if abs(retry_at - clock()) <= RETRY_MAX_S:
                     self._of[name] = (int(n), float(retry_at))
