@@ -26,7 +26,9 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 FILTERS = ("all", "ip", "cidr", "key")
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s)?")
+_DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]*)?)s)?")
+# The longest duration in Go: 2^63 - 1 nanoseconds.
+_DURATION_MAX_NS = 2**63 - 1
 _NS = 1_000_000_000
 _START_NS = 100_000_000
 
@@ -77,7 +79,10 @@ def _start(text: str) -> int:
     if not text or match is None:
         raise ValueError("want Unix nanoseconds or a duration such as 30m")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * _NS)
+    duration_ns = (hours * 3600 + minutes * 60 + seconds) * _NS
+    if duration_ns > _DURATION_MAX_NS:
+        raise ValueError("the duration is too long")
+    return time.time_ns() - int(duration_ns)
 
 
 @dataclass(frozen=True, slots=True)

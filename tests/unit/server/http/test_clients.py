@@ -161,6 +161,9 @@ def test_pages_follow_each_other_without_gap_or_overlap(
         ("cidr=192.0.2.1", 'bad cidr "192.0.2.1": want a prefix'),
         ("cidr=x/8", 'bad cidr "x/8": '),
         ("key=abc", 'bad key "abc": '),
+        ("all=1&sort=connected&after=" + "9" * 400 + "h", "the duration is too long"),
+        ("all=1&sort=connected&after=2562048h", "bad after "),
+        ("all=1&sort=connected&after=%D9%A3h", "bad after "),
         (
             "all=1&sort=foo",
             'bad sort "foo"; want one of key, ip, conn, connected, rx, tx, rxpkts, txpkts',
