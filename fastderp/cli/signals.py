@@ -36,6 +36,8 @@ class Signals:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        # the C function `signal`
+        self._c_signal: Callable[[int, None], object] | None = None
         self._end: Callable[[int], None] | None = None
         self._reload: Callable[[], None] | None = None
         self._drain_s = 0.0
@@ -58,7 +60,10 @@ class Signals:
         SIGHUP that came earlier counts.
         """
         import asyncio
+        import ctypes
 
+        # The handler imports nothing: a signal during an import would find half a module.
+        self._c_signal = ctypes.CDLL(None).signal
         self._loop = asyncio.get_running_loop()
         self._end, self._reload, self._drain_s = end, reload, drain_s
         if self._hung_up:
@@ -91,7 +96,7 @@ class Signals:
             if self._loop is not None and self._reload is not None and not ending:
                 self._loop.call_soon_threadsafe(self._reload)
         elif self._closing:  # it came before the default was restored
-            _restore_default(number)
+            self._restore_default(number)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:
             os._exit(0)
@@ -109,19 +114,19 @@ class Signals:
         hangs.
         """
         for number in ENDING:
-            _restore_default(number)
+            self._restore_default(number)
         self._limit(LIMIT_S)
+
+    def _restore_default(self, number: int) -> None:
+        """Have the kernel end the process at this signal; Python's handler stays for a pending
+        one.
+        """
+        if self._c_signal is not None:
+            self._c_signal(number, None)
 
     def _limit(self, seconds: float) -> None:
         """Have the process print the stack of every thread and end with 1 after this time."""
         faulthandler.dump_traceback_later(seconds, exit=True, file=_unblocked_stderr())
-
-
-def _restore_default(number: int) -> None:
-    """Have the kernel end the process at this signal; Python's handler stays for a pending one."""
-    import ctypes
-
-    ctypes.CDLL(None).signal(number, ctypes.c_void_p(None))
 
 
 def _unblocked_stderr() -> int:
