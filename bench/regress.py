@@ -1,8 +1,9 @@
 """`python -m bench.regress [BASE]`: fail when a micro bench is slower beyond the noise.
 
-The base commit is built beside this tree, with this tree's benches, and both run alternately. For
-each bench and build there is one median of CPU time per repetition; the smallest median is
-the undisturbed cost of the code. The distance of the other medians from it is the noise.
+The base commit is built beside this tree, with this tree's benches, and both run alternately on one
+core. For each bench and build there is one median of CPU time per repetition; the smallest median is
+the undisturbed cost of the code. The distance of the other medians from it is the noise. Benches
+that look slower, or whose noise would hide that, run again.
 
 Each run adds its result, one line of JSON, to `--history`; `.ci/bench_history.py table` shows the
 newest as Markdown.
@@ -35,11 +36,13 @@ LEAST_ALLOWED = 0.08
 # A bench may be slower by this multiple of the noise of its repetitions.
 NOISE_FACTOR = 2.0
 KEPT = ROOT / "bench" / "build" / "regress.jsonl"
-# Above this spread of the repetitions the bench gives no verdict.
-TOO_NOISY = 0.5
+# Above this noise a bench gives no verdict: its limit is beyond a slowdown of 1.4.
+TOO_NOISY = 0.2
+# How often the repetitions of benches without a clear verdict are run again at most.
+EXTRA_ROUNDS = 3
 
 Medians = dict[str, list[float]]
-"""CPU seconds by bench, one per repetition."""
+"""CPU seconds by bench (pytest's node ID), one per repetition."""
 
 
 class RegressError(Exception):
@@ -48,12 +51,17 @@ class RegressError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bench in both builds. `ratio` is new to base; `allowed` is the noise."""
+    """One bench in both builds. `ratio` is new to base; `allowed` is the limit of the noise."""
 
-    name: str
+    bench: str
     cpu_s: float
     ratio: float
     noise: float
+
+    @property
+    def name(self) -> str:
+        """The bench without its file."""
+        return self.bench.rpartition("::")[2]
 
     @property
     def allowed(self) -> float:
@@ -64,14 +72,19 @@ class Verdict:
         return self.ratio > self.allowed
 
     @property
-    def is_undecided(self) -> bool:
+    def is_too_noisy(self) -> bool:
         return self.noise > TOO_NOISY
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether further repetitions would change nothing: neither slower nor in doubt."""
+        return self.ratio <= 1 + LEAST_ALLOWED and not self.is_too_noisy
 
     @property
     def word(self) -> str:
         if self.is_slower:
             return "slower"
-        return "noisy" if self.is_undecided else "same"
+        return "noisy" if self.is_too_noisy else "same"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,45 +115,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(base: Path, repetitions: int, only: str) -> list[Verdict]:
-    """Run both builds alternately; repeat the benches that appear slower."""
+    """Run both builds alternately; repeat the benches without a clear verdict."""
     old: Medians = {}
     new: Medians = {}
-    _repeat(base, old, new, repetitions, only)
-    suspects = [verdict.name for verdict in judge(old, new) if verdict.is_slower]
-    if suspects:
-        print(f"again, to be sure: {', '.join(suspects)}", file=sys.stderr)
-        _repeat(base, old, new, repetitions, only)
+    _repeat(base, old, new, repetitions, ["-k", only] if only else [])
     if left_out := new.keys() - old.keys():
         print(f"the base cannot run: {', '.join(sorted(left_out))}", file=sys.stderr)
+    for _ in range(EXTRA_ROUNDS):
+        unclear = [each for each in judge(old, new) if not each.is_clear]
+        if not unclear:
+            break
+        print(f"again, to be sure: {', '.join(each.name for each in unclear)}", file=sys.stderr)
+        _repeat(base, old, new, repetitions, [each.bench for each in unclear])
     return judge(old, new)
 
 
-def _repeat(base: Path, old: Medians, new: Medians, repetitions: int, only: str) -> None:
+def _repeat(
+    base: Path, old: Medians, new: Medians, repetitions: int, selection: Sequence[str]
+) -> None:
     for number in range(repetitions):
         print(f"repetition {number + 1}/{repetitions}", file=sys.stderr)
         turns = [(base, old), (ROOT, new)]
         for tree, medians in turns if number % 2 else reversed(turns):
-            for name, median in _run(tree, only, is_base=tree == base).items():
-                medians.setdefault(name, []).append(median)
+            for bench, median in _run(tree, selection, is_base=tree == base).items():
+                medians.setdefault(bench, []).append(median)
 
 
 def judge(old: Medians, new: Medians) -> list[Verdict]:
     """Judge every bench that both builds could run."""
     return [
         Verdict(
-            name,
-            min(new[name]),
-            min(new[name]) / min(old[name]),
-            max(_noise(old[name]), _noise(new[name])),
+            bench,
+            min(new[bench]),
+            min(new[bench]) / min(old[bench]),
+            max(_noise(old[bench]), _noise(new[bench])),
         )
-        for name in new
-        if name in old
+        for bench in new
+        if bench in old
     ]
 
 
 def _noise(medians: Sequence[float]) -> float:
-    """Return the distance of a typical repetition from the best one, as a share of it."""
-    return statistics.median(medians) / min(medians) - 1
+    """Return the distance of an undisturbed repetition from the best one, as a share of it.
+
+    Of up to five repetitions that is the median; of more, the third, so that further ones help.
+    """
+    best, *others = sorted(medians)
+    return statistics.median([best, *others[:4]]) / best - 1
 
 
 @contextmanager
@@ -170,34 +191,37 @@ def _build(tree: Path) -> None:
     _done([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree)
 
 
-def _run(tree: Path, only: str, *, is_base: bool) -> dict[str, float]:
+def _run(tree: Path, selection: Sequence[str], *, is_base: bool) -> dict[str, float]:
     """Run the micro benches of a tree once; return the median CPU seconds of each.
 
-    The base may fail benches of functions and modules that it does not have.
+    selection: node IDs, or options of pytest that choose; all benches if empty. The base may fail
+    benches of functions and modules that it does not have.
     """
     report = tree / "bench" / "build" / "micro.json"
     report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
     # The tree is the working directory, so its fastderp precedes an installed one.
     _done(
         [
             sys.executable,
             "-m",
             "pytest",
-            str(MICRO),
             "-q",
             "-p",
             "no:cacheprovider",
             "--continue-on-collection-errors",
-            "-k",
-            only,
             f"--benchmark-json={report}",
+            *([] if any("::" in word for word in selection) else [str(MICRO)]),
+            *selection,
         ],
         tree,
         {"BENCH_TREE": str(tree)},
         good=(0, TESTS_FAILED) if is_base else (0,),
     )
-    found = json.loads(report.read_text())["benchmarks"]
-    return {bench["name"]: bench["stats"]["median"] for bench in found}
+    # Without a bench that passed there is no report, or an empty one.
+    text = report.read_text() if report.exists() else ""
+    found = json.loads(text)["benchmarks"] if text else []
+    return {bench["fullname"]: bench["stats"]["median"] for bench in found}
 
 
 def _done(
@@ -226,7 +250,10 @@ def _print(verdicts: Sequence[Verdict], base: str) -> None:
     table = Table("bench", "CPU time", "allowed", "", title=f"beside {base}", box=None)
     for verdict in sorted(verdicts, key=lambda verdict: -verdict.ratio):
         table.add_row(
-            verdict.name, f"{verdict.ratio:.2f} ×", f"{verdict.allowed:.2f} ×", words[verdict.word]
+            verdict.name,
+            f"{verdict.ratio:.2f} ×",
+            f"{verdict.allowed:.2f} ×",
+            words[verdict.word],
         )
     Console(width=max(Console().width, 120)).print(table)
 

@@ -19,7 +19,7 @@ FRAMES = 128
 LOOKUPS = 1024
 
 pytestmark = pytest.mark.benchmark(
-    timer=time.process_time, min_time=0.002, max_time=0.2, warmup=False
+    timer=time.process_time, min_time=0.002, max_time=0.1, warmup=False
 )
 
 

@@ -31,7 +31,7 @@ REQUEST = (
 )
 
 pytestmark = pytest.mark.benchmark(
-    timer=time.process_time, min_time=0.002, max_time=0.2, warmup=False
+    timer=time.process_time, min_time=0.002, max_time=0.1, warmup=False
 )
 
 

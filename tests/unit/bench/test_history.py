@@ -86,7 +86,7 @@ def test_the_name_of_each_micro_bench_is_accepted() -> None:
         check=True,
     )
     names = [line.partition("::")[2] for line in collected.stdout.splitlines() if "::" in line]
-    assert len(names) > 50
+    assert len(set(names)) == len(names) > 50
     assert [name for name in names if not HISTORY["BENCH"].fullmatch(name)] == []
 
 
