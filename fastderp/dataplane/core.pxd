@@ -42,7 +42,9 @@ cdef enum SessionState:
 
 cdef enum CloseReason:
     CLOSE_EOF                    # the peer closed
-    CLOSE_RESET                  # reading failed
+    CLOSE_RESET                  # reading failed, for no other reason of this list
+    CLOSE_TCP_TIMEOUT            # the peer no longer acknowledges; the kernel has given up
+    CLOSE_UNREACHABLE            # the network reports that the peer cannot be reached
     CLOSE_BAD_SIZE               # the size of a frame is not legal for its type
     CLOSE_NOT_PERMITTED          # a mesh frame from an ordinary client
     CLOSE_TLS                    # a record that RFC 8446 forbids

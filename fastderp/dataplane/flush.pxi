@@ -19,7 +19,7 @@ cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
     cdef Node* node
     cdef int i
     if taken < 0:
-        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
+        fail_write_locked(t, s)
         return False
     if taken > 0:
         deadline_restart_locked(t, s)
@@ -74,7 +74,7 @@ cdef bint flush_wire(ThreadContext* t, Session* s) noexcept nogil:
     wire.iov_len = node.n - node.offset
     taken = socket_write(t, s, &wire, 1)
     if taken < 0:
-        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
+        fail_write_locked(t, s)
         return False
     if taken > 0:
         deadline_restart_locked(t, s)

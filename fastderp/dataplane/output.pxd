@@ -26,6 +26,10 @@ cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame,
                       const uint8_t* src, const uint8_t* dst) noexcept nogil
 cdef void queue_time_fold(ThreadContext* t) noexcept nogil
 
+# Return the reason for a connection that the kernel has ended with this error number; `otherwise`
+# for those without a reason of their own.
+cdef CloseReason lost_reason(int error, CloseReason otherwise) noexcept nogil
+
 # For the session's own worker.
 cdef void session_writable(ThreadContext* t, Session* s) noexcept nogil
 

@@ -25,17 +25,18 @@ from fastderp.dataplane.backlog cimport (
     backlog_peek, backlog_pop, backlog_push, backlog_take,
 )
 from fastderp.tls.record cimport (
-    RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size,
+    NO_ALERT, RECORD_OK, RecordStatus, record_seal, record_seal_alert, record_sealed_size,
     record_status_alert,
 )
 from fastderp.dataplane.core cimport (
     CLOSE_CLOSE_PEER, CLOSE_CONTROL_OVERFLOW, CLOSE_DRAIN, CLOSE_NO_MEMORY, CLOSE_SERVER,
-    CLOSE_TLS, CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT, LEAVING_READS, LEAVING_WRITES, OUTPUT_IOVS,
-    PROBLEM_DUPLICATE, PROBLEM_RATE, SEAL_CHUNK, SESSION_CLOSING, SESSION_OPEN, Problem, session_at,
+    CLOSE_TCP_TIMEOUT, CLOSE_TLS, CLOSE_UNREACHABLE, CLOSE_WRITE_ERROR, CLOSE_WRITE_TIMEOUT,
+    LEAVING_READS, LEAVING_WRITES, OUTPUT_IOVS, PROBLEM_DUPLICATE, PROBLEM_RATE, SEAL_CHUNK,
+    SESSION_CLOSING, SESSION_OPEN, Problem, session_at,
 )
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
+    EAGAIN, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, EPOLLET, EPOLLIN,
+    EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, ETIMEDOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
     atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
     pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )
@@ -47,7 +48,6 @@ cdef enum:
     TLS_WARNING = 1
     TLS_FATAL = 2
     TLS_CLOSE_NOTIFY = 0
-    NO_ALERT = 255
     CONTENDED_FOR = 16           # complete writes until a session counts as uncontended again
     REPORTS_PER_SECOND = 16      # drops that each thread reports to the control plane
 
@@ -115,6 +115,22 @@ cdef void fail_locked(ThreadContext* t, Session* s, CloseReason reason,
         if reason == CLOSE_SERVER or reason == CLOSE_CLOSE_PEER:
             close_notify_locked(t, s)    # after the other reasons found here no alert can be sent
         shutdown(s.fd, SHUT_RDWR)
+
+
+cdef CloseReason lost_reason(int error, CloseReason otherwise) noexcept nogil:
+    # The kernel reports an ICMP error, if one came, instead of the time-out that it explains.
+    if error == ETIMEDOUT:
+        return CLOSE_TCP_TIMEOUT
+    if (error == EHOSTUNREACH or error == ENETUNREACH or error == EHOSTDOWN or error == ENETDOWN
+            or error == ENONET):
+        return CLOSE_UNREACHABLE
+    return otherwise
+
+
+cdef void fail_write_locked(ThreadContext* t, Session* s) noexcept nogil:
+    """End a session whose socket refused a write with `errno`."""
+    cdef int error = errno
+    fail_locked(t, s, lost_reason(error, CLOSE_WRITE_ERROR), <uint8_t>error)
 
 
 cdef void poll_set_locked(ThreadContext* t, Session* s, bint wants_out,
@@ -193,7 +209,8 @@ cdef void backlog_discard_locked(ThreadContext* t, Session* s) noexcept nogil:
     dropper.context = t
     dropper.session = s
     dropper.reason = DROP_GONE_DISCONNECTED
-    if s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR:
+    if (s.close_reason == CLOSE_WRITE_TIMEOUT or s.close_reason == CLOSE_WRITE_ERROR
+            or s.close_reason == CLOSE_TCP_TIMEOUT or s.close_reason == CLOSE_UNREACHABLE):
         dropper.reason = DROP_WRITE_ERROR
     spare_free_locked(t, s)
     if s.backlog is not NULL:
@@ -312,7 +329,7 @@ cdef void output_plain(ThreadContext* t, Session* s, Batch* batch) noexcept nogi
         n = min(batch.n_iov - first, OUTPUT_IOVS)
         taken = socket_write(t, s, &batch.iov[first], n)
         if taken < 0:
-            fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
+            fail_write_locked(t, s)
             break
         done += <size_t>taken
         if <size_t>taken < iov_bytes(&batch.iov[first], n):
@@ -355,7 +372,7 @@ cdef bint sealed_write(ThreadContext* t, Session* s, size_t n) noexcept nogil:
     wire.iov_len = n
     taken = socket_write(t, s, &wire, 1)
     if taken < 0:
-        fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
+        fail_write_locked(t, s)
         return False
     if <size_t>taken == n:
         return True
@@ -389,7 +406,7 @@ cdef void output_first_locked(ThreadContext* t, Session* s, const uint8_t* data,
     elif n:
         taken = socket_write(t, s, &whole, 1)
         if taken < 0:
-            fail_locked(t, s, CLOSE_WRITE_ERROR, 0)
+            fail_write_locked(t, s)
         elif <size_t>taken < n and not backlog_push(
                 s.backlog, &t.core.budget, LANE_WIRE, data + taken, <uint32_t>(n - <size_t>taken),
                 0, t.now_ns,

@@ -22,6 +22,18 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
     pthread_mutex_unlock(&s.output_lock)
 
 
+cdef void socket_failed(Worker* w, Session* s, int error) noexcept nogil:
+    read_ended(w, s, lost_reason(error, CLOSE_RESET), <uint8_t>error)
+
+
+cdef int socket_error(Session* s) noexcept nogil:
+    """Return the error number that the kernel keeps for the next call; 0 for none."""
+    cdef int error = 0
+    cdef unsigned int n = sizeof(int)
+    getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &error, &n)
+    return error
+
+
 cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
     if s.is_contending:
         return READ_CONTENDING_MAX
@@ -40,7 +52,7 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     if got == 0:
         read_ended(w, s, CLOSE_EOF, 0)
     elif errno != EAGAIN and errno != EINTR:
-        read_ended(w, s, CLOSE_RESET, 0)
+        socket_failed(w, s, errno)
     else:
         s.is_drained = errno == EAGAIN
         s.has_hung_up = False
@@ -50,7 +62,8 @@ cdef ssize_t socket_read(Worker* w, Session* s, uint8_t* into) noexcept nogil:
 cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
     """Read once, unless whole records of the previous read are left; open up to READ_RECORDS.
 
-    The plaintexts follow one another.
+    The plaintexts follow one another. A record that ends the session is opened again in a later
+    turn, when the frames before it have been relayed.
     """
     cdef size_t n = s.record.n
     cdef size_t n_left = READ_RECORDS
@@ -63,10 +76,10 @@ cdef size_t read_sealed(Worker* w, Session* s, uint8_t* into) noexcept nogil:
         n += <size_t>socket_read(w, s, w.cipher + n)
     status = record_open_some(s.records, &w.context.keyring, w.cipher, n, into, n, &n_left,
                               &consumed, &produced)
-    s.has_records = n_left == 0
-    if status == RECORD_CLOSE_NOTIFY:
+    s.has_records = n_left == 0 or status != RECORD_OK
+    if status == RECORD_CLOSE_NOTIFY and produced == 0:
         read_ended(w, s, CLOSE_EOF, 0)
-    elif status != RECORD_OK:
+    elif status != RECORD_OK and produced == 0:
         read_ended(w, s, CLOSE_TLS, status)
     elif not stash_put(&s.record, w.cipher + consumed, n - consumed):
         read_ended(w, s, CLOSE_NO_MEMORY, 0)

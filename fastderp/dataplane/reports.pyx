@@ -1,5 +1,6 @@
 # Conversion of events, sessions and counters to Python; see reports.pxd for the thread and locks.
 
+import os
 from typing import NamedTuple
 
 from libc.string cimport memcpy
@@ -9,10 +10,12 @@ from fastderp.dataplane.events cimport EVENT_DROP, EVENT_FRAME
 from fastderp.dataplane.frame cimport FRAME_HEADER, KEY_SIZE, ROLE_LINK, ROLE_MESH
 from fastderp.dataplane.backlog cimport backlog_bytes
 from fastderp.tls.record cimport RecordStatus, record_status_text
-from fastderp.dataplane.core cimport CLOSE_TLS, N_CLOSE_REASONS, SESSION_OPEN
+from fastderp.dataplane.core cimport (
+    CLOSE_RESET, CLOSE_TLS, CLOSE_UNREACHABLE, CLOSE_WRITE_ERROR, N_CLOSE_REASONS, SESSION_OPEN,
+)
 from fastderp.dataplane.session cimport session_totals
 from fastderp.dataplane.sys cimport (
-    ENOPROTOOPT, EOPNOTSUPP, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8,
+    ECONNRESET, ENOPROTOOPT, EOPNOTSUPP, EPIPE, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8,
     atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
@@ -21,7 +24,7 @@ from fastderp.dataplane.counters import KIND, REASON, entries
 
 # The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
-    "eof", "reset", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
+    "eof", "reset", "tcp_timeout", "unreachable", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
     "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent", "drain",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
@@ -193,6 +196,16 @@ cdef object totals_object(uint64_t lived_ns, const EventTotals* totals):
 
 # ---- events
 
+cdef str close_detail(uint8_t reason, uint8_t detail):
+    """Return a phrase for what the reason leaves open, or ""."""
+    if reason == CLOSE_TLS:
+        return record_status_text(<RecordStatus>detail).decode()
+    if (reason == CLOSE_RESET and detail != ECONNRESET or reason == CLOSE_UNREACHABLE
+            or reason == CLOSE_WRITE_ERROR and detail != EPIPE):
+        return os.strerror(detail) if detail else ""
+    return ""
+
+
 cdef object event_object(Event* event):
     if event.kind == EVENT_FRAME:
         return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
@@ -202,8 +215,7 @@ cdef object event_object(Event* event):
             PACKET_KINDS[event.detail])
     return ClosedEvent(
         event.handle, event.key[:KEY_SIZE], CLOSE_REASONS[event.reason],
-        (record_status_text(<RecordStatus>event.detail).decode()
-         if event.reason == CLOSE_TLS else ""),
+        close_detail(event.reason, event.detail),
         event.addr[:16], event.port,
         totals_object(event.lived_ns, &event.totals), event.frame[:event.n_frame],
     )

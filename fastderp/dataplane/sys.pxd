@@ -8,7 +8,8 @@ from posix.uio cimport iovec
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
-        EAGAIN, EINTR, ENOMEM, ENOBUFS, EPIPE, ECONNRESET, ENOPROTOOPT, EOPNOTSUPP
+        EAGAIN, EINTR, ENOMEM, ENOBUFS, EPIPE, ECONNRESET, ENOPROTOOPT, EOPNOTSUPP, ETIMEDOUT,
+        EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, ENONET
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -47,7 +48,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int n)
     int shutdown(int fd, int how)
     enum:
-        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, SOL_SOCKET, SO_RCVBUF
+        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, SOL_SOCKET, SO_ERROR, SO_RCVBUF
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:

@@ -19,7 +19,7 @@ from fastderp.dataplane.frame cimport (
     frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output,
+    lost_reason, packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output,
     session_set_problem, session_writable, context_free, context_init, context_trim,
 )
 from fastderp.tls.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
@@ -37,10 +37,10 @@ from fastderp.dataplane.session cimport (
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, atomic_load_u64, atomic_load_u8,
-    atomic_peek_u64, atomic_store_u64, atomic_store_u8,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, SOL_SOCKET, SO_ERROR, atomic_load_u64,
+    atomic_load_u8, atomic_peek_u64, atomic_store_u64, atomic_store_u8,
     clock_ns, close, counter_add, epoll_create1, epoll_ctl, epoll_wait, errno, eventfd,
-    eventfd_drain, eventfd_wake, pages_release, pthread_attr_destroy, pthread_attr_init,
+    eventfd_drain, eventfd_wake, getsockopt, pages_release, pthread_attr_destroy, pthread_attr_init,
     pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock,
     pthread_mutex_unlock, prctl, PR_SET_NAME, recv, thread_ask_short_slice,
 )
@@ -127,7 +127,7 @@ cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
             if not s.is_deferred:
                 session_read(w, s, True)
     elif events & (EPOLLHUP | EPOLLERR):
-        read_ended(w, s, CLOSE_RESET, 0)
+        socket_failed(w, s, socket_error(s))
 
 
 cdef void session_continue(Worker* w, Session* s) noexcept nogil:

@@ -318,6 +318,8 @@ class _KeyRequest:
         return data
 
     def _fill(self) -> None:
+        if self.records is not None and self.records.failure is not None:
+            raise self.records.failure
         data = self._receive()
         self.unread += self.records.open(data) if self.records else data
 

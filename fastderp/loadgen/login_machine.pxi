@@ -159,9 +159,9 @@ cdef bint records_received(Crowd* c, Login* e) noexcept nogil:
         &e.records, &c.keyring, e.wire.data, e.wire.n, c.opened, sizeof(c.opened), &consumed,
         &produced)
     bytes_cut(&e.wire, consumed)
-    if status != RECORD_OK:
-        return fail(c, e, FAILURE_RECORD, status)
-    return produced == 0 or plain_received(c, e, c.opened, produced)
+    if produced and not plain_received(c, e, c.opened, produced):
+        return False
+    return status == RECORD_OK or fail(c, e, FAILURE_RECORD, status)
 
 
 cdef bint plain_received(Crowd* c, Login* e, const uint8_t* data, size_t n) noexcept nogil:

@@ -80,13 +80,15 @@ class TlsStream:
     async def read(self, n: int, /) -> bytes:
         """Return up to `n` bytes, at least one; b"" at the end. Raises ConnectionLost."""
         while not self._plain and not self._channel.eof:
+            if (failure := self._channel.failure) is not None:
+                raise _lost(failure)
             wire = await self._outside.read(_READ_SIZE)
             if not wire:
                 break
             try:
                 self._plain = self._channel.open(wire)
             except TlsError as error:
-                raise ConnectionLost(f"TLS: {error}") from error
+                raise _lost(error) from error
         data, self._plain = self._plain[:n], self._plain[n:]
         return data
 
@@ -95,8 +97,7 @@ class TlsStream:
         self._receiver = receiver
         if self._plain:
             receiver.received(self.take_unread())
-        if self._channel.eof:
-            self._end_delivery(None)
+        self._check_end()
         self._outside.deliver_to(self)
 
     def pause_reading(self) -> None:
@@ -111,19 +112,22 @@ class TlsStream:
         """Open what the stream outside delivers."""
         try:
             plain = self._channel.open(wire)
-        except TlsError as error:
-            lost = ConnectionLost(f"TLS: {error}")
-            lost.__cause__ = error
-            self._end_delivery(lost)
-            return
+        except TlsError:
+            plain = b""  # the channel keeps its failure
         if plain and self._receiver is not None:
             self._receiver.received(plain)
-        if self._channel.eof:
-            self._end_delivery(None)
+        self._check_end()
 
     def ended(self, error: Exception | None, /) -> None:
         """Pass on the end of the stream outside."""
         self._end_delivery(error)
+
+    def _check_end(self) -> None:
+        """End the delivery when the channel has ended."""
+        if (failure := self._channel.failure) is not None:
+            self._end_delivery(_lost(failure))
+        elif self._channel.eof:
+            self._end_delivery(None)
 
     def _end_delivery(self, error: Exception | None) -> None:
         receiver, self._receiver = self._receiver, None
@@ -135,7 +139,7 @@ class TlsStream:
         try:
             self._outside.write(self._channel.seal(data))
         except TlsError as error:
-            raise ConnectionLost(f"TLS: {error}") from error
+            raise _lost(error) from error
 
     async def drain(self) -> None:
         """Wait until there is room for more."""
@@ -161,6 +165,12 @@ class TlsStream:
     def get_extra_info(self, name: str, /) -> Any:
         """Return the outside stream's information under `name`."""
         return self._outside.get_extra_info(name)
+
+
+def _lost(error: TlsError) -> ConnectionLost:
+    lost = ConnectionLost(f"TLS: {error}")
+    lost.__cause__ = error
+    return lost
 
 
 async def _shake_hands(handshake: Handshake, outside: Stream) -> None:

@@ -591,6 +591,7 @@ class Server:
         """
         for event in self._plane.events(n_most):
             if isinstance(event, ClosedEvent):
+                event = self._registrar.explained(event)
                 for handler in self._on_closed:
                     supervisor.guard("session end", handler, event)
             elif isinstance(event, DropEvent):

@@ -17,12 +17,17 @@ _RECORD_PLAIN_MAX = 1 << 14
 class Channel(Protocol):
     """Turns wire bytes into plain bytes and back.
 
-    Methods raise TlsError when the peer violates the protocol.
+    Methods raise TlsError when the peer violates the protocol. Bytes that arrived in good order
+    before the violation are returned first; `failure` is set then.
     """
 
     @property
     def eof(self) -> bool:
         """Whether the peer has announced the end of its output."""
+
+    @property
+    def failure(self) -> TlsError | None:
+        """The violation that has ended the input; the next `open` raises it."""
 
     @property
     def held_bytes(self) -> int:
@@ -35,7 +40,7 @@ class Channel(Protocol):
         """Return the wire bytes for `plain`."""
 
     def close_notify(self) -> bytes:
-        """Return the wire bytes that announce the end of our output."""
+        """Return the wire bytes that announce the end of our output; an alert after a failure."""
 
 
 class Plain:
@@ -43,6 +48,7 @@ class Plain:
 
     # The channel itself never announces an end.
     eof: Final = False
+    failure: Final = None
     held_bytes: Final = 0
 
     def open(self, wire: bytes | memoryview) -> bytes:
@@ -67,6 +73,8 @@ class Tls12:
     def __init__(self, handshake: Handshake) -> None:
         """Take over a finished handshake."""
         self._handshake = handshake
+        self.failure: TlsError | None = None
+        """The violation that has ended the input; the next `open` raises it."""
 
     @property
     def eof(self) -> bool:
@@ -75,20 +83,30 @@ class Tls12:
 
     def open(self, wire: bytes | memoryview) -> bytes:
         """Decrypt; an attempt to renegotiate is a TlsError."""
+        if self.failure is not None:
+            raise self.failure
         self._handshake.feed(wire)
         pieces = []
-        while piece := self._handshake.read(_RECORD_PLAIN_MAX):
-            pieces.append(piece)
+        try:
+            while piece := self._handshake.read(_RECORD_PLAIN_MAX):
+                pieces.append(piece)
+        except TlsError as error:
+            self.failure = error
+            if not pieces:
+                raise
         return b"".join(pieces)
 
     def seal(self, plain: bytes) -> bytes:
-        """Encrypt."""
+        """Encrypt. Raises a failure of the input: OpenSSL ends both directions."""
+        if self.failure is not None:
+            raise self.failure
         self._handshake.write(plain)
         return self._handshake.take_output()
 
     def close_notify(self) -> bytes:
-        """Return the closing alert."""
-        self._handshake.close_notify()
+        """Return the closing alert; after a failure that of OpenSSL."""
+        if self.failure is None:
+            self._handshake.close_notify()
         return self._handshake.take_output()
 
 

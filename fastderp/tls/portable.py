@@ -160,11 +160,15 @@ class Channel:
         """Use `channel_of` instead."""
         self.eof: bool = False
         """Whether the peer has announced the end of its output."""
+        self.failure: TlsError | None = None
+        """The violation that has ended the input; the next `open` raises it."""
         self._object = connection
         self._source, self._sink = source, sink
 
     def open(self, wire: bytes | memoryview) -> bytes:
         """Take bytes from the wire; return the plain bytes that are complete."""
+        if self.failure is not None:
+            raise self.failure
         self._source.write(wire)
         pieces = []
         try:
@@ -176,7 +180,9 @@ class Channel:
         except ssl.SSLZeroReturnError:
             self.eof = True
         except ssl.SSLError as error:
-            raise TlsError("protocol", f"TLS failed: {_reason(error)}") from None
+            self.failure = TlsError("protocol", f"TLS failed: {_reason(error)}")
+            if not pieces:
+                raise self.failure from None
         return b"".join(pieces)
 
     def seal(self, plain: bytes) -> bytes:
@@ -189,9 +195,10 @@ class Channel:
         return self._sink.read()
 
     def close_notify(self) -> bytes:
-        """Return the wire bytes that announce the end of our output."""
+        """Return the wire bytes that announce the end of our output; an alert after a failure."""
         try:
-            self._object.unwrap()
+            if self.failure is None:
+                self._object.unwrap()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:

@@ -14,6 +14,7 @@ cdef enum:
     RECORD_PLAIN_MAX = 16384
     RECORD_OVERHEAD = 22                  # header 5, inner content type 1, tag 16
     RECORD_WIRE_MAX = 16384 + 256 + 5     # largest length a peer may announce (RFC 8446 §5.2)
+    NO_ALERT = 255
 
 
 cdef enum RecordStatus:
@@ -29,17 +30,22 @@ cdef enum RecordStatus:
     RECORD_NO_MEMORY         # libcrypto could not allocate or work
 
 
+# What the records opened so far have left behind; a refused record changes nothing of it.
+cdef struct ReadState:
+    uint8_t message[5]       # start of an incomplete handshake message
+    uint8_t n_message        # bytes of it
+    uint8_t n_barren         # records in a row that carried no application data
+    uint8_t n_updates        # KeyUpdates that exceed the allowance per data record
+    uint32_t skip_bytes      # rest of a NewSessionTicket body
+
+
 cdef struct Records:
-    TrafficKey rx            # reading thread only, as everything named rx_
+    TrafficKey rx            # reading thread only, as `reading` and `rx_alert`
     TrafficKey tx            # under the output lock only
     uint16_t suite           # SuiteNumber; 0 once wiped. Constant between
     uint8_t is_client        # constant; only a client may be sent NewSessionTicket
     uint8_t rx_alert         # description of the alert of a RECORD_ALERT
-    uint8_t rx_message[5]    # start of an incomplete handshake message
-    uint8_t rx_n_message     # bytes of it
-    uint8_t rx_n_barren      # records in a row that carried no application data
-    uint8_t rx_n_updates     # KeyUpdates that exceed the allowance per data record
-    uint32_t rx_skip_bytes   # rest of a NewSessionTicket body
+    ReadState reading
     uint32_t duty            # DUTY_* bits: set by the reader, taken by the next seal
 
 
@@ -61,8 +67,8 @@ cdef size_t record_secret_size(uint16_t suite) noexcept nogil
 
 # Open every complete record of wire[0:n_wire] into plain, one after the other. Stops at a record
 # that is incomplete or whose inner plaintext (content, content type, padding) does not fit.
-# consumed and produced are valid for every status and cover only records that were good.
-# plain must not overlap wire. With plain_cap >= n_wire every record fits.
+# consumed and produced are valid for every status and cover only records that were good: the record
+# that ends the connection is left, and opening it again returns the same status. plain must not overlap wire. With plain_cap >= n_wire every record fits.
 cdef RecordStatus record_open(
     Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced
@@ -98,7 +104,8 @@ cdef void record_wipe(Records* r, Keyring* ring) noexcept nogil
 # Return a short phrase for logs and exceptions.
 cdef const char* record_status_text(RecordStatus status) noexcept nogil
 
-# Return the alert description (RFC 8446 §6) for the peer after a failed record_open; 255 for none.
+# Return the alert description (RFC 8446 §6) for the peer after a failed record_open.
+# NO_ALERT for none.
 cdef uint8_t record_status_alert(RecordStatus status) noexcept nogil
 
 
@@ -107,11 +114,12 @@ cdef class RecordLayer:
     cdef Keyring ring
     cdef Expanded[2] places  # the ring's
     cdef bytes _pending
-    cdef bint _eof
+    cdef RecordStatus _status  # of the record that ended the input; RECORD_OK before
     cdef void _wipe(self) noexcept
     cdef RecordStatus _open_some(
         self, const uint8_t* wire, size_t n_wire, PyObject* plain, size_t* n_opened, size_t* n_plain
     ) noexcept
+    cdef object _error(self, RecordStatus status)
     cdef bytes _alert(self, uint8_t level, uint8_t description)
     cdef int _alive(self) except -1
     cdef int _check(self, RecordStatus status) except -1

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from fastderp.tls.errors import TlsError
+
 SUITES: Final[Mapping[str, int]]
 """Suite names and their numbers."""
 
@@ -57,18 +59,26 @@ class RecordLayer:
     def eof(self) -> bool:
         """Whether the peer has closed its direction with close_notify."""
 
+    @property
+    def failure(self) -> TlsError | None:
+        """The error of the record that broke the protocol; the next `open` raises it."""
+
     def open(self, data: bytes | bytearray | memoryview = b"") -> bytes:
         """Open every record that `data` completes and return their application data joined.
 
         Returns b"" after close_notify. Raises TlsError (a cause of CAUSES) for records other than
-        data, KeyUpdate, close_notify and, for a client, tickets; it discards this call's data.
+        data, KeyUpdate, close_notify and, for a client, tickets. Data before such a record is
+        returned first, and `failure` is set. `pending` then begins with the record.
         """
 
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
         """Seal data into records of up to 16 KiB, after a KeyUpdate if it is due."""
 
     def close_notify(self) -> bytes:
-        """Seal the alert that ends our direction in order."""
+        """Seal the alert that ends our direction: in order, or for `failure`.
+
+        Returns b"" after an alert of the peer.
+        """
 
     def alert(self, description: int) -> bytes:
         """Seal a fatal alert (RFC 8446 §6.2)."""

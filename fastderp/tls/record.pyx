@@ -94,6 +94,8 @@ cdef RecordStatus record_open_some(
 ) noexcept nogil:
     cdef RecordStatus status = RECORD_OK
     cdef size_t n_record, n_plain
+    cdef uint64_t sequence
+    cdef ReadState before
     consumed[0] = 0
     produced[0] = 0
     while n_left[0]:
@@ -102,10 +104,14 @@ cdef RecordStatus record_open_some(
         )
         if status != RECORD_OK or n_record == 0:
             break
+        before = r.reading
+        sequence = r.rx.sequence
         status = record_open_one(
             r, ring, wire + consumed[0], n_record, plain + produced[0], &n_plain
         )
         if status != RECORD_OK:
+            r.reading = before
+            r.rx.sequence = sequence
             break
         consumed[0] += n_record
         produced[0] += n_plain
@@ -166,7 +172,7 @@ cdef RecordStatus record_open_one(
 
 
 cdef bint message_incomplete(const Records* r) noexcept nogil:
-    return r.rx_n_message > 0 or r.rx_skip_bytes > 0
+    return r.reading.n_message > 0 or r.reading.skip_bytes > 0
 
 
 cdef RecordStatus data_taken(Records* r, size_t n) noexcept nogil:
@@ -174,15 +180,15 @@ cdef RecordStatus data_taken(Records* r, size_t n) noexcept nogil:
         return RECORD_UNEXPECTED
     if n == 0:
         return barren_taken(r)
-    r.rx_n_barren = 0
-    if r.rx_n_updates > 0 and r.rx.sequence & 63 == 0:
-        r.rx_n_updates -= 1
+    r.reading.n_barren = 0
+    if r.reading.n_updates > 0 and r.rx.sequence & 63 == 0:
+        r.reading.n_updates -= 1
     return RECORD_OK
 
 
 cdef RecordStatus barren_taken(Records* r) noexcept nogil:
-    r.rx_n_barren += 1
-    return RECORD_STORM if r.rx_n_barren > BARREN_MAX else RECORD_OK
+    r.reading.n_barren += 1
+    return RECORD_STORM if r.reading.n_barren > BARREN_MAX else RECORD_OK
 
 
 cdef RecordStatus alert_taken(Records* r, const uint8_t* alert, size_t n) noexcept nogil:
@@ -207,18 +213,18 @@ cdef RecordStatus handshake_taken(
     if n == 0:
         return RECORD_UNEXPECTED
     while at < n:
-        if r.rx_skip_bytes > 0:
-            n_skip = min(<size_t>r.rx_skip_bytes, n - at)
-            r.rx_skip_bytes -= <uint32_t>n_skip
+        if r.reading.skip_bytes > 0:
+            n_skip = min(<size_t>r.reading.skip_bytes, n - at)
+            r.reading.skip_bytes -= <uint32_t>n_skip
             at += n_skip
             continue
-        r.rx_message[r.rx_n_message] = data[at]
-        r.rx_n_message += 1
+        r.reading.message[r.reading.n_message] = data[at]
+        r.reading.n_message += 1
         at += 1
         status = RECORD_OK
-        if r.rx_n_message == 4:
+        if r.reading.n_message == 4:
             status = message_begun(r)
-        elif r.rx_n_message == 5:
+        elif r.reading.n_message == 5:
             # The key changes after it, so nothing may follow in its record (RFC 8446 §5.1).
             status = key_update_taken(r, ring) if at == n else RECORD_UNEXPECTED
         if status != RECORD_OK:
@@ -229,25 +235,25 @@ cdef RecordStatus handshake_taken(
 cdef RecordStatus message_begun(Records* r) noexcept nogil:
     """Judge a message's type and length: KeyUpdate waits for its byte, a ticket is skipped."""
     cdef uint32_t n_body = (
-        (<uint32_t>r.rx_message[1] << 16) | (<uint32_t>r.rx_message[2] << 8) | r.rx_message[3]
+        (<uint32_t>r.reading.message[1] << 16) | (<uint32_t>r.reading.message[2] << 8) | r.reading.message[3]
     )
-    if r.rx_message[0] == MESSAGE_KEY_UPDATE:
+    if r.reading.message[0] == MESSAGE_KEY_UPDATE:
         return RECORD_OK if n_body == 1 else RECORD_DECODE
-    if r.rx_message[0] == MESSAGE_TICKET and r.is_client:
-        r.rx_n_message = 0
-        r.rx_skip_bytes = n_body
+    if r.reading.message[0] == MESSAGE_TICKET and r.is_client:
+        r.reading.n_message = 0
+        r.reading.skip_bytes = n_body
         return RECORD_OK if n_body <= TICKET_MAX else RECORD_DECODE
     return RECORD_UNEXPECTED
 
 
 cdef RecordStatus key_update_taken(Records* r, Keyring* ring) noexcept nogil:
-    r.rx_n_message = 0
-    if r.rx_message[4] > 1:
+    r.reading.n_message = 0
+    if r.reading.message[4] > 1:
         return RECORD_DECODE
-    r.rx_n_updates += 1
-    if r.rx_n_updates > UPDATES_MAX:
+    r.reading.n_updates += 1
+    if r.reading.n_updates > UPDATES_MAX:
         return RECORD_STORM
-    if r.rx_message[4] == 1:
+    if r.reading.message[4] == 1:
         fastderp_or(&r.duty, DUTY_ANSWER)
     return RECORD_OK if key_update(r, ring, &r.rx, False) else RECORD_NO_MEMORY
 
@@ -412,7 +418,7 @@ cdef class RecordLayer:
         self.c.rx.sequence = read_sequence
         self.c.tx.sequence = write_sequence
         self._pending = pending
-        self._eof = False
+        self._status = RECORD_OK
 
     def __dealloc__(self):
         self._wipe()
@@ -438,19 +444,24 @@ cdef class RecordLayer:
 
     @property
     def eof(self):
-        return self._eof
+        return self._status == RECORD_CLOSE_NOTIFY
+
+    @property
+    def failure(self):
+        return None if self._status == RECORD_OK or self.eof else self._error(self._status)
 
     def open(self, data=b""):
         cdef const uint8_t[::1] view = data
         cdef size_t n_pending = len(self._pending), n_wire = view.shape[0]
         cdef const uint8_t* wire = &view[0] if n_wire else NULL
         cdef size_t at = 0, n_opened = 0, n_plain = 0
-        cdef RecordStatus status = RECORD_OK
+        cdef RecordStatus status = self._status
         cdef bytes first = self._pending
         cdef PyObject* plain  # owned, and not shared until returned
         self._alive()
-        if self._eof or n_pending + n_wire == 0:
+        if status == RECORD_CLOSE_NOTIFY or n_pending + n_wire == 0:
             return b""
+        self._check(status)
         plain = bytes_new(n_pending + n_wire)
         try:
             if n_pending:
@@ -466,10 +477,8 @@ cdef class RecordLayer:
                     status = self._open_some(wire + at, n_wire - at, plain, &n_opened, &n_plain)
                     at += n_opened
                 self._pending = bytes_of(wire + at, n_wire - at)
-            if status == RECORD_CLOSE_NOTIFY:
-                self._eof = True
-                self._pending = b""
-            else:
+            self._status = status
+            if n_plain == 0 and status != RECORD_CLOSE_NOTIFY:
                 self._check(status)
             _PyBytes_Resize(&plain, n_plain)
             return <bytes>plain
@@ -512,7 +521,10 @@ cdef class RecordLayer:
             Py_XDECREF(wire)
 
     def close_notify(self):
-        return self._alert(1, ALERT_CLOSE_NOTIFY)
+        cdef uint8_t description = record_status_alert(self._status)
+        if self._status == RECORD_OK or self._status == RECORD_CLOSE_NOTIFY:
+            return self._alert(1, ALERT_CLOSE_NOTIFY)
+        return b"" if description == NO_ALERT else self._alert(2, description)
 
     def alert(self, uint8_t description):
         return self._alert(2, description)
@@ -536,13 +548,15 @@ cdef class RecordLayer:
         return 0
 
     cdef int _check(self, RecordStatus status) except -1:
-        cdef str text
-        if status == RECORD_OK:
-            return 0
-        text = record_status_text(status).decode()
+        if status != RECORD_OK:
+            raise self._error(status)
+        return 0
+
+    cdef object _error(self, RecordStatus status):
+        cdef str text = record_status_text(status).decode()
         if status == RECORD_ALERT:
             text = f"{text}: {self.c.rx_alert}"
-        raise TlsError(_CAUSE[status], text)
+        return TlsError(_CAUSE[status], text)
 
     cdef int take(self, Records* into) except -1:
         self._alive()

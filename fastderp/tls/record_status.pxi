@@ -33,7 +33,7 @@ cdef uint8_t record_status_alert(RecordStatus status) noexcept nogil:
         return 50  # decode_error
     if status == RECORD_NO_MEMORY:
         return 80  # internal_error
-    return 255
+    return NO_ALERT
 
 
 _CAUSE = {

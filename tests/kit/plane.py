@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,15 +88,15 @@ class SealedPeer(PlanePeer):
         key: bytes | None = None,
         *,
         unread: bytes = b"",
+        unread_end: Callable[[SealedPeer], bytes] = lambda peer: b"",
         suite: str = "TLS_AES_128_GCM_SHA256",
         **promote: Any,
     ) -> None:
         up, down = os.urandom(secret_size(suite)), os.urandom(secret_size(suite))
         self.records = RecordLayer(suite, down, up, client=True)
         theirs = RecordLayer(suite, up, down)
-        super().__init__(
-            plane, key, unread=self.seal(unread) if unread else b"", records=theirs, **promote
-        )
+        sealed = self.seal(unread) if unread else b""
+        super().__init__(plane, key, unread=sealed + unread_end(self), records=theirs, **promote)
 
 
 @contextmanager

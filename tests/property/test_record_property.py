@@ -54,6 +54,8 @@ def test_only_data_of_well_formed_records_is_released(
     peer, layer = Direction(AES, SECRET), RecordLayer(AES, SECRET, SECRET, client=client)
     for kind, content, padding in records:
         wire = peer.seal(content, kind, padding)
+        if inner := (content + bytes([kind])).rstrip(b"\0"):  # a type of 0 is padding
+            kind, content = inner[-1], inner[:-1]
         try:
             released = layer.open(wire)
         except TlsError:

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
+from fastderp.server.observe.connection_log import lost_reason
 from fastderp.tls.channel import Channel, Tls12
+from fastderp.util.reasons import errno_text
 
 # Seconds after its session's end that a client has to read the rest and to close.
 DRAIN_S = 2.0
@@ -38,7 +40,7 @@ class Bridge(Pump):
     Ends with either.
     """
 
-    __slots__ = ("_held_bytes", "_hold", "_on_close", "handle", "tls_version")
+    __slots__ = ("_held_bytes", "_hold", "_lost", "_on_close", "handle", "tls_version")
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Bridge(Pump):
         super().__init__(poller, outside, channel, inside, DRAIN_S)
         self._hold = hold
         self._held_bytes = 0
+        self._lost: OSError | None = None
         self._on_close = on_close
         self.tls_version: str = tls_version
         # The handle of the session that reads the pair; set after the join.
@@ -78,6 +81,15 @@ class Bridge(Pump):
         else:
             # While the pair is full, the pump cannot see that the data plane has closed it.
             self.start_deadline()
+
+    def cause(self) -> tuple[str, str]:
+        """Return why the client's connection ended: a close reason and its detail."""
+        if self._channel.failure is not None:
+            return "tls", str(self._channel.failure)
+        if self._lost is not None:
+            reason = lost_reason(self._lost)
+            return reason, errno_text(self._lost) if reason == "unreachable" else ""
+        return "eof", ""
 
     @property
     def has_round_trips(self) -> bool:
@@ -114,6 +126,10 @@ class Bridge(Pump):
         more = n_bytes - self._held_bytes
         self._held_bytes = n_bytes
         return not more or self._hold(more)
+
+    def _client_ended(self, error: OSError | None) -> None:
+        self._lost = error
+        super()._client_ended(error)
 
     def _end(self) -> None:
         self._count_held(0)

@@ -44,6 +44,7 @@ from fastderp.server.http.client_address import Origin
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT, TOO_MANY_REQUESTS
 from fastderp.server.http.upgrade import Upgrade
 from fastderp.server.net.stream import Stream
+from fastderp.server.observe.connection_log import lost_reason
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
@@ -236,16 +237,17 @@ class Connection:
             self._tls.feed(data)
         else:
             self._take(self._channel.open(data))
-        if self._channel.eof:
             self._check_end()
 
     def _check_end(self) -> None:
-        """End the connection if the channel has ended and its input is consumed."""
-        if (
-            self._channel.eof
-            and self.state in (State.HTTP, State.PAGE, State.LOGIN)
-            and not self._is_queued
-        ):
+        """End the connection if the channel has ended or failed and its input is consumed."""
+        if self.state not in (State.HTTP, State.PAGE, State.LOGIN) or self._is_queued:
+            return
+        if self.state is State.LOGIN and not self._stream.flushed:
+            return  # `_continue` takes the login's next step first
+        if self._channel.failure is not None:
+            self._refuse_tls(self._channel.failure)
+        elif self._channel.eof:
             self._on_input_end(None)
 
     def _continue(self) -> None:
@@ -261,7 +263,7 @@ class Connection:
         if self.state is State.LINGER:
             self.close("end")
         elif error is not None:
-            self.close("reset", error.strerror or "")
+            self.close(lost_reason(error), error.strerror or "")
         elif self.state is State.HTTP and not self._stream.flushed:
             # A client that has closed its sending side still gets the rest of its answer.
             self._linger()
@@ -329,6 +331,7 @@ class Connection:
         self._channel_bytes = RECORD_LAYER_BYTES if is_record_layer else HANDSHAKE_BYTES
         self._start_http()
         self._take(self._channel.open(b""))
+        self._check_end()
 
     def _refuse_tls(self, error: TlsError) -> None:
         """Send the alert, or an HTTP answer to a request without TLS, and close."""
@@ -559,6 +562,7 @@ class Connection:
             mesh=login.is_mesh_peer,
             not_ideal=self._not_ideal,
             on_end=bridge.session_ended if bridge is not None else None,
+            cause=bridge.cause if bridge is not None else None,
             own_rtt=bridge is not None and bridge.has_round_trips,
             behind_proxy=self._origin.through_proxy
             or (bridge is not None and isinstance(self._channel, MessageChannel)),

@@ -40,6 +40,9 @@ Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 LoginError is a refusal with its reason; `admission.Admission` is one."""
 
 
+_PAIR_ENDS = frozenset({"eof", "reset", "write_error"})
+
+
 class Registrar:
     """Asks admission about clients, registers the admitted ones, and owns their shared state.
 
@@ -88,6 +91,7 @@ class Registrar:
         # protocol versions by handle, for the few sessions with another version than ours
         self._versions: dict[int, int] = {}
         self._on_end: dict[int, Callable[[str], None]] = {}
+        self._causes: dict[int, Callable[[], tuple[str, str]]] = {}
         self.verify = verify
         # Set while the relay sends its clients away, and whether it lets none log in meanwhile.
         self.waves: Waves | None = None
@@ -149,6 +153,7 @@ class Registrar:
         mesh: bool = False,
         not_ideal: bool = False,
         on_end: Callable[[str], None] | None = None,
+        cause: Callable[[], tuple[str, str]] | None = None,
         own_rtt: bool = False,
         behind_proxy: bool = False,
         address_group: Group | None = None,
@@ -162,6 +167,8 @@ class Registrar:
             opened: plain bytes read after the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session ends; not called when it never began.
+            cause: returns reason and detail of an end by the client, which the data plane does not
+                see itself.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
             address_group: the session's place among the connections of its address, from
                 `AddressLimits.enter`.
@@ -195,6 +202,8 @@ class Registrar:
         self.addresses.keep(handle, address_group)
         if on_end is not None:
             self._on_end[handle] = on_end
+        if cause is not None:
+            self._causes[handle] = cause
         if self.waves is not None and not mesh:
             self.waves.joined(handle)
         if login.info.version != PROTOCOL_VERSION:
@@ -221,6 +230,17 @@ class Registrar:
     def version(self, handle: int) -> int:
         """Return the protocol version that a session's client has announced."""
         return self._versions.get(handle, PROTOCOL_VERSION)
+
+    def explained(self, event: ClosedEvent) -> ClosedEvent:
+        """Return the end of a session with the cause that its bridge knows.
+
+        At the bridge's socket pair the data plane sees an end as one of _PAIR_ENDS.
+        """
+        cause = self._causes.pop(event.handle, None)
+        if cause is None or event.reason not in _PAIR_ENDS:
+            return event
+        reason, detail = cause()
+        return event._replace(reason=reason, detail=detail)
 
     def ended(self, event: ClosedEvent) -> None:
         """Note the end of a session; call its `on_end` with the reason, one of `CLOSE_REASONS`."""

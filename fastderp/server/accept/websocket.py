@@ -23,6 +23,7 @@ from fastderp.server.accept.message_channel import MessageChannel
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.net.stream import READ_BYTES, Stream
 from fastderp.tls.channel import Channel
+from fastderp.tls.errors import TlsError
 from fastderp.wire.protocol import HEADER_SIZE, MAX_FORWARD_PACKET_SIZE
 
 # Two of the longest packets, four times derper's limit. Incomplete frames are kept, so each client
@@ -114,6 +115,11 @@ class WebSocket(MessageChannel):
         return self._protocol.state is not OPEN or self._below.eof
 
     @property
+    def failure(self) -> TlsError | None:
+        """The violation of TLS that has ended the input."""
+        return self._below.failure
+
+    @property
     def owes_replies(self) -> bool:
         """Whether answers to the client's pings are unsent; it is not read before they are sent."""
         self._owes_replies = self._owes_replies and not self._stream.flushed
@@ -159,7 +165,7 @@ class WebSocket(MessageChannel):
     def close_notify(self) -> bytes:
         """Return a close frame, unless one was sent, and the close_notify of the channel below."""
         closing = b""
-        if self._protocol.state is OPEN:
+        if self._protocol.state is OPEN and self._below.failure is None:
             self._protocol.send_close(self._goodbye)
             closing = self._below.seal(self._to_send())
         return closing + self._below.close_notify()

@@ -47,8 +47,11 @@ class Pump:
         client.on_drained = self._drained
 
     def start(self) -> None:
-        """Begin to read."""
-        self._go_on()
+        """Begin to read in the next iteration of the loop.
+
+        The caller hands the other end over first: the client's input may have ended already.
+        """
+        self._loop.call_soon(supervisor.guarded("bridge", self._go_on))
 
     def close(self) -> None:
         """Close both sides and discard unsent bytes."""
@@ -100,8 +103,7 @@ class Pump:
         try:
             plain = self._channel.open(data)
         except TlsError:
-            self.close()
-            return
+            plain = b""  # the channel keeps its failure
         self._opened()
         self._other.send(plain)
         self._moved(len(data))
@@ -126,11 +128,12 @@ class Pump:
     def _go_on(self) -> None:
         """Read each side while the other has no unsent bytes.
 
-        End after the client's end of input, once its last bytes were passed on.
+        End after the end or a failure of the client's input, once its last bytes were passed on.
         """
         if self._is_ending or self._client.closed:
             return
-        if self._channel.eof and self._other.flushed:
+        is_over = self._channel.eof or self._channel.failure is not None
+        if is_over and self._other.flushed:
             self._end()
             return
         _read_if(self._client, self._other.flushed and self._may_read_client())

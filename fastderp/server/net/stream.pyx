@@ -11,7 +11,7 @@ from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
+    EAGAIN, EINTR, EPIPE, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
     IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NOTSENT_LOWAT,
     clock_ns, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, getsockopt, recv,
     send, setsockopt, shutdown, tcp_counts,
@@ -164,6 +164,7 @@ cdef class Stream:
     cdef bint is_acting                 # epoll learns of `events` when the callbacks return
     cdef unsigned int watched           # the events that epoll has registered
     cdef bytearray unsent
+    cdef int write_error                # the first of a write; 0 before
     cdef public object on_bytes
     cdef public object on_end
     cdef public object on_drained
@@ -307,6 +308,8 @@ cdef class Stream:
         cdef Py_ssize_t n = recv(
             self.descriptor, self.poller.input, min(self.read_bytes, INPUT), MSG_DONTWAIT)
         cdef int error = errno
+        if n == 0 and self.write_error:
+            n, error = -1, self.write_error     # reporting it to the write has cleared it
         if n > 0:
             self.on_bytes(PyBytes_FromStringAndSize(<const char*>self.poller.input, n))
         elif n == 0:
@@ -332,7 +335,11 @@ cdef class Stream:
         cdef Py_ssize_t n_sent = send(self.descriptor, data, n, MSG_DONTWAIT | MSG_NOSIGNAL)
         if n_sent >= 0:
             return n_sent
-        return 0 if errno == EAGAIN or errno == EINTR else n
+        if errno == EAGAIN or errno == EINTR:
+            return 0
+        if self.write_error == 0 and errno != EPIPE:    # that one follows an end
+            self.write_error = errno
+        return n
 
 
 def nothing(*_):

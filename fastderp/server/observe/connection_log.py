@@ -5,6 +5,7 @@ Loop thread only.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import Counter
 
@@ -20,6 +21,10 @@ log: logging.Logger = logging.getLogger("fastderp")
 # Ends before the login that are normal on a public server; they are logged at level DEBUG only.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
 
+_UNREACHABLE = frozenset(
+    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENONET}
+)
+
 # Lines per window about dropped packets to a watched key, for each key, reason and kind.
 DROP_LINES = 5
 DROP_WINDOW_S = 30.0
@@ -29,6 +34,13 @@ SESSION_LINES = 100
 
 # Limit for the logged characters of an unknown Upgrade; real ones are shorter.
 UPGRADE_CHARACTERS = 40
+
+
+def lost_reason(error: OSError) -> str:
+    """Return the label of a connection that ended with this error; sessions have the same ones."""
+    if error.errno == errno.ETIMEDOUT:
+        return "tcp_timeout"
+    return "unreachable" if error.errno in _UNREACHABLE else "reset"
 
 
 class ConnectionLog:

@@ -4,20 +4,25 @@ Each test runs with the compiled modules and with those of other systems than Li
 """
 
 import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastderp.client import DerpNode, DerpRegion, HTTPClient, dialer
-from fastderp.errors import ConnectionClosed, DialError
+from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
 from fastderp.net import tls
+from fastderp.net.stream import Stream
 from fastderp.tls import portable
 from fastderp.tls.errors import TlsError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.messages import ReceivedPacket
 from fastderp.wire.protocol import FrameType
+from tests.kit.memory_tls import MemoryTls
 from tests.unit.fake_relay import FakeServer, fake_server
 from tests.unit.fake_tls_relay import Identity, make_identity, man_in_the_middle, tls_server
 
@@ -212,3 +217,76 @@ async def test_missing_root_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(TlsError, match=r"none\.pem: No such file or directory"):
             await client.connect()
         await client.close()
+
+
+class Collector:
+    """A Receiver that keeps everything."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.end: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def received(self, data: bytes | memoryview, /) -> None:
+        assert not self.end.done()
+        self.data += data
+
+    def ended(self, error: Exception | None, /) -> None:
+        self.end.set_result(error)
+
+
+@asynccontextmanager
+async def stream_with_a_last_segment(
+    identity: Identity, version: str, end: str
+) -> AsyncIterator[tls.TlsStream]:
+    """Connect to a server that sends two records and an end of TLS in one segment."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    context.load_cert_chain(identity.certificate, identity.key)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = MemoryTls(context, server=True)
+        while not server.step(await reader.read(65536)):
+            writer.write(server.take_output())
+        writer.write(server.take_output())
+        good = server.seal(b"last") + server.seal(b" words")
+        writer.write(good + (server.broken() if end == "broken" else server.close_notify()))
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1")
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        outside = Stream.of(await asyncio.open_connection("127.0.0.1", port))
+        client = await tls.TlsStream.connect(outside, tls.ClientContext(verify=False), "127.0.0.1")
+        yield client
+        client.abort()
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("end", ["broken", "close_notify"])
+async def test_data_in_one_segment_with_the_end_of_tls_is_read_before_it(
+    identity: Identity, version: str, end: str
+) -> None:
+    async with stream_with_a_last_segment(identity, version, end) as stream:
+        data = b""
+        while len(data) < len(b"last words"):
+            data += await stream.read(3)
+        assert data == b"last words"
+        if end == "broken":
+            with pytest.raises(ConnectionLost, match="TLS: "):
+                await stream.read(3)
+        else:
+            assert await stream.read(3) == b""
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("end", ["broken", "close_notify"])
+async def test_data_in_one_segment_with_the_end_of_tls_is_delivered_before_it(
+    identity: Identity, version: str, end: str
+) -> None:
+    async with stream_with_a_last_segment(identity, version, end) as stream:
+        collector = Collector()
+        stream.deliver_to(collector)
+        error = await collector.end
+        assert collector.data == b"last words"
+        assert isinstance(error, ConnectionLost) is (end == "broken")

@@ -103,13 +103,55 @@ def test_every_single_flipped_bit_is_refused_and_nothing_is_released() -> None:
         }
 
 
-def test_a_bad_record_discards_the_good_data_read_with_it(
-    pair: Pair,
+def flipped(record: bytes) -> bytes:
+    return record[:-1] + bytes([record[-1] ^ 1])
+
+
+ENDS: dict[str, Callable[[Direction], bytes]] = {
+    "bad_mac": lambda peer: flipped(peer.seal(b"bad")),
+    "alert": lambda peer: peer.seal(bytes([2, 40]), ALERT),
+    "unexpected": lambda peer: peer.seal(KEY_UPDATE + KEY_UPDATE, HANDSHAKE),
+    "overflow": lambda peer: bytes([DATA, 3, 3, 0x41, 0x12]),
+    "decode": lambda peer: peer.seal(bytes([24, 0, 0, 2, 0, 0]), HANDSHAKE),
+    "storm": lambda peer: b"".join(peer.seal(b"") for _ in range(33)),
+}
+
+
+@pytest.mark.parametrize("cause", ENDS)
+@pytest.mark.parametrize("n_before", [0, 1, 16_410])
+def test_good_data_before_a_broken_record_is_delivered_and_then_the_failure(
+    pair: Pair, cause: str, n_before: int
 ) -> None:
-    good, bad = pair.peer.seal(b"good"), bytearray(pair.peer.seal(b"bad"))
-    bad[-1] ^= 1
-    assert refused(pair.layer, good + bad) == "bad_mac"
-    assert refused(pair.layer, b"") == "bad_mac"
+    """In one read, also when the first n_before bytes of it came earlier."""
+    good = pair.peer.seal(bytes(16384)) + pair.peer.seal(b"good")
+    wire = good + ENDS[cause](pair.peer) + b"trailing bytes"
+    opened = pair.layer.open(wire[:n_before])
+    opened += pair.layer.open(wire[n_before:])
+    assert opened == bytes(16384) + b"good"
+    assert pair.layer.failure is not None and pair.layer.failure.cause == cause
+    assert refused(pair.layer, b"more") == cause
+    assert not pair.layer.eof
+
+
+@pytest.mark.parametrize("cause", [cause for cause in ENDS if cause != "storm"])
+def test_the_next_owner_of_the_keys_finds_the_broken_record_again(cause: str) -> None:
+    """The data plane gets the keys after a login, with what is pending."""
+    peer = Direction(AES, bytes(32))
+    layer = RecordLayer(AES, bytes(32), bytes(32))
+    assert layer.open(peer.seal(b"good") + ENDS[cause](peer)) == b"good"
+    again = RecordLayer(AES, bytes(32), bytes(32), read_sequence=1, pending=layer.pending)
+    assert refused(again, b"") == cause
+
+
+@pytest.mark.parametrize(
+    ("cause", "alert"), [("bad_mac", 20), ("unexpected", 10), ("overflow", 22), ("alert", None)]
+)
+def test_a_failed_layer_ends_its_output_with_the_alert(
+    pair: Pair, cause: str, alert: int | None
+) -> None:
+    assert refused(pair.layer, ENDS[cause](pair.peer)) == cause
+    sent = pair.reader.open(pair.layer.close_notify())
+    assert sent == ([] if alert is None else [(ALERT, bytes([2, alert]))])
 
 
 def test_a_truncated_record_with_a_matching_header_is_refused(pair: Pair) -> None:
