@@ -23,7 +23,7 @@ cdef struct Event:               # owned by its creator, then the queue, then th
     uint64_t handle
     uint8_t kind
     uint8_t reason               # CloseReason of EVENT_CLOSED, DropReason of EVENT_DROP
-    uint8_t detail               # RecordStatus or error number of a close, packet kind of EVENT_DROP
+    uint8_t detail               # RecordStatus or error number of a close, kind of EVENT_DROP
     uint8_t key[32]              # the session's; of EVENT_DROP the destination's
     uint8_t addr[16]
     uint16_t port

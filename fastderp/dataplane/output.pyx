@@ -36,7 +36,8 @@ from fastderp.dataplane.core cimport (
 )
 from fastderp.dataplane.sys cimport (
     EAGAIN, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, EPOLLET, EPOLLIN,
-    EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, ETIMEDOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR, SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
+    EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, ETIMEDOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
+    SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
     atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
     pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )

@@ -15,8 +15,9 @@ from fastderp.dataplane.core cimport (
 )
 from fastderp.dataplane.session cimport session_totals
 from fastderp.dataplane.sys cimport (
-    ECONNRESET, ENOPROTOOPT, EOPNOTSUPP, EPIPE, IPPROTO_TCP, TCP_INFO, atomic_load_u64, atomic_load_u8,
-    atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock, pthread_mutex_unlock,
+    ECONNRESET, ENOPROTOOPT, EOPNOTSUPP, EPIPE, IPPROTO_TCP, TCP_INFO, atomic_load_u64,
+    atomic_load_u8, atomic_peek_u64, clock_ns, errno, getsockopt, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
 
 from fastderp.dataplane import counters as counter_table
@@ -24,8 +25,9 @@ from fastderp.dataplane.counters import KIND, REASON, entries
 
 # The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
-    "eof", "reset", "tcp_timeout", "unreachable", "bad_frame_size", "frame_not_permitted", "tls", "write_timeout", "write_error",
-    "control_overflow", "no_memory", "server", "close_peer", "shutdown", "silent", "drain",
+    "eof", "reset", "tcp_timeout", "unreachable", "bad_frame_size", "frame_not_permitted", "tls",
+    "write_timeout", "write_error", "control_overflow", "no_memory", "server", "close_peer",
+    "shutdown", "silent", "drain",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
 DROP_REASONS, PACKET_KINDS = REASON.values, KIND.values

@@ -68,7 +68,8 @@ cdef size_t record_secret_size(uint16_t suite) noexcept nogil
 # Open every complete record of wire[0:n_wire] into plain, one after the other. Stops at a record
 # that is incomplete or whose inner plaintext (content, content type, padding) does not fit.
 # consumed and produced are valid for every status and cover only records that were good: the record
-# that ends the connection is left, and opening it again returns the same status. plain must not overlap wire. With plain_cap >= n_wire every record fits.
+# that ends the connection is left, and opening it again returns the same status.
+# plain must not overlap wire. With plain_cap >= n_wire every record fits.
 cdef RecordStatus record_open(
     Records* r, Keyring* ring, const uint8_t* wire, size_t n_wire, uint8_t* plain, size_t plain_cap,
     size_t* consumed, size_t* produced

@@ -235,7 +235,8 @@ cdef RecordStatus handshake_taken(
 cdef RecordStatus message_begun(Records* r) noexcept nogil:
     """Judge a message's type and length: KeyUpdate waits for its byte, a ticket is skipped."""
     cdef uint32_t n_body = (
-        (<uint32_t>r.reading.message[1] << 16) | (<uint32_t>r.reading.message[2] << 8) | r.reading.message[3]
+        (<uint32_t>r.reading.message[1] << 16) | (<uint32_t>r.reading.message[2] << 8)
+        | r.reading.message[3]
     )
     if r.reading.message[0] == MESSAGE_KEY_UPDATE:
         return RECORD_OK if n_body == 1 else RECORD_DECODE

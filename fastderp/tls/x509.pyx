@@ -226,7 +226,7 @@ cdef class PrivateKey:
                     extensions) -> bytes:
         # See x509.pyi.
         cdef X509* certificate = crypto.X509_new()
-        cdef const EVP_MD* digest
+        cdef const EVP_MD* digest = NULL    # Ed25519 takes no separate hash
         if certificate is NULL:
             raise MemoryError
         crypto.ERR_clear_error()
@@ -234,8 +234,8 @@ cdef class PrivateKey:
             self._fill(certificate, common_name.encode(), serial, not_before, not_after)
             for name, value in extensions.items():
                 add_extension(certificate, EXTENSIONS[name], value.encode())
-            # Ed25519 takes no separate hash.
-            digest = NULL if key_type(certificate) == "ED25519" else crypto.EVP_sha256()
+            if key_type(certificate) != "ED25519":
+                digest = crypto.EVP_sha256()
             if not crypto.X509_sign(certificate, self.key, digest):
                 refuse_to_make()
             return certificate_to_der(certificate)

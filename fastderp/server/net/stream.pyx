@@ -11,10 +11,10 @@ from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EINTR, EPIPE, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
-    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NOTSENT_LOWAT,
-    clock_ns, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, getsockopt, recv,
-    send, setsockopt, shutdown, tcp_counts,
+    EAGAIN, EINTR, EPIPE, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_RCVBUF, TCP_INFO,
+    TCP_NOTSENT_LOWAT, clock_ns, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
+    getsockopt, recv, send, setsockopt, shutdown, tcp_counts,
 )
 from fastderp.server.net.sys cimport (
     AF_INET, AF_INET6, INET6_ADDRSTRLEN, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, getsockname,
