@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import logging
 import os
 import select
+import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.server.admission.rate_limit import RateLimit
+from fastderp.server.server import Server
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import (
     CLOSE_PEER,
@@ -33,12 +36,15 @@ from tests.kit.peer import (
     RESTARTING,
     SEND,
     SERVER_INFO,
+    SERVER_KEY,
     WATCH,
     Peer,
     client_info,
     frame,
 )
-from tests.kit.relay import PATIENCE_S, Relay, Setup, eventually
+from tests.kit.relay import PATIENCE_S, TRANSPORTS, Relay, Setup, eventually
+from tests.kit.streams import StreamPair
+from tests.kit.websocket import CLOSE, FIN, WebSocketPeer, message
 
 StartRelay = Callable[..., Relay]
 
@@ -495,6 +501,56 @@ def test_a_new_limit_holds_for_connected_clients(start_relay: StartRelay) -> Non
             sorted((kind, len(payload)) for kind, payload in received if kind != SERVER_INFO)
             == [(RECV, 60_032)] * 3
         )
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_packets_of_a_client_that_closes_while_it_is_held_back_all_arrive(
+    start_relay: StartRelay, transport: str
+) -> None:
+    relay = start_relay(Setup(transport), rate_limit=RateLimit(1_000_000, 1))
+    told = b'{"version":2,"TokenBucketBytesPerSecond":1000000,"TokenBucketBytesBurst":65568}'
+    with relay.login(server_info=told) as sender, relay.login(server_info=told) as receiver:
+        packets = [bytes([i]) * 3000 for i in range(40)]
+        for packet in packets:
+            sender.send_packet(receiver.public, packet)
+        if isinstance(sender, WebSocketPeer):
+            sender.send_raw(message(b"", FIN | CLOSE))
+        sender.sock.shutdown(socket.SHUT_WR)
+        assert [receiver.read_packet()[1] for _ in packets] == packets
+        assert receiver.read_frame() == (GONE, sender.public.raw + b"\0")
+
+
+async def test_packets_of_a_stream_that_ends_while_it_is_held_back_all_arrive() -> None:
+    async with Server(workers=1, rate_limit=RateLimit(1_000_000, 1)) as server:
+        sender, receiver, key = StreamPair(), StreamPair(), NodePrivate.generate()
+        accepted = [
+            asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes))
+            for pair in (sender, receiver)
+        ]
+        receiver.write(client_info(key, server.public_key))
+        assert [(await receiver.read_frame())[0] for _ in range(2)] == [SERVER_KEY, SERVER_INFO]
+        sender.write(client_info(NodePrivate.generate(), server.public_key))
+        packets = [bytes([i]) * 3000 for i in range(40)]
+        for packet in packets:
+            sender.send_packet(key.public_key, packet)
+        sender.end()
+        assert [(await receiver.read_frame())[1][32:] for _ in packets] == packets
+        await accepted[0]
+        receiver.end()
+        await accepted[1]
+
+
+def test_a_client_that_resets_its_connection_while_it_is_held_back_is_removed_at_once(
+    start_relay: StartRelay,
+) -> None:
+    relay = start_relay(rate_limit=RateLimit(1))
+    told = b'{"version":2,"TokenBucketBytesPerSecond":1,"TokenBucketBytesBurst":65568}'
+    with relay.login(server_info=told) as sender:
+        for _ in range(2):
+            sender.send_packet(sender.public, bytes(60_000))
+        eventually(lambda: relay.metrics()["derp_rate_limit_per_client_waited"])
+        sender.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    relay.wait_connected(sender.public, False)
 
 
 # Mesh peers

@@ -16,11 +16,15 @@ from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
 from fastderp.server.observe.connection_log import lost_reason
+from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel, Tls12
 from fastderp.util.reasons import errno_text
 
 # Seconds after its session's end that a client has to read the rest and to close.
 DRAIN_S = 2.0
+# Seconds that the data plane has to relay the frames of a client that has closed; a rate limit may
+# hold them back. A keep-alive after a minute ends such a session over TCP.
+REST_S = 60.0
 # Limit for the incomplete messages of all clients together; each also has a separate limit.
 HELD_LIMIT_BYTES = 64 << 20
 
@@ -37,10 +41,18 @@ NEAR_US = 2000
 class Bridge(Pump):
     """A client's connection and our end of a socket pair; each gets the bytes of the other.
 
-    Ends with either.
+    Ends with either. After the end of the client the data plane still reads its last frames.
     """
 
-    __slots__ = ("_held_bytes", "_hold", "_lost", "_on_close", "handle", "tls_version")
+    __slots__ = (
+        "_held_bytes",
+        "_hold",
+        "_input_is_over",
+        "_lost",
+        "_on_close",
+        "handle",
+        "tls_version",
+    )
 
     def __init__(
         self,
@@ -61,6 +73,8 @@ class Bridge(Pump):
         self._hold = hold
         self._held_bytes = 0
         self._lost: OSError | None = None
+        # The client has closed in order.
+        self._input_is_over = False
         self._on_close = on_close
         self.tls_version: str = tls_version
         # The handle of the session that reads the pair; set after the join.
@@ -129,15 +143,42 @@ class Bridge(Pump):
 
     def _client_ended(self, error: OSError | None) -> None:
         self._lost = error
+        self._input_is_over = error is None
         super()._client_ended(error)
 
     def _end(self) -> None:
         self._count_held(0)
         super()._end()
 
+    def _close_other(self) -> None:
+        channel = self._channel
+        if not (self._input_is_over or channel.eof or channel.failure is not None):
+            super()._close_other()
+        elif self._other.on_bytes == self._from_other:
+            _leave_to_plane(self._other, self._loop)
+
     def _closed(self) -> None:
         self._count_held(0)
         self._on_close(self)
+
+
+def _leave_to_plane(ours: Stream, loop: asyncio.AbstractEventLoop) -> None:
+    """Send what is left and the end of it, and close when the data plane does; discard its bytes.
+
+    An early close could be an error for the data plane, which would discard what it has not read.
+    """
+    deadline = loop.call_later(REST_S, supervisor.guarded("bridge", ours.close))
+
+    def on_end(error: OSError | None) -> None:
+        deadline.cancel()
+        ours.close()
+
+    ours.on_bytes = _ignore
+    ours.on_end = on_end
+    ours.on_drained = ours.end_output
+    if ours.flushed:
+        ours.end_output()
+    ours.resume()
 
 
 def plane_pair() -> tuple[socket.socket, socket.socket]:

@@ -10,7 +10,7 @@ import socket
 from typing import Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.server.accept.bridge import DRAIN_S, plane_pair
+from fastderp.server.accept.bridge import DRAIN_S, REST_S, plane_pair
 from fastderp.server.accept.derp_login import DerpLogin, Step
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.net.stream import READ_BYTES
@@ -149,13 +149,15 @@ async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyn
     """Pump between streams and our end of a socket pair until either side or the session ends.
 
     After the session the client has DRAIN_S to read the rest: a full socket pair hides the
-    session's end.
+    session's end. After the client's end the session has REST_S to relay its last frames.
     """
     loop = asyncio.get_running_loop()
 
     async def inwards() -> None:
         while data := await reader.read(READ_BYTES):
             await loop.sock_sendall(ours, data)
+        ours.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(REST_S)
 
     async def outwards() -> None:
         while data := await loop.sock_recv(ours, READ_BYTES):

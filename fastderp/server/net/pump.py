@@ -60,7 +60,7 @@ class Pump:
         if self._deadline is not None:
             self._deadline.cancel()
         self._client.close()
-        self._other.close()
+        self._close_other()
         self._closed()
 
     def start_deadline(self) -> None:
@@ -85,6 +85,10 @@ class Pump:
 
     def _opened(self) -> None:
         """Note that the channel has opened bytes of the client."""
+
+    def _close_other(self) -> None:
+        """Close the other side; it may be called again."""
+        self._other.close()
 
     def _closed(self) -> None:
         """Note that both sides are closed."""
@@ -158,7 +162,7 @@ class Pump:
         The client closes first; input from it is ignored until then.
         """
         if self._other.flushed:
-            self._other.close()
+            self._close_other()
         if self._client.flushed:
             self._client.end_output()
             self._client.on_bytes = _ignore
