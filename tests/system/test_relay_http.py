@@ -421,7 +421,7 @@ def test_a_shortage_of_descriptors_affects_no_client_and_ends(loop: str) -> None
             with Peer.connect("127.0.0.1", int(port), None, 10) as peer:
                 peer.login(key)
                 assert peer.sync() == []
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5
         process.communicate()
     assert process.returncode == 0
 

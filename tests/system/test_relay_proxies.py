@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import select
-import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fastderp.dataplane.plane import Plane
 from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.settings import ProxySettings
 from fastderp.wire.proxy_protocol import V2_SIGNATURE
-from tests.kit.peer import KEEP_ALIVE, Peer
+from tests.kit.peer import Peer
 from tests.kit.relay import Relay, Setup, client_context, eventually, running
-from tests.kit.websocket import WebSocketPeer
 
 PROXIES = ProxySettings(TrustedProxies.parse("127.0.0.1"), proxy_protocol=True)
 V1 = b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 443\r\n"
@@ -102,24 +97,3 @@ def test_a_header_of_an_untrusted_peer_closes_only_its_connection(certificates: 
                 assert peer.is_closed()
         assert relay.refused() == {"proxy_untrusted": 2}
         assert direct.sync() == []
-
-
-def test_idle_clients_behind_a_proxy_or_on_a_websocket_get_earlier_keep_alives(
-    certificates: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastderp.server.server.Plane", partial(Plane, keep_alive_s=3.0))
-    trusted = TrustedProxies.parse("127.0.0.1")
-    with running(Setup(), certificates, proxies=ProxySettings(trusted)) as relay:
-        started = time.monotonic()
-        direct = relay.connect("::1")
-        direct.login(relay.server.public_key)
-        proxied = relay.connect()
-        proxied.login(relay.server.public_key, headers=["X-Forwarded-For: 203.0.113.7"])
-        websocket = WebSocketPeer.connect("::1", relay.port, None, 10)
-        websocket.login(relay.server.public_key)
-        for peer in (proxied, websocket):
-            assert peer.read_frame() == (KEEP_ALIVE, b"")
-            assert time.monotonic() - started >= 2.5
-        assert not select.select([direct.sock], [], [], 0)[0]
-        assert direct.read_frame() == (KEEP_ALIVE, b"")
-        assert time.monotonic() - started >= 3
