@@ -69,27 +69,35 @@ CRYPTO_LIBRARY = Path("fastderp", "tls", "_crypto.so")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # No debug information: it would name the build's folder, and two builds would differ.
-compile_args = ["-O2", "-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
-link_args = ["-pthread"]
+compile_args = ["-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
+# Code and constants share pages: of 25 small modules, each would be padded to more of them.
+link_args = ["-pthread", "-Wl,-z,noseparate-code"]
+# Modules on the packet path are built for speed, those behind Python calls for size.
+OPTIMIZATION = ("-O2", "-Os")
 if CHECKED:
     sanitizer = SANITIZERS.get(CHECKED, [])
     # -g1: functions and lines for reports; the types of all variables would take longer to compile.
-    compile_args += ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizer]
+    compile_args += ["-g1", "-fno-omit-frame-pointer", *sanitizer]
+    OPTIMIZATION = ("-O1", "-O1")
     link_args += sanitizer
 
 
-def extension(wing, name):
+def extension(wing, name, optimization):
     return Extension(
         f"fastderp.{wing.replace('/', '.')}.{name}",
         [str(Path("fastderp", wing, f"{name}.pyx"))],
-        extra_compile_args=compile_args,
+        extra_compile_args=[optimization, *compile_args],
         extra_link_args=link_args,
     )
 
 
 def extensions(column):
     """Return the extensions of one column of MODULES."""
-    return [extension(wing, name) for wing, row in MODULES.items() for name in row[column].split()]
+    return [
+        extension(wing, name, OPTIMIZATION[column])
+        for wing, row in MODULES.items()
+        for name in row[column].split()
+    ]
 
 
 def translated(column, directives, build_base):

@@ -5,6 +5,7 @@ in a helper thread, while the owner calls `feed` and `take_output`. A finished T
 becomes a RecordLayer, and its OpenSSL object is freed; TLS 1.2 continues through OpenSSL.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 
@@ -388,16 +389,15 @@ cdef class Handshake:
         return b""
 
     def write(self, data not None):
-        cdef const uint8_t[::1] view = data
-        cdef int result, n = <int>min(view.shape[0], 1 << 30)
-        cdef const uint8_t* start
+        cdef Py_buffer view
+        cdef int result, n
         self._usable()
-        if n == 0:
-            return
-        start = &view[0]
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        n = <int>min(view.len, 1 << 30)
         with nogil:
             crypto.ERR_clear_error()
-            result = ssl.SSL_write(self.connection, start, n)
+            result = ssl.SSL_write(self.connection, view.buf, n) if n else 0
+        PyBuffer_Release(&view)
         self._pull_output()
         if result != n:
             raise TlsError("protocol", f"TLS failed: {first_reason()}")

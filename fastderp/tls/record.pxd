@@ -117,6 +117,8 @@ cdef class RecordLayer:
     cdef bytes _pending
     cdef RecordStatus _status  # of the record that ended the input; RECORD_OK before
     cdef void _wipe(self) noexcept
+    cdef bytes _open(self, const uint8_t* wire, size_t n_wire)
+    cdef bytes _seal(self, void* data, size_t n)
     cdef RecordStatus _open_some(
         self, const uint8_t* wire, size_t n_wire, PyObject* plain, size_t* n_opened, size_t* n_plain
     ) noexcept

@@ -4,6 +4,7 @@ aead.pyx does the cryptography; this module frames, numbers, rekeys and refuses.
 the owner thread of each field. It takes no locks: to seal, the caller holds the output lock.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, _PyBytes_Resize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
@@ -452,9 +453,15 @@ cdef class RecordLayer:
         return None if self._status == RECORD_OK or self.eof else self._error(self._status)
 
     def open(self, data=b""):
-        cdef const uint8_t[::1] view = data
-        cdef size_t n_pending = len(self._pending), n_wire = view.shape[0]
-        cdef const uint8_t* wire = &view[0] if n_wire else NULL
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self._open(<const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef bytes _open(self, const uint8_t* wire, size_t n_wire):
+        cdef size_t n_pending = len(self._pending)
         cdef size_t at = 0, n_opened = 0, n_plain = 0
         cdef RecordStatus status = self._status
         cdef bytes first = self._pending
@@ -501,15 +508,22 @@ cdef class RecordLayer:
         return status
 
     def seal(self, data not None):
-        cdef const uint8_t[::1] view = data
-        cdef size_t cap = record_sealed_size(view.shape[0]), produced = 0
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self._seal(view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef bytes _seal(self, void* data, size_t n):
+        cdef size_t cap = record_sealed_size(n), produced = 0
         cdef PyObject* wire  # owned, and not shared until returned
         cdef uint8_t* target
         cdef iovec part
         cdef RecordStatus status
         self._alive()
-        part.iov_base = <void*>&view[0] if view.shape[0] else NULL
-        part.iov_len = view.shape[0]
+        part.iov_base = data
+        part.iov_len = n
         wire = bytes_new(cap)
         try:
             target = <uint8_t*>PyBytes_AS_STRING(<object>wire)

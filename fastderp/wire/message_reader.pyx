@@ -5,6 +5,7 @@ compiled, because parsing took half of the time to receive a packet: `python -m 
 --only recv`.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
 from libc.stdint cimport uint8_t
@@ -67,15 +68,22 @@ cdef class MessageReader:
         self._source_raw = bytes(KEY_SIZE)
         self._unread = bytearray()
 
-    def feed(self, const uint8_t[::1] data not None, list messages not None):
+    def feed(self, data not None, list messages not None):
         """Append the messages that `data` completes to `messages`; return whether any frame was
         complete.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.
         """
-        cdef Py_ssize_t n = data.shape[0], at = 0, size
-        cdef const uint8_t* p = &data[0] if n else NULL
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self._feed(<const uint8_t*>view.buf, view.len, messages)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef bint _feed(self, const uint8_t* p, Py_ssize_t n, list messages) except -1:
+        cdef Py_ssize_t at = 0, size
         if self._unread:
             at = self._complete(p, n, messages)
             if self._unread:

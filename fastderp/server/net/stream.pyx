@@ -8,6 +8,7 @@ the interface.
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from fastderp.dataplane.sys cimport (
@@ -321,9 +322,8 @@ cdef class Stream:
         return 0
 
     cdef int flush(self) except -1:
-        cdef const uint8_t[::1] waiting = self.unsent
-        cdef Py_ssize_t n = self.send_now(&waiting[0], len(self.unsent))
-        waiting = None      # a view keeps the bytearray from shrinking
+        cdef Py_ssize_t n = self.send_now(
+            <const uint8_t*>PyByteArray_AS_STRING(self.unsent), len(self.unsent))
         del self.unsent[:n]
         if not self.unsent:
             self.want(self.events & ~<unsigned int>EPOLLOUT)

@@ -40,7 +40,8 @@ class Maintenance:
         self._connection_log = connection_log
         self._freed_bytes = freed_bytes
         self._task: asyncio.Task[None] | None = None
-        self._moved = (0, 0)
+        # Of the last trim. None yet: the first one returns what the start has freed.
+        self._moved: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Start on the running loop."""
