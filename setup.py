@@ -45,7 +45,7 @@ PACKET_PATH = {
 # Wing -> modules compiled with PACKET_PATH, modules compiled with Cython's own checks.
 MODULES = {
     "wire": ("", "message_reader sodium"),
-    "tls": ("aead record", "context handshake openssl x509"),
+    "tls": ("aead hkdf key_schedule record", "context handshake openssl x509"),
     "dataplane": (
         "arena backlog cardinality events fair_queue frame output peer_gone routes session timer_wheel worker",
         "plane reports",

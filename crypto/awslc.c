@@ -11,8 +11,8 @@
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
-#include <openssl/hmac.h>
 #include <openssl/pem.h>
+#include <openssl/sha.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
@@ -29,16 +29,6 @@ static BIO *own_BIO_new_mem_buf(const void *data, int n) { return BIO_new_mem_bu
 static int own_OPENSSL_sk_num(const OPENSSL_STACK *stack) { return (int)OPENSSL_sk_num(stack); }
 static void *own_OPENSSL_sk_value(const OPENSSL_STACK *stack, int i) {
     return OPENSSL_sk_value(stack, (size_t)i);
-}
-
-static uint8_t *own_HMAC(const EVP_MD *hash, const void *key, int n_key, const uint8_t *data,
-                         size_t n, uint8_t *out, unsigned int *n_out) {
-    return HMAC(hash, key, (size_t)n_key, data, n, out, n_out);
-}
-
-static int own_HMAC_Init_ex(HMAC_CTX *context, const void *key, int n_key, const EVP_MD *hash,
-                            void *engine) {
-    return HMAC_Init_ex(context, key, (size_t)n_key, hash, engine);
 }
 
 static int own_X509_NAME_add_entry_by_NID(X509_NAME *name, int nid, int type, const uint8_t *data,

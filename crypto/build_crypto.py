@@ -31,7 +31,15 @@ LICENSE = HERE / "LICENSE.aws-lc"
 TABLE = HERE.parent / "fastderp" / "tls" / "openssl.pxd"
 
 CRATE = "aws-lc-sys"
-ABSENT = {"EVP_CIPHER_fetch", "EVP_MD_fetch"}  # optional in openssl.pyx
+# of OpenSSL 3; optional in openssl.pyx
+ABSENT = {
+    "EVP_CIPHER_fetch",
+    "EVP_default_properties_is_fips_enabled",
+    "OPENSSL_init_crypto",
+    "OSSL_PROVIDER_add_builtin",
+    "OSSL_PROVIDER_try_load",
+    "SSL_CTX_new_ex",
+}
 
 COMPILE = [
     "-O2",

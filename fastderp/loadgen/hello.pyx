@@ -8,13 +8,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from fastderp.tls.aead cimport (
-    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, SUITE_AES_256_GCM, aead_open, aead_seal,
+    AEAD_HEADER, AEAD_TAG, Expanded, Keyring, aead_open, aead_seal,
     key_expanded, keyring_forget, suite_of, traffic_key_derive,
 )
 from fastderp.tls.record cimport (
     RECORD_OK, RECORD_WIRE_MAX, Records, record_init, record_secret_size,
 )
-from fastderp.tls.openssl cimport EVP_MD, EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
+from fastderp.tls.hkdf cimport HASH_MAX, expand_label, hash_of, hmac, secret_next
+from fastderp.tls.openssl cimport EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
 from fastderp.util.net import is_address
 
@@ -28,7 +29,6 @@ cdef enum:
     FINISHED = 20
     RANDOM = 32
     SHARED = 32
-    HASH_MAX = 48
     EXT_VERSIONS = 0x2B
     EXT_KEY_SHARE = 0x33
     TLS_13 = 0x0304
@@ -74,49 +74,10 @@ def vector(int n_length, bytes data not None):
 
 # Secrets (RFC 8446 §7.1).
 
-cdef const EVP_MD* hash_of(uint16_t suite) noexcept nogil:
-    return crypto.EVP_sha384() if suite == SUITE_AES_256_GCM else crypto.EVP_sha256()
-
-
-cdef bint digest(uint16_t suite, const uint8_t* data, size_t n, uint8_t* out) noexcept nogil:
-    return crypto.EVP_Digest(data, n, out, NULL, hash_of(suite), NULL) == 1
-
-
-cdef bint extract(uint16_t suite, const uint8_t* salt, const uint8_t* secret, size_t n,
-                  uint8_t* out) noexcept nogil:
-    cdef int n_salt = <int>record_secret_size(suite)
-    return crypto.HMAC(hash_of(suite), salt, n_salt, secret, n, out, NULL) is not NULL
-
-
-cdef bint expand(uint16_t suite, const uint8_t* secret, const char* label,
+cdef bint expand(size_t n_hash, const uint8_t* secret, const char* label,
                  const uint8_t* context, size_t n_context, uint8_t* out) noexcept nogil:
     """Write one hash of output; `out` may be `secret`."""
-    cdef uint8_t info[128]
-    cdef size_t n_hash = record_secret_size(suite)
-    cdef size_t n_label = strlen(label)
-    cdef size_t n = 0
-    info[0] = 0
-    info[1] = <uint8_t>n_hash
-    info[2] = <uint8_t>(6 + n_label)
-    memcpy(&info[3], b"tls13 ", 6)
-    memcpy(&info[9], label, n_label)
-    n = 9 + n_label
-    info[n] = <uint8_t>n_context
-    if n_context:
-        memcpy(&info[n + 1], context, n_context)
-    n += 1 + n_context
-    info[n] = 1                     # HKDF's block counter
-    return crypto.HMAC(hash_of(suite), secret, <int>n_hash, info, n + 1, out, NULL) is not NULL
-
-
-cdef bint derive_next(uint16_t suite, const uint8_t* secret, const uint8_t* input, size_t n_input,
-                      uint8_t* out) noexcept nogil:
-    """Derive the next secret of the key schedule from the previous one and new input."""
-    cdef uint8_t nothing[HASH_MAX]
-    cdef uint8_t salt[HASH_MAX]
-    return (digest(suite, NULL, 0, nothing)
-            and expand(suite, secret, b"derived", nothing, record_secret_size(suite), salt)
-            and extract(suite, salt, input, n_input, out))
+    return expand_label(n_hash, secret, label, strlen(label), context, n_context, out, n_hash)
 
 
 cdef bint agree(EVP_PKEY* own, const uint8_t* theirs, uint8_t* shared) noexcept nogil:
@@ -139,14 +100,14 @@ cdef bint secrets_begin(Hello* h, const uint8_t* shared) noexcept nogil:
     cdef uint8_t transcript_hash[HASH_MAX]
     cdef size_t n = record_secret_size(h.suite)
     memset(zeros, 0, sizeof(zeros))
-    return (extract(h.suite, zeros, zeros, n, secret)
-            and derive_next(h.suite, secret, shared, SHARED, secret)
-            and digest(h.suite, h.transcript, h.n_transcript, transcript_hash)
-            and expand(h.suite, secret, b"c hs traffic", transcript_hash, n, h.ours.secret)
-            and expand(h.suite, secret, b"s hs traffic", transcript_hash, n, h.theirs.secret)
+    secret_next(n, NULL, zeros, n, secret)
+    secret_next(n, secret, shared, SHARED, secret)
+    hash_of(n, h.transcript, h.n_transcript, transcript_hash)
+    secret_next(n, secret, zeros, n, h.main_secret)
+    return (expand(n, secret, b"c hs traffic", transcript_hash, n, h.ours.secret)
+            and expand(n, secret, b"s hs traffic", transcript_hash, n, h.theirs.secret)
             and traffic_key_derive(&h.ours, suite_of(h.suite))
-            and traffic_key_derive(&h.theirs, suite_of(h.suite))
-            and derive_next(h.suite, secret, zeros, n, h.main_secret))
+            and traffic_key_derive(&h.theirs, suite_of(h.suite)))
 
 
 cdef bint seal(Hello* h, Keyring* ring, const uint8_t* message, size_t n, uint8_t* answer,
@@ -195,11 +156,12 @@ cdef bint secrets_end(Hello* h, Keyring* ring, uint8_t* answer, size_t* n_answer
     finished[0] = FINISHED
     finished[1] = finished[2] = 0
     finished[3] = <uint8_t>n
-    return (digest(h.suite, h.transcript, h.n_parsed, transcript_hash)
-            and expand(h.suite, h.main_secret, b"c ap traffic", transcript_hash, n, client_secret)
-            and expand(h.suite, h.main_secret, b"s ap traffic", transcript_hash, n, server_secret)
-            and expand(h.suite, h.ours.secret, b"finished", NULL, 0, finished_secret)
-            and extract(h.suite, finished_secret, transcript_hash, n, finished + MESSAGE_HEADER)
+    hash_of(n, h.transcript, h.n_parsed, transcript_hash)
+    if not expand(n, h.ours.secret, b"finished", NULL, 0, finished_secret):
+        return False
+    hmac(n, finished_secret, transcript_hash, n, finished + MESSAGE_HEADER)
+    return (expand(n, h.main_secret, b"c ap traffic", transcript_hash, n, client_secret)
+            and expand(n, h.main_secret, b"s ap traffic", transcript_hash, n, server_secret)
             and seal(h, ring, finished, MESSAGE_HEADER + n, answer, n_answer)
             and record_init(records, h.suite, True, server_secret, client_secret) == RECORD_OK)
 

@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastderp.tls.openssl cimport EVP_AEAD, EVP_AEAD_CTX, EVP_CIPHER, EVP_CIPHER_CTX, EVP_MD
+from fastderp.tls.openssl cimport EVP_AEAD, EVP_AEAD_CTX, EVP_CIPHER, EVP_CIPHER_CTX
 
 
 cdef enum:
@@ -23,9 +23,8 @@ cdef enum SuiteNumber:
 cdef struct Suite:
     const EVP_CIPHER* cipher
     const EVP_AEAD* aead         # NULL where `cipher` is as fast, and in OpenSSL
-    const EVP_MD* hash
     uint8_t key_size
-    uint8_t secret_size
+    uint8_t secret_size          # bytes of its hash, too
 
 
 cdef struct TrafficKey:

@@ -3,7 +3,8 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, HMAC_CTX, crypto
+from fastderp.tls.hkdf cimport expand_label
+from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, crypto
 
 
 # Constant after import; the index is the suite's number - SUITE_AES_128_GCM.
@@ -18,20 +19,10 @@ cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwis
     return cipher if cipher is not NULL else otherwise
 
 
-cdef const EVP_MD* hash_named(const char* name, const EVP_MD* otherwise) noexcept nogil:
-    """Fetch a hash once, as `cipher_named` does."""
-    cdef const EVP_MD* found = NULL
-    if crypto.EVP_MD_fetch is not NULL:
-        found = crypto.EVP_MD_fetch(NULL, name, NULL)
-    return found if found is not NULL else otherwise
-
-
-cdef const EVP_MD* sha256 = hash_named("SHA2-256", crypto.EVP_sha256())
-cdef const EVP_MD* sha384 = hash_named("SHA2-384", crypto.EVP_sha384())
-suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), NULL, sha256, 16, 32)
-suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), NULL, sha384, 32, 48)
+suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), NULL, 16, 32)
+suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), NULL, 32, 48)
 suites[2] = Suite(
-    cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), NULL, sha256, 32, 32
+    cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), NULL, 32, 32
 )
 # AWS-LC has its fast ChaCha20-Poly1305 only here. AES is no slower by EVP_Cipher*.
 if crypto.EVP_aead_chacha20_poly1305 is not NULL and crypto.EVP_AEAD_CTX_seal is not NULL:
@@ -47,53 +38,23 @@ cdef const Suite* suite_of(uint16_t number) noexcept nogil:
 # Traffic keys
 
 
-cdef bint hmac(
-    const Suite* suite, const uint8_t* secret, const uint8_t* data, size_t n, uint8_t* out
+cdef bint traffic_expand(
+    const Suite* suite, const uint8_t* secret, const char* label, size_t n_label, uint8_t* out,
+    size_t n_out
 ) noexcept nogil:
-    """Make an HMAC in steps: HMAC() of OpenSSL 3 would search the providers each time."""
-    cdef unsigned int n_out = 0
-    cdef HMAC_CTX* context = crypto.HMAC_CTX_new()
-    cdef bint done = (
-        context is not NULL
-        and crypto.HMAC_Init_ex(context, secret, suite.secret_size, suite.hash, NULL) == 1
-        and crypto.HMAC_Update(context, data, n) == 1
-        and crypto.HMAC_Final(context, out, &n_out) == 1
-    )
-    crypto.HMAC_CTX_free(context)
-    return done
-
-
-cdef bint expand_label(
-    const Suite* suite, const uint8_t* secret, const char* label, uint8_t n_label, uint8_t* out,
-    uint8_t n_out
-) noexcept nogil:
-    """Do HKDF-Expand-Label without context for up to one hash of output: a single HMAC."""
-    cdef uint8_t[32] info
-    cdef uint8_t[64] digest
-    info[0] = 0
-    info[1] = n_out
-    info[2] = 6 + n_label
-    memcpy(&info[3], b"tls13 ", 6)
-    memcpy(&info[9], label, n_label)
-    info[9 + n_label] = 0
-    info[10 + n_label] = 1  # HKDF's block counter
-    if not hmac(suite, secret, info, 11 + n_label, digest):
-        return False
-    memcpy(out, digest, n_out)
-    crypto.OPENSSL_cleanse(digest, sizeof(digest))
-    return True
+    return expand_label(suite.secret_size, secret, label, n_label, NULL, 0, out, n_out)
 
 
 cdef bint traffic_key_derive(TrafficKey* key, const Suite* suite) noexcept nogil:
     key.sequence = 0
     return (
-        expand_label(suite, key.secret, "key", 3, key.key, suite.key_size)
-        and expand_label(suite, key.secret, "iv", 2, key.iv, 12)
+        traffic_expand(suite, key.secret, "key", 3, key.key, suite.key_size)
+        and traffic_expand(suite, key.secret, "iv", 2, key.iv, 12)
     )
 
 
 cdef bint traffic_key_advance(TrafficKey* key, const Suite* suite) noexcept nogil:
-    if not expand_label(suite, key.secret, "traffic upd", 11, key.secret, suite.secret_size):
+    if not traffic_expand(suite, key.secret, "traffic upd", 11, key.secret, suite.secret_size):
         return False
     return traffic_key_derive(key, suite)
 

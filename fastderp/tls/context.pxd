@@ -3,16 +3,14 @@
 
 from libc.stdint cimport uint8_t
 
-from fastderp.tls.openssl cimport EVP_PKEY, SSL_CTX, X509
+from fastderp.tls.key_schedule cimport TrafficSecrets
+from fastderp.tls.openssl cimport EVP_PKEY, SSL_CTX, SSL_METHOD, X509
 
 
 cdef struct Watch:
     # The notes of OpenSSL's callbacks for their Handshake. Belongs to the running step, and between
     # steps to the owner of the Handshake.
-    uint8_t client_secret[48]
-    uint8_t server_secret[48]
-    size_t n_client
-    size_t n_server
+    TrafficSecrets secrets
     bint name_refused
     # Of the ClientHello; `alert` refuses it, 0 for none.
     uint8_t server_name[256]
@@ -34,6 +32,7 @@ cdef class Context:
     cdef readonly bint is_server
 
     cdef int _open(self, bint is_server, str max_version, suites) except -1
+    cdef int _create(self, const SSL_METHOD* method) except -1
 
 
 cdef class ServerContext(Context):

@@ -9,11 +9,13 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, strchr, strlen, strncmp
 from posix.strings cimport strcasecmp
 
+from fastderp.tls.key_schedule cimport key_schedule_context
 from fastderp.tls.openssl cimport (
     BIO, EVP_PKEY, SSL, SSL_AD_DECODE_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR,
     SSL_CLIENT_HELLO_RETRY, SSL_CTRL_EXTRA_CHAIN_CERT, SSL_CTRL_MODE,
     SSL_CTRL_SET_MAX_PROTO_VERSION, SSL_CTRL_SET_MIN_PROTO_VERSION, SSL_CTRL_SET_SESS_CACHE_MODE,
-    SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_MODE_NO_AUTO_CHAIN,
+    SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_METHOD,
+    SSL_MODE_NO_AUTO_CHAIN,
     SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION,
     SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL,
     SSL_TLSEXT_ERR_OK, SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS1_2_VERSION, TLS1_3_VERSION,
@@ -67,9 +69,9 @@ cdef void on_keylog(const SSL* connection, const char* line) noexcept nogil:
     if watch is NULL or secret is NULL:
         return
     if strncmp(line, "CLIENT_TRAFFIC_SECRET_0 ", 24) == 0:
-        watch.n_client = hex_decode(secret + 1, watch.client_secret, 48)
+        watch.secrets.n_client = hex_decode(secret + 1, watch.secrets.client, 48)
     elif strncmp(line, "SERVER_TRAFFIC_SECRET_0 ", 24) == 0:
-        watch.n_server = hex_decode(secret + 1, watch.server_secret, 48)
+        watch.secrets.n_server = hex_decode(secret + 1, watch.secrets.server, 48)
 
 
 cdef int on_server_name(SSL* connection, int* alert, void* arg) noexcept nogil:
@@ -212,11 +214,7 @@ cdef class Context:
             raise ValueError(f"max_version is one of {', '.join(VERSIONS)}, not {max_version!r}")
         self.is_server = is_server
         crypto.ERR_clear_error()
-        self.ctx = ssl.SSL_CTX_new(
-            ssl.TLS_server_method() if is_server else ssl.TLS_client_method()
-        )
-        if self.ctx is NULL:
-            raise MemoryError
+        self._create(ssl.TLS_server_method() if is_server else ssl.TLS_client_method())
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_2_VERSION, NULL)
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_MAX_PROTO_VERSION, VERSIONS[max_version], NULL)
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL)
@@ -226,12 +224,21 @@ cdef class Context:
             | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
         # Without tickets both sequence numbers are zero when the handshake ends.
         ssl.SSL_CTX_set_num_tickets(self.ctx, 0)
-        ssl.SSL_CTX_set_keylog_callback(self.ctx, on_keylog)
         if not ssl.SSL_CTX_set_cipher_list(self.ctx, CIPHERS_12.encode()):
             raise TlsError("no_shared", f"this OpenSSL has none of {CIPHERS_12}")
         names = SUITES_13 if suites is None else ":".join(suites)
         if not ssl.SSL_CTX_set_ciphersuites(self.ctx, names.encode()):
             raise ValueError(f"not TLS 1.3 suites of this OpenSSL: {names}")
+        return 0
+
+    cdef int _create(self, const SSL_METHOD* method) except -1:
+        self.ctx = key_schedule_context(method)
+        if self.ctx is not NULL:
+            return 0
+        self.ctx = ssl.SSL_CTX_new(method)
+        if self.ctx is NULL:
+            raise MemoryError
+        ssl.SSL_CTX_set_keylog_callback(self.ctx, on_keylog)
         return 0
 
 

@@ -13,6 +13,7 @@ from fastderp.tls.record cimport record_layer_new, record_secret_size
 from fastderp.tls.context cimport (
     ClientContext, Context, ServerContext, Watch, first_reason, reason_text, sha256,
 )
+from fastderp.tls.key_schedule cimport TrafficSecrets, key_schedule_write_to
 from fastderp.tls.openssl cimport (
     BIO, BIO_CTRL_PENDING, NID_COMMON_NAME, OPENSSL_STACK, SSL, SSL_AD_INTERNAL_ERROR,
     SSL_AD_UNRECOGNIZED_NAME, SSL_CTRL_MODE, SSL_CTRL_SET_TLSEXT_HOSTNAME,
@@ -192,7 +193,9 @@ cdef class Handshake:
                 self._push_input()
                 with nogil:
                     crypto.ERR_clear_error()
+                    key_schedule_write_to(&self.watch.secrets)
                     result = ssl.SSL_do_handshake(self.connection)
+                    key_schedule_write_to(NULL)
                     error = ssl.SSL_get_error(self.connection, result)
                     code = crypto.ERR_get_error()
                     crypto.ERR_clear_error()
@@ -340,7 +343,7 @@ cdef class Handshake:
         return 0
 
     def records(self):
-        cdef const Watch* w = &self.watch
+        cdef const TrafficSecrets* secrets = &self.watch.secrets
         cdef bint server = self.context.is_server
         cdef uint16_t suite
         self._usable()
@@ -349,7 +352,7 @@ cdef class Handshake:
         suite = ssl.SSL_CIPHER_get_protocol_id(ssl.SSL_get_current_cipher(self.connection))
         size = record_secret_size(suite)
         if (
-            size == 0 or w.n_client != size or w.n_server != size
+            size == 0 or secrets.n_client != size or secrets.n_server != size
             or ssl.SSL_has_pending(self.connection)
         ):
             raise TlsError("protocol", "OpenSSL did not give the traffic secrets")
@@ -358,8 +361,8 @@ cdef class Handshake:
                 unread = bio_take(self.source) + self.input
                 self.input.clear()
             if server:
-                return record_layer_new(suite, False, w.client_secret, w.server_secret, unread)
-            return record_layer_new(suite, True, w.server_secret, w.client_secret, unread)
+                return record_layer_new(suite, False, secrets.client, secrets.server, unread)
+            return record_layer_new(suite, True, secrets.server, secrets.client, unread)
         finally:
             self._free()
 

@@ -15,7 +15,8 @@ cdef extern from *:
     typedef struct fastderp_evp_aead EVP_AEAD;
     typedef struct fastderp_evp_aead_ctx EVP_AEAD_CTX;
     typedef struct fastderp_evp_md EVP_MD;
-    typedef struct fastderp_hmac_ctx HMAC_CTX;
+    typedef struct fastderp_sha256_ctx SHA256_CTX;
+    typedef struct fastderp_sha512_ctx SHA512_CTX;
     typedef struct fastderp_evp_pkey EVP_PKEY;
     typedef struct fastderp_evp_pkey_ctx EVP_PKEY_CTX;
     typedef struct fastderp_x509 X509;
@@ -43,7 +44,8 @@ cdef extern from *:
     ctypedef struct EVP_AEAD
     ctypedef struct EVP_AEAD_CTX
     ctypedef struct EVP_MD
-    ctypedef struct HMAC_CTX
+    ctypedef struct SHA256_CTX
+    ctypedef struct SHA512_CTX
     ctypedef struct EVP_PKEY
     ctypedef struct EVP_PKEY_CTX
     ctypedef struct X509
@@ -128,6 +130,38 @@ cdef enum:
     GEN_IPADD = 7
 
 
+# Providers of OpenSSL 3 (crypto.h, core.h, core_dispatch.h, kdf.h).
+cdef enum:
+    OPENSSL_INIT_LOAD_CONFIG = 0x40
+    OSSL_OP_KDF = 4
+    OSSL_FUNC_PROVIDER_TEARDOWN = 1024
+    OSSL_FUNC_PROVIDER_QUERY_OPERATION = 1027
+    OSSL_FUNC_KDF_NEWCTX = 1
+    OSSL_FUNC_KDF_FREECTX = 3
+    OSSL_FUNC_KDF_DERIVE = 5
+    EVP_KDF_HKDF_MODE_EXTRACT_ONLY = 1
+    EVP_KDF_HKDF_MODE_EXPAND_ONLY = 2
+
+ctypedef void (*OSSLFunction)() noexcept nogil
+
+cdef struct OSSL_DISPATCH:
+    int function_id              # 0 ends a list
+    OSSLFunction function
+
+cdef struct OSSL_ALGORITHM:
+    const char* algorithm_names  # NULL ends a list
+    const char* property_definition
+    const OSSL_DISPATCH* implementation
+    const char* algorithm_description
+
+cdef struct OSSL_PARAM:
+    const char* key              # NULL ends a list
+    unsigned int data_type
+    void* data
+    size_t data_size
+    size_t return_size
+
+
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
 ctypedef int (*ServerNameCallback)(SSL*, int*, void*) noexcept nogil
 ctypedef int (*ClientHelloCallback)(SSL*, int*, void*) noexcept nogil
@@ -141,7 +175,7 @@ cdef struct Crypto:
     const char* (*OpenSSL_version)(int) noexcept nogil
     void (*OPENSSL_cleanse)(void*, size_t) noexcept nogil
 
-    # The fetch functions are NULL before OpenSSL 3.
+    # NULL before OpenSSL 3.
     EVP_CIPHER* (*EVP_CIPHER_fetch)(void*, const char*, const char*) noexcept nogil
     const EVP_CIPHER* (*EVP_aes_128_gcm)() noexcept nogil
     const EVP_CIPHER* (*EVP_aes_256_gcm)() noexcept nogil
@@ -171,16 +205,12 @@ cdef struct Crypto:
     ) noexcept nogil
 
     const EVP_MD* (*EVP_sha256)() noexcept nogil
-    const EVP_MD* (*EVP_sha384)() noexcept nogil
-    EVP_MD* (*EVP_MD_fetch)(void*, const char*, const char*) noexcept nogil
-    uint8_t* (*HMAC)(
-        const EVP_MD*, const void*, int, const uint8_t*, size_t, uint8_t*, unsigned int*
-    ) noexcept nogil
-    HMAC_CTX* (*HMAC_CTX_new)() noexcept nogil
-    void (*HMAC_CTX_free)(HMAC_CTX*) noexcept nogil
-    int (*HMAC_Init_ex)(HMAC_CTX*, const void*, int, const EVP_MD*, void*) noexcept nogil
-    int (*HMAC_Update)(HMAC_CTX*, const uint8_t*, size_t) noexcept nogil
-    int (*HMAC_Final)(HMAC_CTX*, uint8_t*, unsigned int*) noexcept nogil
+    int (*SHA256_Init)(SHA256_CTX*) noexcept nogil
+    int (*SHA256_Update)(SHA256_CTX*, const void*, size_t) noexcept nogil
+    int (*SHA256_Final)(uint8_t*, SHA256_CTX*) noexcept nogil
+    int (*SHA384_Init)(SHA512_CTX*) noexcept nogil
+    int (*SHA384_Update)(SHA512_CTX*, const void*, size_t) noexcept nogil
+    int (*SHA384_Final)(uint8_t*, SHA512_CTX*) noexcept nogil
 
     int (*EVP_Digest)(
         const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*
@@ -269,11 +299,19 @@ cdef struct Crypto:
     void (*X509_EXTENSION_free)(X509_EXTENSION*) noexcept nogil
     int (*X509_sign)(X509*, EVP_PKEY*, const EVP_MD*) noexcept nogil
 
+    # NULL before OpenSSL 3.
+    int (*OSSL_PROVIDER_add_builtin)(void*, const char*, OSSLFunction) noexcept nogil
+    void* (*OSSL_PROVIDER_try_load)(void*, const char*, int) noexcept nogil
+    int (*EVP_default_properties_is_fips_enabled)(void*) noexcept nogil
+    int (*OPENSSL_init_crypto)(uint64_t, void*) noexcept nogil
+
 
 cdef struct Ssl:
     const SSL_METHOD* (*TLS_server_method)() noexcept nogil
     const SSL_METHOD* (*TLS_client_method)() noexcept nogil
     SSL_CTX* (*SSL_CTX_new)(const SSL_METHOD*) noexcept nogil
+    # NULL before OpenSSL 3.
+    SSL_CTX* (*SSL_CTX_new_ex)(void*, const char*, const SSL_METHOD*) noexcept nogil
     void (*SSL_CTX_free)(SSL_CTX*) noexcept nogil
     long (*SSL_CTX_ctrl)(SSL_CTX*, int, long, void*) noexcept nogil
     long (*SSL_CTX_callback_ctrl)(SSL_CTX*, int, ServerNameCallback) noexcept nogil

@@ -77,14 +77,12 @@ cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     bind(library, b"EVP_AEAD_CTX_seal", &crypto.EVP_AEAD_CTX_seal)
     bind(library, b"EVP_AEAD_CTX_open", &crypto.EVP_AEAD_CTX_open)
     need(library, b"EVP_sha256", &crypto.EVP_sha256)
-    need(library, b"EVP_sha384", &crypto.EVP_sha384)
-    bind(library, b"EVP_MD_fetch", &crypto.EVP_MD_fetch)
-    need(library, b"HMAC", &crypto.HMAC)
-    need(library, b"HMAC_CTX_new", &crypto.HMAC_CTX_new)
-    need(library, b"HMAC_CTX_free", &crypto.HMAC_CTX_free)
-    need(library, b"HMAC_Init_ex", &crypto.HMAC_Init_ex)
-    need(library, b"HMAC_Update", &crypto.HMAC_Update)
-    need(library, b"HMAC_Final", &crypto.HMAC_Final)
+    need(library, b"SHA256_Init", &crypto.SHA256_Init)
+    need(library, b"SHA256_Update", &crypto.SHA256_Update)
+    need(library, b"SHA256_Final", &crypto.SHA256_Final)
+    need(library, b"SHA384_Init", &crypto.SHA384_Init)
+    need(library, b"SHA384_Update", &crypto.SHA384_Update)
+    need(library, b"SHA384_Final", &crypto.SHA384_Final)
     need(library, b"EVP_Digest", &crypto.EVP_Digest)
     need(library, b"EVP_PKEY_new_raw_private_key", &crypto.EVP_PKEY_new_raw_private_key)
     need(library, b"EVP_PKEY_new_raw_public_key", &crypto.EVP_PKEY_new_raw_public_key)
@@ -154,6 +152,13 @@ cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     need(library, b"X509_add_ext", &crypto.X509_add_ext)
     need(library, b"X509_EXTENSION_free", &crypto.X509_EXTENSION_free)
     need(library, b"X509_sign", &crypto.X509_sign)
+    bind(library, b"OPENSSL_init_crypto", &crypto.OPENSSL_init_crypto)
+    bind(library, b"OSSL_PROVIDER_add_builtin", &crypto.OSSL_PROVIDER_add_builtin)
+    bind(library, b"OSSL_PROVIDER_try_load", &crypto.OSSL_PROVIDER_try_load)
+    bind(
+        library, b"EVP_default_properties_is_fips_enabled",
+        &crypto.EVP_default_properties_is_fips_enabled
+    )
     return 0
 
 
@@ -161,6 +166,7 @@ cdef int bind_ssl(void* library, Ssl* ssl) except -1:
     need(library, b"TLS_server_method", &ssl.TLS_server_method)
     need(library, b"TLS_client_method", &ssl.TLS_client_method)
     need(library, b"SSL_CTX_new", &ssl.SSL_CTX_new)
+    bind(library, b"SSL_CTX_new_ex", &ssl.SSL_CTX_new_ex)
     need(library, b"SSL_CTX_free", &ssl.SSL_CTX_free)
     need(library, b"SSL_CTX_ctrl", &ssl.SSL_CTX_ctrl)
     need(library, b"SSL_CTX_callback_ctrl", &ssl.SSL_CTX_callback_ctrl)
