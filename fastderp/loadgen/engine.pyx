@@ -36,7 +36,7 @@ cdef class Engine:
 
     def __cinit__(self, connections, flows, *, sizes, uint64_t window=0, double rate=0.0,
                   uint32_t in_a_row=1, slow=(), size_t slow_bytes_per_s=0,
-                  bint joined_records=False, bint busy_wait=False, bint verify=False, int seed=0):
+                  bint joined_records=False, bint busy_wait=False, bint verify=False, seed=0):
         cdef Load* load = &self.load
         load.epoll = load.timer = -1
         if window and rate:

@@ -41,8 +41,10 @@ class Timing:
     settle_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warm_up_s < 0 or self.settle_s < 0 or not 0 < self.measure_s < float("inf"):
+        if not (0 <= self.warm_up_s < float("inf") and 0 < self.measure_s < float("inf")):
             raise ValueError(f"cannot warm up {self.warm_up_s} s and measure {self.measure_s} s")
+        if not 0 <= self.settle_s < float("inf"):
+            raise ValueError(f"cannot wait {self.settle_s} s for memory")
 
 
 @dataclass(slots=True)

@@ -14,6 +14,11 @@ from fastderp.wire.protocol import MAX_PACKET_SIZE
 MIN_SIZE: Final = 32
 """Bytes for a packet's number, time and checksum."""
 
+COUNT_MAX: Final = 1_000_000
+"""Limit for each count of a scenario: more clients than one machine has descriptors for."""
+FLOWS_MAX: Final = 10_000_000
+"""Limit for the flows of all clients, which the load lists."""
+
 Flow = tuple[int, int]
 """(source, target), two indexes of clients."""
 
@@ -72,20 +77,31 @@ class Scenario:
             raise ValueError(
                 f"{self.name}: n must be {least} or more, idle and storm must not be negative"
             )
-        if self.storm_rate < 0:
+        for name in ("at_once", "in_a_row"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{self.name}: {name} must be 1 or more, but is {getattr(self, name)}"
+                )
+        for name in ("n", "idle", "storm", "at_once", "in_a_row", "window", "slow_kib_per_s"):
+            if getattr(self, name) > COUNT_MAX:
+                raise ValueError(
+                    f"{self.name}: {name} must be at most {COUNT_MAX}, but is {getattr(self, name)}"
+                )
+        if self.shape is Shape.ALL_TO_ALL and self.n * (self.n - 1) > FLOWS_MAX:
+            raise ValueError(f"{self.name}: {self.n} clients have more than {FLOWS_MAX} flows")
+        for name in ("rate", "storm_rate"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{self.name}: {name} must be finite and not negative, but is "
+                    f"{getattr(self, name)}"
+                )
+        n_receivers = len(self.receivers()) if self.slow else 0
+        if self.slow_kib_per_s < 1 or not 0 <= self.slow <= n_receivers:
             raise ValueError(
-                f"{self.name}: storm_rate must not be negative, but is {self.storm_rate}"
-            )
-        if self.at_once < 1:
-            raise ValueError(f"{self.name}: at_once must be 1 or more, but is {self.at_once}")
-        if self.in_a_row < 1:
-            raise ValueError(f"{self.name}: in_a_row must be 1 or more, but is {self.in_a_row}")
-        if not 0 <= self.slow <= len(self.receivers()) or self.slow_kib_per_s < 1:
-            raise ValueError(
-                f"{self.name}: slow must be between 0 and {len(self.receivers())} receivers,"
+                f"{self.name}: slow must be between 0 and {n_receivers} receivers,"
                 " slow_kib_per_s 1 or more"
             )
-        if self.window < 0 or self.rate < 0 or (self.window and self.rate):
+        if self.window < 0 or (self.window and self.rate):
             raise ValueError(
                 f"{self.name}: window and rate must not be negative, and one of them must be 0"
             )
@@ -94,7 +110,7 @@ class Scenario:
                 raise ValueError(
                     f"a packet size must be {MIN_SIZE} to {MAX_PACKET_SIZE} bytes, but is {size}"
                 )
-            if weight <= 0:
+            if not 0 < weight < float("inf"):
                 raise ValueError(f"the weight of size {size} must be positive, not {weight}")
 
     @property
@@ -156,6 +172,8 @@ def read_scenario(path: Path) -> Scenario:
         raise ValueError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text in UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path}: too many nested arrays or tables") from None
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from None
 

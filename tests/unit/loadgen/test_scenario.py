@@ -103,6 +103,17 @@ def test_a_file_describes_a_scenario(tmp_path: Path) -> None:
         ("n = 0", "n must be 1 or more"),
         ("n =", "Invalid value"),
         ("in_a_row = 0", "in_a_row must be 1 or more"),
+        ("n = " + "[" * 5000, "too many nested arrays"),
+        ("n = 1000000000000", "n must be at most 1000000"),
+        ('shape = "all-to-all"\nn = 1000000', "1000000 clients have more than"),
+        ("window = 18446744073709551616", "window must be at most 1000000"),
+        ("in_a_row = 4294967296", "in_a_row must be at most 1000000"),
+        ("slow = 1\nslow_kib_per_s = 18446744073709551616", "slow_kib_per_s must be at most"),
+        ("at_once = 99999999", "at_once must be at most"),
+        ("rate = nan", "rate must be finite"),
+        ("storm_rate = inf", "storm_rate must be finite"),
+        ('sizes = "100:nan"', "the weight of size 100 must be positive"),
+        ('sizes = "100:inf"', "the weight of size 100 must be positive"),
     ],
 )
 def test_a_wrong_scenario_file_is_named_with_its_error(
