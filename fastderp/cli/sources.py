@@ -6,9 +6,8 @@ Errors are one line that names the place, the value and the accepted values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastderp.cli.flag_table import SECTIONS, flag_table
 from fastderp.cli.flags import Flag, parse
@@ -22,15 +21,14 @@ _NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_", "FASTDERP_
 DEFAULT = "default"
 
 
-@dataclass(slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The value of each flag by its name, and its origin.
 
     An origin is `default`, `-NAME`, `$VARIABLE` or `FILE [SECTION]`.
     """
 
     values: dict[str, Any]
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str]
 
     @property
     def given(self) -> set[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
@@ -44,8 +43,7 @@ REASONS: Final = (
 """Every `LoginError.reason`, so that counters can start at zero."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(NamedTuple):
     """The relay's description of itself, the first message on a connection. PROTOCOL §3.2.
 
     Args:
@@ -59,8 +57,7 @@ class ServerInfo:
     token_bucket_bytes_burst: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ClientInfo:
+class ClientInfo(NamedTuple):
     """A client's description of itself. PROTOCOL §3.1.
 
     Args:
@@ -75,7 +72,7 @@ class ClientInfo:
     version: int = PROTOCOL_VERSION
     can_ack_pings: bool = False
     is_prober: bool = False
-    mesh_key: MeshKey = field(default_factory=MeshKey)
+    mesh_key: MeshKey = MeshKey()
     app_name: str = ""
 
     def to_json(self) -> bytes:

@@ -5,11 +5,12 @@ Constant values; any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final, NamedTuple
 
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.util.net import address_bytes
+from fastderp.util.value import Value
 
 Network = IPv4Network | IPv6Network
 
@@ -17,8 +18,7 @@ Network = IPv4Network | IPv6Network
 MAX_CLASSES = 255
 
 
-@dataclass(frozen=True, slots=True)
-class AddressLimit:
+class AddressLimit(NamedTuple):
     """The limits of one client address: an IPv4 address or an IPv6 /64. PROTOCOL §9.9.
 
     Args:
@@ -40,8 +40,7 @@ class AddressLimit:
         return ", ".join(parts) or "no limit"
 
 
-@dataclass(frozen=True, slots=True)
-class ClientClass:
+class ClientClass(Value):
     """Separate limits for the clients that meet all set conditions. PROTOCOL §6.8.
 
     Args:
@@ -54,17 +53,28 @@ class ClientClass:
             because both are unknown when a connection arrives.
     """
 
-    name: str
-    keys: frozenset[bytes] = frozenset()
-    apps: frozenset[str] = frozenset()
-    networks: tuple[Network, ...] = ()
-    rate: RateLimit = RateLimit()
-    address: AddressLimit = AddressLimit()
-    # (prefix, mask) of each network, as numbers of 128 bits
-    _masks: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+    __match_args__: Final = ("name", "keys", "apps", "networks", "rate", "address")
+    __slots__ = (*__match_args__, "_masks")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_masks", tuple(map(_prefix_and_mask, self.networks)))
+    name: str
+    keys: frozenset[bytes]
+    apps: frozenset[str]
+    networks: tuple[Network, ...]
+    rate: RateLimit
+    address: AddressLimit
+    _masks: tuple[tuple[int, int], ...]  # (prefix, mask) of each network, numbers of 128 bits
+
+    def __init__(
+        self,
+        name: str,
+        keys: frozenset[bytes] = frozenset(),
+        apps: frozenset[str] = frozenset(),
+        networks: tuple[Network, ...] = (),
+        rate: RateLimit = RateLimit(),
+        address: AddressLimit = AddressLimit(),
+    ) -> None:
+        self._set(name=name, keys=keys, apps=apps, networks=networks, rate=rate, address=address)
+        self._set(_masks=tuple(map(_prefix_and_mask, networks)))
 
     @property
     def is_by_address(self) -> bool:
@@ -90,8 +100,7 @@ class ClientClass:
         return f"class {self.name}: {'; '.join(limits)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """All limits of clients. PROTOCOL §6.8, §9.9.
 
     The first class that a client is in applies to it.
@@ -102,16 +111,24 @@ class Limits:
         classes: up to 255.
     """
 
-    rate: RateLimit | None = None
-    address: AddressLimit = AddressLimit()
-    classes: tuple[ClientClass, ...] = ()
-    _by_address: tuple[ClientClass, ...] = field(init=False, repr=False, compare=False)
+    __match_args__: Final = ("rate", "address", "classes")
+    __slots__ = (*__match_args__, "_by_address")
 
-    def __post_init__(self) -> None:
-        if len(self.classes) > MAX_CLASSES:
-            raise ValueError(f"at most {MAX_CLASSES} classes, not {len(self.classes)}")
-        by_address = tuple(each for each in self.classes if each.is_by_address)
-        object.__setattr__(self, "_by_address", by_address)
+    rate: RateLimit | None
+    address: AddressLimit
+    classes: tuple[ClientClass, ...]
+    _by_address: tuple[ClientClass, ...]
+
+    def __init__(
+        self,
+        rate: RateLimit | None = None,
+        address: AddressLimit = AddressLimit(),
+        classes: tuple[ClientClass, ...] = (),
+    ) -> None:
+        if len(classes) > MAX_CLASSES:
+            raise ValueError(f"at most {MAX_CLASSES} classes, not {len(classes)}")
+        self._set(rate=rate, address=address, classes=classes)
+        self._set(_by_address=tuple(each for each in classes if each.is_by_address))
 
     @property
     def rates(self) -> list[RateLimit]:

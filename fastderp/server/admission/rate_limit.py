@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Final
 
+from fastderp.util.value import Value
 from fastderp.wire.protocol import KEY_SIZE, MAX_PACKET_SIZE
 
 # The cost of the largest frame: every burst must let it pass.
 MIN_BURST_BYTES = KEY_SIZE + MAX_PACKET_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(Value):
     """The rate at which each client may send. PROTOCOL §6.8.
 
     Args:
@@ -19,12 +19,15 @@ class RateLimit:
         burst_bytes: bytes at once after a pause, at least 65568 (the largest frame); 0: no limit.
     """
 
-    bytes_per_s: int = 0
-    burst_bytes: int = 0
+    __match_args__: Final = ("bytes_per_s", "burst_bytes")
+    __slots__ = __match_args__
 
-    def __post_init__(self) -> None:
-        burst_bytes = max(self.burst_bytes, MIN_BURST_BYTES) if self.bytes_per_s else 0
-        object.__setattr__(self, "burst_bytes", burst_bytes)
+    bytes_per_s: int
+    burst_bytes: int
+
+    def __init__(self, bytes_per_s: int = 0, burst_bytes: int = 0) -> None:
+        burst_bytes = max(burst_bytes, MIN_BURST_BYTES) if bytes_per_s else 0
+        self._set(bytes_per_s=bytes_per_s, burst_bytes=burst_bytes)
 
     def __str__(self) -> str:
         return (

@@ -9,7 +9,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -134,7 +133,6 @@ def source_address(request: Request) -> Address | None:
     return client_ip(request.remote[0])
 
 
-@dataclass(slots=True)
 class DebugPages:
     """The debug pages of one relay.
 
@@ -144,15 +142,27 @@ class DebugPages:
     refusal.
     """
 
-    values: Callable[[], Mapping[str, Value]]
-    check: Callable[[], Awaitable[list[str]]] | None = None
-    traffic: Callable[[], AsyncIterator[bytes]] | None = None
-    clients: Callable[[], ClientsPage] | None = None
-    access: DebugAccess = field(default_factory=DebugAccess)
-    hostname: str = ""
-    has_mesh_key: bool = False
-    dev: bool = False
-    process: Process = field(default_factory=Process)
+    def __init__(
+        self,
+        values: Callable[[], Mapping[str, Value]],
+        *,
+        check: Callable[[], Awaitable[list[str]]] | None = None,
+        traffic: Callable[[], AsyncIterator[bytes]] | None = None,
+        clients: Callable[[], ClientsPage] | None = None,
+        access: DebugAccess = DebugAccess(),
+        hostname: str = "",
+        has_mesh_key: bool = False,
+        dev: bool = False,
+    ) -> None:
+        self.values: Callable[[], Mapping[str, Value]] = values
+        self.check: Callable[[], Awaitable[list[str]]] | None = check
+        self.traffic: Callable[[], AsyncIterator[bytes]] | None = traffic
+        self.clients: Callable[[], ClientsPage] | None = clients
+        self.access: DebugAccess = access
+        self.hostname: str = hostname
+        self.has_mesh_key: bool = has_mesh_key
+        self.dev: bool = dev
+        self.process: Process = Process()
 
     def respond(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request for `/debug/` or below."""
@@ -211,7 +221,9 @@ class DebugPages:
         """Answer with the connected clients. PROTOCOL §22."""
         assert self.clients is not None
         response = self.clients().respond(request)
-        return replace(response, headers=_PAGE_HEADERS) if response.status == 200 else response
+        if response.status == 200:
+            response.headers = _PAGE_HEADERS
+        return response
 
     def index(self, prefix: str = "") -> Response:
         """Answer with the relay's properties and links, below `prefix`, to the other pages."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -77,7 +76,6 @@ class BadRequest(Exception):
         ).encode()
 
 
-@dataclass(slots=True)
 class Request:
     """One parsed request head.
 
@@ -96,19 +94,38 @@ class Request:
         secure: whether the request came over TLS.
     """
 
-    method: str
-    target: str
-    path: str
-    query: str
-    version: str
-    headers: list[tuple[str, str]]
-    keep_alive: bool = False
-    has_body: bool = False
-    remote: tuple[str, int] = ("", 0)
-    secure: bool = False
-    through_proxy: bool = False
-    is_hidden: bool = False
-    prefix: str = ""
+    __slots__ = (
+        "has_body", "headers", "is_hidden", "keep_alive", "method", "path", "prefix", "query",
+        "remote", "secure", "target", "through_proxy", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        path: str,
+        query: str,
+        version: str,
+        headers: list[tuple[str, str]],
+        *,
+        keep_alive: bool = False,
+        has_body: bool = False,
+        remote: tuple[str, int] = ("", 0),
+        secure: bool = False,
+    ) -> None:
+        self.method: str = method
+        self.target: str = target
+        self.path: str = path
+        self.query: str = query
+        self.version: str = version
+        self.headers: list[tuple[str, str]] = headers
+        self.keep_alive: bool = keep_alive
+        self.has_body: bool = has_body
+        self.remote: tuple[str, int] = remote
+        self.secure: bool = secure
+        self.through_proxy: bool = False
+        self.is_hidden: bool = False
+        self.prefix: str = ""
 
     def header(self, name: str) -> str:
         """Return the first value of the header `name` (lower case), "" if it is absent."""
@@ -256,19 +273,29 @@ def _split_target(target: bytes) -> tuple[str, str]:
     return path, (url.query or b"").decode("latin-1")
 
 
-@dataclass(slots=True)
 class Response:
     """An answer with a short body, or with an endless one in `pieces`.
 
     The connection ends after an endless body, and with `close`.
     """
 
-    status: int = 200
-    body: bytes = b""
-    content_type: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
-    pieces: AsyncIterator[bytes] | None = None
-    close: bool = False
+    __slots__ = ("body", "close", "content_type", "headers", "pieces", "status")
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        content_type: str = "",
+        headers: tuple[tuple[str, str], ...] = (),
+        pieces: AsyncIterator[bytes] | None = None,
+        close: bool = False,
+    ) -> None:
+        self.status: int = status
+        self.body: bytes = body
+        self.content_type: str = content_type
+        self.headers: tuple[tuple[str, str], ...] = headers
+        self.pieces: AsyncIterator[bytes] | None = pieces
+        self.close: bool = close
 
     def encode(self, request: Request, close: bool) -> bytes:
         """Return the bytes to send, without a body for HEAD.

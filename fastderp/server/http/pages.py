@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fastderp.server.http.message import (
     SECURITY_HEADERS,
@@ -53,7 +52,6 @@ _ABUSE = """
 <a href="https://tailscale.com/tailscale-aup">acceptable use</a>.</p>"""
 
 
-@dataclass(slots=True)
 class Site:
     """The operator's settings of the pages.
 
@@ -65,15 +63,21 @@ class Site:
         unready: why the relay must get no new clients; nothing while it is ready.
     """
 
-    hostname: str = ""
-    derp: bool = True
-    home: str = ""
-    debug_allowed: Callable[[Request], bool] = lambda request: False
-    unready: Callable[[], list[str]] = list
-
-    def __post_init__(self) -> None:
-        if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
-            raise ValueError(f'unknown --home value "{self.home}"')
+    def __init__(
+        self,
+        hostname: str = "",
+        derp: bool = True,
+        home: str = "",
+        debug_allowed: Callable[[Request], bool] = lambda request: False,
+        unready: Callable[[], list[str]] = list,
+    ) -> None:
+        if home not in ("", "blank") and not home.startswith(("http://", "https://")):
+            raise ValueError(f'unknown --home value "{home}"')
+        self.hostname: str = hostname
+        self.derp: bool = derp
+        self.home: str = home
+        self.debug_allowed: Callable[[Request], bool] = debug_allowed
+        self.unready: Callable[[], list[str]] = unready
 
 
 def upgrade_required(request: Request) -> Response:

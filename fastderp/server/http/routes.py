@@ -6,7 +6,6 @@ PROTOCOL §9.2, §9.5.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from fastderp.server.http import pages
@@ -20,21 +19,28 @@ A connection ends with an answer that it had to await.
 """
 
 
-@dataclass(slots=True)
 class Routes:
     """A table of handlers by path.
 
     Args:
         fallback: answers all other paths.
-        derp: whether `/derp` may be upgraded.
         exact: by whole path.
         prefixes: by the beginning of the path; the longest wins.
+        derp: whether `/derp` may be upgraded.
     """
 
-    fallback: Handler
-    derp: bool = False
-    exact: dict[str, Handler] = field(default_factory=dict)
-    prefixes: dict[str, Handler] = field(default_factory=dict)
+    def __init__(
+        self,
+        fallback: Handler,
+        exact: dict[str, Handler],
+        prefixes: dict[str, Handler],
+        *,
+        derp: bool = False,
+    ) -> None:
+        self.fallback: Handler = fallback
+        self.exact: dict[str, Handler] = exact
+        self.prefixes: dict[str, Handler] = prefixes
+        self.derp: bool = derp
 
     def respond(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request that is not an upgrade."""

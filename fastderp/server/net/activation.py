@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 
 from fastderp.errors import ListenError
 from fastderp.util.reasons import errno_text
@@ -19,13 +18,13 @@ FIRST = 3
 DERP, HTTP, STUN = "derp", "http", "stun"
 
 
-@dataclass(slots=True)
 class Inherited:
     """The inherited sockets: of the main port, of the plain port beside HTTPS, and of STUN."""
 
-    derp: list[socket.socket] = field(default_factory=list)
-    http: list[socket.socket] = field(default_factory=list)
-    stun: list[socket.socket] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.derp: list[socket.socket] = []
+        self.http: list[socket.socket] = []
+        self.stun: list[socket.socket] = []
 
     def __bool__(self) -> bool:
         return bool(self.derp or self.http or self.stun)

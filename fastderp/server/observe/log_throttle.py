@@ -9,7 +9,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 WINDOW_S = 10.0
 # Maximum of characters per line.
@@ -40,11 +39,13 @@ for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocke
     logging.getLogger(_name).addFilter(_keep_to_one_line)
 
 
-@dataclass(slots=True)
 class _Window:
-    since_s: float
-    n_logged: int = 0
-    n_held: int = 0
+    __slots__ = ("n_held", "n_logged", "since_s")
+
+    def __init__(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.n_logged = 1
+        self.n_held = 0
 
 
 class LogThrottle:
@@ -85,7 +86,7 @@ class LogThrottle:
         now_s = self._clock()
         window = self._windows.get(kind)
         if window is None or now_s - window.since_s >= self._window_s:
-            self._windows[kind] = _Window(now_s, n_logged=1)
+            self._windows[kind] = _Window(now_s)
             return (
                 f" (and {window.n_held} more like it since the last such line)"
                 if window and window.n_held

@@ -11,7 +11,7 @@ import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.keys import NodePublic
@@ -22,8 +22,7 @@ _RTT_BOUNDS_MS = (10, 20, 50, 100, 150, 250, 500)
 _RTT_LABELS = (*(f"{bound_ms}ms" for bound_ms in _RTT_BOUNDS_MS), "inf")
 
 
-@dataclass(frozen=True, slots=True)
-class BytesSentRecv:
+class BytesSentRecv(NamedTuple):
     """The bytes that one connection has moved since its start. PROTOCOL §6.10.
 
     Args:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -44,28 +43,31 @@ def stun_metrics(counters: dict[str, int]) -> dict[str, Value]:
     }
 
 
-@dataclass(slots=True)
 class StunServer:
     """Answers STUN on the sockets it is given, from `start` to `close`; made by `bind_stun`.
 
     With several threads, each has such sockets of its own, and the kernel shares the clients out.
     """
 
-    sockets: list[socket.socket]
-    gateway: IPv4Address | None = None  # its requests are counted
-    n_threads: int = 1
-    # The sockets of the other threads, to which the kernel gives their share of the clients.
-    _twins: list[socket.socket] = field(default_factory=list, init=False)
-    _responders: list[StunResponder] = field(default_factory=list, init=False)
-    _is_running: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        gateway = self.gateway.packed if self.gateway is not None else b""
-        own = self.sockets
-        for _ in range(self.n_threads):
-            self._responders.append(StunResponder([sock.fileno() for sock in own], gateway))
-            if len(self._responders) < self.n_threads:
-                own = [_twin(sock) for sock in self.sockets]
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        gateway: IPv4Address | None = None,
+        n_threads: int = 1,
+    ) -> None:
+        """Make the threads and their sockets. Requests from `gateway` are counted."""
+        self.sockets: list[socket.socket] = sockets
+        self.gateway: IPv4Address | None = gateway
+        # The sockets of the other threads, to which the kernel gives their share of the clients.
+        self._twins: list[socket.socket] = []
+        self._responders: list[StunResponder] = []
+        self._is_running = False
+        packed = gateway.packed if gateway is not None else b""
+        own = sockets
+        for _ in range(n_threads):
+            self._responders.append(StunResponder([sock.fileno() for sock in own], packed))
+            if len(self._responders) < n_threads:
+                own = [_twin(sock) for sock in sockets]
                 self._twins += own
 
     @property
