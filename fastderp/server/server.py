@@ -18,7 +18,6 @@ from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
 from fastderp.errors import ConnectionClosed
 from fastderp.server.accept.drain import drain
 from fastderp.server.accept.duplicate_keys import Duplicates
-from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listener_metrics
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.accept.waves import announce_restart
@@ -30,7 +29,6 @@ from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.certificates.metacert import meta_cert
 from fastderp.server.http.pages import DRAINING, Site
 from fastderp.server.http.routes import Routes, relay_routes
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.server.mesh.region import Region, mesh_peers
 from fastderp.server.net.listen import listen_sockets
@@ -50,7 +48,9 @@ from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 
 if TYPE_CHECKING:
+    from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
     from fastderp.server.http.clients import ClientsPage
+    from fastderp.server.http.tunnel import Tunnels
     from fastderp.server.mesh.dial import JoinSocket
     from fastderp.server.mesh.links import MeshPeer
 
@@ -149,7 +149,7 @@ class Server:
             disallowed_app_names,
             login_memory_bytes,
         )
-        self._embedded = EmbeddedSessions(self._registrar)
+        self._embedded: EmbeddedSessions | None = None
         self._round_trips = (
             traffic.RoundTrips(plane, self._registrar.bridged_round_trips_us) if rtt_stats else None
         )
@@ -321,7 +321,8 @@ class Server:
             self._loop.remove_reader(self._plane.fileno())
             async with asyncio.TaskGroup() as closing:
                 closing.create_task(self._registrar.bridges.close())
-                closing.create_task(self._embedded.close())
+                if self._embedded is not None:
+                    closing.create_task(self._embedded.close())
             self._registrar.close()
         self._connection_log.close()
 
@@ -354,6 +355,10 @@ class Server:
         except ConnectionClosed:
             writer.close()
             raise
+        if self._embedded is None:
+            from fastderp.server.accept.embedded import EmbeddedSessions
+
+            self._embedded = EmbeddedSessions(self._registrar)
         await self._embedded.serve(reader, writer, remote, self._login_timeout_s)
 
     # The region

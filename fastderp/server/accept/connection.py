@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastderp.server.accept.bridge import Bridge
 from fastderp.server.accept.connection_state import LEGAL_MOVES, State
@@ -36,11 +37,10 @@ from fastderp.server.accept.login_memory import (
 )
 from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.accept.page import send_page
-from fastderp.server.accept.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from fastderp.server.accept.tls_handshake import ServerHandshake
 from fastderp.server.admission.address_limits import AddressLimitError, AddressPlace
 from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL
-from fastderp.server.http.client_address import Origin
+from fastderp.server.http.client_address import Origin, ProxyHeaderError
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT, TOO_MANY_REQUESTS
 from fastderp.server.http.upgrade import Upgrade
 from fastderp.server.net.stream import Stream
@@ -51,6 +51,9 @@ from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import RecordLayer
 from fastderp.util.shortage import shortage_of
+
+if TYPE_CHECKING:
+    from fastderp.server.accept.proxy_header import ProxyHeaderReader
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -126,6 +129,8 @@ class Connection:
         self._deadlines.start(self, context.login_budget_s)
         if context.proxies.proxy_protocol:
             self.state = State.PROXY_HEADER
+            from fastderp.server.accept.proxy_header import ProxyHeaderReader
+
             self._proxy_header = ProxyHeaderReader(self._origin, context.proxies.trusted)
         elif context.tls is None:
             self._start_http()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastderp.server.accept.registrar import Registrar
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
+
+if TYPE_CHECKING:
+    from fastderp.server.http.tunnel import Tunnels
 
 
 class AcceptContext(NamedTuple):

@@ -19,12 +19,12 @@ from fastderp.server.http.message import (
     text_error,
 )
 from fastderp.server.http.pages import DRAINING
-from fastderp.server.http.tunnel import Target
 from fastderp.server.http.upgrade import Upgrade, derp_upgrade, wants_websocket
 from fastderp.server.observe.supervisor import supervisor
 
 if TYPE_CHECKING:
     from fastderp.server.accept.websocket import Opening
+    from fastderp.server.http.tunnel import Target
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -188,6 +188,8 @@ class HttpSession:
         if self._tls_version:
             self._context.registrar.connection_log.note_request(self._tls_version)
         if request.method == "CONNECT" and self._context.tunnels is not None:
+            from fastderp.server.http.tunnel import Target
+
             target = Target.parse(request.target)
             if target is None:
                 return self._reply(request, text_error(403, "Invalid CONNECT target"))

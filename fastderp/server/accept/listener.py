@@ -13,6 +13,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastderp.server.accept.connection import Connection
 from fastderp.server.accept.context import AcceptContext
@@ -20,7 +21,6 @@ from fastderp.server.accept.registrar import Registrar
 from fastderp.server.admission.address_limits import AddressLimitError
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.http.upgrade import KnownUpgrades
 from fastderp.server.net.listen import BACKLOG, steer_to_successor
 from fastderp.server.net.stream import accept
@@ -31,6 +31,9 @@ from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
 from fastderp.util.shortage import SHORTAGES, first_reserved_descriptor, reserve_is_touched
 from fastderp.util.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from fastderp.server.http.tunnel import Tunnels
 
 # Maximum of connections accepted per iteration of the loop.
 ACCEPTS_PER_TURN = 16

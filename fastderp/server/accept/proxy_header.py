@@ -5,17 +5,9 @@ Sans I/O. Loop thread only.
 
 from __future__ import annotations
 
-from fastderp.server.http.client_address import Origin, TrustedProxies
+from fastderp.server.http.client_address import Origin, ProxyHeaderError, TrustedProxies
 from fastderp.wire import proxy_protocol
 from fastderp.wire.proxy_protocol import Fault, Header, Status
-
-
-class ProxyHeaderError(Exception):
-    """The PROXY header is malformed, forbidden or missing; `reason` is the counter's label."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 class ProxyHeaderReader:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fastderp.server.accept.listener import Listener
-from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
 from fastderp.server.certificates.acme.settings import (
     HTTP_PREFIX,
     VENDOR_HOSTNAME,
@@ -137,6 +136,8 @@ class CaCertificates(Component):
 
         Raises ImportError for a missing library, ConfigError for -acme-ca-file and -acme-dns-hook.
         """
+        from fastderp.server.certificates.acme.requirements import check_ca_file, check_installed
+
         check_installed()
         if self._settings.ca_file is not None:
             check_ca_file(self._settings.ca_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import fastderp
 from fastderp.errors import ListenError
@@ -16,7 +17,6 @@ from fastderp.server.components.services import Bootstrap, CaptiveTunnels, Stun,
 from fastderp.server.http.debug import DebugPages
 from fastderp.server.http.pages import Site
 from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.net.activation import Inherited
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
@@ -24,6 +24,9 @@ from fastderp.server.settings import ListenSettings, ObserveSettings, PageSettin
 from fastderp.tls import library
 from fastderp.tls.context import ServerContext
 from fastderp.util.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from fastderp.server.http.tunnel import Tunnels
 
 
 class Listeners(Component):

@@ -7,13 +7,12 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastderp.errors import ListenError, UsageError
 from fastderp.server.admission.limits import Limits
 from fastderp.server.components.component import Component, is_there, readable_by_all
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
-from fastderp.server.http.tunnel import Tunnels
 from fastderp.server.observe.metrics import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
@@ -21,6 +20,9 @@ from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics, stu
 from fastderp.server.stun.watch import StunWatch
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
+
+if TYPE_CHECKING:
+    from fastderp.server.http.tunnel import Tunnels
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -223,6 +225,8 @@ class CaptiveTunnels(Component):
     name = "tunnels"
 
     def __init__(self) -> None:
+        from fastderp.server.http.tunnel import Tunnels
+
         self.tunnels: Tunnels = Tunnels()
 
     async def close(self) -> None:

@@ -23,6 +23,14 @@ _PARAMETER = re.compile(r'([^=;"\s]+)\s*=\s*("[^"]*"|[^;"]*)')
 _PORT = re.compile("[0-9]{1,5}")
 
 
+class ProxyHeaderError(Exception):
+    """The PROXY header is malformed, forbidden or missing; `reason` is the counter's label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class TrustedProxies(NamedTuple):
     """The proxies whose headers about their clients count.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from urllib.parse import unquote
 
 import httptools
@@ -19,6 +18,23 @@ from fastderp.util.text import html_text
 # Limit of the head in bytes, for the memory per connection. A real request has under 400.
 HEAD_LIMIT_BYTES = 24 * 1024
 HEADERS_LIMIT = 100
+
+# The statuses that a relay answers with, and their phrases; `http` has all, and takes 64 KiB.
+PHRASES = {
+    200: "OK",
+    204: "No Content",
+    302: "Found",
+    307: "Temporary Redirect",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+}
 
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
@@ -67,7 +83,7 @@ class BadRequest(Exception):
 
     def response(self) -> bytes:
         """Return the whole answer, ready to send."""
-        line = f"{self.status} {HTTPStatus(self.status).phrase}"
+        line = f"{self.status} {PHRASES[self.status]}"
         return (
             f"HTTP/1.1 {line}\r\n"
             "Content-Type: text/plain; charset=utf-8\r\n"
@@ -302,7 +318,7 @@ class Response:
 
         `close` is whether the connection ends after them.
         """
-        lines = [f"HTTP/{request.version} {self.status} {HTTPStatus(self.status).phrase}"]
+        lines = [f"HTTP/{request.version} {self.status} {PHRASES[self.status]}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         if self.content_type:
             lines.append(f"Content-Type: {self.content_type}")
@@ -350,5 +366,5 @@ def redirect(request: Request, status: int, location: str) -> Response:
     where = (("Location", location),)
     if request.method not in ("GET", "HEAD"):
         return Response(status, headers=where)
-    body = f'<a href="{html_text(location)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
+    body = f'<a href="{html_text(location)}">{PHRASES[status]}</a>.\n\n'.encode()
     return Response(status, body, "text/html; charset=utf-8", where)

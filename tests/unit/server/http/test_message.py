@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import pytest
 
-from fastderp.server.http.message import BadRequest, HeadParser
+from fastderp.server.http.message import PHRASES, BadRequest, HeadParser
 from fastderp.server.http.upgrade import derp_upgrade
 from tests.kit.http_heads import HOST, fields, get, parse
 
@@ -160,3 +162,7 @@ def test_targets_are_read_in_every_form(target: bytes, path: str, query: str) ->
 def test_keep_alive_follows_the_clients_request(version: str, connection: str, alive: bool) -> None:
     headers = [f"Connection: {connection}"] if connection else []
     assert get("/", *headers, version=version).keep_alive is alive
+
+
+def test_every_status_has_the_phrase_of_the_standard() -> None:
+    assert {status: HTTPStatus(status).phrase for status in PHRASES} == PHRASES
