@@ -36,8 +36,6 @@ class Signals:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        # the C function `signal`
-        self._c_signal: Callable[[int, None], object] | None = None
         self._end: Callable[[int], None] | None = None
         self._reload: Callable[[], None] | None = None
         self._drain_s = 0.0
@@ -47,9 +45,15 @@ class Signals:
 
     def settle(self) -> None:
         """Install the handler."""
-        # SIGHUP first: a parent process may wait for the SIGTERM handler, then send either signal.
-        for number in (signal.SIGHUP, *ENDING):
+        # SIGHUP first: a parent process may wait for a SIGTERM handler, then send either signal.
+        signal.signal(signal.SIGHUP, self._handle)
+        # A signal that arrives meanwhile waits for our handler.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+            faulthandler.register(number, file=2)  # stores the default, for _restore_default
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def attach(
         self, end: Callable[[int], None], reload: Callable[[], None], drain_s: float
@@ -60,10 +64,7 @@ class Signals:
         SIGHUP that came earlier counts.
         """
         import asyncio
-        import ctypes
 
-        # The handler imports nothing: a signal during an import would find half a module.
-        self._c_signal = ctypes.CDLL(None).signal
         self._loop = asyncio.get_running_loop()
         self._end, self._reload, self._drain_s = end, reload, drain_s
         if self._hung_up:
@@ -96,7 +97,7 @@ class Signals:
             if self._loop is not None and self._reload is not None and not ending:
                 self._loop.call_soon_threadsafe(self._reload)
         elif self._closing:  # it came before the default was restored
-            self._restore_default(number)
+            _restore_default(number)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:
             os._exit(0)
@@ -114,19 +115,20 @@ class Signals:
         hangs.
         """
         for number in ENDING:
-            self._restore_default(number)
+            _restore_default(number)
         self._limit(LIMIT_S)
-
-    def _restore_default(self, number: int) -> None:
-        """Have the kernel end the process at this signal; Python's handler stays for a pending
-        one.
-        """
-        if self._c_signal is not None:
-            self._c_signal(number, None)
 
     def _limit(self, seconds: float) -> None:
         """Have the process print the stack of every thread and end with 1 after this time."""
         faulthandler.dump_traceback_later(seconds, exit=True, file=_unblocked_stderr())
+
+
+def _restore_default(number: int) -> None:
+    """Have the kernel end the process at this signal; Python's handler stays for a pending one.
+
+    `signal.signal` would remove the handler, and `ctypes` takes 0.3 MiB.
+    """
+    faulthandler.unregister(number)
 
 
 def _unblocked_stderr() -> int:
