@@ -142,6 +142,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fastderp_handshakes_waiting", "gauge", "connections that wait for memory for their TLS handshake"),
     Metric("fastderp_login_memory_bytes", "gauge", "memory of connections before their login, bytes"),
     Metric("fastderp_loop_lag_seconds", "histogram", "delay of callbacks on the control plane's event loop, seconds"),
+    Metric("fastderp_stun_dropped_total", "counter", "datagrams on the STUN port that the kernel dropped because its receive buffer was full"),
     Metric("fastderp_stun_unanswered_total", "counter", "datagrams on the STUN port while it was silent"),
     Metric("fastderp_thread_shortages_total", "counter", "threads for TLS handshakes that the system did not start"),
     Metric("fastderp_mesh_connects_total", "counter", "logins of mesh links", ("host",)),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -22,7 +23,8 @@ from fastderp.server.stun.responder import StunResponder
 
 log: logging.Logger = logging.getLogger("fastderp.stun")
 
-# Receive buffer for a burst of requests. The kernel limits it, and half of it is overhead.
+# Receive buffer for a burst of some 2,500 requests; net.core.rmem_max limits it. The kernel doubles
+# it, and counts a request with its own structures.
 RECEIVE_BYTES = 1 << 20
 # A thread fills one core with some 200,000 answers per second, beside a data plane that needs most
 # cores.
@@ -30,6 +32,10 @@ CORES_PER_THREAD = 4
 THREADS_MAX = 8
 # Linux's number; Python's socket module has it from 3.14 on.
 IP_PKTINFO = 8
+# The kernel's memory counters of a socket (linux/sock_diag.h), which Python has no names for.
+SO_MEMINFO = 55
+MEMINFO = struct.Struct("9I")
+MEMINFO_DROPS = 8
 
 
 def stun_metrics(counters: dict[str, int]) -> dict[str, Value]:
@@ -40,6 +46,7 @@ def stun_metrics(counters: dict[str, int]) -> dict[str, Value]:
         "stun_addrfamily": {name: counters.get(name, 0) for name in ("ipv4", "ipv6")},
         "stun_no_local_addr": counters.get("no_local_addr", 0),
         "fastderp_stun_unanswered_total": counters.get("unanswered", 0),
+        "fastderp_stun_dropped_total": counters.get("dropped", 0),
     }
 
 
@@ -62,6 +69,7 @@ class StunServer:
         self._twins: list[socket.socket] = []
         self._responders: list[StunResponder] = []
         self._is_running = False
+        self._n_dropped = 0  # by the sockets that are closed
         packed = gateway.packed if gateway is not None else b""
         own = sockets
         for _ in range(n_threads):
@@ -110,6 +118,7 @@ class StunServer:
         for responder in self._responders:
             responder.stop()
         for sock in (*self.sockets, *self._twins):
+            self._n_dropped += _n_dropped(sock)
             sock.close()
         self.sockets.clear()
         self._twins.clear()
@@ -121,7 +130,9 @@ class StunServer:
     def _counters(self) -> dict[str, int]:
         """Return the sums over the threads."""
         each = [responder.counters() for responder in self._responders]
-        return {name: sum(counters[name] for counters in each) for name in each[0]}
+        sums = {name: sum(counters[name] for counters in each) for name in each[0]}
+        sums["dropped"] = self._n_dropped + sum(map(_n_dropped, (*self.sockets, *self._twins)))
+        return sums
 
 
 def bind_stun(host: str, port: int, *, reuse_port: bool = False, n_threads: int = 0) -> StunServer:
@@ -167,6 +178,15 @@ def _twin(sock: socket.socket) -> socket.socket:
         twin.close()
         raise
     return twin
+
+
+def _n_dropped(sock: socket.socket) -> int:
+    """Return how many datagrams the kernel has dropped for want of room in the buffer."""
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size)
+        return int(MEMINFO.unpack(found)[MEMINFO_DROPS])
+    except (OSError, struct.error):  # a kernel without the option
+        return 0
 
 
 def _log_read_error(responder: StunResponder) -> None:

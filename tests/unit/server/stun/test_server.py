@@ -1,6 +1,7 @@
 """STUN: the answers byte for byte, ignored datagrams, and the sockets."""
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -218,7 +219,32 @@ async def test_an_ipv4_client_of_a_dual_server_is_answered_with_family_1(
         "stun_addrfamily": {"ipv4": 1, "ipv6": 0},
         "stun_no_local_addr": 0,
         "fastderp_stun_unanswered_total": 0,
+        "fastderp_stun_dropped_total": 0,
     }
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_requests_that_find_the_receive_buffer_full_are_counted(n_threads: int) -> None:
+    server = stun.bind_stun("127.0.0.1", 0, n_threads=n_threads)
+    n_sent = 4 * (stun.RECEIVE_BYTES >> 8)
+    for _ in range(n_sent // 64):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(64):
+                client.sendto(REQUEST, server.addresses[0])
+    n_dropped = server.metrics()["fastderp_stun_dropped_total"]
+    n_kept = sum(map(n_readable, (*server.sockets, *server._twins)))
+    server.close()
+    assert n_kept > 0
+    assert n_dropped == n_sent - n_kept > 0
+    assert server.metrics()["fastderp_stun_dropped_total"] == n_dropped
+
+
+def n_readable(sock: socket.socket) -> int:
+    n = 0
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(2048, socket.MSG_DONTWAIT):
+            n += 1
+    return n
 
 
 async def test_an_ipv6_client_is_answered_on_the_same_port(server: stun.StunServer) -> None:
