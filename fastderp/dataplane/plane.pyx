@@ -8,6 +8,7 @@ from collections import Counter
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid, pid_t
 
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
@@ -113,6 +114,8 @@ cdef class Plane:
     watch_drops: keys; a DropEvent reports each dropped packet for them, up to 16 per thread and
         second.
 
+    After a fork, closing or freeing the plane in the child, which shares its sockets, does nothing.
+
     Raises PlaneError when memory or descriptors are out, ValueError for arguments out of range.
     """
 
@@ -125,6 +128,7 @@ cdef class Plane:
     cdef int next_worker           # guarded by control_lock
     cdef int next_notifier         # the worker that sends the next PeerGone
     cdef bint closed
+    cdef pid_t owner                      # the process that made the plane
 
     def __cinit__(self, *, int workers=0, double write_timeout_s=2.0,
                   double mesh_write_timeout_s=30.0, double home_settled_s=5.0,
@@ -137,6 +141,7 @@ cdef class Plane:
         cdef int i
         cdef int n = workers or len(os.sched_getaffinity(0))
         self.core.events.fd = -1
+        self.owner = getpid()
         if not 1 <= n <= 256:
             raise ValueError(f"workers must be between 1 and 256, not {n}")
         for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s),
@@ -188,6 +193,8 @@ cdef class Plane:
     def __dealloc__(self):
         cdef int i
         self.close()
+        if self.owner != getpid():
+            return               # a thread of the owner may have held any lock during the fork
         for i in range(self.core.n_workers):
             if self.workers is not NULL and self.workers[i] is not NULL:
                 worker_free(self.workers[i])
@@ -240,6 +247,8 @@ cdef class Plane:
         if self.closed:
             return
         self.closed = True
+        if self.owner != getpid():
+            return
         with nogil:
             while self.n_running:
                 self.n_running -= 1
@@ -318,8 +327,8 @@ cdef class Plane:
                     "promote: key, addr, first, unread, port or app_name has a wrong size")
             os.set_blocking(fd, False)
             socket_tune(fd)
-            if self.closed:
-                raise PlaneError("the data plane is closed")
+            if self.closed or self.owner != getpid():
+                raise PlaneError("the data plane is closed, or belongs to a parent process")
             if records is not None:
                 records.take(&keys)
             memcpy(peer.key, <const uint8_t*>key, KEY_SIZE)

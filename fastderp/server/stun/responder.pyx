@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.uio cimport iovec
+from posix.unistd cimport getpid, pid_t
 
 from fastderp.dataplane.sys cimport (
     EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL,
@@ -316,6 +317,7 @@ cdef class StunResponder:
     cdef Responder* inner
     cdef pthread_t thread
     cdef bint is_running
+    cdef pid_t owner                  # the process that has the thread
 
     def __cinit__(self, descriptors, bytes gateway=b""):
         if len(descriptors) > SOCKETS_MAX:
@@ -363,10 +365,15 @@ cdef class StunResponder:
         if error:
             raise OSError(error, os.strerror(error))
         self.is_running = True
+        self.owner = getpid()
 
     def stop(self):
-        """Stop the thread and wait for it; a no-op when it does not run."""
+        """Stop the thread and wait for it; a no-op when it does not run, or after a fork."""
         if not self.is_running:
+            return
+        if self.owner != getpid():
+            # A child shares `wake`, and would keep the thread of the owner awake.
+            self.is_running = False
             return
         atomic_store_u8(&self.inner.is_stopping, 1)
         eventfd_wake(self.inner.wake)

@@ -6,6 +6,8 @@ import contextlib
 import os
 import select
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -239,3 +241,35 @@ def test_a_closed_plane_refuses_calls_and_returns_the_remaining_events() -> None
         PlanePeer(plane)
     with pytest.raises(PlaneError, match="closed"):
         plane.start()
+
+
+# A child process: the interpreter frees its copy of the plane at the end.
+FORKED = """
+import os, socket, sys
+from fastderp.dataplane.plane import Plane, PlaneError
+
+plane = Plane(workers=2)
+plane.start()
+ours, theirs = socket.socketpair()
+plane.promote(theirs.detach(), b"k" * 32)
+if not (child := os.fork()):
+    try:
+        plane.promote(os.dup(0), b"c" * 32)
+    except PlaneError:
+        if "close" in sys.argv:
+            plane.close()
+        sys.exit()
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+ours.settimeout(10)
+ours.send(bytes.fromhex("1200000008") + b"stillon?")
+assert ours.recv(100)[5:] == b"stillon?"
+"""
+
+
+@pytest.mark.parametrize("how", ["free", "close"])
+def test_a_forked_child_that_ends_leaves_the_sessions_of_its_parent_alone(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, how], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")

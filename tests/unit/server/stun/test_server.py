@@ -5,6 +5,8 @@ import contextlib
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from random import Random
@@ -380,3 +382,30 @@ async def test_a_read_error_is_counted_logged_and_delays_only_the_next_read(
         server.close()
     assert "Transport endpoint is not connected; next attempt in 1 s" in caplog.text
     assert requests(server)["read_error"] == 1
+
+
+# A child process: the interpreter frees its copy of the responder at the end.
+FORKED = """
+import os, socket, sys, time
+from fastderp.server.stun.responder import StunResponder
+
+with socket.socket(type=socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 0))
+    responder = StunResponder([sock.fileno()])
+    responder.start()
+    if not (child := os.fork()):
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
+    before_s = time.process_time()
+    time.sleep(0.2)
+    print(time.process_time() - before_s)
+    responder.stop()
+"""
+
+
+def test_a_forked_child_that_ends_does_not_keep_the_thread_of_its_parent_busy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout) < 0.02
