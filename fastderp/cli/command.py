@@ -13,12 +13,14 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import fastderp
 from fastderp.cli.flag_table import flag_table
 from fastderp.cli.output import show
 from fastderp.cli.signals import SIGNALS
-from fastderp.cli.sources import read_settings
+from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -80,18 +82,32 @@ def _run(arguments: Sequence[str]) -> int:
     _raise_descriptor_limit()
     import uvloop
 
-    from fastderp.server.app import serve
+    from fastderp.server.app import Configuration, serve
     from fastderp.server.observe.log_queue import LogQueue
 
     lines = LogQueue()
+    configuration = None
+    if values["config"]:
+        changed = partial(_changed_settings, arguments, sources)
+        configuration = Configuration(Path(values["config"]), changed)
     log.addHandler(lines)
     log.setLevel(logging.INFO)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, SIGNALS, lines))
+            runner.run(serve(settings, SIGNALS, lines, configuration))
     finally:
         lines.close()
     return EX_OK
+
+
+def _changed_settings(arguments: Sequence[str], in_force: Settings) -> list[str]:
+    """Read the settings again; return the names of those that differ. Raises DerpError."""
+    from fastderp.cli.config import relay_settings
+
+    found = read_settings(arguments, os.environ)
+    is_root = os.geteuid() == 0
+    relay_settings(found.values, found.given, environment=os.environ, is_root=is_root)
+    return sorted(name for name, value in found.values.items() if value != in_force.values[name])
 
 
 def _print_version() -> None:

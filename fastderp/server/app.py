@@ -12,8 +12,9 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from fastderp.server.components.admission import AdmissionControl
 from fastderp.server.components.certificates import CaCertificates, ManualCertificates
@@ -56,6 +57,23 @@ REPORT_S = 1.0
 CLOSE_S = 20.0
 
 
+class Configuration(NamedTuple):
+    """The file of the settings, which are read at the start only.
+
+    changed: reads it again and returns the names of the settings that differ from those in force;
+        another thread calls it. Raises DerpError for a file that a start would refuse.
+    """
+
+    path: Path
+    changed: Callable[[], list[str]]
+
+    async def compare(self) -> str:
+        """Return the settings that wait for a restart, for the log."""
+        if names := await asyncio.to_thread(self.changed):
+            return f"{self.path}: {', '.join(names)} changed; restart the relay to apply"
+        return f"{self.path}: no setting differs from those in force"
+
+
 class RelayApp:
     """A relay with all its components, made of its settings.
 
@@ -67,8 +85,10 @@ class RelayApp:
         settings: RelaySettings,
         lines: LogQueue | None = None,
         inherited: Inherited | None = None,
+        configuration: Configuration | None = None,
     ) -> None:
         inherited = inherited or Inherited()
+        self._configuration = configuration
         self._settings = settings
         self._lines = lines
         self.server: Server | None = None
@@ -124,7 +144,12 @@ class RelayApp:
         if self._settings.observe.debug_logs:
             log.setLevel(logging.DEBUG)
         # Before the components read their files: a change meanwhile counts.
-        followed = {one.name: one.files for one in self.components if one.reloadable and one.files}
+        followed: dict[str, Sequence[Path]] = {
+            one.name: one.files for one in self.components if one.reloadable and one.files
+        }
+        if self._configuration is not None:
+            followed["configuration"] = (self._configuration.path,)
+            self._reloads.add("configuration", self._configuration.compare)
         self._watched = WatchedFiles(followed, self._reloads.run_one)
         for component in self._below:
             self._stack.push_async_callback(component.close)
@@ -242,7 +267,12 @@ class Signals(Protocol):
         """Stop calling either."""
 
 
-async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> None:
+async def serve(
+    settings: RelaySettings,
+    signals: Signals,
+    lines: LogQueue,
+    configuration: Configuration | None = None,
+) -> None:
     """Start the relay, log "ready", and run until SIGTERM or SIGINT.
 
     SIGTERM sends the clients away before the end (PROTOCOL §6.11).
@@ -253,7 +283,7 @@ async def serve(settings: RelaySettings, signals: Signals, lines: LogQueue) -> N
     loop.set_exception_handler(supervisor.note_loop_error)
     stopping, ending = loop.create_future(), loop.create_future()
     inherited = inherited_sockets(os.environ, settings.listen.http_port)
-    app = RelayApp(settings, lines, inherited)
+    app = RelayApp(settings, lines, inherited, configuration)
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
     drain_s = settings.limits.drain_s
     is_started = reload_wanted = False
