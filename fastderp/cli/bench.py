@@ -31,6 +31,7 @@ from fastderp.loadgen.run import Timing, run
 from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
+from fastderp.util.text import one_line
 
 NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
@@ -406,5 +407,5 @@ def _verdict(result: Result) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"{NAME}: {text}", file=sys.stderr)
+    print(f"{NAME}: {one_line(text)}", file=sys.stderr)
     return code

@@ -22,6 +22,7 @@ from fastderp.cli.output import show
 from fastderp.cli.signals import SIGNALS
 from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
+from fastderp.util.text import one_line
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -55,7 +56,7 @@ def _open_standard_streams() -> None:
 
 
 def _refuse(error: Exception, exit_code: int) -> int:
-    print(f"fastderp-relay: {error}", file=sys.stderr)
+    print(f"fastderp-relay: {one_line(str(error))}", file=sys.stderr)
     return exit_code
 
 

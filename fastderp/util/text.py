@@ -13,6 +13,13 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return a whole text as one line; characters that cannot be printed are escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def html_text(text: str) -> str:
     """Escape a text for HTML, as `html.escape` does; importing that takes 0.4 MiB."""
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "#x27")):

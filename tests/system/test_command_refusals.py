@@ -53,6 +53,28 @@ def test_wrong_flags_are_one_line_and_exit_code_2(flags: tuple[str, ...], messag
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        ("-dev", "-allow-keys"),
+        ("-dev", "-deny-keys"),
+        ("-dev", "-rate-config"),
+        ("-dev", "-config"),
+        ("-a", ":0", "-c"),
+        ("-a", ":0", "-c", "k", "-mesh-psk-file"),
+        ("-a", ":0", "-c", "k", "-certmode=manual", "-hostname=127.0.0.1", "-certdir"),
+    ],
+    ids=lambda flags: flags[-1],
+)
+def test_a_path_with_control_characters_is_escaped_in_the_line_of_an_error(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    flags = tuple(str(tmp_path / "k") if flag == "k" else flag for flag in flags)
+    code, text = refused(*QUIET, *flags, "/dev/null/\x1b[31m\nb")
+    assert (code, text.count("\n"), "\x1b" in text) == (78, 1, False), text
+    assert r"/dev/null/\x1b[31m\nb" in text
+
+
+@pytest.mark.parametrize(
     "content",
     [
         "",
