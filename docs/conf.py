@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 import fastderp
 from fastderp.cli.bench import help_text as bench_help
 from fastderp.cli.flag_table import flag_table
@@ -34,9 +36,12 @@ html_css_files = ["site.css"]
 html_theme_options = {"source_repository": "https://github.com/fastderp/fastderp"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "undoc-members": False}
 # Citations such as PROTOCOL §3.2 stay text; links into the tree lead nowhere on the site.
 suppress_warnings = ["myst.xref_missing", "myst.header", "misc.highlighting_failure"]
+# Characters of code that fit into a line of a narrow screen.
+LONG_CODE = 32
 RELAY, BENCH = "a DERP relay for tailscale networks", "load on DERP relays"
 man_pages = [
     ("manual", "fastderp-relay", RELAY, [author], 1),
@@ -169,6 +174,9 @@ def as_restructured_text(
     _app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]
 ) -> None:
     """Turn a docstring's `code` and indented examples into what reStructuredText takes for them."""
+    if re.fullmatch(r"Alias for field number \d+\s*", " ".join(lines)):
+        lines.clear()  # Python's own text for the fields of a NamedTuple
+        return
     result: list[str] = []
     paragraph = ""
     for line in lines:
@@ -180,8 +188,32 @@ def as_restructured_text(
     lines[:] = result
 
 
+def plain_signature(
+    _app: Any,
+    _what: str,
+    _name: str,
+    _object: Any,
+    _options: Any,
+    signature: str | None,
+    returns: Any,
+) -> tuple[str, Any] | None:
+    """Write the default of a dataclass's factory as `...`, so that Sphinx can read the signature."""
+    if signature is None or "<factory>" not in signature:
+        return None
+    return signature.replace("<factory>", "..."), returns
+
+
+def mark_long_code(_app: Any, document: Any, _name: str) -> None:
+    """Give code with a part of more than LONG_CODE characters a class; site.css lets only it break."""
+    for code in document.findall(nodes.literal):
+        if any(len(part) > LONG_CODE for part in code.astext().split()):
+            code["classes"].append("long")
+
+
 def setup(app: Any) -> None:
     """Generate the references before the documents are read."""
     app.connect("builder-inited", write_references)
     # Before napoleon, which takes the text in front of a colon for a type.
     app.connect("autodoc-process-docstring", as_restructured_text, priority=100)
+    app.connect("autodoc-process-signature", plain_signature)
+    app.connect("doctree-resolved", mark_long_code)
