@@ -74,6 +74,8 @@ compile_args = ["-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread", "-Wl,-z,noseparate-code"]
 # Modules on the packet path are built for speed, those behind Python calls for size.
 OPTIMIZATION = ("-O2", "-Os")
+# Of the latter, what runs for each packet of a client or of a load is built for speed, too.
+FOR_SPEED = {"message_reader", *MODULES["loadgen"][1].split()}
 if CHECKED:
     sanitizer = SANITIZERS.get(CHECKED, [])
     # -g1: functions and lines for reports; the types of all variables would take longer to compile.
@@ -94,7 +96,7 @@ def extension(wing, name, optimization):
 def extensions(column):
     """Return the extensions of one column of MODULES."""
     return [
-        extension(wing, name, OPTIMIZATION[column])
+        extension(wing, name, OPTIMIZATION[0 if name in FOR_SPEED else column])
         for wing, row in MODULES.items()
         for name in row[column].split()
     ]
