@@ -55,7 +55,10 @@ class ClientContext:
         # A certificate that is trusted itself ends a chain, as in Go.
         self.ssl.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self.ssl.load_default_certs()
-        self.ssl.load_verify_locations(cadata=b"".join(roots.BUILT_IN))
+        # Not DER, whose end Python 3.11 takes for an error of OpenSSL 3.6.
+        self.ssl.load_verify_locations(
+            cadata="".join(ssl.DER_cert_to_PEM_cert(root) for root in roots.BUILT_IN)
+        )
         if cafile is not None:
             try:
                 self.ssl.load_verify_locations(cafile)
