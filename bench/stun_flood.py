@@ -6,8 +6,9 @@
 A round measures derper's peak with 32 requests in flight. Then it sends requests to derper,
 fastderp and the floor by schedule, at the peak and at twice the peak, and counts those without an
 answer. Then it sends relayed packets at a fixed rate through both relays, without a flood and with
-both floods. A relay has one core, the loads share another; `sent` is the rate of requests that the
-load reached. The results are medians of the rounds.
+both floods. A relay has one core, the loads share another, where the packets' load goes first: the
+delay is to be that of the relay. `sent` is the rate of requests that the load reached. The results
+are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def delay(relay: Relay, per_s: float, tools: Tools) -> Delay:
         if per_s:
             command = load_command(tools.program, port, seconds, per_s)
             flood = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            os.sched_setscheduler(flood.pid, os.SCHED_IDLE, os.sched_param(0))
         result = lab.load(started, relay, "pairs-10", "--rate", str(tools.packets_per_s))
         n_sent = int(flood.communicate()[0].split()[0]) if flood else 0
     latency = result["latency"]
