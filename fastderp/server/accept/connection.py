@@ -557,7 +557,7 @@ class Connection:
         self._move(State.PROMOTED)
         group = self._place.give_away()
         self._release()
-        handle = self._registrar.promote(
+        self._registrar.promote(
             descriptor,
             login.client,
             self._origin.address,
@@ -566,15 +566,11 @@ class Connection:
             records=self._channel if isinstance(self._channel, RecordLayer) else None,
             mesh=login.is_mesh_peer,
             not_ideal=self._not_ideal,
-            on_end=bridge.session_ended if bridge is not None else None,
-            cause=bridge.cause if bridge is not None else None,
-            own_rtt=bridge is not None and bridge.has_round_trips,
+            bridge=bridge,
             behind_proxy=self._origin.through_proxy
             or (bridge is not None and isinstance(self._channel, MessageChannel)),
             address_group=group,
         )
-        if bridge is not None:
-            bridge.handle = handle
 
     def _give_away_stream(self) -> tuple[int, Bridge | None]:
         """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
 from fastderp.errors import LoginError
-from fastderp.server.accept.bridge import Bridges
+from fastderp.server.accept.bridge import Bridge, Bridges
 from fastderp.server.accept.deadlines import Deadlines
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
@@ -153,8 +153,7 @@ class Registrar:
         mesh: bool = False,
         not_ideal: bool = False,
         on_end: Callable[[str], None] | None = None,
-        cause: Callable[[], tuple[str, str]] | None = None,
-        own_rtt: bool = False,
+        bridge: Bridge | None = None,
         behind_proxy: bool = False,
         address_group: Group | None = None,
     ) -> int:
@@ -167,12 +166,10 @@ class Registrar:
             opened: plain bytes read after the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
             on_end: called with the reason when the session ends; not called when it never began.
-            cause: returns reason and detail of an end by the client, which the data plane does not
-                see itself.
+            bridge: joins the client to the descriptor; gets the session's handle and its end.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
             address_group: the session's place among the connections of its address, from
                 `AddressLimits.enter`.
-            own_rtt: `Bridges.round_trips_us` measures its round-trip time, not the data plane.
         """
         addr = address_bytes(remote[0])
         name = login.info.app_name
@@ -192,7 +189,7 @@ class Registrar:
                 port=remote[1],
                 app_name=app_name,
                 rate_class=self._client_rate.class_of(login.public.raw, name, addr),
-                own_rtt=own_rtt,
+                own_rtt=bridge is not None and bridge.has_round_trips,
                 behind_proxy=behind_proxy,
             )
         except PlaneError as error:
@@ -202,8 +199,10 @@ class Registrar:
         self.addresses.keep(handle, address_group)
         if on_end is not None:
             self._on_end[handle] = on_end
-        if cause is not None:
-            self._causes[handle] = cause
+        if bridge is not None:
+            bridge.handle = handle
+            self._on_end[handle] = bridge.session_ended
+            self._causes[handle] = bridge.cause
         if self.waves is not None and not mesh:
             self.waves.joined(handle)
         if login.info.version != PROTOCOL_VERSION:
