@@ -598,7 +598,10 @@ class Server:
             if isinstance(event, ClosedEvent):
                 event = self._registrar.explained(event)
                 for handler in self._on_closed:
-                    supervisor.guard("session end", handler, event)
+                    try:
+                        handler(event)
+                    except Exception as error:
+                        supervisor.note("session end", error)
             elif isinstance(event, DropEvent):
                 supervisor.guard("drop report", self._connection_log.note_drop, event)
             elif not supervisor.guard("control frame", self._region.received, event):
