@@ -1,7 +1,6 @@
 """The relay that `fastderp-relay` runs and a program can embed. ARCHITECTURE §2, §8.
 
-Listeners and logins are in front, the data plane is behind. Loop thread only; the data plane's
-workers run beside it.
+Listeners and logins are in front, the data plane behind. Loop thread only, beside its workers.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, li
 from fastderp.server.accept.registrar import Registrar, Verify
 from fastderp.server.accept.waves import announce_restart
 from fastderp.server.admission.client_rate import ClientRate
-from fastderp.server.admission.connected_client import ConnectedClient
+from fastderp.server.admission.connected_client import ConnectedClient, connected_clients
 from fastderp.server.admission.limits import Limits
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.server.certificates.certificate import CertificateSource
@@ -43,7 +42,6 @@ from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util import bounds
-from fastderp.util.net import address_text
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 
@@ -56,8 +54,6 @@ if TYPE_CHECKING:
 
 # Plane events per loop iteration: a mesh peer may announce 250,000 keys at once.
 _EVENTS_PER_ITERATION = 256
-# The TLS version of every client connection whose records the data plane opens.
-_PLANE_TLS = "1.3"
 
 
 class Server:
@@ -525,21 +521,15 @@ class Server:
 
     def clients(self) -> list[ConnectedClient]:
         """Return key and address per client connection, mesh peers excepted. PROTOCOL §6.1."""
-        return [client for _, client in self._clients()]
+        return [client for _, client in connected_clients(self._plane)]
 
     def disconnect(self, unwanted: Callable[[ConnectedClient], bool]) -> list[ConnectedClient]:
         """Close the clients that are `unwanted`, never mesh peers; return them. PROTOCOL §6.2."""
         closed = []
-        for handle, client in self._clients():
+        for handle, client in connected_clients(self._plane):
             if unwanted(client) and self._plane.close_session(handle):
                 closed.append(client)
         return closed
-
-    def _clients(self) -> Iterator[tuple[int, ConnectedClient]]:
-        for session in self._plane.sessions():
-            if not session.mesh and not session.link:
-                client = ConnectedClient(NodePublic(session.key), address_text(session.addr))
-                yield session.handle, client
 
     def metrics(self) -> dict[str, Value]:
         """Return all metrics by the names of PROTOCOL §14; labelled metrics are dicts by label."""
@@ -548,7 +538,8 @@ class Server:
             del plane["rate_limit_per_client_waited"]
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
         plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
-        active = Counter({_PLANE_TLS: plane.pop("sealed_connections")})
+        # The data plane opens records of TLS 1.3 only.
+        active = Counter({"1.3": plane.pop("sealed_connections")})
         return {
             **{METRIC_OF[name]: value for name, value in plane.items()},
             **self._connection_log.metrics(),

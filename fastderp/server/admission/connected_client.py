@@ -1,9 +1,12 @@
-"""A client as a relay lists it for admission and for programs. Any thread."""
+"""The clients of a relay as it lists them for admission and for programs. Any thread."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from fastderp.dataplane.plane import Plane
+from fastderp.util.net import address_text
 from fastderp.wire.keys import NodePublic
 
 
@@ -17,3 +20,11 @@ class ConnectedClient(NamedTuple):
 
     key: NodePublic
     ip: str
+
+
+def connected_clients(plane: Plane) -> Iterator[tuple[int, ConnectedClient]]:
+    """Yield session handle and client per connection, mesh peers excepted."""
+    for session in plane.sessions():
+        if not session.mesh and not session.link:
+            client = ConnectedClient(NodePublic(session.key), address_text(session.addr))
+            yield session.handle, client
