@@ -249,6 +249,41 @@ def _certificates(settings: RelaySettings) -> ManualCertificates | CaCertificate
     return CaCertificates(settings.acme) if settings.acme is not None else None
 
 
+class Hangups:
+    """Reloads the relay at SIGHUP, one reload at a time.
+
+    Hangups during a reload cause one more after it, because the files may have changed since it
+    read them. The service manager is notified of each hangup, and of the end of the last reload.
+    """
+
+    def __init__(self, app: RelayApp, manager: ServiceManager) -> None:
+        self._app = app
+        self._manager = manager
+        self._n_hangups = 0
+        self._n_served = 0  # hangups whose reload has ended
+        self._reloading: asyncio.Task[None] | None = None
+
+    def add(self) -> None:
+        """Note a hangup."""
+        self._manager.reloading()
+        self._n_hangups += 1
+        if self._reloading is None:
+            self._reloading = supervisor.start("reload", self._reload)
+
+    def close(self) -> None:
+        """Abandon a reload, without a notice."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+
+    async def _reload(self) -> None:
+        while self._n_served < self._n_hangups:
+            n_hangups = self._n_hangups
+            await self._app.reload()
+            self._n_served = n_hangups
+        self._reloading = None
+        self._manager.ready(self._app.status)
+
+
 class Signals(Protocol):
     """The source of the process's signals; `cli.signals.Signals` is one."""
 
@@ -286,19 +321,13 @@ async def serve(
     app = RelayApp(settings, lines, inherited, configuration)
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
     drain_s = settings.limits.drain_s
+    hangups = Hangups(app, manager)
     is_started = reload_wanted = False
-    reloading: list[asyncio.Task[None]] = []
-
-    async def reload_all() -> None:
-        manager.reloading()
-        await app.reload()
-        manager.ready(app.status)
 
     def reload() -> None:
         nonlocal reload_wanted
         if is_started:
-            reloading.append(supervisor.start("reload", reload_all))
-            reloading[:] = [task for task in reloading if not task.done()]
+            hangups.add()
         elif not stopping.done():
             reload_wanted = True
             log.info("SIGHUP: the files are read again after the start")
@@ -322,8 +351,7 @@ async def serve(
             if reload_wanted:
                 reload()
         number = await stopping
-        for task in reloading:
-            task.cancel()
+        hangups.close()
         if is_started and number == signal.SIGTERM and drain_s:
             log.info("draining for up to %g s; SIGTERM or SIGINT ends it", drain_s)
             manager.stopping("draining", drain_s + CLOSE_S)

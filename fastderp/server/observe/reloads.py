@@ -23,11 +23,17 @@ input cannot be used."""
 
 
 class Reloads:
-    """The reloadable parts of a relay, by name."""
+    """The reloadable parts of a relay, by name.
+
+    The reloads of one part run one after another. Requests that arrive meanwhile cause one more,
+    because the files may have changed after they were read.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, Reload] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        # parts to reload, and why
+        self._wanted: dict[str, str] = {}
 
     def add(self, name: str, reload: Reload) -> None:
         """Add a part."""
@@ -44,6 +50,7 @@ class Reloads:
 
     def close(self) -> None:
         """Cancel the reloads that run."""
+        self._wanted.clear()
         for task in self._running.values():
             task.cancel()
         self._running.clear()
@@ -54,15 +61,29 @@ class Reloads:
             await asyncio.wait(tasks)
 
     def _start(self, name: str, why: str) -> asyncio.Task[None]:
-        """Reload a part in a task, instead of an earlier one that still runs."""
-        if (earlier := self._running.pop(name, None)) is not None:
-            earlier.cancel()
-        task = supervisor.start("reload", lambda: self._reload(name, why), name=f"reload of {name}")
-        self._running[name] = task
+        """Request a reload of a part; return the task that does it."""
+        self._wanted[name] = why
+        task = self._running.get(name)
+        if task is None:
+            task = supervisor.start(
+                "reload", lambda: self._reload_wanted(name), name=f"reload of {name}"
+            )
+            self._running[name] = task
         return task
 
+    async def _reload_wanted(self, name: str) -> None:
+        """Reload a part until no request is left."""
+        while (why := self._wanted.pop(name, None)) is not None:
+            try:
+                await self._reload(name, why)
+            except asyncio.CancelledError:
+                # The supervisor starts it again if only an awaited object was cancelled.
+                self._wanted.setdefault(name, why)
+                raise
+        self._running.pop(name, None)
+
     async def _reload(self, name: str, why: str) -> None:
-        while True:
+        while name not in self._wanted:
             try:
                 text = await self._parts[name]()
             except DerpError as error:

@@ -63,24 +63,61 @@ async def test_a_part_without_descriptors_is_reloaded_later(
     assert caplog.messages[-1] == "reload: list: 2 keys"
 
 
-async def test_a_later_reload_replaces_one_that_still_runs() -> None:
-    began, go_on = [], asyncio.Event()
+@pytest.mark.parametrize("n_requests", [1, 3])
+async def test_requests_during_a_reload_cause_one_more_after_it(n_requests: int) -> None:
+    n_running = n_most = n_done = 0
+    began = asyncio.Queue[asyncio.Event]()
 
     async def reload() -> str:
-        began.append(len(began))
+        nonlocal n_running, n_most, n_done
+        n_running += 1
+        n_most = max(n_most, n_running)
+        go_on = asyncio.Event()
+        began.put_nowait(go_on)
         await go_on.wait()
+        n_running -= 1
+        n_done += 1
         return ""
 
     reloads = Reloads()
     reloads.add("slow", reload)
-    first = asyncio.create_task(reloads.run())
-    while not began:
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(reloads.run())
+        one = await began.get()
+        later = [asyncio.create_task(reloads.run_one("slow")) for _ in range(n_requests)]
         await asyncio.sleep(0)
-    second = asyncio.create_task(reloads.run())
-    await asyncio.wait_for(first, 10)
-    go_on.set()
-    await asyncio.wait_for(second, 10)
-    assert began == [0, 1]
+        one.set()
+        two = await began.get()
+        assert not any(task.done() for task in (first, *later)), "one more runs"
+        two.set()
+        await asyncio.gather(first, *later)
+    assert (n_most, n_done) == (1, 2) and began.empty()
+    async with asyncio.timeout(10):
+        again = asyncio.create_task(reloads.run())
+        (await began.get()).set()
+        await again
+
+
+async def test_a_request_while_a_part_waits_for_descriptors_takes_the_place_of_its_next_attempt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reloads_module, "RETRY_S", 0.001)
+    failed = asyncio.Event()
+
+    async def reload() -> str:
+        if failed.is_set():
+            return "2 keys"
+        failed.set()
+        raise ConfigError("list: cannot read it: Too many open files") from OSError(24, "")
+
+    reloads = Reloads()
+    reloads.add("list", reload)
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(reloads.run_one("list"))
+        await failed.wait()
+        await asyncio.gather(first, reloads.run())
+    assert caplog.messages[-1] == "reload: list: 2 keys"
+    assert caplog.text.count("2 keys") == 1
 
 
 async def test_a_changed_file_reloads_its_part_only(caplog: pytest.LogCaptureFixture) -> None:
