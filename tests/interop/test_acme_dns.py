@@ -74,6 +74,24 @@ def test_a_hook_that_fails_is_the_reason_in_the_log_and_the_record_is_removed(
     assert (tmp_path / "calls").read_text() == "present\ncleanup\n"
 
 
+def test_a_relay_that_is_stopped_while_the_hook_runs_ends_it_and_removes_the_record(
+    ca: Pebble, tmp_path: Path
+) -> None:
+    ca.start()
+    hook, calls = tmp_path / "hook", tmp_path / "calls"
+    hang = f'if [ "$1" = present ]; then sleep 600; echo went on >> {calls}; fi'
+    hook.write_text(f'#!/bin/sh\necho "$1 $$" >> {calls}\n{hang}\n')
+    hook.chmod(0o755)
+    with running(ca, "-acme-dns-hook", str(hook), "-drain-time", "0s") as its:
+        eventually(calls.exists, PATIENCE_S)
+    actions, processes = zip(
+        *(line.split() for line in calls.read_text().splitlines()), strict=True
+    )
+    assert actions == ("present", "cleanup")
+    assert not [each for each in processes if Path("/proc", each).exists()]
+    assert "Traceback" not in its.said and "may remain" not in its.said
+
+
 def test_a_wrong_record_is_refused_by_the_ca_with_its_words(ca: Pebble, hook: Path) -> None:
     ca.start()
     hook.write_text(hook.read_text().replace('"value": value', '"value": value[::-1]'))

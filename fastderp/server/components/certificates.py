@@ -174,7 +174,7 @@ class CaCertificates(Component):
     async def close(self) -> None:
         """Stop, and abandon a running order."""
         if self._acme is not None:
-            self._acme.close()
+            await self._acme.close()
 
     async def reload(self) -> str:
         """Retry failed orders now."""

@@ -1,6 +1,7 @@
 """The proofs of a name or an address that a CA asks for during an order (RFC 8555 §8.3, RFC 8737).
 
 The ordering thread publishes them, the loop reads them: every change is one operation on a dict.
+DNS records are set by the operator's command.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from fastderp.errors import IssuanceError
+from fastderp.server.certificates.acme.dns_hook import DnsHook
 from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL, HTTP_PREFIX
 from fastderp.tls.context import ServerContext
 
@@ -25,23 +28,44 @@ _VALIDITY = datetime.timedelta(days=1)
 
 
 class Challenges:
-    """The challenges under way."""
+    """The challenges under way.
 
-    def __init__(self) -> None:
+    dns_hook: the command that sets DNS records, for DNS_01; () without.
+    """
+
+    def __init__(self, dns_hook: tuple[str, ...] = ()) -> None:
+        self._dns_hook = DnsHook(dns_hook)
         self._answers: dict[str, str] = {}
         self._contexts: dict[str, ServerContext] = {}
 
     def publish(self, method: str, name: str, key_authorization: str) -> None:
-        """Show the key authorization of a name or an address by HTTP_01 or TLS_ALPN_01."""
-        if method == HTTP_01:
+        """Show the key authorization of a name or an address.
+
+        Raises IssuanceError, with nothing shown, when the command for DNS_01 fails.
+        """
+        if method == DNS_01:
+            self._set_record(name, key_authorization)
+        elif method == HTTP_01:
             self._answers[_token(key_authorization)] = key_authorization
         else:
             self._contexts[name] = _tls_alpn_context(name, key_authorization)
 
+    def _set_record(self, name: str, key_authorization: str) -> None:
+        try:
+            self._dns_hook.present(name, key_authorization)
+        except IssuanceError:
+            self._dns_hook.clean_up(name, key_authorization)
+            raise
+
     def withdraw(self, name: str, key_authorization: str) -> None:
         """Stop showing it."""
+        self._dns_hook.clean_up(name, key_authorization)
         self._answers.pop(_token(key_authorization), None)
         self._contexts.pop(name, None)
+
+    def close(self) -> None:
+        """End the command that sets DNS records, and remove these. Blocks for seconds."""
+        self._dns_hook.close()
 
     def http_answer(self, path: str) -> str | None:
         """Return the body for a path below HTTP_PREFIX; None for an unknown token."""

@@ -2,7 +2,7 @@
 
 The command is called as lego's `exec` provider calls it: `COMMAND present NAME VALUE` adds a TXT
 record and returns when the CA can query it, `COMMAND cleanup NAME VALUE` removes it. Runs in the
-thread of an order.
+thread of an order; `close` in another one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
+import time
 
 from fastderp.errors import ConfigError, IssuanceError
 from fastderp.util.reasons import errno_text
@@ -25,6 +27,12 @@ log: logging.Logger = logging.getLogger("fastderp")
 
 # Records of slow name servers are visible after a minute or two.
 TIME_LIMIT_S = 120.0
+# Between SIGTERM and SIGKILL for a command that is ended.
+GRACE_S = 1.0
+# Seconds at the relay's end to remove records; with GRACE_S well below the 15 s for the whole end.
+CLOSE_LIMIT_S = 5.0
+# Interval of looking for the relay's end while a command runs.
+POLL_S = 0.1
 
 
 def parse_hook(text: str) -> tuple[str, ...]:
@@ -47,37 +55,61 @@ def check_hook(command: tuple[str, ...]) -> None:
 
 
 class DnsHook:
-    """The command, for one name.
+    """The command, and the records that it has set.
+
+    Runs one command at a time.
 
     Args:
         command: the program and its first arguments.
-        hostname: the name of the certificate.
     """
 
-    def __init__(self, command: tuple[str, ...], hostname: str) -> None:
+    def __init__(self, command: tuple[str, ...]) -> None:
         self._command = command
-        # With the final dot, as lego writes it.
-        self._record = f"_acme-challenge.{hostname}."
+        self._running = threading.Lock()  # while the command runs; guards _records
+        self._records: set[tuple[str, str]] = set()  # names and values that may be set
+        self._close_by: float | None = None  # when records are given up; None before `close`
 
-    def present(self, key_authorization: str) -> None:
-        """Add the record. Raises IssuanceError with what the command wrote last."""
-        self._run("present", key_authorization)
+    def present(self, hostname: str, key_authorization: str) -> None:
+        """Add the record of a name; `clean_up` follows in any case.
 
-    def clean_up(self, key_authorization: str) -> None:
-        """Remove the record; log a failure."""
+        Raises IssuanceError with what the command wrote last, or because the relay stops.
+        """
+        record = _record(hostname, key_authorization)
+        with self._running:
+            if self._close_by is not None:
+                raise IssuanceError("the relay is stopping")
+            self._records.add(record)
+            self._run("present", record)
+
+    def clean_up(self, hostname: str, key_authorization: str) -> None:
+        """Remove the record unless that is done; log a failure."""
+        record = _record(hostname, key_authorization)
+        if record in self._records:  # other methods do not wait for the command
+            with self._running:
+                self._remove(record)
+
+    def close(self) -> None:
+        """End a command that adds a record, and remove all records within CLOSE_LIMIT_S. Blocks."""
+        self._close_by = time.monotonic() + CLOSE_LIMIT_S
+        with self._running:
+            for record in list(self._records):
+                self._remove(record)
+
+    def _remove(self, record: tuple[str, str]) -> None:
+        if record not in self._records:
+            return
+        self._records.remove(record)
         try:
-            self._run("cleanup", key_authorization)
+            self._run("cleanup", record)
         except IssuanceError as error:
-            log.warning("%s: the TXT record may remain: %s", self._record, error)
+            log.warning("%s: the TXT record may remain: %s", record[0], error)
 
-    def _run(self, action: str, key_authorization: str) -> None:
-        digest = hashlib.sha256(key_authorization.encode()).digest()
-        value = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    def _run(self, action: str, record: tuple[str, str]) -> None:
         name = f"-acme-dns-hook {printable(self._command[0])} {action}"
         try:
             # A separate session, so that the time limit also ends the command's children.
             process = subprocess.Popen(
-                [*self._command, action, self._record, value],
+                [*self._command, action, *record],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -85,18 +117,55 @@ class DnsHook:
             )
         except OSError as error:
             raise IssuanceError(f"{name}: {errno_text(error)}") from None
-        with process:
-            try:
-                output, _ = process.communicate(timeout=TIME_LIMIT_S)
-            except BaseException as error:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                if not isinstance(error, subprocess.TimeoutExpired):
-                    raise
-                raise IssuanceError(f"{name}: not done after {TIME_LIMIT_S:g} s") from None
+        try:
+            output, fault = self._wait(process, action)
+        except BaseException:
+            _signal(process, signal.SIGKILL)
+            raise
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+        if fault:
+            raise IssuanceError(f"{name}: {fault}")
         if process.returncode:
             raise IssuanceError(f"{name}: {_end(process.returncode)}{_last_line(output)}")
         log.debug("%s: done%s", name, _last_line(output))
+
+    def _wait(self, process: subprocess.Popen[bytes], action: str) -> tuple[bytes, str]:
+        """Return the command's output, and why it was ended early or ""."""
+        end_by = time.monotonic() + TIME_LIMIT_S
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=POLL_S)[0], ""
+            if self._close_by is not None and action == "present":
+                fault = "ended, because the relay is stopping"
+            elif self._close_by is not None and time.monotonic() >= self._close_by:
+                fault = "not done when the relay ended"
+            elif time.monotonic() >= end_by:
+                fault = f"not done after {TIME_LIMIT_S:g} s"
+            else:
+                continue
+            _signal(process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=GRACE_S)[0], fault
+            _signal(process, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            return b"", fault
+
+
+def _record(hostname: str, key_authorization: str) -> tuple[str, str]:
+    """Return the name of the TXT record, with the final dot as lego writes it, and its value."""
+    digest = hashlib.sha256(key_authorization.encode()).digest()
+    value = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return f"_acme-challenge.{hostname}.", value
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a command that was not waited for, and to its children."""
+    # A command that has become another user cannot be signalled.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def _end(returncode: int) -> str:

@@ -19,8 +19,7 @@ from josepy import jwa, jwk
 
 import fastderp
 from fastderp.errors import IssuanceError
-from fastderp.server.certificates.acme.challenges import DNS_01, TLS_ALPN_01, Challenges
-from fastderp.server.certificates.acme.dns_hook import DnsHook
+from fastderp.server.certificates.acme.challenges import TLS_ALPN_01, Challenges
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
 from fastderp.util.net import parse_ip
@@ -115,7 +114,6 @@ class _Conversation:
     def __init__(self, order: Order, published: Challenges) -> None:
         self._order = order
         self._published = published
-        self._dns_hook = DnsHook(order.settings.dns_hook, order.name)
         self._deadline = datetime.datetime.now() + datetime.timedelta(seconds=order.budget_s)
         self._account_key = jwk.JWKEC(key=order.account_key)
         trusted = order.settings.ca_file or _system_roots()
@@ -176,38 +174,26 @@ class _Conversation:
         try:
             for authorization in order.authorizations:
                 if authorization.body.status != messages.STATUS_VALID:
-                    # One by one, so that a failure also withdraws the earlier ones.
-                    shown.append(self._answer(authorization, method))  # noqa: PERF401
+                    self._answer(authorization, method, shown)
             order = self._client.poll_authorizations(order, self._deadline)
         finally:
             for key_authorization in shown:
-                if method == DNS_01:
-                    self._dns_hook.clean_up(key_authorization)
-                else:
-                    self._published.withdraw(self._order.name, key_authorization)
+                self._published.withdraw(self._order.name, key_authorization)
         return self._client.finalize_order(order, self._deadline).fullchain_pem.encode()
 
-    def _answer(self, authorization: messages.AuthorizationResource, method: str) -> str:
-        """Show the proof and notify the CA; return the key authorization."""
+    def _answer(
+        self, authorization: messages.AuthorizationResource, method: str, shown: list[str]
+    ) -> None:
+        """Show the proof, add the key authorization to `shown`, and notify the CA."""
         offered = [body for body in authorization.body.challenges if body.chall.typ == method]
         if not offered:
             raise _NotOffered(f"the CA does not offer {method}")
         response = offered[0].chall.response(self._account_key)
         key_authorization = str(response.key_authorization)
-        if method == DNS_01:
-            self._present(key_authorization)
-        else:
-            self._published.publish(method, self._order.name, key_authorization)
+        self._published.publish(method, self._order.name, key_authorization)
+        # Before the request, so that its failure also withdraws this one.
+        shown.append(key_authorization)
         self._client.answer_challenge(offered[0], response)
-        return key_authorization
-
-    def _present(self, key_authorization: str) -> None:
-        """Have the hook set the record; have it removed again when that fails."""
-        try:
-            self._dns_hook.present(key_authorization)
-        except IssuanceError:
-            self._dns_hook.clean_up(key_authorization)
-            raise
 
     def _signing_request(self) -> bytes:
         key_pem = self._order.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -77,7 +77,7 @@ class AcmeCertificates:
             self._store.account_key(IP_ACCOUNT_KEY) if settings.ip_certs else self._account_key
         )
         self._failures = Failures(settings.cert_dir / FILE_NAME)
-        self._challenges = Challenges()
+        self._challenges = Challenges(settings.dns_hook)
         self._managed: dict[str, ManagedCertificate] = {}
         # One order at a time for names, and one for addresses, which clients cannot forge.
         self._locks = {is_ip: asyncio.Lock() for is_ip in (False, True)}
@@ -99,12 +99,14 @@ class AcmeCertificates:
             self._order(managed)
         self._scan()
 
-    def close(self) -> None:
-        """Stop, and abandon a running order."""
+    async def close(self) -> None:
+        """Stop, and abandon a running order; its DNS record is removed first."""
         if self._scan_timer is not None:
             self._scan_timer.cancel()
         for managed in self._managed.values():
             managed.close()
+        if self._settings.dns_hook:
+            await asyncio.to_thread(self._challenges.close)
 
     def retry(self) -> list[str]:
         """Order due names at once, without the delay after a failure or a recent order.

@@ -88,7 +88,7 @@ async def certificates(directory: Path, ca: Ca, **settings: Any) -> AsyncIterato
     try:
         yield made
     finally:
-        made.close()
+        await made.close()
         ca.open.set()
 
 

@@ -14,7 +14,12 @@ from acme import messages
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fastderp.errors import IssuanceError
-from fastderp.server.certificates.acme.challenges import HTTP_01, TLS_ALPN_01, Challenges
+from fastderp.server.certificates.acme.challenges import (
+    DNS_01,
+    HTTP_01,
+    TLS_ALPN_01,
+    Challenges,
+)
 from fastderp.server.certificates.acme.order import DETAIL_LIMIT, Order, obtain
 from fastderp.server.certificates.acme.settings import AcmeSettings
 
@@ -194,3 +199,25 @@ def test_each_validation_method_of_a_ca_is_served(
     else:
         assert obtain(order, Challenges()) == b"the chain"
         assert FewMethods.asked == [asked]
+
+
+@pytest.mark.parametrize("fails", ["present", "answer", "poll"])
+def test_a_record_is_removed_when_its_order_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise messages.Error(typ=PROBLEM + "malformed", detail="no")
+
+    if fails != "present":
+        name = {"answer": "answer_challenge", "poll": "poll_authorizations"}[fails]
+        monkeypatch.setattr(FewMethods, name, refuse)
+    monkeypatch.setattr(FewMethods, "offered", (DNS_01,))
+    monkeypatch.setattr("fastderp.server.certificates.acme.order.client.ClientV2", FewMethods)
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\n[ "$1" != {fails} ]\n')
+    hook.chmod(0o755)
+    settings = AcmeSettings("https://ca.test/dir", tmp_path, "derp.example.com")
+    order = Order(settings, KEY, "derp.example.com", KEY, (DNS_01,), "", 5.0)
+    with pytest.raises(IssuanceError):
+        obtain(order, Challenges((str(hook),)))
+    assert (tmp_path / "calls").read_text() == "present\ncleanup\n"

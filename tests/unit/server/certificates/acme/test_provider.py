@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastderp.errors import IssuanceError
 from fastderp.server.certificates.acme import provider as acme
 from fastderp.server.certificates.acme.challenges import (
+    DNS_01,
     HTTP_01,
     TLS_ALPN_01,
     Challenges,
@@ -113,6 +114,37 @@ async def test_with_a_dns_hook_a_missing_certificate_is_ordered_at_the_start(
     async with certificates(tmp_path, ca, dns_hook=("hook",)) as ours:
         assert ready(ours)
     assert ca.asked == [NAME]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_relay_that_ends_during_an_order_leaves_no_command_and_no_dns_record(
+    tmp_path: Path, *, hangs: bool
+) -> None:
+    hook, calls, begun = tmp_path / "hook", tmp_path / "calls", threading.Event()
+    hang = f'[ "$1" = cleanup ] || {{ sleep 600; echo went on >> {calls}; }}\n' if hangs else ""
+    hook.write_text(f'#!/bin/sh\necho "$1" >> {calls}\n{hang}')
+    hook.chmod(0o755)
+    ended = threading.Event()
+
+    class SlowCa(Ca):
+        def obtain(
+            self, settings: Any, managed: ManagedCertificate, key: Any, challenges: Challenges
+        ) -> bytes:
+            try:
+                challenges.publish(DNS_01, managed.name, "token.thumbprint")
+                begun.set()
+                assert self.open.wait(PATIENCE_S)
+                challenges.withdraw(managed.name, "token.thumbprint")
+                raise IssuanceError("too late")
+            finally:
+                ended.set()
+
+    async with certificates(tmp_path / "certs", SlowCa(), dns_hook=(str(hook),)):
+        async with asyncio.timeout(PATIENCE_S):
+            while not (calls.exists() if hangs else begun.is_set()):
+                await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(ended.wait, PATIENCE_S)
+    assert calls.read_text() == "present\ncleanup\n"
 
 
 async def test_a_relay_that_no_client_can_use_says_so_until_the_next_attempt(
