@@ -246,13 +246,16 @@ class Connection:
 
     def _check_end(self) -> None:
         """End the connection if the channel has ended or failed and its input is consumed."""
+        failure = self._channel.failure
+        if failure is None and not self._channel.eof:
+            return
         if self.state not in (State.HTTP, State.PAGE, State.LOGIN) or self._is_queued:
             return
         if self.state is State.LOGIN and not self._stream.flushed:
             return  # `_continue` takes the login's next step first
-        if self._channel.failure is not None:
-            self._refuse_tls(self._channel.failure)
-        elif self._channel.eof:
+        if failure is not None:
+            self._refuse_tls(failure)
+        else:
             self._on_input_end(None)
 
     def _continue(self) -> None:
