@@ -199,7 +199,7 @@ PROTOCOL = {
     ),
     "34": row(
         "a new rate applies to connected clients, duplicates too; 0 lifts it",
-        "system/relay_packets::a_new_limit_holds_for_connected_clients",
+        "system/relay_rate_limit::a_new_limit_holds_for_connected_clients",
         "unit/dataplane/rate_limit::lifting_the_limit_frees_waiting_senders",
         "unit/dataplane/rate_limit::a_limit_that_changes_constantly_delays_no_client_for_long",
         "conformance/limits::both_connections_of_a_key_are_limited",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def test_the_name_of_each_micro_bench_is_accepted() -> None:
         capture_output=True,
         text=True,
         check=True,
+        # The options of this run are not for that one.
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
     )
     names = [line.partition("::")[2] for line in collected.stdout.splitlines() if "::" in line]
     assert len(set(names)) == len(names) > 50

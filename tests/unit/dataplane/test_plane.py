@@ -248,10 +248,18 @@ FORKED = """
 import os, socket, sys
 from fastderp.dataplane.plane import Plane, PlaneError
 
-plane = Plane(workers=2)
+plane = Plane(workers=1)
 plane.start()
 ours, theirs = socket.socketpair()
 plane.promote(theirs.detach(), b"k" * 32)
+ours.settimeout(10)
+
+def ping():
+    ours.send(bytes.fromhex("1200000008") + b"stillon?")
+    assert ours.recv(100)[5:] == b"stillon?"
+
+# The thread then waits, and holds no lock of a sanitizer's allocator in the child.
+ping()
 if not (child := os.fork()):
     try:
         plane.promote(os.dup(0), b"c" * 32)
@@ -261,9 +269,7 @@ if not (child := os.fork()):
         sys.exit()
     os._exit(1)
 assert os.waitpid(child, 0)[1] == 0
-ours.settimeout(10)
-ours.send(bytes.fromhex("1200000008") + b"stillon?")
-assert ours.recv(100)[5:] == b"stillon?"
+ping()
 """
 
 
