@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -104,6 +104,11 @@ def server(*said: bytes, piece: int = 65536) -> Iterator[bytes]:
                     connection.recv(65536)
                     for i in range(0, len(answer), piece):
                         connection.sendall(answer[i : i + piece])
+                # A close with unread input would reset the connection.
+                connection.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionError):
+                    while connection.recv(65536):
+                        pass
 
         thread = threading.Thread(target=serve)
         thread.start()
