@@ -74,8 +74,9 @@ compile_args = ["-g0", *WARNINGS, "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread", "-Wl,-z,noseparate-code"]
 # Modules on the packet path are built for speed, those behind Python calls for size.
 OPTIMIZATION = ("-O2", "-Os")
-# Of the latter, what runs for each packet of a client or of a load is built for speed, too.
-FOR_SPEED = {"message_reader", *MODULES["loadgen"][1].split()}
+# Of the latter, what runs for each packet of a client or of a load, or for each session of a page, is
+# built for speed, too.
+FOR_SPEED = {"message_reader", "reports", *MODULES["loadgen"][1].split()}
 if CHECKED:
     sanitizer = SANITIZERS.get(CHECKED, [])
     # -g1: functions and lines for reports; the types of all variables would take longer to compile.
