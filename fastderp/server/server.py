@@ -589,10 +589,7 @@ class Server:
             if isinstance(event, ClosedEvent):
                 event = self._registrar.explained(event)
                 for handler in self._on_closed:
-                    try:
-                        handler(event)
-                    except Exception as error:
-                        supervisor.note("session end", error)
+                    supervisor.guard("session end", handler, event)
             elif isinstance(event, DropEvent):
                 supervisor.guard("drop report", self._connection_log.note_drop, event)
             elif not supervisor.guard("control frame", self._region.received, event):

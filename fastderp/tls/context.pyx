@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, strchr, strlen, strncmp
 from posix.strings cimport strcasecmp
 
+from fastderp.tls.hkdf cimport hash_of
 from fastderp.tls.key_schedule cimport key_schedule_context
 from fastderp.tls.openssl cimport (
     BIO, EVP_PKEY, SSL, SSL_AD_DECODE_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR,
@@ -164,10 +165,7 @@ cdef str first_reason():
 
 cdef bytes sha256(bytes data):
     cdef uint8_t digest[32]
-    if not crypto.EVP_Digest(
-        <const char*>data, len(data), digest, NULL, crypto.EVP_sha256(), NULL
-    ):
-        raise MemoryError
+    hash_of(sizeof(digest), data, len(data), digest)
     return (<const char*>digest)[:32]
 
 

@@ -212,10 +212,6 @@ cdef struct Crypto:
     int (*SHA384_Update)(SHA512_CTX*, const void*, size_t) noexcept nogil
     int (*SHA384_Final)(uint8_t*, SHA512_CTX*) noexcept nogil
 
-    int (*EVP_Digest)(
-        const void*, size_t, uint8_t*, unsigned int*, const EVP_MD*, void*
-    ) noexcept nogil
-
     EVP_PKEY* (*EVP_PKEY_new_raw_private_key)(int, void*, const uint8_t*, size_t) noexcept nogil
     EVP_PKEY* (*EVP_PKEY_new_raw_public_key)(int, void*, const uint8_t*, size_t) noexcept nogil
     EVP_PKEY_CTX* (*EVP_PKEY_CTX_new)(EVP_PKEY*, void*) noexcept nogil

@@ -83,7 +83,6 @@ cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     need(library, b"SHA384_Init", &crypto.SHA384_Init)
     need(library, b"SHA384_Update", &crypto.SHA384_Update)
     need(library, b"SHA384_Final", &crypto.SHA384_Final)
-    need(library, b"EVP_Digest", &crypto.EVP_Digest)
     need(library, b"EVP_PKEY_new_raw_private_key", &crypto.EVP_PKEY_new_raw_private_key)
     need(library, b"EVP_PKEY_new_raw_public_key", &crypto.EVP_PKEY_new_raw_public_key)
     need(library, b"EVP_PKEY_CTX_new", &crypto.EVP_PKEY_CTX_new)

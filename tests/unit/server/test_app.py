@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -58,15 +57,6 @@ class Recorder(Component):
     async def reload(self) -> str:
         self._note("reload")
         return f"{self.name} is new"
-
-
-@pytest.fixture
-def lines() -> Iterator[LogQueue]:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    queue = LogQueue(nowhere)
-    yield queue
-    queue.close()
-    os.close(nowhere)
 
 
 def app_with(lines: LogQueue, *components: Component) -> RelayApp:

@@ -99,15 +99,6 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
     manager.close()
 
 
-@pytest.fixture
-def lines() -> Iterator[LogQueue]:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    lines = LogQueue(nowhere)
-    yield lines
-    lines.close()
-    os.close(nowhere)
-
-
 async def begun(configuration: SlowConfiguration, n: int) -> None:
     while configuration.n_begun < n:
         await asyncio.sleep(0.001)
