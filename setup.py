@@ -18,6 +18,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -32,6 +33,9 @@ PORTABLE_PLATFORMS = "macosx_10_13_universal2.win32.win_amd64.win_arm64"
 
 EVERYWHERE = {
     "language_level": 3,
+    # Functions like those of other C extensions: Cython's own kind can be inspected, for which 0.3 MiB
+    # of code and objects stay in every process. The .pyi files have the signatures.
+    "binding": False,
     "freethreading_compatible": bool(os.environ.get("FASTDERP_FREE_THREADING")),
 }
 # The packet path: every index is proved by the code beside it, and the checked build tests that.
@@ -45,13 +49,17 @@ PACKET_PATH = {
 # Wing -> modules compiled with PACKET_PATH, modules compiled with Cython's own checks.
 MODULES = {
     "wire": ("", "message_reader sodium"),
-    "tls": ("aead hkdf key_schedule record", "context handshake openssl x509"),
+    "tls": (
+        "aead hkdf key_exchange key_schedule record",
+        "agreement context handshake openssl x509",
+    ),
     "dataplane": (
-        "arena backlog cardinality events fair_queue frame output peer_gone routes session timer_wheel worker",
+        "arena backlog cardinality events fair_queue frame output peer_gone routes session stash timer_wheel worker",
         "plane reports",
     ),
     "server/net": ("", "stream"),
     "server/stun": ("responder", ""),
+    "cli": ("", "process_1"),
     "loadgen": ("engine hello histogram load logins payload", ""),
 }
 
@@ -66,6 +74,7 @@ JOBS = int(os.environ.get("FASTDERP_BUILD_JOBS", 0)) or (
 
 CRYPTO_SOURCE = os.environ.get("FASTDERP_CRYPTO_SOURCE", "")
 CRYPTO_LIBRARY = Path("fastderp", "tls", "_crypto.so")
+BRINGS_CRYPTO = IS_COMPILED and CRYPTO_SOURCE and "sdist" not in sys.argv
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # No debug information: it would name the build's folder, and two builds would differ.
@@ -105,10 +114,15 @@ def extensions(column):
 
 def translated(column, directives, build_base):
     """Return the extensions of one column of MODULES, translated to C in parallel."""
+    folder = Path(build_base, "cython")
+    for file in folder.rglob("*.c"):
+        # Cython does not notice that the directives in this file have changed.
+        if file.stat().st_mtime < Path(__file__).stat().st_mtime:
+            file.unlink()
     return cythonize(
         extensions(column),
         compiler_directives=EVERYWHERE | directives,
-        build_dir=os.path.join(build_base, "cython"),
+        build_dir=str(folder),
         nthreads=JOBS,
     )
 
@@ -175,6 +189,8 @@ def main():
     setup(
         cmdclass={"build_ext": BuildExt} if IS_COMPILED else {"bdist_wheel": PortableWheel},
         ext_modules=modules,
+        license_expression=license_expression(),
+        license_files=["LICENSE", *(["crypto/LICENSE.aws-lc"] if BRINGS_CRYPTO else [])],
         long_description=description(),
         long_description_content_type="text/markdown",
         options={
@@ -183,6 +199,15 @@ def main():
             "egg_info": {} if in_tree else {"egg_base": build_base},
         },
     )
+
+
+def license_expression():
+    """Return the licenses of what is built, as SPDX writes them, with those of a crypto library."""
+    own = "BSD-3-Clause"
+    if not BRINGS_CRYPTO:
+        return own
+    manifest = tomllib.loads(Path(__file__).with_name("crypto").joinpath("Cargo.toml").read_text())
+    return f"{own} AND {manifest['package']['metadata']['license']}"
 
 
 def description():

@@ -1,7 +1,9 @@
 """Check the files of the source distribution and of the wheels, against the checkout they were built from."""
 
+import email
 import fnmatch
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -9,6 +11,8 @@ from pathlib import Path
 
 PACKAGE = Path("fastderp")
 CRYPTO = "fastderp/tls/_crypto.so"
+OWN_LICENSE = "BSD-3-Clause"
+MADE = {"PKG-INFO", "setup.cfg"}  # by setuptools, in a source distribution
 NEVER = ("*.c", "*.cpp", "*.o", "*.pyc", "*__pycache__*", "*.orig", "*~")
 
 
@@ -43,12 +47,23 @@ def check_wheel(path: str) -> list[str]:
         compiled = source.removesuffix(".pyx") + ".*.so"
         if not fnmatch.filter(names, compiled):
             problems.append(f"missing {compiled}")
-    if not fnmatch.filter(names, "*.dist-info/licenses/LICENSE"):
-        problems.append("missing LICENSE")
-    if not fnmatch.filter(names, "*.dist-info/licenses/*LICENSE.aws-lc"):
-        problems.append("missing LICENSE.aws-lc")
     if (CRYPTO in names) is not bool(os.environ.get("FASTDERP_CRYPTO_SOURCE")):
         problems.append(f"{'unwanted' if CRYPTO in names else 'missing'} {CRYPTO}")
+    return problems + check_licenses(path, CRYPTO in names)
+
+
+def check_licenses(path: str, has_crypto: bool) -> list[str]:
+    """Check that a wheel names the licenses of what it contains, and has their texts."""
+    with zipfile.ZipFile(path) as wheel:
+        [metadata] = fnmatch.filter(wheel.namelist(), "*.dist-info/METADATA")
+        declared = email.message_from_bytes(wheel.read(metadata))
+        texts = {name.partition("/licenses/")[2] for name in wheel.namelist()} - {""}
+    wanted = {"LICENSE", "crypto/LICENSE.aws-lc"} if has_crypto else {"LICENSE"}
+    problems = []
+    if {*declared.get_all("License-File", [])} != wanted or texts != wanted:
+        problems.append(f"texts of licenses: {sorted(texts)} instead of {sorted(wanted)}")
+    if (declared["License-Expression"] == OWN_LICENSE) is has_crypto:
+        problems.append(f"the license {declared['License-Expression']}")
     return problems
 
 
@@ -56,6 +71,7 @@ def check_portable(path: str) -> list[str]:
     """Check the wheel for macOS and Windows, which has no compiled modules."""
     names = set(zipfile.ZipFile(path).namelist())
     problems = missing_and_unwanted(names, tracked(".py", ".pyi"), (*NEVER, "*.pyx", "*.so"))
+    problems += check_licenses(path, has_crypto=False)
     for tag in ("macosx_", "win_amd64", "win_arm64"):
         if tag not in path:
             problems.append(f"missing the platform {tag}")
@@ -65,22 +81,10 @@ def check_portable(path: str) -> list[str]:
 def check_source(path: str) -> list[str]:
     with tarfile.open(path) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    top = {"LICENSE", "README.md", "CHANGELOG.md", "MANIFEST.in", "pyproject.toml", "setup.py"}
-    crypto = {
-        f"crypto/{name}"
-        for name in ("Cargo.toml", "LICENSE.aws-lc", "README.md", "awslc.c", "build_crypto.py")
-    }
-    tests = {str(path) for path in Path("tests").rglob("*.py") if "__pycache__" not in path.parts}
-    wanted = (
-        top
-        | tests
-        | crypto
-        | share()
-        | tracked(".py", ".pyx", ".pxd", ".pxi", ".pyi")
-        | {"fastderp/py.typed"}
-    )
-    never = tuple(f"fastderp/{pattern}" for pattern in NEVER) + ("*.so", "*.pyc", "build/*")
-    return missing_and_unwanted(names, wanted, never)
+    wanted = set(subprocess.check_output(["git", "ls-files", "-z"], text=True).split("\0")) - {""}
+    made = {name for name in names if name in MADE or name.startswith("fastderp.egg-info/")}
+    problems = [f"missing {name}" for name in sorted(wanted - names)]
+    return problems + [f"unwanted {name}" for name in sorted(names - wanted - made)]
 
 
 def main(source: str, wheel: str, portable: str) -> int:

@@ -127,7 +127,8 @@ def capacity_of(relay: Relay, load: str, searches: Sequence[Search]) -> dict[str
 
 
 def _is_within_limits(result: Measurement) -> bool:
-    return result["latency"]["p99_us"] <= DELAY_MS * 1e3 and result["loss"] <= LOSS
+    p99_us, loss = float(result["latency"]["p99_us"]), float(result["loss"])
+    return p99_us <= DELAY_MS * 1e3 and loss <= LOSS
 
 
 def _short(rate: float, result: Measurement) -> dict[str, Any]:

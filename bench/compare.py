@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.capacity import NoRateError, capacity_of, searched
-from bench.lab import QUIET, Lab, Measurement, cost
+from bench.lab import QUIET, Lab, Measurement, cost, cost_per_login
 from bench.relays import (
     HERE,
     Relay,
@@ -209,7 +209,7 @@ def _table(
     by_relay: dict[str, list[Measurement]],
     found: dict[str, dict[str, Any]],
 ) -> Table:
-    """Print medians over the rounds; a ratio also has the range of its rounds."""
+    """Return the medians over the rounds; a ratio also has the range of its rounds."""
     [summary] = {result["scenario"]["summary"] for result in next(iter(by_relay.values()))}
     table = Table(title=f"\n{name}: {summary}", title_justify="left", box=None)
     columns: dict[str, Callable[[Sequence[Measurement]], str]] = {
@@ -219,9 +219,7 @@ def _table(
         "p50 µs": lambda results: _median(results, lambda r: r["latency"]["p50_us"], ",.0f"),
         "p99 µs": lambda results: _median(results, lambda r: r["latency"]["p99_us"], ",.0f"),
         "loss": lambda results: _median(results, lambda r: r["loss"], ".2%"),
-        "CPU µs/login": lambda results: _median(
-            results, lambda r: r["relay"]["cpu_us_per_login"], ",.0f"
-        ),
+        "CPU µs/login": lambda results: _median(results, cost_per_login, ",.0f"),
     }
     if all(map(_is_crowd, by_relay.values())):
         columns["KiB/client"] = lambda results: _median(results, _kib_per_client, ".1f")

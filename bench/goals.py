@@ -163,7 +163,7 @@ def _keep(document: Document, output: Path) -> None:
 def _measured(bench: Bench, row: Row) -> dict[str, Any]:
     bench.say(f"{row.number} {row.name}: {row.title}")
     bench.measurements, bench.notes, bench.capacities, failed = [], [], [], ""
-    findings = []
+    findings: list[dict[str, Any]] = []
     try:
         findings.extend(asdict(finding) for finding in row.find(bench))
     except (RelayError, ZeroDivisionError) as error:

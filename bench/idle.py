@@ -163,7 +163,7 @@ def table(parts: Parts) -> str:
 
 def print_row(name: str, kind: str, results: Sequence[Idle]) -> None:
     def median(field: str) -> float:
-        return statistics.median(getattr(result, field) for result in results)
+        return float(statistics.median(getattr(result, field) for result in results))
 
     starts = [result.serves_s for result in results]
     serves = f"{median('serves_s'):.3f} s ({min(starts):.2f}–{max(starts):.2f})"

@@ -102,3 +102,8 @@ def cost(result: Measurement) -> float:
     """Return CPU µs of the relay per delivered packet; infinite when none was delivered."""
     value = result["relay"]["cpu_us_per_packet"]
     return float("inf") if value is None else float(value)
+
+
+def cost_per_login(result: Measurement) -> float:
+    """Return CPU µs of the relay per login."""
+    return float(result["relay"]["cpu_us_per_login"])

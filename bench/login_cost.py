@@ -19,10 +19,13 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.relays import derper, running
 
 ROOT = Path(__file__).parents[1]
 REQUEST = "GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n{}\r\n"
@@ -127,7 +130,8 @@ def measure(pid: int, port: int, key_hex: str, options: argparse.Namespace) -> f
     process = Process(pid)
     before = process.cpu_s()
     log_in(port, options.n, logins, context, options.fast_start)
-    return (process.cpu_s() - before) / options.n * 1e6
+    n: int = options.n
+    return (process.cpu_s() - before) / n * 1e6
 
 
 @contextmanager
@@ -164,48 +168,15 @@ def measure_fastderp(options: argparse.Namespace) -> float:
 
 
 def measure_derper(options: argparse.Namespace) -> float:
-    """Start derper and measure it. Its key is in the upgrade response."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        flags = [
-            "-a",
-            f"127.0.0.1:{port}",
-            "-c",
-            f"{directory}/key",
-            "-stun=false",
-            "-http-port=-1",
-        ]
-        flags += (
-            ["-certmode=manual", f"-certdir={directory}", "-hostname=127.0.0.1"]
-            if options.tls
-            else []
-        )
-        relay = subprocess.Popen([options.derper, *flags], stderr=subprocess.DEVNULL)
-        try:
-            return measure(relay.pid, port, derper_key(port, options.tls), options)
-        finally:
-            relay.terminate()
-            relay.wait()
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """Start derper and measure it."""
+    with running(derper(options.derper), tls=options.tls) as relay:
+        port = int(relay.url.rpartition(":")[2])
+        return measure(relay.pid, port, derper_key(port, options.tls), options)
 
 
 def derper_key(port: int, tls: bool) -> str:
-    """Return the public key of a relay that is starting."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            sock = socket.create_connection(("127.0.0.1", port))
-            break
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+    """Return the public key of a relay, from its answer to an upgrade request."""
+    sock = socket.create_connection(("127.0.0.1", port))
     context = client_context(tls)
     if context is not None:
         sock = context.wrap_socket(sock)

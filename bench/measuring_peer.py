@@ -1,10 +1,9 @@
 """The peer of a measured client: a relay's login, then a sink or a source of packets.
 
-It costs little, so that the client is measured: frames are counted by their bytes, and
-its frames are encoded in advance. Each connection has one blocking thread.
+It costs little, so that the client is measured: frames are counted by their bytes, and its frames
+are encoded in advance. Each connection has one blocking thread.
 `python -m bench.measuring_peer [CERTIFICATE-DIRECTORY]` prints its URL. The path gives the purpose
-of a connection:
-`/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
+of a connection: `/send?n=1000&size=1400` or `/recv?n=1000&size=1400`, from the client's view.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def figures(durations: Sequence[float]) -> str:
 
 def show(relay: Relay, n: int, mbit_per_s: float, seconds: float) -> None:
     """Measure one relay without peers and with them."""
-    stun_port = free_port()
+    stun_port = free_port(socket.SOCK_DGRAM)
     flags = ["-stun=true", f"-stun-port={stun_port}"]
     relay = replace(relay, command=[*relay.command, *flags])
     with running(relay, cores={RELAY_CORE}) as started:

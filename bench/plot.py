@@ -18,7 +18,13 @@ from typing import Any
 from bench.goals import KEPT, Document, noise
 from bench.lab import Measurement, cost
 
-COLOURS = {"derper": "#8a8f98", "floor": "#c9a227", "fastderp": "#1f6feb"}
+COLOURS = {
+    "derper": "#8a8f98",
+    "derper-1.98": "#6b4f45",
+    "floor": "#c9a227",
+    "fastderp": "#1f6feb",
+    "fastderp-bundled": "#12408f",
+}
 BAR = 0.8
 CAPTION_WIDTH = 110
 # loads whose subject is not the packets, or is a relay that starts
@@ -93,7 +99,9 @@ def _draw(
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(loads)))
     for i, relays in enumerate(loads.values()):
         height = BAR / len(relays)
-        for j, (relay, results) in enumerate(relays.items()):
+        # In the order of the legend, which the rounds do not keep.
+        names = sorted(relays, key=[*COLOURS, *relays].index)
+        for j, (relay, results) in enumerate((name, relays[name]) for name in names):
             # the last value first, so that the smaller bar is drawn over the larger one
             for k, value in enumerate(reversed(values.values())):
                 found = [value(result) for result in results]

@@ -324,8 +324,9 @@ def _start(
         raise RelayError(f"{relay.name} did not start: {command[0]}: {error}") from error
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """Return a port of loopback that is free at the moment, by default of TCP."""
+    with socket.socket(type=kind) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from bench import table
+from bench.capacity import DELAY_MS, LOSS
 from bench.goals import KEPT, Document, columns, noise
 from bench.lab import Measurement, cost
 from bench.relays import HERE
@@ -83,7 +84,7 @@ def page(document: Document, previous: Document | None) -> str:
         _not_reached(document),
         "## Packets per second of one core",
         "The highest rate by schedule at which 99 % of the packets arrive within "
-        f"{table.DELAY_MS:.0f} ms and no more than {table.LOSS:.1%} are lost, as a median over the "
+        f"{DELAY_MS:.0f} ms and no more than {LOSS:.1%} are lost, as a median over the "
         "rounds. The cores' columns say how busy they were at that rate; the limit is what a "
         "higher rate met.",
         table.capacity(document),
@@ -133,8 +134,9 @@ def _since(document: Document, previous: Document | None) -> str:
 
 
 def changes(document: Document, previous: Document) -> Iterator[tuple[str, bool]]:
-    """Yield each number whose rounds are all above or all below the earlier ones, and whether it
-    got worse.
+    """Yield each number whose rounds are all above, or all below, the earlier ones.
+
+    With it: whether it got worse.
     """
     for name, row in document["rows"].items():
         earlier = previous["rows"].get(name, {"findings": ()})

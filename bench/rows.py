@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from bench.capacity import DELAY_MS, Search, capacity_of, searched
-from bench.lab import TLS, Lab, Measurement, cost
+from bench.lab import TLS, Lab, Measurement, cost, cost_per_login
 from bench.relays import Relay
 
 # The relay trims its memory every ten seconds.
@@ -265,13 +265,13 @@ def _single_login(bench: Bench) -> Iterator[Finding]:
         for relay, ours in zip(relays, each, strict=False):
             yield Finding(
                 f"{kind}: CPU per login: {relay.name} ÷ derper",
-                _ratios(ours, theirs, _login_cost),
+                _ratios(ours, theirs, cost_per_login),
                 "<=",
                 0.60 if _is_bundled(relay) else most,
             )
         yield Finding(
             f"{kind}: CPU per login: fastderp ÷ floor",
-            _ratios(each[0], least, _login_cost),
+            _ratios(each[0], least, cost_per_login),
             "<=",
             stretch=stretch,
         )
@@ -287,7 +287,7 @@ def _logins(bench: Bench) -> Iterator[Finding]:
         for relay, its in zip(relays, each, strict=False):
             what = f"{kind}: CPU per login: {relay.name} ÷ derper"
             goal = 0.50 if _is_bundled(relay) else most
-            yield Finding(what, _ratios(its, theirs, _login_cost), "<=", goal)
+            yield Finding(what, _ratios(its, theirs, cost_per_login), "<=", goal)
     two = [
         bench.measure(bench.fastderp, TLS + "logins", *flags, cores=bench.lab.two_cores)
         for _ in ours
@@ -298,7 +298,7 @@ def _logins(bench: Bench) -> Iterator[Finding]:
         ">=",
         stretch=1.6,
     )
-    busy = max(_login_cost(r) * r["logins_per_s"] / 1e6 for r in ours)
+    busy = max(cost_per_login(r) * r["logins_per_s"] / 1e6 for r in ours)
     bench.notes.append(
         f"on one core the relay was busy {busy:.0%} of the time; the load limited the rate"
     )
@@ -306,10 +306,6 @@ def _logins(bench: Bench) -> Iterator[Finding]:
         bench.notes.append(
             "the load uses the second of the two cores, too: this machine has no third"
         )
-
-
-def _login_cost(result: Measurement) -> float:
-    return float(result["relay"]["cpu_us_per_login"])
 
 
 def _workers(bench: Bench) -> Iterator[Finding]:

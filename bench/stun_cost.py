@@ -15,14 +15,13 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.relays import BUILD, HERE, Relay, c_compiler, derper, fastderp, running
+from bench.relays import BUILD, HERE, Relay, c_compiler, derper, fastderp, free_port, running
 from fastderp.loadgen.process import Process
 
 RELAY_CORE, LOAD_CORE = 0, 1
@@ -62,13 +61,6 @@ def built(name: str) -> Path:
     return program
 
 
-def free_port() -> int:
-    """Return a UDP port of loopback that is free at the moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float, float, int]:
     """Load a server; return its CPU µs per answer, answers per second, and losses."""
     load(program, port, 0.2)
@@ -81,7 +73,7 @@ def measured(pid: int, port: int, program: Path, seconds: float) -> tuple[float,
 
 def relay_measured(relay: Relay, program: Path, seconds: float) -> tuple[float, float, int]:
     """Run a relay and measure it."""
-    port = free_port()
+    port = free_port(socket.SOCK_DGRAM)
     with running(with_stun(relay, port), cores=[RELAY_CORE]) as started:
         return measured(started.pid, port, program, seconds)
 
@@ -101,7 +93,7 @@ def floor_measured(floor: Path, program: Path, seconds: float) -> tuple[float, f
 @contextmanager
 def floor_running(floor: Path) -> Iterator[tuple[int, int]]:
     """Run the floor; yield its process and its port."""
-    port = free_port()
+    port = free_port(socket.SOCK_DGRAM)
     with subprocess.Popen(["taskset", "-c", str(RELAY_CORE), floor, str(port)]) as process:
         try:
             while f":{port:04X} " not in Path("/proc/net/udp").read_text():
@@ -139,4 +131,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

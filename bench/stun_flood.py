@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from bench.lab import Lab
-from bench.relays import Relay, derper, fastderp, running
+from bench.relays import Relay, derper, fastderp, free_port, running
 from bench.stun_cost import (
     LOAD_CORE,
     RELAY_CORE,
     Answers,
     built,
     floor_running,
-    free_port,
     load,
     load_command,
     with_stun,
@@ -75,7 +74,7 @@ class Tools(NamedTuple):
 
 def peak(relay: Relay, tools: Tools) -> float:
     """Return the answers per second that a relay gives with 32 requests in flight."""
-    port = free_port()
+    port = free_port(socket.SOCK_DGRAM)
     with running(with_stun(relay, port), cores=[RELAY_CORE]):
         load(tools.program, port, WARMUP_S)
         return load(tools.program, port, tools.seconds).n_answered / tools.seconds
@@ -92,7 +91,7 @@ def losses(port: int, peak_per_s: float, tools: Tools) -> list[Loss]:
 
 def relay_losses(relay: Relay, peak_per_s: float, tools: Tools) -> list[Loss]:
     """Run a relay and flood it."""
-    port = free_port()
+    port = free_port(socket.SOCK_DGRAM)
     with running(with_stun(relay, port), cores=[RELAY_CORE]):
         return losses(port, peak_per_s, tools)
 
@@ -110,7 +109,7 @@ def delays(relay: Relay, peak_per_s: float, tools: Tools) -> list[Delay]:
 
 def delay(relay: Relay, per_s: float, tools: Tools) -> Delay:
     """Relay packets during a flood of `per_s` requests."""
-    port = free_port()
+    port = free_port(socket.SOCK_DGRAM)
     lab = Lab(RELAY_CORE, LOAD_CORE, tools.seconds)
     # The flood begins before the packets and ends after them.
     seconds = tools.seconds + 2.0
@@ -191,4 +190,4 @@ def delay_text(results: Sequence[Delay]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.capacity import DELAY_MS, LOSS
 from bench.goals import KEPT, Document, columns, noise
-from bench.lab import TLS, Measurement, cost
+from bench.lab import TLS, Measurement, cost, cost_per_login
 from bench.rows import idle_kib
 
 TABLE = "bench.table"
@@ -50,10 +50,6 @@ class Question:
     is_rate: bool = False
 
 
-def _login_cost(result: Measurement) -> float:
-    return float(result["relay"]["cpu_us_per_login"])
-
-
 QUESTIONS = (
     Question("plain, 10 pairs: packets/s", "pairs-10", "pairs-10", is_rate=True),
     Question("plain, 50 pairs: packets/s", "pairs-50", "pairs-50", is_rate=True),
@@ -62,8 +58,8 @@ QUESTIONS = (
     Question("plain, one packet in flight: CPU µs per packet", "latency", "latency"),
     Question("TLS 1.3, one packet in flight: CPU µs per packet", "latency", "tls/latency"),
     Question("plain, 100 senders, one receiver: CPU µs per packet", "fan", "fan-in"),
-    Question("login over TLS 1.3, one at a time: CPU µs", "login", "tls/login", _login_cost),
-    Question("login over TLS 1.3, 64 at a time: CPU µs", "logins", "tls/logins", _login_cost),
+    Question("login over TLS 1.3, one at a time: CPU µs", "login", "tls/login", cost_per_login),
+    Question("login over TLS 1.3, 64 at a time: CPU µs", "logins", "tls/logins", cost_per_login),
     Question("idle client over TLS 1.3: KiB", "memory", "tls/memory-5000", idle_kib),
 )
 

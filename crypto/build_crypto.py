@@ -37,7 +37,12 @@ ABSENT = {
     "EVP_default_properties_is_fips_enabled",
     "OPENSSL_init_crypto",
     "OSSL_PROVIDER_add_builtin",
+    "OSSL_PROVIDER_available",
+    "OSSL_PROVIDER_get0_provider_ctx",
+    "OSSL_PROVIDER_get_capabilities",
+    "OSSL_PROVIDER_query_operation",
     "OSSL_PROVIDER_try_load",
+    "RAND_priv_bytes",
     "SSL_CTX_new_ex",
 }
 
@@ -155,6 +160,9 @@ def unpack(crate: Path, directory: Path) -> Path:
     unpacked = directory / f"{CRATE}-{version}"
     if (unpacked / "LICENSE").read_bytes() != LICENSE.read_bytes():
         raise BuildError(f"the license of {CRATE} {version} has changed: copy it to {LICENSE}")
+    declared = tomllib.loads((unpacked / "Cargo.toml").read_text())["package"]["license"]
+    if declared != tomllib.loads(MANIFEST.read_text())["package"]["metadata"]["license"]:
+        raise BuildError(f"{CRATE} {version} is under {declared}: put that into {MANIFEST}")
     return unpacked / "aws-lc"
 
 
@@ -178,16 +186,17 @@ def c_compiler() -> list[str]:
 
 def exports(table: str, shim: str) -> str:
     """Return the C source of the list, in which the compiler checks each function's prototype."""
+    members = [member for member in _MEMBER.finditer(table) if member["name"] not in ABSENT]
+    taken = " ".join(member["arguments"] for member in members)
     lines = [f'#include "{SHIM.name}"', ""]
     lines += [
         f"typedef {returns} (*{name})({arguments});"
         for returns, name, arguments in _CALLBACK.findall(table)
+        if re.search(rf"\b{name}\b", taken)
     ]
     listed = []
-    for member in _MEMBER.finditer(table):
+    for member in members:
         returns, name, arguments = member["returns"], member["name"], member["arguments"]
-        if name in ABSENT:
-            continue
         function = f"own_{name}" if re.search(rf"\bown_{name}\(", shim) else name
         # GCC's -Wcast-function-type finds other integers; it takes all pointers for one another.
         lines.append(

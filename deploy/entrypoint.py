@@ -21,6 +21,9 @@ STATE = "/var/lib/fastderp"
 RELAY = "fastderp-relay"
 HEALTH_TIMEOUT_S = 4.0
 
+# Variables of this program.
+OWN = ("FASTDERP_HEALTH_URL", "FASTDERP_STATE_DIR")
+
 PORTS = {"http": "80", "https": "443"}
 
 # Variable of the known derper images -> flag of derper's.
@@ -41,14 +44,26 @@ def command(variables: Mapping[str, str], flags: Sequence[str]) -> list[str]:
     """Return the command line of the relay; the last of several equal flags counts."""
     state = variables.get("FASTDERP_STATE_DIR") or STATE
     kept = [f"-c={state}/relay.key", f"-certdir={state}/certs"]
-    told = [f"-{flag}={variables[name]}" for name, flag in FLAGS.items() if variables.get(name)]
+    told = [f"-{flag}={value}" for name, flag in FLAGS.items() if (value := own(variables, name))]
     return [RELAY, *kept, *told, *flags]
+
+
+def own(variables: Mapping[str, str], name: str) -> str:
+    """Return the value of a variable that a person has set.
+
+    Kubernetes sets DERP_STUN_PORT=udp://10.0.0.1:3478 beside DERP_STUN_SERVICE_HOST for a service
+    `derp-stun`.
+    """
+    value = variables.get(name, "")
+    is_link = f"{name.removesuffix('PORT')}SERVICE_HOST" in variables and "://" in value
+    return "" if is_link else value
 
 
 def setting(variables: Mapping[str, str], name: str) -> str:
     """Return the value of a flag's variable, of derper's images or of fastderp."""
-    own = f"FASTDERP_{FLAGS[name].replace('-', '_').upper()}"
-    return variables.get(name) or variables.get(own) or ""
+    return own(variables, name) or own(
+        variables, f"FASTDERP_{FLAGS[name].replace('-', '_').upper()}"
+    )
 
 
 def health_url(variables: Mapping[str, str]) -> str:
@@ -105,8 +120,10 @@ def main(arguments: Sequence[str]) -> int:
             return 1
         return 0 if healthy else 1
     line = command(os.environ, arguments)
+    # The relay refuses variables that it does not know.
+    variables = {name: value for name, value in os.environ.items() if name not in OWN}
     try:
-        os.execvp(line[0], line)
+        os.execvpe(line[0], line, variables)
     except OSError as error:
         print(f"cannot start {line[0]}: {error.strerror}", file=sys.stderr)
         return 69

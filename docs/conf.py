@@ -1,7 +1,6 @@
-"""The documentation site: `sphinx-build -W docs build/site`; manual pages: `sphinx-build -b man docs build/man`.
+"""The documentation site: `sphinx-build -W docs build/site`.
 
-The references of flags, metrics and the API are generated from the code at every build. The manual page of
-the relay joins the flags with sections of the operators' guide.
+The references of flags, metrics and the API are generated from the code at every build.
 """
 
 from __future__ import annotations
@@ -42,11 +41,6 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 suppress_warnings = ["myst.xref_missing", "myst.header", "misc.highlighting_failure"]
 # Characters of code that fit into a line of a narrow screen.
 LONG_CODE = 32
-RELAY, BENCH = "a DERP relay for tailscale networks", "load on DERP relays"
-man_pages = [
-    ("manual", "fastderp-relay", RELAY, [author], 1),
-    ("bench", "fastderp-bench", BENCH, [author], 1),
-]
 
 
 def flags_page() -> str:
@@ -62,7 +56,7 @@ def flags_page() -> str:
 def flags_by_group(heading: str) -> list[str]:
     lines = []
     group = None
-    for flag in flag_table({}):
+    for flag in flag_table({"HOME": "/root"}):
         if flag.group != group:
             group = flag.group
             lines += ["", f"{heading} {group}", ""]
@@ -75,54 +69,21 @@ def flags_by_group(heading: str) -> list[str]:
     return lines
 
 
-def manual_page() -> str:
-    """Return the manual page of `fastderp-relay`."""
-    return "\n".join(
-        [
-            "---\norphan: true\n---",
-            "# fastderp-relay",
-            "",
-            "## Synopsis",
-            "",
-            "`fastderp-relay` [*flags*]",
-            "",
-            "`fastderp-relay check` [*flags*]",
-            "",
-            "Flags take one dash or two, and `-flag value` or `-flag=value`.",
-            *section("Configuration"),
-            "## Flags",
-            *flags_by_group("###"),
-            *section("Reload"),
-            *section("Drain"),
-            *section("Signals and exit codes"),
-            *section("Health and metrics"),
-        ]
-    )
-
-
-def section(heading: str) -> list[str]:
-    """Return a section of the operators' guide, with its heading."""
-    guide = (HERE / "operations.md").read_text()
-    found = re.search(rf"^## {heading}\n.*?(?=^## |\Z)", guide, re.M | re.S)
-    assert found, heading
-    return ["", *found[0].splitlines()]
-
-
 def bench_page() -> str:
     """Return the reference of `fastderp-bench`, its own help."""
-    os.environ["COLUMNS"] = "78"
     return "\n".join(
         [
             "# fastderp-bench",
             "",
             "Generated from the command's own help. [Benchmarks](benchmarks.md) has the method.",
-            "",
-            "```text",
-            bench_help().rstrip(),
-            "```",
-            "",
+            *bench_help_block(),
         ]
     )
+
+
+def bench_help_block() -> list[str]:
+    os.environ["COLUMNS"] = "78"
+    return ["", "```text", bench_help().rstrip(), "```", ""]
 
 
 def metrics_page() -> str:
@@ -140,7 +101,7 @@ def metrics_page() -> str:
 
 
 def api_page() -> str:
-    """Return the reference of everything the package exports."""
+    """Return the reference of everything the package exports, and of its two public modules."""
     lines = ["# API reference", "", "Generated from the docstrings.", ""]
     for name in sorted(fastderp.__all__):
         value = getattr(fastderp, name)
@@ -152,6 +113,9 @@ def api_page() -> str:
             else "autodata"
         )
         lines += [f"## {name}", "", "```{eval-rst}", f".. {kind}:: fastderp.{name}", "```", ""]
+    for name in ("fastderp.client.stun", "fastderp.testing"):
+        directive = [f".. automodule:: {name}", "   :members:"]
+        lines += [f"## {name}", "", "```{eval-rst}", *directive, "```", ""]
     return "\n".join(lines)
 
 
@@ -162,7 +126,6 @@ def write_references(_: Any) -> None:
         "metrics": metrics_page(),
         "api": api_page(),
         "bench": bench_page(),
-        "manual": manual_page(),
     }
     for name, text in pages.items():
         path = HERE / f"{name}.md"

@@ -1,7 +1,7 @@
-"""Count the figures in docs/style.md about the shape of the code: `python docs/count_house.py
-[TREE]`.
+"""Count the figures in docs/style.md about the shape of the code.
 
-Reads the sources as text; prints one row per figure. Needs nothing but Python.
+`python docs/count_house.py [TREE]` reads the sources as text and prints one row per figure. It
+needs nothing but Python.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The public names are imported when they are first used, so that a program loads 
 that it needs.
 """
 
+import sys
+
 # Type checkers treat it as true. Importing typing would cost more than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,16 +25,22 @@ if TYPE_CHECKING:
         run_watch_connection_loop,
     )
     from fastderp.errors import (
+        BoxError,
         ConcurrencyError,
+        ConfigError,
         ConnectionClosed,
         ConnectionLost,
         DerpError,
+        DerpMapError,
         DialError,
+        KeyFileError,
+        ListenError,
         LoginError,
         PingTimeout,
         ProtocolError,
         WrongLoopError,
     )
+    from fastderp.server.accept.listener import Listener
     from fastderp.server.admission.admission import Admission
     from fastderp.server.admission.connected_client import ConnectedClient
     from fastderp.server.admission.key_lists import KeyLists
@@ -43,8 +51,9 @@ if TYPE_CHECKING:
     from fastderp.server.mesh.links import MeshPeer
     from fastderp.server.observe.traffic import BytesSentRecv
     from fastderp.server.server import Server
+    from fastderp.tls.errors import TlsError
     from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic, load_or_create_server_key
-    from fastderp.wire.login import ServerInfo
+    from fastderp.wire.login import ClientInfo, ServerInfo
     from fastderp.wire.messages import (
         Health,
         KeepAlive,
@@ -83,18 +92,23 @@ _NAMES_OF = {
     ),
     "fastderp.client.events": ("ClientEvent",),
     "fastderp.errors": (
+        "BoxError",
         "ConcurrencyError",
+        "ConfigError",
         "ConnectionClosed",
         "ConnectionLost",
         "DerpError",
+        "DerpMapError",
         "DialError",
+        "KeyFileError",
+        "ListenError",
         "LoginError",
         "PingTimeout",
         "ProtocolError",
         "WrongLoopError",
     ),
     "fastderp.wire.keys": ("MeshKey", "NodePrivate", "NodePublic", "load_or_create_server_key"),
-    "fastderp.wire.login": ("ServerInfo",),
+    "fastderp.wire.login": ("ClientInfo", "ServerInfo"),
     "fastderp.wire.messages": (
         "Health",
         "KeepAlive",
@@ -112,6 +126,7 @@ _NAMES_OF = {
         "PeerGoneReason",
         "PeerPresentFlags",
     ),
+    "fastderp.server.accept.listener": ("Listener",),
     "fastderp.server.admission.admission": ("Admission",),
     "fastderp.server.admission.connected_client": ("ConnectedClient",),
     "fastderp.server.admission.verifiers": ("AdmissionUrl", "Tailscaled"),
@@ -122,6 +137,7 @@ _NAMES_OF = {
     "fastderp.server.mesh.links": ("MeshPeer",),
     "fastderp.server.server": ("Server",),
     "fastderp.server.observe.traffic": ("BytesSentRecv",),
+    "fastderp.tls.errors": ("TlsError",),
 }
 _HOME_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
@@ -132,11 +148,14 @@ __all__ = [
     "Admission",
     "AdmissionUrl",
     "Backoff",
+    "BoxError",
     "BytesSentRecv",
     "Client",
     "ClientClass",
     "ClientEvent",
+    "ClientInfo",
     "ConcurrencyError",
+    "ConfigError",
     "Connected",
     "ConnectedClient",
     "ConnectionClosed",
@@ -144,6 +163,7 @@ __all__ = [
     "ConnectionState",
     "DerpError",
     "DerpMap",
+    "DerpMapError",
     "DerpNode",
     "DerpRegion",
     "DialError",
@@ -153,8 +173,11 @@ __all__ = [
     "HTTPClient",
     "Health",
     "KeepAlive",
+    "KeyFileError",
     "KeyLists",
     "Limits",
+    "ListenError",
+    "Listener",
     "LoginError",
     "MeshKey",
     "MeshPeer",
@@ -176,10 +199,14 @@ __all__ = [
     "ServerInfo",
     "ServerRestarting",
     "Tailscaled",
+    "TlsError",
     "WrongLoopError",
     "load_or_create_server_key",
     "run_watch_connection_loop",
 ]
+
+if sys.platform != "linux":  # the others raise ImportError there
+    __all__ = [name for name in __all__ if not _HOME_OF[name].startswith("fastderp.server.")]
 
 
 def __getattr__(name: str) -> object:

@@ -32,7 +32,7 @@ Talk through a relay from Python:
         alice, bob = NodePrivate.generate(), NodePrivate.generate()
         url = "http://127.0.0.1:3340/derp"
         async with HTTPClient(url, alice) as a, HTTPClient(url, bob) as b:
-            await b.recv()  # the relay's greeting: bob can be reached now
+            await b.recv()  # the relay's greeting
             await a.send(bob.public_key, b"hello")
             print(await b.recv())
 

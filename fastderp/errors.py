@@ -14,7 +14,6 @@ EX_UNAVAILABLE: Final = 69  # a required peer, service or library is missing
 EX_SOFTWARE: Final = 70  # internal error
 EX_OSERR: Final = 71  # the system refused: port in use, no descriptors, no memory
 EX_IOERR: Final = 74  # the output could not be written
-EX_NOPERM: Final = 77  # not allowed to read, write or bind
 EX_CONFIG: Final = 78  # unusable configuration, key or certificate file
 
 
@@ -28,17 +27,20 @@ class DerpError(Exception):
 
 
 class ConfigError(DerpError):
-    """A file or a setting is unusable; the text names it and the next step."""
+    """A file or a setting is unusable; the text names it and the next step. PROTOCOL §12."""
 
     exit_code = EX_CONFIG
 
 
 class KeyFileError(ConfigError):
-    """A key file cannot be read, written or parsed. The text never quotes its contents."""
+    """A key file cannot be read, written or parsed. The text never quotes its contents.
+
+    PROTOCOL §12.
+    """
 
 
 class DerpMapError(ConfigError):
-    """A DERP map cannot be parsed; the text names the member."""
+    """A DERP map cannot be parsed; the text names the member. PROTOCOL §13."""
 
 
 class SecretsError(DerpError):
@@ -48,7 +50,7 @@ class SecretsError(DerpError):
 
 
 class BoxError(DerpError):
-    """A NaCl box does not open, or a public key is unusable for one."""
+    """A NaCl box does not open, or a public key is unusable for one. PROTOCOL §1."""
 
 
 class ProtocolError(DerpError):
@@ -65,11 +67,16 @@ class LoginError(ProtocolError):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Take the `reason` as a word, and `detail` as text; both are logged and must not contain a
-        secret.
+        """Take the `reason` as a word, and `detail` as text.
+
+        Both are logged and must not contain a secret.
         """
-        super().__init__(detail)
+        # `args` are the arguments of the constructor, so that the error can be pickled.
+        super().__init__(reason, detail)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class ConnectionClosed(DerpError):
@@ -110,7 +117,7 @@ class ConcurrencyError(DerpError, RuntimeError):
 
 
 class WrongLoopError(DerpError, RuntimeError):
-    """A client was used in another event loop than its own, or in a child process after a fork.
+    """A client or a relay was used in another event loop than its own, or in a child process.
 
     PROTOCOL §13.
     """
@@ -142,13 +149,16 @@ class IssuanceError(DerpError):
         self.rate_limited = rate_limited
 
 
-class ListenError(DerpError):
-    """The relay cannot listen on an address: in use, not allowed, of another machine."""
+class ListenError(DerpError, OSError):
+    """The relay cannot listen on an address: in use, not allowed, of another machine.
+
+    Also an OSError, with the system's number in `errno` if there is one. PROTOCOL §9.1.
+    """
 
     exit_code = EX_OSERR
 
 
 class ShortageError(DerpError):
-    """The system's limits are too low for the command: descriptors."""
+    """The system's limits are too low for the command: descriptors, memory, threads."""
 
     exit_code = EX_OSERR

@@ -1,16 +1,18 @@
 """A relay for the tests of a program: in the same process and event loop, on a port of loopback.
 
-import pytest
-import fastderp.testing
+A fixture for pytest-asyncio, and a test with it.
 
-@pytest.fixture
-async def relay():
-    async with fastderp.testing.relay() as relay:
-        yield relay
+    import pytest
+    import fastderp.testing
 
-async def test_my_program(relay):
-    async with relay.client() as peer:
-        await my_program(relay.url, peer.public_key)
+    @pytest.fixture
+    async def relay():
+        async with fastderp.testing.relay() as relay:
+            yield relay
+
+    async def test_my_program(relay):
+        async with relay.client() as peer:
+            await my_program(relay.url, peer.public_key)
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class LocalRelay:
 
     @property
     def url(self) -> str:
-        """The URL for clients; the same after every start."""
+        """The URL for clients, the same after every start. Raises RuntimeError before the first."""
+        if not self._port:
+            raise RuntimeError("the relay was never started")
         return f"{'https' if self._tls else 'http'}://{_HOST}:{self._port}/derp"
 
     def client(self, private_key: NodePrivate | None = None, **options: Any) -> HTTPClient:
@@ -94,9 +98,7 @@ class LocalRelay:
             await server.close()
 
     async def restart(self) -> None:
-        """Stop and start: clients lose their connections and can connect to the same relay
-        again.
-        """
+        """Stop and start: clients lose their connections and can connect to the relay again."""
         await self.stop()
         await self.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,10 @@ from tests.kit.relay import EVERY_SETUP, Relay, Setup, running
 # Background jobs of a shell ignore interrupts, and so would every process that they start;
 # tests that send an interrupt need the default action.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Many systems give a user 1,024 descriptors and allow more; the relays and loads of tests inherit the limit.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, min(65536, _hard)), _hard))
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("fastderp", deadline=None)

@@ -74,7 +74,7 @@ def test_log_a_client_in(benchmark: BenchmarkFixture) -> None:
 
 
 def test_find_the_class_of_a_client_behind_20_others(benchmark: BenchmarkFixture) -> None:
-    networks = list(ipaddress.ip_network("10.0.0.0/8").subnets(new_prefix=13))[:20]
+    networks = list(ipaddress.IPv4Network("10.0.0.0/8").subnets(new_prefix=13))[:20]
     classes = tuple(ClientClass(str(network), networks=(network,)) for network in networks)
     limits = Limits(classes=classes)
     assert benchmark(limits.class_of, bytes(32), "", address_bytes(CLIENT)) == 0
@@ -137,9 +137,11 @@ def test_a_stream_reads_a_request_answers_and_gives_its_socket_away(
     def serve() -> int:
         ours, theirs = socket.socketpair()
         theirs.send(REQUEST)
-        stream = Stream(
-            poller, ours, lambda data: stream.send(data), lambda error: None, lambda: None
-        )
+
+        def answer(data: bytes) -> None:
+            stream.send(data)
+
+        stream = Stream(poller, ours, answer, lambda error: None, lambda: None)
         stream.start()
         n_answered = len(theirs.recv(1024))
         socket.close(stream.detach())

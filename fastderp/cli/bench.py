@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
-from fastderp.cli.output import show
+from fastderp.cli.output import refuse, show
+from fastderp.cli.parser import Parser
 from fastderp.errors import (
     EX_FAILURE,
     EX_IOERR,
@@ -23,7 +24,6 @@ from fastderp.errors import (
     EX_UNAVAILABLE,
     EX_USAGE,
     DerpError,
-    UsageError,
 )
 from fastderp.loadgen.connect import Target
 from fastderp.loadgen.result import Result, environment
@@ -31,20 +31,22 @@ from fastderp.loadgen.run import Timing, run
 from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
-from fastderp.util.text import one_line
+from fastderp.util.shortage import descriptor_limits, shortage_of
 
 NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
 BAR_COLUMNS = 40
+# the lowest value of each flag that counts
+_LEAST = {"pairs": 1, "idle": 0, "in-a-row": 1, "slow": 0, "storm": 0, "at-once": 1}
 
 
 EXIT_CODES = """\
 exit codes:
   0    the relay was measured
-  1     packets were damaged, or connections were lost
+  1    packets were damaged, or connections were lost
   2    wrong flags, or files that cannot be used
   69   the relay cannot be reached or refuses the clients; no process --pid
-  71   the system refused: no descriptors or memory left
+  71   the system refused: no descriptors, threads or memory left
   74   the result could not be written
   130  interrupted
 """
@@ -63,15 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("missing URL of the relay, for example http://127.0.0.1:3340/derp")
         return _bench(options, arguments)
     except ValueError as error:
-        return _fail(str(error), EX_USAGE)
+        return refuse(NAME, str(error), EX_USAGE)
     except KeyboardInterrupt:
         return EX_INTERRUPTED
     except DerpError as error:
-        return _fail(str(error), error.exit_code)
+        return refuse(NAME, str(error), error.exit_code)
     except ProcessLookupError as error:
-        return _fail(f"--pid: {error}", EX_UNAVAILABLE)
+        return refuse(NAME, f"--pid: {error}", EX_UNAVAILABLE)
     except OSError as error:
-        return _fail(str(error), EX_OSERR)
+        return refuse(NAME, str(error), EX_OSERR)
+    except (RuntimeError, MemoryError) as error:
+        if shortage := shortage_of(error):
+            return refuse(NAME, shortage, EX_OSERR)
+        raise
 
 
 def _bench(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
@@ -93,25 +99,17 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     return shown or written or _verdict(result)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports an error in the flags as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def help_text() -> str:
     """Return what `--help` prints."""
     return _parser().format_help()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
+        see="--help",
         prog=NAME,
         description="Put load on a DERP relay (any: derper, fastderp or another) and measure it.",
         epilog="Flags override the scenario.\n\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
     )
     add = parser.add_argument
     add("url", nargs="?", help="the relay: http://host:port or https://host:port")
@@ -198,6 +196,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--window {options.window}: must be at least 1; for no limit use --never-wait"
         )
+    for flag, least in _LEAST.items():
+        count = getattr(options, flag.replace("-", "_"))
+        if count is not None and count < least:
+            raise ValueError(f"--{flag} {count}: must be at least {least}")
     if options.rate is not None and not 1 <= options.rate < float("inf"):
         raise ValueError(
             f"--rate {options.rate:g}: must be at least 1; for no limit use --never-wait"
@@ -276,11 +278,16 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
                 f"--cpu {cpu}: no such core, or not allowed for this process"
             ) from None
     needed = scenario.n_clients + scenario.idle + scenario.storm + 64
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = descriptor_limits()
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ValueError(f"{needed} descriptors needed, {hard} allowed: raise `ulimit -n`")
     if needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except OSError as error:
+            raise ValueError(
+                f"{needed} descriptors needed, {soft} in force: {error.strerror}"
+            ) from None
 
 
 def _run_with_bar(
@@ -337,7 +344,7 @@ def _write_json(file: TextIO, text: str) -> int:
                 file.truncate(0)
             file.write(text + "\n")
     except OSError as error:
-        return _fail(f"--json {file.name}: {error.strerror}", EX_IOERR)
+        return refuse(NAME, f"--json {file.name}: {error.strerror}", EX_IOERR)
     return EX_OK
 
 
@@ -404,8 +411,3 @@ def _rows(result: Result) -> list[tuple[str, str]]:
 
 def _verdict(result: Result) -> int:
     return EX_FAILURE if result.corrupt or result.connections_lost else EX_OK
-
-
-def _fail(text: str, code: int) -> int:
-    print(f"{NAME}: {one_line(text)}", file=sys.stderr)
-    return code

@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastderp.cli.flag_table import flag_table
-from fastderp.cli.flags import Flag, duration, size
+from fastderp.cli.flags import Flag, duration, number, size
 from fastderp.cli.output import show
 from fastderp.cli.sources import DEFAULT, Settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError
 from fastderp.server.app import RelayApp
 from fastderp.server.settings import RelaySettings
-from fastderp.util.text import printable
+from fastderp.util.text import one_line
 
 _SECRETS = {"acme-eab-key"}
 
@@ -27,7 +27,7 @@ def check(settings: RelaySettings, sources: Settings) -> int:
     Return the exit code that a start would have, as far as it is predictable.
     """
     app = RelayApp(settings)
-    findings = asyncio.run(_check(app))
+    findings, notes = asyncio.run(_check(app))
     codes = [code for _, _, code in findings if code != EX_OK]
 
     def write() -> None:
@@ -35,25 +35,26 @@ def check(settings: RelaySettings, sources: Settings) -> int:
         print()
         for name, text, code in findings:
             print(f"{'ok   ' if code == EX_OK else 'WRONG'}  {name}: {text}")
-        for warning in settings.warnings:
+        for warning in (*settings.warnings, *notes):
             print(f"note   {warning}")
 
     return max(show("fastderp-relay", write), codes[0] if codes else EX_OK)
 
 
-async def _check(app: RelayApp) -> list[tuple[str, str, int]]:
-    """Return name, finding and exit code of each component."""
-    findings = []
+async def _check(app: RelayApp) -> tuple[list[tuple[str, str, int]], list[str]]:
+    """Return name, finding and exit code of each component, and their warnings."""
+    findings, notes = [], []
     for component in app.components:
         try:
             findings += [(component.name, text, EX_OK) for text in await component.check()]
+            notes += component.warnings()
         except DerpError as error:
             findings.append((component.name, str(error), error.exit_code))
         except ImportError as error:
             findings.append((component.name, str(error), EX_UNAVAILABLE))
         finally:
             await component.close()
-    return findings
+    return findings, notes
 
 
 def _print_values(sources: Settings) -> None:
@@ -75,20 +76,30 @@ def _shown(flag: Flag, value: Any) -> str:
     if flag.is_boolean:
         return str(value).lower()
     if flag.read is duration:
-        return f"{value:g}s"
+        return f"{_decimal(value)}s"
+    if flag.read is number:
+        return _decimal(value)
     if flag.read is size:
         return f"{value >> 20}MiB"
     text = str(value)
     if "://" in text:
-        text = ",".join(_without_password(part) for part in text.split(","))
-    return printable(text)
+        parts = text.split(",") if flag.is_list else [text]
+        text = ",".join(map(_without_secrets, parts))
+    return one_line(text)
 
 
-def _without_password(url: str) -> str:
-    """Remove user and password from a URL."""
+def _decimal(value: float) -> str:
+    """Return a number as flags take it, without an exponent."""
+    return f"{value:.9f}".rstrip("0").rstrip(".").replace("inf", "+Inf")
+
+
+def _without_secrets(url: str) -> str:
+    """Remove user and password from a URL, and the text of its query, which may have a token."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "(not a URL)"
     _, at, place = parts.netloc.rpartition("@")
-    return url.replace(parts.netloc, place, 1) if at else url
+    if at:
+        url = url.replace(parts.netloc, place, 1)
+    return url.replace(f"?{parts.query}", "?(hidden)", 1) if parts.query else url

@@ -1,6 +1,6 @@
 """Runs the command `fastderp-relay`; reports a failed start as one line (PROTOCOL §12).
 
-`fastderp.cli.config` turns flags into settings, `fastderp.server.app` runs the relay,
+`fastderp.cli.config` turns flags into settings, `fastderp.server.process` runs the relay,
 `fastderp.cli.signals` handles the signals.
 """
 
@@ -12,34 +12,58 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fastderp
 from fastderp.cli.flag_table import flag_table
-from fastderp.cli.output import show
+from fastderp.cli.output import refuse, show
 from fastderp.cli.signals import SIGNALS
 from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
-from fastderp.util.text import one_line
+from fastderp.util.shortage import NO_THREAD, descriptor_limits, shortage_of
+
+if TYPE_CHECKING:
+    from fastderp.server.settings import RelaySettings
 
 log: logging.Logger = logging.getLogger("fastderp")
 
 
+NAME = "fastderp-relay"
 # Enough for a relay with a worker for each of many cores; with fewer, the start fails later.
 MIN_DESCRIPTORS = 64
+# Modules of fastderp.cli, each with a `main`. `check` is none: it takes the relay's flags.
+SUBCOMMANDS = ("gen", "probe", "top")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; `-help` lists the codes."""
     _open_standard_streams()
+    return _reported(partial(_run, arguments), partial(refuse, NAME))
+
+
+def _reported(work: Callable[[], int], report: Callable[[str, int], int]) -> int:
+    """Return the exit code of the work; `report` prints the text of an expected failure."""
     try:
-        return _run(arguments)
+        return work()
     except DerpError as error:
-        return _refuse(error, error.exit_code)
+        return report(str(error), error.exit_code)
     except ImportError as error:  # OpenSSL or a dependency is not installed
-        return _refuse(error, EX_UNAVAILABLE)
+        from fastderp.util.extras import import_text
+
+        return report(import_text(error), EX_UNAVAILABLE)
+    except (OSError, RuntimeError, MemoryError) as error:
+        if shortage := shortage_of(error):
+            return report(_described(shortage), ShortageError.exit_code)
+        raise
+
+
+def _described(shortage: str) -> str:
+    hint = ": raise the limit of processes and threads (TasksMax=, --pids-limit, `ulimit -u`)"
+    return f"the relay cannot run: {shortage}{hint if shortage == NO_THREAD else ''}"
 
 
 def _open_standard_streams() -> None:
@@ -55,21 +79,20 @@ def _open_standard_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _refuse(error: Exception, exit_code: int) -> int:
-    print(f"fastderp-relay: {one_line(str(error))}", file=sys.stderr)
-    return exit_code
-
-
 def _run(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in SUBCOMMANDS:
+        SIGNALS.remove()
+        exit_code: int = import_module(f"fastderp.cli.{arguments[0]}").main(arguments[1:])
+        return exit_code
     checking = list(arguments[:1]) == ["check"]
     sources = read_settings(arguments[1:] if checking else arguments, os.environ)
     values = sources.values
     if values["help"] or values["h"]:
         from fastderp.cli.usage import print_usage
 
-        return show("fastderp-relay", lambda: print_usage(flag_table(os.environ), sys.stdout))
+        return show(NAME, lambda: print_usage(flag_table(os.environ), sys.stdout))
     if values["version"]:
-        return show("fastderp-relay", _print_version)
+        return show(NAME, _print_version)
     # Imported here: the version and the help need neither OpenSSL nor the compiled modules.
     from fastderp.cli.config import relay_settings
 
@@ -79,24 +102,43 @@ def _run(arguments: Sequence[str]) -> int:
     if checking:
         from fastderp.cli.check import check
 
+        _raise_descriptor_limit()
         return check(settings, sources)
+    serve = partial(_serve, arguments, settings, sources)
+    if settings.observe.log_format == "json":
+        from fastderp.server.observe import json_log
+
+        return _reported(partial(serve, json_log.attach), json_log.refuse)
+    return _reported(partial(serve, logging.getLogger().addHandler), partial(refuse, NAME))
+
+
+def _serve(
+    arguments: Sequence[str],
+    settings: RelaySettings,
+    sources: Settings,
+    attach: Callable[[logging.Handler], None],
+) -> int:
+    """Run the relay until its end; `attach` directs the log of the process to a handler."""
     _raise_descriptor_limit()
     import uvloop
 
-    from fastderp.server.app import Configuration, serve
+    from fastderp.server.app import Configuration
     from fastderp.server.observe.log_queue import LogQueue
+    from fastderp.server.process import serve
 
     lines = LogQueue()
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     configuration = None
-    if values["config"]:
+    if sources.values["config"]:
         changed = partial(_changed_settings, arguments, sources)
-        configuration = Configuration(Path(values["config"]), changed)
-    log.addHandler(lines)
+        configuration = Configuration(Path(sources.values["config"]), changed)
+    attach(lines)
     log.setLevel(logging.INFO)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, SIGNALS, lines, configuration))
+        runner.run(serve(settings, SIGNALS, lines, configuration))
     finally:
+        # The process ends now. Closing the loop would wait for name lookups, and for threads that
+        # read files of a network that is gone.
         lines.close()
     return EX_OK
 
@@ -126,7 +168,7 @@ def _raise_descriptor_limit() -> None:
 
     Raises ShortageError when the maximum is too low for a relay.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = descriptor_limits()
     if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
         raise ShortageError(
             f"{hard} descriptors are allowed, and a relay needs at least {MIN_DESCRIPTORS}: raise "

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastderp.cli.environment import Environment
-from fastderp.cli.flag_table import SYSTEM_KEY_FILE
+from fastderp.cli.flag_table import CERT_MODES, LOG_FORMATS, SYSTEM_KEY_FILE
 from fastderp.errors import UsageError
 from fastderp.server.admission.limits import AddressLimit
 from fastderp.server.certificates.acme.settings import (
@@ -29,6 +29,7 @@ from fastderp.server.http.client_address import TrustedProxies
 from fastderp.server.http.debug import DebugAccess
 from fastderp.server.net.listen import UNIX
 from fastderp.server.settings import (
+    Address,
     AdmissionSettings,
     BootstrapSettings,
     KeySettings,
@@ -43,16 +44,17 @@ from fastderp.server.settings import (
     SecretsSettings,
     StunSettings,
 )
-from fastderp.util.net import IpAddress, is_address, parse_ip
+from fastderp.util.net import IpAddress, host_bytes, is_address, parse_ip
 from fastderp.util.text import printable
 
 _PATH_PREFIX = re.compile("(/[A-Za-z0-9._~-]+)+")
 # Linux's sun_path without its final zero.
 MAX_UNIX_PATH_BYTES = 107
 DEV_ADDRESS = ":3340"
+# Container images often have no /etc/services.
+_PORTS = {"http": 80, "https": 443}
 # Clients also request names with underscores, although no CA issues certificates for them.
 _SNI_LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-CERT_MODES = ("manual", "letsencrypt", "gcp")
 CERTIFICATE_FLAGS = (
     "certmode",
     "certdir",
@@ -121,6 +123,7 @@ def relay_settings(
             dev=dev,
         ),
         observe=ObserveSettings(
+            log_format=_log_format(values["log-format"]),
             debug_logs=variables.debug_logs,
             prober_logs=variables.prober_logs,
             rtt_stats=variables.rtt_stats,
@@ -130,6 +133,12 @@ def relay_settings(
         ),
         warnings=tuple(_warnings(values, given, listen)),
     )
+
+
+def _log_format(text: str) -> str:
+    if text not in LOG_FORMATS:
+        raise UsageError(f'unknown -log-format "{printable(text)}": use {", ".join(LOG_FORMATS)}')
+    return text
 
 
 def _listen(values: Mapping[str, Any]) -> ListenSettings:
@@ -151,13 +160,18 @@ def _listen(values: Mapping[str, Any]) -> ListenSettings:
         port=port,
         tls=tls,
         http_port=values["http-port"] if tls and values["http-port"] != -1 else None,
+        debug=_debug_address(values["debug-addr"]),
         keepalive_s=values["tcp-keepalive-time"],
         user_timeout_s=values["tcp-user-timeout"],
-        reuse_port=values["reuse-port"] and not host.startswith(UNIX),
+        reuse_port=values["reuse-port"],
         accept_per_s=values["accept-connection-limit"],
         accept_burst=values["accept-connection-burst"],
         proxies=_proxies(values),
     )
+
+
+def _debug_address(text: str) -> Address | None:
+    return Address(*parse_address(text, "debug-addr")) if text else None
 
 
 def _stun(values: Mapping[str, Any], listen: ListenSettings) -> StunSettings:
@@ -171,7 +185,7 @@ def _proxies(values: Mapping[str, Any]) -> ProxySettings:
     try:
         trusted = TrustedProxies.parse(values["trusted-proxies"])
     except ValueError as error:
-        raise UsageError(f"-trusted-proxies: {printable(str(error))}") from None
+        raise UsageError(f"-trusted-proxies: {error}") from None
     if values["proxy-protocol"] and not trusted:
         raise UsageError(
             "-proxy-protocol needs -trusted-proxies: the addresses of the proxies that send PROXY "
@@ -199,6 +213,11 @@ def _warnings(values: Mapping[str, Any], given: set[str], listen: ListenSettings
         yield "-stun-addr names the port of STUN: -stun-port has no effect"
     if values["dev"] and "a" in given:
         yield f"-dev listens on {DEV_ADDRESS}: -a has no effect"
+    if values["reuse-port"]:
+        unix = ["a"] if listen.is_unix else []
+        unix += ["debug-addr"] if listen.debug is not None and listen.debug.is_unix else []
+        for name in unix:
+            yield f"two relays cannot share a unix socket: -reuse-port has no effect on -{name}"
     if listen.is_unix and not listen.proxies.trusted.unix:
         yield (
             "clients have no address: the proxy on the unix socket is not trusted; add "
@@ -214,7 +233,7 @@ def parse_address(text: str, flag: str = "a", protocol: str = "tcp") -> tuple[st
     The port may be a service name. A unix socket's address, `unix:PATH`, is a host with port 0.
     """
     if text.startswith(UNIX) and protocol == "tcp":
-        _check_path(text)
+        _check_path(text, flag)
         return text, 0
     host, colon, port = text.rpartition(":")
     if (
@@ -242,11 +261,11 @@ def parse_address(text: str, flag: str = "a", protocol: str = "tcp") -> tuple[st
     return host, number
 
 
-def _check_path(address: str) -> None:
+def _check_path(address: str, flag: str) -> None:
     path = address.removeprefix(UNIX)
     if not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH_BYTES:
         raise UsageError(
-            f'invalid address "{printable(address)}" for -a: want unix: and an absolute path '
+            f'invalid address "{printable(address)}" for -{flag}: want unix: and an absolute path '
             f"of up to {MAX_UNIX_PATH_BYTES} bytes"
         )
 
@@ -257,7 +276,7 @@ def _port_or_service(port: str, protocol: str) -> int | None:
     try:
         return socket.getservbyname(port, protocol)
     except (OSError, UnicodeError):
-        return None
+        return _PORTS.get(port)
 
 
 def _key_file(text: str, is_root: bool) -> Path:
@@ -417,7 +436,7 @@ def manual_hostname(text: str) -> str:
 def _ascii_name(text: str) -> str:
     """Return a name in ASCII without its final dot; "" for text that is not a name."""
     try:
-        return text.removesuffix(".").encode("idna").decode()
+        return host_bytes(text.removesuffix(".")).decode()
     except UnicodeError:
         return ""
 

@@ -10,20 +10,27 @@ import sys
 
 def relay() -> int:
     """Run `fastderp-relay`."""
-    _need_linux("fastderp-relay")
-    accept_gil()
-    from fastderp.cli.relay import main
-
+    _prepare("fastderp-relay")
+    try:
+        from fastderp.cli.relay import main
+    except ImportError as error:
+        return _incomplete("fastderp-relay", error)
     return main()
 
 
 def bench() -> int:
     """Run `fastderp-bench`."""
-    _need_linux("fastderp-bench")
-    accept_gil()
-    from fastderp.cli.bench import main
-
+    _prepare("fastderp-bench")
+    try:
+        from fastderp.cli.bench import main
+    except ImportError as error:
+        return _incomplete("fastderp-bench", error)
     return main()
+
+
+def _prepare(command: str) -> None:
+    _need_linux(command)
+    accept_gil()
 
 
 def accept_gil() -> None:
@@ -45,7 +52,19 @@ def _need_linux(command: str) -> None:
     try:
         import fastderp.server  # noqa: F401
     except ImportError as error:
-        from fastderp.errors import EX_UNAVAILABLE
+        sys.exit(_unavailable(command, str(error)))
 
-        print(f"{command}: {error}", file=sys.stderr)
-        sys.exit(EX_UNAVAILABLE)
+
+def _incomplete(command: str, error: ImportError) -> int:
+    """Report an installation that is not compiled or lacks a dependency; return the exit code."""
+    from fastderp.util.extras import import_text
+
+    return _unavailable(command, import_text(error))
+
+
+def _unavailable(command: str, text: str) -> int:
+    """Print the reason why a command cannot run; return its exit code."""
+    from fastderp.errors import EX_UNAVAILABLE
+
+    print(f"{command}: {text}", file=sys.stderr)
+    return EX_UNAVAILABLE

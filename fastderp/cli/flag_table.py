@@ -10,14 +10,17 @@ from fastderp.server.certificates.acme.settings import VENDOR_HOSTNAME
 from fastderp.util import bounds
 
 SYSTEM_KEY_FILE = "/var/lib/derper/derper.key"
+CERT_MODES = ("manual", "letsencrypt", "gcp")
+LOG_FORMATS = ("text", "json")
 
-LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, OTHER = (
+LISTEN, KEYS, CERTS, ADMISSION, SERVE, LIMITS, LOG, OTHER = (
     "Listen",
     "Key",
     "Certificates",
     "Admission",
     "Services",
     "Limits",
+    "Log",
     "Other",
 )
 MESH = "Region"
@@ -32,6 +35,7 @@ SECTIONS = {
     "mesh": MESH,
     "serve": SERVE,
     "limits": LIMITS,
+    "log": LOG,
 }
 _SECTION_OF = {group: section for section, group in SECTIONS.items()}
 _LISTS = {
@@ -71,6 +75,15 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "PORT",
             LISTEN,
             bounds.Bounds(-1, 65535),
+        ),
+        Flag(
+            "debug-addr",
+            str,
+            "",
+            "address for metrics and debug pages without a key, in plain HTTP, such as "
+            "127.0.0.1:9090 or unix:PATH; the other ports then have none",
+            "[HOST]:PORT",
+            LISTEN,
         ),
         Flag(
             "reuse-port",
@@ -139,6 +152,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "source of certificates: letsencrypt, gcp (Google's CA), or manual (files)",
             "MODE",
             CERTS,
+            choices=CERT_MODES,
         ),
         Flag(
             "certdir",
@@ -304,7 +318,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
         Flag(
             "secrets-cache-dir",
             str,
-            os.path.join(environment.get("HOME", "/root"), ".cache/derper-secrets"),
+            os.path.join(environment.get("HOME") or "/root", ".cache/derper-secrets"),
             "file or directory for a copy of the mesh key, used while the setec server cannot be "
             "reached",
             "PATH",
@@ -375,7 +389,7 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             "workers",
             integer,
             "0",
-            "data-plane threads; 0 for one per core",
+            "data-plane threads; 0 for one per core that affinity and CPU quota leave",
             "N",
             LIMITS,
             bounds.WORKERS,
@@ -473,6 +487,15 @@ def _flags(environment: Mapping[str, str]) -> list[Flag]:
             bounds.ACCEPT_BURST,
         ),
         Flag(
+            "log-format",
+            str,
+            "text",
+            "format of the log: text, or json for one object per line",
+            "FORMAT",
+            LOG,
+            choices=LOG_FORMATS,
+        ),
+        Flag(
             "config",
             str,
             "",
@@ -497,6 +520,7 @@ def default_mesh_psk_file(environment: Mapping[str, str]) -> str:
 
 
 def default_cert_dir(environment: Mapping[str, str]) -> str:
-    """Return derper's default for -certdir: below the user's cache directory."""
-    cache = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
-    return os.path.join(cache, "tailscale", "derper-certs")
+    """Return derper's default for -certdir: below the user's cache directory; "" without one."""
+    home = environment.get("HOME", "")
+    cache = environment.get("XDG_CACHE_HOME") or (home and os.path.join(home, ".cache"))
+    return os.path.join(cache, "tailscale", "derper-certs") if os.path.isabs(cache) else ""

@@ -51,7 +51,7 @@ def integer(text: str) -> int:
 def number(text: str) -> float:
     """Read a decimal number or +Inf. Raises ValueError."""
     try:
-        return float(text)
+        return float(text if text.isascii() else "")
     except ValueError:
         raise ValueError("want a number") from None
 
@@ -90,6 +90,7 @@ class Flag(NamedTuple):
     bounds: Bounds | None = None
     is_list: bool = False  # comma-separated
     section: str = ""  # section of a configuration file; "": on the command line only
+    choices: tuple[str, ...] = ()  # the only values, if they are words
 
     @property
     def wanted(self) -> str:
@@ -161,7 +162,8 @@ def _recognise(
             raise UsageError(
                 f"-{previous.name} takes its value with an equals sign: -{previous.name}={argument}"
             )
-        raise UsageError(f'unexpected argument "{printable(argument)}"')
+        remedy = f"; did you mean -{argument}?" if argument in table else ""
+        raise UsageError(f'unexpected argument "{printable(argument)}"{remedy}')
     name, text = match.groups()
     if name not in table:
         raise UsageError(f"unknown flag -{printable(name)}{_suggestion(name, table)}")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from fastderp.errors import EX_IOERR, EX_OK
+from fastderp.util.text import one_line
 
 
 def show(command: str, write: Callable[[], None]) -> int:
@@ -32,9 +33,14 @@ def show(command: str, write: Callable[[], None]) -> int:
     return EX_OK
 
 
+def refuse(command: str, text: str, exit_code: int) -> int:
+    """Print the reason of a failure in one line on standard error; return the exit code."""
+    print(f"{command}: {one_line(text)}", file=sys.stderr)
+    return exit_code
+
+
 def _complain(command: str, reason: str | None) -> int:
-    print(f"{command}: cannot write to standard output: {reason}", file=sys.stderr)
-    return EX_IOERR
+    return refuse(command, f"cannot write to standard output: {reason}", EX_IOERR)
 
 
 def _discard_output() -> None:

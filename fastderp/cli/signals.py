@@ -29,6 +29,10 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 # An orderly end takes up to 2 s for clients that do not read their close_notify, plus the time to
 # close connections to other services.
 LIMIT_S = 15.0
+# of a container
+_IS_PROCESS_1 = os.getpid() == 1
+if _IS_PROCESS_1:
+    from fastderp.cli.process_1 import exit_at
 
 
 class Signals:
@@ -51,9 +55,17 @@ class Signals:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         for number in ENDING:
             signal.signal(number, signal.SIG_DFL)
-            faulthandler.register(number, file=2)  # stores the default, for _restore_default
+            faulthandler.register(number, file=2)  # stores the default, for _kill_at
             signal.signal(number, self._handle)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def remove(self) -> None:
+        """Let the next signal end the process at once, for a command without a relay."""
+        for number in (signal.SIGHUP, *ENDING):
+            if _IS_PROCESS_1:
+                exit_at(number)
+            else:
+                signal.signal(number, signal.SIG_DFL)
 
     def attach(
         self, end: Callable[[int], None], reload: Callable[[], None], drain_s: float
@@ -96,8 +108,8 @@ class Signals:
             ending = self._draining or self._closing
             if self._loop is not None and self._reload is not None and not ending:
                 self._loop.call_soon_threadsafe(self._reload)
-        elif self._closing:  # it came before the default was restored
-            _restore_default(number)
+        elif self._closing:  # it came before _kill_at
+            _kill_at(number)
             signal.raise_signal(number)
         elif self._loop is None or self._end is None:
             os._exit(0)
@@ -111,24 +123,32 @@ class Signals:
             self._let_the_next_kill()
 
     def _let_the_next_kill(self) -> None:
-        """Restore the default of the next signal, and set a time limit: both work when Python
-        hangs.
+        """Have the next signal kill the process, and set a time limit.
+
+        Both work when Python hangs.
         """
         for number in ENDING:
-            _restore_default(number)
+            _kill_at(number)
         self._limit(LIMIT_S)
 
     def _limit(self, seconds: float) -> None:
         """Have the process print the stack of every thread and end with 1 after this time."""
-        faulthandler.dump_traceback_later(seconds, exit=True, file=_unblocked_stderr())
+        try:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_unblocked_stderr())
+        except RuntimeError:  # it needs a thread, and the system has none left
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _restore_default(number: int) -> None:
-    """Have the kernel end the process at this signal; Python's handler stays for a pending one.
+def _kill_at(number: int) -> None:
+    """Have the process end at this signal without Python, whose handler stays for a pending one.
 
     `signal.signal` would remove the handler, and `ctypes` takes 0.3 MiB.
     """
-    faulthandler.unregister(number)
+    if _IS_PROCESS_1:
+        exit_at(number)
+    else:
+        faulthandler.unregister(number)  # restores the default
 
 
 def _unblocked_stderr() -> int:

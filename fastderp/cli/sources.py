@@ -17,7 +17,14 @@ from fastderp.util.text import printable
 
 PREFIX = "FASTDERP_"
 # Variables of the build, the tests, and fastderp.tls.openssl.
-_NOT_OURS = ("FASTDERP_BUILD_", "FASTDERP_CHECKED", "FASTDERP_TEST_", "FASTDERP_CRYPTO")
+_NOT_OURS = (
+    "FASTDERP_BUILD_",
+    "FASTDERP_CHECKED",
+    "FASTDERP_CRYPTO",
+    "FASTDERP_EXTENSIONS",
+    "FASTDERP_FREE_THREADING",
+    "FASTDERP_TEST_",
+)
 DEFAULT = "default"
 
 
@@ -83,8 +90,11 @@ def _variables(
     known = {
         variable_of(flag): flag for flag in table.values() if flag.section or flag.name == "config"
     }
+    links = _service_links(environment)
     for variable, text in environment.items():
         if not variable.startswith(PREFIX) or variable.startswith(_NOT_OURS):
+            continue
+        if variable.startswith(links) and (variable not in known or "://" in text):
             continue
         if variable not in known:
             raise ConfigError(
@@ -92,6 +102,18 @@ def _variables(
             )
         if text:
             yield known[variable], text, variable
+
+
+def _service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return how the variables begin that Kubernetes sets for the services of a namespace.
+
+    A service `fastderp` causes FASTDERP_SERVICE_HOST=10.0.0.1, FASTDERP_PORT=tcp://10.0.0.1:443
+    and more, a service `fastderp-stun` FASTDERP_STUN_PORT=udp://….
+    """
+    services = [
+        name.removesuffix("SERVICE_HOST") for name in environment if name.endswith("_SERVICE_HOST")
+    ]
+    return tuple(service + part for service in services for part in ("SERVICE_", "PORT"))
 
 
 # The file
@@ -108,7 +130,7 @@ def _entries(table: Mapping[str, Flag], path: Path) -> Iterator[tuple[Flag, str,
             place = f"-config {path}: [{section}] {printable(name)}"
             flag = table.get(name)
             if flag is None or flag.section != section:
-                raise ConfigError(f"{place}: {_unknown(name, section, table)}")
+                raise ConfigError(f"{place}: {_unknown(name, table)}")
             yield flag, _text(value, flag, place), section
 
 
@@ -134,7 +156,7 @@ def _misplaced(name: str, value: object, table: Mapping[str, Flag]) -> str:
     return f"unknown section [{printable(name)}]{_nearest(name, SECTIONS)}"
 
 
-def _unknown(name: str, section: str, table: Mapping[str, Flag]) -> str:
+def _unknown(name: str, table: Mapping[str, Flag]) -> str:
     flag = table.get(name)
     if flag is not None and flag.section:
         return f"belongs in [{flag.section}]"

@@ -17,6 +17,17 @@ INDENT = "  "
 # The explanations are in a column of their own; a longer name than its place has a line of its own.
 NAME_COLUMNS = 26
 
+INTRODUCTION = (
+    "fastderp-relay relays the packets of tailscale nodes that cannot reach each other.",
+    "Flags are derper's: one dash or two, -flag value or -flag=value. Each is also a variable, "
+    "such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.",
+    "fastderp-relay check [FLAGS] prints every setting with its origin, and checks the files.",
+    "fastderp-relay probe URL checks a relay from outside; `fastderp-relay probe -help` has its flags.",
+    "fastderp-relay gen NAME prints a systemd unit, a shell's completion, a file for -config, a "
+    "Grafana dashboard or a manual page; `fastderp-relay gen -help` has the names.",
+    "fastderp-relay top [URL] shows a running relay: its traffic, logins, drops, clients.",
+)
+
 EXAMPLES = (
     ("fastderp-relay -dev", "a trial: plain HTTP on :3340 with a key in memory"),
     (
@@ -36,8 +47,8 @@ EXIT_CODES = (
     (69, "a library such as OpenSSL or acme is missing, or the secrets server cannot be reached"),
     (
         71,
-        "cannot listen on an address (in use, not allowed, of another machine), or no descriptors "
-        "or memory left",
+        "cannot listen on an address (in use, not allowed, of another machine), or no descriptors, "
+        "threads or memory left",
     ),
     (74, "standard output could not be written"),
     (
@@ -50,23 +61,17 @@ EXIT_CODES = (
 def print_usage(flags: Sequence[Flag], file: TextIO) -> None:
     """Print the help for a table of flags; with bold names when the file is a terminal."""
     page = _Page(file)
-    page.line("fastderp-relay relays the packets of tailscale nodes that cannot reach each other.")
-    page.line(
-        "Flags are derper's: one dash or two, -flag value or -flag=value. Each is also a variable,"
-    )
-    page.line("such as FASTDERP_STUN_PORT for -stun-port, and a key of the file of -config.")
-    page.line(
-        "fastderp-relay check [FLAGS] prints every setting with its origin, and checks the files."
-    )
+    for sentence in INTRODUCTION:
+        page.paragraph(sentence)
     for group, members in groupby(
         (flag for flag in flags if flag.group), key=lambda flag: flag.group
     ):
         page.heading(group)
-        page.pairs((_spelling(flag), _explanation(flag)) for flag in members)
+        page.pairs((spelling(flag), explanation(flag)) for flag in members)
     page.heading("Examples")
     for command, meaning in EXAMPLES:
         page.line(INDENT + page.bold(command))
-        page.line(3 * INDENT + meaning)
+        page.paragraph(meaning, 3 * INDENT)
     page.heading("Exit codes")
     page.pairs((str(code), meaning) for code, meaning in EXIT_CODES)
 
@@ -76,12 +81,24 @@ class _Page:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._is_bold = file.isatty() and not os.environ.get("NO_COLOR")
+        self._is_bold = (
+            file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        )
         width = shutil.get_terminal_size((WIDTH, 24)).columns if file.isatty() else WIDTH
-        self._text_columns = max(30, min(width, WIDTH) - len(INDENT) - NAME_COLUMNS)
+        self._columns = max(30 + len(INDENT) + NAME_COLUMNS, min(width, WIDTH))
 
     def line(self, text: str = "") -> None:
         print(text, file=self._file)
+
+    def paragraph(self, text: str, indent: str = "") -> None:
+        for line in self._wrapped(text, len(indent)):
+            self.line(indent + line)
+
+    def _wrapped(self, text: str, n_left: int) -> list[str]:
+        """Break a text into lines that fit beside `n_left` columns; no word, and no flag."""
+        return textwrap.wrap(
+            text, self._columns - n_left, break_long_words=False, break_on_hyphens=False
+        )
 
     def bold(self, text: str) -> str:
         return f"\x1b[1m{text}\x1b[0m" if self._is_bold else text
@@ -92,7 +109,7 @@ class _Page:
 
     def pairs(self, rows: Iterable[tuple[str, str]]) -> None:
         for name, text in rows:
-            lines = textwrap.wrap(text, self._text_columns, break_long_words=False) or [""]
+            lines = self._wrapped(text, len(INDENT) + NAME_COLUMNS) or [""]
             if len(name) > NAME_COLUMNS - 2:
                 lines.insert(0, "")
             for number, line in enumerate(lines):
@@ -101,11 +118,13 @@ class _Page:
                 self.line((INDENT + (left or " " * NAME_COLUMNS) + line).rstrip())
 
 
-def _spelling(flag: Flag) -> str:
+def spelling(flag: Flag) -> str:
+    """Return a flag as it is written, with the word for its value."""
     return f"-{flag.name}" if flag.is_boolean else f"-{flag.name} {flag.metavar}"
 
 
-def _explanation(flag: Flag) -> str:
+def explanation(flag: Flag) -> str:
+    """Return the help of a flag, with its default."""
     if flag.is_boolean and flag.default == "true":
         return f"{flag.help} (on; -{flag.name}=false for off)"
     if flag.default not in ("", "false"):

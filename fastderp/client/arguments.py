@@ -6,17 +6,15 @@ Pure functions for any thread. Errors never quote values, which may be secrets.
 from __future__ import annotations
 
 import os
+from typing import TypeAlias
 
 from fastderp.errors import WrongLoopError
-from fastderp.wire.protocol import MAX_PACKET_SIZE, PING_SIZE
+from fastderp.util.arguments import check_type
+from fastderp.wire.login import is_app_name
+from fastderp.wire.protocol import MAX_APP_NAME_BYTES, MAX_PACKET_SIZE, PING_SIZE
 
-
-def check_type(name: str, value: object, wanted: type) -> None:
-    """Raise TypeError that names the argument, the expected type and the given type."""
-    if not isinstance(value, wanted):
-        reads_text = isinstance(value, str) and hasattr(wanted, "from_text")
-        remedy = f"; {wanted.__name__}.from_text reads its text" if reads_text else ""
-        raise TypeError(f"{name} must be a {wanted.__name__}, not {type(value).__name__}{remedy}")
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+"""The types of the data that a program sends."""
 
 
 def bytes_of(name: str, data: object) -> bytes:
@@ -38,6 +36,15 @@ def check_limit(limit: int | None) -> None:
     """Raise ValueError for a limit of messages below 1; None is no limit."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 or None, not {limit}")
+
+
+def check_app_name(name: str) -> None:
+    """Raise TypeError or ValueError for a name that relays refuse. PROTOCOL §22."""
+    check_type("app_name", name, str)
+    if not is_app_name(name):
+        raise ValueError(
+            f"app_name must have at most {MAX_APP_NAME_BYTES} characters of printable ASCII"
+        )
 
 
 def ping_data(data: object) -> bytes:

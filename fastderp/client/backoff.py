@@ -24,8 +24,8 @@ class Backoff:
     """The waits before a relay is dialled again. PROTOCOL §13.
 
     The wait before the first attempt after a connection was lost is random, up to `first_s`
-    seconds, so that a relay's clients do not return all at once. Each further
-    failure doubles it, up to `limit_s` seconds; then a random part of up to half is subtracted.
+    seconds, so that a relay's clients do not return all at once. Each further failure doubles it,
+    up to `limit_s` seconds; then a random part of up to half is subtracted.
     """
 
     first_s: float = 0.25

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 from asyncio import _get_running_loop as running_loop
@@ -17,10 +16,11 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from fastderp.client.arguments import (
+    BytesLike,
     bytes_of,
+    check_app_name,
     check_limit,
     check_packet_size,
-    check_type,
     ping_data,
     wrong_loop_error,
 )
@@ -28,6 +28,8 @@ from fastderp.client.inbox import Inbox
 from fastderp.client.outbox import Outbox, SendRate
 from fastderp.errors import ConnectionClosed, ConnectionLost, DerpError, PingTimeout
 from fastderp.net.stream import AnyStream, Stream
+from fastderp.util.arguments import check_type
+from fastderp.util.log_lines import logger
 from fastderp.wire import login
 from fastderp.wire.keys import Box, MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
@@ -51,7 +53,7 @@ PING_TIMEOUT_S = 5.0
 _PACKET_HEAD_SIZE = HEADER_SIZE + KEY_SIZE
 _SEND_PACKET = int(FrameType.SEND_PACKET)
 
-_log = logging.getLogger("fastderp.client")
+_log = logger("fastderp.client")
 
 
 class Client:
@@ -103,13 +105,19 @@ class Client:
         self._server_info: ServerInfo | None = None
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._pings: dict[bytes, asyncio.Future[None]] = {}
+        # The data of the ping whose pong is due, and when it was sent; the event is set while there
+        # is none.
+        self._due_ping = b""
+        self._due_since_s = 0.0
+        self._may_ping = asyncio.Event()
+        self._may_ping.set()
         self._on_message: Callable[[Message], object] | None = None
         self._on_end: Callable[[Client, DerpError], object] | None = None
-        self._inbox = Inbox(stream, self._understand, self._fail)
+        self._inbox = Inbox(stream, self._understand, self.fail)
         self.take_ready: Callable[[], Message | None] = self._inbox.take_ready
         """Return the next received message; None where `recv` would wait or raise."""
         self._silence = self._loop.call_later(READ_TIMEOUT_S, self._check_silence)
-        self._outbox = Outbox(stream, self._fail)
+        self._outbox = Outbox(stream, self.fail)
         # The frame head for the latest destination and size, which most packets share with the
         # previous one.
         self._latest_head: tuple[NodePublic | None, int, bytes] = (None, -1, b"")
@@ -142,14 +150,15 @@ class Client:
             mesh_key: the region's secret, which gives mesh privileges.
             server_public_key: the relay's key if it is known: the login is then sent before the
                 relay's first frame arrives. A zero key counts as unknown.
-            app_name: name of the program, for the relay's statistics.
+            app_name: name of the program, for the relay's statistics: at most 32 characters of
+                printable ASCII.
             control_messages: return KeepAlive, Ping and Pong from `recv`, and leave the answers to
                 the caller's `send_pong`.
 
         Does not wait for the relay's answer, which `wait_accepted` does. Raises ProtocolError when
         the peer is not a relay, ConnectionClosed when it ends the connection, BoxError for an
-        unusable key of the relay, TypeError for an argument that is not a key. All of them close
-        the stream. PROTOCOL §3.
+        unusable key of the relay, TypeError for an argument that is not a key, ValueError for an
+        unusable `app_name`. All of them close the stream. PROTOCOL §3.
         """
         connection = Stream.of(stream)
         try:
@@ -158,6 +167,7 @@ class Client:
                 check_type("mesh_key", mesh_key, MeshKey)
             if server_public_key is not None:
                 check_type("server_public_key", server_public_key, NodePublic)
+            check_app_name(app_name)
             info = login.ClientInfo(
                 can_ack_pings=can_ack_pings,
                 is_prober=is_prober,
@@ -226,12 +236,12 @@ class Client:
 
     # Sending
 
-    async def send(self, destination: NodePublic, data: bytes) -> None:
+    async def send(self, destination: NodePublic, data: BytesLike) -> None:
         """Send a packet to `destination`; wait for room and for the relay's rate.
 
-        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. A
-        cancelled call sends nothing. The relay silently drops the packet when `destination` is not
-        connected or does not read it: DERP promises no delivery.
+        `data` is bytes, or a bytearray or memoryview, of at most 65536 bytes. A cancelled call
+        sends nothing. The relay silently drops the packet when `destination` is not connected or
+        does not read it: DERP promises no delivery.
 
         Raises TypeError and ValueError for other arguments, ConnectionClosed, ConnectionLost or
         ProtocolError when the connection is over. PROTOCOL §3.2, §4.
@@ -242,7 +252,7 @@ class Client:
             self._check_alive()
             self._outbox.put(self._packet_head(destination, len(data)), data)
 
-    def try_send(self, destination: NodePublic, data: bytes) -> bool:
+    def try_send(self, destination: NodePublic, data: BytesLike) -> bool:
         """Send `data` to `destination` if that needs no waiting; return whether it was sent.
 
         Drops the packet and returns False when the connection or the relay's rate is full, or
@@ -260,7 +270,7 @@ class Client:
             head = self._packet_head(destination, size)
         return self._outbox.try_put((head, data), _PACKET_HEAD_SIZE + size, rated=True)
 
-    async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
+    async def send_many(self, packets: Iterable[tuple[NodePublic, BytesLike]]) -> None:
         """Send `packets`, pairs of destination and data, in order, as `send` does each.
 
         Costs less than a call of `send` for each. A cancelled or failed call has sent the first
@@ -271,7 +281,7 @@ class Client:
                 await self.send(destination, data)
 
     async def forward_packet(
-        self, source: NodePublic, destination: NodePublic, data: bytes
+        self, source: NodePublic, destination: NodePublic, data: BytesLike
     ) -> None:
         """Forward a packet from `source` to `destination`.
 
@@ -290,7 +300,7 @@ class Client:
                 await self._put(whole)
         except TimeoutError:
             error = ConnectionLost(f"the relay read no data for {FORWARD_TIMEOUT_S:g} s")
-            raise self._fail(error) from None
+            raise self.fail(error) from None
 
     async def note_preferred(self, preferred: bool) -> None:
         """Report to the relay whether it is this client's home (`preferred`). PROTOCOL §6.6."""
@@ -311,19 +321,33 @@ class Client:
         """
         await self._put(frame(FrameType.WATCH_CONNS))
 
-    async def send_ping(self, data: bytes) -> None:
+    async def send_ping(self, data: BytesLike) -> None:
         """Send a Ping with the 8 bytes `data`. Raises ValueError for other sizes. PROTOCOL §2.
 
         A client with `control_messages` receives the Pong as a message. `ping` also waits for it.
+        A relay ignores a ping that arrives before it has answered the previous one.
         """
-        await self._put(frame(FrameType.PING, ping_data(data)))
+        data = ping_data(data)
+        is_first = self._may_ping.is_set()
+        if is_first:
+            self._due_ping, self._due_since_s = data, self._loop.time()
+            self._may_ping.clear()
+        try:
+            await self._put(frame(FrameType.PING, data))
+        except BaseException:
+            if is_first:
+                self._may_ping.set()
+            raise
 
-    async def send_pong(self, data: bytes) -> None:
+    async def send_pong(self, data: BytesLike) -> None:
         """Answer a Ping with its 8 bytes `data`. Raises ValueError for other sizes. PROTOCOL §2."""
         await self._put(frame(FrameType.PONG, ping_data(data)))
 
     async def ping(self, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Ping the relay and return the seconds until its pong arrived.
+
+        Calls in several tasks ping one after another, because a relay answers one ping at a time. A
+        pong that is due for 5 s counts as lost.
 
         Raises PingTimeout after `timeout_s` seconds, for example because no task reads the messages
         before the pong, and the connection's error when it ends earlier. PROTOCOL §13.
@@ -331,9 +355,11 @@ class Client:
         self._check_use()
         data = secrets.token_bytes(PING_SIZE)
         answered = self._pings[data] = self._loop.create_future()
-        started_s = self._loop.time()
         try:
             async with asyncio.timeout(timeout_s):
+                while not self._may_ping.is_set():
+                    await self._wait_for_due_pong()
+                started_s = self._loop.time()
                 await self.send_ping(data)
                 await answered
         except TimeoutError:
@@ -342,6 +368,14 @@ class Client:
         finally:
             del self._pings[data]
         return self._loop.time() - started_s
+
+    async def _wait_for_due_pong(self) -> None:
+        lost_s = self._due_since_s + PING_TIMEOUT_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(lost_s):
+                await self._may_ping.wait()
+        if self._loop.time() >= self._due_since_s + PING_TIMEOUT_S:
+            self._may_ping.set()
 
     # Receiving
 
@@ -434,6 +468,14 @@ class Client:
         """Remove and return the messages that `recv` has not returned yet."""
         return self._inbox.take_many()
 
+    def fail(self, error: DerpError) -> DerpError:
+        """Abort the connection; return the connection's first error."""
+        if self._server_info is None and type(error) is ConnectionClosed:
+            # A relay refuses a login by closing the connection.
+            error = ConnectionLost("the relay closed the connection instead of accepting the login")
+        self._stream.abort()
+        return self._end(error)
+
     # Reading
 
     def _start_reading(self) -> None:
@@ -441,9 +483,7 @@ class Client:
             self._inbox.start()
 
     def _understand(self, frame_type: int, payload: bytes) -> Message | None:
-        """Return the message of a frame other than a packet; None if the client handles the
-        frame.
-        """
+        """Return the message of a frame that is no packet; None if the client handles it."""
         message: Message | None
         if frame_type == FrameType.SERVER_INFO:
             message = self._obey(login.open_server_info(self._box, payload))
@@ -453,6 +493,8 @@ class Client:
                 _log.debug("skipped a frame of type %#04x with %d bytes", frame_type, len(payload))
                 return None
         if isinstance(message, Pong):
+            if message.data == self._due_ping:
+                self._may_ping.set()
             waiter = self._pings.get(message.data)
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -492,7 +534,7 @@ class Client:
         now_s = self._loop.time()
         received_s = now_s if self._inbox.is_full else self._inbox.received_s
         if now_s >= received_s + READ_TIMEOUT_S:
-            self._fail(ConnectionLost(f"nothing from the relay for {READ_TIMEOUT_S:g} s"))
+            self.fail(ConnectionLost(f"nothing from the relay for {READ_TIMEOUT_S:g} s"))
         else:
             self._silence = self._loop.call_at(received_s + READ_TIMEOUT_S, self._check_silence)
 
@@ -531,14 +573,6 @@ class Client:
         if self._error is not None:
             raise self._error.with_traceback(None)
 
-    def _fail(self, error: DerpError) -> DerpError:
-        """Abort the connection; return the connection's first error."""
-        if self._server_info is None and type(error) is ConnectionClosed:
-            # A relay refuses a login by closing the connection.
-            error = ConnectionLost("the relay closed the connection instead of accepting the login")
-        self._stream.abort()
-        return self._end(error)
-
     def _end(self, error: DerpError) -> DerpError:
         """Wake all waiting tasks with the connection's first error; return that error."""
         if self._error is not None:
@@ -549,7 +583,8 @@ class Client:
         for waiter in (self._accepted, *self._pings.values()):
             if not waiter.done():
                 waiter.set_exception(error)
-        self._accepted.exception()  # mark it as retrieved, in case no task waits for it
+                waiter.exception()  # mark it as retrieved, in case no task waits for it
+        self._may_ping.set()
         self._inbox.wake()
         if self._on_end is not None:
             self._on_end(self, error)

@@ -24,8 +24,15 @@ from fastderp.client.events import (
     Disconnected,
     EventStream,
 )
-from fastderp.errors import ConnectionClosed, DerpError, DialError, ProtocolError
+from fastderp.errors import (
+    ConnectionClosed,
+    ConnectionLost,
+    DerpError,
+    DialError,
+    ProtocolError,
+)
 from fastderp.net.target import RegionTarget, UrlTarget
+from fastderp.util.log_lines import logger
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.messages import Health, Message, ServerRestarting
@@ -37,6 +44,8 @@ OVER = (ConnectionClosed, ProtocolError)
 """The errors that end a connection."""
 
 _T = TypeVar("_T")
+
+_log = logger("fastderp.client")
 
 
 class Connector:
@@ -67,7 +76,7 @@ class Connector:
 
     def events(self) -> EventStream:
         """Return an iterator over events from now on."""
-        stream = EventStream()
+        stream = EventStream(self._check_loop)
         if self.is_closed:
             stream.end()
         self._events.add(stream)
@@ -85,32 +94,41 @@ class Connector:
             client = None
         client = client or await self._join(self._connect_once)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await client.wait_accepted()
-        except TimeoutError:
-            self.forget(client)
-            text = f"{self.target}: no answer to the login in {CONNECT_TIMEOUT_S:g} s"
-            raise DialError(text) from None
+            await self._wait_accepted(client)
         except OVER as error:
             self.forget(client)
             if self.is_closed:
                 raise
             raise DialError(f"{self.target}: {error}") from error
 
+    async def _wait_accepted(self, client: Client) -> None:
+        """Wait for the relay's answer to the login; without one in time, end the connection."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.wait_accepted()
+        except TimeoutError:
+            late = ConnectionLost(f"no answer to the login in {CONNECT_TIMEOUT_S:g} s")
+            raise client.fail(late) from None
+
     async def close(self) -> None:
-        """Close for good. Safe to repeat."""
+        """Close for good; no task is left. Safe to repeat."""
         if self._loop is not None:
             self._check_loop()
         self.is_closed = True
         self.state = ConnectionState.CLOSED
         self.unread.clear()
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self.client is not None:
-            await self.client.close()
+        connecting = self._connecting
+        if connecting is not None:
+            connecting.cancel()
+        try:
+            if self.client is not None:
+                await self.client.close()
+            if connecting is not None:
+                await asyncio.wait({connecting})
+        finally:
             self.client = None
-        for stream in self._events:
-            stream.end()
+            for stream in self._events:
+                stream.end()
 
     # Making a connection
 
@@ -144,6 +162,7 @@ class Connector:
         client.abort()
 
     def connected_client(self) -> Client:
+        """Return the connection. Raises ConnectionClosed when there is none."""
         if self.client is None:
             raise ConnectionClosed("the client is closed" if self.is_closed else "not connected")
         return self.client
@@ -172,13 +191,13 @@ class Connector:
         """
         if self._connecting is None or self._connecting.done():
             self._start(connect)
-        assert self._connecting is not None
-        try:
-            return await asyncio.shield(self._connecting)
-        except asyncio.CancelledError:
-            if self.is_closed:
-                raise ConnectionClosed("the client is closed") from None
-            raise
+        connecting = self._connecting
+        assert connecting is not None
+        # `wait` raises CancelledError only when this task is cancelled.
+        await asyncio.wait({connecting})
+        if connecting.cancelled() and self.is_closed:
+            raise ConnectionClosed("the client is closed")
+        return connecting.result()
 
     def _start(self, connect: Callable[[], Awaitable[Client]]) -> None:
         async def attempt() -> Client:
@@ -199,7 +218,9 @@ class Connector:
             try:
                 return await self._connect_once()
             except (DialError, *OVER):
-                pass  # `_connect_once` has reported it to `events`.
+                # `_connect_once` has reported it to `events`. The loop's other tasks get a turn
+                # even if an attempt fails at once and the backoff does not wait.
+                await asyncio.sleep(0)
 
     async def _connect_once(self) -> Client:
         """Connect when the backoff allows it."""
@@ -213,7 +234,7 @@ class Connector:
             self.state = ConnectionState.CLOSED if self.is_closed else ConnectionState.IDLE
             if isinstance(error, DerpError):
                 self._retry.failed(was_connected=False)
-                self._tell(DialFailed(error))
+                self._report_failure(error)
             raise
         self.client = client
         self.generation += 1
@@ -238,6 +259,7 @@ class Connector:
                 self.state = ConnectionState.CONNECTED
                 self._retry.connected()
                 assert self.server_public_key is not None
+                _log.info("%s: connected", self._dialer)
                 self._tell(Connected(self.generation, self.server_public_key))
         elif isinstance(message, ServerRestarting):
             self._retry.restarting(message)
@@ -250,7 +272,11 @@ class Connector:
             return
         was_connected = client.server_info is not None
         self._retry.failed(was_connected=was_connected)
-        self._tell(Disconnected(self.generation, error) if was_connected else DialFailed(error))
+        if was_connected:
+            _log.info("%s: the connection is over: %s", self._dialer, error)
+            self._tell(Disconnected(self.generation, error))
+        else:
+            self._report_failure(error)
         if self.is_closed:
             return
         self.state = ConnectionState.IDLE
@@ -258,6 +284,10 @@ class Connector:
             self.forget(client)
             if self._connecting is None or self._connecting.done():
                 self._start(self._connect_until_done)
+
+    def _report_failure(self, error: DerpError) -> None:
+        _log.info("%s: connecting failed: %s", self._dialer, error)
+        self._tell(DialFailed(error))
 
     def _tell(self, event: ClientEvent) -> None:
         for stream in self._events:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self, TypeAlias
@@ -81,16 +82,17 @@ PROTOCOL §4, §13.
 class EventStream:
     """Events in order, from the moment `HTTPClient.events` was called until the client is closed.
 
-    PROTOCOL §13.
-
-    Keeps up to 1,000 unread events and drops older ones. One task iterates at a
-    time.
+    PROTOCOL §13. Keeps up to 1,000 unread events and drops older ones. One task iterates at a time.
     """
 
-    __slots__ = ("__weakref__", "_events", "_is_over", "_waiter")
+    __slots__ = ("__weakref__", "_check_loop", "_events", "_is_over", "_waiter")
 
-    def __init__(self) -> None:
-        """Begin empty; callers use `HTTPClient.events`."""
+    def __init__(self, check_loop: Callable[[], None]) -> None:
+        """Begin empty; callers use `HTTPClient.events`.
+
+        `check_loop` raises WrongLoopError outside the client's event loop.
+        """
+        self._check_loop = check_loop
         self._events: deque[ClientEvent] = deque(maxlen=LIMIT_EVENTS)
         self._is_over = False
         self._waiter: asyncio.Future[None] | None = None
@@ -100,7 +102,11 @@ class EventStream:
         return self
 
     async def __anext__(self) -> ClientEvent:
-        """Wait for the next event. Raises ConcurrencyError while another task waits."""
+        """Wait for the next event.
+
+        Raises ConcurrencyError while another task waits, WrongLoopError in another event loop.
+        """
+        self._check_loop()
         if self._waiter is not None:
             raise ConcurrencyError("another task already waits for these events")
         while not self._events:

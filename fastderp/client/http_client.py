@@ -10,7 +10,13 @@ import os
 from collections.abc import Iterable
 from typing import Self
 
-from fastderp.client.arguments import bytes_of, check_limit, check_packet_size, check_type
+from fastderp.client.arguments import (
+    BytesLike,
+    bytes_of,
+    check_app_name,
+    check_limit,
+    check_packet_size,
+)
 from fastderp.client.backoff import DEFAULT_BACKOFF, Backoff
 from fastderp.client.client import PING_TIMEOUT_S, Client
 from fastderp.client.connector import OVER, Connector
@@ -18,6 +24,7 @@ from fastderp.client.dialer import Dialer, DialOptions
 from fastderp.client.events import ConnectionState, EventStream
 from fastderp.errors import ConcurrencyError, ConnectionClosed
 from fastderp.net.target import RegionGetter, RegionTarget, UrlTarget
+from fastderp.util.arguments import check_type
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.messages import Message
 
@@ -68,7 +75,8 @@ class HTTPClient:
 
         Args:
             url: http or https with any path, /derp by default. ws or wss carries DERP inside a
-                WebSocket, which some proxies need.
+                WebSocket, which some proxies need. The relay is dialled directly, whatever proxies
+                the environment names.
             private_key: the client's key; its public half is the client's address.
             cert_name: expected in the certificate instead of the URL's host, or `sha256-raw:` and a
                 hash, as in a DerpNode.
@@ -76,10 +84,10 @@ class HTTPClient:
             can_ack_pings: answer every Ping of the relay, and announce that at the login.
             is_prober: announce to the relay that this client only measures.
             mesh_key: the region's secret, which gives mesh privileges.
-            app_name: name of the program, for the relay's statistics.
+            app_name: name of the program, for the relay's statistics: at most 32 characters of
+                printable ASCII.
             cafile: PEM file of roots trusted besides the system's and Let's Encrypt's; read at the
-                first connect over TLS, which raises `tls.errors.TlsError`, a DerpError, if it is
-                unusable.
+                first connect over TLS, which raises TlsError if it is unusable.
             insecure: accept any certificate; for tests.
             prefer_ipv6: give IPv6 a head start of 200 ms.
             control_messages: return KeepAlive, Ping and Pong from `recv`, and leave the answers to
@@ -88,10 +96,11 @@ class HTTPClient:
             backoff: the waits between attempts.
             lazy: `async with` does not connect.
 
-        Raises ValueError for an unusable URL, TypeError for an argument that is not a key object,
-        such as a key's text.
+        Raises ValueError for an unusable `url`, `cert_name` or `app_name`, TypeError for an
+        argument of another type, such as a key's text.
         """
-        check_type("url", url, str)
+        for name, value in (("url", url), ("cert_name", cert_name), ("dial_host", dial_host)):
+            check_type(name, value, str)
         options = DialOptions(
             can_ack_pings=can_ack_pings,
             is_prober=is_prober,
@@ -137,8 +146,9 @@ class HTTPClient:
                 URL.
             control_messages, reconnect, backoff, lazy: as for a URL.
 
-        Raises TypeError for an argument that is not a key object. Calls that connect also raise the
-        errors of `region_getter`. PROTOCOL §13.
+        Raises ValueError for an unusable `app_name`, TypeError for an argument of another type.
+        Calls that connect also raise the errors of `region_getter`, and TypeError when it returns
+        anything else. PROTOCOL §13.
         """
         options = DialOptions(
             can_ack_pings=can_ack_pings,
@@ -167,6 +177,7 @@ class HTTPClient:
         check_type("private_key", private_key, NodePrivate)
         if options.mesh_key is not None:
             check_type("mesh_key", options.mesh_key, MeshKey)
+        check_app_name(options.app_name)
         check_type("backoff", backoff, Backoff)
         self._private_key = private_key
         self._lazy = lazy
@@ -196,12 +207,12 @@ class HTTPClient:
 
     @property
     def state(self) -> ConnectionState:
-        """Whether there is a connection whose end is not detected. PROTOCOL §13."""
+        """The state of the connection; CONNECTED until its end is detected. PROTOCOL §13."""
         return self._connector.state
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is such a connection, and the relay has accepted its login."""
+        """Whether the state is CONNECTED: the relay has accepted the login."""
         return self._connector.state is ConnectionState.CONNECTED
 
     @property
@@ -230,7 +241,7 @@ class HTTPClient:
 
     # Sending
 
-    async def send(self, destination: NodePublic, data: bytes) -> None:
+    async def send(self, destination: NodePublic, data: BytesLike) -> None:
         """Send a packet, `data` of at most 65536 bytes, to `destination`, see `Client.send`.
 
         Raises DialError when there is no connection and none can be made, ConnectionClosed,
@@ -243,7 +254,7 @@ class HTTPClient:
             check_packet_size(len(data))
             await self._connector.do(lambda client: client.send(destination, data))
 
-    def try_send(self, destination: NodePublic, data: bytes) -> bool:
+    def try_send(self, destination: NodePublic, data: BytesLike) -> bool:
         """Send `data` to `destination` if that needs no waiting; return whether it was sent.
 
         False means dropped, as in `Client.try_send`, or that there is no connection. Raises
@@ -253,7 +264,7 @@ class HTTPClient:
             raise ConnectionClosed("the client is closed")
         return self._try_send(destination, data)
 
-    def _try_send(self, destination: NodePublic, data: bytes) -> bool:
+    def _try_send(self, destination: NodePublic, data: BytesLike) -> bool:
         """Send unless that has to wait or there is no connection."""
         client = self._connector.client
         try:
@@ -261,7 +272,7 @@ class HTTPClient:
         except OVER:
             return False
 
-    async def send_many(self, packets: Iterable[tuple[NodePublic, bytes]]) -> None:
+    async def send_many(self, packets: Iterable[tuple[NodePublic, BytesLike]]) -> None:
         """Send `packets`, pairs of destination and data, in order, see `Client.send_many`.
 
         Raises what `send` does. PROTOCOL §4.
@@ -271,7 +282,7 @@ class HTTPClient:
                 await self.send(destination, data)
 
     async def forward_packet(
-        self, source: NodePublic, destination: NodePublic, data: bytes
+        self, source: NodePublic, destination: NodePublic, data: BytesLike
     ) -> None:
         """Forward a packet from `source` to `destination`, see `Client.forward_packet`.
 
@@ -324,7 +335,7 @@ class HTTPClient:
         client = self._connector.connected_client()
         return await self._connector.guard(client, client.ping(timeout_s))
 
-    async def send_ping(self, data: bytes) -> None:
+    async def send_ping(self, data: BytesLike) -> None:
         """Send a Ping of 8 bytes of `data`.
 
         ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2.
@@ -332,7 +343,7 @@ class HTTPClient:
         client = self._connector.connected_client()
         await self._connector.guard(client, client.send_ping(data))
 
-    async def send_pong(self, data: bytes) -> None:
+    async def send_pong(self, data: BytesLike) -> None:
         """Answer a Ping with its 8 bytes of `data`.
 
         ConnectionClosed without a connection, ValueError for other sizes. PROTOCOL §2.

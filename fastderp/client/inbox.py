@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from fastderp.errors import ConcurrencyError, ConnectionClosed, ConnectionLost, DerpError
 from fastderp.net.stream import Stream
+from fastderp.net.upgrade import refused_fast_start
 from fastderp.wire.messages import Message
 
 if sys.platform == "linux":
@@ -78,7 +79,7 @@ class Inbox:
             if self._reader.feed(data, messages):
                 self.received_s = self._loop.time()
         except DerpError as error:
-            failure = error
+            failure = refused_fast_start(data) or error
         if messages:
             self._messages += messages
             self.wake()

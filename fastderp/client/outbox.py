@@ -91,7 +91,7 @@ class Outbox:
     )
 
     def __init__(self, stream: Stream, on_failure: Callable[[DerpError], object]) -> None:
-        """Write to `stream` until `close`, or until it fails, which `on_failure` reports."""
+        """Write to `stream` until `end`, or until it fails, which `on_failure` reports."""
         self._stream = stream
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class Outbox:
     def try_put(self, parts: tuple[bytes, ...], n_bytes: int, *, rated: bool) -> bool:
         """Take the parts of a frame of `n_bytes`; return False where it would have to wait.
 
-        A `rated` frame takes its share of the rate as well, and its turn behind all who wait.
+        A `rated` frame takes its share of the rate as well, and its turn behind all waiting senders.
         """
         if self._taken_bytes >= LIMIT_BYTES or (rated and (self._waiting or self._n_granted)):
             return False
@@ -159,10 +159,7 @@ class Outbox:
         They are written in the next iteration of the loop.
         """
         self._frames += parts
-        if self._idle is not None:
-            if not self._idle.done():
-                self._idle.set_result(None)
-            self._idle = None
+        self._resume()
 
     def flush(self) -> None:
         """Write all queued frames to the stream at once, before it is closed.

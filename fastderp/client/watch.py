@@ -6,19 +6,20 @@ Used by mesh links and monitoring. Runs as a task in the client's event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from fastderp.client.http_client import HTTPClient
 from fastderp.errors import DerpError
 from fastderp.net.settling import Settling
+from fastderp.util.log_lines import logger
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.messages import Message, PeerGone, PeerPresent
 from fastderp.wire.protocol import PeerGoneReason
 
 RETRY_S = 5.0
 
-_log = logging.getLogger("fastderp.client")
+_log = logger("fastderp.client")
 
 
 async def run_watch_connection_loop(
@@ -33,7 +34,8 @@ async def run_watch_connection_loop(
     """Report every client that connects to or leaves the relay, until `client` is closed.
 
     Args:
-        client: has the region's mesh key and no other receiver.
+        client: has the region's mesh key and no other receiver. A relay closes the connection of a
+            client with another key: `on_error` then gets a ConnectionClosed each time.
         on_present: called for each client that is connected or connects; the same key may come more
             than once.
         on_gone: called for each that leaves and, with MESH_LINK_BROKEN, for every key reported so
@@ -59,9 +61,17 @@ async def run_watch_connection_loop(
             _log.info("watching %r: %s", client, failure)
             if on_error is not None:
                 on_error(failure)
-            await asyncio.sleep(retry_s)
+            await _pause(client, retry_s)
     finally:
         presence.withdraw()
+
+
+async def _pause(client: HTTPClient, pause_s: float) -> None:
+    """Wait for `pause_s` seconds, or until the client is closed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(pause_s):
+            async for _ in client.events():
+                pass
 
 
 async def _watch(

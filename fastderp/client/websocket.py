@@ -6,23 +6,21 @@ stream underneath. Import it only for a WebSocket: the library adds about 40 ms 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus, InvalidURI
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Response
-from websockets.protocol import CONNECTING, OPEN, Event
+from websockets.frames import CloseCode
+from websockets.protocol import CONNECTING, OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from fastderp.errors import ConnectionLost, DialError
 from fastderp.net.delivery import READ_SIZE
 from fastderp.net.stream import Stream
-from fastderp.net.upgrade import USER_AGENT, header_value, refusal
+from fastderp.net.upgrade import USER_AGENT, host_header, refusal
+from fastderp.net.websocket_library import library_log, payload_of
 from fastderp.wire.protocol import HEADER_SIZE, MAX_CLIENT_FRAME_SIZE
 
 # derper closes on messages of more than 32 KiB.
@@ -30,11 +28,7 @@ MESSAGE_SIZE = 16 << 10
 # A relay may put a whole frame into one message; other relays than ours also several.
 MESSAGE_LIMIT = 2 * (HEADER_SIZE + MAX_CLIENT_FRAME_SIZE)
 DERP: Final[Subprotocol] = Subprotocol("derp")
-_GOODBYES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
-
-# The library logs every connection at INFO and every payload at DEBUG.
-_library_log = logging.getLogger("fastderp.websocket")
-_library_log.setLevel(logging.ERROR)
+_ORDERLY_CLOSES = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD)
 
 
 class WebSocketStream:
@@ -60,11 +54,11 @@ class WebSocketStream:
         `outside`. PROTOCOL §9.3.
         """
         try:
-            uri = parse_uri(f"{'wss' if https else 'ws'}://{header_value('Host', host)}{path}")
+            uri = parse_uri(f"{'wss' if https else 'ws'}://{host_header(host)}{path}")
         except (InvalidURI, ValueError) as error:
             raise DialError(f"not a WebSocket URL: {error}") from None
         protocol = ClientProtocol(
-            uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=_library_log
+            uri, subprotocols=[DERP], max_size=MESSAGE_LIMIT, logger=library_log
         )
         request = protocol.connect()
         request.headers["User-Agent"] = USER_AGENT
@@ -81,7 +75,7 @@ class WebSocketStream:
         while not self._payload and not self._over:
             await self._receive()
         if not self._payload:
-            self._check_goodbye()
+            self._check_end()
         data, self._payload = self._payload[:n], self._payload[n:]
         return data
 
@@ -140,33 +134,20 @@ class WebSocketStream:
         else:
             self._protocol.receive_eof()
             self._over = True
-        self._payload += self._take(self._protocol.events_received())
+        self._payload += payload_of(self._protocol.events_received(), self._protocol)
         if self._protocol.state not in (CONNECTING, OPEN):
             self._over = True
         if self._flush():
             await self._outside.drain()
 
-    def _take(self, events: Iterable[Event]) -> bytes:
-        pieces = []
-        for event in events:
-            if isinstance(event, Response):
-                continue
-            assert isinstance(event, Frame)
-            if event.opcode is Opcode.TEXT:
-                self._protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP needs binary messages")
-                break
-            if event.opcode in (Opcode.BINARY, Opcode.CONT):
-                pieces.append(bytes(event.data))
-        return b"".join(pieces)
-
     def _flush(self) -> bool:
         """Write the pending output of the protocol, if any."""
-        said = b"".join(self._protocol.data_to_send())
-        if said:
-            self._outside.write(said)
-        return bool(said)
+        output = b"".join(self._protocol.data_to_send())
+        if output:
+            self._outside.write(output)
+        return bool(output)
 
-    def _check_goodbye(self) -> None:
+    def _check_end(self) -> None:
         """Raise ConnectionLost unless the end was orderly.
 
         A missing close frame is orderly, as without a WebSocket.
@@ -175,5 +156,5 @@ class WebSocketStream:
         if why is not None and not isinstance(why, EOFError):
             raise ConnectionLost(f"WebSocket: {why}")
         close = self._protocol.close_rcvd or self._protocol.close_sent
-        if close is not None and close.code not in _GOODBYES:
+        if close is not None and close.code not in _ORDERLY_CLOSES:
             raise ConnectionLost(f"the WebSocket was closed with {close}")

@@ -1,14 +1,10 @@
 # Allocation of slots by index; see arena.pxd for the owner and the lock.
 
-from libc.string cimport memset
-
-from fastderp.dataplane.sys cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
-)
+from fastderp.dataplane.sys cimport pages_map, pages_unmap
 
 
 cdef void arena_init(Arena* a, size_t item_size) noexcept nogil:
-    memset(a, 0, sizeof(Arena))
+    """Prepare a zeroed arena."""
     # Whole cache lines: neighboring items belong to different threads.
     a.item_size = (item_size + 63) & ~<size_t>63
 
@@ -17,7 +13,7 @@ cdef void arena_destroy(Arena* a) noexcept nogil:
     cdef int i
     for i in range(ARENA_CHUNKS):
         if a.chunks[i] is not NULL:
-            munmap(a.chunks[i], a.item_size * ARENA_CHUNK)
+            pages_unmap(a.chunks[i], a.item_size * ARENA_CHUNK)
             a.chunks[i] = NULL
 
 
@@ -30,9 +26,8 @@ cdef void* arena_place(Arena* a, uint32_t index) noexcept nogil:
     if index >= <uint32_t>ARENA_CHUNK * ARENA_CHUNKS:
         return NULL
     if a.chunks[index // ARENA_CHUNK] is NULL:
-        chunk = mmap(NULL, a.item_size * ARENA_CHUNK, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if chunk == MAP_FAILED:
+        chunk = pages_map(a.item_size * ARENA_CHUNK)
+        if chunk is NULL:
             return NULL
         a.chunks[index // ARENA_CHUNK] = <uint8_t*>chunk
     return arena_at(a, index)

@@ -60,7 +60,7 @@ cdef int backlog_peek(Backlog* b, BacklogBudget* budget, iovec* iov, int n_iov, 
                       uint64_t now_ns,
                       drop_fn drop, void* context) noexcept nogil
 cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil
-cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil
+cdef void backlog_take(Backlog* b, uint32_t n) noexcept nogil
 
 
 cdef inline bint backlog_empty(Backlog* b) noexcept nogil:

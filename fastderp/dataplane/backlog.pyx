@@ -289,7 +289,7 @@ cdef Node* backlog_pop(Backlog* b, BacklogBudget* budget) noexcept nogil:
     return node
 
 
-cdef void backlog_take(Backlog* b, BacklogBudget* budget, uint32_t n) noexcept nogil:
+cdef void backlog_take(Backlog* b, uint32_t n) noexcept nogil:
     """Note that n more bytes of the next frame are written; that frame now stays first."""
     cdef int lane
     for lane in range(N_LANES):

@@ -99,7 +99,11 @@ cdef inline void gather_time_note(Worker* w, uint64_t n_direct) noexcept nogil:
     # reading and writing all of them took. A handful takes microseconds, less than is worth a clock
     # read.
     cdef uint64_t now_ns
+    cdef uint64_t waited_ns = 0
     if n_direct >= TIMED_PACKETS:
         now_ns = clock_ns()
-        w.context.waited_ns += n_direct * ((now_ns - w.gather_ns) // 2)
+        waited_ns = (now_ns - w.gather_ns) // 2
+        w.context.waited_ns += n_direct * waited_ns
         w.gather_ns = now_ns
+    if n_direct:
+        count_delay(&w.context, n_direct, waited_ns)

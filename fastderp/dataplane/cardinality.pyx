@@ -2,8 +2,7 @@
 
 from libc.math cimport ldexp, log
 
-cdef extern from *:
-    int count_leading_zeros "__builtin_clzll"(unsigned long long x) noexcept nogil
+from fastderp.dataplane.sys cimport count_leading_zeros
 
 
 cdef void sketch_add(SenderSketch* sketch, uint64_t hash) noexcept nogil:

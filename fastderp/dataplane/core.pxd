@@ -10,7 +10,7 @@ from fastderp.dataplane.arena cimport Arena, arena_at
 from fastderp.dataplane.cardinality cimport SenderSketch
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.peer_gone cimport PeerGoneQueue
-from fastderp.dataplane.events cimport EventQueue, Totals
+from fastderp.dataplane.events cimport EventQueue
 from fastderp.dataplane.backlog cimport Backlog, BacklogBudget
 from fastderp.tls.record cimport Records
 from fastderp.dataplane.routes cimport Route, RouteTable
@@ -57,6 +57,7 @@ cdef enum CloseReason:
     CLOSE_SHUTDOWN
     CLOSE_SILENT                 # a link sent nothing for two keep-alive periods
     CLOSE_DRAIN                  # the control plane asked it to leave
+    CLOSE_INCOMPLETE_FRAME       # the stash budget is used, and its frame is the oldest
     N_CLOSE_REASONS
 
 # How far session_leave has come; a leaving session gets no further frames.
@@ -70,6 +71,19 @@ cdef struct Stash:
     uint8_t* data
     uint32_t n
     uint32_t capacity
+
+# Shared by all sessions of a plane: the stashes of clients that hold more than STASH_KEEP bytes.
+cdef struct StashBudget:
+    uint64_t cap_bytes           # fixed; for each of the two sums
+    uint64_t partial_bytes       # atomic; the rest of these frames has not been read yet
+    # atomic; whole frames or records for a later turn, or over the rate limit
+    uint64_t postponed_bytes
+
+# A worker's sessions in partial_bytes, in the order of their latest whole frame. Worker only.
+cdef struct PartialList:
+    Session* first
+    Session* last
+    uint64_t n_bytes             # atomic; only this worker writes it
 
 cdef struct Peer:                # values from the login; fixed for the life of the session
     uint8_t key[32]
@@ -129,8 +143,13 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     # the stash holds whole records: the session brought too many for one turn
     uint8_t has_records
     uint8_t is_deferred          # in the worker's list of sessions to continue in the next turn
+    uint8_t is_postponed         # its stashes count in postponed_bytes, not in partial_bytes
+    uint32_t charged_bytes       # what its stashes count there; 0 = nothing
     Session* next_deferred       # neighbors in that list
     Session* previous_deferred
+    # neighbors in the worker's PartialList, while charged_bytes and not is_postponed
+    Session* next_partial
+    Session* previous_partial
     # Guarded by output_lock.
     pthread_mutex_t output_lock
     uint8_t state                # atomic, written under the lock
@@ -179,13 +198,16 @@ cdef struct Core:                # shared by all threads of a plane; fixed unles
     uint64_t home_settled_ns     # after the login; only later changes of home are moves (§6.6)
     # how long a packet may wait for a session, except under lane_packets; 0 = no limit
     uint64_t packet_age_ns
+    StashBudget stashes          # atomic
     pthread_mutex_t limit_lock
     RateLimit limits[RATE_CLASSES]   # by session.rate_class; guarded by limit_lock
     uint64_t limit_version       # atomic, written under limit_lock; 0 = a limit was never set
+    uint16_t jitter              # of the latest session; guarded by the plane's control_lock
     int n_workers
     int* epolls                  # by worker
     Wheel* wheels                # by worker; each has its own lock
     PeerGoneQueue* peer_gone     # by worker; each has its own lock
+    PartialList* partials        # by worker
     # packets that wait for a client in each lane; 0 = the rule of LANE_BYTES
     uint32_t lane_packets
     bint counts_senders          # each session estimates how many peers have sent to it

@@ -21,7 +21,7 @@ cdef enum:
     N_KINDS
 
 cdef struct Counters:
-    uint64_t accepts
+    uint64_t opened
     uint64_t closed
     uint64_t packets_received_kind[N_KINDS]
     uint64_t bytes_received
@@ -51,4 +51,30 @@ cdef struct Counters:
     uint64_t writes
     uint64_t buffered_write_frames[17]
     uint64_t buffered_write_frames_sum
+    uint64_t queue_delay_seconds[11]
+    uint64_t queue_delay_seconds_sum
     uint64_t pad[8]
+
+cdef inline int delay_bucket(uint64_t ns) noexcept nogil:
+    """Return the bucket of a time in queue_delay_seconds."""
+    if ns <= 100000:
+        return 0
+    if ns <= 1000000:
+        return 1
+    if ns <= 5000000:
+        return 2
+    if ns <= 10000000:
+        return 3
+    if ns <= 25000000:
+        return 4
+    if ns <= 50000000:
+        return 5
+    if ns <= 100000000:
+        return 6
+    if ns <= 250000000:
+        return 7
+    if ns <= 500000000:
+        return 8
+    if ns <= 1000000000:
+        return 9
+    return 10

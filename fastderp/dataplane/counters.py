@@ -26,6 +26,8 @@ class Counter(NamedTuple):
     owner selects the prefix: `derp_NAME`, `fastderp_NAME` (counters of ours end in `_total`), or
     `part` of a metric that is computed elsewhere. Names of derper's are on `/debug/vars` as
     `{"derp": {prefix + name}}`, or beside that object where nested is false.
+
+    bounds are those of a histogram. The C struct counts its sum in units of `scale`.
     """
 
     name: str
@@ -33,7 +35,8 @@ class Counter(NamedTuple):
     owner: Owner = "derper"
     kind: Literal["counter", "gauge", "histogram", "untyped"] = "counter"
     labels: tuple[Label, ...] = ()
-    bounds: tuple[int, ...] = ()
+    bounds: tuple[float, ...] = ()
+    scale: float = 1
     prefix: str = ""
     nested: bool = True
 
@@ -53,12 +56,13 @@ class Counter(NamedTuple):
         return keys
 
     def take(self, words: Iterator[int]) -> Any:
-        """Take this row's words and return the entry of `Plane.counters()`: a number, a dict by
-        label values, or (counts, sum) of a histogram.
+        """Take this row's words and return the entry of `Plane.counters()`.
+
+        It is a number, a dict by label values, or (counts, sum) of a histogram.
         """
         if self.bounds:
             counts = [next(words) for _ in (*self.bounds, None)]
-            return counts, next(words)
+            return counts, next(words) * self.scale
         numbers = {key: next(words) for key in self.keys}
         if not self.labels:
             return numbers[()]
@@ -84,10 +88,13 @@ REASON = Label(
 KIND = Label("kind", ("disco", "other"), "N_KINDS")
 # Bounds of the frames per write; one more count is for values above the last bound.
 FLUSH_BOUNDS = (*range(11), 15, 20, 25, 50, 100)
+# Bounds of the waiting times of packets, in seconds: those of derpprobe's delays (PROTOCOL §15), and
+# two below.
+DELAY_BOUNDS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 # Each thread has its own value, a member of the C struct.
 PER_THREAD = (
-    Counter("accepts", "connections handed to the relay, before the login"),
+    Counter("opened", "sessions that began", "part"),
     Counter("closed", "sessions that ended", "part"),
     Counter(
         "packets_received_kind",
@@ -166,6 +173,14 @@ PER_THREAD = (
         kind="histogram",
         bounds=FLUSH_BOUNDS,
     ),
+    Counter(
+        "queue_delay_seconds",
+        "time from the read of a packet to its write, seconds",
+        "fastderp",
+        "histogram",
+        bounds=DELAY_BOUNDS,
+        scale=1e-9,
+    ),
 )
 # These are computed, or one value serves all threads.
 SHARED = (
@@ -201,6 +216,12 @@ SHARED = (
         "gauge",
     ),
     Counter(
+        "stash_bytes",
+        "memory of clients' frames that are incomplete or wait to be relayed, above 4 KiB each, bytes",
+        "fastderp",
+        "gauge",
+    ),
+    Counter(
         "gone_watchers_bytes",
         "memory of the lists of gone watchers, bytes",
         "fastderp",
@@ -210,7 +231,6 @@ SHARED = (
 )
 
 COUNTERS = (*PER_THREAD, *SHARED)
-METRIC_OF = {row.name: row.metric for row in COUNTERS if row.owner != "part"}
 
 
 def entries(words: Iterator[int]) -> dict[str, Any]:
@@ -239,6 +259,14 @@ def declarations() -> str:
         "cdef struct Counters:",
         *(f"    uint64_t {member}" for row in PER_THREAD for member in _members(row)),
         "    uint64_t pad[8]",
+        "",
+        "cdef inline int delay_bucket(uint64_t ns) noexcept nogil:",
+        '    """Return the bucket of a time in queue_delay_seconds."""',
+        *(
+            f"    if ns <= {round(bound * 1e9)}:\n        return {i}"
+            for i, bound in enumerate(DELAY_BOUNDS)
+        ),
+        f"    return {len(DELAY_BOUNDS)}",
     ]
     return "\n".join(lines) + "\n"
 

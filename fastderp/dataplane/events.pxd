@@ -42,11 +42,13 @@ cdef struct EventQueue:          # guarded by `lock` unless a field says otherwi
     Event* head
     Event* tail
     uint64_t n                   # atomic, written under the lock
-    int fd                       # fixed; an eventfd, readable while the queue is not empty
+    # An eventfd, readable while the queue is not empty; fixed until events_close.
+    int fd
     uint64_t lost                # atomic; events lost to EVENTS_MAX or for lack of memory
 
 cdef bint events_init(EventQueue* q) noexcept nogil
 cdef void events_destroy(EventQueue* q) noexcept nogil
+cdef void events_close(EventQueue* q) noexcept nogil
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,
                       uint32_t n_frame) noexcept nogil
 cdef void events_push(EventQueue* q, Event* event) noexcept nogil

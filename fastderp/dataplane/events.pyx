@@ -27,8 +27,16 @@ cdef void events_destroy(EventQueue* q) noexcept nogil:
         following = event.next
         free(event)
         event = following
-    close(q.fd)
+    q.head = NULL
+    events_close(q)
     pthread_mutex_destroy(&q.lock)
+
+
+cdef void events_close(EventQueue* q) noexcept nogil:
+    """Close the descriptor, unless events are left or it is closed already."""
+    if q.fd >= 0 and q.head is NULL:
+        close(q.fd)
+        q.fd = -1
 
 
 cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint8_t* frame,

@@ -5,9 +5,7 @@ from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.fifo cimport fifo_append, fifo_pop
 from fastderp.dataplane.frame cimport FRAME_HEADER
-
-cdef extern from *:
-    int count_leading_zeros "__builtin_clzll"(unsigned long long x) noexcept nogil
+from fastderp.dataplane.sys cimport count_leading_zeros
 
 cdef enum:
     FIRST_SLOTS = 8
@@ -154,8 +152,7 @@ cdef void rank_leave(Flows* f, uint32_t i) noexcept nogil:
 
 
 cdef void rank_update(Flows* f, uint32_t i) noexcept nogil:
-    """Move a flow to the ring of its rank, so that the flows furthest above their share are found
-    at once."""
+    """Move a flow to the ring of its rank: those furthest above their share are found at once."""
     cdef uint32_t rank = NO_FLOW
     if f.slots[i].packets.n:
         rank = <uint32_t>(f.slots[i].asked >> RANK_BITS) % N_RANKS

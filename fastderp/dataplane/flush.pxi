@@ -16,7 +16,6 @@ cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
     cdef iovec iov[FLUSH_IOVS]
     cdef int n_iov = flush_offer(t, s, iov)
     cdef ssize_t taken = socket_write(t, s, iov, n_iov)
-    cdef Node* node
     cdef int i
     if taken < 0:
         fail_write_locked(t, s)
@@ -26,7 +25,7 @@ cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
     for i in range(n_iov):
         if <size_t>taken < iov[i].iov_len:
             if taken:
-                backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
+                backlog_take(s.backlog, <uint32_t>taken)
             if i:
                 count_flush(t, <size_t>i)
             return False
@@ -37,8 +36,11 @@ cdef bint flush_plain(ThreadContext* t, Session* s) noexcept nogil:
 
 
 cdef void node_written(ThreadContext* t, Session* s, Node* node) noexcept nogil:
+    cdef uint64_t waited_ns
     if node.lane >= LANE_DISCO:
-        t.waited_ns += node_waited_ns(t, node)
+        waited_ns = node_waited_ns(t, node)
+        t.waited_ns += waited_ns
+        count_delay(t, 1, waited_ns)
         count_written(t, s, 1, frame_data_size(node.data, node.n))
     elif node.lane == LANE_CONTROL and node.data[0] == FRAME_PONG:
         s.backlog.has_pong = False
@@ -79,7 +81,7 @@ cdef bint flush_wire(ThreadContext* t, Session* s) noexcept nogil:
     if taken > 0:
         deadline_restart_locked(t, s)
     if <size_t>taken < wire.iov_len:
-        backlog_take(s.backlog, &t.core.budget, <uint32_t>taken)
+        backlog_take(s.backlog, <uint32_t>taken)
         return False
     free(backlog_pop(s.backlog, &t.core.budget))
     return True

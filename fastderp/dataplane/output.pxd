@@ -25,6 +25,7 @@ cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem
 cdef void packet_drop(ThreadContext* t, DropReason reason, const uint8_t* frame, size_t n,
                       const uint8_t* src, const uint8_t* dst) noexcept nogil
 cdef void queue_time_fold(ThreadContext* t) noexcept nogil
+cdef void count_delay(ThreadContext* t, uint64_t n_packets, uint64_t waited_ns) noexcept nogil
 
 # Return the reason for a connection that the kernel has ended with this error number; `otherwise`
 # for those without a reason of their own.

@@ -17,7 +17,7 @@ cdef struct PeerGoneQueue:
     pthread_mutex_t lock         # the last in the lock order
     PeerGone* first              # atomic, written under the lock; only the worker removes it
     PeerGone* last               # guarded by the lock
-    int wake_fd                  # fixed; the worker's eventfd
+    int wake_fd                  # the worker's eventfd; fixed until worker_close
 
 cdef void peer_gone_init(PeerGoneQueue* q, int wake_fd) noexcept nogil
 cdef void peer_gone_destroy(PeerGoneQueue* q, RouteTable* routes) noexcept nogil

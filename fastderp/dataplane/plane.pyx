@@ -13,7 +13,9 @@ from posix.unistd cimport getpid, pid_t
 from fastderp.dataplane.arena cimport arena_at, arena_destroy, arena_init
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.peer_gone cimport PeerGoneQueue, peer_gone_destroy, peer_gone_hand_over
-from fastderp.dataplane.events cimport Event, events_destroy, events_init, events_take
+from fastderp.dataplane.events cimport (
+    Event, events_close, events_destroy, events_init, events_take,
+)
 from fastderp.dataplane.frame cimport (
     FRAME_HEADER, KEY_SIZE, PACKET_MAX, ROLE_CLIENT, ROLE_LINK, ROLE_MESH, frame_size,
 )
@@ -32,33 +34,32 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.core cimport (
     APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, PROBLEM_DUPLICATE, RATE_CLASSES,
-    SEAL_CHUNK, SESSION_OPEN, CloseReason, Core, Peer, RateLimit, Session, ThreadContext,
-    session_at,
+    SEAL_CHUNK, SESSION_OPEN, CloseReason, Core, PartialList, Peer, RateLimit, Session,
+    ThreadContext, session_at,
 )
 from fastderp.dataplane.session cimport (
     session_discard, session_end, session_is_alive, session_open, session_publish,
-    sessions_touched, stash_put,
+    sessions_touched,
 )
+from fastderp.dataplane.stash cimport stash_put
 from fastderp.dataplane.sys cimport (
-    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, TCP_NODELAY, TCP_NOTSENT_LOWAT, atomic_load_u64,
-    atomic_peek_u64, atomic_store_u64, atomic_store_u8, clock_ns, getsockopt, heap_trim,
+    IPPROTO_TCP, SOL_SOCKET, SO_RCVBUF, TCP_INFO, atomic_load_u64, atomic_peek_u64,
+    atomic_store_u64, atomic_store_u8, clock_ns, getsockopt, heap_trim, pages_map, pages_unmap,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, setsockopt, tcp_counts,
 )
 from fastderp.dataplane.timer_wheel cimport Wheel, wheel_arm, wheel_destroy
 from fastderp.dataplane.worker cimport (
-    UNREAD_MAX, Worker, worker_ask, worker_free, worker_init, worker_start, worker_stop,
-    worker_trim,
+    UNREAD_MAX, Worker, worker_ask, worker_close, worker_free, worker_init, worker_start,
+    worker_stop, worker_trim,
 )
 
 from fastderp.dataplane import reports
 from fastderp.errors import EX_OSERR, DerpError
+from fastderp.util.machine import memory_bytes, n_cores
 
 # Re-exported: callers of Plane need these and import them from here.
 CLOSE_REASONS = reports.CLOSE_REASONS
-DROP_REASONS = reports.DROP_REASONS
-FLUSH_BOUNDS = reports.FLUSH_BOUNDS
-PACKET_KINDS = reports.PACKET_KINDS
 ClosedEvent = reports.ClosedEvent
 DropEvent = reports.DropEvent
 FrameEvent = reports.FrameEvent
@@ -66,7 +67,10 @@ SessionInfo = reports.SessionInfo
 TcpInfo = reports.TcpInfo
 Totals = reports.Totals
 
-DEFAULT_BACKLOG_CAP_BYTES = 256 << 20
+DEFAULT_BACKLOG_CAP_BYTES = min(256 << 20, memory_bytes() // 4)
+# 64 MiB: a thousand clients that each stop within the largest frame.
+DEFAULT_STASH_CAP_BYTES = min(64 << 20, memory_bytes() // 16)
+DEFAULT_GONE_WATCHERS_CAP_BYTES = min(GONE_WATCHERS_CAP_BYTES, memory_bytes() // 16)
 # Packets older than this are dropped instead of delivered late. Nearly all are WireGuard's: TCP
 # inside has retransmitted by then (RFC 6298 starts with 1 s), and real-time data is obsolete.
 # derper's queue of 32 packets needs no age limit; a backlog counted in bytes holds more packets.
@@ -87,7 +91,7 @@ class PlaneError(DerpError):
 cdef class Plane:
     """Relay frames between logged-in connections, in worker threads that never need the GIL.
 
-    workers: number of threads; 0 means one per core that this process may use.
+    workers: number of threads; 0 means one per core that affinity and CPU quota leave, up to 256.
     write_timeout_s: seconds without progress after which a peer that does not read is closed
         (PROTOCOL §6.6); 0 means never.
     mesh_write_timeout_s: the same for mesh peers and links to other relays.
@@ -100,8 +104,11 @@ cdef class Plane:
     disable_fighters: send nothing to sessions that fight over a key, instead of sending to the
         session that sent last (§6.3).
     backlog_cap_bytes: limit for all backlogs together. Each session may exceed it by the rest of a
-        frame and 4 KiB of packets of each kind. When half of it is used, each kind of packets in a
-        backlog is limited to 256 KiB.
+        frame, 4 KiB of packets of each kind, and 256 KiB of control frames, a mesh peer by 16 MiB
+        of them. When half of it is used, each kind of packets in a backlog is limited to 256 KiB.
+    stash_cap_bytes: limit for the incomplete frames of all clients, above 4 KiB each: beyond it
+        those are closed whose latest whole frame is the oldest. The same for whole frames that wait
+        for a later turn or the rate limit: beyond it clients are read in small pieces.
     gone_watchers_cap_bytes: limit for the memory that records which session got packets from which
         key; above it some receivers get no PeerGone when a sender leaves (§6.7).
     backlog_age_s: seconds after which a packet that still waits for its receiver's socket is
@@ -119,7 +126,7 @@ cdef class Plane:
     Raises PlaneError when memory or descriptors are out, ValueError for arguments out of range.
     """
 
-    cdef Core core
+    cdef Core* core                       # in pages of its own
     cdef Worker** workers
     cdef ThreadContext control            # guarded by control_lock
     cdef Counters control_counters        # written under control_lock, read by any thread
@@ -135,21 +142,20 @@ cdef class Plane:
                   double keep_alive_s=60.0, double rate_calm_s=5.0,
                   bint disable_fighters=False,
                   uint64_t backlog_cap_bytes=DEFAULT_BACKLOG_CAP_BYTES,
-                  uint64_t gone_watchers_cap_bytes=GONE_WATCHERS_CAP_BYTES,
+                  uint64_t stash_cap_bytes=DEFAULT_STASH_CAP_BYTES,
+                  uint64_t gone_watchers_cap_bytes=DEFAULT_GONE_WATCHERS_CAP_BYTES,
                   double backlog_age_s=DEFAULT_BACKLOG_AGE_S, uint32_t queue_packets=0,
                   watch_drops=(), bint sender_cardinality=False):
-        cdef int i
-        cdef int n = workers or len(os.sched_getaffinity(0))
-        self.core.events.fd = -1
+        cdef int i, n
         self.owner = getpid()
-        if not 1 <= n <= 256:
-            raise ValueError(f"workers must be between 1 and 256, not {n}")
-        for name, seconds in (("mesh_write_timeout_s", mesh_write_timeout_s),
-                              ("home_settled_s", home_settled_s),
-                              ("rate_calm_s", rate_calm_s),
-                              ("backlog_age_s", backlog_age_s)):
-            if not seconds >= 0:
-                raise ValueError(f"{name} must not be negative, but is {seconds}")
+        self.core = <Core*>pages_map(sizeof(Core))
+        if self.core is NULL:
+            raise MemoryError
+        self.core.events.fd = -1
+        n = checked_workers(workers)
+        _check_seconds(
+            mesh_write_timeout_s=mesh_write_timeout_s, home_settled_s=home_settled_s,
+            rate_calm_s=rate_calm_s, backlog_age_s=backlog_age_s)
         if keep_alive_s <= 0:
             raise ValueError(f"keep_alive_s must be positive, but is {keep_alive_s}")
         arena_init(&self.core.sessions, sizeof(Session))
@@ -158,6 +164,7 @@ cdef class Plane:
         pthread_mutex_init(&self.control_lock, NULL)
         pthread_mutex_init(&self.core.limit_lock, NULL)
         self.core.budget.cap_bytes = backlog_cap_bytes
+        self.core.stashes.cap_bytes = stash_cap_bytes
         self.core.keep_alive_ns = <uint64_t>(keep_alive_s * 1e9)
         self.core.rate_calm_ns = <uint64_t>(rate_calm_s * 1e9)
         self.write_timeout_s = write_timeout_s
@@ -169,38 +176,39 @@ cdef class Plane:
         self.watch_drops(watch_drops)
         self.core.n_workers = n
         self.core.epolls = <int*>calloc(n, sizeof(int))
-        self.core.wheels = <Wheel*>calloc(n, sizeof(Wheel))
+        self.core.wheels = <Wheel*>pages_map(n * sizeof(Wheel))
         self.core.peer_gone = <PeerGoneQueue*>calloc(n, sizeof(PeerGoneQueue))
+        self.core.partials = <PartialList*>calloc(n, sizeof(PartialList))
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
         if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.peer_gone is NULL
-                or self.workers is NULL):
+                or self.core.partials is NULL or self.workers is NULL):
             raise MemoryError
         if (not routes_init(
                 &self.core.routes, n, disable_fighters, gone_watchers_cap_bytes, session_is_alive,
-                &self.core)
+                self.core)
                 or not context_init(
-                    &self.control, &self.core, &self.control_counters, CONTROL_KEYS)):
+                    &self.control, self.core, &self.control_counters, CONTROL_KEYS)):
             raise MemoryError
         if not events_init(&self.core.events):
             raise PlaneError("no file descriptor left for the event queue")
         for i in range(n):
-            self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
+            self.workers[i] = <Worker*>pages_map(sizeof(Worker))
             if self.workers[i] is NULL:
                 raise MemoryError
-            if not worker_init(self.workers[i], &self.core, i):
+            if not worker_init(self.workers[i], self.core, i):
                 raise PlaneError("no memory or file descriptors left for the worker threads")
 
     def __dealloc__(self):
         cdef int i
-        self.close()
-        if self.owner != getpid():
+        if self.core is NULL or self.owner != getpid():
             return               # a thread of the owner may have held any lock during the fork
+        self.close()
         for i in range(self.core.n_workers):
             if self.workers is not NULL and self.workers[i] is not NULL:
-                worker_free(self.workers[i])
+                worker_free(self.core, self.workers[i])
                 wheel_destroy(&self.core.wheels[i])
                 peer_gone_destroy(&self.core.peer_gone[i], &self.core.routes)
-                free(self.workers[i])
+                pages_unmap(self.workers[i], sizeof(Worker))
         if self.core.routes.buckets is not NULL:
             routes_destroy(&self.core.routes)
         if self.core.events.fd >= 0:
@@ -213,9 +221,11 @@ cdef class Plane:
         pthread_mutex_destroy(&self.core.limit_lock)
         free(self.workers)
         free(self.core.watched)
-        free(self.core.wheels)
+        pages_unmap(self.core.wheels, self.core.n_workers * sizeof(Wheel))
         free(self.core.peer_gone)
+        free(self.core.partials)
         free(self.core.epolls)
+        pages_unmap(self.core, sizeof(Core))
 
     cdef watch_drops(self, keys):
         # This is called before the threads start, because they read the keys without a lock.
@@ -242,7 +252,7 @@ cdef class Plane:
 
     def close(self):
         """End the workers, then every session. events() still returns the sessions' ends."""
-        cdef uint32_t slot
+        cdef uint32_t slot, worker
         cdef Session* s
         if self.closed:
             return
@@ -254,14 +264,21 @@ cdef class Plane:
                 self.n_running -= 1
                 worker_stop(self.workers[self.n_running])
         self.control.now_ns = clock_ns()
-        for slot in range(sessions_touched(&self.core)):
+        for slot in range(sessions_touched(self.core)):
             s = <Session*>arena_at(&self.core.sessions, slot)
             if s.handle != 0:
                 s.close_reason = CLOSE_SHUTDOWN
                 session_end(&self.control, s)
+        # No session is left that waits for the workers' descriptors.
+        for worker in range(self.core.n_workers if self.workers is not NULL else 0):
+            if self.workers[worker] is not NULL:
+                worker_close(self.core, self.workers[worker])
 
     def fileno(self):
-        """Return a descriptor that is readable while events() has events to return."""
+        """Return a descriptor that is readable while events() has events to return.
+
+        It is -1 once the plane is closed and events() has returned all.
+        """
         return self.core.events.fd
 
     @property
@@ -280,8 +297,7 @@ cdef class Plane:
 
     @write_timeout_s.setter
     def write_timeout_s(self, double seconds):
-        if not seconds >= 0:
-            raise ValueError(f"write_timeout_s must not be negative, but is {seconds}")
+        _check_seconds(write_timeout_s=seconds)
         atomic_store_u64(&self.core.write_timeout_ns, <uint64_t>(seconds * 1e9 + 0.5))
 
     # ---- sessions
@@ -325,7 +341,6 @@ cdef class Plane:
                     or len(app_name) > APP_NAME_MAX):
                 raise ValueError(
                     "promote: key, addr, first, unread, port or app_name has a wrong size")
-            os.set_blocking(fd, False)
             socket_tune(fd)
             if self.closed or self.owner != getpid():
                 raise PlaneError("the data plane is closed, or belongs to a parent process")
@@ -377,7 +392,7 @@ cdef class Plane:
         cdef size_t piece
         if not frames_are_whole(p, left):
             raise ValueError("send: the last frame is not whole")
-        cdef bint sent = self.is_known(handle) and session_is_alive(&self.core, handle)
+        cdef bint sent = self.is_known(handle) and session_is_alive(self.core, handle)
         pthread_mutex_lock(&self.control_lock)
         self.control.now_ns = clock_ns()
         while sent and left:
@@ -402,7 +417,7 @@ cdef class Plane:
         if self.is_known(handle):
             pthread_mutex_lock(&self.control_lock)
             self.control.now_ns = clock_ns()
-            leaves = session_leave(&self.control, session_at(&self.core, handle), handle)
+            leaves = session_leave(&self.control, session_at(self.core, handle), handle)
             pthread_mutex_unlock(&self.control_lock)
         return leaves
 
@@ -413,23 +428,23 @@ cdef class Plane:
         """
         return sum([self.fail(handle, CLOSE_CLOSE_PEER) for handle in self.handles(key)])
 
-    def handles(self, bytes key not None):
-        """Return the handles of the sessions that share a key."""
+    def handles(self, bytes key not None, uint32_t n_most=0):
+        """Return the handles of the sessions that share a key, up to n_most; 0 = all."""
         check_key(key)
-        return handles_list(&self.core.routes, key)
+        return handles_list(&self.core.routes, key, n_most)
 
     def is_connected(self, bytes key not None):
         """Return whether a session with this key is connected here."""
-        return bool(self.handles(key))
+        return bool(self.handles(key, 1))
 
     cdef bint is_known(self, uint64_t handle):
         # True when the handle names a slot that was ever in use; session_at relies on it.
-        return 0 < handle and <uint32_t>handle < sessions_touched(&self.core)
+        return 0 < handle and <uint32_t>handle < sessions_touched(self.core)
 
     cdef bint fail(self, uint64_t handle, CloseReason reason):
         cdef bint failed
         pthread_mutex_lock(&self.control_lock)
-        failed = session_fail(&self.control, session_at(&self.core, handle), handle, reason, 0)
+        failed = session_fail(&self.control, session_at(self.core, handle), handle, reason, 0)
         pthread_mutex_unlock(&self.control_lock)
         return failed
 
@@ -459,10 +474,6 @@ cdef class Plane:
                                 &watchers)
             self.next_notifier = (self.next_notifier + 1) % self.core.n_workers
 
-    def set_rate_limit(self, uint64_t bytes_per_s, uint64_t burst_bytes=0):
-        """Limit the rate of each client, whatever its class, as set_rate_limits does."""
-        self.set_rate_limits([(bytes_per_s, burst_bytes)] * RATE_CLASSES)
-
     def set_rate_limits(self, limits not None):
         """Limit the rate of each client by reading it more slowly (PROTOCOL §6.8).
 
@@ -472,13 +483,13 @@ cdef class Plane:
         The limits apply at once to every client, each with a full bucket. Mesh peers are exempt.
         Raises ValueError for more than 256 pairs.
         """
-        rate_limits_set(&self.core, limits)
-        rate_limits_recheck(&self.core)
+        rate_limits_set(self.core, limits)
+        rate_limits_recheck(self.core)
 
     def set_rate_class(self, uint64_t handle, uint8_t rate_class):
         """Choose the limit of a client; call set_rate_limits after that."""
         if self.is_known(handle):
-            session_set_rate_class(session_at(&self.core, handle), handle, rate_class)
+            session_set_rate_class(session_at(self.core, handle), handle, rate_class)
 
     def set_duplicate(self, uint64_t handle, bint is_duplicate):
         """Tell a client in a Health frame that another connection has its key, or no longer (§6.3).
@@ -506,8 +517,7 @@ cdef class Plane:
             worker_trim(self.workers[i])
 
     def stuck_workers(self):
-        """Ask each thread to wake up; return the numbers of those that did not since the last call.
-        """
+        """Ask each thread to wake up; return those that did not since the last call."""
         return [i for i in range(self.n_running) if not worker_ask(self.workers[i])]
 
     def trim_memory(self):
@@ -531,25 +541,22 @@ cdef class Plane:
             taken.append(event_object(event))
             free(event)
             event = following
+        if self.closed and self.owner == getpid():
+            events_close(&self.core.events)
         return taken
 
     def sessions(self):
         """Return a SessionInfo for every connected session."""
-        cdef uint32_t slot
-        infos = [
-            session_info(<Session*>arena_at(&self.core.sessions, slot))
-            for slot in range(sessions_touched(&self.core))
-        ]
-        return [info for info in infos if info is not None]
+        return session_infos(self.core)
 
     def tcp_infos(self):
         """Return a TcpInfo for every session on a TCP socket, from the kernel's own counters."""
-        cdef uint32_t slot
-        infos = [
-            tcp_info(<Session*>arena_at(&self.core.sessions, slot))
-            for slot in range(sessions_touched(&self.core))
-        ]
-        return [info for info in infos if info is not None]
+        return session_tcp_infos(self.core)
+
+    def tcp_info(self, uint64_t handle):
+        """Return the TcpInfo of a session; None when it has ended or is not on a TCP socket."""
+        found = tcp_info(session_at(self.core, handle)) if self.is_known(handle) else None
+        return found if found is not None and found.handle == handle else None
 
     def round_trips(self, bounds_us not None):
         """Count the sessions by the kernel's smoothed round-trip time.
@@ -560,11 +567,10 @@ cdef class Plane:
         for which the kernel gave no time, both without the sessions that a previous call counted.
         Raises ValueError for more than 16 bounds.
         """
-        return round_trips_count(&self.core, bounds_us)
+        return round_trips_count(self.core, bounds_us)
 
     def unique_senders(self):
-        """Return, by the handle of each receiving session, how many keys in the region sent to it.
-        """
+        """Return how many keys of the region have sent to a session, by its handle."""
         return unique_senders_count(&self.core.routes)
 
     def n_moved(self):
@@ -582,19 +588,13 @@ cdef class Plane:
         """Return the counters, summed over the threads, by PROTOCOL §14 names without `derp_`.
 
         `packets_received_kind` is a dict by kind; `packets_dropped` and `bytes_dropped` are dicts
-        by (reason, kind); `buffered_write_frames` is the numbers of writes by their number of
-        frames, in the buckets of FLUSH_BOUNDS, and the number of all frames.
+        by (reason, kind). `buffered_write_frames` and `queue_delay_seconds` are the counts by
+        bucket and the sum of a histogram.
         """
         cdef Counters total
-        cdef RouteTable* routes = &self.core.routes
         cdef int i
         memset(&total, 0, sizeof(total))
         counters_sum(&total, &self.control_counters)
         for i in range(self.core.n_workers):
             counters_sum(&total, &self.workers[i].counters)
-        return counters_dict(&total) | routes_dict(routes) | {
-            "average_queue_duration_ms": atomic_peek_u64(&self.core.queue_ns) / 1e6,
-            "backlog_bytes": atomic_peek_u64(&self.core.budget.bytes),
-            "events_lost": atomic_peek_u64(&self.core.events.lost),
-            "gone_watchers_bytes": atomic_peek_u64(&routes.gone_watchers_bytes),
-        }
+        return counters_dict(&total) | routes_dict(&self.core.routes) | core_dict(self.core)

@@ -1,13 +1,30 @@
 # Included by plane.pyx: checks of arguments from Python, and the options of a promoted socket. The
 # control plane runs them.
 
+WORKERS_MAX = 256
+
+
 cdef int check_key(bytes key) except -1:
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}")
     return 0
 
-# Unsent bytes that the kernel may hold for one peer; further packets would be stale when sent.
-cdef int NOTSENT_LOWAT = 131072
+
+def _check_seconds(**seconds):
+    """Raise ValueError for a time below 0, by the name of its argument."""
+    for name, value in seconds.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, but is {value}")
+
+
+cdef int checked_workers(int workers) except -1:
+    """Return the number of worker threads: by default one per core, as far as they are allowed."""
+    cdef int n = workers or min(n_cores(), WORKERS_MAX)
+    if not 1 <= n <= WORKERS_MAX:
+        raise ValueError(f"workers must be between 1 and {WORKERS_MAX}, not {n}")
+    return n
+
+
 # Limit for unread bytes of a near peer in the kernel. With the kernel's default, megabytes of late
 # packets accumulate in an overloaded relay. A peer this near fills a gigabit link with less; a
 # distant one needs the kernel's limit.
@@ -37,12 +54,9 @@ cdef bint frames_are_whole(const uint8_t* frames, size_t n) noexcept:
 
 
 cdef void socket_tune(int fd) noexcept:
-    # On a socketpair the options fail; the errors are ignored.
+    # Listeners and dials have set the other options. On a socketpair these fail, which is ignored.
     cdef tcp_counts info
     cdef unsigned int n = sizeof(info)
-    cdef int one = 1
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &NOTSENT_LOWAT, sizeof(NOTSENT_LOWAT))
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) == 0 and n == sizeof(info)
             and info.rtt_us <= NEAR_RTT_US):
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &NEAR_RECEIVE_BYTES, sizeof(NEAR_RECEIVE_BYTES))

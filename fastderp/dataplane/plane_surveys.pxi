@@ -1,6 +1,26 @@
 # Included by plane.pyx: surveys of all sessions and routes. The control plane runs them; they read
 # each session under its output lock and routes under the table's lock.
 
+cdef list session_infos(Core* core):
+    """Return a SessionInfo for every connected session."""
+    cdef uint32_t slot
+    infos = [
+        session_info(<Session*>arena_at(&core.sessions, slot))
+        for slot in range(sessions_touched(core))
+    ]
+    return [info for info in infos if info is not None]
+
+
+cdef list session_tcp_infos(Core* core):
+    """Return a TcpInfo for every session on a TCP socket."""
+    cdef uint32_t slot
+    infos = [
+        tcp_info(<Session*>arena_at(&core.sessions, slot))
+        for slot in range(sessions_touched(core))
+    ]
+    return [info for info in infos if info is not None]
+
+
 cdef object round_trips_count(Core* core, bounds_us):
     """Count the sessions by round-trip time; see Plane.round_trips."""
     cdef unsigned int bounds[16]
@@ -78,11 +98,13 @@ cdef dict routes_dict(RouteTable* routes):
     return table
 
 
-cdef list handles_list(RouteTable* routes, const uint8_t* key):
-    """Return the handles of the sessions that share a key."""
+cdef list handles_list(RouteTable* routes, const uint8_t* key, uint32_t n_most):
+    """Return the handles of the sessions that share a key, up to n_most; 0 = all."""
     cdef uint64_t few[8]
     cdef uint64_t* many
     cdef uint32_t n = routes_members(routes, key, few, 8)
+    if n_most:
+        n = min(n, n_most)
     if n <= 8:
         return [few[i] for i in range(n)]
     many = <uint64_t*>calloc(n, sizeof(uint64_t))
@@ -93,3 +115,15 @@ cdef list handles_list(RouteTable* routes, const uint8_t* key):
         return [many[i] for i in range(n)]
     finally:
         free(many)
+
+
+cdef dict core_dict(Core* core):
+    """Return the counters that are one value for all threads."""
+    return {
+        "average_queue_duration_ms": atomic_peek_u64(&core.queue_ns) / 1e6,
+        "backlog_bytes": atomic_peek_u64(&core.budget.bytes),
+        "events_lost": atomic_peek_u64(&core.events.lost),
+        "gone_watchers_bytes": atomic_peek_u64(&core.routes.gone_watchers_bytes),
+        "stash_bytes": (atomic_peek_u64(&core.stashes.partial_bytes)
+                        + atomic_peek_u64(&core.stashes.postponed_bytes)),
+    }

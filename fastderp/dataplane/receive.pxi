@@ -35,6 +35,10 @@ cdef int socket_error(Session* s) noexcept nogil:
 
 
 cdef inline size_t read_limit(const Worker* w, const Session* s) noexcept nogil:
+    cdef const StashBudget* stashes = &w.context.core.stashes
+    if (atomic_peek_u64(&stashes.postponed_bytes) > stashes.cap_bytes
+            and s.peer.role == ROLE_CLIENT):
+        return STASH_KEEP
     if s.is_contending:
         return READ_CONTENDING_MAX
     return READ_LIMITED_MAX if rate_applies(w, s) else READ_MAX
@@ -105,9 +109,29 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
     walked = frames_walk(w, s, start, n)
     if not stash_put(&s.frame, start + walked, n - walked):
         read_ended(w, s, CLOSE_NO_MEMORY, 0)
+    if stashes_matter(s):
+        stashes_charge(w.context.core, s, walked != 0)
     w.n_gathered += walked
     if (s.is_cut or s.has_records or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
         ready_append(&w.deferred, s)
+
+
+cdef void partials_shed(Worker* w) noexcept nogil:
+    # Sessions end until the stashes are within their budget; the end of this turn frees them. The
+    # sessions may be those of another worker, which is woken.
+    cdef Core* core = w.context.core
+    cdef PartialList* list = &core.partials[w.index]
+    cdef Session* s
+    cdef int i
+    if atomic_peek_u64(&core.stashes.partial_bytes) <= core.stashes.cap_bytes:
+        return
+    while partials_over_cap(core, list):
+        s = list.first
+        stashes_refund(core, s)
+        read_ended(w, s, CLOSE_INCOMPLETE_FRAME, 0)
+    for i in range(core.n_workers):
+        if partials_over_cap(core, &core.partials[i]):
+            eventfd_wake(core.peer_gone[i].wake_fd)
 
 
 cdef void session_first_read(Worker* w, Session* s) noexcept nogil:
@@ -161,7 +185,7 @@ cdef bint rate_allows(Worker* w, Session* s, size_t n_payload) noexcept nogil:
     poll_set_locked(&w.context, s, s.wants_out, True)
     pthread_mutex_unlock(&s.output_lock)
     if atomic_load_u64(&w.context.core.limit_version) != w.limit_version:
-        # set_rate_limit may have missed this session when it woke those that were held back.
+        # set_rate_limits may have missed this session when it woke those that were held back.
         s.resume_ns = w.context.now_ns + RECHECK_NS
     if s.held_ns == 0:
         counter_add(&w.counters.clients_held_back, 1)

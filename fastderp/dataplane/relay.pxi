@@ -82,7 +82,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
         if kind == KIND_DISCO and w.last_target == NO_TARGET:
             not_here_answer(w, s, p)
     elif w.last_is_link:
-        packet_forward(w, s, p, total, n_data)
+        packet_forward(w, s, p, n_data)
     else:
         s.is_contending = w.targets[w.last_target].is_contended
         p[0] = FRAME_RECV_PACKET
@@ -90,8 +90,7 @@ cdef void packet_relay(Worker* w, Session* s, uint8_t* p, size_t total) noexcept
         target_append(w, &w.last_target, p, total, 1, n_data)
 
 
-cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t total,
-                         size_t n_data) noexcept nogil:
+cdef void packet_forward(Worker* w, Session* s, const uint8_t* p, size_t n_data) noexcept nogil:
     # A ForwardPacket to another relay is 32 bytes longer, so it is written to a separate buffer
     # (§7.6).
     cdef uint8_t* q = w.forward + w.n_forwarded

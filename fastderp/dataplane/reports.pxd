@@ -33,6 +33,10 @@ cdef object tcp_info(Session* s)
 
 cdef object event_object(Event* event)
 
+# Reason and detail of a connection that the kernel has ended with an error number: those of a
+# session that ends with it.
+cdef tuple kernel_cause(int error)
+
 cdef uint64_t counters_moved(const Counters* c) noexcept
 cdef void counters_sum(Counters* total, const Counters* part) noexcept
 cdef dict counters_dict(const Counters* c)

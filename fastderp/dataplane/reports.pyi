@@ -1,9 +1,6 @@
 from typing import NamedTuple
 
 CLOSE_REASONS: tuple[str, ...]
-DROP_REASONS: tuple[str, ...]
-PACKET_KINDS: tuple[str, ...]
-FLUSH_BOUNDS: tuple[int, ...]
 
 class Totals(NamedTuple):
     seconds: float

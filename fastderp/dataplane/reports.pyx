@@ -12,7 +12,9 @@ from fastderp.dataplane.backlog cimport backlog_bytes
 from fastderp.tls.record cimport RecordStatus, record_status_text
 from fastderp.dataplane.core cimport (
     CLOSE_RESET, CLOSE_TLS, CLOSE_UNREACHABLE, CLOSE_WRITE_ERROR, N_CLOSE_REASONS, SESSION_OPEN,
+    CloseReason,
 )
+from fastderp.dataplane.output cimport lost_reason
 from fastderp.dataplane.session cimport session_totals
 from fastderp.dataplane.sys cimport (
     ECONNRESET, ENOPROTOOPT, EOPNOTSUPP, EPIPE, IPPROTO_TCP, TCP_INFO, atomic_load_u64,
@@ -20,18 +22,16 @@ from fastderp.dataplane.sys cimport (
     pthread_mutex_unlock,
 )
 
-from fastderp.dataplane import counters as counter_table
 from fastderp.dataplane.counters import KIND, REASON, entries
 
 # The names of CloseReason, in its order, for logs and metric labels.
 CLOSE_REASONS = (
     "eof", "reset", "tcp_timeout", "unreachable", "bad_frame_size", "frame_not_permitted", "tls",
     "write_timeout", "write_error", "control_overflow", "no_memory", "server", "close_peer",
-    "shutdown", "silent", "drain",
+    "shutdown", "silent", "drain", "incomplete_frame",
 )
 assert len(CLOSE_REASONS) == N_CLOSE_REASONS
 DROP_REASONS, PACKET_KINDS = REASON.values, KIND.values
-FLUSH_BOUNDS = counter_table.FLUSH_BOUNDS
 
 
 class Totals(NamedTuple):
@@ -208,6 +208,11 @@ cdef str close_detail(uint8_t reason, uint8_t detail):
     return ""
 
 
+cdef tuple kernel_cause(int error):
+    cdef CloseReason reason = lost_reason(error, CLOSE_RESET)
+    return CLOSE_REASONS[reason], close_detail(reason, <uint8_t>error)
+
+
 cdef object event_object(Event* event):
     if event.kind == EVENT_FRAME:
         return FrameEvent(event.handle, event.frame[0], event.frame[FRAME_HEADER:event.n_frame])
@@ -226,7 +231,7 @@ cdef object event_object(Event* event):
 # ---- counters
 
 cdef uint64_t counters_moved(const Counters* c) noexcept:
-    return (atomic_peek_u64(&c.accepts) + atomic_peek_u64(&c.closed) + atomic_peek_u64(&c.reads)
+    return (atomic_peek_u64(&c.opened) + atomic_peek_u64(&c.closed) + atomic_peek_u64(&c.reads)
             + atomic_peek_u64(&c.writes))
 
 
@@ -242,6 +247,6 @@ cdef dict counters_dict(const Counters* c):
     cdef const uint64_t* words = <const uint64_t*>c
     named = entries(iter([words[i] for i in range(sizeof(Counters) // sizeof(uint64_t))]))
     return named | {
-        "current_connections": named["accepts"] - named.pop("closed"),
+        "current_connections": named.pop("opened") - named.pop("closed"),
         "packets_received": sum(named["packets_received_kind"].values()),
     }

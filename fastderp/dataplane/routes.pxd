@@ -14,7 +14,8 @@ cdef enum:
     # by hash of the key; all places take 165 KB, allocated for the first pair
     UNROUTED_BUCKETS = 256
     UNROUTED_PLACES = 16
-    # for all sets of gone watchers: at least 2 million pairs, 20 for each of 100,000 keys
+    # for all sets of gone watchers: at least 2 million pairs, 20 for each of 100,000 keys; a Plane
+    # on a machine with less than 1 GiB takes less
     GONE_WATCHERS_CAP_BYTES = 67108864
 
 cdef struct HandleList:          # guarded by the table's lock; never moves

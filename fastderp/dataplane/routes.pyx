@@ -84,9 +84,8 @@ cdef Buckets* buckets_new(uint64_t size) noexcept nogil:
 cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
                       uint64_t gone_watchers_cap_bytes,
                       handle_alive_fn alive, void* alive_context) noexcept nogil:
-    """Prepare an empty table. False when memory is out."""
-    cdef int i
-    memset(t, 0, sizeof(RouteTable))
+    """Prepare a zeroed table. False when memory is out."""
+    cdef uint32_t i
     t.buckets = buckets_new(FIRST_BUCKETS)
     if t.buckets is NULL:
         return False
@@ -100,7 +99,7 @@ cdef bint routes_init(RouteTable* t, uint32_t n_readers, bint disable_fighters,
     t.next_stamp = 1
     t.epoch = 1
     t.n_readers = n_readers
-    for i in range(ROUTES_READERS):
+    for i in range(n_readers):
         t.readers[i].epoch = READER_AWAY
     return True
 
@@ -316,6 +315,7 @@ cdef void route_remove(RouteTable* t, Route* route) noexcept nogil:
 
 
 cdef bint list_append(HandleList* list, uint64_t handle) noexcept nogil:
+    # The first handle needs no memory: a route whose list cannot grow is in use by others.
     if list.n == list.capacity and not list_grow(list):
         return False
     list.items[list.n] = handle
@@ -406,12 +406,9 @@ cdef Route* routes_register(RouteTable* t, const uint8_t* key, uint64_t handle,
                             uint32_t* n_members) noexcept nogil:
     """Make a new session the active one of its key (§6.2). NULL when memory is out."""
     cdef Route* route
-    cdef HandleSet none
     pthread_mutex_lock(&t.lock)
     route = route_get(t, key)
     if route is not NULL and not list_append(&route.members, handle):
-        if route_settle(t, route, &none):
-            handle_set_free(t, &none)
         route = NULL
     if route is not NULL:
         n_members[0] = route.members.n
@@ -475,7 +472,6 @@ cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handle
 cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link) noexcept nogil:
     """Add a mesh link that reaches the key, unless it is there already. False without memory."""
     cdef Route* route
-    cdef HandleSet none
     cdef bint added = True
     pthread_mutex_lock(&t.lock)
     route = route_get(t, key)
@@ -486,9 +482,6 @@ cdef bint routes_add_forwarder(RouteTable* t, const uint8_t* key, uint64_t link)
         if added:
             atomic_store_u64(&route.forwarder, route.forwarders.items[0])
             t.n_multiforwarders_created += <uint64_t>(route.forwarders.n == 2)
-        else:
-            if route_settle(t, route, &none):
-                handle_set_free(t, &none)
     pthread_mutex_unlock(&t.lock)
     return added
 

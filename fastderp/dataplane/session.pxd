@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastderp.dataplane.core cimport Core, Peer, Session, Stash, ThreadContext
+from fastderp.dataplane.core cimport Core, Peer, Session, ThreadContext
 from fastderp.dataplane.events cimport Totals
 from fastderp.dataplane.peer_gone cimport PeerGoneQueue
 from fastderp.tls.record cimport Records
@@ -27,4 +27,3 @@ cdef void session_note_sender(Core* core, uint64_t handle, uint64_t sender_hash)
 cdef void session_totals(Session* s, Totals* totals) noexcept nogil
 cdef bint session_is_alive(void* core, uint64_t handle) noexcept nogil
 cdef uint32_t sessions_touched(Core* core) noexcept nogil
-cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil

@@ -2,7 +2,7 @@
 # output.pyx writes to it, worker.pyx reads from it.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastderp.dataplane.arena cimport (
@@ -14,7 +14,7 @@ from fastderp.dataplane.peer_gone cimport (
 )
 from fastderp.dataplane.core cimport (
     Bucket, CLOSE_DRAIN, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, LEAVING_READS,
-    NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, PROBLEM_RATE, SESSION_FREE, SESSION_OPEN,
+    NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, PROBLEM_RATE, SESSION_FREE, SESSION_OPEN, Stash,
     session_at,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
@@ -31,46 +31,18 @@ from fastderp.tls.record cimport Records, record_wipe
 from fastderp.dataplane.routes cimport (
     HandleSet, Route, routes_find, routes_add_gone_watcher, routes_register, routes_unregister,
 )
+from fastderp.dataplane.stash cimport stashes_free
 from fastderp.dataplane.sys cimport (
     EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, atomic_load_u64, atomic_peek_u64,
-    atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event, getrandom,
+    atomic_store_u64, atomic_store_u8, close, counter_add, epoll_ctl, epoll_event,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from fastderp.dataplane.timer_wheel cimport Timer, wheel_arm, wheel_disarm
 
 
 cdef enum:
-    STASH_KEEP = 4096            # bytes of unused memory that a stash may keep
-
-
-# ---- stashes
-
-cdef inline bint stash_fits(const Stash* stash, size_t n) noexcept nogil:
-    # A buffer that is much too large is replaced: an idle session must not keep the memory of one
-    # busy read.
-    return n <= stash.capacity and (stash.capacity <= STASH_KEEP or n >= stash.capacity // 4)
-
-
-cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil:
-    """Replace the contents by data; n = 0 frees the memory. False without memory."""
-    cdef void* resized
-    if n == 0:
-        stash_free(stash)
-        return True
-    if not stash_fits(stash, n):
-        resized = realloc(stash.data, n)
-        if resized is NULL:
-            return False
-        stash.data = <uint8_t*>resized
-        stash.capacity = <uint32_t>n
-    memcpy(stash.data, data, n)
-    stash.n = <uint32_t>n
-    return True
-
-
-cdef void stash_free(Stash* stash) noexcept nogil:
-    free(stash.data)
-    memset(stash, 0, sizeof(Stash))
+    # 65,536 divided by the golden ratio: any number of steps in a row are spread evenly.
+    JITTER_STEP = 40503
 
 
 # ---- life
@@ -167,21 +139,19 @@ cdef void session_due(ThreadContext* t, Session* s) noexcept nogil:
 
 # ---- opening
 
-cdef uint64_t keep_alive_period(const Core* core, bint behind_proxy) noexcept nogil:
-    # 60 s + [0, 5) s, or in that proportion. The jitter is drawn once per session, so that sessions
-    # that logged in together do not come due together. Behind a proxy, which may close a connection
-    # that is silent for 60 s: 50 s + [0, 5) s.
-    cdef uint16_t jitter = 0
+cdef uint64_t keep_alive_period(Core* core, bint behind_proxy) noexcept nogil:
+    # 60 s + [0, 5) s, or in that proportion. Each session has its own jitter, so that sessions that
+    # logged in together do not come due together. Behind a proxy, which may close a connection that
+    # is silent for 60 s: 50 s + [0, 5) s.
     cdef uint64_t period_ns = core.keep_alive_ns
-    getrandom(&jitter, sizeof(jitter), 0)
+    core.jitter += JITTER_STEP
     if behind_proxy:
         period_ns -= period_ns // 6
-    return period_ns + (core.keep_alive_ns // 12 * jitter >> 16)
+    return period_ns + (core.keep_alive_ns // 12 * core.jitter >> 16)
 
 
 cdef Session* slot_take(Core* core, bint with_keys) noexcept nogil:
     cdef uint32_t slot
-    cdef uint32_t generation
     cdef Session* s = NULL
     pthread_mutex_lock(&core.sessions_lock)
     slot = arena_alloc(&core.sessions)
@@ -190,12 +160,11 @@ cdef Session* slot_take(Core* core, bint with_keys) noexcept nogil:
         slot = ARENA_FULL
     if slot != ARENA_FULL:
         s = <Session*>arena_at(&core.sessions, slot)
-        generation = s.generation + 1
-        if generation == 0:
-            generation = 1
-        if s.generation == 0:
+        if s.generation == 0:    # the slot's first session
             pthread_mutex_init(&s.output_lock, NULL)
-        s.generation = generation
+        s.generation += 1
+        if s.generation == 0:
+            s.generation = 1
         s.slot = slot
     pthread_mutex_unlock(&core.sessions_lock)
     return s
@@ -226,10 +195,8 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     """
     cdef Core* core = t.core
     cdef Session* s = slot_take(core, keys is not NULL)
-    cdef uint32_t generation
     if s is NULL:
         return NULL
-    generation = s.generation
     pthread_mutex_lock(&s.output_lock)    # a late reference to the previous session may read here
     s.fd = fd
     s.worker = <uint16_t>worker
@@ -256,6 +223,8 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     s.preferred = s.is_ending = False
     s.is_drained = True
     s.is_contending = s.has_hung_up = s.is_cut = s.has_records = s.is_deferred = False
+    s.is_postponed = False
+    s.charged_bytes = 0
     s.is_fresh = True
     atomic_store_u8(&s.state, SESSION_OPEN)
     s.close_reason = CLOSE_EOF
@@ -271,7 +240,7 @@ cdef Session* session_open(ThreadContext* t, int worker, int fd, const Peer* pee
     s.senders = NULL
     s.wants_out = False
     memset(&s.timer, 0, sizeof(Timer))
-    s.timer.handle = <uint64_t>generation << 32 | s.slot
+    s.timer.handle = <uint64_t>s.generation << 32 | s.slot
     atomic_store_u64(&s.handle, s.timer.handle)
     pthread_mutex_unlock(&s.output_lock)
     return s
@@ -296,8 +265,7 @@ cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil:
     pthread_mutex_lock(&s.output_lock)
     slot_clear_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
-    stash_free(&s.frame)
-    stash_free(&s.record)
+    stashes_free(t.core, s)
     slot_give_back(t.core, s)
 
 
@@ -339,7 +307,7 @@ cdef bint session_publish(ThreadContext* t, Session* s, const uint8_t* first,
     pthread_mutex_unlock(&s.output_lock)
     if added:
         # From here on the worker owns the session, which may be gone already.
-        counter_add(&t.counters.accepts, role != ROLE_LINK)
+        counter_add(&t.counters.opened, role != ROLE_LINK)
         counter_add(&t.counters.total_dup_client_conns, n_members > 1)
         counter_add(&t.counters.current_notideal_connections, not_ideal)
         counter_add(&t.counters.sealed_connections, sealed)
@@ -455,8 +423,7 @@ cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
     wheel_disarm(&t.core.wheels[s.worker], &s.timer)
     epoll_ctl(t.core.epolls[s.worker], EPOLL_CTL_DEL, s.fd, NULL)
     close(s.fd)
-    stash_free(&s.frame)
-    stash_free(&s.record)
+    stashes_free(t.core, s)
 
     counter_add(&t.counters.closed, s.peer.role != ROLE_LINK)
     if s.preferred:

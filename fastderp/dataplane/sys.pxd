@@ -1,6 +1,7 @@
-# The system calls, clocks, threads and atomics of the data plane. No other file of it declares C.
+# The system calls, clocks, threads, atomics and bit counts of the data plane. No other file of it
+# declares C.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
@@ -97,6 +98,15 @@ cdef extern from "<sys/eventfd.h>" nogil:
     enum:
         EFD_CLOEXEC, EFD_NONBLOCK
 
+cdef extern from "<sys/timerfd.h>" nogil:
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec* new, itimerspec* old)
+    enum:
+        TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME
+
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void* buf, size_t n, unsigned int flags)
 
@@ -158,6 +168,18 @@ cdef extern from *:
     void thread_ask_short_slice(uint64_t slice_ns) noexcept nogil
 
 
+cdef inline void* pages_map(size_t n) noexcept nogil:
+    # Zeroed memory, resident where it has been used: for tables of which an idle relay uses little.
+    # NULL when memory is out.
+    cdef void* data = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    return NULL if data == MAP_FAILED else data
+
+
+cdef inline void pages_unmap(void* data, size_t n) noexcept nogil:
+    if data is not NULL:
+        munmap(data, n)
+
+
 cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
     # Only pages that lie wholly in data[:n] are returned to the system; their contents are lost.
     cdef uint64_t page = 4096
@@ -167,12 +189,16 @@ cdef inline void pages_release(uint8_t* data, size_t n) noexcept nogil:
         madvise(<void*>first, last - first, MADV_DONTNEED)
 
 
+cdef extern from *:
+    int count_leading_zeros "__builtin_clzll"(uint64_t x) noexcept nogil     # x must not be 0
+    int count_trailing_zeros "__builtin_ctzll"(uint64_t x) noexcept nogil    # x must not be 0
+
+
 # Atomics. Every word that threads share without a lock is read and written by these alone.
 cdef extern from *:
     """
     #define atomic_load_u64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define atomic_store_u64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    #define atomic_swap_u64(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
     #define atomic_add_u64(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
     #define atomic_sub_u64(p, v) __atomic_sub_fetch((p), (v), __ATOMIC_RELAXED)
     #define atomic_peek_u64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
@@ -185,7 +211,6 @@ cdef extern from *:
     """
     uint64_t atomic_load_u64(const uint64_t* p) noexcept nogil
     void atomic_store_u64(uint64_t* p, uint64_t v) noexcept nogil
-    uint64_t atomic_swap_u64(uint64_t* p, uint64_t v) noexcept nogil
     uint64_t atomic_add_u64(uint64_t* p, uint64_t v) noexcept nogil
     uint64_t atomic_sub_u64(uint64_t* p, uint64_t v) noexcept nogil
     uint64_t atomic_peek_u64(const uint64_t* p) noexcept nogil
@@ -216,3 +241,12 @@ cdef inline void eventfd_wake(int fd) noexcept nogil:
 cdef inline void eventfd_drain(int fd) noexcept nogil:
     cdef uint64_t n
     read(fd, &n, 8)
+
+
+cdef inline void timerfd_wake_at(int fd, uint64_t ns) noexcept nogil:
+    # At once for a time that has passed; 0 would stop the timer.
+    cdef itimerspec wake
+    wake.it_interval.tv_sec = wake.it_interval.tv_nsec = 0
+    wake.it_value.tv_sec = <long>(ns // 1000000000u)
+    wake.it_value.tv_nsec = <long>(ns % 1000000000u)
+    timerfd_settime(fd, TFD_TIMER_ABSTIME, &wake, NULL)

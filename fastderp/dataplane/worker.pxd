@@ -66,6 +66,7 @@ cdef struct Worker:              # owned by its thread; the atomic members and `
     int index
     int epoll
     int wake_fd
+    int timer_fd                 # expires when a timer of the wheel may be due
     pthread_t thread
     uint8_t stop                 # atomic; set by the control thread
     uint8_t wants_trim           # atomic; set by the control thread
@@ -105,4 +106,5 @@ cdef bint worker_start(Worker* w) noexcept nogil
 cdef void worker_trim(Worker* w) noexcept nogil
 cdef bint worker_ask(Worker* w) noexcept nogil
 cdef void worker_stop(Worker* w) noexcept nogil
-cdef void worker_free(Worker* w) noexcept nogil
+cdef void worker_close(Core* core, Worker* w) noexcept nogil
+cdef void worker_free(Core* core, Worker* w) noexcept nogil

@@ -19,8 +19,9 @@ from fastderp.dataplane.frame cimport (
     frame_put_header,
 )
 from fastderp.dataplane.output cimport (
-    lost_reason, packet_drop, poll_set_locked, queue_time_fold, session_fail, session_output,
-    session_set_problem, session_writable, context_free, context_init, context_trim,
+    context_free, context_init, context_trim, count_delay, lost_reason, packet_drop,
+    poll_set_locked, queue_time_fold, session_fail, session_output, session_set_problem,
+    session_writable,
 )
 from fastderp.tls.record cimport RECORD_CLOSE_NOTIFY, RECORD_OK, RecordStatus, record_open_some
 from fastderp.dataplane.routes cimport (
@@ -28,25 +29,28 @@ from fastderp.dataplane.routes cimport (
     routes_add_gone_watcher, routes_reader_enter, routes_reader_leave, routes_unrouted_stamp,
 )
 from fastderp.dataplane.core cimport (
-    CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY,
-    CLOSE_RESET, CLOSE_TLS, LEAVING_READS, NOT_HERE_BURST, PROBLEM_RATE, SESSION_CLOSING,
-    SESSION_OPEN, Batch, Bucket, CloseReason, RateLimit, session_at,
+    CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_INCOMPLETE_FRAME,
+    CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, LEAVING_READS, NOT_HERE_BURST,
+    PROBLEM_RATE, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, PartialList,
+    RateLimit, StashBudget, session_at,
 )
 from fastderp.dataplane.session cimport (
-    peer_gone_run, session_due, session_end, session_note_sender, stash_put,
+    peer_gone_run, session_due, session_end, session_note_sender,
+)
+from fastderp.dataplane.stash cimport (
+    STASH_KEEP, partials_over_cap, stash_put, stashes_charge, stashes_matter, stashes_refund,
 )
 from fastderp.dataplane.sys cimport (
-    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, SOL_SOCKET, SO_ERROR, atomic_load_u64,
-    atomic_load_u8, atomic_peek_u64, atomic_store_u64, atomic_store_u8,
-    clock_ns, close, counter_add, epoll_create1, epoll_ctl, epoll_wait, errno, eventfd,
-    eventfd_drain, eventfd_wake, getsockopt, pages_release, pthread_attr_destroy, pthread_attr_init,
-    pthread_attr_setstacksize, pthread_attr_t, pthread_create, pthread_join, pthread_mutex_lock,
-    pthread_mutex_unlock, prctl, PR_SET_NAME, recv, thread_ask_short_slice,
+    CLOCK_MONOTONIC, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EPOLLERR, EPOLLET, EPOLLHUP,
+    EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, MSG_DONTWAIT, SOL_SOCKET,
+    SO_ERROR, TFD_CLOEXEC, TFD_NONBLOCK, atomic_load_u64, atomic_load_u8, atomic_peek_u64,
+    atomic_store_u64, atomic_store_u8, clock_ns, close, counter_add, epoll_create1, epoll_ctl,
+    epoll_wait, errno, eventfd, eventfd_drain, eventfd_wake, getsockopt, pages_release,
+    pthread_attr_destroy, pthread_attr_init, pthread_attr_setstacksize, pthread_attr_t,
+    pthread_create, pthread_join, pthread_mutex_lock, pthread_mutex_unlock, prctl, PR_SET_NAME,
+    recv, thread_ask_short_slice, timerfd_create,
 )
-from fastderp.dataplane.timer_wheel cimport (
-    Wheel, wheel_arm, wheel_awake, wheel_init, wheel_pop, wheel_sleep,
-)
+from fastderp.dataplane.timer_wheel cimport wheel_arm, wheel_expired, wheel_init, wheel_pop
 
 cdef enum:
     NO_TARGET = -1
@@ -56,7 +60,9 @@ cdef enum:
     WORKER_KEYS = 256            # expanded keys per worker
     TIMED_PACKETS = 16           # packets in one flush from which on their waiting time counts
 
-cdef uint64_t WAKE = 0           # epoll's data for wake_fd; no session has handle 0
+# epoll's data for wake_fd and timer_fd; sessions have larger handles
+cdef uint64_t WAKE = 0
+cdef uint64_t TIMER = 1
 cdef uint64_t SECOND_NS = 1000000000
 # A few ticks of the wheel, so that a recheck is never due in the turn that arms it.
 cdef uint64_t RECHECK_NS = 20000000
@@ -171,11 +177,14 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
         if handle == WAKE:
             eventfd_drain(w.wake_fd)
             atomic_store_u64(&w.answered, atomic_load_u64(&w.asked))
+        elif handle == TIMER:
+            wheel_expired(&w.context.core.wheels[w.index])   # timers_run follows
         else:
             session_event(w, session_at(w.context.core, handle), w.events[i].events)
     timers_run(w)
     targets_flush(w)
     w.n_gathered = w.n_forwarded = 0
+    partials_shed(w)
     for i in range(w.n_ending):
         session_end(&w.context, w.ending[i])
     w.n_ending = 0
@@ -192,13 +201,9 @@ cdef void scratch_release(Worker* w) noexcept nogil:
 
 cdef int events_wait(Worker* w) noexcept nogil:
     """Wait until the worker has work; return the number of events, possibly 0, or -1 (error)."""
-    cdef Wheel* wheel = &w.context.core.wheels[w.index]
-    cdef int n_events
     if w.deferred.n or peer_gone_first(&w.context.core.peer_gone[w.index]) is not NULL:
         return epoll_wait(w.epoll, w.events, MAX_EVENTS, 0)
-    n_events = epoll_wait(w.epoll, w.events, MAX_EVENTS, wheel_sleep(wheel, w.context.now_ns))
-    wheel_awake(wheel)
-    return n_events
+    return epoll_wait(w.epoll, w.events, MAX_EVENTS, -1)
 
 
 cdef void* worker_run(void* arg) noexcept nogil:
@@ -227,6 +232,7 @@ cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
     w.index = index
     w.epoll = epoll_create1(EPOLL_CLOEXEC)
     w.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    w.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     w.gather = <uint8_t*>malloc(GATHER_MAX)
     w.cipher = <uint8_t*>malloc(UNREAD_MAX + READ_MAX)
     w.forward = <uint8_t*>malloc(2 * GATHER_MAX)
@@ -234,15 +240,19 @@ cdef bint worker_init(Worker* w, Core* core, int index) noexcept nogil:
         return False
     if w.gather is NULL or w.cipher is NULL or w.forward is NULL:
         return False
-    if w.epoll < 0 or w.wake_fd < 0:
+    if w.epoll < 0 or w.wake_fd < 0 or w.timer_fd < 0:
         return False
     w.context.now_ns = clock_ns()
     core.epolls[index] = w.epoll
-    wheel_init(&core.wheels[index], w.wake_fd, w.context.now_ns)
+    wheel_init(&core.wheels[index], w.timer_fd, w.context.now_ns)
     peer_gone_init(&core.peer_gone[index], w.wake_fd)
     event.events = EPOLLIN
     event.data.u64 = WAKE
-    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.wake_fd, &event) == 0
+    if epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.wake_fd, &event) != 0:
+        return False
+    event.events = EPOLLIN | EPOLLET     # reported once for each expiration, without a read
+    event.data.u64 = TIMER
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.timer_fd, &event) == 0
 
 
 cdef bint worker_start(Worker* w) noexcept nogil:
@@ -277,10 +287,21 @@ cdef void worker_stop(Worker* w) noexcept nogil:
     pthread_join(w.thread, NULL)
 
 
-cdef void worker_free(Worker* w) noexcept nogil:
+cdef void worker_close(Core* core, Worker* w) noexcept nogil:
+    """Close the descriptors and free the scratch memory of a thread that has ended."""
     close(w.epoll)
     close(w.wake_fd)
+    close(w.timer_fd)
+    # A late wake-up finds no descriptor, instead of one that was opened since.
+    w.epoll = w.wake_fd = w.timer_fd = -1
+    core.epolls[w.index] = core.wheels[w.index].timer_fd = -1
+    core.peer_gone[w.index].wake_fd = -1
     free(w.gather)
     free(w.cipher)
     free(w.forward)
+    w.gather = w.cipher = w.forward = NULL
+
+
+cdef void worker_free(Core* core, Worker* w) noexcept nogil:
+    worker_close(core, w)
     context_free(&w.context)

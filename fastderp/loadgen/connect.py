@@ -1,7 +1,7 @@
 """Clients of a relay: prepared in Python, logged in by native code, taken over by the load engine.
 
-Unlike in `fastderp.client`, a login ends right after ServerInfo. The caller's
-thread runs this module, which is not on the measured path.
+Unlike in `fastderp.client`, a login ends right after ServerInfo. The caller's thread runs this
+module, which is not on the measured path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fastderp.loadgen.scenario import LOGINS_AT_ONCE
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
-from fastderp.tls.record import RecordLayer
+from fastderp.tls.record import SUITES, RecordLayer
+from fastderp.util.net import bracketed
 from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import Box, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
@@ -28,7 +29,6 @@ from fastderp.wire.protocol import HEADER, HEADER_SIZE, MAX_SERVER_KEY_SIZE
 
 LOGIN_LIMIT_S = 30.0
 HEAD_LIMIT_BYTES = 16384
-SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 # Maximum time that native code runs before Python handles an interrupt.
 TURN_S = 0.1
 # Linux has about 28,000 ephemeral ports per pair of addresses by default; some may be in use.
@@ -48,7 +48,7 @@ class Target:
     path: str = "/derp"
     tls: ClientContext | None = None
     check_box: bool = True
-    suites: Sequence[str] = SUITES
+    suites: Sequence[str] = tuple(SUITES)
 
     @classmethod
     def parse(
@@ -82,15 +82,14 @@ class Target:
         path = parts.path if parts.path not in ("", "/") else "/derp"
         if parts.scheme == "http":
             return cls(parts.hostname, port or 80, path, None, check_box)
-        suites = SUITES if suite is None else (suite,)
+        suites = tuple(SUITES) if suite is None else (suite,)
         trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
         return cls(parts.hostname, port or 443, path, trust, check_box, suites)
 
     @property
     def authority(self) -> str:
         """host:port in the form of the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -144,9 +143,9 @@ class Joined:
 class Crowd:
     """`n` new clients of a relay, with keys and boxes made before they log in.
 
-        A first connection verifies the relay's certificate and gets its key; the clients then recognize
-        the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
-        on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
+    A first connection verifies the relay's certificate and gets its key; the clients then recognize
+    the relay by its boxes. They connect from `sources` in rotation; without `sources`, to a relay
+    on loopback, from as many loopback addresses as the ports require. `rate` limits the logins per
     second, and at most `at_once` are under way. Without `fast_start` each waits for the upgrade's
     answer, as over plain TCP (PROTOCOL §3). With `busy_wait` the load's core never sleeps during
     the logins, so that the relay spends no CPU time on waking it. Raises DialError, naming the

@@ -77,9 +77,6 @@ class Engine:
         """Close every connection."""
     def percentile_ns(self, percent: float) -> int:
         """Return the latency in ns that `percent` of the measured packets did not exceed."""
-    @property
-    def progress(self) -> tuple[int, int]:
-        """(packets delivered in this measurement, connections lost), also during a phase."""
     def totals(self) -> Totals:
         """Return the measurement's counters.
 

@@ -203,11 +203,6 @@ cdef class Engine:
         """Return the latency in ns that `percent` of the measured packets did not exceed."""
         return histogram_percentile(&self.load.latency, percent)
 
-    @property
-    def progress(self):
-        """(packets delivered in this measurement, connections lost), also during a phase."""
-        return self.load.n_delivered, self.load.n_dead
-
     def totals(self):
         """Return the measurement's counters; the stub describes them."""
         cdef Load* load = &self.load

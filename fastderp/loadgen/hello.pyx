@@ -17,7 +17,8 @@ from fastderp.tls.record cimport (
 from fastderp.tls.hkdf cimport HASH_MAX, expand_label, hash_of, hmac, secret_next
 from fastderp.tls.openssl cimport EVP_PKEY, EVP_PKEY_CTX, NID_X25519, crypto
 
-from fastderp.util.net import is_address
+from fastderp.tls.record import SUITES
+from fastderp.util.net import host_bytes, is_address
 
 cdef enum:
     MESSAGE_HEADER = 4
@@ -34,11 +35,6 @@ cdef enum:
     TLS_13 = 0x0304
     X25519 = 0x1D
 
-SUITES = {
-    "TLS_AES_128_GCM_SHA256": 0x1301,
-    "TLS_AES_256_GCM_SHA384": 0x1302,
-    "TLS_CHACHA20_POLY1305_SHA256": 0x1303,
-}
 # ECDSA with P-256, RSA-PSS, Ed25519 and RSA cover the certificates of all relays.
 SIGNATURES = (0x0403, 0x0804, 0x0807, 0x0805, 0x0503, 0x0401)
 
@@ -54,7 +50,7 @@ def client_hello(str server_name not None, suites, bytes public_key not None):
         (EXT_KEY_SHARE, vector(2, struct.pack("!H", X25519) + vector(2, public_key))),
     ]
     if not is_address(server_name):
-        extensions.insert(0, (0, vector(2, b"\0" + vector(2, server_name.encode("idna")))))
+        extensions.insert(0, (0, vector(2, b"\0" + vector(2, host_bytes(server_name)))))
     body = b"".join([
         b"\3\3", secrets.token_bytes(RANDOM),
         vector(1, secrets.token_bytes(32)),  # a session id, for middleboxes (RFC 8446 D.4)

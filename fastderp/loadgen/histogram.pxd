@@ -1,7 +1,7 @@
 # A latency histogram with log-linear buckets, as in HDR histograms: constant memory and cost. The
 # engine's thread owns it during a run; other threads read it between runs.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 # 128 equal steps per power of two keep a value to within 0.8 %.
 cdef enum:

@@ -448,8 +448,7 @@ cdef void events_take(Load* load, int timeout_ms) noexcept nogil:
 
 
 cdef void load_run(Load* load, uint64_t until_ns) noexcept nogil:
-    """Run until the time is over, the drain is complete, all connections have ended, or `stopped`
-    is set."""
+    """Run until the time is over, the drain complete, every connection over, or `stopped` set."""
     cdef uint64_t now_ns = clock_ns()
     while now_ns < until_ns and not flag_is_set(&load.stopped):
         if load.n_dead == load.n_connections or (load.phase == DRAIN and load.n_in_flight == 0):

@@ -270,11 +270,12 @@ cdef void deadlines_check(Crowd* c, uint64_t now_ns) noexcept nogil:
 cdef void login_event(Crowd* c, Login* e, uint32_t events) noexcept nogil:
     if e.stage == STAGE_CONNECTING:
         # The first write reports a connection that failed.
-        if c.share.own is NULL:
-            upgrade_send(c, e)
-        else:
-            handshake_begin(c, e)
-    elif e.stage != STAGE_DONE:
+        if not (upgrade_send(c, e) if c.share.own is NULL else handshake_begin(c, e)):
+            return
+        # Input and end that have come already are not reported again.
+        if not events & (EPOLLIN | EPOLLRDHUP):
+            return
+    if e.stage != STAGE_DONE:
         client_read(c, e, events & EPOLLRDHUP != 0)
 
 

@@ -39,18 +39,26 @@ LOGINS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A load. `n` counts pairs for PAIRS, senders for FAN_IN, receivers for FAN_OUT, else clients.
+    """A load: how much which clients send to which others.
 
-        `window` is the number of packets in flight per flow; an arrival releases the next. `rate` is
-        the packets per second of all flows together, by schedule. With neither, senders never wait.
-        `sizes` are (payload bytes, weight). `idle` more clients log in and stay silent. A client with
-        several flows sends `in_a_row` packets of one flow before it changes to the next, and a schedule
-        releases that many at once. The last `slow` receivers read `slow_kib_per_s` each, and the
-        latency omits them. `storm` more clients log in during the measurement, `storm_rate` per second,
-    or as fast as possible when that is 0. `at_once` logins are under way at most before the
-    measurement; with `fast_start` they begin as PROTOCOL §3 says, over TLS. `joined_records` fills
-    TLS records with packets. With `busy_wait` the load polls for packets instead of sleeping, which
-    real clients do not do.
+    Args:
+        name, summary: of the scenario, for the user.
+        shape: which clients send to which.
+        n: pairs of PAIRS, senders of FAN_IN, receivers of FAN_OUT, else clients.
+        sizes: (payload bytes, weight) of the packets.
+        window: packets in flight per flow; an arrival releases the next.
+        rate: packets per second of all flows together, by schedule. With neither a window nor a
+            rate senders never wait.
+        idle: further clients that log in and stay silent.
+        in_a_row: packets that a client with several flows sends of one flow before it changes to
+            the next; a schedule releases that many at once.
+        slow: the last receivers, which read `slow_kib_per_s` each; the latency omits them.
+        storm: further clients that log in during the measurement, `storm_rate` per second, or as
+            fast as possible when that is 0.
+        at_once: maximum of logins under way before the measurement.
+        fast_start: begin logins as PROTOCOL §3 says, over TLS.
+        joined_records: fill TLS records with packets.
+        busy_wait: poll for packets instead of sleeping, which real clients do not do.
     """
 
     name: str

@@ -1,6 +1,6 @@
 # The system calls of the load generator. No other file of it declares C of the system.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -47,7 +47,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOCK_CLOEXEC
     ctypedef unsigned int socklen_t
     struct sockaddr:
-        unsigned short sa_family
+        pass
     struct sockaddr_storage:
         unsigned short ss_family
     int socket(int family, int kind, int protocol)

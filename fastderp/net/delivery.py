@@ -20,9 +20,7 @@ class Receiver(Protocol):
         """Take the next bytes. A memoryview is valid until the call returns."""
 
     def ended(self, error: Exception | None, /) -> None:
-        """Take the end, once: None for an orderly end, otherwise the error that broke the
-        connection.
-        """
+        """Take the end, once: None if it is orderly, else the error that broke the connection."""
 
 
 @runtime_checkable

@@ -115,13 +115,18 @@ async def dial_through_proxy(
     called = f"proxy {proxy.hostname}"
     if not _HOST.fullmatch(host):
         raise DialError(f"{called}: cannot request a tunnel to the host {host!r}")
-    if proxy.scheme not in ("http", "https") or proxy.hostname is None:
+    if proxy.scheme not in ("http", "https"):
         raise DialError(f"{called}: only http:// and https:// proxies are supported")
+    if proxy.hostname is None:
+        raise DialError("the proxy's URL has no host")
     try:
         proxy_port = proxy.port or (443 if proxy.scheme == "https" else 80)
     except ValueError as error:
         raise DialError(f"{called}: {error}") from None
-    stream = await _connect(proxy.hostname, proxy_port, socket.AF_UNSPEC)
+    try:
+        stream = await _connect(proxy.hostname, proxy_port, socket.AF_UNSPEC)
+    except DialError as error:
+        raise DialError(f"proxy {error}") from error.__cause__
     try:
         if proxy.scheme == "https":
             stream = await secure_proxy(stream, proxy.hostname)
@@ -163,7 +168,8 @@ def _host_for(family: socket.AddressFamily, setting: str, host_name: str) -> str
 async def _connect(host: str, port: int, family: socket.AddressFamily) -> Stream:
     try:
         return Stream.of(await open_socket_stream(host, port, family))
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError, OverflowError) as error:
+        # A host that cannot be looked up is a ValueError, a port that is none an OverflowError.
         raise DialError(f"{bracketed(host)}:{port}: {errno_text(error)}") from error
 
 
@@ -173,9 +179,9 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
     winner: Stream | None = None
     failures: list[DerpError] = []
     try:
-        for task in asyncio.as_completed(tasks):
+        for attempt in asyncio.as_completed(tasks):
             try:
-                winner = await task
+                winner = await attempt
                 return winner
             except DerpError as error:
                 failures.append(error)
@@ -183,11 +189,23 @@ async def _race(attempts: Sequence[tuple[float, Callable[[], Awaitable[Stream]]]
         texts = dict.fromkeys(str(error) for error in failures)
         raise DialError("; ".join(texts)) from failures[0].__cause__ or failures[0]
     finally:
-        for running in tasks:
-            running.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, Stream) and outcome is not winner:
-                outcome.abort()
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(partial(_abort_unless, winner))
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            if winner is not None:
+                winner.abort()
+            raise
+
+
+def _abort_unless(winner: Stream | None, attempt: asyncio.Task[Stream]) -> None:
+    """Close the connection of an attempt that is over, unless it is the winner."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        stream = attempt.result()
+        if stream is not winner:
+            stream.abort()
 
 
 async def _after(delay_s: float, attempt: Callable[[], Awaitable[Stream]]) -> Stream:

@@ -1,8 +1,6 @@
-"""Detects the end of a relay's list of clients for a new watcher.
+"""Detects the end of a relay's list of clients, for a new watcher. PROTOCOL §7.3.
 
-PROTOCOL §7.3. The protocol does not mark it.
-
-Event loop's thread only.
+The protocol does not mark the end. Loop thread only.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The copies and allocations of asyncio's own streams cost a client more than the system call of a
 read: in this module every connection of a thread reads into one buffer, which a receiver gets
-    directly and `read`
-copies once. Works the same on uvloop and asyncio. Belongs to its event loop.
+directly and `read` copies once. Works the same on uvloop and asyncio. Belongs to its event loop.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ import threading
 from collections import deque
 from typing import Any, cast
 
+from fastderp.net.connect import connect_tcp
 from fastderp.net.delivery import Receiver
+from fastderp.util.net import is_address
 
 # Maximum of one read: below the size for which malloc makes a system call each time, above 40
 # packets of 1,400 bytes.
@@ -228,10 +229,17 @@ class SocketStream(asyncio.BufferedProtocol):
 async def open_socket_stream(
     host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
 ) -> SocketStream:
-    """Connect to a host over an address family.
-
-    Raises OSError, or UnicodeError for a malformed host name.
-    """
+    """Connect to a host over an address family, as `connect_tcp` does, and raise its errors."""
     loop = asyncio.get_running_loop()
-    _, stream = await loop.create_connection(lambda: SocketStream(loop), host, port, family=family)
+    if is_address(host):
+        _, stream = await loop.create_connection(
+            lambda: SocketStream(loop), host, port, family=family
+        )
+        return stream
+    sock = await connect_tcp(host, port, family)
+    try:
+        _, stream = await loop.create_connection(lambda: SocketStream(loop), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
     return stream

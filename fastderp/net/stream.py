@@ -174,6 +174,10 @@ class Stream:
         except OSError:
             # The peer has broken it, or (TimeoutError) does not read: the stream is closed.
             self.abort()
+        except BaseException:
+            # A cancelled wait leaves no connection behind.
+            self.abort()
+            raise
         finally:
             self._over = True
 
@@ -184,10 +188,9 @@ class Stream:
         return data
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Hand the connection over: return its socket and the data that was read ahead. Ends the
-        stream.
+        """Hand the connection over: return its socket and the data that was read ahead.
 
-        Only for a dialled connection whose written bytes have all been sent, as a peer's answer
+        This ends the stream. Only for a dialled connection whose written bytes have all been sent, as a peer's answer
         proves. Raises ConnectionLost when the connection broke.
         """
         if not isinstance(self._writer, SocketStream):

@@ -38,10 +38,13 @@ class Opened(NamedTuple):
 
 
 class UrlTarget:
-    """A relay by URL; `cert_name` and `dial_host` are those of HTTPClient."""
+    """A relay by URL; `cert_name` and `dial_host` are those of HTTPClient.
+
+    `path` is that of the upgrade, `host_header` the host in requests, `node` has the host's name.
+    """
 
     def __init__(self, url: str, cert_name: str, dial_host: str) -> None:
-        """Split the URL. Raises ValueError that names the fault."""
+        """Split the URL. Raises ValueError that names the fault in it or in `cert_name`."""
         parts = urlsplit(url)
         if "@" in parts.netloc:
             # The message omits the URL: it may hold a password.
@@ -55,17 +58,19 @@ class UrlTarget:
         try:
             port = parts.port
         except ValueError:
-            raise ValueError(
-                f"the port must be a number up to 65535, but the URL is {url!r}"
-            ) from None
-        self.url = url
-        self._https = parts.scheme in ("https", "wss")
-        self._websocket = parts.scheme in ("ws", "wss")
-        self._port = port or (443 if self._https else 80)
-        self._host_header = parts.netloc
-        self._path = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
-        self._node = DerpNode("", 0, parts.hostname, cert_name=cert_name)
-        self._dialled = DerpNode("", 0, dial_host) if dial_host else self._node
+            port = 0
+        if port == 0:
+            raise ValueError(f"the port must be a number from 1 to 65535, but the URL is {url!r}")
+        if cert_name.startswith(PIN_PREFIX):
+            certificate_pin(cert_name)
+        self.url: str = url
+        self.https: bool = parts.scheme in ("https", "wss")
+        self.websocket: bool = parts.scheme in ("ws", "wss")
+        self.port: int = port or (443 if self.https else 80)
+        self.host_header: str = parts.netloc
+        self.path: str = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
+        self.node: DerpNode = DerpNode("", 0, parts.hostname, cert_name=cert_name)
+        self._dialled = DerpNode("", 0, dial_host) if dial_host else self.node
 
     def __str__(self) -> str:
         return self.url
@@ -73,9 +78,9 @@ class UrlTarget:
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
         """Connect to the relay, never through a proxy. Raises DialError that names the cause."""
         # A URL has a single node, so the attempt needs no time limit of its own.
-        stream = await dial_node(self._dialled, self._port, prefer_ipv6=prefer_ipv6, timeout_s=None)
+        stream = await dial_node(self._dialled, self.port, prefer_ipv6=prefer_ipv6, timeout_s=None)
         return Opened(
-            stream, self._node, self._https, self._host_header, self._path, self._websocket, ""
+            stream, self.node, self.https, self.host_header, self.path, self.websocket, ""
         )
 
 
@@ -93,36 +98,56 @@ class RegionTarget:
     def __init__(
         self, getter: RegionGetter, use_tls: bool | None, use_websocket: bool | None
     ) -> None:
-        """Read unset choices from the environment, as tailscale's clients do."""
+        """Read unset choices from the environment, as tailscale's clients do.
+
+        Raises TypeError for a getter that cannot be called.
+        """
+        if not callable(getter):
+            raise TypeError(
+                f"region_getter must be a function that returns a DerpRegion, not {_type(getter)}"
+            )
         self._getter = getter
+        self._called = "a DERP region"
         self._https = not _is_set("TS_DEBUG_USE_DERP_HTTP") if use_tls is None else use_tls
         self._websocket = (
             _is_set("TS_DEBUG_DERP_WS_CLIENT") if use_websocket is None else use_websocket
         )
 
     def __str__(self) -> str:
-        return "a DERP region"
+        """Return the region and the node of the present or latest attempt, as far as known."""
+        return self._called
 
     async def open(self, *, prefer_ipv6: bool, secure_proxy: SecureProxy) -> Opened:
         """Get the region and connect to its first node that answers.
 
-        Raises DialError that names the cause.
+        Raises DialError that names the cause, TypeError for anything but a region or None, and what
+        the getter raises.
         """
         region = self._getter()
         if region is None:
             raise DialError("there is no such DERP region")
+        if not isinstance(region, DerpRegion):
+            raise TypeError(f"region_getter must return a DerpRegion, not {_type(region)}")
+        self._called = f"region {region.region_code or region.region_id}"
+        default_port = 443 if self._https else PLAIN_REGION_PORT
         node, stream = await dial_region(
             region,
-            default_port=443 if self._https else PLAIN_REGION_PORT,
+            default_port=default_port,
             prefer_ipv6=prefer_ipv6,
             https=self._https,
             secure_proxy=secure_proxy,
         )
+        self._called += f", node {node.name or node.host_name}"
         first = region.nodes[0]
         ideal = first.name if first is not node else ""
-        return Opened(
-            stream, node, self._https, bracketed(node.host_name), "/derp", self._websocket, ideal
-        )
+        host, port = bracketed(node.host_name), node.derp_port or default_port
+        if port != (443 if self._https else 80):
+            host += f":{port}"
+        return Opened(stream, node, self._https, host, "/derp", self._websocket, ideal)
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def _is_set(variable: str) -> bool:

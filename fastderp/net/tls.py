@@ -26,7 +26,12 @@ class TlsStream:
     """The plain side of a TLS connection: a Reader and a Writer, made by `connect`."""
 
     def __init__(
-        self, outside: Stream, version: str, peer_chain: list[bytes], channel: Channel
+        self,
+        outside: Stream,
+        version: str,
+        cipher: str,
+        peer_chain: list[bytes],
+        channel: Channel,
     ) -> None:
         """Use `connect` instead."""
         self._outside = outside
@@ -37,6 +42,8 @@ class TlsStream:
         self._plain = channel.open(b"")
         self.version = version
         """`TLSv1.2` or `TLSv1.3`."""
+        self.cipher = cipher
+        """OpenSSL's name of the suite."""
         self.peer_chain = peer_chain
         """The relay's certificates in DER, in the order in which it sent them."""
 
@@ -58,8 +65,9 @@ class TlsStream:
             handshake = Handshake(context, server_name, cert_name=cert_name)
             await _shake_hands(handshake, outside)
             # `channel_of` frees OpenSSL's object, and these with it.
-            version, chain = handshake.version or "", handshake.peer_chain
-            return cls(outside, version, chain, channel_of(handshake))
+            version, cipher = handshake.version or "", handshake.cipher or ""
+            chain = handshake.peer_chain
+            return cls(outside, version, cipher, chain, channel_of(handshake))
         except (ConnectionClosed, TlsError, ValueError) as error:
             outside.abort()
             raise DialError(f"TLS with {server_name}: {error}") from error

@@ -1,4 +1,4 @@
-"""The relay that `fastderp-relay` runs: components around a `Server`, and its signals.
+"""The relay that `fastderp-relay` runs: components around a `Server`.
 
 Starting, reloading, measuring, describing and closing are loops over the components. Loop thread
 only.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
-import os
-import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from fastderp.server.components.admission import AdmissionControl
 from fastderp.server.components.certificates import CaCertificates, ManualCertificates
@@ -28,40 +25,32 @@ from fastderp.server.components.services import (
     Identity,
     Stun,
 )
-from fastderp.server.net.activation import Inherited, inherited_sockets
+from fastderp.server.net.activation import Inherited
 from fastderp.server.observe.log_queue import LogQueue
-from fastderp.server.observe.metrics import Value
-from fastderp.server.observe.reloads import Reloads
+from fastderp.server.observe.reloads import Reload, Reloads
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.server.observe.watchdog import Watchdog
 from fastderp.server.observe.watched_files import WatchedFiles
 from fastderp.server.server import Server
 from fastderp.server.settings import RelaySettings
-from fastderp.util.service_manager import ServiceManager, watchdog_period_s
+from fastderp.util.threads import in_thread
 
 log: logging.Logger = logging.getLogger("fastderp")
 
-
-# Linux applies niceness per thread. With a higher value, other programs would starve logins.
-CONTROL_NICENESS = 10
-
-# The restart notice at SIGTERM without a drain: clients reconnect within the first time, spread
-# evenly, and choose another relay after the second ("no more than a few seconds" in the reference).
-RECONNECT_SPREAD_S = 2.0
-TRY_FOR_S = 5.0
-
-
 # Interval of the status while the relay drains.
 REPORT_S = 1.0
-# Seconds for an orderly end after the drain.
-CLOSE_S = 20.0
+# Interval of looking for orphans.
+REAP_S = 5.0
 
 
 class Configuration(NamedTuple):
     """The file of the settings, which are read at the start only.
 
-    changed: reads it again and returns the names of the settings that differ from those in force;
-        another thread calls it. Raises DerpError for a file that a start would refuse.
+    Args:
+        path: of the file.
+        changed: reads it again and returns the names of the settings that differ from those in
+            force. Another thread calls it. Raises DerpError for a file that a start would refuse.
     """
 
     path: Path
@@ -69,7 +58,7 @@ class Configuration(NamedTuple):
 
     async def compare(self) -> str:
         """Return the settings that wait for a restart, for the log."""
-        if names := await asyncio.to_thread(self.changed):
+        if names := await in_thread("configuration", self.changed):
             return f"{self.path}: {', '.join(names)} changed; restart the relay to apply"
         return f"{self.path}: no setting differs from those in force"
 
@@ -149,12 +138,13 @@ class RelayApp:
         }
         if self._configuration is not None:
             followed["configuration"] = (self._configuration.path,)
-            self._reloads.add("configuration", self._configuration.compare)
+            self._add_reload("configuration", self._configuration.compare)
         self._watched = WatchedFiles(followed, self._reloads.run_one)
         for component in self._below:
             self._stack.push_async_callback(component.close)
         for component in self.components:
             await component.open()
+        self._watched.note_new()
         self.server = await self._stack.enter_async_context(self._make_server())
         for component in self._above:
             self._stack.push_async_callback(component.close)
@@ -162,7 +152,7 @@ class RelayApp:
             await component.start(self.server)
         for component in self.components:
             if component.reloadable:
-                self._reloads.add(component.name, component.reload)
+                self._add_reload(component.name, component.reload)
         self._announce()
         following = supervisor.start("watched files", self._watched.run)
         self._stack.push_async_callback(_cancel, following)
@@ -173,6 +163,17 @@ class RelayApp:
             watchdog = Watchdog(period_s, self.server.stuck_workers, feed)
             feeding = supervisor.start("watchdog", watchdog.run)
             self._stack.push_async_callback(_cancel, feeding)
+
+    def reap_orphans(self) -> None:
+        """Wait for the processes that this one adopts as process 1 of a container."""
+        from fastderp.util.children import reap_orphans
+
+        async def reap() -> None:
+            while True:
+                await asyncio.sleep(REAP_S)
+                reap_orphans()
+
+        self._stack.push_async_callback(_cancel, supervisor.start("orphans", reap))
 
     def _make_server(self) -> Server:
         settings = self._settings
@@ -225,16 +226,23 @@ class RelayApp:
             draining.cancel()
 
     async def reload(self) -> None:
-        """Reload each component; one that fails does not stop the others."""
-        if self._watched is not None:
-            await self._watched.skip()
+        """Reload each component; one that fails or hangs does not stop the others."""
         await self._reloads.run()
+
+    def _add_reload(self, name: str, load: Reload) -> None:
+        async def reload() -> str:
+            if self._watched is not None:
+                await self._watched.skip(name)
+            return await load()
+
+        self._reloads.add(name, reload)
 
     def metrics(self) -> dict[str, Value]:
         """Return every counter of the relay, by the names of the table of metrics."""
         values = {} if self.server is None else self.server.metrics()
         for component in self.components:
             values |= component.metrics()
+        values |= self._reloads.metrics()
         return values | (self._lines.metrics() if self._lines is not None else {})
 
     async def close(self) -> None:
@@ -249,148 +257,6 @@ def _certificates(settings: RelaySettings) -> ManualCertificates | CaCertificate
     return CaCertificates(settings.acme) if settings.acme is not None else None
 
 
-class Hangups:
-    """Reloads the relay at SIGHUP, one reload at a time.
-
-    Hangups during a reload cause one more after it, because the files may have changed since it
-    read them. The service manager is notified of each hangup, and of the end of the last reload.
-    """
-
-    def __init__(self, app: RelayApp, manager: ServiceManager) -> None:
-        self._app = app
-        self._manager = manager
-        self._n_hangups = 0
-        self._n_served = 0  # hangups whose reload has ended
-        self._reloading: asyncio.Task[None] | None = None
-
-    def add(self) -> None:
-        """Note a hangup."""
-        self._manager.reloading()
-        self._n_hangups += 1
-        if self._reloading is None:
-            self._reloading = supervisor.start("reload", self._reload)
-
-    def close(self) -> None:
-        """Abandon a reload, without a notice."""
-        if self._reloading is not None:
-            self._reloading.cancel()
-
-    async def _reload(self) -> None:
-        while self._n_served < self._n_hangups:
-            n_hangups = self._n_hangups
-            await self._app.reload()
-            self._n_served = n_hangups
-        self._reloading = None
-        self._manager.ready(self._app.status)
-
-
-class Signals(Protocol):
-    """The source of the process's signals; `cli.signals.Signals` is one."""
-
-    def attach(
-        self, end: Callable[[int], None], reload: Callable[[], None], drain_s: float
-    ) -> None:
-        """Call `end` on the running loop at SIGTERM and SIGINT, `reload` at SIGHUP.
-
-        `end` is called again with the signal that ends a drain of up to `drain_s` seconds.
-        """
-
-    def close(self) -> None:
-        """Note that the relay closes: the next signal kills it."""
-
-    def detach(self) -> None:
-        """Stop calling either."""
-
-
-async def serve(
-    settings: RelaySettings,
-    signals: Signals,
-    lines: LogQueue,
-    configuration: Configuration | None = None,
-) -> None:
-    """Start the relay, log "ready", and run until SIGTERM or SIGINT.
-
-    SIGTERM sends the clients away before the end (PROTOCOL §6.11).
-
-    Raises DerpError, before anything is served, for an unusable key, certificate or address.
-    """
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(supervisor.note_loop_error)
-    stopping, ending = loop.create_future(), loop.create_future()
-    inherited = inherited_sockets(os.environ, settings.listen.http_port)
-    app = RelayApp(settings, lines, inherited, configuration)
-    manager = ServiceManager(os.environ.get("NOTIFY_SOCKET", ""))
-    drain_s = settings.limits.drain_s
-    hangups = Hangups(app, manager)
-    is_started = reload_wanted = False
-
-    def reload() -> None:
-        nonlocal reload_wanted
-        if is_started:
-            hangups.add()
-        elif not stopping.done():
-            reload_wanted = True
-            log.info("SIGHUP: the files are read again after the start")
-
-    def end(number: int) -> None:
-        if not stopping.done():
-            stopping.set_result(number)
-        elif not ending.done():
-            ending.set_result(number)
-
-    signals.attach(end, reload, drain_s)
-    try:
-        is_started = await _unless(stopping, app.start())
-        if is_started:
-            _let_packets_go_first()
-            # The objects of the start stay; each full collection would examine all of them.
-            gc.freeze()
-            log.info("ready")
-            manager.ready(app.status)
-            app.feed_watchdog(watchdog_period_s(os.environ), manager.alive)
-            if reload_wanted:
-                reload()
-        number = await stopping
-        hangups.close()
-        if is_started and number == signal.SIGTERM and drain_s:
-            log.info("draining for up to %g s; SIGTERM or SIGINT ends it", drain_s)
-            manager.stopping("draining", drain_s + CLOSE_S)
-            await _unless(ending, app.drain(manager.status))
-        signals.close()
-        log.info("stopping")
-        manager.stopping("stopping", CLOSE_S)
-        if is_started and app.server is not None and number == signal.SIGTERM and not drain_s:
-            app.server.announce_restart(0.0, TRY_FOR_S, spread_s=RECONNECT_SPREAD_S)
-    finally:
-        await app.close()
-        signals.detach()
-
-
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def _unless(stopping: asyncio.Future[Any], work: Coroutine[None, None, None]) -> bool:
-    """Do the work and return True; cancel it and return False when `stopping` is done first.
-
-    Raises what the work raises.
-    """
-    working = asyncio.create_task(work)
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-        await working
-        return True
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return False
-
-
-def _let_packets_go_first() -> None:
-    """Lower the priority of this thread and its future helpers below the data plane's threads.
-
-    A storm of logins then uses the CPU time that packets leave, but at least a tenth of its usual
-    share.
-    """
-    with contextlib.suppress(OSError):
-        os.nice(CONTROL_NICENESS)

@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fastderp.dataplane.counters import FLUSH_BOUNDS, METRIC_OF
 from fastderp.dataplane.plane import ClosedEvent, DropEvent, Plane
-from fastderp.errors import ConnectionClosed
+from fastderp.errors import ConnectionClosed, DerpError
 from fastderp.server.accept.drain import drain
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.listener import IDLE_S, LOGIN_BUDGET_S, Listener, listener_metrics
@@ -24,26 +23,28 @@ from fastderp.server.admission.client_rate import ClientRate
 from fastderp.server.admission.connected_client import ConnectedClient, connected_clients
 from fastderp.server.admission.limits import Limits
 from fastderp.server.admission.rate_limit import RateLimit
-from fastderp.server.certificates.certificate import CertificateSource
+from fastderp.server.certificates.certificate import CertificateSource, check_tls
 from fastderp.server.certificates.metacert import meta_cert
 from fastderp.server.http.pages import DRAINING, Site
 from fastderp.server.http.routes import Routes, relay_routes
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.server.mesh.region import Region, mesh_peers
-from fastderp.server.net.listen import listen_sockets
+from fastderp.server.net.listen import client_options, listen_sockets
 from fastderp.server.observe import traffic
 from fastderp.server.observe.connection_log import ConnectionLog
 from fastderp.server.observe.consistency import inconsistencies
 from fastderp.server.observe.loop_lag import LoopLag
 from fastderp.server.observe.maintenance import Maintenance
-from fastderp.server.observe.metrics import Histogram, Value, expvar
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.server.observe.traffic import BytesSentRecv
+from fastderp.server.observe.values import Value, counted_values
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.util import bounds
+from fastderp.util.arguments import check_type
+from fastderp.util.loops import check_loop
 from fastderp.util.token_bucket import TokenBucket
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
+from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic, raw_key
 
 if TYPE_CHECKING:
     from fastderp.server.accept.embedded import EmbeddedSessions, Reader, Writer
@@ -67,11 +68,11 @@ class Server:
         mesh_key: the region's secret; clients that send it get a mesh peer's rights. A sequence
             allows a change of keys: our links send the first, clients may send any.
         mesh_tls: the trusted roots of our links to other relays; None for the system's roots.
-        verify: awaited with key, `login.ClientInfo` and IP of each client that is not a mesh peer;
+        verify: awaited with key, ClientInfo and IP of each client that is not a mesh peer;
             a false answer or an error refuses it. `Admission` is one. PROTOCOL §8.
         rate_limit: the rate limit of each client; None also omits it from the metrics.
         rtt_stats: sample the clients' round-trip times every 10 seconds.
-        duplicate_health: send Health frames to clients that share a key.
+        duplicate_health: send Health frames to clients that share a key for more than 90 s.
         disable_fighters: send nothing to clients that fight over a key; otherwise the client that
             sent last gets the packets. PROTOCOL §6.3.
         queue_packets: packets of each kind, disco and other, that wait for a slow client; 0 for as
@@ -79,15 +80,15 @@ class Server:
         watched_drops: log dropped packets for these keys, and the reason.
         prober_logs: log every login and end of clients whose ClientInfo marks them as probers.
         sender_cardinality: estimate the distinct peers that send to each client. PROTOCOL §22.
-        workers: threads of the data plane; 0 for one per core.
+        workers: threads of the data plane; 0 for one per core that affinity and CPU quota leave.
         login_timeout: seconds from accept to login.
         disallowed_app_names: refuse clients with these AppNames before `verify`, mesh peers
             excepted. PROTOCOL §22.
         login_memory_bytes: memory of all connections before their login. When it is used up, TLS
             handshakes queue, and the connections that hold most are closed, the oldest first.
 
-    Raises ValueError for values out of bounds, `dataplane.plane.PlaneError` (a DerpError) when
-    memory or descriptors are out.
+    Raises ValueError for values out of bounds, TypeError for a text instead of a key or of several
+    names, `dataplane.plane.PlaneError` (a DerpError) when memory or descriptors are out.
     """
 
     def __init__(
@@ -111,11 +112,15 @@ class Server:
         disallowed_app_names: Collection[str] = (),
         login_memory_bytes: int = bounds.LOGIN_MEMORY_BYTES,
     ) -> None:
-        bounds.QUEUE_PACKETS.check_argument("queue_packets", queue_packets)
-        bounds.WORKERS.check_argument("workers", workers)
+        bounds.QUEUE_PACKETS.check_argument("queue_packets", queue_packets, whole=True)
+        bounds.WORKERS.check_argument("workers", workers, whole=True)
         bounds.WRITE_TIMEOUT.check_argument("write_timeout", write_timeout)
         bounds.LOGIN_TIMEOUT.check_argument("login_timeout", login_timeout)
-        bounds.LOGIN_MEMORY.check_argument("login_memory_bytes", login_memory_bytes)
+        bounds.LOGIN_MEMORY.check_argument("login_memory_bytes", login_memory_bytes, whole=True)
+        if private_key is not None:
+            check_type("private_key", private_key, NodePrivate)
+        if isinstance(disallowed_app_names, str):
+            raise TypeError("disallowed_app_names must be a collection of names, not one str")
         self._private_key = private_key or NodePrivate.generate()
         self._login_timeout_s = login_timeout
         self._plane = plane = Plane(
@@ -123,7 +128,7 @@ class Server:
             write_timeout_s=write_timeout,
             disable_fighters=disable_fighters,
             queue_packets=queue_packets,
-            watch_drops=[key.raw for key in watched_drops],
+            watch_drops=[raw_key("watched_drops", key) for key in watched_drops],
             sender_cardinality=sender_cardinality,
         )
         self._connection_log = ConnectionLog(prober_logs=prober_logs)
@@ -132,7 +137,7 @@ class Server:
             Duplicates(plane.handles, plane.set_duplicate) if duplicate_health else None
         )
         mesh_keys = [mesh_key] if isinstance(mesh_key, MeshKey) else mesh_key or ()
-        join: JoinSocket = lambda *link: self._registrar.bridges.join_socket(*link)  # noqa: E731
+        join: JoinSocket = lambda *link: self._registrar.join_link(*link)  # noqa: E731
         self._region = Region(plane, self._private_key, mesh_keys, join, mesh_tls)
         self._registrar = Registrar(
             self._private_key,
@@ -173,8 +178,10 @@ class Server:
     def start(self) -> None:
         """Start the data plane on the running loop; a no-op when started. `listen` calls it.
 
-        Raises ConnectionClosed when the relay was closed, PlaneError when a thread is refused.
+        Raises ConnectionClosed when the relay was closed, PlaneError when a thread is refused,
+        WrongLoopError in another loop than the first time.
         """
+        check_loop("relay", self._loop)
         if self._closing is not None:
             raise ConnectionClosed("the relay is closed")
         if self._loop is None:
@@ -208,7 +215,7 @@ class Server:
         Args:
             host: "" for every address, IPv4 and IPv6; unix:PATH; or sockets that listen already.
             port: TCP port, 0 for a free one.
-            tls: a certificate, or a `CertificateSource` of one for each client; None for HTTP.
+            tls: a `tls.context.ServerContext`, a `CertificateSource` of several, or None for HTTP.
             routes: the handler of each path; None for the relay's own (`routes.relay_routes`).
             keepalive_idle_s: seconds of silence before TCP probes a client.
             user_timeout_s: seconds that data may stay unacknowledged before TCP drops the client.
@@ -218,22 +225,18 @@ class Server:
             proxies: which peers are proxies, and what they send.
             reuse_port: share the port with other processes that do so, too.
 
-        Raises ValueError for a number out of bounds, OSError that names the address when it cannot
-        be bound, and what `start` raises.
+        Raises ValueError for a number out of bounds, TypeError for `tls` of another type, ListenError
+        (also an OSError) that names an address that is in use, and what `start` raises.
         """
-        bounds.PORT.check_argument("port", port)
+        bounds.PORT.check_argument("port", port, whole=True)
         bounds.KEEPALIVE.check_argument("keepalive_idle_s", keepalive_idle_s)
         bounds.USER_TIMEOUT.check_argument("user_timeout_s", user_timeout_s)
         bounds.IDLE.check_argument("idle_s", idle_s)
+        check_tls(tls)
         self.start()
-        sockets = listen_sockets(
-            host,
-            port,
-            keepalive_idle_s=keepalive_idle_s,
-            user_timeout_s=user_timeout_s,
-            reuse_port=reuse_port,
-        )
-        listener = Listener(
+        options = client_options(keepalive_idle_s, user_timeout_s)
+        sockets = listen_sockets(host, port, options, reuse_port=reuse_port)
+        return Listener(
             self._registrar,
             sockets,
             routes or relay_routes(Site(unready=self.unready)),
@@ -244,10 +247,9 @@ class Server:
             tunnels=tunnels if tls is not None else None,
             proxies=proxies,
             reuse_port=reuse_port,
-            owns_sockets=isinstance(host, str),
+            listeners=self._listeners,
+            options=None if isinstance(host, str) else options,
         )
-        self._listeners.append(listener)
-        return listener
 
     async def serve(
         self,
@@ -294,8 +296,9 @@ class Server:
         """Close every listener and connection and end the data plane's threads. Safe to repeat.
 
         WebSockets get close code 1001, TLS connections a close_notify; peers that do not read it
-        are dropped after 2 seconds. PROTOCOL §6.11.
+        are dropped after 2 seconds. Raises WrongLoopError as `start` does. PROTOCOL §6.11.
         """
+        check_loop("relay", self._loop)
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._shut_down())
             self._closing.add_done_callback(lambda _: self._closed.set())
@@ -311,10 +314,10 @@ class Server:
         await self._region.close()
         if self._loop is not None:
             self._registrar.bridges.leave()
+            self._loop.remove_reader(self._plane.fileno())
         self._plane.close()
         self._on_plane_events(n_most=0)
         if self._loop is not None:
-            self._loop.remove_reader(self._plane.fileno())
             async with asyncio.TaskGroup() as closing:
                 closing.create_task(self._registrar.bridges.close())
                 if self._embedded is not None:
@@ -348,7 +351,7 @@ class Server:
             self.start()
             if self._registrar.waves is not None:
                 raise ConnectionClosed(DRAINING)
-        except ConnectionClosed:
+        except DerpError:
             writer.close()
             raise
         if self._embedded is None:
@@ -373,9 +376,7 @@ class Server:
 
     @property
     def mesh_key(self) -> MeshKey:
-        """The secret that our links send, or the zero key; assigning replaces all. PROTOCOL
-        §7.1.
-        """
+        """The secret that our links send, or the zero key; assigning replaces all. PROTOCOL §7.1."""
         return self._region.key
 
     @mesh_key.setter
@@ -411,14 +412,14 @@ class Server:
         memory or descriptors are out.
         """
         self.start()
-        self._region.forwarders.add(key.raw, forwarder)
+        self._region.forwarders.add(raw_key("key", key), forwarder)
 
     def remove_packet_forwarder(self, key: NodePublic, forwarder: PacketForwarder) -> None:
         """Undo `add_packet_forwarder` for this `key` and `forwarder`. PROTOCOL §6.7, §7.5.
 
         Clients that got packets from the key get a PeerGone if this was the last route to it.
         """
-        self._region.forwarders.remove(key.raw, forwarder)
+        self._region.forwarders.remove(raw_key("key", key), forwarder)
 
     # Settings that change while it runs
 
@@ -517,7 +518,7 @@ class Server:
 
     def is_client_connected(self, key: NodePublic) -> bool:
         """Whether a client with this `key` is logged in to this relay. PROTOCOL §6.1."""
-        return self._plane.is_connected(key.raw)
+        return self._plane.is_connected(raw_key("key", key))
 
     def clients(self) -> list[ConnectedClient]:
         """Return key and address per client connection, mesh peers excepted. PROTOCOL §6.1."""
@@ -537,11 +538,10 @@ class Server:
         if self._client_rate.limit is None:
             del plane["rate_limit_per_client_waited"]
         plane["peer_gone_disconnected_frames"] += self._region.presence.n_gone_sent
-        plane["buffered_write_frames"] = Histogram.of(FLUSH_BOUNDS, *plane["buffered_write_frames"])
         # The data plane opens records of TLS 1.3 only.
         active = Counter({"1.3": plane.pop("sealed_connections")})
         return {
-            **{METRIC_OF[name]: value for name, value in plane.items()},
+            **counted_values(plane),
             **self._connection_log.metrics(),
             **self._registrar.metrics(),
             **self._loop_lag.metrics(),
@@ -554,6 +554,8 @@ class Server:
 
     def expvar(self) -> dict[str, Any]:
         """Return the metrics of the "derp" object in `/debug/vars`. PROTOCOL §9.7, §14."""
+        from fastderp.server.observe.metrics import expvar
+
         return dict(expvar(self.metrics())["derp"])
 
     async def debug_traffic(
@@ -572,7 +574,7 @@ class Server:
         """Return the content of `/debug/clients/`, for `DebugPages`. PROTOCOL §22."""
         from fastderp.server.http.clients import ClientsPage
 
-        return ClientsPage(self._plane.sessions, self._registrar.version)
+        return ClientsPage(self._plane.sessions, self._registrar)
 
     def consistency_check(self) -> list[str]:
         """Compare the data plane's tables; describe each mismatch. PROTOCOL §6.9."""

@@ -35,6 +35,18 @@ class ProxySettings(NamedTuple):
     path_prefix: str = ""  # "/x": every path is also served below it
 
 
+class Address(NamedTuple):
+    """An address to listen on."""
+
+    host: str  # "" for every address; or unix:PATH
+    port: int = 0
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket instead of a port."""
+        return self.host.startswith(UNIX)
+
+
 class ListenSettings(NamedTuple):
     """The TCP addresses of the relay, and its socket options."""
 
@@ -42,6 +54,7 @@ class ListenSettings(NamedTuple):
     port: int = 443
     tls: bool = True
     http_port: int | None = 80  # None: no plain port beside HTTPS
+    debug: Address | None = None  # None: the debug pages are on the ports above
     keepalive_s: float = 600.0
     user_timeout_s: float = 15.0
     accept_per_s: float = math.inf
@@ -52,13 +65,11 @@ class ListenSettings(NamedTuple):
     @property
     def is_unix(self) -> bool:
         """Whether the relay listens on a unix socket instead of a port."""
-        return self.host.startswith(UNIX)
+        return Address(self.host).is_unix
 
     @property
     def limit_without_burst(self) -> bool:
-        """Whether accepts are limited per second without a burst size: such a limit has no
-        effect.
-        """
+        """Whether accepts are limited per second without a burst: such a limit has no effect."""
         return self.tls and math.isfinite(self.accept_per_s) and self.accept_burst == MAX_BURST
 
 
@@ -92,7 +103,7 @@ class LimitSettings(NamedTuple):
 
     rate_file: Path | None = None
     address: AddressLimit = AddressLimit()  # where the file has no other
-    workers: int = 0  # 0: one per core
+    workers: int = 0  # 0: one per core that affinity and CPU quota leave
     login_memory_bytes: int = 64 << 20
     write_timeout_s: float = 2.0  # 0: none
     queue_packets: int = 0  # 0: as many as fit
@@ -127,6 +138,7 @@ class PageSettings(NamedTuple):
 class ObserveSettings(NamedTuple):
     """The settings of logs and counters, and the addresses that may read them."""
 
+    log_format: str = "text"  # or "json"
     debug_logs: bool = False
     prober_logs: bool = False
     rtt_stats: bool = True

@@ -5,10 +5,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from fastderp.tls.hkdf cimport expand_label
 from fastderp.tls.openssl cimport EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, crypto
+from fastderp.tls.sys cimport PTHREAD_ONCE_INIT, pthread_once, pthread_once_t
 
 
-# Constant after import; the index is the suite's number - SUITE_AES_128_GCM.
+# Constant after suites_fetch; the index is the suite's number - SUITE_AES_128_GCM.
 cdef Suite[3] suites
+cdef pthread_once_t suites_fetched = PTHREAD_ONCE_INIT
 
 
 cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwise) noexcept nogil:
@@ -19,19 +21,22 @@ cdef const EVP_CIPHER* cipher_named(const char* name, const EVP_CIPHER* otherwis
     return cipher if cipher is not NULL else otherwise
 
 
-suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), NULL, 16, 32)
-suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), NULL, 32, 48)
-suites[2] = Suite(
-    cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), NULL, 32, 32
-)
-# AWS-LC has its fast ChaCha20-Poly1305 only here. AES is no slower by EVP_Cipher*.
-if crypto.EVP_aead_chacha20_poly1305 is not NULL and crypto.EVP_AEAD_CTX_seal is not NULL:
-    suites[2].aead = crypto.EVP_aead_chacha20_poly1305()
+cdef void suites_fetch() noexcept nogil:
+    suites[0] = Suite(cipher_named("AES-128-GCM", crypto.EVP_aes_128_gcm()), NULL, 16, 32)
+    suites[1] = Suite(cipher_named("AES-256-GCM", crypto.EVP_aes_256_gcm()), NULL, 32, 48)
+    suites[2] = Suite(
+        cipher_named("ChaCha20-Poly1305", crypto.EVP_chacha20_poly1305()), NULL, 32, 32
+    )
+    # AWS-LC has its fast ChaCha20-Poly1305 only here. AES is no slower by EVP_Cipher*.
+    if crypto.EVP_aead_chacha20_poly1305 is not NULL and crypto.EVP_AEAD_CTX_seal is not NULL:
+        suites[2].aead = crypto.EVP_aead_chacha20_poly1305()
 
 
 cdef const Suite* suite_of(uint16_t number) noexcept nogil:
     if number < SUITE_AES_128_GCM or number > SUITE_CHACHA20_POLY1305:
         return NULL
+    # Not before: OpenSSL 3 takes 0.4 MiB for its ciphers, which a relay without TLS does not need.
+    pthread_once(&suites_fetched, suites_fetch)
     return &suites[number - SUITE_AES_128_GCM]
 
 

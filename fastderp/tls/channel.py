@@ -5,6 +5,7 @@ Clients and servers use them. A channel has one owner at a time: two threads mus
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final, Protocol
 
 from fastderp.tls.errors import TlsError
@@ -36,6 +37,13 @@ class Channel(Protocol):
     def open(self, wire: bytes | memoryview) -> bytes:
         """Take bytes from the wire; return the plain bytes that are complete."""
 
+    def open_next(self, wire: bytes | memoryview) -> bytes:
+        """Do the same, but leave what could fail and so prevent an answer to the returned bytes."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `open_next` has left wire bytes; it returns them for b""."""
+
     def seal(self, plain: bytes) -> bytes:
         """Return the wire bytes for `plain`."""
 
@@ -50,10 +58,13 @@ class Plain:
     eof: Final = False
     failure: Final = None
     held_bytes: Final = 0
+    has_more: Final = False
 
     def open(self, wire: bytes | memoryview) -> bytes:
         """Return `wire`."""
         return bytes(wire)
+
+    open_next = open
 
     def seal(self, plain: bytes) -> bytes:
         """Return `plain`."""
@@ -65,36 +76,50 @@ class Plain:
 
 
 class Tls12:
-    """TLS 1.2 through the OpenSSL object that has made the handshake."""
+    """TLS 1.2 through the OpenSSL object that has made the handshake.
 
-    # OpenSSL's own buffers belong to the memory of its object.
-    held_bytes: Final = 0
+    OpenSSL sends nothing more but an alert once it has read a record that breaks the protocol.
+    """
 
     def __init__(self, handshake: Handshake) -> None:
         """Take over a finished handshake."""
         self._handshake = handshake
         self.failure: TlsError | None = None
         """The violation that has ended the input; the next `open` raises it."""
+        self.has_more: bool = False
+        """Whether `open_next` has left records; it opens the next one for b""."""
 
     @property
     def eof(self) -> bool:
         """Whether the peer has sent its close_notify."""
         return self._handshake.eof
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory of unread records; OpenSSL's own buffers belong to that of its object."""
+        return self._handshake.unread_bytes
+
     def open(self, wire: bytes | memoryview) -> bytes:
         """Decrypt; an attempt to renegotiate is a TlsError."""
+        pieces = [self.open_next(wire)]
+        while self.has_more:
+            with contextlib.suppress(TlsError):  # `failure` keeps it
+                pieces.append(self.open_next(b""))
+        return b"".join(pieces)
+
+    def open_next(self, wire: bytes | memoryview) -> bytes:
+        """Decrypt one record of data."""
         if self.failure is not None:
             raise self.failure
+        self.has_more = False
         self._handshake.feed(wire)
-        pieces = []
         try:
-            while piece := self._handshake.read(_RECORD_PLAIN_MAX):
-                pieces.append(piece)
+            plain = self._handshake.read(_RECORD_PLAIN_MAX)
         except TlsError as error:
             self.failure = error
-            if not pieces:
-                raise
-        return b"".join(pieces)
+            raise
+        self.has_more = bool(plain) and self._handshake.unread_bytes > 0
+        return plain
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt. Raises a failure of the input: OpenSSL ends both directions."""

@@ -56,5 +56,7 @@ cdef class ClientContext(Context):
 cdef str reason_text(unsigned long code)
 cdef str first_reason()
 cdef X509* certificate_from_der(bytes der) except NULL
+cdef bytes certificate_to_der(X509* certificate)
+cdef bytearray der_room(int n, str what)
 cdef EVP_PKEY* key_from_bytes(bytes data) except NULL
 cdef bytes sha256(bytes data)

@@ -1,5 +1,6 @@
-"""The contexts that TLS connections share: a certificate and rules, or a client's trust (PROTOCOL
-§10).
+"""The contexts that TLS connections share: a listener's certificate and rules, or a client's trust.
+
+PROTOCOL §10.
 """
 
 from collections.abc import Iterable, Sequence

@@ -27,6 +27,7 @@ import os
 
 from fastderp.tls import openssl, roots as built_in
 from fastderp.tls.errors import TlsError
+from fastderp.util.net import host_bytes
 
 VERSIONS = {"TLSv1.2": TLS1_2_VERSION, "TLSv1.3": TLS1_3_VERSION}
 # AES first where the client has it in hardware; clients without prefer ChaCha20 and get it.
@@ -177,6 +178,20 @@ cdef X509* certificate_from_der(bytes der) except NULL:
     return certificate
 
 
+cdef bytearray der_room(int n, str what):
+    """Return room for n bytes of DER, as i2d counted them; its failure raises TlsError."""
+    if n <= 0:
+        raise TlsError("certificate", f"{what} has no DER: {first_reason()}")
+    return bytearray(n)
+
+
+cdef bytes certificate_to_der(X509* certificate):
+    cdef bytearray der = der_room(crypto.i2d_X509(certificate, NULL), "a certificate")
+    cdef uint8_t* out = der    # i2d advances it
+    crypto.i2d_X509(certificate, &out)
+    return bytes(der)
+
+
 cdef EVP_PKEY* key_from_bytes(bytes data) except NULL:
     """Read a private key in PEM or DER; an encrypted one is refused, without a prompt for it."""
     cdef const uint8_t* start = data
@@ -254,7 +269,7 @@ cdef class ServerContext(Context):
         ssl.SSL_CTX_ctrl(self.ctx, SSL_CTRL_SET_TLSEXT_SERVERNAME_ARG, 0, &self.policy)
 
     cdef int _set_policy(self, tuple alpn, required_sni) except -1:
-        cdef bytes name = required_sni.encode("idna") if required_sni else b""
+        cdef bytes name = host_bytes(required_sni) if required_sni else b""
         cdef bytes protocols = b"".join([bytes([len(p)]) + p.encode("ascii") for p in alpn])
         if len(name) >= <Py_ssize_t>sizeof(self.policy.server_name):
             raise ValueError("a server name has at most 255 characters")

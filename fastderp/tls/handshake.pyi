@@ -44,8 +44,7 @@ class Handshake:
         """
 
     def step(self) -> bool:
-        """Continue as far as the input allows, without the GIL; return whether the handshake is
-        done.
+        """Continue as far as the input allows, without the GIL; return whether it is done.
 
         Raises TlsError with a cause of CAUSES; `take_output` then has the alert for the peer.
         """
@@ -62,6 +61,10 @@ class Handshake:
 
         The alert is unrecognized_name for the cause `server_name`, internal_error for any other.
         """
+
+    @property
+    def unread_bytes(self) -> int:
+        """The number of bytes that OpenSSL has not read yet."""
 
     def take_output(self) -> bytes:
         """Return the bytes to send to the peer, also after a failed step."""

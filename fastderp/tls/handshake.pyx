@@ -11,7 +11,8 @@ from libc.string cimport memcmp
 
 from fastderp.tls.record cimport record_layer_new, record_secret_size
 from fastderp.tls.context cimport (
-    ClientContext, Context, ServerContext, Watch, first_reason, reason_text, sha256,
+    ClientContext, Context, ServerContext, Watch, certificate_to_der, first_reason, reason_text,
+    sha256,
 )
 from fastderp.tls.key_schedule cimport TrafficSecrets, key_schedule_write_to
 from fastderp.tls.openssl cimport (
@@ -26,7 +27,7 @@ from _thread import allocate_lock
 from typing import NamedTuple
 
 from fastderp.tls.errors import TlsError
-from fastderp.util.net import is_address
+from fastderp.util.net import host_bytes, is_address
 
 # More than the largest ClientHello or certificate chain that OpenSSL takes: more input is a flood.
 INPUT_MAX_BYTES = 512 * 1024
@@ -126,7 +127,7 @@ cdef class Handshake:
         cdef bytes name
         cdef int ok = 1
         if server_name and not is_address(server_name):
-            name = server_name.encode("idna")
+            name = host_bytes(server_name)
             ok = ssl.SSL_ctrl(self.connection, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, <char*>name)
             self.pinned_name = name
         if ok and (<ClientContext>self.context).verify:
@@ -135,7 +136,7 @@ cdef class Handshake:
             if is_address(cert_name):
                 ok = crypto.X509_VERIFY_PARAM_set1_ip_asc(param, cert_name.encode())
             else:
-                name = cert_name.encode("idna")
+                name = host_bytes(cert_name)
                 ok = crypto.X509_VERIFY_PARAM_set1_host(param, name, len(name))
         if not ok:
             raise ValueError(f"not a server name: {server_name!r}")
@@ -171,6 +172,14 @@ cdef class Handshake:
             if len(self.head) < 5:
                 self.head += bytes(data[:5 - len(self.head)])
             self.input += data
+
+    @property
+    def unread_bytes(self):
+        with self.lock:
+            n_bytes = len(self.input)
+        if self.connection is not NULL:
+            n_bytes += crypto.BIO_ctrl(self.source, BIO_CTRL_PENDING, 0, NULL)
+        return n_bytes
 
     def take_output(self):
         with self.lock:
@@ -214,23 +223,26 @@ cdef class Handshake:
             self._free()
             raise
         finally:
-            self.stepping = False
+            with self.lock:
+                self.stepping = False
 
-    cdef bint _push_input(self) except *:
+    cdef int _push_input(self) except -1:
+        """Hand what was fed over to OpenSSL."""
         cdef bytes data
         with self.lock:
             data = bytes(self.input)
             self.input.clear()
         if data and crypto.BIO_write(self.source, <const char*>data, <int>len(data)) != len(data):
             raise MemoryError
-        return bool(data)
+        return 0
 
-    cdef int _pull_output(self) except -1:
+    cdef bint _pull_output(self) except -1:
+        """Take OpenSSL's output over; return whether there was any."""
         cdef bytes data = bio_take(self.sink)
         if data:
             with self.lock:
                 self.output += data
-        return 0
+        return bool(data)
 
     cdef object _client_hello(self):
         """Return what `on_client_hello` has kept."""
@@ -371,6 +383,7 @@ cdef class Handshake:
         cdef int result, error
         cdef unsigned long code
         cdef char* target
+        cdef bint answered
         self._usable()
         self._push_input()
         data = bytes(max(n, 2))  # never Python's shared one-byte objects
@@ -381,15 +394,17 @@ cdef class Handshake:
             error = ssl.SSL_get_error(self.connection, result)
             code = crypto.ERR_get_error()
             crypto.ERR_clear_error()
-        self._pull_output()
-        if result > 0:
-            return data[:result]
-        if error == SSL_ERROR_ZERO_RETURN:
-            self.eof = True
-        elif error != SSL_ERROR_WANT_READ and error != SSL_ERROR_WANT_WRITE:
+        answered = self._pull_output()
+        if result <= 0 and error not in (
+            SSL_ERROR_ZERO_RETURN, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE
+        ):
             cause = "alert" if code & 0xFFF > _ALERTS else "protocol"
             raise TlsError(cause, f"TLS failed: {reason_text(code)}")
-        return b""
+        if answered:
+            # OpenSSL would go on, and its warnings for a flood of attempts would fill the output.
+            raise TlsError("protocol", "TLS failed: no renegotiation")
+        self.eof |= result <= 0 and error == SSL_ERROR_ZERO_RETURN
+        return data[:max(result, 0)]
 
     def write(self, data not None):
         cdef Py_buffer view
@@ -429,14 +444,6 @@ cdef bint is_metacert(X509* certificate) noexcept:
         crypto.X509_get_subject_name(certificate), NID_COMMON_NAME, name, sizeof(name)
     )
     return n >= 7 and memcmp(name, b"derpkey", 7) == 0
-
-
-cdef bytes certificate_to_der(X509* certificate):
-    cdef int n = crypto.i2d_X509(certificate, NULL)
-    cdef bytes der = bytes(n)
-    cdef uint8_t* target = <uint8_t*><char*>der  # not shared until returned
-    crypto.i2d_X509(certificate, &target)
-    return der
 
 
 cdef list chain_to_der(OPENSSL_STACK* chain):

@@ -1,23 +1,26 @@
-"""The key derivation of TLS 1.3 for OpenSSL 3, as a provider (provider-kdf(7)).
+"""A provider for OpenSSL 3 and 4 with the key derivation of TLS 1.3 (provider-kdf(7)) and X25519.
 
 libssl asks its providers for "TLS13-KDF" (EVP_KDF-TLS13_KDF(7)) some fifteen times per handshake.
 This one takes a quarter of the time of OpenSSL's, and keeps the two traffic secrets that the data
 plane needs: the key log, which delivers them otherwise, has libssl write every secret of the
-handshake as text. It is registered when the module is imported, beside OpenSSL's own providers, and
-serves the contexts of `key_schedule_context`. Other users of the same libcrypto are not affected;
-with FIPS, OpenSSL's own derivation stays in use. No locks: a derivation uses its arguments and one
-variable of its thread.
+handshake as text. X25519 is in key_exchange.pyx. The provider is registered when the module is
+imported, beside OpenSSL's own, and serves the contexts of `key_schedule_context`. Other users of
+the same libcrypto are not affected; with FIPS, OpenSSL's own algorithms stay in use. No locks: a
+derivation uses its arguments and one variable of its thread.
 """
 
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from fastderp.tls.hkdf cimport HASH_MAX, expand_label, secret_next
+from fastderp.tls.key_exchange cimport (
+    key_exchange_algorithms, key_exchange_context, key_exchange_group, key_exchange_init,
+)
 from fastderp.tls.openssl cimport (
     EVP_KDF_HKDF_MODE_EXPAND_ONLY, EVP_KDF_HKDF_MODE_EXTRACT_ONLY, OPENSSL_INIT_LOAD_CONFIG,
-    OSSL_ALGORITHM, OSSL_DISPATCH,
-    OSSL_FUNC_KDF_DERIVE, OSSL_FUNC_KDF_FREECTX, OSSL_FUNC_KDF_NEWCTX,
-    OSSL_FUNC_PROVIDER_QUERY_OPERATION, OSSL_FUNC_PROVIDER_TEARDOWN, OSSL_OP_KDF, OSSL_PARAM,
-    OSSLFunction, crypto, ssl,
+    OSSL_ALGORITHM, OSSL_DISPATCH, OSSL_FUNC_KDF_DERIVE, OSSL_FUNC_KDF_FREECTX,
+    OSSL_FUNC_KDF_NEWCTX, OSSL_FUNC_PROVIDER_GET_CAPABILITIES, OSSL_FUNC_PROVIDER_QUERY_OPERATION,
+    OSSL_FUNC_PROVIDER_TEARDOWN, OSSL_OP_KDF, OSSL_PARAM, OSSLFunction, ParameterCallback, crypto,
+    ssl,
 )
 
 cdef extern from *:
@@ -34,7 +37,7 @@ cdef uint8_t[HASH_MAX] ZEROS
 
 cdef OSSL_DISPATCH[4] kdf_functions
 cdef OSSL_ALGORITHM[2] algorithms
-cdef OSSL_DISPATCH[3] provider_functions
+cdef OSSL_DISPATCH[4] provider_functions
 
 
 cdef struct Derivation:
@@ -162,7 +165,17 @@ cdef const OSSL_ALGORITHM* provider_query(
     void* provider, int operation, int* no_cache
 ) noexcept nogil:
     no_cache[0] = 0
-    return &algorithms[0] if operation == OSSL_OP_KDF else NULL
+    if operation == OSSL_OP_KDF:
+        return &algorithms[0]
+    return key_exchange_algorithms(operation)
+
+
+cdef int provider_capabilities(
+    void* provider, const char* capability, ParameterCallback callback, void* argument
+) noexcept nogil:
+    if strcmp(capability, b"TLS-GROUP") == 0 and key_exchange_context() is not NULL:
+        return key_exchange_group(callback, argument)
+    return 1
 
 
 cdef void provider_teardown(void* provider) noexcept nogil:
@@ -173,7 +186,9 @@ cdef int provider_init(
     const void* handle, const OSSL_DISPATCH* core, const OSSL_DISPATCH** functions, void** provider
 ) noexcept nogil:
     functions[0] = &provider_functions[0]
-    provider[0] = &provider_functions
+    provider[0] = key_exchange_context()
+    if provider[0] is NULL:
+        provider[0] = &provider_functions
     return 1
 
 
@@ -195,6 +210,10 @@ cdef bint register() noexcept:
     provider_functions[1] = OSSL_DISPATCH(
         OSSL_FUNC_PROVIDER_TEARDOWN, <OSSLFunction>provider_teardown
     )
+    provider_functions[2] = OSSL_DISPATCH(
+        OSSL_FUNC_PROVIDER_GET_CAPABILITIES, <OSSLFunction>provider_capabilities
+    )
+    key_exchange_init()
     # A name that is taken is this provider, from an earlier import.
     crypto.OSSL_PROVIDER_add_builtin(NULL, NAME, <OSSLFunction>provider_init)
     # 1: OpenSSL's default provider is loaded as before.

@@ -73,7 +73,6 @@ cdef enum:
     EVP_CTRL_AEAD_GET_TAG = 0x10
     EVP_CTRL_AEAD_SET_TAG = 0x11
 
-    SSL_ERROR_SSL = 1
     SSL_ERROR_WANT_READ = 2
     SSL_ERROR_WANT_WRITE = 3
     SSL_ERROR_ZERO_RETURN = 6
@@ -113,7 +112,6 @@ cdef enum:
     SSL_AD_UNRECOGNIZED_NAME = 112
 
     BIO_CTRL_PENDING = 10
-    X509_V_OK = 0
     X509_CHECK_FLAG_NEVER_CHECK_SUBJECT = 0x20
     X509_VERSION_3 = 2
     NID_COMMON_NAME = 13
@@ -134,8 +132,25 @@ cdef enum:
 cdef enum:
     OPENSSL_INIT_LOAD_CONFIG = 0x40
     OSSL_OP_KDF = 4
+    OSSL_OP_KEYMGMT = 10
+    OSSL_OP_KEYEXCH = 11
     OSSL_FUNC_PROVIDER_TEARDOWN = 1024
     OSSL_FUNC_PROVIDER_QUERY_OPERATION = 1027
+    OSSL_FUNC_PROVIDER_GET_CAPABILITIES = 1030
+    OSSL_FUNC_KEYMGMT_NEW = 1
+    OSSL_FUNC_KEYMGMT_GEN_INIT = 2
+    OSSL_FUNC_KEYMGMT_GEN_SET_PARAMS = 4
+    OSSL_FUNC_KEYMGMT_GEN_SETTABLE_PARAMS = 5
+    OSSL_FUNC_KEYMGMT_GEN = 6
+    OSSL_FUNC_KEYMGMT_GEN_CLEANUP = 7
+    OSSL_FUNC_KEYMGMT_LOAD = 8
+    OSSL_FUNC_KEYMGMT_FREE = 10
+    OSSL_FUNC_KEYMGMT_SETTABLE_PARAMS = 14
+    OSSL_FUNC_KEYMGMT_QUERY_OPERATION_NAME = 20
+    OSSL_FUNC_KEYMGMT_IMPORT = 40
+    OSSL_FUNC_KEYMGMT_DUP = 44
+    OSSL_KEYMGMT_SELECT_KEYPAIR = 3
+    OSSL_PARAM_OCTET_STRING = 5
     OSSL_FUNC_KDF_NEWCTX = 1
     OSSL_FUNC_KDF_FREECTX = 3
     OSSL_FUNC_KDF_DERIVE = 5
@@ -160,6 +175,8 @@ cdef struct OSSL_PARAM:
     void* data
     size_t data_size
     size_t return_size
+
+ctypedef int (*ParameterCallback)(const OSSL_PARAM*, void*) noexcept nogil
 
 
 ctypedef void (*KeylogCallback)(const SSL*, const char*) noexcept nogil
@@ -298,6 +315,15 @@ cdef struct Crypto:
     # NULL before OpenSSL 3.
     int (*OSSL_PROVIDER_add_builtin)(void*, const char*, OSSLFunction) noexcept nogil
     void* (*OSSL_PROVIDER_try_load)(void*, const char*, int) noexcept nogil
+    int (*OSSL_PROVIDER_available)(void*, const char*) noexcept nogil
+    void* (*OSSL_PROVIDER_get0_provider_ctx)(const void*) noexcept nogil
+    const OSSL_ALGORITHM* (*OSSL_PROVIDER_query_operation)(
+        const void*, int, int*
+    ) noexcept nogil
+    int (*OSSL_PROVIDER_get_capabilities)(
+        const void*, const char*, ParameterCallback, void*
+    ) noexcept nogil
+    int (*RAND_priv_bytes)(uint8_t*, int) noexcept nogil
     int (*EVP_default_properties_is_fips_enabled)(void*) noexcept nogil
     int (*OPENSSL_init_crypto)(uint64_t, void*) noexcept nogil
 

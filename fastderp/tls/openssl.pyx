@@ -154,6 +154,13 @@ cdef int bind_crypto(void* library, Crypto* crypto) except -1:
     bind(library, b"OPENSSL_init_crypto", &crypto.OPENSSL_init_crypto)
     bind(library, b"OSSL_PROVIDER_add_builtin", &crypto.OSSL_PROVIDER_add_builtin)
     bind(library, b"OSSL_PROVIDER_try_load", &crypto.OSSL_PROVIDER_try_load)
+    bind(library, b"OSSL_PROVIDER_available", &crypto.OSSL_PROVIDER_available)
+    bind(
+        library, b"OSSL_PROVIDER_get0_provider_ctx", &crypto.OSSL_PROVIDER_get0_provider_ctx
+    )
+    bind(library, b"OSSL_PROVIDER_query_operation", &crypto.OSSL_PROVIDER_query_operation)
+    bind(library, b"OSSL_PROVIDER_get_capabilities", &crypto.OSSL_PROVIDER_get_capabilities)
+    bind(library, b"RAND_priv_bytes", &crypto.RAND_priv_bytes)
     bind(
         library, b"EVP_default_properties_is_fips_enabled",
         &crypto.EVP_default_properties_is_fips_enabled
@@ -240,7 +247,14 @@ def choose(wanted: str) -> tuple[str, str]:
     try:
         return load(path), source
     except ImportError as error:
-        raise ImportError(f"the crypto library {path} cannot be used: {error}") from None
+        hint = ""
+        if "undefined symbol" in str(error):
+            # The loader takes a libcrypto of the same name that is loaded for Python's hashlib.
+            hint = (
+                "; if Python has loaded an older libcrypto of the same name, replace it: "
+                f"FASTDERP_CRYPTO=system LD_LIBRARY_PATH={os.path.dirname(path)}"
+            )
+        raise ImportError(f"the crypto library {path} cannot be used: {error}{hint}") from None
 
 
 cdef str load(str candidate):

@@ -17,7 +17,7 @@ from cryptography import x509
 
 from fastderp.tls import roots
 from fastderp.tls.errors import TlsError
-from fastderp.util.net import is_address
+from fastderp.util.net import host_bytes, is_address
 
 # DER of a common name (2.5.4.3) that begins as that of a metacert.
 _METACERT = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13].derpkey", re.DOTALL)
@@ -48,6 +48,7 @@ class ClientContext:
         self.pin = pin
         self.ssl: ssl.SSLContext = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.ssl.options |= ssl.OP_NO_RENEGOTIATION
         self.ssl.check_hostname = False
         self.ssl.verify_mode = ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE
         if not self.verify:
@@ -82,6 +83,8 @@ class Handshake:
         """
         self.version: str | None = None
         """`TLSv1.2` or `TLSv1.3` once done."""
+        self.cipher: str | None = None
+        """OpenSSL's name of the suite once done."""
         self.peer_chain: list[bytes] = []
         """The server's certificates in DER, in the order it sent them, once done."""
         self._context = context
@@ -111,6 +114,7 @@ class Handshake:
         except ssl.SSLError as error:
             raise TlsError("protocol", f"TLS handshake failed: {_reason(error)}") from None
         self.version = self._object.version()
+        self.cipher = (self._object.cipher() or (None,))[0]
         self.peer_chain = _chain(self._object)
         self._check()
         return True
@@ -179,13 +183,15 @@ class Channel:
                 pieces.append(piece)
             self.eof = True
         except ssl.SSLWantReadError:
-            pass
+            if self._sink.pending and self._object.version() == "TLSv1.2":
+                # OpenSSL would go on, and its warnings for a flood of attempts would fill the sink.
+                self.failure = TlsError("protocol", "TLS failed: no renegotiation")
         except ssl.SSLZeroReturnError:
             self.eof = True
         except ssl.SSLError as error:
             self.failure = TlsError("protocol", f"TLS failed: {_reason(error)}")
-            if not pieces:
-                raise self.failure from None
+        if self.failure is not None and not pieces:
+            raise self.failure
         return b"".join(pieces)
 
     def seal(self, plain: bytes) -> bytes:
@@ -226,7 +232,7 @@ def certificate_is_for(certificate: x509.Certificate, name: str) -> bool:
     if is_address(name):
         return ip_address(name) in found.get_values_for_type(x509.IPAddress)
     try:
-        asked = name.encode("idna").decode().lower().removesuffix(".")
+        asked = host_bytes(name).decode().lower().removesuffix(".")
     except UnicodeError:
         return False
     known = {dns.lower().removesuffix(".") for dns in found.get_values_for_type(x509.DNSName)}

@@ -63,6 +63,13 @@ class RecordLayer:
     def failure(self) -> TlsError | None:
         """The error of the record that broke the protocol; the next `open` raises it."""
 
+    @property
+    def has_more(self) -> bool:
+        """False: `open_next` opens every record."""
+
+    def open_next(self, data: bytes | bytearray | memoryview = b"") -> bytes:
+        """Do the same as `open`: the layer seals after a failure of the input, too."""
+
     def open(self, data: bytes | bytearray | memoryview = b"") -> bytes:
         """Open every record that `data` completes and return their application data joined.
 

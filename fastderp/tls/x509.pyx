@@ -6,7 +6,9 @@ Control plane. Every result is a copy, and a PrivateKey never changes: any threa
 from libc.stdint cimport uint8_t
 from libc.time cimport time_t, tm
 
-from fastderp.tls.context cimport certificate_from_der, first_reason, key_from_bytes, sha256
+from fastderp.tls.context cimport (
+    certificate_from_der, certificate_to_der, der_room, first_reason, key_from_bytes, sha256,
+)
 from fastderp.tls.openssl cimport (
     ASN1_OBJECT, ASN1_STRING, ASN1_TIME, BIO, EVP_MD, EVP_PKEY, EVP_PKEY_CTX, EVP_PKEY_EC,
     GEN_DNS, GEN_IPADD, GENERAL_NAME, NID_BASIC_CONSTRAINTS, NID_COMMON_NAME, NID_ED25519,
@@ -82,18 +84,6 @@ def read_leaf(bytes der not None) -> Leaf:
         )
     finally:
         crypto.X509_free(certificate)
-
-
-cdef bytes certificate_to_der(X509* certificate):
-    cdef int n = crypto.i2d_X509(certificate, NULL)
-    cdef bytearray der
-    cdef uint8_t* out
-    if n <= 0:
-        raise TlsError("certificate", f"a certificate has no DER: {first_reason()}")
-    der = bytearray(n)
-    out = der  # i2d advances it
-    crypto.i2d_X509(certificate, &out)
-    return bytes(der)
 
 
 cdef tuple alternative_names(X509* certificate):
@@ -204,13 +194,8 @@ cdef class PrivateKey:
 
     def der(self) -> bytes:
         # See x509.pyi.
-        cdef int n = crypto.i2d_PrivateKey(self.key, NULL)
-        cdef bytearray der
-        cdef uint8_t* out
-        if n <= 0:
-            raise TlsError("certificate", f"the private key has no DER: {first_reason()}")
-        der = bytearray(n)
-        out = der  # i2d advances it
+        cdef bytearray der = der_room(crypto.i2d_PrivateKey(self.key, NULL), "the private key")
+        cdef uint8_t* out = der    # i2d advances it
         crypto.i2d_PrivateKey(self.key, &out)
         return bytes(der)
 

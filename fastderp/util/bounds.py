@@ -26,8 +26,14 @@ class Bounds(NamedTuple):
         if not (self.low <= value <= self.high or (self.allows_none and value == 0)):
             raise ValueError(f"want {self}")
 
-    def check_argument(self, name: str, value: float) -> None:
-        """Raise ValueError that names an argument of the library, and its value."""
+    def check_argument(self, name: str, value: float, *, whole: bool = False) -> None:
+        """Raise ValueError that names an argument of the library, and its value.
+
+        Raises TypeError for anything but a number, or but a `whole` number.
+        """
+        if not isinstance(value, int if whole else int | float):
+            wanted = "whole number" if whole else "number"
+            raise TypeError(f"{name} must be a {wanted}, not {type(value).__name__}")
         try:
             self.check(value)
         except ValueError as error:
@@ -71,6 +77,11 @@ ACCEPT_BURST: Final = Bounds(0, 2**63 - 1)
 ADDRESS_CONNECTIONS: Final = Bounds(0, 1_000_000)
 ADDRESS_LOGINS: Final = Bounds(0, 1_000_000)
 ADDRESS_BURST: Final = Bounds(1, 1_000_000)
+# For programs, which have no other limit.
+NOT_NEGATIVE: Final = Bounds(0, math.inf)
+POSITIVE: Final = Bounds(1, math.inf)
+# A uint64_t in the data plane, as in derper's file.
+RATE_BYTES: Final = Bounds(0, 2**64 - 1)
 # A uint32_t in the data plane.
 QUEUE_PACKETS: Final = Bounds(0, 2**32 - 1)
 # The minimum holds a few TLS handshakes; the maximum is more than any machine needs.

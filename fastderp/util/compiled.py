@@ -12,8 +12,10 @@ def check_compiled(package: str, module: str) -> None:
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if _is_compiled(here, package, module):
         return
+    from shlex import quote
+
     hidden = [path for path in sys.path if path and _is_compiled(path, package, module)]
-    cure = f"compile it once: pip install -e {here}"
+    cure = f"compile it once: pip install -e {quote(here)}"
     if hidden:
         raise ImportError(
             f"fastderp in {here} is not compiled, and it hides the one installed in {hidden[0]}: "

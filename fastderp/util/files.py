@@ -20,6 +20,9 @@ from typing import NamedTuple
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
+# What file systems answer to a call that they do not have.
+_UNSUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
 LIMIT_BYTES = 1 << 20  # keys, members and settings take a few KiB; a larger file is the wrong file
 
 
@@ -79,12 +82,11 @@ def create_private(path: Path, data: bytes) -> bool:
 
     Of several processes that create it at the same moment one succeeds. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_directory(path.parent)
     draft = _draft_of(path)
     try:
         _write_new(draft, Content(data))
-        # Unlike a rename, a link fails if the name exists, so it never replaces another key.
-        os.link(draft, path)
+        _give_new_name(draft, path, data)
     except FileExistsError:
         return False
     finally:
@@ -93,18 +95,77 @@ def create_private(path: Path, data: bytes) -> bool:
     return True
 
 
+def make_private_directory(path: Path) -> None:
+    """Create a directory, and its parents, that only their owner can use; keep those that exist.
+
+    Raises OSError.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        # `parents=True` would create the parents for every user that the umask allows.
+        make_private_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _give_new_name(draft: Path, path: Path, data: bytes) -> None:
+    """Give a complete file its name. Raises FileExistsError if another file has the name."""
+    try:
+        # Unlike a rename, a link fails if the name exists, so it never replaces another key.
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Many file systems have no links, such as SMB, FUSE and FAT. Only a crash between the two
+        # calls of this way leaves an incomplete file.
+        _write_new(path, Content(data))
+
+
+def check_creatable(path: Path) -> None:
+    """Raise OSError with the reason if a file and its directories cannot be created.
+
+    Creates nothing. The reasons of special file systems and a full disk show only at the creation.
+    """
+    directory = path.parent
+    while not os.path.lexists(directory):
+        directory = directory.parent
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        number = errno.EROFS if _is_read_only(directory) else errno.EACCES
+        raise OSError(number, os.strerror(number), str(directory))
+
+
+def _is_read_only(directory: Path) -> bool:
+    return sys.platform != "win32" and bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+
+
 def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 
 def _write_new(path: Path, content: Content) -> None:
+    """Write a file that does not exist; leave no part of it after an error."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-    with open(descriptor, "wb") as file:
-        if sys.platform != "win32":  # where files have no such modes
-            os.fchmod(descriptor, content.mode)  # independent of the umask
-        file.write(content.data)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:
+            if sys.platform != "win32":  # where files have no such modes
+                _set_mode(descriptor, content.mode)  # independent of the umask
+            file.write(content.data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    """Set the mode of a new file, unless its file system has one mode for all (FAT)."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def _remove(draft: Path) -> None:
@@ -113,12 +174,21 @@ def _remove(draft: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Sync a directory, so that new names survive a power cut; Windows cannot."""
+    """Sync a directory, so that new names survive a power cut, where the system can do that.
+
+    Windows and some file systems cannot, nor a user that may not list the directory.
+    """
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 

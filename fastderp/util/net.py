@@ -10,6 +10,7 @@ import socket
 from typing import TypeAlias
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_ip(text: str) -> IpAddress | None:
@@ -50,6 +51,17 @@ def address_text(addr: bytes) -> str:
 def format_address(address: tuple[str, int]) -> str:
     """Write (ip, port) as URLs and logs do: IPv6 in brackets."""
     return f"{bracketed(address[0])}:{address[1]}"
+
+
+def host_bytes(host: str) -> bytes:
+    """Return a host as DNS and TLS write it: a name in ASCII (IDNA).
+
+    Raises UnicodeError for a name with an empty or overlong label.
+    """
+    # Python's codec takes 0.3 MiB of memory, and ASCII needs none.
+    if host.isascii() and all(0 < len(part) < 64 for part in host.removesuffix(".").split(".")):
+        return host.encode("ascii")
+    return host.encode("idna")
 
 
 def bracketed(host: str) -> str:

@@ -6,13 +6,17 @@ Any thread. RELIABILITY F33: a local shortage never counts as an outage of a que
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import re
 import resource
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Further errors of a connect or a new thread when ports or threads are used up. Other calls use
 # these numbers for other errors.
 _CONNECT_SHORTAGES = SHORTAGES | {errno.EAGAIN, errno.EADDRNOTAVAIL}
+
+NO_THREAD = "No thread available"
 
 # Descriptors that the listeners leave free for requests to verifiers, key lists, certificates and
 # log files; a quarter of a small limit.
@@ -21,6 +25,8 @@ _RESERVE_SHARE = 4
 # A name lookup opens up to this many at once (hosts file, resolv.conf, two sockets). Its errors
 # do not show a shortage of descriptors.
 _LOOKUP_DESCRIPTORS = 6
+_LISTED = re.compile(r"^Max open files +(\d+) +(\d+)", re.M)
+_DEFAULT_LIMIT = 1024
 
 
 def shortage_of(error: BaseException) -> str:
@@ -38,7 +44,7 @@ def shortage_of(error: BaseException) -> str:
         if isinstance(current, MemoryError):
             return os.strerror(errno.ENOMEM)
         if isinstance(current, RuntimeError) and "start new thread" in str(current):
-            return "No thread available"
+            return NO_THREAD
         # A TLS library has its own error numbers.
         number = current.errno if isinstance(current, OSError) else None
         if number in _CONNECT_SHORTAGES and type(current).__module__ != "ssl":
@@ -54,7 +60,7 @@ def lookups_are_short() -> bool:
 
 def first_reserved_descriptor() -> int:
     """Return the lowest descriptor of the reserve that the listeners leave free."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = _limit()
     return limit - min(DESCRIPTOR_RESERVE, limit // _RESERVE_SHARE)
 
 
@@ -74,4 +80,26 @@ def _next_descriptor() -> int:
 
 
 def _limit() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return descriptor_limits()[0]
+
+
+def descriptor_limits() -> tuple[int, int]:
+    """Return the number of descriptors that the process may have, and may raise that to.
+
+    The second may be resource.RLIM_INFINITY.
+    """
+    try:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:  # a sandbox may forbid the call, such as systemd's SystemCallFilter=~@resources
+        return _listed_limits()
+
+
+@functools.cache
+def _listed_limits() -> tuple[int, int]:
+    """Return both limits as /proc lists them; the kernel's default without /proc."""
+    try:
+        with open("/proc/self/limits", encoding="ascii") as file:
+            found = _LISTED.search(file.read())
+    except OSError:
+        found = None
+    return (int(found[1]), int(found[2])) if found else (_DEFAULT_LIMIT, _DEFAULT_LIMIT)

@@ -40,9 +40,7 @@ class TokenBucket:
         return True
 
     def overdraw(self, n: float) -> float:
-        """Take `n` tokens, below zero if necessary; return the seconds until the balance is zero
-        again.
-        """
+        """Take `n` tokens, below zero if necessary; return the seconds until zero again."""
         tokens = self._refilled() - n
         self._tokens = tokens
         return max(0.0, -tokens / self._per_s)

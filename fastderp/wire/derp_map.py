@@ -6,6 +6,7 @@ Immutable values for any thread. `HTTPClient.for_region` dials the nodes of a De
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class DerpNode:
         stun_port: 0 for 3478, -1 for none.
         stun_only: it is not a relay, and HTTPClient skips it.
         derp_port: 0 for 443.
-        insecure_for_tests: accept any certificate.
+        insecure_for_tests: accept any certificate, if there is no `cert_name`.
         stun_test_ip: address for STUN in tests; fastderp does not use it.
         can_port_80: it also answers on port 80, for the captive-portal check; fastderp does not use
             it.
@@ -99,7 +100,8 @@ class DerpMap:
         It has the form of control servers and `derpprobe`, or is the `derpMap` of a policy file.
         PROTOCOL §13.
 
-        Member names are matched in any case, unknown ones ignored. Raises DerpMapError naming the
+        Member names are matched in any case, unknown ones ignored. A region that is null, with
+        which policy files remove one of tailscale's, is left out. Raises DerpMapError naming the
         member that is wrong, for example `Regions.901.Nodes[0].DERPPort`, or missing: `Regions` is
         required, but may be an empty object or null.
         """
@@ -115,6 +117,7 @@ class DerpMap:
             regions={
                 _region_id(key, path): _region(value, path)
                 for key, value, path in top.mapping("Regions")
+                if value is not None
             },
             omit_default_regions=top.flag("omitDefaultRegions"),
             region_scores={
@@ -217,10 +220,10 @@ class _Members:
 
 
 def _region_id(key: str, path: str) -> int:
-    try:
-        return int(key)
-    except ValueError:
-        raise DerpMapError(f"{path}: a region's id is a number") from None
+    # `int` also reads spaces, underscores and digits of other scripts.
+    if not re.fullmatch("-?[0-9]{1,20}", key):
+        raise DerpMapError(f"{path}: a region's id is a number")
+    return int(key)
 
 
 def _text(value: Any, path: str) -> str:

@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from fastderp.errors import BoxError, KeyFileError
 from fastderp.util import files
+from fastderp.util.arguments import check_type
 from fastderp.util.json_members import folded
-from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, parse_key_text
+from fastderp.wire.protocol import KEY_SIZE, NONCE_SIZE, NodePublic, key_bytes, parse_key_text
 
 if sys.platform == "linux":
     from fastderp.wire import sodium
@@ -50,6 +51,15 @@ class Box:
             raise BoxError("the public key is of low order")
         self._shared = shared
 
+    @classmethod
+    def of(cls, shared: bytes | None) -> Box:
+        """Return the box of a key that another library agreed on; BoxError without one."""
+        if shared is None:
+            raise BoxError("the public key is of low order")
+        box = cls.__new__(cls)
+        box._shared = shared
+        return box
+
     def seal(self, message: bytes, nonce: bytes | None = None) -> bytes:
         """Return nonce 24 ‖ box(message). A given `nonce` must not have been used before."""
         if nonce is None:
@@ -76,16 +86,14 @@ class NodePrivate:
 
     __slots__ = ("_public_key", "_raw")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes | bytearray | memoryview) -> None:
         """Take the 32 bytes of `raw` as they are.
 
-        Raises ValueError for another length and for all zeros.
+        Raises ValueError for another length and for all zeros, TypeError for another type.
         """
-        if len(raw) != KEY_SIZE:
-            raise ValueError(f"a private key has {KEY_SIZE} bytes, not {len(raw)}")
-        if not any(raw):
+        self._raw = key_bytes("a private key", raw)
+        if not any(self._raw):
             raise ValueError("a private key must not be all zeros")
-        self._raw = bytes(raw)
         self._public_key: NodePublic | None = None
 
     @classmethod
@@ -159,14 +167,12 @@ class MeshKey:
 
     __slots__ = ("_raw",)
 
-    def __init__(self, raw: bytes = bytes(KEY_SIZE)) -> None:
+    def __init__(self, raw: bytes | bytearray | memoryview = bytes(KEY_SIZE)) -> None:
         """Take the 32 bytes of `raw`; without them make the zero key.
 
-        Raises ValueError for another length.
+        Raises ValueError for another length, TypeError for another type.
         """
-        if len(raw) != KEY_SIZE:
-            raise ValueError(f"a mesh key has {KEY_SIZE} bytes, not {len(raw)}")
-        self._raw = bytes(raw)
+        self._raw = key_bytes("a mesh key", raw)
 
     @classmethod
     def generate(cls) -> MeshKey:
@@ -179,7 +185,7 @@ class MeshKey:
 
         Raises ValueError for any other text, without quoting it.
         """
-        return cls(parse_key_text(text.strip(), ""))
+        return cls(parse_key_text(text.strip() if isinstance(text, str) else text, ""))
 
     @property
     def is_zero(self) -> bool:
@@ -210,6 +216,12 @@ class MeshKey:
         return "<MeshKey (none)>" if self.is_zero else "<MeshKey>"
 
 
+def raw_key(name: str, key: NodePublic) -> bytes:
+    """Return the bytes of a public key, the argument `name`. Raises TypeError for anything else."""
+    check_type(name, key, NodePublic)
+    return key.raw
+
+
 def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
     """Return the relay's key from its key file at `path`; generate the file if it is missing.
 
@@ -229,6 +241,17 @@ def load_or_create_server_key(path: str | os.PathLike[str]) -> NodePrivate:
     key = _read_key_file(path)
     if key is None:
         raise KeyFileError(f"key file {path}: a dangling link, or removed during its creation")
+    return key
+
+
+def load_key(path: str | os.PathLike[str]) -> NodePrivate:
+    """Return the key from an existing key file, as `load_or_create_server_key` reads it.
+
+    PROTOCOL §12. Raises KeyFileError naming the file and the reason, never its contents.
+    """
+    key = _read_key_file(Path(path))
+    if key is None:
+        raise KeyFileError(f"key file {path}: no such file")
     return key
 
 

@@ -8,7 +8,7 @@ and `open_server_info`. Each side makes one `Box` and uses it for both direction
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
@@ -41,6 +41,9 @@ REASONS: Final = (
     "app_name_disallowed",
 )
 """Every `LoginError.reason`, so that counters can start at zero."""
+
+Agree = Callable[[bytes], bytes | None]
+"""Returns the box key of a private and a raw public key; None for a public key of low order."""
 
 
 class ServerInfo(NamedTuple):
@@ -111,21 +114,27 @@ def check_client_info_header(frame_type: int, length: int) -> None:
     """Judge the first frame's header before its payload is read. LoginError closes."""
     if frame_type != FrameType.CLIENT_INFO:
         raise LoginError("frame_type", f"first frame has type {frame_type:#04x}, not ClientInfo")
+    _check_client_info_size(length)
+
+
+def _check_client_info_size(length: int) -> None:
     if not MIN_CLIENT_INFO_SIZE <= length <= MAX_CLIENT_INFO_SIZE:
         raise LoginError("frame_size", f"ClientInfo of {length} bytes")
 
 
-def open_client_info(server_private: NodePrivate, payload: bytes) -> ClientLogin:
-    """Open and parse the payload of a ClientInfo frame.
+def open_client_info(
+    server_private: NodePrivate, payload: bytes, agree: Agree | None = None
+) -> ClientLogin:
+    """Open and parse the payload of a ClientInfo frame; `agree` makes the box's key.
 
     Raises LoginError, with one of REASONS, for a wrong size, an invalid key, a box that does not
     open, JSON that the reference refuses and an invalid AppName (PROTOCOL §22). The relay closes
     without a reply.
     """
-    check_client_info_header(FrameType.CLIENT_INFO, len(payload))
+    _check_client_info_size(len(payload))
     public = NodePublic(payload[:KEY_SIZE])
     try:
-        box = Box(server_private, public)
+        box = Box(server_private, public) if agree is None else Box.of(agree(public.raw))
     except BoxError as error:
         raise LoginError("client_key", str(error)) from None
     try:
@@ -205,8 +214,13 @@ def _client_info(text: bytes) -> ClientInfo:
     )
 
 
+def is_app_name(name: str) -> bool:
+    """Return whether relays accept a text as an AppName (PROTOCOL §22)."""
+    return len(name) <= MAX_APP_NAME_BYTES and name.isascii() and name.isprintable()
+
+
 def _check_app_name(name: str) -> None:
-    if len(name) > MAX_APP_NAME_BYTES or not (name.isascii() and name.isprintable()):
+    if not is_app_name(name):
         raise LoginError(
             "app_name", f"want an AppName of up to {MAX_APP_NAME_BYTES} printable ASCII characters"
         )

@@ -8,7 +8,7 @@ compiled, because parsing took half of the time to receive a packet: `python -m 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp
 
 from fastderp.errors import ConnectionLost, ProtocolError
@@ -38,10 +38,10 @@ cdef object received_packet(object source, bytes data):
 
 cdef Py_ssize_t frame_size(const uint8_t* p, Py_ssize_t n) except -1:
     """Return the size of the frame that begins at p, header included; 0 for less than a header."""
-    cdef Py_ssize_t length
+    cdef uint32_t length
     if n < HEADER_SIZE:
         return 0
-    length = (<Py_ssize_t>p[1] << 24 | <Py_ssize_t>p[2] << 16 | <Py_ssize_t>p[3] << 8 | p[4])
+    length = <uint32_t>p[1] << 24 | <uint32_t>p[2] << 16 | <uint32_t>p[3] << 8 | p[4]
     if length > MAX_FRAME_SIZE:
         raise ProtocolError(f"frame of type {p[0]:#04x} with {length} bytes")
     return HEADER_SIZE + length
@@ -69,8 +69,7 @@ cdef class MessageReader:
         self._unread = bytearray()
 
     def feed(self, data not None, list messages not None):
-        """Append the messages that `data` completes to `messages`; return whether any frame was
-        complete.
+        """Append to `messages` those that `data` completes; return whether any frame was complete.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
 
-from fastderp.wire.login import ServerInfo
+from fastderp.wire.login import ServerInfo, is_app_name
 from fastderp.wire.protocol import (
     KEY_SIZE,
     PEER_GONE_REASON_END,
@@ -170,8 +170,10 @@ def _parse_peer_present(payload: bytes) -> PeerPresent:
     port = int.from_bytes(payload[KEY_SIZE + 16 : PEER_PRESENT_PORT_END], "big")
     rest = payload[PEER_PRESENT_PORT_END:]
     flags = rest[0] if rest else 0
-    # A truncated name is not shown.
-    length = rest[1] if len(rest) > 1 and rest[1] + 2 <= len(rest) else 0
-    app_name = rest[2 : 2 + length].decode("utf-8", "replace")
+    length = rest[1] if len(rest) > 1 else 0
+    app_name = rest[2 : 2 + length].decode("latin-1")
+    if len(app_name) < length or not is_app_name(app_name):
+        # A truncated name, or one that a relay accepts from no client, is not shown.
+        app_name = ""
     ip = None if address.is_unspecified else address.ipv4_mapped or address
     return PeerPresent(key, ip, port, PeerPresentFlags(flags), app_name)

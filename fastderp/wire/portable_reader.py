@@ -36,8 +36,7 @@ class MessageReader:
         self._unread = bytearray()
 
     def feed(self, data: bytes | memoryview, messages: list[Message]) -> bool:
-        """Append the messages that `data` completes to `messages`; return whether any frame was
-        complete.
+        """Append to `messages` those that `data` completes; return whether any frame was complete.
 
         Raises ProtocolError for a frame of more than 1 MiB, and the errors of `on_frame`; the
         list then has the messages before it, and the connection is unusable. PROTOCOL §4.

@@ -34,8 +34,6 @@ MIN_SERVER_INFO_SIZE: Final = NONCE_SIZE
 MAX_SERVER_INFO_SIZE: Final = NONCE_SIZE + (1 << 20)
 MAX_APP_NAME_BYTES: Final = 32
 """Bytes of a client's AppName, printable ASCII. PROTOCOL §22."""
-# A relay closes on a longer ping.
-MAX_PING_SIZE: Final = 1000
 # A client closes on a longer frame of any type.
 MAX_CLIENT_FRAME_SIZE: Final = 1 << 20
 
@@ -61,9 +59,9 @@ class FrameType(IntEnum):
     KEEP_ALIVE = 0x06  # relay → client: empty
     NOTE_PREFERRED = 0x07  # client → relay: 1 byte, non-zero = this relay is my home
     PEER_GONE = 0x08  # relay → client: peer key 32 ‖ reason 1
-    PEER_PRESENT = (
-        0x09  # relay → watcher: peer key 32 ‖ IPv6 or 4-in-6 address 16 ‖ port 2 ‖ flags 1
-    )
+    # relay → watcher: peer key 32 ‖ IPv6 or 4-in-6 address 16 ‖ port 2 ‖ flags 1 ‖ name length 1
+    # ‖ AppName 0..32; older relays end after the flags, the port or the key
+    PEER_PRESENT = 0x09
     FORWARD_PACKET = 0x0A  # mesh peer → relay: source key 32 ‖ destination key 32 ‖ data 0..65536
     WATCH_CONNS = 0x10  # mesh peer → relay: empty
     CLOSE_PEER = 0x11  # mesh peer → relay: peer key 32
@@ -105,11 +103,12 @@ class NodePublic:
 
     raw: bytes
 
-    def __init__(self, raw: bytes) -> None:
-        """Take `raw`, the 32 bytes of the wire. Raises ValueError for any other length."""
-        if len(raw) != KEY_SIZE:
-            raise ValueError(f"a public key has {KEY_SIZE} bytes, not {len(raw)}")
-        object.__setattr__(self, "raw", bytes(raw))
+    def __init__(self, raw: bytes | bytearray | memoryview) -> None:
+        """Take `raw`, the 32 bytes of the wire.
+
+        Raises ValueError for any other length, TypeError for any other type.
+        """
+        object.__setattr__(self, "raw", key_bytes("a public key", raw))
 
     @classmethod
     def from_text(cls, text: str) -> NodePublic:
@@ -175,11 +174,30 @@ class NodePublic:
         return f"NodePublic.from_text({self.text!r})"
 
 
+def key_bytes(kind: str, raw: object) -> bytes:
+    """Return the 32 bytes of a key of this kind.
+
+    Raises ValueError for any other length, TypeError for anything but bytes, without the value,
+    which may be a secret.
+    """
+    if type(raw) is not bytes:
+        if not isinstance(raw, bytes | bytearray | memoryview):
+            remedy = "; from_text reads a key's text" if isinstance(raw, str) else ""
+            raise TypeError(f"{kind} is made from bytes, not from {type(raw).__name__}{remedy}")
+        raw = bytes(raw)
+    if len(raw) != KEY_SIZE:
+        raise ValueError(f"{kind} has {KEY_SIZE} bytes, not {len(raw)}")
+    return raw
+
+
 def parse_key_text(text: str, prefix: str) -> bytes:
     """Return the 32 bytes of `prefix` followed by 64 hex digits of either case.
 
-    Raises ValueError that names the fault without the text, which may be a secret.
+    Raises ValueError that names the fault without the text, which may be a secret, and TypeError
+    for anything but a text.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"the text of a key is a str, not {type(text).__name__}")
     if not text.startswith(prefix):
         raise ValueError(f"a key of this kind starts with {prefix!r}")
     digits = text[len(prefix) :]

@@ -1,13 +1,18 @@
 """NaCl's box by the C functions of PyNaCl's libsodium (PROTOCOL §1, §3).
 
 A login opens one box and seals one. PyNaCl's own functions take longer for their checks and copies
-than libsodium takes for the boxes. Any thread. sodium.pyi describes the interface.
+than libsodium takes for the boxes. The library is opened without a run of PyNaCl's module, whose
+bindings need 0.3 MiB of cffi. Any thread. sodium.pyi describes the interface.
 """
 
 from libc.stdint cimport uint8_t, uintptr_t
+from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlopen, dlsym
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from nacl._sodium import ffi, lib
+import os
+from importlib.machinery import PathFinder
+
+import nacl
 
 cdef enum:
     KEY = 32        # bytes of a private, public or shared key
@@ -22,16 +27,35 @@ ctypedef int (*box_function)(
 ctypedef int (*public_function)(uint8_t* public, const uint8_t* private) noexcept nogil
 ctypedef int (*compare_function)(const void* one, const void* other, size_t n) noexcept nogil
 
-cdef uintptr_t address_of(name) except 0:
-    return int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+ctypedef int (*init_function)() noexcept nogil
 
+cdef void* opened():
+    """Open the file of the module nacl._sodium, which contains libsodium or is linked with it."""
+    found = PathFinder.find_spec("nacl._sodium", nacl.__path__)
+    if found is None:
+        return NULL
+    path = os.fsencode(found.origin)
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL)
+
+
+cdef void* address_of(name) except NULL:
+    cdef bytes symbol = name.encode()
+    cdef void* function = dlsym(libsodium, symbol) if libsodium is not NULL else NULL
+    if function is NULL:         # a build of PyNaCl that hides its symbols
+        from nacl._sodium import ffi, lib
+
+        function = <void*><uintptr_t>int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+    return function
+
+
+cdef void* libsodium = opened()
 cdef agree_function crypto_box_beforenm = <agree_function>address_of("crypto_box_beforenm")
 cdef box_function crypto_box_easy = <box_function>address_of("crypto_box_easy_afternm")
 cdef box_function crypto_box_open_easy = <box_function>address_of("crypto_box_open_easy_afternm")
 cdef public_function crypto_scalarmult_base = <public_function>address_of("crypto_scalarmult_base")
 cdef compare_function sodium_memcmp = <compare_function>address_of("sodium_memcmp")
 
-if lib.sodium_init() < 0:
+if (<init_function>address_of("sodium_init"))() < 0:
     raise ImportError("libsodium cannot be used: sodium_init has failed")
 
 
@@ -77,6 +101,10 @@ def open_sealed(bytes shared not None, bytes nonce not None, bytes sealed not No
     ):
         return None
     return message
+
+
+cdef void public_key_write(uint8_t* public, const uint8_t* private) noexcept nogil:
+    crypto_scalarmult_base(public, private)
 
 
 def public_key(bytes private not None):

@@ -20,6 +20,7 @@ PROTOCOL = {
     "3": row(
         "the client understands ping, pong, health with and without text, restarting",
         "unit/wire/messages::messages_of_every_release_are_parsed",
+        "interop/client_oracle::both_clients_report_the_same",
     ),
     "4": row(
         "pings and pongs are 8 bytes behind their header",
@@ -113,6 +114,7 @@ PROTOCOL = {
         "system/mesh_forwarders::removing_what_was_not_added_does_nothing",
         "system/mesh_forwarders::of_several_forwarders_the_oldest_is_used",
         "system/mesh_forwarders::a_local_client_comes_before_a_forwarder_and_leaves_it_there",
+        "interop/forwarding_oracle::packets_of_a_region_take_the_same_routes",
     ),
     "21": row(
         "forwarders may change while packets are forwarded",
@@ -328,6 +330,7 @@ PROTOCOL = {
         "unit/server/observe/metrics::untyped_metrics_have_no_type_line",
         "unit/server/observe/metrics::every_line_is_prometheus_text",
         "interop/metrics::every_metric_of_derper_exists_with_its_type_and_labels",
+        "interop/metrics::every_variable_of_derper_exists_with_its_type",
         "interop/metrics::two_clients_are_counted_alike",
     ),
     # STUN
@@ -447,5 +450,11 @@ PROTOCOL = {
         "interop/tailnet::derper_and_fastderp_admit_the_same_keys_by_tailscaled",
         "unit/server/admission/admission::every_configured_check_must_agree",
         "system/relay_login::a_client_with_the_mesh_key_bypasses_the_verifier",
+    ),
+    "release 1.32.0": row(
+        "its clients and its relay work with this relay and this client",
+        "interop/oldest_release::old_clients_exchange_packets_and_get_departures",
+        "interop/oldest_release::an_old_mesh_peer_watches_forwards_and_closes",
+        "interop/oldest_release::our_client_works_with_the_old_relay",
     ),
 }

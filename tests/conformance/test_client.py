@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,8 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_messages_cannot_be_changed(message: object) -> None:
-    names: tuple[str, ...] = type(message).__match_args__  # type: ignore[attr-defined]
+def test_messages_cannot_be_changed(message: Any) -> None:
+    names: tuple[str, ...] = type(message).__match_args__
     for name in (*names, "other"):
         with pytest.raises((AttributeError, TypeError)):
             setattr(message, name, None)

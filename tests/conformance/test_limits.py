@@ -39,7 +39,7 @@ def test_without_a_limit_no_client_waits(plane: Plane) -> None:
 def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucket_is_full_again(
     plane: Plane,
 ) -> None:
-    plane.set_rate_limit(10 * LARGEST_FRAME_BYTES, 1)
+    plane.set_rate_limits([(10 * LARGEST_FRAME_BYTES, 1)])
     a, b = PlanePeer(plane), PlanePeer(plane)
     began_s = time.monotonic()
     for _ in range(3):
@@ -51,7 +51,7 @@ def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucke
 
 def test_a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full(plane: Plane) -> None:
     n_payload = LARGEST_FRAME_BYTES  # a longer one closes its connection
-    plane.set_rate_limit(4 * LARGEST_FRAME_BYTES, 1)
+    plane.set_rate_limits([(4 * LARGEST_FRAME_BYTES, 1)])
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, BURST)
     a.write(bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload))  # of unknown types, but read
@@ -62,7 +62,7 @@ def test_a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full(plane: P
 
 
 def test_a_client_that_waits_for_its_rate_can_leave(plane: Plane) -> None:
-    plane.set_rate_limit(1)
+    plane.set_rate_limits([(1, 0)])
     a, b = PlanePeer(plane), PlanePeer(plane)
     a.send_packet(b.key, BURST)
     assert b.receive()[1] == a.key + BURST
@@ -80,14 +80,14 @@ def test_a_client_that_waits_for_its_rate_can_leave(plane: Plane) -> None:
 def test_both_connections_of_a_key_are_limited(plane: Plane) -> None:
     b, key = PlanePeer(plane), os.urandom(32)
     twins = [PlanePeer(plane, key), PlanePeer(plane, key)]
-    plane.set_rate_limit(1)
+    plane.set_rate_limits([(1, 0)])
     for n, twin in enumerate(twins, start=1):
         twin.send_packet(b.key, BURST)
         assert b.receive()[1] == key + BURST
         twin.send_packet(b.key, b"later")
         while waited(plane) < n:
             b.sync()
-    plane.set_rate_limit(0)
+    plane.set_rate_limits([(0, 0)])
     assert [b.receive()[1] for _ in twins] == [key + b"later"] * 2
 
 

@@ -14,9 +14,11 @@ import pytest
 from .gokit import (
     GoError,
     GoPrograms,
+    OldestPrograms,
     TailnetPrograms,
     build,
     build_newest_derper,
+    build_oldest,
     build_setecd,
     build_tailnet,
 )
@@ -46,6 +48,12 @@ def go_programs(request: pytest.FixtureRequest) -> GoPrograms:
 def newest_derper(request: pytest.FixtureRequest) -> Path:
     """Build derper 1.104.7, as `go_programs` does."""
     return _built(request, build_newest_derper)
+
+
+@pytest.fixture(scope="session")
+def oldest_programs(request: pytest.FixtureRequest) -> OldestPrograms:
+    """Build the programs of release 1.32.0, as `go_programs` does."""
+    return _built(request, build_oldest)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +99,7 @@ def _built(request: pytest.FixtureRequest, build: Callable[[Path], Programs]) ->
 @pytest.fixture
 def start_derper(newest_derper: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return a starter of derper 1.104.7."""
-    return _starter(newest_derper, tmp_path_factory)
+    return starter(newest_derper, tmp_path_factory)
 
 
 @pytest.fixture(params=["1.98.9", "1.104.7"])
@@ -100,11 +108,13 @@ def start_each_derper(
 ) -> StartRelay:
     """Return a starter of derper: first the older release, then the newest."""
     if request.param == "1.98.9":
-        return _starter(request.getfixturevalue("go_programs").derper, tmp_path_factory)
-    return _starter(request.getfixturevalue("newest_derper"), tmp_path_factory)
+        return starter(request.getfixturevalue("go_programs").derper, tmp_path_factory)
+    return starter(request.getfixturevalue("newest_derper"), tmp_path_factory)
 
 
-def _starter(program: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+def starter(program: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+    """Return a starter of relays of this program."""
+
     def start(
         *flags: str, tls: bool = False, **environment: str
     ) -> AbstractAsyncContextManager[Relay]:
@@ -131,4 +141,4 @@ def fastderp_relay() -> Path:
 @pytest.fixture
 def start_fastderp(fastderp_relay: Path, tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
     """Return a starter of fastderp-relay, which takes derper's flags."""
-    return _starter(fastderp_relay, tmp_path_factory)
+    return starter(fastderp_relay, tmp_path_factory)

@@ -73,7 +73,7 @@ HTTP_DEVIATIONS = (
         r"GET /(healthz|readyz|metrics)",
         (),
         "derper shows its home page; here the first two tell the state of the relay, and the third "
-        "is no page",
+        "has the metrics for requests that get the debug pages",
     ),
     Pages(
         r"GET http://other\.example/nope\?q",
@@ -115,11 +115,15 @@ REFUSED_FLAGS = {
     "mistyped flag is an error at once",
 }
 
-# metrics that only one of the relays has, by patterns of their names
+# metrics, and variables of /debug/vars, that only one of the relays has, by patterns of their names
 THEIR_METRICS = {
     r"go_.*|goamd64_.*|goroutines|memstats_.*": "the Go runtime's own numbers",
     r"process_network_.*|process_virtual_memory_max_bytes": "numbers of the machine's network "
     "interfaces and of limits that Go's client library reads; nothing about a relay",
+}
+THEIR_VARIABLES = {
+    r"cmdline|memstats(\..*)?|go_.*|gauge_(goroutines|goamd64_.*)": "the Go runtime's own numbers, and "
+    "the command line, which may have a password in a URL",
 }
 OUR_METRICS = {
     r"fastderp_.*|process_threads": "metrics without a counterpart in derper",

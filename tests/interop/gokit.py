@@ -20,6 +20,8 @@ MODULE = Path(__file__).parent / "go"
 # around 1.98.9.
 NEWEST_MODULE = Path(__file__).parent / "go_newest"
 NEWEST_GO = {"GOTOOLCHAIN": "go1.27.4", "GOFLAGS": "-mod=mod"}
+# Release 1.32.0 (PROTOCOL §18), whose API the package follows.
+OLDEST_MODULE = Path(__file__).parent / "go_oldest"
 # This tag compiles derphttp's WebSocket dialler in; an environment variable selects it.
 BUILD_TAGS = "ts_debug_websockets"
 # tailscaled with the features of a node in user space, and `tailscale` inside: half the build
@@ -119,6 +121,14 @@ class GoPrograms:
 
 
 @dataclass(frozen=True)
+class OldestPrograms:
+    """Paths of the programs of release 1.32.0; oldkit has some of derpkit's commands."""
+
+    oldkit: Path
+    derper: Path
+
+
+@dataclass(frozen=True)
 class TailnetPrograms:
     """Paths of a tailnet's programs: our control server, and tailscale's daemon and command."""
 
@@ -139,6 +149,16 @@ def build_newest_derper(into: Path) -> Path:
     """Build derper 1.104.7; raise GoError as `build_program` does."""
     return build_program(
         into / "derper-newest", "tailscale.com/cmd/derper", module=NEWEST_MODULE, **NEWEST_GO
+    )
+
+
+def build_oldest(into: Path) -> OldestPrograms:
+    """Build the programs of 1.32.0; raise GoError as `build_program` does."""
+    return OldestPrograms(
+        oldkit=build_program(into / "oldkit", ".", module=OLDEST_MODULE),
+        derper=build_program(
+            into / "derper-oldest", "tailscale.com/cmd/derper", module=OLDEST_MODULE
+        ),
     )
 
 
@@ -274,7 +294,7 @@ class GoClient:
         """Return the `done` event of the oldest unfinished command."""
         return await self.next("done", timeout_s)
 
-    async def do(self, command: str, timeout_s: float = EVENT_TIMEOUT_S, **fields: Any) -> Event:
+    async def do(self, command: str, timeout_s: float = EVENT_TIMEOUT_S, /, **fields: Any) -> Event:
         """Run one command to its end and return its `done` event; raises GoError when it fails."""
         self.begin(command, **fields)
         return await self.finish(timeout_s)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import enum
 import hashlib
+import ssl
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ ANSWER_TIMEOUT_S = 2.0
 PING_AGAIN_S = 0.25  # a relay may drop a ping while it owes another pong
 AT_ONCE = 32  # concurrent conversations with one relay: enough to hide the waiting
 SHOWN_BYTES = 64
+
+# Python's TLS also complains of frames that arrive after its own end.
+BROKEN = (ConnectionError, ssl.SSLError)
 
 BARRIER = b"barr"  # beginning of the player's own pings
 DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
@@ -65,10 +69,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A relay on loopback, and its public key."""
+    """A relay on loopback, and its public key; without `tls` it is dialled over plain TCP."""
 
     port: int
     key: NodePublic
+    tls: ssl.SSLContext | None = None
 
 
 @dataclass(slots=True)
@@ -118,7 +123,7 @@ class Connection:
     @classmethod
     async def open(cls, relay: Endpoint, private: NodePrivate, known: Acquaintances) -> Connection:
         """Connect to the relay with this key."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=relay.tls)
         known.ports[private.public_key.raw].add(writer.get_extra_info("sockname")[1])
         return cls(reader, writer, private, known)
 
@@ -166,13 +171,13 @@ class Connection:
         self._writer.close()
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             await self._task
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(*BROKEN):
             await self._writer.wait_closed()
 
     async def _take_down(self) -> None:
         try:
             await self._read_frames()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, *BROKEN):
             await self._arrived(Line(Lane.END, "is closed"), ended=True)
 
     async def _read_frames(self) -> None:
@@ -351,18 +356,18 @@ class Stage:
             settled_s = latest + self._settle_s
 
 
-async def greet(port: int) -> Endpoint:
+async def greet(port: int, tls: ssl.SSLContext | None = None) -> Endpoint:
     """Return the relay on this port with its key."""
     private = NodePrivate.generate()
     connection = await Connection.open(
-        Endpoint(port, private.public_key), private, Acquaintances({})
+        Endpoint(port, private.public_key, tls), private, Acquaintances({})
     )
     await connection.write(UPGRADE)
     await connection.wait_for(lambda: connection.server_key)
     await connection.close()
     if connection.server_key is None:
         raise ConnectionError(f"no relay on port {port}")
-    return Endpoint(port, connection.server_key)
+    return Endpoint(port, connection.server_key, tls)
 
 
 def written(name: str, script: Script, attempt: int = 0) -> Conversation:

@@ -111,7 +111,7 @@ class Pebble:
             "PEBBLE_WFE_NONCEREJECT": "0",
             "PEBBLE_AUTHZREUSE": "0",
         }
-        command = [
+        command: list[str | Path] = [
             self.program,
             "-config",
             self.directory / "pebble.json",
@@ -150,6 +150,7 @@ class Nameserver(socketserver.StreamRequestHandler):
     """Answers queries for NAME with this machine's address, over TCP as Pebble asks."""
 
     def handle(self) -> None:
+        assert isinstance(self.server, socketserver.TCPServer)
         while length := self.rfile.read(2):
             query = dns.message.from_wire(self.rfile.read(int.from_bytes(length, "big")))
             [question] = query.question
@@ -187,7 +188,7 @@ def dns_server(program: Path, address: str) -> Iterator[str]:
     It answers on DNS_PORT.
     """
     management = f"{address}:{DNS_MANAGEMENT_PORT}"
-    command = [
+    command: list[str | Path] = [
         program, "-dnsserver", f"{address}:{DNS_PORT}", "-management", management,
         "-defaultIPv4", address, "-defaultIPv6", "",
         "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "",

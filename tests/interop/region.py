@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kit.certificates import self_signed
+from tests.kit.ports import free_ports
 
 from .gokit import plain_environment
-from .relays import Relay, free_ports
+from .relays import Relay
 
 REGION_ID = 900
 REGION_CODE = "test"

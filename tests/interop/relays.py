@@ -8,11 +8,12 @@ import contextlib
 import enum
 import hashlib
 import os
-import socket
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+
+from tests.kit.ports import free_ports
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -140,15 +141,6 @@ class Relay:
             await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
             await self.kill()
-
-
-def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
-    """Return different loopback ports that are free at the moment."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.asynccontextmanager

@@ -1,28 +1,22 @@
 """derper and fastderp admit the same clients for each answer of a verifier (PROTOCOL 8)."""
 
-import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastderp.errors import ConnectionClosed
-from fastderp.net.stream import Stream
-from fastderp.net.upgrade import upgrade
-from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.login import ClientInfo
-from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Service, ok, response, serving
 
 from .conftest import StartRelay
 from .deviations import ADMISSION_DEVIATIONS, TAILSCALED_DEVIATIONS
+from .logins import lets_in
 from .relays import Relay
 
 pytestmark = pytest.mark.timeout(600)
 
-PATIENCE_S = 10.0
 
 ANSWERS = {
     "yes": ok({"Allow": True}),
@@ -67,23 +61,6 @@ TAILSCALED_ANSWERS = {
 }
 
 
-async def lets_in(relay: Relay, key: NodePrivate) -> bool:
-    """Log in and return whether the relay answers with ServerInfo."""
-    stream = Stream(*await asyncio.open_connection("127.0.0.1", relay.port))
-    try:
-        await upgrade(stream, host="derp.example", path="/derp")
-        server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
-        stream.write(
-            login.client_info_frame(key.public_key, key.box(server), ClientInfo(can_ack_pings=True))
-        )
-        frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
-        return frame_type == FrameType.SERVER_INFO
-    except ConnectionClosed:
-        return False
-    finally:
-        stream.abort()
-
-
 async def verdicts(relay: Relay, service: Service, answers: dict[str, bytes]) -> dict[str, bool]:
     """Return by the answer's name whether it admits a client with a new, uncached key."""
     found = {}
@@ -110,8 +87,8 @@ async def test_answers_of_the_admission_url_mean_the_same(
             } == dict.fromkeys(stricter, False)
             assert set(ours.values()) == {True, False}
     with serving(ok({"Allow": True})) as service:
-        flags = (f"-verify-client-url={service.url}",)
-        async with start_derper(*flags) as derper, start_fastderp(*flags) as relay:
+        flag = f"-verify-client-url={service.url}"
+        async with start_derper(flag) as derper, start_fastderp(flag) as relay:
             key = NodePrivate.generate()
             assert await lets_in(derper, key) and await lets_in(relay, key)
         asked_by_derper, asked_by_us = (
@@ -154,7 +131,7 @@ async def test_the_certificate_of_an_admission_url_is_verified_in_the_same_way(
     usable: bool,
 ) -> None:
     with serving(ok({"Allow": True}), tls=server_context(certificate, tmp_path)) as service:
-        trust = {"SSL_CERT_FILE": str(tmp_path / "served.crt")} if trusted else {}
+        trust: dict[str, Any] = {"SSL_CERT_FILE": str(tmp_path / "served.crt")} if trusted else {}
         for fail_open in (True, False):
             flags = (
                 f"-verify-client-url={service.url}",

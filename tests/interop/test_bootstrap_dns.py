@@ -51,7 +51,7 @@ QUESTIONS = [
 
 def meant(outcome: Outcome) -> list[object]:
     """Return the answers without the order of addresses, which is shuffled."""
-    found = []
+    found: list[object] = []
     for status, content_type, body in outcome.answers:
         names = json.loads(body) if body else None
         found.append(

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from fastderp import (
 from fastderp.net.stream import Stream
 from fastderp.net.upgrade import upgrade
 from fastderp.wire.protocol import MAX_PACKET_SIZE
+from tests.kit.ports import free_ports
 
 from .conftest import StartRelay
 from .relays import Relay
@@ -85,6 +86,7 @@ async def test_pings_are_answered(relay: Relay) -> None:
     async with logged_in(relay) as client:
         receiving = asyncio.create_task(next_of(client, Pong))
         assert 0 <= await client.ping() < PATIENCE_S
+        assert max(await asyncio.gather(*(client.ping() for _ in range(5)))) < PATIENCE_S
         await client.send_ping(b"12345678")
         assert await receiving == Pong(b"12345678")
 
@@ -147,11 +149,12 @@ async def test_a_wrong_path_shows_the_relays_answer(relay: Relay) -> None:
 
 async def test_privileged_requests_of_ordinary_clients_close_them(relay: Relay) -> None:
     peer = NodePublic(b"\1" * 32)
-    for request in (
+    requests: tuple[Callable[[HTTPClient], Awaitable[None]], ...] = (
         lambda client: client.watch_connection_changes(),
         lambda client: client.close_peer(peer),
         lambda client: client.forward_packet(peer, peer, b"data"),
-    ):
+    )
+    for request in requests:
         async with logged_in(relay, mesh_key=MeshKey.generate()) as client:
             await request(client)
             with pytest.raises(ConnectionClosed):
@@ -197,7 +200,7 @@ class MovingRegion:
     """A region with one relay that restarts on another port each time."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = free_ports(1)[0]  # closed until the first start
 
     def __call__(self) -> DerpRegion:
         return DerpRegion(900, nodes=(DerpNode("900a", 900, "127.0.0.1", derp_port=self.port),))

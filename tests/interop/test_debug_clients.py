@@ -23,6 +23,8 @@ NAMES = ("alpha", "beta", "alpha")
 KEY = KEYS[0].public_key.text
 # fields that depend on the moment and on the relay's own numbers
 OWN = ("connNum", "connectedAt", "connected", "remote")
+# derper does not tell these.
+MORE = {"dropped", "waitingBytes", "rttMicros"}
 
 QUERIES = [
     *("", "sort=key", "limit=5", "foo=1", "all=1", "all=", "all=0", "app=alpha", "app="),
@@ -59,8 +61,8 @@ def said(relay: Relay, query: str) -> dict[str, Any]:
     if status == 200:
         document = json.loads(body)
         for client in document.get("clients", ()):
-            found["members"] = sorted(client)
-            for name in OWN:
+            found["members"] = sorted(client.keys() - MORE)
+            for name in (*OWN, *MORE & client.keys()):
                 del client[name]
         if "next" in document:
             document["next"] = sorted(

@@ -39,7 +39,7 @@ def is_default(flag: Flag, text: str) -> bool:
     """Return whether derper's help means our default; it omits false, zero and empty ones."""
     return bool(
         flag.read(flag.default)
-        == (flag.read(text) if text else flag.read({boolean: "false"}.get(flag.read, "")))
+        == (flag.read(text) if text else flag.read("false" if flag.read is boolean else ""))
     )
 
 

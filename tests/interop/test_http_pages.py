@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.ports import free_ports
+
 from .conftest import StartRelay
 from .deviations import HTTP_DEVIATIONS
-from .relays import CONNECT_PAUSE_S, START_TIMEOUT_S, Relay, free_ports
+from .relays import CONNECT_PAUSE_S, START_TIMEOUT_S, Relay
 
 # The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)

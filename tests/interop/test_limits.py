@@ -1,13 +1,14 @@
 """Health messages and 429 answers of fastderp-relay reach tailscale's client (PROTOCOL 2, 6.8)."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastderp.wire.keys import NodePrivate
 
-from .conftest import StartRelay
+from .conftest import StartRelay, starter
 from .gokit import GoClient, GoError, GoPrograms
 from .relays import Transport
 
@@ -18,6 +19,14 @@ DUPLICATE = (
     "was a machine's state copied?"
 )
 SLOW = "this relay limits the rate of this client, and delays packets above the limit"
+IMPATIENT = f"""\
+#!{sys.executable}
+import sys
+from fastderp.cli.entry import relay
+from fastderp.server.accept import duplicate_keys
+duplicate_keys.SHARED_S = 0.1
+sys.exit(relay())
+"""
 # Bytes per second; what exceeds the burst keeps the client waiting.
 RATE = 1_000
 BURST_BYTES = 65_568
@@ -28,12 +37,21 @@ REFUSAL = "Too many connections or logins from this IP address"
 REFUSAL_FAST = "unexpectedly large frame"
 
 
+@pytest.fixture
+def start_impatient_fastderp(tmp_path_factory: pytest.TempPathFactory) -> StartRelay:
+    """Return a starter of a relay that warns clients with one key after a moment, not 90 s."""
+    program = tmp_path_factory.mktemp("impatient") / "fastderp-relay"
+    program.write_text(IMPATIENT)
+    program.chmod(0o755)
+    return starter(program, tmp_path_factory)
+
+
 @pytest.mark.parametrize("transport", Transport)
 async def test_two_clients_with_one_key_get_health_messages_until_one_leaves(
-    start_fastderp: StartRelay, go_programs: GoPrograms, transport: Transport
+    start_impatient_fastderp: StartRelay, go_programs: GoPrograms, transport: Transport
 ) -> None:
     key = ("-key", NodePrivate.generate().text)
-    async with start_fastderp(tls=transport.is_tls) as relay:
+    async with start_impatient_fastderp(tls=transport.is_tls) as relay:
         flags = relay.go_flags(transport)
         async with await GoClient.start(go_programs.derpkit, *flags, *key) as first:
             async with await GoClient.start(go_programs.derpkit, *flags, *key) as second:

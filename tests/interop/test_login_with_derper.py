@@ -1,25 +1,21 @@
 """ClientInfo texts are accepted or refused as by the real derper (PROTOCOL 3.1)."""
 
-import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
 
 import pytest
 
-from fastderp.errors import ConnectionClosed, LoginError
-from fastderp.net.stream import Stream
-from fastderp.net.upgrade import upgrade
+from fastderp.errors import LoginError
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
-from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType, frame
 
 from .conftest import StartRelay
+from .logins import lets_in
 from .relays import Relay
 
 pytestmark = pytest.mark.timeout(600)
 
-PATIENCE_S = 10.0
 HEX = "ab" * 32
 KEY = NodePrivate.generate()
 
@@ -100,22 +96,6 @@ async def relay(start_derper: StartRelay) -> AsyncIterator[Relay]:
         yield relay
 
 
-async def derper_lets_in(relay: Relay, text: bytes) -> bool:
-    """Log in with `text` as ClientInfo and return whether derper answers with ServerInfo."""
-    stream = Stream(*await asyncio.open_connection("127.0.0.1", relay.port))
-    try:
-        await upgrade(stream, host="derp.example", path="/derp")
-        server = login.parse_server_key(*await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S))
-        sealed = KEY.box(server).seal(text)
-        stream.write(frame(FrameType.CLIENT_INFO, KEY.public_key.raw, sealed))
-        frame_type, _ = await stream.read_frame(MAX_CLIENT_FRAME_SIZE, PATIENCE_S)
-        return frame_type == FrameType.SERVER_INFO
-    except ConnectionClosed:
-        return False
-    finally:
-        stream.abort()
-
-
 def we_let_in(text: bytes) -> bool:
     try:
         login.parse_client_info(text)
@@ -133,7 +113,7 @@ async def test_the_same_client_infos_are_accepted(relay: Relay) -> None:
         b"\xff\xfe{\0}\0",
         b'{"\xff":2}',
     ]
-    judged = {text: (await derper_lets_in(relay, text), we_let_in(text)) for text in texts}
+    judged = {text: (await lets_in(relay, KEY, text), we_let_in(text)) for text in texts}
     assert {
         text[:100]: verdicts for text, verdicts in judged.items() if verdicts[0] != verdicts[1]
     } == {}

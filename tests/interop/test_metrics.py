@@ -1,31 +1,42 @@
-"""`/debug/varz` of derper and fastderp-relay: names, types, labels, values. PROTOCOL §14."""
+"""`/debug/varz` and `/debug/vars` of derper and fastderp-relay: names, types, labels, values.
+
+PROTOCOL §14.
+"""
 
 import asyncio
+import json
 import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from .conftest import StartRelay
-from .deviations import OUR_METRICS, THEIR_METRICS
+from .deviations import OUR_METRICS, THEIR_METRICS, THEIR_VARIABLES
 from .gokit import GoClient, GoPrograms
 from .relays import Relay, Transport
 
 PATIENCE_S = 10.0
 
 
-def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
-    """Return each metric's type ("untyped" if it has none) and its samples by labels."""
+def page(relay: Relay, name: str) -> str:
+    """Return a debug page of a relay."""
     scheme = "https" if relay.root else "http"
     context = ssl._create_unverified_context() if relay.root else None
     with urllib.request.urlopen(
-        f"{scheme}://127.0.0.1:{relay.port}/debug/varz", timeout=10, context=context
-    ) as page:
-        text = page.read().decode()
+        f"{scheme}://127.0.0.1:{relay.port}/debug/{name}", timeout=10, context=context
+    ) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def varz(relay: Relay) -> dict[str, tuple[str, dict[str, float]]]:
+    """Return each metric's type ("untyped" if it has none) and its samples by labels."""
+    text = page(relay, "varz")
     found: dict[str, tuple[str, dict[str, float]]] = {}
     for line in text.splitlines():
         if match := re.fullmatch(r"# TYPE (\w+) (\w+)", line):
@@ -74,6 +85,29 @@ async def test_every_metric_of_derper_exists_with_its_type_and_labels(both: list
         for relay, without in zip(both, (THEIR_METRICS, OUR_METRICS), strict=True)
     )
     assert ours == theirs
+
+
+def variables(members: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the type of each value in the JSON of `/debug/vars`."""
+    for name, value in members.items():
+        if isinstance(value, dict):
+            yield f"{path}{name}", "object"
+            yield from variables(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", "text" if isinstance(value, str) else "number"
+
+
+async def test_every_variable_of_derper_exists_with_its_type(both: list[Relay]) -> None:
+    theirs, ours = (
+        {
+            name: kind
+            for name, kind in variables(json.loads(page(relay, "vars")))
+            if not any(re.fullmatch(pattern, name) for pattern in without)
+        }
+        for relay, without in zip(both, (THEIR_VARIABLES, OUR_METRICS), strict=True)
+    )
+    assert theirs.items() <= ours.items()
+    assert all(name.startswith("process_") for name in ours.keys() - theirs.keys())
 
 
 def told(relay: Relay) -> dict[str, float]:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from fastderp import ConnectionLost, HTTPClient, NodePrivate, ServerInfo
+from tests.kit.ports import free_ports
 
 from .conftest import StartRelay
 from .gokit import GoPrograms, TailnetPrograms
 from .region import REGION_CODE, REGION_ID, running_region
-from .relays import Relay, free_ports
+from .relays import Relay
 from .tailnet import CommandFailed, Node, running_tailnet
 
 # The first build of the Go programs takes minutes and counts for the first test.

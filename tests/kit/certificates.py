@@ -19,12 +19,20 @@ class Certificate(NamedTuple):
     key_pem: bytes
 
 
-def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
-    """Make a P-256 certificate for DNS names and addresses, valid between the two days from now."""
+def self_signed(
+    *names: str,
+    days: tuple[int, int] = (-1, 1),
+    common_name: str = "",
+    usage: x509.KeyUsage | None = None,
+) -> Certificate:
+    """Make a P-256 certificate for DNS names and addresses, valid between the two days from now.
+
+    Its common name is the first of them by default.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name or names[0])])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -35,8 +43,10 @@ def self_signed(*names: str, days: tuple[int, int] = (-1, 1)) -> Certificate:
         .add_extension(
             x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
         )
-        .sign(key, hashes.SHA256())
     )
+    if usage is not None:
+        builder = builder.add_extension(usage, critical=True)
+    certificate = builder.sign(key, hashes.SHA256())
     private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return Certificate(
         certificate.public_bytes(serialization.Encoding.DER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,6 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fastderp.wire.keys import NodePublic
+from tests.kit.peer import Peer
 
 COMMAND = Path(sys.executable).with_name("fastderp-relay")
 START_TIMEOUT_S = 20.0
@@ -40,6 +44,11 @@ class RunningRelay:
         return int(self.find(r"serves https? on \S+?:(\d+)[,;]"))
 
     @property
+    def public_key(self) -> NodePublic:
+        """The relay's public key."""
+        return NodePublic.from_text(self.find(r"public key (nodekey:[0-9a-f]{64})"))
+
+    @property
     def stun_port(self) -> int:
         """The relay's UDP port for STUN."""
         return int(self.find(r"STUN on UDP (\d+)"))
@@ -59,6 +68,13 @@ class RunningRelay:
         _, rest = self.process.communicate(timeout=20)
         self.lines += rest.decode().splitlines(keepends=True)
         return self.process.returncode, self.said
+
+
+def log_in(running: RunningRelay, **info: object) -> Peer:
+    """Return a client that is logged in over plain TCP; `info` are members of its ClientInfo."""
+    peer = Peer.connect("127.0.0.1", running.port, None, 20)
+    peer.login(running.public_key, json=json.dumps({"version": 2, **info}).encode())
+    return peer
 
 
 def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
@@ -106,6 +122,11 @@ def started(
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def manual(directory: Path, hostname: str) -> tuple[str, ...]:
+    """Return the flags of a relay whose certificate is in the files of a directory."""
+    return ("-certmode", "manual", "-certdir", str(directory), "-hostname", hostname)
 
 
 def command_with_upkeep_every(seconds: float) -> list[str]:

@@ -52,6 +52,11 @@ def image_variables() -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+def children(parent: int) -> list[int]:
+    """Return the children of a process that its first thread waits for."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 @dataclass
 class Container:
     """A running container."""
@@ -62,8 +67,11 @@ class Container:
     @property
     def pid(self) -> int:
         """The relay's process number outside; inside it is 1."""
-        parent = self.relay.process.pid
-        return int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
+        return children(self.relay.process.pid)[0]
+
+    def children(self) -> list[int]:
+        """The children of the relay, with those that it has adopted."""
+        return children(self.pid)
 
     def is_healthy(self) -> tuple[int, str]:
         """Run the image's health check inside; return its exit code and what it printed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastderp.server.http.message import HeadParser, Request
+from collections.abc import Awaitable
+
+from fastderp.server.http.message import HeadParser, Request, Response
 
 HOST = b"Host: derp.example.com\r\n"
 
@@ -24,6 +26,12 @@ def get(
     assert rest == b""
     request.secure = secure
     return request
+
+
+def at_once(response: Response | Awaitable[Response]) -> Response:
+    """Return the response of a page that computes it without waiting."""
+    assert isinstance(response, Response)
+    return response
 
 
 def fields(encoded: bytes) -> tuple[str, dict[str, str], bytes]:

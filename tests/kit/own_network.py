@@ -88,7 +88,7 @@ def _is_published(name: str) -> bool:
 def main() -> None:
     """Run the trial on the input and print its outcome."""
     trial = Trial(**json.load(sys.stdin))
-    with nameserver(trial.records, *_prepared()), tempfile.TemporaryFile() as said:
+    with nameserver(trial.records, *prepared()), tempfile.TemporaryFile() as said:
         relay = subprocess.Popen([trial.program, "-dev", "-stun=false", *trial.flags], stderr=said)
         try:
             _wait(lambda: _ask("") is not None)
@@ -103,7 +103,7 @@ def main() -> None:
             relay.wait()
 
 
-def _prepared() -> tuple[str, int]:
+def prepared() -> tuple[str, int]:
     """Bring the network up; return the nameserver's address in /etc/resolv.conf."""
     with socket.socket() as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))

@@ -24,7 +24,7 @@ class PlanePeer:
 
     records: RecordLayer | None = None
 
-    def __init__(self, plane: Plane, key: bytes | None = None, **promote: Any) -> None:
+    def __init__(self, plane: Plane, key: bytes | None = None, /, **promote: Any) -> None:
         self.key = key or os.urandom(32)
         self.opened = bytearray()
         self.socket, theirs = socket.socketpair()
@@ -86,6 +86,7 @@ class SealedPeer(PlanePeer):
         self,
         plane: Plane,
         key: bytes | None = None,
+        /,
         *,
         unread: bytes = b"",
         unread_end: Callable[[SealedPeer], bytes] = lambda peer: b"",
@@ -124,6 +125,13 @@ def events(plane: Plane, n: int = 1) -> list[FrameEvent | ClosedEvent | DropEven
     return found
 
 
+def count(plane: Plane, name: str) -> int:
+    """Return a counter without labels."""
+    n = plane.counters()[name]
+    assert isinstance(n, int)
+    return n
+
+
 def dropped(plane: Plane) -> dict[tuple[str, str], int]:
     """Return the drop counters that are not zero."""
     counters: Any = plane.counters()["packets_dropped"]
@@ -154,8 +162,8 @@ def fill(sender: PlanePeer, to: bytes, n: int, size: int) -> None:
 
 def stall(plane: Plane, sender: PlanePeer, slow: PlanePeer) -> None:
     """Fill slow's socket with small packets, so that an unfinished frame is small, too."""
-    before = plane.counters()["backlog_bytes"]
-    while plane.counters()["backlog_bytes"] == before:
+    before = count(plane, "backlog_bytes")
+    while count(plane, "backlog_bytes") == before:
         fill(sender, slow.key, 4, 1400)
 
 

@@ -32,15 +32,6 @@ def sample(title: str, changes: dict[str, str]) -> str:
     return text
 
 
-def free_ports(n_ports: int) -> list[int]:
-    """Return TCP ports on loopback that are free at the moment."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n_ports)
-        ]
-        return [sock.getsockname()[1] for sock in sockets]
-
-
 class ProxyFiles:
     """A temporary directory with the proxies' certificate and files."""
 

@@ -15,6 +15,7 @@ class _Pipe:
     def __init__(self) -> None:
         self.data = bytearray()
         self.is_closed = False
+        self.error: Exception | None = None
         self._news = asyncio.Event()
 
     def write(self, data: bytes) -> None:
@@ -32,6 +33,8 @@ class _Pipe:
         while not self.data and not self.is_closed:
             self._news.clear()
             await self._news.wait()
+        if self.error is not None:
+            raise self.error
         piece = bytes(self.data[:n])
         del self.data[:n]
         return piece
@@ -63,6 +66,11 @@ class StreamPair:
 
     def end(self) -> None:
         """End the client's side of the stream."""
+        self.relay_reads.close()
+
+    def fail(self, error: Exception) -> None:
+        """Make the relay's next read raise `error`."""
+        self.relay_reads.error = error
         self.relay_reads.close()
 
     async def read_frame(self) -> tuple[int, bytes]:

@@ -15,7 +15,7 @@ import pytest
 
 from fastderp.errors import EX_CONFIG, EX_USAGE
 from fastderp.util.shortage import DESCRIPTOR_RESERVE
-from fastderp.wire.keys import NodePrivate, NodePublic
+from fastderp.wire.keys import NodePrivate
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually
@@ -35,7 +35,7 @@ def log_in(
     """Log in; return None when the relay closes the connection."""
     peer = Peer.connect("127.0.0.1", running.port, None, 20)
     peer.key = key or peer.key
-    public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    public = running.public_key
     peer.upgrade(public)
     peer.send(client_info(peer.key, public, json))
     try:
@@ -109,7 +109,7 @@ def test_a_silent_url_delays_no_other_client(base: tuple[str, ...]) -> None:
         return ok({"Allow": True}) if friend.public_key.text.encode() in request else b""
 
     with serving(admit) as service, relay(*base, "-verify-client-url", service.url) as running:
-        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        public = running.public_key
         waiting = [Peer.connect("127.0.0.1", running.port, None, 20) for _ in range(40)]
         for peer in waiting:
             peer.upgrade(public)
@@ -226,7 +226,7 @@ def test_no_unknown_key_is_admitted_without_descriptors_although_the_url_fails_o
         # The command has raised its limit; lower it again below what the crowd takes.
         limit = process.num_fds() + 60
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
-        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        public = running.public_key
         stranger = Peer.connect(*address, None, 20)
         stranger.upgrade(public)
         crowd = [socket.create_connection(address, 10) for _ in range(120)]

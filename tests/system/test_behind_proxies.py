@@ -23,7 +23,8 @@ from fastderp.util.net import address_text
 from fastderp.wire.keys import NodePublic
 from tests.kit.command import RunningRelay, relay
 from tests.kit.peer import KEEP_ALIVE, MAGIC, PRESENT, SERVER_KEY, WATCH, Peer, client_info
-from tests.kit.proxies import NGINX_STREAM, ProxyFiles, free_ports, sample
+from tests.kit.ports import free_ports
+from tests.kit.proxies import NGINX_STREAM, ProxyFiles, sample
 from tests.kit.service import Service, ok, serving
 from tests.kit.websocket import WebSocketPeer, opening_request
 
@@ -119,7 +120,7 @@ def log_line(running: RunningRelay, text: str) -> str:
 
 
 def public_key(running: RunningRelay) -> NodePublic:
-    return NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    return running.public_key
 
 
 def dial(kind: type[Peer], port: int, *, tls: bool, source: str = CLIENT) -> Peer:
@@ -366,6 +367,20 @@ def test_a_proxy_on_a_unix_socket_is_trusted_when_unix_is_listed(tmp_path: Path)
             assert f"{shown}: closed after" in line and ("203.0.113.7" in line) is bool(trusted)
     with relay(*base, "-trusted-proxies=unix") as running:
         assert running.stop()[0] == 0 and not path.exists()
+
+
+def test_a_relay_that_ends_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
+    path, new = tmp_path / "relay.sock", tmp_path / "new.sock"
+    flags = ("-stun=false", "-trusted-proxies=unix", "-c", str(tmp_path / "key"))
+    with relay(f"-a=unix:{path}", *flags) as previous, relay(f"-a=unix:{new}", *flags) as running:
+        new.replace(path)
+        assert previous.stop()[0] == 0
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(path))
+        assert running.stop()[0] == 0
+    with relay(f"-a=unix:{path}", *flags) as next_start:
+        assert f"serves http on unix:{path};" in next_start.said
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fastderp.server.accept import bridge
+from tests.kit.descriptors import n_descriptors
 from tests.kit.peer import SEND, Peer, frame
 from tests.kit.relay import RAW_TRANSPORTS, WEBSOCKETS, Relay, Setup, eventually
 
@@ -21,11 +21,6 @@ BRIDGED = [setup for setup in EVERY_TRANSPORT if setup.transport not in ("plain"
 # Bytes that the relay's kernel holds for one client, and that this client's kernel takes at least.
 KERNEL_BYTES = 256 << 10
 RECEIVE_BYTES = 64 << 10
-
-
-def n_descriptors() -> int:
-    """Return the number of descriptors that the relay and the test have open in this process."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 def login_with_a_small_window(relay: Relay) -> Peer:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Certificate, self_signed
-from tests.kit.command import RunningRelay, relay, started
+from tests.kit.command import RunningRelay, manual, relay, started
 from tests.kit.relay import eventually
 
 NAME = "relay.test"
@@ -26,16 +26,8 @@ def put(directory: Path, certificate: Certificate, name: str = NAME) -> Certific
 
 
 def flags(directory: Path, name: str = NAME) -> tuple[str, ...]:
-    manual = ("-certmode", "manual", "-certdir", str(directory), "-hostname", name)
-    return (
-        "-a",
-        "127.0.0.1:0",
-        "-stun=false",
-        "-http-port=-1",
-        "-c",
-        str(directory / "relay.key"),
-        *manual,
-    )
+    base = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
+    return (*base, "-c", str(directory / "relay.key"), *manual(directory, name))
 
 
 def leaf(running: RunningRelay, name: str = NAME) -> bytes | None:

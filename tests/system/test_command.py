@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.client.stun import binding_request, parse_response
 from fastderp.wire.keys import NodePrivate, NodePublic
-from tests.kit.command import COMMAND, RunningRelay, refused, relay
+from tests.kit.command import COMMAND, RunningRelay, manual, refused, relay
 from tests.kit.peer import RESTARTING, Peer
 from tests.kit.relay import eventually
+from tests.kit.stun import is_answered
 
 QUIET = ("-stun=false", "-http-port=-1")
 # The number is the same on every machine; Python and older C libraries have no name for it.
@@ -202,12 +202,7 @@ def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
     with relay(
         "-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(tmp_path / "relay.key")
     ) as running:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(10)
-            client.connect(("127.0.0.1", running.stun_port))
-            asked = os.urandom(12)
-            client.send(binding_request(asked))
-            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
+        assert is_answered("127.0.0.1", running.stun_port)
 
         def is_counted() -> bool:
             varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
@@ -256,16 +251,7 @@ def test_bootstrap_dns_without_names_gives_an_empty_answer_and_counts_it(tmp_pat
 
 
 def test_an_address_gets_a_certificate_and_prints_its_node(tmp_path: Path) -> None:
-    flags = (
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path / "certs"),
-        "-hostname",
-        "127.0.0.1",
-        "-c",
-        str(tmp_path / "relay.key"),
-    )
+    flags = (*manual(tmp_path / "certs", "127.0.0.1"), "-c", str(tmp_path / "relay.key"))
     with relay("-a", "127.0.0.1:0", "-stun=false", "-http-port", "0", *flags) as running:
         node = json.loads(running.find(r"(\{.*\})"))
         trusting = ssl.create_default_context(cafile=str(tmp_path / "certs" / "127.0.0.1.crt"))
@@ -282,16 +268,7 @@ def test_an_address_gets_a_certificate_and_prints_its_node(tmp_path: Path) -> No
 
 
 def test_the_plain_port_beside_https_answers_captive_portal_checks_only(tmp_path: Path) -> None:
-    flags = (
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path),
-        "-hostname",
-        "127.0.0.1",
-        "-c",
-        str(tmp_path / "relay.key"),
-    )
+    flags = (*manual(tmp_path, "127.0.0.1"), "-c", str(tmp_path / "relay.key"))
     with relay("-a", "127.0.0.1:0", "-stun=false", "-http-port", "0", *flags) as running:
         plain = int(running.find(r"plain HTTP on \S+:(\d+)"))
         assert get(f"http://127.0.0.1:{plain}/generate_204") == ""
@@ -395,16 +372,7 @@ def test_world_readable_secrets_are_named(tmp_path: Path) -> None:
     secret, key = tmp_path / "mesh.key", tmp_path / "relay.key"
     secret.write_text("ab" * 32)
     secret.chmod(0o644)
-    flags = (
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path),
-        "-hostname",
-        "127.0.0.1",
-        "-mesh-psk-file",
-        str(secret),
-    )
+    flags = (*manual(tmp_path, "127.0.0.1"), "-mesh-psk-file", str(secret))
     with relay("-a", "127.0.0.1:0", "-c", str(key), *QUIET, *flags) as running:
         assert re.findall(
             r"(\S+) is a secret, but readable by every user of this machine: chmod 600 it",

@@ -10,20 +10,21 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from fastderp.client.stun import binding_request, parse_response
 from fastderp.wire.keys import NodePublic
 from tests.kit.certificates import self_signed
 from tests.kit.command import COMMAND, RunningRelay, started
 from tests.kit.memory import SANITIZED
 from tests.kit.peer import Peer
-from tests.kit.proxies import free_ports
+from tests.kit.ports import free_ports, is_served
 from tests.kit.relay import Setup, client_context, eventually
+from tests.kit.stun import is_answered
 
 ACTIVATE = shutil.which("systemd-socket-activate")
 with_systemd = pytest.mark.skipif(
@@ -71,18 +72,6 @@ def log_in(running: RunningRelay, port: int, tls: bool = False) -> Peer:
     return peer
 
 
-def check_stun(address: tuple[str, int], family: int = socket.AF_INET) -> None:
-    """Ask for our own address over STUN, and compare the answer."""
-    with socket.socket(family, socket.SOCK_DGRAM) as asker:
-        asker.settimeout(20)
-        asker.connect(address)
-        asked = os.urandom(12)
-        asker.send(binding_request(asked))
-        txid, ip, port = parse_response(asker.recv(100))
-        assert txid == asked
-        assert (ip, port) == asker.getsockname()[:2]
-
-
 def test_tls_plain_http_and_stun_are_served_on_inherited_sockets(tmp_path: Path) -> None:
     certificate = self_signed("127.0.0.1")
     (tmp_path / "127.0.0.1.key").write_bytes(certificate.key_pem)
@@ -97,9 +86,29 @@ def test_tls_plain_http_and_stun_are_served_on_inherited_sockets(tmp_path: Path)
             port = http.getsockname()[1]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=20) as page:
                 assert page.status == 200
-            check_stun(stun.getsockname())
+            assert is_answered(*stun.getsockname())
             assert f"plain HTTP on 127.0.0.1:{port}" in running.said
             assert running.stop()[0] == 0
+
+
+def test_a_socket_named_debug_has_the_debug_pages_and_the_others_have_none(tmp_path: Path) -> None:
+    flags = ("-a", ":0", "-stun=false", "-c", str(tmp_path / "k"))
+    path = str(tmp_path / "debug.sock")
+    with tcp() as derp, tcp() as debug, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(path)
+        unix.listen()
+        command, fds = activated((debug, derp, unix), "debug:derp:debug", *flags)
+        with started(command, pass_fds=fds) as running:
+            [served, public] = (sock.getsockname()[1] for sock in (debug, derp))
+            assert f"; debug on 127.0.0.1:{served}, unix:{path};" in running.said
+            assert "not on loopback" not in running.said
+            with urllib.request.urlopen(f"http://127.0.0.1:{served}/metrics", timeout=20) as page:
+                assert b"derp_accepts" in page.read()
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{public}/debug/varz", timeout=20)
+            log_in(running, public).close()
+            assert running.stop()[0] == 0
+            assert os.path.exists(path), "the socket is its owner's"
 
 
 def test_clients_that_connect_while_the_relay_restarts_are_not_refused(tmp_path: Path) -> None:
@@ -133,7 +142,7 @@ def test_systemd_hands_over_tcp_sockets(tmp_path: Path, names: str) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0)
     running = RunningRelay(process)
     try:
-        eventually(lambda: can_connect(derp))  # the first connection starts the relay
+        eventually(lambda: is_served(derp))  # the first connection starts the relay
         running.hears("ready")
         log_in(running, derp, tls=True).close()
         with urllib.request.urlopen(f"http://127.0.0.1:{http}/healthz", timeout=20) as page:
@@ -142,14 +151,6 @@ def test_systemd_hands_over_tcp_sockets(tmp_path: Path, names: str) -> None:
     finally:
         process.kill()
         process.communicate()
-
-
-def can_connect(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 10).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 @with_systemd
@@ -167,9 +168,9 @@ def test_systemd_hands_over_a_udp_socket_of_both_families(tmp_path: Path) -> Non
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
             first.sendto(b"the first datagram starts the relay", ("127.0.0.1", port))
             running.hears("ready")
-        check_stun(("127.0.0.1", port))
+        assert is_answered("127.0.0.1", port)
         if socket.has_ipv6 and os.path.exists("/proc/net/if_inet6"):
-            check_stun(("::1", port), socket.AF_INET6)
+            assert is_answered("::1", port)
         url = f"http://127.0.0.1:{running.port}/debug/vars"
         with urllib.request.urlopen(url, timeout=20) as page:
             assert json.load(page)["stun"]["counter_addrfamily"]["ipv4"] == 1
@@ -182,7 +183,7 @@ def test_sockets_for_another_process_are_not_taken(tmp_path: Path) -> None:
     env = {"LISTEN_PID": "1", "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}
     flags = ("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k"))
     with started([str(COMMAND), *flags], env) as running:
-        assert can_connect(running.port)
+        assert is_served(running.port)
         assert running.stop(signal.SIGINT)[0] == 0
 
 

@@ -37,7 +37,7 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     mesh.write_text("ab" * 32)
     code, said = refused(
         "check", "-a", ":1", "-c", str(key), "-mesh-psk-file", str(mesh), "-acme-eab-key", SECRET,
-        "-verify-client-url", f"https://me:{SECRET}@example.com/x",
+        "-verify-client-url", f"https://me:{SECRET}@example.com/x?token={SECRET}",
     )  # fmt: skip
     assert code == 0, said
     assert SECRET not in said and "ab" * 32 not in said
@@ -50,6 +50,15 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     ("flags", "content", "code", "message"),
     [
         (("-c", "FILE"), "{}", 78, "WRONG  key: "),
+        (("-c", "FILE/key"), "", 78, "/key: cannot create it: Not a directory"),
+        (
+            ("-certmode", "manual", "-certdir", "FILE/x", "-hostname", "127.0.0.1"),
+            "", 78, "WRONG  certificate: cannot keep certificates in ",
+        ),
+        (
+            ("-acme-directory", "https://ca.test/d", "-certdir", "FILE", "-hostname", "a.test"),
+            "", 78, "WRONG  acme: cannot keep certificates in ",
+        ),
         (("-allow-keys", "FILE"), "nonsense", 78, "WRONG  admission: "),
         (("-rate-config", "FILE"), "[]", 78, "WRONG  limits: "),
         (("-mesh-psk-file", "FILE"), "00", 78, "WRONG  mesh: "),
@@ -61,6 +70,10 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         (
             ("-a", "no-such-host.invalid:0"),
             "", 71, "WRONG  listeners: cannot listen on no-such-host.invalid",
+        ),
+        (
+            ("-a", "unix:DIR/none/relay.sock", "-trusted-proxies", "unix"),
+            "", 71, "none/relay.sock: No such file or directory",
         ),
         (("-verify-client-url", "gopher://x"), "", 2, "WRONG  admission: -verify-client-url: "),
     ],
@@ -76,6 +89,18 @@ def test_an_unusable_setting_is_reported_with_the_exit_code_of_a_start(
     found, said = refused("check", *base, *key, *given)
     assert message in said, said
     assert found == code
+
+
+def test_the_warnings_of_a_start_are_notes(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    flags = ("-a", "127.0.0.1:0", "-stun=false", "-c", str(key), "-derp=false")
+    with relay(*flags) as running:
+        assert "-derp=false: packets are not relayed\n" in running.said
+    key.chmod(0o644)
+    code, said = refused("check", *flags)
+    assert code == 0
+    assert "\nnote   -derp=false: packets are not relayed\n" in said
+    assert f"\nnote   {key} is a secret, but readable by every user" in said
 
 
 def test_malformed_trusted_networks_are_one_line(tmp_path: Path) -> None:

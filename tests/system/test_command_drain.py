@@ -18,6 +18,7 @@ from fastderp.client.stun import binding_request
 from fastderp.wire.keys import NodePublic
 from tests.kit.command import RunningRelay, refused, relay
 from tests.kit.peer import RESTARTING, Peer
+from tests.kit.service_manager import service_manager
 
 QUIET = ("-a", "127.0.0.1:0", "-http-port=-1")
 
@@ -123,14 +124,7 @@ def test_sigint_does_not_drain(tmp_path: Path) -> None:
 def test_a_service_manager_is_told_of_the_drain(tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     flags = (*QUIET, "-stun=false", "-drain-time", "1h", "-c", str(tmp_path / "k"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(20)
-        manager.bind(path)
-
-        def told() -> dict[str, str]:
-            lines = manager.recv(4096).decode().split("\n")
-            return dict(line.split("=", 1) for line in lines)
-
+    with service_manager(path) as told:
         with relay(*flags, env={"NOTIFY_SOCKET": path}) as running, clients(running, 1) as [peer]:
             assert told()["READY"] == "1"
             running.process.send_signal(signal.SIGTERM)

@@ -6,21 +6,37 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
+import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from fastderp.client.stun import binding_request, parse_response
 from fastderp.wire.keys import NodePrivate, NodePublic
-from tests.kit.command import COMMAND
+from tests.kit.command import COMMAND, started
 from tests.kit.peer import Peer
+from tests.kit.ports import free_ports, is_served
 from tests.kit.relay import eventually
-from tests.system.test_command_ending import free_port, is_served
+from tests.kit.stun import is_answered
+
+# A relay whose event loop reports an error without an exception, then makes the file $REPORTED.
+WITH_A_REPORT = """
+import asyncio, os, sys
+from fastderp.cli.relay import main
+from fastderp.server.observe import maintenance
+from fastderp.server.observe.connection_log import ConnectionLog
+maintenance.INTERVAL_S = 0.01
+def report(self):
+    del ConnectionLog.sum_up
+    asyncio.get_running_loop().call_exception_handler({"message": "of the loop\\nand more"})
+    open(os.environ["REPORTED"], "w").close()
+ConnectionLog.sum_up = report
+sys.exit(main())
+"""
+PROGRAM = [sys.executable, "-c", WITH_A_REPORT]
 
 
 class Unread:
@@ -46,13 +62,17 @@ class Unread:
 
 
 @contextmanager
-def unread(tmp_path: Path, stderr: int) -> Iterator[Unread]:
+def unread(
+    tmp_path: Path, stderr: int, command: Sequence[str] = (str(COMMAND),)
+) -> Iterator[Unread]:
     """Run a relay with this standard error in the block; it serves when the block begins."""
-    port, stun_port = free_port(), free_port()
+    port, stun_port = free_ports(2)
     flags = ("-a", f"127.0.0.1:{port}", "-stun-port", str(stun_port), "-c", str(tmp_path / "k"))
     # Each login and each departure logs one or two lines.
     process = subprocess.Popen(
-        [COMMAND, *flags], stderr=stderr, env={**os.environ, "DERP_DEBUG_LOGS": "1"}
+        [*command, *flags],
+        stderr=stderr,
+        env={**os.environ, "DERP_DEBUG_LOGS": "1", "REPORTED": str(tmp_path / "reported")},
     )
     try:
         eventually(lambda: is_served(port))
@@ -83,12 +103,7 @@ def test_a_stalled_log_reader_delays_neither_logins_nor_stun_nor_signals(
         for _ in range(20):
             with Peer.connect("127.0.0.1", running.port, None, 10) as peer:
                 peer.login(running.public_key)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(10)
-            client.connect(("127.0.0.1", running.stun_port))
-            asked = os.urandom(12)
-            client.send(binding_request(asked))
-            assert parse_response(client.recv(100)) == (asked, *client.getsockname())
+        assert is_answered("127.0.0.1", running.stun_port)
         running.process.send_signal(signal.SIGHUP)
         assert running.lost() == 0  # these lines wait for the reader
         running.process.send_signal(number)
@@ -109,3 +124,23 @@ def test_lines_that_cannot_be_written_are_counted(tmp_path: Path, gone: str) -> 
             assert running.process.wait(20) == 0
     finally:
         os.close(writing)
+
+
+def test_a_stalled_reader_does_not_block_the_reports_of_the_event_loop(
+    tmp_path: Path, full_pipe: tuple[int, int]
+) -> None:
+    with unread(tmp_path, full_pipe[1], PROGRAM) as running:
+        eventually((tmp_path / "reported").exists)
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+
+
+def test_a_report_of_the_event_loop_is_a_line_with_its_time(tmp_path: Path) -> None:
+    flags = ("-a", "127.0.0.1:0", "-stun=false", "-c", str(tmp_path / "k"))
+    with started([*PROGRAM, *flags], {"REPORTED": str(tmp_path / "reported")}) as running:
+        eventually((tmp_path / "reported").exists)
+        running.stop()
+    assert [line for line in running.said.splitlines() if "of the loop" in line] == [
+        r"of the loop\nand more"
+    ]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in running.lines)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.kit.command import relay
+from tests.kit.service_manager import service_manager
 
 QUIET = ("-a", "127.0.0.1:0", "-stun=false")
 
@@ -20,16 +20,9 @@ def test_a_service_manager_is_notified_of_readiness_reload_and_the_end(
     tmp_path: Path, kind: str
 ) -> None:
     name = f"fastderp-test-{os.getpid()}-{time.monotonic_ns()}"
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(20)
-        manager.bind(path if kind == "path" else f"\0{name}")
-        env = {"NOTIFY_SOCKET": path if kind == "path" else f"@{name}"}
-
-        def told() -> dict[str, str]:
-            lines = manager.recv(4096).decode().split("\n")
-            return dict(line.split("=", 1) for line in lines)
-
+    address = str(tmp_path / "notify") if kind == "path" else f"@{name}"
+    with service_manager(address) as told:
+        env = {"NOTIFY_SOCKET": address}
         with relay(*QUIET, "-c", str(tmp_path / "k"), env=env) as running:
             ready = told()
             assert ready["READY"] == "1"

@@ -5,13 +5,15 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.kit.command import COMMAND, refused
+from tests.kit.command import COMMAND, manual, refused
 
 QUIET = ("-stun=false", "-http-port=-1")
+MANUAL = ("-c=/dev/null/k", "-certmode=manual", "-hostname=127.0.0.1", "-certdir=/dev/null/certs")
 
 
 def one_line(
@@ -38,6 +40,15 @@ def one_line(
             'unknown -certmode "none": use manual, letsencrypt, gcp',
         ),
         (("-dev", "-home", "gopher://x"), "unknown -home value"),
+        (
+            (*MANUAL, "-a", "127.0.0.1:80"),
+            "-a and -http-port are both port 80: HTTPS and plain HTTP need a port each",
+        ),
+        (
+            (*MANUAL, "-a", ":8443", "-http-port", "8443", "-reuse-port"),
+            "-a and -http-port are both port 8443",
+        ),
+        (("check", *MANUAL, "-a", ":80"), "-a and -http-port are both port 80"),
         (
             ("-dev", "-stun=false", "-bootstrap-dns-names=a.example.com,b c"),
             '-bootstrap-dns-names "b c": want a host name',
@@ -116,18 +127,8 @@ def test_a_file_without_end_or_without_writer_is_refused(tmp_path: Path, flag: s
 def test_certificate_files_that_are_pipes_are_refused(tmp_path: Path) -> None:
     for ending in ("crt", "key"):
         os.mkfifo(tmp_path / f"relay.example.{ending}")
-    flags = (
-        "-a",
-        "127.0.0.1:0",
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path),
-        "-c",
-        str(tmp_path / "k"),
-        *QUIET,
-    )
-    one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt: not a regular file")
+    flags = ("-a", "127.0.0.1:0", *manual(tmp_path, "relay.example"), "-c", str(tmp_path / "k"))
+    one_line((*flags, *QUIET), 78, r"relay\.example\.crt: not a regular file")
 
 
 def test_a_key_file_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
@@ -172,19 +173,9 @@ def test_a_malformed_url_of_the_secrets_server_is_refused_without_quoting_it(
 
 
 def test_missing_certificates_are_refused(tmp_path: Path) -> None:
-    flags = (
-        "-a",
-        "127.0.0.1:0",
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path),
-        "-c",
-        str(tmp_path / "k"),
-        *QUIET,
-    )
-    one_line((*flags, "-hostname", "relay.example"), 78, r"relay\.example\.crt does not exist")
-    one_line((*flags, "-hostname", "relay.example", "-certdir="), 2, "missing required -certdir")
+    flags = ("-a", "127.0.0.1:0", *manual(tmp_path, "relay.example"), "-c", str(tmp_path / "k"))
+    one_line((*flags, *QUIET), 78, r"relay\.example\.crt does not exist")
+    one_line((*flags, "-certdir="), 2, "missing required -certdir")
 
 
 @pytest.mark.parametrize(
@@ -235,16 +226,7 @@ def test_a_missing_acme_library_is_named_with_its_install_command(tmp_path: Path
 def test_a_malformed_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "127.0.0.1.crt").write_text("junk")
     (tmp_path / "127.0.0.1.key").write_text("junk")
-    flags = (
-        "-a",
-        "127.0.0.1:0",
-        "-certmode",
-        "manual",
-        "-certdir",
-        str(tmp_path),
-        "-hostname",
-        "127.0.0.1",
-    )
+    flags = ("-a", "127.0.0.1:0", *manual(tmp_path, "127.0.0.1"))
     one_line((*flags, "-c", str(tmp_path / "k"), *QUIET), 78, r"127\.0\.0\.1\.crt is not a PEM")
 
 
@@ -254,8 +236,15 @@ def test_a_tcp_port_in_use_is_refused(tmp_path: Path) -> None:
         one_line(
             ("-a", f"127.0.0.1:{port}", "-c", str(tmp_path / "k"), *QUIET),
             71,
-            rf"127\.0\.0\.1:{port}.*[Aa]ddress already in use",
+            rf"127\.0\.0\.1:{port}.*[Aa]ddress already in use; .*: ss -lnpt 'sport = :{port}'$",
         )
+
+
+def test_a_port_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = ("-a", f"127.0.0.1:{taken.getsockname()[1]}", "-reuse-port", *QUIET)
+        reason = "already in use by a program without SO_REUSEPORT, or of another user$"
+        one_line((*flags, "-c", str(tmp_path / "k")), 71, reason)
 
 
 def test_a_stun_port_in_use_is_refused_before_anything_is_served(tmp_path: Path) -> None:
@@ -263,16 +252,15 @@ def test_a_stun_port_in_use_is_refused_before_anything_is_served(tmp_path: Path)
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         flags = ("-a", "127.0.0.1:0", "-stun-port", str(port), "-c", str(tmp_path / "k"))
-        one_line(
-            flags, 71, rf"STUN: cannot listen on UDP 127\.0\.0\.1:{port}: Address already in use"
-        )
+        message = rf"STUN: cannot listen on UDP 127\.0\.0\.1:{port}: Address already in use"
+        one_line(flags, 71, rf"{message}; .*: ss -lnpu 'sport = :{port}'$")
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     one_line(
         ("-a", "192.0.2.1:0", "-c", str(tmp_path / "k"), *QUIET),
         71,
-        "192.0.2.1.*Cannot assign requested address",
+        "192.0.2.1.*Cannot assign requested address; no interface of this machine has this address$",
     )
 
 
@@ -289,7 +277,7 @@ def test_a_malformed_environment_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [8, 12, 16, 63])
 def test_too_few_descriptors_are_one_line(tmp_path: Path, limit: int) -> None:
-    script = f'ulimit -n {limit}; exec "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false'
+    script = f'ulimit -n {limit}; exec "{sys.executable}" "{COMMAND}" -a 127.0.0.1:0 -c {tmp_path / "k"} -stun=false'
     done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, timeout=20)
     assert done.returncode == 71
     assert (

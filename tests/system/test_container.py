@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from tests.kit.container import ROOT, STATE, Container, container, image_variables
 from tests.kit.memory import SANITIZED
+from tests.kit.relay import eventually
 from tests.kit.sandbox import needs_root
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="the root has no sanitizer's library")
@@ -116,13 +120,18 @@ class TestContainer:
             assert running.is_healthy() == (0, "")
 
     def test_a_flag_of_the_command_wins_over_a_variable(self, tmp_path: Path) -> None:
-        with container(tmp_path, PLAIN, "-a", "127.0.0.1:3341") as running:
+        variables = {**PLAIN, "FASTDERP_HEALTH_URL": "http://127.0.0.1:3341/derp/probe"}
+        with container(tmp_path, variables, "-a", "127.0.0.1:3341") as running:
             assert "serves http on 127.0.0.1:3341" in running.relay.said
-            # The variables name another address, so the check needs the address.
+            assert running.is_healthy() == (0, "")
+            # The other variables name another address, so the check needs this one.
+            del running.variables["FASTDERP_HEALTH_URL"]
             code, said = running.is_healthy()
             assert (code, said.count("\n")) == (1, 1)
-            running.variables["FASTDERP_HEALTH_URL"] = "http://127.0.0.1:3341/derp/probe"
-            assert running.is_healthy() == (0, "")
+
+    def test_the_relays_folder_is_the_one_asked_for(self, tmp_path: Path) -> None:
+        with container(tmp_path, {**PLAIN, "FASTDERP_STATE_DIR": "/tmp/state"}) as running:
+            assert "kept in /tmp/state/relay.key" in running.relay.said
 
     def test_the_admission_service_decides(self, tmp_path: Path) -> None:
         variables = {**PLAIN, "DERP_VERIFY_CLIENT_URL": "http://127.0.0.1:9000/"}
@@ -137,6 +146,14 @@ class TestContainer:
         with container(tmp_path, {**PLAIN, "DERP_VERIFY_CLIENTS": "true"}) as running:
             assert exchanged(running, "http://127.0.0.1:3340/derp").startswith("DialError")
             assert running.is_healthy() == (0, "")
+
+    def test_no_zombie_remains_of_a_process_that_lost_its_parent(self, tmp_path: Path) -> None:
+        with container(tmp_path, PLAIN) as running:
+            shell = ["nsenter", f"--target={running.pid}", "--pid", "sh", "-c"]
+            subprocess.run([*shell, "sleep 600 >&- 2>&- &"], check=True, timeout=20)
+            [orphan] = running.children()
+            os.kill(orphan, signal.SIGTERM)
+            eventually(lambda: not running.children())
 
     def test_the_root_is_read_only_and_there_are_no_capabilities(self, tmp_path: Path) -> None:
         with container(tmp_path, PLAIN) as running:
@@ -162,6 +179,19 @@ class TestContainer:
 def test_a_variable_is_the_flag_of_derper(variables: dict[str, str], flags: list[str]) -> None:
     kept = ["fastderp-relay", f"-c={STATE}/relay.key", f"-certdir={STATE}/certs"]
     assert ENTRYPOINT["command"](variables, ["-v"]) == [*kept, *flags, "-v"]
+
+
+def test_variables_of_kubernetes_services_are_no_flags() -> None:
+    links = {
+        "DERP_STUN_SERVICE_HOST": "10.0.0.1",
+        "DERP_STUN_PORT": "udp://10.0.0.1:3478",
+        "DERP_HTTP_SERVICE_HOST": "10.0.0.2",
+        "DERP_HTTP_PORT": "tcp://10.0.0.2:80",
+    }
+    plain = ENTRYPOINT["command"]({}, [])
+    assert ENTRYPOINT["command"](links, []) == plain
+    own = links | {"DERP_STUN_PORT": "3479"}
+    assert ENTRYPOINT["command"](own, []) == [*plain, "-stun-port=3479"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""One relay through a day: start, reload with a new certificate, a log reader that stalls, a
-tailscaled that restarts, and SIGTERM, while two clients talk to each other.
+"""One relay through a day, while two clients talk to each other.
+
+Start, reload with a new certificate, a log reader that stalls, a tailscaled that restarts, SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 from fastderp import DialError, HTTPClient, NodePrivate, ReceivedPacket, ServerRestarting
 from fastderp.errors import DerpError
 from tests.kit.certificates import Certificate, self_signed
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import RunningRelay, manual, relay
 from tests.kit.service import Service, ok, response, serving
 
 NAME = "127.0.0.1"
@@ -163,7 +164,7 @@ def test_two_clients_exchange_packets_through_all_events_of_a_day(tmp_path: Path
     tailscaled = Tailscaled()
     flags = [
         *("-a", f"{NAME}:0", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "relay.key")),
-        *("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", NAME),
+        *manual(tmp_path, NAME),
         *("-verify-clients", "-socket", str(path), "-verify-interval", "200ms"),
     ]
     with (

@@ -1,6 +1,4 @@
-"""Every program in docs/library.md runs and prints the documented output; the tests it names
-exist.
-"""
+"""Programs in docs/library.md run and print the documented output; the tests it names exist."""
 
 import os
 import re
@@ -20,22 +18,27 @@ TESTS = re.findall(r"`([\w/]+\.py)::(test_\w+)`", GUIDE)
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Run a relay on port 3340, where the programs expect it."""
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Run a relay; return its addresses by those where the programs expect it."""
     key = tmp_path_factory.mktemp("relay") / "key"
-    with relay("-a", "127.0.0.1:0", "-stun=false", "-c", str(key)) as running:
-        yield running.port
+    with relay("-a", "127.0.0.1:0", "-stun-port", "0", "-c", str(key)) as running:
+        yield {
+            "127.0.0.1:3340": f"127.0.0.1:{running.port}",
+            '"127.0.0.1", 3478': f'"127.0.0.1", {running.stun_port}',
+        }
 
 
 @pytest.mark.parametrize(
     ("program", "printed"), PROGRAMS, ids=[f"program {n}" for n in range(1, len(PROGRAMS) + 1)]
 )
 def test_a_program_of_the_guide_prints_its_documented_output(
-    program: str, printed: str, port: int, tmp_path: Path
+    program: str, printed: str, places: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "test_program.py"
-    path.write_text(program.replace("127.0.0.1:3340", f"127.0.0.1:{port}"))
-    runs_itself = "asyncio.run(" in program
+    runs_itself = "def test_" not in program
+    for expected, place in places.items():
+        program = program.replace(expected, place)
+    path.write_text(program)
     command = [
         sys.executable,
         *([] if runs_itself else ["-m", "pytest", "-q", "-o", "asyncio_mode=auto"]),
@@ -56,6 +59,22 @@ def test_a_program_of_the_guide_prints_its_documented_output(
         assert (done.stdout, done.stderr) == (printed, "")
     else:
         assert "1 passed" in done.stdout
+
+
+def test_the_types_of_the_programs_are_right(tmp_path: Path) -> None:
+    paths = [tmp_path / f"program_{number}.py" for number in range(len(PROGRAMS))]
+    for path, (program, _) in zip(paths, PROGRAMS, strict=True):
+        path.write_text(program)
+    mypy = [sys.executable, "-m", "mypy", "--check-untyped-defs", "--cache-dir", os.devnull]
+    done = subprocess.run(
+        [*mypy, *map(str, paths)],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_program_of_the_guide_has_its_output_documented() -> None:

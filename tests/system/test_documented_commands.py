@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from typing import NamedTuple
 import pytest
 
 from fastderp import NodePrivate
-from tests.kit.command import COMMAND, relay
+from tests.kit.command import COMMAND, manual, relay
 from tests.kit.sandbox import needs_root
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {"api.md", "bench.md", "flags.md", "manual.md", "metrics.md"}
+GENERATED = {"api.md", "bench.md", "flags.md", "metrics.md"}
 DOCUMENTS = sorted(
     path
     for folder in (".", "docs", "bench", "crypto", "deploy")
@@ -68,6 +69,9 @@ HOW = [
     (r"sleep \d|kill \$RELAY", ".ci/run packages"),
     (r"(fastderp-bench .* & )?perf .*", "needs perf"),
     (r"fastderp-relay( check| -version| -help)", "test_the_words_of_the_relay_work"),
+    (r"fastderp-relay probe( .*)?", "tests/system/test_command_probe.py"),
+    (r"fastderp-relay gen( .*)?", "tests/system/test_command_gen.py"),
+    (r"fastderp-relay top( .*)?", "tests/system/test_command_top.py"),
     (r"fastderp-bench .*", BENCH),
     (r"(FASTDERP_\w+=\S+ )?(python (-m )?)?bench[./].*", BENCH),
     (r"(FASTDERP_\w+=\S+ )?pytest .*", PYTEST),
@@ -80,7 +84,7 @@ HOW = [
         r"pip install( (cmake|fastderp|--upgrade fastderp|'fastderp\[all\]'))?",
         "changes the machine",
     ),
-    (r"apt install .*|sysctl .*", "changes the machine"),
+    (r"pip install -e '\.\[bench\]'|apt install .*|sysctl .*", "changes the machine"),
     (r"(DERP_\w+=\S+ )*docker .*|helm .*|kubectl .*", "needs others"),
     (r"openssl (rand|speed) .*|cargo info .*|tailscale .*", "needs others"),
 ]
@@ -93,6 +97,7 @@ BLOCKS = {
     ("docs/library.md", "text"): "tests/system/test_docs_examples.py",
     ("docs/operations.md", "toml"): "tests/system/test_operations_commands.py",
     ("docs/operations.md", "json"): "tests/system/test_readme.py",
+    ("docs/operations.md", "console"): "tests/system/test_operations_commands.py",
     ("docs/operations.md", "nginx"): "tests/system/test_behind_proxies.py",
     ("docs/operations.md", "haproxy"): "tests/system/test_behind_proxies.py",
     ("docs/operations.md", "caddy"): "tests/system/test_behind_proxies.py",
@@ -236,7 +241,7 @@ def test_the_options_of_the_benches_exist(command: str) -> None:
             assert argument in said, argument
 
 
-@pytest.mark.parametrize("command", [["-version"], ["-help"], ["check"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["-version"], ["-help"], ["check", "-dev"]], ids=" ".join)
 def test_the_words_of_the_relay_work(command: list[str]) -> None:
     done = subprocess.run([COMMAND, *command], capture_output=True, text=True, timeout=30)
     assert (done.returncode, bool(done.stdout), done.stderr) == (0, True, "")
@@ -302,7 +307,7 @@ def test_the_reload_lines_are_those_of_the_relay(tmp_path: Path) -> None:
         f"-allow-keys={keys}", f"-rate-config={rates}", f"-mesh-psk-file={psk}",
         f"-mesh-with=@{members}", f"-config={configuration}",
     ) as running:  # fmt: skip
-        rates.write_text("{")
+        rates.write_text('{"PerClientRateLimitBytesPerSec": 1000000 "Classes": []}')
         running.process.send_signal(signal.SIGHUP)
         for _ in range(5):
             running.hears("reload: ")
@@ -321,9 +326,35 @@ def shape(line: str) -> str:
     return re.sub(r"\d+", "N", line)
 
 
-def test_the_probes_are_those_of_the_chart() -> None:
+def yaml_block(part: str) -> str:
+    """Return the block of the operators' guide with this text."""
     guide = (ROOT / "docs" / "operations.md").read_text()
-    [block] = [block for language, block in FENCE.findall(guide) if language == "yaml"]
+    blocks: list[str] = [
+        text for language, text in FENCE.findall(guide) if language == "yaml" and part in text
+    ]
+    [block] = blocks
+    return block
+
+
+def test_prometheus_finds_the_metrics_where_the_guide_says(tmp_path: Path) -> None:
+    scrape = yaml_block("scrape_configs:")
+    [target] = re.findall(r'targets: \["(\S+)"\]', scrape)
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    assert "metrics_path" not in scrape and f"`-debug-addr {target}`" in guide
+    flags = ("-a", "127.0.0.1:0", "-http-port=0", "-stun=false", "-c", str(tmp_path / "k"))
+    with relay(*flags, *manual(tmp_path, "127.0.0.1"), "-debug-addr=127.0.0.1:0") as running:
+        assert_metrics(running.find(r"debug on 127\.0\.0\.1:(\d+)"))
+    with relay(*flags, *manual(tmp_path, "127.0.0.1")) as running:
+        assert_metrics(running.find(r"plain HTTP on 127\.0\.0\.1:(\d+)"))
+
+
+def assert_metrics(port: str) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        assert b"\nderp_accepts 0\n" in page.read()
+
+
+def test_the_probes_are_those_of_the_chart() -> None:
+    block = yaml_block("Probe:")
     chart = (ROOT / "deploy" / "chart" / "templates" / "statefulset.yaml").read_text()
     shown = dict(re.findall(r"^(\w+Probe):\n  httpGet: {path: (\S+),", block, re.M))
     assert shown == dict(re.findall(r"(\w+Probe):\n +httpGet: {path: (\S+),", chart))

@@ -8,21 +8,12 @@ import urllib.request
 
 import pytest
 
-from fastderp.wire.keys import NodePrivate, NodePublic
-from tests.kit.command import RunningRelay, command_with_upkeep_every, relay, started
-from tests.kit.peer import Peer, client_info
+from fastderp.wire.keys import NodePrivate
+from tests.kit.command import RunningRelay, command_with_upkeep_every, log_in, relay, started
+from tests.kit.peer import Peer
 from tests.kit.relay import eventually
 
 FLAGS = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
-
-
-def log_in(running: RunningRelay, **info: object) -> Peer:
-    peer = Peer.connect("127.0.0.1", running.port, None, 20)
-    relay_key = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
-    peer.upgrade(relay_key)
-    peer.send(client_info(peer.key, relay_key, json.dumps({"version": 2, **info}).encode()))
-    peer.read_server_info(relay_key)
-    return peer
 
 
 def varz(running: RunningRelay, name: str) -> int:

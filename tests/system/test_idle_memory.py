@@ -7,7 +7,6 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,6 @@ from tests.kit.memory import SANITIZED
 COMMAND = str(Path(sys.executable).with_name("fastderp-bench"))
 N_CLIENTS = 2000
 LIMIT_KIB = 2.0
-
-
-@pytest.fixture
-def descriptors() -> Iterator[None]:
-    """Raise the limit of descriptors; the load and the relay inherit it."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if before[1] < N_CLIENTS + 500:
-        pytest.skip(f"needs {N_CLIENTS + 500} descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], N_CLIENTS + 500), before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer has memory of its own")
@@ -52,11 +40,12 @@ def tidy_relay() -> Relay:
 
 def idle(relay: Running, n_clients: int) -> dict[str, Any]:
     """Connect silent clients for a moment; return what `fastderp-bench` has measured."""
-    command = f"""
-        {COMMAND} {relay.url} --insecure --pid {relay.pid} --idle {n_clients} --pairs 1 --rate 1
+    flags = f"""
+        --insecure --pid {relay.pid} --idle {n_clients} --pairs 1 --rate 1
         --settle 2 --warmup 0 --duration 0.1 --quiet --json -
     """
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=120)
+    command = [COMMAND, relay.url, *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)["result"]
     return result
@@ -66,7 +55,10 @@ def idle(relay: Running, n_clients: int) -> dict[str, Any]:
     SANITIZED,
     reason="a sanitizer keeps what was freed, and has bytes of its own for each of the program's",
 )
-@pytest.mark.usefixtures("descriptors")
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[0] < N_CLIENTS + 500,
+    reason=f"needs {N_CLIENTS + 500} descriptors",
+)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS 1.3"])
 def test_an_idle_client_takes_two_kib_at_most_including_the_rest_of_its_login(
     tls: bool,

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastderp.errors import EX_CONFIG
-from fastderp.wire.keys import NodePublic
-from tests.kit.command import RunningRelay, refused, relay
+from tests.kit.command import RunningRelay, manual, refused, relay
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import eventually
 
@@ -24,7 +23,7 @@ QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 def log_in(running: RunningRelay) -> tuple[Peer, dict[str, int]]:
     """Log in; return the client and the relay's ServerInfo."""
     peer = Peer.connect("127.0.0.1", running.port, None, 20)
-    public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+    public = running.public_key
     peer.upgrade(public)
     peer.send(client_info(peer.key, public))
     info: dict[str, int] = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
@@ -57,7 +56,7 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
             '{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}'
         )
         running.process.send_signal(signal.SIGHUP)
-        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        public = running.public_key
         told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
         assert told == {
             "version": 2,
@@ -92,7 +91,7 @@ def test_classes_and_limits_of_addresses_change_with_the_file(tmp_path: Path) ->
         limits["PerAddressConnections"] = 0
         file.write_text(json.dumps(limits))
         running.process.send_signal(signal.SIGHUP)
-        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        public = running.public_key
         for peer in (first, second):
             told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
             assert told["TokenBucketBytesBurst"] == 65_568
@@ -129,7 +128,7 @@ def test_a_rate_file_that_cannot_be_used_is_one_line_at_the_start(
 def test_connections_over_the_accept_limit_are_closed_and_the_relay_continues(
     tmp_path: Path,
 ) -> None:
-    flags = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1")
+    flags = manual(tmp_path, "127.0.0.1")
     limits = ("-accept-connection-limit", "5", "-accept-connection-burst", "3")
     with relay(*QUIET, "-c", str(tmp_path / "key"), *flags, *limits) as running:
         held = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(20)]

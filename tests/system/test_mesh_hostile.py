@@ -6,17 +6,16 @@ import secrets
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S
 from fastderp.server.mesh.links import LinkState, MeshLink
-from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
-from fastderp.wire.login import open_client_info
+from fastderp.wire.keys import MeshKey, NodePublic
 from tests.kit.memory import resident_bytes
+from tests.kit.mesh_member import SECRET, member_of
 from tests.kit.peer import (
     CLOSE_PEER,
     FORWARD,
@@ -26,81 +25,9 @@ from tests.kit.peer import (
     RESTARTING,
     SERVER_INFO,
     SERVER_KEY,
-    WATCH,
     frame,
 )
 from tests.kit.relay import PATIENCE_S, Relay, eventually
-
-SECRET = MeshKey.generate()
-
-
-class Member:
-    """A relay made by hand: it answers one login and then sends the test's frames."""
-
-    def __init__(self) -> None:
-        self.key = NodePrivate.generate()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(PATIENCE_S)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/derp"
-        self.sock: socket.socket
-
-    def accept(self) -> None:
-        """Accept a connection and read its HTTP request."""
-        self.sock, _ = self._listener.accept()
-        self.sock.settimeout(PATIENCE_S)
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += self.sock.recv(1)
-
-    def welcome(self, secret: MeshKey = SECRET) -> None:
-        """Accept a connection and log it in; WatchConns must follow its ClientInfo at once."""
-        self.accept()
-        self.sock.sendall(
-            b"HTTP/1.1 101 x\r\n\r\n" + frame(SERVER_KEY, MAGIC + self.key.public_key.raw)
-        )
-        self.client = open_client_info(self.key, self.read_frame()[1])
-        assert self.client.info.mesh_key == secret
-        assert self.read_frame() == (WATCH, b"")
-        self.sock.sendall(self.client.server_info_frame())
-
-    def present(self, key: bytes) -> bytes:
-        return frame(PRESENT, key + bytes(19))
-
-    def read_frame(self) -> tuple[int, bytes]:
-        frame_type, length = struct.unpack(">BI", self._read(5))
-        return frame_type, self._read(length)
-
-    def is_left(self) -> bool:
-        """Return whether the other side ends the connection."""
-        try:
-            while self.sock.recv(65536):
-                pass
-        except ConnectionResetError:
-            pass
-        return True
-
-    def close(self) -> None:
-        self._listener.close()
-        if hasattr(self, "sock"):
-            self.sock.close()
-
-    def _read(self, n_bytes: int) -> bytes:
-        data = b""
-        while len(data) < n_bytes:
-            piece = self.sock.recv(n_bytes - len(data))
-            assert piece, "the relay has hung up"
-            data += piece
-        return data
-
-
-@contextmanager
-def member_of(relay: Relay) -> Iterator[Member]:
-    member = Member()
-    relay.call(relay.server.set_mesh_peers, [member.url])
-    try:
-        yield member
-    finally:
-        member.close()
 
 
 @pytest.fixture
@@ -109,9 +36,8 @@ def relay(start_relay: Callable[..., Relay]) -> Relay:
 
 
 def state_of(relay: Relay) -> str:
-    return next(
-        state for (_, state), value in relay.metrics()["fastderp_mesh_links"].items() if value
-    )
+    links: dict[tuple[str, str], int] = relay.metrics()["fastderp_mesh_links"]
+    return next(state for (_, state), value in links.items() if value)
 
 
 def wait_state(relay: Relay, state: LinkState) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.net.tls import ClientContext
 from fastderp.server.mesh.links import LinkState
-from fastderp.tls.context import ServerContext
+from fastderp.tls.context import ClientContext, ServerContext
 from fastderp.wire.keys import MeshKey, NodePrivate
 from tests.kit.certificates import self_signed
 from tests.kit.peer import DISCO, GONE, RECV
@@ -309,7 +308,7 @@ def test_without_a_secret_members_are_refused(start_relay: StartRelay) -> None:
 def test_mesh_peers_are_not_slowed_down_by_the_rate_limit(start_relay: StartRelay) -> None:
     one, other = start_member(start_relay), start_member(start_relay)
     link(one, other)
-    other.call(other.server._plane.set_rate_limit, 1)
+    other.call(other.server._plane.set_rate_limits, [(1, 0)])
     with one.login() as a, other.login() as b:
         wait_knows(one, 2)
         for _ in range(20):

@@ -285,9 +285,7 @@ def deaf_watcher(relay: Relay) -> Peer:
 
 
 def hear_of_each_other(relay: Relay, w: Peer) -> None:
-    """Let clients log in, send and leave; this watcher, which has read the list, gets their
-    frames.
-    """
+    """Let clients log in, send and leave; the watcher, which has read the list, gets frames."""
     with relay.login() as a, relay.login() as b:
         assert w.read_frames(2) == [present(a), present(b)]
         a.send_packet(b.public, b"hello")
@@ -324,6 +322,10 @@ def wait_for_backlog(relay: Relay, n_bytes: int) -> None:
 
 def overflowed(relay: Relay) -> bool:
     return "control_overflow" in relay.metrics()["fastderp_session_closed_total"]
+
+
+def wait_for_backlog_or_overflow(relay: Relay, n_bytes: int) -> None:
+    eventually(lambda: overflowed(relay) or relay.metrics()["fastderp_backlog_bytes"] >= n_bytes)
 
 
 def test_a_list_under_way_neither_repeats_arrivals_nor_names_those_who_left(
@@ -367,11 +369,7 @@ def test_a_watcher_with_a_full_backlog_is_closed_and_no_other_peer(
             while not overflowed(crowded):
                 whole = crowded.metrics()["fastderp_backlog_bytes"] + CROWD_LIST_BYTES
                 deaf.send_frame(WATCH)
-                eventually(
-                    lambda whole=whole: (
-                        overflowed(crowded) or crowded.metrics()["fastderp_backlog_bytes"] >= whole
-                    )
-                )
+                wait_for_backlog_or_overflow(crowded, whole)
             assert w.read_frame() == gone(deaf.public)
             assert crowded.metrics()["fastderp_session_closed_total"] == {
                 "eof": 2,

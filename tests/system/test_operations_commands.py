@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastderp.cli import probe, top
 from fastderp.cli.flag_table import flag_table
 from fastderp.cli.sources import read_settings
 from fastderp.wire.keys import load_or_create_server_key
@@ -53,6 +54,8 @@ def test_the_configuration_is_accepted(tmp_path: Path) -> None:
 
 def test_every_flag_of_the_guide_exists() -> None:
     known = {f"-{flag.name}" for flag in flag_table({})}
+    for subcommand in (probe, top):
+        known.update(re.findall(r"^ +(-[a-z][a-z0-9-]*)", subcommand.help_text(), re.M))
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", OPERATIONS, flags=re.M | re.S))
     named = {
         match
@@ -64,9 +67,30 @@ def test_every_flag_of_the_guide_exists() -> None:
     assert named - FOREIGN <= known
 
 
+@pytest.mark.parametrize("name", [flag.name for flag in flag_table({}) if flag.group])
+def test_the_guide_names_every_flag(name: str) -> None:
+    assert re.search(rf"(?<![\w-])-{name}(?![\w-])", OPERATIONS)
+
+
 def test_the_programs_of_the_commands_are_known() -> None:
     programs = {"sudo", "python3", "ln", "install", "cp", "fastderp-relay", "systemctl", "helm"}
     for block in blocks("sh", OPERATIONS):
         for line in block.splitlines():
             first = line.split()[0]
             assert first in programs or shutil.which(first), line
+
+
+def test_the_guide_explains_every_flag_and_step_of_the_probe() -> None:
+    section = OPERATIONS.partition("## Probe a relay\n")[2].partition("\n## ")[0]
+    flags = re.findall(r"^ +(-[a-z0-9][a-z0-9-]*)", probe.help_text(), re.M)
+    assert len(flags) > 8
+    assert [flag for flag in flags if flag != "-h" and f"`{flag}" not in section] == []
+    shown = {line.split()[1] for line in blocks("console", section)[0].splitlines()[:-1]}
+    assert {name for name in shown if f"`{name}`" not in section} == set()
+
+
+def test_the_guide_explains_every_flag_of_the_live_view() -> None:
+    section = OPERATIONS.partition("## A live view\n")[2].partition("\n## ")[0]
+    flags = re.findall(r"^ +(-[a-z0-9][a-z0-9-]*)", top.help_text(), re.M)
+    assert len(flags) > 6
+    assert [flag for flag in flags if flag != "-h" and f"`{flag}" not in section] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.command import relay
+from tests.kit.command import manual, relay
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ("darwin", "win32")
@@ -60,7 +60,7 @@ def run_as(system: str, program: str) -> subprocess.CompletedProcess[str]:
 def test_two_clients_exchange_packets(system: str, scheme: str, tmp_path: Path) -> None:
     flags = ["-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "key")]
     if scheme == "https":
-        flags += ["-certmode", "manual", "-certdir", str(tmp_path), "-hostname", "127.0.0.1"]
+        flags += manual(tmp_path, "127.0.0.1")
     with relay(*flags) as running:
         pin = running.find(r"(sha256-raw:[0-9a-f]{64})") if scheme == "https" else ""
         url = f"{scheme}://127.0.0.1:{running.port}/derp"
@@ -84,6 +84,19 @@ def test_a_command_says_in_one_line_that_it_needs_linux(system: str, name: str) 
         f"fastderp-{name}: relays and fastderp-bench run on Linux only; on {system} fastderp is a "
         "client library\n"
     )
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_names_of_the_client_are_all_names(system: str) -> None:
+    """`help` reads the members of a module as `getmembers` does."""
+    done = run_as(
+        system,
+        "import fastderp, inspect; from fastderp import *; HTTPClient, TlsError;"
+        "print(*(name for name, _ in inspect.getmembers(fastderp)))",
+    )
+    assert done.stderr == ""
+    assert {"HTTPClient", "TlsError"} <= (names := set(done.stdout.split()))
+    assert not {"Server", "RateLimit", "Admission"} & names
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -11,6 +11,7 @@ BESIDE = Path(sys.executable).parent
 COMMANDS = {
     "relay help": [str(BESIDE / "fastderp-relay"), "-help"],
     "relay version": [str(BESIDE / "fastderp-relay"), "-version"],
+    "probe help": [str(BESIDE / "fastderp-relay"), "probe", "-help"],
     "bench help": [str(BESIDE / "fastderp-bench"), "--help"],
     "bench list": [str(BESIDE / "fastderp-bench"), "--list"],
     "python -m": [sys.executable, "-m", "fastderp"],

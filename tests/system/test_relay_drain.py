@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,9 +12,11 @@ from concurrent.futures import Future
 import pytest
 
 from fastderp.errors import ConnectionClosed
+from fastderp.server.accept import listener as listener_module
 from fastderp.server.server import Server
 from fastderp.wire.keys import MeshKey
 from tests.kit.peer import RECV, RESTARTING, Peer, client_info, upgrade_request
+from tests.kit.ports import is_served
 from tests.kit.relay import EVERY_SETUP, Relay, Setup, eventually
 from tests.kit.streams import StreamPair
 
@@ -132,19 +136,11 @@ def test_a_relay_whose_region_has_another_one_refuses_connections(
         )
         drained = draining(leaving, 600)
         restarting(peer)
-        eventually(lambda: is_refused(leaving))
+        eventually(lambda: not is_served(leaving.port))
         peer.send_packet(other.public, b"over the link")
         assert other.read_packet() == (peer.public, b"over the link")
         peer.close()
         drained.result(10)
-
-
-def is_refused(relay: Relay) -> bool:
-    try:
-        relay.connect_tcp().close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 async def test_an_embedded_stream_is_refused_while_the_relay_drains() -> None:
@@ -164,3 +160,26 @@ async def test_a_second_drain_waits_for_the_first_and_a_closed_relay_drains_no_m
         await server.drain(1.0)
     with pytest.raises(ValueError, match="seconds: want 0 to 1h, not -1"):
         await Server(workers=1).drain(-1)
+
+
+async def test_ports_that_close_during_a_shortage_of_descriptors_cause_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_descriptor(listening: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loop = asyncio.get_running_loop()
+    errors: list[object] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    monkeypatch.setattr(listener_module, "accept", no_descriptor)
+    monkeypatch.setattr(listener_module, "HANDSHAKES_S", 0.0)
+    async with Server(workers=1) as relay:
+        listener = relay.listen("127.0.0.1", 0, reuse_port=True)
+        with socket.create_connection(("127.0.0.1", listener.port)):
+            while not relay.metrics()["fastderp_accept_shortages_total"]:
+                await asyncio.sleep(0)
+            await relay.drain(0.1)
+        retried = loop.create_future()
+        loop.call_later(listener_module.SHORTAGE_PAUSE_S, retried.set_result, None)
+        await retried
+    assert errors == []

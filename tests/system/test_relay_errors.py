@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
+from fastderp.server.accept.connection import Connection
 from fastderp.server.mesh import forwarders, links
 from fastderp.server.mesh.links import LinkState
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
@@ -65,7 +65,7 @@ def test_a_mesh_link_is_restored_although_another_handler_of_its_end_fails(
         return any(value for (_, state), value in states.items() if state == LinkState.UP)
 
     eventually(is_up)
-    region: Any = relay.server._region
+    region = relay.server._region
     monkeypatch.setattr(region.presence, "left", failing)
     monkeypatch.setattr(region.forwarders, "closed", failing)
     assert other.call(other.server._plane.close_key, relay.server.public_key.raw) == 1
@@ -76,7 +76,7 @@ def test_a_mesh_link_is_restored_although_another_handler_of_its_end_fails(
 def test_a_peer_whose_request_meets_an_internal_error_is_disconnected_and_others_stay(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    region: Any = relay.server._region
+    region = relay.server._region
     with relay.login() as client, relay.login(json=MESH_PEER) as watcher:
         with monkeypatch.context() as patch:
             patch.setattr(region.presence, "watch", failing)
@@ -98,11 +98,11 @@ def test_a_forwarder_without_descriptors_gets_a_session_when_there_are_some(
     monkeypatch.setattr(forwarders, "RETRY_S", 0.01)
     key, forwarder = NodePrivate.generate().public_key, Collector()
     relay.call(relay.server.add_packet_forwarder, key, forwarder)
-    region: Any = relay.server._region
-    refusals = []
+    region = relay.server._region
+    refusals: list[int] = []
     pair = socket.socketpair
 
-    def refuses_thrice() -> Any:
+    def refuses_thrice() -> tuple[socket.socket, socket.socket]:
         if len(refusals) < 3:
             refusals.append(1)
             failing()
@@ -114,5 +114,28 @@ def test_a_forwarder_without_descriptors_gets_a_session_when_there_are_some(
         relay.call(relay.server._plane.close_session, carrier.handle)
         eventually(lambda: len(refusals) == 3 and region.forwarders._carriers)
         eventually(lambda: region.forwarders.keys == {key.raw})
-        eventually(lambda: client.send_packet(key, b"again") or forwarder.packets)
+
+        def arrives() -> bool:
+            client.send_packet(key, b"again")
+            return bool(forwarder.packets)
+
+        eventually(arrives)
         assert relay.call(relay.server.consistency_check) == []
+
+
+def test_a_connection_that_fails_at_the_end_of_the_relay_keeps_nothing_open(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = start_relay()
+    with relay.connect() as first, relay.connect() as second, relay.login() as client:
+        eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 2)
+        leave = Connection.leave
+
+        def leave_with_error(connection: Connection) -> None:
+            leave(connection)
+            failing()
+
+        monkeypatch.setattr(Connection, "leave", leave_with_error)
+        relay.run(relay.server.close())
+        for peer in (first, second, client):
+            assert peer.is_closed()

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from fastderp.server.http.message import Request, Response
-from fastderp.server.http.routes import Site, relay_routes
+from fastderp.server.http.pages import Site
+from fastderp.server.http.routes import relay_routes
 from fastderp.tls.context import ClientContext
 from fastderp.tls.handshake import Handshake
 from tests.kit.peer import Peer, client_info, upgrade_request
@@ -173,7 +174,7 @@ def test_the_lag_of_the_loop_is_measured(start_relay: StartRelay) -> None:
     late = threading.Event()
 
     def n_late() -> float:
-        rows = dict(relay.metrics()["fastderp_loop_lag_seconds"].samples())
+        rows: dict[str, float] = dict(relay.metrics()["fastderp_loop_lag_seconds"].samples())
         return rows["_count"] - rows['_bucket{le="0.25"}']
 
     assert n_late() == 0

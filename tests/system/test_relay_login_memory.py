@@ -6,10 +6,9 @@ ARCHITECTURE §2, RELIABILITY F31.
 from __future__ import annotations
 
 import gc
-import resource
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -29,14 +28,6 @@ SMALLEST_BUDGET = 4 << 20
 # concurrent handshakes within that budget
 N_HANDSHAKES = SMALLEST_BUDGET * 3 // 8 // HANDSHAKE_BYTES
 N_STRANGERS = 1000
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, before[1]), before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def begun_hello(n_bytes: int, n_sent: int) -> bytes:

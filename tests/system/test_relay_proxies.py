@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,44 @@ def test_a_slow_header_counts_against_the_time_until_the_login(certificates: Pat
             peer.send(V1[:-1])
             assert peer.is_closed()
         assert relay.refused() == {"proxy_timeout": 1}
+
+
+@pytest.mark.parametrize("header", [V1, V2_SIGNATURE + b"\x20\x00\x00\x00"], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("transport", "counted"), [("plain", "http_400"), ("TLS 1.3", "tls_not_tls")]
+)
+def test_a_header_on_a_port_that_reads_none_is_named_in_the_log(
+    certificates: Path,
+    caplog: pytest.LogCaptureFixture,
+    transport: str,
+    counted: str,
+    header: bytes,
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    with running(Setup(transport), certificates) as relay:
+        with relay.connect_tcp() as peer:
+            peer.send(header + b"GET /derp/probe HTTP/1.1\r\nHost: derp\r\n\r\n")
+            peer.read_to_end()
+        assert relay.refused() == {counted: 1}
+    assert (
+        "the peer sent a PROXY header: -proxy-protocol accepts those of -trusted-proxies"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.1", ""])
+def test_a_proxy_that_drops_the_upgrade_is_named_in_the_log(
+    certificates: Path, caplog: pytest.LogCaptureFixture, trusted: str
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp")
+    # as nginx sends it without proxy_http_version and its two headers
+    request = b"GET /derp HTTP/1.0\r\nHost: a\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n"
+    proxies = ProxySettings(TrustedProxies.parse(trusted))
+    with running(Setup(), certificates, proxies=proxies) as relay, relay.connect_tcp() as peer:
+        peer.send(request)
+        assert b" 426 Upgrade Required\r\n" in peer.read_to_end()
+    lines = [line for line in caplog.messages if "has to pass on the headers Upgrade" in line]
+    assert [line[:13] for line in lines] == (["203.0.113.7:0"] if trusted else [])
 
 
 def test_a_header_of_an_untrusted_peer_closes_only_its_connection(certificates: Path) -> None:

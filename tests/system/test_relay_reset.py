@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.kit.peer import PING, Peer, frame, upgrade_request
-from tests.kit.relay import EVERY_SETUP, Relay, Setup, eventually
+from tests.kit.relay import EVERY_SETUP, Relay, Setup, eventually, without_websocket
 
 StartRelay = Callable[..., Relay]
 
@@ -34,3 +35,16 @@ def test_a_reset_right_behind_unread_data_ends_the_connection_at_every_stage(
     eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 0, 2)
     eventually(lambda: relay.metrics()["derp_current_connections"] == 0, 2)
     assert relay.call(lambda: len(relay.server._registrar.bridges)) == 0
+
+
+@without_websocket
+def test_a_reset_before_the_login_is_counted_and_not_logged(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    early = relay.connect()
+    early.send(b"GET /generate_204 HTTP/1.1\r\n")
+    eventually(lambda: relay.metrics()["fastderp_connections_not_logged_in"] == 1)
+    _reset(early)
+    eventually(lambda: relay.refused() == {"http_reset": 1})
+    assert "refused" not in caplog.text

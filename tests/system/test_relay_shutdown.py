@@ -1,11 +1,14 @@
-"""The end of a relay: every client is notified, none delays it, no state is left. PROTOCOL
-§6.11.
+"""The end of a relay: every client is notified, none delays it, no state is left.
+
+PROTOCOL §6.11.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -168,6 +171,34 @@ async def test_any_object_with_the_methods_of_a_stream_is_served() -> None:
         assert ann.relay_writes.is_closed
     await serving[1]
     assert bob.relay_writes.is_closed
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "reset"),
+        (ConnectionResetError("Connection lost"), "reset"),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "tcp_timeout"),
+        (OSError(errno.EHOSTUNREACH, "no route"), "unreachable"),
+        (ssl.SSLError(1, "[SSL] bad record mac"), "tls"),
+    ],
+    ids=str,
+)
+async def test_the_error_that_ends_a_stream_is_the_reason_of_its_end(
+    error: OSError, reason: str
+) -> None:
+    pair, key = StreamPair(), NodePrivate.generate()
+    async with Server(workers=1) as server:
+        serving = asyncio.ensure_future(server.accept(pair.relay_reads, pair.relay_writes))
+        await pair.read_frame()
+        pair.write(client_info(key, server.public_key))
+        await pair.read_frame()
+        pair.fail(error)
+        await serving
+        async with asyncio.timeout(AT_ONCE_S):
+            while not (ends := server.metrics()["fastderp_session_closed_total"]):
+                await asyncio.sleep(0)
+        assert ends == {reason: 1}
 
 
 async def test_a_login_over_streams_does_not_delay_the_close() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
+from fastderp.util.machine import n_cores
 from tests.kit.peer import Peer
 from tests.kit.relay import Relay, Setup, client_context, eventually
 
@@ -18,15 +18,13 @@ SETUPS = [
     Setup(transport, loop) for transport in ("TLS 1.3", "TLS 1.2") for loop in ("uvloop", "asyncio")
 ]
 
-pytestmark = pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 2, reason="one core: there are no helper threads"
-)
+pytestmark = pytest.mark.skipif(n_cores() < 2, reason="one core: there are no helper threads")
 
 
 @pytest.fixture(params=SETUPS, ids=str)
 def relay(
     request: pytest.FixtureRequest, start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Relay]:
+) -> Relay:
     """Run a relay that counts every handshake as part of a storm."""
     monkeypatch.setattr("fastderp.server.net.stream.BUSY_EVENTS", 0)
     return start_relay(request.param)
@@ -85,11 +83,13 @@ def test_closing_during_a_storm_is_clean(relay: Relay) -> None:
 def _client_hello(relay: Relay) -> bytes:
     """Record the first bytes of a client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(
-            target=lambda: pytest.raises(
-                OSError, Peer.connect, *listener.getsockname(), client_context(relay.setup), 10
-            )
-        )
+        host, port = listener.getsockname()
+
+        def connect() -> None:
+            with pytest.raises(OSError):
+                Peer.connect(host, port, client_context(relay.setup), 10)
+
+        thread = threading.Thread(target=connect)
         thread.start()
         accepted, _ = listener.accept()
         hello = accepted.recv(65536)

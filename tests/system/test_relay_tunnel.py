@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fastderp.net import connect
+from fastderp.net.lookup import Address
+from fastderp.server.admission.limits import AddressLimit, Limits
 from fastderp.server.http import tunnel
 from fastderp.server.http.tunnel import Target, Tunnels
+from fastderp.server.net import pump
+from fastderp.server.observe.supervisor import Supervisor
 from fastderp.util.token_bucket import TokenBucket
+from tests.kit.descriptors import n_descriptors
 from tests.kit.peer import Peer
 from tests.kit.relay import LOOPS, PATIENCE_S, Relay, Setup, eventually
+from tests.kit.silent import silent_server
 
 StartRelay = Callable[..., Relay]
 
@@ -116,6 +123,7 @@ def test_the_end_of_one_side_ends_the_other_and_no_earlier_byte_is_lost(
         ("control.tailscale.com", False),
         ("derp1.tailscale.com:443", False),
         ("my-derp.tailscale.com:443", False),
+        ("DERP1.tailscale.com:443", False),
         ("control.tailscale.com.evil.example:443", False),
         ("eviltailscale.com:443", False),
         ("evil.example/.tailscale.com:443", False),
@@ -170,6 +178,21 @@ def test_a_target_that_cannot_be_reached_is_a_502(start_relay: StartRelay, error
     assert tunnels.metrics()["fastderp_ace_connects_total"] == {"failed": 1}
 
 
+def test_an_internal_error_of_the_dial_is_a_502_and_is_counted(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "supervisor", supervisor := Supervisor())
+
+    async def dial(target: Target) -> socket.socket:
+        raise ZeroDivisionError
+
+    tunnels = Tunnels(dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    assert answer(relay, CONNECT) == (b"HTTP/1.1 502 Bad Gateway", b"Connect failure\n")
+    assert tunnels.metrics()["fastderp_ace_connects_total"] == {"failed": 1}
+    assert supervisor.metrics() == {"fastderp_internal_errors_total": {"tunnel": 1}}
+
+
 def test_a_target_that_does_not_answer_ends_in_a_timeout(
     start_relay: StartRelay, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +216,21 @@ def test_every_address_of_the_target_is_tried(start_relay: StartRelay, control: 
     control.accept().close()
     with pytest.raises(OSError):
         relay.run(tunnel.dial(Target("no-such-name.invalid", port)))
+
+
+def test_a_silent_address_of_the_target_delays_the_next_briefly(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with silent_server() as silent:
+
+        async def look_up(*_: object) -> list[Address]:
+            addresses = (silent, control.listener.getsockname())
+            return [(socket.AF_INET, address) for address in addresses]
+
+        monkeypatch.setattr(connect, "look_up", look_up)
+        dial = tunnel.dial(Target("control.tailscale.com", 443))
+        asyncio.run(asyncio.wait_for(dial, 3)).close()
+    control.accept().close()
 
 
 def test_a_client_that_leaves_during_the_dial_leaves_no_state(
@@ -261,6 +299,52 @@ def test_no_more_tunnels_than_allowed_and_again_when_one_has_ended(
     for end in taken(relay, control):
         end.close()
     assert tunnels.metrics()["fastderp_ace_connects_total"] == {"connected": 2, "refused": 1}
+
+
+def test_a_tunnel_counts_among_the_connections_of_its_address_until_its_end(
+    start_relay: StartRelay, control: Control
+) -> None:
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(Setup("TLS 1.3"), tunnels=tunnels)
+    relay.call(relay.server.set_limits, Limits(address=AddressLimit(connections=1)))
+    for n_refused in (1, 2):
+        client, server = taken(relay, control)
+        with client, server, relay.connect_tcp() as refused:
+            assert refused.is_closed()
+        assert relay.refused() == {"accept_address": n_refused}
+        eventually(lambda: tunnels.metrics()["fastderp_ace_tunnels"] == 0)
+
+
+@pytest.mark.parametrize("setup", TLS_SETUPS, ids=str)
+@pytest.mark.parametrize("failing", ["answer", "begin"])
+def test_a_tunnel_that_cannot_begin_leaves_neither_side_nor_its_place(
+    start_relay: StartRelay,
+    control: Control,
+    monkeypatch: pytest.MonkeyPatch,
+    setup: Setup,
+    failing: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    tunnels = Tunnels(control.dial)
+    relay = start_relay(setup, tunnels=tunnels)
+    relay.call(relay.server.set_limits, Limits(address=AddressLimit(connections=1)))
+    n_before = n_descriptors()
+    with monkeypatch.context() as broken:
+        if failing == "answer":
+            broken.setattr(tunnel, "ESTABLISHED", None)
+        else:
+            broken.setattr(pump.Pump, "_go_on", fail)
+        with relay.connect() as client:
+            client.send(CONNECT)
+            with control.accept() as server:
+                assert server.is_closed()
+                client.read_to_end()
+    eventually(lambda: n_descriptors() <= n_before)
+    assert tunnels.metrics()["fastderp_ace_tunnels"] == 0
+    for end in taken(relay, control):
+        end.close()
 
 
 def test_an_idle_tunnel_ends(

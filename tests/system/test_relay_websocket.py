@@ -347,7 +347,8 @@ def test_a_protocol_violation_gets_its_close_code_is_counted_and_affects_no_othe
         peer.send_raw(breach)
         assert peer.closing()[0] == code
         assert bystander.sync() == []
-        relay.wait_connected(peer.public, False)
+        ends = {"websocket": 1} if logged_in else {}
+        eventually(lambda: relay.metrics()["fastderp_session_closed_total"] == ends)
     assert relay.metrics()["fastderp_websocket_failures_total"] == {str(code): 1}
     assert relay.refused() == ({} if logged_in else {"login_end": 1})
 
@@ -413,7 +414,7 @@ def test_long_messages_before_the_login_share_a_bounded_memory(start_relay: Star
     eventually(lambda: relay.metrics()["fastderp_login_memory_bytes"] == 0)
 
 
-def test_long_messages_after_the_login_share_a_bounded_memory(
+def test_long_messages_after_the_login_share_a_bounded_memory_and_end_no_short_one(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.accept.bridge.HELD_LIMIT_BYTES", 250_000)
@@ -428,6 +429,11 @@ def test_long_messages_after_the_login_share_a_bounded_memory(
         for peer in (first, second):
             peer.send_raw(long_message[:-100])
         eventually(lambda: held_bytes() > 230_000)
+        short_message = message(frame(SEND, bytes(32 + 12_000)))
+        third.send_raw(short_message[:-100])
+        eventually(lambda: held_bytes() > 250_000)
+        third.send_raw(short_message[-100:])
+        assert third.sync() == []
         third.send_raw(long_message[:-100])
         assert third.closing()[0] == 1013
         for peer in (first, second):

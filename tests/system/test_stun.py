@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import ssl
@@ -10,27 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.client.stun import binding_request, parse_response
 from tests.kit.certificates import self_signed
-from tests.kit.command import RunningRelay, relay
+from tests.kit.command import RunningRelay, manual, relay
 from tests.kit.relay import eventually
+from tests.kit.stun import is_answered
 from tests.system.test_certificates import NAME, put
 
 BASE = ("-a", "127.0.0.1:0", "-http-port=-1")
-
-
-def asks(host: str, port: int, timeout_s: float = 10.0) -> bool:
-    """Whether a request to an address is answered from this address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(timeout_s)
-        client.connect((host, port))  # drops answers from other addresses
-        asked = os.urandom(12)
-        client.send(binding_request(asked))
-        try:
-            return parse_response(client.recv(100)) == (asked, *client.getsockname()[:2])
-        except (TimeoutError, ConnectionRefusedError):
-            return False
 
 
 def readiness(running: RunningRelay) -> tuple[int, str]:
@@ -50,8 +35,8 @@ def readiness(running: RunningRelay) -> tuple[int, str]:
 def test_stun_may_have_an_address_of_its_own(tmp_path: Path) -> None:
     flags = (*BASE, "-c", str(tmp_path / "key"), "-stun-addr", "127.0.0.2:0", "-stun-port", "1")
     with relay(*flags) as running:
-        assert asks("127.0.0.2", running.stun_port)
-        assert not asks("127.0.0.1", running.stun_port, 0.2)
+        assert is_answered("127.0.0.2", running.stun_port)
+        assert not is_answered("127.0.0.1", running.stun_port, 0.2)
         assert "-stun-addr names the port of STUN: -stun-port has no effect\n" in running.said
 
 
@@ -62,23 +47,23 @@ def test_every_address_of_the_machine_answers_for_itself(
     where = "[::1]:0" if hosts == ("::1",) else ":0"
     with relay(*BASE, "-c", str(tmp_path / "key"), "-stun-addr", where) as running:
         for host in hosts:
-            assert asks(host, running.stun_port), host
+            assert is_answered(host, running.stun_port), host
 
 
 def test_stun_is_silent_while_clients_refuse_the_certificate(tmp_path: Path) -> None:
     put(tmp_path, self_signed(NAME, days=(-9, -1)))
-    manual = ("-certmode", "manual", "-certdir", str(tmp_path), "-hostname", NAME)
-    with relay(*BASE, "-c", str(tmp_path / "key"), "-stun-port", "0", *manual) as running:
+    certificate = manual(tmp_path, NAME)
+    with relay(*BASE, "-c", str(tmp_path / "key"), "-stun-port", "0", *certificate) as running:
         assert (
             "STUN is silent, clients choose other relays: certificate for relay.test expired on"
             in running.said
         )
-        assert not asks("127.0.0.1", running.stun_port, 0.2)
+        assert not is_answered("127.0.0.1", running.stun_port, 0.2)
         status, reason = readiness(running)
         assert status == 503 and "certificate for relay.test expired on" in reason
         put(tmp_path, self_signed(NAME))
         running.process.send_signal(signal.SIGHUP)
-        eventually(lambda: asks("127.0.0.1", running.stun_port, 0.2), 20)
+        eventually(lambda: is_answered("127.0.0.1", running.stun_port, 0.2), 20)
         assert readiness(running)[0] == 200
         _, said = running.stop()
     assert said.count("STUN answers again\n") == 1

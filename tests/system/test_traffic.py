@@ -13,6 +13,7 @@ import pytest
 from fastderp.server.observe.traffic import BytesSentRecv
 from fastderp.wire.keys import NodePublic
 from tests.kit.command import relay as command
+from tests.kit.http_heads import get
 from tests.kit.peer import Peer, client_info
 from tests.kit.relay import Relay, Setup, eventually
 
@@ -46,7 +47,7 @@ def test_traffic_grows_with_what_a_client_sends(start_relay: StartRelay, transpo
 def test_the_page_continues_until_its_reader_leaves(tmp_path: Path) -> None:
     flags = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1", "-c", str(tmp_path / "key"))
     with command(*flags) as running:
-        public = NodePublic.from_text(running.find(r"public key (nodekey:[0-9a-f]{64})"))
+        public = running.public_key
         with (
             socket.create_connection(("127.0.0.1", running.port), 10) as page,
             Peer.connect("127.0.0.1", running.port, None, 10) as peer,
@@ -66,7 +67,15 @@ def test_the_page_continues_until_its_reader_leaves(tmp_path: Path) -> None:
         assert code == 0 and "Traceback" not in said
 
 
-def test_round_trips_are_sampled_on_every_transport_but_websockets(
+def shown_round_trip_us(relay: Relay) -> int | None:
+    """Return the round-trip time of the only client on the page of clients."""
+    answer = relay.server.clients_page().respond(get("/debug/clients/?all=1&format=json"))
+    [client] = json.loads(answer.body)["clients"]
+    found: int | None = client["rttMicros"]
+    return found
+
+
+def test_round_trips_are_sampled_and_shown_on_every_transport_but_websockets(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastderp.server.observe.maintenance.INTERVAL_S", 0.02)
@@ -74,11 +83,13 @@ def test_round_trips_are_sampled_on_every_transport_but_websockets(
         relay = start_relay(Setup(transport))
         with relay.login():
             eventually(lambda: relay.metrics()["derp_tcp_rtt"].get("10ms", 0) > 3)
+            assert 0 < (shown_round_trip_us(relay) or 0) < 1_000_000
         assert "non-tcp" not in relay.metrics()["derp_tcp_rtt"]
     for transport in ("WebSocket", "WebSocket over TLS 1.2"):
         relay = start_relay(Setup(transport))
         with relay.login():
             eventually(lambda: relay.metrics()["derp_tcp_rtt"])
+            assert shown_round_trip_us(relay) is None
             relay.login().close()
             eventually(lambda: relay.metrics()["fastderp_session_closed_total"])
         assert relay.metrics()["derp_tcp_rtt"].keys() == {"non-tcp"}

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastderp.client import Client
+from fastderp.client import Backoff, Client, HTTPClient
 from fastderp.wire import login
 from fastderp.wire.keys import NodePrivate
 from fastderp.wire.login import ServerInfo
@@ -28,6 +28,12 @@ async def stream_pairs() -> AsyncIterator[tuple[Pair, Pair]]:
         yield ends[0], ends[1]
     finally:
         await abort(*(writer for _reader, writer in ends))
+
+
+def pause_reading(end: asyncio.StreamWriter) -> None:
+    """Stop reading at this end of a connection, so that the other end has to wait."""
+    assert isinstance(end.transport, asyncio.Transport)
+    end.transport.pause_reading()
 
 
 async def abort(*writers: asyncio.StreamWriter) -> None:
@@ -85,6 +91,18 @@ async def logged_in(
         yield client, relay
 
 
+@asynccontextmanager
+async def refused() -> AsyncIterator[Client]:
+    """Yield a client whose relay has closed the connection instead of accepting the login."""
+    async with stream_pairs() as (near, far):
+        relay = RelayEnd(far, NodePrivate.generate())
+        client, _ = await asyncio.gather(
+            Client.handshake(near, NodePrivate.generate()), relay.accept_login(None)
+        )
+        await relay.close()
+        yield client
+
+
 class FakeServer:
     """A relay's HTTP port. Each request is answered with 101 and waits in `accepted`.
 
@@ -104,6 +122,11 @@ class FakeServer:
         assert self._server
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def client(self, **options: Any) -> HTTPClient:
+        """Return a new client of the relay that does not wait between its attempts to connect."""
+        options = {"backoff": Backoff(0, 0)} | options
+        return HTTPClient(f"http://127.0.0.1:{self.port}/derp", NodePrivate.generate(), **options)
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls

@@ -1,21 +1,14 @@
 """A relay's HTTPS port with any certificates, a man in the middle's included."""
 
 import hashlib
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
-
 from fastderp.server.certificates.metacert import meta_cert
+from tests.kit.certificates import self_signed
 from tests.unit.fake_relay import FakeServer, fake_server
 
 
@@ -32,24 +25,11 @@ class Identity(NamedTuple):
 
 
 def make_identity(directory: Path, days: int = 1, common_name: str = "test") -> Identity:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    now = datetime.now(UTC)
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("derp.example")]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=3))
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    names = ("127.0.0.1", "derp.example")
+    certificate = self_signed(*names, days=(-3, days), common_name=common_name)
     identity = Identity(directory / "relay.crt", directory / "relay.key")
-    identity.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
-    identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    identity.certificate.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+    identity.key.write_bytes(certificate.key_pem)
     return identity
 
 

@@ -1,18 +1,28 @@
 """Building the crypto library of the wheels: the pin, and the list of functions."""
 
+import ctypes
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "crypto" / "build_crypto.py"
+BUILT = ROOT / "fastderp" / "tls" / "_crypto.so"
 OF_OPENSSL_3 = {
     "EVP_CIPHER_fetch",
     "EVP_default_properties_is_fips_enabled",
     "OPENSSL_init_crypto",
     "OSSL_PROVIDER_add_builtin",
+    "OSSL_PROVIDER_available",
+    "OSSL_PROVIDER_get0_provider_ctx",
+    "OSSL_PROVIDER_get_capabilities",
+    "OSSL_PROVIDER_query_operation",
     "OSSL_PROVIDER_try_load",
+    "RAND_priv_bytes",
     "SSL_CTX_new_ex",
 }
 
@@ -44,6 +54,13 @@ def test_a_crate_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
 
 
+def wanted() -> list[str]:
+    """Return the functions of the table that AWS-LC has, sorted."""
+    table = (ROOT / "fastderp" / "tls" / "openssl.pxd").read_text()
+    declared = re.findall(r"\(\*(\w+)\)\([^()]*\) noexcept nogil", table.partition("Crypto:")[2])
+    return sorted(set(declared) - OF_OPENSSL_3)
+
+
 def test_each_function_of_the_table_is_listed_once() -> None:
     script = f"""
 import sys
@@ -54,7 +71,14 @@ print(b.exports(b.TABLE.read_text(), b.SHIM.read_text()))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    listed = re.findall(r'^ +\{"(\w+)", \(void', done.stdout, re.M)
-    table = (ROOT / "fastderp" / "tls" / "openssl.pxd").read_text()
-    declared = re.findall(r"\(\*(\w+)\)\([^()]*\) noexcept nogil", table.partition("Crypto:")[2])
-    assert sorted(listed) == sorted(set(declared) - OF_OPENSSL_3)
+    assert sorted(re.findall(r'^ +\{"(\w+)", \(void', done.stdout, re.M)) == wanted()
+
+
+@pytest.mark.skipif(not BUILT.exists(), reason="no library is built")
+def test_the_built_library_is_that_of_the_table() -> None:
+    class Export(ctypes.Structure):
+        _fields_ = (("name", ctypes.c_char_p), ("function", ctypes.c_void_p))
+
+    export = ctypes.pointer(Export.in_dll(ctypes.CDLL(str(BUILT)), "fastderp_crypto"))
+    named = (export[i].name for i in itertools.count())
+    assert sorted(name.decode() for name in itertools.takewhile(bool, named)) == wanted()

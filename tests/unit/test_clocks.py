@@ -7,12 +7,13 @@ PACKAGE = Path(__file__).parents[2] / "fastderp"
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(|CLOCK_REALTIME")
 # module or folder: why it needs the date
 DATES = {
+    "probing/certificate.py": "the validity of certificates",
     "server/certificates": "the validity of certificates",
     "server/admission/key_lists.py": "the time of a file's last change",
     "server/http/clients.py": "the start of a connection, as a date",
     "server/http/message.py": "the Date header",
     "tls/portable.py": "the validity of certificates",
-    "server/observe/metrics.py": "the start of the process, as a date",
+    "server/observe/process_metrics.py": "the start of the process, as a date",
 }
 
 

@@ -1,6 +1,8 @@
 """Public docstrings have the purpose, every argument and the section of the protocol."""
 
 import ast
+import asyncio
+import builtins
 import inspect
 import re
 import sys
@@ -16,6 +18,8 @@ import fastderp
 NOT_IN_PROTOCOL = {
     "DerpError",  # the base of all errors
 }
+# in a compiled module that only relays import; Server's docstring names the module
+PLANE_ERROR = "PlaneError"
 # special methods that users call with arguments
 CALLED_BY_USERS = {"__init__", "__call__"}
 
@@ -58,13 +62,13 @@ def documented() -> Iterator[tuple[str, Callable[..., object], str]]:
         yield name, function, function.__doc__ or ""
     for class_name, cls in CLASSES.items():
         for name, member in members(cls):
-            function = function_of(member)
-            if function is None:
+            method = function_of(member)
+            if method is None:
                 continue
-            text = function.__doc__ or ""
+            text = method.__doc__ or ""
             if name == "__init__":
                 text += cls.__doc__ or ""
-            yield f"{class_name}.{name}", function, text
+            yield f"{class_name}.{name}", method, text
 
 
 DOCUMENTED = {name: (function, text) for name, function, text in documented()}
@@ -113,3 +117,11 @@ def test_every_argument_is_named_in_its_functions_docstring(name: str) -> None:
 @pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS])
 def test_every_public_class_and_function_names_its_section_of_the_protocol(name: str) -> None:
     assert ("PROTOCOL §" in (EXPORTED[name].__doc__ or "")) != (name in NOT_IN_PROTOCOL)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_error_that_a_public_docstring_names_is_public(name: str) -> None:
+    _, text = DOCUMENTED[name]
+    errors = set(re.findall(r"\b[A-Z]\w+(?:Error|Lost|Closed|Timeout)\b", text))
+    known = {*EXPORTED, *vars(builtins), *vars(asyncio), PLANE_ERROR}
+    assert errors - known == set()

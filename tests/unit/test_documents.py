@@ -18,9 +18,7 @@ SOURCES = sorted(
 CITED = {"PROTOCOL": "docs/protocol.md", "ARCHITECTURE": "docs/architecture.md"}
 CITATION = re.compile(r"\b(PROTOCOL|ARCHITECTURE) ((?:,? ?(?:to|and|–)? ?§\d+[a-z]?(?:\.\d+)?)+)")
 # made from the code by the build of the site (docs/conf.py)
-GENERATED = {
-    ROOT / "docs" / name for name in ("api.md", "bench.md", "flags.md", "manual.md", "metrics.md")
-}
+GENERATED = {ROOT / "docs" / f"{name}.md" for name in ("api", "bench", "flags", "metrics")}
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
 
 
@@ -78,3 +76,18 @@ def test_every_fault_names_existing_tests_or_none() -> None:
         files = re.findall(r"`([^`]+\.py)`", cell)
         assert files or cell == "–", f"F{number}"
         assert all((ROOT / "tests" / name).is_file() for name in files), f"F{number}"
+
+
+@pytest.mark.parametrize(
+    ("section", "folder"),
+    [("2. The path of a login", "server/accept"), ("3. The path of a packet", "dataplane")],
+)
+def test_the_architecture_lists_the_modules_of_each_path(section: str, folder: str) -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    text = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", text, re.M)
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    listed += re.findall(r"^[ └├]*(\w+) {3,}", text, re.M)
+    paths = (ROOT / "fastderp" / folder).glob("*.p[yx]*")
+    modules = {path.stem for path in paths if path.suffix in {".py", ".pyx", ".pxd", ".pxi"}}
+    assert sorted(listed) == sorted(modules - {"__init__"})

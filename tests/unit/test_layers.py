@@ -36,7 +36,8 @@ FLOORS = [
     ["server.server"],
     ["server.components"],
     ["server.app"],
-    ["loadgen"],
+    ["server.process"],
+    ["loadgen", "probing", "top"],
     ["cli"],
 ]
 FLOOR_OF = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
@@ -137,3 +138,14 @@ def test_system_headers_are_declared_in_their_fences_only() -> None:
         str(path.relative_to(ROOT)) for path in SOURCES if 'extern from "' in path.read_text()
     }
     assert declaring <= FENCES
+
+
+def test_no_file_is_longer_than_a_reader_can_survey() -> None:
+    tree = ROOT.parent
+    sources = [*SOURCES, *(tree / "tests").rglob("*.p[yx]*"), *(tree / "bench").rglob("*.py")]
+    long = {
+        str(path.relative_to(tree)): n
+        for path in sources
+        if path.suffix != ".pyc" and (n := len(path.read_text().splitlines())) > 600
+    }
+    assert not long

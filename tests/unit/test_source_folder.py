@@ -18,7 +18,7 @@ ROOT = Path(fastderp.__file__).parents[1]
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A checkout in which nothing is compiled."""
-    folder = tmp_path / "checkout"
+    folder = tmp_path / "my checkout"
     leave_out = shutil.ignore_patterns("*.so", "__pycache__", "build")
     for name in ("fastderp", "bench"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
@@ -51,15 +51,17 @@ def test_sources_that_hide_an_installed_fastderp_name_the_cause_and_the_command(
     assert (
         f"fastderp in {sources} is not compiled, and it hides the one installed in {ROOT}" in said
     )
-    assert f"work in another folder, or compile it once: pip install -e {sources}" in said
+    assert f"work in another folder, or compile it once: pip install -e '{sources}'" in said
 
 
-def test_sources_alone_name_the_command_that_installs(sources: Path) -> None:
-    code, said = run(sources, "-m", "fastderp.cli.relay", "-dev", installed=None)
+@pytest.mark.parametrize("name", ["relay", "bench"])
+def test_sources_alone_name_the_command_that_installs(sources: Path, name: str) -> None:
+    script = f"import sys; sys.argv[1:] = ['-dev']; from fastderp.cli.entry import {name}; sys.exit({name}())"
+    code, said = run(sources, "-c", script, installed=None)
     assert code == 69
     assert said == (
-        f"fastderp-relay: fastderp in {sources} is not compiled: "
-        f"compile it once: pip install -e {sources}\n"
+        f"fastderp-{name}: fastderp in {sources} is not compiled: "
+        f"compile it once: pip install -e '{sources}'\n"
     )
 
 

@@ -53,6 +53,16 @@ async def test_a_restarted_relay_keeps_its_key_and_address() -> None:
             assert await client.recv_with_generation() == (ServerInfo(), 3)
 
 
+async def test_a_local_relay_has_no_url_before_its_first_start() -> None:
+    relay = fastderp.testing.LocalRelay()
+    with pytest.raises(RuntimeError, match="never started"):
+        relay.client()
+    await relay.start()
+    url = relay.url
+    await relay.stop()
+    assert relay.url == url
+
+
 async def test_a_local_relay_leaves_nothing_behind() -> None:
     before = asyncio.all_tasks()
     async with fastderp.testing.relay() as relay:

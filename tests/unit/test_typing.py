@@ -5,9 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+
+from fastderp import Client, HTTPClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,3 +36,12 @@ def test_every_public_name_has_a_complete_type(tmp_path: Path) -> None:
     ]
     assert incomplete == []
     assert report["completenessScore"] == 1
+
+
+@pytest.mark.parametrize("client", [Client, HTTPClient])
+@pytest.mark.parametrize("name", ["send", "try_send", "forward_packet", "send_ping", "send_pong"])
+def test_the_types_of_data_that_are_sent_are_those_that_are_accepted(
+    client: type, name: str
+) -> None:
+    send: Callable[..., Any] = getattr(client, name)
+    assert get_type_hints(send)["data"] == bytes | bytearray | memoryview

@@ -11,3 +11,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- join "," $members -}}
 {{- end -}}
+
+{{- /* The Secret with the certificates of -certmode manual; empty without one. */ -}}
+{{- define "fastderp.certificates" -}}
+{{ .Values.certificates.tlsSecret | default .Values.certificates.secret }}
+{{- end }}

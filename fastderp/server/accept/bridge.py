@@ -14,19 +14,20 @@ from collections.abc import Callable
 
 from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.net.pump import Pump
-from fastderp.server.net.stream import Poller, Stream
-from fastderp.server.observe.connection_log import lost_reason
+from fastderp.server.net.stream import READ_BYTES, Poller, Stream, kernel_cause
 from fastderp.server.observe.supervisor import supervisor
-from fastderp.tls.channel import Channel, Tls12
-from fastderp.util.reasons import errno_text
+from fastderp.tls.channel import Channel, Plain, Tls12
+from fastderp.tls.record import RecordLayer
+from fastderp.util.machine import memory_bytes
 
 # Seconds after its session's end that a client has to read the rest and to close.
 DRAIN_S = 2.0
 # Seconds that the data plane has to relay the frames of a client that has closed; a rate limit may
 # hold them back. A keep-alive after a minute ends such a session over TCP.
 REST_S = 60.0
-# Limit for the incomplete messages of all clients together; each also has a separate limit.
-HELD_LIMIT_BYTES = 64 << 20
+# Limit for the incomplete messages of all clients together; each also has a separate limit. A message
+# of up to one read is always kept: clients that fill the limit must not end all others.
+HELD_LIMIT_BYTES = min(64 << 20, memory_bytes() // 16)
 
 # The data plane lets the kernel hold 128 KiB that a client has not read. A bridge shares them
 # between its two sockets: sealed bytes in the client's, frames in the pair. Larger buffers would
@@ -66,7 +67,7 @@ class Bridge(Pump):
     ) -> None:
         """Take over the client's stream and our end of the pair, and start pumping.
 
-        hold: counts bytes that all bridges together hold of incomplete messages; False when they
+        hold: counts bytes that all bridges together hold of incomplete messages; False when there
             are too many.
         """
         super().__init__(poller, outside, channel, inside, DRAIN_S)
@@ -100,9 +101,10 @@ class Bridge(Pump):
         """Return why the client's connection ended: a close reason and its detail."""
         if self._channel.failure is not None:
             return "tls", str(self._channel.failure)
+        if isinstance(self._channel, MessageChannel) and self._channel.violation:
+            return "websocket", self._channel.violation
         if self._lost is not None:
-            reason = lost_reason(self._lost)
-            return reason, errno_text(self._lost) if reason == "unreachable" else ""
+            return kernel_cause(self._lost.errno or 0)
         return "eof", ""
 
     @property
@@ -135,11 +137,11 @@ class Bridge(Pump):
     def _count_held(self, n_bytes: int) -> bool:
         """Account for the bytes of an incomplete message.
 
-        Return False when all bridges together hold too many.
+        Return False when all bridges together hold too many, and this one is not small.
         """
         more = n_bytes - self._held_bytes
         self._held_bytes = n_bytes
-        return not more or self._hold(more)
+        return not more or self._hold(more) or n_bytes <= READ_BYTES
 
     def _client_ended(self, error: OSError | None) -> None:
         self._lost = error
@@ -223,6 +225,17 @@ class Bridges:
             if bridge.handle and (moved := bridge.bytes_moved())
         }
 
+    def detach(
+        self, outside: Stream, channel: Channel, tls_version: str
+    ) -> tuple[int, Bridge | None]:
+        """Give a stream away to the data plane: return the descriptor for it.
+
+        That is the stream's own if the data plane can read it, else a new pair's, with the bridge.
+        """
+        if isinstance(channel, (Plain, RecordLayer)):
+            return outside.detach(), None
+        return self.join(outside, channel, tls_version)
+
     def join(self, outside: Stream, channel: Channel, tls_version: str = "") -> tuple[int, Bridge]:
         """Pump between a stream and a new socket pair; return the data plane's end and the bridge.
 
@@ -234,12 +247,9 @@ class Bridges:
         self._bridges.add(bridge)
         return theirs.detach(), bridge
 
-    def join_socket(self, outside: socket.socket, channel: Channel) -> int:
-        """Do the same for a connected socket that has no session.
-
-        The socket's TCP_USER_TIMEOUT ends it.
-        """
-        return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)[0]
+    def join_socket(self, outside: socket.socket, channel: Channel) -> tuple[int, Bridge]:
+        """Do the same for a connected socket."""
+        return self.join(Stream(self._poller, outside, _ignore, _ignore, _ignore), channel)
 
     def leave(self) -> None:
         """Send code 1001, "going away", in every later closing handshake."""

@@ -8,16 +8,27 @@ data plane.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastderp.server.accept.bridge import Bridge
-from fastderp.server.accept.connection_state import LEGAL_MOVES, State
+from fastderp.server.accept.connection_state import (
+    ADMISSION,
+    CLOSED,
+    HTTP,
+    LINGER,
+    LOGIN,
+    PAGE,
+    PROMOTED,
+    PROXY_HEADER,
+    TLS,
+    TUNNEL,
+    State,
+    moved,
+)
 from fastderp.server.accept.context import AcceptContext
-from fastderp.server.accept.derp_login import DerpLogin, Step
+from fastderp.server.accept.derp_login import ADMIT, ASK, READ, DerpLogin, Step
 from fastderp.server.accept.http_session import (
     Action,
     HttpSession,
@@ -30,10 +41,9 @@ from fastderp.server.accept.http_session import (
 )
 from fastderp.server.accept.login_memory import (
     CONNECTION_BYTES,
-    HANDSHAKE_BYTES,
-    RECORD_LAYER_BYTES,
     WEBSOCKET_BYTES,
     Account,
+    tls_bytes,
 )
 from fastderp.server.accept.message_channel import MessageChannel, leave
 from fastderp.server.accept.page import send_page
@@ -43,8 +53,7 @@ from fastderp.server.certificates.acme.settings import ALPN_PROTOCOL
 from fastderp.server.http.client_address import Origin, ProxyHeaderError
 from fastderp.server.http.message import PLAIN_HTTP_ON_TLS_PORT, TOO_MANY_REQUESTS
 from fastderp.server.http.upgrade import Upgrade
-from fastderp.server.net.stream import Stream
-from fastderp.server.observe.connection_log import lost_reason
+from fastderp.server.net.stream import Stream, kernel_cause
 from fastderp.server.observe.supervisor import supervisor
 from fastderp.tls.channel import Channel, Plain, channel_of, close_notify
 from fastderp.tls.errors import TlsError
@@ -55,15 +64,13 @@ from fastderp.util.shortage import shortage_of
 if TYPE_CHECKING:
     from fastderp.server.accept.proxy_header import ProxyHeaderReader
 
-log: logging.Logger = logging.getLogger("fastderp")
-
 # Limits for a refused client: its time to read the answer, and the input ignored meanwhile.
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
 # Maximum wait for the memory of a TLS handshake; most clients disconnect earlier.
 MEMORY_BUDGET_S = 60.0
 
-_OVER = (State.CLOSED, State.PROMOTED)
+_OVER = (CLOSED, PROMOTED)
 _PLAIN = Plain()
 
 
@@ -82,8 +89,7 @@ class Connection:
         "_account", "_channel", "_channel_bytes", "_connection_log", "_context", "_deadlines",
         "_http", "_idle", "_is_queued", "_login", "_n_lingered", "_not_ideal", "_on_end", "_origin",
         "_place", "_proxy_header", "_registrar", "_stream", "_task", "_tls", "_was_served",
-        "budget_s", "state",
-        "tls_version",
+        "budget_s", "state", "tls_version",
     )  # fmt: skip
 
     def __init__(
@@ -111,8 +117,7 @@ class Connection:
         self._account = Account(self._evict)
         self._channel: Channel = _PLAIN
         self._channel_bytes = 0
-        # "1.2" or "1.3" after the TLS handshake, else "".
-        self.tls_version: str = ""
+        self.tls_version: str = ""  # "1.2" or "1.3" after the TLS handshake
         self._tls: ServerHandshake | None = None
         self._http: HttpSession | None = None
         self._login: DerpLogin | None = None
@@ -123,12 +128,12 @@ class Connection:
         self._is_queued = False
         self._idle = False
         self._task: asyncio.Task[None] | None = None
-        self.state: State = State.TLS
+        self.state: State = TLS
         self._proxy_header: ProxyHeaderReader | None = None
         self.budget_s: float = 0.0
         self._deadlines.start(self, context.login_budget_s)
         if context.proxies.proxy_protocol:
-            self.state = State.PROXY_HEADER
+            self.state = PROXY_HEADER
             from fastderp.server.accept.proxy_header import ProxyHeaderReader
 
             self._proxy_header = ProxyHeaderReader(self._origin, context.proxies.trusted)
@@ -144,20 +149,15 @@ class Connection:
         """End the connection at once and count the reason; a no-op after its end or hand-over."""
         if self.state in _OVER:
             return
-        if self.state is not State.LINGER:
-            self._connection_log.note_refused(
-                self.state.value, reason, self._origin.address, detail
-            )
-        self._move(State.CLOSED)
+        if self.state is not LINGER:
+            self._note_end(reason, detail)
+        self._move(CLOSED)
         self._release()
         self._stream.close()
 
     def leave(self) -> None:
         """End the connection at a shutdown; send close_notify if that cannot block."""
-        if (
-            self.state in (State.HTTP, State.PAGE, State.LOGIN, State.ADMISSION)
-            and self._stream.flushed
-        ):
+        if self.state in (HTTP, PAGE, LOGIN, ADMISSION) and self._stream.flushed:
             leave(self._channel)
             self._stream.send(close_notify(self._channel))
         self.close("shutdown")
@@ -165,19 +165,28 @@ class Connection:
     @property
     def is_at_request(self) -> bool:
         """Whether it serves a login, an endless page, or a tunnel that is not open yet."""
-        return self.state in (State.LOGIN, State.ADMISSION, State.PAGE, State.TUNNEL)
+        return self.state in (LOGIN, ADMISSION, PAGE, TUNNEL)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds that it has waited for the client; 0 while it waits for anything else."""
+        has_delay = self._tls is not None and self._tls.delay is not None
+        return 0.0 if has_delay or self.state is PAGE else self._stream.silent_s
 
     def _move(self, state: State) -> None:
         """Change state. Raises RuntimeError for a move that is not in the diagram."""
-        if state not in LEGAL_MOVES[self.state]:
-            raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
-        self.state = state
+        self.state = moved(self.state, state)
 
     def _release(self) -> None:
         """Release the deadline, the memory and the place among the pending connections."""
         self._deadlines.stop(self)
         self._registrar.login_memory.release(self._account)
         self._place.leave()
+        self._end_protocol()
+        self._on_end(self)
+
+    def _end_protocol(self) -> None:
+        """End handshake, request or login, whichever is in progress."""
         self._http = None
         self._login = None
         if self._tls is not None:
@@ -185,7 +194,6 @@ class Connection:
             self._tls = None
         if self._task is not None:
             self._task.cancel()
-        self._on_end(self)
 
     # The stream and the clock
 
@@ -220,7 +228,7 @@ class Connection:
 
     def _evict(self) -> None:
         """End the connection: it holds more memory than other pending ones, or holds it longer."""
-        if self.state in (State.HTTP, State.PAGE, State.LOGIN) and self._stream.flushed:
+        if self.state in (HTTP, PAGE, LOGIN) and self._stream.flushed:
             self._stream.send(close_notify(self._channel))
         self.close("memory", "the memory limit for logins is reached (-login-memory)")
 
@@ -231,27 +239,36 @@ class Connection:
             self._origin, data = found
             self._proxy_header = None
             self._place.enter(self._origin.own_ip)
-            self._move(State.TLS)
+            self._move(TLS)
             if self._context.tls is None:
                 self._start_http()
             if not data:
                 return
-        if self.state is State.TLS:
+        if self.state is TLS:
             if self._tls is None:
                 self._tls = self._start_tls()
             self._tls.feed(data)
         else:
-            self._take(self._channel.open(data))
+            self._take(self._channel.open_next(data))
             self._check_end()
 
+    @property
+    def _may_take(self) -> bool:
+        """Whether no earlier input waits for its answer."""
+        if self.state in (HTTP, LOGIN):
+            return self._stream.flushed and not self._is_queued
+        return self.state in (PAGE, LINGER)
+
     def _check_end(self) -> None:
-        """End the connection if the channel has ended or failed and its input is consumed."""
+        """Take what the channel has left; end the connection if its input has ended or failed."""
+        while self._channel.has_more and self._may_take:
+            self._take(self._channel.open_next(b""))
         failure = self._channel.failure
         if failure is None and not self._channel.eof:
             return
-        if self.state not in (State.HTTP, State.PAGE, State.LOGIN) or self._is_queued:
+        if self.state not in (HTTP, PAGE, LOGIN) or self._is_queued:
             return
-        if self.state is State.LOGIN and not self._stream.flushed:
+        if self.state is LOGIN and not self._stream.flushed:
             return  # `_continue` takes the login's next step first
         if failure is not None:
             self._refuse_tls(failure)
@@ -260,7 +277,7 @@ class Connection:
 
     def _continue(self) -> None:
         """Continue once all output is sent."""
-        if self.state is State.LINGER:
+        if self.state is LINGER:
             self._stream.end_output()
         else:
             self._stream.resume()
@@ -268,11 +285,11 @@ class Connection:
             self._check_end()
 
     def _on_input_end(self, error: OSError | None) -> None:
-        if self.state is State.LINGER:
+        if self.state is LINGER:
             self.close("end")
         elif error is not None:
-            self.close(lost_reason(error), error.strerror or "")
-        elif self.state is State.HTTP and not self._stream.flushed:
+            self.close(*kernel_cause(error.errno or 0))
+        elif self.state is HTTP and not self._stream.flushed:
             # A client that has closed its sending side still gets the rest of its answer.
             self._linger()
         elif isinstance(self._channel, MessageChannel):
@@ -283,7 +300,7 @@ class Connection:
 
     def _unfinished(self) -> str:
         """Return the client's unfinished step; "" for a probe that read only our key."""
-        if self.state is State.LOGIN and self._login is not None and self._login.rest:
+        if self.state is LOGIN and self._login is not None and self._login.rest:
             return "the client left before its login was complete"
         in_request = self._http is not None and self._http.is_in_request
         return "the client left in the middle of a request" if in_request else ""
@@ -292,10 +309,8 @@ class Connection:
         """End the connection: its time is used up."""
         if self._idle:
             self.close("idle")
-        elif self._tls is not None and self._tls.waits_for_memory:
-            self.close("shortage", "there was no memory for its handshake in time")
-        elif self._tls is not None and self._tls.waits_for_certificate:
-            self.close("timeout", "its certificate was not issued in time")
+        elif self._tls is not None and (delay := self._tls.delay) is not None:
+            self.close(*delay)
         else:
             self.close("timeout", "not logged in in time")
 
@@ -334,16 +349,14 @@ class Connection:
         self._tls = None
         self.tls_version = handshake.version.removeprefix("TLSv")
         self._channel = channel_of(handshake)
-        # TLS 1.2 keeps using the handshake's OpenSSL object.
-        is_record_layer = isinstance(self._channel, RecordLayer)
-        self._channel_bytes = RECORD_LAYER_BYTES if is_record_layer else HANDSHAKE_BYTES
+        self._channel_bytes = tls_bytes(self._channel)
         self._start_http()
-        self._take(self._channel.open(b""))
+        self._take(self._channel.open_next(b""))
         self._check_end()
 
     def _refuse_tls(self, error: TlsError) -> None:
         """Send the alert, or an HTTP answer to a request without TLS, and close."""
-        if self.state is State.LINGER:
+        if self.state is LINGER:
             self.close("end")
         elif error.cause == "plain_http":
             self._refuse(error.cause, str(error), PLAIN_HTTP_ON_TLS_PORT)
@@ -355,11 +368,11 @@ class Connection:
 
     def _take(self, data: bytes) -> None:
         """Pass plain bytes to the current protocol, and act on complete input."""
-        if self.state is State.LOGIN and self._login is not None:
+        if self.state is LOGIN and self._login is not None:
             self._login.feed(data)
-        elif self.state is State.HTTP and self._http is not None:
+        elif self.state is HTTP and self._http is not None:
             self._http.feed(data)
-        elif self.state in (State.LINGER, State.PAGE):
+        elif self.state in (LINGER, PAGE):
             self._n_lingered += len(data)
             if self._n_lingered > LINGER_BYTES:
                 self.close("end")
@@ -369,12 +382,12 @@ class Connection:
     def _advance(self, *, queued: bool = False) -> None:
         """Act on complete input, one request at most, once the client has taken the output."""
         if self._stream.flushed:
-            if self.state is State.HTTP and self._http is not None and self._http.has_input:
+            if self.state is HTTP and self._http is not None and self._http.has_input:
                 if self._was_served and not queued:
                     self._queue_request()
                     return
                 self._serve_request(self._http)
-            if self.state is State.LOGIN and self._login is not None:
+            if self.state is LOGIN and self._login is not None:
                 self._follow(self._login, self._login.step())
         if not self._stream.flushed:
             self._stream.pause()
@@ -388,12 +401,10 @@ class Connection:
 
     def _on_queued(self) -> None:
         self._is_queued = False
-        if self.state is State.HTTP:
+        if self.state is HTTP and self._stream.flushed:  # else `_continue` queues the request again
             self._guard(self._serve_queued)
 
     def _serve_queued(self) -> None:
-        if not self._stream.flushed:
-            return  # `_continue` queues the request again
         self._stream.resume()
         self._advance(queued=True)
         self._check_end()
@@ -401,7 +412,7 @@ class Connection:
     # HTTP
 
     def _start_http(self) -> None:
-        self._move(State.HTTP)
+        self._move(HTTP)
         self._http = HttpSession(self._context, self._origin, self.tls_version)
 
     def _serve_request(self, session: HttpSession) -> None:
@@ -413,7 +424,7 @@ class Connection:
         self._origin = session.origin
         self._was_served = True
         self._act(action)
-        if self.state is State.HTTP and session.has_input:
+        if self.state is HTTP and session.has_input:
             self._queue_request()
 
     def _act(self, action: Action) -> None:
@@ -446,7 +457,7 @@ class Connection:
 
     def _start_page(self, page: Page) -> None:
         """Begin an endless page; ignore the client's input meanwhile."""
-        self._move(State.PAGE)
+        self._move(PAGE)
         self._http = None
         self._deadlines.stop(self)
         self._stream.send(self._channel.seal(page.head))
@@ -455,7 +466,7 @@ class Connection:
     async def _send_page(self, page: Page) -> None:
         await send_page(page, self._stream, self._channel, self._origin.address[0])
         self._task = None
-        if self.state is State.PAGE:
+        if self.state is PAGE:
             self._guard(self._linger)
 
     def _open_websocket(self, start: StartWebSocket) -> None:
@@ -476,7 +487,7 @@ class Connection:
 
     def _open_tunnel(self, tunnel: StartTunnel) -> None:
         """Begin to connect to the target of a CONNECT."""
-        self._move(State.TUNNEL)
+        self._move(TUNNEL)
         # Further input stays in the kernel while the target is dialled.
         self._stream.pause()
         self._deadlines.stop(self)
@@ -484,29 +495,23 @@ class Connection:
 
     async def _dial(self, tunnel: StartTunnel) -> None:
         assert self._context.tunnels is not None and self._http is not None
-        try:
-            sock = await self._context.tunnels.connect(tunnel.target)
-        except OSError as error:
-            log.debug(
-                "%s: cannot connect to %s: %s", self._origin.address[0], tunnel.target.host, error
-            )
-            self._task = None
+        sock = await self._context.tunnels.connect(tunnel.target, self._origin.address[0])
+        self._task = None
+        if sock is None:
             self._guard(self._act, self._http.tunnel_failed(tunnel.request))
-        except Exception as error:
-            supervisor.note("connection", error, f"{self._origin.address[0]} is disconnected")
-            self._task = None
-            self.close("internal")
         else:
-            self._task = None
             self._guard(self._hand_over, sock)
 
     def _hand_over(self, sock: socket.socket) -> None:
         """Hand the connection over to a tunnel."""
         assert self._context.tunnels is not None and self._http is not None
         first = self._http.take_rest()
-        self._move(State.PROMOTED)
+        self._move(PROMOTED)
+        on_close = partial(self._registrar.addresses.leave, self._place.give_away())
         self._release()
-        self._context.tunnels.join(self._registrar.poller, self._stream, self._channel, sock, first)
+        self._context.tunnels.join(
+            self._registrar.poller, self._stream, self._channel, sock, first, on_close
+        )
 
     # Login
 
@@ -514,7 +519,7 @@ class Connection:
         """Change to DERP; `_advance` takes the first step."""
         assert self._http is not None
         self._connection_log.note_accept()
-        self._move(State.LOGIN)
+        self._move(LOGIN)
         self._not_ideal = upgrade.not_ideal
         self._login = DerpLogin(
             self._registrar.login_terms, self._origin.address[0], fast_start=upgrade.fast_start
@@ -524,28 +529,24 @@ class Connection:
 
     def _follow(self, login: DerpLogin, step: Step) -> None:
         """Perform the next step of a login."""
-        match step:
-            case Step.READ:
-                if output := login.take_output():
-                    self._stream.send(self._channel.seal(output))
-            case Step.ADMIT:
-                self._promote(login)
-            case Step.ASK:
-                self._move(State.ADMISSION)
-                self._stream.pause()
-                self._task = self._registrar.loop.create_task(self._ask_admission(login))
-            case Step.REFUSE:
-                self._send_login_output(login)
-                self._refuse(login.reason, login.detail, b"")
-
-    def _send_login_output(self, login: DerpLogin) -> None:
-        if output := login.take_output():
-            self._stream.send(self._channel.seal(output))
+        if step is READ:
+            if output := login.take_output():
+                self._stream.send(self._channel.seal(output))
+        elif step is ADMIT:
+            self._promote(login)
+        elif step is ASK:
+            self._move(ADMISSION)
+            self._stream.pause()
+            self._task = self._registrar.loop.create_task(self._ask_admission(login))
+        else:
+            output = login.take_output()
+            answer = self._channel.seal(output) if output else b""
+            self._refuse(login.reason, login.detail, answer)
 
     async def _ask_admission(self, login: DerpLogin) -> None:
         refusal = await self._registrar.refusal(login.client, self._origin.address[0])
         self._task = None
-        if self.state is State.ADMISSION:
+        if self.state is ADMISSION:
             self._guard(self._follow, login, login.judge(refusal))
 
     # The end
@@ -553,11 +554,13 @@ class Connection:
     def _promote(self, login: DerpLogin) -> None:
         """Hand descriptor, keys, first output and unread input to the data plane."""
         try:
-            descriptor, bridge = self._give_away_stream()
+            descriptor, bridge = self._registrar.bridges.detach(
+                self._stream, self._channel, self.tls_version
+            )
         except OSError as error:
             self._refuse("shortage", error.strerror or "", b"")
             return
-        self._move(State.PROMOTED)
+        self._move(PROMOTED)
         group = self._place.give_away()
         self._release()
         self._registrar.promote(
@@ -570,33 +573,27 @@ class Connection:
             mesh=login.is_mesh_peer,
             not_ideal=self._not_ideal,
             bridge=bridge,
-            behind_proxy=self._origin.through_proxy
-            or (bridge is not None and isinstance(self._channel, MessageChannel)),
+            behind_proxy=self._origin.through_proxy or isinstance(self._channel, MessageChannel),
             address_group=group,
         )
 
-    def _give_away_stream(self) -> tuple[int, Bridge | None]:
-        """Return a descriptor the data plane can read: the socket's, or one end of a bridge."""
-        if isinstance(self._channel, (Plain, RecordLayer)):
-            return self._stream.detach(), None
-        return self._registrar.bridges.join(self._stream, self._channel, self.tls_version)
-
     def _refuse(self, reason: str, detail: str, answer: bytes) -> None:
         """Count and log the reason of the end, send the answer, and close."""
-        self._connection_log.note_refused(self.state.value, reason, self._origin.address, detail)
+        self._note_end(reason, detail)
         self._stream.send(answer)
         self._linger()
 
+    def _note_end(self, reason: str, detail: str) -> None:
+        note = self._connection_log.note_refused
+        is_visitor = self._idle or self.state is PAGE
+        note(self.state.value, reason, self._origin.address, detail, is_visitor=is_visitor)
+
     def _linger(self) -> None:
         """Wait before the close: a close with unread input would reset the connection."""
-        if self.state is not State.TLS:
+        if self.state is not TLS:
             self._stream.send(close_notify(self._channel))
-        self._move(State.LINGER)
-        if self._tls is not None:
-            self._tls.cancel()
-            self._tls = None
-        self._http = None
-        self._login = None
+        self._move(LINGER)
+        self._end_protocol()
         self._deadlines.start(self, LINGER_S)
         self._stream.resume()
         if self._stream.flushed:

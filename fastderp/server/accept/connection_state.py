@@ -29,15 +29,25 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-LEGAL_MOVES: dict[State, set[State]] = {
-    State.PROXY_HEADER: {State.TLS, State.CLOSED},
-    State.TLS: {State.HTTP, State.LINGER, State.CLOSED},
-    State.HTTP: {State.LOGIN, State.PAGE, State.TUNNEL, State.LINGER, State.CLOSED},
-    State.TUNNEL: {State.PROMOTED, State.LINGER, State.CLOSED},
-    State.PAGE: {State.LINGER, State.CLOSED},
-    State.LOGIN: {State.ADMISSION, State.PROMOTED, State.LINGER, State.CLOSED},
-    State.ADMISSION: {State.PROMOTED, State.LINGER, State.CLOSED},
-    State.LINGER: {State.CLOSED},
-    State.PROMOTED: set(),
-    State.CLOSED: set(),
+# Python 3.11 takes 0.1 µs to look a member of an enumeration up.
+PROXY_HEADER, TLS, HTTP, PAGE, TUNNEL, LOGIN, ADMISSION, PROMOTED, LINGER, CLOSED = State
+
+_LEGAL_MOVES: dict[State, set[State]] = {
+    PROXY_HEADER: {TLS, CLOSED},
+    TLS: {HTTP, LINGER, CLOSED},
+    HTTP: {LOGIN, PAGE, TUNNEL, LINGER, CLOSED},
+    TUNNEL: {PROMOTED, LINGER, CLOSED},
+    PAGE: {LINGER, CLOSED},
+    LOGIN: {ADMISSION, PROMOTED, LINGER, CLOSED},
+    ADMISSION: {PROMOTED, LINGER, CLOSED},
+    LINGER: {CLOSED},
+    PROMOTED: set(),
+    CLOSED: set(),
 }
+
+
+def moved(before: State, after: State) -> State:
+    """Return the state after a move. Raises RuntimeError for one that is not in the diagram."""
+    if after not in _LEGAL_MOVES[before]:
+        raise RuntimeError(f"a connection cannot go from {before.name} to {after.name}")
+    return after

@@ -33,7 +33,7 @@ async def drain(
         for one in listeners
         if one.reuse_port or (has_other_relays and one.is_main and one.owns_sockets)
     ]
-    registrar.refuses_logins = not leaving
+    registrar.refuses_logins = not any(one.is_main for one in leaving)
     registrar.bridges.leave()
     async with asyncio.TaskGroup() as tasks:
         for listener in leaving:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
+import ssl
+from typing import Any, Protocol
 
 from fastderp.errors import ConnectionClosed, LoginError
 from fastderp.server.accept.bridge import DRAIN_S, REST_S, plane_pair
-from fastderp.server.accept.derp_login import DerpLogin, Step
+from fastderp.server.accept.derp_login import ASK, READ, REFUSE, DerpLogin
 from fastderp.server.accept.registrar import Registrar
-from fastderp.server.net.stream import READ_BYTES
+from fastderp.server.net.stream import READ_BYTES, kernel_cause
+from fastderp.util.shortage import shortage_of
 
 
 class Reader(Protocol):
@@ -90,7 +92,7 @@ class EmbeddedSessions:
             registrar.connection_log.note_refused("login", _reason(error), remote, str(error))
             place.leave()
             raise
-        ended = asyncio.Event()
+        bridge = _StreamBridge(reader, writer, ours)
         registrar.promote(
             theirs.detach(),
             login.client,
@@ -98,10 +100,10 @@ class EmbeddedSessions:
             first=login.take_output(),
             opened=login.rest,
             mesh=login.is_mesh_peer,
-            on_end=lambda reason: ended.set(),
+            bridge=bridge,
             address_group=place.give_away(),
         )
-        await _pump(reader, writer, ours, ended)
+        await bridge.pump()
 
     async def _log_in(
         self, login: DerpLogin, reader: Reader, writer: Writer, ip: str, timeout_s: float
@@ -113,6 +115,8 @@ class EmbeddedSessions:
                 self._logins.add(budget)
                 await self._take_steps(login, reader, writer, ip)
         except TimeoutError:
+            if not budget.expired():
+                raise  # of the connection
             if self._closed:
                 raise ConnectionClosed("the relay is closed") from None
             raise TimeoutError(f"no login within {timeout_s:g} s") from None
@@ -121,7 +125,7 @@ class EmbeddedSessions:
 
     async def _take_steps(self, login: DerpLogin, reader: Reader, writer: Writer, ip: str) -> None:
         step = login.step()
-        while step is Step.READ:
+        while step is READ:
             if greeting := login.take_output():
                 writer.write(greeting)
                 await writer.drain()
@@ -130,9 +134,9 @@ class EmbeddedSessions:
                 raise asyncio.IncompleteReadError(login.rest, None)
             login.feed(data)
             step = login.step()
-        if step is Step.ASK:
+        if step is ASK:
             step = login.judge(await self._registrar.refusal(login.client, ip))
-        if step is Step.REFUSE:
+        if step is REFUSE:
             raise LoginError(login.reason, login.detail)
 
 
@@ -142,38 +146,82 @@ def _reason(error: BaseException) -> str:
         return error.reason
     if isinstance(error, ConnectionClosed | asyncio.CancelledError):
         return "shutdown"
-    return "timeout" if isinstance(error, TimeoutError) else "end"
+    if isinstance(error, EOFError):
+        return "end"
+    if shortage_of(error):
+        return "shortage"
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and number:
+        return kernel_cause(number)[0]
+    return "timeout" if isinstance(error, TimeoutError) else "internal"
 
 
-async def _pump(reader: Reader, writer: Writer, ours: socket.socket, ended: asyncio.Event) -> None:
-    """Pump between streams and our end of a socket pair until either side or the session ends.
+class _StreamBridge:
+    """Pumps between a caller's streams and our end of a socket pair."""
 
-    After the session the client has DRAIN_S to read the rest: a full socket pair hides the
-    session's end. After the client's end the session has REST_S to relay its last frames.
-    """
-    loop = asyncio.get_running_loop()
+    has_round_trips = False
 
-    async def inwards() -> None:
-        while data := await reader.read(READ_BYTES):
-            await loop.sock_sendall(ours, data)
-        ours.shutdown(socket.SHUT_WR)
+    def __init__(self, reader: Reader, writer: Writer, ours: socket.socket) -> None:
+        self.handle = 0
+        self._reader = reader
+        self._writer = writer
+        self._ours = ours
+        self._ended = asyncio.Event()
+        self._lost: Exception | None = None
+
+    def round_trip_us(self) -> int | None:
+        return None
+
+    def session_ended(self, reason: str) -> None:
+        self._ended.set()
+
+    def cause(self) -> tuple[str, str]:
+        """Return why the streams ended: a close reason and its detail."""
+        if self._lost is None:
+            return "eof", ""
+        if isinstance(self._lost, ssl.SSLError):
+            return "tls", str(self._lost)
+        return kernel_cause(getattr(self._lost, "errno", None) or 0)
+
+    async def pump(self) -> None:
+        """Pump until either side or the session ends.
+
+        After the session the client has DRAIN_S to read the rest: a full socket pair hides the
+        session's end. After the client's end the session has REST_S to relay its last frames.
+        """
+        works = (self._inwards(), self._outwards(), self._ended.wait())
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.is_set():
+                await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=DRAIN_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = asyncio.gather(*tasks, return_exceptions=True)
+            ended.add_done_callback(self._note_end)
+            await asyncio.shield(ended)
+
+    def _note_end(self, ended: asyncio.Future[Any]) -> None:
+        """Note why the tasks ended, and close our end, which none of them uses any more."""
+        errors = [result for result in ended.result() if isinstance(result, Exception)]
+        self._lost = errors[0] if errors else None
+        self._ours.close()
+
+    async def _inwards(self) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await self._reader.read(READ_BYTES):
+            await loop.sock_sendall(self._ours, data)
+        self._ours.shutdown(socket.SHUT_WR)
         await asyncio.sleep(REST_S)
 
-    async def outwards() -> None:
-        while data := await loop.sock_recv(ours, READ_BYTES):
-            writer.write(data)
-            await writer.drain()
-
-    tasks = [asyncio.ensure_future(work) for work in (inwards(), outwards(), ended.wait())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if ended.is_set():
-            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=DRAIN_S)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        ours.close()
+    async def _outwards(self) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(self._ours, READ_BYTES):
+            self._writer.write(data)
+            await self._writer.drain()
 
 
 async def _hang_up(writer: Writer) -> None:
@@ -187,3 +235,6 @@ async def _hang_up(writer: Writer) -> None:
             writer.transport.abort()
         except OSError:
             pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise

@@ -166,7 +166,8 @@ class HttpSession:
         try:
             request = head.feed(data)
         except BadRequest as error:
-            return Reject(error.status, error.reason, error.response())
+            reason = (is_whole and _proxy_header_error(data)) or error.reason
+            return Reject(error.status, reason, error.response())
         if request is None:
             self._n_head += len(data)
             return None
@@ -214,6 +215,8 @@ class HttpSession:
             return self._open_websocket(request)
         if odd := request.header("upgrade"):
             self._context.registrar.connection_log.note_odd_upgrade(self.origin.address, odd)
+        elif self.origin.through_proxy:
+            self._context.registrar.connection_log.note_lost_upgrade(self.origin.address)
         return None
 
     def _open_websocket(self, request: Request) -> Action:
@@ -251,7 +254,16 @@ async def _answer_later(request: Request, answer: Awaitable[Response]) -> AsyncI
     yield response.encode(request, close=True)
 
 
+def _proxy_header_error(data: bytes) -> str:
+    # Imported on use: most relays have no proxy.
+    from fastderp.server.accept.proxy_header import unexpected_header
+
+    return unexpected_header(data)
+
+
 def _internal_error(request: Request, error: Exception) -> Response:
     """Log the exception of a handler; return the response for an internal error."""
-    supervisor.note("page", error, f"no answer to {request.method} {request.target!a}")
+    # The query may have the key of the debug pages.
+    target = request.target.partition("?")[0]
+    supervisor.note("page", error, f"no answer to {request.method} {target!a}")
     return text_error(500, "internal server error")

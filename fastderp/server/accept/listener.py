@@ -13,6 +13,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from fastderp.server.accept.connection import Connection
@@ -22,10 +23,10 @@ from fastderp.server.admission.address_limits import AddressLimitError
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.http.routes import Routes
 from fastderp.server.http.upgrade import KnownUpgrades
-from fastderp.server.net.listen import BACKLOG, steer_to_successor
-from fastderp.server.net.stream import accept
-from fastderp.server.observe.metrics import Value
+from fastderp.server.net.listen import BACKLOG, Prepare, steer_to_successor
+from fastderp.server.net.stream import accept, has_waiting
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.server.settings import ProxySettings
 from fastderp.tls.context import ServerContext
 from fastderp.util.net import format_address
@@ -45,13 +46,24 @@ HANDSHAKES_S = 1.0
 
 # Maximum of connections before their login; above it the oldest is closed.
 PENDING_LIMIT = 16384
+# While descriptors are short, connections before their login are closed once they have waited this
+# long for their client. A client repeats a lost segment after a second.
+SILENT_S = 2.0
+# Maximum closed by one search, which looks at all connections before their login: this number, or
+# one in SILENT_SHARE of them if that is more.
+SILENT_ENDS = 16
+SILENT_SHARE = 8
 
 LOGIN_BUDGET_S = 10.0
 IDLE_S = 30.0
 
+_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
 
 class Listener:
     """Accepts on one address (both families) and keeps each connection until its login.
+
+    `Server.listen` returns it. PROTOCOL §9.1.
 
     Args:
         registrar: turns logins into sessions.
@@ -65,7 +77,10 @@ class Listener:
         tunnels: serves CONNECT; None refuses it.
         proxies: which peers are proxies, and what they send.
         reuse_port: another process may listen on the same port.
-        owns_sockets: they are nobody else's; those of socket activation stay open elsewhere.
+        listeners: all of the relay; this one joins them.
+        options: sets the options of a client's connection, for sockets of another owner, such as
+            those of socket activation: they stay open there, and may have queued connections before
+            they got the options. None for sockets of our own.
     """
 
     def __init__(
@@ -75,8 +90,9 @@ class Listener:
         routes: Routes,
         tls: ServerContext | CertificateSource | None = None,
         *,
+        listeners: list[Listener],
         reuse_port: bool = False,
-        owns_sockets: bool = True,
+        options: Prepare | None = None,
         login_budget_s: float = LOGIN_BUDGET_S,
         idle_s: float = IDLE_S,
         accept_limiter: TokenBucket | None = None,
@@ -90,9 +106,20 @@ class Listener:
         self._connection_log = registrar.connection_log
         self._sockets = sockets
         self._names = [sock.getsockname() for sock in sockets]
+        # Of the paths of our unix sockets: another relay may have taken a path over by our end.
+        self._inodes = {
+            name: os.stat(name).st_ino
+            for name in self._names
+            if isinstance(name, str) and options is None
+        }
         self.reuse_port: bool = reuse_port
-        self.owns_sockets: bool = owns_sockets
+        self.owns_sockets: bool = options is None
+        self._options = options
+        # sockets whose queue was never empty yet
+        self._unprepared = set(sockets) if options is not None else set()
         self._pending: dict[Connection, None] = {}
+        self._listeners = listeners
+        listeners.append(self)
         self._accept_limiter = accept_limiter
         self._touches_reserve = True
         self.n_accepted: int = 0
@@ -143,6 +170,9 @@ class Listener:
             for name in self._names
         ]
 
+    def __repr__(self) -> str:
+        return f"<Listener on {', '.join(self.addresses)}>"
+
     @property
     def n_pending(self) -> int:
         """The number of accepted connections that are not logged in."""
@@ -160,7 +190,7 @@ class Listener:
         for sock in self._sockets:
             self._close(sock)
         for connection in list(self._pending):
-            connection.leave()
+            supervisor.guard("connection", connection.leave)
 
     async def stop_accepting(self) -> None:
         """Stop listening; keep the accepted connections and those that the kernel has queued.
@@ -180,23 +210,32 @@ class Listener:
             self._close(sock)
 
     def _close(self, sock: socket.socket) -> None:
-        if (timer := self._shortage.pop(sock, None)) is not None:
-            timer.cancel()
         if sock.fileno() >= 0:
-            self._loop.remove_reader(sock.fileno())
+            self._unwatch(sock)
             if sock.family is socket.AF_UNIX and self.owns_sockets:
-                with contextlib.suppress(OSError):
-                    os.unlink(sock.getsockname())
+                self._remove_path(sock.getsockname())
             sock.close()
+
+    def _remove_path(self, path: str) -> None:
+        """Remove the path of a unix socket, unless another relay listens there by now."""
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == self._inodes.get(path):
+                os.unlink(path)
 
     def _watch(self, sock: socket.socket) -> None:
         self._shortage.pop(sock, None)
         self._loop.add_reader(sock.fileno(), supervisor.guarded("accept", self._accept), sock)
 
+    def _unwatch(self, sock: socket.socket) -> None:
+        """Undo `_watch`, also one that follows a pause."""
+        self._loop.remove_reader(sock.fileno())
+        if (timer := self._shortage.pop(sock, None)) is not None:
+            timer.cancel()
+
     def _accept(self, sock: socket.socket) -> bool:
         """Accept up to ACCEPTS_PER_TURN connections; return whether more may wait."""
         # Check only after a connection that used a reserved descriptor: one connection may.
-        if self._touches_reserve and reserve_is_touched():
+        if self._touches_reserve and reserve_is_touched() and not self._end_silent():
             self._pause(sock, OSError(errno.EMFILE, "the rest is reserved"))
             return False
         first_reserved = first_reserved_descriptor()
@@ -209,21 +248,52 @@ class Listener:
                 if error.errno not in SHORTAGES:
                     # This connection failed in the queue (ECONNABORTED, EPROTO, …).
                     continue
-                self._pause(sock, error)
-                found = None
+                may_wait = error.errno in _OF_DESCRIPTORS and self._end_silent()
+                if not may_wait:
+                    self._pause(sock, error)
+                break
             if found is None:
                 may_wait = False
                 break
             accepted.append(found)
+            if sock in self._unprepared:
+                self._prepare(found[0])
             self._touches_reserve = found[0] >= first_reserved
             # Near the reserve, each is served before the next: it may have ended already.
             if found[0] >= first_reserved - ACCEPTS_PER_TURN:
+                break
+            if not has_waiting(sock.fileno()):
+                self._unprepared.discard(sock)
+                may_wait = False
                 break
         # A connection that comes alone is served at once: its first bytes usually are there.
         at_once = len(accepted) == 1 and not self._context.registrar.poller.is_busy
         for descriptor, remote in accepted:
             supervisor.guard("accept", self._admit, descriptor, remote, at_once)
         return may_wait
+
+    def _end_silent(self) -> bool:
+        """End the connections, of any listener, that have waited longest for their clients.
+
+        Returns whether there were any.
+        """
+        pending = [one for listener in self._listeners for one in listener._pending]
+        n_most = max(SILENT_ENDS, len(pending) // SILENT_SHARE)
+        silent = nlargest(n_most, pending, key=lambda one: one.silent_s)
+        silent = [one for one in silent if one.silent_s >= SILENT_S]
+        for connection in silent:
+            connection.close("shortage", f"silent for {SILENT_S:g} s while descriptors are short")
+        return bool(silent)
+
+    def _prepare(self, descriptor: int) -> None:
+        """Set the options of a connection that an inherited socket may have queued without them."""
+        assert self._options is not None
+        connection = socket.socket(fileno=descriptor)
+        # A system may refuse them once the peer has ended the connection.
+        with contextlib.suppress(OSError):
+            if connection.family is not socket.AF_UNIX:
+                self._options(connection)
+        connection.detach()
 
     def _admit(self, descriptor: int, remote: tuple[str, int], at_once: bool) -> None:
         place = self._context.registrar.addresses.place()
@@ -260,7 +330,7 @@ class Listener:
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
         """Stop accepting for SHORTAGE_PAUSE_S: retrying at once would use up the CPU."""
-        self._loop.remove_reader(sock.fileno())
+        self._unwatch(sock)
         self._shortage[sock] = self._loop.call_later(SHORTAGE_PAUSE_S, self._watch, sock)
         self._connection_log.note_shortage(error)
 

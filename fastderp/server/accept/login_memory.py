@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastderp.tls.channel import Channel
 from fastderp.tls.openssl import LIBRARY, VERSION
+from fastderp.tls.record import RecordLayer
 from fastderp.util import bounds
 
 # Resident memory of a connection besides the bytes it has sent, rounded up; bench/login_memory.py
@@ -21,7 +23,7 @@ elif VERSION.startswith(("OpenSSL 3.0.", "OpenSSL 3.1.")):
     HANDSHAKE_BYTES = 56 * 1024
 else:
     HANDSHAKE_BYTES = 80 * 1024
-# memory of a channel besides incomplete records and messages
+# Memory of a channel besides incomplete records and messages.
 RECORD_LAYER_BYTES = 1024
 WEBSOCKET_BYTES = 8 * 1024
 
@@ -35,6 +37,11 @@ SMALL_SHARE = 5 / 8
 _CLASS_SHIFT = 12
 _N_CLASSES = 10
 _N_SMALL = (SMALL_BYTES >> _CLASS_SHIFT).bit_length()
+
+
+def tls_bytes(channel: Channel) -> int:
+    """Return the memory of a TLS channel: TLS 1.2 keeps the OpenSSL object of the handshake."""
+    return RECORD_LAYER_BYTES if isinstance(channel, RecordLayer) else HANDSHAKE_BYTES
 
 
 class Account:

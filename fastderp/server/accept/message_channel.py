@@ -13,6 +13,9 @@ class MessageChannel(Channel):
 
     __slots__ = ()
 
+    violation: str
+    """Code and reason of a close for a fault of the client; "" without one."""
+
     @property
     def owes_replies(self) -> bool:
         """Whether answers to the client's pings are unsent; it is not read before they are sent."""

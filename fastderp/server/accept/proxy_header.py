@@ -56,3 +56,13 @@ class ProxyHeaderReader:
             case Header(n_bytes, source):
                 return self._peer.behind(source, self._trusted), self._received[n_bytes:]
         raise AssertionError("unreachable")
+
+
+def unexpected_header(data: bytes) -> str:
+    """Return the error for a connection that begins with a PROXY header on a port without them.
+
+    Returns "" for any other beginning.
+    """
+    if not data.startswith((proxy_protocol.V1_SIGNATURE, proxy_protocol.V2_SIGNATURE)):
+        return ""
+    return "the peer sent a PROXY header: -proxy-protocol accepts those of -trusted-proxies"

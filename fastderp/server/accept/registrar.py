@@ -6,19 +6,22 @@ Loop thread only.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from fastderp.dataplane.plane import ClosedEvent, Plane, PlaneError
 from fastderp.errors import LoginError
-from fastderp.server.accept.bridge import Bridge, Bridges
+from fastderp.server.accept.bridge import Bridges
 from fastderp.server.accept.deadlines import Deadlines
 from fastderp.server.accept.derp_login import LoginTerms
 from fastderp.server.accept.duplicate_keys import Duplicates
 from fastderp.server.accept.handshake_queue import HandshakeQueue
+from fastderp.server.accept.handshake_threads import HandshakeThreads
 from fastderp.server.accept.login_memory import LoginMemory
 from fastderp.server.accept.round_robin import RoundRobin
-from fastderp.server.accept.tls_handshake import HandshakeThreads
 from fastderp.server.accept.waves import Waves
 from fastderp.server.admission.address_limits import AddressLimits, Group
 from fastderp.server.admission.client_rate import ClientRate
@@ -26,8 +29,9 @@ from fastderp.server.mesh.presence import Arrival
 from fastderp.server.mesh.region import Region
 from fastderp.server.net.stream import Poller
 from fastderp.server.observe.connection_log import ConnectionLog
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
+from fastderp.tls.channel import Channel
 from fastderp.tls.record import RecordLayer
 from fastderp.util import bounds
 from fastderp.util.net import address_bytes
@@ -35,12 +39,35 @@ from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, ClientLogin
 from fastderp.wire.protocol import PROTOCOL_VERSION
 
+if TYPE_CHECKING:
+    from fastderp.server.mesh.dial import Attach
+
 Verify = Callable[[NodePublic, ClientInfo, str], Awaitable[bool]]
 """Admits or refuses every client but mesh peers, by its key, its ClientInfo and its IP. A
 LoginError is a refusal with its reason; `admission.Admission` is one."""
 
 
 _PAIR_ENDS = frozenset({"eof", "reset", "write_error"})
+
+
+class SocketPair(Protocol):
+    """Joins a client's own connection to the descriptor of its session; a Bridge is one."""
+
+    handle: int
+    """The handle of the session; set after its begin."""
+
+    @property
+    def has_round_trips(self) -> bool:
+        """Whether its client's round-trip time counts."""
+
+    def round_trip_us(self) -> int | None:
+        """Return that time in microseconds; None if it does not count."""
+
+    def session_ended(self, reason: str) -> None:
+        """Note that the session has ended, so that the data plane has closed its end."""
+
+    def cause(self) -> tuple[str, str]:
+        """Return why the client's connection ended: a reason and its detail."""
 
 
 class Registrar:
@@ -78,6 +105,7 @@ class Registrar:
         )
         self.login_memory: LoginMemory = LoginMemory(login_memory_bytes)
         # `open` creates these, because they need the loop.
+        self._is_open = False
         self.loop: asyncio.AbstractEventLoop
         self.poller: Poller
         self.requests: RoundRobin
@@ -90,8 +118,7 @@ class Registrar:
         self._duplicates = duplicates
         # protocol versions by handle, for the few sessions with another version than ours
         self._versions: dict[int, int] = {}
-        self._on_end: dict[int, Callable[[str], None]] = {}
-        self._causes: dict[int, Callable[[], tuple[str, str]]] = {}
+        self._bridged: dict[int, SocketPair] = {}
         self.verify = verify
         # Set while the relay sends its clients away, and whether it lets none log in meanwhile.
         self.waves: Waves | None = None
@@ -104,6 +131,8 @@ class Registrar:
 
     @verify.setter
     def verify(self, verify: Verify | None) -> None:
+        if not (verify is None or callable(verify)):
+            raise TypeError(f"verify must be an async function, not {type(verify).__name__}")
         self._verify = verify
         self.login_terms.asks_admission = verify is not None
 
@@ -116,11 +145,14 @@ class Registrar:
         self.handshake_threads = HandshakeThreads(loop)
         self.handshake_queue = HandshakeQueue(loop, self.login_memory)
         self.bridges = Bridges(self.poller)
+        self._is_open = True
 
     def close(self) -> None:
         """End the threads and stop watching sockets; call it after all connections are closed."""
         self.requests.close()
         self.deadlines.close()
+        if self._duplicates is not None:
+            self._duplicates.close()
         self.handshake_queue.close()
         self.handshake_threads.close()
         self.poller.close()
@@ -152,8 +184,7 @@ class Registrar:
         records: RecordLayer | None = None,
         mesh: bool = False,
         not_ideal: bool = False,
-        on_end: Callable[[str], None] | None = None,
-        bridge: Bridge | None = None,
+        bridge: SocketPair | None = None,
         behind_proxy: bool = False,
         address_group: Group | None = None,
     ) -> int:
@@ -165,8 +196,8 @@ class Registrar:
             first: frames to write before any other.
             opened: plain bytes read after the login.
             records: the keys of a TLS 1.3 connection; what they have pending goes along.
-            on_end: called with the reason when the session ends; not called when it never began.
-            bridge: joins the client to the descriptor; gets the session's handle and its end.
+            bridge: joins the client to the descriptor; gets the session's handle and its end, and
+                nothing when the session never began.
             behind_proxy: keep-alives have to come before a proxy's usual time-out of 60 s.
             address_group: the session's place among the connections of its address, from
                 `AddressLimits.enter`.
@@ -192,17 +223,15 @@ class Registrar:
                 own_rtt=bridge is not None and bridge.has_round_trips,
                 behind_proxy=behind_proxy,
             )
-        except PlaneError as error:
-            self.connection_log.note_refused("promote", "memory", remote, str(error))
+        except Exception as error:
             self.addresses.leave(address_group)
+            if not isinstance(error, PlaneError):
+                raise
+            self.connection_log.note_refused("promote", "memory", remote, str(error))
             return 0
         self.addresses.keep(handle, address_group)
-        if on_end is not None:
-            self._on_end[handle] = on_end
         if bridge is not None:
-            bridge.handle = handle
-            self._on_end[handle] = bridge.session_ended
-            self._causes[handle] = bridge.cause
+            self._attach(bridge, handle)
         if self.waves is not None and not mesh:
             self.waves.joined(handle)
         if login.info.version != PROTOCOL_VERSION:
@@ -210,7 +239,7 @@ class Registrar:
         if login.info.is_prober:
             self.connection_log.note_prober(handle, login.public, remote)
         if self._duplicates is not None and not mesh:
-            self._duplicates.joined(login.public.raw)
+            self._duplicates.joined(login.public.raw, handle)
         if mesh or self._region.is_watched:
             self._region.arrived(
                 handle,
@@ -226,6 +255,16 @@ class Registrar:
             )
         return handle
 
+    def join_link(self, sock: socket.socket, channel: Channel) -> tuple[int, Attach]:
+        """Bridge the connection of a mesh link; return the data plane's end."""
+        descriptor, bridge = self.bridges.join_socket(sock, channel)
+        return descriptor, partial(self._attach, bridge)
+
+    def _attach(self, bridge: SocketPair, handle: int) -> None:
+        """Join a bridge to its session: it gets the session's end, and knows the cause of it."""
+        bridge.handle = handle
+        self._bridged[handle] = bridge
+
     def version(self, handle: int) -> int:
         """Return the protocol version that a session's client has announced."""
         return self._versions.get(handle, PROTOCOL_VERSION)
@@ -235,23 +274,31 @@ class Registrar:
 
         At the bridge's socket pair the data plane sees an end as one of _PAIR_ENDS.
         """
-        cause = self._causes.pop(event.handle, None)
-        if cause is None or event.reason not in _PAIR_ENDS:
+        bridge = self._bridged.get(event.handle)
+        if bridge is None or event.reason not in _PAIR_ENDS:
             return event
-        reason, detail = cause()
+        reason, detail = bridge.cause()
         return event._replace(reason=reason, detail=detail)
 
     def ended(self, event: ClosedEvent) -> None:
-        """Note the end of a session; call its `on_end` with the reason, one of `CLOSE_REASONS`."""
+        """Note the end of a session; tell its bridge."""
         self._versions.pop(event.handle, None)
         self.addresses.ended(event.handle)
         if self.waves is not None:
             self.waves.closed(event)
         if self._duplicates is not None:
             self._duplicates.left(event.key, event.handle)
-        on_end = self._on_end.pop(event.handle, None)
-        if on_end is not None:
-            on_end(event.reason)
+        bridge = self._bridged.pop(event.handle, None)
+        if bridge is not None:
+            bridge.session_ended(event.reason)
+
+    def round_trip_us(self, handle: int) -> int | None:
+        """Return a client's round-trip time by the kernel, in microseconds; None if unknown."""
+        bridge = self._bridged.get(handle)
+        if bridge is not None:
+            return bridge.round_trip_us()
+        info = self._plane.tcp_info(handle)
+        return info.rtt_us if info is not None else None
 
     def bridged_round_trips_us(self) -> list[int]:
         """Return the round-trip times of the bridged clients that have one, in microseconds."""
@@ -265,10 +312,6 @@ class Registrar:
     def bridged_tls_versions(self) -> Counter[str]:
         """The number of bridged clients by TLS version."""
         return self.bridges.tls_versions if self._is_open else Counter()
-
-    @property
-    def _is_open(self) -> bool:
-        return hasattr(self, "loop")
 
     def metrics(self) -> dict[str, Value]:
         """Return the counters by the names of `metrics.METRICS`."""

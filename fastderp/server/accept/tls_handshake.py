@@ -1,20 +1,17 @@
 """The TLS handshake of an accepted connection. ARCHITECTURE §2, §5, PROTOCOL §10.
 
-A step costs a few hundred microseconds without the GIL. In a login storm, helper threads run the
-steps on other cores; otherwise the loop thread runs them, which costs less CPU time.
+`handshake_queue` lets it begin, and in a login storm `handshake_threads` run its expensive step.
+Loop thread only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from fastderp.server.accept.client_hello import TOO_LONG_ALERT, ClientHelloReader
 from fastderp.server.accept.handshake_queue import HandshakeQueue, Ticket
+from fastderp.server.accept.handshake_threads import HandshakeThreads, Outcome, take_step
 from fastderp.server.accept.login_memory import HANDSHAKE_BYTES
 from fastderp.server.certificates.certificate import CertificateSource
 from fastderp.server.net.stream import Poller, Stream
@@ -22,82 +19,9 @@ from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello, Handshake
 
-log: logging.Logger = logging.getLogger("fastderp")
-
-Outcome = bool | Exception
-"""The outcome of a step: whether the handshake is complete, or the error."""
-
-# The loop thread has more work per connection than a helper thread, so a few keep it busy.
-THREADS_LIMIT = 4
 # Bytes that a client may send between its ClientHello and the end of the handshake: another
 # ClientHello, its Finished, and pipelined data.
 FLIGHT_LIMIT_BYTES = 40 * 1024
-
-
-def take_step(handshake: Handshake) -> Outcome:
-    """Run a step in this thread."""
-    try:
-        return handshake.step()
-    except Exception as error:  # an internal error ends the connection, not the thread
-        return error
-
-
-class HandshakeThreads:
-    """Threads that run steps and report to the loop; they start on demand.
-
-    If the system refuses a thread, the running threads take its work; if none runs, the loop does.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Report to callbacks on `loop`."""
-        n_cores = len(os.sched_getaffinity(0))
-        self._loop = loop
-        self._limit = min(n_cores, THREADS_LIMIT)
-        self._threads: list[threading.Thread] = []
-        self._work: SimpleQueue[tuple[Handshake, Callable[[Outcome], None]] | None] = SimpleQueue()
-        self.worthwhile: bool = n_cores > 1
-        # number of threads that the system has refused
-        self.n_shortages: int = 0
-
-    def submit(self, handshake: Handshake, report: Callable[[Outcome], None]) -> None:
-        """Run a step in a helper thread and call `report` with the outcome on the loop."""
-        if len(self._threads) < self._limit:
-            self._start_thread()
-        if self._threads:
-            self._work.put((handshake, report))
-        else:
-            self._loop.call_soon(lambda: report(take_step(handshake)))
-
-    def close(self) -> None:
-        """End the threads; steps under way are finished and not reported."""
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _start_thread(self) -> None:
-        name = f"fastderp-tls-{len(self._threads)}"
-        thread = threading.Thread(target=self._run, name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self.n_shortages += 1
-            if self.n_shortages == 1:
-                log.warning("no thread for TLS handshakes: %s; logins are slower", error)
-        else:
-            self._threads.append(thread)
-
-    def _run(self) -> None:
-        while self._do_work(self._work.get()):
-            pass
-
-    def _do_work(self, work: tuple[Handshake, Callable[[Outcome], None]] | None) -> bool:
-        """Run a step; a separate function, so that a waiting thread holds no reference to one."""
-        if work is None:
-            return False
-        handshake, report = work
-        self._loop.call_soon_threadsafe(report, take_step(handshake))
-        return True
 
 
 class ServerHandshake:
@@ -177,14 +101,13 @@ class ServerHandshake:
         return HANDSHAKE_BYTES + self._n_fed
 
     @property
-    def waits_for_memory(self) -> bool:
-        """Whether the handshake waits for memory, which is a shortage of the relay."""
-        return self._ticket is not None and self._handshake is None
-
-    @property
-    def waits_for_certificate(self) -> bool:
-        """Whether the handshake waits for a certificate to be issued."""
-        return self._certificate is not None
+    def delay(self) -> tuple[str, str] | None:
+        """Why it ends when time is up, a reason and a detail; None if it waits for the client."""
+        if self._ticket is not None and self._handshake is None:
+            return "shortage", "there was no memory for its handshake in time"
+        if self._certificate is not None:
+            return "timeout", "its certificate was not issued in time"
+        return None
 
     def feed(self, data: bytes) -> None:
         """Continue with bytes of the client."""
@@ -238,8 +161,10 @@ class ServerHandshake:
 
     def _start(self) -> None:
         tls = self._tls
-        self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
         hello = self._hello.take()
+        if not self._hello.is_hello:
+            _check_proxy_header(hello)
+        self._handshake = Handshake(tls if isinstance(tls, ServerContext) else tls.context)
         self._n_fed = len(hello)
         self._handshake.feed(hello)
         self._step()
@@ -307,3 +232,12 @@ class ServerHandshake:
             self._handshake.choose(certificate.result())
         self._stream.resume()
         self._guard(self._step)
+
+
+def _check_proxy_header(data: bytes) -> None:
+    """Raise TlsError when a proxy has sent a header that this port does not read."""
+    # Imported on use: most relays have no proxy.
+    from fastderp.server.accept.proxy_header import unexpected_header
+
+    if error := unexpected_header(data):
+        raise TlsError("not_tls", error)

@@ -6,19 +6,19 @@ always cross a bridge. Import this module with the first WebSocket: the library 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from websockets.datastructures import Headers
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import CloseCode
 from websockets.http11 import Request as OpeningRequest
-from websockets.protocol import OPEN, SERVER, Event, Protocol
+from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from fastderp.net.websocket_library import library_log, payload_of
 from fastderp.server.accept.message_channel import MessageChannel
 from fastderp.server.http.message import Request, Response, text_error
 from fastderp.server.net.stream import READ_BYTES, Stream
@@ -34,11 +34,6 @@ MESSAGE_LIMIT_BYTES = 2 * (HEADER_SIZE + MAX_FORWARD_PACKET_SIZE)
 # read in small pieces, so that other clients are served in between.
 FRAMES_PER_READ = 64
 LEAST_READ_BYTES = 512
-
-# The library logs every connection at INFO and every payload at DEBUG; only its errors are of use
-# to an operator.
-_library_log = logging.getLogger("fastderp.websocket")
-_library_log.setLevel(logging.ERROR)
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,7 +53,7 @@ def accept(request: Request) -> Opening | Response:
         return _refusal(426, "the opening handshake needs HTTP/1.1")
     if request.method != "GET":
         return _refusal(405, "the opening handshake is a GET")
-    handshake = ServerProtocol(select_subprotocol=_derp_among, logger=_library_log)
+    handshake = ServerProtocol(select_subprotocol=_derp_among, logger=library_log)
     response = handshake.accept(OpeningRequest(request.target, Headers(request.headers)))
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return _refusal(response.status_code, str(handshake.handshake_exc))
@@ -91,7 +86,15 @@ class WebSocket(MessageChannel):
     code and is not read again: `eof` is true from then on, as after an orderly close.
     """
 
-    __slots__ = ("_below", "_failures", "_goodbye", "_owes_replies", "_protocol", "_stream")
+    __slots__ = (
+        "_below",
+        "_close_code",
+        "_failures",
+        "_owes_replies",
+        "_protocol",
+        "_stream",
+        "violation",
+    )
 
     def __init__(self, below: Channel, stream: Stream, failures: Counter[str]) -> None:
         """Begin after an accepted opening handshake.
@@ -101,13 +104,14 @@ class WebSocket(MessageChannel):
             stream: sends the answers.
             failures: counts protocol violations by close code.
         """
-        self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=_library_log)
+        self._protocol = Protocol(SERVER, max_size=MESSAGE_LIMIT_BYTES, logger=library_log)
         self._below = below
         self._stream = stream
         self._failures = failures
         self._owes_replies = False
+        self.violation: str = ""
         # The code of an orderly close by the relay.
-        self._goodbye = CloseCode.NORMAL_CLOSURE
+        self._close_code = CloseCode.NORMAL_CLOSURE
 
     @property
     def eof(self) -> bool:
@@ -130,9 +134,18 @@ class WebSocket(MessageChannel):
         """The number of bytes of an incomplete frame."""
         return len(self._protocol.reader.buffer)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the channel below has left wire bytes."""
+        return self._below.has_more
+
     def open(self, wire: bytes | memoryview) -> bytes:
         """Open the channel below and the frames in it."""
         return self.unwrap(self._below.open(wire))
+
+    def open_next(self, wire: bytes | memoryview) -> bytes:
+        """Open the next bytes of the channel below and the frames in them."""
+        return self.unwrap(self._below.open_next(wire))
 
     def unwrap(self, data: bytes) -> bytes:
         """Parse plain bytes of the channel below.
@@ -144,7 +157,7 @@ class WebSocket(MessageChannel):
         self._protocol.receive_data(data)
         events = self._protocol.events_received()
         self._pace(len(data), len(events))
-        payload = self._payload(events)
+        payload = payload_of(events, self._protocol)
         if self._protocol.state is not OPEN:
             self._count_failure()
         replies = self._to_send()
@@ -166,7 +179,7 @@ class WebSocket(MessageChannel):
         """Return a close frame, unless one was sent, and the close_notify of the channel below."""
         closing = b""
         if self._protocol.state is OPEN and self._below.failure is None:
-            self._protocol.send_close(self._goodbye)
+            self._protocol.send_close(self._close_code)
             closing = self._below.seal(self._to_send())
         return closing + self._below.close_notify()
 
@@ -180,7 +193,7 @@ class WebSocket(MessageChannel):
 
     def leave(self) -> None:
         """Announce that the relay goes away (1001) when it closes the channel."""
-        self._goodbye = CloseCode.GOING_AWAY
+        self._close_code = CloseCode.GOING_AWAY
 
     def _fail(self, code: CloseCode, reason: str) -> bytes:
         self._protocol.fail(code, reason)
@@ -200,19 +213,9 @@ class WebSocket(MessageChannel):
     def _to_send(self) -> bytes:
         return b"".join(self._protocol.data_to_send())
 
-    def _payload(self, events: Iterable[Event]) -> bytes:
-        pieces = []
-        for frame in events:
-            assert isinstance(frame, Frame)
-            if frame.opcode is Opcode.TEXT:
-                self._protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP needs binary messages")
-                break
-            if frame.opcode in (Opcode.BINARY, Opcode.CONT):
-                pieces.append(bytes(frame.data))
-        return b"".join(pieces)
-
     def _count_failure(self) -> None:
         """Count a close that does not echo the client's."""
         sent = self._protocol.close_sent
         if sent is not None and sent is not self._protocol.close_rcvd:
             self._failures[str(int(sent.code))] += 1
+            self.violation = f"{int(sent.code)} {sent.reason}".rstrip()

@@ -153,8 +153,9 @@ class AddressPlace:
             self._group = self._limits.enter(ip)
 
     def log_in(self, ip: str) -> str:
-        """Count the connection, unless it is counted, and a login; return the reason of a refusal,
-        or "".
+        """Count a login, and the connection if it is not counted yet.
+
+        Return the reason of a refusal, or "".
         """
         try:
             self.enter(ip)

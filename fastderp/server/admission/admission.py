@@ -21,9 +21,9 @@ from fastderp.errors import LoginError
 from fastderp.server.admission.connected_client import ConnectedClient
 from fastderp.server.admission.key_lists import KeyLists, Reading
 from fastderp.server.admission.verdict import ALLOWED, Verdict
-from fastderp.server.observe.log_throttle import LogThrottle
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.log_throttle import LogThrottle, more_text
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.login import ClientInfo
 
@@ -62,9 +62,7 @@ class Verifier(Protocol):
         """The label for counters, one word."""
 
     async def ask(self, key: NodePublic, ip: str) -> Verdict:
-        """Return the verdict about the client with this `key` and address `ip`, within bounded
-        time.
-        """
+        """Return the verdict about the client with a key and an address, within bounded time."""
 
     async def close(self) -> None:
         """Close its connections."""
@@ -116,13 +114,14 @@ class Admission:
         return "; ".join(filter(None, [str(self.lists), *map(str, self.verifiers)]))
 
     async def __call__(self, key: NodePublic, info: ClientInfo, ip: str) -> bool:
-        """Admit or refuse a client that logs in: the hook of `Server`. Raises LoginError with the
-        reason.
+        """Admit or refuse a client that logs in: the hook of `Server`.
 
         Args:
             key: the client's key.
             info: the client's ClientInfo, which is ignored.
             ip: the client's address, without a port.
+
+        Raises LoginError with the reason.
         """
         verdict = self._listed(key)
         for verifier in self.verifiers:
@@ -226,8 +225,8 @@ class Admission:
         if outcome == logged:
             return
         # The throttle limits the lines of a verifier that answers only sometimes.
-        suffix = self._throttle.suffix((verifier.name, outcome))
-        if suffix is None:
+        n_held = self._throttle.n_held((verifier.name, outcome))
+        if n_held is None:
             return
         self._silent[verifier.name] = outcome
         if outcome:
@@ -236,10 +235,10 @@ class Admission:
                 verifier.name,
                 verdict.detail,
                 "admitted as configured" if verdict.allowed else "refused",
-                suffix,
+                more_text(n_held),
             )
         else:
-            log.info("admission: %s answers again%s", verifier.name, suffix)
+            log.info("admission: %s answers again%s", verifier.name, more_text(n_held))
 
     def _remember(self, question: tuple[str, bytes, str], verdict: Verdict) -> None:
         self._remembered.pop(question, None)

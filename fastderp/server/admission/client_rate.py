@@ -10,8 +10,9 @@ import asyncio
 from fastderp.dataplane.plane import Plane, SessionInfo
 from fastderp.server.admission.limits import Limits
 from fastderp.server.admission.rate_limit import RateLimit
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
+from fastderp.util.arguments import check_type
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo, server_info_json
 from fastderp.wire.protocol import FrameType, frame
@@ -38,8 +39,9 @@ class ClientRate:
     def set(self, limits: Limits, loop: asyncio.AbstractEventLoop | None) -> None:
         """Limit every client from now on, each with a full burst.
 
-        Notifies connected clients if `loop` is not None.
+        Notifies connected clients if `loop` is not None. Raises TypeError for anything but limits.
         """
+        check_type("limits", limits, Limits)
         had_classes = bool(self._limits.classes)
         self.limit = limits.rate
         self._limits = limits

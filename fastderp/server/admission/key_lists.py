@@ -99,10 +99,6 @@ class KeyList:
             log.info("%s: read again, %d keys", self.path, len(self.keys))
         return self.keys != previous
 
-    def reload(self, *, force: bool = False) -> bool:
-        """Call `read`, then `apply`."""
-        return self.apply(self.read(force=force))
-
     def _refuse(self, fingerprint: files.Fingerprint, error: ConfigError, *, forced: bool) -> None:
         complaint = str(error)
         cause = error.__cause__

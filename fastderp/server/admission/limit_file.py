@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastderp.errors import ConfigError
-from fastderp.server.admission.limits import (
-    MAX_CLASSES,
-    AddressLimit,
-    ClientClass,
-    Limits,
-    Network,
-)
+from fastderp.server.admission.limits import MAX_CLASSES, AddressLimit, ClientClass, Limits
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.util import bounds, files
 from fastderp.util.json_members import folded
+from fastderp.util.net import IpNetwork
 from fastderp.util.text import printable
 from fastderp.wire.keys import NodePublic
 
@@ -52,8 +47,8 @@ def load_limits(path: Path, address: AddressLimit = AddressLimit()) -> Limits:
         document = json.loads(files.read(path))
     except OSError as error:
         raise ConfigError(f"rate configuration {path}: cannot read it: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        raise ConfigError(f"rate configuration {path}: not valid JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"rate configuration {path}: not valid JSON{_place(error)}") from None
     if not isinstance(document, dict | None):
         raise ConfigError(f"rate configuration {path}: not a JSON object")
     found = _Members(document or {})
@@ -68,6 +63,13 @@ def load_limits(path: Path, address: AddressLimit = AddressLimit()) -> Limits:
         return Limits(rate, address, classes)
     except ValueError as error:
         raise ConfigError(f"rate configuration {path}: {error}") from None
+
+
+def _place(error: Exception) -> str:
+    """Return the place of a JSON error and its cause; "" where the parser does not tell it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    return f": line {error.lineno}, column {error.colno}: {error.msg}"
 
 
 class _Members:
@@ -213,7 +215,7 @@ def _key(text: str) -> bytes:
         ) from None
 
 
-def _network(text: str) -> Network:
+def _network(text: str) -> IpNetwork:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:

@@ -5,14 +5,13 @@ Constant values; any thread.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
 from fastderp.server.admission.rate_limit import RateLimit
-from fastderp.util.net import address_bytes
+from fastderp.util import bounds
+from fastderp.util.arguments import check_type
+from fastderp.util.net import IpNetwork, address_bytes
 from fastderp.util.value import Value
-
-Network = IPv4Network | IPv6Network
 
 # Maximum of classes: the data plane stores the number of a class in one byte.
 MAX_CLASSES = 255
@@ -51,6 +50,8 @@ class ClientClass(Value):
         rate: replaces the rate of all clients.
         address: replaces the limits of each address; applies only to a class without keys and apps,
             because both are unknown when a connection arrives.
+
+    Raises TypeError for an argument of another type, ValueError for a limit out of bounds.
     """
 
     __match_args__: Final = ("name", "keys", "apps", "networks", "rate", "address")
@@ -59,7 +60,7 @@ class ClientClass(Value):
     name: str
     keys: frozenset[bytes]
     apps: frozenset[str]
-    networks: tuple[Network, ...]
+    networks: tuple[IpNetwork, ...]
     rate: RateLimit
     address: AddressLimit
     _masks: tuple[tuple[int, int], ...]  # (prefix, mask) of each network, numbers of 128 bits
@@ -69,10 +70,13 @@ class ClientClass(Value):
         name: str,
         keys: frozenset[bytes] = frozenset(),
         apps: frozenset[str] = frozenset(),
-        networks: tuple[Network, ...] = (),
+        networks: tuple[IpNetwork, ...] = (),
         rate: RateLimit = RateLimit(),
         address: AddressLimit = AddressLimit(),
     ) -> None:
+        if not all(isinstance(key, bytes) for key in keys):
+            raise TypeError("keys must be raw public keys: NodePublic.raw")
+        _check(rate, address)
         self._set(name=name, keys=keys, apps=apps, networks=networks, rate=rate, address=address)
         self._set(_masks=tuple(map(_prefix_and_mask, networks)))
 
@@ -109,6 +113,8 @@ class Limits(Value):
         rate: of each client; None also omits it from the metrics.
         address: of each address.
         classes: up to 255.
+
+    Raises TypeError for an argument of another type, ValueError for a limit out of bounds.
     """
 
     __match_args__: Final = ("rate", "address", "classes")
@@ -125,6 +131,9 @@ class Limits(Value):
         address: AddressLimit = AddressLimit(),
         classes: tuple[ClientClass, ...] = (),
     ) -> None:
+        _check(RateLimit() if rate is None else rate, address)
+        for each in classes:
+            check_type("classes", each, ClientClass)
         if len(classes) > MAX_CLASSES:
             raise ValueError(f"at most {MAX_CLASSES} classes, not {len(classes)}")
         self._set(rate=rate, address=address, classes=classes)
@@ -172,7 +181,16 @@ class Limits(Value):
         return [*lines, *map(str, self.classes)]
 
 
-def _prefix_and_mask(network: Network) -> tuple[int, int]:
+def _check(rate: RateLimit, address: AddressLimit) -> None:
+    """Raise TypeError or ValueError for limits that a relay cannot keep."""
+    check_type("rate", rate, RateLimit)
+    check_type("address", address, AddressLimit)
+    bounds.NOT_NEGATIVE.check_argument("connections", address.connections, whole=True)
+    bounds.NOT_NEGATIVE.check_argument("logins_per_s", address.logins_per_s)
+    bounds.POSITIVE.check_argument("login_burst", address.login_burst, whole=True)
+
+
+def _prefix_and_mask(network: IpNetwork) -> tuple[int, int]:
     n_bits = network.prefixlen + (96 if network.version == 4 else 0)
     prefix = int.from_bytes(address_bytes(str(network.network_address)), "big")
     return prefix, (1 << 128) - (1 << (128 - n_bits))

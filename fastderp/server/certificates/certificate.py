@@ -42,9 +42,7 @@ class Certificate(NamedTuple):
 
     @property
     def required_sni(self) -> str | None:
-        """The server name a client must send; None for an address, which requires no server
-        name.
-        """
+        """The server name that clients must send; None for an address, which requires none."""
         return None if is_address(self.hostname) else self.hostname
 
     @property
@@ -104,6 +102,15 @@ class CertificateSource(Protocol):
         `local_ip` is the address that the client has connected to. Raises TlsError, also through
         the future, when there is no certificate for the client.
         """
+
+
+def check_tls(tls: ServerContext | CertificateSource | None) -> None:
+    """Raise TypeError for an object that cannot serve TLS, such as an `ssl.SSLContext`."""
+    if not (tls is None or isinstance(tls, ServerContext) or hasattr(tls, "choose")):
+        raise TypeError(
+            "tls must be a fastderp.tls.context.ServerContext or a CertificateSource, "
+            f"not {type(tls).__name__}"
+        )
 
 
 def certificate_from_pem(

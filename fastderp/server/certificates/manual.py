@@ -1,6 +1,6 @@
 """The certificate of `-certmode manual`: its files, read at the start and on SIGHUP (PROTOCOL §10).
 
-Loop thread only.
+Loop thread; another thread reads the files for a reload.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fastderp.errors import CertificateError
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem, read_pem
 from fastderp.server.certificates.self_signed import make_missing_files
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.tls.context import ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.util import utc
 from fastderp.util.net import is_address
+from fastderp.util.threads import in_thread
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -60,13 +62,14 @@ class ManualCertificate:
         """Return the TLS context with the metacert. Raises CertificateError."""
         return _context(self.certificate, meta_cert)
 
-    def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> str:
+    async def reload(self, publish: Callable[[ServerContext], None], meta_cert: bytes) -> str:
         """Read the files again and `publish` what new handshakes present; return what it is.
 
         Raises CertificateError for unusable files, which change nothing.
         """
         # A reload creates no certificate: clients have pinned the previous one.
-        certificate = manual_certificate(self._directory, self._hostname, make=False)
+        read = partial(manual_certificate, self._directory, self._hostname, make=False)
+        certificate = await in_thread("certificate", read)
         self._check_is_no_worse(certificate)
         publish(_context(certificate, meta_cert))
         is_new = certificate.pin != self.certificate.pin

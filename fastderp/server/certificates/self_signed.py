@@ -33,7 +33,7 @@ def make_missing_files(crt: Path, key: Path, address: str) -> None:
     CertificateError when files cannot be kept, and for one without the other.
     """
     try:
-        crt.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_private_directory(crt.parent)
         with locked(crt.parent):
             if not crt.exists() and not key.exists():
                 private = PrivateKey.generate_p256()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastderp.errors import UsageError
 from fastderp.server.components.component import Component
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import AdmissionSettings
 from fastderp.util.text import printable

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fastderp.errors import CertificateError
 from fastderp.server.accept.listener import Listener
 from fastderp.server.certificates.acme.settings import (
     HTTP_PREFIX,
@@ -20,11 +21,11 @@ from fastderp.server.certificates.manual import (
 )
 from fastderp.server.components.component import Component, is_there, readable_by_all
 from fastderp.server.http.routes import Routes
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import ManualSettings
 from fastderp.tls.context import ServerContext
-from fastderp.util import utc
+from fastderp.util import files, utc
 from fastderp.util.net import is_address
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ManualCertificates(Component):
         directory, hostname = self._settings.directory, self._settings.hostname
         crt, key = certificate_files(directory, hostname)
         if is_address(hostname) and not (is_there(crt) or is_there(key)):
+            _check_creatable(crt)
             return [f"{crt} does not exist: the start creates it"]
         certificate = manual_certificate(directory, hostname, make=False)
         return [f"for {hostname}, valid until {utc.minute(certificate.not_after)}"]
@@ -101,7 +103,7 @@ class ManualCertificates(Component):
     async def reload(self) -> str:
         """Read the files again for handshakes from now on."""
         assert self._certificate is not None and self._listener is not None
-        return self._certificate.reload(self._publish, self._meta_cert)
+        return await self._certificate.reload(self._publish, self._meta_cert)
 
     def _publish(self, context: ServerContext) -> None:
         assert self._listener is not None
@@ -120,6 +122,15 @@ class ManualCertificates(Component):
     def metrics(self) -> Mapping[str, Value]:
         """Return the expiry of the certificate."""
         return {} if self._certificate is None else self._certificate.metrics()
+
+
+def _check_creatable(path: Path) -> None:
+    try:
+        files.check_creatable(path)
+    except OSError as error:
+        raise CertificateError(
+            f"cannot keep certificates in {path.parent}: {error.strerror}"
+        ) from error
 
 
 class CaCertificates(Component):
@@ -147,9 +158,15 @@ class CaCertificates(Component):
             check_hook(self._settings.dns_hook)
 
     async def check(self) -> list[str]:
-        """Check the requirements without a request to the CA."""
+        """Check the requirements without a request to the CA. Raises what `open` and `start` raise."""
         await self.open()
-        return [f"{self._settings.hostname or 'addresses'} from {self._settings.directory_url}"]
+        from fastderp.server.certificates.acme.store import ACCOUNT_KEY, IP_ACCOUNT_KEY
+
+        settings = self._settings
+        for name in (ACCOUNT_KEY, IP_ACCOUNT_KEY) if settings.ip_certs else (ACCOUNT_KEY,):
+            if not is_there(settings.cert_dir / name):
+                _check_creatable(settings.cert_dir / name)
+        return [f"{settings.hostname or 'addresses'} from {settings.directory_url}"]
 
     async def start(self, server: Server) -> None:
         """Read the certificates issued earlier. Raises CertificateError."""

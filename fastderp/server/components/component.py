@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
 from fastderp.server.server import Server
 
 
@@ -26,10 +26,10 @@ class Component:
         """Read files, bind sockets. Raises DerpError that names the unusable file or address."""
 
     async def check(self) -> list[str]:
-        """Check the input of `open` and `start`; bind no socket, create no file. Return the
-        findings.
+        """Check the input of `open` and `start` and return the findings.
 
-        Called instead of `open` and followed by `close`. Raises DerpError as `open` and `start` do.
+        It binds no socket and creates no file. Called instead of `open` and followed by `close`.
+        Raises DerpError as `open` and `start` do.
         """
         return []
 
@@ -44,7 +44,7 @@ class Component:
         return []
 
     def warnings(self) -> list[str]:
-        """Return the warnings for the operator."""
+        """Return the warnings for the operator, after `start` or `check`."""
         return []
 
     def unready(self) -> list[str]:
@@ -79,7 +79,7 @@ class Component:
 
 def readable_by_all(path: Path | None) -> list[str]:
     """Return a warning when every user of this machine can read a file with a secret."""
-    if path is None or not path.stat().st_mode & stat.S_IROTH:
+    if path is None or not os.path.exists(path) or not path.stat().st_mode & stat.S_IROTH:
         return []
     return [f"{path} is a secret, but readable by every user of this machine: chmod 600 it"]
 

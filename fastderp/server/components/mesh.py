@@ -1,12 +1,13 @@
 """The mesh component: the region's secret and its other relays (PROTOCOL §12).
 
-Reads the files of `-mesh-psk-file` and `-mesh-with @FILE` at the start and on SIGHUP. Loop thread
-only.
+Reads the files of `-mesh-psk-file` and `-mesh-with @FILE` at the start and on SIGHUP, then in
+another thread. Otherwise loop thread only.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fastderp.server.server import Server
 from fastderp.server.settings import MeshSettings, SecretsSettings
 from fastderp.util import files
 from fastderp.util.text import printable
+from fastderp.util.threads import in_thread
 from fastderp.wire.keys import MeshKey, load_mesh_keys, parse_mesh_keys
 
 if TYPE_CHECKING:
@@ -45,14 +47,14 @@ class MeshMembership(Component):
 
     async def open(self) -> None:
         """Read keys and members. Raises ConfigError, SecretsError or UsageError."""
-        await self._read()
+        await self._take(*self._read_files())
 
     async def check(self) -> list[str]:
         """Read the files; query no secrets server."""
         if self._secrets is not None:
-            peers = _peers(self._settings.members, reloading=False)
+            _, peers = self._read_files()
             return [f"{len(peers)} members; the secrets server was not queried"]
-        await self._read()
+        await self.open()
         return [self._text]
 
     async def start(self, server: Server) -> None:
@@ -90,7 +92,7 @@ class MeshMembership(Component):
         """Read and apply keys and members."""
         assert self._server is not None
         before = self.keys, self.peers
-        await self._read(reloading=True)
+        await self._take(*await in_thread("mesh", partial(self._read_files, reloading=True)))
         self._server.mesh_keys = self.keys
         self._server.set_mesh_peers(self.peers)
         return f"{self._text}{', unchanged' if before == (self.keys, self.peers) else ''}"
@@ -99,17 +101,20 @@ class MeshMembership(Component):
     def _text(self) -> str:
         return f"{len(self.keys)} keys, {len(self.peers)} members"
 
-    async def _read(self, *, reloading: bool = False) -> None:
-        """Read keys and members, or change nothing.
+    def _read_files(self, *, reloading: bool = False) -> tuple[list[MeshKey], list[MeshPeer]]:
+        """Return the keys in the settings or their file, and the members. Any thread.
 
         When `reloading`, an empty file of members is an error, as for lists of keys.
         """
         settings = self._settings
-        keys = (
-            _keys(settings) if self._secrets is None else await self._secrets.fetch(parse_mesh_keys)
-        )
-        peers = _peers(settings.members, reloading=reloading)
-        if settings.members and not keys:
+        keys = _keys(settings) if self._secrets is None else []
+        return keys, _peers(settings.members, reloading=reloading)
+
+    async def _take(self, keys: list[MeshKey], peers: list[MeshPeer]) -> None:
+        """Use these keys, or those of the secrets server, and members; or change nothing."""
+        if self._secrets is not None:
+            keys = await self._secrets.fetch(parse_mesh_keys)
+        if self._settings.members and not keys:
             raise UsageError(
                 "-mesh-with needs the region's secret: -mesh-psk-file or -secrets-url, or with "
                 f"-dev ${DEV_MESH_KEY}"

@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fastderp.errors import ListenError, UsageError
+from fastderp.errors import KeyFileError, ListenError, ShortageError, UsageError
 from fastderp.server.admission.limits import Limits
 from fastderp.server.components.component import Component, is_there, readable_by_all
 from fastderp.server.http.bootstrap_dns import BootstrapDns, Unpublished, checked_name
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
 from fastderp.server.server import Server
 from fastderp.server.settings import BootstrapSettings, KeySettings, LimitSettings, StunSettings
 from fastderp.server.stun.server import StunServer, bind_stun, stun_metrics, stun_on
 from fastderp.server.stun.watch import StunWatch
+from fastderp.util import files
 from fastderp.util.text import printable
+from fastderp.util.threads import in_thread
 from fastderp.wire.keys import NodePrivate, load_or_create_server_key
 
 if TYPE_CHECKING:
@@ -44,8 +46,14 @@ class Identity(Component):
             self.key = load_or_create_server_key(self._file)
 
     async def check(self) -> list[str]:
-        """Read the key file, if there is one."""
+        """Read the key file, or check that it can be created. Raises KeyFileError."""
         if self._file is not None and not is_there(self._file):
+            try:
+                files.check_creatable(self._file)
+            except OSError as error:
+                raise KeyFileError(
+                    f"key file {self._file}: cannot create it: {error.strerror}"
+                ) from error
             return [f"{self._file} does not exist: the start creates it"]
         await self.open()
         return self.describe()
@@ -106,7 +114,7 @@ class ClientLimits(Component):
     async def reload(self) -> str:
         """Read the file again."""
         assert self._server is not None
-        limits = self._load()
+        limits = await in_thread("limits", self._load)
         if limits == self._limits:
             return "unchanged"
         self._limits = limits
@@ -166,9 +174,12 @@ class Stun(Component):
         return addresses[0][1] if addresses else None
 
     def serve(self) -> None:
-        """Start answering."""
+        """Start answering. Raises ShortageError when the system refuses a thread."""
         if self._stun is not None:
-            self._stun.start()
+            try:
+                self._stun.start()
+            except OSError as error:
+                raise ShortageError(f"STUN: no thread: {error.strerror}") from error
             self._watch = StunWatch(self._stun, self._tls_faults)
             self._watch.start()
 

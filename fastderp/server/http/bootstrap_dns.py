@@ -18,8 +18,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 from fastderp.server.http.message import SECURITY_HEADERS, Request, Response
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.util import jitter
 
 log: logging.Logger = logging.getLogger("fastderp")

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from fastderp.util.net import client_ip
+from fastderp.util.net import IpNetwork, client_ip
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Headers = Iterable[tuple[str, str]]
 
-# The elements of a Forwarded header, and the parameters of one (RFC 7239 §4).
+# The elements of a Forwarded header, and the parameters of one (RFC 7239 §4). Clients write a part of
+# the header: whatever its text, the time to read it grows with its length only.
 _ELEMENT = re.compile(r'(?:[^",]|"[^"]*")+')
-_PARAMETER = re.compile(r'([^=;"\s]+)\s*=\s*("[^"]*"|[^;"]*)')
+_PARAMETER = re.compile(r'(?:[^";]|"[^"]*")+')
 _PORT = re.compile("[0-9]{1,5}")
 
 
@@ -39,7 +39,7 @@ class TrustedProxies(NamedTuple):
         unix: whether a connection over a unix socket comes from one.
     """
 
-    networks: tuple[Network, ...] = ()
+    networks: tuple[IpNetwork, ...] = ()
     unix: bool = False
 
     @classmethod
@@ -155,8 +155,9 @@ def _forwarded_hops(line: str) -> list[str]:
         return [""]
     hops = []
     for element in _ELEMENT.findall(line):
-        parameters = {name.lower(): value for name, value in _PARAMETER.findall(element)}
-        hops.append(parameters.get("for", "").strip().strip('"'))
+        pairs = (parameter.partition("=") for parameter in _PARAMETER.findall(element))
+        parameters = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        hops.append(parameters.get("for", "").strip('"'))
     return hops
 
 

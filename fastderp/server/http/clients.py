@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from fastderp.dataplane.reports import SessionInfo
+from fastderp.server.http.document import document
 from fastderp.server.http.message import Request, Response, text_error
-from fastderp.util.net import address_text, client_ip, format_address
+from fastderp.util.net import IpAddress, IpNetwork, address_text, client_ip, format_address
 from fastderp.util.text import html_text
 from fastderp.wire.keys import NodePublic
 
@@ -67,7 +68,7 @@ def _ip(text: str) -> bytes:
     return _mapped(found)
 
 
-def _mapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+def _mapped(ip: IpAddress) -> bytes:
     return ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed
 
 
@@ -110,8 +111,12 @@ COLUMNS = {
             ("tx", "tx_bytes"),
             ("rxpkts", "rx_packets"),
             ("txpkts", "tx_packets"),
+            ("dropped", "dropped"),
         )
     },
+    "waiting": Column(
+        lambda row: row.session.backlog_bytes, _natural, lambda row: str(row.session.backlog_bytes)
+    ),
 }
 
 
@@ -208,7 +213,7 @@ def _filter(name: str, values: dict[str, str]) -> tuple[str, Callable[[SessionIn
     return "all clients" if name else "", lambda session: True
 
 
-def _is_in(network: ipaddress.IPv4Network | ipaddress.IPv6Network, addr: bytes) -> bool:
+def _is_in(network: IpNetwork, addr: bytes) -> bool:
     ip = ipaddress.IPv6Address(addr)
     return (ip.ipv4_mapped or ip) in network
 
@@ -238,17 +243,22 @@ def _limit(text: str) -> int:
     return min(limit, LIMIT_MAX)
 
 
+class Details(Protocol):
+    """Knows more about a session, by its handle; the registrar does."""
+
+    def version(self, handle: int, /) -> int:
+        """Return the protocol version that the client has announced."""
+
+    def round_trip_us(self, handle: int, /) -> int | None:
+        """Return the client's round-trip time in microseconds; None if unknown."""
+
+
 @dataclass(slots=True)
 class ClientsPage:
-    """The page and its JSON.
-
-    Args:
-        sessions: takes a snapshot of the sessions.
-        version: the protocol version that the client of a session announced, by handle.
-    """
+    """The page and its JSON; `sessions` takes a snapshot of the sessions."""
 
     sessions: Callable[[], Iterable[SessionInfo]]
-    version: Callable[[int], int]
+    details: Details
 
     def respond(self, request: Request) -> Response:
         """Answer with the help page, a table, or the error in the query."""
@@ -259,7 +269,7 @@ class ClientsPage:
         now_ns = time.time_ns()
         connected = [session for session in self.sessions() if not session.link]
         if not query.title:
-            return self._overview(connected, query.as_json)
+            return self._overview(connected, query, request.prefix)
         n_of_key = Counter(session.key for session in connected)
         active = {session.key for session in connected if session.active}
         rows = [
@@ -290,11 +300,13 @@ class ClientsPage:
             summary["next"] = following
         if query.as_json:
             return self._json(summary | {"clients": items})
-        return self._html(_table(query, summary, items))
+        return self._html(_table(query, summary, items), request.prefix)
 
-    def _overview(self, connected: Sequence[SessionInfo], as_json: bool) -> Response:
-        counts = {"conns": len(connected), "keys": len({session.key for session in connected})}
-        return self._json(counts) if as_json else self._html(_EXPLANATION.format(**counts))
+    def _overview(self, connected: Sequence[SessionInfo], query: Query, prefix: str) -> Response:
+        n_keys = len({session.key for session in connected})
+        if query.as_json:
+            return self._json({"conns": len(connected), "keys": n_keys})
+        return self._html(_overview_body(len(connected), n_keys, query.parameters), prefix)
 
     def _described(self, row: Row, dup: bool, disabled: bool) -> dict[str, Any]:
         """Return the JSON members of a connection."""
@@ -313,12 +325,15 @@ class ClientsPage:
             "meshPeer": session.mesh,
             "notIdeal": session.not_ideal,
             "prober": session.prober,
-            "version": self.version(session.handle),
+            "version": self.details.version(session.handle),
             "appName": session.app_name.decode(),
             "rxPkts": totals.rx_packets,
             "rxBytes": totals.rx_bytes,
             "txPkts": totals.tx_packets,
             "txBytes": totals.tx_bytes,
+            "dropped": totals.dropped,
+            "waitingBytes": session.backlog_bytes,
+            "rttMicros": self.details.round_trip_us(session.handle),
             "senders": session.senders,
         }
 
@@ -326,9 +341,9 @@ class ClientsPage:
         body = json.dumps(document, indent="\t") + "\n"
         return Response(200, body.encode(), "application/json")
 
-    def _html(self, body: str) -> Response:
-        page = f"<!doctype html>\n<title>DERP clients</title>\n{_STYLE}{body}"
-        return Response(200, page.encode(), "text/html; charset=utf-8")
+    def _html(self, body: str, prefix: str) -> Response:
+        page = document("DERP clients", body, prefix, kind="debug")
+        return Response(200, page, "text/html; charset=utf-8")
 
 
 def page_of(rows: list[Row], query: Query) -> tuple[list[Row], int]:
@@ -357,25 +372,27 @@ def _started_ns(session: SessionInfo, now_ns: int) -> int:
     return (now_ns - int(session.totals.seconds * _NS)) // _START_NS * _START_NS
 
 
-_STYLE = """<style>
-table { border-collapse: collapse; font-family: monospace }
-th, td { border: 1px solid #ccc; padding: 2px 6px; text-align: left }
-</style>
-"""
 _EXPLANATION = """<h1>DERP clients</h1>
-<p>{conns} connections of {keys} keys.</p>
-<ul>
-<li><a href="?all=1">all clients</a></li>
-<li><form>by address <input name=ip placeholder="192.0.2.1"> <button>show</button></form></li>
-<li><form>by network <input name=cidr placeholder="192.0.2.0/24"> <button>show</button></form></li>
-<li><form>by key <input name=key size=80 placeholder="nodekey:…"> <button>show</button></form>
-</li>
-<li><form>by app name <input name=app> <button>show</button></form></li>
-</ul>
-<p>One of all, ip, cidr and key; app=NAME, more than once if wanted, alone or beside it;
-sort=[-]key|ip|conn|connected|rx|tx|rxpkts|txpkts; limit=N, up to 1000; after=VALUE of the sorted
-column (connected: Unix nanoseconds, or a duration such as 30m) and afterconn=N; format=json.</p>
-"""
+<p>{conns} connections of {keys} keys. <a href="?{all}">Show all clients</a></p>
+<form>{key}<label for=ip>Address</label>
+<input id=ip name=ip size=40 placeholder="192.0.2.1"> <button>Show</button></form>
+<form>{key}<label for=cidr>Network</label>
+<input id=cidr name=cidr size=40 placeholder="192.0.2.0/24"> <button>Show</button></form>
+<form>{key}<label for=key>Key</label>
+<input id=key name=key size=40 placeholder="nodekey:…"> <button>Show</button></form>
+<form>{key}<label for=app>App name</label>
+<input id=app name=app size=40> <button>Show</button></form>
+<p>Parameters of the query:</p>
+<dl>
+<dt>all, ip, cidr, key<dd>one of them chooses the clients
+<dt>app<dd>an app name; several times for several, alone or beside one of those
+<dt>sort<dd>key, ip, conn, connected, rx, tx, rxpkts, txpkts, dropped or waiting; - in front to
+reverse it
+<dt>limit<dd>the number of rows, up to 1000
+<dt>after, afterconn<dd>where the page begins: a value of the sorted column (connected: Unix
+nanoseconds, or a duration such as 30m) and the number of a connection
+<dt>format<dd>json
+</dl>"""
 _HEADS = {
     "connNum": ("connection", "conn"),
     "key": ("key", "key"),
@@ -388,35 +405,79 @@ _HEADS = {
     "rxBytes": ("bytes received", "rx"),
     "txPkts": ("packets sent", "txpkts"),
     "txBytes": ("bytes sent", "tx"),
+    "dropped": ("packets dropped", "dropped"),
+    "waitingBytes": ("bytes waiting", "waiting"),
+    "rtt": ("round trip", ""),
     "senders": ("senders", ""),
+}
+_NUMBERS = ("rxPkts", "rxBytes", "txPkts", "txBytes", "dropped", "waitingBytes", "senders")
+_CLASSES = {
+    "key": " class=key",
+    "remote": " class=remote",
+    **dict.fromkeys((*_NUMBERS, "rtt"), " class=number"),
 }
 _FLAGS = ("dup", "disabled", "home", "meshPeer", "notIdeal", "prober")
 
 
+def _overview_body(n_connections: int, n_keys: int, parameters: Iterable[tuple[str, str]]) -> str:
+    """Return the page without a query; `parameters` may have the debug key, for its links."""
+    key = [(name, value) for name, value in parameters if name == "debugkey"]
+    return _EXPLANATION.format(
+        conns=n_connections,
+        keys=n_keys,
+        all=html_text(urlencode([("all", "1"), *key])),
+        key="".join(
+            f'<input type=hidden name={name} value="{html_text(value)}">' for name, value in key
+        ),
+    )
+
+
 def _table(query: Query, summary: dict[str, Any], items: list[dict[str, Any]]) -> str:
-    heads = "".join(f"<th>{_head(query, text, sort)}" for text, sort in _HEADS.values())
+    heads = "".join(
+        f"<th{_CLASSES.get(name, '')}>{_head(query, text, sort)}"
+        for name, (text, sort) in _HEADS.items()
+    )
+    overview = urlencode([pair for pair in query.parameters if pair[0] == "debugkey"])
     lines = [
         f"<h1>DERP clients: {html_text(query.title)}</h1>",
-        '<p><a href="./">overview</a></p>',
+        f'<p><a href="./{"?" if overview else ""}{html_text(overview)}">Overview</a></p>',
         f"<p>{len(items)} of {summary['conns']} connections of {summary['keys']} keys.",
     ]
     if "next" in summary:
         lines.append(
             f'<a href="{html_text(summary["next"])}">Next page</a> ({summary["remaining"]} more)'
         )
-    lines += ["<table>", f"<tr>{heads}"]
+    lines += ["<table>", f"<thead><tr>{heads}</thead>"]
     for item in items:
         shown = item | {
-            "connected": f"{item['connected'] // _NS} s",
+            "connected": _age(item["connected"] // _NS),
             "flags": " ".join(flag for flag in _FLAGS if item[flag]),
+            "rtt": "" if item["rttMicros"] is None else f"{item['rttMicros'] / 1000:.1f} ms",
+            **{name: f"{item[name]:,}" for name in _NUMBERS},
         }
-        lines.append("<tr>" + "".join(f"<td>{html_text(str(shown[name]))}" for name in _HEADS))
-    return "\n".join([*lines, "</table>", ""])
+        cells = (
+            f'<td{_CLASSES.get(name, "")} data-name="{text}">{html_text(str(shown[name]))}</td>'
+            for name, (text, _) in _HEADS.items()
+        )
+        lines.append(f"<tr>{''.join(cells)}")
+    return "\n".join([*lines, "</table>"])
+
+
+def _age(seconds: int) -> str:
+    """Return a duration as `after` takes it: 5s, 3m20s, 49h0m7s."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    )
 
 
 def _head(query: Query, text: str, sort: str) -> str:
     """Return the head of a column, with a link that sorts by it or reverses the order."""
     if not sort:
         return text
-    turned = sort == query.sort and not query.descending
-    return f'<a href="{html_text(query.link(sort=("-" if turned else "") + sort))}">{text}</a>'
+    is_sorted = sort == query.sort
+    turned = is_sorted and not query.descending
+    arrow = (" ▼" if query.descending else " ▲") if is_sorted else ""
+    link = html_text(query.link(sort=("-" if turned else "") + sort))
+    return f'<a href="{link}">{text}</a>{arrow}'

@@ -1,6 +1,6 @@
 """The pages under `/debug/`: access rules, index, counters. PROTOCOL §9.7.
 
-Content only: `fastderp.server.app` puts `DebugPages.respond` into the route table.
+Content only: `fastderp.server.http.routes` has their paths.
 """
 
 from __future__ import annotations
@@ -12,33 +12,38 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import fastderp
 from fastderp.errors import ConfigError
+from fastderp.server.http.document import document
 from fastderp.server.http.message import (
     SECURITY_HEADERS,
     Request,
     Response,
+    not_found,
     redirect,
     text_error,
 )
-from fastderp.server.observe.metrics import Process, Value, vars_json, varz
+from fastderp.server.observe.process_metrics import Process
+from fastderp.server.observe.values import Value
 from fastderp.util import files
-from fastderp.util.net import client_ip
+from fastderp.util.net import IpAddress, IpNetwork, client_ip
 from fastderp.util.text import html_text
 
 if TYPE_CHECKING:
     from fastderp.server.http.clients import ClientsPage
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# https://prometheus.io/docs/instrumenting/exposition_formats/
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 _TAILSCALE_IPV4 = ipaddress.ip_network("100.64.0.0/10")
-_CHROMEOS_IPV4 = ipaddress.ip_network(
-    "100.115.92.0/23"
-)  # inside the range above, but not Tailscale's
+# Inside the range above, but not Tailscale's.
+_CHROMEOS_IPV4 = ipaddress.ip_network("100.115.92.0/23")
 _TAILSCALE_IPV6 = ipaddress.ip_network("fd7a:115c:a1e0::/48")
+
+# A request with one of these comes through a proxy, whose clients may be anyone.
+_FORWARDING_HEADERS = frozenset(("forwarded", "via", "x-forwarded-for", "x-real-ip"))
 
 _PAGE_HEADERS = tuple(
     (
@@ -60,8 +65,8 @@ class DebugAccess(NamedTuple):
     """
 
     key_path: Path | None = None
-    extra_ip: Address | None = None
-    trusted: tuple[Network, ...] = ()
+    extra_ip: IpAddress | None = None
+    trusted: tuple[IpNetwork, ...] = ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> DebugAccess:
@@ -96,10 +101,10 @@ class DebugAccess(NamedTuple):
         if request.is_hidden:
             return False
         if not request.through_proxy and any(
-            name == "x-forwarded-for" and value for name, value in request.headers
+            name in _FORWARDING_HEADERS and value for name, value in request.headers
         ):
             return False
-        source = source_address(request)
+        source = client_ip(request.remote[0])
         if source is None or (request.through_proxy and source.is_loopback):
             return False
         return self._trusts(source)
@@ -107,9 +112,8 @@ class DebugAccess(NamedTuple):
     def _has_key(self, request: Request) -> bool:
         if self.key_path is None or request.method != "GET":
             return False
-        offered = (
-            parse_qs(request.query).get("debugkey", [""])[0].encode("utf-8", "surrogateescape")
-        )
+        if not (offered := _debug_key(request).encode("utf-8", "surrogateescape")):
+            return False
         try:
             key = files.read(self.key_path).strip()
         except OSError:
@@ -118,7 +122,7 @@ class DebugAccess(NamedTuple):
 
         return bool(key) and hmac.compare_digest(key, offered)
 
-    def _trusts(self, source: Address) -> bool:
+    def _trusts(self, source: IpAddress) -> bool:
         if source.is_loopback or source == self.extra_ip:
             return True
         if source in _TAILSCALE_IPV6 or (
@@ -128,18 +132,18 @@ class DebugAccess(NamedTuple):
         return any(source in network for network in self.trusted)
 
 
-def source_address(request: Request) -> Address | None:
-    """Return the address of a request's client; an IPv4-mapped IPv6 address becomes IPv4."""
-    return client_ip(request.remote[0])
-
-
 class DebugPages:
-    """The debug pages of one relay.
+    """The debug pages of one relay; a page whose argument is None does not exist.
 
-    values collects the metrics under the names of `metrics.METRICS`, without those of the process;
-    check compares the relay's tables and returns its findings. clients returns the page, whose code is
-    loaded when it is asked for. dev adds the client's address to a
-    refusal.
+    Args:
+        values: collects the metrics under the names of `metrics.METRICS`, without the process's.
+        check: compares the relay's tables and returns its findings.
+        traffic: yields lines with the bytes that each connection moves.
+        clients: returns the page of clients, whose code it loads when it is called.
+        access: decides which requests are answered; None answers all that reach the pages.
+        hostname: the TLS host name, for the index.
+        has_mesh_key: whether the relay is in a region with others, for the index.
+        dev: add the client's address to a refusal.
     """
 
     def __init__(
@@ -149,7 +153,7 @@ class DebugPages:
         check: Callable[[], Awaitable[list[str]]] | None = None,
         traffic: Callable[[], AsyncIterator[bytes]] | None = None,
         clients: Callable[[], ClientsPage] | None = None,
-        access: DebugAccess = DebugAccess(),
+        access: DebugAccess | None = DebugAccess(),
         hostname: str = "",
         has_mesh_key: bool = False,
         dev: bool = False,
@@ -158,16 +162,26 @@ class DebugPages:
         self.check: Callable[[], Awaitable[list[str]]] | None = check
         self.traffic: Callable[[], AsyncIterator[bytes]] | None = traffic
         self.clients: Callable[[], ClientsPage] | None = clients
-        self.access: DebugAccess = access
+        self.access: DebugAccess | None = access
         self.hostname: str = hostname
         self.has_mesh_key: bool = has_mesh_key
         self.dev: bool = dev
         self.process: Process = Process()
 
+    def allows(self, request: Request) -> bool:
+        """Return whether a request gets the pages."""
+        return self.access is None or self.access.allows(request)
+
+    def scrape(self, request: Request) -> Response:
+        """Answer Prometheus at `/metrics`; for strangers the page does not exist."""
+        if not self.allows(request):
+            return not_found(request)
+        return self._varz(PROMETHEUS_TEXT)
+
     def respond(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request for `/debug/` or below."""
         page = request.path.removeprefix("/debug/")
-        if not self.access.allows(request):
+        if not self.allows(request):
             hint = (
                 f"; this is {request.remote[0]}, allow it with TS_ALLOW_DEBUG_IP"
                 if self.dev and page
@@ -175,7 +189,7 @@ class DebugPages:
             )
             return text_error(403, "debug access denied" + hint)
         pages: dict[str, Callable[[], Response | Awaitable[Response]]]
-        pages = {"": partial(self.index, request.prefix), "vars": self.vars, "varz": self.varz}
+        pages = {"": partial(self.index, request), "vars": self.vars, "varz": self.varz}
         if self.check is not None:
             pages["check"] = self.consistency
         if self.traffic is not None:
@@ -195,10 +209,17 @@ class DebugPages:
 
     def varz(self) -> Response:
         """Answer with the metrics as Prometheus text."""
-        return _page(varz(self.metrics()), "text/plain; charset=utf-8")
+        return self._varz("text/plain; charset=utf-8")
+
+    def _varz(self, content_type: str) -> Response:
+        from fastderp.server.observe.metrics import varz
+
+        return _page(varz(self.metrics()), content_type)
 
     def vars(self) -> Response:
         """Answer with the metrics as JSON."""
+        from fastderp.server.observe.metrics import vars_json
+
         return _page(vars_json(self.metrics()), "application/json; charset=utf-8")
 
     async def consistency(self) -> Response:
@@ -225,8 +246,8 @@ class DebugPages:
             response.headers = _PAGE_HEADERS
         return response
 
-    def index(self, prefix: str = "") -> Response:
-        """Answer with the relay's properties and links, below `prefix`, to the other pages."""
+    def index(self, request: Request) -> Response:
+        """Answer with the relay's properties and links to the other pages."""
         facts = {
             "Uptime": f"{self.process.uptime_s}s",
             "Version": fastderp.__version__,
@@ -242,20 +263,21 @@ class DebugPages:
             links["traffic"] = "bytes by connection, live"
         if self.clients is not None:
             links["clients/"] = "connected clients"
-        rows = [
-            f"<li><b>{html_text(name)}:</b> {html_text(value)}</li>"
-            for name, value in facts.items()
-        ]
+        base = f"{request.prefix}/debug/"
+        key = _debug_key(request)
+        query = f"?{urlencode({'debugkey': key})}" if key else ""
+        rows = [f"<dt>{html_text(name)}<dd>{html_text(value)}" for name, value in facts.items()]
         rows += [
-            f'<li><a href="{prefix}/debug/{page}">/debug/{page}</a> ({html_text(text)})</li>'
+            f'<dt><a href="{base}{page}{query}">/debug/{page}</a><dd>{text}'
             for page, text in links.items()
         ]
-        body = (
-            "<!doctype html>\n<title>derp debug</title>\n<h1>derp debug</h1>\n<ul>\n"
-            + "\n".join(rows)
-            + "\n</ul>\n"
-        )
-        return Response(200, body.encode(), "text/html; charset=utf-8", SECURITY_HEADERS)
+        body = "\n".join(["<h1>derp debug</h1>", "<dl>", *rows, "</dl>"])
+        page = document("derp debug", body, request.prefix, kind="debug")
+        return Response(200, page, "text/html; charset=utf-8", SECURITY_HEADERS)
+
+
+def _debug_key(request: Request) -> str:
+    return parse_qs(request.query).get("debugkey", [""])[0]
 
 
 def _page(body: str, content_type: str) -> Response:

@@ -323,7 +323,7 @@ class Response:
         if self.content_type:
             lines.append(f"Content-Type: {self.content_type}")
         lines.append(f"Date: {_http_date(int(time.time()))}")
-        if self.status not in (204, 304) and self.pieces is None:
+        if self.status != 204 and self.pieces is None:
             lines.append(f"Content-Length: {len(self.body)}")
         if request.version == "1.0" and not close:
             lines.append("Connection: keep-alive")

@@ -1,7 +1,6 @@
 """The relay's pages, one handler each: probes, captive-portal check, redirects and the home page.
 
-PROTOCOL §9.2, §9.4, §9.5. The security policy allows no inline style, so the home page's style
-sheet is a separate page.
+PROTOCOL §9.2, §9.4, §9.5.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from fastderp.server.http.document import STYLE, document
 from fastderp.server.http.message import (
     SECURITY_HEADERS,
     Request,
@@ -18,25 +18,6 @@ from fastderp.server.http.message import (
     text_error,
 )
 from fastderp.util.text import html_text
-
-STYLE_PATH = "/derp.css"
-
-STYLE = b"""\
-:root { color-scheme: light dark; --ink: #1d2430; --dim: #5c6675; --paper: #fbfbf9;
-  --line: #dfe2e6; --mark: #2a6f5e }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ec; --dim: #97a1b0; --paper: #14171c; --line: #2c323b; --mark: #6cc3ab }
-}
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 17px/1.6 system-ui, sans-serif }
-main { max-width: 34rem; margin: 14vh auto 4rem; padding: 0 1.5rem }
-h1 { margin: 0 0 .2em; font-size: 2.6rem; letter-spacing: .06em; color: var(--mark) }
-.host { margin: 0 0 2rem; padding-bottom: 1.2rem; border-bottom: 1px solid var(--line);
-  color: var(--dim) }
-.status { font-weight: 600 }
-a { color: var(--mark) }
-footer { margin-top: 2.5rem; font-size: .85rem; color: var(--dim) }
-"""
 
 DRAINING = "the relay is stopping"
 
@@ -141,7 +122,7 @@ def to_debug(request: Request) -> Response:
 
 
 def stylesheet(request: Request) -> Response:
-    """Answer with the style sheet of the home page."""
+    """Answer with the style sheet of all documents."""
     return Response(200, STYLE, "text/css; charset=utf-8", SECURITY_HEADERS)
 
 
@@ -198,25 +179,12 @@ def _home_page(hostname: str, prefix: str, *, disabled: bool, debug: bool) -> by
     status = "\n<p class=status>Status: disabled</p>" if disabled else ""
     abuse = _ABUSE if _VENDOR_HOST.fullmatch(hostname) else ""
     link = f'\n<p><a href="{prefix}/debug/">Debug pages</a></p>' if debug else ""
-    return f"""<!doctype html>
-<html lang=en>
-<head>
-<meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<title>DERP</title>
-<link rel=stylesheet href={prefix}{STYLE_PATH}>
-</head>
-<body>
-<main>
-<h1>DERP</h1>{host}{status}
+    body = f"""<h1>DERP</h1>{host}{status}
 <p>When two devices of a <a href="https://tailscale.com/">tailscale</a> network cannot reach each
 other directly, this relay passes their packets on. They are encrypted from end to end: the relay
 sees who talks to whom, never what is said.</p>
 <p>It also tells devices their public address (STUN), so that most of them need no relay at
 all.</p>{abuse}{link}
 <footer>fastderp, a DERP relay.
-<a href="https://tailscale.com/kb/1232/derp-servers">What is DERP?</a></footer>
-</main>
-</body>
-</html>
-""".encode()
+<a href="https://tailscale.com/kb/1232/derp-servers">What is DERP?</a></footer>"""
+    return document("DERP", body, prefix)

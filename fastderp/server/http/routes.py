@@ -1,4 +1,4 @@
-"""The handlers of paths, on the main listener and on the plain port beside TLS.
+"""The handlers of paths: of the main listener, the plain port beside TLS, and that of -debug-addr.
 
 PROTOCOL §9.2, §9.5.
 """
@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastderp.server.http import pages
+from fastderp.server.http.document import STYLE_PATH
 from fastderp.server.http.message import Request, Response, not_found
 from fastderp.server.http.pages import Site
+
+if TYPE_CHECKING:
+    from fastderp.server.http.debug import DebugPages
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 """Returns an answer, or an awaitable of one.
@@ -58,11 +63,8 @@ def _states(site: Site) -> dict[str, Handler]:
     return {"/healthz": pages.healthy, "/readyz": partial(pages.ready, site)}
 
 
-def relay_routes(site: Site) -> Routes:
-    """Return the table of the main listener (PROTOCOL §9.2).
-
-    The caller adds the debug pages under the prefix "/debug/".
-    """
+def relay_routes(site: Site, debug: DebugPages | None = None) -> Routes:
+    """Return the table of the main listener (PROTOCOL §9.2), without debug pages for None."""
     return Routes(
         fallback=partial(pages.home, site),
         derp=site.derp,
@@ -72,24 +74,44 @@ def relay_routes(site: Site) -> Routes:
             "/derp/latency-check": partial(pages.probe, site),
             "/generate_204": pages.generate_204,
             "/robots.txt": pages.robots,
-            pages.STYLE_PATH: pages.stylesheet,
-            "/debug": pages.to_debug,
+            STYLE_PATH: pages.stylesheet,
+            "/debug": pages.to_debug if debug else not_found,
             **_states(site),
             # Scrapers ask for it; the home page's 200 would claim that it exists.
-            "/metrics": not_found,
+            "/metrics": debug.scrape if debug else not_found,
         },
-        prefixes={"/debug/": not_found},
+        prefixes={"/debug/": debug.respond if debug else not_found},
     )
 
 
 def http_port_routes(site: Site, relay: Routes) -> Routes:
     """Return the table of the plain port beside a TLS one. PROTOCOL §9.5.
 
-    It has the captive-portal check, the states and the debug pages, and redirects other paths to
-    https.
+    It has the captive-portal check, the states and the debug pages with their style, and redirects
+    other paths to https.
     """
     return Routes(
         fallback=partial(pages.to_https, site),
-        exact={"/generate_204": pages.generate_204, **_states(site)},
+        exact={
+            "/generate_204": pages.generate_204,
+            STYLE_PATH: pages.stylesheet,
+            **_states(site),
+            "/metrics": relay.respond,
+        },
         prefixes={"/debug": relay.respond},
+    )
+
+
+def debug_routes(site: Site, debug: DebugPages) -> Routes:
+    """Return the table of a listener for metrics, debug pages and the states, without DERP."""
+    return Routes(
+        fallback=not_found,
+        exact={
+            "/": pages.to_debug,
+            "/debug": pages.to_debug,
+            "/metrics": debug.scrape,
+            STYLE_PATH: pages.stylesheet,
+            **_states(site),
+        },
+        prefixes={"/debug/": debug.respond},
     )

@@ -7,19 +7,23 @@ limited.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from fastderp.net.connect import connect_tcp
 from fastderp.server.net.pump import Pump
 from fastderp.server.net.stream import Poller, Stream
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.tls.channel import Channel
 from fastderp.tls.errors import TlsError
 from fastderp.util.token_bucket import TokenBucket
+
+log: logging.Logger = logging.getLogger("fastderp")
 
 ESTABLISHED = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -27,9 +31,8 @@ TUNNELS_LIMIT = 256
 # Limit for idle tunnels; the kernel closes those whose peer is gone. Control connections send every
 # minute.
 IDLE_S = 900.0
-# Limits for a name lookup with all attempts to connect, and for each attempt.
+# Limit for a name lookup with all attempts to connect.
 DIAL_S = 15.0
-ADDRESS_S = 5.0
 # Seconds that a side has to read the rest after the other has ended.
 DRAIN_S = 2.0
 
@@ -54,7 +57,7 @@ class Target(NamedTuple):
         Relays are not allowed: tunnels could form a loop.
         """
         match = _TARGET.fullmatch(text)
-        if match is None or "derp" in match[1]:
+        if match is None or "derp" in match[1].lower():
             return None
         return cls(match[1], int(match[2]))
 
@@ -63,33 +66,9 @@ Dial = Callable[[Target], Awaitable[socket.socket]]
 
 
 async def dial(target: Target) -> socket.socket:
-    """Connect to the first address of a target that answers, in the system's order.
-
-    Raises OSError.
-    """
-    loop = asyncio.get_running_loop()
-    failure = OSError(f"{target.host} has no address")
-    for family, _, _, _, address in await loop.getaddrinfo(
-        target.host, target.port, type=socket.SOCK_STREAM
-    ):
-        try:
-            async with asyncio.timeout(ADDRESS_S):
-                return await _connected(family, address)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-async def _connected(family: int, address: tuple[Any, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except BaseException:
-        sock.close()
-        raise
+    """Connect to a target. Raises OSError."""
+    sock = await connect_tcp(target.host, target.port)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock
 
 
@@ -108,37 +87,61 @@ class Tunnels:
         self._n_dialling = 0
         self._outcomes: Counter[str] = Counter()
 
-    async def connect(self, target: Target) -> socket.socket:
-        """Connect to a target, within DIAL_S.
+    async def connect(self, target: Target, ip: str) -> socket.socket | None:
+        """Connect to a target, within DIAL_S; None if that fails or there are too many tunnels.
 
-        Raises OSError, also when there are too many tunnels.
+        ip: the client's address, for the log.
         """
         if len(self._tunnels) + self._n_dialling >= TUNNELS_LIMIT:
+            log.debug("%s: %d tunnels are open already", ip, TUNNELS_LIMIT)
             self._outcomes["refused"] += 1
-            raise OSError(f"{TUNNELS_LIMIT} tunnels are open already")
+            return None
         self._n_dialling += 1
         try:
             async with asyncio.timeout(DIAL_S):
                 sock = await self._dial(target)
-        except OSError:  # TimeoutError is one
+        except Exception as error:
+            if isinstance(error, OSError):  # TimeoutError is one
+                log.debug("%s: cannot connect to %s: %s", ip, target.host, error)
+            else:
+                supervisor.note("tunnel", error, f"{ip} is not connected to {target.host}")
             self._outcomes["failed"] += 1
-            raise
+            return None
         finally:
             self._n_dialling -= 1
         self._outcomes["connected"] += 1
         return sock
 
     def join(
-        self, poller: Poller, client: Stream, channel: Channel, target: socket.socket, first: bytes
+        self,
+        poller: Poller,
+        client: Stream,
+        channel: Channel,
+        target: socket.socket,
+        first: bytes,
+        on_close: Callable[[], None],
     ) -> None:
-        """Answer 200 and pump; `first` has the bytes that the client has sent already."""
+        """Answer 200 and pump; close both sides if that fails.
+
+        Args:
+            client, channel: the client's connection.
+            target: the connection to its target.
+            first: the bytes that the client has sent already.
+            on_close: called at the end of the tunnel.
+        """
+
+        def forget(tunnel: Tunnel) -> None:
+            self._tunnels.discard(tunnel)
+            on_close()
+
         try:
-            self._tunnels.add(
-                Tunnel(poller, client, channel, target, first, self._pace, self._tunnels.discard)
-            )
-        except TlsError:
+            self._tunnels.add(Tunnel(poller, client, channel, target, first, self._pace, forget))
+        except Exception as error:
             client.close()
             target.close()
+            on_close()
+            if not isinstance(error, TlsError):
+                raise
 
     def close(self) -> None:
         """End every tunnel at once."""
@@ -159,7 +162,7 @@ class Tunnel(Pump):
     Ends with either, and when both are silent for IDLE_S.
     """
 
-    __slots__ = ("_held", "_idle", "_on_close", "_pace", "_used_s")
+    __slots__ = ("_first", "_held", "_idle", "_on_close", "_pace", "_used_s")
 
     def __init__(
         self,
@@ -171,18 +174,22 @@ class Tunnel(Pump):
         pace: TokenBucket,
         on_close: Callable[[Tunnel], None],
     ) -> None:
-        established = channel.seal(ESTABLISHED)
+        client.send(channel.seal(ESTABLISHED))
         super().__init__(poller, client, channel, target, DRAIN_S)
         self._pace = pace
         self._on_close = on_close
         self._held: asyncio.TimerHandle | None = None
         self._used_s = self._loop.time()
+        self._first = first
         self._idle = self._loop.call_later(
             IDLE_S, supervisor.guarded("tunnel", self._look_at_idleness)
         )
-        client.send(established)
-        self._other.send(first)
         self.start()
+
+    def _begin(self) -> None:
+        self._other.send(self._first)
+        self._first = b""
+        super()._begin()
 
     def _may_read_client(self) -> bool:
         return self._held is None

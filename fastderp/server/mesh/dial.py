@@ -17,6 +17,7 @@ from fastderp.net.stream import Stream as ClientStream
 from fastderp.net.target import UrlTarget
 from fastderp.net.tls import TlsStream
 from fastderp.net.upgrade import upgrade
+from fastderp.server.net.listen import UNSENT_BYTES, tune
 from fastderp.tls.channel import Channel
 from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
@@ -25,7 +26,9 @@ from fastderp.wire import login
 from fastderp.wire.keys import NodePublic
 from fastderp.wire.protocol import MAX_SERVER_KEY_SIZE
 
-JoinSocket = Callable[[socket.socket, Channel], int]
+Attach = Callable[[int], None]
+"""Gets the handle of the session that reads a descriptor."""
+JoinSocket = Callable[[socket.socket, Channel], tuple[int, Attach]]
 """Puts a channel between a socket and a descriptor that it returns for the data plane."""
 
 CONNECT_TIMEOUT_S = 10.0
@@ -67,10 +70,10 @@ class DialedRelay:
         """The keys of a TLS 1.3 connection."""
         return self.channel if isinstance(self.channel, RecordLayer) else None
 
-    def hand_over(self, join: JoinSocket) -> int:
+    def hand_over(self, join: JoinSocket) -> tuple[int, Attach]:
         """Return the descriptor for the data plane; TLS 1.2 goes through a bridge."""
         if self.channel is None or self.records() is not None:
-            return self.sock.detach()
+            return self.sock.detach(), lambda handle: None
         return join(socket.socket(fileno=self.sock.detach()), self.channel)
 
 
@@ -112,7 +115,7 @@ async def _introduce(
     try:
         if len(opened) + len(unread) > MAX_UNREAD_BYTES // 2:
             raise DialError("the relay sends much more than its key before the login")
-        _watch_for_death(sock)
+        _prepare(sock)
         return _dialled(sock, server_key, inside, unread, opened)
     except BaseException:
         sock.close()
@@ -130,13 +133,16 @@ def _dialled(
     return DialedRelay(sock, key, channel, b"", opened + channel.open(unread))
 
 
-def _watch_for_death(sock: socket.socket) -> None:
+def _prepare(sock: socket.socket) -> None:
+    """Set the options of a link's socket, which are else those of a listener's."""
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    tune(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    tune(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 async def _no_proxy(stream: ClientStream, host: str) -> ClientStream:

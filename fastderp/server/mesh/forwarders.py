@@ -1,7 +1,6 @@
-"""Packet forwarders of a program: objects that take packets for keys on other relays. PROTOCOL
-§7.5.
+"""Packet forwarders of a program: objects that take packets for keys on other relays.
 
-The data plane sees each as a mesh link over a socket pair; this module reads the other end. Loop
+PROTOCOL §7.5. The data plane sees each as a mesh link over a socket pair; this module reads the other end. Loop
 thread only.
 """
 

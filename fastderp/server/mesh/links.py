@@ -1,7 +1,6 @@
 """Maintains the links to the other relays of the region; their sessions are in the data plane.
-PROTOCOL §7.
 
-One task per member dials it, waits for the link's end and dials again. The keys that a link
+PROTOCOL §7. One task per member dials it, waits for the link's end and dials again. The keys that a link
 announces become forwarders in the data plane until the link ends. Loop thread only.
 """
 
@@ -21,8 +20,8 @@ from fastderp.net.settling import Settling
 from fastderp.net.target import PIN_PREFIX, UrlTarget, certificate_pin
 from fastderp.server.mesh.dial import CONNECT_TIMEOUT_S, DialedRelay, JoinSocket, dial
 from fastderp.server.mesh.withdrawals import KEYS_PER_TURN, Withdrawals
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.tls.context import ClientContext
 from fastderp.util import jitter
 from fastderp.util.net import address_bytes
@@ -195,8 +194,9 @@ class MeshLink:
         )
         records, remote = dialled.records(), dialled.remote
         self.server_key = dialled.server_key
+        descriptor, attach = dialled.hand_over(mesh.join)
         self._handle = self._plane.promote(
-            dialled.hand_over(mesh.join),
+            descriptor,
             dialled.server_key.raw,
             link=True,
             first=first,
@@ -206,6 +206,7 @@ class MeshLink:
             addr=address_bytes(remote[0]),
             port=remote[1],
         )
+        attach(self._handle)
         mesh.links_by_handle[self._handle] = self
         self.state = LinkState.LOGIN
 
@@ -303,6 +304,14 @@ class MeshLink:
             self.peer.name,
             self.server_key.short,
             len(self._keys),
+            extra={
+                "fields": {
+                    "event": "mesh_up",
+                    "peer": self.peer.name,
+                    "key": self.server_key.short,
+                    "clients": len(self._keys),
+                }
+            },
         )
 
     def _gone(self, payload: bytes) -> None:
@@ -368,7 +377,8 @@ class MeshLink:
         """Log the reason for a missing link; a repeated reason is logged once."""
         if text != self._complaint:
             self._complaint = text
-            log.warning("mesh: no link to %s: %s", self.peer.name, text)
+            fields = {"event": "mesh_down", "peer": self.peer.name, "reason": text}
+            log.warning("mesh: no link to %s: %s", self.peer.name, text, extra={"fields": fields})
 
 
 class Mesh:

@@ -14,8 +14,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from fastderp.dataplane.plane import Plane
-from fastderp.server.observe.metrics import Histogram, Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Histogram, Value
 from fastderp.util.token_bucket import TokenBucket
 from fastderp.wire.protocol import (
     FrameType,

@@ -14,8 +14,9 @@ from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane
 from fastderp.server.mesh.forwarders import Forwarders
 from fastderp.server.mesh.presence import Arrival, Presence
 from fastderp.server.observe.log_throttle import LogThrottle
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
 from fastderp.tls.context import ClientContext
+from fastderp.util.arguments import check_type
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo
 from fastderp.wire.protocol import FrameType
@@ -65,7 +66,13 @@ class Region:
         return self.keys[0] if self.keys else MeshKey()
 
     def set_keys(self, keys: Iterable[MeshKey]) -> None:
-        """Accept mesh peers that send any of these keys, and send the first; skip zero keys."""
+        """Accept mesh peers that send any of these keys, and send the first; skip zero keys.
+
+        Raises TypeError for anything but a key, such as a key's text.
+        """
+        keys = list(keys)
+        for key in keys:
+            check_type("mesh_key", key, MeshKey)
         self.keys = [key for key in keys if key]
 
     @property
@@ -167,7 +174,12 @@ class Region:
 
 
 def mesh_peers(peers: Iterable[MeshPeer | str]) -> list[MeshPeer]:
-    """Return the members, those in text parsed by `MeshPeer.parse`. Raises ValueError."""
+    """Return the members, those in text parsed by `MeshPeer.parse`.
+
+    Raises ValueError for a malformed member, TypeError for one text instead of several.
+    """
+    if isinstance(peers, str):
+        raise TypeError("peers must be a list of members, not one str")
     members = list(peers)
     if not members:
         return []

@@ -1,6 +1,6 @@
 """Fetches the region's secret from a setec server, and keeps a copy on disk. PROTOCOL §12.
 
-Loop thread only. Import this module only for a configured server: it loads aiohttp.
+Loop thread; another thread reads and writes the copy. Import this module only for a configured server: it loads aiohttp.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastderp.errors import ConfigError, DerpError, SecretsError
 from fastderp.server.net.http_query import HttpService, NoAnswer, checked, http_url, members
 from fastderp.util import files
+from fastderp.util.threads import in_thread
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -69,13 +71,13 @@ class SecretsServer:
             try:
                 return await self._ask(read)
             except ValueError as error:
-                return self._copy_despite(
+                return await self._copy_despite(
                     ConfigError(f"secrets server {self.host}: {self._name}: {error}"), read
                 )
             except NoAnswer as error:
                 reason = SecretsError(f"secrets server {self.host}: {error}")
             try:
-                return self._copy_despite(reason, read)
+                return await self._copy_despite(reason, read)
             except SecretsError as error:
                 if attempt == ATTEMPTS:
                     raise
@@ -100,15 +102,16 @@ class SecretsServer:
         answer = members(status, body)
         checked(answer, "Version", int, "a number")
         found = read(_text(answer.get("value")))
-        self._keep({"Value": answer["value"], "Version": answer.get("version")})
+        secret = {"Value": answer["value"], "Version": answer.get("version")}
+        await in_thread("secrets", partial(self._keep, secret))
         return found
 
     # The copy
 
-    def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
+    async def _copy_despite(self, reason: DerpError, read: Callable[[str], T]) -> T:
         """Return the copy and log the reason; raise the reason without a usable copy."""
         try:
-            found = self._copy(read)
+            found = await in_thread("secrets", partial(self._copy, read))
         except ValueError as error:
             raise type(reason)(
                 f"{reason}; the copy in {self._cache} is unusable, too: {error}"
@@ -135,7 +138,7 @@ class SecretsServer:
         """Write the copy; the relay works without it, but then needs the server at each start."""
         text = json.dumps(self._kept() | {self._name: {"secret": secret, "lastAccess": "0"}})
         try:
-            self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_private_directory(self._cache.parent)
             files.write_atomic(self._cache, text.encode())
         except OSError as error:
             log.warning("%s: no copy written to %s: %s", self._name, self._cache, error.strerror)

@@ -15,19 +15,17 @@ from fastderp.util.reasons import errno_text
 
 # The first inherited descriptor: those before are the standard streams.
 FIRST = 3
-DERP, HTTP, STUN = "derp", "http", "stun"
+DERP, HTTP, STUN, DEBUG = "derp", "http", "stun", "debug"
 
 
 class Inherited:
-    """The inherited sockets: of the main port, of the plain port beside HTTPS, and of STUN."""
+    """The inherited sockets, by their use."""
 
     def __init__(self) -> None:
         self.derp: list[socket.socket] = []
         self.http: list[socket.socket] = []
         self.stun: list[socket.socket] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.derp or self.http or self.stun)
+        self.debug: list[socket.socket] = []
 
 
 def inherited_sockets(environment: MutableMapping[str, str], http_port: int | None) -> Inherited:
@@ -45,9 +43,8 @@ def inherited_sockets(environment: MutableMapping[str, str], http_port: int | No
     for index in range(int(count)):
         name = names[index] if index < len(names) else ""
         sock = _take(FIRST + index, name)
-        {DERP: found.derp, HTTP: found.http, STUN: found.stun}[_use(sock, name, http_port)].append(
-            sock
-        )
+        used_for: list[socket.socket] = getattr(found, _use(sock, name, http_port))
+        used_for.append(sock)
     return found
 
 
@@ -61,7 +58,7 @@ def _take(descriptor: int, name: str) -> socket.socket:
         raise ListenError(f"{where} is no socket: {errno_text(error)}") from None
     is_datagram = sock.type == socket.SOCK_DGRAM
     if is_datagram == bool(listens) or (
-        name in (DERP, HTTP, STUN) and is_datagram != (name == STUN)
+        name in (DERP, HTTP, STUN, DEBUG) and is_datagram != (name == STUN)
     ):
         wanted = "a UDP socket" if name == STUN else "a listening TCP socket"
         raise ListenError(f"{where} is not {wanted}: see ListenStream= and ListenDatagram=")
@@ -70,7 +67,7 @@ def _take(descriptor: int, name: str) -> socket.socket:
 
 
 def _use(sock: socket.socket, name: str, http_port: int | None) -> str:
-    if name in (DERP, HTTP, STUN):
+    if name in (DERP, HTTP, STUN, DEBUG):
         return name
     if sock.type == socket.SOCK_DGRAM:
         return STUN

@@ -22,9 +22,10 @@ try:
     import aiohttp
     from yarl import URL
 except ImportError:
-    raise MissingExtra(
-        "services", "the queries of -verify-clients, -verify-client-url and -secrets-url"
-    ) from None
+    # `help` and `from fastderp import *` import the classes that query, and do not use them.
+    _IS_INSTALLED = False
+else:
+    _IS_INSTALLED = True
 
 # Limits for one query (connect, send and read) and for the wait before it; 5 s together.
 BUDGET_S = 4.0
@@ -51,6 +52,8 @@ class HttpService:
         connector: opens connections to the server; called on first use.
         headers: sent with every query.
         proxy: URL of the proxy; None for a direct connection.
+
+    Raises MissingExtra without aiohttp.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class HttpService:
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
     ) -> None:
+        _check_installed()
         self._limit_bytes = limit_bytes
         self._connector = connector
         # The limit applies to bytes on the wire, so the answer must not be compressed.
@@ -165,6 +169,13 @@ class HttpService:
         return body
 
 
+def _check_installed() -> None:
+    if not _IS_INSTALLED:
+        raise MissingExtra(
+            "services", "the queries of -verify-clients, -verify-client-url and -secrets-url"
+        )
+
+
 def encoded_url(text: str) -> URL:
     """Return a URL that is already percent-encoded."""
     return URL(text, encoded=True)
@@ -173,8 +184,10 @@ def encoded_url(text: str) -> URL:
 def http_url(text: str, example: str) -> URL:
     """Read an http or https URL with a host.
 
-    Raises ValueError without quoting the text, which may hold a password.
+    Raises ValueError without quoting the text, which may hold a password; MissingExtra without
+    aiohttp.
     """
+    _check_installed()
     try:
         url = URL(text)
     except ValueError:

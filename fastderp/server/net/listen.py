@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastderp.util.net import client_ip, format_address
+from fastderp.errors import ListenError
+from fastderp.util.net import client_ip, format_address, host_bytes
 from fastderp.util.reasons import errno_text
 
 # prefix of the address of a unix socket
@@ -25,48 +26,77 @@ BACKLOG = 4096
 # Maximum of attempts: a free port of one family may be in use in the other.
 FREE_PORT_ATTEMPTS = 16
 
+# Unsent bytes that the kernel may hold for one peer; further packets would be stale when sent.
+UNSENT_BYTES = 128 << 10
+
 # Linux's numbers, which Python's socket module lacks.
 SO_ATTACH_REUSEPORT_CBPF = 51
 BPF_RETURN = 0x06
 
 SocketAddress = tuple[Any, ...]
 Prepare = Callable[[socket.socket], None]
-"""Sets options of a socket before it is bound."""
+"""Sets options of a socket, before it is bound unless it is another owner's."""
+
+
+def client_options(keepalive_idle_s: float = 600.0, user_timeout_s: float = 15.0) -> Prepare:
+    """Return a function that sets the options of a client's connection on a TCP socket.
+
+    Args:
+        keepalive_idle_s: seconds of silence before the first keep-alive probe.
+        user_timeout_s: seconds that sent data may stay unacknowledged.
+    """
+
+    def prepare(sock: socket.socket) -> None:
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        tune(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(keepalive_idle_s)))
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
+        tune(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
+
+    return prepare
+
+
+def tune(sock: socket.socket, level: int, option: int, value: int) -> None:
+    """Set an option that the relay can do without, unless the system has no such option.
+
+    gVisor and WSL 1 lack some. Raises OSError for other errors.
+    """
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            raise
 
 
 def listen_sockets(
     host: str | Sequence[socket.socket],
     port: int,
+    options: Prepare = client_options(),
     *,
-    keepalive_idle_s: float = 600.0,
-    user_timeout_s: float = 15.0,
     reuse_port: bool = False,
 ) -> list[socket.socket]:
     """Return non-blocking TCP sockets that listen on every address of `host`, all on the same port.
 
-    Accepted connections inherit the options of the listening socket.
+    Accepted connections inherit the options of the listening socket, except those that it has
+    queued before it got them.
 
     Args:
         host: name or address; any wildcard for all addresses of both families; or unix:PATH; or
             sockets that listen already.
         port: 0 for a free one.
-        keepalive_idle_s: seconds of silence before the first keep-alive probe.
-        user_timeout_s: seconds that sent data may stay unacknowledged.
+        options: sets them; the result of `client_options`.
         reuse_port: share the port with other processes of this user that do so, too.
 
-    Raises OSError that names the address.
+    Raises ListenError that names the address.
     """
 
     def prepare(sock: socket.socket) -> None:
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(keepalive_idle_s)))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
+        options(sock)
 
     if not isinstance(host, str):
         for sock in host:
@@ -81,12 +111,13 @@ def listen_sockets(
 def _unix_socket(path: str) -> socket.socket:
     """Return a non-blocking socket that listens at a path, for its owner and its group.
 
-    A stale socket, at which no process listens, is replaced. Raises OSError that names the path.
+    A stale socket, at which no process listens, is replaced. Raises ListenError naming the path.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if Path(path).is_socket():
-            with socket.socket(socket.AF_UNIX) as probe:
+            # A process that does not accept would keep a blocking one waiting.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
                 if probe.connect_ex(path) == errno.ECONNREFUSED:
                     os.unlink(path)
         sock.bind(path)
@@ -95,8 +126,16 @@ def _unix_socket(path: str) -> socket.socket:
     except OSError as error:
         sock.close()
         where = f"cannot listen on unix:{path}: {errno_text(error)}"
-        raise OSError(error.errno, where) from None
+        raise ListenError(error.errno, where) from None
     return sock
+
+
+def check_unix(address: str) -> None:
+    """Raise ListenError when the directory of `unix:PATH` does not exist or is not writable."""
+    directory = Path(address.removeprefix(UNIX)).parent
+    if not os.access(directory, os.W_OK | os.X_OK):
+        number = errno.EACCES if directory.exists() else errno.ENOENT
+        raise ListenError(f"cannot listen on {address}: {os.strerror(number)}")
 
 
 def steer_to_successor(sock: socket.socket) -> None:
@@ -129,6 +168,24 @@ def datagram_sockets(
     return _bind_all(host, port, socket.SOCK_DGRAM, prepare_shared)
 
 
+def is_local(host: str | Sequence[socket.socket]) -> bool:
+    """Return whether only this machine reaches the `host` of `listen_sockets`.
+
+    False also for a name that cannot be resolved.
+    """
+    if not isinstance(host, str):
+        names = [sock.getsockname() for sock in host]
+        hosts = [name[0] for name in names if not isinstance(name, str)]
+    elif host.startswith(UNIX):
+        hosts = []
+    else:
+        try:
+            hosts = [address[0] for _, address in _addresses(host, 0, socket.SOCK_STREAM)]
+        except ListenError:
+            return False
+    return all((ip := client_ip(one)) is not None and ip.is_loopback for one in hosts)
+
+
 def is_wildcard(host: str) -> bool:
     """Return whether a host stands for every address of both families."""
     ip = client_ip(host)
@@ -158,12 +215,10 @@ def _addresses(
     if ip is not None and ip.version == 4:
         host = str(ip)  # the text may be ::ffff:a.b.c.d
     try:
-        # A text of Python is encoded by its IDNA module, which takes 0.4 MiB; ASCII needs no IDNA.
-        wire = host.encode("ascii") if host.isascii() else host
-        found = socket.getaddrinfo(wire, port, type=kind)
+        found = socket.getaddrinfo(host_bytes(host), port, type=kind)
     except (socket.gaierror, UnicodeError) as error:
         where = format_address((host, port))
-        raise OSError(
+        raise ListenError(
             errno.EADDRNOTAVAIL, f"cannot listen on {where}: {errno_text(error)}"
         ) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
@@ -217,6 +272,7 @@ def _bind(
     prepare: Prepare,
 ) -> socket.socket:
     sock: socket.socket | None = None
+    host, port = str(address[0]), int(address[1])
     try:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         if family == socket.AF_INET6:
@@ -227,10 +283,26 @@ def _bind(
         if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)
     except OSError as error:
+        remedy = _remedy(error, kind, port, sock)
         if sock is not None:
             sock.close()
-        where = format_address((str(address[0]), int(address[1])))
+        where = format_address((host, port))
         if kind == socket.SOCK_DGRAM:
             where = f"UDP {where}"
-        raise OSError(error.errno, f"cannot listen on {where}: {errno_text(error)}") from None
+        text = f"cannot listen on {where}: {errno_text(error)}{remedy}"
+        raise ListenError(error.errno, text) from None
     return sock
+
+
+def _remedy(error: OSError, kind: socket.SocketKind, port: int, sock: socket.socket | None) -> str:
+    """Return what an operator can do about an address that cannot be bound; "" if unknown."""
+    if error.errno == errno.EADDRINUSE:
+        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            return " by a program without SO_REUSEPORT, or of another user"
+        protocol = "u" if kind == socket.SOCK_DGRAM else "t"
+        return f"; the program that has it: ss -lnp{protocol} 'sport = :{port}'"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "; no interface of this machine has this address"
+    if error.errno == errno.EACCES:
+        return " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
+    return ""

@@ -51,7 +51,7 @@ class Pump:
 
         The caller hands the other end over first: the client's input may have ended already.
         """
-        self._loop.call_soon(supervisor.guarded("bridge", self._go_on))
+        self._loop.call_soon(self._begin_or_close)
 
     def close(self) -> None:
         """Close both sides and discard unsent bytes."""
@@ -102,6 +102,17 @@ class Pump:
         self._end()
 
     # Both ways
+
+    def _begin_or_close(self) -> None:
+        if not supervisor.guard("bridge", self._begin):
+            self.close()
+
+    def _begin(self) -> None:
+        """Pass on what the previous owner of the channel has left in it."""
+        if self._channel.has_more and not self._client.closed:
+            self._from_client(b"")
+        else:
+            self._go_on()
 
     def _from_client(self, data: bytes) -> None:
         try:

@@ -7,6 +7,7 @@ Loop thread only. Import this module only to look up names: dnspython costs a st
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fastderp.util.extras import MissingExtra
 
 try:
     import dns.asyncresolver
+    import dns.inet
     from dns.exception import DNSException, Timeout
     from dns.rdatatype import AAAA, TXT, A, RdataType
     from dns.resolver import NXDOMAIN, NoAnswer, NoNameservers, NoResolverConfiguration
@@ -22,16 +24,25 @@ except ImportError:
     raise MissingExtra("dns", "the lookups of -bootstrap-dns-names") from None
 
 HOSTS = Path("/etc/hosts")
+RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 class SystemResolver:
     """Queries a given nameserver, or those of /etc/resolv.conf, read for every query."""
 
-    def __init__(self, nameserver: str = "", port: int = 53, *, hosts: Path = HOSTS) -> None:
-        """Query one nameserver, "" for the system's, after the file `hosts`."""
+    def __init__(
+        self,
+        nameserver: str = "",
+        port: int = 53,
+        *,
+        hosts: Path = HOSTS,
+        resolv_conf: Path = RESOLV_CONF,
+    ) -> None:
+        """Query one nameserver, "" for those of `resolv_conf`, after the file `hosts`."""
         self._nameserver = nameserver
         self._port = port
         self._hosts = hosts
+        self._resolv_conf = resolv_conf
 
     async def addresses(self, name: str) -> list[str]:
         """Return the IPv4 and IPv6 addresses of a name, at least one.
@@ -79,11 +90,29 @@ class SystemResolver:
 
     def _resolver(self) -> dns.asyncresolver.Resolver:
         if not self._nameserver:
-            return dns.asyncresolver.Resolver()
+            return dns.asyncresolver.Resolver(io.StringIO(usable_lines(self._resolv_conf)))
         resolver = dns.asyncresolver.Resolver(configure=False)
         resolver.nameservers = [self._nameserver]
         resolver.port = self._port
         return resolver
+
+
+def usable_lines(resolv_conf: Path) -> str:
+    """Return the nameservers and options of a file such as /etc/resolv.conf; "" without it.
+
+    A malformed line is skipped, as the system's resolver does; dnspython would use none of them.
+    Names are looked up as they are, without the search list.
+    """
+    try:
+        text = resolv_conf.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.split() for line in text.splitlines()]
+    return "\n".join(" ".join(words) for words in lines if words and _is_usable(*words))
+
+
+def _is_usable(keyword: str, value: str = "", *_: str) -> bool:
+    return keyword == "options" or (keyword == "nameserver" and dns.inet.is_address(value))
 
 
 def addresses_in(hosts: Path, name: str) -> list[str]:

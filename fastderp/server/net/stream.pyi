@@ -17,6 +17,15 @@ def accept(listening: int) -> tuple[int, tuple[str, int]] | None:
     The peer of a unix socket has no name: ("", 0). Raises OSError.
     """
 
+def has_waiting(listening: int) -> bool:
+    """Whether a connection waits: an `accept` that finds none costs ten times as much as this."""
+
+def kernel_cause(error: int) -> tuple[str, str]:
+    """Return reason and detail of a connection that the kernel has ended with an error number.
+
+    They are those of a session that ends with it.
+    """
+
 class Poller:
     """Notifies streams that their sockets are ready, with an epoll that the loop watches.
 
@@ -45,8 +54,7 @@ class Stream:
     on_end: Callable[[OSError | None], None]
     on_drained: Callable[[], None]
     read_bytes: int
-    """Maximum of bytes per turn, up to READ_BYTES; a connection may lower it to shorten its
-    turns."""
+    """Maximum of bytes per turn, up to READ_BYTES; a connection may lower it for shorter turns."""
 
     def __init__(
         self,
@@ -61,6 +69,10 @@ class Stream:
     @property
     def closed(self) -> bool:
         """Whether the socket is closed or detached."""
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds that it has waited for the peer to send, or to read; 0 while it is paused."""
 
     @property
     def n_unsent(self) -> int:
@@ -112,8 +124,9 @@ class Stream:
         """Send the end of the stream to the peer; call when flushed."""
 
     def detach(self) -> int:
-        """Give up the descriptor and return it; call when flushed. Unread input stays in the
-        kernel.
+        """Give up the descriptor and return it; call when flushed.
+
+        Unread input stays in the kernel.
         """
 
     def close(self) -> None:

@@ -11,15 +11,16 @@ from libc.string cimport memcmp
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
+from fastderp.dataplane.reports cimport kernel_cause as session_cause
 from fastderp.dataplane.sys cimport (
     EAGAIN, EINTR, EPIPE, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
-    EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_RCVBUF, TCP_INFO,
-    TCP_NOTSENT_LOWAT, clock_ns, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
-    getsockopt, recv, send, setsockopt, shutdown, tcp_counts,
+    EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_RCVBUF,
+    TCP_INFO, TCP_NOTSENT_LOWAT, clock_ns, close, epoll_create1, epoll_ctl, epoll_event,
+    epoll_wait, errno, getsockopt, recv, send, setsockopt, shutdown, tcp_counts,
 )
 from fastderp.server.net.sys cimport (
-    AF_INET, AF_INET6, INET6_ADDRSTRLEN, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, getsockname,
-    inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+    AF_INET, AF_INET6, INET6_ADDRSTRLEN, POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, getsockname,
+    inet_ntop, ntohs, poll, pollfd, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
 )
 
 import os
@@ -57,6 +58,19 @@ def accept(int listening):
             return None
         if errno != EINTR:
             raise OSError(errno, os.strerror(errno))
+
+
+def has_waiting(int listening):
+    """See stream.pyi."""
+    cdef pollfd one
+    one.fd = listening
+    one.events = POLLIN
+    return poll(&one, 1, 0) > 0
+
+
+def kernel_cause(int error):
+    """See stream.pyi."""
+    return session_cause(error)
 
 
 cdef tuple address_object(const sockaddr_storage* address):
@@ -166,6 +180,7 @@ cdef class Stream:
     cdef unsigned int watched           # the events that epoll has registered
     cdef bytearray unsent
     cdef int write_error                # the first of a write; 0 before
+    cdef uint64_t moved_ns              # the last progress of the peer, or the begin of its turn
     cdef public object on_bytes
     cdef public object on_end
     cdef public object on_drained
@@ -178,10 +193,15 @@ cdef class Stream:
         self.on_end = on_end
         self.on_drained = on_drained
         self.read_bytes = READ_BYTES
+        self.moved_ns = clock_ns()
 
     def __dealloc__(self):
         if self.descriptor >= 0:
             close(self.descriptor)
+
+    @property
+    def silent_s(self):
+        return (clock_ns() - self.moved_ns) * 1e-9 if self.events else 0.0
 
     @property
     def closed(self):
@@ -205,13 +225,13 @@ cdef class Stream:
 
     def round_trip_us(self):
         cdef tcp_counts info
-        return info.rtt_us if self.count(&info) else None
+        return info.rtt_us if self.read_counts(&info) else None
 
     def bytes_moved(self):
         cdef tcp_counts info
-        return (info.bytes_sent, info.bytes_received) if self.count(&info) else None
+        return (info.bytes_sent, info.bytes_received) if self.read_counts(&info) else None
 
-    cdef bint count(self, tcp_counts* info):
+    cdef bint read_counts(self, tcp_counts* info):
         """Read the kernel's counters; return False unless it is an open TCP socket."""
         cdef unsigned int n = sizeof(tcp_counts)
         return (
@@ -231,6 +251,8 @@ cdef class Stream:
         self.act(EPOLLIN)
 
     def resume(self):
+        if not self.events:
+            self.moved_ns = clock_ns()
         self.want(self.events | EPOLLIN)
 
     def pause(self):
@@ -312,6 +334,7 @@ cdef class Stream:
         if n == 0 and self.write_error:
             n, error = -1, self.write_error     # reporting it to the write has cleared it
         if n > 0:
+            self.moved_ns = clock_ns()
             self.on_bytes(PyBytes_FromStringAndSize(<const char*>self.poller.input, n))
         elif n == 0:
             self.pause()
@@ -324,6 +347,8 @@ cdef class Stream:
     cdef int flush(self) except -1:
         cdef Py_ssize_t n = self.send_now(
             <const uint8_t*>PyByteArray_AS_STRING(self.unsent), len(self.unsent))
+        if n > 0:
+            self.moved_ns = clock_ns()
         del self.unsent[:n]
         if not self.unsent:
             self.want(self.events & ~<unsigned int>EPOLLOUT)

@@ -12,7 +12,16 @@ cdef extern from "<sys/socket.h>" nogil:
     int accept4(int fd, sockaddr* address, unsigned int* n, int flags)
     int getsockname(int fd, sockaddr* address, unsigned int* n)
     enum:
-        AF_INET, AF_INET6, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK
+        AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_NONBLOCK
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* descriptors, unsigned long n, int timeout_ms)
+    enum:
+        POLLIN
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

@@ -5,25 +5,21 @@ Loop thread only.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import Counter
 
 from fastderp.dataplane.plane import ClosedEvent, DropEvent
-from fastderp.server.observe.log_throttle import WINDOW_S, LogThrottle
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.log_throttle import WINDOW_S, LogThrottle, more_text
+from fastderp.server.observe.values import Value
+from fastderp.util.log_lines import logger
 from fastderp.util.net import address_text, format_address
 from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import NodePublic
 
-log: logging.Logger = logging.getLogger("fastderp")
+log: logging.Logger = logger("fastderp")
 
 # Ends before the login that are normal on a public server; they are logged at level DEBUG only.
 _QUIET = frozenset({"end", "reset", "idle", "shutdown"})
-
-_UNREACHABLE = frozenset(
-    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENONET}
-)
 
 # Lines per window about dropped packets to a watched key, for each key, reason and kind.
 DROP_LINES = 5
@@ -34,13 +30,6 @@ SESSION_LINES = 100
 
 # Limit for the logged characters of an unknown Upgrade; real ones are shorter.
 UPGRADE_CHARACTERS = 40
-
-
-def lost_reason(error: OSError) -> str:
-    """Return the label of a connection that ended with this error; sessions have the same ones."""
-    if error.errno == errno.ETIMEDOUT:
-        return "tcp_timeout"
-    return "unreachable" if error.errno in _UNREACHABLE else "reset"
 
 
 class ConnectionLog:
@@ -75,18 +64,38 @@ class ConnectionLog:
         """Count an HTTP request over TLS by version, "1.2" or "1.3"."""
         self._requests[tls_version] += 1
 
-    def note_refused(self, stage: str, reason: str, remote: tuple[str, int], detail: str) -> None:
-        """Count and log a connection that ended before its login was complete."""
-        self._refused[f"{stage}_{reason}"] += 1
-        if reason in _QUIET and not detail:
-            log.debug("%s: closed at %s: %s", format_address(remote), stage, reason)
+    def note_refused(
+        self,
+        stage: str,
+        reason: str,
+        remote: tuple[str, int],
+        detail: str,
+        *,
+        is_visitor: bool = False,
+    ) -> None:
+        """Count and log a connection that ended before its login was complete.
+
+        is_visitor: a page answers its last request. It wants no login, so a normal end does not
+        count.
+        """
+        is_normal = reason in _QUIET and not detail
+        if not (is_normal and is_visitor):
+            self._refused[f"{stage}_{reason}"] += 1
+        address = format_address(remote)
+        if is_normal:
+            log.debug("%s: closed at %s: %s", address, stage, reason)
         else:
             self._throttle.log(
                 (stage, reason),
                 "%s: refused at %s: %s",
-                format_address(remote),
+                address,
                 stage,
                 detail or reason,
+                event="refused",
+                stage=stage,
+                reason=reason,
+                detail=detail,
+                address=address,
             )
 
     def note_odd_upgrade(self, remote: tuple[str, int], upgrade: str) -> None:
@@ -94,8 +103,31 @@ class ConnectionLog:
         shown = ascii(upgrade[:UPGRADE_CHARACTERS]) + (
             "…" if len(upgrade) > UPGRADE_CHARACTERS else ""
         )
+        address = format_address(remote)
         self._throttle.log(
-            "upgrade", "%s: refused at http: odd upgrade %s", format_address(remote), shown
+            "upgrade",
+            "%s: refused at http: odd upgrade %s",
+            address,
+            shown,
+            event="refused",
+            stage="http",
+            reason="upgrade",
+            detail=shown,
+            address=address,
+        )
+
+    def note_lost_upgrade(self, remote: tuple[str, int]) -> None:
+        """Log a request for /derp that came through a proxy without an upgrade."""
+        address = format_address(remote)
+        self._throttle.log(
+            "lost upgrade",
+            "%s: refused at http: no upgrade in a request for /derp: its proxy has to pass on the "
+            "headers Upgrade and Connection",
+            address,
+            event="refused",
+            stage="http",
+            reason="lost_upgrade",
+            address=address,
         )
 
     def note_shortage(self, error: OSError) -> None:
@@ -109,10 +141,15 @@ class ConnectionLog:
 
     def note_too_fast(self, remote: tuple[str, int]) -> None:
         """Log a connection that exceeded the accept limit; its listener counts it."""
+        address = format_address(remote)
         self._throttle.log(
             "too fast",
             "%s: closed: over the accept limit",
-            format_address(remote),
+            address,
+            event="refused",
+            stage="accept",
+            reason="rate",
+            address=address,
         )
 
     # After the login
@@ -121,33 +158,56 @@ class ConnectionLog:
         """Log the login of a prober if `prober_logs` is set; its end is logged later."""
         if self._prober_logs:
             self._probers.add(handle)
-            log.info("%s %s: a prober logged in", key.short, format_address(remote))
+            fields = {"event": "login", "key": key.short, "address": format_address(remote)}
+            log.info("%(key)s %(address)s: a prober logged in", fields, extra={"fields": fields})
 
     def note_drop(self, event: DropEvent) -> None:
         """Log a packet for a watched key that was dropped."""
+        source = NodePublic(event.source).short if event.source else ""
+        destination = NodePublic(event.destination).short
         self._drops.log(
             (event.destination, event.reason, event.kind),
             "drop: %s packet from %s to %s: %s",
             event.kind,
-            NodePublic(event.source).short if event.source else "this relay",
-            NodePublic(event.destination).short,
+            source or "this relay",
+            destination,
             event.reason,
+            event="drop",
+            kind=event.kind,
+            source=source,
+            destination=destination,
+            reason=event.reason,
         )
 
     def note_closed(self, event: ClosedEvent) -> None:
         """Count and log a session's end: key, address, AppName, duration, reason, traffic."""
         self._ended[event.reason] += 1
-        held = "" if event.handle in self._probers else self._ends.suffix(event.reason)
+        n_held = 0 if event.handle in self._probers else self._ends.n_held(event.reason)
         self._probers.discard(event.handle)
-        if held is None:
+        if n_held is None:
             return
         totals = event.totals
+        fields = {
+            "event": "closed",
+            "key": NodePublic(event.key).short,
+            "address": format_address((address_text(event.addr), event.port)),
+            "app": event.app_name.decode(),
+            "seconds": round(totals.seconds, 3),
+            "reason": event.reason,
+            "detail": event.detail,
+            "packets_in": totals.rx_packets,
+            "bytes_in": totals.rx_bytes,
+            "packets_out": totals.tx_packets,
+            "bytes_out": totals.tx_bytes,
+            "dropped": totals.dropped,
+            "more": n_held or None,
+        }
         log.info(
             "%s %s%s: closed after %.1f s: %s; in %d packets %d bytes, "
             "out %d packets %d bytes, dropped %d%s",
-            NodePublic(event.key).short,
-            format_address((address_text(event.addr), event.port)),
-            f" ({event.app_name.decode()})" if event.app_name else "",
+            fields["key"],
+            fields["address"],
+            f" ({fields['app']})" if event.app_name else "",
             totals.seconds,
             f"{event.reason} ({event.detail})" if event.detail else event.reason,
             totals.rx_packets,
@@ -155,7 +215,8 @@ class ConnectionLog:
             totals.tx_packets,
             totals.tx_bytes,
             totals.dropped,
-            held,
+            more_text(n_held),
+            extra={"fields": fields},
         )
 
     def sum_up(self) -> None:
@@ -168,7 +229,12 @@ class ConnectionLog:
 
     def _tell_held(self, min_age_s: float) -> None:
         for reason, n_held in self._ends.take_held(min_age_s).items():
-            log.info("%d more sessions closed: %s", n_held, reason)
+            log.info(
+                "%d more sessions closed: %s",
+                n_held,
+                reason,
+                extra={"fields": {"event": "closed_summary", "reason": reason, "sessions": n_held}},
+            )
 
     @property
     def tls_versions(self) -> list[str]:

@@ -12,10 +12,10 @@ import os
 import select
 import signal
 import threading
-import time
 from collections import deque
 
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.values import Value
+from fastderp.util.log_lines import escape_foreign
 
 # About 10,000 lines.
 LIMIT_BYTES = 1 << 20
@@ -32,6 +32,7 @@ class LogQueue(logging.Handler):
         """Start the thread; `limit_bytes` bounds the queue. The descriptor stays open."""
         super().__init__()
         self.setFormatter(logging.Formatter(*_FORMAT))
+        self.addFilter(escape_foreign)
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._changed = threading.Condition()
@@ -98,9 +99,15 @@ class LogQueue(logging.Handler):
     def _report_losses(self) -> None:
         n_new = self._n_lost - self._n_lost_reported
         if n_new:
-            stamp = time.strftime(_FORMAT[1])
-            reason = "standard error took them too slowly or not at all"
-            if not self._write([f"{stamp} {n_new} log lines were lost: {reason}\n".encode()]):
+            report = {
+                "levelno": logging.WARNING,
+                "levelname": "WARNING",
+                "msg": f"{n_new} log lines were lost: standard error took them too slowly or not "
+                "at all",
+                "fields": {"event": "lost", "lines": n_new},
+            }
+            line = self.format(logging.makeLogRecord(report))
+            if not self._write([line.encode() + b"\n"]):
                 self._n_lost_reported += n_new
 
     def _write(self, lines: list[bytes]) -> int:

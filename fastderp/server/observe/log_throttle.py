@@ -1,4 +1,4 @@
-"""Limits the lines and characters that remote peers can cause in the log.
+"""Limits the lines that remote peers can cause in the log.
 
 Loop thread only.
 """
@@ -6,37 +6,15 @@ Loop thread only.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Hashable
 
 WINDOW_S = 10.0
-# Maximum of characters per line.
-LINE_LIMIT_CHARACTERS = 1000
-
-# Characters that a terminal or a log shipper could interpret: C0, DEL, C1, separators of lines and
-# paragraphs, marks of writing direction, surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 
 
-def one_line(text: str) -> str:
-    """Return a text as one line of bounded length, control characters escaped."""
-    if len(text) > LINE_LIMIT_CHARACTERS:
-        text = text[:LINE_LIMIT_CHARACTERS] + "…"
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def _keep_to_one_line(record: logging.LogRecord) -> bool:
-    """Escape a record's message but not its traceback."""
-    record.msg, record.args = one_line(record.getMessage()), None
-    return True
-
-
-# A logger's filter does not apply to its children, so each of our loggers gets the filter.
-for _name in ("fastderp", "fastderp.client", "fastderp.stun", "fastderp.websocket"):
-    logging.getLogger(_name).addFilter(_keep_to_one_line)
+def more_text(n_held: int) -> str:
+    """Return the end of a line before which others like it were held back; "" for none."""
+    return f" (and {n_held} more like it since the last such line)" if n_held else ""
 
 
 class _Window:
@@ -73,28 +51,28 @@ class LogThrottle:
         # Few kinds exist, because peers do not choose them.
         self._windows: dict[Hashable, _Window] = {}
 
-    def log(self, kind: Hashable, message: str, *args: object) -> None:
-        """Log the message unless enough of its kind was logged within the window."""
-        suffix = self.suffix(kind)
-        if suffix is not None:
-            self._log.info(message + "%s", *args, suffix)
+    def log(self, kind: Hashable, message: str, /, *args: object, **fields: object) -> None:
+        """Log the message unless enough of its kind was logged within the window.
 
-    def suffix(self, kind: Hashable) -> str | None:
-        """Return the suffix of a line of this kind, mostly ""; None to hold the line back."""
+        fields: the values of the event, for `-log-format json`.
+        """
+        n_held = self.n_held(kind)
+        if n_held is not None:
+            fields["more"] = n_held or None
+            self._log.info(message + "%s", *args, more_text(n_held), extra={"fields": fields})
+
+    def n_held(self, kind: Hashable) -> int | None:
+        """Return how many lines were held back before one of this kind, or None to hold it back."""
         if self._log.isEnabledFor(logging.DEBUG):
-            return ""
+            return 0
         now_s = self._clock()
         window = self._windows.get(kind)
         if window is None or now_s - window.since_s >= self._window_s:
             self._windows[kind] = _Window(now_s)
-            return (
-                f" (and {window.n_held} more like it since the last such line)"
-                if window and window.n_held
-                else ""
-            )
+            return window.n_held if window else 0
         if window.n_logged < self._lines:
             window.n_logged += 1
-            return ""
+            return 0
         window.n_held += 1
         return None
 

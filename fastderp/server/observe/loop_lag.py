@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastderp.server.observe.metrics import Histogram, Value
+from fastderp.server.observe.values import Histogram, Value
 
 INTERVAL_S = 0.25
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

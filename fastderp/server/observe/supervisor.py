@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
-from fastderp.server.observe.log_throttle import LogThrottle
-from fastderp.server.observe.metrics import Value
+from fastderp.server.observe.log_throttle import LogThrottle, more_text
+from fastderp.server.observe.values import Value
 from fastderp.util import jitter
+from fastderp.util.log_lines import logger
+from fastderp.util.shortage import shortage_of
 
-log: logging.Logger = logging.getLogger("fastderp")
+log: logging.Logger = logger("fastderp")
 
 P = ParamSpec("P")
 
@@ -99,17 +101,23 @@ class Supervisor:
         return call
 
     def note(self, task: str, error: BaseException, what_now: str = "") -> None:
-        """Count an unexpected exception of `task`; log it with its traceback once per window."""
+        """Count an unexpected exception of `task`; log it once per window.
+
+        Its traceback follows, unless the system's resources were short.
+        """
         self._errors[task] += 1
-        held = self._throttle.suffix(task)
-        if held is not None:
+        n_held = self._throttle.n_held(task)
+        if n_held is not None:
+            shortage = shortage_of(error)
             log.error(
-                "internal error in %s: %s%s%s",
+                "%s in %s: %s%s%s",
+                "shortage" if shortage else "internal error",
                 task,
-                error or type(error).__name__,
+                shortage or error or type(error).__name__,
                 f"; {what_now}" if what_now else "",
-                held,
-                exc_info=error,
+                more_text(n_held),
+                exc_info=None if shortage else error,
+                extra={"fields": {"event": "error", "task": task, "more": n_held or None}},
             )
 
     def note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ The thread owns the buffers; it is the only writer of the counters. Python start
 reads the counters. The caller keeps the sockets open while it runs.
 """
 
-from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -12,16 +11,16 @@ from posix.uio cimport iovec
 from posix.unistd cimport getpid, pid_t
 
 from fastderp.dataplane.sys cimport (
-    EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL,
-    atomic_load_u8, atomic_peek_u64, atomic_poke_u64, atomic_store_u8, close, counter_add,
-    eventfd, eventfd_drain, eventfd_wake, msghdr, prctl, PR_SET_NAME, pthread_create, pthread_join,
-    pthread_t,
+    EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EHOSTUNREACH, EINTR, ENETUNREACH, MSG_DONTWAIT,
+    MSG_NOSIGNAL, PR_SET_NAME, atomic_load_u8, atomic_peek_u64, atomic_poke_u64, atomic_store_u8,
+    close, counter_add, errno, eventfd, eventfd_drain, eventfd_wake, msghdr, prctl, pthread_create,
+    pthread_join, pthread_t,
 )
-from fastderp.server.net.sys cimport AF_INET, sockaddr_in, sockaddr_in6
+from fastderp.server.net.sys cimport AF_INET, POLLIN, poll, pollfd, sockaddr_in, sockaddr_in6
 from fastderp.server.stun.sys cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH,
-    IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, POLLIN, PRIO_PROCESS, cmsghdr, in6_pktinfo,
-    in_pktinfo, mmsghdr, poll, pollfd, recvmmsg, sendmmsg, setpriority,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, ECONNREFUSED, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6,
+    IPV6_PKTINFO, PRIO_PROCESS, cmsghdr, in6_pktinfo, in_pktinfo, mmsghdr, recvmmsg, sendmmsg,
+    setpriority,
 )
 
 import os

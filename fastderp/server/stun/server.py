@@ -16,12 +16,14 @@ from ipaddress import IPv4Address
 
 from fastderp.errors import ListenError
 from fastderp.server.net.gateway import private_gateway
-from fastderp.server.net.listen import datagram_sockets
-from fastderp.server.observe.metrics import Value
+from fastderp.server.net.listen import datagram_sockets, tune
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.server.stun.responder import StunResponder
+from fastderp.util.log_lines import logger
+from fastderp.util.machine import n_cores
 
-log: logging.Logger = logging.getLogger("fastderp.stun")
+log: logging.Logger = logger("fastderp.stun")
 
 # Receive buffer for a burst of some 2,500 requests; net.core.rmem_max limits it. The kernel doubles
 # it, and counts a request with its own structures.
@@ -94,7 +96,7 @@ class StunServer:
             responder.is_silent = is_silent
 
     @property
-    def askers(self) -> tuple[int, int]:
+    def request_counts(self) -> tuple[int, int]:
         """The number of answered requests, and of those from the gateway."""
         counters = self._counters()
         return counters["success"], counters["from_gateway"]
@@ -159,7 +161,7 @@ def stun_on(sockets: list[socket.socket]) -> StunServer:
 
 def _n_threads() -> int:
     """Return the number of threads for the cores that this process may use."""
-    return max(1, min(len(os.sched_getaffinity(0)) // CORES_PER_THREAD, THREADS_MAX))
+    return max(1, min(n_cores() // CORES_PER_THREAD, THREADS_MAX))
 
 
 def _twin(sock: socket.socket) -> socket.socket:
@@ -196,8 +198,9 @@ def _log_read_error(responder: StunResponder) -> None:
 
 def _prepare(sock: socket.socket) -> None:
     """Have the kernel report the destination of each datagram, and buffer a burst of them."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    tune(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    # Without the destination the answer leaves from the address that the kernel chooses.
     if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        tune(sock, socket.IPPROTO_IP, IP_PKTINFO, 1)
     else:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        tune(sock, socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)

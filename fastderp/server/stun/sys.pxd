@@ -11,7 +11,6 @@ cdef extern from "<sys/socket.h>" nogil:
         msghdr msg_hdr
         unsigned int msg_len
     struct cmsghdr:
-        size_t cmsg_len
         int cmsg_level
         int cmsg_type
     int recvmmsg(int fd, mmsghdr* messages, unsigned int n, int flags, timespec* timeout)
@@ -23,7 +22,6 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<netinet/in.h>" nogil:
     struct in_pktinfo:
         int ipi_ifindex
-        in_addr ipi_spec_dst
         in_addr ipi_addr
     struct in6_pktinfo:
         in6_addr ipi6_addr
@@ -31,18 +29,9 @@ cdef extern from "<netinet/in.h>" nogil:
     enum:
         IPPROTO_IP, IPPROTO_IPV6, IP_PKTINFO, IPV6_PKTINFO
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long n, int timeout_ms)
-    enum:
-        POLLIN
-
 cdef extern from "<errno.h>" nogil:
     enum:
-        ECONNREFUSED, EHOSTUNREACH, ENETUNREACH
+        ECONNREFUSED
 
 cdef extern from "<sys/resource.h>" nogil:
     int setpriority(int which, int who, int priority)

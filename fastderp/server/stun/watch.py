@@ -55,7 +55,7 @@ class StunWatch:
                 log.warning("STUN is silent, clients choose other relays: %s", "; ".join(faults))
             else:
                 log.info("STUN answers again")
-        n_requests, n_from_gateway = self._stun.askers
+        n_requests, n_from_gateway = self._stun.request_counts
         if (
             not self._warned
             and n_requests >= GATEWAY_MIN_REQUESTS

@@ -26,7 +26,7 @@ def test_the_compilers_command_may_have_arguments(
 def test_the_floor_is_built_with_a_compiler_that_has_arguments(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commands = []
+    commands: list[list[str]] = []
     monkeypatch.setenv("CC", "ccache gcc")
     monkeypatch.setattr(relays, "_output", commands.append)
     relays.build_floor(tmp_path)

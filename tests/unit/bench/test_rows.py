@@ -46,6 +46,8 @@ def result(relay: Relay, load: str) -> dict[str, Any]:
 class DryLab(Lab):
     """Records its calls instead of measuring."""
 
+    loads: list[str]
+
     def __init__(self) -> None:
         super().__init__()
         object.__setattr__(self, "loads", [])
@@ -56,7 +58,7 @@ class DryLab(Lab):
         return self.load(Running("", 0), relay, load, *flags)
 
     def load(self, target: Running, relay: Relay, load: str, *flags: str) -> dict[str, Any]:
-        self.loads.append(load)  # type: ignore[attr-defined]
+        self.loads.append(load)
         return result(relay, load)
 
     @contextmanager
@@ -80,8 +82,7 @@ def test_a_row_measures_scenarios_that_exist_and_finds_numbers_with_goals(row: R
     lab = DryLab()
     findings = list(row.find(bench(lab)))
     assert findings
-    loads: list[str] = lab.loads  # type: ignore[attr-defined]
-    assert {load.removeprefix(TLS) for load in loads} <= set(SCENARIOS)
+    assert {load.removeprefix(TLS) for load in lab.loads} <= set(SCENARIOS)
     for finding in findings:
         assert finding.values
         if row.name != "capacity":  # it has no goals

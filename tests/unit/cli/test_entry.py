@@ -1,4 +1,4 @@
-"""The entry points of the commands, in an interpreter without the GIL."""
+"""The entry points of the commands: in an interpreter without the GIL, and without a dependency."""
 
 import subprocess
 import sys
@@ -52,3 +52,24 @@ def test_the_users_own_filters_have_precedence() -> None:
     command = COMMANDS["python -m fastderp"]
     shown = run(command, "-W", "always::RuntimeWarning")
     assert "(GIL) has been enabled to load module 'uvloop'" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("relay", ["-dev"]), ("bench", ["http://127.0.0.1:1"])]
+)
+def test_a_missing_dependency_is_one_line_with_the_command_that_repairs_it(
+    name: str, arguments: list[str]
+) -> None:
+    program = f"""
+import sys, types
+nacl = sys.modules["nacl"] = types.ModuleType("nacl")
+nacl.__path__ = []
+sys.argv[1:] = {arguments}
+from fastderp.cli.entry import {name}
+sys.exit({name}())
+"""
+    shown = run(program)
+    assert (shown.returncode, shown.stdout) == (69, "")
+    [line] = shown.stderr.splitlines()
+    assert line.startswith(f"fastderp-{name}: ") and "nacl._sodium" in line
+    assert line.endswith(": repair the installation: pip install --force-reinstall fastderp")

@@ -1,6 +1,8 @@
 """The command line: Go's flag syntax, derper's flags, one clear line per error."""
 
 import math
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastderp.cli import config, flag_table, flags
 from fastderp.cli.sources import read_settings
-from fastderp.errors import EX_USAGE, UsageError
+from fastderp.errors import EX_USAGE, DerpError, UsageError
 from fastderp.server import settings
 
 ENVIRONMENT = {"HOME": "/home/ann"}
@@ -116,6 +118,7 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["-\x1b[31m"], "unknown flag -\\x1b[31m; -help lists them all"),
         (["-stun-port", "abc"], 'invalid value "abc" for -stun-port: want a whole number'),
         (["-limit", "abc"], 'invalid value "abc" for -limit: want a number'),
+        (["-limit", "٣"], 'invalid value "\\u0663" for -limit: want a number'),
         (["-stun=maybe"], 'invalid value "maybe" for -stun: want true or false'),
         (
             ["-timeout", "5"],
@@ -124,6 +127,7 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
         (["-a"], "-a needs a value: -a ADDRESS"),
         (["-stun", "false"], "-stun takes its value with an equals sign: -stun=false"),
         (["serve"], 'unexpected argument "serve"'),
+        (["stun"], 'unexpected argument "stun"; did you mean -stun?'),
         (["---stun"], 'unexpected argument "---stun"'),
         (["-=1"], 'unexpected argument "-=1"'),
         (["-"], 'unexpected argument "-"'),
@@ -228,6 +232,17 @@ def test_addresses_have_an_optional_host_and_a_port_or_service(
     assert config.parse_address(text) == address
 
 
+def test_the_ports_of_http_need_no_etc_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: str) -> int:
+        raise OSError("service/proto not found")
+
+    monkeypatch.setattr(socket, "getservbyname", absent)
+    assert config.parse_address(":https") == ("", 443)
+    assert config.parse_address("192.0.2.1:http") == ("192.0.2.1", 80)
+    with pytest.raises(UsageError, match='unknown port "ftp"'):
+        config.parse_address(":ftp")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -280,6 +295,22 @@ def test_the_certificate_directory_follows_the_users_cache() -> None:
         flag_table.default_cert_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"})
         == "/c/tailscale/derper-certs"
     )
+    assert flag_table.default_cert_dir({"HOME": "/h"}) == "/h/.cache/tailscale/derper-certs"
+
+
+@pytest.mark.parametrize("environment", [{}, {"HOME": ""}, {"XDG_CACHE_HOME": "c", "HOME": "/h"}])
+def test_without_a_cache_the_certificate_directory_has_to_be_named(
+    environment: dict[str, str],
+) -> None:
+    # A service of root has no $HOME: its certificates would be kept in its working folder.
+    assert flag_table.default_cert_dir(environment) == ""
+    read = read_settings(["-c", "k", "-hostname", "derp.example.com"], environment)
+    with pytest.raises(UsageError, match="missing required -certdir DIR"):
+        config.relay_settings(read.values, read.given, environment=environment, is_root=True)
+    secrets = next(
+        flag for flag in flag_table.flag_table(environment) if flag.name == "secrets-cache-dir"
+    )
+    assert Path(secrets.default).is_absolute()
 
 
 def test_admission_is_open_or_needs_every_check() -> None:
@@ -328,13 +359,21 @@ def test_a_unix_socket_and_its_trust_belong_together() -> None:
     assert "add -trusted-proxies unix" in warning
     [warning] = relay("-a", ":1", "-c", "k", "-trusted-proxies", "unix").warnings
     assert "no effect without -a unix:PATH" in warning
+    [warning] = relay(
+        "-a", "unix:/x", "-c", "k", "-trusted-proxies", "unix", "-reuse-port"
+    ).warnings
+    assert warning == "two relays cannot share a unix socket: -reuse-port has no effect on -a"
 
 
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (("-trusted-proxies", "10.0.0.1/8"), "10.0.0.1/8 has host bits set; want networks"),
-        (("-trusted-proxies", "proxy.example.com"), "'proxy.example.com' does not appear"),
+        (
+            ("-trusted-proxies", "proxy.example.com"),
+            "'proxy.example.com' does not appear to be an IPv4 or IPv6 network; want networks such "
+            "as 10.0.0.0/8, addresses, or unix",
+        ),
         (("-proxy-protocol",), "-proxy-protocol needs -trusted-proxies"),
         (("-a", "unix:relay.sock"), 'invalid address "unix:relay.sock" for -a: want unix: and an'),
         (("-a", "unix:/" + "x" * 107), "absolute path of up to 107 bytes"),
@@ -401,6 +440,22 @@ def test_an_unreadable_default_path_counts_as_absent(monkeypatch: pytest.MonkeyP
     assert flag_table.default_mesh_psk_file({"HOME": "/root"}) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", None),
+        (":9090", settings.Address("", 9090)),
+        ("127.0.0.1:0", settings.Address("127.0.0.1", 0)),
+        ("[::1]:9090", settings.Address("::1", 9090)),
+        ("unix:/run/debug.sock", settings.Address("unix:/run/debug.sock")),
+    ],
+)
+def test_the_address_of_the_debug_pages_is_written_as_that_of_the_relay(
+    text: str, address: settings.Address | None
+) -> None:
+    assert relay("-dev", "-debug-addr", text).listen.debug == address
+
+
 def test_the_address_of_stun_is_that_of_the_relay_unless_it_has_one() -> None:
     assert relay("-a", "192.0.2.1:80", "-c", "k", "-stun-port", "7").stun == settings.StunSettings(
         "192.0.2.1", 7
@@ -411,3 +466,19 @@ def test_the_address_of_stun_is_that_of_the_relay_unless_it_has_one() -> None:
     for text in ("3478", "[::1]", "unix:/x:y", "192.0.2.1:70000"):
         with pytest.raises(UsageError, match="for -stun-addr: "):
             relay("-dev", "-stun-addr", text)
+
+
+def listed_values(name: str) -> tuple[str, ...]:
+    """Return the values that the error of a flag with an unknown one lists, if any."""
+    try:
+        relay("-c", "relay.key", "-certdir", "certs", f"-{name}=nonsense")
+    except DerpError as error:
+        found = re.fullmatch(rf'unknown -{name} "nonsense": use (.*)', str(error))
+        return tuple(found[1].split(", ")) if found else ()
+    return ()
+
+
+@pytest.mark.parametrize("flag", flag_table.flag_table({}), ids=lambda flag: flag.name)
+def test_the_table_has_the_values_of_flags_that_take_a_few_words(flag: flags.Flag) -> None:
+    assert flag.choices == listed_values(flag.name)
+    assert not flag.choices or flag.default in flag.choices

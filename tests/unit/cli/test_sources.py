@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fastderp.cli.config import relay_settings
 from fastderp.cli.flag_table import SECTIONS, flag_table
+from fastderp.cli.flags import Flag
 from fastderp.cli.sources import read_settings, variable_of
 from fastderp.errors import ConfigError, DerpError
 
@@ -42,7 +42,7 @@ def test_flags_override_variables_and_these_the_file_and_this_the_defaults(
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
-def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag: Any, tmp_path: Path) -> None:
+def test_every_flag_can_be_given_by_a_variable_and_in_the_file(flag: Flag, tmp_path: Path) -> None:
     text = flag.default
     variable = read_settings([], {variable_of(flag): text or "x"})
     assert variable.origins[flag.name] == f"${variable_of(flag)}"
@@ -131,6 +131,35 @@ def test_a_malformed_variable_is_named(variable: str, message: str) -> None:
     assert caught.value.exit_code == 78
 
 
+def kubernetes_variables(service: str, protocol: str, port: int) -> dict[str, str]:
+    """Return what Kubernetes sets in every container of a namespace that has this service."""
+    name, link = service.upper().replace("-", "_"), f"{protocol}://10.0.0.1:{port}"
+    number = f"{name}_PORT_{port}_{protocol.upper()}"
+    return {
+        f"{name}_SERVICE_HOST": "10.0.0.1",
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTPS": str(port),
+        f"{name}_PORT": link,
+        number: link,
+        f"{number}_PROTO": protocol,
+        f"{number}_PORT": str(port),
+        f"{number}_ADDR": "10.0.0.1",
+    }
+
+
+@pytest.mark.parametrize(
+    "service", ["fastderp", "fastderp-0", "fastderp-http", "fastderp-stun", "derp"]
+)
+def test_variables_of_kubernetes_services_are_no_settings(service: str) -> None:
+    environment = kubernetes_variables(service, "udp", 3478)
+    assert read_settings([], environment).given == set()
+    own = {"FASTDERP_STUN_PORT": "7", "FASTDERP_HTTP_PORT": "8"}
+    read = read_settings([], environment | own)
+    assert (read.values["stun-port"], read.values["http-port"]) == (7, 8)
+    with pytest.raises(ConfigError, match=r"\$FASTDERP_WORKER: unknown variable"):
+        read_settings([], environment | {"FASTDERP_WORKER": "1"})
+
+
 def test_the_version_is_printed_with_any_configuration_file() -> None:
     assert read_settings(["-version"], {"FASTDERP_CONFIG": "/none"}).values["version"]
 
@@ -146,3 +175,12 @@ def test_the_file_in_the_operators_guide_is_valid(tmp_path: Path) -> None:
     assert read.values["hostname"] == "derp.example.com"
     settings = relay_settings(read.values, read.given, environment={}, is_root=False)
     assert settings.mesh.members == "derp1.example.com,derp2.example.com"
+
+
+def test_variables_of_the_build_and_the_workflows_are_no_settings() -> None:
+    root = Path(__file__).parents[3]
+    files = [root / "setup.py", *(root / ".github").rglob("*.yml")]
+    names = {name for file in files for name in re.findall(r"\bFASTDERP_\w+", file.read_text())}
+    assert {"FASTDERP_FREE_THREADING", "FASTDERP_EXTENSIONS"} <= names
+    for text in ("", "1"):  # a workflow sets empty ones, too
+        assert read_settings([], dict.fromkeys(names, text)).given == set()

@@ -14,7 +14,7 @@ from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.messages import Health, KeepAlive, PeerGone, Ping, Pong, ReceivedPacket
 from fastderp.wire.protocol import MAGIC, FrameType, PeerGoneReason
-from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, stream_pairs
+from tests.unit.fake_relay import RelayEnd, fake_server, logged_in, refused, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)
 OTHER = NodePublic(b"\x22" * 32)
@@ -69,12 +69,7 @@ async def test_handshake_with_something_else_fails_and_closes(first: bytes) -> N
 
 
 async def test_a_refused_login_is_distinguished_from_an_orderly_end() -> None:
-    async with stream_pairs() as (near, far):
-        relay = RelayEnd(far, NodePrivate.generate())
-        client, _ = await asyncio.gather(
-            Client.handshake(near, NodePrivate.generate()), relay.accept_login(None)
-        )
-        await relay.close()
+    async with refused() as client:
         with pytest.raises(ConnectionLost, match="instead of accepting the login"):
             async for _message in client:
                 pass
@@ -213,6 +208,15 @@ async def test_wrong_arguments_send_nothing_and_change_nothing() -> None:
         assert await relay.next_frame() == (FrameType.SEND_PACKET, PEER.raw + bytes(65536))
 
 
+async def test_an_http_answer_to_a_fast_start_is_quoted() -> None:
+    async with stream_pairs() as (near, (_, relay)):
+        known = NodePrivate.generate().public_key
+        client = await Client.handshake(near, NodePrivate.generate(), server_public_key=known)
+        relay.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\nToo many logins.\n")
+        with pytest.raises(ProtocolError, match="429 Too Many Requests': 'Too many logins.'"):
+            await client.recv()
+
+
 async def test_ping_waits_for_its_own_pong_and_returns_others() -> None:
     async with logged_in() as (client, relay):
         receiving = asyncio.create_task(client.recv())
@@ -223,6 +227,68 @@ async def test_ping_waits_for_its_own_pong_and_returns_others() -> None:
         assert 0 <= await pinging < 5
         relay.send(FrameType.PONG, data)
         assert await receiving == Pong(data)
+
+
+async def test_pings_of_several_tasks_are_sent_one_after_another() -> None:
+    # A relay drops a ping that arrives before it has sent the pong of the previous one.
+    async with logged_in() as (client, relay):
+        await client.send_ping(b"by hand!")
+        pinging = [asyncio.create_task(client.ping()) for _ in range(3)]
+        impatient = asyncio.create_task(client.ping(timeout_s=0.01))
+        assert await relay.next_frame() == (FrameType.PING, b"by hand!")
+        with pytest.raises(PingTimeout):
+            await impatient
+        await client.send_pong(b"the mark")
+        assert await relay.next_frame() == (FrameType.PONG, b"the mark")
+        relay.send(FrameType.PONG, b"by hand!")
+        assert await client.recv() == Pong(b"by hand!")
+        for _ in range(3):
+            frame_type, data = await relay.next_frame()
+            assert frame_type == FrameType.PING
+            relay.send(FrameType.PONG, data)
+            await asyncio.wait(pinging, return_when=asyncio.FIRST_COMPLETED)
+            [answered] = [task for task in pinging if task.done()]
+            assert await answered >= 0
+            pinging.remove(answered)
+
+
+async def test_a_ping_without_an_answer_lets_no_later_ping_wait_beyond_its_pong() -> None:
+    async with logged_in() as (client, relay):
+        with pytest.raises(PingTimeout):
+            await client.ping(timeout_s=0.01)
+        _, late = await relay.next_frame()
+        pinging = asyncio.create_task(client.ping())
+        relay.send(FrameType.PONG, late)
+        assert await client.recv() == Pong(late)
+        _, data = await relay.next_frame()
+        relay.send(FrameType.PONG, data)
+        assert await pinging >= 0
+
+
+async def test_a_lost_pong_delays_later_pings_and_stops_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with logged_in() as (client, relay):
+        with pytest.raises(PingTimeout):
+            await client.ping(timeout_s=0.01)
+        await relay.next_frame()
+        monkeypatch.setattr(client_module, "PING_TIMEOUT_S", 0.05)
+        pinging = [asyncio.create_task(client.ping(timeout_s=10)) for _ in range(2)]
+        for _ in pinging:
+            frame_type, data = await asyncio.wait_for(relay.next_frame(), 10)
+            assert frame_type == FrameType.PING
+            relay.send(FrameType.PONG, data)
+        assert min(await asyncio.gather(*pinging)) >= 0
+
+
+async def test_waiting_pings_raise_when_the_connection_ends() -> None:
+    async with logged_in() as (client, relay):
+        pinging = [asyncio.create_task(client.ping()) for _ in range(3)]
+        await relay.next_frame()
+        await relay.close()
+        for task in pinging:
+            with pytest.raises(ConnectionClosed):
+                await task
 
 
 async def test_ping_times_out_and_the_connection_stays_open() -> None:

@@ -1,33 +1,26 @@
 """HTTPClient over plain HTTP: its connections, requests and repetitions (PROTOCOL §13)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from fastderp.client import Backoff, DerpNode, DerpRegion, HTTPClient, connector
+from fastderp.client import Client, DerpMap, DerpNode, DerpRegion, HTTPClient, connector
 from fastderp.errors import ConnectionClosed, DialError
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.messages import Pong, ReceivedPacket
 from fastderp.wire.protocol import FrameType
-from tests.unit.fake_relay import FakeServer, fake_server
+from tests.unit.fake_relay import FakeServer, fake_server, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with fake_server() as server:
-        yield server
-
-
 def client_of(server: FakeServer, **options: Any) -> HTTPClient:
     """Return a client that connects when it is used, and returns all messages of the relay."""
-    options = {"lazy": True, "control_messages": True, "backoff": Backoff(0, 0)} | options
-    return HTTPClient(f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
+    return server.client(**{"lazy": True, "control_messages": True} | options)
 
 
 async def test_nothing_is_dialled_before_the_first_use(server: FakeServer) -> None:
@@ -89,6 +82,7 @@ async def test_path_is_used_as_given(server: FakeServer, path: str, requested: b
         ("https:///derp", "host"),
         ("https://derp.example.com:port/", "[Pp]ort"),
         ("https://derp.example.com:99999/", "[Pp]ort"),
+        ("https://derp.example.com:0/", "from 1 to 65535"),
         ("https://derp.example.com/a b", "escaping"),
         ("https://derp.example.com/é", "escaping"),
         ("https://derp.example.com/\r\nX: 1", "escaping"),
@@ -119,6 +113,26 @@ def test_a_key_given_as_text_is_refused_at_once_and_not_quoted() -> None:
     with pytest.raises(TypeError, match=r"mesh_key.*MeshKey\.from_text") as caught:
         HTTPClient.for_region(lambda: None, private, mesh_key=text)  # type: ignore[arg-type]
     assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 33, "two\nlines", "café"])
+async def test_an_app_name_that_relays_refuse_is_refused_at_once(name: str) -> None:
+    private = NodePrivate.generate()
+    with pytest.raises(ValueError, match="app_name .* 32 characters"):
+        HTTPClient("http://relay.invalid", private, app_name=name)
+    with pytest.raises(ValueError, match="app_name .* 32 characters"):
+        HTTPClient.for_region(lambda: None, private, app_name=name)
+    async with stream_pairs() as (near, far):
+        with pytest.raises(ValueError, match="app_name .* 32 characters"):
+            await Client.handshake(near, private, app_name=name)
+        assert await far[0].read() == b""
+
+
+@pytest.mark.parametrize("option", ["cert_name", "dial_host", "app_name"])
+def test_an_option_that_is_not_a_text_is_refused_at_once(option: str) -> None:
+    where: Any = {option: None}
+    with pytest.raises(TypeError, match=f"{option} must be a str, not NoneType"):
+        HTTPClient("http://relay.invalid", NodePrivate.generate(), **where)
 
 
 async def test_failing_call_raises_and_the_next_one_reconnects(server: FakeServer) -> None:
@@ -353,8 +367,33 @@ async def test_region_is_looked_up_on_every_connect(server: FakeServer) -> None:
         connecting = asyncio.create_task(client.connect())
         head, _ = await server.next_login()
         await connecting
-        assert b"\r\nHost: 127.0.0.1\r\n" in head
+        assert b"\r\nHost: 127.0.0.1:%d\r\n" % server.port in head
         assert b"Ideal-Node" not in head
+
+
+async def test_the_error_of_a_region_getter_is_raised_as_it_is() -> None:
+    def late() -> DerpRegion:
+        raise TimeoutError("the map is not here yet")
+
+    client = HTTPClient.for_region(late, NodePrivate.generate())
+    with pytest.raises(TimeoutError, match="the map is not here yet"):
+        await client.connect()
+
+
+async def test_a_region_getter_that_is_none_or_returns_none_names_what_is_wrong() -> None:
+    region: Any = DerpRegion(1)
+    with pytest.raises(TypeError, match="function that returns a DerpRegion, not DerpRegion"):
+        HTTPClient.for_region(region, NodePrivate.generate())
+    wrong: Any = DerpMap
+    client = HTTPClient.for_region(wrong, NodePrivate.generate())
+    with pytest.raises(TypeError, match="must return a DerpRegion, not DerpMap"):
+        await client.connect()
+
+
+async def test_a_host_that_the_system_cannot_look_up_is_a_dial_error() -> None:
+    client = HTTPClient("http://relay.invalid", NodePrivate.generate(), dial_host="a\0b")
+    with pytest.raises(DialError, match="null"):
+        await client.connect()
 
 
 async def test_second_node_of_a_region_gets_the_name_of_the_ideal_one(server: FakeServer) -> None:
@@ -375,18 +414,26 @@ async def test_second_node_of_a_region_gets_the_name_of_the_ideal_one(server: Fa
         assert b"\r\nIdeal-Node: 901s\r\n" in head
 
 
-@pytest.mark.parametrize("name", ["901a\r\nX-Injected: 1", "901a\0", "9 01", "é"])
-async def test_names_that_would_break_the_request_are_not_sent(
-    server: FakeServer, name: str
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("9 01", "9 01"),
+        ("é", "?"),
+        ("901a\r\nX-Injected: 1", "901a??X-Injected: 1"),
+        ("901a\0", "901a?"),
+    ],
+)
+async def test_any_name_of_the_first_node_leaves_the_second_one_reachable(
+    server: FakeServer, name: str, sent: str
 ) -> None:
-    nodes = (node(name, 0, stun_only=True), node("901b", server.port))
-    region = DerpRegion(901, nodes=nodes)
+    region = DerpRegion(901, nodes=(node(name, 0, stun_only=True), node("901b", server.port)))
     async with HTTPClient.for_region(
         lambda: region, NodePrivate.generate(), use_tls=False, lazy=True
     ) as client:
-        with pytest.raises(DialError, match="Ideal-Node"):
-            await client.connect()
-    assert server.accepted.empty()
+        connecting = asyncio.create_task(client.connect())
+        head, _ = await server.next_login()
+        await connecting
+        assert f"\r\nIdeal-Node: {sent}\r\n".encode() in head
 
 
 async def test_a_region_without_an_answer_names_every_node() -> None:
@@ -399,6 +446,23 @@ async def test_a_region_without_an_answer_names_every_node() -> None:
     ) as client:
         with pytest.raises(DialError, match="901a: .*refused; 901b: .*both disabled"):
             await client.connect()
+
+
+async def test_errors_and_repr_name_the_region_and_the_node(server: FakeServer) -> None:
+    async with fake_server() as gone:
+        closed_port = gone.port
+    nodes = (node("901a", closed_port), node("901b", server.port))
+    region = DerpRegion(901, "home", nodes=nodes)
+    async with HTTPClient.for_region(
+        lambda: region, NodePrivate.generate(), use_tls=False, lazy=True
+    ) as client:
+        assert "of a DERP region, not connected" in repr(client)
+        with (
+            patch.object(connector, "CONNECT_TIMEOUT_S", 0.05),
+            pytest.raises(DialError, match=r"no connection to region home, node 901b in 0\.05 s"),
+        ):
+            await client.connect()
+        assert "of region home, node 901b, not connected" in repr(client)
 
 
 async def test_repr_shows_the_state_and_no_secret(server: FakeServer) -> None:

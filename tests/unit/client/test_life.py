@@ -1,7 +1,7 @@
 """HTTPClient: connecting, events, automatic reconnection, closing (PROTOCOL §4, §13)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
 from typing import Any
 from unittest.mock import patch
 
@@ -34,17 +34,6 @@ from tests.unit.fake_relay import FakeServer, RelayEnd, fake_server
 PEER = NodePublic(b"\x11" * 32)
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with fake_server() as server:
-        yield server
-
-
-def client_of(server: FakeServer, **options: Any) -> HTTPClient:
-    options = {"backoff": Backoff(0, 0)} | options
-    return HTTPClient(f"http://127.0.0.1:{server.port}/derp", NodePrivate.generate(), **options)
-
-
 async def entered(client: HTTPClient, server: FakeServer, **login: Any) -> RelayEnd:
     """Enter the client's context while the relay accepts; return the relay's end."""
     _, (_, relay) = await asyncio.gather(client.__aenter__(), server.next_login(**login))
@@ -56,26 +45,34 @@ async def drop(relay: RelayEnd) -> None:
     relay.writer.transport.abort()
 
 
+async def drop_and_wait(client: HTTPClient, relay: RelayEnd) -> None:
+    """Break a connection, and let its client begin the longest wait of its back-off."""
+    with patch("fastderp.client.backoff.random.uniform", lambda low, high: high):
+        await drop(relay)
+        while client.state is not ConnectionState.WAITING:
+            await asyncio.sleep(0)
+
+
 # Connecting
 
 
 async def test_entering_connects_and_waits_until_the_login_is_accepted(server: FakeServer) -> None:
-    client = client_of(server)
+    client = server.client()
     entering = asyncio.create_task(client.__aenter__())
     _, relay = await server.next_login(None)
     assert relay.login is not None
-    assert not entering.done() and client.state is ConnectionState.CONNECTING
+    assert (entering.done(), client.state) == (False, ConnectionState.CONNECTING)
     relay.writer.write(relay.login.server_info_frame())
     assert await entering is client
-    assert client.is_connected and client.state is ConnectionState.CONNECTED
+    assert (client.is_connected, client.state) == (True, ConnectionState.CONNECTED)
     await client.__aexit__()
-    assert client.is_closed and client.state is ConnectionState.CLOSED
+    assert (client.is_closed, client.state) == (True, ConnectionState.CLOSED)
 
 
 async def test_entering_at_a_relay_that_refuses_the_login_fails_and_closes(
     server: FakeServer,
 ) -> None:
-    client = client_of(server)
+    client = server.client()
     entering = asyncio.create_task(client.__aenter__())
     _, relay = await server.next_login(None)
     await relay.close()
@@ -87,15 +84,46 @@ async def test_entering_at_a_relay_that_refuses_the_login_fails_and_closes(
 
 async def test_entering_at_a_relay_that_never_answers_the_login_fails(server: FakeServer) -> None:
     with patch.object(connector, "CONNECT_TIMEOUT_S", 0.1):
-        entering = asyncio.create_task(client_of(server).__aenter__())
+        entering = asyncio.create_task(server.client().__aenter__())
         await server.next_login(None)
         with pytest.raises(DialError, match=r"no answer to the login in 0\.1 s"):
             await entering
 
 
+@pytest.mark.parametrize("reconnect", [True, False])
+async def test_a_login_without_an_answer_is_reported_and_with_reconnect_repeated(
+    server: FakeServer, reconnect: bool
+) -> None:
+    client = server.client(reconnect=reconnect)
+    events = client.events()
+    with patch.object(connector, "CONNECT_TIMEOUT_S", 0.1):
+        connecting = asyncio.create_task(client.connect())
+        await server.next_login(None)
+        with pytest.raises(DialError, match="no answer to the login"):
+            await connecting
+    failed = await anext(events)
+    assert isinstance(failed, DialFailed) and "no answer to the login" in str(failed.reason)
+    if reconnect:
+        await server.next_login()
+        assert await anext(events) == Connected(2, server.key.public_key)
+    else:
+        assert client.state is ConnectionState.IDLE
+    await client.close()
+
+
+async def test_a_region_that_is_never_there_leaves_turns_to_other_tasks() -> None:
+    client = HTTPClient.for_region(
+        lambda: None, NodePrivate.generate(), reconnect=True, backoff=Backoff(0, 0)
+    )
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await client.recv()
+    await client.close()
+
+
 async def test_entering_where_nothing_listens_fails_once_even_with_reconnect() -> None:
     async with fake_server() as gone:
-        client = client_of(gone, reconnect=True)
+        client = gone.client(reconnect=True)
     with pytest.raises(DialError, match="refused") as caught:
         await client.__aenter__()
     assert isinstance(caught.value, OSError)
@@ -104,7 +132,7 @@ async def test_entering_where_nothing_listens_fails_once_even_with_reconnect() -
 
 
 async def test_a_lazy_client_is_entered_without_a_connection(server: FakeServer) -> None:
-    async with client_of(server, lazy=True) as client:
+    async with server.client(lazy=True) as client:
         assert client.state is ConnectionState.IDLE
         assert not client.try_send(PEER, b"")
     assert server.accepted.empty()
@@ -113,13 +141,8 @@ async def test_a_lazy_client_is_entered_without_a_connection(server: FakeServer)
 # Events
 
 
-async def test_events_report_each_connection_and_its_end(server: FakeServer) -> None:
-    client = client_of(server)
-    events = client.events()
-    relay = await entered(client, server, info=ServerInfo(2, 1000, 2000))
-    relay.send(FrameType.HEALTH, b"two of you")
-    relay.send(FrameType.RESTARTING, restarting_payload(0, 0))
-    await drop(relay)
+async def end_and_be_refused(client: HTTPClient, server: FakeServer) -> None:
+    """Note the end of the connection, fail to make another, and close."""
     with pytest.raises(ConnectionClosed):
         while True:
             await client.recv()
@@ -127,6 +150,16 @@ async def test_events_report_each_connection_and_its_end(server: FakeServer) -> 
     with pytest.raises(DialError):
         await client.connect()
     await client.close()
+
+
+async def test_events_report_each_connection_and_its_end(server: FakeServer) -> None:
+    client = server.client()
+    events = client.events()
+    relay = await entered(client, server, info=ServerInfo(2, 1000, 2000))
+    relay.send(FrameType.HEALTH, b"two of you")
+    relay.send(FrameType.RESTARTING, restarting_payload(0, 0))
+    await drop(relay)
+    await end_and_be_refused(client, server)
     told = [event async for event in events]
     assert told[:4] == [
         Connected(1, server.key.public_key),
@@ -142,7 +175,7 @@ async def test_events_report_each_connection_and_its_end(server: FakeServer) -> 
 
 
 async def test_one_task_at_a_time_follows_a_stream_of_events(server: FakeServer) -> None:
-    async with client_of(server, lazy=True) as client:
+    async with server.client(lazy=True) as client:
         events = client.events()
         first = asyncio.create_task(anext(events))
         await asyncio.sleep(0)
@@ -151,11 +184,41 @@ async def test_one_task_at_a_time_follows_a_stream_of_events(server: FakeServer)
         first.cancel()
 
 
+async def test_events_in_another_loop_than_the_clients_raise(server: FakeServer) -> None:
+    client = server.client()
+    await entered(client, server)
+
+    async def follow() -> None:
+        async for _ in client.events():
+            pass
+
+    with pytest.raises(WrongLoopError):
+        await asyncio.to_thread(asyncio.run, follow())
+    await client.close()
+
+
+async def test_logins_ends_and_failed_attempts_are_in_the_log(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastderp.client")
+    client = server.client()
+    relay = await entered(client, server)
+    await relay.close()
+    await end_and_be_refused(client, server)
+    name = f"{client.public_key.short} at http://127.0.0.1:{server.port}/derp"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name}: connected",
+        f"{name}: the connection is over: the connection was closed",
+        f"{name}: connecting failed: the relay answered '503 Service Unavailable'",
+    ]
+    assert {record.name for record in caplog.records} == {"fastderp.client"}
+
+
 # Reconnecting by itself
 
 
 async def test_a_receiver_continues_over_broken_connections(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     relay = await entered(client, server)
     async with client:
         for number in range(3):
@@ -176,7 +239,7 @@ async def test_a_receiver_continues_over_broken_connections(server: FakeServer) 
 
 
 async def test_a_client_reconnects_while_no_call_is_in_progress(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     relay = await entered(client, server)
     for generation in (2, 3):
         await drop(relay)
@@ -187,7 +250,7 @@ async def test_a_client_reconnects_while_no_call_is_in_progress(server: FakeServ
 
 
 async def test_messages_before_the_break_are_not_lost(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     relay = await entered(client, server)
     relay.send(FrameType.HEALTH, b"before")
     await relay.close()
@@ -198,7 +261,7 @@ async def test_messages_before_the_break_are_not_lost(server: FakeServer) -> Non
 
 
 async def test_sends_wait_for_the_next_connection_and_are_sent_once(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     relay = await entered(client, server)
     await drop(relay)
     while client.is_connected:
@@ -217,7 +280,7 @@ async def test_sends_wait_for_the_next_connection_and_are_sent_once(server: Fake
 async def test_a_send_that_waits_for_room_when_the_connection_breaks_is_sent_on_the_next(
     server: FakeServer,
 ) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     slow = ServerInfo(2, 1, 1037)
     relay = await entered(client, server, info=slow)
     await client.send(PEER, b"1" * 1000)
@@ -231,7 +294,7 @@ async def test_a_send_that_waits_for_room_when_the_connection_breaks_is_sent_on_
 
 
 async def test_failed_attempts_are_repeated_and_reported(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True)
+    client = server.client(reconnect=True)
     relay = await entered(client, server)
     events = client.events()
     server.refuse = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
@@ -249,12 +312,9 @@ async def test_failed_attempts_are_repeated_and_reported(server: FakeServer) -> 
 
 
 async def test_attempts_are_spaced_by_the_back_off(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True, backoff=Backoff(3600, 3600))
+    client = server.client(reconnect=True, backoff=Backoff(3600, 3600))
     relay = await entered(client, server)
-    with patch("fastderp.client.backoff.random.uniform", lambda low, high: high):
-        await drop(relay)
-        while client.state is not ConnectionState.WAITING:
-            await asyncio.sleep(0)
+    await drop_and_wait(client, relay)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await client.send(PEER, b"")
@@ -266,7 +326,7 @@ async def test_attempts_are_spaced_by_the_back_off(server: FakeServer) -> None:
 async def test_a_relay_that_restarts_is_dialled_at_the_announced_time(
     server: FakeServer, reconnect: bool
 ) -> None:
-    client = client_of(server, reconnect=reconnect)
+    client = server.client(reconnect=reconnect)
     relay = await entered(client, server)
     relay.send(FrameType.RESTARTING, restarting_payload(0.2, 10))
     loop = asyncio.get_running_loop()
@@ -287,12 +347,9 @@ async def test_a_relay_that_restarts_is_dialled_at_the_announced_time(
 
 
 async def test_closing_ends_what_waits_for_a_connection(server: FakeServer) -> None:
-    client = client_of(server, reconnect=True, backoff=Backoff(3600, 3600))
+    client = server.client(reconnect=True, backoff=Backoff(3600, 3600))
     relay = await entered(client, server)
-    with patch("fastderp.client.backoff.random.uniform", lambda low, high: high):
-        await drop(relay)
-        while client.state is not ConnectionState.WAITING:
-            await asyncio.sleep(0)
+    await drop_and_wait(client, relay)
     waiting = [
         asyncio.create_task(call)
         for call in (client.send(PEER, b""), client.connect(), client.close_peer(PEER))
@@ -307,7 +364,7 @@ async def test_closing_ends_what_waits_for_a_connection(server: FakeServer) -> N
 
 
 async def test_closing_at_the_same_time_is_closing_once(server: FakeServer) -> None:
-    client = client_of(server)
+    client = server.client()
     relay = await entered(client, server)
     await client.send(PEER, b"last words")
     await asyncio.gather(*(client.close() for _ in range(3)))
@@ -319,7 +376,7 @@ async def test_closing_at_the_same_time_is_closing_once(server: FakeServer) -> N
 async def test_a_closed_client_leaves_no_task_and_no_descriptor(server: FakeServer) -> None:
     before = asyncio.all_tasks()
     for _ in range(5):
-        client = client_of(server, reconnect=True)
+        client = server.client(reconnect=True)
         relay = await entered(client, server)
         await client.close()
         await relay.close()
@@ -331,7 +388,7 @@ async def test_a_closed_client_leaves_no_task_and_no_descriptor(server: FakeServ
 async def test_two_tasks_cannot_receive_at_once_even_without_a_connection(
     server: FakeServer,
 ) -> None:
-    async with client_of(server, lazy=True) as client:
+    async with server.client(lazy=True) as client:
         first = asyncio.create_task(client.recv())
         await server.accepted.get()
         with pytest.raises(ConcurrencyError, match="another task already receives"):
@@ -340,7 +397,7 @@ async def test_two_tasks_cannot_receive_at_once_even_without_a_connection(
 
 
 async def test_a_client_belongs_to_the_loop_of_its_first_use(server: FakeServer) -> None:
-    client = client_of(server)
+    client = server.client()
     await entered(client, server)
     errors: list[WrongLoopError] = []
 

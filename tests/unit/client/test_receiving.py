@@ -20,7 +20,7 @@ from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.messages import Health, KeepAlive, Ping, ReceivedPacket
 from fastderp.wire.protocol import FrameType
-from tests.unit.fake_relay import RelayEnd, logged_in, stream_pairs
+from tests.unit.fake_relay import RelayEnd, logged_in, refused, stream_pairs
 
 PEER = NodePublic(b"\x11" * 32)
 
@@ -153,12 +153,7 @@ async def test_acceptance_of_the_login_can_be_waited_for() -> None:
 
 
 async def test_a_refused_login_is_raised_in_the_task_that_waits_for_it() -> None:
-    async with stream_pairs() as (near, far):
-        relay = RelayEnd(far, NodePrivate.generate())
-        client, _ = await asyncio.gather(
-            Client.handshake(near, NodePrivate.generate()), relay.accept_login(None)
-        )
-        await relay.close()
+    async with refused() as client:
         with pytest.raises(ConnectionLost, match="instead of accepting the login"):
             await client.wait_accepted()
 

@@ -1,5 +1,6 @@
-"""Back-pressure: sending waits for the stream and the relay's rate, and drops nothing
-(PROTOCOL §4).
+"""Back-pressure: sending waits for the stream and the relay's rate, and drops nothing.
+
+PROTOCOL §4.
 """
 
 import asyncio

@@ -98,7 +98,8 @@ class Lines(logging.Handler):
         self.queue: asyncio.Queue[str] = asyncio.Queue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.queue.put_nowait(record.getMessage())
+        if (line := record.getMessage()).startswith("watching "):
+            self.queue.put_nowait(line)
 
 
 async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(
@@ -114,9 +115,7 @@ async def test_each_connection_logs_once_how_many_clients_the_relay_has_listed(
                 for key in keys:
                     present(relay, key)
                 line = await lines.queue.get()
-                assert line.startswith("watching ") and line.endswith(
-                    f": connected; {len(set(keys))} peers"
-                )
+                assert line.endswith(f": connected; {len(set(keys))} peers")
                 relay.writer.transport.abort()
                 assert "connected;" not in await lines.queue.get()
     finally:
@@ -247,6 +246,25 @@ async def test_closing_the_client_ends_the_loop_and_withdraws_everything() -> No
         assert await watch.report() == PeerGone(ONE, BROKEN)
         await asyncio.wait_for(watch.loop, 10)
         assert watch.reports.empty()
+
+
+async def test_closing_the_client_during_a_pause_ends_the_loop_at_once() -> None:
+    async with fake_server() as server:
+        server.refuse = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+        client, failed = server.client(), asyncio.Event()
+        loop = asyncio.create_task(
+            run_watch_connection_loop(
+                client,
+                on_present=lambda _: None,
+                on_gone=lambda _: None,
+                on_error=lambda _: failed.set(),
+                retry_s=3600,
+            )
+        )
+        await failed.wait()
+        await asyncio.sleep(0)
+        await client.close()
+        await asyncio.wait_for(loop, 10)
 
 
 async def test_cancelling_the_loop_withdraws_everything() -> None:

@@ -1,5 +1,6 @@
-"""HTTPClient inside a WebSocket: the opening, messages of any shape, every end (PROTOCOL §9.3,
-§13).
+"""HTTPClient inside a WebSocket: the opening, messages of any shape, every end.
+
+PROTOCOL §9.3, §13.
 """
 
 import asyncio

@@ -15,6 +15,7 @@ from tests.kit.plane import (
     PlanePeer,
     accounted,
     closed,
+    count,
     dropped,
     events,
     fill,
@@ -39,8 +40,8 @@ def test_a_reader_that_stalls_keeps_the_newest_packets_and_loses_none_in_between
     assert numbers[-1] == 2999
     assert numbers[0] == 0
     slow.sync()
-    assert plane.counters()["backlog_bytes"] == 0
-    assert plane.counters()["packets_received"] == plane.counters()["packets_sent"] + n_lost
+    assert count(plane, "backlog_bytes") == 0
+    assert count(plane, "packets_received") == count(plane, "packets_sent") + n_lost
 
 
 def test_32_packets_of_the_largest_size_wait_for_a_stalled_reader(plane: Plane) -> None:
@@ -88,12 +89,12 @@ def test_a_slow_reader_is_written_nothing_that_waited_too_long() -> None:
         n_written_before = []
         for round_ in range(6):
             time.sleep(1.5 * AGE_S)  # now all waiting packets are too old, from every sender
-            n_written_before.append(n_written := plane.counters()["packets_sent"])
+            n_written_before.append(n_written := count(plane, "packets_sent"))
             packet = struct.pack(">I", round_) + bytes(1400)
             for _ in range(300):
                 senders[round_ % 2].send_packet(slow.key, packet)
             senders[round_ % 2].sync()
-            while round_ and plane.counters()["packets_sent"] == n_written:
+            while round_ and count(plane, "packets_sent") == n_written:
                 rounds.append(packet_number(slow))
         rounds += [
             struct.unpack_from(">I", payload, 32)[0] for _, payload in slow.receive_until_pong()
@@ -133,7 +134,7 @@ def test_packets_too_old_for_a_mesh_link_are_lost_too() -> None:
         time.sleep(1.5 * AGE_S)
         sender.send_packet(far, b"fresh")
         sender.sync()
-        n_lost = plane.counters()["packets_forwarded_lost"]
+        n_lost = count(plane, "packets_forwarded_lost")
         assert isinstance(n_lost, int) and n_lost > 0
         received = [link.receive()[1][64:] for _ in range(300 - n_lost + 1)]
         assert received[-1] == b"fresh"
@@ -173,7 +174,7 @@ def test_backlogs_share_a_global_cap() -> None:
         for peer in (slow, slower):
             stall(plane, sender, peer)
             fill(sender, peer.key, 1000, 1400)
-        assert plane.counters()["backlog_bytes"] < 120_000
+        assert count(plane, "backlog_bytes") < 120_000
         assert dropped(plane)
 
 
@@ -186,12 +187,12 @@ def test_all_backlogs_together_stay_under_the_global_cap() -> None:
             stall(plane, sender, peer)
             for size in (65536, 1400, 4):
                 fill(sender, peer.key, 40, size)
-            assert plane.counters()["backlog_bytes"] <= cap
+            assert count(plane, "backlog_bytes") <= cap
         assert dropped(plane)
         assert sender.receive_until_pong() == []
         for peer in [*stalled, sender]:
             peer.close()
-        eventually(lambda: plane.counters()["backlog_bytes"] == 0)
+        eventually(lambda: count(plane, "backlog_bytes") == 0)
 
 
 def test_readers_that_fill_the_global_cap_close_no_session_and_leave_each_a_reserve() -> None:
@@ -202,7 +203,7 @@ def test_readers_that_fill_the_global_cap_close_no_session_and_leave_each_a_rese
         for size, n in ((65536, 8), (16000, 20), (1000, 60), (40, 100)):
             for peer in hostile:
                 fill(sender, peer.key, n, size)
-        assert plane.counters()["backlog_bytes"] > cap * 7 // 8
+        assert count(plane, "backlog_bytes") > cap * 7 // 8
         n_lost = sum(dropped(plane).values())
         polite.write(frame(FrameType.SEND_PACKET, slow.key, bytes(60_000)) * 8)
         little = [b"%d" % i + bytes(1400) for i in range(2)]
@@ -238,7 +239,7 @@ def test_tiny_packets_of_thousands_of_senders_take_no_more_memory_than_others() 
         for _ in range(7000):
             mesh.send(FrameType.FORWARD_PACKET, os.urandom(32), slow.key)
         mesh.sync()
-        assert plane.counters()["backlog_bytes"] < 3 * 262_144
+        assert count(plane, "backlog_bytes") < 3 * 262_144
 
 
 def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
@@ -248,10 +249,10 @@ def test_many_senders_of_tiny_packets_are_bounded_too() -> None:
         for _ in range(3000):
             mesh.send(FrameType.FORWARD_PACKET, os.urandom(32), slow.key, bytes(60))
         mesh.sync()
-        assert plane.counters()["backlog_bytes"] <= cap
+        assert count(plane, "backlog_bytes") <= cap
         slow.close()
         mesh.close()
-        eventually(lambda: plane.counters()["backlog_bytes"] == 0)
+        eventually(lambda: count(plane, "backlog_bytes") == 0)
 
 
 def test_packets_lost_with_a_broken_connection_are_counted(plane: Plane) -> None:

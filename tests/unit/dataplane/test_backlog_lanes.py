@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from tests.unit.dataplane.shims import Shim
-
-backlogs = Shim("backlogs")
+from tests.unit.dataplane.shims import backlogs
 
 
 def packet(sender: int, size: int = 1400, fill: int = 0) -> bytes:

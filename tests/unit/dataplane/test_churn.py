@@ -10,6 +10,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -62,7 +63,7 @@ def watch(plane: Plane, stop: threading.Event) -> None:
         plane.counters()
         plane.unique_senders()
         rate = 50_000_000 - rate
-        plane.set_rate_limit(rate)
+        plane.set_rate_limits([(rate, 0)])
 
 
 @pytest.mark.threads
@@ -74,8 +75,7 @@ def test_slots_reused_under_several_workers_leave_no_state(
         keys = [os.urandom(32) for _ in range(12)]
         stop = threading.Event()
         floods: list[Callable[[], None]] = [
-            lambda seed=seed: flood(plane, keys, stop, seed)  # type: ignore[misc]
-            for seed in range(3)
+            partial(flood, plane, keys, stop, seed) for seed in range(3)
         ]
         watchers = [threading.Thread(target=work) for work in (*floods, lambda: watch(plane, stop))]
         lives = [

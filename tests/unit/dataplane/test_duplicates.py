@@ -79,3 +79,15 @@ def test_sessions_that_fight_over_a_key_are_sent_nothing_under_that_policy() -> 
         first.close()
         closed(plane)
         assert receivers(second) == [0], "whoever is left has the key"
+
+
+def test_the_sessions_of_a_key_are_found_all_or_as_many_as_asked_for(plane: Plane) -> None:
+    key = os.urandom(32)
+    assert plane.handles(key) == [] and not plane.is_connected(key)
+    sessions = [PlanePeer(plane, key) for _ in range(12)]
+    found = plane.handles(key)
+    assert sorted(found) == sorted(session.handle for session in sessions)
+    assert [plane.handles(key, n) for n in (1, 8, 9, 100)] == [
+        found[:1], found[:8], found[:9], found
+    ]  # fmt: skip
+    assert plane.is_connected(key)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict, deque
-from typing import Any
 
 import pytest
 
-from tests.unit.dataplane.shims import Shim
-
-flows = Shim("flows")
+from tests.unit.dataplane.shims import flows
 
 
-def drain(queue: Any) -> list[tuple[int, int, int]]:
+def drain(queue: flows.FairQueue) -> list[tuple[int, int, int]]:
     return list(iter(queue.pop, None))
 
 
@@ -39,7 +36,9 @@ def test_senders_of_small_and_of_large_packets_get_equal_bytes() -> None:
             queue.push(sender, size)
     taken: Counter[int] = Counter()
     while sum(taken.values()) < 300_000:
-        sender, size, _ = queue.pop()
+        packet = queue.pop()
+        assert packet is not None
+        sender, size, _ = packet
         taken[sender] += size
     assert max(taken.values()) - min(taken.values()) <= 2 * 2048
 

@@ -8,9 +8,7 @@ import pytest
 
 from fastderp.wire.protocol import FrameType
 from tests.kit.plane import DISCO
-from tests.unit.dataplane.shims import Shim
-
-frames = Shim("frames")
+from tests.unit.dataplane.shims import frames
 
 # Type -> sizes of the payload that the relay acts on, by role; a missing role may not send it.
 ACTED_ON = {

@@ -10,7 +10,7 @@ import pytest
 
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.protocol import FrameType, frame
-from tests.kit.plane import GONE, PlanePeer, closed, dropped, fill, running_plane
+from tests.kit.plane import GONE, PlanePeer, closed, count, dropped, fill, running_plane
 
 pytestmark = pytest.mark.usefixtures("peers")
 
@@ -40,9 +40,8 @@ def test_a_frame_of_a_wrong_size_closes_its_connection_only(
 
 def test_nothing_behind_a_forbidden_frame_is_acted_on_although_it_is_read_in_pieces() -> None:
     plane = Plane(workers=1)
-    plane.set_rate_limit(
-        1_000_000_000_000, 1_000_000_000
-    )  # delays no client, but reads them in smaller pieces
+    # It delays no client, but reads them in smaller pieces.
+    plane.set_rate_limits([(1_000_000_000_000, 1_000_000_000)])
     piece = 66_560
     receiver = PlanePeer(plane)
     offender = PlanePeer(plane, unread=frame(FrameType.SEND_PACKET, receiver.key, b"before"))
@@ -147,7 +146,7 @@ def test_a_flood_of_pings_waits_as_one_pong(plane: Plane) -> None:
     slow.write(frame(FrameType.PING, b"12345678") * 5000)
     slow.send_packet(sender.key, b"done")
     assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
-    assert plane.counters()["backlog_bytes"] < 600_000
+    assert count(plane, "backlog_bytes") < 600_000
     received = [slow.receive()[0] for _ in range(1000 - sum(dropped(plane).values()) + 1)]
     received += [frame_type for frame_type, _ in slow.receive_until_pong()]
     assert received.count(FrameType.PONG) == 1

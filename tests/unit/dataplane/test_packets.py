@@ -224,14 +224,14 @@ def test_senders_that_close_while_they_flood_a_reader_are_read_to_the_end() -> N
         ):  # after that the reader is contended, and its senders are read in small turns
             for flooder in flooders:
                 fill(flooder, slow.key, 50, 1400)
-        plane.set_rate_limit(1, 1)
+        plane.set_rate_limits([(1, 1)])
         for flooder in flooders:
             fill(flooder, slow.key, 40, 1400)
             flooder.write(
                 frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 60
             )  # of these most stay in the socket
             flooder.socket.shutdown(socket.SHUT_WR)
-        plane.set_rate_limit(0)
+        plane.set_rate_limits([(0, 0)])
         assert {event.reason for event in events(plane, 8) if isinstance(event, ClosedEvent)} == {
             "eof"
         }

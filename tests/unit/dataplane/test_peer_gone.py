@@ -10,7 +10,7 @@ import pytest
 
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.protocol import FrameType, frame
-from tests.kit.plane import DISCO, GONE, NOT_HERE, PlanePeer, closed, dropped, running_plane
+from tests.kit.plane import DISCO, GONE, NOT_HERE, PlanePeer, closed, count, dropped, running_plane
 from tests.kit.relay import eventually
 
 pytestmark = pytest.mark.usefixtures("peers")
@@ -129,7 +129,7 @@ def test_memory_of_gone_watchers_stays_under_its_cap() -> None:
             for receiver in receivers:
                 sender.send_packet(receiver.key, b"x")
                 assert receiver.receive() == (FrameType.RECV_PACKET, sender.key + b"x")
-        assert cap // 2 < plane.counters()["gone_watchers_bytes"] <= cap
+        assert cap // 2 < count(plane, "gone_watchers_bytes") <= cap
         first, *_, last = senders
         for sender in (first, last):
             sender.close()

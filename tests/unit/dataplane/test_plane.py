@@ -12,11 +12,17 @@ import sys
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, FrameEvent, Plane, PlaneError
+from fastderp.util import machine
 from fastderp.wire.protocol import FrameType, frame
-from tests.kit.plane import DISCO, PlanePeer, SealedPeer, closed, events, fill, running_plane
+from tests.kit.memory import resident_bytes
+from tests.kit.plane import DISCO, PlanePeer, SealedPeer, closed, count, events, fill, running_plane
 from tests.kit.relay import eventually
 
 pytestmark = pytest.mark.usefixtures("peers")
+
+
+def wait_for_writes(plane: Plane, counts: list[int], total: int) -> None:
+    eventually(lambda: plane.counters()["buffered_write_frames"] == (counts, total))
 
 
 def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
@@ -28,8 +34,16 @@ def test_frames_are_counted_by_how_many_go_out_at_once(plane: Plane) -> None:
             receiver.receive()
         counts[bucket] += 1
         total += n
-        expected = (counts, total)
-        eventually(lambda expected=expected: plane.counters()["buffered_write_frames"] == expected)
+        wait_for_writes(plane, counts, total)
+
+
+def test_a_worker_without_sessions_takes_less_than_64_kib() -> None:
+    n_workers = 64
+    before = resident_bytes()
+    plane = Plane(workers=n_workers)
+    per_worker = (resident_bytes() - before) / n_workers
+    plane.close()
+    assert per_worker < 64 * 1024
 
 
 def test_preferred_moves_the_home_gauge_on_transitions_only(plane: Plane) -> None:
@@ -116,7 +130,7 @@ def test_answers_that_a_closing_session_does_not_get_do_not_count_as_sent(plane:
     slow.send_packet(sender.key, b"done")
     assert sender.receive() == (FrameType.RECV_PACKET, slow.key + b"done")
     assert plane.counters()["peer_gone_not_here_frames"] == 1
-    n_pongs = plane.counters()["got_ping"]
+    n_pongs = count(plane, "got_ping")
     assert plane.counters()["sent_pong"] == n_pongs
     slow.close()
     closed(plane)
@@ -171,6 +185,16 @@ def test_a_plane_with_impossible_options_touches_no_other_plane() -> None:
         with pytest.raises(ValueError):
             Plane(**options)  # type: ignore[arg-type]
     assert os.path.samestat(before, os.fstat(0)), "descriptor 0 was closed"
+
+
+def test_a_machine_with_more_cores_than_threads_are_allowed_gets_all_allowed_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
+    monkeypatch.setattr(machine, "cpu_quotas", lambda _: [])
+    plane = Plane()
+    assert plane.n_workers == 256
+    plane.close()
 
 
 def test_events_can_be_taken_a_few_at_a_time(plane: Plane) -> None:

@@ -114,7 +114,7 @@ def test_random_frames_cuts_and_ends_are_accounted_for(seed: int) -> None:
             for i in range(n_lives):
                 random_life(plane, rng, keys)
                 if i % 50 == 0:
-                    plane.set_rate_limit(rng.choice((0, 5_000_000)))
+                    plane.set_rate_limits([(rng.choice((0, 5_000_000)), 0)])
 
         threads = [threading.Thread(target=lives, args=(10 * seed + i,)) for i in range(3)]
         for thread in threads:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tests.unit.dataplane.shims import Shim
-
-routing = Shim("routing")
+from tests.unit.dataplane.shims import routing
 
 
 def key(i: int) -> bytes:
     return i.to_bytes(32)
 
 
-def find(table: Any, wanted: bytes) -> Any:
+def find(table: routing.Routing, wanted: bytes) -> tuple[int, int, int] | None:
     """Return (address, active handle, forwarder) of a key, or None."""
     table.enter(0)
     found = table.find(wanted)
     table.leave(0)
+    return found
+
+
+def route_of(table: routing.Routing, wanted: bytes) -> tuple[int, int, int]:
+    found = find(table, wanted)
+    assert found is not None
     return found
 
 
@@ -40,9 +42,9 @@ def test_the_last_to_send_is_active_and_the_previous_one_succeeds_it() -> None:
     table = routing.Routing()
     assert [table.register(key(1), handle) for handle in (11, 12, 13)] == [1, 2, 3]
     table.speak(key(1), 12)
-    assert find(table, key(1))[1] == 12
+    assert route_of(table, key(1))[1] == 12
     assert table.unregister(key(1), 12) is None
-    assert find(table, key(1))[1] == 13
+    assert route_of(table, key(1))[1] == 13
     assert table.members(key(1)) == [11, 13]
     assert table.counts == (1, 1, 1)
 
@@ -53,9 +55,9 @@ def test_a_forwarder_serves_a_key_when_its_last_session_leaves() -> None:
     table.add_forwarder(key(1), 901)
     table.add_forwarder(key(1), 902)
     assert table.unregister(key(1), 11) is None, "still in the region: no departure"
-    assert find(table, key(1))[1:] == (0, 901)
+    assert route_of(table, key(1))[1:] == (0, 901)
     table.remove_forwarder(key(1), 901)
-    assert find(table, key(1))[1:] == (0, 902)
+    assert route_of(table, key(1))[1:] == (0, 902)
     assert table.remove_forwarder(key(1), 902) == set()
     assert find(table, key(1)) is None
 
@@ -90,7 +92,7 @@ def test_watchers_beyond_the_cap_are_not_recorded() -> None:
         table.add_gone_watcher(key(1), handle)
     assert table.gone_watchers_bytes <= 4096
     told = table.unregister(key(1), 11)
-    assert 100 < len(told) <= 512, "8 bytes each"
+    assert told is not None and 100 < len(told) <= 512, "8 bytes each"
     assert told < table.alive
 
 
@@ -101,13 +103,15 @@ def test_a_route_that_a_reader_holds_is_not_used_again_until_the_reader_leaves(
     table = routing.Routing()
     table.register(key(1), 11)
     table.enter(1)
-    held, _, _ = table.find(key(1))
+    found = table.find(key(1))
+    assert found is not None
+    held, _, _ = found
     table.unregister(key(1), 11)
     for i in range(2, 2 + n_others):
         table.register(key(i), i)
-        assert find(table, key(i))[0] != held
+        assert route_of(table, key(i))[0] != held
     assert table.n_waiting == 1
     table.leave(1)
     table.register(key(n_others + 2), 1)
     assert table.n_waiting == 0
-    assert find(table, key(n_others + 2))[0] == held
+    assert route_of(table, key(n_others + 2))[0] == held

@@ -1,14 +1,17 @@
 """Records that end a session, in the same read as packets before them (RFC 8446 §5, §6)."""
 
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
 
 from fastderp.dataplane.plane import Plane
 from fastderp.errors import DerpError
+from fastderp.tls.record import RecordLayer
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import PlanePeer, SealedPeer, closed, running_plane
+from tests.kit.records import HANDSHAKE, KEY_UPDATE, Direction
 
 # More receivers than one turn of a worker serves.
 MANY = 300
@@ -73,7 +76,7 @@ def test_packets_that_follow_a_login_arrive_before_the_record_that_ends_the_sess
 def test_packets_of_a_client_over_its_rate_arrive_before_the_record_that_ends_the_session(
     plane: Plane, end: Callable[[SealedPeer], bytes], reason: tuple[str, str]
 ) -> None:
-    plane.set_rate_limit(400_000, 66_000)
+    plane.set_rate_limits([(400_000, 66_000)])
     receiver, sender = PlanePeer(plane), SealedPeer(plane)
     data = [os.urandom(30_000) for _ in range(4)]
     frames = b"".join(frame(FrameType.SEND_PACKET, receiver.key, piece) for piece in data)
@@ -89,3 +92,20 @@ def test_a_session_that_broke_the_protocol_behind_packets_gets_the_alert(plane: 
     sender.socket.sendall(sender.seal(packets([receiver])) + broken(sender))
     with pytest.raises(DerpError, match="alert from the peer: 20"):
         sender.receive()
+
+
+def test_a_key_update_that_is_one_record_too_many_is_told_from_a_broken_record(
+    plane: Plane,
+) -> None:
+    suite, up, down = "TLS_AES_128_GCM_SHA256", os.urandom(32), os.urandom(32)
+    receiver, sender = PlanePeer(plane), Direction(suite, up)
+    ours, theirs = socket.socketpair()
+    with ours:
+        handle = plane.promote(
+            theirs.detach(), os.urandom(32), records=RecordLayer(suite, up, down)
+        )
+        records = [sender.seal(packets([receiver])), *(sender.seal(b"") for _ in range(32))]
+        ours.sendall(b"".join(records) + sender.seal(KEY_UPDATE, HANDSHAKE))
+        assert receiver.receive()[0] == FrameType.RECV_PACKET
+        event = closed(plane)
+    assert (event.handle, event.detail) == (handle, "too many KeyUpdates or empty records")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
+import select
+import time
 
 import pytest
 
-from tests.unit.dataplane.shims import Shim
+from tests.unit.dataplane.shims import wheels
 
-wheels = Shim("wheels")
 TICK = 1 << 23  # ns, WHEEL_TICK_BITS
 REACH = TICK << 13  # WHEEL_BUCKETS
 
@@ -53,28 +53,50 @@ def test_a_timer_beyond_the_reach_comes_round_in_the_last_bucket() -> None:
     assert wheel.pop(REACH) == [0], "its session looks at the clock and arms it again"
 
 
-def test_a_worker_sleeps_until_the_next_timer() -> None:
-    wheel = wheels.TimerWheel(2)
+def test_the_next_timer_ends_the_sleep() -> None:
+    wheel = wheels.TimerWheel(3)
+    assert wheel.wake_ns == REACH
     wheel.arm(0, 50 * TICK)
-    wheel.arm(1, 20 * TICK)
-    assert wheel.sleep_ms(0) == pytest.approx(20 * TICK / 1e6, abs=1)
-    assert wheel.sleep_ms(21 * TICK) == 0
-    wheel.awake()
+    wheel.arm(1, 20 * TICK - 1)
+    wheel.arm(2, 60 * TICK)
+    assert wheel.wake_ns == 20 * TICK
+    assert wheel.pop(20 * TICK) == [1]
+    assert wheel.wake_ns == 50 * TICK
+    wheel.disarm(0)
+    assert wheel.pop(50 * TICK) == []
+    assert wheel.wake_ns == 60 * TICK
 
 
-def test_a_sleeping_worker_is_woken_for_an_earlier_timer_and_for_no_later_one() -> None:
-    wake = os.eventfd(0, os.EFD_NONBLOCK)
-    try:
-        wheel = wheels.TimerWheel(3, wake)
-        wheel.arm(0, 50 * TICK)
-        wheel.sleep_ms(0)
-        wheel.arm(1, 60 * TICK)
-        with pytest.raises(BlockingIOError):
-            os.eventfd_read(wake)
-        wheel.arm(2, 40 * TICK)
-        assert os.eventfd_read(wake) == 1
-    finally:
-        os.close(wake)
+def expires(wheel: wheels.TimerWheel, limit_s: float) -> bool:
+    return bool(select.select([wheel.timer_fd], [], [], limit_s)[0])
+
+
+def test_the_kernel_knows_the_time_of_the_next_timer() -> None:
+    now_ns = time.monotonic_ns()
+    wheel = wheels.TimerWheel(2, now_ns)
+    wheel.arm(0, now_ns + REACH // 2)
+    assert not expires(wheel, 0)
+    wheel.arm(1, now_ns + 2 * TICK)
+    assert expires(wheel, 60)
+    assert time.monotonic_ns() >= now_ns + 2 * TICK
+    assert wheel.pop(time.monotonic_ns()) == [1]
+    assert not expires(wheel, 0)
+    wheel.arm(1, 1)
+    assert expires(wheel, 60), "a time that has passed"
+
+
+def test_an_expiration_before_its_time_does_not_end_the_timers() -> None:
+    now_ns = time.monotonic_ns()
+    wheel = wheels.TimerWheel(1, now_ns)
+    wheel.arm(0, now_ns + 3 * TICK)
+    assert expires(wheel, 60)
+    wheel.expired()
+    assert wheel.pop(now_ns) == [], "a clock that is behind the kernel's"
+    assert not expires(wheel, 0) or time.monotonic_ns() >= now_ns + 3 * TICK
+    assert wheel.wake_ns >= now_ns + 3 * TICK
+    assert expires(wheel, 60)
+    wheel.expired()
+    assert wheel.pop(time.monotonic_ns()) == [0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,4 +117,5 @@ def test_random_timers_are_each_due_once_and_within_a_tick(seed: int) -> None:
         now += rng.randrange(2 * TICK)
         for fired in wheel.pop(now):
             assert due.pop(fired) <= now
+        assert now < wheel.wake_ns <= min(due.values(), default=wheel.wake_ns) + TICK
         assert all(at > now - 2 * TICK for at in due.values())

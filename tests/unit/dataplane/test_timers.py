@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import select
@@ -10,16 +11,31 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastderp.dataplane.counters import DELAY_BOUNDS
 from fastderp.dataplane.plane import Plane
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import PlanePeer, accounted, closed, dropped, fill, running_plane
 from tests.kit.relay import eventually
 
 pytestmark = pytest.mark.usefixtures("peers")
+
+
+def average_queue_ms(plane: Plane) -> float:
+    average = plane.counters()["average_queue_duration_ms"]
+    assert isinstance(average, float)
+    return average
+
+
+def delays(plane: Plane) -> tuple[list[int], float]:
+    """Return the histogram of the packets' delays: the counts by bucket, and the seconds."""
+    histogram: Any = plane.counters()["queue_delay_seconds"]
+    counts, seconds = histogram
+    return counts, seconds
 
 
 def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
@@ -35,6 +51,23 @@ def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
     eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
 
 
+def test_every_written_packet_counts_once_in_the_histogram_of_delays(plane: Plane) -> None:
+    def all_are_counted() -> bool:
+        return sum(delays(plane)[0]) == plane.counters()["packets_sent"]
+
+    sender, slow, quick = (PlanePeer(plane) for _ in range(3))
+    sender.send_packet(quick.key, b"data")
+    quick.receive()
+    eventually(lambda: delays(plane) == ([1, *[0] * len(DELAY_BOUNDS)], 0))
+    fill(sender, slow.key, 1000, 1400)
+    eventually(all_are_counted)
+    slow.receive_until_pong()
+    eventually(all_are_counted)
+    counts, seconds = delays(plane)
+    at_least = sum(n * bound for n, bound in zip(counts[1:], DELAY_BOUNDS, strict=True))
+    assert 0 < at_least <= seconds
+
+
 @pytest.mark.threads
 def test_packets_of_another_thread_have_no_negative_waiting_time() -> None:
     with running_plane(workers=2) as plane:
@@ -48,10 +81,10 @@ def test_packets_of_another_thread_have_no_negative_waiting_time() -> None:
         threads = [threading.Thread(target=flood, args=(sender,)) for sender in senders]
         for thread in threads:
             thread.start()
-        averages: list[Any] = []
+        averages: list[float] = []
         for _ in range(3000):
             slow.read(20_000)
-            averages.append(plane.counters()["average_queue_duration_ms"])
+            averages.append(average_queue_ms(plane))
         stop.set()
         for thread in threads:
             thread.join()
@@ -67,7 +100,7 @@ def test_the_time_that_packets_wait_in_a_busy_turn_is_averaged_too() -> None:
     with contextlib.closing(plane):
         for _ in range(100):
             receiver.receive()
-        eventually(lambda: 0 < plane.counters()["average_queue_duration_ms"] < 1000)  # type: ignore[operator]
+        eventually(lambda: 0 < average_queue_ms(plane) < 1000)
 
 
 def test_a_write_error_at_the_deadline_is_no_write_timeout() -> None:
@@ -152,6 +185,26 @@ def test_a_silent_client_is_kept_alive_and_a_busy_one_too() -> None:
             assert silent.receive() == (FrameType.KEEP_ALIVE, b"")
         assert 0.5 <= time.monotonic() - started < 5
         assert (FrameType.KEEP_ALIVE, b"") in busy.receive_until_pong()
+
+
+def test_a_timer_of_the_kernel_that_expires_early_ends_no_keep_alives() -> None:
+    libc = ctypes.CDLL(None)
+    before = timer_descriptors()
+    with running_plane(workers=1, keep_alive_s=0.3) as plane:
+        silent = PlanePeer(plane)
+        (timer,) = timer_descriptors() - before
+        at_once = (ctypes.c_long * 4)(0, 0, 0, 1)  # an itimerspec: no interval, the first ns
+        assert libc.timerfd_settime(timer, 1, at_once, None) == 0
+        for _ in range(2):
+            assert silent.receive() == (FrameType.KEEP_ALIVE, b"")
+
+
+def timer_descriptors() -> set[int]:
+    return {
+        int(entry.name)
+        for entry in Path("/proc/self/fd").iterdir()
+        if "timerfd" in os.path.realpath(entry)
+    }
 
 
 def test_a_silent_link_is_closed() -> None:

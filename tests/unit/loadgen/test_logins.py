@@ -6,14 +6,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
 from fastderp.errors import ProtocolError
-from fastderp.loadgen.connect import SUITES, Crowd, Target, socket_address
+from fastderp.loadgen.connect import Crowd, Target, socket_address
 from fastderp.loadgen.engine import Engine
 from fastderp.loadgen.hello import client_hello
 from fastderp.loadgen.logins import Logins
+from fastderp.tls.record import SUITES
 from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import server_key_frame
 from fastderp.wire.protocol import FrameType, frame
@@ -116,10 +118,10 @@ def server(*said: bytes, piece: int = 65536) -> Iterator[bytes]:
         thread.join()
 
 
-def run(address: bytes, **options: object) -> None:
+def run(address: bytes, **options: Any) -> None:
     """Log one client in; return when it is logged in."""
     info = frame(FrameType.CLIENT_INFO, bytes(80))
-    logins = Logins(address, KEY.raw, REQUEST, [info], **options)  # type: ignore[arg-type]
+    logins = Logins(address, KEY.raw, REQUEST, [info], **options)
     while not logins.run(0.1):
         pass
 
@@ -169,9 +171,9 @@ def test_a_login_that_takes_too_long_times_out() -> None:
         run(socket_address(*silent.getsockname()), limit_s=0.05)
 
 
-def hello() -> dict[str, object]:
+def hello() -> dict[str, bytes]:
     return {
-        "hello": client_hello("relay.example", SUITES, SHARE.public_key.raw),
+        "hello": client_hello("relay.example", list(SUITES), SHARE.public_key.raw),
         "hello_key": SHARE.raw,
     }
 
@@ -211,7 +213,7 @@ def test_contradictory_arguments_are_refused() -> None:
         {"hello": b"x", "hello_key": b"short"},
     ):
         with pytest.raises(ValueError):
-            Logins(address, KEY.raw, REQUEST, [b"info"], **wrong)  # type: ignore[arg-type]
+            Logins(address, KEY.raw, REQUEST, [b"info"], **wrong)
     with pytest.raises(ValueError, match="same size"):
         Logins(address, KEY.raw, REQUEST, [b"a", b"bb"])
     with pytest.raises(ValueError, match="32 bytes"):

@@ -47,6 +47,9 @@ class Taker:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def takes_more_than(self, n_bytes: int) -> None:
+        await self.until(lambda: len(self.data) > n_bytes)
+
 
 class Far:
     """The other end, which seals its data for a connection over TLS."""
@@ -73,7 +76,7 @@ async def connected(kind: str) -> AsyncIterator[tuple[Stream, Far]]:
         ours, theirs = os.urandom(32), os.urandom(32)
         suite = "TLS_AES_128_GCM_SHA256"
         inside = RecordLayer(suite, theirs, ours, client=True)
-        stream = Stream.of(TlsStream(stream, "TLSv1.3", [], inside))
+        stream = Stream.of(TlsStream(stream, "TLSv1.3", "", [], inside))
         layer = RecordLayer(suite, ours, theirs)
     sock.settimeout(10)
     with sock:
@@ -119,7 +122,7 @@ def test_a_receiver_that_pauses_stops_the_sender_until_it_resumes(run: Run, kind
             while len(taker.data) < len(data):
                 before = len(taker.data)
                 stream.resume_reading()
-                await taker.until(lambda before=before: len(taker.data) > before)  # type: ignore[misc]
+                await taker.takes_more_than(before)
             assert taker.data == data
             await sending
 

@@ -108,6 +108,31 @@ async def test_the_slower_of_two_connections_is_closed(network: Network) -> None
     winner.abort()
 
 
+async def test_a_dial_cancelled_while_the_slower_attempt_ends_closes_both(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = asyncio.Event()
+
+    async def connect(host: str, port: int, family: socket.AddressFamily) -> Stream:
+        if family is V6:
+            return await network.connect(host, port, family)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0)
+        raise AssertionError
+
+    monkeypatch.setattr(dial, "_connect", connect)
+    dialling = asyncio.create_task(dial.dial_node(DerpNode("1a", 1, "a.example"), 443))
+    await ending.wait()
+    dialling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialling
+    [stream] = network.streams
+    assert await stream.read(1) == b""
+
+
 async def test_preferred_ipv6_has_a_head_start(network: Network) -> None:
     await dial.dial_node(DerpNode("1a", 1, "a.example"), 443, prefer_ipv6=True)
     assert [family for _, _, family in network.dialled] == [V6]
@@ -215,7 +240,7 @@ async def test_an_environment_variable_selects_plain_http(
             connecting = asyncio.create_task(client.connect())
             head, _ = await server.next_login()
             await connecting
-    assert head.startswith(b"GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert head.startswith(b"GET /derp HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % server.port)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".example"])
@@ -282,7 +307,7 @@ async def test_regions_are_reached_through_the_proxy_of_the_environment(
             connecting = asyncio.create_task(client.connect())
             head, _ = await server.next_login()
             await connecting
-            assert b"\r\nHost: derp.example\r\n" in head
+            assert b"\r\nHost: derp.example:8443\r\n" in head
         user = base64.b64encode(b"me:p@ss")
         assert proxy.heads == [
             b"CONNECT derp.example:8443 HTTP/1.1\r\n"
@@ -384,10 +409,28 @@ async def test_loopback_and_exempt_hosts_go_without_the_proxy(
     assert {host for host, _, _ in network.dialled} == {host}
 
 
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://", "http://127.0.0.1:99999"])
-async def test_unusable_proxies_are_dial_errors(url: str) -> None:
-    with pytest.raises(DialError, match="proxy"):
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("socks5://127.0.0.1:1080", "proxy 127.0.0.1: only http:// and https://"),
+        ("http://", "the proxy's URL has no host"),
+        ("http://127.0.0.1:99999", "proxy 127.0.0.1: Port out of range"),
+        ("http://me:secret@proxy.invalid:3128", r"^proxy proxy\.invalid:3128: "),
+        ("http://me:secret@127.0.0.1:1", r"^proxy 127\.0\.0\.1:1: Connection refused$"),
+    ],
+)
+async def test_unusable_proxies_are_dial_errors_that_name_the_proxy(
+    url: str, complaint: str
+) -> None:
+    with pytest.raises(DialError, match=complaint) as caught:
         await dial.dial_through_proxy(urlsplit(url), "derp.example", 443, never_secured)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", [-1, 70_000])
+async def test_a_node_with_a_port_that_is_none_is_a_dial_error(port: int) -> None:
+    with pytest.raises(DialError, match="port must be 0-65535"):
+        await dial.dial_node(DerpNode("1a", 1, "127.0.0.1"), port)
 
 
 async def test_urls_are_dialled_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

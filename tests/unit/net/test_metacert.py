@@ -1,5 +1,6 @@
-"""The relay's key is read from a metacert after the leaf, and from no other certificate (PROTOCOL
-§10).
+"""The relay's key is read from a metacert after the leaf, and from no other certificate.
+
+PROTOCOL §10.
 """
 
 import pytest

@@ -16,6 +16,7 @@ from fastderp.client import DerpNode, DerpRegion, HTTPClient, dialer
 from fastderp.errors import ConnectionClosed, ConnectionLost, DialError
 from fastderp.net import tls
 from fastderp.net.stream import Stream
+from fastderp.tls import client as tls_client
 from fastderp.tls import portable
 from fastderp.tls.errors import TlsError
 from fastderp.wire.keys import NodePrivate, NodePublic
@@ -34,7 +35,8 @@ def modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "portable":
         monkeypatch.setattr(dialer, "ClientContext", portable.ClientContext)
         for name in ("ClientContext", "Handshake", "channel_of"):
-            monkeypatch.setattr(tls, name, getattr(portable, name))
+            for module in (tls, tls_client):
+                monkeypatch.setattr(module, name, getattr(portable, name))
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +141,26 @@ async def test_a_man_in_the_middle_with_the_pinned_certificate_behind_gets_no_da
         assert server.accepted.empty()
 
 
-@pytest.mark.parametrize(
-    "pin", ["sha256-raw:" + "00" * 32, "sha256-raw:", "sha256-raw:" + "zz" * 32]
-)
-async def test_wrong_and_malformed_pins_are_refused(identity: Identity, pin: str) -> None:
-    async with tls_server(identity) as server, client_of(server, cert_name=pin) as client:
-        with pytest.raises(DialError, match="pin"):
-            await client.connect()
+MALFORMED_PINS = ["sha256-raw:", "sha256-raw:" + "zz" * 32]
+
+
+@pytest.mark.parametrize("pin", ["sha256-raw:" + "00" * 32, *MALFORMED_PINS])
+async def test_wrong_and_malformed_pins_of_a_node_are_refused(identity: Identity, pin: str) -> None:
+    async with tls_server(identity) as server:
+        node = DerpNode("1a", 1, "127.0.0.1", cert_name=pin, derp_port=server.port)
+        client = HTTPClient.for_region(
+            lambda: DerpRegion(1, nodes=(node,)), NodePrivate.generate(), lazy=True
+        )
+        async with client:
+            with pytest.raises(DialError, match="pin"):
+                await client.connect()
         assert server.accepted.empty()
+
+
+@pytest.mark.parametrize("pin", MALFORMED_PINS)
+def test_malformed_pins_in_a_program_are_refused_at_once(pin: str) -> None:
+    with pytest.raises(ValueError, match="pin"):
+        HTTPClient("https://relay.invalid", NodePrivate.generate(), cert_name=pin)
 
 
 async def test_expired_pinned_certificate_is_refused(tmp_path: Path) -> None:
@@ -167,6 +181,25 @@ async def test_node_marked_insecure_for_tests_is_not_checked(identity: Identity)
             lambda: region, NodePrivate.generate(), lazy=True
         ) as client:
             await logged_in_head(server, client)
+
+
+async def test_node_marked_insecure_for_tests_is_checked_for_its_cert_name(
+    identity: Identity,
+) -> None:
+    async with tls_server(identity) as server:
+        node = DerpNode(
+            *("1a", 1, "127.0.0.1"),
+            cert_name="other.example",
+            derp_port=server.port,
+            insecure_for_tests=True,
+        )
+        client = HTTPClient.for_region(
+            lambda: DerpRegion(1, nodes=(node,)), NodePrivate.generate(), lazy=True
+        )
+        async with client:
+            with pytest.raises(DialError, match="certificate verify failed"):
+                await client.connect()
+        assert server.accepted.empty()
 
 
 async def test_orderly_end_of_tls_is_an_orderly_end(identity: Identity) -> None:
@@ -257,7 +290,8 @@ async def stream_with_a_last_segment(
     async with listening:
         port = listening.sockets[0].getsockname()[1]
         outside = Stream.of(await asyncio.open_connection("127.0.0.1", port))
-        client = await tls.TlsStream.connect(outside, tls.ClientContext(verify=False), "127.0.0.1")
+        trust = tls_client.ClientContext(verify=False)
+        client = await tls.TlsStream.connect(outside, trust, "127.0.0.1")
         yield client
         client.abort()
 

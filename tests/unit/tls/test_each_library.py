@@ -1,15 +1,13 @@
 """Requirements on every crypto library where OpenSSL and AWS-LC differ."""
 
-import datetime
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fastderp.tls import openssl, roots
 from fastderp.tls.context import ClientContext, ServerContext
@@ -60,34 +58,14 @@ def test_a_waiting_handshake_holds_at_most_its_charged_memory(crypto: str) -> No
 
 def leaf_that_signs_nothing(directory: Path) -> tuple[ServerContext, Path]:
     """Return a server whose self-signed certificate lacks keyCertSign, and its root file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay.test")])
-    now = datetime.datetime.now(datetime.UTC)
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
          "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False,
     )  # fmt: skip
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(1))
-        .not_valid_after(now + datetime.timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("relay.test")]), critical=False)
-        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+    certificate = self_signed("relay.test", usage=x509.KeyUsage(digital_signature=True, **usage))
     trusted = directory / "trusted.pem"
-    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    return ServerContext([der], private), trusted
+    trusted.write_text(ssl.DER_cert_to_PEM_cert(certificate.der))
+    return ServerContext([certificate.der], certificate.key_der), trusted
 
 
 def finish(client: Handshake, server: Handshake) -> None:

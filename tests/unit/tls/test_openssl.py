@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.relays import c_compiler
 from fastderp.errors import UsageError
 from fastderp.tls import openssl
+from tests.kit.compiler import has_c_compiler
 
 HAS_BUNDLED = os.path.exists(openssl.BUNDLED)
 needs_bundled = pytest.mark.skipif(not HAS_BUNDLED, reason="this installation brings no library")
@@ -92,6 +94,19 @@ def test_a_path_without_a_library_is_refused_by_its_name(tmp_path: Path) -> None
     (tmp_path / "libssl.so").write_text("no library")
     with pytest.raises(ImportError, match=r"libssl\.so cannot be used: .*(header|short)"):
         openssl.choose(str(tmp_path / "libssl.so"))
+
+
+@pytest.mark.skipif(not has_c_compiler(), reason="no C compiler")
+def test_a_library_that_needs_a_newer_libcrypto_is_refused_with_the_way_to_use_it(
+    tmp_path: Path,
+) -> None:
+    source, library = tmp_path / "ssl.c", tmp_path / "libssl.so"
+    source.write_text("int newer(void); int (*use)(void) = newer;")
+    subprocess.run([*c_compiler(), "-shared", "-fPIC", "-o", library, source], check=True)
+    with pytest.raises(
+        ImportError, match=rf"undefined symbol: newer; .*LD_LIBRARY_PATH={tmp_path}$"
+    ):
+        openssl.choose(str(library))
 
 
 def test_an_invalid_choice_is_refused_with_the_valid_ones() -> None:

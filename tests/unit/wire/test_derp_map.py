@@ -60,6 +60,11 @@ def test_empty_maps_are_maps(text: str) -> None:
     assert DerpMap.from_json(text) == DerpMap()
 
 
+def test_a_region_that_is_null_is_left_out() -> None:
+    policy = '{"derpMap":{"Regions":{"1":null,"900":{"RegionID":900},"2":null}}}'
+    assert DerpMap.from_json(policy) == DerpMap({900: DerpRegion(900)})
+
+
 def node_with(**members: Any) -> str:
     node = {"Name": "1a", "RegionID": 1, "HostName": "a"} | members
     return json.dumps({"Regions": {"1": {"RegionID": 1, "Nodes": [node]}}})
@@ -83,6 +88,10 @@ def node_with(**members: Any) -> str:
         ),
         ('{"Regions":[]}', "Regions should be an object, not a list"),
         ('{"Regions":{"home":{}}}', "Regions.home: a region's id is a number"),
+        ('{"Regions":{"1_0":{}}}', "Regions.1_0: a region's id is a number"),
+        ('{"Regions":{" 1":{}}}', "Regions. 1: a region's id is a number"),
+        ('{"Regions":{"٣":{}}}', "Regions.٣: a region's id is a number"),
+        ('{"Regions":{"' + "1" * 5000 + '":{}}}', "a region's id is a number"),
         ('{"Regions":{"1":5}}', r"Regions\.1 should be an object, not a number"),
         (
             '{"Regions":{"1":{"RegionID":"1"}}}',

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -40,6 +41,26 @@ LOW_ORDER = [
 def test_public_keys_follow_from_the_private_ones() -> None:
     assert SERVER.public_key == NodePublic(vectors.SERVER_PUBLIC)
     assert CLIENT.public_key == NodePublic(vectors.CLIENT_PUBLIC)
+
+
+@pytest.mark.parametrize("kind", [NodePublic, NodePrivate, MeshKey])
+def test_a_key_is_made_from_each_type_of_bytes_and_its_annotation_says_so(kind: Any) -> None:
+    raw = bytes(range(32))
+    assert kind(bytearray(raw)) == kind(memoryview(raw)) == kind(raw)
+    assert get_type_hints(kind.__init__)["raw"] == bytes | bytearray | memoryview
+
+
+@pytest.mark.parametrize("kind", [NodePublic, NodePrivate, MeshKey])
+def test_a_key_made_from_a_text_or_another_type_says_what_is_wanted(kind: Any) -> None:
+    secret = "11" * 16  # as long as a key has bytes
+    with pytest.raises(TypeError, match=r"made from bytes, not from str; from_text") as caught:
+        kind(secret)
+    assert secret not in str(caught.value)
+    with pytest.raises(TypeError, match="made from bytes, not from int$"):
+        kind(32)
+    for wrong in (b"nodekey:", None):
+        with pytest.raises(TypeError, match="the text of a key is a str, not"):
+            kind.from_text(wrong)
 
 
 def test_new_private_keys_are_clamped_and_differ() -> None:

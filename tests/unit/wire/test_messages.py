@@ -56,6 +56,10 @@ LOOPBACK = bytes(10) + b"\xff\xff\x7f\0\0\1"
         ),
         # A truncated name, or other bytes after the flags.
         (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x09later", PeerPresent(PEER)),
+        # Names that no client may have.
+        (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x05\x1b[31m", PeerPresent(PEER)),
+        (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x02\xc3\xa9", PeerPresent(PEER)),
+        (FrameType.PEER_PRESENT, PEER.raw + bytes(19) + b"\x21" + b"x" * 33, PeerPresent(PEER)),
         (FrameType.PING, b"12345678later", Ping(b"12345678")),
         (FrameType.PONG, b"12345678", Pong(b"12345678")),
         (FrameType.HEALTH, b"two of you", Health("two of you")),

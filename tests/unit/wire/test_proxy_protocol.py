@@ -36,8 +36,8 @@ def tlv(kind: int, value: bytes) -> bytes:
         (b"PROXY UNKNOWN ffff::1 ffff::2 1 2", None),
     ],
 )
-def test_a_line_of_version_1_names_the_client(line: bytes, source: object) -> None:
-    assert parse(line + b"\r\nGET /") == Header(len(line) + 2, source)  # type: ignore[arg-type]
+def test_a_line_of_version_1_names_the_client(line: bytes, source: tuple[str, int] | None) -> None:
+    assert parse(line + b"\r\nGET /") == Header(len(line) + 2, source)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_a_line_of_107_bytes_is_taken_and_one_byte_more_is_not() -> None:
     ],
 )
 def test_version_2_names_the_client_and_its_tlvs_are_skipped(
-    family: int, body: bytes, source: object, tlvs: bytes
+    family: int, body: bytes, source: tuple[str, int] | None, tlvs: bytes
 ) -> None:
     header = v2(1, family, body + tlvs)
-    assert parse(header + b"\x16\x03") == Header(len(header), source)  # type: ignore[arg-type]
+    assert parse(header + b"\x16\x03") == Header(len(header), source)
 
 
 @pytest.mark.parametrize("family", [0x00, 0x11, 0x12, 0xFF])

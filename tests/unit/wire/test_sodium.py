@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 
+import nacl
 import pytest
 from nacl.public import Box, PrivateKey
 
 from fastderp.wire import portable_sodium, sodium
+from tests.kit.memory import sanitizer_variables
 
 IMPLEMENTATIONS = (sodium, portable_sodium)
 OURS, THEIRS = PrivateKey(bytes(range(1, 33))), PrivateKey(bytes(range(33, 65)))
@@ -81,3 +89,54 @@ def test_keys_of_another_size_are_refused(n: int) -> None:
         sodium.open_sealed(wrong, NONCE, bytes(16))
     with pytest.raises(ValueError, match="a key has 32 bytes"):
         sodium.are_equal(key, wrong)
+
+
+def imported(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Open a box in a process that finds its `nacl` in `tmp_path`."""
+    program = "from fastderp.wire.sodium import public_key; print(public_key(bytes(range(1, 33))))"
+    path = os.pathsep.join([str(tmp_path), str(Path(sodium.__file__).parents[2])])
+    environment = {"PYTHONPATH": path} | sanitizer_variables()
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("library", "text"),
+    [
+        (None, "ModuleNotFoundError: No module named 'nacl._sodium'"),
+        (b"no library", "ImportError: "),
+        (Path(sodium.__file__), "ImportError: "),
+    ],
+    ids=["missing", "broken", "other"],
+)
+def test_an_installation_without_libsodium_is_named(
+    tmp_path: Path, library: bytes | Path | None, text: str
+) -> None:
+    (tmp_path / "nacl").mkdir()
+    (tmp_path / "nacl/__init__.py").touch()
+    file = tmp_path / f"nacl/_sodium{EXTENSION_SUFFIXES[0]}"
+    if isinstance(library, bytes):
+        file.write_bytes(library)
+    elif library:
+        shutil.copy(library, file)
+    said = imported(tmp_path).stderr.splitlines()[-1]
+    assert said.startswith(text) and ("_sodium" in said)
+
+
+def test_a_pynacl_that_hides_the_symbols_of_libsodium_is_used_by_its_bindings(
+    tmp_path: Path,
+) -> None:
+    [real] = Path(nacl.__file__).parent.glob("_sodium*.so")
+    (tmp_path / "nacl").mkdir()
+    (tmp_path / "nacl/__init__.py").touch()
+    (tmp_path / "nacl/_sodium.py").write_text(f"""
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+spec = spec_from_loader("_sodium", ExtensionFileLoader("_sodium", {str(real)!r}))
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+ffi, lib = module.ffi, module.lib
+""")
+    done = imported(tmp_path)
+    assert done.stdout == f"{bytes(OURS.public_key)!r}\n", done.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -18,8 +19,10 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
 from fastderp.errors import ConfigError, IssuanceError
+from fastderp.util.children import own_child
 from fastderp.util.reasons import errno_text
 from fastderp.util.text import printable
 
@@ -107,29 +110,36 @@ class DnsHook:
     def _run(self, action: str, record: tuple[str, str]) -> None:
         name = f"-acme-dns-hook {printable(self._command[0])} {action}"
         try:
-            # A separate session, so that the time limit also ends the command's children.
-            process = subprocess.Popen(
-                [*self._command, action, *record],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            with own_child, _life_line() as line:
+                # A separate session, so that the time limit also ends the command's children.
+                process = subprocess.Popen(
+                    [*self._command, action, *record],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(line,),
+                )
+                _end_with_relay(process, line)
+                output, fault = self._output(process, action)
         except OSError as error:
             raise IssuanceError(f"{name}: {errno_text(error)}") from None
+        if fault:
+            raise IssuanceError(f"{name}: {fault}")
+        if process.returncode:
+            raise IssuanceError(f"{name}: {_end(process.returncode)}{_last_line(output)}")
+        log.debug("%s: done%s", name, _last_line(output))
+
+    def _output(self, process: subprocess.Popen[bytes], action: str) -> tuple[bytes, str]:
+        """Do what `_wait` does; leave neither the command nor its output open."""
         try:
-            output, fault = self._wait(process, action)
+            return self._wait(process, action)
         except BaseException:
             _signal(process, signal.SIGKILL)
             raise
         finally:
             if process.stdout is not None:
                 process.stdout.close()
-        if fault:
-            raise IssuanceError(f"{name}: {fault}")
-        if process.returncode:
-            raise IssuanceError(f"{name}: {_end(process.returncode)}{_last_line(output)}")
-        log.debug("%s: done%s", name, _last_line(output))
 
     def _wait(self, process: subprocess.Popen[bytes], action: str) -> tuple[bytes, str]:
         """Return the command's output, and why it was ended early or ""."""
@@ -159,6 +169,33 @@ def _record(hostname: str, key_authorization: str) -> tuple[str, str]:
     digest = hashlib.sha256(key_authorization.encode()).digest()
     value = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
     return f"_acme-challenge.{hostname}.", value
+
+
+@contextlib.contextmanager
+def _life_line() -> Iterator[int]:
+    """Yield the reading end of a pipe whose writing end closes when the relay is killed."""
+    theirs, ours = os.pipe()
+    try:
+        yield theirs
+    finally:
+        # What the command has left running outlives this.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(theirs, fcntl.F_SETOWN, 0)
+        os.close(ours)
+        os.close(theirs)
+
+
+def _end_with_relay(process: subprocess.Popen[bytes], line: int) -> None:
+    """Have the kernel send SIGTERM to a command and its children when the relay is killed.
+
+    They have inherited the `_life_line`, whose end is signalled (fcntl(2), F_SETSIG).
+    PR_SET_PDEATHSIG would need code of ours between fork and exec; here a relay that is killed in
+    the moment between the command's start and this leaves it running.
+    """
+    with contextlib.suppress(OSError):  # a sandbox without such signals
+        fcntl.fcntl(line, fcntl.F_SETOWN, -process.pid)
+        fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGTERM)
+        fcntl.fcntl(line, fcntl.F_SETFL, os.O_ASYNC)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

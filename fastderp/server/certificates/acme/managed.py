@@ -33,8 +33,9 @@ class ManagedCertificate:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until renewal, which is due with a third of the validity left; 0 without a
-        certificate.
+        """Seconds until renewal, which is due with a third of the validity left.
+
+        0 without a certificate.
         """
         if self.certificate is None:
             return 0.0

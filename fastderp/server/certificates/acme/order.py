@@ -81,9 +81,10 @@ def obtain(order: Order, published: Challenges) -> bytes:
             f"cannot reach {order.settings.directory_url}: {_cause(error)}"
         ) from None
     except Exception as error:  # the library raises many types for an answer that is not ACME
-        raise IssuanceError(
-            _one_line(f"the answer is not ACME: {type(error).__name__}: {error}")
-        ) from error
+        # A missing file of roots, such as one that $REQUESTS_CA_BUNDLE names, is a plain OSError.
+        is_local = isinstance(error, OSError) and not isinstance(error, requests.RequestException)
+        what = "" if is_local else f"the answer is not ACME: {type(error).__name__}: "
+        raise IssuanceError(_one_line(f"{what}{error}")) from error
 
 
 @challenges.ChallengeResponse.register
@@ -228,13 +229,13 @@ def _validation_words(error: errors.ValidationError) -> str:
 
 def _cause(error: BaseException) -> str:
     """Return the system's error text from the errors of the libraries."""
-    said = "the connection was closed"
+    text = "the connection was closed"
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, OSError) and below.strerror:
-            said = below.strerror
+            text = below.strerror
         below = below.__cause__ or below.__context__
-    return said
+    return text
 
 
 def _words(problem: messages.Error) -> str:

@@ -6,8 +6,6 @@ Loop thread; only `work` runs in the other one. The thread is a daemon: the rela
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from collections.abc import Callable
 
 from fastderp.errors import IssuanceError
@@ -16,6 +14,7 @@ from fastderp.server.certificates.acme.dns_hook import TIME_LIMIT_S
 from fastderp.server.certificates.acme.managed import ManagedCertificate
 from fastderp.server.certificates.acme.settings import AcmeSettings
 from fastderp.server.certificates.acme.store import PrivateKey
+from fastderp.util.threads import in_thread
 
 # Seconds per order, as in derper.
 ORDER_BUDGET_S = 180.0
@@ -35,33 +34,20 @@ class OrderThread:
     """Runs one order at a time; `run` is called when the previous one has returned."""
 
     def __init__(self) -> None:
-        self._hung: threading.Thread | None = None
+        self._hung: asyncio.Future[bytes] | None = None
 
     async def run(self, work: Callable[[], bytes]) -> bytes:
         """Return the result of `work`, or raise its exception; IssuanceError after too long."""
-        if self._hung is not None and self._hung.is_alive():
+        if self._hung is not None and not self._hung.done():
             raise IssuanceError("the previous order has not ended yet")
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[bytes] = loop.create_future()
-
-        def report() -> None:
-            result: bytes | BaseException
-            try:
-                result = work()
-            except BaseException as error:
-                result = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_settle, outcome, result)
-
-        thread = threading.Thread(target=report, name="fastderp-acme", daemon=True)
-        thread.start()
+        outcome = in_thread("fastderp-acme", work)
+        # The result of an order that was given up is of no use.
+        outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         limit_s = ORDER_BUDGET_S + HOOK_BUDGET_S + THREAD_GRACE_S
-        try:
-            async with asyncio.timeout(limit_s):
-                return await outcome
-        except TimeoutError:
-            self._hung = thread
-            raise IssuanceError(f"not done after {limit_s:.0f} s") from None
+        if (await asyncio.wait({outcome}, timeout=limit_s))[0]:
+            return outcome.result()
+        self._hung = outcome
+        raise IssuanceError(f"not done after {limit_s:.0f} s")
 
 
 def obtain_from_ca(
@@ -91,12 +77,3 @@ def _methods(settings: AcmeSettings, managed: ManagedCertificate) -> tuple[str, 
     if settings.dns_hook:
         return (DNS_01,)
     return (TLS_ALPN_01, HTTP_01) if settings.http else (TLS_ALPN_01,)
-
-
-def _settle(future: asyncio.Future[bytes], result: bytes | BaseException) -> None:
-    if future.done():
-        return
-    if isinstance(result, BaseException):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

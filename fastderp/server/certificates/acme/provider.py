@@ -1,7 +1,7 @@
 """Certificates that a CA issues when a client asks for them, renewed in time (PROTOCOL §10).
 
-Loop thread; a separate thread talks to the CA. A handshake for a name without a
-certificate waits for the order: up to WAITING_LIMIT handshakes do, each within its own time limit.
+Loop thread; other threads talk to the CA and write files. A handshake for a name without a certificate waits
+for the order: up to WAITING_LIMIT handshakes do, each within its own time limit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastderp.errors import CertificateError, IssuanceError
+from fastderp.errors import CertificateError, IssuanceError, ShortageError
 from fastderp.server.certificates.acme.challenges import Challenges
 from fastderp.server.certificates.acme.failures import FILE_NAME, Failures
 from fastderp.server.certificates.acme.managed import ManagedCertificate
@@ -28,13 +28,14 @@ from fastderp.server.certificates.acme.store import (
 )
 from fastderp.server.certificates.certificate import Certificate, certificate_from_pem
 from fastderp.server.http.message import Request, Response, text_error
-from fastderp.server.observe.metrics import Value
 from fastderp.server.observe.supervisor import supervisor
+from fastderp.server.observe.values import Value
 from fastderp.tls.context import DeferredContext, ServerContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import ClientHello
 from fastderp.util import utc
 from fastderp.util.net import is_address, parse_ip
+from fastderp.util.threads import in_thread
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -309,6 +310,7 @@ class AcmeCertificates:
                     partial(self._obtain, self._settings, managed, account_key, self._challenges)
                 )
             self._use(managed, _issued(managed, chain))
+            await self._keep(managed, chain)
         except (IssuanceError, CertificateError, TlsError) as error:
             self._failed(managed, error)
         except Exception as error:
@@ -317,7 +319,7 @@ class AcmeCertificates:
             )
             self._failed(managed, error)
         else:
-            supervisor.guard("certificate order", self._succeeded, managed, chain)
+            supervisor.guard("certificate order", self._succeeded, managed)
         finally:
             managed.order = None
             self._scan_later(managed.due_in_s)
@@ -334,21 +336,42 @@ class AcmeCertificates:
             error,
             wait_s,
             kept,
+            extra={
+                "fields": {
+                    "event": "certificate",
+                    "name": managed.name,
+                    "outcome": "failed",
+                    "reason": str(error),
+                    "retry_seconds": round(wait_s),
+                }
+            },
         )
         self._scan_later(wait_s)
         managed.settle(TlsError("no_certificate", f"no certificate for {managed.name} was issued"))
 
-    def _succeeded(self, managed: ManagedCertificate, chain: bytes) -> None:
+    async def _keep(self, managed: ManagedCertificate, chain: bytes) -> None:
+        """Store a certificate; another thread waits for the disk."""
+        save = partial(self._store.save, managed.name, chain, managed.key)
+        try:
+            await in_thread("certificate", save)
+        except (CertificateError, ShortageError) as error:
+            log.error("%s; the relay uses it until it ends", error)
+
+    def _succeeded(self, managed: ManagedCertificate) -> None:
         assert managed.context is not None
         self._n_orders["issued"] += 1
         managed.retry_after = asyncio.get_running_loop().time() + ORDER_PAUSE_S
         self._failures.clear(managed.name)
-        log.info("%s: certificate issued by %s, %s", managed.name, self._ca, managed.validity)
+        log.info(
+            "%s: certificate issued by %s, %s",
+            managed.name,
+            self._ca,
+            managed.validity,
+            extra={
+                "fields": {"event": "certificate", "name": managed.name, "outcome": "issued"},
+            },
+        )
         managed.settle(managed.context)
-        try:
-            self._store.save(managed.name, chain, managed.key)
-        except CertificateError as error:
-            log.error("%s; the relay uses it until it ends", error)
 
 
 def _issued(managed: ManagedCertificate, chain: bytes) -> Certificate:

@@ -25,8 +25,9 @@ _VENDOR_NAME = re.compile(r"derp[a-z0-9-]*\.tailscale\.com")
 
 
 class ExternalAccount(NamedTuple):
-    """The external account at the CA, for account binding (RFC 8555 §7.3.4); `key` is the raw MAC
-    key.
+    """The external account at the CA, for account binding (RFC 8555 §7.3.4).
+
+    `key` is the raw MAC key.
     """
 
     kid: str

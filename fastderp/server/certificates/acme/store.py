@@ -1,7 +1,7 @@
 """The files of ACME in -certdir: account keys and certificates (PROTOCOL §10).
 
 Names and formats are derper's: each program can use the other's directory. Files are written
-atomically, and only their owner can read them. Loop thread only.
+atomically, and only their owner can read them. Loop thread; `save` may run in another one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Store:
         """Use this directory; create it when absent. Raises CertificateError."""
         self.directory = directory
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_private_directory(directory)
         except OSError as error:
             raise CertificateError(
                 f"cannot keep certificates in {directory}: {error.strerror}"

@@ -50,7 +50,7 @@ cdef class PlaneBacklog:
         return [(<const uint8_t*>iov[i].iov_base)[:iov[i].iov_len] for i in range(n)]
 
     def take(self, uint32_t n):
-        backlog_take(self.inner, &self.budget, n)
+        backlog_take(self.inner, n)
 
     def pop(self):
         """Return the next frame to write, whole, or None."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from operator import contains
 
 import pytest
 
@@ -56,7 +58,7 @@ async def test_a_waiting_handshake_starts_in_order() -> None:
     assert at_once == [True] * ROOM_FOR + [False] * 30
     assert queue.n_waiting == 30
     for client in clients:
-        await until(lambda client=client: client in started)  # type: ignore[misc]
+        await until(partial(contains, started, client))
         client.end()
     assert started == clients
     assert queue.n_waiting == 0

@@ -76,6 +76,14 @@ def test_a_malformed_file_is_refused_by_name(file: Path, text: str) -> None:
         load_limits(file)
 
 
+def test_an_error_of_json_is_reported_with_its_place(file: Path) -> None:
+    file.write_text('{\n  "PerClientRateLimitBytesPerSec": 1000000\n  "Classes": []\n}\n')
+    with pytest.raises(
+        ConfigError, match="not valid JSON: line 3, column 3: Expecting ',' delimiter$"
+    ):
+        load_limits(file)
+
+
 def test_a_missing_file_is_refused_by_name(file: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"rate configuration {file}: cannot read it: No such file"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from fastderp.server.admission.limits import AddressLimit, ClientClass, Limits
 from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.util.net import address_bytes
+from fastderp.wire.keys import NodePrivate
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 
 
-def client_class(*networks: str, **conditions: frozenset[bytes] | frozenset[str]) -> ClientClass:
-    return ClientClass("x", networks=tuple(map(ip_network, networks)), **conditions)  # type: ignore[arg-type]
+def client_class(*networks: str, **conditions: Any) -> ClientClass:
+    return ClientClass("x", networks=tuple(map(ip_network, networks)), **conditions)
 
 
 def test_the_first_class_whose_conditions_all_hold_applies() -> None:
@@ -83,3 +86,40 @@ def test_the_limits_in_force_are_described() -> None:
 def test_more_classes_than_the_data_plane_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 255 classes, not 256"):
         Limits(classes=(client_class("10.0.0.0/8"),) * 256)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: RateLimit(-1), "bytes_per_s: want 0 to 18446744073709551615, not -1"),
+        (lambda: RateLimit(1 << 64), "bytes_per_s: want 0 to "),
+        (lambda: RateLimit(1000, -1), "burst_bytes: want 0 to "),
+        (lambda: Limits(address=AddressLimit(-1)), "connections: want 0 or more, not -1"),
+        (lambda: Limits(address=AddressLimit(1, -1.0)), "logins_per_s: want 0 or more, not -1"),
+        (lambda: Limits(address=AddressLimit(1, 1.0, 0)), "login_burst: want 1 or more, not 0"),
+        (lambda: ClientClass("x", address=AddressLimit(-1)), "connections: want 0 or more, not -1"),
+    ],
+)
+def test_a_limit_out_of_bounds_is_refused(make: Callable[[], object], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        # Clients cannot read a ServerInfo with such a number.
+        (lambda: RateLimit(1e6), "bytes_per_s must be a whole number, not float"),  # type: ignore[arg-type]
+        (lambda: Limits(0), "rate must be a RateLimit, not int"),  # type: ignore[arg-type]
+        (lambda: Limits(address=5), "address must be an AddressLimit, not int"),  # type: ignore[arg-type]
+        (lambda: Limits(classes=("ci",)), "classes must be a ClientClass, not str"),  # type: ignore[arg-type]
+        (lambda: Limits(address=AddressLimit(1.5)), "connections must be a whole number"),  # type: ignore[arg-type]
+        (
+            lambda: ClientClass("x", frozenset({NodePrivate.generate().public_key})),  # type: ignore[arg-type]
+            "keys must be raw public keys: NodePublic.raw",
+        ),
+    ],
+)
+def test_a_limit_of_another_type_is_refused(make: Callable[[], object], error: str) -> None:
+    with pytest.raises(TypeError, match=error):
+        make()

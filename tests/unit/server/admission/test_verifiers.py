@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastderp.server.admission.verdict import Verdict
-from fastderp.server.admission.verifiers import AdmissionUrl, NoAnswer, Tailscaled
+from fastderp.server.admission.verifiers import AdmissionUrl, Tailscaled
 from fastderp.server.net import http_query as service_module
+from fastderp.server.net.http_query import NoAnswer
 from fastderp.wire.keys import NodePrivate
 from tests.kit.certificates import Certificate, self_signed, server_context
 from tests.kit.service import Answer, ok, response, serving
@@ -467,10 +469,10 @@ async def test_each_shortage_of_each_call_counts_as_local(
     number: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Short(socket.socket):
-        def __init__(self, *args: object, **kw: object) -> None:
+        def __init__(self, *args: Any, **kw: Any) -> None:
             if call == "socket":
                 raise OSError(number, os.strerror(number))
-            super().__init__(*args, **kw)  # type: ignore[arg-type]
+            super().__init__(*args, **kw)
 
         def connect(self, address: object) -> None:
             raise OSError(number, os.strerror(number))

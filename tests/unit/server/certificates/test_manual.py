@@ -88,11 +88,13 @@ async def test_a_reload_with_another_self_signed_certificate_prints_the_new_node
     assert old in caplog.text
     caplog.clear()
     published: list[ServerContext] = []
-    assert ours.reload(published.append, META).startswith("unchanged: certificate for 127.0.0.1")
+    text = await ours.reload(published.append, META)
+    assert text.startswith("unchanged: certificate for 127.0.0.1")
     assert len(published) == 1
     assert "CertName" not in caplog.text, "the same certificate"
     put(tmp_path, "127.0.0.1")
-    assert ours.reload(published.append, META).startswith("new: certificate for 127.0.0.1, valid")
+    text = await ours.reload(published.append, META)
+    assert text.startswith("new: certificate for 127.0.0.1, valid")
     ours.close()
     assert ours.certificate.pin != old
     node = ours.certificate.derp_node(port=8443, stun_port=None)
@@ -116,10 +118,10 @@ async def test_an_expired_certificate_replaces_only_an_expired_one(
     ours = ManualCertificate(tmp_path, NAME)
     put(tmp_path, days=(-9, -1))
     with pytest.raises(CertificateError, match="expired"):
-        ours.reload(published.append, META)
+        await ours.reload(published.append, META)
     assert not published
     ours = ManualCertificate(tmp_path, NAME)
     put(tmp_path, days=(-9, -2))
-    ours.reload(published.append, META)
+    await ours.reload(published.append, META)
     ours.close()
     assert len(published) == 1

@@ -125,9 +125,9 @@ async def test_a_name_without_an_answer_is_left_out_and_logged(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known: Records = {"good.example.com": BOTH} | (
-        {} if records is None else {"bad.example.com": records}
-    )
+    known: Records = {"good.example.com": BOTH}
+    if records is not None:
+        known["bad.example.com"] = records
     if records == "no listener":
         known["bad.example.com"] = SILENCE
         patched = SystemResolver._resolver

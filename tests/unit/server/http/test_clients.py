@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,16 @@ from fastderp.server.http.clients import LIMIT_MAX, ClientsPage
 from fastderp.util.net import address_bytes
 from fastderp.wire.keys import NodePublic
 from tests.kit.http_heads import get
+
+
+class Details:
+    """BOB has another version and is the only one with a round-trip time."""
+
+    def version(self, handle: int) -> int:
+        return 1 if handle == 2 else 2
+
+    def round_trip_us(self, handle: int) -> int | None:
+        return 1500 if handle == 2 else None
 
 
 def session(handle: int, key: int, ip: str = "192.0.2.1", **changes: Any) -> SessionInfo:
@@ -43,14 +54,13 @@ def session(handle: int, key: int, ip: str = "192.0.2.1", **changes: Any) -> Ses
     )._replace(**changes)
 
 
-ANN = session(1, 0xA, app_name=b"tailscaled", preferred=True)
+ANN = session(1, 0xA, app_name=b"tailscaled", preferred=True, backlog_bytes=4096)
 BOB = session(2, 0xB, "2001:db8::7", app_name=b"<probe>", prober=True, senders=3)
+BOB = BOB._replace(totals=BOB.totals._replace(dropped=7))
 TWINS = [session(3, 0xC, active=False), session(4, 0xC, "198.51.100.9")]
 PEER = session(5, 0xD, mesh=True)
 OUR_LINK = session(6, 0xE, link=True)
-PAGE = ClientsPage(
-    lambda: [OUR_LINK, BOB, *TWINS, PEER, ANN], lambda handle: 1 if handle == 2 else 2
-)
+PAGE = ClientsPage(lambda: [OUR_LINK, BOB, *TWINS, PEER, ANN], Details())
 
 
 def ask(query: str) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def text(one: SessionInfo) -> str:
     return NodePublic(one.key).text
 
 
-def test_a_client_is_described_as_derper_does() -> None:
+def test_a_client_is_described_as_derper_does_and_by_its_queue() -> None:
     [bob] = ask("ip=2001:db8::7")["clients"]
     assert bob.pop("connectedAt").endswith("Z")
     assert bob == {
@@ -89,8 +99,13 @@ def test_a_client_is_described_as_derper_does() -> None:
         "rxBytes": 20,
         "txPkts": 0,
         "txBytes": 5,
+        "dropped": 7,
+        "waitingBytes": 0,
+        "rttMicros": 1500,
         "senders": 3,
     }
+    [ann] = ask(f"key={text(ANN)}")["clients"]
+    assert ann["waitingBytes"] == 4096 and ann["rttMicros"] is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +147,7 @@ def test_duplicates_are_marked_and_disabled_only_when_none_of_them_is_active() -
         (True, False, False),
         (True, True, False),
     ]
-    asleep = ClientsPage(lambda: [TWINS[0], TWINS[1]._replace(active=False)], lambda handle: 2)
+    asleep = ClientsPage(lambda: [TWINS[0], TWINS[1]._replace(active=False)], Details())
     answer = asleep.respond(get("/debug/clients/?all=1&format=json"))
     assert [client["disabled"] for client in json.loads(answer.body)["clients"]] == [True, True]
 
@@ -189,6 +204,35 @@ def test_without_a_query_the_page_has_its_usage_and_counts() -> None:
     assert response.content_type == "text/html; charset=utf-8"
     assert b"5 connections of 4 keys" in response.body and b"cidr" in response.body
     assert ask("") == {"conns": 5, "keys": 4}
+
+
+def test_the_page_without_a_query_keeps_the_debug_key_for_its_links_and_forms() -> None:
+    body = PAGE.respond(get("/debug/clients/?debugkey=a%22%26b")).body.decode()
+    assert 'href="?all=1&amp;debugkey=a%22%26b"' in body
+    hidden = '<input type=hidden name=debugkey value="a&quot;&amp;b">'
+    assert body.count(hidden) == body.count("<form>") == 4
+    assert "debugkey" not in PAGE.respond(get("/debug/clients/")).body.decode()
+    back = PAGE.respond(get("/debug/clients/?all=1&debugkey=k")).body.decode()
+    assert 'href="./?debugkey=k">Overview</a>' in back
+
+
+def test_each_cell_has_its_name_for_a_narrow_screen() -> None:
+    body = PAGE.respond(get("/debug/clients/?all=1")).body.decode()
+    heads = re.findall(r"<th[^>]*>(?:<a [^>]*>)?([^<]+)", body)
+    rows = [re.findall(r'<td[^>]* data-name="([^"]+)"', row) for row in body.split("<tr>")[2:]]
+    assert len(rows) == 5 and all(row == heads for row in rows)
+
+
+def test_numbers_and_times_are_readable() -> None:
+    totals = ANN.totals._replace(seconds=90_061.5, rx_bytes=1_234_567)
+    page = ClientsPage(lambda: [ANN._replace(totals=totals)], Details())
+    body = page.respond(get("/debug/clients/?all=1")).body.decode()
+    assert ">25h1m1s</td>" in body and ">1,234,567</td>" in body
+
+
+def test_the_sorted_column_is_marked() -> None:
+    for query, marked in (("all=1", "key</a> ▲"), ("all=1&sort=-rx", "bytes received</a> ▼")):
+        assert marked in PAGE.respond(get(f"/debug/clients/?{query}")).body.decode()
 
 
 def test_the_table_links_its_columns_and_the_next_page_keeps_the_debug_key_and_escapes_names() -> (

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from fastderp.server.http.message import Request, Response
+from fastderp.server.http.clients import ClientsPage
+from fastderp.server.http.debug import DebugPages
+from fastderp.server.http.message import Request
 from fastderp.server.http.pages import Site
-from fastderp.server.http.routes import Routes, http_port_routes, relay_routes
-from tests.kit.http_heads import fields, get, parse
+from fastderp.server.http.routes import Routes, debug_routes, http_port_routes, relay_routes
+from tests.kit.http_heads import at_once, fields, get, parse
+from tests.unit.server.http.test_clients import Details
 
 
-def relay(**site: object) -> Routes:
-    """Build the main table."""
-    return relay_routes(Site(**site))  # type: ignore[arg-type]
+def relay(**site: Any) -> Routes:
+    """Build the main table, with debug pages for local requests."""
+    return relay_routes(Site(**site), DebugPages(dict))
 
 
 def answer(request: Request, routes: Routes | None = None) -> tuple[str, dict[str, str], bytes]:
     """Return the encoded answer to a request, without the date."""
     status, headers, body = fields(
-        (routes or relay()).respond(request).encode(request, close=False)
+        at_once((routes or relay()).respond(request)).encode(request, close=False)
     )
     assert headers.pop("Date").endswith(" GMT")
     return status, headers, body
@@ -138,16 +145,18 @@ def test_a_relay_with_derp_off_answers_differently_at_derp_only() -> None:
     assert answer(get("/derp/probe"), relay(derp=False))[0] == "HTTP/1.1 200 OK"
 
 
-def test_debug_pages_can_be_plugged_in_below_debug() -> None:
-    routes = relay()
-    assert answer(get("/debug/varz"), routes)[0] == "HTTP/1.1 404 Not Found"
-    routes.prefixes["/debug/"] = lambda request: Response(200, request.path.encode(), "text/plain")
-    assert answer(get("/debug/varz"), routes)[2] == b"/debug/varz"
+@pytest.mark.parametrize("path", ["/debug", "/debug/", "/debug/varz", "/metrics"])
+def test_a_relay_without_debug_pages_has_none_of_their_paths(path: str) -> None:
+    local = get(path)
+    local.remote = ("127.0.0.1", 1)
+    routes = relay_routes(Site())
+    for table in (routes, http_port_routes(Site(), routes)):
+        assert answer(local, table)[0] == "HTTP/1.1 404 Not Found"
 
 
 @pytest.mark.parametrize("query", ["", "?debugkey=s3cret", "?debugkey=a%26b&c"])
 def test_the_redirect_to_the_debug_pages_keeps_the_key(query: str) -> None:
-    for routes in (relay(), plain_port()):
+    for routes in (relay(), plain_port(), debug_port()):
         status, headers, _ = answer(get(f"/debug{query}"), routes)
         assert (status, headers["Location"]) == (
             "HTTP/1.1 307 Temporary Redirect",
@@ -165,11 +174,12 @@ def test_connect_is_refused() -> None:
 
 def test_http_1_0_is_answered_in_its_version() -> None:
     request = get("/robots.txt", "Connection: keep-alive", version="1.0")
-    encoded = relay().respond(request).encode(request, close=False)
+    encoded = at_once(relay().respond(request)).encode(request, close=False)
     assert (
         encoded.startswith(b"HTTP/1.0 200 OK\r\n") and b"\r\nConnection: keep-alive\r\n" in encoded
     )
-    assert b"\r\nConnection:" not in relay().respond(request).encode(request, close=True)
+    closing = at_once(relay().respond(request)).encode(request, close=True)
+    assert b"\r\nConnection:" not in closing
 
 
 def test_a_redirect_has_a_page_for_browsers_only() -> None:
@@ -182,10 +192,15 @@ def test_a_redirect_has_a_page_for_browsers_only() -> None:
 # The plain port beside TLS
 
 
-def plain_port(**site: object) -> Routes:
+def plain_port(**site: Any) -> Routes:
     """Build the table of port 80."""
-    settings = Site(**site)  # type: ignore[arg-type]
-    return http_port_routes(settings, relay_routes(settings))
+    settings = Site(**site)
+    return http_port_routes(settings, relay(**site))
+
+
+def debug_port() -> Routes:
+    """Build the table of -debug-addr."""
+    return debug_routes(Site(), DebugPages(dict, access=None))
 
 
 @pytest.mark.parametrize(
@@ -216,6 +231,25 @@ def test_the_plain_port_answers_captive_portal_checks_and_debug() -> None:
     assert b"<h1>DERP</h1>" in answer(get("/debugfoo"), plain_port())[2]
     _, headers, _ = answer(get("/"), plain_port(debug_allowed=lambda request: True))
     assert headers["Location"] == "https://derp.example.com/debug/"
+
+
+@pytest.mark.parametrize(
+    "make", [relay, plain_port, debug_port], ids=["relay", "plain port", "debug port"]
+)
+def test_every_document_fits_a_narrow_screen_and_finds_its_style(
+    make: Callable[[], Routes],
+) -> None:
+    clients = ClientsPage(list, Details())
+    debug = DebugPages(dict, clients=lambda: clients)
+    routes = relay_routes(Site(), debug)
+    for path in ("/", "/debug/", "/debug/clients/", "/debug/clients/?all=1"):
+        request = get(path)
+        request.remote = ("127.0.0.1", 1)
+        body = answer(request, routes)[2]
+        assert b"<meta name=viewport" in body and b"<style" not in body
+        [sheet] = re.findall(rb"<link rel=stylesheet href=(\S+)>", body)
+        status, headers, _ = answer(get(sheet.decode()), make())
+        assert (status, headers["Content-Type"]) == ("HTTP/1.1 200 OK", "text/css; charset=utf-8")
 
 
 def test_a_redirect_without_a_host_uses_the_configured_name() -> None:

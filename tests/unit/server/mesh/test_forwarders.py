@@ -12,6 +12,7 @@ import pytest
 
 from fastderp.dataplane.plane import Plane, PlaneError
 from fastderp.server.mesh.forwarders import Forwarders
+from tests.kit.descriptors import n_descriptors
 
 
 class FullPlane:
@@ -29,12 +30,12 @@ class Forwarder:
 
 async def test_a_refused_session_leaves_no_socket_to_the_garbage_collector() -> None:
     forwarders = Forwarders(cast(Plane, FullPlane()))
-    n_open = len(os.listdir("/proc/self/fd"))
+    n_open = n_descriptors()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         with pytest.raises(PlaneError):
             forwarders.add(bytes(32), Forwarder())
-        assert len(os.listdir("/proc/self/fd")) == n_open
+        assert n_descriptors() == n_open
     assert [warning for warning in caught if warning.category is ResourceWarning] == []
     await forwarders.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 from nacl.bindings import sodium_memcmp
 
@@ -11,7 +13,7 @@ from fastderp.wire.keys import MeshKey, NodePrivate
 from fastderp.wire.login import ClientInfo
 
 
-def never_joins(*_: object) -> int:
+def never_joins(*_: object) -> NoReturn:
     """Stand for the function that makes links sessions."""
     raise NotImplementedError
 

@@ -1,15 +1,20 @@
 """The sockets of an address: wildcards, families, zones, machines without full IPv6."""
 
 import asyncio
+import contextlib
 import errno
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from fastderp.errors import ListenError
 from fastderp.server.net.listen import (
     datagram_sockets,
+    is_local,
     is_wildcard,
     listen_sockets,
     steer_to_successor,
@@ -44,6 +49,22 @@ def test_an_address_and_a_name_are_not_wildcards(host: str) -> None:
     assert not is_wildcard(host)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.0.1", "::1", "localhost", "unix:/x"])
+def test_only_this_machine_reaches_loopback_and_unix_sockets(host: str) -> None:
+    assert is_local(host)
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "x.invalid"])
+def test_other_machines_reach_other_addresses(host: str) -> None:
+    assert not is_local(host)
+
+
+def test_an_open_socket_is_as_local_as_its_address() -> None:
+    for host, expected in (("127.0.0.1", True), ("0.0.0.0", False)):
+        with socket.create_server((host, 0)) as sock:
+            assert is_local([sock]) is expected
+
+
 def test_a_mapped_address_is_the_ipv4_address_in_it() -> None:
     [tcp] = listen_sockets("::ffff:127.0.0.1", 0)
     assert tcp.getsockname()[0] == "127.0.0.1"
@@ -64,6 +85,39 @@ def test_a_machine_without_ipv6_serves_ipv4(monkeypatch: pytest.MonkeyPatch) -> 
         close(*tcp)
     with pytest.raises(OSError, match=r"cannot listen on \[::1\]:1: Address family not supported"):
         listen_sockets("::1", 1)
+
+
+@pytest.mark.parametrize("error", [errno.ENOPROTOOPT, errno.EOPNOTSUPP])
+def test_a_system_that_lacks_the_options_of_connections_serves_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    set_option = socket.socket.setsockopt
+
+    def partly(sock: socket.socket, level: int, option: int, value: int) -> None:
+        if level == socket.IPPROTO_TCP or option in (
+            socket.SO_KEEPALIVE,
+            socket.SO_RCVBUF,
+            stun.IP_PKTINFO,
+            socket.IPV6_RECVPKTINFO,
+        ):
+            raise OSError(error, os.strerror(error))
+        set_option(sock, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", partly)
+    sockets = listen_sockets("", 0)
+    for address in ("127.0.0.1", "::1"):
+        socket.create_connection((address, sockets[0].getsockname()[1]), timeout=5).close()
+    close(*sockets)
+    stun.bind_stun("", 0).close()
+
+
+def test_another_error_of_an_option_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refused)
+    with pytest.raises(OSError, match="No buffer space available"):
+        listen_sockets("127.0.0.1", 0)
 
 
 def test_a_free_port_is_free_in_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,3 +237,18 @@ def test_a_port_is_shared_only_with_those_who_share_it() -> None:
     with pytest.raises(OSError, match="in use"):
         listen_sockets("127.0.0.1", only.getsockname()[1], reuse_port=True)
     close(only)
+
+
+def test_a_unix_socket_of_a_process_that_does_not_accept_is_in_use(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(path)
+        listening.listen(0)
+        while True:
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            if waiting.connect_ex(path):
+                break
+        with pytest.raises(ListenError, match="in use"):
+            listen_sockets(f"unix:{path}", 0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fastderp.server.net import stream as stream_module
-from fastderp.server.net.stream import Poller, Stream, accept
+from fastderp.server.net.stream import Poller, Stream, accept, has_waiting
 
 
 async def test_ready_sockets_alternate_and_the_loop_does_other_work_between_them(
@@ -23,7 +24,7 @@ async def test_ready_sockets_alternate_and_the_loop_does_other_work_between_them
     over = asyncio.Event()
     streams, peers = [], []
 
-    def read(name: str) -> None:
+    def read(name: str, _data: bytes) -> None:
         happened.append(name)
         if len(happened) >= 30:
             over.set()
@@ -36,7 +37,7 @@ async def test_ready_sockets_alternate_and_the_loop_does_other_work_between_them
             Stream(
                 poller,
                 ours,
-                lambda data, name=name: read(name),  # type: ignore[misc]
+                partial(read, name),
                 lambda error: None,
                 lambda: None,
             )
@@ -73,7 +74,7 @@ async def test_a_stream_that_another_has_closed_is_not_called(
     streams: list[Stream] = []
     over = asyncio.Event()
 
-    def close_the_other(me: int) -> None:
+    def close_the_other(me: int, _data: bytes) -> None:
         called.append(me)
         streams[1 - me].close()
         streams[me].close()
@@ -85,7 +86,7 @@ async def test_a_stream_that_another_has_closed_is_not_called(
             Stream(
                 poller,
                 ours,
-                lambda data, number=number: close_the_other(number),  # type: ignore[misc]
+                partial(close_the_other, number),
                 lambda error: None,
                 lambda: None,
             )
@@ -173,8 +174,9 @@ async def test_the_end_and_a_reset_of_the_peer_are_told_apart() -> None:
     for linger in (False, True):
         with socket.create_server(("127.0.0.1", 0)) as listening:
             listening.setblocking(False)
-            assert accept(listening.fileno()) is None
+            assert accept(listening.fileno()) is None and not has_waiting(listening.fileno())
             theirs = socket.create_connection(listening.getsockname())
+            assert has_waiting(listening.fileno())
             found = accept(listening.fileno())
         assert found is not None and found[1] == theirs.getsockname()
         over.clear()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastderp.server.observe.log_queue import LogQueue
-from tests.kit.relay import eventually
+from fastderp.util.log_lines import logger
+from tests.kit.relay import PATIENCE_S, eventually
 
 
 @contextmanager
@@ -78,6 +79,8 @@ def test_closing_does_not_wait_for_a_reader_that_stalls() -> None:
         log.info("too late")
         assert n_lost(lines) == 1
     os.close(reading)
+    # Its thread goes on: it must not write to the next file with this number.
+    lines._thread.join(PATIENCE_S)
     os.close(writing)
 
 
@@ -93,3 +96,27 @@ def test_a_descriptor_made_non_blocking_by_another_process_loses_nothing() -> No
         assert n_lost(lines) == 0
     os.close(writing)
     os.close(reading)
+
+
+def test_lines_of_every_logger_are_escaped_once() -> None:
+    reading, writing = os.pipe()
+    with queue(writing) as (lines, foreign):
+        ours = logger("fastderp")
+        ours.addHandler(lines)
+        try:
+            for log in (ours, foreign):
+                log.error("%s", "\n" * 600)
+                try:
+                    raise ValueError("one\n2026-11-30 12:00:00 forged")
+                except ValueError:
+                    log.exception("an error")
+        finally:
+            ours.removeHandler(lines)
+    os.close(writing)
+    with open(reading) as file:
+        said = [line[20:] if line[0] == "2" else line for line in file.read().splitlines()]
+    half = len(said) // 2
+    # The line is cut before it is escaped.
+    assert said[0] == said[half] == r"\n" * 600
+    assert said[1] == said[half + 1] == "an error"
+    assert said[half - 1] == said[-1] == "  2026-11-30 12:00:00 forged"

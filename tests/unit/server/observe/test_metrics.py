@@ -13,15 +13,18 @@ from fastderp.errors import ConfigError
 from fastderp.server.http.debug import DebugAccess, DebugPages
 from fastderp.server.http.message import Request
 from fastderp.server.observe import metrics
+from fastderp.server.observe.process_metrics import Process
+from fastderp.server.observe.values import Histogram, Value
+from tests.kit.http_heads import at_once
 
 SAMPLE = re.compile(r'[a-z_0-9]+(\{[a-z_]+="[^"\n]*"(,[a-z_]+="[^"\n]*")*\})? \S+')
 
 
-def lines_of(values: Mapping[str, metrics.Value]) -> list[str]:
+def lines_of(values: Mapping[str, Value]) -> list[str]:
     return metrics.varz(values).splitlines()
 
 
-def samples(values: Mapping[str, metrics.Value]) -> dict[str, str]:
+def samples(values: Mapping[str, Value]) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines_of(values) if not line.startswith("#"))
 
 
@@ -55,10 +58,8 @@ def test_metrics_that_do_not_exist_yet_are_absent() -> None:
 
 
 def test_every_line_is_prometheus_text() -> None:
-    values: dict[str, metrics.Value] = {
-        metric.name: 1 for metric in metrics.METRICS if not metric.labels
-    }
-    values |= metrics.Process().metrics() | {"derp_tcp_rtt": {"10ms": 4, "inf": 1}}
+    values: dict[str, Value] = {metric.name: 1 for metric in metrics.METRICS if not metric.labels}
+    values |= Process().metrics() | {"derp_tcp_rtt": {"10ms": 4, "inf": 1}}
     text = metrics.varz(values)
     assert text.endswith("\n")
     for line in text.splitlines():
@@ -68,7 +69,7 @@ def test_every_line_is_prometheus_text() -> None:
 
 
 def test_a_histogram_counts_up_to_each_bound_and_beyond() -> None:
-    histogram = metrics.Histogram((0, 1, 5))
+    histogram = Histogram((0, 1, 5))
     for value in (0, 1, 1, 3, 100):
         histogram.observe(value)
     lines = lines_of({"derp_mesh_update_batch_size": histogram})
@@ -101,6 +102,15 @@ def test_names_are_unique_and_every_metric_has_a_help_text() -> None:
     names = [metric.name for metric in metrics.METRICS]
     assert len(set(names)) == len(names)
     assert all(metric.help for metric in metrics.METRICS)
+
+
+def test_every_metric_of_the_operators_guide_exists() -> None:
+    guide = (Path(__file__).parents[4] / "docs" / "operations.md").read_text()
+    named = re.findall(r"\b((?:fastderp|process)_[a-z_]*[a-z])(?:\{(\w+)[=!])?", guide)
+    labels = {metric.name: metric.labels for metric in metrics.METRICS}
+    assert len(named) > 15
+    assert [name for name, _ in named if name not in labels] == []
+    assert [name for name, label in named if label not in ("", *labels[name])] == []
 
 
 # the metrics of derper's dashboards: PROTOCOL §14, name by name
@@ -165,13 +175,20 @@ def test_protocol_metrics_have_type_and_labels_and_the_rest_our_prefix() -> None
 
 
 def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
+    batches = Histogram((0, 1, 5))
+    for value in (1, 3, 100):
+        batches.observe(value)
     tree = json.loads(metrics.vars_json({
+        "derp_mesh_update_batch_size": batches,
         "derp_accepts": 1, "derp_current_connections": 2,
         "derp_packets_received_kind": {"disco": 3}, "uptime_sec": 4,
         "stun_requests": {"success": 5}, "version": {("0.1.0", "fastderp-relay"): 1},
     }))  # fmt: skip
     assert tree["derp"] == {
-        "accepts": 1, "gauge_current_connections": 2,
+        "version": fastderp.__version__, "accepts": 1, "gauge_current_connections": 2,
+        "counter_mesh_update_batch_size": {
+            "0": 0, "1": 1, "5": 2, "+Inf": 3, "sum": 104, "count": 3,
+        },
         "counter_packets_received_kind": {"disco": 3, "other": 0},
     }  # fmt: skip
     assert tree["counter_uptime_sec"] == 4
@@ -186,7 +203,7 @@ def test_vars_nest_the_relays_counters_under_their_internal_names() -> None:
 
 
 def test_the_process_metrics_have_size_and_age() -> None:
-    values = metrics.Process().metrics()
+    values = Process().metrics()
     resident = values["process_resident_memory_bytes"]
     assert isinstance(resident, int) and resident > 1 << 20
     assert values["derp_memstats_sys0"]
@@ -241,8 +258,12 @@ def test_other_addresses_have_no_access(remote: str) -> None:
     assert not DebugAccess().allows(request(remote=remote))
 
 
-def test_forwarded_requests_have_no_access_from_any_address() -> None:
-    assert not DebugAccess().allows(request(headers={"x-forwarded-for": "127.0.0.1"}))
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip", "forwarded", "via"])
+def test_forwarded_requests_have_no_access_from_any_address(header: str) -> None:
+    assert not DebugAccess().allows(request(headers={header: "127.0.0.1"}))
+
+
+def test_every_header_of_a_proxy_counts() -> None:
     twice = request(headers={"x-forwarded-for": ""})
     assert DebugAccess().allows(twice)
     twice.headers.append(("x-forwarded-for", "192.0.2.1"))
@@ -301,18 +322,23 @@ async def something_is_wrong() -> list[str]:
 
 
 def test_varz_and_vars_show_the_same_counter(pages: DebugPages) -> None:
-    text = pages.respond(request("/debug/varz"))
+    text = at_once(pages.respond(request("/debug/varz")))
     assert (text.status, text.content_type) == (200, "text/plain; charset=utf-8")
     assert b"\nderp_accepts 7\n" in text.body
-    tree = pages.respond(request("/debug/vars"))
+    tree = at_once(pages.respond(request("/debug/vars")))
     assert json.loads(tree.body)["derp"]["accepts"] == 7
 
 
 def test_the_index_links_the_pages_and_escapes_what_it_shows(pages: DebugPages) -> None:
-    index = pages.respond(request()).body
+    index = at_once(pages.respond(request())).body
     assert b"&lt;derp&gt;" in index
     for page in (b"vars", b"varz", b"check"):
         assert b'href="/debug/' + page + b'"' in index
+
+
+def test_the_links_of_the_index_keep_the_debug_key(pages: DebugPages) -> None:
+    index = at_once(pages.respond(request(query="debugkey=a%26%22"))).body
+    assert b'href="/debug/varz?debugkey=a%26%22"' in index
 
 
 async def test_check_answers_as_derper_does(pages: DebugPages) -> None:
@@ -324,14 +350,14 @@ async def test_check_answers_as_derper_does(pages: DebugPages) -> None:
 
 
 def test_an_unknown_page_is_404(pages: DebugPages) -> None:
-    assert pages.respond(request("/debug/pprof/")).status == 404
+    assert at_once(pages.respond(request("/debug/pprof/"))).status == 404
 
 
 def test_a_refusal_has_the_address_in_dev_mode_only(pages: DebugPages) -> None:
     stranger = request("/debug/varz", remote="192.0.2.1")
-    assert (pages.respond(stranger).status, pages.respond(stranger).body) == (
+    assert (at_once(pages.respond(stranger)).status, at_once(pages.respond(stranger)).body) == (
         403,
         b"debug access denied\n",
     )
     pages.dev = True
-    assert b"192.0.2.1" in pages.respond(stranger).body
+    assert b"192.0.2.1" in at_once(pages.respond(stranger)).body

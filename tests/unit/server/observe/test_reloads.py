@@ -39,6 +39,11 @@ async def test_each_part_has_one_line_with_what_changed_or_why_it_did_not(
         "reload: mesh: 3 keys, 1 members",
         "reloading",
     ]
+    await reloads.run_one("limits")
+    assert reloads.metrics() == {
+        "fastderp_reloads_refused_total": {"broken": 0, "limits": 2, "mesh": 0}
+    }
+    assert Reloads().metrics() == {}
 
 
 async def test_a_part_without_descriptors_is_reloaded_later(
@@ -61,6 +66,7 @@ async def test_a_part_without_descriptors_is_reloaded_later(
     kept = "Too many open files; the previous one stays in force; next attempt in 0.001 s"
     assert caplog.text.count(kept) == 3
     assert caplog.messages[-1] == "reload: list: 2 keys"
+    assert reloads.metrics() == {"fastderp_reloads_refused_total": {"list": 0}}
 
 
 @pytest.mark.parametrize("n_requests", [1, 3])
@@ -117,6 +123,7 @@ async def test_a_request_while_a_part_waits_for_descriptors_takes_the_place_of_i
         await failed.wait()
         await asyncio.gather(first, reloads.run())
     assert caplog.messages[-1] == "reload: list: 2 keys"
+    assert reloads.metrics() == {"fastderp_reloads_refused_total": {"list": 0}}
     assert caplog.text.count("2 keys") == 1
 
 

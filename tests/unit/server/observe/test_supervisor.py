@@ -41,6 +41,18 @@ async def test_a_task_that_fails_is_started_again_until_it_returns(
     assert record.exc_info is not None
 
 
+def test_a_shortage_of_the_system_is_one_line_without_a_traceback(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor.note("work", RuntimeError("can't start new thread"), "work starts again in 0.5 s")
+    assert counted(supervisor) == {"work": 1}
+    [record] = caplog.records
+    assert (
+        record.getMessage() == "shortage in work: No thread available; work starts again in 0.5 s"
+    )
+    assert record.exc_info is None
+
+
 async def test_a_supervised_task_can_be_cancelled_while_it_works_and_while_it_waits(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +117,8 @@ async def test_exceptions_that_reach_the_event_loop_are_counted_too(
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(supervisor.note_loop_error)
-    loop.call_soon(dict().__getitem__, "oops")
+    empty: dict[str, object] = {}
+    loop.call_soon(empty.__getitem__, "oops")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert counted(supervisor) == {"event loop": 1}
@@ -130,12 +143,13 @@ OWN_TASKS = {
     "accept/drain.py": "the parts of a drain, in a group that `Server.drain` awaits",
     "accept/embedded.py": "the pumps of one stream, which `serve` awaits",
     "admission/admission.py": "the questions of a round, in a group of a supervised task",
-    "app.py": "the start and the drain, whose exceptions end the command",
+    "app.py": "the drain, whose exceptions end the command; a look at its file, awaited at once",
     "certificates/acme/provider.py": "orders, which handle every exception themselves",
     "http/bootstrap_dns.py": "lookups, in a group of a supervised task",
     "observe/watched_files.py": "a look at the files in a thread, awaited at once",
     "net/resolver.py": "a read of the hosts file, awaited at once",
     "observe/supervisor.py": "the supervised tasks",
+    "process.py": "the start and the drain, whose exceptions end the command",
     "server.py": "the end of the relay, which `close` awaits",
 }
 

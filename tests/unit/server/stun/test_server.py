@@ -45,8 +45,8 @@ def request(*attributes: bytes, txid: bytes = TXID, length: int | None = None) -
 def answer(datagram: bytes) -> bytes | None:
     """Return the responder's answer; the reference must agree."""
     answers = [
-        module.answer_to(datagram, bytes([127, 0, 0, 1]), 56360)
-        for module in (responder, reference)
+        answer_to(datagram, bytes([127, 0, 0, 1]), 56360)
+        for answer_to in (responder.answer_to, reference.answer_to)
     ]
     assert answers[0] == answers[1], datagram
     return answers[0]
@@ -292,7 +292,7 @@ async def test_several_threads_share_the_clients_of_one_port() -> None:
             assert (await answer_from(address, port))[:2] == b"\x01\x01"
     n_asked = 32 * len(server.addresses)
     server.close()
-    assert requests(server)["success"] == server.askers[0] == n_asked
+    assert requests(server)["success"] == server.request_counts[0] == n_asked
     assert sum(each.counters()["success"] > 0 for each in server._responders) > 1
 
 

@@ -30,7 +30,7 @@ async def stun(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StunServer]:
 async def send(stun: StunServer, source: str, n_requests: int) -> None:
     """Send requests from an address and receive their answers."""
     loop = asyncio.get_running_loop()
-    n_expected = stun.askers[0] + n_requests
+    n_expected = stun.request_counts[0] + n_requests
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.bind((source, 0))
@@ -40,7 +40,7 @@ async def send(stun: StunServer, source: str, n_requests: int) -> None:
                 await loop.sock_recv(sock, 100)
     # An answer is counted after it was sent.
     async with asyncio.timeout(5):
-        while stun.askers[0] != n_expected:
+        while stun.request_counts[0] != n_expected:
             await asyncio.sleep(0.001)
 
 
@@ -109,5 +109,5 @@ async def test_no_warning_when_half_of_the_requests_come_from_elsewhere(
     await send(stun, GATEWAY, GATEWAY_MIN_REQUESTS // 2)
     await send(stun, OTHER, GATEWAY_MIN_REQUESTS // 2)
     watching.check()
-    assert stun.askers == (GATEWAY_MIN_REQUESTS, GATEWAY_MIN_REQUESTS // 2)
+    assert stun.request_counts == (GATEWAY_MIN_REQUESTS, GATEWAY_MIN_REQUESTS // 2)
     assert not caplog.messages

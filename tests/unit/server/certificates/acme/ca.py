@@ -79,11 +79,12 @@ class Ca:
 @contextlib.asynccontextmanager
 async def certificates(directory: Path, ca: Ca, **settings: Any) -> AsyncIterator[AcmeCertificates]:
     """Yield certificates from that CA, started."""
-    chosen = AcmeSettings(
-        **{"directory_url": "https://ca.test/dir", "cert_dir": directory, "hostname": NAME}
-        | settings
-    )
-    made = AcmeCertificates(chosen, META, obtain=ca.obtain)
+    default: dict[str, Any] = {
+        "directory_url": "https://ca.test/dir",
+        "cert_dir": directory,
+        "hostname": NAME,
+    }
+    made = AcmeCertificates(AcmeSettings(**default | settings), META, obtain=ca.obtain)
     made.start()
     try:
         yield made

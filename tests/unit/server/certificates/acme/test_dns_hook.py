@@ -7,6 +7,11 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +21,7 @@ import pytest
 from fastderp.errors import ConfigError, IssuanceError
 from fastderp.server.certificates.acme import dns_hook
 from fastderp.server.certificates.acme.dns_hook import DnsHook, check_hook, parse_hook
+from fastderp.util.children import reap_orphans
 from tests.kit.relay import eventually
 
 NAME = "derp.example.com"
@@ -67,6 +73,23 @@ def test_a_command_that_is_killed_names_the_signal(command: Path) -> None:
     append(command, "kill -TERM $$\n")
     with pytest.raises(IssuanceError, match="present: killed by signal 15$"):
         hook(command).present(NAME, AUTHORIZATION)
+
+
+def test_the_exit_code_counts_while_process_1_waits_for_orphans(command: Path) -> None:
+    append(command, "exit 3\n")
+    ended = threading.Event()
+
+    def reap() -> None:
+        while not ended.is_set():
+            reap_orphans()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(reap)
+        try:
+            with pytest.raises(IssuanceError, match="present: exit code 3"):
+                hook(command).present(NAME, AUTHORIZATION)
+        finally:
+            ended.set()
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(
@@ -137,6 +160,44 @@ def test_a_record_that_is_not_removed_in_time_is_a_warning_and_the_relay_ends(
     ]
     child = int((command.parent / "child").read_text())
     eventually(lambda: is_dead(child))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("action", ["present", "cleanup"])
+def test_a_signal_that_kills_the_relay_ends_the_command_with_its_children(
+    command: Path, number: signal.Signals, action: str
+) -> None:
+    append(command, f'if [ "$1" = {action} ]; then\n{HANG}\nfi\n')
+    tied = command.parent / "tied"
+    program = f"""
+from pathlib import Path
+from fastderp.server.certificates.acme import dns_hook
+tie = dns_hook._end_with_relay
+def observed(process, line):
+    tie(process, line)
+    if {action!r} in process.args:
+        Path({str(tied)!r}).touch()
+dns_hook._end_with_relay = observed
+hook = dns_hook.DnsHook(({str(command)!r},))
+hook.present({NAME!r}, "")
+hook.clean_up({NAME!r}, "")
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as relay:
+        eventually(lambda: tied.exists() and (command.parent / "child").exists())
+        relay.send_signal(number)
+    child = int((command.parent / "child").read_text())
+    eventually(lambda: is_dead(child))
+
+
+def test_a_process_that_the_command_leaves_behind_goes_on(command: Path) -> None:
+    append(command, f"sleep 600 >/dev/null 2>&1 &\necho $! > {command.parent}/child\n")
+    hook(command).present(NAME, AUTHORIZATION)
+    child = int((command.parent / "child").read_text())
+    # A signal would be pending now, or has ended it.
+    status = Path(f"/proc/{child}/status").read_text()
+    os.kill(child, signal.SIGKILL)
+    assert "State:\tZ" not in status
+    assert re.findall(r"(?m)^(?:SigPnd|ShdPnd):\s+(\w+)", status) == ["0" * 16, "0" * 16]
 
 
 def is_dead(pid: int) -> bool:

@@ -105,6 +105,19 @@ def test_an_unreachable_ca_is_one_line_with_the_cause(tmp_path: Path, ca: str, r
         obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
 
 
+def test_a_missing_file_of_roots_does_not_count_as_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "absent"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent.pem"))
+    settings = AcmeSettings("https://127.0.0.1:1/dir", tmp_path, "derp.example.com")
+    with pytest.raises(
+        IssuanceError, match=r"^Could not find a suitable TLS CA certificate bundle"
+    ):
+        obtain(Order(settings, KEY, "derp.example.com", KEY, (HTTP_01,), "", 5.0), Challenges())
+
+
 @pytest.mark.parametrize("status", [404, 500, 503])
 def test_an_error_page_is_an_error(server: Answering, tmp_path: Path, status: int) -> None:
     server.status, server.content_type = status, "text/html"
@@ -206,7 +219,7 @@ def test_a_record_is_removed_when_its_order_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise messages.Error(typ=PROBLEM + "malformed", detail="no")
+        raise messages.Error.with_code("malformed", detail="no")
 
     if fails != "present":
         name = {"answer": "answer_challenge", "poll": "poll_authorizations"}[fails]

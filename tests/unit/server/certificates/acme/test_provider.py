@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,11 @@ async def test_a_relay_that_ends_during_an_order_leaves_no_command_and_no_dns_re
 
     class SlowCa(Ca):
         def obtain(
-            self, settings: Any, managed: ManagedCertificate, key: Any, challenges: Challenges
+            self,
+            settings: AcmeSettings,
+            managed: ManagedCertificate,
+            key: Any,
+            challenges: Challenges,
         ) -> bytes:
             try:
                 challenges.publish(DNS_01, managed.name, "token.thumbprint")
@@ -228,7 +232,12 @@ def test_addresses_are_ordered_by_http_01_in_the_short_lived_profile(
     from fastderp.server.certificates.acme import order as acme_order
 
     orders: list[acme_order.Order] = []
-    monkeypatch.setattr(acme_order, "obtain", lambda order, challenges: orders.append(order) or b"")
+
+    def keep(order: acme_order.Order, _challenges: Challenges) -> bytes:
+        orders.append(order)
+        return b""
+
+    monkeypatch.setattr(acme_order, "obtain", keep)
     key = ec.generate_private_key(ec.SECP256R1())
     for name, http in (("2001:db8::1", True), (NAME, True), (NAME, False)):
         settings = AcmeSettings(LETS_ENCRYPT, tmp_path, NAME, ip_certs=True, http=http)
@@ -455,7 +464,7 @@ async def test_no_login_fails_while_certificates_are_renewed(tmp_path: Path, ca:
                 b"HTTP/1.1 200 OK\r\n"
             }
         closed = relay.metrics()["fastderp_closed_total"]
-        assert "tls" not in "".join(closed)  # type: ignore[arg-type]
+        assert isinstance(closed, Mapping) and "tls" not in "".join(closed)
     assert len(ca.asked) > 5
 
 
@@ -500,6 +509,30 @@ async def test_a_ca_with_certificates_that_are_due_at_once_is_used_after_a_pause
             while ours.metrics()["fastderp_acme_orders_total"] != {"failed": 0, "issued": 2}:
                 await asyncio.sleep(0.002)
     assert ca.asked == [NAME, NAME], "the second because it was asked for"
+
+
+async def test_a_disk_that_hangs_keeps_no_client_from_a_new_certificate(
+    tmp_path: Path, ca: Ca, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving, go_on = threading.Event(), threading.Event()
+    save = Store.save
+
+    def slow(*args: Any) -> None:
+        saving.set()
+        assert go_on.wait(10), "the disk hangs"
+        save(*args)
+
+    monkeypatch.setattr(Store, "save", slow)
+    async with certificates(tmp_path, ca) as ours:
+        first = asyncio.create_task(chosen(ours))
+        while not saving.is_set():
+            await asyncio.sleep(0.001)
+        assert ready(ours), "a client that comes now"
+        assert not first.done()
+        go_on.set()
+        assert await first
+    assert ca.asked == [NAME]
+    assert Store(tmp_path).load(NAME) is not None
 
 
 async def test_a_full_disk_costs_only_the_restart(

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fastderp.server.app import Configuration, serve
+from fastderp.server.app import Configuration
 from fastderp.server.observe.log_queue import LogQueue
+from fastderp.server.process import serve
 from tests.unit.server.test_app import SETTINGS
 
 PATIENCE_S = 20.0

@@ -1,0 +1,1 @@
+"""What `fastderp-relay probe` is made of: checks a relay from outside, step by step."""
