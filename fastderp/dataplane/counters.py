@@ -228,6 +228,7 @@ SHARED = (
         "gauge",
     ),
     Counter("events_lost", "events of the data plane lost for lack of memory", "fastderp"),
+    Counter("workers", "threads that move packets", "fastderp", "gauge"),
 )
 
 COUNTERS = (*PER_THREAD, *SHARED)

@@ -126,4 +126,5 @@ cdef dict core_dict(Core* core):
         "gone_watchers_bytes": atomic_peek_u64(&core.routes.gone_watchers_bytes),
         "stash_bytes": (atomic_peek_u64(&core.stashes.partial_bytes)
                         + atomic_peek_u64(&core.stashes.postponed_bytes)),
+        "workers": core.n_workers,
     }

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,13 @@ class RunningRelay:
     def stun_port(self) -> int:
         """The relay's UDP port for STUN."""
         return int(self.find(r"STUN on UDP (\d+)"))
+
+    def varz(self, scheme: str = "http") -> str:
+        """Return the page of its metrics, whoever signed the certificate."""
+        context = ssl._create_unverified_context() if scheme == "https" else None
+        url = f"{scheme}://127.0.0.1:{self.port}/debug/varz"
+        with urllib.request.urlopen(url, timeout=10, context=context) as page:
+            return str(page.read().decode())
 
     def hears(self, text: str) -> str:
         """Wait until the relay logs a line with this text; return the line."""
@@ -133,6 +142,7 @@ def command_with_upkeep_every(seconds: float) -> list[str]:
     """Return a command line of `fastderp-relay` with a shorter interval of its 10 s maintenance."""
     program = f"""
 import sys
+import urllib.request
 from fastderp.cli.relay import main
 from fastderp.server.observe import maintenance
 maintenance.INTERVAL_S = {seconds}

@@ -46,11 +46,6 @@ def log_in(
     return peer
 
 
-def varz(running: RunningRelay) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as page:
-        return str(page.read().decode())
-
-
 def test_the_admission_url_decides_and_its_answers_are_counted(base: tuple[str, ...]) -> None:
     friend, stranger = NodePrivate.generate(), NodePrivate.generate()
 
@@ -63,7 +58,7 @@ def test_the_admission_url_decides_and_its_answers_are_counted(base: tuple[str, 
         assert log_in(running, stranger) is None
         assert peer.sync() == []
         peer.close()
-        numbers = varz(running)
+        numbers = running.varz()
         assert 'fastderp_admission_verdicts_total{by="url",verdict="allowed"} 1\n' in numbers
         assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in numbers
         assert 'fastderp_closed_total{reason="admission_denied"} 1\n' in numbers
@@ -83,7 +78,7 @@ def test_a_disallowed_app_name_is_refused_without_a_query_to_the_admission_url(
             peer = log_in(running, json=b'{"AppName":"quiet"}')
             assert peer is not None
             peer.close()
-            assert 'fastderp_closed_total{reason="login_app_name_disallowed"} 2\n' in varz(running)
+            assert 'fastderp_closed_total{reason="login_app_name_disallowed"} 2\n' in running.varz()
 
 
 def test_a_key_revoked_at_the_next_check_is_disconnected(base: tuple[str, ...]) -> None:
@@ -99,7 +94,7 @@ def test_a_key_revoked_at_the_next_check_is_disconnected(base: tuple[str, ...]) 
             assert peer.sync() == []
             service.answer = ok({"Allow": False})
             assert peer.is_closed()
-            assert 'fastderp_admission_revoked_total{by="url"} 1\n' in varz(running)
+            assert 'fastderp_admission_revoked_total{by="url"} 1\n' in running.varz()
 
 
 def test_a_silent_url_delays_no_other_client(base: tuple[str, ...]) -> None:
@@ -237,7 +232,7 @@ def test_no_unknown_key_is_admitted_without_descriptors_although_the_url_fails_o
         assert len(service.requests) == 1, "the stranger was asked about"
         for sock in crowd:
             sock.close()
-        assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in varz(running)
+        assert 'fastderp_admission_verdicts_total{by="url",verdict="denied"} 1\n' in running.varz()
 
 
 def has_more_than(requests: list[bytes], n: int) -> bool:

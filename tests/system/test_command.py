@@ -205,7 +205,7 @@ def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
         assert is_answered("127.0.0.1", running.stun_port)
 
         def is_counted() -> bool:
-            varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+            varz = running.varz()
             return (
                 'stun_requests{disposition="success"} 1\n' in varz
                 and 'stun_addrfamily{family="ipv4"} 1\n' in varz
@@ -216,7 +216,7 @@ def test_stun_is_answered_and_counted(tmp_path: Path) -> None:
 
 def test_the_counters_have_derpers_names(tmp_path: Path) -> None:
     with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "relay.key"), *QUIET) as running:
-        varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+        varz = running.varz()
         tree = json.loads(get(f"http://127.0.0.1:{running.port}/debug/vars"))
         assert (
             get(f"http://127.0.0.1:{running.port}/debug/check")
@@ -244,7 +244,7 @@ def test_bootstrap_dns_without_names_gives_an_empty_answer_and_counts_it(tmp_pat
         ) as answer:
             assert (answer.read(), answer.headers["Content-Type"]) == (b"", "application/json")
             assert answer.headers["Connection"] == "close"
-        varz = get(f"http://127.0.0.1:{running.port}/debug/varz")
+        varz = running.varz()
     assert "# TYPE bootstrap_dns_requests counter\n" in varz
     assert re.search(r"^bootstrap_dns_requests 1$", varz, re.MULTILINE)
     assert re.search(r"^bootstrap_dns_unpublished_misses 1$", varz, re.MULTILINE)

@@ -3,7 +3,6 @@
 import os
 import re
 import ssl
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,7 @@ def test_version_first_line_and_metric_name_the_library(crypto: str, tmp_path: P
     assert named, said
     with relay("-a", "127.0.0.1:0", "-c", str(tmp_path / "key"), *QUIET, env=env) as running:
         assert f"; crypto {named[1]} ({crypto})" in running.said.splitlines()[0]
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{running.port}/debug/varz", timeout=10
-        ) as answer:
-            text = answer.read().decode()
+        text = running.varz()
     library, _, number = named[1].partition(" ")
     labels = f'library="{library}",version="{number}",source="{crypto}"'
     assert f"fastderp_crypto_info{{{labels}}} 1\n" in text

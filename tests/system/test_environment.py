@@ -18,8 +18,7 @@ FLAGS = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
 
 def varz(running: RunningRelay, name: str) -> int:
     """Return the sum of a metric's samples."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/debug/varz", timeout=10) as page:
-        values = re.findall(rf"^{name}(?:{{.*}})? (\d+)$", page.read().decode(), re.MULTILINE)
+    values = re.findall(rf"^{name}(?:{{.*}})? (\d+)$", running.varz(), re.MULTILINE)
     return sum(map(int, values))
 
 

@@ -6,8 +6,6 @@ import json
 import re
 import signal
 import socket
-import ssl
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -30,14 +28,6 @@ def log_in(running: RunningRelay) -> tuple[Peer, dict[str, int]]:
     return peer, info
 
 
-def varz(running: RunningRelay, scheme: str = "http") -> str:
-    context = ssl._create_unverified_context() if scheme == "https" else None
-    with urllib.request.urlopen(
-        f"{scheme}://127.0.0.1:{running.port}/debug/varz", timeout=10, context=context
-    ) as page:
-        return str(page.read().decode())
-
-
 def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_changes_nothing(
     tmp_path: Path,
 ) -> None:
@@ -51,7 +41,7 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
             "TokenBucketBytesPerSecond": 1_000_000,
             "TokenBucketBytesBurst": 65_568,
         }
-        assert "\nderp_rate_limit_per_client_bytes_per_second 1000000\n" in varz(running)
+        assert "\nderp_rate_limit_per_client_bytes_per_second 1000000\n" in running.varz()
         file.write_text(
             '{"PerClientRateLimitBytesPerSec": 500000, "PerClientRateBurstBytes": 100000}'
         )
@@ -63,7 +53,7 @@ def test_the_rate_file_is_read_at_the_start_and_on_a_signal_and_a_bad_one_change
             "TokenBucketBytesPerSecond": 500_000,
             "TokenBucketBytesBurst": 100_000,
         }
-        assert "\nderp_rate_limit_per_client_burst_bytes 100000\n" in varz(running)
+        assert "\nderp_rate_limit_per_client_burst_bytes 100000\n" in running.varz()
         file.write_text('{"PerClientRateLimitBytesPerSec": -1}')
         running.process.send_signal(signal.SIGHUP)
         running.hears("is not a number of bytes; the previous one stays in force")
@@ -95,7 +85,7 @@ def test_classes_and_limits_of_addresses_change_with_the_file(tmp_path: Path) ->
         for peer in (first, second):
             told = json.loads(peer.key.open_from(public, peer.read_frame()[1]))
             assert told["TokenBucketBytesBurst"] == 65_568
-        metrics = varz(running)
+        metrics = running.varz()
         assert '\nfastderp_closed_total{reason="accept_address"} 1\n' in metrics
         assert "\nfastderp_clients_held_back 0\n" in metrics
         for peer in (first, second):
@@ -109,7 +99,7 @@ def test_without_a_rate_file_server_info_has_no_rates(tmp_path: Path) -> None:
     with relay(*QUIET, "-c", str(tmp_path / "key")) as running:
         peer, info = log_in(running)
         assert info == {"version": 2}
-        assert "rate_limit" not in varz(running)
+        assert "rate_limit" not in running.varz()
         peer.close()
 
 
@@ -151,6 +141,6 @@ def test_connections_over_the_accept_limit_are_closed_and_the_relay_continues(
 
 def _varz_or_nothing(running: RunningRelay) -> str:
     try:
-        return varz(running, "https")
+        return running.varz("https")
     except OSError:
         return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import signal
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,8 @@ def secret(tmp_path: Path) -> Path:
 
 def members_of(running: RunningRelay) -> dict[str, str]:
     """Return the state of each link, by member."""
-    with urllib.request.urlopen(
-        f"http://127.0.0.1:{running.port}/debug/varz", timeout=10
-    ) as answer:
-        found = re.findall(
-            r'^fastderp_mesh_links\{host="(.*?)",state="(\w+)"\} 1$',
-            answer.read().decode(),
-            re.MULTILINE,
-        )
-    return dict(found)
+    links = r'^fastderp_mesh_links\{host="(.*?)",state="(\w+)"\} 1$'
+    return dict(re.findall(links, running.varz(), re.MULTILINE))
 
 
 def test_two_commands_make_a_region(tmp_path: Path, secret: Path) -> None:
