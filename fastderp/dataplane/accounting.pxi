@@ -128,18 +128,14 @@ cdef void queue_time_fold(ThreadContext* t) noexcept nogil:
 
 
 cdef inline void count_flush(ThreadContext* t, size_t n_frames) noexcept nogil:
-    # n_frames were written together; the buckets are FLUSH_BOUNDS of counters.py.
-    cdef size_t bucket = n_frames
-    if n_frames > 10:
-        bucket = (11 if n_frames <= 15 else 12 if n_frames <= 20 else 13 if n_frames <= 25
-                  else 14 if n_frames <= 50 else 15 if n_frames <= 100 else 16)
-    counter_add(&t.counters.buffered_write_frames[bucket], 1)
+    # n_frames were written together.
+    counter_add(&t.counters.buffered_write_frames[buffered_write_frames_bucket(n_frames)], 1)
     counter_add(&t.counters.buffered_write_frames_sum, n_frames)
 
 
 cdef void count_delay(ThreadContext* t, uint64_t n_packets, uint64_t waited_ns) noexcept nogil:
     """Count packets by the time from their read to their write."""
-    counter_add(&t.counters.queue_delay_seconds[delay_bucket(waited_ns)], n_packets)
+    counter_add(&t.counters.queue_delay_seconds[queue_delay_seconds_bucket(waited_ns)], n_packets)
     counter_add(&t.counters.queue_delay_seconds_sum, n_packets * waited_ns)
 
 

@@ -79,10 +79,23 @@ cdef struct StashBudget:
     # atomic; whole frames or records for a later turn, or over the rate limit
     uint64_t postponed_bytes
 
-# A worker's sessions in partial_bytes, in the order of their latest whole frame. Worker only.
-cdef struct PartialList:
+# See session_list.pxd.
+cdef enum ListKind:
+    LIST_DEFERRED                # the sessions to continue in the worker's next turn
+    LIST_PARTIAL                 # those in partial_bytes, in the order of their latest whole frame
+    N_LISTS
+
+cdef struct Neighbors:
+    Session* previous
+    Session* next
+
+cdef struct SessionList:
     Session* first
     Session* last
+
+# A worker's part of partial_bytes.
+cdef struct Partials:
+    SessionList sessions         # worker only
     uint64_t n_bytes             # atomic; only this worker writes it
 
 cdef struct Peer:                # values from the login; fixed for the life of the session
@@ -142,14 +155,11 @@ cdef struct Session:             # seven cache lines; flags are bytes to keep th
     uint8_t is_cut
     # the stash holds whole records: the session brought too many for one turn
     uint8_t has_records
-    uint8_t is_deferred          # in the worker's list of sessions to continue in the next turn
+    uint8_t is_deferred          # in LIST_DEFERRED
     uint8_t is_postponed         # its stashes count in postponed_bytes, not in partial_bytes
-    uint32_t charged_bytes       # what its stashes count there; 0 = nothing
-    Session* next_deferred       # neighbors in that list
-    Session* previous_deferred
-    # neighbors in the worker's PartialList, while charged_bytes and not is_postponed
-    Session* next_partial
-    Session* previous_partial
+    # what its stashes count there; 0 = nothing; in LIST_PARTIAL while nonzero and not is_postponed
+    uint32_t charged_bytes
+    Neighbors neighbors[N_LISTS]     # valid while in the list
     # Guarded by output_lock.
     pthread_mutex_t output_lock
     uint8_t state                # atomic, written under the lock
@@ -207,7 +217,7 @@ cdef struct Core:                # shared by all threads of a plane; fixed unles
     int* epolls                  # by worker
     Wheel* wheels                # by worker; each has its own lock
     PeerGoneQueue* peer_gone     # by worker; each has its own lock
-    PartialList* partials        # by worker
+    Partials* partials           # by worker
     # packets that wait for a client in each lane; 0 = the rule of LANE_BYTES
     uint32_t lane_packets
     bint counts_senders          # each session estimates how many peers have sent to it

@@ -55,26 +55,62 @@ cdef struct Counters:
     uint64_t queue_delay_seconds_sum
     uint64_t pad[8]
 
-cdef inline int delay_bucket(uint64_t ns) noexcept nogil:
-    """Return the bucket of a time in queue_delay_seconds."""
-    if ns <= 100000:
+
+cdef inline int buffered_write_frames_bucket(uint64_t value) noexcept nogil:
+    if value <= 0:
         return 0
-    if ns <= 1000000:
+    if value <= 1:
         return 1
-    if ns <= 5000000:
+    if value <= 2:
         return 2
-    if ns <= 10000000:
+    if value <= 3:
         return 3
-    if ns <= 25000000:
+    if value <= 4:
         return 4
-    if ns <= 50000000:
+    if value <= 5:
         return 5
-    if ns <= 100000000:
+    if value <= 6:
         return 6
-    if ns <= 250000000:
+    if value <= 7:
         return 7
-    if ns <= 500000000:
+    if value <= 8:
         return 8
-    if ns <= 1000000000:
+    if value <= 9:
+        return 9
+    if value <= 10:
+        return 10
+    if value <= 15:
+        return 11
+    if value <= 20:
+        return 12
+    if value <= 25:
+        return 13
+    if value <= 50:
+        return 14
+    if value <= 100:
+        return 15
+    return 16
+
+
+cdef inline int queue_delay_seconds_bucket(uint64_t value) noexcept nogil:
+    if value <= 100000:
+        return 0
+    if value <= 1000000:
+        return 1
+    if value <= 5000000:
+        return 2
+    if value <= 10000000:
+        return 3
+    if value <= 25000000:
+        return 4
+    if value <= 50000000:
+        return 5
+    if value <= 100000000:
+        return 6
+    if value <= 250000000:
+        return 7
+    if value <= 500000000:
+        return 8
+    if value <= 1000000000:
         return 9
     return 10

@@ -260,16 +260,23 @@ def declarations() -> str:
         "cdef struct Counters:",
         *(f"    uint64_t {member}" for row in PER_THREAD for member in _members(row)),
         "    uint64_t pad[8]",
-        "",
-        "cdef inline int delay_bucket(uint64_t ns) noexcept nogil:",
-        '    """Return the bucket of a time in queue_delay_seconds."""',
-        *(
-            f"    if ns <= {round(bound * 1e9)}:\n        return {i}"
-            for i, bound in enumerate(DELAY_BOUNDS)
-        ),
-        f"    return {len(DELAY_BOUNDS)}",
+        *(line for row in PER_THREAD if row.bounds for line in _bucket_function(row)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _bucket_function(row: Counter) -> list[str]:
+    """Return the C function of a histogram; a value is in units of its scale."""
+    return [
+        "",
+        "",
+        f"cdef inline int {row.name}_bucket(uint64_t value) noexcept nogil:",
+        *(
+            f"    if value <= {round(bound / row.scale)}:\n        return {i}"
+            for i, bound in enumerate(row.bounds)
+        ),
+        f"    return {len(row.bounds)}",
+    ]
 
 
 def _members(row: Counter) -> list[str]:

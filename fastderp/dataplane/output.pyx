@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from fastderp.tls.aead cimport keyring_clear, keyring_free, keyring_init
 from fastderp.dataplane.counters cimport (
     DROP_GONE_DISCONNECTED, DROP_QUEUE_HEAD, DROP_QUEUE_TAIL, DROP_WRITE_ERROR, KIND_DISCO,
-    KIND_OTHER, delay_bucket,
+    KIND_OTHER, buffered_write_frames_bucket, queue_delay_seconds_bucket,
 )
 from fastderp.dataplane.events cimport EVENT_DROP, Event, event_new, events_push
 from fastderp.dataplane.fair_queue cimport flows_bypass

@@ -34,7 +34,7 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.core cimport (
     APP_NAME_MAX, CLOSE_CLOSE_PEER, CLOSE_SERVER, CLOSE_SHUTDOWN, PROBLEM_DUPLICATE, RATE_CLASSES,
-    SEAL_CHUNK, SESSION_OPEN, CloseReason, Core, PartialList, Peer, RateLimit, Session,
+    SEAL_CHUNK, SESSION_OPEN, CloseReason, Core, Partials, Peer, RateLimit, Session,
     ThreadContext, session_at,
 )
 from fastderp.dataplane.session cimport (
@@ -178,7 +178,7 @@ cdef class Plane:
         self.core.epolls = <int*>calloc(n, sizeof(int))
         self.core.wheels = <Wheel*>pages_map(n * sizeof(Wheel))
         self.core.peer_gone = <PeerGoneQueue*>calloc(n, sizeof(PeerGoneQueue))
-        self.core.partials = <PartialList*>calloc(n, sizeof(PartialList))
+        self.core.partials = <Partials*>calloc(n, sizeof(Partials))
         self.workers = <Worker**>calloc(n, sizeof(Worker*))
         if (self.core.epolls is NULL or self.core.wheels is NULL or self.core.peer_gone is NULL
                 or self.core.partials is NULL or self.workers is NULL):

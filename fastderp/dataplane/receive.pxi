@@ -9,10 +9,10 @@ cdef void read_ended(Worker* w, Session* s, CloseReason reason, uint8_t detail) 
         return
     if w.n_ending == MAX_ENDING:
         session_fail(&w.context, s, s.handle, reason, detail)
-        ready_append(&w.deferred, s)
+        session_defer(w, s)
         return
     s.is_ending = True
-    ready_remove(&w.deferred, s)
+    session_undefer(w, s)
     w.ending[w.n_ending] = s
     w.n_ending += 1
     pthread_mutex_lock(&s.output_lock)
@@ -113,20 +113,20 @@ cdef void session_read(Worker* w, Session* s, bint more) noexcept nogil:
         stashes_charge(w.context.core, s, walked != 0)
     w.n_gathered += walked
     if (s.is_cut or s.has_records or not s.is_drained) and s.resume_ns == 0 and not s.is_ending:
-        ready_append(&w.deferred, s)
+        session_defer(w, s)
 
 
 cdef void partials_shed(Worker* w) noexcept nogil:
     # Sessions end until the stashes are within their budget; the end of this turn frees them. The
     # sessions may be those of another worker, which is woken.
     cdef Core* core = w.context.core
-    cdef PartialList* list = &core.partials[w.index]
+    cdef Partials* part = &core.partials[w.index]
     cdef Session* s
     cdef int i
     if atomic_peek_u64(&core.stashes.partial_bytes) <= core.stashes.cap_bytes:
         return
-    while partials_over_cap(core, list):
-        s = list.first
+    while partials_over_cap(core, part):
+        s = part.sessions.first
         stashes_refund(core, s)
         read_ended(w, s, CLOSE_INCOMPLETE_FRAME, 0)
     for i in range(core.n_workers):

@@ -4,7 +4,7 @@
 
 from libc.stdint cimport uint8_t
 
-from fastderp.dataplane.core cimport Core, PartialList, Session, Stash
+from fastderp.dataplane.core cimport Core, Partials, Session, Stash
 
 cdef enum:
     # bytes of unused memory that a stash may keep; a session may hold them outside the budget
@@ -14,7 +14,7 @@ cdef bint stash_put(Stash* stash, const uint8_t* data, size_t n) noexcept nogil
 cdef void stashes_free(Core* core, Session* s) noexcept nogil
 cdef void stashes_charge(Core* core, Session* s, bint has_moved) noexcept nogil
 cdef void stashes_refund(Core* core, Session* s) noexcept nogil
-cdef bint partials_over_cap(const Core* core, const PartialList* list) noexcept nogil
+cdef bint partials_over_cap(const Core* core, const Partials* part) noexcept nogil
 
 
 cdef inline bint stashes_matter(const Session* s) noexcept nogil:

@@ -7,7 +7,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from fastderp.dataplane.core cimport LIST_PARTIAL
 from fastderp.dataplane.frame cimport ROLE_CLIENT
+from fastderp.dataplane.session_list cimport list_append, list_remove
 from fastderp.dataplane.sys cimport (
     atomic_add_u64, atomic_peek_u64, atomic_sub_u64, counter_add,
 )
@@ -50,38 +52,17 @@ cdef void stashes_free(Core* core, Session* s) noexcept nogil:
 
 # ---- the budget
 
-cdef void partial_link(PartialList* list, Session* s) noexcept nogil:
-    s.next_partial = NULL
-    s.previous_partial = list.last
-    if list.last is not NULL:
-        list.last.next_partial = s
-    else:
-        list.first = s
-    list.last = s
-
-
-cdef void partial_unlink(PartialList* list, Session* s) noexcept nogil:
-    if s.previous_partial is not NULL:
-        s.previous_partial.next_partial = s.next_partial
-    else:
-        list.first = s.next_partial
-    if s.next_partial is not NULL:
-        s.next_partial.previous_partial = s.previous_partial
-    else:
-        list.last = s.previous_partial
-
-
 cdef void stashes_refund(Core* core, Session* s) noexcept nogil:
     """Take a session out of the budget."""
-    cdef PartialList* list = &core.partials[s.worker]
+    cdef Partials* part = &core.partials[s.worker]
     if s.charged_bytes == 0:
         return
     if s.is_postponed:
         atomic_sub_u64(&core.stashes.postponed_bytes, s.charged_bytes)
     else:
         atomic_sub_u64(&core.stashes.partial_bytes, s.charged_bytes)
-        counter_add(&list.n_bytes, <uint64_t>0 - s.charged_bytes)
-        partial_unlink(list, s)
+        counter_add(&part.n_bytes, <uint64_t>0 - s.charged_bytes)
+        list_remove(&part.sessions, LIST_PARTIAL, s)
     s.charged_bytes = 0
 
 
@@ -91,14 +72,14 @@ cdef void stashes_charge(Core* core, Session* s, bint has_moved) noexcept nogil:
     has_moved: the read completed a frame. A peer that adds a byte now and then keeps its place in
     the order.
     """
-    cdef PartialList* list = &core.partials[s.worker]
+    cdef Partials* part = &core.partials[s.worker]
     cdef uint32_t n = s.frame.capacity + s.record.capacity
     cdef bint is_postponed = s.is_cut or s.has_records or s.resume_ns != 0
     cdef bint keeps_place = (s.charged_bytes != 0 and n > STASH_KEEP and not has_moved
                              and not is_postponed and not s.is_postponed)
     if keeps_place:
         atomic_add_u64(&core.stashes.partial_bytes, <uint64_t>n - s.charged_bytes)
-        counter_add(&list.n_bytes, <uint64_t>n - s.charged_bytes)
+        counter_add(&part.n_bytes, <uint64_t>n - s.charged_bytes)
         s.charged_bytes = n
         return
     stashes_refund(core, s)
@@ -110,12 +91,12 @@ cdef void stashes_charge(Core* core, Session* s, bint has_moved) noexcept nogil:
         atomic_add_u64(&core.stashes.postponed_bytes, n)
     else:
         atomic_add_u64(&core.stashes.partial_bytes, n)
-        counter_add(&list.n_bytes, n)
-        partial_link(list, s)
+        counter_add(&part.n_bytes, n)
+        list_append(&part.sessions, LIST_PARTIAL, s)
 
 
-cdef bint partials_over_cap(const Core* core, const PartialList* list) noexcept nogil:
-    """Return whether the budget is exceeded, and the worker of a list has more than its share."""
+cdef bint partials_over_cap(const Core* core, const Partials* part) noexcept nogil:
+    """Return whether the budget is exceeded, and this worker has more than its share."""
     return (atomic_peek_u64(&core.stashes.partial_bytes) > core.stashes.cap_bytes
-            and atomic_peek_u64(&list.n_bytes)
+            and atomic_peek_u64(&part.n_bytes)
             > core.stashes.cap_bytes // <uint64_t>core.n_workers)

@@ -6,7 +6,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastderp.dataplane.counters cimport Counters
 from fastderp.dataplane.frame cimport KEY_SIZE
-from fastderp.dataplane.core cimport RATE_CLASSES, Core, RateLimit, Session, ThreadContext
+from fastderp.dataplane.core cimport (
+    RATE_CLASSES, Core, RateLimit, Session, SessionList, ThreadContext,
+)
 from fastderp.dataplane.sys cimport epoll_event, iovec, pthread_t
 
 cdef enum:
@@ -51,9 +53,8 @@ cdef struct Target:              # a session that gets frames in this turn; work
     bint has_pong                # one of these frames is a pong
 
 # Sessions with more work than one turn allows, in the order to continue them. Worker only.
-cdef struct ReadyList:
-    Session* first
-    Session* last
+cdef struct Deferred:
+    SessionList sessions
     int n
 
 # A (sender, receiver) pair that the routing table has already. Worker only.
@@ -84,7 +85,7 @@ cdef struct Worker:              # owned by its thread; the atomic members and `
     int n_targets
     int n_ending
     int n_touched                # targets that the current session has added
-    ReadyList deferred
+    Deferred deferred
     # last_dst and last_target are from this read, with no flush in between
     bint has_last
     uint8_t last_dst[KEY_SIZE]   # destination of the previous packet

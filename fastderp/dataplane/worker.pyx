@@ -30,13 +30,14 @@ from fastderp.dataplane.routes cimport (
 )
 from fastderp.dataplane.core cimport (
     CLOSE_BAD_SIZE, CLOSE_CONTROL_OVERFLOW, CLOSE_EOF, CLOSE_INCOMPLETE_FRAME,
-    CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, LEAVING_READS, NOT_HERE_BURST,
-    PROBLEM_RATE, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket, CloseReason, PartialList,
-    RateLimit, StashBudget, session_at,
+    CLOSE_NOT_PERMITTED, CLOSE_NO_MEMORY, CLOSE_RESET, CLOSE_TLS, LEAVING_READS,
+    LIST_DEFERRED, NOT_HERE_BURST, PROBLEM_RATE, SESSION_CLOSING, SESSION_OPEN, Batch, Bucket,
+    CloseReason, Partials, RateLimit, StashBudget, session_at,
 )
 from fastderp.dataplane.session cimport (
     peer_gone_run, session_due, session_end, session_note_sender,
 )
+from fastderp.dataplane.session_list cimport list_append, list_remove
 from fastderp.dataplane.stash cimport (
     STASH_KEEP, partials_over_cap, stash_put, stashes_charge, stashes_matter, stashes_refund,
 )
@@ -73,43 +74,28 @@ include "relay.pxi"
 include "batch.pxi"
 
 
-# ---- the list of deferred sessions
+# ---- deferred sessions
 
-cdef void ready_append(ReadyList* list, Session* s) noexcept nogil:
-    if s.is_deferred:
-        return
-    s.is_deferred = True
-    s.next_deferred = NULL
-    s.previous_deferred = list.last
-    if list.last is not NULL:
-        list.last.next_deferred = s
-    else:
-        list.first = s
-    list.last = s
-    list.n += 1
-
-
-cdef void ready_remove(ReadyList* list, Session* s) noexcept nogil:
+cdef void session_defer(Worker* w, Session* s) noexcept nogil:
     if not s.is_deferred:
-        return
-    s.is_deferred = False
-    if s.previous_deferred is not NULL:
-        s.previous_deferred.next_deferred = s.next_deferred
-    else:
-        list.first = s.next_deferred
-    if s.next_deferred is not NULL:
-        s.next_deferred.previous_deferred = s.previous_deferred
-    else:
-        list.last = s.previous_deferred
-    list.n -= 1
+        s.is_deferred = True
+        w.deferred.n += 1
+        list_append(&w.deferred.sessions, LIST_DEFERRED, s)
 
 
-cdef void ready_rotate(ReadyList* list) noexcept nogil:
+cdef void session_undefer(Worker* w, Session* s) noexcept nogil:
+    if s.is_deferred:
+        s.is_deferred = False
+        w.deferred.n -= 1
+        list_remove(&w.deferred.sessions, LIST_DEFERRED, s)
+
+
+cdef void deferred_rotate(Worker* w) noexcept nogil:
     # The session read first in a turn finds room at a crowded receiver, so the first one changes.
-    cdef Session* first = list.first
-    if list.n > 1:
-        ready_remove(list, first)
-        ready_append(list, first)
+    cdef Session* first = w.deferred.sessions.first
+    if w.deferred.n > 1:
+        session_undefer(w, first)
+        session_defer(w, first)
 
 
 # ---- the thread
@@ -137,7 +123,7 @@ cdef void session_event(Worker* w, Session* s, uint32_t events) noexcept nogil:
 
 
 cdef void session_continue(Worker* w, Session* s) noexcept nogil:
-    ready_remove(&w.deferred, s)
+    session_undefer(w, s)
     if atomic_load_u8(&s.state) == SESSION_CLOSING:
         read_ended(w, s, CLOSE_EOF, 0)
     elif s.resume_ns == 0:
@@ -169,9 +155,9 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     w.context.now_ns = clock_ns()
     w.gather_ns = w.context.now_ns
     limit_refresh(w)
-    ready_rotate(&w.deferred)
+    deferred_rotate(w)
     for _i in range(n_deferred):
-        session_continue(w, w.deferred.first)
+        session_continue(w, w.deferred.sessions.first)
     for i in range(n_events):
         handle = w.events[i].data.u64
         if handle == WAKE:
