@@ -24,7 +24,8 @@ from fastderp.cli.output import refuse, show
 from fastderp.cli.signals import SIGNALS
 from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
-from fastderp.util.shortage import NO_THREAD, descriptor_limits, shortage_of
+from fastderp.util.shortage import descriptor_limits, shortage_of
+from fastderp.util.threads import NO_THREAD
 
 if TYPE_CHECKING:
     from fastderp.server.settings import RelaySettings

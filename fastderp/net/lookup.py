@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import errno
 import socket
-import threading
+from functools import partial
 from typing import Any
 
+from fastderp.errors import ShortageError
 from fastderp.util.net import host_bytes
+from fastderp.util.threads import in_thread
 
 # Lookups at once: strangers may choose the names, such as those of tunnels.
 THREADS_MAX = 128
@@ -46,38 +48,24 @@ async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[Ad
 
 
 def _start(key: _Key) -> None:
-    loop, *_ = key
-    lookup = loop.create_future()
+    _forget_closed_loops()
     try:
-        # A daemon does not keep the process from its end.
-        threading.Thread(target=_run, args=(key, lookup), name="lookup", daemon=True).start()
-    except RuntimeError as error:
+        lookup = in_thread("lookup", partial(_addresses, *key[1:]))
+    except ShortageError as error:
         raise OSError(errno.EAGAIN, "no thread for the name lookup") from error
     _running[key] = lookup
+    lookup.add_done_callback(partial(_end, key))
 
 
-def _run(key: _Key, lookup: asyncio.Future[list[Address]]) -> None:
-    """Look up a name in a thread, and report to the loop."""
-    loop, host, port, family = key
-    try:
-        found: list[Address] | Exception = _addresses(host, port, family)
-    except Exception as error:
-        found = error
-    try:
-        loop.call_soon_threadsafe(_settle, key, lookup, found)
-    except RuntimeError:  # the loop is closed
-        _running.pop(key, None)
-
-
-def _settle(
-    key: _Key, lookup: asyncio.Future[list[Address]], found: list[Address] | Exception
-) -> None:
+def _end(key: _Key, lookup: asyncio.Future[list[Address]]) -> None:
     _running.pop(key, None)
-    if isinstance(found, Exception):
-        lookup.set_exception(found)
-        lookup.exception()  # all who asked may have given up
-    else:
-        lookup.set_result(found)
+    lookup.exception()  # all who asked may have given up
+
+
+def _forget_closed_loops() -> None:
+    for key in list(_running):
+        if key[0].is_closed():
+            _running.pop(key, None)
 
 
 def _addresses(host: str, port: int, family: socket.AddressFamily, flags: int = 0) -> list[Address]:

@@ -11,12 +11,12 @@ import os
 import re
 import resource
 
+from fastderp.util.threads import NO_THREAD
+
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Further errors of a connect or a new thread when ports or threads are used up. Other calls use
 # these numbers for other errors.
 _CONNECT_SHORTAGES = SHORTAGES | {errno.EAGAIN, errno.EADDRNOTAVAIL}
-
-NO_THREAD = "No thread available"
 
 # Descriptors that the listeners leave free for requests to verifiers, key lists, certificates and
 # log files; a quarter of a small limit.

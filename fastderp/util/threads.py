@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fastderp.errors import ShortageError
-from fastderp.util.shortage import NO_THREAD
 
+NO_THREAD = "No thread available"
 T = TypeVar("T")
 
 

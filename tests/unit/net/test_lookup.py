@@ -124,3 +124,14 @@ async def test_a_lack_of_threads_is_a_shortage(
     with pytest.raises(OSError, match="no thread") as caught:
         await look_up("good.test", 1, ANY)
     assert caught.value.errno == errno.EAGAIN and shortage_of(caught.value)
+
+
+def test_the_lookups_of_a_closed_loop_are_forgotten(nameserver: Nameserver) -> None:
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(look_up("silent.test", 1, ANY), 0.01)
+
+    asyncio.run(give_up())
+    assert lookup._running
+    asyncio.run(look_up("good.test", 1, ANY))
+    assert not lookup._running
