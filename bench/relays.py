@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -13,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -27,7 +28,9 @@ DERPER_VERSION = "1.104.7"
 OLDER_DERPER_VERSION = "1.98.9"
 # the Go module for the build of the newest derper; it replaces a dependency that is not published
 DERPER_MODULE = HERE.parent / "tests/interop/go_newest"
-START_LIMIT_S = 15.0
+# the first of the ports that `free_port` chooses from
+FIRST_PORT = 10_000
+START_LIMIT_S = 60.0
 
 
 class RelayError(Exception):
@@ -325,10 +328,17 @@ def _start(
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """Return a port of loopback that is free at the moment, by default of TCP."""
-    with socket.socket(type=kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free at the moment, by default of TCP.
+
+    It is below those that the kernel gives to sockets which ask for any, so that none of them
+    takes it before the program that it is for.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = FIRST_PORT + secrets.randbelow(lowest - FIRST_PORT) if lowest > FIRST_PORT else 0
+        with socket.socket(type=kind) as probe, suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
 
 
 def _await_port(relay: Relay, process: subprocess.Popen[bytes], port: int, log: Path) -> None:

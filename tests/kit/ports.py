@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
+
+from bench.relays import free_port
 
 
 def free_ports(n: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
-    """Return different loopback ports that are free at the moment."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return different ports that are free at the moment."""
+    ports: set[int] = set()
+    while len(ports) < n:
+        ports.add(free_port(kind))
+    return list(ports)
 
 
 def is_served(port: int) -> bool:

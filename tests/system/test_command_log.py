@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -66,7 +67,7 @@ def unread(
     tmp_path: Path, stderr: int, command: Sequence[str] = (str(COMMAND),)
 ) -> Iterator[Unread]:
     """Run a relay with this standard error in the block; it serves when the block begins."""
-    port, stun_port = free_ports(2)
+    [port], [stun_port] = free_ports(1), free_ports(1, socket.SOCK_DGRAM)
     flags = ("-a", f"127.0.0.1:{port}", "-stun-port", str(stun_port), "-c", str(tmp_path / "k"))
     # Each login and each departure logs one or two lines.
     process = subprocess.Popen(
