@@ -19,7 +19,8 @@ from fastderp.wire.keys import NodePublic
 from tests.kit.peer import Peer
 
 COMMAND = Path(sys.executable).with_name("fastderp-relay")
-START_TIMEOUT_S = 20.0
+# for what takes a second on an idle machine
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -74,14 +75,14 @@ class RunningRelay:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal; return the exit code and the output."""
         self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=20)
+        _, rest = self.process.communicate(timeout=PATIENCE_S)
         self.lines += rest.decode().splitlines(keepends=True)
         return self.process.returncode, self.said
 
 
 def log_in(running: RunningRelay, **info: object) -> Peer:
     """Return a client that is logged in over plain TCP; `info` are members of its ClientInfo."""
-    peer = Peer.connect("127.0.0.1", running.port, None, 20)
+    peer = Peer.connect("127.0.0.1", running.port, None, PATIENCE_S)
     peer.login(running.public_key, json=json.dumps({"version": 2, **info}).encode())
     return peer
 
@@ -93,7 +94,7 @@ def refused(*flags: str, env: dict[str, str] | None = None) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         env=_environment(env),
     )
     return done.returncode, done.stdout

@@ -81,7 +81,7 @@ class Container:
             [*inside, "/bin/sh", "-c", _as_user(self.variables, command)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -95,7 +95,7 @@ class Container:
     def stop(self) -> tuple[int, str]:
         """Send what the engine sends to stop it; return its exit code and its log."""
         os.kill(self.pid, signal.Signals[instruction("STOPSIGNAL")])
-        _, rest = self.relay.process.communicate(timeout=20)
+        _, rest = self.relay.process.communicate(timeout=60)
         self.relay.lines += rest.decode().splitlines(keepends=True)
         return self.relay.process.returncode, self.relay.said
 

@@ -12,7 +12,7 @@ def n_descriptors() -> int:
 
 
 async def closed_to(n: int) -> None:
-    """Wait, for 5 s at most, until no more than `n` descriptors are open."""
-    async with asyncio.timeout(5):
+    """Wait, for 30 s at most, until no more than `n` descriptors are open."""
+    async with asyncio.timeout(30):
         while n_descriptors() > n:
             await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
@@ -18,12 +18,12 @@ def threads_in(pid: int, place: str) -> list[int]:
 
     place: the beginning of the name in /proc/PID/task/TID/wchan.
     """
-    tasks = Path(f"/proc/{pid}/task")
-    return sorted(
-        int(task.name)
-        for task in tasks.iterdir()
-        if int(task.name) != pid and (task / "wchan").read_text().startswith(place)
-    )
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if int(task.name) != pid and (task / "wchan").read_text().startswith(place):
+                found.append(int(task.name))
+    return sorted(found)
 
 
 @contextmanager

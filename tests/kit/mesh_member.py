@@ -38,7 +38,9 @@ class Member:
             self.sock = self._tls.wrap_socket(self.sock, server_side=True)
         head = b""
         while not head.endswith(b"\r\n\r\n"):
-            head += self.sock.recv(1)
+            byte = self.sock.recv(1)
+            assert byte, "the relay has hung up"
+            head += byte
 
     def welcome(self, secret: MeshKey = SECRET) -> None:
         """Accept a connection and log it in; WatchConns must follow its ClientInfo at once."""

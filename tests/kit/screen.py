@@ -40,7 +40,8 @@ class Screen:
     def text(self) -> str:
         """The last whole screen in the terminal's size, without colours; "" if there is none."""
         for drawn in reversed(self.output.split(_HOME)):
-            text = _SEQUENCE.sub(b"", drawn).decode()
+            # The last one may end within a character.
+            text = _SEQUENCE.sub(b"", drawn).decode(errors="replace")
             lines = text.splitlines()
             if len(lines) == self._lines and len(lines[-1]) == self._columns:
                 return text

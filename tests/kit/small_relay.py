@@ -71,7 +71,7 @@ class SmallRelay:
         keys = [bytes([index + 1]) * KEY_SIZE for index in range(n)]
         for ours, theirs in pairs:
             theirs.setblocking(False)
-            ours.settimeout(5)
+            ours.settimeout(30)
         self.clients: list[Joined] = []
         self.members: list[_Member] = []
         for (ours, theirs), key in zip(pairs, keys, strict=True):

@@ -61,7 +61,7 @@ def test_every_scenario_runs_on_every_relay_in_every_round(tmp_path: Path) -> No
         (["--relays", "", "--relay", "x=sleep 1"], "{port}"),
         (["--relays", "", "--relay", "x=no-such-program {port}", "pairs-10"], "no-such-program"),
         (["--relays", "", "--relay", "x=false {port}", "pairs-10"], "x did not start"),
-        (["--derper", "/nonexistent/derper"], "/nonexistent/derper"),
+        (["--derper", "/proc/nonexistent/derper"], "/proc/nonexistent/derper"),
         (["--relays", "", "pairs-10"], "no relay"),
         (["--relays", "", "--relay", "x=sleep {port}", "tls/pairs-10"], "TLS"),
     ],

@@ -95,11 +95,12 @@ def test_a_second_signal_ends_process_1_of_a_container_that_hangs(
         os.kill(relay_id, number)
         wait_for(b"hangs\n", running.process)
         os.kill(relay_id, number)
-        assert running.process.wait(10) == 128 + number
+        assert running.process.wait(60) == 128 + number
 
 
 def test_a_relay_that_hangs_ends_by_itself_and_logs_where(tmp_path: Path) -> None:
-    with started(hanging(tmp_path, limit_s=0.5)) as running:
+    # A busy machine may take a second until it hangs.
+    with started(hanging(tmp_path, limit_s=3.0)) as running:
         code, _ = running.stop()
         assert code == 1
         assert re.search(r'^  File "<string>", line 7 in close$', "".join(running.lines), re.M)

@@ -16,7 +16,7 @@ import pytest
 
 from fastderp.wire.keys import NodePrivate, NodePublic
 from tests.kit.command import RunningRelay, log_in, refused, relay, started
-from tests.kit.peer import Peer, upgrade_request
+from tests.kit.peer import SEND, Peer, frame, upgrade_request
 from tests.kit.ports import free_ports
 from tests.system.test_readme import OPERATIONS, blocks
 
@@ -102,8 +102,7 @@ def test_a_session_and_its_drops_are_objects_with_their_values(
 ) -> None:
     with log_in(running, AppName='a "quoted" app') as peer:
         address = "{}:{}".format(*peer.sock.getsockname())
-        for _ in range(20):
-            peer.send_packet(watched, b"data")
+        peer.send(frame(SEND, watched.raw + b"data") * 20)
         peer.sync()
     line = json.loads(running.hears('"closed"'))
     key = peer.key.public_key.short

@@ -11,9 +11,11 @@ import pytest
 
 from tests.kit.command import RunningRelay, relay
 from tests.kit.frozen import frozen, threads_in
+from tests.kit.relay import eventually
 
 PERIOD_US = 1_000_000
-QUIET = ("-a", "127.0.0.1:0", "-stun=false", "-workers=2")
+N_WORKERS = 2
+QUIET = ("-a", "127.0.0.1:0", "-stun=false", f"-workers={N_WORKERS}")
 
 
 @contextlib.contextmanager
@@ -27,6 +29,10 @@ def watched(tmp_path: Path, **env: str) -> Iterator[tuple[RunningRelay, socket.s
         with relay(*QUIET, "-c", str(tmp_path / "k"), env=settings) as running:
             assert manager.recv(4096).startswith(b"READY=1")
             yield running, manager
+
+
+def waiting_workers(pid: int) -> list[int]:
+    return threads_in(pid, "do_epoll_wait") or threads_in(pid, "ep_poll")
 
 
 def is_fed(manager: socket.socket, within_s: float) -> bool:
@@ -53,15 +59,16 @@ def test_a_part_that_hangs_starves_the_watchdog(tmp_path: Path, part: str) -> No
     with watched(tmp_path) as (running, manager):
         pid = running.process.pid
         assert is_fed(manager, 20)
-        workers = threads_in(pid, "do_epoll_wait") or threads_in(pid, "ep_poll")
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: len(waiting_workers(pid)) == N_WORKERS, 5)
+        workers = waiting_workers(pid)
         if not workers:
             pytest.skip("the system does not tell where threads wait")
         try:
             with frozen(pid if part == "loop" else workers[-1]):
                 # Up to two are on their way: the thread has answered the last question.
-                for _ in range(2):
-                    is_fed(manager, 1)
-                assert not is_fed(manager, 3 * PERIOD_US / 1e6)
+                rounds = (is_fed(manager, 3 * PERIOD_US / 1e6) for _ in range(3))
+                assert not all(rounds)
         except PermissionError:
             pytest.skip("the system does not let a parent trace its child")
         assert is_fed(manager, 20), "it makes progress again"

@@ -58,13 +58,15 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     print(parse_response(sock.recv(2048))[1])
 """
 REFUSING_SERVICE = """
-import http.server
+import http.server, sys
 class Refuse(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{"Allow": false}')
-http.server.HTTPServer(("127.0.0.1", 9000), Refuse).serve_forever()
+server = http.server.HTTPServer(("127.0.0.1", 9000), Refuse)
+open(sys.argv[1], "w").close()
+server.serve_forever()
 """
 
 
@@ -139,7 +141,12 @@ class TestContainer:
         service.write_text(REFUSING_SERVICE)
         folder = tmp_path / "root"
         folder.mkdir()
-        with container(folder, variables, before=f"{sys.executable} {service} & ") as running:
+        # The relay admits every client while nothing serves there.
+        serves = tmp_path / "serves"
+        before = (
+            f"{sys.executable} {service} {serves} & while ! [ -e {serves} ]; do sleep 0.1; done"
+        )
+        with container(folder, variables, before=before) as running:
             assert exchanged(running, "http://127.0.0.1:3340/derp").startswith("DialError")
 
     def test_without_tailscaled_verify_clients_admits_no_client(self, tmp_path: Path) -> None:

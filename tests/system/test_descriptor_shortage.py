@@ -77,11 +77,9 @@ def test_a_shortage_of_descriptors_affects_no_client_and_ends(loop: str) -> None
             assert sum(cpu.cpu_times()[:2]) - used_s < 0.5, "it spins"
             for sock in crowd:
                 sock.close()
-            began = time.monotonic()
             with Peer.connect("127.0.0.1", int(port), None, 10) as peer:
                 peer.login(key)
                 assert peer.sync() == []
-            assert time.monotonic() - began < 5
         process.communicate()
     assert process.returncode == 0
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastderp.wire.keys import NodePrivate
 from tests.kit.command import RunningRelay, command_with_upkeep_every, log_in, relay, started
-from tests.kit.peer import Peer
+from tests.kit.peer import SEND, Peer, frame
 from tests.kit.relay import eventually
 
 FLAGS = ("-a", "127.0.0.1:0", "-stun=false", "-http-port=-1")
@@ -28,8 +28,7 @@ def test_drops_of_packets_for_a_watched_key_are_logged_and_no_others(tmp_path: o
         *FLAGS, "-c", f"{tmp_path}/k", env={"TS_DEBUG_VERBOSE_DROPS": watched.hex}
     ) as running:
         with log_in(running) as peer:
-            for _ in range(20):
-                peer.send_packet(watched, b"data")
+            peer.send(frame(SEND, watched.raw + b"data") * 20)
             peer.send_packet(other, b"data")
             peer.sync()
             sender = peer.key.public_key.short
@@ -123,6 +122,7 @@ def test_connected_clients_are_listed_with_their_senders_if_estimates_are_on(
         for sender in (bob, cid):
             sender.send_packet(ann.public, b"hello")
             ann.read_packet()
+            assert sender.sync() == ann.sync() == []  # a packet is counted after it was written
         listed = {client["key"]: client for client in clients_of(running)}
         assert listed.keys() == {peer.public.text for peer in (ann, bob, cid)}
         of_ann = listed[ann.public.text]

@@ -15,7 +15,7 @@ from fastderp.client import HTTPClient
 from fastderp.server.mesh.forwarders import PacketForwarder
 from fastderp.wire.keys import MeshKey, NodePrivate, NodePublic
 from tests.kit.peer import DISCO, GONE, Peer
-from tests.kit.relay import Relay, eventually
+from tests.kit.relay import PATIENCE_S, Relay, eventually
 
 Packet = tuple[NodePublic, NodePublic, bytes]
 
@@ -259,7 +259,7 @@ def test_a_slow_forwarder_delays_no_client(relay: Relay, key: NodePublic) -> Non
             client.send_packet(key, bytes(65536))
         client.send_packet(other.public, b"x")
         assert other.read_packet() == (client.public, b"x")
-        assert forwarder.is_busy.is_set()
+        assert forwarder.is_busy.wait(PATIENCE_S)
         assert relay.metrics()["fastderp_packets_forwarded_lost_total"] > 0
         assert relay.metrics()["fastderp_backlog_bytes"] < 8 << 20
 

@@ -44,7 +44,9 @@ def wait_ends(relay: Relay, reason: str) -> None:
 
 def logged_end(caplog: pytest.LogCaptureFixture) -> str:
     """Return the reason in the only line about a broken link."""
-    (reason,) = re.findall(r"mesh: no link to \S+ the link broke: (.*)", caplog.text)
+    line = r"mesh: no link to \S+ the link broke: (.*)"
+    eventually(lambda: re.search(line, caplog.text))
+    (reason,) = re.findall(line, caplog.text)
     return str(reason)
 
 

@@ -161,10 +161,10 @@ def test_a_thousand_watch_requests_are_not_answered_a_thousand_times(relay: Rela
     with mesh_peer(relay) as w:
         w.send(frame(WATCH) * 1000)
         eventually(lambda: relay.metrics()["fastderp_mesh_ignored_total"][("watch",)] > 900)
-        listed = w.read_frames(10)
-        assert listed == [present(w, MESH)] * 10
         with relay.login() as a:
-            assert w.read_frame() == present(a)
+            lists = list(iter(w.read_frame, present(a)))
+        # ten at once, and another each 100 ms
+        assert set(lists) == {present(w, MESH)} and 10 <= len(lists) < 100
 
 
 def test_a_relay_gets_no_presence_of_itself(relay: Relay) -> None:

@@ -15,7 +15,7 @@ from fastderp.server.http.routes import relay_routes
 from fastderp.tls.context import ClientContext
 from fastderp.tls.handshake import Handshake
 from tests.kit.peer import Peer, client_info, upgrade_request
-from tests.kit.relay import Relay, Setup, eventually, without_websocket
+from tests.kit.relay import PATIENCE_S, Relay, Setup, eventually, without_websocket
 
 StartRelay = Callable[..., Relay]
 
@@ -30,8 +30,14 @@ def get(path: str) -> bytes:
 @contextmanager
 def stopped(relay: Relay) -> Iterator[None]:
     """Block the relay's loop, so that all bytes sent meanwhile arrive at once."""
-    go_on = threading.Event()
-    relay._loop.call_soon_threadsafe(go_on.wait)
+    is_blocked, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        is_blocked.set()
+        go_on.wait()
+
+    relay._loop.call_soon_threadsafe(block)
+    assert is_blocked.wait(PATIENCE_S)
     try:
         yield
     finally:
@@ -76,6 +82,7 @@ def test_a_login_does_not_wait_for_all_requests_that_others_pipeline(
 
     relay = start_relay(setup, routes=page.routes, verify=verify)
     with relay.connect() as greedy, relay.connect() as other, relay.connect() as client:
+        eventually(lambda: relay.listener.n_pending == 3)
         with stopped(relay):
             greedy.send(get("/page") * N_PIPELINED)
             other.send(get("/page") * N_PIPELINED)
@@ -104,6 +111,7 @@ def test_pipelined_requests_are_answered_in_turn_and_in_order(
     routes.prefixes["/page/"] = respond
     relay = start_relay(setup, routes=routes)
     with relay.connect() as first, relay.connect() as second:
+        eventually(lambda: relay.listener.n_pending == 2)
         with stopped(relay):
             first.send(b"".join(get(f"/page/first/{number}") for number in range(50)))
             second.send(b"".join(get(f"/page/second/{number}") for number in range(50)))
@@ -177,6 +185,6 @@ def test_the_lag_of_the_loop_is_measured(start_relay: StartRelay) -> None:
         rows: dict[str, float] = dict(relay.metrics()["fastderp_loop_lag_seconds"].samples())
         return rows["_count"] - rows['_bucket{le="0.25"}']
 
-    assert n_late() == 0
+    n_before = n_late()  # of a busy machine
     relay._loop.call_soon_threadsafe(late.wait, 0.6)
-    eventually(lambda: n_late() == 1)
+    eventually(lambda: n_late() > n_before)

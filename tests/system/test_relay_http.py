@@ -143,7 +143,7 @@ def test_requests_stay_in_the_kernel_while_answers_are_not_read(relay: Relay) ->
 
 
 def test_an_idle_connection_is_closed(start_relay: StartRelay) -> None:
-    relay = start_relay(idle_s=0.2)
+    relay = start_relay(idle_s=1.0)
     with relay.connect() as peer:
         peer.send(get("/derp/probe"))
         assert read_response(peer)[0] == b"HTTP/1.1 200 OK"
@@ -362,7 +362,7 @@ def test_the_chain_ends_with_the_metacert(start_relay: StartRelay, setup: Setup)
         "-tls1_3" if setup.transport == "TLS 1.3" else "-tls1_2",
     ]
     shown = subprocess.run(
-        ["openssl", "s_client", *arguments], input=b"", capture_output=True, timeout=10
+        ["openssl", "s_client", *arguments], input=b"", capture_output=True, timeout=60
     ).stdout.decode()
     subjects = [line for line in shown.splitlines() if line.strip().startswith(("0 s:", "1 s:"))]
     assert "derpkey" + relay.server.public_key.hex in subjects[1]

@@ -45,7 +45,7 @@ def test_a_client_logs_in_as_the_protocol_says(relay: Relay) -> None:
         assert relay.server.is_client_connected(peer.public)
         assert relay.metrics()["derp_current_connections"] == 1
     relay.wait_connected(peer.public, False)
-    assert relay.metrics()["derp_current_connections"] == 0
+    eventually(lambda: relay.metrics()["derp_current_connections"] == 0)
 
 
 def test_every_session_end_is_a_line_with_key_address_seconds_and_reason(
@@ -248,13 +248,13 @@ def test_a_client_without_a_login_in_time_is_closed_even_if_bytes_trickle_in(
     start_relay: StartRelay, setup: Setup
 ) -> None:
     assert LOGIN_BUDGET_S == 10.0
-    relay = start_relay(setup, login_timeout=0.5)
+    relay = start_relay(setup, login_timeout=2.0)
     with relay.connect_tcp() as silent, relay.connect_tcp() as slow, relay.connect() as waiting:
         waiting.upgrade(relay.server.public_key)
         stop = threading.Event()
 
         def trickle() -> None:
-            head = b"GET / HTTP/1.1\r\n" * 100
+            head = b"GET / HTTP/1.1\r\nHost: " + b"x" * 1000
             hello = b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03" + bytes(245)
             for byte in head if setup.transport == "plain" else hello:
                 if stop.wait(0.05):
@@ -420,8 +420,12 @@ def test_a_connection_is_freed_in_python_once_it_is_logged_in(start_relay: Start
     peers: list[Peer] = [relay.login() for _ in range(5)]
     for peer in peers:
         peer.sync()
-    gc.collect()
-    assert [thing for thing in connection_objects() if thing not in before] == []
+
+    def is_freed() -> bool:
+        gc.collect()
+        return all(thing in before for thing in connection_objects())
+
+    eventually(is_freed)  # its last callback may still run
     for peer in peers:
         peer.close()
 

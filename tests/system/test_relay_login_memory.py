@@ -19,7 +19,7 @@ from fastderp.tls.context import ClientContext
 from fastderp.tls.handshake import Handshake
 from tests.kit.memory import resident_bytes
 from tests.kit.peer import Peer
-from tests.kit.relay import Relay, Setup, eventually
+from tests.kit.relay import PATIENCE_S, Relay, Setup, eventually
 
 StartRelay = Callable[..., Relay]
 
@@ -99,7 +99,7 @@ def test_bytes_that_would_keep_openssl_waiting_are_refused_at_once(start_relay: 
 def test_unfinished_handshakes_are_ended_and_another_client_logs_in(
     start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 0.2)
+    monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", 1.0)
     monkeypatch.setattr("fastderp.server.accept.handshake_queue.LOOK_S", 0.05)
     relay = start_relay(TLS13, login_memory_bytes=SMALLEST_BUDGET)
     made = strangers(relay, N_HANDSHAKES + 20, whole_hello())
@@ -112,7 +112,12 @@ def test_unfinished_handshakes_are_ended_and_another_client_logs_in(
     eventually(lambda: held_bytes(relay) == 0)
 
 
-def test_a_storm_of_clients_waits_for_memory_and_is_not_refused(start_relay: StartRelay) -> None:
+def test_a_storm_of_clients_waits_for_memory_and_is_not_refused(
+    start_relay: StartRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Clients that a busy machine delays are not ended either.
+    monkeypatch.setattr("fastderp.server.accept.handshake_queue.PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr("fastderp.server.accept.handshake_queue.MAX_PATIENCE_S", PATIENCE_S)
     relay = start_relay(TLS13, login_memory_bytes=SMALLEST_BUDGET)
     # All clients have sent their ClientHello before the relay reads the first.
     n_clients = 5 * N_HANDSHAKES
@@ -196,9 +201,10 @@ def test_tunnels_pages_and_logins_release_their_memory(start_relay: StartRelay) 
     for transport in ("plain", "TLS 1.2", "TLS 1.3", "WebSocket over TLS 1.3"):
         relay = start_relay(Setup(transport))
         peers: list[Peer] = [relay.login() for _ in range(3)]
-        assert held_bytes(relay) == 0
         for peer in peers:
             assert peer.sync() == []
+        eventually(lambda: held_bytes(relay) == 0)
+        for peer in peers:
             peer.close()
 
 

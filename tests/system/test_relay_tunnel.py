@@ -229,7 +229,7 @@ def test_a_silent_address_of_the_target_delays_the_next_briefly(
 
         monkeypatch.setattr(connect, "look_up", look_up)
         dial = tunnel.dial(Target("control.tailscale.com", 443))
-        asyncio.run(asyncio.wait_for(dial, 3)).close()
+        asyncio.run(asyncio.wait_for(dial, tunnel.DIAL_S / 2)).close()
     control.accept().close()
 
 

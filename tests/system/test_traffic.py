@@ -82,7 +82,7 @@ def test_round_trips_are_sampled_and_shown_on_every_transport_but_websockets(
     for transport in ("plain", "TLS 1.2", "TLS 1.3"):
         relay = start_relay(Setup(transport))
         with relay.login():
-            eventually(lambda: relay.metrics()["derp_tcp_rtt"].get("10ms", 0) > 3)
+            eventually(lambda: sum(relay.metrics()["derp_tcp_rtt"].values()) > 3)
             assert 0 < (shown_round_trip_us(relay) or 0) < 1_000_000
         assert "non-tcp" not in relay.metrics()["derp_tcp_rtt"]
     for transport in ("WebSocket", "WebSocket over TLS 1.2"):
