@@ -13,7 +13,7 @@ from typing import Any
 
 from fastderp.client import Backoff, Client, HTTPClient
 from fastderp.wire import login
-from fastderp.wire.keys import NodePrivate
+from fastderp.wire.keys import NodePrivate, NodePublic
 from fastderp.wire.login import ServerInfo
 from fastderp.wire.protocol import HEADER, frame
 
@@ -34,6 +34,14 @@ def pause_reading(end: asyncio.StreamWriter) -> None:
     """Stop reading at this end of a connection, so that the other end has to wait."""
     assert isinstance(end.transport, asyncio.Transport)
     end.transport.pause_reading()
+
+
+async def fill(client: Client | HTTPClient) -> None:
+    """Send to a relay that does not read until nothing more leaves, for 100 turns of 1 ms."""
+    n_full = 0
+    while n_full < 100:
+        n_full = 0 if client.try_send(NodePublic(b"\x11" * 32), bytes(65536)) else n_full + 1
+        await asyncio.sleep(0.001)
 
 
 async def abort(*writers: asyncio.StreamWriter) -> None:

@@ -331,9 +331,9 @@ async def test_other_answers_than_an_upgrade_are_dial_errors(
 
 
 async def test_a_relay_that_never_answers_times_out(server: FakeServer) -> None:
-    with patch.object(connector, "CONNECT_TIMEOUT_S", 0.05):
+    with patch.object(connector, "CONNECT_TIMEOUT_S", 1.0):
         async with client_of(server) as client:
-            with pytest.raises(DialError, match=r"no connection to http://.* in 0\.05 s"):
+            with pytest.raises(DialError, match=r"no connection to http://.* in 1 s"):
                 await client.connect()
         _, relay = await server.accepted.get()
         assert await relay.reader.read() == b""
@@ -458,8 +458,8 @@ async def test_errors_and_repr_name_the_region_and_the_node(server: FakeServer) 
     ) as client:
         assert "of a DERP region, not connected" in repr(client)
         with (
-            patch.object(connector, "CONNECT_TIMEOUT_S", 0.05),
-            pytest.raises(DialError, match=r"no connection to region home, node 901b in 0\.05 s"),
+            patch.object(connector, "CONNECT_TIMEOUT_S", 1.0),
+            pytest.raises(DialError, match=r"no connection to region home, node 901b in 1 s"),
         ):
             await client.connect()
         assert "of region home, node 901b, not connected" in repr(client)

@@ -83,10 +83,10 @@ async def test_entering_at_a_relay_that_refuses_the_login_fails_and_closes(
 
 
 async def test_entering_at_a_relay_that_never_answers_the_login_fails(server: FakeServer) -> None:
-    with patch.object(connector, "CONNECT_TIMEOUT_S", 0.1):
+    with patch.object(connector, "CONNECT_TIMEOUT_S", 1.0):
         entering = asyncio.create_task(server.client().__aenter__())
         await server.next_login(None)
-        with pytest.raises(DialError, match=r"no answer to the login in 0\.1 s"):
+        with pytest.raises(DialError, match=r"no answer to the login in 1 s"):
             await entering
 
 
@@ -96,7 +96,7 @@ async def test_a_login_without_an_answer_is_reported_and_with_reconnect_repeated
 ) -> None:
     client = server.client(reconnect=reconnect)
     events = client.events()
-    with patch.object(connector, "CONNECT_TIMEOUT_S", 0.1):
+    with patch.object(connector, "CONNECT_TIMEOUT_S", 1.0):
         connecting = asyncio.create_task(client.connect())
         await server.next_login(None)
         with pytest.raises(DialError, match="no answer to the login"):

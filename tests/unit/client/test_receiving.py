@@ -70,6 +70,8 @@ async def test_a_ping_behind_unread_messages_names_the_cause_of_its_failure() ->
     async with logged_in() as (client, relay):
         for _ in range(2 * LIMIT_BYTES // 1400):
             relay.send(FrameType.RECV_PACKET, PEER.raw, bytes(1400))
+        while not client._inbox.is_full:
+            await asyncio.sleep(0)
         pinging = asyncio.create_task(client.ping(timeout_s=0.2))
         with pytest.raises(PingTimeout, match="received messages wait for recv") as caught:
             await pinging

@@ -26,14 +26,16 @@ def flood(plane: Plane, keys: list[bytes], stop: threading.Event, seed: int) -> 
     """Send to keys whose sessions end and begin again until told to stop."""
     rng = random.Random(seed)
     peer = PlanePeer(plane, mesh=True)
-    peer.socket.settimeout(0.01)
     while not stop.is_set():
         to = rng.choice(keys)
         packet = frame(
             FrameType.FORWARD_PACKET, os.urandom(32), to, rng.choice((DISCO, bytes(1400)))
         )
+        # Not within `suppress`: a write that gave up would leave part of a frame.
+        peer.socket.settimeout(60)
+        peer.write(packet * rng.randrange(1, 40))
+        peer.socket.settimeout(0.01)
         with contextlib.suppress(TimeoutError):
-            peer.write(packet * rng.randrange(1, 40))
             peer.socket.recv(65536)
     peer.close()
 

@@ -18,8 +18,7 @@ pytestmark = pytest.mark.usefixtures("peers")
 
 def test_a_disco_packet_to_an_absent_key_is_answered_three_times_at_once(plane: Plane) -> None:
     a, nobody = PlanePeer(plane), os.urandom(32)
-    for _ in range(6):
-        a.send_packet(nobody, DISCO)
+    a.write(frame(FrameType.SEND_PACKET, nobody, DISCO) * 6)
     a.send_packet(nobody, b"not disco")
     assert a.receive_until_pong() == [(FrameType.PEER_GONE, nobody + NOT_HERE)] * 3
     assert dropped(plane) == {("unknown_dest", "disco"): 6, ("unknown_dest", "other"): 1}
@@ -231,11 +230,13 @@ def test_a_client_that_stalls_while_thousands_leave_is_not_closed() -> None:
 
 def test_a_client_that_pings_while_frames_accumulate_is_not_closed() -> None:
     gone = frame(FrameType.PEER_GONE, bytes(32), GONE)
-    with running_plane(workers=1, keep_alive_s=0.2) as plane:
-        stalled, other = PlanePeer(plane), PlanePeer(plane)
-        while not plane.counters()["peer_gone_lost"]:
-            plane.send(stalled.handle, gone * 1000)
-        plane.send(stalled.handle, frame(FrameType.KEEP_ALIVE) * 10)  # to the last byte
+    plane = Plane(workers=1, keep_alive_s=0.2, backlog_age_s=0, write_timeout_s=0)
+    stalled, other = PlanePeer(plane), PlanePeer(plane)
+    while not plane.counters()["peer_gone_lost"]:
+        plane.send(stalled.handle, gone * 1000)
+    plane.send(stalled.handle, frame(FrameType.KEEP_ALIVE) * 10)  # to the last byte
+    plane.start()  # from here on keep-alives are due, and find no room
+    with contextlib.closing(plane):
         stalled.send(FrameType.PING, b"12345678")
         stalled.send_packet(other.key, b"behind the ping")
         while other.receive() != (FrameType.RECV_PACKET, stalled.key + b"behind the ping"):

@@ -45,10 +45,14 @@ def test_the_time_packets_wait_is_averaged(plane: Plane) -> None:
     slow.receive_until_pong()
     waited_ms = plane.counters()["average_queue_duration_ms"]
     assert isinstance(waited_ms, float) and waited_ms > 0
-    for _ in range(300):
-        sender.send_packet(quick.key, b"data")
-        quick.receive()
-    eventually(lambda: plane.counters()["average_queue_duration_ms"] == 0)
+
+    def quick_packets_make_it_zero() -> bool:
+        for _ in range(300):
+            sender.send_packet(quick.key, b"data")
+            quick.receive()
+        return average_queue_ms(plane) == 0
+
+    eventually(quick_packets_make_it_zero)
 
 
 def test_every_written_packet_counts_once_in_the_histogram_of_delays(plane: Plane) -> None:
@@ -167,23 +171,25 @@ def test_clients_and_mesh_peers_have_separate_write_deadlines(role: str, expecte
 
 
 def test_a_reader_that_makes_progress_is_not_closed() -> None:
-    with running_plane(workers=1, write_timeout_s=0.5) as plane:
+    with running_plane(workers=1, write_timeout_s=1) as plane:
         sender, slow = PlanePeer(plane), PlanePeer(plane)
-        fill(sender, slow.key, 300, 1400)
+        # In one write: the reader has to begin within the deadline.
+        sender.write(frame(FrameType.SEND_PACKET, slow.key, bytes(1400)) * 300)
+        sender.sync()
         n = 300 - sum(dropped(plane).values())
         for _ in range(n):
             slow.receive()
-            time.sleep(0.005)  # the pace of a slow reader is what is tested
+            time.sleep(0.01)  # the pace of a slow reader is what is tested
         slow.sync()
 
 
 def test_a_silent_client_is_kept_alive_and_a_busy_one_too() -> None:
     with running_plane(workers=1, keep_alive_s=0.1) as plane:
-        silent, busy = PlanePeer(plane), PlanePeer(plane)
         started = time.monotonic()
+        silent, busy = PlanePeer(plane), PlanePeer(plane)
         for _ in range(5):
             assert silent.receive() == (FrameType.KEEP_ALIVE, b"")
-        assert 0.5 <= time.monotonic() - started < 5
+        assert time.monotonic() - started >= 0.5
         assert (FrameType.KEEP_ALIVE, b"") in busy.receive_until_pong()
 
 

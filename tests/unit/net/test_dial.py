@@ -133,7 +133,10 @@ async def test_a_dial_cancelled_while_the_slower_attempt_ends_closes_both(
     assert await stream.read(1) == b""
 
 
-async def test_preferred_ipv6_has_a_head_start(network: Network) -> None:
+async def test_preferred_ipv6_has_a_head_start(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "IPV4_DELAY_S", 60)
     await dial.dial_node(DerpNode("1a", 1, "a.example"), 443, prefer_ipv6=True)
     assert [family for _, _, family in network.dialled] == [V6]
 

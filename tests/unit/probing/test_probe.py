@@ -26,7 +26,7 @@ from tests.unit.fake_tls_relay import make_identity, tls_server
 async def probed(url: str, cert_name: str = "", cafile: Path | None = None) -> dict[str, Step]:
     """Probe without STUN; return the last step of each name."""
     steps: list[Step] = []
-    options = ProbeOptions(cert_name=cert_name, cafile=cafile, stun_port=0, timeout_s=0.5)
+    options = ProbeOptions(cert_name=cert_name, cafile=cafile, stun_port=0, timeout_s=2.0)
     await Probe(UrlTarget(url, cert_name, ""), options, steps.append).run()
     return {step.name: step for step in steps}
 
@@ -131,7 +131,7 @@ async def test_each_address_is_tried_and_the_first_that_answers_is_used(
         port = server.port
         two_addresses(port, number)
         steps: list[Step] = []
-        options = ProbeOptions(stun_port=0, timeout_s=0.5)
+        options = ProbeOptions(stun_port=0, timeout_s=2.0)
         target = UrlTarget(f"http://both.test:{port}", "", "")
         await Probe(target, options, steps.append).run()
     name, ipv6, ipv4, *_ = steps

@@ -61,7 +61,7 @@ async def test_a_lost_answer_is_a_note() -> None:
         return [binding_response(asked, SEEN, 1)] if number else []
 
     with answering(lose_first) as address:
-        found = await stun_finding(address, 0.6)
+        found = await stun_finding(address, 3.0)
     assert found.outcome is Outcome.NOTE
     assert found.text.endswith("; 1 of 3 requests without an answer")
 
@@ -74,7 +74,7 @@ async def test_the_late_answer_to_an_earlier_request_does_not_count() -> None:
         return [binding_response(ids[0], SEEN, 1)]
 
     with answering(repeat_first) as address:
-        found = await stun_finding(address, 0.6)
+        found = await stun_finding(address, 3.0)
     assert found.details["answers"] == 1
 
 

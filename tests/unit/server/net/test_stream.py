@@ -12,6 +12,7 @@ import pytest
 
 from fastderp.server.net import stream as stream_module
 from fastderp.server.net.stream import Poller, Stream, accept, has_waiting
+from tests.kit.relay import eventually
 
 
 async def test_ready_sockets_alternate_and_the_loop_does_other_work_between_them(
@@ -176,7 +177,7 @@ async def test_the_end_and_a_reset_of_the_peer_are_told_apart() -> None:
             listening.setblocking(False)
             assert accept(listening.fileno()) is None and not has_waiting(listening.fileno())
             theirs = socket.create_connection(listening.getsockname())
-            assert has_waiting(listening.fileno())
+            eventually(lambda: has_waiting(listening.fileno()))
             found = accept(listening.fileno())
         assert found is not None and found[1] == theirs.getsockname()
         over.clear()
@@ -207,6 +208,7 @@ async def test_a_unix_peer_has_no_name(tmp_path: Path) -> None:
 async def test_a_peer_over_ipv6_is_named_without_brackets() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
         with socket.create_connection(listening.getsockname()[:2]) as theirs:
+            eventually(lambda: has_waiting(listening.fileno()))
             found = accept(listening.fileno())
             assert found is not None and found[1] == theirs.getsockname()[:2]
             socket.socket(fileno=found[0]).close()
@@ -216,6 +218,7 @@ async def test_a_peer_over_ipv4_of_a_socket_for_both_families_is_an_ipv4_peer() 
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
         address = ("127.0.0.1", listening.getsockname()[1])
         with socket.create_connection(address) as theirs:
+            eventually(lambda: has_waiting(listening.fileno()))
             found = accept(listening.fileno())
             assert found is not None and found[1] == theirs.getsockname()
             socket.socket(fileno=found[0]).close()
