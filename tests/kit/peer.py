@@ -108,7 +108,7 @@ class Peer:
         while len(self._received) < n_bytes:
             data = self._receive()
             if not data:
-                raise EOFError(f"closed after {self._received!r}")
+                raise EOFError(f"closed after {self._received[:200]!r}")
             self._received += data
         data, self._received = self._received[:n_bytes], self._received[n_bytes:]
         return data
@@ -118,7 +118,7 @@ class Peer:
         while b"\r\n\r\n" not in self._received:
             data = self._receive()
             if not data:
-                raise EOFError(f"closed after {self._received!r}")
+                raise EOFError(f"closed after {self._received[:200]!r}")
             self._received += data
         end = self._received.index(b"\r\n\r\n") + 4
         head, self._received = self._received[:end], self._received[end:]

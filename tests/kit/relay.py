@@ -144,7 +144,8 @@ def running(
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         try:
-            relay = Server(**{"workers": 2, **server})
+            # A peer that does not read yet, on a busy machine, is not to be closed.
+            relay = Server(**{"workers": 2, "write_timeout": PATIENCE_S, **server})
             listener = relay.listen(
                 "",
                 port,
