@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fastderp.dataplane.plane import ClosedEvent, Plane
-from fastderp.wire.protocol import FrameType
+from fastderp.wire.protocol import FrameType, frame
 from tests.kit.plane import PlanePeer, events, running_plane
 
 LARGEST_FRAME_BYTES = 65568
@@ -51,11 +51,12 @@ def test_the_largest_frame_passes_the_smallest_burst_and_the_next_when_the_bucke
 
 def test_a_frame_as_large_as_the_burst_is_taken_when_the_bucket_is_full(plane: Plane) -> None:
     n_payload = LARGEST_FRAME_BYTES  # a longer one closes its connection
-    plane.set_rate_limits([(4 * LARGEST_FRAME_BYTES, 1)])
+    plane.set_rate_limits([(2 * LARGEST_FRAME_BYTES, 1)])
     a, b = PlanePeer(plane), PlanePeer(plane)
-    a.send_packet(b.key, BURST)
-    a.write(bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload))  # of unknown types, but read
-    a.send_packet(b.key, BURST)
+    packet = frame(FrameType.SEND_PACKET, b.key, BURST)
+    unknown = bytes([0x7F]) + n_payload.to_bytes(4) + bytes(n_payload)  # its bytes count, too
+    # At once: after a pause the bucket would be full again, and no frame would wait.
+    a.write(packet + unknown + packet)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
     assert b.receive() == (FrameType.RECV_PACKET, a.key + BURST)
     assert waited(plane) == 2

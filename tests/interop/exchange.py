@@ -15,7 +15,7 @@ from fastderp.wire.messages import Message, ReceivedPacket
 from fastderp.wire.protocol import MAX_PACKET_SIZE, NodePublic
 
 BLOCK_SIZE = 2 * MAX_PACKET_SIZE
-STALL_TIMEOUT_S = 10.0
+STALL_TIMEOUT_S = 60.0
 # Three packets of four have at most this size, as in the traffic of a VPN.
 COMMON_SIZE = 1500
 

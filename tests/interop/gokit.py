@@ -99,7 +99,7 @@ NODE_TAGS = (
         ]
     ),
 )
-EVENT_TIMEOUT_S = 20.0
+EVENT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 # A line has at most a 4 KiB packet in hexadecimal.
 LINE_LIMIT_BYTES = 64 * 1024

@@ -12,7 +12,7 @@ from fastderp.wire.protocol import MAX_CLIENT_FRAME_SIZE, FrameType, frame
 
 from .relays import Relay
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 CLIENT_INFO = ClientInfo(can_ack_pings=True).to_json()
 
 

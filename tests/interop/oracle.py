@@ -25,8 +25,9 @@ from .deviations import HIDDEN_FRAMES
 
 # A frame within this time belongs to the previous step. A difference that is only a late
 # frame disappears when the conversation is repeated with a longer time.
-SETTLE_S = (0.03, 0.2, 1.0)
+SETTLE_S = (0.03, 0.2, 1.0, 3.0)
 ANSWER_TIMEOUT_S = 2.0
+GREETING_TIMEOUT_S = 30.0
 PING_AGAIN_S = 0.25  # a relay may drop a ping while it owes another pong
 AT_ONCE = 32  # concurrent conversations with one relay: enough to hide the waiting
 SHOWN_BYTES = 64
@@ -363,7 +364,7 @@ async def greet(port: int, tls: ssl.SSLContext | None = None) -> Endpoint:
         Endpoint(port, private.public_key, tls), private, Acquaintances({})
     )
     await connection.write(UPGRADE)
-    await connection.wait_for(lambda: connection.server_key)
+    await connection.wait_for(lambda: connection.server_key, GREETING_TIMEOUT_S)
     await connection.close()
     if connection.server_key is None:
         raise ConnectionError(f"no relay on port {port}")

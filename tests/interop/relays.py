@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.kit.ports import free_ports
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 CONNECT_PAUSE_S = 0.02
 

@@ -21,7 +21,7 @@ from .relays import CONNECT_PAUSE_S, START_TIMEOUT_S, Relay
 # The first build of the Go programs takes minutes and counts for the first test.
 pytestmark = pytest.mark.timeout(600)
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 # parts that browsers and clients use; without Date, Content-Length and the framing of a body
 HEADERS = (

@@ -20,7 +20,7 @@ from .deviations import OUR_METRICS, THEIR_METRICS, THEIR_VARIABLES
 from .gokit import GoClient, GoPrograms
 from .relays import Relay, Transport
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 def page(relay: Relay, name: str) -> str:

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.timeout(600)
 
 # the older derper, the newest one, and two of ours between them
 MEMBERS = "dfnf"
-# A relay that was down is dialled again after up to 5 s.
-TRUTH_WITHIN_S = 10.0
+# A relay that was down is dialled again after up to 5 s, which a busy machine may make longer.
+TRUTH_WITHIN_S = 60.0
 POLL_S = 0.2
 
 
@@ -34,7 +34,7 @@ def counts(region: Region, i: int) -> tuple[int, int]:
     """Return the number of keys that relay i can reach, and of relays linked to it."""
     trusting = ssl.create_default_context(cafile=str(region.root))
     url = f"https://localhost:{region.relays[i].port}/debug/varz"
-    with urllib.request.urlopen(url, timeout=5, context=trusting) as answer:
+    with urllib.request.urlopen(url, timeout=30, context=trusting) as answer:
         found = dict(
             re.findall(
                 r"^derp_(clients_total|watchers) (\d+)$", answer.read().decode(), re.MULTILINE

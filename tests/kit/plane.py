@@ -14,6 +14,7 @@ from fastderp.dataplane.plane import ClosedEvent, DropEvent, FrameEvent, Plane
 from fastderp.tls.record import RecordLayer
 from fastderp.wire.protocol import FrameType, frame
 from tests.kit.records import secret_size
+from tests.kit.relay import PATIENCE_S
 
 GONE, NOT_HERE = b"\0", b"\1"
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
@@ -28,7 +29,7 @@ class PlanePeer:
         self.key = key or os.urandom(32)
         self.opened = bytearray()
         self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
         self.handle = plane.promote(theirs.detach(), self.key, **promote)
 
     def write(self, data: bytes) -> None:
@@ -119,7 +120,7 @@ def events(plane: Plane, n: int = 1) -> list[FrameEvent | ClosedEvent | DropEven
     """Return the next n events."""
     found: list[FrameEvent | ClosedEvent | DropEvent] = []
     while len(found) < n:
-        ready, _, _ = select.select([plane.fileno()], [], [], 10)
+        ready, _, _ = select.select([plane.fileno()], [], [], PATIENCE_S)
         assert ready, f"only {len(found)} of {n} events: {found}"
         found += plane.events()
     return found

@@ -134,7 +134,7 @@ async def test_a_name_without_an_answer_is_left_out_and_logged(
 
         def hasty(self: SystemResolver) -> object:
             made = patched(self)
-            made.lifetime = 0.2
+            made.lifetime = 1.0
             return made
 
         monkeypatch.setattr(SystemResolver, "_resolver", hasty)

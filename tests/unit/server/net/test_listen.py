@@ -195,7 +195,7 @@ if __name__ == "__main__":
 
 def accept(sock: socket.socket, n: int) -> None:
     """Accept n connections, which the kernel may still be queueing, and check that no more wait."""
-    sock.settimeout(10)
+    sock.settimeout(30)
     for _ in range(n):
         sock.accept()[0].close()
     sock.setblocking(False)
