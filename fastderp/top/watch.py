@@ -44,7 +44,9 @@ class Watch:
                 if pages[0].get("remaining"):
                     pages.append(requests.clients("-tx", LIST_LIMIT))
                 clients = Clients.parse(pages, self._monotonic())
-                self._next_list_s = now.taken_s + _REST_PER_LIST * (clients.taken_s - now.taken_s)
+                if self._clients is not None:  # rates need two lists, so the second does not wait
+                    took_s = clients.taken_s - now.taken_s
+                    self._next_list_s = now.taken_s + _REST_PER_LIST * took_s
         state = replace(self.state, clock=time.strftime("%H:%M:%S"), rates=rates, trouble="")
         if clients is not None:
             rows = client_rates(self._clients, clients)

@@ -112,9 +112,20 @@ def test_a_list_that_takes_the_relay_long_is_asked_for_less_often(
 ) -> None:
     relay.list_s = 0.5
     watch.ask()
+    ask_later(watch, relay)
     for _ in range(4):
         ask_later(watch, relay)
-    assert len(relay.asked) == 1
+    assert len(relay.asked) == 2
     assert len(watch.state.rows) == 1
     ask_later(watch, relay)
-    assert len(relay.asked) == 2
+    assert len(relay.asked) == 3
+
+
+def test_a_snapshot_of_a_slow_relay_has_the_rates_of_its_clients(
+    watch: Watch, relay: RecordedRelay
+) -> None:
+    relay.list_s = 0.5
+    watch.ask()
+    relay.text, relay.pages = LATER, {"-rx": page(item(rxBytes=6000))}
+    ask_later(watch, relay)
+    assert watch.state.rows[0].bytes_in == 2000
