@@ -32,6 +32,7 @@ from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, r
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
 from fastderp.util.shortage import descriptor_limits, shortage_of
+from fastderp.util.standard_streams import open_standard_streams
 
 NAME = "fastderp-bench"
 EX_INTERRUPTED = 130
@@ -54,6 +55,7 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, which `--help` explains."""
+    open_standard_streams()
     try:
         parser = _parser()
         options = parser.parse_args(arguments)

@@ -25,6 +25,7 @@ from fastderp.cli.signals import SIGNALS
 from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
 from fastderp.util.shortage import descriptor_limits, shortage_of
+from fastderp.util.standard_streams import open_standard_streams
 from fastderp.util.threads import NO_THREAD
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ SUBCOMMANDS = ("gen", "probe", "top")
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; `-help` lists the codes."""
-    _open_standard_streams()
+    open_standard_streams()
     return _reported(partial(_run, arguments), partial(refuse, NAME))
 
 
@@ -65,19 +66,6 @@ def _reported(work: Callable[[], int], report: Callable[[str, int], int]) -> int
 def _described(shortage: str) -> str:
     hint = ": raise the limit of processes and threads (TasksMax=, --pids-limit, `ulimit -u`)"
     return f"the relay cannot run: {shortage}{hint if shortage == NO_THREAD else ''}"
-
-
-def _open_standard_streams() -> None:
-    """Open closed descriptors among 0 to 2, so that no socket gets such a number."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number, which is this one
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _run(arguments: Sequence[str]) -> int:

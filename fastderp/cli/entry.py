@@ -64,7 +64,7 @@ def _incomplete(command: str, error: ImportError) -> int:
 
 def _unavailable(command: str, text: str) -> int:
     """Print the reason why a command cannot run; return its exit code."""
+    from fastderp.cli.output import refuse
     from fastderp.errors import EX_UNAVAILABLE
 
-    print(f"{command}: {text}", file=sys.stderr)
-    return EX_UNAVAILABLE
+    return refuse(command, text, EX_UNAVAILABLE)

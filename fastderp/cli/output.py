@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Callable
 
 from fastderp.errors import EX_IOERR, EX_OK
+from fastderp.util.standard_streams import discard, print_error
 from fastderp.util.text import one_line
 
 
@@ -26,7 +26,7 @@ def show(command: str, write: Callable[[], None]) -> int:
         write()
         sys.stdout.flush()
     except OSError as error:
-        _discard_output()
+        discard(sys.stdout)
         return (
             EX_IOERR if isinstance(error, BrokenPipeError) else _complain(command, error.strerror)
         )
@@ -35,16 +35,9 @@ def show(command: str, write: Callable[[], None]) -> int:
 
 def refuse(command: str, text: str, exit_code: int) -> int:
     """Print the reason of a failure in one line on standard error; return the exit code."""
-    print(f"{command}: {one_line(text)}", file=sys.stderr)
+    print_error(f"{command}: {one_line(text)}")
     return exit_code
 
 
 def _complain(command: str, reason: str | None) -> int:
     return refuse(command, f"cannot write to standard output: {reason}", EX_IOERR)
-
-
-def _discard_output() -> None:
-    """Discard the buffered output: Python would write it at exit and print an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -98,7 +98,7 @@ class Signals:
         for stream in (sys.stdout, sys.stderr):
             try:  # noqa: SIM105 - contextlib is not needed otherwise
                 stream.flush()
-            except (OSError, ValueError):  # the reader or the stream is closed
+            except (OSError, ValueError, AttributeError):  # the reader or the stream is closed
                 pass
         os._exit(exit_code)
 

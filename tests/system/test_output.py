@@ -1,21 +1,41 @@
 """The commands with an output that fails: no traceback, and a matching exit code."""
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-BESIDE = Path(sys.executable).parent
+from tests.kit.relay import Relay
+
+RELAY = str(Path(sys.executable).with_name("fastderp-relay"))
+BENCH = str(Path(sys.executable).with_name("fastderp-bench"))
 COMMANDS = {
-    "relay help": [str(BESIDE / "fastderp-relay"), "-help"],
-    "relay version": [str(BESIDE / "fastderp-relay"), "-version"],
-    "probe help": [str(BESIDE / "fastderp-relay"), "probe", "-help"],
-    "bench help": [str(BESIDE / "fastderp-bench"), "--help"],
-    "bench list": [str(BESIDE / "fastderp-bench"), "--list"],
+    "relay help": [RELAY, "-help"],
+    "relay version": [RELAY, "-version"],
+    "check": [RELAY, "check", "-dev"],
+    "generated": [RELAY, "gen", "config"],
+    "probe help": [RELAY, "probe", "-help"],
+    "bench help": [BENCH, "--help"],
+    "bench list": [BENCH, "--list"],
     "python -m": [sys.executable, "-m", "fastderp"],
 }
+# an exit code and the command whose error it is
+REFUSED = {
+    "relay": (2, [RELAY, "-no-such-flag"]),
+    "relay file": (78, [RELAY, "-config", "/nonexistent"]),
+    "relay, JSON": (78, [RELAY, "-dev", "-log-format", "json", "-allow-keys", "/nonexistent"]),
+    "probe": (2, [RELAY, "probe"]),
+    "top": (69, [RELAY, "top", "unix:/nonexistent"]),
+    "bench": (2, [BENCH, "no-url"]),
+}
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
 
 
 def run(what: str, stdout: int, **variables: str) -> tuple[int, str]:
@@ -48,6 +68,28 @@ def test_a_full_device_is_one_line(what: str) -> None:
     assert code == 74
     [line] = errors.splitlines()
     assert line.endswith("cannot write to standard output: No space left on device")
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_a_closed_standard_output_is_one_line(what: str) -> None:
+    done = shell(f"{shlex.join(COMMANDS[what])} >&-")
+    assert done.returncode == 74
+    [line] = done.stderr.splitlines()
+    assert line.endswith("cannot write to standard output: it is closed")
+
+
+@pytest.mark.parametrize("error", ["/dev/full", "&-"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(what: str, error: str) -> None:
+    done = shell(f"{shlex.join(REFUSED[what][1])} 2>{error}")
+    assert (done.returncode, done.stdout, done.stderr) == (REFUSED[what][0], "", "")
+
+
+def test_a_bench_without_standard_streams_measures(start_relay: Callable[..., Relay]) -> None:
+    url = f"http://127.0.0.1:{start_relay().port}"
+    flags = ["--pairs", "1", "--duration", "0.1", "--warmup", "0"]
+    done = shell(f"{shlex.join([BENCH, url, *flags])} <&- 2>&-")
+    assert (done.returncode, "delivered" in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize("what", COMMANDS)

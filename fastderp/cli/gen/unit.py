@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fastderp
+from fastderp.util.standard_streams import print_error
 
 FOLDER = Path(fastderp.__file__).parent / "share" / "systemd"
 NAME = "fastderp-relay"
@@ -28,10 +29,9 @@ def unit(kind: str) -> str:
         return text
     command = command_path()
     if hidden := next(_hidden_paths(command), ""):
-        print(
+        print_error(
             f"{NAME} gen: the service cannot see {hidden}: install fastderp elsewhere, such as in "
-            "/opt/fastderp, and print the unit with that command",
-            file=sys.stderr,
+            "/opt/fastderp, and print the unit with that command"
         )
     return text.replace(SHIPPED, f"ExecStart={quoted(command)} ")
 

@@ -13,6 +13,7 @@ import threading
 import time
 
 from fastderp.util.log_lines import log_line
+from fastderp.util.standard_streams import print_error
 
 log: logging.Logger = logging.getLogger("fastderp")
 
@@ -75,4 +76,4 @@ def _print(message: str, exc_info: BaseException | None = None, **fields: object
     trace = (type(exc_info), exc_info, exc_info.__traceback__) if exc_info is not None else None
     record = logging.LogRecord(log.name, logging.ERROR, "", 0, message, None, trace)
     record.fields = fields
-    print(JsonFormatter().format(record), file=sys.stderr)
+    print_error(JsonFormatter().format(record))
