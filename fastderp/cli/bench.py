@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fastderp.cli.output import refuse, show
-from fastderp.cli.parser import Parser
+from fastderp.cli.parser import Parser, with_two_dashes
 from fastderp.errors import (
     EX_FAILURE,
     EX_IOERR,
@@ -28,7 +28,14 @@ from fastderp.errors import (
 from fastderp.loadgen.connect import Target
 from fastderp.loadgen.result import Result, environment
 from fastderp.loadgen.run import Timing, run
-from fastderp.loadgen.scenario import SCENARIOS, Scenario, Shape, parse_sizes, read_scenario
+from fastderp.loadgen.scenario import (
+    RATE_MAX,
+    SCENARIOS,
+    Scenario,
+    Shape,
+    parse_sizes,
+    read_scenario,
+)
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import is_address
 from fastderp.util.shortage import descriptor_limits, shortage_of
@@ -58,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     try:
         parser = _parser()
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(
+            with_two_dashes(sys.argv[1:] if arguments is None else arguments)
+        )
         if options.help:
             return show(NAME, lambda: print(help_text(), end=""))
         if options.list:
@@ -111,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         see="--help",
         prog=NAME,
         description="Put load on a DERP relay (any: derper, fastderp or another) and measure it.",
-        epilog="Flags override the scenario.\n\n" + EXIT_CODES,
+        epilog="Flags have one dash or two, and override the scenario.\n\n" + EXIT_CODES,
     )
     add = parser.add_argument
     add("url", nargs="?", help="the relay: http://host:port or https://host:port")
@@ -202,9 +211,9 @@ def _check(options: argparse.Namespace) -> None:
         count = getattr(options, flag.replace("-", "_"))
         if count is not None and count < least:
             raise ValueError(f"--{flag} {count}: must be at least {least}")
-    if options.rate is not None and not 1 <= options.rate < float("inf"):
+    if options.rate is not None and not 1 <= options.rate <= RATE_MAX:
         raise ValueError(
-            f"--rate {options.rate:g}: must be at least 1; for no limit use --never-wait"
+            f"--rate {options.rate:g}: must be 1 to {RATE_MAX:g}; for no limit use --never-wait"
         )
     for source in options.source:
         if not is_address(source):
@@ -275,7 +284,7 @@ def _prepare_process(cpu: int | None, scenario: Scenario) -> None:
     if cpu is not None:
         try:
             os.sched_setaffinity(0, {cpu})
-        except OSError:
+        except (OSError, ValueError, OverflowError):
             raise ValueError(
                 f"--cpu {cpu}: no such core, or not allowed for this process"
             ) from None

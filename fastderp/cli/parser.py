@@ -29,6 +29,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self._see}")
 
 
+def with_two_dashes(arguments: Sequence[str]) -> list[str]:
+    """Return arguments whose flags have two dashes, except those of one letter."""
+    return [re.sub("^-(?=[a-z]{2})", "--", argument) for argument in arguments]
+
+
 def with_one_dash(arguments: Sequence[str]) -> list[str]:
     """Return arguments whose flags have one dash; the relay's own flags take one or two."""
     return [re.sub("^--(?=.)", "-", argument) for argument in arguments]

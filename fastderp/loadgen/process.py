@@ -35,7 +35,8 @@ class Process:
         # This clock counts nanoseconds; /proc/PID/stat counts ticks of 10 ms. The time module offers
         # it for our own threads only.
         clock = ctypes.c_int()
-        if _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
+        # 0 is this process. ctypes takes no number beyond a C int.
+        if not 0 < pid < 1 << 31 or _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
             raise ProcessLookupError(f"no process {pid}")
         self._clock = clock.value
 

@@ -17,6 +17,7 @@ from fastderp.loadgen.process import Processes
 from fastderp.loadgen.result import Latency, RelayUse, Result, fairness
 from fastderp.loadgen.scenario import Scenario
 
+MAX_S = 7 * 86400.0  # of each period
 DRAIN_LIMIT_S = 1.0
 # Seconds for the relays of one region to exchange presence; they need far less.
 PRESENCE_S = 1.0
@@ -41,10 +42,13 @@ class Timing:
     settle_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warm_up_s < float("inf") and 0 < self.measure_s < float("inf")):
-            raise ValueError(f"cannot warm up {self.warm_up_s} s and measure {self.measure_s} s")
-        if not 0 <= self.settle_s < float("inf"):
-            raise ValueError(f"cannot wait {self.settle_s} s for memory")
+        if not (0 <= self.warm_up_s <= MAX_S and 0 < self.measure_s <= MAX_S):
+            raise ValueError(
+                f"cannot warm up {self.warm_up_s:g} s and measure {self.measure_s:g} s; the most is "
+                f"{MAX_S:g} s"
+            )
+        if not 0 <= self.settle_s <= MAX_S:
+            raise ValueError(f"cannot wait {self.settle_s:g} s for memory; the most is {MAX_S:g} s")
 
 
 @dataclass(slots=True)

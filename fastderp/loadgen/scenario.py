@@ -16,6 +16,8 @@ MIN_SIZE: Final = 32
 
 COUNT_MAX: Final = 1_000_000
 """Limit for each count of a scenario: more clients than one machine has descriptors for."""
+RATE_MAX: Final = 1e9
+"""Limit for packets or logins per second: the schedule counts nanoseconds."""
 FLOWS_MAX: Final = 10_000_000
 """Limit for the flows of all clients, which the load lists."""
 
@@ -98,10 +100,9 @@ class Scenario:
         if self.shape is Shape.ALL_TO_ALL and self.n * (self.n - 1) > FLOWS_MAX:
             raise ValueError(f"{self.name}: {self.n} clients have more than {FLOWS_MAX} flows")
         for name in ("rate", "storm_rate"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= getattr(self, name) <= RATE_MAX:
                 raise ValueError(
-                    f"{self.name}: {name} must be finite and not negative, but is "
-                    f"{getattr(self, name)}"
+                    f"{self.name}: {name} must be 0 to {RATE_MAX:g}, but is {getattr(self, name)}"
                 )
         n_receivers = len(self.receivers()) if self.slow else 0
         if self.slow_kib_per_s < 1 or not 0 <= self.slow <= n_receivers:

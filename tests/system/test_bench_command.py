@@ -206,9 +206,9 @@ def test_the_scenarios_are_listed() -> None:
         ),
         (
             ["http://127.0.0.1:1", "--rate", "0"],
-            "--rate 0: must be at least 1; for no limit use --never-wait",
+            "--rate 0: must be 1 to 1e+09; for no limit use --never-wait",
         ),
-        (["http://127.0.0.1:1", "--rate", "nan"], "--rate nan: must be at least 1"),
+        (["http://127.0.0.1:1", "--rate", "nan"], "--rate nan: must be 1 to 1e+09"),
         (["http://127.0.0.1:1", "--source", "foo"], "--source foo: not an IP address"),
         (
             ["http://127.0.0.1:1", "--scenario-file", "/nosuch"],
@@ -237,12 +237,21 @@ def test_the_scenarios_are_listed() -> None:
         (["http://127.0.0.1:1", "--pairs", "9" * 20], "n must be at most 1000000"),
         (["http://127.0.0.1:1", "--window", "9" * 20], "window must be at most 1000000"),
         (["http://127.0.0.1:1", "--in-a-row", "9" * 20], "in_a_row must be at most 1000000"),
-        (["http://127.0.0.1:1", "--storm-rate", "nan"], "storm_rate must be finite"),
+        (["http://127.0.0.1:1", "--storm-rate", "nan"], "storm_rate must be 0 to 1e+09"),
+        (["http://127.0.0.1:1", "--rate", "1e300"], "--rate 1e+300: must be 1 to 1e+09"),
         (["http://127.0.0.1:1", "--warmup", "inf"], "cannot warm up inf s"),
+        (["http://127.0.0.1:1", "--warmup", "1e12"], "cannot warm up 1e+12 s"),
+        (
+            ["http://127.0.0.1:1", "--duration", "1e300"],
+            "and measure 1e+300 s; the most is 604800 s",
+        ),
+        (["http://127.0.0.1:1", "--settle", "1e12"], "the most is 604800 s"),
+        (["http://127.0.0.1:1", "--cpu", "-1"], "--cpu -1: no such core"),
+        (["http://127.0.0.1:1", "--cpu", str(1 << 80)], "no such core"),
         (["http://127.0.0.1:1", "--settle", "nan"], "cannot wait nan s"),
         (["http://127.0.0.1:1", "--cpu", "4000"], "no such core"),
         (["http://127.0.0.1:1", "--rate", "-5"], "rate"),
-        (["http://127.0.0.1:1", "--duration", "0"], "measure 0.0 s"),
+        (["http://127.0.0.1:1", "--duration", "0"], "measure 0 s"),
         (["https://127.0.0.1:1", "--suite", "TLS_NO_SUCH"], "TLS_NO_SUCH"),
     ],
 )
@@ -252,6 +261,12 @@ def test_a_wrong_flag_is_one_clear_line_and_exit_code_2(arguments: list[str], wo
     [line] = done.stderr.splitlines()
     assert line.startswith("fastderp-bench: ")
     assert words in line
+
+
+def test_flags_may_have_one_dash() -> None:
+    assert "exit codes:" in bench("-help").stdout
+    done = bench("http://127.0.0.1:1", "-pairs", "0", "-json=-")
+    assert done.stderr == "fastderp-bench: --pairs 0: must be at least 1\n"
 
 
 def test_no_relay_is_exit_code_69_and_names_the_relay() -> None:

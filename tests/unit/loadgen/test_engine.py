@@ -318,9 +318,10 @@ def test_cpu_time_and_memory_of_a_process_are_read_from_outside() -> None:
     assert me.rss_kib() > 1000
 
 
-def test_a_process_that_does_not_exist_is_named() -> None:
-    with pytest.raises(ProcessLookupError, match="4194303"):
-        Process(4194303)
+@pytest.mark.parametrize("pid", [4194303, 0, -1, 1 << 80])
+def test_a_process_that_does_not_exist_is_named(pid: int) -> None:
+    with pytest.raises(ProcessLookupError, match=f"no process {pid}"):
+        Process(pid)
 
 
 def test_packets_of_one_flow_leave_in_a_row() -> None:
