@@ -23,9 +23,10 @@ from fastderp.cli.flag_table import flag_table
 from fastderp.cli.output import refuse, show
 from fastderp.cli.signals import SIGNALS
 from fastderp.cli.sources import Settings, read_settings
-from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError
+from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError, UsageError
 from fastderp.util.shortage import descriptor_limits, shortage_of
 from fastderp.util.standard_streams import open_standard_streams
+from fastderp.util.text import printable
 from fastderp.util.threads import NO_THREAD
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def _run(arguments: Sequence[str]) -> int:
         exit_code: int = import_module(f"fastderp.cli.{arguments[0]}").main(arguments[1:])
         return exit_code
     checking = list(arguments[:1]) == ["check"]
+    if arguments and not checking:
+        _refuse_misspelled(arguments[0])
     sources = read_settings(arguments[1:] if checking else arguments, os.environ)
     values = sources.values
     if values["help"] or values["h"]:
@@ -99,6 +102,17 @@ def _run(arguments: Sequence[str]) -> int:
 
         return _reported(partial(serve, json_log.attach), json_log.refuse)
     return _reported(partial(serve, logging.getLogger().addHandler), partial(refuse, NAME))
+
+
+def _refuse_misspelled(argument: str) -> None:
+    """Raise UsageError for a word that is almost a subcommand."""
+    if argument[:1].isalpha() and argument not in ("help", "version"):
+        import difflib
+
+        if nearest := difflib.get_close_matches(argument, (*SUBCOMMANDS, "check"), n=1):
+            raise UsageError(
+                f'unknown subcommand "{printable(argument)}"; did you mean {nearest[0]}?'
+            )
 
 
 def _serve(

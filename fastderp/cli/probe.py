@@ -20,6 +20,7 @@ from fastderp.errors import EX_FAILURE, EX_OK, EX_USAGE, DerpError, UsageError
 from fastderp.net.target import UrlTarget
 from fastderp.probing.probe import Probe, ProbeOptions
 from fastderp.probing.step import Outcome, Step, ms
+from fastderp.util.net import bracketed, is_address
 from fastderp.wire.keys import load_key
 
 NAME = "fastderp-relay probe"
@@ -129,8 +130,10 @@ def _json(url: str, steps: Sequence[Step], good: bool) -> str:
 
 def _target(url: str, cert_name: str) -> UrlTarget:
     """Return the relay at a URL; a host alone means https, and no path means /derp."""
-    whole = url if "://" in url else f"https://{url}"
-    return UrlTarget(whole.rstrip("/"), cert_name, "")
+    scheme, found, rest = url.partition("://")
+    if not found:
+        scheme, rest = "https", bracketed(url) if is_address(url) else url
+    return UrlTarget(f"{scheme}://{rest.rstrip('/')}", cert_name, "")
 
 
 def help_text() -> str:

@@ -101,7 +101,7 @@ class Inbox:
         except DerpError as failure:
             self._on_failure(failure)
         except Exception as broken:  # the caller's stream may raise any error
-            what = broken if isinstance(broken, OSError) else repr(broken)
+            what = (broken.strerror or broken) if isinstance(broken, OSError) else repr(broken)
             lost = ConnectionLost(f"reading failed: {what}")
             lost.__cause__ = broken
             self._on_failure(lost)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from fastderp.errors import DialError
 from fastderp.net.dial import SecureProxy, dial_node, dial_region
 from fastderp.net.stream import Stream
-from fastderp.util.net import bracketed
+from fastderp.util.net import bracketed, host_bytes
 from fastderp.wire.derp_map import DerpNode, DerpRegion
 
 # default port of a region's nodes when tests switch TLS off
@@ -53,6 +53,11 @@ class UrlTarget:
             raise ValueError(
                 f"a relay URL needs http://, https://, ws:// or wss:// and a host, not {url!r}"
             )
+        host = parts.hostname
+        if not host.isascii():
+            host = host_bytes(host).decode()
+            parts = parts._replace(netloc=parts.netloc.lower().replace(parts.hostname, host))
+            url = parts.geturl()
         if not _PRINTABLE.fullmatch(url):
             raise ValueError(f"the URL has characters that need escaping: {url!r}")
         try:
@@ -69,7 +74,7 @@ class UrlTarget:
         self.port: int = port or (443 if self.https else 80)
         self.host_header: str = parts.netloc
         self.path: str = (parts.path or "/derp") + (f"?{parts.query}" if parts.query else "")
-        self.node: DerpNode = DerpNode("", 0, parts.hostname, cert_name=cert_name)
+        self.node: DerpNode = DerpNode("", 0, host, cert_name=cert_name)
         self._dialled = DerpNode("", 0, dial_host) if dial_host else self.node
 
     def __str__(self) -> str:

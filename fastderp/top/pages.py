@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from fastderp.errors import EX_UNAVAILABLE, ConfigError, DerpError, UsageError
-from fastderp.util.net import bracketed
+from fastderp.util.net import bracketed, is_address
 from fastderp.util.text import printable
 
 # Maximum of bytes read of an answer; a page of 1,000 clients has about 700 kB.
@@ -60,10 +60,11 @@ class Address:
             if not path:
                 raise UsageError(f"{text}: want unix:PATH")
             return cls(socket_path=path)
-        if text.startswith(":"):
-            text = f"127.0.0.1{text}"
+        whole = bracketed(text) if is_address(text) else text
+        if whole.startswith(":"):
+            whole = f"127.0.0.1{whole}"
         try:
-            parts = urlsplit(text if "://" in text else f"http://{text}")
+            parts = urlsplit(whole if "://" in whole else f"http://{whole}")
             if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
                 raise ValueError
             port = parts.port or _PORTS[parts.scheme]

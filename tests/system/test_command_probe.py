@@ -320,6 +320,7 @@ def test_the_json_has_every_step(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         ((), 2, "missing URL of the relay"),
+        (("http://",), 2, "and a host, not 'http://'"),
         (("ftp://a.test",), 2, "a relay URL needs http://, https://, ws:// or wss://"),
         (("https://me@a.test",), 2, "a relay's URL must not contain a user"),
         (("a.test", "-count", "x"), 2, "-count: must be 1 to 10000, not 'x'"),
@@ -398,3 +399,13 @@ def test_a_reader_that_closes_the_pipe_is_no_traceback() -> None:
             timeout=60,
         )
     assert (done.returncode, done.stderr) == (74, b"")
+
+
+def test_an_ipv6_address_needs_no_brackets() -> None:
+    done = subprocess.run(
+        [COMMAND, "probe", "::1", "-stun=false", "-timeout", "0.1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1].startswith("https://[::1]: ")

@@ -30,6 +30,8 @@ def one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("porbe", "https://derp.example.com"), 'unknown subcommand "porbe"; did you mean probe?'),
+        (("chekc",), 'unknown subcommand "chekc"; did you mean check?'),
         (("-stunport", "1"), "unknown flag -stunport; did you mean -stun-port"),
         (("-workers", "many"), 'invalid value "many" for -workers'),
         (("-stun", "false"), "-stun=false"),

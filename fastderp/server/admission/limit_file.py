@@ -69,7 +69,9 @@ def _place(error: Exception) -> str:
     """Return the place of a JSON error and its cause; "" where the parser does not tell it."""
     if not isinstance(error, json.JSONDecodeError):
         return ""
-    return f": line {error.lineno}, column {error.colno}: {error.msg}"
+    # Python's text of some errors ends where the place would follow.
+    cause = error.msg.removesuffix(" at").removesuffix(" starting")
+    return f": line {error.lineno}, column {error.colno}: {cause}"
 
 
 class _Members:

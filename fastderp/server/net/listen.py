@@ -303,6 +303,8 @@ def _remedy(error: OSError, kind: socket.SocketKind, port: int, sock: socket.soc
         return f"; the program that has it: ss -lnp{protocol} 'sport = :{port}'"
     if error.errno == errno.EADDRNOTAVAIL:
         return "; no interface of this machine has this address"
+    if error.errno == errno.EINVAL and sock is not None and sock.family == socket.AF_INET6:
+        return "; a link-local address needs its interface, such as [fe80::1%eth0]:443"
     if error.errno == errno.EACCES:
         return " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
     return ""

@@ -472,3 +472,13 @@ async def test_repr_shows_the_state_and_no_secret(server: FakeServer) -> None:
     )
     await client.close()
     assert repr(client).endswith("closed>")
+
+
+@pytest.mark.parametrize("url", ["https://bücher.example:8443/derp", "wss://BÜCHER.example"])
+def test_a_host_of_other_letters_is_written_in_ascii(url: str) -> None:
+    assert "://xn--bcher-kva.example" in repr(HTTPClient(url, NodePrivate.generate()))
+
+
+def test_a_host_with_an_impossible_label_is_refused() -> None:
+    with pytest.raises(ValueError, match="label"):
+        HTTPClient("https://é" + 70 * "x", NodePrivate.generate())

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +141,16 @@ async def test_each_address_is_tried_and_the_first_that_answers_is_used(
     assert ipv6.text == f"[2001:db8::1]:{port}: {text}"
     assert (ipv4.name, ipv4.outcome) == ("tcp", Outcome.OK)
     assert next(step for step in steps if step.name == "upgrade").outcome is Outcome.OK
+
+
+async def test_a_reset_is_named_without_its_number() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        steps = await probed(f"http://127.0.0.1:{port}")
+    assert steps["upgrade"].text == "reading failed: Connection reset by peer"

@@ -15,6 +15,7 @@ from fastderp.top.pages import Address
         ("https://derp.example.com", "https://derp.example.com:443"),
         ("127.0.0.1:3340", "http://127.0.0.1:3340"),
         (":9090", "http://127.0.0.1:9090"),
+        ("::1", "http://[::1]:80"),
         ("http://[::1]:3340/", "http://[::1]:3340"),
         ("http://127.0.0.1/relay/", "http://127.0.0.1:80/relay"),
         ("http://127.0.0.1:3340/relay/debug/varz", "http://127.0.0.1:3340/relay"),
@@ -26,7 +27,8 @@ def test_an_address_is_read(text: str, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "unix:", "ftp://a", "http://", "http://a:b", "http://a:99999", "http://u:p@a"]
+    "text",
+    ["", "unix:", "::1:x", "ftp://a", "http://", "http://a:b", "http://a:99999", "http://u:p@a"],
 )
 def test_another_text_is_no_address(text: str) -> None:
     with pytest.raises(UsageError, match="want"):

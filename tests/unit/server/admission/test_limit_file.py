@@ -84,6 +84,12 @@ def test_an_error_of_json_is_reported_with_its_place(file: Path) -> None:
         load_limits(file)
 
 
+def test_an_error_of_json_that_python_names_with_its_place_ends_with_its_cause(file: Path) -> None:
+    file.write_text('{"Classes": "')
+    with pytest.raises(ConfigError, match="line 1, column 13: Unterminated string$"):
+        load_limits(file)
+
+
 def test_a_missing_file_is_refused_by_name(file: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"rate configuration {file}: cannot read it: No such file"

@@ -253,3 +253,10 @@ def test_a_unix_socket_of_a_process_that_does_not_accept_is_in_use(tmp_path: Pat
                 break
         with pytest.raises(ListenError, match="in use"):
             listen_sockets(f"unix:{path}", 0)
+
+
+def test_a_link_local_address_without_its_interface_is_explained() -> None:
+    with pytest.raises(
+        ListenError, match=r"link-local address needs its interface, such as \[fe80"
+    ):
+        listen_sockets("fe80::1", 0)
