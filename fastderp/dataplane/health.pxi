@@ -34,8 +34,8 @@ cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem
                               bint is_on) noexcept nogil:
     """Note the beginning or the end of a session's problem, and send its client a change.
 
-    False when nothing changes or the session is gone. The frame is sent under the lock, so that no
-    frame of another thread overtakes it.
+    False when nothing changes or the session is gone or leaving. The frame is sent under the lock,
+    so that no frame of another thread overtakes it.
     """
     cdef uint8_t frame[HEALTH_MAX]
     cdef Session* s = session_at(t.core, handle)
@@ -44,7 +44,7 @@ cdef bint session_set_problem(ThreadContext* t, uint64_t handle, Problem problem
     cdef bint changes
     pthread_mutex_lock(&s.output_lock)
     changes = (atomic_load_u64(&s.handle) == handle and s.state == SESSION_OPEN
-               and ((s.problems & problem) != 0) != is_on)
+               and not s.leaving and ((s.problems & problem) != 0) != is_on)
     if changes:
         s.problems ^= problem
         batch_of_frame(&batch, &iov, frame, health_write(frame, s.problems))

@@ -494,7 +494,7 @@ cdef class Plane:
     def set_duplicate(self, uint64_t handle, bint is_duplicate):
         """Tell a client in a Health frame that another connection has its key, or no longer (§6.3).
 
-        Return False when that is not new to it or the session is gone.
+        Return False when that is not new to it or the session is gone or leaving.
         """
         cdef bint told
         pthread_mutex_lock(&self.control_lock)

@@ -50,6 +50,29 @@ def test_what_a_leaving_client_sends_before_it_closes_is_relayed(plane: Plane) -
     assert other.receive() == (FrameType.PEER_GONE, peer.key + b"\0")
 
 
+def test_what_a_leaving_client_sends_over_its_rate_is_relayed(plane: Plane) -> None:
+    plane.set_rate_limits([(1 << 20, 0)])
+    peer, other = PlanePeer(plane), PlanePeer(plane)
+    assert plane.leave(peer.handle)
+    with pytest.raises(EOFError):
+        peer.receive()
+    packets = [number.to_bytes(1400, "big") for number in range(60)]  # the bucket holds 45
+    peer.write(b"".join(frame(FrameType.SEND_PACKET, other.key, packet) for packet in packets))
+    assert [other.receive()[1][32:] for _ in packets] == packets
+    peer.close()
+    assert closed(plane).reason == "drain"
+
+
+def test_a_leaving_client_is_not_told_that_its_key_is_in_use_elsewhere(plane: Plane) -> None:
+    peer, other = PlanePeer(plane), PlanePeer(plane)
+    assert plane.leave(peer.handle)
+    assert not plane.set_duplicate(peer.handle, True)
+    with pytest.raises(EOFError):
+        peer.receive()
+    peer.send_packet(other.key, b"the last one")
+    assert other.receive() == (FrameType.RECV_PACKET, peer.key + b"the last one")
+
+
 def test_packets_for_a_client_that_is_leaving_count_as_dropped(plane: Plane) -> None:
     sender, peer = PlanePeer(plane), PlanePeer(plane)
     n = backlog_for(plane, peer, sender)
