@@ -43,13 +43,14 @@ cdef Event* event_new(EventQueue* q, EventKind kind, uint64_t handle, const uint
                       uint32_t n_frame) noexcept nogil:
     """Return an event to fill in and push, or NULL when memory is out or the queue is full.
 
-    A NULL is counted in `lost`.
+    A NULL is counted in `lost`, except for EVENT_CLOSED: session_end tries again.
     """
     cdef Event* event = NULL
     if kind == EVENT_CLOSED or atomic_peek_u64(&q.n) < EVENTS_MAX:
         event = <Event*>malloc(sizeof(Event) + n_frame)
     if event is NULL:
-        atomic_add_u64(&q.lost, 1)
+        if kind != EVENT_CLOSED:
+            atomic_add_u64(&q.lost, 1)
         return NULL
     memset(event, 0, sizeof(Event))
     event.kind = kind

@@ -19,7 +19,7 @@ cdef void session_discard(ThreadContext* t, Session* s) noexcept nogil
 
 # For the session's own worker.
 cdef void session_due(ThreadContext* t, Session* s) noexcept nogil
-cdef void session_end(ThreadContext* t, Session* s) noexcept nogil
+cdef bint session_end(ThreadContext* t, Session* s) noexcept nogil
 cdef void peer_gone_run(ThreadContext* t, PeerGoneQueue* queue) noexcept nogil
 
 # For any thread.

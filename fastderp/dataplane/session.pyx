@@ -13,9 +13,9 @@ from fastderp.dataplane.peer_gone cimport (
     PeerGone, peer_gone_add, peer_gone_first, peer_gone_hand_over, peer_gone_pop,
 )
 from fastderp.dataplane.core cimport (
-    Bucket, CLOSE_DRAIN, CLOSE_EOF, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT, LEAVING_READS,
-    NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, PROBLEM_RATE, SESSION_FREE, SESSION_OPEN, Stash,
-    session_at,
+    Bucket, CLOSE_DRAIN, CLOSE_EOF, CLOSE_SHUTDOWN, CLOSE_SILENT, CLOSE_WRITE_TIMEOUT,
+    LEAVING_READS, NOT_HERE_BURST, NOT_LEAVING, PEER_GONE_SLOTS, PROBLEM_RATE, SESSION_FREE,
+    SESSION_OPEN, CloseReason, Stash, session_at,
 )
 from fastderp.dataplane.events cimport EVENT_CLOSED, Event, event_new, events_push
 from fastderp.dataplane.frame cimport (
@@ -383,15 +383,14 @@ cdef void session_totals(Session* s, Totals* totals) noexcept nogil:
     totals.dropped = s.dropped
 
 
-cdef void closed_report(ThreadContext* t, Session* s, uint64_t handle,
-                        const uint8_t* app_name) noexcept nogil:
-    cdef Event* event
-    if app_name is not NULL:
-        event = event_new(&t.core.events, EVENT_CLOSED, handle, app_name + 1, app_name[0])
-    else:
-        event = event_new(&t.core.events, EVENT_CLOSED, handle, NULL, 0)
-    if event is NULL:
-        return
+cdef Event* closed_event_new(ThreadContext* t, Session* s) noexcept nogil:
+    if s.app_name is not NULL:
+        return event_new(
+            &t.core.events, EVENT_CLOSED, s.handle, s.app_name + 1, s.app_name[0])
+    return event_new(&t.core.events, EVENT_CLOSED, s.handle, NULL, 0)
+
+
+cdef void closed_report(ThreadContext* t, Session* s, Event* event) noexcept nogil:
     event.reason = s.close_reason
     event.detail = s.close_detail
     memcpy(event.key, s.peer.key, KEY_SIZE)
@@ -402,21 +401,25 @@ cdef void closed_report(ThreadContext* t, Session* s, uint64_t handle,
     events_push(&t.core.events, event)
 
 
-cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
+cdef bint session_end(ThreadContext* t, Session* s) noexcept nogil:
     """End a session: stop output, leave the routing table, report, free everything.
 
-    Only its worker calls this, or the control thread when the workers have stopped.
+    Only its worker calls this, or the control thread when the workers have stopped. Without memory
+    for the report it stays closing, because the control plane would keep it forever, and the result
+    is False. Only at the end of the plane it ends without a report.
     """
     cdef uint64_t handle = s.handle
     cdef HandleSet watchers
-    cdef uint8_t* app_name
+    cdef Event* event = closed_event_new(t, s)
     pthread_mutex_lock(&s.output_lock)
+    if event is NULL and s.close_reason != CLOSE_SHUTDOWN:
+        fail_locked(t, s, <CloseReason>s.close_reason, s.close_detail)
+        pthread_mutex_unlock(&s.output_lock)
+        return False
     if s.state == SESSION_OPEN:
         close_notify_locked(t, s)
     if s.records is not NULL:
         counter_add(&t.counters.sealed_connections, <uint64_t>-1 if s.peer.role != ROLE_LINK else 0)
-    app_name = s.app_name        # for the report
-    s.app_name = NULL
     slot_clear_locked(t, s)
     pthread_mutex_unlock(&s.output_lock)
 
@@ -434,6 +437,7 @@ cdef void session_end(ThreadContext* t, Session* s) noexcept nogil:
         counter_add(&t.counters.clients_held_back, <uint64_t>-1)
     if s.route is not NULL and routes_unregister(&t.core.routes, s.route, handle, &watchers):
         peer_gone_add(&t.core.peer_gone[s.worker], &t.core.routes, s.peer.key, &watchers)
-    closed_report(t, s, handle, app_name)
-    free(app_name)
+    if event is not NULL:
+        closed_report(t, s, event)
     slot_give_back(t.core, s)
+    return True

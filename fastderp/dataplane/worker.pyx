@@ -140,11 +140,21 @@ cdef void timers_run(Worker* w) noexcept nogil:
         s = session_at(w.context.core, handle)
         if s.is_ending:
             continue
+        if atomic_load_u8(&s.state) == SESSION_CLOSING:
+            read_ended(w, s, CLOSE_EOF, 0)
+            continue
         if s.resume_ns != 0 and (s.resume_ns <= w.context.now_ns
                                  or s.bucket.version
                                  != atomic_load_u64(&w.context.core.limit_version)):
             session_resume(w, s)
         session_due(&w.context, s)
+
+
+cdef void ending_finish(Worker* w, Session* s) noexcept nogil:
+    # Without memory for it, the end is tried again by timers_run.
+    if not session_end(&w.context, s):
+        s.is_ending = False
+        wheel_arm(&w.context.core.wheels[w.index], &s.timer, w.context.now_ns + RECHECK_NS)
 
 
 cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
@@ -172,7 +182,7 @@ cdef void worker_turn(Worker* w, int n_events) noexcept nogil:
     w.n_gathered = w.n_forwarded = 0
     partials_shed(w)
     for i in range(w.n_ending):
-        session_end(&w.context, w.ending[i])
+        ending_finish(w, w.ending[i])
     w.n_ending = 0
     peer_gone_run(&w.context, &w.context.core.peer_gone[w.index])
     queue_time_fold(&w.context)
