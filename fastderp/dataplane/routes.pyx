@@ -460,7 +460,7 @@ cdef uint32_t routes_members(RouteTable* t, const uint8_t* key, uint64_t* handle
     cdef uint32_t n = 0
     pthread_mutex_lock(&t.lock)
     route = routes_find(t, key)
-    if route is not NULL:
+    if route is not NULL and route.members.n:
         n = route.members.n
         memcpy(handles, route.members.items, min(n, capacity) * sizeof(uint64_t))
     pthread_mutex_unlock(&t.lock)

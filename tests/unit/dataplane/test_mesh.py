@@ -125,6 +125,14 @@ def test_only_a_handle_that_once_was_can_be_a_forwarder(plane: Plane) -> None:
         plane.add_forwarder(os.urandom(32), 1 << 32 | 4_000_000)
 
 
+def test_a_key_of_another_relay_has_no_session_here_to_close(plane: Plane) -> None:
+    link, far = PlanePeer(plane, link=True), os.urandom(32)
+    plane.add_forwarder(far, link.handle)
+    assert plane.handles(far) == []
+    assert not plane.is_connected(far)
+    assert plane.close_key(far) == 0
+
+
 def test_frames_over_a_link_reach_the_control_plane(plane: Plane) -> None:
     link = PlanePeer(plane, link=True)
     link.write(
