@@ -1,4 +1,4 @@
-"""A monotonic clock for a command that a test moves: hours pass at once."""
+"""A monotonic clock for a command that stands still until a test moves it: hours pass at once."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ _SOURCE = """
 #include <unistd.h>
 
 static volatile long long *shift_s;
+static struct timespec began;
 
 __attribute__((constructor)) static void begin(void) {
+    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &began);
     int file = open(getenv("SHIFTED_CLOCK"), O_RDONLY);
     shift_s = mmap(NULL, sizeof *shift_s, PROT_READ, MAP_SHARED, file, 0);
     close(file);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *at) {
-    int result = syscall(SYS_clock_gettime, clock, at);
-    if (clock == CLOCK_MONOTONIC && shift_s) at->tv_sec += *shift_s;
-    return result;
+    if (clock != CLOCK_MONOTONIC || !shift_s) return syscall(SYS_clock_gettime, clock, at);
+    *at = began;
+    at->tv_sec += *shift_s;
+    return 0;
 }
 """
 
 
 class ShiftedClock:
-    """The clock of a command that runs with `environment`; it begins without a shift."""
+    """The clock of a command that runs with `environment`; it stands at the command's start."""
 
     def __init__(self, directory: Path) -> None:
         """Compile what the command loads, into `directory`."""
@@ -51,5 +54,5 @@ class ShiftedClock:
         }
 
     def move_to(self, seconds: int) -> None:
-        """Let the command's clock be ahead by so many seconds; never less than before."""
+        """Let so many seconds have passed since the command's start; never less than before."""
         self._shift[:] = seconds.to_bytes(8, "little")

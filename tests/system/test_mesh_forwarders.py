@@ -185,8 +185,10 @@ def test_every_packet_goes_to_exactly_one_forwarder_while_they_are_added_and_rem
 
 
 def test_packets_that_wait_for_a_removed_forwarder_still_arrive(
-    relay: Relay, key: NodePublic
+    relay: Relay, key: NodePublic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fastderp.server.mesh.forwarders.LINGER_S", PATIENCE_S)
+
     class Gated:
         def __init__(self) -> None:
             self.packets: list[Packet] = []
