@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ def show(command: str, write: Callable[[], None]) -> int:
     pipe, as `head` does.
     """
     if not sys.stdout:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - later output needs no more complaints
         return _complain(command, "it is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # replaces characters that the locale cannot encode, such as µ

@@ -78,6 +78,12 @@ def test_a_closed_standard_output_is_one_line(what: str) -> None:
     assert line.endswith("cannot write to standard output: it is closed")
 
 
+@pytest.mark.parametrize("device", ["/dev/full", "&-"])
+def test_a_probe_without_output_complains_once(device: str) -> None:
+    done = shell(f"{RELAY} probe no-such-host.invalid >{device}")
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+
+
 @pytest.mark.parametrize("error", ["/dev/full", "&-"])
 @pytest.mark.parametrize("what", REFUSED)
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code(what: str, error: str) -> None:
