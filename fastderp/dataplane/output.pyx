@@ -38,7 +38,7 @@ from fastderp.dataplane.sys cimport (
     EAGAIN, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, EPOLLET, EPOLLIN,
     EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_MOD, ETIMEDOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR,
     SHUT_WR, atomic_load_u64, atomic_peek_u64, atomic_poke_u64,
-    atomic_store_u8, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
+    atomic_store_u8, clock_ns, counter_add, epoll_ctl, epoll_event, errno, msghdr, pages_release,
     pthread_mutex_lock, pthread_mutex_unlock, send, sendmsg, shutdown,
 )
 from fastderp.dataplane.timer_wheel cimport wheel_arm
@@ -156,7 +156,8 @@ cdef void deadline_restart_locked(ThreadContext* t, Session* s) noexcept nogil:
     if timeout_ns == 0:
         s.write_deadline_ns = 0      # one may be left from before the timeout was changed
         return
-    s.write_deadline_ns = t.now_ns + timeout_ns
+    # t.now_ns may be long past: the machine may have stopped since.
+    s.write_deadline_ns = clock_ns() + timeout_ns
     wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
 
 
@@ -556,7 +557,7 @@ cdef void leave_written_locked(ThreadContext* t, Session* s) noexcept nogil:
     close_notify_locked(t, s)
     s.leaving = LEAVING_READS
     shutdown(s.fd, SHUT_WR)
-    s.write_deadline_ns = t.now_ns + LEAVE_NS
+    s.write_deadline_ns = clock_ns() + LEAVE_NS
     wheel_arm(&t.core.wheels[s.worker], &s.timer, s.write_deadline_ns)
 
 

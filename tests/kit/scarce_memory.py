@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 from pathlib import Path
 
-from bench.relays import c_compiler
+from tests.kit.preload import preloading
 
 _SOURCE = """
 #define _GNU_SOURCE
@@ -34,11 +32,7 @@ void *malloc(size_t n) {
 
 def environment(directory: Path) -> dict[str, str]:
     """Return the environment of a process that uses `WorkersMemory`."""
-    source, library = directory / "memory.c", directory / "memory.so"
-    source.write_text(_SOURCE)
-    command = [*c_compiler(), "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(command, check=True)
-    return {**os.environ, "LD_PRELOAD": str(library)}
+    return preloading(_SOURCE, directory)
 
 
 class WorkersMemory:
