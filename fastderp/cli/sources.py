@@ -5,6 +5,7 @@ Errors are one line that names the place, the value and the accepted values.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ _NOT_OURS = (
     "FASTDERP_TEST_",
 )
 DEFAULT = "default"
+# metavars of flags whose value is a path
+_PATHS = {"FILE", "DIR", "PATH"}
 
 
 class Settings(NamedTuple):
@@ -177,10 +180,24 @@ def _text(value: object, flag: Flag, place: str) -> str:
             return str(value).lower()
     elif isinstance(value, str):
         if not flag.is_boolean:
+            if flag.metavar in _PATHS:
+                _check_path(value, place)
             return value
     elif isinstance(value, int | float) and flag.read is not str:
         return str(value).replace("inf", "Inf")
     raise ConfigError(f"{place}: want {flag.wanted}")
+
+
+def _check_path(path: str, place: str) -> None:
+    """Raise ConfigError for a path that the system cannot have."""
+    if "\0" in path:
+        raise ConfigError(f"{place}: a path has no character NUL")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{place}: the locale has no such characters; start the relay with LC_ALL=C.UTF-8"
+        ) from None
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -297,3 +297,23 @@ def test_more_workers_than_descriptors_are_one_line(tmp_path: Path) -> None:
         71,
         "fastderp-relay: no memory or file descriptors left for the worker threads\n",
     )
+
+
+def test_a_path_that_the_locale_cannot_write_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text(
+        '[key]\nc = "ünïcode"\n[certificates]\nhostname = "bücher.example"\n', "utf-8"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [COMMAND, "-config", config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | ascii_only,
+    )
+    assert done.returncode == 78
+    assert done.stderr.endswith(
+        "[key] c: the locale has no such characters; start the relay with LC_ALL=C.UTF-8\n"
+    )
+    assert done.stderr.count("\n") == 1

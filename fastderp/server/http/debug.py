@@ -77,10 +77,13 @@ class DebugAccess(NamedTuple):
         key_path = environment.get("TS_DEBUG_KEY_PATH", "")
         extra_ip = environment.get("TS_ALLOW_DEBUG_IP", "")
         trusted = environment.get("TS_DEBUG_TRUSTED_CIDRS", "")
+        variable = "TS_ALLOW_DEBUG_IP"
         try:
+            address = ipaddress.ip_address(extra_ip) if extra_ip else None
+            variable = "TS_DEBUG_TRUSTED_CIDRS"
             return cls(
                 key_path=Path(key_path) if key_path else None,
-                extra_ip=ipaddress.ip_address(extra_ip) if extra_ip else None,
+                extra_ip=address,
                 trusted=tuple(
                     ipaddress.ip_network(text.strip(), strict=False)
                     for text in trusted.split(",")
@@ -88,7 +91,7 @@ class DebugAccess(NamedTuple):
                 ),
             )
         except ValueError as error:
-            raise ConfigError(f"TS_ALLOW_DEBUG_IP or TS_DEBUG_TRUSTED_CIDRS: {error}") from None
+            raise ConfigError(f"${variable}: {error}") from None
 
     def allows(self, request: Request) -> bool:
         """Return whether a request may get the debug pages.

@@ -85,6 +85,7 @@ def test_numbers_booleans_and_lists_have_tomls_own_forms(tmp_path: Path) -> None
         ("[limits]\nworkers = 300\n", '[limits] workers: invalid value "300": want 0 to 256'),
         ("[limits]\ntcp-write-timeout = 5\n", "want a duration such as 500ms"),
         ("[mesh]\nmesh-with = [1]\n", "[mesh] mesh-with: want a string or a list of strings"),
+        ('[key]\nc = "a\\u0000"\n', "[key] c: a path has no character NUL"),
         ("[listen\n", "not TOML: Expected ']'"),
         ("[listen]\na = ':1'\na = ':2'\n", "not TOML: Cannot overwrite a value"),
         ("[listen]\n\x1b = 1\n", "not TOML: "),
