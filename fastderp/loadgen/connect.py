@@ -21,7 +21,7 @@ from fastderp.tls.context import ClientContext
 from fastderp.tls.errors import TlsError
 from fastderp.tls.handshake import Handshake
 from fastderp.tls.record import SUITES, RecordLayer
-from fastderp.util.net import bracketed
+from fastderp.util.net import bracketed, host_bytes
 from fastderp.util.reasons import errno_text
 from fastderp.wire.keys import Box, NodePrivate, NodePublic
 from fastderp.wire.login import ClientInfo, client_info_frame, open_server_info, parse_server_key
@@ -79,12 +79,13 @@ class Target:
             raise ValueError(f"{url}: the URL must begin with http:// or https://")
         if not parts.hostname:
             raise ValueError(f"{url}: no host in the URL")
+        host = host_bytes(parts.hostname).decode()
         path = parts.path if parts.path not in ("", "/") else "/derp"
         if parts.scheme == "http":
-            return cls(parts.hostname, port or 80, path, None, check_box)
+            return cls(host, port or 80, path, None, check_box)
         suites = tuple(SUITES) if suite is None else (suite,)
         trust = ClientContext(verify=not insecure, cafile=cafile, suites=suites)
-        return cls(parts.hostname, port or 443, path, trust, check_box, suites)
+        return cls(host, port or 443, path, trust, check_box, suites)
 
     @property
     def authority(self) -> str:

@@ -9,6 +9,8 @@ import ipaddress
 import socket
 from typing import TypeAlias
 
+from fastderp.util.text import printable
+
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -61,7 +63,12 @@ def host_bytes(host: str) -> bytes:
     # Python's codec takes 0.3 MiB of memory, and ASCII needs none.
     if host.isascii() and all(0 < len(part) < 64 for part in host.removesuffix(".").split(".")):
         return host.encode("ascii")
-    return host.encode("idna")
+    try:
+        return host.encode("idna")
+    except UnicodeError:
+        raise UnicodeError(
+            f"{printable(host)} is no host name: each of its parts has 1 to 63 letters, digits and -"
+        ) from None
 
 
 def bracketed(host: str) -> str:

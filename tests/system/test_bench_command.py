@@ -226,6 +226,7 @@ def test_the_scenarios_are_listed() -> None:
             ["https://127.0.0.1:1", "--cafile", "/nosuch"],
             "--cafile /nosuch: no usable certificates in /nosuch: No such file",
         ),
+        (["http://a..b"], "a..b is no host name: each of its parts has 1 to 63 letters"),
         (["relay.example"], "http://"),
         (["http://127.0.0.1:1", "--scenario", "nope"], "no such scenario"),
         (["http://127.0.0.1:1", "--slow", "11"], "slow must be between 0 and 10"),

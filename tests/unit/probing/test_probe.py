@@ -154,3 +154,8 @@ async def test_a_reset_is_named_without_its_number() -> None:
         port = server.sockets[0].getsockname()[1]
         steps = await probed(f"http://127.0.0.1:{port}")
     assert steps["upgrade"].text == "reading failed: Connection reset by peer"
+
+
+async def test_an_impossible_host_name_is_explained() -> None:
+    steps = await probed("http://a..b")
+    assert steps["name"].text.startswith("a..b is no host name: each of its parts has 1 to 63 ")
