@@ -148,6 +148,26 @@ def test_the_public_ports_then_have_no_debug_pages(tmp_path: Path) -> None:
         assert status(running.port, "/healthz") == 200
 
 
+@pytest.mark.parametrize(
+    ("content", "warned"), [(None, "No such file or directory"), (" \n", " is empty"), ("k", "")]
+)
+def test_a_key_file_that_admits_nobody_is_reported_at_the_start(
+    tmp_path: Path, content: str | None, warned: str
+) -> None:
+    path = tmp_path / "debug.key"
+    if content is not None:
+        path.write_text(content)
+    flags = ("-a=127.0.0.1:0", "-c", str(tmp_path / "key"), *QUIET)
+    with relay(*flags, env={"TS_DEBUG_KEY_PATH": str(path)}) as running:
+        lines = [line for line in running.said.splitlines() if "TS_DEBUG_KEY_PATH" in line]
+        assert len(lines) == bool(warned)
+        assert all(str(path) in line and warned in line for line in lines)
+        # The file may come later.
+        path.write_text("open sesame\n")
+        key = "/debug/varz?debugkey=open+sesame"
+        assert get(running.port, key, FORWARDED)[0] == 200
+
+
 def test_without_the_flag_metrics_have_the_access_rule_of_the_debug_pages(tmp_path: Path) -> None:
     with relay("-a=127.0.0.1:0", "-c", str(tmp_path / "key"), *QUIET) as running:
         code, headers, text = get(running.port, "/metrics")

@@ -167,6 +167,8 @@ class Listeners(Component):
             found.append("-derp=false: packets are not relayed")
         if self._debug_host is not None:
             found += self._debug_warnings(self._debug_host)
+        elif fault := self._observe.debug_access.key_fault:
+            found.append(f"TS_DEBUG_KEY_PATH: {fault}: no key gives access to the debug pages")
         return found
 
     def _debug_warnings(self, host: str | list[socket.socket]) -> list[str]:

@@ -125,6 +125,16 @@ class DebugAccess(NamedTuple):
 
         return bool(key) and hmac.compare_digest(key, offered)
 
+    @property
+    def key_fault(self) -> str:
+        """Why no key gives access at present, although there is a key_path; "" otherwise."""
+        if self.key_path is None:
+            return ""
+        try:
+            return "" if files.read(self.key_path).strip() else f"{self.key_path} is empty"
+        except OSError as error:
+            return f"{self.key_path}: {error.strerror}"
+
     def _trusts(self, source: IpAddress) -> bool:
         if source.is_loopback or source == self.extra_ip:
             return True
