@@ -85,6 +85,7 @@ HOW = [
         "changes the machine",
     ),
     (r"pip install -e '\.\[bench\]'|apt install .*|sysctl .*", "changes the machine"),
+    (r"pip install aiohttp uvicorn websockets pytest-asyncio", ".ci/run tests"),
     (r"(DERP_\w+=\S+ )*docker .*|helm .*|kubectl .*", "needs others"),
     (r"openssl (rand|speed) .*|cargo info .*|tailscale .*", "needs others"),
 ]
