@@ -26,7 +26,7 @@ from fastderp.cli.sources import Settings, read_settings
 from fastderp.errors import EX_OK, EX_UNAVAILABLE, DerpError, ShortageError, UsageError
 from fastderp.util.shortage import descriptor_limits, shortage_of
 from fastderp.util.standard_streams import open_standard_streams
-from fastderp.util.text import printable
+from fastderp.util.text import nearest, printable
 from fastderp.util.threads import NO_THREAD
 
 if TYPE_CHECKING:
@@ -106,13 +106,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _refuse_misspelled(argument: str) -> None:
     """Raise UsageError for a word that is almost a subcommand."""
-    if argument[:1].isalpha() and argument not in ("help", "version"):
-        import difflib
-
-        if nearest := difflib.get_close_matches(argument, (*SUBCOMMANDS, "check"), n=1):
-            raise UsageError(
-                f'unknown subcommand "{printable(argument)}"; did you mean {nearest[0]}?'
-            )
+    is_word = argument[:1].isalpha() and argument not in ("help", "version")
+    if is_word and (meant := nearest(argument, (*SUBCOMMANDS, "check"))):
+        raise UsageError(f'unknown subcommand "{printable(argument)}"; did you mean {meant}?')
 
 
 def _serve(

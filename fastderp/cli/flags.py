@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastderp.errors import UsageError
 from fastderp.util.bounds import Bounds
-from fastderp.util.text import printable
+from fastderp.util.text import nearest, printable
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -171,7 +171,5 @@ def _recognise(
 
 
 def _suggestion(name: str, table: dict[str, Flag]) -> str:
-    import difflib
-
-    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), table, n=1)
-    return f"; did you mean -{nearest[0]}?" if nearest else "; -help lists them all"
+    meant = nearest(name.lower().replace("_", "-"), table)
+    return f"; did you mean -{meant}?" if meant else "; -help lists them all"

@@ -14,7 +14,7 @@ from fastderp.cli.flag_table import SECTIONS, flag_table
 from fastderp.cli.flags import Flag, parse
 from fastderp.errors import ConfigError, UsageError
 from fastderp.util import files
-from fastderp.util.text import printable
+from fastderp.util.text import nearest, printable
 
 PREFIX = "FASTDERP_"
 # Variables of the build, the tests, and fastderp.tls.openssl.
@@ -101,7 +101,7 @@ def _variables(
             continue
         if variable not in known:
             raise ConfigError(
-                f"${printable(variable)}: unknown variable{_nearest(variable, known)}"
+                f"${printable(variable)}: unknown variable{_suggestion(variable, known)}"
             )
         if text:
             yield known[variable], text, variable
@@ -155,15 +155,15 @@ def _misplaced(name: str, value: object, table: Mapping[str, Flag]) -> str:
     if not isinstance(value, dict):
         if name in table and table[name].section:
             return f"{name} belongs in [{table[name].section}]"
-        return f"{printable(name)}: unknown key{_nearest(name, _settable(table))}"
-    return f"unknown section [{printable(name)}]{_nearest(name, SECTIONS)}"
+        return f"{printable(name)}: unknown key{_suggestion(name, _settable(table))}"
+    return f"unknown section [{printable(name)}]{_suggestion(name, SECTIONS)}"
 
 
 def _unknown(name: str, table: Mapping[str, Flag]) -> str:
     flag = table.get(name)
     if flag is not None and flag.section:
         return f"belongs in [{flag.section}]"
-    return f"unknown key{_nearest(name, _settable(table))}"
+    return f"unknown key{_suggestion(name, _settable(table))}"
 
 
 def _settable(table: Mapping[str, Flag]) -> list[str]:
@@ -200,8 +200,6 @@ def _check_path(path: str, place: str) -> None:
         ) from None
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    meant = nearest(name, names)
+    return f"; did you mean {meant}?" if meant else ""

@@ -18,6 +18,7 @@ from fastderp.top.pages import Access, Address, NoRelayError, RelayPages
 from fastderp.top.view import SORT_OF, SORTS, line_text, snapshot
 from fastderp.top.watch import Watch
 from fastderp.util import files
+from fastderp.util.reasons import own_text
 
 NAME = "fastderp-relay top"
 # $FASTDERP_DEBUG_ADDR first: the usual places of -debug-addr, then the plain ports of a relay with a
@@ -134,7 +135,7 @@ def _debug_key(path: Path | None) -> str:
     try:
         return files.read(path).strip().decode("ascii")
     except OSError as error:
-        raise ConfigError(f"-debug-key-file {path}: {error.strerror or error}") from None
+        raise ConfigError(f"-debug-key-file {path}: {own_text(error)}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"-debug-key-file {path}: not ASCII text") from None
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from fastderp.errors import ConcurrencyError, ConnectionClosed, ConnectionLost, DerpError
 from fastderp.net.stream import Stream
 from fastderp.net.upgrade import refused_fast_start
+from fastderp.util.reasons import own_text
 from fastderp.wire.messages import Message
 
 if sys.platform == "linux":
@@ -101,7 +102,7 @@ class Inbox:
         except DerpError as failure:
             self._on_failure(failure)
         except Exception as broken:  # the caller's stream may raise any error
-            what = (broken.strerror or broken) if isinstance(broken, OSError) else repr(broken)
+            what = own_text(broken) if isinstance(broken, OSError) else repr(broken)
             lost = ConnectionLost(f"reading failed: {what}")
             lost.__cause__ = broken
             self._on_failure(lost)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from fastderp.errors import ConnectionClosed, ConnectionLost, ProtocolError
 from fastderp.net.delivery import READ_SIZE, Delivery, Reader, Receiver, Source
 from fastderp.net.socket_stream import SocketStream
+from fastderp.util.reasons import own_text
 from fastderp.wire.protocol import HEADER, HEADER_SIZE
 
 # limit of an orderly close; unsent data is dropped then
@@ -137,14 +138,14 @@ class Stream:
         try:
             self._writer.write(data)
         except (OSError, RuntimeError) as error:
-            raise ConnectionLost(f"writing failed: {_reason(error)}") from error
+            raise ConnectionLost(f"writing failed: {own_text(error)}") from error
 
     async def drain(self) -> None:
         """Wait until there is room for more. Raises ConnectionLost when the connection broke."""
         try:
             await self._writer.drain()
         except (OSError, RuntimeError) as error:
-            raise ConnectionLost(f"writing failed: {_reason(error)}") from error
+            raise ConnectionLost(f"writing failed: {own_text(error)}") from error
 
     def close(self) -> None:
         """Begin an orderly close, which still sends queued data. Delivery stops."""
@@ -198,7 +199,7 @@ class Stream:
         try:
             own, unread = self._writer.detach()
         except (OSError, RuntimeError) as error:
-            raise ConnectionLost(f"the connection broke: {_reason(error)}") from error
+            raise ConnectionLost(f"the connection broke: {own_text(error)}") from error
         return own, self.take_unread() + unread
 
     def get_extra_info(self, name: str, /) -> Any:
@@ -213,7 +214,7 @@ class Stream:
         try:
             return await self._reader.read(n)
         except OSError as error:
-            raise ConnectionLost(f"reading failed: {_reason(error)}") from error
+            raise ConnectionLost(f"reading failed: {own_text(error)}") from error
 
     async def _fill(self, wanted: str) -> None:
         """Read more data into the buffer."""
@@ -240,8 +241,3 @@ class Stream:
         payload = bytes(memoryview(self._buffer)[start : start + length])
         self._at = start + length
         return frame_type, payload
-
-
-def _reason(error: Exception) -> str:
-    """Return the text of an error, of an OSError without its number."""
-    return getattr(error, "strerror", None) or str(error)

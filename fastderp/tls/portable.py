@@ -18,6 +18,7 @@ from cryptography import x509
 from fastderp.tls import roots
 from fastderp.tls.errors import TlsError
 from fastderp.util.net import host_bytes, is_address
+from fastderp.util.reasons import own_text
 
 # DER of a common name (2.5.4.3) that begins as that of a metacert.
 _METACERT = re.compile(rb"\x06\x03\x55\x04\x03[\x0c\x13].derpkey", re.DOTALL)
@@ -64,9 +65,8 @@ class ClientContext:
             try:
                 self.ssl.load_verify_locations(cafile)
             except (OSError, ssl.SSLError) as error:
-                reason = error.strerror or str(error)
                 raise TlsError(
-                    "certificate", f"no usable certificates in {cafile}: {reason}"
+                    "certificate", f"no usable certificates in {cafile}: {own_text(error)}"
                 ) from None
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 from fastderp.errors import EX_UNAVAILABLE, ConfigError, DerpError, UsageError
 from fastderp.util.net import bracketed, is_address
+from fastderp.util.reasons import own_text
 from fastderp.util.text import printable
 
 # Maximum of bytes read of an answer; a page of 1,000 clients has about 700 kB.
@@ -102,7 +103,7 @@ class Access:
         try:
             return ssl.create_default_context(cafile=self.cafile)
         except OSError as error:
-            raise ConfigError(f"-cafile {self.cafile}: {error.strerror or error}") from None
+            raise ConfigError(f"-cafile {self.cafile}: {own_text(error)}") from None
 
 
 class RelayPages:
@@ -131,7 +132,7 @@ class RelayPages:
         except TimeoutError:
             raise PageError(f"{self.address}: no answer") from None
         except OSError as error:
-            raise PageError(f"{self.address}: {error.strerror or error}") from None
+            raise PageError(f"{self.address}: {own_text(error)}") from None
         except (http.client.HTTPException, ValueError) as error:
             raise NoRelayError(
                 f"{self.address}: not the answer of a relay: {printable(str(error))}"

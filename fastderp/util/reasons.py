@@ -1,4 +1,4 @@
-"""The system's text for an error, for log lines and messages. Any thread."""
+"""Texts of errors, for log lines and messages. Any thread."""
 
 from __future__ import annotations
 
@@ -13,4 +13,12 @@ def errno_text(error: BaseException) -> str:
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:
         return os.strerror(number)
+    return own_text(error)
+
+
+def own_text(error: BaseException) -> str:
+    """Return an error's own text, without its number.
+
+    For errors of this package's modules and of TLS libraries, which have numbers of their own.
+    """
     return getattr(error, "strerror", None) or str(error)

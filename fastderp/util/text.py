@@ -1,6 +1,8 @@
-"""Escapes text from peers and operators for a terminal and a log."""
+"""Escapes text from peers and operators for a terminal and a log; finds what was mistyped."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 _LIMIT_CHARACTERS = 80
 
@@ -18,6 +20,13 @@ def one_line(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the one of `names` that a mistyped name probably means; "" if none is close."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), "")
 
 
 def html_text(text: str) -> str:

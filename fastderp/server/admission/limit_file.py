@@ -19,7 +19,7 @@ from fastderp.server.admission.rate_limit import RateLimit
 from fastderp.util import bounds, files
 from fastderp.util.json_members import folded
 from fastderp.util.net import IpNetwork
-from fastderp.util.text import printable
+from fastderp.util.text import nearest, printable
 from fastderp.wire.keys import NodePublic
 
 log: logging.Logger = logging.getLogger("fastderp")
@@ -136,10 +136,8 @@ def _classes(value: Any, rate: RateLimit, address: AddressLimit) -> tuple[Client
 def _class(found: _Members, number: int, rate: RateLimit, address: AddressLimit) -> ClientClass:
     # In a class an unknown member is an error: a mistyped condition would put every client into it.
     for name in found.unknown(CLASS_MEMBERS):
-        import difflib
-
-        nearest = difflib.get_close_matches(name, CLASS_MEMBERS, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        meant = nearest(name, CLASS_MEMBERS)
+        hint = f"; did you mean {meant}?" if meant else ""
         raise ValueError(f"unknown member {printable(name)}{hint}")
     if not any(found.has(name) for name in ("Keys", "Apps", "CIDRs")):
         raise ValueError("no condition: want Keys, Apps or CIDRs")
